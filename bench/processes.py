@@ -1,0 +1,173 @@
+"""Starting, pinning, watching and ending the processes of a benchmark."""
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 60
+HERE = Path(__file__).parent
+
+
+class Failed(Exception):
+    """The run is void, and why."""
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Which cores the service and the tools (provider, load) run on; None: wherever the system likes."""
+
+    service: set[int] | None
+    tools: set[int] | None
+
+    @classmethod
+    def split(cls) -> "Cores":
+        """One core for the service, the others for the tools; nothing pinned where that cannot be."""
+        if not hasattr(os, "sched_setaffinity") or len(allowed := sorted(os.sched_getaffinity(0))) < 2:
+            return cls(None, None)
+        return cls({allowed[-1]}, set(allowed[:-1]))
+
+
+@contextlib.contextmanager
+def pinned(cores: set[int] | None) -> Iterator[None]:
+    """Whatever is started in this block inherits these cores."""
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Process:
+    """A process with a log of its own."""
+
+    def __init__(self, name: str, command: list[str | Path], *, folder: Path, env: dict[str, str], cores: set[int] | None) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        with self.log.open("ab") as log, pinned(cores):
+            self._popen = subprocess.Popen([str(each) for each in command], cwd=folder, env=env, stdout=log, stderr=log)
+
+    def wait_ready(self, url: str) -> None:
+        """Wait until the URL answers with 200. Raises `Failed`."""
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            if self._popen.poll() is not None:
+                raise Failed(f"{self.name} ended with {self._popen.returncode}:\n{self.tail()}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+                return
+            time.sleep(0.05)
+        raise Failed(f"{self.name} did not start within {START_SECONDS} s:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The last lines that it wrote."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+
+    def rss_kib(self) -> int:
+        """Its resident memory, children included."""
+        return sum(_rss_kib(pid) for pid in [self._popen.pid, *_descendants(self._popen.pid)])
+
+    def cpu_seconds(self) -> float | None:
+        """The processor time that it used so far; None where the system does not tell simply."""
+        try:
+            fields = Path(f"/proc/{self._popen.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self) -> None:
+        """End it, gently at first."""
+        self._popen.terminate()
+        try:
+            self._popen.wait(15)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+
+class Loader:
+    """A load generator that runs in the background."""
+
+    def __init__(self, arguments: list[str], *, cores: set[int] | None) -> None:
+        with pinned(cores):
+            self._popen = subprocess.Popen(
+                [sys.executable, HERE / "load.py", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._popen.poll() is None
+
+    def result(self) -> dict[str, Any]:
+        """Wait for its figures. Raises `Failed` if any answer was wrong."""
+        out, error = self._popen.communicate()
+        if self._popen.returncode:
+            raise Failed(error.strip())
+        figures: dict[str, Any] = json.loads(out)
+        return figures
+
+    def stop(self) -> None:
+        """End it, if it still runs."""
+        if self.running():
+            self._popen.kill()
+            self._popen.communicate()
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def get_json(url: str) -> dict[str, Any]:
+    """The JSON that a URL answers with."""
+    with urllib.request.urlopen(url, timeout=10) as response:
+        value: dict[str, Any] = json.load(response)
+        return value
+
+
+def machine(cores: Cores) -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "service_core": sorted(cores.service or []),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "python": platform.python_version(),
+    }
+
+
+def _rss_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
+    except OSError:
+        shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return int(shown.stdout.strip() or 0)
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = [int(each) for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()]
+    except OSError:
+        return []
+    return [*children, *(each for child in children for each in _descendants(child))]

@@ -1,0 +1,270 @@
+"""Kotae against the tutorial-style service, in the same run, on the same provider: a table, and the figures as JSON.
+
+    python -m bench [--quick] [--json figures.json]
+
+Three targets: `direct` is the provider fake itself, the most that the tools can do; `tutorial` is `bench/tutorial.py`;
+`kotae` is `kotae serve` as it comes. The service that is measured has a core to itself, the tools have the others.
+Each figure is the median of the rounds, and in every round each target has its turn. Every answer is checked by the
+load generator, and the number of answers is compared with what the provider has served: one wrong answer voids the run.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
+
+from bench.processes import HERE, Cores, Failed, Loader, Process, free_port, get_json, machine
+
+CHUNKS = 64
+CONCURRENCY = 64
+BURST_CONCURRENCY = 16  # enough to fill a core; more would arrive in convoys longer than the measurement
+RATE = 50
+BODY = '{"prompt": "question %d", "grounded": false}'
+CHAT = '{"model": "gpt-5-mini", "messages": [{"role": "user", "content": "question %d"}]'
+CHAT_STREAM = CHAT + ', "stream": true, "stream_options": {"include_usage": true}}'
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how much."""
+
+    rounds: int
+    seconds: float
+    warmup_seconds: float
+    rate_seconds: float
+    streams: int
+    stream_chunks: int
+    stream_interval_ms: int
+
+
+FULL = Plan(rounds=3, seconds=8, warmup_seconds=2, rate_seconds=20, streams=500, stream_chunks=40, stream_interval_ms=500)
+QUICK = Plan(rounds=1, seconds=1, warmup_seconds=0.3, rate_seconds=1, streams=100, stream_chunks=12, stream_interval_ms=250)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that answers. `events`: how many events a stream has beside its text; `last`: what the last one says."""
+
+    name: str
+    url: str
+    answer_path: str
+    stream_path: str
+    answer_body: str
+    stream_body: str
+    events: int
+    first: str
+    last: str
+    process: Process | None
+
+
+class Bench:
+    """One run: the provider, the services, and what is measured on them."""
+
+    def __init__(self, plan: Plan, folder: Path, cores: Cores) -> None:
+        self.plan, self._folder, self._cores = plan, folder, cores
+        self._provider_url = f"http://127.0.0.1:{free_port()}"
+        self.raw: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def provider(self) -> Iterator[None]:
+        """The provider fake, running."""
+        command: list[str | Path] = [sys.executable, HERE / "provider.py", "--chunks", str(CHUNKS), "--port", _port(self._provider_url)]
+        provider = Process("provider", command, folder=self._folder, env=dict(os.environ), cores=self._cores.tools)
+        try:
+            provider.wait_ready(f"{self._provider_url}/stats")
+            yield
+        finally:
+            provider.stop()
+
+    @contextlib.contextmanager
+    def target(self, name: str) -> Iterator[Target]:
+        """A target, running, with a database of its own."""
+        if name == "direct":
+            path = "/v1/chat/completions"
+            yield Target(name, self._provider_url, path, path, CHAT + "}", CHAT_STREAM, 4, '"content": "word0 ', "[DONE]", None)
+            return
+        url = f"http://127.0.0.1:{free_port()}"
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))}
+        env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(folder)}
+        kotae = Path(sys.executable).parent / "kotae"
+        commands: dict[str, list[str | Path]] = {
+            "tutorial": [sys.executable, HERE / "tutorial.py", "--port", _port(url), "--database", folder / "tutorial.db"],
+            "kotae": [kotae, "serve", "--migrate", "--port", _port(url)],
+        }
+        process = Process(name, commands[name], folder=folder, env=env, cores=self._cores.service)
+        try:
+            process.wait_ready(f"{url}{'/health/ready' if name == 'kotae' else '/openapi.json'}")
+            yield Target(name, url, "/ai/test", "/ai/stream", BODY, BODY, 2 if name == "kotae" else 1, '"delta"', "event: done", process)
+        except Failed as failure:
+            raise Failed(f"{name}: {failure}\n{process.tail()}") from failure
+        finally:
+            process.stop()
+
+    def answers(self, target: Target, seconds: float, concurrency: int = CONCURRENCY, rate: float = 0) -> dict[str, Any]:
+        """Answers in one piece."""
+        return self._measure(target, "answers", seconds, concurrency, rate)
+
+    def bursts(self, target: Target, seconds: float, concurrency: int = BURST_CONCURRENCY) -> dict[str, Any]:
+        """Streams whose text the provider sends in one burst."""
+        return self._measure(target, "streams", seconds, concurrency, 0)
+
+    def memory(self, target: Target) -> dict[str, Any]:
+        """Resident memory after some use, and what each of many open slow streams adds to it."""
+        assert target.process
+        plan, process = self.plan, target.process
+        self.answers(target, 0.5, concurrency=4)  # a little use: load would leave free memory that hides what streams take
+        self.bursts(target, 0.5, concurrency=4)
+        idle = process.rss_kib()
+        pace = f"question %d chunks={plan.stream_chunks} interval-ms={plan.stream_interval_ms}"
+        body = target.stream_body.replace("question %d", pace)
+        arguments = self._arguments(target, "streams", plan.stream_chunks, body)
+        loader = Loader([*arguments, "--once", "--concurrency", str(plan.streams), "--seconds", "60"], cores=self._cores.tools)
+        try:
+            most = 0
+            while loader.running():
+                if self._stats()["open"] == plan.streams:
+                    most = max(most, process.rss_kib())
+                time.sleep(0.1)
+            loader.result()
+        finally:
+            loader.stop()
+        if not most:
+            raise Failed(f"{target.name} never had {plan.streams} streams open at once")
+        return {"idle_mib": idle / 1024, "open_mib": most / 1024, "stream_kib": (most - idle) / plan.streams}
+
+    def _measure(self, target: Target, what: str, seconds: float, concurrency: int, rate: float) -> dict[str, Any]:
+        body = target.stream_body if what == "streams" else target.answer_body
+        arguments = self._arguments(target, what, CHUNKS, body)
+        warmup = min(self.plan.warmup_seconds, seconds)
+        arguments += ["--concurrency", str(concurrency), "--seconds", str(seconds), "--warmup-seconds", str(warmup), "--rate", str(rate)]
+        before, cpu_before = self._stats(), target.process.cpu_seconds() if target.process else None
+        loader = Loader(arguments, cores=self._cores.tools)
+        try:
+            figures = loader.result()
+        finally:
+            loader.stop()
+        cpu, after = target.process.cpu_seconds() if target.process else None, self._stats()
+        served = after["finished"] - before["finished"]
+        if served != figures["answers_total"] or after["requests"] - before["requests"] != served:
+            raise Failed(f"{target.name}: {figures['answers_total']} answers, but the provider has served {served}")
+        if cpu is not None and cpu_before is not None:
+            figures["cpu_ms_per_answer"] = (cpu - cpu_before) * 1000 / served
+        self.raw.append({"target": target.name, "what": what, "rate": rate, **figures})
+        return figures
+
+    def _arguments(self, target: Target, what: str, chunks: int, body: str) -> list[str]:
+        last_word = f"word{chunks - 1} "
+        if what == "answers":
+            return ["--url", target.url + target.answer_path, "--body", body, "--contains", last_word]
+        events = str(chunks + target.events)
+        found = ["--contains", last_word, "--contains", target.last, "--first", target.first]
+        return ["--url", target.url + target.stream_path, "--body", body, "--events", events, *found]
+
+    def _stats(self) -> dict[str, Any]:
+        return get_json(f"{self._provider_url}/stats")
+
+
+def measure(plan: Plan, folder: Path, cores: Cores) -> dict[str, Any]:
+    """Everything. Raises `Failed`."""
+    bench, figures = Bench(plan, folder, cores), dict[str, dict[str, list[float]]]()
+
+    def note(target: Target, **values: float | None) -> None:
+        for name, value in values.items():
+            if value is not None:
+                figures.setdefault(target.name, {}).setdefault(name, []).append(value)
+
+    with bench.provider(), contextlib.ExitStack() as stack:
+        targets = [stack.enter_context(bench.target(name)) for name in ("direct", "tutorial", "kotae")]
+        for target in targets[1:]:  # before anything has been under load
+            _say(f"memory: {target.name}")
+            note(target, **bench.memory(target))
+        for n in range(plan.rounds):
+            for target in targets if n % 2 == 0 else reversed(targets):
+                _say(f"round {n + 1} of {plan.rounds}: {target.name}")
+                answers = bench.answers(target, plan.seconds)
+                note(target, answers_per_second=answers["answers_per_second"], cpu_ms_per_answer=answers.get("cpu_ms_per_answer"))
+                bursts = bench.bursts(target, plan.seconds)
+                streams = bursts["answers_per_second"]
+                cpu = bursts.get("cpu_ms_per_answer")
+                note(target, streams_per_second=streams, events_per_second=streams * CHUNKS, cpu_ms_per_stream=cpu)
+                fixed = bench.answers(target, plan.rate_seconds, rate=RATE)["latency_ms"]
+                note(target, latency_p50_ms=fixed["p50"], latency_p99_ms=fixed["p99"])
+    medians = {name: {figure: statistics.median(values) for figure, values in found.items()} for name, found in figures.items()}
+    for name in ("tutorial", "kotae"):
+        for share in ("p50", "p99"):
+            medians[name][f"added_{share}_ms"] = medians[name][f"latency_{share}_ms"] - medians["direct"][f"latency_{share}_ms"]
+    return {"medians": medians, "rounds": figures, "raw": bench.raw}
+
+
+ROWS = [
+    ("answers_per_second", f"answers/s, POST /ai/test, {CONCURRENCY} at a time", "{:,.0f}"),
+    ("cpu_ms_per_answer", "  processor time per answer, ms", "{:.2f}"),
+    ("streams_per_second", f"streams/s, bursts of {CHUNKS}, {BURST_CONCURRENCY} at a time", "{:,.0f}"),
+    ("events_per_second", "  events/s", "{:,.0f}"),
+    ("cpu_ms_per_stream", "  processor time per stream, ms", "{:.2f}"),
+    ("latency_p50_ms", f"latency at {RATE} answers/s, p50 ms", "{:.2f}"),
+    ("latency_p99_ms", "  p99 ms", "{:.2f}"),
+    ("added_p50_ms", "  added to direct, p50 ms", "{:.2f}"),
+    ("added_p99_ms", "  added to direct, p99 ms", "{:.2f}"),
+    ("idle_mib", "memory in use, no stream open, MiB", "{:.1f}"),
+    ("stream_kib", "  per open stream, KiB", "{:.1f}"),
+]
+
+
+def table(medians: dict[str, dict[str, float]]) -> str:
+    """The figures for people. The last column is Kotae's as a multiple of the tutorial's."""
+    lines = [f"{'':44}{'direct':>10}{'tutorial':>10}{'kotae':>10}{'kotae/tutorial':>16}"]
+    for key, title, form in ROWS:
+        cells = [form.format(medians[name][key]) if key in medians.get(name, {}) else "–" for name in ("direct", "tutorial", "kotae")]
+        tutorial, kotae = medians["tutorial"].get(key), medians["kotae"].get(key)
+        ratio = f"{kotae / tutorial:.2f}×" if tutorial and kotae is not None and tutorial > 0 else "–"
+        lines.append(f"{title:44}" + "".join(f"{cell:>10}" for cell in cells) + f"{ratio:>16}")
+    return "\n".join(lines)
+
+
+def _port(url: str) -> str:
+    return url.rpartition(":")[2]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description="Kotae against a tutorial-style service.")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of some twenty seconds; its figures mean little")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--json", type=Path, default=Path(".data/bench.json"), help="where the figures go")
+    options = parser.parse_args()
+    plan = QUICK if options.quick else FULL
+    if options.rounds:
+        plan = Plan(**{**vars(plan), "rounds": options.rounds})
+    cores = Cores.split()
+    if os.getloadavg()[0] > 0.2 * (os.cpu_count() or 1):
+        _say(f"this machine is busy (load average {os.getloadavg()[0]:.1f}): latencies will be too long, and ratios rough")
+    about = {"machine": machine(cores), "plan": vars(plan)}
+    try:
+        with tempfile.TemporaryDirectory(prefix="kotae-bench-") as folder:
+            found = measure(plan, Path(folder), cores)
+    except Failed as failure:
+        sys.exit(f"the run is void: {failure}")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(about | found, indent=1))
+    print(table(found["medians"]))
+    print(f"\n{about['machine']}\nfigures of every round: {options.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The outermost layer of a request: its id, its source, the size of its body, its headers, its account.
+
+Pure ASGI. `BaseHTTPMiddleware` would hide the client's disconnect from the streams behind it: it is not used anywhere.
+"""
+
+import re
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import problem_response
+from service.core.auth import check_source
+from service.core.errors import KotaeError, TooLarge
+from service.core.events import new_id, now
+from service.core.settings import Settings
+from service.core.telemetry import Metrics, log, request_context
+
+JSON_BYTES_MAX = 16  # bytes of body per character of prompt or text: JSON may write one as twelve
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PAGES = {"/", "/docs"}
+_QUIET = {"/health/live", "/health/ready", "/metrics"}
+
+
+class Edge:
+    """Wraps the application; see the module."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = scope["request_id"] = given if _SAFE_ID.fullmatch(given) else new_id(now())
+        with request_context(request_id):
+            await self._serve(scope, headers, receive, _Reply(send, request_id))
+
+    async def _serve(self, scope: Scope, headers: Headers, receive: Receive, reply: "_Reply") -> None:
+        request_id, started = scope["request_id"], time.perf_counter()
+        try:
+            check_source(
+                self._settings,
+                host=headers.get("host", ""),
+                origin=headers.get("origin"),
+                fetch_site=headers.get("sec-fetch-site"),
+                page=scope["path"] in _PAGES and headers.get("sec-fetch-mode") == "navigate",
+            )
+            limit = self._body_limit(scope["path"])
+            _check_length(headers.get("content-length", "0"), limit)
+            await self._app(scope, _limited(receive, limit), reply.send)
+        except KotaeError as error:
+            await problem_response(error, request_id)(scope, receive, reply.send)
+        except Exception:
+            log.exception("request.broken", path=scope["path"])
+            if reply.status:
+                raise  # the server closes the connection: a cut body must not look like a whole one
+            await problem_response(KotaeError("the request id finds the cause in the log"), request_id)(scope, receive, reply.send)
+        finally:
+            self._account(scope, reply.status, time.perf_counter() - started)
+
+    def _body_limit(self, path: str) -> int:
+        settings = self._settings
+        if path == "/ai/upload":
+            return settings.upload_file_bytes_max * settings.upload_files_max + 65_536
+        return settings.prompt_characters_max * JSON_BYTES_MAX + 65_536
+
+    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+        route = str(getattr(scope.get("route"), "path", "unmatched"))
+        self._metrics.requests.labels(scope["method"] if status != 405 else "other", route, status).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        if route not in _QUIET:
+            log.info("request.served", method=scope["method"], route=route, status=status, ms=round(seconds * 1000, 1))
+
+
+class _Reply:
+    """Sends on, adds the headers that every response has, and remembers the status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        """Send one message on."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self._request_id
+            headers.setdefault("Cache-Control", "no-store")
+            headers.setdefault("X-Content-Type-Options", "nosniff")
+            headers.setdefault("Referrer-Policy", "no-referrer")
+            headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        await self._send(message)
+
+
+def _check_length(length: str, limit: int) -> None:
+    """Refuse a body that says it is too large before it is read. The server has checked that it is a number."""
+    if int(length) > limit:
+        raise TooLarge(f"the body is larger than {limit} bytes")
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """Counts a body that does not say its length; FastAPI lets an `HTTPException` through where it reads one."""
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise HTTPException(TooLarge.status, f"the body is larger than {limit} bytes")
+        return message
+
+    return counted

@@ -1,0 +1,41 @@
+"""The pages: plain files, and what a browser may do with them."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from service.api.deps import PrincipalDep
+
+WEB = Path(__file__).parents[1] / "web"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Swagger UI writes styles into its elements and draws its icons from data: URLs.
+_DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+async def index(_: PrincipalDep) -> FileResponse:
+    """Ask and stream."""
+    return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": _POLICY})
+
+
+@router.get("/docs")
+async def docs(_: PrincipalDep) -> FileResponse:
+    """The routes, to read and to try."""
+    return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": _DOCS_POLICY})
+
+
+def mount(app: FastAPI) -> None:
+    """Serve the files that the pages load, ours and those of Swagger UI, all from here."""
+    app.include_router(router)
+    app.mount("/web/swagger", StaticFiles(packages=[("fastapi_offline", "static")]))
+    app.mount("/web", StaticFiles(directory=WEB))

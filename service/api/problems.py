@@ -1,0 +1,65 @@
+"""Errors as the wire shows them: `application/problem+json` (RFC 9457), whatever raised them."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.core.errors import KotaeError, TooLarge, Unauthorized
+from service.core.events import to_json
+from service.core.streams import problem
+
+MEDIA_TYPE = "application/problem+json"
+CHALLENGE = 'Basic realm="Kotae", charset="UTF-8", Bearer realm="Kotae"'
+
+
+def install(app: FastAPI) -> None:
+    """Answer every refused request with a problem. Faults of ours are answered by the middleware, outermost."""
+    app.add_exception_handler(KotaeError, _kotae_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def problem_response(error: KotaeError, request_id: str, headers: dict[str, str] | None = None) -> Response:
+    """The response of an error of the tree."""
+    headers = dict(headers or {})
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = CHALLENGE
+    return Response(to_json(problem(error, request_id)), error.status, headers, MEDIA_TYPE)
+
+
+def _request_id(request: Request) -> str:
+    return str(request.scope.get("request_id", ""))
+
+
+async def _kotae_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, KotaeError)  # noqa: S101 - what the registration above says
+    return problem_response(error, _request_id(request))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    """Say what is wrong where, and do not repeat what was sent: it may be a secret in the wrong field."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    mistakes = [{"where": ".".join(str(part) for part in item["loc"]), "what": item["msg"]} for item in error.errors()]
+    detail = "; ".join(f"{mistake['where']}: {mistake['what']}" for mistake in mistakes[:5])
+    return _plain(request, 422, "invalid_request", "The request is not valid", detail=detail, errors=mistakes[:50])
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: no such route, wrong method, a body that is too large or is not JSON."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    if error.status_code == TooLarge.status:
+        return problem_response(TooLarge(error.detail), _request_id(request))
+    title = HTTPStatus(error.status_code).phrase
+    response = _plain(request, error.status_code, title.lower().replace(" ", "_"), title, detail=error.detail or title)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _plain(request: Request, status: int, code: str, title: str, *, detail: str, **extra: Any) -> Response:
+    body = {"type": f"urn:kotae:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    return Response(to_json(body | {"request_id": _request_id(request)} | extra), status, media_type=MEDIA_TYPE)

@@ -1,0 +1,113 @@
+"""The shapes that come in, as pydantic checks them, and those that go out, as OpenAPI documents them.
+
+What goes out is encoded by msgspec from the structs of `service.core`; their JSON schemas are taken from those same
+structs, so that there is no second definition to fall behind.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from service.core.documents import Document, DocumentPage
+from service.core.events import Answer
+from service.core.logs import LogPage
+from service.core.retrieval import Found
+
+NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+UserId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class AskBody(BaseModel):
+    """A prompt and how to answer it. Unknown fields are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompt": "返品は何日以内にできますか？"},
+                {"prompt": "Write a haiku about streams.", "grounded": False, "max_tokens": 60, "temperature": 0.7},
+            ]
+        },
+    )
+    prompt: NotBlank = Field(description="The question. Its length is bounded by KOTAE_PROMPT_CHARACTERS_MAX (413 beyond).")
+    grounded: bool = Field(True, description="Answer from the documents, or refuse when they hold nothing relevant.")
+    model: ModelName | None = Field(None, description="A configured model; the default one if absent.")
+    max_tokens: int | None = Field(None, ge=1, description="Most completion tokens; bounded by KOTAE_MAX_TOKENS_MAX.")
+    temperature: float | None = Field(None, ge=0, le=2)
+    user_id: UserId | None = Field(None, description="On whose behalf; believed from admins only.")
+
+
+class TextBody(BaseModel):
+    """A document given as JSON."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"title": "Opening hours", "text": "We open at nine. 定休日は月曜日です。"}]}
+    )
+    title: Annotated[str, StringConstraints(max_length=300)] | None = None
+    text: NotBlank
+
+
+class Problem(msgspec.Struct):
+    """Every error (RFC 9457). `code` is stable; `detail` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+class Start(msgspec.Struct):
+    """The payload of a stream's `start` event."""
+
+    id: str
+    model: str
+    grounded: bool
+    context: list[dict[str, Any]]
+
+
+_SHAPES = [Answer, LogPage, Found, Document, DocumentPage, Problem, Start]
+
+
+def ref(shape: type, description: str, media_type: str = "application/json") -> dict[str, Any]:
+    """A documented response of this shape."""
+    return {"description": description, "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}}}
+
+
+def problems(**described: str) -> dict[int | str, dict[str, Any]]:
+    """Documented problems by status: `problems(_404="no document has this id")`."""
+    return {int(status[1:]): ref(Problem, text, "application/problem+json") for status, text in described.items()}
+
+
+REFUSALS = problems(
+    _400="`foreign_host`: this name is not served here",
+    _401="`unauthorized`: credentials are missing or wrong",
+    _403="`foreign_origin`: a page of another site sent this",
+    _413="`too_large`: over a limit that the detail names",
+    _422="`invalid_request`: the payload has not the shape of the route",
+    _500="`internal`: a fault of the service; `request_id` finds it in the log",
+    _503="`overloaded`, `shutting_down`, `database_unavailable`: come back after `Retry-After`",
+)
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        _, components = msgspec.json.schema_components(_SHAPES, ref_template="#/components/schemas/{name}")
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(components)
+        for operations in document["paths"].values():  # FastAPI documents a 422 of its own, which is never sent
+            for operation in operations.values():
+                operation["responses"].setdefault("422", REFUSALS[422])
+                if "HTTPValidationError" in str(operation["responses"]["422"]):
+                    operation["responses"]["422"] = REFUSALS[422]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,1 @@
+"""What Kotae does, without HTTP: vocabulary, ground, rooms, and the plot in `answer`."""

@@ -1,0 +1,326 @@
+"""The plot: admit → retrieve → refuse or stream → account.
+
+`Answers.answer` reads top to bottom. The hold of quota will stand between admit and retrieve.
+Everything that can refuse does so before it returns, which is before byte one;
+after that an error is an event of the stream. No session and no lock is held while the provider is called.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+import msgspec
+
+from service.core import logs, prompt, retrieval
+from service.core.db import Database
+from service.core.errors import DatabaseUnavailable, Overloaded, ShuttingDown, UnknownModel
+from service.core.events import Intent, Outcome, Passage, Status, UsageSource, clean, new_id, now
+from service.core.idempotency import Begun, Key, Keys, check_same, hash_request, replay
+from service.core.ports import Message, Provider, ProviderRequest, RecordQueue
+from service.core.pricing import PriceBook, Usage, to_nano
+from service.core.pump import ATTACH_SECONDS, Limits, Pump
+from service.core.settings import EXTRACTIVE, Settings
+from service.core.streams import Stream
+from service.core.telemetry import Metrics, log
+
+UNPRICED_MAX = 1000  # models whose lack of a price has been warned of; callers choose the names
+RECOVERY_SECONDS = 5  # how long a request with a key waits for the rows of the process before
+STOP_SECONDS = 1  # how long shutdown waits for pumps that it has stopped
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """One request for an answer, as the edge understood it. `sees` is whose documents may be context: None is everyone's."""
+
+    prompt: str
+    grounded: bool
+    endpoint: str
+    user_id: str
+    sees: str | None
+    request_id: str
+    stream: bool
+    resumable: bool = False
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    idempotency_key: str | None = None  # given with `body_hash`, by `answer_once`
+    body_hash: str | None = None
+
+
+class AnswersStatistics(msgspec.Struct, frozen=True):
+    """`in_progress`: answers that call a provider now. `kept`: streams that a client may come back to.
+
+    `keyed`: idempotency keys whose answer is not yet in the database.
+    """
+
+    in_progress: int
+    kept: int
+    keyed: int
+    stopping: bool
+
+
+class Answers:
+    """Answers prompts. One per process; `stop` before the event loop ends.
+
+    `wait_recovered` waits until the rows of earlier processes are in the database.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        queue: RecordQueue,
+        *,
+        extractive: Provider,
+        provider: Provider | None,
+        prices: PriceBook,
+        metrics: Metrics,
+        wait_recovered: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._queue = queue
+        self._extractive = extractive
+        self._provider = provider
+        self._prices = prices
+        self._metrics = metrics
+        self._wait_recovered = wait_recovered
+        self._keys = Keys(queue)
+        self._pumps: dict[asyncio.Task[None], Pump] = {}  # the strong references that the event loop does not keep
+        self._kept: dict[str, Stream] = {}
+        self._stopping = False
+        self._unpriced: set[str] = set()
+
+    async def answer(self, ask: Ask, *, started: float | None = None) -> Stream:
+        """Begin an answer and return its stream. Raises any `KotaeError` that refuses it before the first byte."""
+        started = started or time.perf_counter()
+        self._admit()
+        model, provider = self._choose(ask.model)
+        intent = self._intent(ask, model)
+        context = await self._retrieve(ask) if ask.grounded else []
+        self._queue.begin(intent)  # from here on there will be a row
+        stream = Stream(intent, context)
+        if ask.grounded and not context:
+            self._refuse(stream, started)
+            await self._queue.wait_synced()
+        else:
+            self._start_pump(stream, ask, provider, started)
+        if ask.resumable:
+            self._keep(stream)
+        return stream
+
+    async def answer_once(self, ask: Ask, idempotency_key: str) -> Begun:
+        """Begin the answer of this key, or return the one that it has. Raises what `answer` does, and `IdempotencyConflict`."""
+        body_hash = hash_request(
+            stream=ask.stream,
+            prompt=ask.prompt,
+            grounded=ask.grounded,
+            model=ask.model,
+            max_tokens=ask.max_tokens,
+            temperature=ask.temperature,
+        )
+        ask = msgspec.structs.replace(ask, idempotency_key=idempotency_key, body_hash=body_hash)
+        begin = partial(self._find_or_begin, ask, idempotency_key, body_hash, time.perf_counter())
+        begun = await self._keys.answer(Key(ask.user_id, idempotency_key), body_hash, begin)
+        if begun.stream.outcome is None and not begun.stream.readers:
+            begun.stream.on_abandoned()  # the time in which a reader has to come begins anew
+        return begun
+
+    def find(self, answer_id: str, user_id: str | None) -> Stream | None:
+        """The stream of a running or just finished answer, if it is this user's; `user_id` None may see every one."""
+        stream = self._kept.get(answer_id)
+        return stream if stream and user_id in {None, stream.intent.user_id} else None
+
+    def statistics(self) -> AnswersStatistics:
+        """A frozen look at what is going on."""
+        return AnswersStatistics(in_progress=len(self._pumps), kept=len(self._kept), keyed=len(self._keys), stopping=self._stopping)
+
+    def refuse_new(self) -> None:
+        """From now on every new answer is refused; those in progress go on."""
+        self._stopping = True
+
+    def interrupt(self) -> None:
+        """End every answer in progress as `interrupted`; each says so to its readers."""
+        for pump in self._pumps.values():
+            pump.stop(Status.INTERRUPTED)
+
+    async def stop(self) -> None:
+        """Interrupt what is still in progress and wait until all of it is recorded. Idempotent."""
+        self.refuse_new()
+        await self._keys.stop()
+        self.interrupt()
+        if self._pumps:
+            await asyncio.wait(self._pumps, timeout=STOP_SECONDS)
+        tasks = list(self._pumps)
+        for task in tasks:
+            task.cancel()  # a provider that does not even close: the pump records at once
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _find_or_begin(self, ask: Ask, idempotency_key: str, body_hash: str, started: float) -> Begun:
+        """What the log has for this key, or else a new answer. Raises `IdempotencyConflict`, and what `answer` does."""
+        if self._wait_recovered:
+            try:
+                async with asyncio.timeout(RECOVERY_SECONDS):
+                    await self._wait_recovered()
+            except TimeoutError as error:
+                raise DatabaseUnavailable("the rows of an earlier process are still being written") from error
+        async with self._database.reading() as session:
+            found = await logs.keyed(session, ask.user_id, idempotency_key)
+        if found is None:
+            return Begun(await self.answer(ask, started=started), replayed=False)
+        check_same(found.intent.body_hash, body_hash)
+        return Begun(replay(found), replayed=True)
+
+    def _admit(self) -> None:
+        if self._stopping:
+            raise ShuttingDown("this process is ending")
+        if len(self._pumps) >= self._settings.answers_max:
+            raise Overloaded(f"{self._settings.answers_max} answers are in progress")
+
+    def _choose(self, asked: str | None) -> tuple[str, Provider]:
+        model = asked or self._settings.default_model
+        if asked and self._settings.models and asked not in {*self._settings.models, self._settings.default_model}:
+            raise UnknownModel(f"configured are: {', '.join(self._settings.models)}")
+        if model == EXTRACTIVE:
+            return model, self._extractive
+        if self._provider is None:
+            raise UnknownModel(f"only {EXTRACTIVE!r} answers here: no provider is configured (OPENAI_API_KEY, OPENAI_BASE_URL)")
+        return model, self._provider
+
+    def _intent(self, ask: Ask, model: str) -> Intent:
+        created_at = now()
+        return Intent(
+            id=new_id(created_at),
+            created_at=created_at,
+            endpoint=ask.endpoint,
+            model=model,
+            user_id=ask.user_id,
+            request_id=ask.request_id,
+            prompt=clean(ask.prompt),
+            grounded=ask.grounded,
+            idempotency_key=ask.idempotency_key,
+            body_hash=ask.body_hash,
+        )
+
+    async def _retrieve(self, ask: Ask) -> list[Passage]:
+        """The context for a question; empty if nothing relevant is known."""
+        settings = self._settings
+        async with self._database.reading() as session:
+            found = await retrieval.search(
+                session,
+                clean(ask.prompt),
+                user_id=ask.sees,
+                limit=settings.context_chunks_max,
+                share_min=settings.relevance_share_min,
+                terms_min=settings.relevance_terms_min,
+            )
+        self._metrics.searches.labels(str(found.answerable).lower()).inc()
+        return prompt.context_from(found.items, settings.context_characters_max, settings.context_chunks_max) if found.answerable else []
+
+    def _refuse(self, stream: Stream, started: float) -> None:
+        """The fixed refusal: no provider, no tokens, no cost, still a row."""
+        text = prompt.refusal(stream.intent.prompt)
+        elapsed = round((time.perf_counter() - started) * 1000)
+        outcome = Outcome(
+            intent=stream.intent,
+            status=Status.NO_CONTEXT,
+            usage_source=UsageSource.NONE,
+            usage=Usage(prompt_tokens=0, completion_tokens=0),
+            response=text,
+            finish_reason=None,
+            error_code=None,
+            cost_nano_usd=0,
+            price=None,
+            response_time_ms=elapsed,
+            first_token_ms=elapsed,
+            attempts=0,
+            sources=[],
+        )
+        stream.say([text])
+        self._record(outcome)
+        stream.finish(outcome, None)
+
+    def _start_pump(self, stream: Stream, ask: Ask, provider: Provider, started: float) -> None:
+        settings, intent = self._settings, stream.intent
+        messages: list[Message] = (
+            prompt.grounded_messages(intent.prompt, stream.context) if ask.grounded else prompt.free_messages(intent.prompt)
+        )
+        request = ProviderRequest(
+            model=intent.model,
+            messages=messages,
+            max_tokens=ask.max_tokens or settings.max_tokens,
+            temperature=ask.temperature,
+            stream=ask.stream,
+        )
+        limits = Limits(
+            answer_seconds_max=settings.answer_seconds_max,
+            attempts_max=settings.provider_attempts_max,
+            leave_seconds=self._leave_seconds(ask),
+            leave_nano_usd_max=None if ask.resumable or ask.idempotency_key else to_nano(settings.drain_cost_usd_max),
+            estimate_share=0 if intent.model == EXTRACTIVE else settings.estimate_share,
+        )
+        pump = Pump(
+            stream,
+            request,
+            provider,
+            limits,
+            started=started,
+            prices=self._prices,
+            metrics=self._metrics,
+            record=self._record,
+            wait_synced=self._queue.wait_synced,
+        )
+        task = asyncio.create_task(pump.run(), name=f"pump {intent.id}")
+        self._pumps[task] = pump
+        task.add_done_callback(self._pump_ended)
+
+    def _leave_seconds(self, ask: Ask) -> float | None:
+        """How long an answer goes on without a reader; None: it needs none. Who sent a key may come back with it."""
+        settings = self._settings
+        if not ask.stream:
+            return None
+        if ask.resumable:
+            return settings.resume_seconds
+        if ask.idempotency_key:
+            return max(settings.resume_seconds, settings.drain_seconds, ATTACH_SECONDS)
+        return settings.drain_seconds
+
+    def _pump_ended(self, task: asyncio.Task[None]) -> None:
+        del self._pumps[task]
+        if not task.cancelled() and (error := task.exception()):
+            log.error("pump.broken", task=task.get_name(), exc_info=error)
+
+    def _record(self, outcome: Outcome) -> None:
+        """Hand the outcome over. Synchronous: whoever ends an answer may be past awaiting."""
+        self._queue.finish(outcome)
+        metrics, intent, usage = self._metrics, outcome.intent, outcome.usage
+        metrics.answers.labels(intent.endpoint, outcome.status, outcome.usage_source).inc()
+        metrics.answer_seconds.labels(intent.endpoint).observe(outcome.response_time_ms / 1000)
+        if outcome.first_token_ms is not None:
+            metrics.first_token_seconds.labels(intent.endpoint).observe(outcome.first_token_ms / 1000)
+        if usage and outcome.usage_source is not UsageSource.NONE:
+            metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
+            metrics.tokens.labels("completion").inc(usage.completion_tokens)
+        if outcome.cost_nano_usd:
+            metrics.cost_usd.inc(outcome.cost_nano_usd / 1e9)
+        if usage and outcome.cost_nano_usd is None:
+            metrics.unpriced.inc()
+            if intent.model not in self._unpriced and len(self._unpriced) < UNPRICED_MAX:
+                self._unpriced.add(intent.model)
+                log.warning("model.unpriced", model=intent.model, remedy="give its price in KOTAE_PRICES")
+
+    def _keep(self, stream: Stream) -> None:
+        """Let a client that was cut come back to this stream, until `resume_seconds` after its end. The oldest gives way."""
+        while len(self._kept) >= self._settings.answers_max:
+            del self._kept[next(iter(self._kept))]
+        self._kept[stream.intent.id] = stream
+        if stream.outcome:
+            self._forget_later(stream)
+        else:
+            stream.on_finished = lambda: self._forget_later(stream)
+
+    def _forget_later(self, stream: Stream) -> None:
+        asyncio.get_running_loop().call_later(self._settings.resume_seconds, self._kept.pop, stream.intent.id, None)

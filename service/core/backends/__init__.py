@@ -1,0 +1,1 @@
+"""Implementations of the ports that a second machine would have to share."""

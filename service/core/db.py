@@ -1,0 +1,192 @@
+"""The database: two engines, two kinds of session, one way to commit.
+
+Reads and writes have different types: a `Session` may also read, a `ReadSession` cannot write, and SQLite itself
+refuses it (`query_only`). All writes of the process go through one connection, begun with `BEGIN IMMEDIATE`: a
+transaction that reads first and writes later would otherwise fail at once with SQLITE_BUSY_SNAPSHOT, whatever the busy
+timeout, and two connections that write and checkpoint at once are what the WAL-reset race of SQLite before 3.51.3
+needs. Readers are never blocked by the writer (WAL). Nothing may hold a session while it waits for a client or a
+provider.
+
+The only file that knows which database it is. Failure policy: every error of the driver that is not a mistake of ours
+becomes `DatabaseUnavailable`; callers decide whether to retry (the writer) or to say 503 (everyone else).
+"""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NewType
+
+import sqlalchemy
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from alembic import command
+from service.core.errors import DatabaseUnavailable, SettingsInvalid
+
+ReadSession = NewType("ReadSession", AsyncConnection)
+Session = NewType("Session", ReadSession)
+
+LOCK_SECONDS = 0.5  # longest wait of one BEGIN for the lock: it cannot be interrupted, so a long wait is many of them
+READERS = 4  # connections, each with a thread of its own
+
+
+class Database:
+    """The engines. `open()` before use, `close()` after: an unclosed aiosqlite thread would keep the process alive."""
+
+    def __init__(self, url: str, busy_seconds: float = 5) -> None:
+        self._url = url
+        self._busy_seconds = busy_seconds
+        name = make_url(url).database
+        self.file = Path(name) if name and name != ":memory:" else None
+        self._writer = self._engine(pool_size=1, write=True)
+        self._reader = self._engine(pool_size=READERS, write=False)
+
+    def _engine(self, *, pool_size: int, write: bool, foreign_keys: bool = True) -> AsyncEngine:
+        engine = create_async_engine(
+            self._url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=self._busy_seconds * 2,
+            connect_args={"timeout": min(self._busy_seconds, LOCK_SECONDS) if write else self._busy_seconds},
+        )
+        begin = "BEGIN IMMEDIATE" if write else "BEGIN"
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def _prepare(connection: Any, entry: ConnectionPoolEntry) -> None:
+            entry.info["file"] = self._identity()
+            connection.isolation_level = None  # we say BEGIN ourselves, below
+            cursor = connection.cursor()
+            for pragma in (
+                "journal_mode=WAL",
+                # A commit is on the disk when it returns: the journal lets go of its records then. The writer batches.
+                "synchronous=FULL",
+                f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
+                "cache_size=-16384",
+                *(() if write else ("query_only=ON", "wal_autocheckpoint=0")),
+            ):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+        @event.listens_for(engine.sync_engine, "checkout")
+        def _require_file(_connection: Any, entry: ConnectionPoolEntry, _proxy: Any) -> None:
+            if entry.info["file"] != self._identity():  # deleted, or replaced by a backup: nobody would read what we wrote
+                raise sqlalchemy.exc.DisconnectionError("another file has the database's name")
+
+        @event.listens_for(engine.sync_engine, "handle_error")
+        def _give_up(context: sqlalchemy.ExceptionContext) -> None:
+            if "readonly" in str(context.original_exception):  # a connection opened so stays so
+                context.is_disconnect = True
+
+        @event.listens_for(engine.sync_engine, "begin")
+        def _begin(connection: sqlalchemy.Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+        return engine
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator[ReadSession]:
+        """A short read on one snapshot. Raises `DatabaseUnavailable`."""
+        with _translated():
+            async with self._reader.connect() as connection:
+                yield ReadSession(connection)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Session]:
+        """One transaction: committed at the end of the block, rolled back if it raises. Raises `DatabaseUnavailable`."""
+        with _translated():
+            async with self._writer.connect() as connection:
+                await self._begin(connection)
+                yield Session(ReadSession(connection))
+                await connection.commit()
+
+    async def _begin(self, connection: AsyncConnection) -> None:
+        """Begin, waiting for the lock as long as we may. Can be cancelled."""
+        until = time.monotonic() + self._busy_seconds
+        while True:
+            try:
+                await connection.begin()
+            except OperationalError as error:
+                if "locked" not in str(error.orig) or time.monotonic() > until:
+                    raise
+            else:
+                return
+
+    async def migrate(self, revision: str = "head") -> None:
+        """Bring the schema to a revision, whole or not at all. Raises `DatabaseUnavailable`.
+
+        Foreign keys are off meanwhile: altering a table in SQLite drops and makes it anew, and the drop would cascade.
+        """
+        if self.file:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+        engine = self._engine(pool_size=1, write=True, foreign_keys=False)
+        try:
+            with _translated():
+                async with engine.connect() as connection:
+                    await self._begin(connection)
+                    await connection.run_sync(_alembic, revision)
+                    await connection.commit()
+        finally:
+            await engine.dispose()
+
+    async def revision(self) -> tuple[str | None, str]:
+        """(the schema's revision, the newest one). Raises `DatabaseUnavailable`."""
+        newest = ScriptDirectory.from_config(_alembic_config()).get_current_head() or ""
+        async with self.reading() as session:
+            return await session.run_sync(lambda connection: MigrationContext.configure(connection).get_current_revision()), newest
+
+    async def require_newest(self) -> None:
+        """Raises `SettingsInvalid` if the schema is not the one that this version needs."""
+        found, newest = await self.revision()
+        if found != newest:
+            raise SettingsInvalid(f"the database is at revision {found or 'none'}, this version needs {newest}: run `kotae migrate`")
+
+    async def ping(self) -> None:
+        """Read something. Raises `DatabaseUnavailable`."""
+        async with self.reading() as session:
+            await session.execute(sqlalchemy.text("SELECT 1 FROM alembic_version"))
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        await self._reader.dispose()
+        await self._writer.dispose()
+
+    def _identity(self) -> tuple[int, int] | None:
+        """What tells the file from another of its name."""
+        try:
+            status = self.file.stat() if self.file else None
+        except OSError:
+            return None
+        return (status.st_dev, status.st_ino) if status else None
+
+
+def _alembic_config() -> Config:
+    return Config(Path(__file__).parents[2] / "alembic.ini")
+
+
+def _alembic(connection: sqlalchemy.Connection, revision: str) -> None:
+    config = _alembic_config()
+    config.attributes["connection"] = connection
+    direction = command.downgrade if revision == "base" or revision.startswith("-") else command.upgrade
+    direction(config, revision)
+
+
+class _translated:  # noqa: N801 - reads as a word in a with statement
+    """Turns the driver's operating errors into ours; mistakes in SQL or data stay what they are."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None) -> None:
+        if isinstance(error, PoolTimeout):
+            raise DatabaseUnavailable("every connection to the database is in use") from error
+        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError | ProgrammingError):
+            raise DatabaseUnavailable(f"the database says: {error.orig}") from error

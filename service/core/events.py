@@ -1,0 +1,222 @@
+"""What a stream says, what a record says, and their encodings.
+
+*Events* are what a client sees of a stream (server-sent events); *records* are what goes to the queue and becomes a log
+row. Both carry `VERSION` where they may be read by another process than the one that wrote them.
+
+An event's payload is JSON on one line: msgspec escapes CR and LF, the only characters that end a line in an event
+stream besides each other, so that no text can end an event or begin another
+(https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation).
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+import uuid_utils
+
+from service.core.pricing import Usage, format_usd
+
+VERSION = 1
+
+
+class Status(StrEnum):
+    """How an answer ended."""
+
+    COMPLETED = "completed"  # the provider said that it finished
+    NO_CONTEXT = "no_context"  # refused: nothing relevant was found, the provider was not called
+    STOPPED = "stopped"  # the caller asked to stop
+    CLIENT_GONE = "client_gone"  # the caller left and the answer was cancelled
+    PROVIDER_ERROR = "provider_error"  # the provider failed, before or during the answer
+    TIMEOUT = "timeout"  # the provider was silent too long, or the deadline passed
+    INTERRUPTED = "interrupted"  # this process ended in the middle
+
+
+class UsageSource(StrEnum):
+    """Where the token counts come from."""
+
+    PROVIDER = "provider"  # as the provider reported them
+    ESTIMATED = "estimated"  # counted here, from the prompt and what was received
+    UNKNOWN = "unknown"  # the provider may have billed, and nothing was received to count
+    NONE = "none"  # the provider did no work
+
+
+# How much a row knows. A record may replace one that knows less, never one that knows as much.
+RANKS = {UsageSource.UNKNOWN: 0, UsageSource.ESTIMATED: 1, UsageSource.PROVIDER: 2, UsageSource.NONE: 2}
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """A chunk as given to the model, numbered as the model sees it."""
+
+    n: int
+    document_id: str
+    chunk_id: str
+    title: str
+    text: str
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """A record: an answer begins. Everything a row needs should nothing more ever be heard of it."""
+
+    id: str
+    created_at: datetime
+    endpoint: str
+    model: str
+    user_id: str
+    request_id: str
+    prompt: str
+    grounded: bool
+    idempotency_key: str | None = None
+    body_hash: str | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A record: an answer ended. `cost_nano_usd` None means that the model has no known price."""
+
+    intent: Intent
+    status: Status
+    usage_source: UsageSource
+    usage: Usage | None
+    response: str
+    finish_reason: str | None
+    error_code: str | None
+    cost_nano_usd: int | None
+    price: str | None
+    response_time_ms: int
+    first_token_ms: int | None
+    attempts: int
+    sources: list[Passage]
+    version: int = VERSION
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer object of the wire; a log row has the same names. Costs are USD as decimal strings."""
+
+    id: str
+    prompt: str | msgspec.UnsetType
+    response: str | msgspec.UnsetType
+    status: str
+    finish_reason: str | None
+    error_code: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+    cached_tokens: int | None
+    reasoning_tokens: int | None
+    usage_source: str
+    estimated_cost: str | None
+    response_time_ms: int
+    first_token_ms: int | None
+    endpoint: str
+    model: str
+    user_id: str
+    created_at: datetime
+    grounded: bool
+    sources: list[Passage]
+    attempts: int
+    request_id: str
+
+
+def answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
+    """The answer object of an outcome; without `texts` it leaves out prompt and response, as the `done` event does."""
+    intent, usage = outcome.intent, outcome.usage
+    return Answer(
+        id=intent.id,
+        prompt=intent.prompt if texts else msgspec.UNSET,
+        response=outcome.response if texts else msgspec.UNSET,
+        status=outcome.status,
+        finish_reason=outcome.finish_reason,
+        error_code=outcome.error_code,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        completion_tokens=usage.completion_tokens if usage else None,
+        total_tokens=usage.total_tokens if usage else None,
+        cached_tokens=usage.cached_tokens if usage else None,
+        reasoning_tokens=usage.reasoning_tokens if usage else None,
+        usage_source=outcome.usage_source,
+        estimated_cost=None if outcome.cost_nano_usd is None else format_usd(outcome.cost_nano_usd),
+        response_time_ms=outcome.response_time_ms,
+        first_token_ms=outcome.first_token_ms,
+        endpoint=intent.endpoint,
+        model=intent.model,
+        user_id=intent.user_id,
+        created_at=intent.created_at,
+        grounded=intent.grounded,
+        sources=outcome.sources,
+        attempts=outcome.attempts,
+        request_id=intent.request_id,
+    )
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event of a stream. `name` is empty for the unnamed ones, which a plain `onmessage` receives."""
+
+    seq: int
+    name: str
+    payload: bytes
+
+
+def start_event(intent: Intent, context: list[Passage]) -> Event:
+    """The first event: who answers, and from what. It leaves before the provider is called."""
+    return Event(0, "start", to_json({"id": intent.id, "model": intent.model, "grounded": intent.grounded, "context": context}))
+
+
+def delta_event(seq: int, text: str) -> Event:
+    """A piece of the answer's text."""
+    return Event(seq, "", to_json({"delta": text}))
+
+
+def done_event(seq: int, outcome: Outcome) -> Event:
+    """The last event of an answer that has an end."""
+    return Event(seq, "done", to_json(answer_object(outcome, texts=False)))
+
+
+def failure_event(seq: int, problem: dict[str, Any]) -> Event:
+    """The last event of an answer that failed. Not "error": `EventSource` has an event of that name of its own."""
+    return Event(seq, "failure", to_json(problem))
+
+
+def encode_events(answer_id: str, events: list[Event]) -> bytes:
+    """The events as one run of bytes of an event stream, each with its id `{answer}.{seq}`."""
+    out = bytearray()
+    for event in events:
+        if event.name:
+            out += b"event: %s\n" % event.name.encode()
+        out += b"id: %s.%d\ndata: %s\n\n" % (answer_id.encode(), event.seq, event.payload)
+    return bytes(out)
+
+
+def parse_event_id(text: str) -> tuple[str, int] | None:
+    """(answer id, seq) of an event id, or None if it is not one of ours."""
+    answer_id, _, seq = text.rpartition(".")
+    return (answer_id, int(seq)) if len(answer_id) == 36 and seq.isascii() and seq.isdigit() and len(seq) < 10 else None
+
+
+def new_id(at: datetime) -> str:
+    """A UUIDv7 (RFC 9562 §5.7) of this moment: ids sort by time."""
+    return str(uuid_utils.uuid7(nanoseconds=int(at.timestamp() * 1000) * 1_000_000))
+
+
+def now() -> datetime:
+    """The present moment in UTC, cut to the millisecond that an id carries."""
+    at = datetime.now(UTC)
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
+
+
+def clean(text: str) -> str:
+    """The text without lone surrogates, which neither UTF-8 nor JSON can carry: each becomes U+FFFD."""
+    if text.isascii() or not _has_surrogate(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def to_json(value: Any) -> bytes:
+    """JSON on one line; times as RFC 3339."""
+    return msgspec.json.encode(value)

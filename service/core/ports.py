@@ -1,0 +1,102 @@
+"""The ports: what a second implementation would have to promise. One contract suite each, in `tests/contracts/`."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+import msgspec
+
+from service.core.events import Intent, Outcome
+from service.core.pricing import Usage
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message to a model. `role` is `system` or `user`."""
+
+    role: str
+    content: str
+
+
+class ProviderRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt to be made. `stream` False lets a provider that can answer in one piece do so."""
+
+    model: str
+    messages: list[Message]
+    max_tokens: int
+    temperature: float | None
+    stream: bool
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What a provider says next. Any of the three may be absent; `usage` is the last word on tokens."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+
+class Provider(Protocol):
+    """Whoever generates text."""
+
+    def stream(self, request: ProviderRequest) -> AsyncGenerator[list[Delta], None]:
+        """Make one attempt and yield what arrives, what arrived together in one list.
+
+        Closing the generator closes the connection. Raises `ProviderError`s only; never retries by itself; ends
+        without an error only after a finish reason.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent."""
+        ...
+
+
+class Worker(Protocol):
+    """Something that runs beside the requests."""
+
+    def degraded(self) -> bool:
+        """Whether it does not do its work as it should."""
+        ...
+
+    def statistics(self) -> msgspec.Struct:
+        """A frozen look at it."""
+        ...
+
+
+class QueueStatistics(msgspec.Struct, frozen=True):
+    """`open`: answers begun and not ended. `waiting`: outcomes not yet committed. `capacity`: most of both together."""
+
+    open: int
+    waiting: int
+    capacity: int
+
+
+class RecordQueue(Protocol):
+    """Where records wait for the database. What was taken survives the death of the process."""
+
+    def begin(self, intent: Intent) -> None:
+        """Take the intent, and with it the room for its outcome. Raises `Overloaded` or `JournalFull` when there is none."""
+        ...
+
+    async def wait_synced(self) -> None:
+        """Wait until what was taken by now survives the loss of power, if that is configured; else return at once."""
+        ...
+
+    def finish(self, outcome: Outcome) -> None:
+        """Take the outcome of a begun intent. Never waits, never refuses: its room was taken by `begin`."""
+        ...
+
+    async def take(self, most: int) -> list[Outcome]:
+        """Wait for outcomes and return up to `most`, oldest first. They stay counted until `committed`."""
+        ...
+
+    def committed(self, outcomes: list[Outcome]) -> None:
+        """These are in the database."""
+        ...
+
+    async def wait_committed(self) -> None:
+        """Wait until every outcome taken by now is in the database. The caller sets the bound."""
+        ...
+
+    def statistics(self) -> QueueStatistics:
+        """A frozen look at the queue."""
+        ...

@@ -1,0 +1,232 @@
+"""Every setting, its default and its limits. The only reader of the environment.
+
+Names are `KOTAE_` + the field's name in capitals; the two `OPENAI_` ones keep the names that every OpenAI client
+reads. A `.env` file in the working directory is read first, the environment wins.
+`.env.example` is generated from this class and tested against it.
+"""
+
+import ipaddress
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.core.errors import SettingsInvalid
+
+EXTRACTIVE = "extractive"  # the embedded model: sentences of the context, no network
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+class ModelPrice(BaseModel):
+    """The price of one of your own models, USD per million tokens. `cached_input` defaults to `input`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    input: Decimal = Field(ge=0)
+    output: Decimal = Field(ge=0)
+    cached_input: Decimal | None = Field(default=None, ge=0)
+
+
+class Settings(BaseSettings):
+    """Frozen for the life of the process."""
+
+    model_config = SettingsConfigDict(env_prefix="KOTAE_", env_file=".env", frozen=True, extra="ignore", populate_by_name=True)
+
+    # where
+    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs KOTAE_AUTH other than open.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
+        Path(".data"), description="Folder of the database and of everything else that is written."
+    )
+    database_url: str | None = Field(None, description="SQLAlchemy URL. Default: sqlite+aiosqlite:///<data_dir>/kotae.db.")
+
+    # who may
+    auth: Literal["open", "secret"] = Field(
+        "open",
+        description="open: everyone on this machine is the admin `local`. secret: every request carries KOTAE_SECRET, "
+        "as a bearer token or as the password of HTTP Basic.",
+    )
+    secret: SecretStr | None = Field(None, description="The shared secret of KOTAE_AUTH=secret; 32 characters or more. No default.")
+    allowed_hosts: list[str] = Field(
+        default_factory=list,
+        description='JSON list of further `Host` names to answer to. Loopback names always; with auth, `["*"]` is implied.',
+    )
+    allowed_origins: list[str] = Field(
+        default_factory=list, description="JSON list of further origins whose pages may call this service, such as https://app.example."
+    )
+
+    # the provider
+    openai_api_key: SecretStr | None = Field(
+        None,
+        validation_alias="OPENAI_API_KEY",
+        description="Key of the OpenAI-compatible provider. Set it, or OPENAI_BASE_URL, to use one.",
+    )
+    openai_base_url: str | None = Field(
+        None,
+        validation_alias="OPENAI_BASE_URL",
+        description="Base URL of an OpenAI-compatible provider, with its /v1. Default: OpenAI itself.",
+    )
+    model: str | None = Field(
+        None, max_length=200, description="Model used when a request names none. Default: gpt-5-mini with a provider, extractive without."
+    )
+    models: list[str] = Field(default_factory=list, description="JSON list of the models that a request may name. Empty: any.")
+    local_model: Literal["smollm2"] | None = Field(
+        None, description="Serve a real small language model from a child process (package extra smollm2) and use it as the provider."
+    )
+    prices: dict[str, ModelPrice] = Field(
+        default_factory=dict,
+        description='JSON object of your own prices, USD per million tokens: {"my-model": {"input": "0.10", "output": "0.40"}}.',
+    )
+    provider_connect_seconds: float = Field(5, gt=0, le=60, description="Longest wait for a connection to the provider.")
+    provider_idle_seconds: float = Field(60, gt=0, le=600, description="Longest silence of the provider, before or between chunks.")
+    provider_attempts_max: int = Field(
+        3, ge=1, le=10, description="Tries per answer. Only what the provider surely did not bill is tried again."
+    )
+    answer_seconds_max: float = Field(300, gt=0, le=3600, description="Deadline of one answer, tries included.")
+    answer_bytes_max: int = Field(1_048_576, ge=1024, le=67_108_864, description="Longest text one answer may have, UTF-8 bytes.")
+    answers_max: int = Field(1000, ge=1, le=100_000, description="Answers in progress at once; one more is refused with 503.")
+    prompt_characters_max: int = Field(20_000, ge=1, le=1_000_000, description="Longest prompt.")
+    max_tokens: int = Field(1024, ge=1, le=1_000_000, description="Completion tokens asked for when a request names no max_tokens.")
+    max_tokens_max: int = Field(8192, ge=1, le=1_000_000, description="Largest max_tokens that a request may name.")
+
+    # documents and context
+    upload_file_bytes_max: int = Field(5_000_000, ge=1, le=1_000_000_000, description="Largest file of an upload.")
+    upload_files_max: int = Field(20, ge=1, le=1000, description="Most files in one upload.")
+    documents_max: int = Field(100_000, ge=1, description="Most documents kept.")
+    chunk_characters: int = Field(
+        400,
+        ge=50,
+        le=4000,
+        description="Length that chunks aim at, in Japanese characters; a Latin letter counts half. They end at sentence ends.",
+    )
+    chunk_overlap_characters: int = Field(
+        80, ge=0, le=1000, description="How much of a chunk's end its successor repeats, at most; counted alike."
+    )
+    context_chunks_max: int = Field(5, ge=1, le=50, description="Most chunks given to the model as context.")
+    context_characters_max: int = Field(4000, ge=100, le=200_000, description="Most characters of context given to the model.")
+    relevance_share_min: float = Field(
+        0.27, ge=0, le=1, description="Abstention: least share of the best possible score that the best chunks must reach."
+    )
+    relevance_terms_min: float = Field(
+        1.38, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
+    )
+
+    # streams
+    ping_seconds: float = Field(15, gt=0, le=300, description="Silence after which a stream carries a comment, to keep proxies awake.")
+    send_seconds_max: float = Field(30, gt=0, le=600, description="Longest wait for a reader that does not read; then it is dropped.")
+    drain_seconds: float = Field(
+        0,
+        ge=0,
+        le=300,
+        description="How long a POST stream is still read from the provider after its client left, to learn the exact usage.",
+    )
+    drain_cost_usd_max: Decimal = Field(
+        Decimal("0.05"),
+        ge=0,
+        description="Most that the rest of an answer may cost, USD, for its stream to be drained; else the provider is stopped.",
+    )
+    resume_seconds: float = Field(
+        15, ge=0, le=300, description="How long an EventSource stream waits for its client to come back, and a finished one is kept."
+    )
+
+    # accounting
+    estimate_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of completed answers whose tokens are also estimated, to keep the error of the estimates (a metric).",
+    )
+    journal_spool: str = Field(
+        "auto",
+        description="Where the journal writes first: a folder on a tmpfs. auto: one under /dev/shm if it has room. none: the data folder.",
+    )
+    journal_sync_ms: float = Field(
+        50,
+        ge=0,
+        le=10_000,
+        description="How often the journal is synced to the disk: what a loss of power may take. 0: answers wait for the sync.",
+    )
+    journal_bytes_max: int = Field(
+        268_435_456, ge=1_048_576, description="Most bytes of the journal on its spool; beyond it new answers are refused with 503."
+    )
+    queue_records_max: int = Field(
+        100_000, ge=1, le=1_000_000, description="Records that may wait for the database, begun answers included; then 503."
+    )
+    writer_batch_max: int = Field(500, ge=1, le=10_000, description="Most records in one transaction.")
+    database_busy_seconds: float = Field(5, gt=0, le=60, description="How long one statement waits for a locked database.")
+
+    # the process
+    shutdown_grace_seconds: float = Field(10, ge=0, le=600, description="How long streams may go on after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level of log lines.")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="Form of log lines. auto: console on a terminal, else json.")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.auth == "secret" and len(self.secret.get_secret_value() if self.secret else "") < 32:
+            raise ValueError("KOTAE_SECRET must be set to 32 characters or more when KOTAE_AUTH=secret (openssl rand -hex 32 makes one)")
+        if self.auth == "open" and not is_loopback(self.host):
+            raise ValueError(
+                f"KOTAE_HOST={self.host} listens beyond this machine: set KOTAE_AUTH=secret and KOTAE_SECRET, or listen on 127.0.0.1"
+            )
+        if self.max_tokens > self.max_tokens_max:
+            raise ValueError("KOTAE_MAX_TOKENS is larger than KOTAE_MAX_TOKENS_MAX")
+        if self.chunk_overlap_characters * 2 > self.chunk_characters:
+            raise ValueError("KOTAE_CHUNK_OVERLAP_CHARACTERS is more than half of KOTAE_CHUNK_CHARACTERS")
+        if not (self.database_url or "sqlite+aiosqlite://").startswith("sqlite+aiosqlite://"):
+            raise ValueError("KOTAE_DATABASE_URL must begin with sqlite+aiosqlite://")
+        return self
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'kotae.db'}"
+
+    @property
+    def has_provider(self) -> bool:
+        """Whether an OpenAI-compatible provider is configured; without one only the extractive model answers."""
+        return bool(self.openai_api_key or self.openai_base_url)
+
+    @property
+    def default_model(self) -> str:
+        """The model used when a request names none."""
+        return self.model or ("gpt-5-mini" if self.has_provider else EXTRACTIVE)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and `.env`. Raises `SettingsInvalid`, whose text is one clear line per mistake."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False, include_input=False):
+            name = ".".join(str(part) for part in problem["loc"])
+            where = f"{name if name.isupper() else 'KOTAE_' + name.upper()}: " if name else ""
+            lines.append(where + problem["msg"].removeprefix("Value error, "))
+        raise SettingsInvalid("; ".join(lines)) from error
+    except ValueError as error:  # a list or an object that is not JSON: pydantic-settings names the field
+        raise SettingsInvalid(str(error)) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address reaches this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """(environment name, default as written, help) of every setting, in the order of the class."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        default = field.get_default(call_default_factory=True, validated_data={})
+        shown = "" if default is None else {"[]": "[]", "{}": "{}"}.get(str(default), str(default))
+        rows.append((alias if isinstance(alias, str) else f"KOTAE_{name.upper()}", shown, field.description or ""))
+    return rows

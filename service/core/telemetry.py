@@ -1,0 +1,100 @@
+"""What the process says of itself: log lines (structlog) and metrics (Prometheus).
+
+Log events are nouns and past participles (`answer.recorded`). No prompt, answer, document or credential is ever an
+argument of one.
+"""
+
+import logging
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("kotae")
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+def configure_logging(level: str, form: str) -> None:
+    """Send our log lines, and those of the libraries, through one formatter to standard error."""
+    # Tracebacks are plain: the pretty ones print local variables, which are prompts, answers and keys.
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else structlog.processors.JSONRenderer(ensure_ascii=False)
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # At DEBUG these would write prompts, answers and headers; their warnings are enough.
+    for name in ("openai", "httpx2", "httpcore2", "aiosqlite", "sse_starlette", "asyncio", "alembic", "uvicorn.access"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+@contextmanager
+def request_context(request_id: str) -> Generator[None]:
+    """Every log line of this block carries the request's id."""
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        yield
+
+
+class Metrics:
+    """The metrics of one service, in a registry of their own. No label takes a value that a caller chooses: each would be kept."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "kotae_http_requests", "HTTP requests by route and status", ["method", "route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "kotae_http_request_seconds", "Time to the end of the response", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.answers = Counter("kotae_answers", "Answers by how they ended", ["endpoint", "status", "usage_source"], registry=registry)
+        self.answer_seconds = Histogram(
+            "kotae_answer_seconds", "Time to the end of the answer", ["endpoint"], buckets=_SECONDS, registry=registry
+        )
+        self.first_token_seconds = Histogram(
+            "kotae_first_token_seconds", "Time to the first piece of text", ["endpoint"], buckets=_SECONDS, registry=registry
+        )
+        self.tokens = Counter("kotae_tokens", "Tokens by kind", ["kind"], registry=registry)
+        self.cost_usd = Counter("kotae_cost_usd", "Cost in USD, for graphs: the exact sum is in the log", registry=registry)
+        self.unpriced = Counter("kotae_unpriced_answers", "Answers of a model without a known price", registry=registry)
+        self.attempts = Counter("kotae_provider_attempts", "Calls to the provider by how they ended", ["code"], registry=registry)
+        self.estimate_error = Histogram(
+            "kotae_estimate_error_ratio",
+            "Estimated tokens over reported ones, minus one, of a sample of completed answers",
+            ["kind"],
+            buckets=(-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
+            registry=registry,
+        )
+        self.in_progress = Gauge("kotae_answers_in_progress", "Answers begun and not ended", registry=registry)
+        self.records_waiting = Gauge("kotae_records_waiting", "Outcomes not yet in the database", registry=registry)
+        self.records_written = Counter("kotae_records_written", "Log rows written", registry=registry)
+        self.writer_failures = Counter("kotae_writer_failures", "Batches that the database did not take", registry=registry)
+        self.searches = Counter("kotae_searches", "Searches by whether they were answerable", ["answerable"], registry=registry)
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,155 @@
+"""Wires a service from settings, in one place and one order, and takes it apart in the reverse one."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from decimal import Decimal
+from threading import Thread
+from typing import TypedDict
+
+import anyio
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from service import __version__
+from service.api import answers, context, health, logs, pages, problems
+from service.api.deps import Rooms
+from service.api.middleware import Edge
+from service.api.schemas import openapi
+from service.core import tokens
+from service.core.answer import Answers
+from service.core.backends.journal import Journal, choose_spool, existing_spool
+from service.core.backends.local import LocalQueue
+from service.core.db import Database
+from service.core.errors import KotaeError
+from service.core.ports import Worker
+from service.core.pricing import PriceBook
+from service.core.providers.extractive import ExtractiveTransport
+from service.core.providers.openai import OpenAIProvider
+from service.core.settings import EXTRACTIVE, ModelPrice, Settings
+from service.core.telemetry import Metrics, log
+from service.workers.local_model import ALIAS as LOCAL_MODEL
+from service.workers.local_model import LocalModel
+from service.workers.recovery import Recovery
+from service.workers.writer import Writer
+
+JOURNAL_SECONDS = 1  # how long the end of the process waits for the last sync
+WRITE_OUT_SECONDS = 1.5  # how long the end of the process waits for the database; together with the rest under 2 s
+
+DESCRIPTION = "Answers prompts from the texts it was given, streams the answer, and keeps an exact account of every answer."
+
+
+class State(TypedDict):
+    """What every request finds in its state."""
+
+    rooms: Rooms
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI application. Its lifespan opens and closes everything."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[State]:
+        async with AsyncExitStack() as stack:
+            try:
+                rooms = await _open_rooms(settings, metrics, stack)
+            except KotaeError as error:
+                app.state.refusal = error  # for the server, which says it in one line
+                raise
+            app.state.rooms = rooms  # for the server, which has to begin the end before the lifespan does
+            yield {"rooms": rooms}
+
+    app = FastAPI(title="Kotae", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    for room in (answers, context, logs, health):
+        app.include_router(room.router)
+    pages.mount(app)
+    problems.install(app)
+    app.add_middleware(Edge, settings=settings, metrics=metrics)
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # the documented way to replace it
+    return app
+
+
+async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Rooms:
+    """Open what a service needs; the stack ends the answers, then writes what waits, then closes the database."""
+    database = Database(settings.database, settings.database_busy_seconds)
+    stack.push_async_callback(database.close)
+    await database.require_newest()
+
+    folder = settings.data_dir / "journal"
+    spool, journal_bytes_max = choose_spool(settings.data_dir, settings.journal_spool, settings.journal_bytes_max)
+    quarantine = settings.data_dir / "quarantine"
+    recovery = Recovery(database, folder, existing_spool(settings.data_dir, settings.journal_spool), quarantine=quarantine)
+    recovery.start()
+    stack.push_async_callback(recovery.stop)
+    journal = Journal(folder, spool, sync_ms=settings.journal_sync_ms, bytes_max=journal_bytes_max)
+    journal.start()
+    stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
+    queue = LocalQueue(settings.queue_records_max, journal)
+    writer = Writer(database, queue, metrics, batch_max=settings.writer_batch_max, quarantine=quarantine)
+    writer.start()
+    stack.push_async_callback(_write_out, writer)
+
+    workers: dict[str, Worker] = {"writer": writer, "journal": journal, "recovery": recovery}
+    if settings.local_model:
+        settings = await _with_local_model(settings, workers, stack)
+    extractive = _provider(settings, "http://extractive.invalid/v1", None, ExtractiveTransport())
+    stack.push_async_callback(extractive.aclose)
+    provider = None
+    if settings.has_provider:
+        key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+        provider = _provider(settings, settings.openai_base_url, key)
+        stack.push_async_callback(provider.aclose)
+
+    prices = PriceBook(settings.prices, settings.openai_base_url)
+    await anyio.to_thread.run_sync(prices.warm, settings.default_model)
+    if settings.default_model == EXTRACTIVE:
+        # It counts tokens in every answer, and loading takes a second: not in the first answer, and nobody waits for it.
+        Thread(target=tokens.load, name="tokens", daemon=True).start()
+    room = Answers(
+        settings,
+        database,
+        queue,
+        extractive=extractive,
+        provider=provider,
+        prices=prices,
+        metrics=metrics,
+        wait_recovered=recovery.wait_done,
+    )
+    stack.push_async_callback(room.stop)
+    log.info("service.started", model=settings.default_model, auth=settings.auth)
+    return Rooms(settings=settings, database=database, queue=queue, workers=workers, answers=room, metrics=metrics)
+
+
+async def _write_out(writer: Writer) -> None:
+    if not await writer.stop(WRITE_OUT_SECONDS):
+        log.warning("records.kept", remedy="the database did not take them in time: the next start brings them in from the journal")
+
+
+async def _with_local_model(settings: Settings, workers: dict[str, Worker], stack: AsyncExitStack) -> Settings:
+    """The settings with the local model's address, its child process started. What is computed here is free."""
+    model = LocalModel()
+    stack.push_async_callback(model.stop)
+    url = await model.start()
+    workers["local_model"] = model
+    free = ModelPrice(input=Decimal(0), output=Decimal(0))
+    return settings.model_copy(
+        update={
+            "openai_base_url": url,
+            "openai_api_key": SecretStr(model.api_key),
+            "model": LOCAL_MODEL,
+            "prices": {LOCAL_MODEL: free} | settings.prices,
+        }
+    )
+
+
+def _provider(
+    settings: Settings, base_url: str | None, api_key: str | None, transport: ExtractiveTransport | None = None
+) -> OpenAIProvider:
+    return OpenAIProvider(
+        base_url=base_url,
+        api_key=api_key,
+        connect_seconds=settings.provider_connect_seconds,
+        idle_seconds=settings.provider_idle_seconds,
+        answer_bytes_max=settings.answer_bytes_max,
+        transport=transport,
+    )

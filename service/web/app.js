@@ -1,0 +1,143 @@
+// The page: asks, shows one answer at a time, keeps the earlier ones below it.
+
+import { createAnswer } from "./answer.js";
+import { wireDocuments } from "./documents.js";
+import { openStream } from "./stream.js";
+import { EXAMPLES, language, languageOf, say, setLanguage, words } from "./text.js";
+
+const QUESTION_CHARACTERS_MAX = 4000; // it travels in a URL
+const $ = (id) => document.getElementById(id);
+const root = document.documentElement;
+
+let stopCurrent = null; // set while an answer is arriving
+
+wireSwitches();
+wireForm();
+wireDocuments();
+
+function ask(question) {
+  if (stopCurrent) return;
+  const grounded = $("grounded").checked;
+  const answer = createAnswer(question, () => ask(question));
+  keepEarlier();
+  $("current").replaceChildren(answer.card);
+  answer.setState(grounded ? "waiting" : "waiting_free");
+
+  const close = openStream(question, grounded, {
+    start: answer.begin,
+    delta: answer.append,
+    state: answer.setState,
+    done: (account) => settle(() => answer.finish(account)),
+    failure: (problem) => settle(() => answer.fail(problem)),
+  });
+  setBusy(() => {
+    close();
+    settle(answer.stop);
+  });
+  if (answer.card.getBoundingClientRect().top > innerHeight * 0.55) answer.card.scrollIntoView(); // a small screen
+}
+
+function settle(act) {
+  act();
+  setBusy(null);
+}
+
+function setBusy(stop) {
+  const held = document.activeElement === $(stop ? "send" : "stop");
+  stopCurrent = stop;
+  $("send").hidden = Boolean(stop);
+  $("stop").hidden = !stop;
+  for (const button of document.querySelectorAll(".examples button, .again")) button.disabled = Boolean(stop);
+  if (held) $(stop ? "stop" : "send").focus(); // the button that had the focus is gone
+}
+
+// The answer shown until now moves into the list of earlier ones, folded.
+function keepEarlier() {
+  const card = $("current").firstElementChild;
+  if (!card) return;
+  const fold = document.createElement("details");
+  const summary = document.createElement("summary");
+  const question = card.querySelector(".question").textContent;
+  const state = say(document.createElement("span"), card.dataset.state);
+  state.className = "state";
+  summary.append(Object.assign(document.createElement("span"), { textContent: question, lang: languageOf(question) }), state);
+  fold.dataset.state = card.dataset.state;
+  fold.append(summary, card);
+  $("earlier-list").prepend(fold);
+  $("earlier").hidden = false;
+}
+
+function wireForm() {
+  const box = $("question");
+  $("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const question = box.value.trim();
+    if (stopCurrent || question === "") return;
+    box.value = "";
+    if (matchMedia("(pointer: coarse)").matches) box.blur(); // the screen's keyboard would cover the answer
+    ask(question);
+  });
+  box.addEventListener("input", () => {
+    const long = box.value.length > QUESTION_CHARACTERS_MAX;
+    box.setCustomValidity(long ? words("question_long", { max: QUESTION_CHARACTERS_MAX }) : "");
+  });
+  box.addEventListener("keydown", (event) => {
+    // While an input method composes, Enter chooses characters. Safari says so by keyCode 229 alone.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    event.preventDefault();
+    if (!stopCurrent) $("ask").requestSubmit();
+  });
+  $("stop").addEventListener("click", () => stopCurrent?.());
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !event.isComposing) stopCurrent?.();
+  });
+}
+
+function wireSwitches() {
+  const systemDark = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
+  const showTheme = () => $("theme").setAttribute("aria-pressed", isDark());
+  systemDark.addEventListener("change", showTheme);
+  $("theme").addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    remember("kotae.theme", root.dataset.theme);
+    showTheme();
+  });
+  showTheme();
+
+  $("language").addEventListener("click", () => {
+    showLanguage(language() === "ja" ? "en" : "ja");
+    remember("kotae.language", language());
+  });
+  showLanguage(recall("kotae.language") ?? (navigator.language.startsWith("ja") ? "ja" : "en"));
+}
+
+function showLanguage(chosen) {
+  setLanguage(chosen);
+  say($("language"), "other_language").lang = language() === "ja" ? "en" : "ja";
+  $("examples").replaceChildren(...EXAMPLES[language()].map(createExample));
+}
+
+function createExample(question) {
+  const item = document.createElement("li");
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: question, disabled: Boolean(stopCurrent) });
+  button.addEventListener("click", () => ask(question));
+  item.append(button);
+  return item;
+}
+
+function remember(name, value) {
+  try {
+    localStorage.setItem(name, value);
+  } catch {
+    // storage is forbidden here: the choice lasts as long as the page
+  }
+}
+
+function recall(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,98 @@
+// The list of documents: add, look, delete.
+
+import { deleteDocument, listDocuments, seed, uploadFiles } from "./service.js";
+import { label, languageOf, say, words } from "./text.js";
+
+const $ = (id) => document.getElementById(id);
+let next = null; // where the list goes on
+
+export function wireDocuments() {
+  $("files").addEventListener("change", async (event) => {
+    const files = [...event.target.files];
+    event.target.value = ""; // the same file may be chosen again
+    await addFiles(files);
+  });
+  const panel = document.querySelector(".documents");
+  panel.addEventListener("dragover", (event) => event.preventDefault());
+  panel.addEventListener("drop", (event) => {
+    event.preventDefault();
+    addFiles([...event.dataTransfer.files]);
+  });
+  $("seed").addEventListener("click", () =>
+    attempt(async () => {
+      await seed();
+      await showDocuments();
+      note("documents_seeded");
+      $("files").focus();
+    }),
+  );
+  $("documents-more").addEventListener("click", () => attempt(() => showDocuments(next)));
+  return attempt(() => showDocuments());
+}
+
+async function addFiles(files) {
+  if (files.length === 0) return;
+  note("uploading");
+  await attempt(async () => {
+    const { items } = await uploadFiles(files);
+    const added = items.filter((item) => item.created).length;
+    await showDocuments();
+    note("documents_added", { added, known: items.length - added });
+  });
+}
+
+async function showDocuments(cursor) {
+  const { items, next_cursor } = await listDocuments(cursor);
+  const list = $("documents-list");
+  if (!cursor) list.replaceChildren();
+  list.append(...items.map(createItem));
+  next = next_cursor;
+  $("documents-more").hidden = next === null;
+  count();
+}
+
+function count() {
+  const { length } = $("documents-list").children;
+  $("documents-count").textContent = length ? `${length}${next ? "+" : ""}` : "";
+  $("documents-empty").hidden = length > 0;
+}
+
+function createItem(item) {
+  const element = $("document-template").content.cloneNode(true).firstElementChild;
+  const title = element.querySelector(".title");
+  title.textContent = item.title;
+  title.lang = languageOf(item.title);
+  say(element.querySelector(".meta"), item.shared ? "meta_shared" : "meta", { characters: item.characters });
+  const button = label(element.querySelector(".delete"), "delete", { title: item.title });
+  button.addEventListener("click", () => remove(item, element));
+  return element;
+}
+
+async function remove(item, element) {
+  if (!confirm(words("delete_sure", { title: item.title }))) return;
+  await attempt(async () => {
+    await deleteDocument(item.document_id);
+    const neighbour = element.nextElementSibling ?? element.previousElementSibling;
+    element.remove();
+    count();
+    (neighbour?.querySelector(".delete") ?? $("files")).focus();
+    note("documents_deleted", { title: item.title });
+  });
+}
+
+// What goes wrong here is said beside the list; it never touches an answer.
+async function attempt(act) {
+  try {
+    await act();
+  } catch (problem) {
+    if (problem instanceof Error) throw problem;
+    if (problem.key) return note(problem.key, {}, true);
+    delete $("documents-note").dataset.text;
+    $("documents-note").textContent = [problem.title, problem.detail].filter(Boolean).join(": ");
+    $("documents-note").dataset.bad = "";
+  }
+}
+
+function note(key, values = {}, bad = false) {
+  say($("documents-note"), key, values).toggleAttribute("data-bad", bad);
+}

@@ -1,0 +1,200 @@
+// Every word of the page, in both languages. An element says which words it shows by `data-text` (its content),
+// `data-label` (aria-label) or `data-hint` (placeholder); `data-values` fills the {gaps}. A switch of the language
+// therefore rewrites the whole page, answers included, without building it again.
+
+export const TEXTS = {
+  en: {
+    skip: "Skip to the question",
+    tagline: "Answers from your documents, with their sources.",
+    other_language: "日本語",
+    theme: "Dark theme",
+    ask_heading: "What would you like to know?",
+    ask_hint: "Ask in English or Japanese…",
+    grounded: "From my documents",
+    keys: "Enter to ask, Shift + Enter for a new line",
+    send: "Ask",
+    stop: "Stop",
+    examples: "Example questions",
+    question_long: "Please ask in {max} characters or fewer.",
+    earlier: "Earlier on this page",
+    documents: "Documents",
+    documents_empty: "No documents yet. Add your own, or begin with the samples.",
+    documents_added: "Added: {added}. Already here: {known}.",
+    documents_deleted: "Deleted “{title}”.",
+    documents_seeded: "The samples are here.",
+    uploading: "Reading…",
+    upload: "Add documents",
+    upload_hint: "Plain text or Markdown; files can be dropped here.",
+    seed: "Add the samples",
+    more: "Show more",
+    meta: "{characters} characters",
+    meta_shared: "{characters} characters, shared",
+    delete: "Delete {title}",
+    delete_sure: "Delete “{title}”? Answers will no longer draw on it.",
+    sources: "Sources",
+    others: "Also read, not cited ({count})",
+    read: "Passages read ({count})",
+    source: "Source {n}: {title}",
+    model: "Model",
+    tokens: "Tokens",
+    tokens_value: "{prompt} in + {completion} out",
+    tokens_cached: "{count} of them cached",
+    tokens_reasoning: "{count} of them reasoning",
+    cost: "Cost",
+    cost_unknown: "unknown price",
+    first_token: "First token",
+    total: "Total",
+    ms: "{ms} ms",
+    estimated: "estimated",
+    unknown: "unknown",
+    none: "none",
+    waiting: "Looking through the documents…",
+    waiting_free: "Asking…",
+    answering: "Answering…",
+    reconnecting: "Reconnecting…",
+    completed: "Completed",
+    no_context: "Nothing relevant in the documents",
+    stopped: "Stopped",
+    client_gone: "Ended: the connection was closed",
+    provider_error: "The provider failed",
+    timeout: "Took too long",
+    interrupted: "Interrupted",
+    failed: "No answer",
+    again: "Try again",
+    code: "Code",
+    request_id: "Request",
+    http_status: "Status",
+    unreachable: "The service cannot be reached",
+    unreachable_detail: "It may be stopped or restarting, or the network is away. Please try again in a moment.",
+    not_ready: "The service is not ready",
+    not_ready_detail: "It is running, but cannot answer just now. Please try again in a moment.",
+    refused: "The question was refused",
+    refused_detail: "The service is running but did not take it: it may be too busy, the question may be too long, or you may need to sign in again.",
+    lost: "The connection was lost",
+    lost_detail: "The answer ended early. What arrived is kept above.",
+  },
+  ja: {
+    skip: "質問欄へ移動",
+    tagline: "お手元の文書から、出典を添えて答えます。",
+    other_language: "English",
+    theme: "ダークテーマ",
+    ask_heading: "何をお調べしましょうか。",
+    ask_hint: "日本語でも英語でも質問できます…",
+    grounded: "自分の文書から答える",
+    keys: "Enter で送信、Shift + Enter で改行",
+    send: "質問する",
+    stop: "停止",
+    examples: "質問の例",
+    question_long: "質問は {max} 文字以内でお願いします。",
+    earlier: "このページでのこれまでの質問",
+    documents: "文書",
+    documents_empty: "文書はまだありません。お手元の文書か、サンプルを追加してください。",
+    documents_added: "追加 {added} 件、登録済み {known} 件。",
+    documents_deleted: "「{title}」を削除しました。",
+    documents_seeded: "サンプルを追加しました。",
+    uploading: "読み込んでいます…",
+    upload: "文書を追加",
+    upload_hint: "テキストまたは Markdown。ここへドロップもできます。",
+    seed: "サンプルを追加",
+    more: "さらに表示",
+    meta: "{characters} 文字",
+    meta_shared: "{characters} 文字・共有",
+    delete: "{title} を削除",
+    delete_sure: "「{title}」を削除しますか。以後の回答には使われなくなります。",
+    sources: "出典",
+    others: "参照したが引用していない箇所（{count}）",
+    read: "参照した箇所（{count}）",
+    source: "出典 {n}：{title}",
+    model: "モデル",
+    tokens: "トークン",
+    tokens_value: "入力 {prompt} + 出力 {completion}",
+    tokens_cached: "うちキャッシュ {count}",
+    tokens_reasoning: "うち推論 {count}",
+    cost: "費用",
+    cost_unknown: "単価不明",
+    first_token: "最初の文字まで",
+    total: "合計時間",
+    ms: "{ms} ミリ秒",
+    estimated: "推定",
+    unknown: "不明",
+    none: "なし",
+    waiting: "文書を調べています…",
+    waiting_free: "問い合わせています…",
+    answering: "回答しています…",
+    reconnecting: "再接続しています…",
+    completed: "完了",
+    no_context: "文書に該当する内容がありません",
+    stopped: "停止しました",
+    client_gone: "接続が閉じられ、終了しました",
+    provider_error: "プロバイダーのエラー",
+    timeout: "時間切れ",
+    interrupted: "中断されました",
+    failed: "回答できませんでした",
+    again: "もう一度試す",
+    code: "コード",
+    request_id: "リクエスト",
+    http_status: "ステータス",
+    unreachable: "サービスに接続できません",
+    unreachable_detail: "停止中か再起動中、またはネットワークが切れている可能性があります。少し待ってからお試しください。",
+    not_ready: "サービスの準備ができていません",
+    not_ready_detail: "起動していますが、今は回答できません。少し待ってからお試しください。",
+    refused: "質問を受け付けられませんでした",
+    refused_detail: "サービスは動いています。混雑している、質問が長すぎる、または再度のサインインが必要な可能性があります。",
+    lost: "接続が切れました",
+    lost_detail: "回答は途中で終わりました。届いた部分は上に残してあります。",
+  },
+};
+
+/** Questions that the sample documents answer. */
+export const EXAMPLES = {
+  en: ["Can I return opened tea?", "How much does shipping cost?", "When is the museum closed?"],
+  ja: ["返品はいつまでできますか。", "送料はいくらですか。", "博物館の休館日はいつですか。"],
+};
+
+let current = "en";
+
+export const language = () => current;
+
+/** The words of `key`, its {gaps} filled; numbers are written as the language writes them. */
+export function words(key, values = {}) {
+  const shown = (value) => (typeof value === "number" ? value.toLocaleString(current) : value);
+  return TEXTS[current][key].replace(/\{(\w+)\}/g, (_, gap) => shown(values[gap]));
+}
+
+/** Puts the words of `key` into an element, for as long as it lives and in whichever language. */
+export function say(element, key, values = {}) {
+  element.dataset.text = key;
+  return fill(element, values);
+}
+
+/** The same for its accessible name. */
+export function label(element, key, values = {}) {
+  element.dataset.label = key;
+  return fill(element, values);
+}
+
+/** Switches the page, and everything that `say` and `label` have written, to `chosen`. */
+export function setLanguage(chosen) {
+  current = chosen in TEXTS ? chosen : "en";
+  document.documentElement.lang = current;
+  for (const element of document.querySelectorAll("[data-text], [data-label], [data-hint]")) fill(element);
+}
+
+/** Writes the words of everything inside a fragment just cloned from a template. */
+export function fillAll(fragment) {
+  for (const element of fragment.querySelectorAll("[data-text], [data-label]")) fill(element);
+  return fragment;
+}
+
+/** The language a text is most likely written in, for its typesetting and for screen readers. */
+export const languageOf = (text) => (/[\u3040-\u30ff\u4e00-\u9fff]/.test(text) ? "ja" : "en");
+
+function fill(element, values) {
+  if (values) element.dataset.values = JSON.stringify(values);
+  const { text, label: name, hint, values: kept = "{}" } = element.dataset;
+  const gaps = JSON.parse(kept);
+  if (text) element.textContent = words(text, gaps);
+  if (name) element.setAttribute("aria-label", words(name, gaps));
+  if (hint) element.placeholder = words(hint, gaps);
+  return element;
+}

@@ -1,0 +1,192 @@
+"""Recovery: what the journal of a dead process holds becomes rows, once, in the background of the next start.
+
+Outcomes are applied as the writer applies them; an intent without an outcome becomes a row `interrupted`, its usage
+`unknown`, for nobody knows how far the provider came. Applying is idempotent, so a recovery that is itself killed is
+simply done again. A process's segments are read in order and together, because an outcome may stand in a later one than
+its intent. Files are removed when their rows are committed; one with a frame that cannot be read is kept as `.bad`.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from service.core import logs
+from service.core.backends.journal import decode_frames, orphans
+from service.core.db import Database
+from service.core.errors import DatabaseUnavailable
+from service.core.events import Intent, Outcome, Status, UsageSource
+from service.core.telemetry import log
+from service.workers.quarantine import put_aside
+
+BATCH = 500
+RETRY_SECONDS = 1
+
+
+class RecoveryState(StrEnum):
+    """Where recovery is."""
+
+    RUNNING = "running"  # orphaned segments are being looked for, or applied
+    DONE = "done"  # nothing is left of processes that are gone
+    FAILED = "failed"  # it stopped at something unexpected; the files are still there
+
+
+class RecoveryStatistics(msgspec.Struct, frozen=True):
+    """`rows`: new in the log. `interrupted`: those of them whose end nobody knows. `bad_frames`: runs of unreadable bytes."""
+
+    state: RecoveryState
+    segments: int
+    rows: int
+    interrupted: int
+    bad_frames: int
+    quarantined: int
+
+
+class Recovery:
+    """One recovery, at start."""
+
+    def __init__(self, database: Database, folder: Path, spool: Path | None, *, quarantine: Path) -> None:
+        self._database = database
+        self._folder, self._spool, self._quarantine = folder, spool, quarantine
+        self._state = RecoveryState.RUNNING
+        self._segments = self._rows = self._interrupted = self._bad_frames = self._quarantined = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name="recovery")
+
+    async def stop(self) -> None:
+        """Leave what is not done to the next start."""
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def wait_done(self) -> None:
+        """Wait until every row of earlier processes is in the database. Raises `DatabaseUnavailable` if that failed."""
+        if self._task:
+            await asyncio.wait([self._task])
+        if self._state is RecoveryState.FAILED:
+            raise DatabaseUnavailable("the journal of an earlier process could not be recovered")
+
+    def degraded(self) -> bool:
+        """Whether something is in the journal that could not become a row."""
+        return self._state is RecoveryState.FAILED or self._bad_frames > 0 or self._quarantined > 0
+
+    def statistics(self) -> RecoveryStatistics:
+        """A frozen look at recovery."""
+        return RecoveryStatistics(
+            state=self._state,
+            segments=self._segments,
+            rows=self._rows,
+            interrupted=self._interrupted,
+            bad_frames=self._bad_frames,
+            quarantined=self._quarantined,
+        )
+
+    async def _run(self) -> None:
+        try:
+            for segments in (await asyncio.to_thread(orphans, self._folder, self._spool)).values():
+                await self._recover(segments)
+        except Exception:  # noqa: BLE001 - a service whose past is damaged still answers, and says so
+            self._state = RecoveryState.FAILED
+            log.exception("recovery.failed")
+            return
+        self._state = RecoveryState.DONE
+        if self._segments:
+            log.info("recovery.done", segments=self._segments, rows=self._rows, interrupted=self._interrupted, bad_frames=self._bad_frames)
+
+    async def _recover(self, segments: list[tuple[int, Path, list[Path]]]) -> None:
+        """Apply the segments of one process, then let go of them."""
+        bad: set[Path] = set()
+        try:
+            outcomes, interrupted = await asyncio.to_thread(self._read, [path for _, path, _ in segments], bad)
+            for begin in range(0, len(outcomes), BATCH):
+                await self._apply(outcomes[begin : begin + BATCH])
+            self._segments += len(segments)
+            self._interrupted += interrupted
+            await asyncio.to_thread(_let_go, segments, bad)
+        finally:
+            for lock, _, _ in segments:
+                os.close(lock)
+
+    def _read(self, paths: list[Path], bad: set[Path]) -> tuple[list[Outcome], int]:
+        """The outcomes of a process, and how many of them it never came to."""
+        intents: dict[str, Intent] = {}
+        outcomes: dict[str, Outcome] = {}
+        for path, record in _records(paths):
+            if record is None:
+                bad.add(path)
+                self._bad_frames += 1
+            elif isinstance(record, Intent):
+                intents[record.id] = record
+            else:
+                outcomes[record.intent.id] = record
+        whole = [_with_prompt(outcome, intents.get(id_)) for id_, outcome in outcomes.items()]
+        lost = [_interrupted(intent) for id_, intent in intents.items() if id_ not in outcomes]
+        return sorted(whole + lost, key=lambda outcome: outcome.intent.id), len(lost)
+
+    async def _apply(self, outcomes: list[Outcome]) -> None:
+        """Apply a batch, waiting for the database as long as it takes; of a batch with a bad record, each alone."""
+        while True:
+            try:
+                async with self._database.transaction() as session:
+                    new = await logs.apply(session, outcomes)
+            except DatabaseUnavailable as error:
+                log.warning("recovery.delayed", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception as error:  # noqa: BLE001 - whatever a record does to the database must not end the recovery
+                if len(outcomes) == 1:
+                    self._quarantined += 1
+                    await put_aside(self._quarantine, outcomes[0], error)
+                else:
+                    for outcome in outcomes:
+                        await self._apply([outcome])
+                return
+            else:
+                self._rows += new
+                return
+
+
+def _records(paths: list[Path]) -> Iterator[tuple[Path, Intent | Outcome | None]]:
+    for path in paths:
+        for record in decode_frames(path.read_bytes()):
+            yield path, record
+
+
+def _with_prompt(outcome: Outcome, intent: Intent | None) -> Outcome:
+    """A lean outcome gets its prompt back from the intent."""
+    return msgspec.structs.replace(outcome, intent=intent) if intent and not outcome.intent.prompt else outcome
+
+
+def _interrupted(intent: Intent) -> Outcome:
+    return Outcome(
+        intent=intent,
+        status=Status.INTERRUPTED,
+        usage_source=UsageSource.UNKNOWN,
+        usage=None,
+        response="",
+        finish_reason=None,
+        error_code="shutting_down",
+        cost_nano_usd=None,
+        price=None,
+        response_time_ms=0,
+        first_token_ms=None,
+        attempts=1,
+        sources=[],
+    )
+
+
+def _let_go(segments: list[tuple[int, Path, list[Path]]], bad: set[Path]) -> None:
+    """Remove the files; keep one that has something unreadable, under a name that is not read again."""
+    for _, read, paths in segments:
+        for path in paths:
+            if path is read and path in bad:
+                path.rename(path.with_suffix(".bad"))
+            else:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""A browser to look at the page with: Debian's Chromium, driven by Playwright, against a running service."""
+
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright
+
+from tests.conftest import Service
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = [
+    "--headless",
+    "--remote-debugging-port=0",
+    "--no-sandbox",  # tests may run as root, in a container
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+
+
+class Visit:
+    """One page in a browser profile of its own, and what it did besides what it shows."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    @property
+    def foreign_requests(self) -> list[str]:
+        """Requests that left the service's own origin."""
+        own = urlsplit(self.url)[:2]
+        return [url for url in self.requests if urlsplit(url)[:2] != own]
+
+    async def ask(self, question: str) -> None:
+        """Type a question, press Enter, and wait until its answer has ended."""
+        await self.begin(question)
+        await self.wait_ended()
+
+    async def begin(self, question: str) -> None:
+        """Type a question and press Enter."""
+        await self.page.fill("#question", question)
+        await self.page.press("#question", "Enter")
+
+    async def wait_state(self, state: str) -> None:
+        """Wait until the current answer is in this state."""
+        await self.page.locator(f'#current [data-state="{state}"]').wait_for()
+
+    async def wait_ended(self) -> None:
+        """Wait until the current answer is no longer arriving."""
+        await self.page.locator('#current .text[aria-busy="false"]').wait_for(state="attached")
+
+    async def text(self, selector: str) -> str:
+        """The text of an element as a reader sees it."""
+        return await self.page.locator(selector).inner_text()
+
+
+Open = Callable[..., Awaitable[Visit]]
+
+
+@pytest.fixture(scope="session")
+def chromium_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The debugging address of a browser for the whole session; tests that need it are skipped where there is none."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"not run: {CHROMIUM} is absent (apt-get install chromium)")
+    profile = tmp_path_factory.mktemp("chromium")
+    with subprocess.Popen([CHROMIUM, *ARGUMENTS, f"--user-data-dir={profile}"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        try:
+            yield next(line.split()[-1] for line in process.stderr if line.startswith("DevTools listening on"))
+        finally:
+            process.terminate()
+            process.stderr.read()
+
+
+@pytest.fixture
+async def chromium(chromium_url: str) -> AsyncIterator[Browser]:
+    """The browser, for a test's own event loop."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.connect_over_cdp(chromium_url)
+        yield browser
+        for context in browser.contexts[1:]:  # the first is the browser's own
+            await context.close()
+
+
+@pytest.fixture
+async def open_page(chromium: Browser) -> Open:
+    """Open the page of a service in a browser profile of its own, and wait until its list of documents is there."""
+
+    async def open_(url: str, *, locale: str = "en-US", width: int = 1100, height: int = 800, **options: Any) -> Visit:
+        context = await chromium.new_context(locale=locale, viewport={"width": width, "height": height}, **options)
+        context.set_default_timeout(10_000)
+        visit = Visit(await context.new_page(), url)
+        await visit.page.goto(f"{url}/")
+        await visit.page.locator("#documents-list li, #documents-empty:not([hidden])").first.wait_for()
+        return visit
+
+    return open_
+
+
+@pytest.fixture
+async def visit(open_page: Open, service_url: str) -> Visit:
+    """The page of a seeded service as an English reader opens it on a desktop."""
+    return await open_page(service_url)
+
+
+@pytest.fixture
+async def fake_visit(open_page: Open, service: Service) -> Visit:
+    """The page of a service without documents that answers through the provider fake; the documents are switched off."""
+    visit = await open_page(service.url)
+    await visit.page.uncheck("#grounded")
+    return visit

@@ -1,0 +1,400 @@
+"""What the page at `/` does for the person in front of it."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, Route, expect
+
+from tests.browser.conftest import Open, Visit
+from tests.browser.relay import Relay
+from tests.conftest import Serve, Service
+from tests.fakes.provider import Behaviour, ProviderFake
+
+ENGLISH = "Within how many days can I return a product?"
+JAPANESE = "返品はいつまでできますか。"
+OFF_TOPIC = "Who won the 1998 football world cup?"
+ANSWER_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
+PASSAGE = {"n": 1, "document_id": "d", "chunk_id": "c", "title": "Returns", "text": "Thirty days."}
+
+
+def start(**changes: Any) -> str:
+    """The first event of a stream."""
+    return event(0, "start", {"id": ANSWER_ID, "model": "test", "grounded": True, "context": [PASSAGE]} | changes)
+
+
+def delta(seq: int, text: str) -> str:
+    """A piece of text."""
+    return event(seq, "", {"delta": text})
+
+
+def done(seq: int, **changes: Any) -> str:
+    """The last event of a stream."""
+    account = {
+        "status": "completed",
+        "prompt_tokens": 1234,
+        "completion_tokens": 56,
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
+        "usage_source": "provider",
+        "estimated_cost": "0.000218",
+        "response_time_ms": 1500,
+        "first_token_ms": 200,
+    }
+    return event(seq, "done", {"id": ANSWER_ID, "model": "test", "sources": [PASSAGE]} | account | changes)
+
+
+def event(seq: int, name: str, payload: dict[str, Any]) -> str:
+    """One event as the wire has it."""
+    return (f"event: {name}\n" if name else "") + f"id: {ANSWER_ID}.{seq}\ndata: {json.dumps(payload)}\n\n"
+
+
+async def script_streams(page: Page, *bodies: str) -> list[str]:
+    """Answer the page's streams with these bodies, one connection each; the URLs are kept for a look."""
+    urls: list[str] = []
+
+    async def answer(route: Route) -> None:
+        urls.append(route.request.url)
+        await route.fulfill(content_type="text/event-stream", body="retry: 50\n\n" + bodies[len(urls) - 1])
+
+    await page.route("**/ai/stream?*", answer)
+    return urls
+
+
+@pytest.mark.parametrize(("locale", "question"), [("en-US", ENGLISH), ("ja-JP", JAPANESE)])
+async def test_a_question_is_answered_with_citations_sources_and_an_account(open_page: Open, service_url: str, locale: str, question: str):
+    """An answer in the question's language cites its sources and shows model, tokens, cost and times."""
+    visit = await open_page(service_url, locale=locale)
+
+    await visit.ask(question)
+
+    assert await visit.text("#current .question") == question
+    assert "30" in await visit.text("#current .text")
+    assert await visit.page.locator("#current .cite").count() >= 1
+    assert await visit.page.locator("#current .cited .source").count() >= 1
+    assert await visit.page.get_attribute("#current .text", "lang") == locale[:2]
+    facts = "#current footer .facts"
+    assert await visit.text(f"{facts} .model dd") == "extractive"
+    assert re.search(r"\d+ \+ .*\d+|\d+ in \+ \d+ out", await visit.text(f"{facts} .tokens"))
+    assert await visit.text(f"{facts} .cost dd") == "$0"
+    for name in ("first_token", "total"):
+        assert re.search(r"\d", await visit.text(f"{facts} .{name} dd"))
+
+
+@pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
+async def test_the_examples_are_answered_from_the_samples(open_page: Open, service_url: str, locale: str):
+    """Each example is one press away, gets a cited answer, and the earlier ones stay to be read again."""
+    visit = await open_page(service_url, locale=locale)
+    examples = visit.page.locator("#examples button")
+
+    for example in await examples.all():
+        await example.click()
+        await visit.wait_state("completed")
+        assert await visit.page.locator("#current .cite").count() >= 1
+
+    earlier = visit.page.locator("#earlier-list > details")
+    assert await earlier.count() == await examples.count() - 1
+    await earlier.last.locator("summary").first.click()
+    await expect(earlier.last.locator(".text")).to_be_visible()
+
+
+async def test_a_citation_opens_its_source(visit: Visit):
+    """Pressing a citation mark unfolds the passage it stands for and moves the focus to it."""
+    await visit.ask(ENGLISH)
+    mark = visit.page.locator("#current .cite").first
+    number = (await mark.inner_text()).strip("[]")
+
+    await mark.click()
+
+    source = visit.page.locator("#current .source[open]")
+    assert await source.locator(".n").inner_text() == number
+    await expect(source.locator("blockquote")).to_be_visible()
+    await expect(source.locator("summary")).to_be_focused()
+
+
+async def test_an_off_topic_question_is_refused_at_no_cost(visit: Visit):
+    """A question that the documents do not answer is refused in words, without sources, for $0."""
+    await visit.ask(OFF_TOPIC)
+
+    assert await visit.page.get_attribute("#current .answer", "data-state") == "no_context"
+    assert await visit.text("#current .text") != ""
+    assert await visit.page.locator("#current .sources").is_hidden()
+    assert await visit.text("#current footer .cost dd") == "$0"
+
+
+async def test_a_failure_shows_what_the_service_says_of_it(fake_visit: Visit, fake: ProviderFake, service: Service):
+    """A failure keeps the text that came and shows title, status, code and request id; asking again is one press."""
+    fake.next(Behaviour(deltas=["Within ", "thirty ", "days"], cut_after=2))
+
+    await fake_visit.ask(ENGLISH)
+
+    assert await fake_visit.text("#current .text") == "Within thirty "
+    shown = await fake_visit.text("#current .failure")
+    row = await service.row()
+    for value in ("The provider ended the answer in the middle", "502", "provider_cut", row["request_id"]):
+        assert value in shown
+    await fake_visit.page.click("#current .again")
+    await fake_visit.wait_state("completed")
+    assert len(await service.rows()) == 2
+
+
+async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(visit: Visit):
+    """An HTTP error says that the question was refused; no connection says that the service cannot be reached."""
+    await visit.page.route("**/ai/stream?*", lambda route: route.fulfill(status=503, content_type="application/problem+json", body="{}"))
+    await visit.ask(ENGLISH)
+    assert "refused" in await visit.text("#current .failure h3")
+
+    await visit.page.unroute("**/ai/stream?*")
+    await visit.page.context.set_offline(True)
+    await visit.ask(ENGLISH)
+    assert "cannot be reached" in await visit.text("#current .failure h3")
+
+
+async def test_a_cut_stream_goes_on_without_repeating_itself(open_page: Open, fake: ProviderFake, service: Service):
+    """When the network is cut the page says so, then carries on with the same answer: whole, shown once, asked once."""
+    mend = asyncio.Event()
+    fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hold=mend, hold_after=2))
+    async with Relay(service.url) as relay:
+        visit = await open_page(relay.url)
+        await visit.page.uncheck("#grounded")
+        await visit.begin(ENGLISH)
+        await expect(visit.page.locator("#current .text")).to_have_text("Within thirty ")
+
+        relay.cut()
+        await visit.wait_state("reconnecting")
+        mend.set()
+        await visit.wait_ended()
+
+        assert await visit.text("#current .text") == "Within thirty days."
+        assert (await service.row())["response"] == "Within thirty days."
+
+
+async def test_what_is_sent_twice_is_shown_once(visit: Visit):
+    """An event heard before is dropped, and so is a piece of another answer; a start of another answer begins anew."""
+    first = start() + delta(1, "Thirty ") + delta(2, "da")
+    second = delta(1, "Thirty ") + delta(2, "da") + delta(3, "ys.") + delta(4, "no").replace(ANSWER_ID, ANSWER_ID[::-1])
+    other = (start() + delta(1, "Another.") + done(2)).replace(ANSWER_ID, ANSWER_ID[::-1])
+    await script_streams(visit.page, first, second + done(5))
+    await visit.ask(ENGLISH)
+    assert await visit.text("#current .text") == "Thirty days."
+
+    await visit.page.unroute("**/ai/stream?*")
+    await script_streams(visit.page, first, other)
+    await visit.ask(ENGLISH)
+    assert await visit.text("#current .text") == "Another."
+
+
+async def test_a_citation_mark_may_be_cut_between_two_events(visit: Visit):
+    """A mark that arrives in pieces is still a mark, alone or among others; a number that no passage has stays text."""
+    deltas = ["Yes [", "1", "] [2] [x] 【", "1】 [2,", " 1] [", "12"]
+    await script_streams(visit.page, start() + "".join(delta(seq, text) for seq, text in enumerate(deltas, 1)) + done(9))
+
+    await visit.ask(ENGLISH)
+
+    assert await visit.text("#current .text") == "".join(deltas)
+    assert await visit.page.locator("#current .cite").all_inner_texts() == ["[1]", "【1】", "1"]
+
+
+async def test_an_estimate_and_an_unknown_price_are_said_to_be_such(visit: Visit):
+    """Estimated tokens carry the word, and a model without a price shows no number."""
+    await script_streams(visit.page, start() + done(1, usage_source="estimated", estimated_cost=None))
+
+    await visit.ask(ENGLISH)
+
+    assert await visit.page.locator("#current footer .tokens dd").all_inner_texts() == ["1,234 in + 56 out", "estimated"]
+    assert await visit.text("#current footer .cost dd") == "unknown price"
+
+
+async def test_stop_ends_the_answer_and_keeps_what_arrived(open_page: Open, serve: Serve, fake: ProviderFake):
+    """Stop closes the stream for good, keeps the text, and lets the next question be asked; the service sees the client go."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0)
+    visit = await open_page(service.url)
+    await visit.page.uncheck("#grounded")
+    fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hang_after=2))
+    await visit.begin(ENGLISH)
+    await expect(visit.page.locator("#current .text")).to_have_text("Within thirty ")
+
+    await visit.page.click("#stop")
+
+    assert await visit.page.get_attribute("#current .answer", "data-state") == "stopped"
+    assert await visit.text("#current .text") == "Within thirty "
+    await expect(visit.page.locator("#send")).to_be_focused()
+    await fake.wait_idle()
+    assert (await service.row())["status"] == "client_gone"
+
+
+async def test_documents_are_added_found_and_deleted(visit: Visit):
+    """A text that is uploaded is listed and answered from; deleted, it is gone from the list."""
+    title = "Lighthouse club"
+    text = "The lighthouse club of Inubo meets every second Thursday at 19:15 in the old signal room.\n"
+    row = visit.page.locator("#documents-list li", has_text=title)
+    visit.page.on("dialog", lambda dialog: dialog.accept())
+
+    await visit.page.set_input_files("#files", {"name": f"{title}.txt", "mimeType": "text/plain", "buffer": text.encode()})
+    await row.wait_for()
+    await visit.ask("When does the lighthouse club of Inubo meet?")
+    assert "19:15" in await visit.text("#current .text")
+
+    await row.get_by_role("button").click()
+    await row.wait_for(state="detached")
+    await expect(visit.page.locator("#documents-note")).to_contain_text("Deleted")
+
+
+async def test_a_file_that_is_no_text_is_refused_in_words(visit: Visit):
+    """A refused upload says why beside the list, and the list stays."""
+    before = await visit.page.locator("#documents-list li").count()
+
+    await visit.page.set_input_files("#files", {"name": "photo.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0"})
+
+    await expect(visit.page.locator("#documents-note[data-bad]")).to_contain_text("not a text")
+    assert await visit.page.locator("#documents-list li").count() == before
+
+
+async def test_everything_can_be_done_by_keyboard(visit: Visit):
+    """Ask, read a source, ask an example and switch the language without a pointer; the focus is always visible."""
+    await expect(visit.page.locator("#question")).to_be_focused()
+    keyboard = visit.page.keyboard
+
+    async def tab_to(selector: str) -> None:
+        for _ in range(40):
+            await keyboard.press("Tab")
+            if await visit.page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                outline = "getComputedStyle(document.activeElement).outlineStyle"
+                assert await visit.page.evaluate(outline) != "none"
+                return
+        pytest.fail(f"{selector} cannot be reached by Tab")
+
+    await keyboard.type(ENGLISH)
+    await keyboard.press("Enter")
+    await visit.wait_ended()
+    await tab_to(".cite")
+    await keyboard.press("Enter")
+    await expect(visit.page.locator("#current .source[open] blockquote")).to_be_visible()
+    await tab_to("#language")
+    await keyboard.press("Enter")
+    await expect(visit.page.locator("html")).to_have_attribute("lang", "ja")
+    await tab_to(".examples button")
+    await keyboard.press("Space")
+    await expect(visit.page.locator("#earlier-list > details")).to_have_count(1)
+
+
+async def test_enter_does_not_send_while_an_input_method_composes(open_page: Open, service_url: str):
+    """Enter that chooses characters in an IME stays in the IME; the next Enter sends, Shift+Enter breaks the line."""
+    visit = await open_page(service_url, locale="ja-JP")
+    devtools = await visit.page.context.new_cdp_session(visit.page)
+    await visit.page.focus("#question")
+
+    await devtools.send("Input.imeSetComposition", {"text": "返品", "selectionStart": 2, "selectionEnd": 2})
+    await visit.page.keyboard.press("Enter")
+    assert await visit.page.locator("#current .answer").count() == 0
+
+    await devtools.send("Input.insertText", {"text": "返品の期限"})
+    await visit.page.keyboard.press("Shift+Enter")
+    assert await visit.page.locator("#current .answer").count() == 0
+    await visit.page.keyboard.press("Enter")
+    await visit.wait_ended()
+    assert "返品の期限" in await visit.text("#current .question")
+
+
+async def test_the_language_switch_rewrites_the_page_and_is_remembered(visit: Visit):
+    """One press turns every word of the page, answers included, into Japanese, also after a reload."""
+    await visit.ask(ENGLISH)
+    assert await visit.text("#current .state") == "Completed"
+
+    await visit.page.click("#language")
+
+    assert await visit.text("#send") == "質問する"
+    assert await visit.text("#current .state") == "完了"
+    assert await visit.page.get_attribute("#current .cite >> nth=0", "aria-label") is not None
+    await visit.page.reload()
+    await expect(visit.page.locator("#send")).to_have_text("質問する")
+
+
+async def test_both_languages_have_the_same_words(visit: Visit):
+    """Every text of the page exists in both languages, with the same gaps to fill."""
+    texts = await visit.page.evaluate("import('/web/text.js').then(({ TEXTS }) => TEXTS)")
+
+    gaps = {language: {key: sorted(re.findall(r"\{\w+\}", text)) for key, text in words.items()} for language, words in texts.items()}
+    assert gaps["en"] == gaps["ja"]
+
+
+async def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Open, service_url: str):
+    """A dark system gives a dark page; the switch makes it light, also after a reload."""
+    visit = await open_page(service_url, color_scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = await visit.page.evaluate(background)
+
+    await visit.page.click("#theme")
+    light = await visit.page.evaluate(background)
+    await visit.page.reload()
+
+    assert dark != light
+    assert await visit.page.evaluate(background) == light
+
+
+async def test_an_answer_without_documents_can_be_asked_for(visit: Visit):
+    """The switch "From my documents" decides whether the service is asked for a grounded answer."""
+    urls = await script_streams(visit.page, *[start() + done(1)] * 2)
+
+    await visit.ask(ENGLISH)
+    await visit.page.uncheck("#grounded")
+    await visit.ask(ENGLISH)
+
+    assert ["grounded=false" in url for url in urls] == [False, True]
+
+
+async def test_markup_in_a_document_and_in_an_answer_stays_text(open_page: Open, service: Service, fake: ProviderFake):
+    """Tags, handlers and image links in a title, a passage or an answer are shown as characters, and nothing is fetched."""
+    markup = '<img src=x onerror="document.title=1"><b>bold</b>![p](https://evil.example/p.png)<script>document.title=2</script>'
+    text = f"The zanzibar protocol says {markup} to everyone."
+    uploaded = await service.client.post("/ai/upload", json={"title": f"Zanzibar {markup}", "text": text})
+    assert uploaded.status_code == 201
+    visit = await open_page(service.url)
+    fake.next(Behaviour(deltas=[markup, " [1]"]))
+
+    await visit.ask("What does the zanzibar protocol say?")
+    await visit.page.click("#current .cite")
+
+    assert await visit.text("#current .text") == f"{markup} [1]"
+    assert await visit.text("#current .source[open] blockquote") == text
+    assert await visit.page.locator("#current :is(img, b, script, a), .documents :is(img, b, script, a)").count() == 0
+    assert await visit.page.title() == "Kotae 答え"
+    assert visit.complaints == []
+    assert visit.foreign_requests == []
+
+
+async def test_a_visit_is_quiet_and_stays_at_home(visit: Visit):
+    """A whole visit leaves no complaint in the console and sends no request to another origin."""
+    await visit.ask(ENGLISH)
+    await visit.page.locator("#current .cite").first.click()
+    await visit.page.click("#language")
+    await visit.page.click("#theme")
+    await visit.ask(JAPANESE)
+    await visit.page.click("#earlier-list summary")
+
+    assert visit.complaints == []
+    assert visit.foreign_requests == []
+
+
+async def test_the_page_forbids_whatever_it_does_not_need(visit: Visit):
+    """The page is served under a policy that allows its own files only: no inline script, no frame, no other origin."""
+    response = await visit.page.reload()
+    assert response is not None
+
+    policy = response.headers["content-security-policy"]
+    for directive in ("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "frame-ancestors 'none'"):
+        assert directive in policy
+
+
+@pytest.mark.parametrize("width", [320, 390])
+@pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
+async def test_a_phone_needs_no_sideways_scrolling(open_page: Open, service_url: str, width: int, locale: str):
+    """At a phone's width, with an answer and an unbroken long word on it, nothing sticks out."""
+    visit = await open_page(service_url, locale=locale, width=width, height=700, has_touch=True, is_mobile=True)
+
+    await visit.ask(ENGLISH if locale == "en-US" else JAPANESE)
+    await visit.ask("x" * 300)
+
+    assert await visit.page.evaluate("document.documentElement.scrollWidth") == width

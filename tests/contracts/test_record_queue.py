@@ -1,0 +1,101 @@
+"""What every `RecordQueue` promises."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.core.backends.journal import Journal
+from service.core.backends.local import LocalQueue
+from service.core.errors import Overloaded
+from service.core.ports import RecordQueue
+from tests.records import intent, outcome
+
+CAPACITY = 3
+
+
+@pytest.fixture(params=["spool", "disk", "synchronous"])
+def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordQueue]:
+    """Each implementation in turn: the local queue with its journal on a spool, on the disk, and synced at each record."""
+    spool = None if request.param == "disk" else tmp_path / "spool"
+    journal = Journal(tmp_path / "journal", spool, sync_ms=0 if request.param == "synchronous" else 5, bytes_max=2**25)
+    journal.start()
+    yield LocalQueue(CAPACITY, journal)
+    journal.stop(5)
+
+
+async def test_outcomes_come_out_in_order(queue: RecordQueue) -> None:
+    """Oldest first, at most as many as asked for."""
+    intents = [intent() for _ in range(3)]
+    for each in intents:
+        queue.begin(each)
+    for each in intents:
+        queue.finish(outcome(each))
+
+    assert [each.intent for each in await queue.take(2)] == intents[:2]
+    assert [each.intent for each in await queue.take(2)] == intents[2:]
+
+
+async def test_there_is_room_for_every_outcome_that_was_begun(queue: RecordQueue) -> None:
+    """`begin` refuses at the capacity; `finish` never does, whatever waits."""
+    intents = [intent() for _ in range(CAPACITY)]
+    for each in intents:
+        queue.begin(each)
+    with pytest.raises(Overloaded):
+        queue.begin(intent())
+
+    for each in intents:
+        queue.finish(outcome(each))
+
+    with pytest.raises(Overloaded):
+        queue.begin(intent())
+    assert queue.statistics().waiting == CAPACITY
+
+
+async def test_only_commitment_makes_room(queue: RecordQueue) -> None:
+    """What was taken still counts until it is in the database."""
+    intents = [intent() for _ in range(CAPACITY)]
+    for each in intents:
+        queue.begin(each)
+        queue.finish(outcome(each))
+    taken = await queue.take(CAPACITY)
+    with pytest.raises(Overloaded):
+        queue.begin(intent())
+
+    queue.committed(taken)
+
+    queue.begin(intent())
+    assert queue.statistics().waiting == 0
+
+
+async def test_an_answer_ends_once(queue: RecordQueue) -> None:
+    """A second outcome for one answer is a mistake that shows."""
+    begun = intent()
+    queue.begin(begun)
+    queue.finish(outcome(begun))
+
+    with pytest.raises(KeyError):
+        queue.finish(outcome(begun))
+
+
+async def test_wait_committed_waits_for_what_has_ended(queue: RecordQueue) -> None:
+    """It returns when everything that ended before the call is committed, and not earlier."""
+    begun = intent()
+    queue.begin(begun)
+    queue.finish(outcome(begun))
+    waiting = asyncio.create_task(queue.wait_committed())
+    taken = await queue.take(1)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+
+    queue.committed(taken)
+
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_wait_synced_returns(queue: RecordQueue) -> None:
+    """Waiting for the disk ends, whether or not anything has to be waited for."""
+    queue.begin(intent())
+
+    await asyncio.wait_for(queue.wait_synced(), 5)

@@ -1,0 +1,1 @@
+"""Fakes that stand at the seams: real sockets, real bytes, and a truth to compare with."""

@@ -1,0 +1,314 @@
+"""What a provider fake does with one call: a `Behaviour`, and the pieces of body that follow from it. Pure; no await.
+
+A *point* is a moment in an answer, and faults say after which one they come: `"request"` (read, nothing sent yet),
+`"headers"`, `0` (the chunk with the role), `k` (the k-th chunk of text), `"finish"` (the chunk with the finish reason),
+`"usage"`. An answer that is not streamed has one point in its body, in the middle; every point past the headers is that one.
+
+Behaviours can be written inside a prompt, for load tests with many calls at once: `[[cut-after=3 cut=rst]] Why?`.
+"""
+
+import hashlib
+import json
+import re
+from asyncio import Event
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
+
+Point = int | Literal["request", "headers", "finish", "usage"]
+
+CREATED = 1_700_000_000
+REASONING_TOKENS = 2
+BLOCK = b"a" * 65_536
+HTML = b"<!doctype html><html><title>Welcome</title><p>The gateway is having a rest.</p></html>"
+ERROR = {"message": "The server had an error while processing your request.", "type": "server_error", "param": None, "code": None}
+_MARKER = re.compile(r"\[\[([a-z0-9_-]+=[^\[\]]*)\]\]")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Behaviour:
+    """What the fake does with one call. The default is a flawless answer, in chunks, at once."""
+
+    # what it says; default: words that are unique to the prompt, see `default_deltas`
+    text: str | None = None  # said word by word
+    deltas: Sequence[str] | None = None  # said as they are
+    chunks: int = 8  # how many deltas the default has
+    endless: bool = False  # the deltas again and again, until the client leaves
+
+    # when: seconds, and conditions
+    headers_delay: float = 0
+    first_delay: float = 0  # between headers and first chunk
+    gap: float = 0  # between chunks
+    hold: Event | None = None  # must be set before it goes on …
+    hold_after: Point = 0  # … after this point
+    holds: Mapping[Point, Event] = field(default_factory=dict)  # the same, several times
+
+    # the account; omitted unless the request asks for it, as OpenAI does
+    usage: Any = "given"  # None: omitted. A name of `usage_named`, or else the value to send as it is
+    usage_place: Literal["own", "finish", "every"] = "own"  # own: a chunk without choices. every: growing, on all chunks
+    usage_times: int = 1
+    usage_unasked: bool = False  # sent even if the request does not ask
+
+    # an answer that is none
+    status: int = 200
+    body: bytes | None = None  # sent instead of an answer; default for an error status: OpenAI's error object
+    content_type: str | None = None
+    headers: Sequence[tuple[str, str]] = ()
+    retry_after: float | str | None = None
+    refuse: bool = False  # a new connection is closed unread, a kept one when it asks; counted in `refused`, and no call
+
+    # how it ends
+    cut: Literal["fin", "rst"] = "fin"  # a RST may overtake what was sent: the client need not have seen all of `Call.text`
+    cut_after: Point | None = None
+    cut_inside: bool = False  # the cut comes in the middle of the next line instead of between two events
+    cut_at_byte: int | None = None  # of the body, before transfer framing
+    hang_after: Point | None = None  # say nothing more, and keep the connection open
+    hang_comments: float | None = None  # while hanging, a comment every so many seconds
+    finish_reason: str | None = "stop"  # None: null. "absent": the stream ends without a finish chunk
+    finish_with_text: bool = False  # the finish reason rides on the last chunk of text
+    done: bool = True  # [DONE]
+    keep_alive: bool = True
+
+    # what it says wrongly or unusually
+    error_after: Point | None = None  # an error event, then a clean end
+    error: Mapping[str, Any] = field(default_factory=lambda: ERROR)
+    malformed_after: Point | None = None
+    invalid_utf8_after: Point | None = None
+    raw_after: Point | None = None
+    raw: bytes = b""  # any bytes, at that point
+    huge_line_after: Point = 0
+    huge_line_bytes: int = 0
+    role: Literal["empty", "null", "none"] = "empty"  # the chunk with the role: content "", content null, or no such chunk
+    empty_choices: bool = False  # a first chunk with no choices, as Azure's prompt filter sends
+    extra: bool = False  # fields that nobody knows
+    comments: bool = False  # a comment before every chunk
+    newline: Literal["\n", "\r\n", "\r"] = "\n"
+    gzip: bool = False  # compressed, whatever the client accepts; with huge_line_bytes it is a bomb
+    framing: Literal["chunked", "close"] = "chunked"  # close: the body ends with the connection, so a FIN looks like an end
+    chunks_per_write: int = 1  # 0: everything in one write
+    bytes_per_write: int = 0  # 0: whole chunks. 1 splits every multi-byte character
+
+    def said(self, prompt: str) -> list[str]:
+        """The deltas of the answer to this prompt."""
+        if self.deltas is not None:
+            return list(self.deltas)
+        return default_deltas(prompt, self.chunks) if self.text is None else re.findall(r"\S+\s*|^\s+", self.text)
+
+    def usage_for(self, prompt: str, completion_tokens: int) -> Any:
+        """The usage object that this behaviour sends."""
+        return usage_named(self.usage, prompt, completion_tokens) if isinstance(self.usage, str) else self.usage
+
+
+class Piece(NamedTuple):
+    """A run of body bytes and what it tells. `point` is the one that is reached when it has been sent."""
+
+    data: bytes
+    point: Point | None = None
+    text: str = ""
+    usage: Any = None
+
+
+def default_deltas(prompt: str, chunks: int = 8) -> list[str]:
+    """What the fake says unless told otherwise: deterministic, unique to the prompt, with 1- to 4-byte characters."""
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    words = ["Answer ", f"{digest} ", "こたえ ", "é🙂 "]
+    return [words[n] if n < len(words) else f"{digest[:4]}-{n} " for n in range(chunks)]
+
+
+def default_text(prompt: str, chunks: int = 8) -> str:
+    """The whole of `default_deltas`."""
+    return "".join(default_deltas(prompt, chunks))
+
+
+def prompt_of(body: Any) -> str:
+    """The last user message of a request; its text parts joined."""
+    messages = body.get("messages") if isinstance(body, dict) else None
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, list):
+                return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+            return str(content)
+    return ""
+
+
+def marked(default: Behaviour, text: str) -> Behaviour:
+    """The default as changed by the markers in `text`. Raises ValueError for a name that no field has."""
+    changes: dict[str, Any] = {}
+    for marker in _MARKER.findall(text):
+        changes |= settings_of(marker)
+    return replace(default, **changes) if changes else default
+
+
+def settings_of(marker: str) -> dict[str, Any]:
+    """`cut-after=3 cut=rst` as fields of a `Behaviour`; values are numbers, true, false, none (None), or else strings."""
+    known = {each.name for each in fields(Behaviour)}
+    found: dict[str, Any] = {}
+    for pair in marker.split():
+        name, _, value = pair.partition("=")
+        name = name.replace("-", "_")
+        if name not in known:
+            raise ValueError(f"a behaviour has no field {name!r}")
+        if value == "none":
+            found[name] = None
+        elif name in ("body", "raw"):
+            found[name] = value.encode()
+        else:
+            found[name] = json.loads(value) if re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?|true|false", value) else value
+    return found
+
+
+def usage_named(name: str, prompt: str, completion_tokens: int) -> Any:
+    """The usage object of a name; raises KeyError for one that it does not know."""
+    prompt_tokens, completion_tokens = 8 + len(prompt) // 4, completion_tokens + REASONING_TOKENS
+    given: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": prompt_tokens // 4, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": REASONING_TOKENS, "audio_tokens": 0},
+    }
+    return {
+        "given": given,
+        "plain": {key: given[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")},
+        "null": None,
+        "empty": {},
+        "nulls": dict.fromkeys(given),
+        "negative": {**given, "completion_tokens": -completion_tokens},
+        "float": {**given, "completion_tokens": completion_tokens + 0.5},
+        "string": {**given, "completion_tokens": str(completion_tokens)},
+        "huge": {**given, "completion_tokens": 10**30},
+        "zero": {**given, "prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        "wrong-total": {**given, "total_tokens": 1},
+        "cached-over": {**given, "prompt_tokens_details": {"cached_tokens": prompt_tokens + 1}},
+        "reasoning-over": {**given, "completion_tokens_details": {"reasoning_tokens": completion_tokens + 1}},
+    }[name]
+
+
+def stream_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Iterator[Piece]:
+    """The body of a streamed answer, faults included; `cut` and `hang` are left to whoever sends it."""
+    for piece in _answer(behaviour, body, prompt):
+        faults = list(_faults(behaviour, piece.point)) if piece.point is not None else []
+        huge = behaviour.huge_line_bytes if piece.point == behaviour.huge_line_after else 0
+        if not faults and not huge:
+            yield piece
+            continue
+        yield piece._replace(point=None)
+        if huge:
+            yield Piece(b'data: {"choices":[{"index":0,"delta":{"content":"')
+            yield from (Piece(BLOCK[: min(len(BLOCK), huge - at)]) for at in range(0, huge, len(BLOCK)))
+            yield Piece(b'"}}]}' + _lines(behaviour))
+        yield from (Piece(data) for data in faults)
+        yield Piece(b"", point=piece.point)
+        if piece.point == behaviour.error_after:
+            return
+
+
+def whole_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> list[Piece]:
+    """The body of an answer in one piece, as two halves."""
+    said = behaviour.said(prompt)
+    usage = None if behaviour.usage is None else behaviour.usage_for(prompt, len(said))
+    finish_reason = None if behaviour.finish_reason == "absent" else behaviour.finish_reason
+    message = {"role": "assistant", "content": "".join(said), "refusal": None}
+    answer: dict[str, Any] = _envelope(behaviour, body, "chat.completion")
+    answer["choices"] = [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}]
+    if behaviour.usage is not None:
+        answer["usage"] = usage
+    if behaviour.huge_line_bytes:
+        answer["padding"] = "a" * behaviour.huge_line_bytes
+    data = _json(answer)
+    if behaviour.malformed_after is not None:
+        data = data[:-1] + b",}"
+    if behaviour.invalid_utf8_after is not None:
+        data = data[:-1] + b',"\xff\xfe":0}'
+    half = len(data) // 2
+    return [Piece(b"", point="headers"), Piece(data[:half], point=0), Piece(data[half:], point="usage", text="".join(said), usage=usage)]
+
+
+def error_body(behaviour: Behaviour) -> bytes:
+    """What is sent instead of an answer."""
+    return _json({"error": dict(behaviour.error)}) if behaviour.body is None else behaviour.body
+
+
+def _answer(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Iterator[Piece]:
+    """The chunks of a streamed answer without its faults."""
+    voice = _Voice(behaviour, body, prompt)
+    said = behaviour.said(prompt)
+    yield Piece(b"", "headers")
+    if behaviour.empty_choices:
+        yield voice.chunk(None)
+    if behaviour.role == "none":
+        yield Piece(b"", 0)
+    else:
+        yield voice.chunk(0, {"role": "assistant", "content": None if behaviour.role == "null" else "", "refusal": None})
+    for n, text in enumerate(_forever(said) if behaviour.endless else said, 1):
+        finish_reason = behaviour.finish_reason if behaviour.finish_with_text and n == len(said) else None
+        yield voice.chunk(n, {"content": text}, finish_reason, text=text, usage_of=n if behaviour.usage_place == "every" else None)
+    if behaviour.finish_with_text:
+        yield Piece(b"", "finish")
+    elif behaviour.finish_reason != "absent":
+        yield voice.chunk("finish", {}, behaviour.finish_reason, usage_of=len(said) if behaviour.usage_place != "own" else None)
+    if voice.tells_usage and behaviour.usage_place == "own":
+        for n in range(behaviour.usage_times):
+            yield voice.chunk("usage" if n == behaviour.usage_times - 1 else None, usage_of=len(said))
+    if behaviour.done:
+        yield Piece(b"data: [DONE]" + _lines(behaviour))
+
+
+class _Voice:
+    """Makes the chunks of one answer."""
+
+    def __init__(self, behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> None:
+        self._behaviour, self._body, self._prompt = behaviour, body, prompt
+        asked = behaviour.usage_unasked or bool((body.get("stream_options") or {}).get("include_usage"))
+        self.tells_usage = asked and behaviour.usage is not None
+
+    def chunk(
+        self,
+        point: Point | None,
+        delta: Mapping[str, Any] | None = None,
+        finish_reason: str | None = None,
+        *,
+        text: str = "",
+        usage_of: int | None = None,
+    ) -> Piece:
+        """One event; without a delta it has no choices. `usage_of`: that many completion tokens are accounted for."""
+        behaviour, extra = self._behaviour, {"mystery": {"deep": [1, None]}} if self._behaviour.extra else {}
+        envelope = _envelope(behaviour, self._body, "chat.completion.chunk")
+        choice = {"index": 0, "delta": {**(delta or {}), **extra}, "logprobs": None, "finish_reason": finish_reason, **extra}
+        envelope["choices"] = [] if delta is None else [choice]
+        usage = None
+        if self.tells_usage:
+            envelope["usage"] = usage = None if usage_of is None else behaviour.usage_for(self._prompt, usage_of)
+        comment = b": keep-alive" + _lines(behaviour) if behaviour.comments else b""
+        return Piece(comment + b"data: " + _json(envelope) + _lines(behaviour), point, text, usage)
+
+
+def _faults(behaviour: Behaviour, point: Point | None) -> Iterator[bytes]:
+    end = _lines(behaviour)
+    if point == behaviour.malformed_after:
+        yield b'data: {"choices":[{"index":0,"delta":{"content":"broken' + end
+    if point == behaviour.invalid_utf8_after:
+        yield b'data: {"choices":[{"index":0,"delta":{"content":"\xff\xfe\xe3\x81"},"finish_reason":null}]}' + end
+    if point == behaviour.raw_after:
+        yield behaviour.raw
+    if point == behaviour.error_after:
+        yield b"data: " + _json({"error": dict(behaviour.error)}) + end
+
+
+def _forever(said: list[str]) -> Iterator[str]:
+    while True:
+        yield from said
+
+
+def _envelope(behaviour: Behaviour, body: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    extra = {"mystery": "?", "service_tier": "default", "obfuscation": "aB3"} if behaviour.extra else {}
+    return {"id": "chatcmpl-fake", "object": kind, "created": CREATED, "model": body.get("model"), **extra}
+
+
+def _lines(behaviour: Behaviour) -> bytes:
+    return behaviour.newline.encode() * 2
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

@@ -1,0 +1,157 @@
+"""The truth of a provider fake: what reached it, what it really sent, how each call ended, and waiting for all that."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from tests.fakes.behaviour import Behaviour, marked, prompt_of
+
+WAIT_SECONDS = 10  # the longest that a wait_… waits unless told otherwise
+
+
+class Ending(StrEnum):
+    """How a call ended, seen from the provider."""
+
+    OPEN = "open"  # it has not
+    FINISHED = "finished"  # everything that the behaviour says was sent, and nothing was wrong with its end
+    ERROR = "error"  # an error status, or a body that is no answer, was sent
+    CUT = "cut"  # a fault ended it: a cut, an error event, or an end without a finish reason
+    ABORTED = "aborted"  # the client closed the connection first
+    CLOSED = "closed"  # the fake itself was closed meanwhile
+
+
+@dataclass(eq=False, kw_only=True)
+class Call:
+    """One request and what became of it. Times are `time.monotonic()`, the same clock for every process of a machine."""
+
+    number: int
+    body: Any
+    headers: dict[str, str]
+    behaviour: Behaviour
+    prompt: str
+    started_at: float
+    status: int | None = None  # None: no headers were sent
+    text: str = ""
+    chunks: int = 0
+    usages: list[Any] = field(default_factory=list)
+    body_bytes: int = 0
+    ended: Ending = Ending.OPEN
+    ended_at: float | None = None
+
+    @property
+    def stream(self) -> bool:
+        """Whether a stream was asked for."""
+        return bool(isinstance(self.body, dict) and self.body.get("stream"))
+
+    @property
+    def usage(self) -> Any:
+        """The last usage that was sent, exactly as it was sent; None if none was."""
+        return self.usages[-1] if self.usages else None
+
+    def truth(self) -> dict[str, Any]:
+        """The call as JSON."""
+        told = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("behaviour", "usages")}
+        return told | {"usage": self.usage}
+
+
+class Truth:
+    """What the fake knows, and what it is to do with the calls to come."""
+
+    def __init__(self, default: Behaviour | None = None) -> None:
+        self.default = default or Behaviour()
+        self.calls: list[Call] = []
+        self.others: list[str] = []  # every other request: "GET /v1/models"
+        self.refused = 0
+        self.errors: list[BaseException] = []  # faults of the fake itself; closing it raises one
+        self._queued: deque[Behaviour] = deque()
+        self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+
+    def next(self, *behaviours: Behaviour) -> None:
+        """Queue behaviours: one for each of the next calls, in the order of their arrival."""
+        self._queued.extend(behaviours)
+
+    def open_calls(self) -> list[Call]:
+        """The calls that have not ended."""
+        return [call for call in self.calls if call.ended is Ending.OPEN]
+
+    async def wait_calls(self, count: int, seconds: float = WAIT_SECONDS) -> list[Call]:
+        """Wait until that many calls have arrived, and return all."""
+        await self.wait(lambda: len(self.calls) >= count, seconds)
+        return self.calls
+
+    async def wait_chunks(self, call: Call, count: int, seconds: float = WAIT_SECONDS) -> None:
+        """Wait until that many chunks of text of a call are on their way."""
+        await self.wait(lambda: call.chunks >= count, seconds)
+
+    async def wait_ended(self, call: Call, seconds: float = WAIT_SECONDS) -> Ending:
+        """Wait until a call has ended, and say how."""
+        await self.wait(lambda: call.ended is not Ending.OPEN, seconds)
+        return call.ended
+
+    async def wait_idle(self, seconds: float = WAIT_SECONDS) -> list[Call]:
+        """Wait until every call that has arrived has ended, and return all."""
+        await self.wait(lambda: not self.open_calls(), seconds)
+        return self.calls
+
+    async def wait(self, condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
+        """Wait for any condition on the truth. Raises TimeoutError, which says what the truth is instead."""
+        if condition():
+            return
+        waiter = (condition, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(seconds):
+                await waiter[1]
+        except TimeoutError:
+            seen = [f"{call.number}: {call.ended}, {call.chunks} chunks" for call in self.calls]
+            raise TimeoutError(f"after {seconds} s the fake has seen {len(self.calls)} calls: {seen}, {self.refused} refused") from None
+        finally:
+            self._waiters.remove(waiter)
+
+    def truth(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {"refused": self.refused, "others": self.others, "calls": [call.truth() for call in self.calls]}
+
+    # what connections enter into it
+
+    def take_refusal(self) -> bool:
+        """Whether a connection that just came is to be refused."""
+        if not (self._queued[0] if self._queued else self.default).refuse:
+            return False
+        if self._queued:
+            self._queued.popleft()
+        self._refuse()
+        return True
+
+    def arrived(self, body: Any, headers: dict[str, str]) -> Call | None:
+        """Enter a call, or None if it is refused after all. Raises ValueError for a marker that means nothing."""
+        prompt = prompt_of(body)
+        behaviour = self._queued.popleft() if self._queued else marked(self.default, prompt)
+        if behaviour.refuse:
+            self._refuse()
+            return None
+        at = time.monotonic()
+        call = Call(number=len(self.calls), body=body, headers=headers, behaviour=behaviour, prompt=prompt, started_at=at)
+        self.calls.append(call)
+        self.changed()
+        return call
+
+    def ended(self, call: Call, ending: Ending) -> None:
+        """Note how a call ended. The first ending counts."""
+        if call.ended is Ending.OPEN:
+            call.ended, call.ended_at = ending, time.monotonic()
+            self.changed()
+
+    def changed(self) -> None:
+        """Wake whoever waits for what is now true."""
+        for condition, future in self._waiters:
+            if not future.done() and condition():
+                future.set_result(None)
+
+    def _refuse(self) -> None:
+        self.refused += 1
+        self.changed()

@@ -1,0 +1,96 @@
+"""A program for `test_syscalls.py`: it uses a journal, under a tracer that counts its system calls and breaks one of them.
+
+    python -m tests.faults.journal_program FOLDER CALL RUNS WHEN
+
+A tracer can break "the N-th call" of every process, but N is fixed for all of them. So this program forks a child for
+each N from 1 to RUNS, and each child first makes WHEN - N calls that mean nothing: the call that is broken, its WHEN-th,
+is then the N-th that the journal makes. One interpreter and one tracer serve all runs, and the runs do not share a thing.
+Every N has two runs, one of a journal with a spool and one of a journal without.
+
+A child writes to `said` in its folder, one word and an id a line: `begun` (the journal has taken it), `full` (it has
+not), `ended` (acknowledged), `doubtful` (the same, but the journal has counted a failure), `applied` (its row is
+committed, before the journal lets go of it); `clean` at its end.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from service.core.backends.journal import Journal
+from service.core.errors import JournalFull
+from tests.records import intent, outcome
+
+ANSWERS = 8
+_NOTHING = os.open("/dev/null", os.O_RDWR)
+_MEMORY = os.memfd_create("nothing")
+
+
+def _unlink_nothing() -> None:
+    Path("/nothing/is/here").unlink(missing_ok=True)
+
+
+MEANINGLESS: dict[str, Callable[[], object]] = {
+    "pwrite64": lambda: os.pwrite(_NOTHING, b"x", 0),
+    "fdatasync": lambda: os.fdatasync(_MEMORY),
+    "fallocate": lambda: os.posix_fallocate(_MEMORY, 0, 1),
+    "unlink": _unlink_nothing,
+}
+
+
+def use(folder: Path, spool: Path | None) -> None:
+    """Begin, end, apply and release answers, in several segments, and sync now and then as the journal's thread does."""
+    said = os.open(folder / "said", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def say(word: str, name: str = "") -> None:
+        os.write(said, f"{word} {name}\n".encode())
+
+    journal = Journal(folder / "journal", spool, sync_ms=50, bytes_max=2**22, segment_bytes=20_000)
+    begun, ended = [], []
+    for number in range(ANSWERS):
+        one = intent(prompt=f"prompt {number} " + "p" * 1500)
+        try:
+            journal.begin(one)
+        except JournalFull:
+            say("full", one.id)
+        else:
+            say("begun", one.id)
+            begun.append(one)
+        if number % 2:
+            journal._round()
+        if number % 3 != 1 and begun:
+            last = begun.pop(0)
+            failures = journal.statistics().failures
+            journal.finish(outcome(last, response="r" * 1500))
+            say("ended" if journal.statistics().failures == failures else "doubtful", last.id)
+            ended.append(last.id)
+        if number == ANSWERS // 2:
+            for name in ended:
+                say("applied", name)
+            journal.release(ended)
+            ended = []
+    journal._round()
+    say("clean")
+
+
+def main() -> None:
+    """Run all children, at the same time."""
+    folder, call, runs, when = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    children = []
+    for number in range(1, runs + 1):
+        for spool in (True, False):
+            place = folder / f"{number}-{'spool' if spool else 'disk'}"
+            for name in ("journal", "spool"):
+                (place / name).mkdir(parents=True)
+            if (child := os.fork()) == 0:
+                for _ in range(when - number):
+                    MEANINGLESS[call]()
+                use(place, place / "spool" if spool else None)
+                os._exit(0)
+            children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main()

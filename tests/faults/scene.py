@@ -1,0 +1,190 @@
+"""What the scenarios share: callers who note what they saw, waiting for a condition, disks that fail."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.fakes.provider import ProviderFake
+from tests.process import ServiceProcess
+from tests.sse import collect
+
+WAIT_SECONDS = 20
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = WAIT_SECONDS) -> None:
+    """Poll a condition that nobody tells of, with a bound."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+class Callers:
+    """Ask questions, each only once; note what was acknowledged, what was refused, and how long it took."""
+
+    def __init__(self, client: httpx2.AsyncClient, name: str = "question") -> None:
+        self._client = client
+        self._name = name
+        self._number = 0
+        self.acknowledged: list[str] = []
+        self.refused: list[str] = []
+        self.seconds: list[float] = []
+
+    async def ask(self) -> bool:
+        """One answer, streamed or not. Whether it was acknowledged."""
+        self._number += 1
+        prompt, stream = f"{self._name} {self._number}", self._number % 2
+        body = {"prompt": prompt, "grounded": False}
+        began = time.perf_counter()
+        if stream:
+            async with self._client.stream("POST", "/ai/stream", json=body) as response:
+                code = await _ending(response)
+        else:
+            response = await self._client.post("/ai/test", json=body)
+            code = "" if response.status_code == 200 else response.json()["code"]
+        if code:
+            self.refused.append(code)
+            return False
+        self.seconds.append(time.perf_counter() - began)
+        self.acknowledged.append(prompt)
+        return True
+
+    async def ask_many(self, count: int, at_once: int = 8) -> list[float]:
+        """That many answers; how long each took that was acknowledged."""
+        begun, left = len(self.seconds), count
+
+        async def one_after_another() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await self.ask()
+
+        await asyncio.gather(*(one_after_another() for _ in range(at_once)))
+        return self.seconds[begun:]
+
+
+async def _ending(response: httpx2.Response) -> str:
+    if response.status_code != 200:
+        await response.aread()
+        return str(response.json()["code"])
+    last = (await collect(response))[-1]
+    return "" if last.name == "done" else str(last.json["code"])
+
+
+async def ready(service: ServiceProcess) -> dict[str, Any]:
+    """What health says."""
+    body: dict[str, Any] = (await service.client.get("/health/ready")).json()
+    return body
+
+
+async def wait_status(service: ServiceProcess, status: str) -> None:
+    """Until health says so."""
+
+    async def says() -> bool:
+        return bool((await ready(service))["status"] == status)
+
+    await until(says)
+
+
+async def wait_drained(service: ServiceProcess) -> None:
+    """Until nothing is open or waits for the database, and recovery is done."""
+
+    async def drained() -> bool:
+        body = await ready(service)
+        return (body["queue"]["open"], body["queue"]["waiting"], body["recovery"]["state"]) == (0, 0, "done")
+
+    await until(drained)
+
+
+async def end(service: ServiceProcess, fake: ProviderFake) -> None:
+    """SIGTERM, and a clean end."""
+    service.signal(signal.SIGTERM)
+    assert await service.wait() == 0
+    await fake.wait_idle()
+
+
+def settings_for(fake: ProviderFake, **settings: Any) -> dict[str, Any]:
+    """The settings of a service that answers through the fake."""
+    return {"OPENAI_BASE_URL": fake.base_url, "KOTAE_MODEL": "gpt-4o-mini", "KOTAE_LOG_LEVEL": "error"} | settings
+
+
+def p99(seconds: list[float]) -> float:
+    """The value that 99 of 100 do not exceed."""
+    return sorted(seconds)[int(len(seconds) * 0.99)]
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A tmpfs of this size on the folder; the test is not run where that may not be made."""
+    folder.mkdir(exist_ok=True)
+    _run_or_skip("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextmanager
+def read_only(file: Path) -> Iterator[None]:
+    """Whoever opens this file meanwhile cannot write to it, root neither."""
+    _run_or_skip("mount", "--bind", str(file), str(file))
+    try:
+        _run_or_skip("mount", "-o", "remount,ro,bind", str(file))
+        yield
+    finally:
+        subprocess.run(["umount", "-l", file], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """A ballast file that takes all the room of a small disk."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+@contextmanager
+def ext4(folder: Path, image: Path) -> Iterator[Path]:
+    """A small ext4 of its own on the folder; the test is not run where that may not be made."""
+    folder.mkdir(exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)
+    _run_or_skip("mkfs.ext4", "-q", "-F", str(image))
+    _run_or_skip("mount", "-o", "loop", str(image), str(folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@asynccontextmanager
+async def frozen(folder: Path, seconds_max: float = 20) -> AsyncIterator[None]:
+    """The filesystem stands still: whoever writes to it waits. Another process thaws it, even if this one dies or hangs."""
+    code = subprocess.run(["fsfreeze", "-f", folder], check=False, capture_output=True, text=True)
+    if code.returncode:
+        pytest.skip(f"not run: fsfreeze: {code.stderr.strip()}")
+    guard = subprocess.Popen(["sh", "-c", f"timeout {seconds_max:g} cat; fsfreeze -u '{folder}'"], stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        guard.communicate()
+
+
+def _run_or_skip(*command: str) -> None:
+    if os.getuid() != 0:
+        pytest.skip(f"not run: {command[0]} needs root")
+    if not shutil.which(command[0]):
+        pytest.skip(f"not run: {command[0]} is not installed")
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"not run: {' '.join(command)}: {done.stderr.strip()}")

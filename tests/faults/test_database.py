@@ -1,0 +1,230 @@
+"""The database locked, read-only, deleted, and a writer that raises or hangs: answers go on and their rows come."""
+
+import asyncio
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+import pytest
+
+from service.core.db import Database, Session
+from service.core.errors import DatabaseUnavailable
+from service.core.events import Outcome
+from service.core.settings import Settings
+from service.workers import writer
+from tests.conftest import Serve, Service
+from tests.conftest import _running as running
+from tests.fakes.provider import Behaviour, ProviderFake
+from tests.faults.oracle import check, log_of
+from tests.faults.scene import Callers, end, read_only, ready, settings_for, until, wait_drained, wait_status
+from tests.process import serving
+
+
+async def test_a_locked_database_stops_no_answer(tmp_path: Path, fake: ProviderFake) -> None:
+    """While another connection holds the database, answers are neither refused nor slower, health is degraded, and all rows come."""
+    fake.default = Behaviour(chunks=4, gap=0.002)
+    async with serving(tmp_path, **settings_for(fake, KOTAE_DATABASE_BUSY_SECONDS=0.2)) as service:
+        callers = Callers(service.client)
+        await callers.ask_many(20)
+        before = await callers.ask_many(100)
+        await wait_drained(service)
+        lock = sqlite3.connect(tmp_path / "kotae.db", isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+        during = await callers.ask_many(200)
+        await wait_status(service, "degraded")
+        waiting = (await ready(service))["queue"]["waiting"]
+        lock.execute("ROLLBACK")
+        lock.close()
+        await wait_drained(service)
+        await wait_status(service, "ready")
+        await end(service, fake)
+
+    assert callers.refused == []
+    assert waiting == 200
+    assert median(during) < median(before) * 2 + 0.02
+    assert len(check(tmp_path, fake.calls, callers.acknowledged)) == 320
+
+
+def service_settings(fake: ProviderFake, **settings: Any) -> dict[str, Any]:
+    """The settings of a service in this process."""
+    return {"openai_base_url": fake.base_url, "openai_api_key": "sk-test", "model": "fake-model", "database_busy_seconds": 0.1} | settings
+
+
+async def health(service: Service) -> str:
+    """What health says."""
+    return str((await service.client.get("/health/ready")).json()["status"])
+
+
+async def asked(service: Service, count: int) -> Callers:
+    """That many answers, none refused."""
+    callers = Callers(service.client)
+    await callers.ask_many(count)
+    assert callers.refused == []
+    return callers
+
+
+def outcomes_aside(data_dir: Path) -> list[str]:
+    """The prompts of the records that were put aside."""
+    return [msgspec.json.decode(file.read_bytes(), type=Outcome).intent.prompt for file in (data_dir / "quarantine").glob("*")]
+
+
+async def is_now(service: Service, status: str) -> bool:
+    """Whether health says so."""
+    return await health(service) == status
+
+
+async def recovered(service: Service) -> bool:
+    """Whether recovery has nothing left to do."""
+    return bool((await service.client.get("/health/ready")).json()["recovery"]["state"] == "done")
+
+
+async def test_a_read_only_database_stops_no_answer(migrated: Path, tmp_path: Path, fake: ProviderFake) -> None:
+    """With a file that may only be read answers go on, health is degraded, and the next start brings the rows in."""
+    shutil.copy(migrated, tmp_path / "kotae.db")
+    settings = Settings(**service_settings(fake), data_dir=tmp_path, port=0, journal_spool=str(tmp_path / "spool"), log_level="error")
+    with read_only(tmp_path / "kotae.db"):
+        async with running(settings, seeded=False) as service:
+            callers = await asked(service, 20)
+            await until(lambda: is_now(service, "degraded"))
+        assert log_of(tmp_path) == []
+
+    async with running(settings, seeded=False) as service:
+        await until(lambda: recovered(service))
+
+    assert len(check(tmp_path, fake.calls, callers.acknowledged)) == 20
+
+
+async def test_a_database_that_may_be_written_again_is_written(migrated: Path, tmp_path: Path, fake: ProviderFake) -> None:
+    """A file that was read-only for a while gets its rows without a restart."""
+    shutil.copy(migrated, tmp_path / "kotae.db")
+    settings = Settings(**service_settings(fake), data_dir=tmp_path, port=0, journal_spool=str(tmp_path / "spool"), log_level="error")
+    with read_only(tmp_path / "kotae.db"):
+        async with running(settings, seeded=False) as service:
+            await asked(service, 20)
+            await until(lambda: is_now(service, "degraded"))
+            subprocess.run(["mount", "-o", "remount,rw,bind", tmp_path / "kotae.db"], check=True)
+            await until(lambda: is_now(service, "ready"), 4)
+
+
+async def test_a_deleted_database_is_noticed(tmp_path: Path, fake: ProviderFake) -> None:
+    """Rows are not written to a file that nobody can open any more: the next start brings them in."""
+    async with serving(tmp_path, **settings_for(fake)) as service:
+        await Callers(service.client).ask()
+        await wait_drained(service)
+        for file in tmp_path.glob("kotae.db*"):
+            file.unlink()
+        callers = Callers(service.client, "later")
+        await callers.ask_many(20)
+        await end(service, fake)
+    async with serving(tmp_path, **settings_for(fake)) as service:
+        await wait_drained(service)
+        await end(service, fake)
+
+    assert set(callers.acknowledged) <= {row["prompt"] for row in log_of(tmp_path)}
+
+
+class Faulty:
+    """Puts itself in the place of `Database.transaction`, for as long as `fault` has something to do."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tries = 0
+        self.fault: Callable[[int], Awaitable[None]] | None = None
+        whole = Database.transaction
+
+        @asynccontextmanager
+        async def transaction(database: Database) -> AsyncGenerator[Session]:
+            self.tries += 1
+            if self.fault:
+                await self.fault(self.tries)
+            async with whole(database) as session:
+                yield session
+
+        monkeypatch.setattr(Database, "transaction", transaction)
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable("away"), RuntimeError("can't start new thread"), OSError(24, "Too many open files")])
+async def test_a_writer_that_fails_once(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """One failure, of the database or of anything else, puts no record aside and loses none."""
+    faulty = Faulty(monkeypatch)
+
+    async def once(tries: int) -> None:
+        if tries == 1:
+            raise error
+
+    faulty.fault = once
+    service = await serve(**service_settings(fake))
+    callers = await asked(service, 1)
+    await service.wait_idle()
+
+    data_dir = service.rooms.settings.data_dir
+    assert len(check(data_dir, fake.calls, callers.acknowledged)) == 1
+    assert outcomes_aside(data_dir) == []
+    assert await health(service) == "ready"
+
+
+async def test_a_writer_that_always_fails_for_want_of_the_database(
+    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the database is away answers go on and health is degraded; when it is back, all rows are there."""
+    faulty = Faulty(monkeypatch)
+
+    async def always(_: int) -> None:
+        raise DatabaseUnavailable("away")
+
+    faulty.fault = always
+    service = await serve(**service_settings(fake))
+    callers = await asked(service, 30)
+    await until(lambda: is_now(service, "degraded"))
+    faulty.fault = None
+    await service.wait_idle()
+
+    assert len(check(service.rooms.settings.data_dir, fake.calls, callers.acknowledged)) == 30
+    assert await health(service) == "ready"
+
+
+async def test_a_writer_that_always_fails_for_another_reason(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no try can write is put aside, whole, and health says degraded; the answers after it have rows."""
+    faulty = Faulty(monkeypatch)
+
+    async def always(_: int) -> None:
+        raise RuntimeError("broken")
+
+    faulty.fault = always
+    service = await serve(**service_settings(fake))
+    aside = await asked(service, 4)
+    await service.wait_idle()
+    faulty.fault = None
+    before = len(fake.calls)
+    callers = Callers(service.client, "later")
+    await callers.ask_many(4)
+    await service.wait_idle()
+
+    data_dir = service.rooms.settings.data_dir
+    assert sorted(outcomes_aside(data_dir)) == sorted(aside.acknowledged)
+    assert len(check(data_dir, fake.calls[before:], callers.acknowledged)) == 4
+    assert await health(service) == "degraded"
+
+
+async def test_a_writer_that_hangs(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that never returns stops no answer and does not look like health; when it goes on, all rows are there."""
+    monkeypatch.setattr(writer, "LATE_SECONDS", 0.2)
+    faulty, goes_on = Faulty(monkeypatch), asyncio.Event()
+
+    async def hang(_: int) -> None:
+        await goes_on.wait()
+
+    faulty.fault = hang
+    service = await serve(**service_settings(fake))
+    callers = await asked(service, 30)
+    await until(lambda: is_now(service, "degraded"))
+    goes_on.set()
+    await service.wait_idle()
+
+    assert len(check(service.rooms.settings.data_dir, fake.calls, callers.acknowledged)) == 30
+    assert await health(service) == "ready"

@@ -1,0 +1,79 @@
+"""kill -9, again and again, under load: the log against the truth of the provider."""
+
+import asyncio
+import os
+import random
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.fakes.provider import Behaviour, ProviderFake
+from tests.faults.oracle import check
+from tests.process import ServiceProcess, serving
+from tests.sse import collect
+
+KILLS = int(os.environ.get("KOTAE_TEST_KILLS", "15"))
+
+
+class Load:
+    """Callers that ask all the time, streamed and not; they note what was acknowledged."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[str] = []
+        self._number = 0
+
+    async def run(self, service: ServiceProcess, callers: int = 12) -> None:
+        """Ask until the service is gone."""
+        async with httpx2.AsyncClient(base_url=service.url, timeout=20) as client:
+            await asyncio.gather(*(self._ask_on(client) for _ in range(callers)))
+
+    async def _ask_on(self, client: httpx2.AsyncClient) -> None:
+        with suppress(httpx2.TransportError):
+            while True:
+                self._number += 1
+                prompt = f"question {self._number}"
+                body = {"prompt": prompt, "grounded": False}
+                if self._number % 3:
+                    async with client.stream("POST", "/ai/stream", json=body) as response:
+                        done = (await collect(response))[-1].name == "done"
+                else:
+                    done = (await client.post("/ai/test", json=body)).status_code == 200
+                if done:
+                    self.acknowledged.append(prompt)
+
+
+@pytest.mark.timeout(60 + KILLS * 20)
+async def test_no_row_is_lost_doubled_or_forgotten(tmp_path: Path, fake: ProviderFake) -> None:
+    """After every kill and recovery: missing 0, doubled 0, acknowledged but not final 0, totals equal rows."""
+    choose = random.Random(5)
+    fake.default = Behaviour(chunks=6, gap=0.004)
+    load = Load()
+    settings = {"OPENAI_BASE_URL": fake.base_url, "KOTAE_MODEL": "gpt-4o-mini", "KOTAE_LOG_LEVEL": "error"}
+    for _ in range(KILLS):
+        async with serving(tmp_path, **settings) as service:
+            callers = asyncio.create_task(load.run(service))
+            seen = len(load.acknowledged)
+            await asyncio.sleep(choose.uniform(0.1, 0.8))
+            service.signal(signal.SIGKILL)
+            await asyncio.gather(service.wait(), callers)
+            assert len(load.acknowledged) >= seen
+    async with serving(tmp_path, **settings) as service:
+        await recovered(service)
+        service.signal(signal.SIGTERM)
+        assert await service.wait() == 0
+    await fake.wait_idle()
+
+    rows = check(tmp_path, fake.calls, load.acknowledged)
+    assert len(load.acknowledged) > KILLS * 10
+    assert {row["status"] for row in rows} == {"completed", "interrupted"}
+    assert [*(tmp_path / "journal").glob("*"), *(tmp_path / "spool").glob("*")] == []
+
+
+async def recovered(service: ServiceProcess) -> None:
+    """Until recovery has nothing left to do."""
+    async with asyncio.timeout(30):
+        while (await service.client.get("/health/ready")).json()["recovery"]["state"] != "done":
+            await asyncio.sleep(0.02)

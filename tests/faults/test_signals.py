@@ -1,0 +1,137 @@
+"""SIGTERM in bad moments: many streams, a locked database, twice, and followed by SIGKILL. Each next start has every row."""
+
+import asyncio
+import signal
+import sqlite3
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.fakes.provider import ProviderFake
+from tests.faults.oracle import check, log_of
+from tests.faults.scene import Callers, end, ready, settings_for, wait_drained
+from tests.process import ServiceProcess, serving
+from tests.sse import collect
+
+STREAMS = 200
+GRACE = 0.5
+
+
+async def open_streams(service: ServiceProcess, fake: ProviderFake, count: int) -> list[asyncio.Task[str]]:
+    """Streams that have said something and would never end; each task gives the code of its end, or "" without one."""
+    before = len(fake.calls)
+
+    async def one(number: int) -> str:
+        with suppress(httpx2.TransportError):
+            async with service.client.stream(
+                "POST", "/ai/stream", json={"prompt": f"[[hang-after=2]] {number}", "grounded": False}
+            ) as response:
+                return str((await collect(response))[-1].json.get("code", ""))
+        return ""
+
+    service.client = httpx2.AsyncClient(base_url=service.url, timeout=30, limits=httpx2.Limits(max_connections=None))
+    tasks = [asyncio.create_task(one(number)) for number in range(count)]
+    for call in list(await fake.wait_calls(before + count, 20))[before:]:
+        await fake.wait_chunks(call, 2)
+    return tasks
+
+
+async def start_again(tmp_path: Path, fake: ProviderFake, acknowledged: list[str]) -> list[str]:
+    """Start, wait for recovery, end; the oracle; the statuses of all rows."""
+    await fake.wait_idle()
+    async with serving(tmp_path, **settings_for(fake)) as service:
+        await wait_drained(service)
+        await end(service, fake)
+    assert list((tmp_path / "journal").iterdir()) == []
+    return [row["status"] for row in check(tmp_path, fake.calls, acknowledged)]
+
+
+@pytest.mark.parametrize("signals", [1, 2], ids=["once", "twice"])
+async def test_many_open_streams(tmp_path: Path, fake: ProviderFake, signals: int) -> None:
+    """After the grace, or at once with a second signal, each stream is told, each has its row, and the exit is 0 in time."""
+    grace = GRACE if signals == 1 else 30
+    async with serving(tmp_path, **settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=grace)) as service:
+        opening = time.monotonic()
+        streams = await open_streams(service, fake, STREAMS)
+        began = time.monotonic()
+        service.signal(signal.SIGTERM)
+        if signals == 2:
+            await refused(service)  # the first has been taken: sent together they would be one
+            service.signal(signal.SIGTERM)
+        endings = await asyncio.gather(*streams)
+        assert await service.wait() == 0
+        assert time.monotonic() - began < GRACE + 2 + (began - opening)  # how fast this machine is now
+
+    assert set(endings) == {"shutting_down"}
+    assert await start_again(tmp_path, fake, []) == ["interrupted"] * STREAMS
+
+
+async def refused(service: ServiceProcess) -> None:
+    """Until the service takes nothing new."""
+    async with asyncio.timeout(10), httpx2.AsyncClient(base_url=service.url) as other:
+        with suppress(httpx2.TransportError):
+            while (await other.get("/health/ready")).status_code != 503:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("busy_seconds", [0.2, 5])
+async def test_a_database_that_is_locked_to_the_end(tmp_path: Path, fake: ProviderFake, busy_seconds: float) -> None:
+    """A writer that cannot write holds up the exit no longer than it may; what it keeps, the next start brings in."""
+    settings = settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=GRACE, KOTAE_DATABASE_BUSY_SECONDS=busy_seconds)
+    async with serving(tmp_path, **settings) as service:
+        callers = Callers(service.client)
+        await callers.ask()
+        await wait_drained(service)
+        lock = sqlite3.connect(tmp_path / "kotae.db", isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+        asking = time.monotonic()
+        await callers.ask_many(100)
+        slack = time.monotonic() - asking  # how fast this machine is now
+        assert (await ready(service))["queue"]["waiting"] == 100
+        began = time.monotonic()
+        service.signal(signal.SIGTERM)
+        assert await service.wait() == 0
+        took = time.monotonic() - began
+        lock.execute("ROLLBACK")
+        lock.close()
+
+    assert took < GRACE + 2 + slack
+    assert len(log_of(tmp_path)) == 1
+    assert await start_again(tmp_path, fake, callers.acknowledged) == ["completed"] * 101
+
+
+async def test_killed_in_the_middle_of_the_end(tmp_path: Path, fake: ProviderFake) -> None:
+    """SIGTERM and soon SIGKILL, as an impatient supervisor does it, with open streams and a locked database: nothing is lost."""
+    async with serving(tmp_path, **settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=0.1)) as service:
+        callers = Callers(service.client)
+        await callers.ask_many(20)
+        await wait_drained(service)
+        lock = sqlite3.connect(tmp_path / "kotae.db", isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+        await callers.ask_many(20)
+        streams = await open_streams(service, fake, 50)
+        asking = [asyncio.create_task(ask_on(callers)) for _ in range(8)]
+        began = len(callers.acknowledged)
+        while len(callers.acknowledged) < began + 20:
+            await asyncio.sleep(0.001)
+        service.signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            await service.wait(0.3)
+        service.signal(signal.SIGKILL)
+        assert await service.wait() == -signal.SIGKILL
+        await asyncio.gather(*streams, *asking)
+        lock.close()
+
+    statuses = await start_again(tmp_path, fake, callers.acknowledged)
+    assert set(statuses) == {"completed", "interrupted"}
+    assert statuses.count("interrupted") >= 50
+
+
+async def ask_on(callers: Callers) -> None:
+    """Ask until the service refuses or is gone."""
+    with suppress(httpx2.TransportError):
+        while await callers.ask():
+            pass

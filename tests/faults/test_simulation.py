@@ -1,0 +1,452 @@
+"""The journal in a world that goes wrong all the time: begun, finished, committed, copied, cut, filled, killed, in any order.
+
+The real journal, its thread replaced by calls of its rounds, and the real recovery, on a disk (`disk.py`) that knows
+what is safe; the database is a dictionary with the rule of the ranks, compared with the real `logs.apply` now and then.
+A step is one operation on the journal; a round of the thread may be cut into by operations, as the event loop does.
+
+What is held against it after each recovery. *Death of the process*: every begun answer has one row; every finished one
+is final and exact, its texts included unless it was written lean. *Loss of power*: the same for whatever was on the
+disk when `when_synced` said so; anything else may be missing, or interrupted, never wrong. Always: a row that was
+committed does not change; files whose answers are committed go away; the spool holds no more than it may; a death
+tears frames, or a disk that fails in the middle of a write, nothing else does; with the faults gone, the journal works.
+
+KOTAE_TEST_STEPS: how many steps (default 100,000). KOTAE_TEST_SEED: of the first run; each run has the next one, and
+a failure names its own. KOTAE_TEST_SHRINK: look for a shorter history that fails too, which takes minutes.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from service.core import logs
+from service.core.backends import journal as journals
+from service.core.backends.journal import Journal, decode_frames, lean
+from service.core.errors import JournalFull
+from service.core.events import RANKS, Intent, Outcome, Status, UsageSource
+from service.core.pricing import Usage
+from service.core.tables import metadata, request_logs
+from service.workers import recovery as recoveries
+from service.workers.recovery import Recovery, RecoveryState
+from tests.faults.disk import Died, Disk
+from tests.records import intent, outcome
+
+STEPS = int(os.environ.get("KOTAE_TEST_STEPS", "100000"))
+SEED = int(os.environ.get("KOTAE_TEST_SEED", "1"))
+EXAMPLES = 25  # of one run of hypothesis
+COMPARED = 10  # every so many examples the rows are compared with those of SQLite
+SEGMENT_BYTES, BYTES_MAX = 60_000, 240_000
+PROMPTS = (0, 10, 300, 3000, 9000, 30_000)
+RESPONSES = (0, 50, 1000, 6000, 20_000, 70_000)
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+SOURCES = list(UsageSource)
+_NOTHING: Iterator[int] = iter(())
+
+
+class Answer:
+    """What the world knows of one answer."""
+
+    def __init__(self, begun: Intent) -> None:
+        self.intent = begun
+        self.outcome: Outcome | None = None
+        self.written = ""  # of the outcome: "full", "lean", or "maybe" (the process died in it, or was told that it failed)
+        self.begun = False
+        self.intent_safe = self.outcome_safe = False
+        self.committed = self.released = self.powerless = False
+        self.row: Outcome | None = None  # from the moment on when it may not change any more
+
+    def rows(self) -> list[Outcome | None]:
+        """Every row that it may have."""
+        interrupted = recoveries._interrupted(self.intent)
+        if not self.outcome:
+            return [interrupted] if self.begun and not self._lost(self.intent_safe) else [interrupted, None]
+        short = lean(self.outcome)
+        whole = {
+            "full": [self.outcome],
+            "lean": [msgspec.structs.replace(short, intent=self.intent)],
+            "maybe": [self.outcome, msgspec.structs.replace(short, intent=self.intent), interrupted],
+        }[self.written]
+        if not self._lost(self.outcome_safe):
+            return [*whole]
+        return [*whole, short, interrupted, *([] if self.intent_safe else [None])]
+
+    def _lost(self, safe: bool) -> bool:
+        return self.powerless and not safe
+
+
+class SimulatedRecovery(Recovery):
+    """Recovery into the dictionary; it dies before its batch number `cut`."""
+
+    def __init__(self, disk: Disk, world: "World", cut: int | None) -> None:
+        super().__init__(None, disk.data, disk.spool, quarantine=disk.root)  # type: ignore[arg-type]  # its rows go to the world
+        self._world, self._cut = world, cut
+
+    async def _apply(self, outcomes: list[Outcome]) -> None:
+        if self._cut == 0:
+            raise Died
+        self._cut = None if self._cut is None else self._cut - 1
+        assert len({one.intent.id for one in outcomes}) == len(outcomes)
+        self._world.apply(outcomes)
+
+    def run(self) -> None:
+        """From the beginning to the end. Nothing in it waits."""
+        with suppress(StopIteration):
+            self._run().send(None)
+        assert self._state is RecoveryState.DONE
+
+
+async def _at_once(call: Any, *arguments: Any) -> Any:
+    return call(*arguments)
+
+
+class World(RuleBasedStateMachine):
+    """See the module."""
+
+    steps = deaths = power_losses = recoveries = compared = examples = 0  # of all runs
+
+    def __init__(self) -> None:
+        super().__init__()
+        World.examples += 1
+        place = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        self.disk = Disk(Path(tempfile.mkdtemp(prefix="kotae-simulation-", dir=place)))
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(journals, "time", SimpleNamespace(sleep=lambda _: None, time_ns=partial(next, count(10**6))))
+        self.patch.setattr(journals, "log", SimpleNamespace(error=lambda *_, **__: None))
+        self.patch.setattr(recoveries, "log", SimpleNamespace(info=lambda *_, **__: None, exception=self._note_failure))
+        self.patch.setattr(recoveries, "asyncio", SimpleNamespace(to_thread=_at_once, CancelledError=asyncio.CancelledError))
+        self.patch.setattr(recoveries, "BATCH", 4)
+        self.disk.install()
+        self.database: dict[str, Outcome] = {}
+        self.applied: list[list[Outcome]] = []
+        self.living: dict[str, Answer] = {}  # of the process that runs
+        self.dead: dict[str, Answer] = {}  # whose records wait for recovery
+        self.settled: dict[str, Answer] = {}
+        self.torn = False
+        self.faulty = False  # whether the files that are written to are on a disk that has failed
+
+    @initialize(spool=st.sampled_from([True, True, False]))
+    def start(self, spool: bool) -> None:
+        """The first process."""
+        self.spool = self.disk.spool if spool else None
+        self._open()
+
+    def teardown(self) -> None:
+        """Without faults everything gets its row and leaves no file."""
+        try:
+            if hasattr(self, "journal"):
+                self._faults_off()
+        finally:
+            self.disk.remove()
+            self.patch.undo()
+        if World.examples % COMPARED == 1:
+            self._compare()
+
+    # what happens
+
+    @rule(script=st.binary(min_size=16, max_size=80), fault=st.sampled_from([None, None, None, "EIO", "ENOSPC"]), calls=st.integers(0, 30))
+    def work(self, script: bytes, fault: str | None, calls: int) -> None:
+        """The event loop and the thread at work: one operation for each byte."""
+        self.faulty |= fault is not None and self.spool is None
+        self.disk.plan(calls, fault)
+        self._play(iter(script))
+        self.disk.plan(0, None)
+        self.torn |= self.faulty
+
+    @rule(script=st.binary(min_size=4, max_size=40), calls=st.integers(0, 40))
+    def work_and_die(self, script: bytes, calls: int) -> None:
+        """The process dies in one of its calls, or behind the last."""
+        self.disk.plan(calls, "die")
+        try:
+            self._play(iter(script))
+        except Died:
+            self.torn = True
+        World.deaths += 1
+        self.disk.close_all()
+        self._bury()
+
+    @rule(seed_of_loss=st.integers(0, 2**32), script=st.binary(max_size=20), calls=st.integers(0, 30), failing=st.booleans())
+    def work_and_lose_power(self, seed_of_loss: int, script: bytes, calls: int, failing: bool) -> None:
+        """The power goes in one of the calls, or behind the last; or a sync fails first, and it goes before the next one."""
+        if failing:
+            self._round()
+            self._play(byte for byte in script if byte & 15 < 8)
+            self.disk.plan(0, "sync")
+            self._round()
+            script = b""
+        self.disk.plan(calls, "die")
+        with suppress(Died):
+            self._play(iter(script))
+        World.power_losses += 1
+        self.disk.lose_power(Random(seed_of_loss))
+        self.torn = True
+        self._bury(powerless=True)
+
+    @rule()
+    def stop(self) -> None:
+        """The process ends as it should. If nothing is held and the disk took it, nothing is left."""
+        mine = self.journal._process
+        self.journal.stop(1)
+        assert not self.disk.open_files or self.journal._failures
+        if not self.journal._failures and not self.faulty and all(answer.released for answer in self.living.values()):
+            assert not [path for path in self._files() if path.name.startswith(mine)]
+        self.disk.close_all()
+        self._bury()
+
+    @rule(cut=st.sampled_from([None, None, None, 0, 1, 2]), calls=st.sampled_from([None, None, *range(12)]))
+    def recover(self, cut: int | None, calls: int | None) -> None:
+        """In the background of the process that runs. It may die, and the process with it."""
+        recovery = SimulatedRecovery(self.disk, self, cut)
+        self.disk.plan(calls or 0, "die" if calls is not None else None)
+        try:
+            recovery.run()
+        except Died:
+            World.deaths += 1
+            self.disk.close_all()
+            self._bury()
+            return
+        self.disk.plan(0, None)
+        World.recoveries += 1
+        assert recovery.statistics().bad_frames == 0 or self.torn
+        self._check_recovered()
+
+    @rule()
+    def look(self) -> None:
+        """A round that the disk takes leaves no file whose answers are all committed, but the one that is written to."""
+        self._round()
+        if self.journal._failures or self.faulty:  # what could neither be made nor removed stays for the next start
+            return
+        current = self.journal._current.path.name if self.journal._current else None
+        for path in self._files():
+            if path.name.startswith(self.journal._process) and path.suffix == ".journal" and path.name != current:
+                records = [record for record in decode_frames(path.read_bytes()) if record]
+                found = {record.id if isinstance(record, Intent) else record.intent.id for record in records}
+                assert any(not self.living[id_].released for id_ in found), path.name
+
+    @invariant()
+    def the_spool_is_bounded(self) -> None:
+        """Whatever the thread and the disk do, the files that are written to take no more than they may."""
+        place = self.spool or self.disk.data
+        if hasattr(self, "journal") and place.is_dir():
+            mine = [path.stat().st_size for path in place.iterdir() if path.name.startswith(self.journal._process)]
+            assert sum(mine) <= BYTES_MAX or self.faulty
+
+    # the operations
+
+    def _play(self, script: Iterator[int]) -> None:
+        commit, release = [self._commit] * 3, [self._release] * 2
+        table = [*[self._begin] * 4, *[self._finish] * 4, *commit, *release, self._redeliver, self._space]
+        for byte in script:
+            World.steps += 1
+            which, argument = byte & 15, byte >> 4
+            if which == 15:
+                self._round(script, argument)
+            else:
+                table[which](argument)
+
+    def _round(self, script: Iterator[int] = _NOTHING, argument: int = 0) -> None:
+        """A round of the thread. From argument 8 on the next three operations come in the middle of it."""
+        if self.journal._ending:
+            return
+        written = [(one, one.begun, one.outcome is not None and one.written != "maybe") for one in self.living.values()]
+
+        def synced() -> None:
+            for one, begun, finished in written:
+                one.intent_safe |= begun
+                one.outcome_safe |= finished
+
+        self.journal.when_synced(synced)
+        meanwhile = argument >= 8 and self.disk._planned is None
+        if meanwhile:
+            self.disk.plan(argument - 8, lambda: self._play(byte for byte, _ in zip(script, range(3), strict=False) if byte & 15 != 15))
+        self.journal._round()
+        if meanwhile:
+            self.disk.plan(0, None)
+
+    def _begin(self, argument: int) -> None:
+        number = len(self.living) + len(self.dead) + len(self.settled)
+        answer = Answer(intent(id=f"{number:036d}", at=BEGAN, prompt=chr(97 + number % 26) * PROMPTS[argument % 6]))
+        try:
+            self.living[answer.intent.id] = answer
+            self.journal.begin(answer.intent)
+            answer.begun = True
+        except JournalFull:
+            pass  # it may be read all the same, if the disk failed after the write
+
+    def _finish(self, argument: int) -> None:
+        open_ = [answer for answer in self.living.values() if answer.begun and not answer.outcome]
+        if not open_:
+            return
+        answer = open_[argument % len(open_)]
+        number = int(answer.intent.id)
+        source = SOURCES[(number + argument) % len(SOURCES)]
+        answer.outcome = outcome(
+            answer.intent,
+            status=Status.TIMEOUT if source is UsageSource.UNKNOWN else Status.COMPLETED,
+            usage_source=source,
+            usage=None if source is UsageSource.UNKNOWN else Usage(prompt_tokens=number, completion_tokens=argument),
+            cost_nano_usd=None if source is UsageSource.UNKNOWN else number * 1000 + argument,
+            response=chr(65 + argument) * RESPONSES[(number + argument) % 6],
+        )
+        before = (self.journal._lean, self.journal._failures)
+        answer.written = "maybe"
+        self.journal.finish(answer.outcome)
+        if self.journal._failures == before[1]:
+            answer.written = "lean" if self.journal._lean > before[0] else "full"
+        else:
+            assert self.faulty  # there is room, always
+
+    def _commit(self, argument: int) -> None:
+        """The writer's transaction: the oldest, or from 8 on the newest."""
+        waiting = [answer for answer in self.living.values() if answer.outcome and not answer.committed]
+        chosen = waiting[: 1 + argument] if argument < 8 else waiting[-(argument - 6) :]
+        if chosen:
+            self.apply([answer.outcome for answer in chosen if answer.outcome])
+        for answer in chosen:
+            answer.committed = True
+            answer.row = self.database[answer.intent.id]
+
+    def _release(self, argument: int) -> None:
+        committed = [answer for answer in self.living.values() if answer.committed and not answer.released]
+        chosen = committed[: 2 + 2 * argument] if argument < 8 else committed[-(argument - 6) :]
+        for answer in chosen:
+            answer.released = True
+        self.journal.release([answer.intent.id for answer in chosen])
+
+    def _redeliver(self, argument: int) -> None:
+        """Outcomes that somebody may still have come again, in the wrong order."""
+        everyone = [*self.settled.values(), *self.dead.values(), *self.living.values()]
+        finished = [answer for answer in everyone if answer.outcome and answer.outcome.intent.id in self.database]
+        chosen = finished[:: -(argument + 1)][:6]
+        if chosen:
+            self.apply([answer.outcome for answer in chosen if answer.outcome])
+        for answer in chosen:
+            answer.row = self.database[answer.intent.id]
+
+    def _space(self, argument: int) -> None:
+        self.disk.full, self.disk.spool_full = argument in {1, 3}, argument in {2, 3}
+
+    # how it is held together
+
+    def apply(self, outcomes: list[Outcome]) -> None:
+        """One transaction: the rule of the ranks."""
+        self.applied.append(outcomes)
+        for one in outcomes:
+            there = self.database.get(one.intent.id)
+            if there is None or RANKS[there.usage_source] < RANKS[one.usage_source]:
+                self.database[one.intent.id] = one
+
+    def _open(self) -> None:
+        for folder in (self.disk.data, self.disk.spool):
+            folder.mkdir(exist_ok=True)
+        self.journal = Journal(self.disk.data, self.spool, sync_ms=50, bytes_max=BYTES_MAX, segment_bytes=SEGMENT_BYTES)
+        self.journal._thread = SimpleNamespace(join=lambda _: self.journal._run())  # type: ignore[assignment]
+
+    def _bury(self, *, powerless: bool = False) -> None:
+        """The process is gone; the next one starts."""
+        self.dead |= self.living
+        self.living = {}
+        if powerless:
+            for answer in self.dead.values():
+                answer.powerless = True
+        self._open()
+
+    def _check_recovered(self) -> None:
+        for id_, answer in (self.settled | self.dead).items():
+            found = self.database.get(id_)
+            allowed = [answer.row] if answer.row or id_ in self.settled else answer.rows()
+            assert found in allowed, (id_, found, allowed, vars(answer))
+            answer.row = found
+        self.settled |= self.dead
+        self.dead = {}
+
+    def _faults_off(self) -> None:
+        self.disk.full = self.disk.spool_full = False
+        self.disk.plan(0, None)
+        self.recover(None, None)
+        self._round()
+        assert not self.journal._failures
+        for answer in [*self.living.values()]:
+            if answer.begun and not answer.outcome:
+                self._finish(0)
+        self._commit(7)
+        while any(answer.outcome and not answer.committed for answer in self.living.values()):
+            self._commit(7)
+        while any(answer.committed and not answer.released for answer in self.living.values()):
+            self._release(7)
+        self._round()
+        self._begin(0)
+        assert [*self.living.values()][-1].begun
+        assert not self.journal.degraded()
+        self._finish(0)
+        self._commit(0)
+        self._release(0)
+        self.stop()
+        self.recover(None, None)
+        assert [path.name for path in self._files() if path.suffix != ".bad"] == []
+
+    def _compare(self) -> None:
+        """The same transactions through the real `apply`, into SQLite: the same rows, each once."""
+        World.compared += 1
+        engine = sa.create_engine("sqlite://")
+        metadata.create_all(engine)
+        with engine.connect() as connection:
+            session: Any = SimpleNamespace(execute=partial(_at_once, connection.execute))
+            for outcomes in self.applied:
+                with suppress(StopIteration):
+                    logs.apply(session, outcomes).send(None)
+            found = {str(row["id"]): dict(row) for row in connection.execute(sa.select(request_logs)).mappings()}
+            rows: int = connection.execute(sa.select(sa.func.count()).select_from(request_logs)).scalar_one()
+        engine.dispose()
+        assert rows == len(self.database)
+        for id_, one in self.database.items():
+            assert {str(name): value for name, value in found[id_].items() if name != "seq"} == logs._values(one)
+
+    def _files(self) -> list[Path]:
+        return sorted(path for place in (self.disk.data, self.disk.spool) if place.is_dir() for path in place.iterdir())
+
+    def _note_failure(self, *_: Any) -> None:
+        pytest.fail("recovery failed")
+
+
+@pytest.mark.timeout(90 + STEPS // 500)
+def test_whatever_happens_the_account_is_right(capsys: pytest.CaptureFixture[str], record_property: Any) -> None:
+    """All that is promised of the journal, over many thousand steps of a world that goes wrong."""
+    runs = 0
+    while World.steps < STEPS:
+        try:
+            run_state_machine_as_test(
+                seed(SEED + runs)(World),
+                settings=settings(
+                    max_examples=EXAMPLES,
+                    stateful_step_count=30,
+                    deadline=None,
+                    database=None,
+                    print_blob=False,
+                    phases=[Phase.generate, *([Phase.shrink] if "KOTAE_TEST_SHRINK" in os.environ else [])],
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        except BaseException as error:
+            error.add_note(f"KOTAE_TEST_SEED={SEED + runs}, after {World.steps} steps")
+            raise
+        runs += 1
+    told = f"{World.steps} steps, seeds {SEED} to {SEED + runs - 1}: {World.deaths} deaths, {World.power_losses} losses of power, "
+    told += f"{World.recoveries} recoveries, {World.compared} of {World.examples} histories compared with SQLite"
+    record_property("simulation", told)
+    with capsys.disabled():
+        print(f"\nsimulation: {told}")  # noqa: T201 - what was run is part of the result

@@ -1,0 +1,106 @@
+"""The journal's system calls broken one by one: killed before each, failed at each, failing from each on."""
+
+import asyncio
+import platform
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from service.core.db import Database
+from service.workers.recovery import Recovery, RecoveryState
+
+WHEN = 60  # the broken call of each child, and the most runs
+RUNS = {"pwrite64": 30, "fdatasync": 10, "fallocate": 8, "unlink": 12}
+FAULTS = [
+    ("pwrite64", "error=ENOSPC", "once"),
+    ("pwrite64", "error=EIO", "for ever"),
+    ("pwrite64", "retval=7", "once"),
+    ("fdatasync", "error=EIO", "once"),
+    ("fdatasync", "error=EIO", "for ever"),
+    ("fallocate", "error=ENOSPC", "once"),
+    ("fallocate", "error=ENOSPC", "for ever"),
+    ("unlink", "error=EIO", "once"),
+    ("unlink", "error=EIO", "for ever"),
+]
+Said = dict[Path, dict[str, set[str]]]  # what the program said in every run: ids by word
+
+
+def broken(tmp_path: Path, call: str, fault: str, *, for_ever: bool = False) -> Said:
+    """Run the program with this call broken."""
+    if not shutil.which("strace") or platform.machine() != "x86_64":
+        pytest.skip("not run: strace on x86-64 is needed")
+    quick = [] if "signal" in fault else ["--seccomp-bpf"]  # with it the tracer cannot send signals
+    inject = f"inject={call}:{fault}:when={WHEN}{'+' if for_ever else ''}"
+    done = subprocess.run(
+        ["strace", "-f", "-qq", *quick, "-o", tmp_path / "trace", "-e", f"trace={call}", "-e", inject,
+         sys.executable, "-m", "tests.faults.journal_program", tmp_path / "runs", call, str(RUNS[call]), str(WHEN)],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "ptrace" in done.stderr:
+        pytest.skip(f"not run: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    said: Said = {}
+    for folder in (tmp_path / "runs").iterdir():
+        words = said.setdefault(folder, defaultdict(set))
+        for line in (folder / "said").read_text().splitlines():
+            word, _, name = line.partition(" ")
+            words[word].add(name)
+    assert len(said) == 2 * RUNS[call]
+    last = (tmp_path / "runs" / f"{RUNS[call]}-{place}" for place in ("spool", "disk"))
+    assert all("clean" in said[folder] for folder in last), "more runs are needed to reach the end"
+    return said
+
+
+async def recovered(database: Database, folder: Path) -> int:
+    """How many rows recovery makes of what a run left."""
+    recovery = Recovery(database, folder / "journal", folder / "spool", quarantine=folder / "quarantine")
+    recovery.start()
+    await asyncio.wait_for(recovery.wait_done(), 20)
+    assert recovery.statistics().state is RecoveryState.DONE
+    return recovery.statistics().rows
+
+
+def rows(database: Database) -> dict[str, str]:
+    """Status by id."""
+    assert database.file
+    with sqlite3.connect(database.file) as connection:
+        return dict(connection.execute("SELECT id, status FROM request_logs").fetchall())
+
+
+async def check_all(database: Database, said: Said) -> None:
+    """One row for each begun answer whose row is not there already, completed if it was acknowledged."""
+    made = {folder: await recovered(database, folder) for folder in said}
+    found = rows(database)
+    assert sum(made.values()) == len(found)
+    for folder, words in said.items():
+        left = words["begun"] - words["applied"]
+        assert left <= found.keys(), folder
+        assert not found.keys() & words["full"], folder
+        assert made[folder] - len(found.keys() & words["begun"]) <= ("clean" not in words), folder  # written, and killed before it was told
+        assert {found[name] for name in words["ended"] - words["applied"]} <= {"completed"}, folder
+    assert await recovered(database, next(iter(said))) == 0
+
+
+@pytest.mark.parametrize("call", RUNS)
+async def test_killed_before_any_call(database: Database, tmp_path: Path, call: str) -> None:
+    """Killed before its N-th call, for every N: what was begun has one row, and what was acknowledged is completed."""
+    said = broken(tmp_path, call, "signal=KILL")
+
+    assert sum("clean" not in words for words in said.values()) > 1
+    await check_all(database, said)
+
+
+@pytest.mark.parametrize(("call", "fault", "lasting"), FAULTS, ids=[" ".join(each) for each in FAULTS])
+async def test_failed_at_any_call(database: Database, tmp_path: Path, call: str, fault: str, lasting: str) -> None:
+    """Its N-th call failed or was cut short, for every N: the same, and what was refused has no row."""
+    said = broken(tmp_path, call, fault, for_ever=lasting == "for ever")
+
+    assert all("clean" in words for words in said.values())
+    assert "(INJECTED)" in (tmp_path / "trace").read_text()
+    assert lasting == "for ever" or not any(words["doubtful"] for words in said.values())
+    await check_all(database, said)

@@ -1,0 +1,45 @@
+"""Coverage-guided fuzzing of what reads foreign bytes: journal frames and provider streams. For `make test-nightly`.
+
+    python -m tests.fuzz.decoders frames -max_total_time=60
+    python -m tests.fuzz.decoders streams -max_total_time=60
+
+An exception is a finding: atheris prints the input and ends with a non-zero status.
+"""
+
+import sys
+from contextlib import suppress
+
+import atheris
+
+with atheris.instrument_imports(include=["service"]):
+    from service.core.backends.journal import decode_frames, encode_frame
+    from service.core.events import Intent, Outcome
+    from service.core.providers.wire import StreamDecoder, decode_completion
+
+from service.core.errors import ProviderError
+
+
+def frames(data: bytes) -> None:
+    """Any bytes are read; what is read can be written and read again."""
+    for record in decode_frames(data):
+        assert record is None or isinstance(record, Intent | Outcome)
+        if record is not None:
+            assert list(decode_frames(encode_frame(record))) == [record]
+
+
+def streams(data: bytes) -> None:
+    """Any bytes, in any two reads, are read or refused, and give the same text."""
+    whole = StreamDecoder()
+    text = "".join(delta.text for delta in [*whole.feed(data), *whole.end()])
+    cut = len(data) // 3
+    parts = StreamDecoder()
+    again = "".join(delta.text for delta in [*parts.feed(data[:cut]), *parts.feed(data[cut:]), *parts.end()])
+    assert text == again
+    with suppress(ProviderError):
+        decode_completion(data)
+
+
+if __name__ == "__main__":
+    target = {"frames": frames, "streams": streams}[sys.argv.pop(1)]
+    atheris.Setup(sys.argv, target)
+    atheris.Fuzz()

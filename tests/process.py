@@ -1,0 +1,76 @@
+"""The service as a process of its own, for tests that end it."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+
+class ServiceProcess:
+    """A running `kotae serve`."""
+
+    def __init__(self, process: Process, url: str) -> None:
+        self.process = process
+        self.url = url
+        self.client = httpx2.AsyncClient(base_url=url, timeout=20)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    async def wait(self, seconds: float = 20) -> int:
+        """Wait for the end and return the exit status."""
+        async with asyncio.timeout(seconds):
+            return await self.process.wait()
+
+
+def environment(data_dir: Path, **settings: Any) -> dict[str, str]:
+    """The environment of a service: nothing of this machine's settings, and these."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KOTAE_", "OPENAI_"))}
+    return (
+        kept
+        | {"KOTAE_DATA_DIR": str(data_dir), "KOTAE_LOG_LEVEL": "warning", "KOTAE_JOURNAL_SPOOL": f"{data_dir}/spool"}
+        | {name: str(value) for name, value in settings.items()}
+    )
+
+
+async def kotae(*arguments: str, data_dir: Path, **settings: Any) -> tuple[int, str, str]:
+    """Run one command to its end: (exit status, standard output, standard error)."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", *arguments, cwd=data_dir, env=environment(data_dir, **settings), stdout=PIPE, stderr=PIPE
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def serving(data_dir: Path, *arguments: str, **settings: Any) -> AsyncGenerator[ServiceProcess, None]:
+    """Start `kotae serve` on a free port and wait until it says where."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", "serve", "--port", "0", "--migrate", *arguments,
+        cwd=data_dir, env=environment(data_dir, **settings), stdout=PIPE,
+    )  # fmt: skip
+    assert process.stdout
+    url = ""
+    async with asyncio.timeout(60):
+        while not url:
+            line = (await process.stdout.readline()).decode()
+            assert line, "the service ended instead of starting"
+            url = line.strip().rstrip("/") if line.strip().startswith("http://") else ""
+    service = ServiceProcess(process, url)
+    try:
+        yield service
+    finally:
+        await service.client.aclose()
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()

@@ -1,0 +1,43 @@
+"""Records for tests."""
+
+from datetime import datetime
+from typing import Any
+
+from service.core.events import Intent, Outcome, Status, UsageSource, new_id, now
+from service.core.pricing import Usage
+
+
+def intent(*, at: datetime | None = None, **fields: Any) -> Intent:
+    """An intent; any field may be given."""
+    at = at or now()
+    defaults: dict[str, Any] = {
+        "id": new_id(at),
+        "created_at": at,
+        "endpoint": "/ai/test",
+        "model": "m",
+        "user_id": "local",
+        "request_id": "r",
+        "prompt": "Why?",
+        "grounded": False,
+    }
+    return Intent(**(defaults | fields))
+
+
+def outcome(begun: Intent | None = None, **fields: Any) -> Outcome:
+    """A completed outcome; any field may be given."""
+    defaults: dict[str, Any] = {
+        "intent": begun or intent(),
+        "status": Status.COMPLETED,
+        "usage_source": UsageSource.PROVIDER,
+        "usage": Usage(prompt_tokens=10, completion_tokens=5),
+        "response": "Because.",
+        "finish_reason": "stop",
+        "error_code": None,
+        "cost_nano_usd": 1500,
+        "price": "p",
+        "response_time_ms": 12,
+        "first_token_ms": 3,
+        "attempts": 1,
+        "sources": [],
+    }
+    return Outcome(**(defaults | fields))

@@ -1,0 +1,57 @@
+"""A provider fake that others wrote, so that ours is not the only opinion on the protocol."""
+
+from typing import Any
+
+import pytest
+
+from tests.conftest import Serve
+from tests.sse import collect, text_of
+
+FREE = {"prompt": "Say something.", "grounded": False}
+
+
+async def ask(serve: Serve, llmock: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """(the last event's payload, the streamed text, the row) of one streamed answer."""
+    service = await serve(openai_base_url=llmock.base_url(), openai_api_key="x", model="gpt-4o-mini", provider_idle_seconds=1)
+    async with service.client.stream("POST", "/ai/stream", json=FREE) as response:
+        found = await collect(response)
+    return found[-1].json, text_of(found), await service.row()
+
+
+async def test_a_flawless_answer(serve: Serve, llmock: Any) -> None:
+    """Text, usage and price come through."""
+    done, text, row = await ask(serve, llmock)
+
+    assert (done["status"], row["usage_source"]) == ("completed", "provider")
+    assert text == row["response"] != ""
+    assert row["total_tokens"] > 0
+    assert float(row["estimated_cost"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ("truncate", "provider_error", "provider_cut"),
+        ("disconnect", "provider_error", "provider_cut"),
+        ("corrupt", "provider_error", "provider_invalid"),
+        ("stall", "timeout", "provider_timeout"),
+    ],
+)
+async def test_faults_in_the_stream(serve: Serve, llmock: Any, fault: str, status: str, code: str) -> None:
+    """Each ends in a failure event with its code and one row with its status."""
+    getattr(llmock, fault)()
+
+    failure, text, row = await ask(serve, llmock)
+
+    assert failure["code"] == row["error_code"] == code
+    assert row["status"] == status
+    assert row["response"] == text
+
+
+async def test_a_rate_limit_is_waited_for(serve: Serve, llmock: Any) -> None:
+    """Two refusals that ask for a short wait, then an answer: three attempts, one row."""
+    llmock.rate_limit(times=2, retry_after=0)
+
+    done, _, row = await ask(serve, llmock)
+
+    assert (done["status"], row["attempts"]) == ("completed", 3)

@@ -1,0 +1,73 @@
+"""Money in integers."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.pricing import NANO, PriceBook, Usage, format_usd, to_nano
+from service.core.settings import ModelPrice
+
+AT = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)
+tokens = st.integers(0, 10_000_000)
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_a_formatted_amount_is_exact(nano: int) -> None:
+    """The wire's decimal string is the integer, without exponent or trailing zeros."""
+    text = format_usd(nano)
+
+    assert Decimal(text) * NANO == nano
+    assert "e" not in text.lower()
+    assert not ("." in text and text.endswith("0"))
+
+
+@given(tokens, tokens, tokens)
+def test_cached_tokens_are_part_of_the_prompt(prompt: int, completion: int, cached: int) -> None:
+    """A cached token costs its own price instead of the full one, never both."""
+    book = PriceBook({"m": ModelPrice(input=Decimal(3), output=Decimal(15), cached_input=Decimal("0.3"))})
+    cached = min(cached, prompt)
+
+    cost = book.cost("m", Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached), AT)
+
+    assert cost is not None
+    assert cost.nano_usd == (prompt - cached) * 3000 + cached * 300 + completion * 15_000
+
+
+@given(tokens, tokens, tokens, tokens)
+def test_cost_never_falls_when_usage_grows(prompt: int, completion: int, more_prompt: int, more_completion: int) -> None:
+    """More tokens never cost less."""
+    book = PriceBook({})
+    less = book.cost("gpt-4o-mini", Usage(prompt_tokens=prompt, completion_tokens=completion), AT)
+    more = book.cost("gpt-4o-mini", Usage(prompt_tokens=prompt + more_prompt, completion_tokens=completion + more_completion), AT)
+
+    assert less is not None
+    assert more is not None
+    assert less.nano_usd <= more.nano_usd
+
+
+def test_the_listed_price_is_the_list_s() -> None:
+    """10,000 prompt tokens, 8,000 of them cached, of gpt-4o-mini are $0.0009."""
+    cost = PriceBook({}).cost("gpt-4o-mini", Usage(prompt_tokens=10_000, completion_tokens=0, cached_tokens=8000), AT)
+
+    assert cost is not None
+    assert format_usd(cost.nano_usd) == "0.0009"
+    assert "gpt-4o-mini" in cost.price
+
+
+def test_the_provider_s_own_address_decides_between_equal_names() -> None:
+    """A model of the same name may cost differently elsewhere; an unknown address falls back to the name."""
+    book = PriceBook({}, "http://127.0.0.1:9/v1")
+
+    assert book.cost("gpt-4o-mini", Usage(prompt_tokens=1_000_000, completion_tokens=0), AT) is not None
+
+
+def test_an_unknown_model_has_no_cost() -> None:
+    """Unknown is None, never 0."""
+    assert PriceBook({}).cost("my-own-model", Usage(prompt_tokens=1, completion_tokens=1), AT) is None
+
+
+def test_rounding_is_half_to_even() -> None:
+    """Half a nano-dollar goes to the even neighbour."""
+    assert [to_nano(Decimal(half) / NANO / 2) for half in (1, 3, 5)] == [0, 2, 2]

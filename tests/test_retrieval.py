@@ -1,0 +1,278 @@
+"""Search, and the extractive answers over the sample documents, with the default thresholds."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.core import documents, retrieval
+from service.core.db import Database
+from service.core.prompt import cited, context_from
+from service.core.quoting import quote
+from service.core.retrieval import Candidate, Counts, Found, Query, parse, rank
+from service.core.settings import Settings
+
+SETTINGS = Settings(_env_file=None)
+
+# (question, sample document, what the answer must say)
+JAPANESE = [
+    ("返品は何日以内にできますか？", "tea-shop-shipping-and-refunds-ja", "30日以内"),
+    ("送料はいくらですか？", "tea-shop-shipping-and-refunds-ja", "600円"),
+    ("送料が無料になるのはいくらからですか", "tea-shop-shipping-and-refunds-ja", "8,000円以上"),
+    ("返金はいつ行われますか？", "tea-shop-shipping-and-refunds-ja", "5営業日以内"),
+    ("開封した茶葉は返品できますか？", "tea-shop-shipping-and-refunds-ja", "返品をお受けできません"),
+    ("急須が割れて届いたらどうすればいいですか", "tea-shop-shipping-and-refunds-ja", "7日以内に写真"),
+    ("ギフト包装の料金は？", "tea-shop-shipping-and-refunds-ja", "300円"),
+    ("ポイントの有効期限を教えてください", "tea-shop-shipping-and-refunds-ja", "12か月"),
+    ("電話の受付時間は何時から何時までですか？", "tea-shop-shipping-and-refunds-ja", "午前10時から午後5時"),
+    ("在宅勤務は週に何日までできますか？", "office-handbook-ja", "週に3日"),
+    ("有給休暇は年に何日ありますか？", "office-handbook-ja", "20日"),
+    ("有給休暇は何日まで繰り越せますか？", "office-handbook-ja", "5日まで"),
+    ("経費の申請の締め切りはいつですか？", "office-handbook-ja", "25日"),
+    ("ノートパソコンは何年ごとに交換されますか", "office-handbook-ja", "4年ごと"),
+    ("会議室「みなと」の定員は何名ですか？", "office-handbook-ja", "12名"),
+    ("来客用の無線LANの名前は何ですか？", "office-handbook-ja", "Todai-Guest"),
+    ("火災報知器が鳴ったらどこに集合しますか？", "office-handbook-ja", "噴水"),
+    ("救急箱はどこにありますか？", "office-handbook-ja", "給湯室"),
+    ("博物館の休館日はいつですか？", "museum-guide-ja", "水曜日"),
+    ("入館料は大人いくらですか？", "museum-guide-ja", "700円"),
+    ("いちばん古い収蔵品は何ですか？", "museum-guide-ja", "1712年"),
+    ("レンズの重さはどのくらいですか？", "museum-guide-ja", "480"),
+    ("案内ツアーの所要時間は？", "museum-guide-ja", "50分"),
+    ("最寄り駅はどこですか？", "museum-guide-ja", "港南駅"),
+    ("館内で写真撮影はできますか？", "museum-guide-ja", "フラッシュ"),
+    ("昆布を沸騰する前に取り出すのはなぜですか？", "miso-soup-and-rice-ja", "苦味"),
+    ("だしは冷蔵庫で何日間保存できますか？", "miso-soup-and-rice-ja", "3日間"),
+    ("味噌はいつ入れますか？", "miso-soup-and-rice-ja", "火を止めてから"),
+    ("米1合は何グラムですか？", "miso-soup-and-rice-ja", "150グラム"),
+    ("冷凍したごはんは電子レンジで何分温めますか？", "miso-soup-and-rice-ja", "3分"),
+    ("Kotaeという名前の由来は？", "about-kotae-ja", "答え"),
+    ("APIキーがなくても使えますか？", "about-kotae-ja", "抽出モデル"),
+    ("データはどこに保存されますか？", "about-kotae-ja", "SQLite"),
+    ("接続が切れたらどうなりますか？", "about-kotae-ja", "Last-Event-ID"),
+]
+ENGLISH = [
+    ("How many days do I have to return a product?", "tea-shop-shipping-and-refunds-en", "30 days"),
+    ("How much does standard shipping cost?", "tea-shop-shipping-and-refunds-en", "600 yen"),
+    ("When is shipping free?", "tea-shop-shipping-and-refunds-en", "8,000 yen"),
+    ("How long do refunds take?", "tea-shop-shipping-and-refunds-en", "five business days"),
+    ("Can I return opened tea?", "tea-shop-shipping-and-refunds-en", "cannot be returned"),
+    ("What should I do if my teapot arrives broken?", "tea-shop-shipping-and-refunds-en", "photograph"),
+    ("What is the price of gift wrapping?", "tea-shop-shipping-and-refunds-en", "300 yen"),
+    ("When do points expire?", "tea-shop-shipping-and-refunds-en", "twelve months"),
+    ("What is the phone number of customer support?", "tea-shop-shipping-and-refunds-en", "054-555-0142"),
+    ("What are the core hours?", "office-handbook-en", "11 a.m. to 3 p.m."),
+    ("How many days of paid holiday do employees get?", "office-handbook-en", "20 days"),
+    ("How many days a week can I work from home?", "office-handbook-en", "three days"),
+    ("By when must expenses be submitted?", "office-handbook-en", "25th"),
+    ("Where is the IT desk?", "office-handbook-en", "room 204"),
+    ("How often is a laptop replaced?", "office-handbook-en", "four years"),
+    ("What is the name of the guest Wi-Fi?", "office-handbook-en", "Lantern-Guest"),
+    ("Where do we meet if the fire alarm rings?", "office-handbook-en", "fountain"),
+    ("Are dogs allowed in the office?", "office-handbook-en", "Fridays"),
+    ("On which day is the museum closed?", "museum-guide-en", "Mondays"),
+    ("How much is the ticket for students?", "museum-guide-en", "5 euros"),
+    ("Who built the great station clock?", "museum-guide-en", "Clara Winter"),
+    ("What is the oldest object in the collection?", "museum-guide-en", "1598"),
+    ("When do guided tours start?", "museum-guide-en", "11 a.m. and 3 p.m."),
+    ("Is photography allowed?", "museum-guide-en", "without flash"),
+    ("Which tram goes to the museum?", "museum-guide-en", "tram line 4"),
+    ("At what temperature should I brew gyokuro?", "tea-guide-en", "50 to 60 degrees"),
+    ("How long should hojicha steep in boiling water?", "tea-guide-en", "30 seconds"),
+    ("Why does hot water make tea bitter?", "tea-guide-en", "catechins"),
+    ("What is a kyusu?", "tea-guide-en", "handle at the side"),
+    ("How long does an unopened packet keep in the freezer?", "tea-guide-en", "a year"),
+    ("Where does Kotae keep its data?", "about-kotae-en", "SQLite"),
+    ("What happens if no document fits the question?", "about-kotae-en", "does not call the model"),
+    ("What does the name Kotae mean?", "about-kotae-en", "answer"),
+    ("How does a browser continue a stream after the connection breaks?", "about-kotae-en", "Last-Event-ID"),
+]
+OFF_TOPIC = [
+    "日本の首都はどこですか？",
+    "明日の東京の天気を教えてください",
+    "相対性理論を発見したのは誰ですか？",
+    "富士山の高さは何メートルですか？",
+    "おすすめの映画を教えて",
+    "円周率を小数点以下10桁まで教えてください",
+    "サッカーワールドカップで優勝した国は？",
+    "Pythonでリストを並べ替える方法は？",
+    "フランス革命はいつ起きましたか？",
+    "犬の散歩は一日何回必要ですか？",
+    "新幹線の東京から大阪までの所要時間は？",
+    "量子コンピュータとは何ですか？",
+    "住宅ローンの金利はいくらですか？",
+    "What is the capital of France?",
+    "Who wrote Romeo and Juliet?",
+    "How tall is Mount Everest?",
+    "What will the weather be tomorrow?",
+    "How do I sort a list in Python?",
+    "Who won the World Cup in 2018?",
+    "What is the boiling point of nitrogen?",
+    "Explain the theory of relativity.",
+    "How many planets are in the solar system?",
+    "What is the best pizza in Naples?",
+    "When did the French Revolution begin?",
+    "How do I change a car tyre?",
+    "What is the population of Brazil?",
+    "Can you recommend a good movie?",
+]
+
+
+async def look(database: Database, query: str, user_id: str | None = "u", limit: int = 5) -> Found:
+    """A search with the default thresholds."""
+    async with database.reading() as session:
+        return await retrieval.search(
+            session,
+            query,
+            user_id=user_id,
+            limit=limit,
+            share_min=SETTINGS.relevance_share_min,
+            terms_min=SETTINGS.relevance_terms_min,
+        )
+
+
+async def keep(database: Database, text: str, user_id: str = "u", *, shared: bool = False, title: str = "T") -> str:
+    """Store a text; its id."""
+    (document,) = await documents.store(database, SETTINGS, [documents.Given(title, text, "utf-8")], user_id=user_id, shared=shared)
+    return document.document_id
+
+
+async def test_the_samples_answer_sensible_questions(database: Database) -> None:
+    """Every question about the samples finds its document first, is answerable, and is answered with the right sentence."""
+    seeded = await documents.seed(database, SETTINGS, user_id="local")
+    names = dict(zip((one.document_id for one in seeded), sorted(path.stem for path in documents.SAMPLES.glob("*.md")), strict=True))
+    assert len(JAPANESE) >= 20
+    assert len(ENGLISH) >= 20
+    wrong = []
+    for question, name, expected in JAPANESE + ENGLISH:
+        found = await look(database, question)
+        context = context_from(found.items, SETTINGS.context_characters_max, SETTINGS.context_chunks_max)
+        answer = quote(question, context)
+        if not found.answerable or names[found.items[0].document_id] != name or expected not in answer or not cited(answer, context):
+            wrong.append((question, found.answerable, found.share, found.terms, answer))
+    assert wrong == []
+
+
+async def test_the_samples_do_not_answer_others(database: Database) -> None:
+    """A question about something else is not answerable."""
+    await documents.seed(database, SETTINGS, user_id="local")
+    assert sum(question.isascii() for question in OFF_TOPIC) >= 10
+    assert sum(not question.isascii() for question in OFF_TOPIC) >= 10
+    assert [question for question in OFF_TOPIC if (await look(database, question)).answerable] == []
+
+
+async def test_two_owners(database: Database) -> None:
+    """A search sees the caller's documents and the shared ones; a search for nobody in particular sees all."""
+    mine = await keep(database, "The password of the harbour crane is tulip.", "a")
+    other = await keep(database, "The password of the harbour crane is violet.", "b")
+    shared = await keep(database, "The password of the harbour crane is secret.", "c", shared=True)
+    query = "What is the password of the harbour crane?"
+    assert {hit.document_id for hit in (await look(database, query, "a")).items} == {mine, shared}
+    assert {hit.document_id for hit in (await look(database, query, "b")).items} == {other, shared}
+    assert {hit.document_id for hit in (await look(database, query, "nobody")).items} == {shared}
+    assert {hit.document_id for hit in (await look(database, query, None)).items} == {mine, other, shared}
+
+
+async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
+    """After a delete neither words nor grams nor counts of the document are left."""
+    gone = await keep(database, "灯台の管理人は毎朝レンズを磨きます。")
+    stays = await keep(database, "灯台の見学は無料です。")
+    await documents.delete(database, gone, user_id="u")
+    assert [hit.document_id for hit in (await look(database, "灯台のレンズの管理人")).items] == [stays]
+    async with database.reading() as session:
+        counts = await retrieval._counts(session, parse("灯台 管理人 レンズ"))
+    assert counts == Counts(1, {"灯台": 1}, {"灯台": 1})
+
+
+async def test_a_hit_says_where_and_why(database: Database) -> None:
+    """A hit names its chunk, the words that matched and how much of the question they are."""
+    document_id = await keep(database, "Penguins sleep in caves.", title="Birds")
+    found = await look(database, "Where do penguins sleep?")
+    (hit,) = found.items
+    assert (hit.chunk_id, hit.title, hit.text) == (f"{document_id}.1", "Birds", "Penguins sleep in caves.")
+    assert hit.matched == ["penguin", "sleep"]
+    assert hit.coverage == 1
+    assert found.answerable
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "   ",
+        "。、！？",
+        "これは？",
+        '"',
+        '"penguin',
+        "penguin*",
+        "words : penguin",
+        "NEAR(penguin sleep, 5)",
+        "penguin AND",
+        "NOT penguin",
+        "^penguin",
+        "(((",
+        "penguin) OR (rowid:1",
+        "'; DROP TABLE chunks; --",
+        "{words grams} : penguin",
+        "-penguin + sleep",
+        "\0",
+        "a" * 100_000,
+        "灯" * 100_000,
+        " ".join(f"w{i}" for i in range(5000)),
+        "ΑΣ ς ſ İ ﷽ 👩‍👩‍👧",
+    ],
+)
+async def test_no_query_is_a_program(database: Database, query: str) -> None:
+    """Any text is a question and none is a query language; a query without a term finds nothing."""
+    await keep(database, "Penguins sleep in caves. 灯台は岬にあります。")
+    found = await look(database, query)
+    assert all("Penguins" in hit.text for hit in found.items)
+    if not (parse(query).words or parse(query).grams):
+        assert found == Found(items=[], answerable=False, share=0, terms=0)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(query=st.text(max_size=60) | st.text(st.sampled_from('"*():^-+ ANDORTNEAR penguin'), max_size=40))
+async def test_search_never_raises(database: Database, query: str) -> None:
+    """No text makes a search fail."""
+    assert (await look(database, query)).items == []
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("サーバーの再起動は毎週日曜日です。", "サーバの再起動"),
+        ("ﾊﾝｶｸのｻｰﾊﾞｰです。", "ハンカクのサーバー"),
+        ("返金期限は三十日です。", "返金の期限"),
+        ("Our café serves crème brûlée.", "cafe creme brulee"),
+        ("Refunding was easy.", "refunds"),
+    ],
+)
+async def test_spelling_does_not_matter(database: Database, text: str, query: str) -> None:
+    """Width, accents, inflection, long vowels and compounds are no obstacle."""
+    document_id = await keep(database, text)
+    assert [hit.document_id for hit in (await look(database, query)).items] == [document_id]
+
+
+def candidate(n: int, words: str) -> Candidate:
+    """A chunk with these words."""
+    return Candidate("d", n, "T", f"text {n}", words, "")
+
+
+def test_ranking_prefers_more_and_rarer_words() -> None:
+    """More of the question's words, rarer ones, and words side by side rank higher."""
+    query = Query(["common", "rare"], [("common", "rare")], [])
+    some = [candidate(1, "common x y z"), candidate(2, "rare x y z"), candidate(3, "rare x y common"), candidate(4, "x common rare y")]
+    found = rank(query, some, Counts(1000, {"common": 500, "rare": 3}, {}), limit=10, share_min=0.27, terms_min=0)
+    assert [hit.chunk_id for hit in found.items] == ["d.4", "d.3", "d.2", "d.1"]
+    assert found.answerable
+
+
+def test_the_thresholds_decide() -> None:
+    """A long question is answerable only if both the share and the rare terms reach their least."""
+    query = Query(["a", "b", "c", "d"], [], [])
+    counts = Counts(1000, dict.fromkeys("abcd", 3), {})
+    found = rank(query, [candidate(1, "a b x y")], counts, limit=1, share_min=0.27, terms_min=0.5)
+    assert found.answerable
+    assert not rank(query, [candidate(1, "a b x y")], counts, limit=1, share_min=found.share + 0.01, terms_min=0).answerable
+    assert not rank(query, [candidate(1, "a b x y")], counts, limit=1, share_min=0, terms_min=found.terms + 0.01).answerable
+    assert not rank(query, [], counts, limit=1, share_min=0, terms_min=0).answerable

@@ -1,0 +1,71 @@
+"""Counting tokens."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from service.core import tokens
+from service.core.ports import Message
+from service.core.pricing import Usage
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "expected"),
+    [
+        ("", "gpt-5-mini", 0),
+        ("hello world", "gpt-5-mini", 2),
+        ("hello world", "gpt-4", 2),
+        ("こんにちは世界", "gpt-5-mini", 2),
+        ("こんにちは世界", "gpt-3.5-turbo", 4),
+        ("<|endoftext|>", "extractive", 7),
+        ("a\ud800b", "extractive", 3),
+    ],
+)
+def test_count(text: str, model: str, expected: int) -> None:
+    """Tokens are counted with the encoding of the model; special tokens and lone surrogates are plain text."""
+    assert tokens.count(text, model) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("gpt-4", "cl100k_base"), ("gpt-4-turbo", "cl100k_base"), ("openai/gpt-3.5-turbo", "cl100k_base"), ("gpt-4o", "o200k_base")]
+    + [(model, "o200k_base") for model in ("gpt-4.1-mini", "gpt-5-mini", "o3", "extractive", "some-local-model", "")],
+)
+def test_encoding_of_a_model(model: str, expected: str) -> None:
+    """The older models of OpenAI have their own encoding; all others are counted with the present one."""
+    assert tokens.encoding_name(model) == expected
+
+
+@pytest.mark.parametrize("unit", ["a", "あ", " ", "\n", "1", "!", "👩‍👩‍👧"])
+def test_long_runs(unit: str) -> None:
+    """A long text without a space is counted, also beyond what the library takes at once."""
+    assert tokens.count(unit * (1_200_000 // len(unit))) > 1000
+
+
+async def test_estimate() -> None:
+    """An answer's usage counts the messages with their overhead, and the text."""
+    messages = [Message("system", "hello world"), Message("user", "hello world")]
+    assert await tokens.estimate(messages, "hello world", "gpt-5-mini") == Usage(prompt_tokens=2 * (2 + 4) + 3, completion_tokens=2)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 8])
+def test_cut(most: int) -> None:
+    """A cut text is a beginning of the text, has at most so many tokens, and no broken character."""
+    text = "髙﨑さんの👩‍👩‍👧は、hello world と言いました。"
+    part = tokens.cut(text, most)
+    assert text.startswith(part)
+    assert tokens.count(part) <= most
+    assert tokens.cut(text, 1000) == text
+
+
+def test_import_is_cheap() -> None:
+    """Importing the module does not load the library; the first count does."""
+    script = "import sys; from service.core import tokens; assert 'bpe_openai' not in sys.modules; tokens.count('a')"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+async def test_many_may_count_at_once() -> None:
+    """Counts that start together load the library once and agree."""
+    assert set(await asyncio.gather(*(tokens.count_async("hello world" * 1000) for _ in range(8)))) == {tokens.count("hello world" * 1000)}
