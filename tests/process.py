@@ -19,7 +19,7 @@ class ServiceProcess:
     def __init__(self, process: Process, url: str) -> None:
         self.process = process
         self.url = url
-        self.client = httpx2.AsyncClient(base_url=url, timeout=20)
+        self.client = httpx2.AsyncClient(base_url=url, timeout=30, limits=httpx2.Limits(max_connections=None))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""

@@ -32,7 +32,6 @@ async def open_streams(service: ServiceProcess, fake: ProviderFake, count: int) 
                 return str((await collect(response))[-1].json.get("code", ""))
         return ""
 
-    service.client = httpx2.AsyncClient(base_url=service.url, timeout=30, limits=httpx2.Limits(max_connections=None))
     tasks = [asyncio.create_task(one(number)) for number in range(count)]
     for call in list(await fake.wait_calls(before + count, 20))[before:]:
         await fake.wait_chunks(call, 2)
