@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -14,11 +15,12 @@ import httpx2
 
 
 class ServiceProcess:
-    """A running `kotae serve`."""
+    """A running `kotae serve`. `start_seconds`, what its start took, tells how fast this machine is now."""
 
-    def __init__(self, process: Process, url: str) -> None:
+    def __init__(self, process: Process, url: str, start_seconds: float) -> None:
         self.process = process
         self.url = url
+        self.start_seconds = start_seconds
         self.client = httpx2.AsyncClient(base_url=url, timeout=30, limits=httpx2.Limits(max_connections=None))
 
     def signal(self, number: signal.Signals) -> None:
@@ -55,6 +57,7 @@ async def kotae(*arguments: str, data_dir: Path, **settings: Any) -> tuple[int, 
 @asynccontextmanager
 async def serving(data_dir: Path, *arguments: str, **settings: Any) -> AsyncGenerator[ServiceProcess, None]:
     """Start `kotae serve` on a free port and wait until it says where."""
+    began = time.monotonic()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service", "serve", "--port", "0", "--migrate", *arguments,
         cwd=data_dir, env=environment(data_dir, **settings), stdout=PIPE,
@@ -66,7 +69,7 @@ async def serving(data_dir: Path, *arguments: str, **settings: Any) -> AsyncGene
             line = (await process.stdout.readline()).decode()
             assert line, "the service ended instead of starting"
             url = line.strip().rstrip("/") if line.strip().startswith("http://") else ""
-    service = ServiceProcess(process, url)
+    service = ServiceProcess(process, url, time.monotonic() - began)
     try:
         yield service
     finally:

@@ -117,11 +117,6 @@ def settings_for(fake: ProviderFake, **settings: Any) -> dict[str, Any]:
     return {"OPENAI_BASE_URL": fake.base_url, "KOTAE_MODEL": "gpt-4o-mini", "KOTAE_LOG_LEVEL": "error"} | settings
 
 
-def p99(seconds: list[float]) -> float:
-    """The value that 99 of 100 do not exceed."""
-    return sorted(seconds)[int(len(seconds) * 0.99)]
-
-
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A tmpfs of this size on the folder; the test is not run where that may not be made."""
