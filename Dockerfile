@@ -25,7 +25,7 @@ ENV PATH=/opt/kotae/.venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     KOTAE_HOST=0.0.0.0 \
     KOTAE_PORT=8000 \
-    KOTAE_AUTH=secret \
+    KOTAE_AUTH=keys \
     KOTAE_DATA_DIR=/data
 WORKDIR /opt/kotae
 USER 10001:10001
@@ -35,4 +35,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"KOTAE_PORT\"]}/health/live', timeout=2)"]
 STOPSIGNAL SIGTERM
-CMD ["kotae", "serve", "--migrate"]
+CMD ["sh", "-c", ": \"${KOTAE_SECRET:?must be set to 32 characters or more; openssl rand -hex 32 makes one}\"; exec kotae serve --migrate"]

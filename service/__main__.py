@@ -8,15 +8,15 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import httpx2
 import typer
 
-from service import __version__
+from service import __version__, commands
+from service.commands import with_database
 from service.core import documents
 from service.core.audit import audit as compare
 from service.core.audit import read_export
@@ -35,8 +35,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(commands.keys, name="keys")
+app.add_typer(commands.users, name="users")
+
 Url = Annotated[str | None, typer.Option(help="Where the service listens. Default: KOTAE_HOST and KOTAE_PORT.")]
-T = TypeVar("T")
 SQLITE_SAFE = (3, 51, 3)  # before it, two connections that write and checkpoint at once may corrupt a WAL
 
 
@@ -65,7 +67,7 @@ def serve(
 def migrate(revision: Annotated[str, typer.Argument(help="A revision; `base` undoes all.")] = "head") -> None:
     """Bring the database to a revision, the newest by default."""
     settings = load_settings()
-    asyncio.run(_with_database(settings, lambda database: database.migrate(revision)))
+    asyncio.run(with_database(settings, lambda database: database.migrate(revision)))
     print(f"migrated to {revision}: {_shown(settings)}")
 
 
@@ -73,7 +75,7 @@ def migrate(revision: Annotated[str, typer.Argument(help="A revision; `base` und
 def seed() -> None:
     """Insert the sample documents, Japanese and English; twice changes nothing."""
     settings = load_settings()
-    stored = asyncio.run(_with_database(settings, lambda database: documents.seed(database, settings, user_id="local")))
+    stored = asyncio.run(with_database(settings, lambda database: documents.seed(database, settings, user_id="local")))
     print(f"{len(stored)} sample documents, {sum(document.created is True for document in stored)} of them new")
 
 
@@ -151,7 +153,7 @@ def audit(
     loaded = load_settings()
     export = read_export(usage) if usage else None
     day = since.date() if since else None
-    report = asyncio.run(_with_database(loaded, lambda database: compare(database, loaded.data_dir, since=day, export=export)))
+    report = asyncio.run(with_database(loaded, lambda database: compare(database, loaded.data_dir, since=day, export=export)))
     print(report.text())
     raise typer.Exit(0 if report.agrees else 1)
 
@@ -192,14 +194,6 @@ Kotae answers with {settings.default_model}. Paste one of these:
 """,
         flush=True,
     )
-
-
-async def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
-    database = Database(settings.database, settings.database_busy_seconds)
-    try:
-        return await work(database)
-    finally:
-        await database.close()
 
 
 def _client(url: str | None) -> httpx2.Client:
@@ -282,7 +276,7 @@ async def _examine(settings: Settings) -> list[tuple[bool, str, str]]:
 async def _examine_database(settings: Settings) -> tuple[bool, str, str]:
     where = _shown(settings)
     try:
-        found, newest = await _with_database(settings, Database.revision)
+        found, newest = await with_database(settings, Database.revision)
     except KotaeError as error:
         return False, f"database {where}: {error.detail}", "see that the file exists and nothing locks it; `kotae migrate` makes it"
     return found == newest, f"database {where}: revision {found or 'none'}, newest {newest}", "run `kotae migrate`"

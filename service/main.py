@@ -11,12 +11,13 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from service import __version__
-from service.api import answers, context, health, logs, pages, problems
+from service.api import answers, context, health, keys, logs, pages, problems
 from service.api.deps import Rooms
 from service.api.middleware import Edge
 from service.api.schemas import openapi
 from service.core import tokens
 from service.core.answer import Answers
+from service.core.auth.door import Door
 from service.core.backends.journal import Journal, choose_spool, existing_spool
 from service.core.backends.local import LocalQueue
 from service.core.db import Database
@@ -29,6 +30,7 @@ from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
+from service.workers.reaper import Reaper
 from service.workers.recovery import Recovery
 from service.workers.writer import Writer
 
@@ -60,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield {"rooms": rooms}
 
     app = FastAPI(title="Kotae", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
-    for room in (answers, context, logs, health):
+    for room in (answers, context, logs, keys, health):
         app.include_router(room.router)
     pages.mount(app)
     problems.install(app)
@@ -89,7 +91,12 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     writer.start()
     stack.push_async_callback(_write_out, writer)
 
-    workers: dict[str, Worker] = {"writer": writer, "journal": journal, "recovery": recovery}
+    door = Door(settings, database)
+    reaper = Reaper(door)
+    reaper.start()
+    stack.push_async_callback(reaper.stop)
+
+    workers: dict[str, Worker] = {"writer": writer, "journal": journal, "recovery": recovery, "reaper": reaper}
     if settings.local_model:
         settings = await _with_local_model(settings, workers, stack)
     extractive = _provider(settings, "http://extractive.invalid/v1", None, ExtractiveTransport())
@@ -117,7 +124,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     )
     stack.push_async_callback(room.stop)
     log.info("service.started", model=settings.default_model, auth=settings.auth)
-    return Rooms(settings=settings, database=database, queue=queue, workers=workers, answers=room, metrics=metrics)
+    return Rooms(settings=settings, database=database, queue=queue, workers=workers, door=door, answers=room, metrics=metrics)
 
 
 async def _write_out(writer: Writer) -> None:

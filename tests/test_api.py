@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from service.core.auth import check_source
+from service.core.auth.source import check_source
 from service.core.errors import ForeignHost, ForeignOrigin
 from service.core.settings import Settings
 from service.main import create_app
@@ -172,7 +172,7 @@ async def test_a_foreign_host_reaches_nothing(service: Service, fake: ProviderFa
 )
 async def test_with_a_secret_every_route_but_health_wants_it(serve: Serve, authorization: str | None) -> None:
     """Without the right secret there is a 401 with a challenge, on every route of the service."""
-    service = await serve(auth="secret", secret=SecretStr(SECRET))
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
     headers = {"Authorization": authorization} if authorization else {}
     async with httpx2.AsyncClient(base_url=service.url, headers=headers) as stranger:
         for path, methods in create_app(Settings()).openapi()["paths"].items():
@@ -186,7 +186,7 @@ async def test_with_a_secret_every_route_but_health_wants_it(serve: Serve, autho
 
 async def test_with_a_secret_bearer_and_basic_are_equal(serve: Serve) -> None:
     """The secret works as a bearer token and as a Basic password, which a browser can send with an EventSource."""
-    service = await serve(auth="secret", secret=SecretStr(SECRET), seeded=True)
+    service = await serve(auth="keys", secret=SecretStr(SECRET), seeded=True)
     assert (await service.client.get("/ai/logs")).status_code == 200
     async with httpx2.AsyncClient(base_url=service.url, auth=("anyone", SECRET)) as browser:
         assert (await browser.get("/ai/stream", params={"prompt": "返品は何日以内にできますか？"})).status_code == 200
@@ -197,7 +197,7 @@ async def test_secrets_are_in_no_output(serve: Serve, fake: ProviderFake, capfd:
     """Neither the provider's key nor the service's secret reaches logs, problems, metrics or the database."""
     key = "sk-canary-key-1234567890"
     service = await serve(
-        auth="secret", secret=SecretStr(SECRET), openai_base_url=fake.base_url, openai_api_key=key, model="m", log_level="debug"
+        auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, openai_api_key=key, model="m", log_level="debug"
     )
     said = ""
     for behaviour in (

@@ -37,8 +37,8 @@ def test_the_example_file_with_everything_uncommented_is_valid(monkeypatch: pyte
         ("KOTAE_PORT", "99999", "KOTAE_PORT"),
         ("KOTAE_MODELS", "not json", "models"),
         ("KOTAE_AUTH", "none", "KOTAE_AUTH"),
-        ("KOTAE_AUTH", "secret", "KOTAE_SECRET"),
-        ("KOTAE_HOST", "0.0.0.0", "KOTAE_AUTH=secret"),
+        ("KOTAE_AUTH", "secret", "KOTAE_AUTH"),
+        ("KOTAE_HOST", "0.0.0.0", "KOTAE_AUTH=keys"),
         ("KOTAE_DATABASE_URL", "postgresql://x", "KOTAE_DATABASE_URL"),
         ("KOTAE_MAX_TOKENS", "9999", "KOTAE_MAX_TOKENS_MAX"),
         ("KOTAE_CHUNK_OVERLAP_CHARACTERS", "399", "KOTAE_CHUNK_OVERLAP_CHARACTERS"),
@@ -56,7 +56,7 @@ def test_a_bad_value_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, name: st
 
 def test_a_short_secret_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A secret has 32 characters or more, and no error repeats it."""
-    monkeypatch.setenv("KOTAE_AUTH", "secret")
+    monkeypatch.setenv("KOTAE_AUTH", "keys")
     monkeypatch.setenv("KOTAE_SECRET", "hunter2")
 
     with pytest.raises(SettingsInvalid) as caught:

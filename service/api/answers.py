@@ -5,12 +5,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from service.api.deps import PrincipalDep, Rooms, RoomsDep
+from service.api.deps import Asking, Rooms, RoomsDep
 from service.api.problems import problem_response
 from service.api.schemas import REFUSALS, AskBody, ModelName, NotBlank, UserId, problems, ref
 from service.api.sse import stream_response
 from service.core.answer import Ask
-from service.core.auth import Principal
+from service.core.auth.principals import Principal
 from service.core.errors import InvalidRequest, KotaeError, NotFound, TooLarge
 from service.core.events import Answer, answer_object, parse_event_id, to_json
 from service.core.idempotency import Begun
@@ -61,7 +61,7 @@ KeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 
 @router.post("/test", responses={200: ref(Answer, "The answer and its account"), **REFUSALS, **_PROVIDER, **_KEYED})
-async def ask(body: AskBody, request: Request, rooms: RoomsDep, principal: PrincipalDep, key: KeyDep) -> Response:
+async def ask(body: AskBody, request: Request, rooms: RoomsDep, principal: Asking, key: KeyDep) -> Response:
     """Answer a prompt in one piece. A failed answer is a problem with an `answer_id`: it is in the log too."""
     begun = await _begin(_ask(body, request, rooms, principal, stream=False), key, rooms)
     headers = _REPLAYED if begun.replayed else None
@@ -74,7 +74,7 @@ async def ask(body: AskBody, request: Request, rooms: RoomsDep, principal: Princ
 
 
 @router.post("/stream", responses={200: _STREAM, **REFUSALS, **_PROVIDER, **_KEYED})
-async def stream(body: AskBody, request: Request, rooms: RoomsDep, principal: PrincipalDep, key: KeyDep) -> Response:
+async def stream(body: AskBody, request: Request, rooms: RoomsDep, principal: Asking, key: KeyDep) -> Response:
     """Answer a prompt as a stream. When the client leaves, the provider is stopped: at once, or later if it may come back."""
     begun = await _begin(_ask(body, request, rooms, principal, stream=True), key, rooms)
     response = stream_response(begun.stream, rooms.settings)
@@ -86,7 +86,7 @@ async def stream(body: AskBody, request: Request, rooms: RoomsDep, principal: Pr
 async def stream_to_event_source(
     request: Request,
     rooms: RoomsDep,
-    principal: PrincipalDep,
+    principal: Asking,
     prompt: Annotated[NotBlank, Query(description="The question")],
     grounded: bool = True,
     model: Annotated[ModelName | None, Query()] = None,
@@ -128,11 +128,14 @@ def _ask(body: AskBody, request: Request, rooms: Rooms, principal: Principal, *,
         raise TooLarge(f"the prompt is longer than {settings.prompt_characters_max} characters")
     if body.max_tokens and body.max_tokens > settings.max_tokens_max:
         raise TooLarge(f"max_tokens is more than {settings.max_tokens_max}")
+    user_id = body.user_id if body.user_id and principal.on_behalf else principal.user_id
     return Ask(
         prompt=body.prompt,
         grounded=body.grounded,
         endpoint=request.scope["route"].path,
-        user_id=body.user_id if body.user_id and principal.on_behalf else principal.user_id,
+        user_id=user_id,
+        key_id=principal.key_id,
+        asked_by=principal.user_id if user_id != principal.user_id else None,
         sees=principal.sees,
         request_id=request.scope["request_id"],
         stream=stream,

@@ -9,11 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from service.api.deps import PrincipalDep, Rooms, RoomsDep
+from service.api.deps import AdminDocumenting, Documenting, Rooms, RoomsDep
 from service.api.schemas import REFUSALS, TextBody, problems, ref
 from service.core import documents, retrieval, texts
 from service.core.documents import Document, DocumentPage, Given
-from service.core.errors import InvalidRequest, NotText, TooLarge
+from service.core.errors import Forbidden, InvalidRequest, NotText, TooLarge
 from service.core.events import clean, to_json
 from service.core.retrieval import Found
 
@@ -42,16 +42,27 @@ _UPLOAD_BODY = {
         **problems(_409="`documents_full`", _415="`not_text`: nothing of this upload was stored"),
     },
 )
-async def upload(request: Request, rooms: RoomsDep, principal: PrincipalDep) -> Response:
+async def upload(
+    request: Request,
+    rooms: RoomsDep,
+    principal: Documenting,
+    shared: Annotated[bool, Query(description="Context for everyone; for admins")] = False,
+) -> Response:
     """Give texts: files as multipart, or `{title, text}` as JSON. All of them are stored, or none."""
-    given = await _given_files(request, rooms) if _is_form(request) else [await _given_json(request, rooms)]
-    stored = await documents.store(rooms.database, rooms.settings, given, user_id=principal.user_id)
-    body = {"items": stored} | (msgspec.to_builtins(stored[0]) if len(stored) == 1 else {})
-    return _json(body, 201 if any(document.created for document in stored) else 200)
+    if _is_form(request):
+        given = await _given_files(request, rooms)
+    else:
+        body = await _given_json(request, rooms)
+        given, shared = [Given(title=clean(body.title or ""), text=clean(body.text), encoding="utf-8")], shared or body.shared
+    if shared and not principal.admin:
+        raise Forbidden("only admins share documents")
+    stored = await documents.store(rooms.database, rooms.settings, given, user_id=principal.user_id, shared=shared)
+    told = {"items": stored} | (msgspec.to_builtins(stored[0]) if len(stored) == 1 else {})
+    return _json(told, 201 if any(document.created for document in stored) else 200)
 
 
 @router.post("/seed", responses={200: ref(DocumentPage, "The sample documents"), **REFUSALS})
-async def seed(rooms: RoomsDep, principal: PrincipalDep) -> Response:
+async def seed(rooms: RoomsDep, principal: AdminDocumenting) -> Response:
     """Insert the sample documents, Japanese and English. Asking twice changes nothing."""
     return _json(DocumentPage(items=await documents.seed(rooms.database, rooms.settings, user_id=principal.user_id), next_cursor=None))
 
@@ -59,7 +70,7 @@ async def seed(rooms: RoomsDep, principal: PrincipalDep) -> Response:
 @router.get("/ai/documents", responses={200: ref(DocumentPage, "Documents, newest first"), **REFUSALS})
 async def list_documents(
     rooms: RoomsDep,
-    principal: PrincipalDep,
+    principal: Documenting,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
@@ -72,7 +83,7 @@ async def list_documents(
     "/ai/documents/{document_id}",
     responses={200: ref(Document, "The document with its `text`"), **REFUSALS, **problems(_404="`not_found`")},
 )
-async def get_document(document_id: str, rooms: RoomsDep, principal: PrincipalDep) -> Response:
+async def get_document(document_id: str, rooms: RoomsDep, principal: Documenting) -> Response:
     """One document, with its text."""
     async with rooms.database.reading() as session:
         return _json(await documents.get(session, document_id, user_id=principal.sees))
@@ -81,7 +92,7 @@ async def get_document(document_id: str, rooms: RoomsDep, principal: PrincipalDe
 @router.delete(
     "/ai/documents/{document_id}", status_code=204, responses={**REFUSALS, **problems(_404="`not_found`")}, response_class=Response
 )
-async def delete_document(document_id: str, rooms: RoomsDep, principal: PrincipalDep) -> Response:
+async def delete_document(document_id: str, rooms: RoomsDep, principal: Documenting) -> Response:
     """Delete a document: from now on no answer is drawn from it."""
     await documents.delete(rooms.database, document_id, user_id=principal.sees)
     return Response(status_code=204)
@@ -90,7 +101,7 @@ async def delete_document(document_id: str, rooms: RoomsDep, principal: Principa
 @router.get("/ai/search", responses={200: ref(Found, "The chunks that a question would be answered from, best first"), **REFUSALS})
 async def search(
     rooms: RoomsDep,
-    principal: PrincipalDep,
+    principal: Documenting,
     q: Annotated[str, Query(min_length=1)],
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> Response:
@@ -114,7 +125,7 @@ def _is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").startswith("multipart/form-data")
 
 
-async def _given_json(request: Request, rooms: Rooms) -> Given:
+async def _given_json(request: Request, rooms: Rooms) -> TextBody:
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise InvalidRequest("send multipart/form-data with files, or application/json with a text")
     try:
@@ -125,7 +136,7 @@ async def _given_json(request: Request, rooms: Rooms) -> Given:
         ) from error
     if len(body.text.encode("utf-8", "surrogatepass")) > rooms.settings.upload_file_bytes_max:
         raise TooLarge(f"the text is larger than {rooms.settings.upload_file_bytes_max} bytes")
-    return Given(title=clean(body.title or ""), text=clean(body.text), encoding="utf-8")
+    return body
 
 
 async def _given_files(request: Request, rooms: Rooms) -> list[Given]:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.deps import PrincipalDep, Rooms, RoomsDep
+from service.api.deps import AdminReading, Rooms, RoomsDep
 from service.core.errors import DatabaseUnavailable
 from service.core.events import to_json
 
@@ -33,7 +33,7 @@ async def ready(request: Request) -> Response:
 
 
 @router.get("/metrics")
-async def metrics(rooms: RoomsDep, _: PrincipalDep) -> Response:
+async def metrics(rooms: RoomsDep, _: AdminReading) -> Response:
     """Prometheus metrics."""
     rooms.metrics.in_progress.set(rooms.answers.statistics().in_progress)
     rooms.metrics.records_waiting.set(rooms.queue.statistics().waiting)

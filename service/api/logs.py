@@ -13,7 +13,7 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.deps import PrincipalDep, Rooms, RoomsDep
+from service.api.deps import Reading, Rooms, RoomsDep
 from service.api.schemas import REFUSALS, problems, ref
 from service.core import logs
 from service.core.events import Answer, to_json
@@ -29,7 +29,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 @router.get("", responses={200: ref(LogPage, "Rows, newest first"), 304: {"description": "As it was"}, **REFUSALS})
 async def list_logs(
     rooms: RoomsDep,
-    principal: PrincipalDep,
+    principal: Reading,
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
     cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")] = None,
     after: Annotated[
@@ -67,7 +67,7 @@ async def list_logs(
 
 
 @router.get("/{answer_id}", responses={200: ref(Answer, "The row"), **REFUSALS, **problems(_404="`not_found`: no answer has this id")})
-async def get_log(answer_id: str, rooms: RoomsDep, principal: PrincipalDep) -> Response:
+async def get_log(answer_id: str, rooms: RoomsDep, principal: Reading) -> Response:
     """The account of one answer."""
     await _wait_fresh(rooms)
     async with rooms.database.reading() as session:

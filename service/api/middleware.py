@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import problem_response
-from service.core.auth import check_source
+from service.core.auth.source import check_source
 from service.core.errors import KotaeError, TooLarge
 from service.core.events import new_id, now
 from service.core.settings import Settings

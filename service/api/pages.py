@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from service.api.deps import PrincipalDep
+from service.api.deps import Asking
 
 WEB = Path(__file__).parents[1] / "web"
 _POLICY = (
@@ -23,13 +23,13 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
-async def index(_: PrincipalDep) -> FileResponse:
+async def index(_: Asking) -> FileResponse:
     """Ask and stream."""
     return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": _POLICY})
 
 
 @router.get("/docs")
-async def docs(_: PrincipalDep) -> FileResponse:
+async def docs(_: Asking) -> FileResponse:
     """The routes, to read and to try."""
     return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": _DOCS_POLICY})
 

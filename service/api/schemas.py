@@ -4,21 +4,27 @@ What goes out is encoded by msgspec from the structs of `service.core`; their JS
 structs, so that there is no second definition to fall behind.
 """
 
-from typing import Annotated, Any
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
+from service.core.auth.store import ApiKey
 from service.core.documents import Document, DocumentPage
 from service.core.events import Answer
 from service.core.logs import LogPage
+from service.core.ports import QuotaLimits
+from service.core.pricing import to_nano
 from service.core.retrieval import Found
 
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Money = Annotated[Decimal, Field(ge=0, le=10**6, max_digits=15, decimal_places=9)]
 
 
 class AskBody(BaseModel):
@@ -49,6 +55,55 @@ class TextBody(BaseModel):
     )
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
     text: NotBlank
+    shared: bool = Field(False, description="Context for everyone; for admins.")
+
+
+class LimitsBody(BaseModel):
+    """What a user or a key may use. Absent: as much as they like. Costs are USD, as a decimal string."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tokens_per_day": 200_000, "cost_usd_per_month": "5.00"}]})
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    tokens_per_day: Count | None = None
+    tokens_per_month: Count | None = None
+    cost_usd_per_day: Money | None = None
+    cost_usd_per_month: Money | None = None
+    concurrent: Count | None = Field(None, description="Answers in progress at once.")
+
+    def limits(self) -> QuotaLimits:
+        """As the core has them, money in nano-dollars."""
+        day, month = self.cost_usd_per_day, self.cost_usd_per_month
+        return QuotaLimits(
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            tokens_per_day=self.tokens_per_day,
+            tokens_per_month=self.tokens_per_month,
+            cost_nano_usd_per_day=None if day is None else to_nano(day),
+            cost_nano_usd_per_month=None if month is None else to_nano(month),
+            concurrent=self.concurrent,
+        )
+
+
+class KeyBody(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "laptop", "scopes": ["ask"], "expires_in_days": 90}]}
+    )
+    user_id: UserId | None = Field(None, description="Whose; one's own if absent. Others' are for admins.")
+    role: Literal["user", "admin"] = "user"
+    scopes: list[Literal["ask", "documents", "logs", "keys"]] | None = Field(None, max_length=4, description="Absent: all of the maker's.")
+    name: Annotated[str, StringConstraints(max_length=100)] = Field("", description="By which people know it.")
+    expires_at: AwareDatetime | None = None
+    expires_in_days: float | None = Field(None, gt=0, le=3650)
+    limits: LimitsBody | None = Field(None, description="Of this key, beside those of its user.")
+
+
+class RotateBody(BaseModel):
+    """How a key is rotated."""
+
+    model_config = ConfigDict(extra="forbid")
+    grace_seconds: float = Field(86_400, ge=0, le=2_592_000, description="How long the old key stays valid.")
 
 
 class Problem(msgspec.Struct):
@@ -71,7 +126,7 @@ class Start(msgspec.Struct):
     context: list[dict[str, Any]]
 
 
-_SHAPES = [Answer, LogPage, Found, Document, DocumentPage, Problem, Start]
+_SHAPES = [Answer, LogPage, Found, Document, DocumentPage, ApiKey, Problem, Start]
 
 
 def ref(shape: type, description: str, media_type: str = "application/json") -> dict[str, Any]:
@@ -87,7 +142,7 @@ def problems(**described: str) -> dict[int | str, dict[str, Any]]:
 REFUSALS = problems(
     _400="`foreign_host`: this name is not served here",
     _401="`unauthorized`: credentials are missing or wrong",
-    _403="`foreign_origin`: a page of another site sent this",
+    _403="`forbidden`: another role or scope is needed; `foreign_origin`: a page of another site sent this",
     _413="`too_large`: over a limit that the detail names",
     _422="`invalid_request`: the payload has not the shape of the route",
     _500="`internal`: a fault of the service; `request_id` finds it in the log",

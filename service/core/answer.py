@@ -46,6 +46,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     idempotency_key: str | None = None  # given with `body_hash`, by `answer_once`
     body_hash: str | None = None
+    key_id: str | None = None
+    asked_by: str | None = None
 
 
 class AnswersStatistics(msgspec.Struct, frozen=True):
@@ -203,6 +205,8 @@ class Answers:
             grounded=ask.grounded,
             idempotency_key=ask.idempotency_key,
             body_hash=ask.body_hash,
+            key_id=ask.key_id,
+            asked_by=ask.asked_by,
         )
 
     async def _retrieve(self, ask: Ask) -> list[Passage]:

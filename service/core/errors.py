@@ -3,7 +3,9 @@
     KotaeError                     500 internal               a fault of ours; the request id finds it in the log
     ├── SettingsInvalid            –   settings_invalid       the start ends with it: correct the named variable
     ├── NotFound                   404 not_found              no such thing, or not yours
-    ├── Unauthorized               401 unauthorized           send the secret as bearer token or Basic password
+    ├── Unauthorized               401 unauthorized           send a key as bearer token, X-API-Key or Basic password
+    ├── Forbidden                  403 forbidden              ask with a credential of the needed role or scope
+    ├── KeysFull                   409 keys_full              revoke keys, or raise KOTAE_KEYS_MAX
     ├── ForeignHost                400 foreign_host           add the name to KOTAE_ALLOWED_HOSTS
     ├── ForeignOrigin              403 foreign_origin         add the page's origin to KOTAE_ALLOWED_ORIGINS
     ├── InvalidRequest             422 invalid_request        the payload has not the shape of the route
@@ -73,6 +75,18 @@ class Unauthorized(KotaeError):
     """No credential, or a wrong one."""
 
     code, status, title = "unauthorized", 401, "Credentials are missing or wrong"
+
+
+class Forbidden(KotaeError):
+    """Known, but not for this: the route needs another role or scope."""
+
+    code, status, title = "forbidden", 403, "Not allowed"
+
+
+class KeysFull(KotaeError):
+    """The user has as many keys as the settings allow."""
+
+    code, status, title = "keys_full", 409, "No room for more keys"
 
 
 class ForeignHost(KotaeError):

@@ -68,6 +68,10 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     grounded: bool
     idempotency_key: str | None = None
     body_hash: str | None = None
+    key_id: str | None = None  # of the API key that asked
+    asked_by: str | None = None  # the admin who asked on behalf of `user_id`
+    held_tokens: int | None = None  # the upper bound that was held of the quota; it counts if nobody knows the usage
+    held_nano_usd: int | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +119,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     sources: list[Passage]
     attempts: int
     request_id: str
+    key_id: str | None
+    asked_by: str | None
 
 
 def answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
@@ -144,6 +150,8 @@ def answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         sources=outcome.sources,
         attempts=outcome.attempts,
         request_id=intent.request_id,
+        key_id=intent.key_id,
+        asked_by=intent.asked_by,
     )
 
 

@@ -244,6 +244,10 @@ def _values(outcome: Outcome) -> dict[str, Any]:
         "rank": _rank(outcome),
         "idempotency_key": intent.idempotency_key,
         "body_hash": intent.body_hash,
+        "key_id": intent.key_id,
+        "asked_by": intent.asked_by,
+        "held_tokens": intent.held_tokens,
+        "held_nano_usd": intent.held_nano_usd,
     }
 
 

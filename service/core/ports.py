@@ -1,12 +1,12 @@
 """The ports: what a second implementation would have to promise. One contract suite each, in `tests/contracts/`."""
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from service.core.events import Intent, Outcome
-from service.core.pricing import Usage
+from service.core.pricing import Usage, format_usd
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -48,6 +48,26 @@ class Provider(Protocol):
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
         ...
+
+
+class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one user or one key may use; None: as much as they like. Money in nano-dollars."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    cost_nano_usd_per_day: int | None = None
+    cost_nano_usd_per_month: int | None = None
+    concurrent: int | None = None  # answers in progress
+
+    def wire(self) -> dict[str, Any]:
+        """As the wire shows them: what is not limited is absent, money is a decimal string in USD."""
+        return {
+            name.replace("nano_usd", "usd"): format_usd(value) if "nano_usd" in name else value
+            for name, value in msgspec.structs.asdict(self).items()
+            if value is not None
+        }
 
 
 class Worker(Protocol):

@@ -45,12 +45,19 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="SQLAlchemy URL. Default: sqlite+aiosqlite:///<data_dir>/kotae.db.")
 
     # who may
-    auth: Literal["open", "secret"] = Field(
+    auth: Literal["open", "keys"] = Field(
         "open",
-        description="open: everyone on this machine is the admin `local`. secret: every request carries KOTAE_SECRET, "
-        "as a bearer token or as the password of HTTP Basic.",
+        description="open: everyone on this machine is the admin `local`. keys: every request carries a credential, such as an API "
+        "key (`kotae keys create`).",
     )
-    secret: SecretStr | None = Field(None, description="The shared secret of KOTAE_AUTH=secret; 32 characters or more. No default.")
+    secret: SecretStr | None = Field(
+        None,
+        description="With KOTAE_AUTH=keys: a credential of the admin `admin`, to begin with or for good; 32 characters or more.",
+    )
+    keys_max: int = Field(100, ge=1, le=10_000, description="Most API keys that one user has at once.")
+    session_seconds: int = Field(
+        86_400, ge=60, le=2_592_000, description="How long a browser stays signed in; never longer than the key that it signed in with."
+    )
     allowed_hosts: list[str] = Field(
         default_factory=list,
         description='JSON list of further `Host` names to answer to. Loopback names always; with auth, `["*"]` is implied.',
@@ -166,12 +173,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.auth == "secret" and len(self.secret.get_secret_value() if self.secret else "") < 32:
-            raise ValueError("KOTAE_SECRET must be set to 32 characters or more when KOTAE_AUTH=secret (openssl rand -hex 32 makes one)")
+        if self.auth == "keys" and self.secret is not None and len(self.secret.get_secret_value().strip()) < 32:
+            raise ValueError("KOTAE_SECRET must have 32 characters or more (openssl rand -hex 32 makes one)")
         if self.auth == "open" and not is_loopback(self.host):
-            raise ValueError(
-                f"KOTAE_HOST={self.host} listens beyond this machine: set KOTAE_AUTH=secret and KOTAE_SECRET, or listen on 127.0.0.1"
-            )
+            raise ValueError(f"KOTAE_HOST={self.host} listens beyond this machine: set KOTAE_AUTH=keys, or listen on 127.0.0.1")
         if self.max_tokens > self.max_tokens_max:
             raise ValueError("KOTAE_MAX_TOKENS is larger than KOTAE_MAX_TOKENS_MAX")
         if self.chunk_overlap_characters * 2 > self.chunk_characters:

@@ -84,6 +84,10 @@ request_logs = Table(
     Column("rank", Integer, nullable=False, server_default="2"),  # how much is known: see `events.RANKS`
     Column("idempotency_key", String(255)),
     Column("body_hash", String(64)),  # of the request that the key came with
+    Column("key_id", String(36)),  # of the API key that asked
+    Column("asked_by", String(200)),  # the admin who asked on behalf of `user_id`
+    Column("held_tokens", Integer),  # of the quota: what counts where nobody knows the usage
+    Column("held_nano_usd", BigInteger),
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order; the columns behind `id` let further filters be looked up without reading the row.
     Index(None, "user_id", "id", "status", "model", "endpoint"),
@@ -111,6 +115,65 @@ daily_totals = Table(
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("cost_nano_usd", BigInteger, nullable=False),
     Column("unpriced", BigInteger, nullable=False),  # answers whose cost nobody knows
+)
+
+# What counts toward quotas, by day and by `user:…` or `key:…`; changed together with daily_totals.
+quota_totals = Table(
+    "quota_totals",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("subject", String(210), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("cost_nano_usd", BigInteger, nullable=False),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String(200), primary_key=True),
+    Column("disabled", Boolean, nullable=False),
+    Column("plan", String(50)),  # None: the plan named `default`, if there is one
+    Column("limits", JSON),  # of this user alone, instead of a plan's
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+plans = Table(
+    "plans",
+    metadata,
+    Column("name", String(50), primary_key=True),
+    Column("limits", JSON, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),  # SHA-256 of the key, hexadecimal: the key itself is nowhere
+    Column("prefix", String(16), nullable=False),  # its first characters, by which people know it again
+    Column("name", String(100), nullable=False),
+    Column("user_id", String(200), ForeignKey("users.id"), nullable=False),
+    Column("role", String(10), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("limits", JSON),  # of this key, beside those of its user
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Index(None, "user_id", "id"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("hash", String(64), primary_key=True),  # SHA-256 of the cookie's value
+    Column("user_id", String(200), nullable=False),
+    Column("role", String(10), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("origin", String(100), nullable=False),  # the credential that it was exchanged for: it ends with it
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Index(None, "expires_at"),
 )
 
 documents = Table(

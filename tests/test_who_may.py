@@ -1,0 +1,186 @@
+"""Who may do what: every route with every role, and nobody with what is another's."""
+
+import json
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.routing import iter_route_contexts
+
+from service.core.auth.principals import Role, Scope
+from service.core.auth.store import ApiKey
+from service.core.settings import Settings
+from service.main import create_app
+from tests.access import client, make_key
+from tests.conftest import Serve
+from tests.fakes.provider import ProviderFake
+from tests.test_api import is_problem
+
+ALL = None  # everybody, without a credential
+USER, ADMIN = Role.USER, Role.ADMIN
+ROUTES: dict[tuple[str, str], tuple[Role, Scope] | None] = {
+    ("GET", "/openapi.json"): ALL,
+    ("GET", "/health/live"): ALL,
+    ("GET", "/health/ready"): ALL,
+    ("GET", "/metrics"): (ADMIN, Scope.LOGS),
+    ("GET", "/"): (USER, Scope.ASK),
+    ("GET", "/docs"): (USER, Scope.ASK),
+    ("POST", "/ai/test"): (USER, Scope.ASK),
+    ("POST", "/ai/stream"): (USER, Scope.ASK),
+    ("GET", "/ai/stream"): (USER, Scope.ASK),
+    ("POST", "/ai/upload"): (USER, Scope.DOCUMENTS),
+    ("POST", "/seed"): (ADMIN, Scope.DOCUMENTS),
+    ("GET", "/ai/documents"): (USER, Scope.DOCUMENTS),
+    ("GET", "/ai/documents/{document_id}"): (USER, Scope.DOCUMENTS),
+    ("DELETE", "/ai/documents/{document_id}"): (USER, Scope.DOCUMENTS),
+    ("GET", "/ai/search"): (USER, Scope.DOCUMENTS),
+    ("GET", "/ai/logs"): (USER, Scope.LOGS),
+    ("GET", "/ai/logs/{answer_id}"): (USER, Scope.LOGS),
+    ("POST", "/ai/keys"): (USER, Scope.KEYS),
+    ("GET", "/ai/keys"): (USER, Scope.KEYS),
+    ("POST", "/ai/keys/{key_id}/rotate"): (USER, Scope.KEYS),
+    ("DELETE", "/ai/keys/{key_id}"): (USER, Scope.KEYS),
+}  # fmt: skip
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/ai/test"): {"prompt": "Why?"},
+    ("POST", "/ai/stream"): {"prompt": "Why?"},
+    ("POST", "/ai/upload"): {"text": "Because."},
+    ("POST", "/ai/keys"): {},
+}
+MOUNTED = {"/web/swagger", "/web"}
+
+
+def declared() -> dict[tuple[str, str], tuple[Role, Scope] | None]:
+    """What each route of the application asks for, read from the application itself."""
+    found = {}
+    for route in iter_route_contexts(create_app(Settings()).routes):
+        if route.path in MOUNTED:
+            continue
+        dependant: Any = getattr(route, "dependant", None)
+        needs = [each.call.requires for each in dependant.dependencies if hasattr(each.call, "requires")] if dependant else []
+        for method in (route.methods or set()) - {"HEAD"}:
+            found[method, str(route.path)] = needs[0] if needs else None
+    return found
+
+
+def test_every_route_says_who_may() -> None:
+    """A route that this table does not know, or knows otherwise, fails the build."""
+    assert declared() == ROUTES
+
+
+async def request(caller: httpx2.AsyncClient, method: str, path: str) -> httpx2.Response:
+    """Ask a route, about things that are not there."""
+    filled = path.replace("{document_id}", "x").replace("{answer_id}", "x").replace("{key_id}", "x")
+    query = {"prompt": "x", "q": "x"} if method == "GET" else None
+    return await caller.request(method, filled, params=query, json=BODIES.get((method, path)))
+
+
+@pytest.mark.parametrize("way", ["Authorization", "X-API-Key"])
+async def test_every_route_with_every_role(serve: Serve, way: str) -> None:
+    """Without a credential 401, with too little 403, with enough neither; the same through every header."""
+    service = await serve(auth="keys")
+    made = [
+        await make_key(service, "alice"),
+        await make_key(service, "root", Role.ADMIN),
+        await make_key(service, "alice", scopes=frozenset({Scope.ASK})),
+        await make_key(service, "root", Role.ADMIN, scopes=frozenset({Scope.DOCUMENTS})),
+    ]
+    for key in (None, "kt_wrong", *made):
+        value = key.key if isinstance(key, ApiKey) else key
+        headers = {way: f"Bearer {value}" if way == "Authorization" else str(value)} if value else {}
+        async with httpx2.AsyncClient(base_url=service.url, headers=headers, timeout=20) as caller:
+            for (method, path), needs in ROUTES.items():
+                answer = await request(caller, method, path)
+                if needs is None:
+                    assert answer.status_code == 200, path
+                elif not isinstance(key, ApiKey):
+                    is_problem(answer, 401, "unauthorized")
+                elif (needs[0] is ADMIN and key.role != "admin") or needs[1] not in key.scopes:
+                    is_problem(answer, 403, "forbidden")
+                else:
+                    assert answer.status_code not in {401, 403, 500}, (method, path, key)
+
+
+async def test_in_open_mode_nothing_needs_a_credential(serve: Serve) -> None:
+    """On loopback, in open mode, every route is the admin's; a credential changes nothing."""
+    service = await serve()
+    for key in (None, "kt_wrong"):
+        async with client(service, key) as caller:
+            for method, path in ROUTES:
+                assert (await request(caller, method, path)).status_code not in {401, 403, 500}, path
+
+
+async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake) -> None:
+    """Documents, retrieval, answers, streams, logs, exports and keys of one user are not there for another."""
+    service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
+    hers, his = await make_key(service, "alice"), await make_key(service, "bob")
+    boss = await make_key(service, "root", Role.ADMIN)
+    async with client(service, hers) as alice, client(service, his) as bob, client(service, boss) as root:
+        document = (await alice.post("/ai/upload", json={"title": "mine", "text": "The zebra code is 4711."})).json()["document_id"]
+        asked = (await alice.post("/ai/test", json={"prompt": "What is the zebra code?"})).json()
+        async with alice.stream("GET", "/ai/stream", params={"prompt": "What is the zebra code?"}) as response:
+            stream = (await response.aread()).decode()
+        event = next(line.removeprefix("id: ") for line in stream.splitlines() if line.startswith("id: "))
+        await service.wait_idle()
+        calls = len(fake.calls)
+
+        for attempt in (
+            bob.get(f"/ai/documents/{document}"),
+            bob.delete(f"/ai/documents/{document}"),
+            bob.get(f"/ai/logs/{asked['id']}"),
+            bob.get("/ai/stream", params={"prompt": "x", "last_event_id": event}),
+            bob.delete(f"/ai/keys/{hers.id}"),
+            bob.post(f"/ai/keys/{hers.id}/rotate"),
+        ):
+            is_problem(await attempt, 404, "not_found")
+        assert (await bob.get("/ai/documents")).json()["items"] == []
+        assert (await bob.get("/ai/search", params={"q": "zebra code"})).json()["items"] == []
+        assert (await bob.post("/ai/test", json={"prompt": "What is the zebra code?"})).json()["status"] == "no_context"
+        assert [key["id"] for key in (await bob.get("/ai/keys", params={"user_id": "alice"})).json()["items"]] == []
+        await service.wait_idle()
+        for accept in ("application/json", "text/csv", "application/x-ndjson"):
+            said = (await bob.get("/ai/logs", params={"user_id": "alice"}, headers={"Accept": accept})).text
+            assert "alice" not in said
+            assert "4711" not in said
+        tail = await bob.get("/ai/logs", params={"after": asked["id"]})
+        assert "alice" not in tail.text
+        assert len(fake.calls) == calls
+
+        assert (await alice.get(f"/ai/documents/{document}")).status_code == 200
+        assert (await alice.get(f"/ai/logs/{asked['id']}")).status_code == 200
+        assert (await root.get(f"/ai/documents/{document}")).status_code == 200
+        assert {item["user_id"] for item in (await root.get("/ai/logs")).json()["items"]} == {"alice", "bob"}
+
+
+async def test_shared_documents_are_context_for_everyone(serve: Serve, fake: ProviderFake) -> None:
+    """What an admin shares is found and read by all users, and deleted by admins alone."""
+    service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
+    async with (
+        client(service, await make_key(service, "root", Role.ADMIN)) as root,
+        client(service, await make_key(service, "bob")) as bob,
+    ):
+        shared = {"title": "rules", "text": "The quokka desk opens at nine.", "shared": True}
+        document = (await root.post("/ai/upload", json=shared)).json()
+
+        assert document["shared"] is True
+        assert (await bob.get("/ai/search", params={"q": "quokka desk"})).json()["items"]
+        assert (await bob.get(f"/ai/documents/{document['document_id']}")).status_code == 200
+        is_problem(await bob.delete(f"/ai/documents/{document['document_id']}"), 404, "not_found")
+        is_problem(await bob.post("/ai/upload", json=shared), 403, "forbidden")
+        is_problem(await bob.post("/ai/upload", params={"shared": True}, files={"a": ("a.txt", b"Hello there.")}), 403, "forbidden")
+
+
+async def test_only_admins_ask_on_behalf_of_others(serve: Serve, fake: ProviderFake) -> None:
+    """A user's `user_id` in a body changes nothing; an admin's is believed, and the row says who asked."""
+    service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
+    hers, boss = await make_key(service, "alice"), await make_key(service, "root", Role.ADMIN)
+    body = {"prompt": "Why?", "grounded": False, "user_id": "bob"}
+    async with client(service, hers) as alice, client(service, boss) as root:
+        own = (await alice.post("/ai/test", json=body)).json()
+        behalf = (await root.post("/ai/test", json=body)).json()
+        await service.wait_idle()
+        row = (await root.get(f"/ai/logs/{behalf['id']}")).json()
+
+    assert (own["user_id"], own["asked_by"], own["key_id"]) == ("alice", None, hers.id)
+    assert (behalf["user_id"], behalf["asked_by"], behalf["key_id"]) == ("bob", "root", boss.id)
+    assert json.loads(json.dumps(row)) == behalf
