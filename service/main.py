@@ -20,6 +20,7 @@ from service.core.answer import Answers
 from service.core.auth.door import Door
 from service.core.backends.journal import Journal, choose_spool, existing_spool
 from service.core.backends.local import LocalQueue
+from service.core.backends.tickets import SignedTickets, load_key
 from service.core.db import Database
 from service.core.errors import KotaeError
 from service.core.ports import Worker
@@ -35,6 +36,7 @@ from service.workers.recovery import Recovery
 from service.workers.writer import Writer
 
 JOURNAL_SECONDS = 1  # how long the end of the process waits for the last sync
+TICKET_RESUME_SECONDS = 3600  # how long after its answer a ticket still serves a reconnect: a laptop that was closed meanwhile
 WRITE_OUT_SECONDS = 1.5  # how long the end of the process waits for the database; together with the rest under 2 s
 
 DESCRIPTION = "Answers prompts from the texts it was given, streams the answer, and keeps an exact account of every answer."
@@ -124,7 +126,14 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     )
     stack.push_async_callback(room.stop)
     log.info("service.started", model=settings.default_model, auth=settings.auth)
-    return Rooms(settings=settings, database=database, queue=queue, workers=workers, door=door, answers=room, metrics=metrics)
+    tickets = SignedTickets(
+        load_key(settings.data_dir / "tickets.key"),
+        seconds=settings.ticket_seconds,
+        resume_seconds=settings.answer_seconds_max + TICKET_RESUME_SECONDS,
+    )
+    return Rooms(
+        settings=settings, database=database, queue=queue, workers=workers, door=door, answers=room, tickets=tickets, metrics=metrics
+    )
 
 
 async def _write_out(writer: Writer) -> None:

@@ -46,14 +46,15 @@ async def test_tokens_are_as_the_provider_said(service: Service, fake: ProviderF
 
 
 async def test_a_stream_says_start_deltas_done(service: Service, fake: ProviderFake) -> None:
-    """The events come in order, with ids that count, and their text is the provider's."""
+    """The events come in order, with ids that count the characters, and their text is the provider's."""
     found = await streamed(service)
 
     start, *deltas, done = found
     assert (start.name, done.name) == ("start", "done")
     assert {event.name for event in deltas} == {""}
     assert text_of(found) == fake.calls[0].text
-    assert [event.last_id for event in found] == [f"{start.json['id']}.{seq}" for seq in range(len(found))]
+    assert [event.last_id for event in deltas] == [f"{start.json['id']}.{len(text_of(deltas[: n + 1]))}" for n in range(len(deltas))]
+    assert (start.last_id, done.last_id) == (f"{start.json['id']}.0", f"{start.json['id']}.{len(text_of(found)) + 1}")
 
 
 async def test_a_stream_is_metered_as_exactly_as_a_plain_answer(service: Service) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.events import Event, clean, delta_event, encode_events, new_id, now, parse_event_id
+from service.core.events import Event, clean, encode_delta, encode_event, new_id, now, parse_event_id
 from tests.sse import Parser
 
 ID = "01a2095b-6360-75d3-bf35-48878f818b4d"
@@ -16,7 +16,7 @@ ANY_TEXT = st.text(st.characters()) | st.sampled_from(["\r\n\r\nevent: done\n\n"
 def test_no_text_can_forge_an_event(texts: list[str], size: int) -> None:
     """Each text arrives as exactly one event with an equal payload, however the bytes are cut."""
     texts = [clean(text) for text in texts]
-    data = encode_events(ID, [delta_event(seq, text) for seq, text in enumerate(texts)])
+    data = b"".join(encode_delta(ID, seq, text) for seq, text in enumerate(texts))
 
     parser = Parser()
     found = [event for at in range(0, len(data), size) for event in parser.feed(data[at : at + size])]
@@ -27,9 +27,8 @@ def test_no_text_can_forge_an_event(texts: list[str], size: int) -> None:
 
 def test_an_unnamed_event_has_no_event_line() -> None:
     """Plain `onmessage` receives deltas; named events have listeners of their own."""
-    assert encode_events(ID, [Event(0, "", b"{}"), Event(1, "done", b"{}")]) == (
-        f"id: {ID}.0\ndata: {{}}\n\nevent: done\nid: {ID}.1\ndata: {{}}\n\n".encode()
-    )
+    assert encode_delta(ID, 1, "a") == f'id: {ID}.1\ndata: {{"delta":"a"}}\n\n'.encode()
+    assert encode_event(ID, Event(1, "done", b"{}")) == f"event: done\nid: {ID}.1\ndata: {{}}\n\n".encode()
 
 
 @given(st.integers(0, 10**9 - 1))

@@ -28,6 +28,10 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope] | None] = {
     ("POST", "/ai/test"): (USER, Scope.ASK),
     ("POST", "/ai/stream"): (USER, Scope.ASK),
     ("GET", "/ai/stream"): (USER, Scope.ASK),
+    ("POST", "/ai/answers"): (USER, Scope.ASK),
+    ("GET", "/ai/answers/{answer_id}"): (USER, Scope.ASK),
+    ("GET", "/ai/answers/{answer_id}/events"): (USER, Scope.ASK),
+    ("DELETE", "/ai/answers/{answer_id}"): (USER, Scope.ASK),
     ("POST", "/ai/upload"): (USER, Scope.DOCUMENTS),
     ("POST", "/seed"): (ADMIN, Scope.DOCUMENTS),
     ("GET", "/ai/documents"): (USER, Scope.DOCUMENTS),
@@ -44,6 +48,7 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope] | None] = {
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/ai/test"): {"prompt": "Why?"},
     ("POST", "/ai/stream"): {"prompt": "Why?"},
+    ("POST", "/ai/answers"): {"prompt": "Why?"},
     ("POST", "/ai/upload"): {"text": "Because."},
     ("POST", "/ai/keys"): {},
 }
@@ -129,6 +134,9 @@ async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake) 
             bob.delete(f"/ai/documents/{document}"),
             bob.get(f"/ai/logs/{asked['id']}"),
             bob.get("/ai/stream", params={"prompt": "x", "last_event_id": event}),
+            bob.get(f"/ai/answers/{asked['id']}"),
+            bob.get(f"/ai/answers/{asked['id']}/events"),
+            bob.delete(f"/ai/answers/{asked['id']}"),
             bob.delete(f"/ai/keys/{hers.id}"),
             bob.post(f"/ai/keys/{hers.id}/rotate"),
         ):

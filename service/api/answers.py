@@ -1,19 +1,22 @@
-"""POST /ai/test, POST and GET /ai/stream."""
+"""POST /ai/test, POST and GET /ai/stream, and answers by their id: POST, GET and DELETE /ai/answers."""
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from service.api.deps import Asking, Rooms, RoomsDep
+from service.api.deps import Asking, Rooms, RoomsDep, may
 from service.api.problems import problem_response
-from service.api.schemas import REFUSALS, AskBody, ModelName, NotBlank, UserId, problems, ref
+from service.api.schemas import REFUSALS, AskBody, InProgress, ModelName, NotBlank, Started, UserId, problems, ref
 from service.api.sse import stream_response
 from service.core.answer import Ask
-from service.core.auth.principals import Principal
+from service.core.auth.principals import Principal, Role, Scope
 from service.core.errors import InvalidRequest, KotaeError, NotFound, TooLarge
 from service.core.events import Answer, answer_object, parse_event_id, to_json
 from service.core.idempotency import Begun
+from service.core.ports import Grant
+from service.core.pump import ATTACH_SECONDS
 
 router = APIRouter(prefix="/ai", tags=["answers"])
 
@@ -26,14 +29,17 @@ _PROVIDER = problems(
 _KEYED = problems(_409="`idempotency_conflict`: the `Idempotency-Key` came with another request before")
 _REPLAYED = {"Idempotent-Replayed": "true"}
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_UNKNOWN = problems(_404="`not_found`: no answer or event has this id, or it is not yours")
+_TICKET = problems(_403="`ticket_invalid`: used, expired or for another answer; `foreign_origin`")
+_BEYOND = {"description": "Nothing comes after that event"}
 _STREAM = {
-    "description": "Server-sent events: `start`, unnamed `{delta}` ones, then `done` or `failure`. Ids are `{answer}.{seq}`.",
+    "description": "Server-sent events: `start`, unnamed `{delta}` ones, then `done` or `failure`. Ids are `{answer}.{characters so far}`.",
     "content": {
         "text/event-stream": {
             "example": (
                 'retry: 2000\n\nevent: start\nid: 01a2….0\ndata: {"id":"01a2…","model":"extractive","grounded":true,"context":[…]}\n\n'
-                'id: 01a2….1\ndata: {"delta":"返品は30日以内"}\n\n'
-                'event: done\nid: 01a2….2\ndata: {"id":"01a2…","status":"completed","total_tokens":123,…}\n\n'
+                'id: 01a2….8\ndata: {"delta":"返品は30日以内"}\n\n'
+                'event: done\nid: 01a2….9\ndata: {"id":"01a2…","status":"completed","total_tokens":123,…}\n\n'
             )
         }
     },
@@ -60,6 +66,14 @@ async def idempotency_key(
 KeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 
+async def last_event_id(
+    last_event_id: Annotated[str | None, Query(max_length=64, description="As the header, for clients that cannot send one")] = None,
+    header: Annotated[str | None, Header(alias="Last-Event-ID", max_length=64)] = None,
+) -> str | None:
+    """The id of the last event that the client has seen; None if it has seen none."""
+    return header or last_event_id or None
+
+
 @router.post("/test", responses={200: ref(Answer, "The answer and its account"), **REFUSALS, **_PROVIDER, **_KEYED})
 async def ask(body: AskBody, request: Request, rooms: RoomsDep, principal: Asking, key: KeyDep) -> Response:
     """Answer a prompt in one piece. A failed answer is a problem with an `answer_id`: it is in the log too."""
@@ -82,36 +96,115 @@ async def stream(body: AskBody, request: Request, rooms: RoomsDep, principal: As
     return response
 
 
-@router.get("/stream", responses={200: _STREAM, 204: {"description": "Nothing comes after that event"}, **REFUSALS, **_PROVIDER})
+_asking = may(Role.USER, Scope.ASK)
+_LastEventIdDep = Annotated[str | None, Depends(last_event_id)]
+
+
+@router.get("/stream", responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_PROVIDER, **_KEYED, **_UNKNOWN})
 async def stream_to_event_source(
     request: Request,
     rooms: RoomsDep,
     principal: Asking,
+    seen: _LastEventIdDep,
     prompt: Annotated[NotBlank, Query(description="The question")],
     grounded: bool = True,
     model: Annotated[ModelName | None, Query()] = None,
     max_tokens: Annotated[int | None, Query(ge=1)] = None,
     temperature: Annotated[float | None, Query(ge=0, le=2)] = None,
     user_id: Annotated[UserId | None, Query()] = None,
-    last_event_id: Annotated[str | None, Query(max_length=64, description="As the header, for clients that cannot send one")] = None,
-    last_event_id_header: Annotated[str | None, Header(alias="Last-Event-ID", max_length=64)] = None,
+    key: Annotated[
+        str | None, Query(pattern=_KEY.pattern, description="An idempotency key: a reconnect that has seen no event yet does not ask twice")
+    ] = None,
 ) -> Response:
     """The same for a browser's `EventSource`. A reconnect carries `Last-Event-ID` and resumes: it never asks twice."""
-    if seen := last_event_id_header or last_event_id:
-        return _resume(seen, rooms, principal)
+    if seen:
+        return await _go_on(seen[:36], seen, rooms, principal.sees)
     body = AskBody(prompt=prompt, grounded=grounded, model=model, max_tokens=max_tokens, temperature=temperature, user_id=user_id)
-    begun = await rooms.answers.answer(_ask(body, request, rooms, principal, stream=True, resumable=True))
-    return stream_response(begun, rooms.settings)
+    begun = await _begin(_ask(body, request, rooms, principal, stream=True, resumable=True), key, rooms)
+    response = stream_response(begun.stream, rooms.settings)
+    response.headers.update(_REPLAYED if begun.replayed else {})
+    return response
 
 
-def _resume(event_id: str, rooms: Rooms, principal: Principal) -> Response:
-    """Go on after that event. Beyond the end: 204, which tells an `EventSource` to stop."""
-    place = parse_event_id(event_id)
-    found = rooms.answers.find(place[0], principal.sees) if place else None
-    if place is None or found is None or place[1] > found.last_seq:
-        raise NotFound("no stream that can be resumed has this event")
-    if found.outcome is not None and place[1] == found.last_seq:
+@router.post(
+    "/answers",
+    status_code=202,
+    responses={202: ref(Started, "The answer has begun; its events are at `events_url`"), **REFUSALS, **_PROVIDER, **_KEYED},
+)
+async def start_answer(body: AskBody, request: Request, rooms: RoomsDep, principal: Asking, key: KeyDep) -> Response:
+    """Begin an answer. Its events are at a URL with a one-time ticket: an `EventSource` needs no credential in it."""
+    ask = _ask(body, request, rooms, principal, stream=True, resumable=True, attach_seconds=rooms.settings.ticket_seconds)
+    begun = await _begin(ask, key, rooms)
+    intent = begun.stream.intent
+    issued = rooms.tickets.issue(Grant(intent.id, principal.user_id, principal.sees))
+    where = f"{request.scope.get('root_path', '')}/ai/answers/{intent.id}"
+    started = Started(
+        id=intent.id,
+        events_url=f"{where}/events?ticket={issued.ticket}",
+        expires_at=datetime.fromtimestamp(issued.expires_at, UTC),
+        resumable=not begun.stream.degraded,
+    )
+    headers = {"Location": where} | (_REPLAYED if begun.replayed else {})
+    return Response(to_json(started), 202, headers, "application/json")
+
+
+async def reader(
+    answer_id: str,
+    request: Request,
+    rooms: RoomsDep,
+    seen: _LastEventIdDep,
+    ticket: Annotated[str | None, Query(max_length=2000, description="From `events_url`, in place of a credential")] = None,
+) -> str | None:
+    """Whose answers may be read here, by the ticket or else by a credential; None is everyone's."""
+    if ticket is None:
+        return (await _asking(request)).sees
+    return rooms.tickets.redeem(ticket, answer_id, resuming=bool(seen)).sees
+
+
+reader.requires = _asking.requires  # type: ignore[attr-defined]  # a ticket was given to somebody who may
+
+
+@router.get("/answers/{answer_id}/events", responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_UNKNOWN, **_TICKET})
+async def answer_events(answer_id: str, rooms: RoomsDep, seen: _LastEventIdDep, sees: Annotated[str | None, Depends(reader)]) -> Response:
+    """The events of an answer, running or ended, from its `start` or after `Last-Event-ID`. Any number may read at once."""
+    return await _go_on(answer_id, seen, rooms, sees)
+
+
+@router.get(
+    "/answers/{answer_id}",
+    responses={
+        200: ref(Answer, "The answer and its account"),
+        202: ref(InProgress, "It is not finished: what is known so far"),
+        **REFUSALS,
+        **_UNKNOWN,
+    },
+)
+async def get_answer(answer_id: str, rooms: RoomsDep, principal: Asking) -> Response:
+    """An answer by its id. Who asks for one that runs keeps it running."""
+    found = await rooms.answers.find(answer_id, principal.sees)
+    if found.outcome:
+        return Response(to_json(answer_object(found.outcome)), media_type="application/json")
+    found.touch()
+    return Response(to_json(InProgress.of(found.intent, found.text)), 202, {"Retry-After": "1"}, "application/json")
+
+
+@router.delete("/answers/{answer_id}", status_code=204, responses={**REFUSALS, **_UNKNOWN}, response_class=Response)
+async def stop_answer(answer_id: str, rooms: RoomsDep, principal: Asking) -> Response:
+    """Stop an answer: the provider is left at once, the text so far is kept. One that has ended stays as it is."""
+    await rooms.answers.stop_answer(answer_id, principal.sees)
+    return Response(status_code=204)
+
+
+async def _go_on(answer_id: str, seen: str | None, rooms: Rooms, sees: str | None) -> Response:
+    """The events after the one seen. Beyond the end: 204, which tells an `EventSource` to stop. Raises `NotFound`."""
+    place = parse_event_id(seen) if seen else (answer_id, -1)
+    if place is None or place[0] != answer_id:
+        raise NotFound("this answer has no such event")
+    found = await rooms.answers.find(answer_id, sees)
+    if place[1] >= found.last_seq and found.outcome is not None:
         return Response(status_code=204)
+    if place[1] > found.last_seq:
+        raise NotFound("this answer has no such event")
     return stream_response(found, rooms.settings, after=place[1])
 
 
@@ -121,7 +214,16 @@ async def _begin(ask: Ask, key: str | None, rooms: Rooms) -> Begun:
     return await rooms.answers.answer_once(ask, key)
 
 
-def _ask(body: AskBody, request: Request, rooms: Rooms, principal: Principal, *, stream: bool, resumable: bool = False) -> Ask:
+def _ask(
+    body: AskBody,
+    request: Request,
+    rooms: Rooms,
+    principal: Principal,
+    *,
+    stream: bool,
+    resumable: bool = False,
+    attach_seconds: float = ATTACH_SECONDS,
+) -> Ask:
     """The request as the plot takes it. Raises `TooLarge`."""
     settings = rooms.settings
     if len(body.prompt) > settings.prompt_characters_max:
@@ -140,6 +242,7 @@ def _ask(body: AskBody, request: Request, rooms: Rooms, principal: Principal, *,
         request_id=request.scope["request_id"],
         stream=stream,
         resumable=resumable,
+        attach_seconds=attach_seconds,
         model=body.model,
         max_tokens=body.max_tokens,
         temperature=body.temperature,

@@ -15,7 +15,7 @@ from service.core.auth.credentials import Given
 from service.core.auth.door import Door
 from service.core.auth.principals import Principal, Role, Scope
 from service.core.db import Database
-from service.core.ports import RecordQueue, Worker
+from service.core.ports import RecordQueue, Tickets, Worker
 from service.core.settings import Settings
 from service.core.telemetry import Metrics
 
@@ -32,6 +32,7 @@ class Rooms:
     workers: Mapping[str, Worker]
     door: Door
     answers: Answers
+    tickets: Tickets
     metrics: Metrics
 
 

@@ -4,6 +4,7 @@ What goes out is encoded by msgspec from the structs of `service.core`; their JS
 structs, so that there is no second definition to fall behind.
 """
 
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from service.core.auth.store import ApiKey
 from service.core.documents import Document, DocumentPage
-from service.core.events import Answer
+from service.core.events import Answer, Intent
 from service.core.logs import LogPage
 from service.core.ports import QuotaLimits
 from service.core.pricing import to_nano
@@ -118,15 +119,55 @@ class Problem(msgspec.Struct):
 
 
 class Start(msgspec.Struct):
-    """The payload of a stream's `start` event."""
+    """The payload of a stream's `start` event. `resumable` is there where it is False, for want of room."""
 
     id: str
     model: str
     grounded: bool
     context: list[dict[str, Any]]
+    resumable: bool = True
 
 
-_SHAPES = [Answer, LogPage, Found, Document, DocumentPage, ApiKey, Problem, Start]
+class Started(msgspec.Struct):
+    """An answer that has begun. `resumable` False: it ends when its reader leaves, because the buffers are full."""
+
+    id: str
+    events_url: str
+    expires_at: datetime
+    resumable: bool
+
+
+class InProgress(msgspec.Struct):
+    """An answer that has not ended; `response` is its text so far."""
+
+    id: str
+    prompt: str
+    response: str
+    endpoint: str
+    model: str
+    user_id: str
+    created_at: datetime
+    grounded: bool
+    request_id: str
+    status: str = "in_progress"
+
+    @classmethod
+    def of(cls, intent: Intent, text: str) -> "InProgress":
+        """What is known of an answer in progress."""
+        return cls(
+            id=intent.id,
+            prompt=intent.prompt,
+            response=text,
+            endpoint=intent.endpoint,
+            model=intent.model,
+            user_id=intent.user_id,
+            created_at=intent.created_at,
+            grounded=intent.grounded,
+            request_id=intent.request_id,
+        )
+
+
+_SHAPES = [Answer, LogPage, Found, Document, DocumentPage, ApiKey, Problem, Start, Started, InProgress]
 
 
 def ref(shape: type, description: str, media_type: str = "application/json") -> dict[str, Any]:

@@ -5,6 +5,7 @@ known here: importing it wraps `uvicorn.Server.handle_exit`, and by default it c
 SIGTERM. The second is switched off: streams get their grace, and `Answers.interrupt` ends them with an event.
 """
 
+import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -12,9 +13,8 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from service.core.events import encode_events
 from service.core.settings import Settings
-from service.core.streams import Stream
+from service.core.streams import GOODBYE, Stream
 from service.core.telemetry import log
 
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -48,6 +48,11 @@ def stream_response(stream: Stream, settings: Settings, after: int = -1) -> Stre
 async def _encoded(stream: Stream, after: int) -> AsyncGenerator[bytes, None]:
     lead = _RETRY
     async with aclosing(stream.read(after)) as batches:
-        async for events in batches:
-            yield lead + encode_events(stream.intent.id, events)
+        async for batch in batches:
+            yield lead + batch if batch is not GOODBYE else b"retry: %d\n\n" % _spread_ms()
             lead = b""
+
+
+def _spread_ms() -> int:
+    """When the readers of a process that ends shall come back, should they be cut: not all at once."""
+    return round(RECONNECT_MS * random.uniform(0.5, 2))  # noqa: S311 - not for secrets

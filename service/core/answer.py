@@ -15,23 +15,29 @@ import msgspec
 
 from service.core import logs, prompt, retrieval
 from service.core.db import Database
-from service.core.errors import DatabaseUnavailable, Overloaded, ShuttingDown, UnknownModel
+from service.core.errors import DatabaseUnavailable, NotFound, Overloaded, ShuttingDown, UnknownModel
 from service.core.events import Intent, Outcome, Passage, Status, UsageSource, clean, new_id, now
-from service.core.idempotency import Begun, Key, Keys, check_same, hash_request, replay
+from service.core.idempotency import Begun, Key, Keys, check_same, hash_request
 from service.core.ports import Message, Provider, ProviderRequest, RecordQueue
 from service.core.pricing import PriceBook, Usage, to_nano
 from service.core.pump import ATTACH_SECONDS, Limits, Pump
 from service.core.settings import EXTRACTIVE, Settings
-from service.core.streams import Stream
+from service.core.shelf import Shelf
+from service.core.streams import Buffers, Stream, replay
 from service.core.telemetry import Metrics, log
 
 UNPRICED_MAX = 1000  # models whose lack of a price has been warned of; callers choose the names
-RECOVERY_SECONDS = 5  # how long a request with a key waits for the rows of the process before
+RECOVERY_SECONDS = 5  # how long a request waits for the rows of the process before
+ID_CHARACTERS = 36
+COMMIT_SECONDS = 2  # how long a look for an ended answer waits for its row
 STOP_SECONDS = 1  # how long shutdown waits for pumps that it has stopped
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One request for an answer, as the edge understood it. `sees` is whose documents may be context: None is everyone's."""
+    """One request for an answer, as the edge understood it. `sees` is whose documents may be context: None is everyone's.
+
+    `resumable`: it goes on for a while without a reader, and its first one may take `attach_seconds` to come.
+    """
 
     prompt: str
     grounded: bool
@@ -41,6 +47,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     stream: bool
     resumable: bool = False
+    attach_seconds: float = ATTACH_SECONDS
     model: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -90,7 +97,7 @@ class Answers:
         self._wait_recovered = wait_recovered
         self._keys = Keys(queue)
         self._pumps: dict[asyncio.Task[None], Pump] = {}  # the strong references that the event loop does not keep
-        self._kept: dict[str, Stream] = {}
+        self._shelf = Shelf(Buffers(settings.resume_bytes_max), kept_max=settings.answers_max, keep_seconds=settings.resume_seconds)
         self._stopping = False
         self._unpriced: set[str] = set()
 
@@ -101,15 +108,18 @@ class Answers:
         model, provider = self._choose(ask.model)
         intent = self._intent(ask, model)
         context = await self._retrieve(ask) if ask.grounded else []
+        degraded = ask.resumable and not self._shelf.has_room()
+        if degraded:  # it ends when its reader leaves, and says so
+            self._metrics.streams_degraded.inc()
+            ask = msgspec.structs.replace(ask, resumable=False)
         self._queue.begin(intent)  # from here on there will be a row
-        stream = Stream(intent, context)
+        stream = Stream(intent, context, kept=ask.resumable, degraded=degraded, buffers=self._shelf.buffers)
+        self._shelf.put(stream)
         if ask.grounded and not context:
             self._refuse(stream, started)
             await self._queue.wait_synced()
         else:
             self._start_pump(stream, ask, provider, started)
-        if ask.resumable:
-            self._keep(stream)
         return stream
 
     async def answer_once(self, ask: Ask, idempotency_key: str) -> Begun:
@@ -125,22 +135,37 @@ class Answers:
         ask = msgspec.structs.replace(ask, idempotency_key=idempotency_key, body_hash=body_hash)
         begin = partial(self._find_or_begin, ask, idempotency_key, body_hash, time.perf_counter())
         begun = await self._keys.answer(Key(ask.user_id, idempotency_key), body_hash, begin)
-        if begun.stream.outcome is None and not begun.stream.readers:
-            begun.stream.on_abandoned()  # the time in which a reader has to come begins anew
+        begun.stream.touch()
         return begun
 
-    def find(self, answer_id: str, user_id: str | None) -> Stream | None:
-        """The stream of a running or just finished answer, if it is this user's; `user_id` None may see every one."""
-        stream = self._kept.get(answer_id)
-        return stream if stream and user_id in {None, stream.intent.user_id} else None
+    async def find(self, answer_id: str, user_id: str | None) -> Stream:
+        """The stream of an answer, running, just ended or long ended, if it is this user's; None may see every one.
+
+        Raises `NotFound`, also for somebody else's, and `DatabaseUnavailable`.
+        """
+        stream = self._shelf.find(answer_id)
+        if stream is None and len(answer_id) == ID_CHARACTERS:
+            stream = await self._recall(answer_id)
+        if stream is None or user_id not in {None, stream.intent.user_id}:
+            raise NotFound("no answer has this id")
+        return stream
+
+    async def stop_answer(self, answer_id: str, user_id: str | None) -> None:
+        """Stop an answer on purpose: the provider is left at once, the text so far kept. One that has ended stays as it is.
+
+        Raises what `find` does.
+        """
+        (await self.find(answer_id, user_id)).on_stop()
 
     def statistics(self) -> AnswersStatistics:
         """A frozen look at what is going on."""
-        return AnswersStatistics(in_progress=len(self._pumps), kept=len(self._kept), keyed=len(self._keys), stopping=self._stopping)
+        return AnswersStatistics(in_progress=len(self._pumps), kept=self._shelf.kept, keyed=len(self._keys), stopping=self._stopping)
 
     def refuse_new(self) -> None:
-        """From now on every new answer is refused; those in progress go on."""
+        """From now on every new answer is refused; those in progress go on, and their readers know."""
         self._stopping = True
+        for stream in self._shelf:
+            stream.say_goodbye()
 
     def interrupt(self) -> None:
         """End every answer in progress as `interrupted`; each says so to its readers."""
@@ -163,18 +188,38 @@ class Answers:
 
     async def _find_or_begin(self, ask: Ask, idempotency_key: str, body_hash: str, started: float) -> Begun:
         """What the log has for this key, or else a new answer. Raises `IdempotencyConflict`, and what `answer` does."""
-        if self._wait_recovered:
-            try:
-                async with asyncio.timeout(RECOVERY_SECONDS):
-                    await self._wait_recovered()
-            except TimeoutError as error:
-                raise DatabaseUnavailable("the rows of an earlier process are still being written") from error
+        await self._require_recovered()
         async with self._database.reading() as session:
             found = await logs.keyed(session, ask.user_id, idempotency_key)
         if found is None:
             return Begun(await self.answer(ask, started=started), replayed=False)
         check_same(found.intent.body_hash, body_hash)
         return Begun(replay(found), replayed=True)
+
+    async def _recall(self, answer_id: str) -> Stream | None:
+        """An ended answer, from its row. Its row may be on the way: from this process, or from the one before."""
+        if (outcome := await self._recorded(answer_id)) is None:
+            await self._require_recovered()
+            try:
+                async with asyncio.timeout(COMMIT_SECONDS):
+                    await self._queue.wait_committed()
+            except TimeoutError as error:
+                raise DatabaseUnavailable("the rows of the latest answers are not written yet") from error
+            outcome = await self._recorded(answer_id)
+        return replay(outcome) if outcome else None
+
+    async def _recorded(self, answer_id: str) -> Outcome | None:
+        async with self._database.reading() as session:
+            return await logs.recorded(session, answer_id)
+
+    async def _require_recovered(self) -> None:
+        """Wait until the rows of an earlier process are there. Raises `DatabaseUnavailable`."""
+        if self._wait_recovered:
+            try:
+                async with asyncio.timeout(RECOVERY_SECONDS):
+                    await self._wait_recovered()
+            except TimeoutError as error:
+                raise DatabaseUnavailable("the rows of an earlier process are still being written") from error
 
     def _admit(self) -> None:
         if self._stopping:
@@ -265,6 +310,7 @@ class Answers:
             leave_seconds=self._leave_seconds(ask),
             leave_nano_usd_max=None if ask.resumable or ask.idempotency_key else to_nano(settings.drain_cost_usd_max),
             estimate_share=0 if intent.model == EXTRACTIVE else settings.estimate_share,
+            attach_seconds=ask.attach_seconds,
         )
         pump = Pump(
             stream,
@@ -315,16 +361,3 @@ class Answers:
             if intent.model not in self._unpriced and len(self._unpriced) < UNPRICED_MAX:
                 self._unpriced.add(intent.model)
                 log.warning("model.unpriced", model=intent.model, remedy="give its price in KOTAE_PRICES")
-
-    def _keep(self, stream: Stream) -> None:
-        """Let a client that was cut come back to this stream, until `resume_seconds` after its end. The oldest gives way."""
-        while len(self._kept) >= self._settings.answers_max:
-            del self._kept[next(iter(self._kept))]
-        self._kept[stream.intent.id] = stream
-        if stream.outcome:
-            self._forget_later(stream)
-        else:
-            stream.on_finished = lambda: self._forget_later(stream)
-
-    def _forget_later(self, stream: Stream) -> None:
-        asyncio.get_running_loop().call_later(self._settings.resume_seconds, self._kept.pop, stream.intent.id, None)

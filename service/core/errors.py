@@ -8,6 +8,7 @@
     ├── KeysFull                   409 keys_full              revoke keys, or raise KOTAE_KEYS_MAX
     ├── ForeignHost                400 foreign_host           add the name to KOTAE_ALLOWED_HOSTS
     ├── ForeignOrigin              403 foreign_origin         add the page's origin to KOTAE_ALLOWED_ORIGINS
+    ├── TicketInvalid              403 ticket_invalid         used, expired or for another answer: ask again
     ├── InvalidRequest             422 invalid_request        the payload has not the shape of the route
     ├── InvalidCursor              400 invalid_cursor         pass `next_cursor`, or an answer's id, unchanged
     ├── UnknownModel               400 unknown_model          name a model that is configured
@@ -99,6 +100,12 @@ class ForeignOrigin(KotaeError):
     """A page of another site sent this request."""
 
     code, status, title = "foreign_origin", 403, "Requests from this origin are refused"
+
+
+class TicketInvalid(KotaeError):
+    """A stream ticket that was used already, has expired, is for another answer, or is none."""
+
+    code, status, title = "ticket_invalid", 403, "The ticket is not valid"
 
 
 class InvalidRequest(KotaeError):

@@ -156,21 +156,20 @@ def answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One event of a stream. `name` is empty for the unnamed ones, which a plain `onmessage` receives."""
+    """A named event of a stream."""
 
     seq: int
     name: str
     payload: bytes
 
 
-def start_event(intent: Intent, context: list[Passage]) -> Event:
-    """The first event: who answers, and from what. It leaves before the provider is called."""
-    return Event(0, "start", to_json({"id": intent.id, "model": intent.model, "grounded": intent.grounded, "context": context}))
+def start_event(intent: Intent, context: list[Passage], *, degraded: bool = False) -> Event:
+    """The first event: who answers, and from what. It leaves before the provider is called.
 
-
-def delta_event(seq: int, text: str) -> Event:
-    """A piece of the answer's text."""
-    return Event(seq, "", to_json({"delta": text}))
+    `degraded`: a stream that should be resumable is not, for want of room.
+    """
+    start = {"id": intent.id, "model": intent.model, "grounded": intent.grounded, "context": context}
+    return Event(0, "start", to_json(start | {"resumable": False} if degraded else start))
 
 
 def done_event(seq: int, outcome: Outcome) -> Event:
@@ -183,14 +182,14 @@ def failure_event(seq: int, problem: dict[str, Any]) -> Event:
     return Event(seq, "failure", to_json(problem))
 
 
-def encode_events(answer_id: str, events: list[Event]) -> bytes:
-    """The events as one run of bytes of an event stream, each with its id `{answer}.{seq}`."""
-    out = bytearray()
-    for event in events:
-        if event.name:
-            out += b"event: %s\n" % event.name.encode()
-        out += b"id: %s.%d\ndata: %s\n\n" % (answer_id.encode(), event.seq, event.payload)
-    return bytes(out)
+def encode_event(answer_id: str, event: Event) -> bytes:
+    """A named event as bytes of an event stream, with its id `{answer}.{seq}`."""
+    return b"event: %s\nid: %s.%d\ndata: %s\n\n" % (event.name.encode(), answer_id.encode(), event.seq, event.payload)
+
+
+def encode_delta(answer_id: str, seq: int, text: str) -> bytes:
+    """A piece of the answer's text, up to the character `seq`: an unnamed event, which a plain `onmessage` receives."""
+    return b'id: %s.%d\ndata: {"delta":%s}\n\n' % (answer_id.encode(), seq, to_json(text))
 
 
 def parse_event_id(text: str) -> tuple[str, int] | None:

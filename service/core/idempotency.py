@@ -26,8 +26,8 @@ from typing import Any
 
 import msgspec
 
-from service.core.errors import IdempotencyConflict, ShuttingDown, by_code
-from service.core.events import Outcome, clean, to_json
+from service.core.errors import IdempotencyConflict, ShuttingDown
+from service.core.events import clean, to_json
 from service.core.ports import RecordQueue
 from service.core.streams import Stream
 from service.core.telemetry import log
@@ -58,17 +58,6 @@ def hash_request(*, stream: bool, prompt: str, grounded: bool, model: str | None
     The hashes are in the log: a change of this encoding would turn every repetition across it into a conflict.
     """
     return hashlib.sha256(to_json([1, stream, clean(prompt), grounded, model, max_tokens, temperature])).hexdigest()
-
-
-def replay(outcome: Outcome) -> Stream:
-    """The stream of an answer that has long ended: its cited sources, its text in one piece, its end."""
-    stream = Stream(outcome.intent, outcome.sources)
-    if outcome.response:
-        stream.say([outcome.response])
-    failed = by_code(outcome.error_code) if outcome.error_code else None
-    detail = "this is how the answer of this Idempotency-Key ended; to ask again, send another key"
-    stream.finish(outcome, failed(detail) if failed else None)
-    return stream
 
 
 def check_same(known: str | None, body_hash: str) -> None:
@@ -132,10 +121,8 @@ class Keys:
             raise
         if begun.replayed:
             del self._entries[key]
-        elif begun.stream.outcome is not None:
-            self._end(key)
         else:
-            begun.stream.on_finished = partial(self._end, key)
+            begun.stream.when_finished(partial(self._end, key))
         return begun
 
     def _end(self, key: Key) -> None:

@@ -152,8 +152,16 @@ async def get(session: ReadSession, answer_id: str, *, user_id: str | None) -> A
 async def keyed(session: ReadSession, user_id: str, idempotency_key: str) -> Outcome | None:
     """The outcome of the request that came with this key, as its row has it; None if there is no such row."""
     columns = request_logs.c
-    query = sa.select(request_logs).where(columns.user_id == user_id, columns.idempotency_key == idempotency_key)
-    row = (await session.execute(query)).mappings().first()
+    return await _outcome(session, columns.user_id == user_id, columns.idempotency_key == idempotency_key)
+
+
+async def recorded(session: ReadSession, answer_id: str) -> Outcome | None:
+    """The outcome of an answer, whosever it is, as its row has it; None if there is no such row."""
+    return await _outcome(session, request_logs.c.id == answer_id)
+
+
+async def _outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> Outcome | None:
+    row = (await session.execute(sa.select(request_logs).where(*where))).mappings().first()
     if row is None:
         return None
     fields: dict[str, Any] = {str(name): value for name, value in row.items()}

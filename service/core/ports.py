@@ -120,3 +120,33 @@ class RecordQueue(Protocol):
     def statistics(self) -> QueueStatistics:
         """A frozen look at the queue."""
         ...
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True):
+    """What a ticket lets its bearer do: read one answer, as this user. `sees` as `Principal.sees`: None is everyone's."""
+
+    answer_id: str
+    user_id: str
+    sees: str | None
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """A ticket, and until when it may be used first (seconds since the epoch)."""
+
+    ticket: str
+    expires_at: float
+
+
+class Tickets(Protocol):
+    """One-time tickets to the events of one answer: a credential that may stand in a URL. No one can guess or change one."""
+
+    def issue(self, grant: Grant) -> Issued:
+        """Give a ticket out."""
+        ...
+
+    def redeem(self, ticket: str, answer_id: str, *, resuming: bool) -> Grant:
+        """What the ticket grants. Its first use must be soon, and there is only one; `resuming` after it is no other use.
+
+        Raises `TicketInvalid`.
+        """
+        ...

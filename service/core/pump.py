@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 
 import msgspec
 
@@ -36,8 +37,8 @@ _NOTHING = Usage(prompt_tokens=0, completion_tokens=0)
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """`leave_seconds`: how long the pump goes on without a reader; None: a reader is not expected.
 
-    `leave_nano_usd_max`: only if the rest of the answer can cost no more than this. `estimate_share`: of completed
-    answers, those estimated for comparison.
+    `attach_seconds`: how long it waits for the first one, at the least. `leave_nano_usd_max`: it goes on only if the rest
+    of the answer can cost no more than this. `estimate_share`: of completed answers, those estimated for comparison.
     """
 
     answer_seconds_max: float
@@ -45,6 +46,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     leave_seconds: float | None
     leave_nano_usd_max: int | None
     estimate_share: float
+    attach_seconds: float = ATTACH_SECONDS
 
 
 class Pump:
@@ -82,9 +84,10 @@ class Pump:
         self._scope: asyncio.Timeout | None = None
         self._outcome: Outcome | None = None
         self._leave: asyncio.TimerHandle | None = None
+        stream.on_stop = partial(self.stop, Status.STOPPED)
         if limits.leave_seconds is not None:
             stream.on_reader, stream.on_abandoned = self._stay, self._leave_soon
-            self._leave_in(max(limits.leave_seconds, ATTACH_SECONDS))
+            self._leave_in(max(limits.leave_seconds, limits.attach_seconds))
 
     def stop(self, status: Status) -> None:
         """End the answer with this status, now. Does nothing to one that has ended, or is being stopped already."""

@@ -139,6 +139,20 @@ class Settings(BaseSettings):
     resume_seconds: float = Field(
         15, ge=0, le=300, description="How long an EventSource stream waits for its client to come back, and a finished one is kept."
     )
+    resume_bytes_max: int = Field(
+        134_217_728,
+        ge=1_048_576,
+        description="Most memory of all streams together. Beyond it a new stream ends when its reader leaves (`resumable: false`).",
+    )
+    ticket_seconds: float = Field(
+        60, gt=0, le=60, description="How long the ticket of POST /ai/answers may wait for its use, and the answer for its first reader."
+    )
+    send_buffer_bytes: int = Field(
+        65_536,
+        ge=4096,
+        le=16_777_216,
+        description="Size of the system's send buffer per connection (SO_SNDBUF; Linux doubles it): what hides a slow reader.",
+    )
 
     # accounting
     estimate_share: float = Field(

@@ -89,6 +89,9 @@ class Metrics:
             buckets=(-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
             registry=registry,
         )
+        self.streams_degraded = Counter(
+            "kotae_streams_degraded", "Streams that could not be made resumable: the buffers were full", registry=registry
+        )
         self.in_progress = Gauge("kotae_answers_in_progress", "Answers begun and not ended", registry=registry)
         self.records_waiting = Gauge("kotae_records_waiting", "Outcomes not yet in the database", registry=registry)
         self.records_written = Counter("kotae_records_written", "Log rows written", registry=registry)

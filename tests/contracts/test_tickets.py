@@ -1,0 +1,127 @@
+"""What every `Tickets` promises."""
+
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.backends import tickets
+from service.core.backends.tickets import SignedTickets, load_key
+from service.core.errors import Overloaded, TicketInvalid
+from service.core.ports import Grant
+
+GRANT = Grant("01a2095b-6360-75d3-bf35-48878f818b4d", "yuki", "yuki")
+OTHER = "01a2095b-6360-75d3-bf35-48878f818b4e"
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(clock: Clock, key: bytes = b"k" * 32) -> SignedTickets:
+    """Tickets for 60 s, which reconnects may present for an hour."""
+    return SignedTickets(key, seconds=60, resume_seconds=3600, clock=clock)
+
+
+def test_a_ticket_grants_what_it_was_issued_for() -> None:
+    """The answer, the user and the view come back unchanged."""
+    for grant in (GRANT, Grant(GRANT.answer_id, 'x"\n日本', None)):
+        room = make(Clock())
+        issued = room.issue(grant)
+        assert room.redeem(issued.ticket, grant.answer_id, resuming=False) == grant
+        assert issued.expires_at == 1_060
+        assert issued.ticket.isascii()
+        assert not set(issued.ticket) & set("&=?#/+% ")
+
+
+def test_a_ticket_is_used_once() -> None:
+    """A second first use is refused; reconnects may come any number of times."""
+    room = make(Clock())
+    ticket = room.issue(GRANT).ticket
+    room.redeem(ticket, GRANT.answer_id, resuming=False)
+
+    with pytest.raises(TicketInvalid, match="used already"):
+        room.redeem(ticket, GRANT.answer_id, resuming=False)
+    for _ in range(3):
+        assert room.redeem(ticket, GRANT.answer_id, resuming=True) == GRANT
+
+
+@pytest.mark.parametrize(("resuming", "last"), [(False, 60), (True, 3600)])
+def test_a_ticket_expires(resuming: bool, last: float) -> None:
+    """It may be used until its time is over, and not after it."""
+    clock = Clock()
+    room = make(clock)
+    in_time, late = room.issue(GRANT).ticket, room.issue(GRANT).ticket
+    clock.now += last
+    assert room.redeem(in_time, GRANT.answer_id, resuming=resuming) == GRANT
+    clock.now += 0.001
+
+    with pytest.raises(TicketInvalid):
+        room.redeem(late, GRANT.answer_id, resuming=resuming)
+
+
+def test_a_ticket_is_for_one_answer() -> None:
+    """It opens no other answer, not for a reconnect either."""
+    room = make(Clock())
+    for resuming in (True, False):
+        with pytest.raises(TicketInvalid):
+            room.redeem(room.issue(GRANT).ticket, OTHER, resuming=resuming)
+
+
+@given(at=st.integers(0, 10**6), put=st.characters(), other=st.text(max_size=80))
+def test_a_changed_ticket_is_none(at: int, put: str, other: str) -> None:
+    """Any other text, a ticket with one character changed among them, is refused."""
+    room = make(Clock())
+    ticket = room.issue(GRANT).ticket
+    at %= len(ticket) - 1  # the last character has bits to spare, which change nothing
+    for text in (ticket[:at] + put + ticket[at + 1 :], other, ticket[:-1]):
+        if text != ticket:
+            with pytest.raises(TicketInvalid):
+                room.redeem(text, GRANT.answer_id, resuming=True)
+
+
+def test_a_ticket_survives_the_process_for_reconnects_alone() -> None:
+    """A new process with the same key goes on, but does not believe that a ticket from before it was never used."""
+    clock = Clock()
+    ticket = make(clock).issue(GRANT).ticket
+    clock.now += 1
+    later = make(clock)
+
+    assert later.redeem(ticket, GRANT.answer_id, resuming=True) == GRANT
+    with pytest.raises(TicketInvalid):
+        later.redeem(ticket, GRANT.answer_id, resuming=False)
+    with pytest.raises(TicketInvalid):
+        make(clock, b"another key" * 3).redeem(ticket, GRANT.answer_id, resuming=True)
+
+
+def test_used_tickets_are_forgotten_in_time_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of used tickets has a bound, which time makes room in."""
+    monkeypatch.setattr(tickets, "USED_MAX", 3)
+    clock = Clock()
+    room = make(clock)
+    for _ in range(3):
+        room.redeem(room.issue(GRANT).ticket, GRANT.answer_id, resuming=False)
+    with pytest.raises(Overloaded):
+        room.redeem(room.issue(GRANT).ticket, GRANT.answer_id, resuming=False)
+    clock.now += 61
+
+    assert room.redeem(room.issue(GRANT).ticket, GRANT.answer_id, resuming=False) == GRANT
+    assert len(room._used) == 1
+
+
+def test_the_key_is_made_once_and_is_private(tmp_path: Path) -> None:
+    """The second start reads what the first has made; nobody else can."""
+    file = tmp_path / "tickets.key"
+
+    assert load_key(file) == load_key(file)
+    assert len(load_key(file)) == 32
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [file]
