@@ -1,11 +1,15 @@
 """Money in integers."""
 
+import random
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import genai_prices
+from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.core import pricing
 from service.core.pricing import NANO, PriceBook, Usage, format_usd, to_nano
 from service.core.settings import ModelPrice
 
@@ -54,6 +58,23 @@ def test_the_listed_price_is_the_list_s() -> None:
     assert cost is not None
     assert format_usd(cost.nano_usd) == "0.0009"
     assert "gpt-4o-mini" in cost.price
+
+
+def test_the_rates_taken_from_the_list_are_its_arithmetic() -> None:
+    """Of every listed model the cost is what the list itself computes, whatever is used."""
+    choose, linear = random.Random(1), 0
+    for provider in get_snapshot().providers:
+        for model in provider.models:
+            found = model.calc_price(genai_prices.Usage(input_tokens=1, output_tokens=1), provider, genai_request_timestamp=AT)
+            rates = pricing._rates(found.model_price)
+            linear += rates is not None
+            for share in (0, 0.5, 1):
+                prompt, completion = choose.randrange(500_000), choose.randrange(100_000)
+                usage = Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=int(prompt * share))
+                listed = pricing._asked(found.model_price, prompt, usage.cached_tokens, completion)
+                cost = pricing._listed_cost(pricing._Listed(found, "", rates), usage)
+                assert (cost and cost.nano_usd) == (None if listed is None else to_nano(listed)), (provider.id, model.id)
+    assert linear > 1000
 
 
 def test_the_provider_s_own_address_decides_between_equal_names() -> None:

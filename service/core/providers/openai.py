@@ -1,9 +1,12 @@
 """The one door to `openai`: any provider that speaks its protocol, the embedded ones included.
 
-The client is `AsyncOpenAI`, for its request building, its authentication and its errors. Its response models stay out:
-bodies are read as raw bytes, bounded, and parsed once by `wire`. Three things it would do by itself are switched off:
+The client is `AsyncOpenAI`: it knows where the provider is, how a request is authenticated and which headers it carries.
+It is asked once, since asking it each time was the largest part of what an answer cost (docs/performance.md): the head
+that it writes is the same for every request, and goes before every body, over `connections`. Its response models stay
+out as well: bodies are read as raw bytes, bounded, and parsed once by `wire`. What needs more than a plain connection
+(a proxy, the embedded model) goes through the client whole. Three things it would do by itself are switched off:
 
-1. retries (`max_retries=0`): each try may be billed, so `core/answer.py` owns and counts them;
+1. retries (`max_retries=0`): each try may be billed, so `core/pump.py` owns and counts them;
 2. redirects: they would carry the key to another host;
 3. compression: a small body that inflates without bound is refused instead of being read. Bodies of errors are cut.
 
@@ -11,13 +14,16 @@ Errors are translated here and nowhere else. What matters most is whether the re
 aiohttp's disconnect errors arrive as "connect timeout" through the SDK's transport, so the cause is asked, not the type.
 """
 
+import re
+import urllib.request
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import anyio
 import httpx2
+import msgspec
 import openai
 
 from service.core.errors import (
@@ -32,14 +38,30 @@ from service.core.errors import (
 )
 from service.core.events import to_json
 from service.core.ports import Delta, ProviderRequest
+from service.core.providers.connections import KEEP_ALIVE_SECONDS, TAIL_SECONDS, Connection, Connections
 from service.core.providers.wire import StreamDecoder, decode_completion
 
 OPENAI_URL = "https://api.openai.com/v1"
-CONNECTIONS_MAX = 2000
-KEEP_ALIVE_SECONDS = 3  # shorter than what servers allow (uvicorn: 5), so that a request rarely meets a closing connection
+PROXIED_MAX = 2000  # connections through a proxy
 ERROR_BYTES_MAX = 65_536  # read of the body of an error status
-TAIL_SECONDS = 0.1  # wait after [DONE] for the end of the body, without which the connection cannot be used again
+_BROKEN = re.compile(rb"[\0\r\n]")
 _SENT_NOTHING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, httpx2.ConnectError, httpx2.PoolTimeout)
+
+
+class Exchange(Protocol):
+    """An answer of the provider, its status a good one, its body still to be read."""
+
+    def encoding(self) -> bytes:
+        """How the body is compressed."""
+        ...
+
+    async def read(self) -> bytes:
+        """What has come since the last call; empty at the end."""
+        ...
+
+    async def close(self, *, tail: bool = False) -> None:
+        """Done with it. `tail`: its end is near, and then its connection can be used again."""
+        ...
 
 
 class OpenAIProvider:
@@ -55,11 +77,9 @@ class OpenAIProvider:
         answer_bytes_max: int,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        url = base_url or OPENAI_URL
+        url = httpx2.URL(base_url or OPENAI_URL)
         timeout = httpx2.Timeout(idle_seconds, connect=connect_seconds, pool=connect_seconds)
-        limits = httpx2.Limits(
-            max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX, keepalive_expiry=KEEP_ALIVE_SECONDS
-        )
+        limits = httpx2.Limits(max_connections=PROXIED_MAX, max_keepalive_connections=PROXIED_MAX, keepalive_expiry=KEEP_ALIVE_SECONDS)
         http_client = (
             httpx2.AsyncClient(transport=transport, timeout=timeout)
             if transport
@@ -75,8 +95,14 @@ class OpenAIProvider:
             http_client=http_client,
             default_headers={"Accept-Encoding": "identity"},
         )
+        self._connections = None
+        if transport is None and not url.userinfo and not _proxied(url):
+            tls = httpx2.create_ssl_context() if url.scheme == "https" else None
+            port = url.port or (443 if tls else 80)
+            self._connections = Connections(url.host, port, tls, connect_seconds=connect_seconds, idle_seconds=idle_seconds)
+        self._head = b""
         # OpenAI's newer models refuse the old name, most compatible servers do not know the new one.
-        self._max_tokens_field = "max_completion_tokens" if httpx2.URL(url).host == "api.openai.com" else "max_tokens"
+        self._max_tokens_field = "max_completion_tokens" if url.host == "api.openai.com" else "max_tokens"
         # Every byte of text takes at most six as a JSON escape; the rest is the envelope.
         self._body_bytes_max = answer_bytes_max * 6 + 65_536
         self._answer_bytes_max = answer_bytes_max
@@ -84,16 +110,19 @@ class OpenAIProvider:
     async def stream(self, request: ProviderRequest) -> AsyncGenerator[list[Delta], None]:
         """See `Provider.stream`."""
         try:
-            response = await self._post(request)
+            exchange = await self._post(self._body(request))
+            tail = False
             try:
-                if response.headers.get("content-encoding", "identity") != "identity":
+                if exchange.encoding() not in {b"", b"identity"}:
                     raise ProviderInvalid("the provider sent a compressed body, though none was accepted")
-                parts = self._streamed(response) if request.stream else self._whole(response)
-                async for deltas in parts:
-                    yield deltas
+                if request.stream:
+                    async for deltas in self._streamed(exchange):
+                        yield deltas
+                else:
+                    yield [await self._whole(exchange)]
+                tail = True
             finally:
-                with anyio.CancelScope(shield=True), suppress(Exception):  # closing must not hide what went wrong
-                    await response.aclose()
+                await exchange.close(tail=tail)
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError) as error:
             raise translate(error) from error
 
@@ -106,69 +135,94 @@ class OpenAIProvider:
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
+        if self._connections:
+            await self._connections.aclose()
         await self._client.close()
 
-    async def _post(self, request: ProviderRequest) -> httpx2.Response:
+    def _body(self, request: ProviderRequest) -> bytes:
         body: dict[str, Any] = {
             "model": request.model,
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "messages": request.messages,
             self._max_tokens_field: request.max_tokens,
         }
         if request.temperature is not None:
             body["temperature"] = request.temperature
         if request.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        # The low-level call: `stream` leaves the body unread, and this `cast_to` hands out the raw response.
-        post: Any = self._client.post
-        response: httpx2.Response = await post(
-            "/chat/completions",
-            content=to_json(body),
-            options={"headers": {"Content-Type": "application/json"}},
-            cast_to=httpx2.Response,
-            stream=True,
-        )
-        return response
+        return to_json(body)
 
-    async def _streamed(self, response: httpx2.Response) -> AsyncGenerator[list[Delta], None]:
+    async def _post(self, body: bytes) -> Exchange:
+        if self._connections is None:
+            return _Sdk(await _post(self._client, body))
+        self._head = self._head or await _head(self._client)
+        connection = await self._connections.exchange(b"%scontent-length: %d\r\n\r\n%s" % (self._head, len(body), body))
+        try:
+            await connection.wait_head()
+            refusal = None if 200 <= connection.status < 300 else await _refused(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        if refusal:
+            await connection.close()
+            raise refusal
+        return connection
+
+    async def _streamed(self, exchange: Exchange) -> AsyncGenerator[list[Delta], None]:
         decoder, finished, size = StreamDecoder(), False, 0
-        parts = response.aiter_raw()
-        async for data in parts:
-            deltas = decoder.feed(data)
-            size += sum(len(delta.text.encode()) for delta in deltas)
+        while not decoder.done:
+            data = await exchange.read()
+            deltas = decoder.feed(data) if data else decoder.end()
+            for delta in deltas:
+                size += len(delta.text) if delta.text.isascii() else len(delta.text.encode())
+                finished = finished or bool(delta.finish_reason)
             if size > self._answer_bytes_max:
                 raise ProviderInvalid(f"the answer is longer than {self._answer_bytes_max} bytes")
-            finished = finished or any(delta.finish_reason for delta in deltas)
             if deltas:
                 yield deltas
             if decoder.error:
                 raise decoder.error
-            if decoder.done:
+            if not data:
                 break
-        else:
-            if deltas := decoder.end():
-                finished = finished or any(delta.finish_reason for delta in deltas)
-                yield deltas
-            if decoder.error:
-                raise decoder.error
         if not finished:
             raise ProviderCut("the provider ended the answer without saying that it was finished")
-        with anyio.move_on_after(TAIL_SECONDS):
-            async for _ in parts:
-                pass
 
-    async def _whole(self, response: httpx2.Response) -> AsyncGenerator[list[Delta], None]:
+    async def _whole(self, exchange: Exchange) -> Delta:
         body = bytearray()
-        if response.is_stream_consumed:  # made whole, in this process
-            body += response.content
-        else:
-            async for data in response.aiter_raw():
-                body += data
-                if len(body) > self._body_bytes_max:
-                    raise ProviderInvalid(f"the answer is longer than {self._answer_bytes_max} bytes")
+        while data := await exchange.read():
+            body += data
+            if len(body) > self._body_bytes_max:
+                raise ProviderInvalid(f"the answer is longer than {self._answer_bytes_max} bytes")
         delta = decode_completion(bytes(body))
         if not delta.finish_reason:
             raise ProviderCut("the provider ended the answer without saying that it was finished")
-        yield [delta]
+        return delta
+
+
+class _Sdk:
+    """An exchange of the SDK's own."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self._response = response
+        # One that was made whole, in this process, is read already.
+        self._parts = _once(response.content) if response.is_stream_consumed else response.aiter_raw()
+
+    def encoding(self) -> bytes:
+        return str(self._response.headers.get("content-encoding", "")).encode()
+
+    async def read(self) -> bytes:
+        return await anext(self._parts, b"")
+
+    async def close(self, *, tail: bool = False) -> None:
+        if tail:
+            with anyio.move_on_after(TAIL_SECONDS):
+                async for _ in self._parts:
+                    pass
+        with anyio.CancelScope(shield=True), suppress(Exception):  # closing must not hide what went wrong
+            await self._response.aclose()
+
+
+async def _once(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data
 
 
 class _Bounded(httpx2.AsyncByteStream):
@@ -196,12 +250,63 @@ async def _bound_error_body(response: httpx2.Response) -> None:
         response.stream = _Bounded(response.stream)
 
 
+def _proxied(url: httpx2.URL) -> bool:
+    """Whether the environment names a proxy for this address."""
+    proxies = urllib.request.getproxies()
+    return bool((proxies.get(url.scheme) or proxies.get("all")) and not urllib.request.proxy_bypass(url.host))
+
+
+async def _head(client: openai.AsyncOpenAI) -> bytes:
+    """What the SDK sends before a body, but for its length. It is asked to send one, and what it sends stays here."""
+    written = _Written()
+    async with httpx2.AsyncClient(transport=written) as http_client:
+        await _post(client.with_options(http_client=http_client), b"")
+    head = [
+        b"POST %s HTTP/1.1" % written.path,
+        *(b"%s: %s" % header for header in written.headers if header[0].lower() != b"content-length"),
+    ]
+    if any(_BROKEN.search(line) for line in head):  # a key with a line end in it would go on as another header
+        raise ProviderRefused("the key or the base URL has characters that no header may have")
+    return b"\r\n".join([*head, b""])
+
+
+class _Written(httpx2.AsyncBaseTransport):
+    """Keeps the request that it is given."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.path, self.headers = request.url.raw_path, request.headers.raw
+        return httpx2.Response(200, request=request)
+
+
+async def _post(client: openai.AsyncOpenAI, body: bytes) -> httpx2.Response:
+    """The SDK's low-level call: `stream` leaves the body unread, and this `cast_to` hands out the raw response."""
+    post: Any = client.post
+    options = {"headers": {"Content-Type": "application/json"}}
+    response: httpx2.Response = await post("/chat/completions", content=body, options=options, cast_to=httpx2.Response, stream=True)
+    return response
+
+
+async def _refused(connection: Connection) -> ProviderError:
+    """What an error status says, with the beginning of its body."""
+    body = bytearray()
+    with suppress(ProviderError):
+        while len(body) < ERROR_BYTES_MAX and (data := await connection.read()):
+            body += data
+    try:
+        said = msgspec.json.decode(body[:ERROR_BYTES_MAX])
+    except (msgspec.DecodeError, RecursionError):
+        said = None
+    if isinstance(said, dict):
+        said = said.get("error", said)
+    return _refusal(connection.status, connection.headers.get(b"retry-after", b"").decode("latin-1"), said)
+
+
 def translate(error: Exception) -> ProviderError:
     """The one map from the SDK's and its transports' exceptions to ours. Total: a test enumerates theirs."""
     if any(isinstance(cause, _SENT_NOTHING) for cause in _causes(error)):
         return ProviderUnreachable("no connection to the provider")
     if isinstance(error, openai.APIStatusError):
-        return _translate_status(error)
+        return _refusal(error.status_code, error.response.headers.get("retry-after", ""), error.body)
     # aiohttp's ServerDisconnectedError comes dressed as httpx2.ConnectTimeout in an APITimeoutError: see the essay.
     if any(
         isinstance(cause, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError) for cause in _causes(error)
@@ -214,23 +319,22 @@ def translate(error: Exception) -> ProviderError:
     return ProviderInvalid("the provider's answer could not be read")
 
 
-def _translate_status(error: openai.APIStatusError) -> ProviderError:
-    status = error.status_code
+def _refusal(status: int, retry_after: str, said: object) -> ProviderError:
+    """The error of a status. `said`: the error object of the body, if it has one."""
+    said = said if isinstance(said, dict) else {}
     if status in {429, 503}:
-        return ProviderBusy(f"the provider answered {status}", retry_after_seconds=_retry_after(error))
+        return ProviderBusy(f"the provider answered {status}", retry_after_seconds=_retry_after(retry_after))
     if status in {408, 504}:
         return ProviderTimeout(f"the provider answered {status}")
     if status >= 500:
         return ProviderError(f"the provider answered {status}")
-    if status in {401, 403} or (status == 404 and error.code != "model_not_found"):
+    if status in {401, 403} or (status == 404 and said.get("code") != "model_not_found"):
         # Its words may repeat parts of the key; they are not passed on.
         return ProviderRefused(f"the provider answered {status}: check the key, the base URL and the model")
-    body = error.body if isinstance(error.body, dict) else {}
-    return ProviderRejected(f"the provider answered {status}: {str(body.get('message') or 'no reason given')[:500]}")
+    return ProviderRejected(f"the provider answered {status}: {str(said.get('message') or 'no reason given')[:500]}")
 
 
-def _retry_after(error: openai.APIStatusError) -> int | None:
-    value = error.response.headers.get("retry-after", "")
+def _retry_after(value: str) -> int | None:
     return min(int(value), 3600) if value.isascii() and value.isdigit() and len(value) < 10 else None
 
 
