@@ -16,11 +16,30 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.core.errors import KotaeError
 from service.core.settings import Settings
 
+WRITE_BUFFER_BYTES = 16_384  # what may wait in this process for a connection that does not take it, before its stream waits
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that holds little for a client that does not read, and that an application can drop (`kotae.drop`).
+
+    Closing is not enough to be rid of such a client: what was written for it is still delivered first, so never.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
+        """Bound what waits."""
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        super().connection_made(transport)
+
+    def on_message_begin(self) -> None:
+        """Give each request the means to drop its connection."""
+        super().on_message_begin()
+        self.scope["extensions"] = {**self.scope.get("extensions", {}), "kotae.drop": {"now": self.transport.abort}}
 
 
 class Server(uvicorn.Server):
@@ -33,7 +52,7 @@ class Server(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
-                http="httptools",
+                http=Connection,
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -42,6 +61,7 @@ class Server(uvicorn.Server):
             )
         )
         self._app = app
+        self._send_buffer_bytes = settings.send_buffer_bytes
         self._grace_seconds = settings.shutdown_grace_seconds
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -51,6 +71,8 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets=sockets)
         if self.started:
+            for each in (listener for server in self.servers for listener in server.sockets):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer_bytes)  # connections inherit it
             self._announce(self._app.state.rooms.settings, self.servers[0].sockets[0].getsockname()[1])
 
     @contextmanager

@@ -1,9 +1,12 @@
 """Streams that survive their socket: positions, resuming from memory and from the log, stopping, lifetimes, bounds."""
 
 import asyncio
+import signal
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -441,6 +444,84 @@ async def test_an_answer_that_nobody_fetches_is_given_up(serve: Serve, fake: Pro
     await fake.wait_idle()
 
     assert (await service.row())["status"] == "client_gone"
+
+
+async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(serve: Serve, fake: ProviderFake) -> None:
+    """After send_seconds_max its connection is gone, the answer has ended as ever, and a new reader gets all of it."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", send_seconds_max=0.3, send_buffer_bytes=4096)
+    fake.next(Behaviour(chunks=20_000, chunks_per_write=0))
+    started = await begin(service)
+    where = urlsplit(service.url)
+    with socket.socket() as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.connect((where.hostname, where.port))
+        connections = service.server.server_state.connections
+        known = set(connections)
+        stalled.sendall(f"GET {started['events_url']} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode())
+        async with asyncio.timeout(10):
+            while not connections - known:
+                await asyncio.sleep(0)
+            (connection,) = connections - known
+            waiting = []
+            while connection in connections:
+                waiting.append(connection.transport.get_write_buffer_size())
+                await asyncio.sleep(0.01)
+
+        whole = await everything(service, f"/ai/answers/{started['id']}/events")
+
+    assert 0 < max(waiting) <= 16_384 * 2 + 8192
+    assert text_of(whole) == fake.calls[0].text
+    assert (await service.row())["status"] == "completed"
+
+
+async def test_the_system_does_not_hide_a_slow_reader(serve: Serve) -> None:
+    """The send buffer of the listener, and so of every connection, is the configured one."""
+    service = await serve(send_buffer_bytes=32_768)
+
+    assert service.server.servers[0].sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) in {32_768, 65_536}
+
+
+async def test_silence_is_filled_with_comments(serve: Serve, fake: ProviderFake) -> None:
+    """While the provider says nothing, comments keep the connection awake; retry is said once."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", ping_seconds=0.05)
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after=1))
+    parser, found = Parser(), []
+    async with service.client.stream("GET", "/ai/stream", params={"prompt": "x", "grounded": "false"}) as response:
+        data = b""
+        async for piece in response.aiter_raw():
+            data += piece
+            found += parser.feed(piece)
+            if len(parser.comments) > 2:
+                held.set()
+
+    assert set(parser.comments) == {"ping"}
+    assert data.startswith(b"retry: 2000\n\n")
+    assert data.count(b"retry:") == 1
+    assert found[-1].name == "done"
+
+
+async def test_the_end_of_the_process_says_goodbye(serve: Serve, fake: ProviderFake) -> None:
+    """At the first signal a stream in progress is told when to come back, should it be cut, and still ends in time."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", shutdown_grace_seconds=10)
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after=2))
+    parser, found, retries = Parser(), [], []
+    async with service.client.stream("GET", "/ai/stream", params={"prompt": "x", "grounded": "false"}) as response:
+        async for piece in response.aiter_raw():
+            found += parser.feed(piece)
+            if b"retry:" in piece:
+                retries.append(parser.retry)
+            if len(found) == 3 and not service.server.should_exit:
+                service.server.handle_exit(signal.SIGTERM, None)
+            if len(retries) == 2:
+                held.set()
+
+    first, second = retries
+    assert first == 2000
+    assert second
+    assert 1000 <= second <= 4000
+    assert found[-1].name == "done"
 
 
 async def test_full_buffers_degrade_new_streams_visibly(serve: Serve, fake: ProviderFake) -> None:

@@ -5,6 +5,7 @@ known here: importing it wraps `uvicorn.Server.handle_exit`, and by default it c
 SIGTERM. The second is switched off: streams get their grace, and `Answers.interrupt` ends them with an event.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -27,11 +28,14 @@ class StreamResponse(EventSourceResponse):
     """An event stream whose slow readers are dropped without a traceback."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream; a reader that does not read is left to the closing of its connection."""
+        """Send the stream. A reader that does not read loses its connection, and with it what waits there for it."""
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
             log.info("reader.dropped", seconds=self.send_timeout)
+            if drop := scope.get("extensions", {}).get("kotae.drop"):
+                drop["now"]()
+                await asyncio.sleep(0)  # the server learns of it before it is told that the response is not whole
 
 
 def stream_response(stream: Stream, settings: Settings, after: int = -1) -> StreamResponse:

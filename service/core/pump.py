@@ -74,7 +74,6 @@ class Pump:
         self._metrics = metrics
         self._record = record
         self._wait_synced = wait_synced
-        self._texts: list[str] = []
         self._usage: Usage | None = None
         self._finish_reason: str | None = None
         self._first_token: float | None = None
@@ -141,7 +140,7 @@ class Pump:
                 self._metrics.attempts.labels(error.code).inc()
                 self._sent = self._sent or not isinstance(error, ProviderUnreachable)
                 wait = _retry_wait(error, attempt)
-                if not error.may_retry or self._texts or attempt == self._limits.attempts_max or wait is None:
+                if not error.may_retry or self.stream.characters or attempt == self._limits.attempts_max or wait is None:
                     raise
                 log.info("attempt.failed", answer_id=self.stream.intent.id, attempt=attempt, code=error.code)
                 await asyncio.sleep(wait)
@@ -159,7 +158,6 @@ class Pump:
         texts = [delta.text for delta in deltas if delta.text]
         if texts:
             self._first_token = self._first_token or time.perf_counter()
-            self._texts += texts
             self.stream.say(texts)
         for delta in deltas:
             self._finish_reason = delta.finish_reason or self._finish_reason
@@ -178,12 +176,12 @@ class Pump:
             return self._usage, UsageSource.PROVIDER
         if not self._attempts or (not self._sent and status is Status.PROVIDER_ERROR):
             return _NOTHING, UsageSource.NONE
-        if not self._texts and status is not Status.COMPLETED:
+        if not self.stream.characters and status is not Status.COMPLETED:
             return None, UsageSource.UNKNOWN
         if status is Status.INTERRUPTED:
             return self._rough_usage()
         try:
-            usage = await tokens.estimate(self._request.messages, "".join(self._texts), self._request.model)
+            usage = await tokens.estimate(self._request.messages, self.stream.text, self._request.model)
         except Exception:  # noqa: BLE001 - an answer ends in an outcome, whatever happens
             log.exception("estimate.failed", answer_id=self.stream.intent.id)
             return self._rough_usage()
@@ -208,11 +206,11 @@ class Pump:
 
     def _rough_usage(self) -> tuple[Usage | None, UsageSource]:
         """The account when there is no time for the tokenizer, which takes a second to load: the process ends."""
-        if self._usage or not self._texts:
+        if self._usage or not self.stream.characters:
             return self._usage, UsageSource.PROVIDER if self._usage else UsageSource.UNKNOWN
         usage = Usage(
             prompt_tokens=sum(_rough_tokens(message.content) for message in self._request.messages),
-            completion_tokens=_rough_tokens("".join(self._texts)),
+            completion_tokens=_rough_tokens(self.stream.text),
         )
         return self._clamped(usage), UsageSource.ESTIMATED
 
@@ -223,7 +221,7 @@ class Pump:
         """Record the outcome, once, and return it. Synchronous: at the end of the process nothing can be awaited."""
         if self._outcome is not None:
             return self._outcome
-        intent, text = self.stream.intent, "".join(self._texts)
+        intent, text = self.stream.intent, self.stream.text
         cost = self._prices.cost(intent.model, usage, intent.created_at) if usage else None
         free = source is UsageSource.NONE  # nothing was used, so even a model without a price cost nothing
         self._outcome = Outcome(
@@ -259,7 +257,7 @@ class Pump:
         """Whether the tokens that may still come cost no more than draining them is worth. Without a price: yes."""
         if self._limits.leave_nano_usd_max is None:
             return True
-        rest = max(self._request.max_tokens - sum(map(_rough_tokens, self._texts)), 0)
+        rest = max(self._request.max_tokens - _rough_tokens(self.stream.text), 0)
         cost = self._prices.cost(self.stream.intent.model, Usage(prompt_tokens=0, completion_tokens=rest), self.stream.intent.created_at)
         return cost is None or cost.nano_usd <= self._limits.leave_nano_usd_max
 

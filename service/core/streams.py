@@ -24,7 +24,8 @@ from service.core.errors import KotaeError, by_code
 from service.core.events import Event, Intent, Outcome, Passage, done_event, encode_delta, encode_event, failure_event, start_event
 
 PIECE_CHARACTERS_MAX = 8192  # a longer piece of text leaves as several events
-BATCH_CHARACTERS = 8192  # a batch ends with the piece that reaches this: what one slow reader may hold
+BATCH_BYTES = 16_384  # a batch ends with the piece that reaches this: what one slow reader may hold
+PIECES_MAX = 1024  # of more pieces the older half becomes one, which only a reader that is far behind will notice
 GOODBYE = b""  # the batch that says that the process is ending
 
 
@@ -98,13 +99,15 @@ class Stream:
             self._ends.append(end := end + len(text))
         self._texts += texts
         self._hold(sum(map(sys.getsizeof, texts)))
+        if len(self._texts) > PIECES_MAX:
+            self._join(len(self._texts) - PIECES_MAX // 2)
         self._wake()
 
     def finish(self, outcome: Outcome, error: KotaeError | None) -> None:
         """Append the terminal event. The outcome must have been recorded before this call."""
         self.outcome, self.error = outcome, error
         self._wake()
-        self._join_texts()
+        self._join_read()
         for call in self._finished:
             call()
         self._finished.clear()
@@ -163,7 +166,7 @@ class Stream:
         finally:
             self._readers -= 1
             if self._readers == 0:
-                self._join_texts()
+                self._join_read()
                 if self.outcome is None:
                     self.on_abandoned()
 
@@ -173,16 +176,15 @@ class Stream:
         if position < 0:
             out += encode_event(self.intent.id, start_event(self.intent, self.context, degraded=self.degraded))
             position = 0
-        stop = position + BATCH_CHARACTERS
         for n in range(bisect_right(self._ends, position), len(self._texts)):
             end, text = self._ends[n], self._texts[n]
-            while position < end and position < stop:
+            while position < end:
                 begin = len(text) - (end - position)
                 piece = text[begin : begin + PIECE_CHARACTERS_MAX]
                 position += len(piece)
                 out += encode_delta(self.intent.id, position, piece)
-            if position >= stop:
-                return bytes(out), position
+                if len(out) >= BATCH_BYTES:
+                    return bytes(out), position
         if self.outcome is not None and position == self.characters:
             position += 1
             out += encode_event(self.intent.id, self._terminal(position))
@@ -194,10 +196,16 @@ class Stream:
             return failure_event(seq, problem(self.error, self.intent.request_id) | {"answer_id": self.intent.id})
         return done_event(seq, self.outcome)
 
-    def _join_texts(self) -> None:
-        """After the end, when all have read it, the pieces become one: the text that the outcome has already."""
-        if self.outcome is not None and self._was_read and not self._readers and len(self._texts) > 1:
-            self._texts, self._ends = [self.outcome.response], array("I", [len(self.outcome.response)])
+    def _join_read(self) -> None:
+        """After the end, when all have read it, the pieces become one."""
+        if self.outcome is not None and self._was_read and not self._readers:
+            self._join(len(self._texts))
+
+    def _join(self, count: int) -> None:
+        """Make the first `count` pieces one: positions do not mind."""
+        if count > 1:
+            self._texts[:count] = ["".join(self._texts[:count])]
+            del self._ends[: count - 1]
 
     def _hold(self, size: int) -> None:
         self._held += size

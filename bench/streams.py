@@ -1,0 +1,181 @@
+"""Many open streams on one process: what each costs in memory, and how late its events are.
+
+    python -m bench.streams [--streams 1500] [--stalled 1000] [--seconds 20] [--json .data/bench-streams.json]
+
+Three times the same `--streams` readers of `POST /ai/stream` at two events a second: alone, alone again, and beside
+`--stalled` clients that ask for a long answer and never read. The provider keeps to a schedule that does not drift, so an
+event's lateness is its distance from its place in the schedule, counted from the most punctual event of its stream.
+Memory is the resident set of the service, over what it was after a little use with no stream open.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.processes import HERE, Cores, Failed, Process, free_port, machine
+
+INTERVAL_MS = 500
+STALLED_CHUNKS = 6000  # half a megabyte of events: more than what the sockets between them take
+DELTA = b'data: {"delta"'
+
+
+class Reader(asyncio.Protocol):
+    """A client of one stream: notes when each delta arrives."""
+
+    def __init__(self, request: bytes, *, reads: bool) -> None:
+        self._request, self._reads = request, reads
+        self.times: list[float] = []
+        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._tail = b""
+
+    def connection_made(self, transport: Any) -> None:
+        """Ask; a client that stalls never reads the answer."""
+        self.transport = transport
+        if not self._reads:
+            transport.pause_reading()
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Note the events; an event may come in two pieces."""
+        now = time.perf_counter()
+        data = self._tail + data
+        self.times += [now] * data.count(DELTA)
+        self._tail = data[-len(DELTA) + 1 :]
+        if b"event: done" in data:
+            self.transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """It is over."""
+        if not self.done.done():
+            self.done.set_result(error is None)
+
+
+class Bench:
+    """A service, a provider, and clients in this process."""
+
+    def __init__(self, folder: Path, cores: Cores) -> None:
+        self._folder, self._cores = folder, cores
+        self._provider_url, self._url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+
+    @contextlib.contextmanager
+    def running(self) -> Any:
+        """Both processes."""
+        port = str(urlsplit(self._provider_url).port)
+        provider = Process("provider", [sys.executable, HERE / "provider.py", "--port", port], folder=self._folder,
+                           env=dict(os.environ), cores=self._cores.tools)  # fmt: skip
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))}
+        env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(self._folder)}
+        env |= {"KOTAE_ANSWERS_MAX": "10000", "KOTAE_LOG_LEVEL": "warning"}
+        command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(urlsplit(self._url).port)]
+        self.service = Process("kotae", command, folder=self._folder, env=env, cores=self._cores.service)
+        try:
+            provider.wait_ready(f"{self._provider_url}/stats")
+            self.service.wait_ready(f"{self._url}/health/ready")
+            yield
+        finally:
+            self.service.stop()
+            provider.stop()
+
+    async def open(self, count: int, chunks: int, interval_ms: int, *, reads: bool = True) -> list[Reader]:
+        """Streams, begun evenly over one interval."""
+        loop, readers, where = asyncio.get_running_loop(), [], urlsplit(self._url)
+        for n in range(count):
+            body = json.dumps({"prompt": f"question {n} chunks={chunks} interval-ms={interval_ms}", "grounded": False}).encode()
+            head = (
+                f"POST /ai/stream HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            connection = socket.create_connection((where.hostname, where.port))
+            if not reads:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.setblocking(False)
+            _, reader = await loop.create_connection(partial(Reader, head.encode() + body, reads=reads), sock=connection)
+            readers.append(reader)
+            await asyncio.sleep(max(INTERVAL_MS / 1000, count / 400) / count)
+        return readers
+
+    async def measure(self, streams: int, seconds: float, stalled: int) -> dict[str, Any]:
+        """One round."""
+        stalling = await self.open(stalled, STALLED_CHUNKS, 0, reads=False) if stalled else []
+        if stalled:
+            await asyncio.sleep(2)
+        before = self.service.rss_kib()
+        cpu = self.service.cpu_seconds() or 0
+        chunks = round(seconds * 1000 / INTERVAL_MS)
+        readers = await self.open(streams, chunks, INTERVAL_MS)
+        began = time.perf_counter()
+        most = 0
+        while any(len(reader.times) < chunks for reader in readers):
+            most = max(most, self.service.rss_kib())
+            if time.perf_counter() - began > seconds + 60:
+                raise Failed("some streams did not end")
+            await asyncio.sleep(0.25)
+        for reader in [*stalling, *readers]:
+            reader.transport.abort() if reader in stalling else reader.transport.close()
+        late = sorted(lateness for reader in readers for lateness in _lateness(reader.times))
+        spent = (self.service.cpu_seconds() or 0) - cpu
+        return {
+            "streams": streams,
+            "stalled": stalled,
+            "before_mib": before / 1024,
+            "most_mib": most / 1024,
+            "lateness_ms": {name: late[int(len(late) * share)] for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))}
+            | {"max": late[-1]},
+            "cpu_us_per_event": spent / (streams * chunks) * 1e6,
+        }
+
+
+def _lateness(times: list[float]) -> list[float]:
+    on_time = min(at - n * INTERVAL_MS / 1000 for n, at in enumerate(times))
+    return [(at - n * INTERVAL_MS / 1000 - on_time) * 1000 for n, at in enumerate(times)]
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds."""
+    cores = Cores.split()
+    if cores.tools:
+        os.sched_setaffinity(0, cores.tools)
+    with tempfile.TemporaryDirectory(prefix="bench-streams-") as folder:
+        bench = Bench(Path(folder), cores)
+        with bench.running():
+            await bench.measure(4, 1, 0)  # a little use
+            idle = bench.service.rss_kib()
+            rounds = [await bench.measure(options.streams, options.seconds, 0) for _ in range(2)]
+            if options.stalled:
+                rounds.append(await bench.measure(options.streams, options.seconds, options.stalled))
+    first, alone = rounds[0], rounds[1]
+    figures: dict[str, Any] = {
+        "idle_mib": idle / 1024,
+        "stream_kib": (first["most_mib"] * 1024 - idle) / options.streams,
+        "rounds": rounds,
+        "machine": machine(cores),
+    }
+    if options.stalled:
+        figures["stalled_mib"] = rounds[2]["most_mib"] - alone["most_mib"]
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--streams", type=int, default=1500)
+    parser.add_argument("--stalled", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--json", type=Path, default=Path(".data/bench-streams.json"))
+    options = parser.parse_args()
+    figures = asyncio.run(run(options))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(figures, indent=1))
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
