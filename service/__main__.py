@@ -37,6 +37,7 @@ app = typer.Typer(
 
 app.add_typer(commands.keys, name="keys")
 app.add_typer(commands.users, name="users")
+app.add_typer(commands.plans, name="plans")
 
 Url = Annotated[str | None, typer.Option(help="Where the service listens. Default: KOTAE_HOST and KOTAE_PORT.")]
 SQLITE_SAFE = (3, 51, 3)  # before it, two connections that write and checkpoint at once may corrupt a WAL

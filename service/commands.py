@@ -6,6 +6,7 @@ A running service notices within a few seconds: it asks the database again befor
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated, TypeVar
 
 import typer
@@ -15,12 +16,24 @@ from service.core.auth.principals import BOOTSTRAP, EVERYTHING, Role, Scope
 from service.core.auth.store import ApiKey, Wanted
 from service.core.db import Database
 from service.core.events import now
+from service.core.ports import QuotaLimits
+from service.core.pricing import to_nano
+from service.core.quota.history import DAYS_MAX, UsageTotal, totals_of
 from service.core.settings import Settings, load_settings
 
 T = TypeVar("T")
 
 keys = typer.Typer(help="API keys: create, list, rotate, revoke.", no_args_is_help=True)
-users = typer.Typer(help="Users: list, disable, enable.", no_args_is_help=True)
+users = typer.Typer(help="Users: list, disable, enable, quota, usage.", no_args_is_help=True)
+plans = typer.Typer(help="Plans, which are named sets of limits; `default` is for users without one.", no_args_is_help=True)
+
+PerMinute = Annotated[int | None, typer.Option("--requests-per-minute", min=0)]
+TokensPerMinute = Annotated[int | None, typer.Option("--tokens-per-minute", min=0)]
+TokensPerDay = Annotated[int | None, typer.Option("--tokens-per-day", min=0)]
+TokensPerMonth = Annotated[int | None, typer.Option("--tokens-per-month", min=0)]
+CostPerDay = Annotated[str | None, typer.Option("--usd-per-day", help="USD, such as 1.50.")]
+CostPerMonth = Annotated[str | None, typer.Option("--usd-per-month", help="USD.")]
+Concurrent = Annotated[int | None, typer.Option("--concurrent", min=0, help="Answers in progress at once.")]
 
 
 @keys.command("create")
@@ -101,6 +114,104 @@ def disable_user(user: str) -> None:
 def enable_user(user: str) -> None:
     """Take requests of this user again."""
     _set_disabled(user, disabled=False)
+
+
+@users.command("quota")
+def set_quota(
+    user: str,
+    plan: Annotated[str | None, typer.Option(help="A plan; without it and without limits: the default plan.")] = None,
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    tokens_per_day: TokensPerDay = None,
+    tokens_per_month: TokensPerMonth = None,
+    usd_per_day: CostPerDay = None,
+    usd_per_month: CostPerMonth = None,
+    concurrent: Concurrent = None,
+) -> None:
+    """Give a user a plan, or limits of their own."""
+    limits = QuotaLimits(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        tokens_per_day=tokens_per_day,
+        tokens_per_month=tokens_per_month,
+        cost_nano_usd_per_day=_nano(usd_per_day),
+        cost_nano_usd_per_month=_nano(usd_per_month),
+        concurrent=concurrent,
+    )
+    own = limits if limits != QuotaLimits() else None
+    if own is not None and plan is not None:
+        raise typer.BadParameter("give a plan or limits, not both")
+    _run(load_settings(), lambda database: store.put_user(database, user, plan=plan, limits=own))
+    print(f"{user}: {own.wire() if own else f'plan {plan or store.DEFAULT_PLAN}'}")
+
+
+@users.command("usage")
+def show_usage(
+    user: Annotated[str | None, typer.Argument(help="Default: everybody together.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=DAYS_MAX)] = 30,
+) -> None:
+    """Show what was used, by day, model and endpoint."""
+    until = now().date() + timedelta(days=1)
+
+    async def read(database: Database) -> list[UsageTotal]:
+        async with database.reading() as session:
+            return await totals_of(session, user_id=user, since=until - timedelta(days=days), until=until)
+
+    for one in _run(load_settings(), read):
+        unpriced = f"  {one.unpriced} of unknown cost" if one.unpriced else ""
+        tokens = f"{one.prompt_tokens:,} + {one.completion_tokens:,} tokens"
+        print(f"{one.day}  {one.model}  {one.endpoint}  {one.answers:,} answers  {tokens}  ${one.cost}{unpriced}")
+
+
+@plans.command("list")
+def list_plans() -> None:
+    """Show plans."""
+
+    async def read(database: Database) -> dict[str, QuotaLimits]:
+        async with database.reading() as session:
+            return await store.list_plans(session)
+
+    for name, limits in _run(load_settings(), read).items():
+        print(f"{name}  {limits.wire()}")
+
+
+@plans.command("set")
+def set_plan(
+    name: str,
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    tokens_per_day: TokensPerDay = None,
+    tokens_per_month: TokensPerMonth = None,
+    usd_per_day: CostPerDay = None,
+    usd_per_month: CostPerMonth = None,
+    concurrent: Concurrent = None,
+) -> None:
+    """Make or change a plan: what is not given is not limited."""
+    limits = QuotaLimits(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        tokens_per_day=tokens_per_day,
+        tokens_per_month=tokens_per_month,
+        cost_nano_usd_per_day=_nano(usd_per_day),
+        cost_nano_usd_per_month=_nano(usd_per_month),
+        concurrent=concurrent,
+    )
+    _run(load_settings(), lambda database: store.put_plan(database, name, limits))
+    print(f"{name}: {limits.wire()}")
+
+
+@plans.command("delete")
+def delete_plan(name: str) -> None:
+    """Delete a plan; whoever had it has the default one."""
+    _run(load_settings(), lambda database: store.delete_plan(database, name))
+    print(f"deleted: {name}")
+
+
+def _nano(usd: str | None) -> int | None:
+    try:
+        return None if usd is None else to_nano(Decimal(usd))
+    except ArithmeticError as error:
+        raise typer.BadParameter(f"{usd!r} is no amount of USD") from error
 
 
 def _set_disabled(user: str, *, disabled: bool) -> None:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from service import __version__
-from service.api import answers, context, health, keys, logs, pages, problems
+from service.api import answers, context, health, keys, logs, pages, problems, quotas
 from service.api.deps import Rooms
 from service.api.middleware import Edge
 from service.api.schemas import openapi
@@ -27,6 +27,7 @@ from service.core.ports import Worker
 from service.core.pricing import PriceBook
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider
+from service.core.quota.ledger import Ledger
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
 from service.workers.local_model import ALIAS as LOCAL_MODEL
@@ -35,6 +36,7 @@ from service.workers.reaper import Reaper
 from service.workers.recovery import Recovery
 from service.workers.writer import Writer
 
+HOLD_SECONDS = 30  # how long a quota is held beyond the deadline of its answer, should nobody say how that ended
 JOURNAL_SECONDS = 1  # how long the end of the process waits for the last sync
 TICKET_RESUME_SECONDS = 3600  # how long after its answer a ticket still serves a reconnect: a laptop that was closed meanwhile
 WRITE_OUT_SECONDS = 1.5  # how long the end of the process waits for the database; together with the rest under 2 s
@@ -64,7 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield {"rooms": rooms}
 
     app = FastAPI(title="Kotae", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
-    for room in (answers, context, logs, keys, health):
+    for room in (answers, context, logs, keys, quotas, health):
         app.include_router(room.router)
     pages.mount(app)
     problems.install(app)
@@ -94,7 +96,8 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     stack.push_async_callback(_write_out, writer)
 
     door = Door(settings, database)
-    reaper = Reaper(door)
+    ledger = Ledger(settings.answer_seconds_max + HOLD_SECONDS)
+    reaper = Reaper(door, ledger, database, recovery.wait_done)
     reaper.start()
     stack.push_async_callback(reaper.stop)
 
@@ -122,6 +125,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         provider=provider,
         prices=prices,
         metrics=metrics,
+        quota=ledger,
         wait_recovered=recovery.wait_done,
     )
     stack.push_async_callback(room.stop)
@@ -132,7 +136,15 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         resume_seconds=settings.answer_seconds_max + TICKET_RESUME_SECONDS,
     )
     return Rooms(
-        settings=settings, database=database, queue=queue, workers=workers, door=door, answers=room, tickets=tickets, metrics=metrics
+        settings=settings,
+        database=database,
+        queue=queue,
+        workers=workers,
+        door=door,
+        quota=ledger,
+        answers=room,
+        tickets=tickets,
+        metrics=metrics,
     )
 
 

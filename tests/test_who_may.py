@@ -1,6 +1,7 @@
 """Who may do what: every route with every role, and nobody with what is another's."""
 
 import json
+import re
 from typing import Any
 
 import httpx2
@@ -44,6 +45,14 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope] | None] = {
     ("GET", "/ai/keys"): (USER, Scope.KEYS),
     ("POST", "/ai/keys/{key_id}/rotate"): (USER, Scope.KEYS),
     ("DELETE", "/ai/keys/{key_id}"): (USER, Scope.KEYS),
+    ("GET", "/ai/usage"): (USER, Scope.LOGS),
+    ("GET", "/ai/users"): (ADMIN, Scope.KEYS),
+    ("PUT", "/ai/users/{user_id}"): (ADMIN, Scope.KEYS),
+    ("GET", "/ai/users/{user_id}/quota"): (USER, Scope.LOGS),
+    ("PUT", "/ai/users/{user_id}/quota"): (ADMIN, Scope.KEYS),
+    ("GET", "/ai/plans"): (ADMIN, Scope.KEYS),
+    ("PUT", "/ai/plans/{name}"): (ADMIN, Scope.KEYS),
+    ("DELETE", "/ai/plans/{name}"): (ADMIN, Scope.KEYS),
 }  # fmt: skip
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/ai/test"): {"prompt": "Why?"},
@@ -51,6 +60,9 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/ai/answers"): {"prompt": "Why?"},
     ("POST", "/ai/upload"): {"text": "Because."},
     ("POST", "/ai/keys"): {},
+    ("PUT", "/ai/users/{user_id}"): {"disabled": False},
+    ("PUT", "/ai/users/{user_id}/quota"): {},
+    ("PUT", "/ai/plans/{name}"): {},
 }
 MOUNTED = {"/web/swagger", "/web"}
 
@@ -75,7 +87,7 @@ def test_every_route_says_who_may() -> None:
 
 async def request(caller: httpx2.AsyncClient, method: str, path: str) -> httpx2.Response:
     """Ask a route, about things that are not there."""
-    filled = path.replace("{document_id}", "x").replace("{answer_id}", "x").replace("{key_id}", "x")
+    filled = re.sub(r"\{\w+\}", "x", path)
     query = {"prompt": "x", "q": "x"} if method == "GET" else None
     return await caller.request(method, filled, params=query, json=BODIES.get((method, path)))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service.api.deps import Asking, Rooms, RoomsDep, may
-from service.api.problems import problem_response
+from service.api.problems import problem_response, quota_headers
 from service.api.schemas import REFUSALS, AskBody, InProgress, ModelName, NotBlank, Started, UserId, problems, ref
 from service.api.sse import stream_response
 from service.core.answer import Ask
@@ -15,7 +15,7 @@ from service.core.auth.principals import Principal, Role, Scope
 from service.core.errors import InvalidRequest, KotaeError, NotFound, TooLarge
 from service.core.events import Answer, answer_object, parse_event_id, to_json
 from service.core.idempotency import Begun
-from service.core.ports import Grant
+from service.core.ports import Grant, QuotaSubject
 from service.core.pump import ATTACH_SECONDS
 
 router = APIRouter(prefix="/ai", tags=["answers"])
@@ -77,22 +77,25 @@ async def last_event_id(
 @router.post("/test", responses={200: ref(Answer, "The answer and its account"), **REFUSALS, **_PROVIDER, **_KEYED})
 async def ask(body: AskBody, request: Request, rooms: RoomsDep, principal: Asking, key: KeyDep) -> Response:
     """Answer a prompt in one piece. A failed answer is a problem with an `answer_id`: it is in the log too."""
-    begun = await _begin(_ask(body, request, rooms, principal, stream=False), key, rooms)
-    headers = _REPLAYED if begun.replayed else None
+    asked = await _ask(body, request, rooms, principal, stream=False)
+    begun = await _begin(asked, key, rooms)
+    headers = _REPLAYED if begun.replayed else {}
     try:
         outcome = await begun.stream.wait_finished()
     except KotaeError as error:
         error.extra["answer_id"] = begun.stream.intent.id
-        return problem_response(error, request.scope["request_id"], headers)
+        return problem_response(error, request.scope["request_id"], headers | _quota(asked, rooms))
+    headers = headers | _quota(asked, rooms)
     return Response(to_json(answer_object(outcome)), headers=headers, media_type="application/json")
 
 
 @router.post("/stream", responses={200: _STREAM, **REFUSALS, **_PROVIDER, **_KEYED})
 async def stream(body: AskBody, request: Request, rooms: RoomsDep, principal: Asking, key: KeyDep) -> Response:
     """Answer a prompt as a stream. When the client leaves, the provider is stopped: at once, or later if it may come back."""
-    begun = await _begin(_ask(body, request, rooms, principal, stream=True), key, rooms)
+    asked = await _ask(body, request, rooms, principal, stream=True)
+    begun = await _begin(asked, key, rooms)
     response = stream_response(begun.stream, rooms.settings)
-    response.headers.update(_REPLAYED if begun.replayed else {})
+    response.headers.update((_REPLAYED if begun.replayed else {}) | _quota(asked, rooms))
     return response
 
 
@@ -120,9 +123,10 @@ async def stream_to_event_source(
     if seen:
         return await _go_on(seen[:36], seen, rooms, principal.sees)
     body = AskBody(prompt=prompt, grounded=grounded, model=model, max_tokens=max_tokens, temperature=temperature, user_id=user_id)
-    begun = await _begin(_ask(body, request, rooms, principal, stream=True, resumable=True), key, rooms)
+    asked = await _ask(body, request, rooms, principal, stream=True, resumable=True)
+    begun = await _begin(asked, key, rooms)
     response = stream_response(begun.stream, rooms.settings)
-    response.headers.update(_REPLAYED if begun.replayed else {})
+    response.headers.update((_REPLAYED if begun.replayed else {}) | _quota(asked, rooms))
     return response
 
 
@@ -133,8 +137,8 @@ async def stream_to_event_source(
 )
 async def start_answer(body: AskBody, request: Request, rooms: RoomsDep, principal: Asking, key: KeyDep) -> Response:
     """Begin an answer. Its events are at a URL with a one-time ticket: an `EventSource` needs no credential in it."""
-    ask = _ask(body, request, rooms, principal, stream=True, resumable=True, attach_seconds=rooms.settings.ticket_seconds)
-    begun = await _begin(ask, key, rooms)
+    asked = await _ask(body, request, rooms, principal, stream=True, resumable=True, attach_seconds=rooms.settings.ticket_seconds)
+    begun = await _begin(asked, key, rooms)
     intent = begun.stream.intent
     issued = rooms.tickets.issue(Grant(intent.id, principal.user_id, principal.sees))
     where = f"{request.scope.get('root_path', '')}/ai/answers/{intent.id}"
@@ -144,7 +148,7 @@ async def start_answer(body: AskBody, request: Request, rooms: RoomsDep, princip
         expires_at=datetime.fromtimestamp(issued.expires_at, UTC),
         resumable=not begun.stream.degraded,
     )
-    headers = {"Location": where} | (_REPLAYED if begun.replayed else {})
+    headers = {"Location": where} | (_REPLAYED if begun.replayed else {}) | _quota(asked, rooms)
     return Response(to_json(started), 202, headers, "application/json")
 
 
@@ -214,7 +218,12 @@ async def _begin(ask: Ask, key: str | None, rooms: Rooms) -> Begun:
     return await rooms.answers.answer_once(ask, key)
 
 
-def _ask(
+def _quota(ask: Ask, rooms: Rooms) -> dict[str, str]:
+    """The headers that say where the limits of whoever asked stand."""
+    return quota_headers(rooms.quota.windows(ask.subjects)) if any(subject.limits for subject in ask.subjects) else {}
+
+
+async def _ask(
     body: AskBody,
     request: Request,
     rooms: Rooms,
@@ -231,12 +240,16 @@ def _ask(
     if body.max_tokens and body.max_tokens > settings.max_tokens_max:
         raise TooLarge(f"max_tokens is more than {settings.max_tokens_max}")
     user_id = body.user_id if body.user_id and principal.on_behalf else principal.user_id
+    subjects = principal.subjects
+    if user_id != principal.user_id:
+        subjects = (QuotaSubject(f"user:{user_id}", "user", await rooms.door.limits_of(user_id)), *principal.key_subjects)
     return Ask(
         prompt=body.prompt,
         grounded=body.grounded,
         endpoint=request.scope["route"].path,
         user_id=user_id,
         key_id=principal.key_id,
+        subjects=subjects,
         asked_by=principal.user_id if user_id != principal.user_id else None,
         sees=principal.sees,
         request_id=request.scope["request_id"],

@@ -16,6 +16,7 @@ from service.core.auth.door import Door
 from service.core.auth.principals import Principal, Role, Scope
 from service.core.db import Database
 from service.core.ports import RecordQueue, Tickets, Worker
+from service.core.quota.ledger import Ledger
 from service.core.settings import Settings
 from service.core.telemetry import Metrics
 
@@ -31,6 +32,7 @@ class Rooms:
     queue: RecordQueue
     workers: Mapping[str, Worker]
     door: Door
+    quota: Ledger
     answers: Answers
     tickets: Tickets
     metrics: Metrics

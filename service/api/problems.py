@@ -1,5 +1,6 @@
 """Errors as the wire shows them: `application/problem+json` (RFC 9457), whatever raised them."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -7,11 +8,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service.core.errors import KotaeError, TooLarge, Unauthorized
+from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorized
 from service.core.events import to_json
+from service.core.ports import QuotaWindow
 from service.core.streams import problem
 
 MEDIA_TYPE = "application/problem+json"
+_INTEGER_MAX = 999_999_999_999_999
 CHALLENGE = 'Basic realm="Kotae", charset="UTF-8", Bearer realm="Kotae"'
 
 
@@ -29,7 +32,26 @@ def problem_response(error: KotaeError, request_id: str, headers: dict[str, str]
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = CHALLENGE
+    if isinstance(error, QuotaExceeded):
+        headers |= quota_headers(error.windows)
     return Response(to_json(problem(error, request_id)), error.status, headers, MEDIA_TYPE)
+
+
+def quota_headers(windows: Sequence[QuotaWindow]) -> dict[str, str]:
+    """`RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11), an item for each limit; none without limits.
+
+    Money is in whole nano-dollars, as far as an integer of a structured field (RFC 9651) reaches.
+    """
+    policies, states = [], []
+    for window in windows:
+        name = f'"{window.of}-{window.name.replace("_", "-")}"'
+        over = f";w={window.seconds}" if window.seconds else ""
+        unit = "" if window.unit == "requests" else f';qu="{window.unit}"'
+        policies.append(f"{name};q={min(window.limit, _INTEGER_MAX)}{over}{unit}")
+        left = max(0, window.limit - window.used - window.held)
+        reset = f";t={window.reset_seconds}" if window.reset_seconds else ""
+        states.append(f"{name};r={min(left, _INTEGER_MAX)}{reset}")
+    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(states)} if policies else {}
 
 
 def _request_id(request: Request) -> str:

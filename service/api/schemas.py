@@ -24,6 +24,7 @@ from service.core.retrieval import Found
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+PlanName = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9._-]+$")]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Money = Annotated[Decimal, Field(ge=0, le=10**6, max_digits=15, decimal_places=9)]
 
@@ -105,6 +106,21 @@ class RotateBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     grace_seconds: float = Field(86_400, ge=0, le=2_592_000, description="How long the old key stays valid.")
+
+
+class QuotaBody(BaseModel):
+    """What a user may use: a plan by name, or limits of their own; neither: the default plan."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"plan": "team"}, {"limits": {"tokens_per_day": 50_000}}]})
+    plan: PlanName | None = None
+    limits: LimitsBody | None = None
+
+
+class UserBody(BaseModel):
+    """Whether a user's requests are taken."""
+
+    model_config = ConfigDict(extra="forbid")
+    disabled: bool
 
 
 class Problem(msgspec.Struct):

@@ -1,6 +1,7 @@
-"""The plot: admit → retrieve → refuse or stream → account.
+"""The plot: admit → hold → retrieve → refuse or stream → account.
 
-`Answers.answer` reads top to bottom. The hold of quota will stand between admit and retrieve.
+`Answers.answer` reads top to bottom. The question and the longest answer are held of the quota before anything is looked
+up, the context when it is known; the outcome settles it.
 Everything that can refuse does so before it returns, which is before byte one;
 after that an error is an event of the stream. No session and no lock is held while the provider is called.
 """
@@ -13,12 +14,12 @@ from functools import partial
 
 import msgspec
 
-from service.core import logs, prompt, retrieval
+from service.core import logs, prompt, retrieval, tokens
 from service.core.db import Database
-from service.core.errors import DatabaseUnavailable, NotFound, Overloaded, ShuttingDown, UnknownModel
+from service.core.errors import DatabaseUnavailable, NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.events import Intent, Outcome, Passage, Status, UsageSource, clean, new_id, now
 from service.core.idempotency import Begun, Key, Keys, check_same, hash_request
-from service.core.ports import Message, Provider, ProviderRequest, RecordQueue
+from service.core.ports import Message, Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
 from service.core.pricing import PriceBook, Usage, to_nano
 from service.core.pump import ATTACH_SECONDS, Limits, Pump
 from service.core.settings import EXTRACTIVE, Settings
@@ -55,6 +56,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     body_hash: str | None = None
     key_id: str | None = None
     asked_by: str | None = None
+    subjects: tuple[QuotaSubject, ...] = ()  # who is charged
 
 
 class AnswersStatistics(msgspec.Struct, frozen=True):
@@ -85,6 +87,7 @@ class Answers:
         provider: Provider | None,
         prices: PriceBook,
         metrics: Metrics,
+        quota: Quota,
         wait_recovered: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
@@ -94,6 +97,7 @@ class Answers:
         self._provider = provider
         self._prices = prices
         self._metrics = metrics
+        self._quota = quota
         self._wait_recovered = wait_recovered
         self._keys = Keys(queue)
         self._pumps: dict[asyncio.Task[None], Pump] = {}  # the strong references that the event loop does not keep
@@ -107,19 +111,26 @@ class Answers:
         self._admit()
         model, provider = self._choose(ask.model)
         intent = self._intent(ask, model)
-        context = await self._retrieve(ask) if ask.grounded else []
-        degraded = ask.resumable and not self._shelf.has_room()
-        if degraded:  # it ends when its reader leaves, and says so
-            self._metrics.streams_degraded.inc()
-            ask = msgspec.structs.replace(ask, resumable=False)
-        self._queue.begin(intent)  # from here on there will be a row
+        await self._hold(ask, intent)
+        try:
+            context = await self._retrieve(ask) if ask.grounded else []
+            messages = _messages(ask, intent, context)
+            intent = await self._hold_all(ask, intent, messages)
+            degraded = ask.resumable and not self._shelf.has_room()
+            if degraded:  # it ends when its reader leaves, and says so
+                self._metrics.streams_degraded.inc()
+                ask = msgspec.structs.replace(ask, resumable=False)
+            self._queue.begin(intent)  # from here on there will be a row
+        except BaseException:
+            self._quota.release(intent.id)
+            raise
         stream = Stream(intent, context, kept=ask.resumable, degraded=degraded, buffers=self._shelf.buffers)
         self._shelf.put(stream)
         if ask.grounded and not context:
             self._refuse(stream, started)
             await self._queue.wait_synced()
         else:
-            self._start_pump(stream, ask, provider, started)
+            self._start_pump(stream, ask, messages, provider, started)
         return stream
 
     async def answer_once(self, ask: Ask, idempotency_key: str) -> Begun:
@@ -254,6 +265,33 @@ class Answers:
             asked_by=ask.asked_by,
         )
 
+    async def _hold(self, ask: Ask, intent: Intent) -> None:
+        """Hold what is surely needed: the question and the longest answer. Raises what `Quota.hold` does."""
+        tokens_held, nano_usd = self._upper_bound(ask, intent, [Message("user", intent.prompt)])
+        try:
+            await self._quota.hold(intent.id, ask.subjects, tokens=tokens_held, nano_usd=nano_usd)
+        except QuotaExceeded as error:
+            self._metrics.quota_refusals.labels(error.extra["of"], error.extra["limit"]).inc()
+            raise
+
+    async def _hold_all(self, ask: Ask, intent: Intent, messages: list[Message]) -> Intent:
+        """Hold the upper bound of what the provider may bill; the intent says it. Raises what `Quota.grow` does."""
+        tokens_held, nano_usd = self._upper_bound(ask, intent, messages)
+        try:
+            await self._quota.grow(intent.id, tokens=tokens_held, nano_usd=nano_usd)
+        except QuotaExceeded as error:
+            self._metrics.quota_refusals.labels(error.extra["of"], error.extra["limit"]).inc()
+            raise
+        return msgspec.structs.replace(intent, held_tokens=tokens_held, held_nano_usd=nano_usd)
+
+    def _upper_bound(self, ask: Ask, intent: Intent, messages: list[Message]) -> tuple[int, int | None]:
+        """(tokens, nano-dollars) that these messages and the longest answer cost at most. Money only where it has a limit."""
+        most = Usage(prompt_tokens=tokens.upper_bound(messages), completion_tokens=ask.max_tokens or self._settings.max_tokens)
+        if not any(subject.limits is not None and subject.limits.limits_cost for subject in ask.subjects):
+            return most.total_tokens, None
+        cost = self._prices.cost(intent.model, most, intent.created_at)
+        return most.total_tokens, None if cost is None else cost.nano_usd
+
     async def _retrieve(self, ask: Ask) -> list[Passage]:
         """The context for a question; empty if nothing relevant is known."""
         settings = self._settings
@@ -292,11 +330,8 @@ class Answers:
         self._record(outcome)
         stream.finish(outcome, None)
 
-    def _start_pump(self, stream: Stream, ask: Ask, provider: Provider, started: float) -> None:
+    def _start_pump(self, stream: Stream, ask: Ask, messages: list[Message], provider: Provider, started: float) -> None:
         settings, intent = self._settings, stream.intent
-        messages: list[Message] = (
-            prompt.grounded_messages(intent.prompt, stream.context) if ask.grounded else prompt.free_messages(intent.prompt)
-        )
         request = ProviderRequest(
             model=intent.model,
             messages=messages,
@@ -346,6 +381,8 @@ class Answers:
     def _record(self, outcome: Outcome) -> None:
         """Hand the outcome over. Synchronous: whoever ends an answer may be past awaiting."""
         self._queue.finish(outcome)
+        tokens_used, nano_usd = outcome.charge()
+        self._quota.settle(outcome.intent.id, tokens=tokens_used, nano_usd=nano_usd)
         metrics, intent, usage = self._metrics, outcome.intent, outcome.usage
         metrics.answers.labels(intent.endpoint, outcome.status, outcome.usage_source).inc()
         metrics.answer_seconds.labels(intent.endpoint).observe(outcome.response_time_ms / 1000)
@@ -361,3 +398,10 @@ class Answers:
             if intent.model not in self._unpriced and len(self._unpriced) < UNPRICED_MAX:
                 self._unpriced.add(intent.model)
                 log.warning("model.unpriced", model=intent.model, remedy="give its price in KOTAE_PRICES")
+
+
+def _messages(ask: Ask, intent: Intent, context: list[Passage]) -> list[Message]:
+    """What the provider will be told; nothing, if it will not be called."""
+    if not ask.grounded:
+        return prompt.free_messages(intent.prompt)
+    return prompt.grounded_messages(intent.prompt, context) if context else []

@@ -5,6 +5,9 @@
     ├── NotFound                   404 not_found              no such thing, or not yours
     ├── Unauthorized               401 unauthorized           send a key as bearer token, X-API-Key or Basic password
     ├── Forbidden                  403 forbidden              ask with a credential of the needed role or scope
+    ├── QuotaExceeded              429 quota_exceeded         come back after `Retry-After`; `limit` says which one is used up
+    ├── BeyondQuota                400 beyond_quota           ask for less: this never fits the limit that `limit` names
+    ├── UnpricedModel              400 unpriced_model         name a model with a price, or give its price in KOTAE_PRICES
     ├── KeysFull                   409 keys_full              revoke keys, or raise KOTAE_KEYS_MAX
     ├── ForeignHost                400 foreign_host           add the name to KOTAE_ALLOWED_HOSTS
     ├── ForeignOrigin              403 foreign_origin         add the page's origin to KOTAE_ALLOWED_ORIGINS
@@ -33,6 +36,7 @@
 provider surely did not begin to answer, so that trying again cannot be billed twice.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -82,6 +86,25 @@ class Forbidden(KotaeError):
     """Known, but not for this: the route needs another role or scope."""
 
     code, status, title = "forbidden", 403, "Not allowed"
+
+
+class QuotaExceeded(KotaeError):
+    """A limit of the user or the key is used up for now. `windows` is where the limits stand."""
+
+    code, status, title, retry_after_default = "quota_exceeded", 429, "The quota is used up", 60
+    windows: Sequence[Any] = ()
+
+
+class BeyondQuota(KotaeError):
+    """The request's upper bound is larger than a limit: it never fits, so there is no use in coming back."""
+
+    code, status, title = "beyond_quota", 400, "The request is larger than its quota"
+
+
+class UnpricedModel(KotaeError):
+    """Cost is limited, and nobody knows what this model costs."""
+
+    code, status, title = "unpriced_model", 400, "The model has no known price"
 
 
 class KeysFull(KotaeError):

@@ -8,6 +8,7 @@ stream besides each other, so that no text can end an event or begin another
 (https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation).
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -91,6 +92,19 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     sources: list[Passage]
     version: int = VERSION
+
+    def charge(self) -> tuple[int, int]:
+        """(tokens, nano-dollars) that count toward quotas; as `charge`, for a row."""
+        if self.usage_source is UsageSource.UNKNOWN:
+            return self.intent.held_tokens or 0, self.intent.held_nano_usd or 0
+        return self.usage.total_tokens if self.usage else 0, self.cost_nano_usd or 0
+
+
+def charge(row: Mapping[Any, Any]) -> tuple[int, int]:
+    """(tokens, nano-dollars) that a log row counts toward quotas; what nobody knows counts as what was held for it."""
+    if row["usage_source"] == UsageSource.UNKNOWN:
+        return row["held_tokens"] or 0, row["held_nano_usd"] or 0
+    return (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0), row["cost_nano_usd"] or 0
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

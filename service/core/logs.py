@@ -19,9 +19,9 @@ from sqlalchemy.engine import RowMapping
 
 from service.core.db import Database, ReadSession, Session
 from service.core.errors import InvalidCursor, NotFound
-from service.core.events import RANKS, Answer, Intent, Outcome, Status, new_id
+from service.core.events import RANKS, Answer, Intent, Outcome, Status, charge, new_id
 from service.core.pricing import Usage, format_usd
-from service.core.tables import daily_totals, request_logs
+from service.core.tables import daily_totals, quota_totals, request_logs
 
 PAGE_MAX = 200
 LOOK_MAX = 10_000  # rows of the leading filter that one page looks at: entries of an index, a few ms
@@ -30,7 +30,10 @@ _EXPORT_PAGE = 500
 _FILTERS = ("user_id", "model", "endpoint", "status")  # the likely most selective first: see `_leading`
 _KEY = ("day", "user_id", "endpoint", "model", "status", "usage_source")
 _COUNTS = ("answers", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_nano_usd", "unpriced")
-_TOTALLED = [request_logs.c[name] for name in ("id", "rank", "created_at", *_KEY[1:], *_COUNTS[1:-1])]
+_TOTALLED = [
+    request_logs.c[name] for name in ("id", "rank", "created_at", "key_id", "held_tokens", "held_nano_usd", *_KEY[1:], *_COUNTS[1:-1])
+]
+_CHARGES = ("requests", "tokens", "cost_nano_usd")
 
 _insert = insert(request_logs)
 _upsert = _insert.on_conflict_do_update(
@@ -41,6 +44,10 @@ _upsert = _insert.on_conflict_do_update(
 _insert_total = insert(daily_totals)
 _add = _insert_total.on_conflict_do_update(
     index_elements=list(_KEY), set_={name: daily_totals.c[name] + _insert_total.excluded[name] for name in _COUNTS}
+)
+_insert_charge = insert(quota_totals)
+_charge = _insert_charge.on_conflict_do_update(
+    index_elements=["day", "subject"], set_={name: quota_totals.c[name] + _insert_charge.excluded[name] for name in _CHARGES}
 )
 
 
@@ -82,7 +89,9 @@ async def apply(session: Session, outcomes: Sequence[Outcome]) -> int:
     if accepted:
         rows = [_values(outcome) for outcome in accepted]
         await session.execute(_upsert, rows)
-        await _add_totals(session, rows, [there[row["id"]] for row in rows if row["id"] in there])
+        replaced = [there[row["id"]] for row in rows if row["id"] in there]
+        await _add_totals(session, rows, replaced)
+        await _add_charges(session, rows, replaced)
     return sum(outcome.intent.id not in there for outcome in accepted)
 
 
@@ -95,6 +104,20 @@ async def _add_totals(session: Session, added: Sequence[Mapping[str, Any]], repl
                 counts[n] += sign * value
     names = [*_KEY, *_COUNTS]
     await session.execute(_add, [dict(zip(names, [*key, *counts], strict=True)) for key, counts in sums.items()])
+
+
+async def _add_charges(session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]) -> None:
+    """What counts toward quotas, of the user and of the key that asked."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for sign, rows in ((1, added), (-1, replaced)):
+        for row in rows:
+            day, (tokens, nano_usd) = row["created_at"].strftime("%Y-%m-%d"), charge(row)
+            for subject in (f"user:{row['user_id']}", *([f"key:{row['key_id']}"] if row["key_id"] else [])):
+                counts = sums.setdefault((day, subject), [0, 0, 0])
+                for n, value in enumerate((1, tokens, nano_usd)):
+                    counts[n] += sign * value
+    names = ("day", "subject", *_CHARGES)
+    await session.execute(_charge, [dict(zip(names, [*key, *counts], strict=True)) for key, counts in sums.items()])
 
 
 def _total_key(row: Mapping[str, Any]) -> tuple[str, ...]:

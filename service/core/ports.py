@@ -1,6 +1,6 @@
 """The ports: what a second implementation would have to promise. One contract suite each, in `tests/contracts/`."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -61,6 +61,11 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     cost_nano_usd_per_month: int | None = None
     concurrent: int | None = None  # answers in progress
 
+    @property
+    def limits_cost(self) -> bool:
+        """Whether money has a limit."""
+        return self.cost_nano_usd_per_day is not None or self.cost_nano_usd_per_month is not None
+
     def wire(self) -> dict[str, Any]:
         """As the wire shows them: what is not limited is absent, money is a decimal string in USD."""
         return {
@@ -68,6 +73,55 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
             for name, value in msgspec.structs.asdict(self).items()
             if value is not None
         }
+
+
+class QuotaSubject(msgspec.Struct, frozen=True):
+    """Who is charged: `name` is `user:<id>` or `key:<id>`, `of` is `user` or `key`."""
+
+    name: str
+    of: str
+    limits: QuotaLimits | None
+
+
+class QuotaWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a limit stands. Without `seconds` it has no window: it counts what is in progress."""
+
+    name: str
+    of: str
+    unit: str
+    limit: int
+    used: int
+    held: int
+    seconds: int | None = None
+    reset_seconds: int | None = None
+
+
+class Quota(Protocol):
+    """Who keeps what is used and held. For every limit and at every moment `used + held ≤ limit`; see `quota.ledger`."""
+
+    async def hold(self, name: str, subjects: Sequence[QuotaSubject], *, tokens: int, nano_usd: int | None) -> None:
+        """Hold the upper bound of an answer, of all subjects or of none.
+
+        `nano_usd` None: nobody knows the price. Raises `QuotaExceeded`, `BeyondQuota`, `UnpricedModel`, `Overloaded`, and
+        `DatabaseUnavailable` when it cannot tell what was used: it never lets in what it does not know.
+        """
+        ...
+
+    async def grow(self, name: str, *, tokens: int, nano_usd: int | None) -> None:
+        """Change a hold to another bound. Raises as `hold` does, and leaves the hold as it was."""
+        ...
+
+    def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:
+        """The truth. Synchronous, never fails, once: what comes again changes nothing."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Nothing was used. Synchronous, never fails; idempotent."""
+        ...
+
+    def windows(self, subjects: Sequence[QuotaSubject]) -> list[QuotaWindow]:
+        """Where the limits of these stand."""
+        ...
 
 
 class Worker(Protocol):

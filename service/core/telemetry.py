@@ -82,6 +82,7 @@ class Metrics:
         self.cost_usd = Counter("kotae_cost_usd", "Cost in USD, for graphs: the exact sum is in the log", registry=registry)
         self.unpriced = Counter("kotae_unpriced_answers", "Answers of a model without a known price", registry=registry)
         self.attempts = Counter("kotae_provider_attempts", "Calls to the provider by how they ended", ["code"], registry=registry)
+        self.quota_refusals = Counter("kotae_quota_refusals", "Requests refused by a used-up limit", ["of", "limit"], registry=registry)
         self.estimate_error = Histogram(
             "kotae_estimate_error_ratio",
             "Estimated tokens over reported ones, minus one, of a sample of completed answers",

@@ -10,6 +10,7 @@ are counted in slices, which can split a token at each border: at most one too m
 
 import importlib
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import anyio.to_thread
@@ -21,6 +22,7 @@ SLICE_CHARACTERS = 50_000
 INLINE_CHARACTERS = 4_000  # below this, counting takes about a millisecond at most, and no thread is needed
 MESSAGE_TOKENS = 4  # role and delimiters of one message, and 3 that prime the reply: OpenAI's cookbook, "How to count tokens"
 REPLY_TOKENS = 3
+TEMPLATE_TOKENS = 16  # more than any chat template we know of puts around a message, or around all of them
 
 _CL100K = ("gpt-4-", "gpt-3.5", "text-embedding-")
 _loading = threading.Lock()
@@ -67,6 +69,14 @@ async def estimate(messages: list[Message], text: str, model: str = "") -> Usage
     for message in messages:
         prompt += MESSAGE_TOKENS + await count_async(message.content, model)
     return Usage(prompt_tokens=prompt, completion_tokens=await count_async(text, model))
+
+
+def upper_bound(messages: Sequence[Message]) -> int:
+    """More tokens than these messages can have, in any vocabulary that falls back to bytes: each token has one or more."""
+    size = TEMPLATE_TOKENS
+    for message in messages:
+        size += TEMPLATE_TOKENS + (len(message.content) if message.content.isascii() else len(message.content.encode()))
+    return size
 
 
 def cut(text: str, tokens_max: int, model: str = "") -> str:

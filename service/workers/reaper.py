@@ -1,16 +1,22 @@
 """The reaper: what has to be looked at now and then, once a second, so that no request has to.
 
-It writes when keys were last used. None of it is urgent: what fails is tried again a second later, and the service says
-`degraded` when it fails for long.
+It lets holds expire, and writes when keys were last used. None of it is urgent: what fails is tried again a second later,
+and the service says `degraded` when it fails for long. At start it has the quota learn what earlier processes used, once
+recovery has brought that into the log.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import msgspec
 
 from service.core.auth.door import Door
+from service.core.db import Database
 from service.core.errors import DatabaseUnavailable
+from service.core.events import now
+from service.core.quota.history import rebuild
+from service.core.quota.ledger import Ledger
 from service.core.telemetry import log
 
 TICK_SECONDS = 1.0
@@ -28,22 +34,27 @@ class ReaperStatistics(msgspec.Struct, frozen=True):
 class Reaper:
     """Runs as one task between `start` and `stop`."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, door: Door, ledger: Ledger, database: Database, wait_recovered: Callable[[], Awaitable[None]]) -> None:
+        self._door, self._ledger, self._database = door, ledger, database
+        self._wait_recovered = wait_recovered
+        self._started = now()
+        self._loading: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._ticks = self._failures = 0
 
     def start(self) -> None:
         """Begin."""
+        self._loading = asyncio.create_task(self._load(), name="quota load")
         self._task = asyncio.create_task(self._run(), name="reaper")
 
     async def stop(self) -> None:
         """End, and write what is not written."""
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        for task in (self._loading, self._task):
+            if task:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        self._loading = self._task = None
         try:
             await self._door.write_used()
         except DatabaseUnavailable as error:
@@ -72,7 +83,24 @@ class Reaper:
             else:
                 self._failures = 0
 
+    async def _load(self) -> None:
+        try:
+            await self._wait_recovered()
+        except DatabaseUnavailable as error:  # those rows will be missing; readiness says so
+            log.warning("quota.incomplete", error=str(error))
+        while True:
+            try:
+                async with self._database.reading() as session:
+                    await rebuild(session, self._ledger, self._started)
+            except DatabaseUnavailable as error:
+                log.warning("quota.delayed", error=str(error))
+                await asyncio.sleep(TICK_SECONDS)
+            else:
+                return
+
     async def tick(self) -> None:
         """One look. Raises `DatabaseUnavailable`."""
+        if expired := self._ledger.expire():
+            log.warning("holds.expired", holds=expired)
         if self._ticks % USED_TICKS == 0:
             await self._door.write_used()

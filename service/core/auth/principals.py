@@ -9,7 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from service.core.errors import Forbidden
-from service.core.ports import QuotaLimits
+from service.core.ports import QuotaLimits, QuotaSubject
 
 
 class Role(StrEnum):
@@ -61,6 +61,17 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     def sees(self) -> str | None:
         """Whose documents and logs are this principal's to see; None is everyone's."""
         return None if self.admin else self.user_id
+
+    @property
+    def subjects(self) -> tuple[QuotaSubject, ...]:
+        """Who is charged for what this principal asks for themselves."""
+        user = QuotaSubject(f"user:{self.user_id}", "user", self.limits)
+        return (user, *self.key_subjects)
+
+    @property
+    def key_subjects(self) -> tuple[QuotaSubject, ...]:
+        """The key, if one asks."""
+        return (QuotaSubject(f"key:{self.key_id}", "key", self.key_limits),) if self.key_id is not None else ()
 
     def require(self, role: Role, scope: Scope) -> None:
         """Raises `Forbidden` if a route that needs these is not for this principal."""
