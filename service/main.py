@@ -28,6 +28,7 @@ from service.core.pricing import PriceBook
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider
 from service.core.quota.ledger import Ledger
+from service.core.retrieval import Retrieval
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
 from service.workers.local_model import ALIAS as LOCAL_MODEL
@@ -104,7 +105,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     workers: dict[str, Worker] = {"writer": writer, "journal": journal, "recovery": recovery, "reaper": reaper}
     if settings.local_model:
         settings = await _with_local_model(settings, workers, stack)
-    extractive = _provider(settings, "http://extractive.invalid/v1", None, ExtractiveTransport())
+    extractive = _provider(settings, "http://extractive.invalid/v1", None, ExtractiveTransport(settings.dictionary))
     stack.push_async_callback(extractive.aclose)
     provider = None
     if settings.has_provider:
@@ -117,10 +118,12 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     if settings.default_model == EXTRACTIVE:
         # It counts tokens in every answer, and loading takes a second: not in the first answer, and nobody waits for it.
         Thread(target=tokens.load, name="tokens", daemon=True).start()
+    retrieval = Retrieval(database, settings)
     room = Answers(
         settings,
         database,
         queue,
+        retrieval,
         extractive=extractive,
         provider=provider,
         prices=prices,
@@ -145,6 +148,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         answers=room,
         tickets=tickets,
         metrics=metrics,
+        retrieval=retrieval,
     )
 
 

@@ -81,6 +81,6 @@ async def test_several_migrate_at_once(tmp_path: Path) -> None:
     databases = [Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}") for _ in range(3)]
     await asyncio.gather(*(database.migrate() for database in databases))
 
-    assert await databases[0].revision() == ("0005", "0005")
+    assert await databases[0].revision() == ("0006", "0006")
     for database in databases:
         await database.close()

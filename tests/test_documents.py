@@ -9,8 +9,8 @@ from service.core import documents
 from service.core.db import Database
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound, NotText
 from service.core.settings import Settings
-from service.core.tables import chunks, index_info
-from service.core.terms import TOKENIZER
+from service.core.tables import chunks
+from service.core.tables import documents as table
 
 SETTINGS = Settings(_env_file=None)
 TEXT = "# Lighthouse\n\n" + " ".join(f"Sentence number {i} says something about the lighthouse." for i in range(60))
@@ -46,12 +46,12 @@ async def test_a_document_is_kept_whole(database: Database) -> None:
     async with database.reading() as session:
         read = await documents.get(session, document.document_id, user_id="a")
         found = (await session.execute(sa.select(chunks).order_by(chunks.c.n))).mappings().all()
-        tokenizer = (await session.execute(sa.select(index_info.c.value).where(index_info.c.name == "tokenizer"))).scalar_one()
+        made_by = (await session.execute(sa.select(table.c.indexed_by))).scalar_one()
     assert read.text == TEXT
     assert read.created_at == document.created_at
     assert [row["n"] for row in found] == list(range(1, document.chunks + 1))
     assert all(row["text"] == TEXT[row["start"] : row["end"]] for row in found)
-    assert tokenizer == TOKENIZER
+    assert made_by == documents.index_name(SETTINGS)
 
 
 async def test_the_same_text_twice_is_one_document(database: Database) -> None:

@@ -120,9 +120,41 @@ async def test_search_shows_what_an_answer_would_be_drawn_from(serve: Serve) -> 
     nothing = (await service.client.get("/ai/search", params={"q": "量子コンピュータの発明者"})).json()
 
     assert found["answerable"] is True
-    assert found["items"][0].keys() >= {"document_id", "chunk_id", "title", "text", "score", "coverage", "matched"}
+    assert found["items"][0].keys() >= {"document_id", "chunk_id", "title", "text", "score", "coverage", "matched", "sentence"}
     assert [item["score"] for item in found["items"]] == sorted((item["score"] for item in found["items"]), reverse=True)
     assert nothing["answerable"] is False
+
+
+async def test_the_numbers_that_decided_are_on_the_row(serve: Serve) -> None:
+    """An answer, a refusal and a search say the same two numbers; an ungrounded answer has none."""
+    service = await serve(seeded=True)
+    for question in ("返品は何日以内にできますか", "量子コンピュータの発明者は誰ですか"):
+        answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
+        found = (await service.client.get("/ai/search", params={"q": question})).json()
+        row = (await service.rows())[0]
+        assert answer["relevance_share"] == row["relevance_share"] == found["share"]
+        assert answer["relevance_terms"] == row["relevance_terms"] == found["terms"]
+    free = (await service.client.post("/ai/test", json={"prompt": "Hello", "grounded": False})).json()
+    assert (free["relevance_share"], free["relevance_terms"]) == (None, None)
+
+
+async def test_documents_narrow_a_question(serve: Serve) -> None:
+    """With `documents` nothing else is searched or answered from; ids that nobody has find nothing."""
+    service = await serve()
+    ids = [
+        (await upload(service, title=name, text=f"{name}の休館日は毎週{day}です。"))["document_id"]
+        for name, day in (("図書館", "火曜日"), ("美術館", "水曜日"))
+    ]
+    question = "休館日はいつですか？"
+    for n, day in enumerate(("火曜日", "水曜日")):
+        answer = (await service.client.post("/ai/test", json={"prompt": question, "documents": [ids[n]]})).json()
+        found = (await service.client.get("/ai/search", params={"q": question, "documents": [ids[n]]})).json()
+        async with service.client.stream("GET", "/ai/stream", params={"prompt": question, "documents": [ids[n]]}) as response:
+            streamed = text_of(await collect(response))
+        assert day in answer["response"] == streamed
+        assert {item["document_id"] for item in found["items"]} == {ids[n]}
+    nothing = (await service.client.post("/ai/test", json={"prompt": question, "documents": ["unknown"]})).json()
+    assert nothing["status"] == "no_context"
 
 
 FILES = {

@@ -4,12 +4,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.core import documents, retrieval
+from service.core import documents
 from service.core.db import Database
 from service.core.prompt import cited, context_from
 from service.core.quoting import quote
-from service.core.retrieval import Candidate, Counts, Found, Query, parse, rank
+from service.core.ranking import NOTHING, Candidate, Counts, Found, Thresholds, parse, rank
+from service.core.retrieval import Retrieval
 from service.core.settings import Settings
+from service.core.terms import tokenizer
 
 SETTINGS = Settings(_env_file=None)
 
@@ -117,17 +119,9 @@ OFF_TOPIC = [
 ]
 
 
-async def look(database: Database, query: str, user_id: str | None = "u", limit: int = 5) -> Found:
+async def look(database: Database, query: str, user_id: str | None = "u", limit: int = 5, within: list[str] | None = None) -> Found:
     """A search with the default thresholds."""
-    async with database.reading() as session:
-        return await retrieval.search(
-            session,
-            query,
-            user_id=user_id,
-            limit=limit,
-            share_min=SETTINGS.relevance_share_min,
-            terms_min=SETTINGS.relevance_terms_min,
-        )
+    return await Retrieval(database, SETTINGS).search(query, user_id=user_id, limit=limit, within=within)
 
 
 async def keep(database: Database, text: str, user_id: str = "u", *, shared: bool = False, title: str = "T") -> str:
@@ -178,9 +172,10 @@ async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
     stays = await keep(database, "灯台の見学は無料です。")
     await documents.delete(database, gone, user_id="u")
     assert [hit.document_id for hit in (await look(database, "灯台のレンズの管理人")).items] == [stays]
-    async with database.reading() as session:
-        counts = await retrieval._counts(session, parse("灯台 管理人 レンズ"))
-    assert counts == Counts(1, {"灯台": 1}, {"灯台": 1})
+    asked = parse("灯台 管理人 レンズ", tokenizer("auto"))
+    counts = await database.look(lambda connection: Retrieval(database, SETTINGS)._counts(connection, asked))
+    assert (counts.chunks, {word: n for word, n in counts.words.items() if n}) == (1, {"灯台": 1})
+    assert {gram: n for gram, n in counts.grams.items() if n} == {"灯台": 1}
 
 
 async def test_a_hit_says_where_and_why(database: Database) -> None:
@@ -190,7 +185,8 @@ async def test_a_hit_says_where_and_why(database: Database) -> None:
     (hit,) = found.items
     assert (hit.chunk_id, hit.title, hit.text) == (f"{document_id}.1", "Birds", "Penguins sleep in caves.")
     assert hit.matched == ["penguin", "sleep"]
-    assert hit.coverage == 1
+    assert 0.5 < hit.coverage <= 1
+    assert hit.sentence == (0, len(hit.text))
     assert found.answerable
 
 
@@ -226,8 +222,9 @@ async def test_no_query_is_a_program(database: Database, query: str) -> None:
     await keep(database, "Penguins sleep in caves. 灯台は岬にあります。")
     found = await look(database, query)
     assert all("Penguins" in hit.text for hit in found.items)
-    if not (parse(query).words or parse(query).grams):
-        assert found == Found(items=[], answerable=False, share=0, terms=0)
+    asked = parse(query, tokenizer("auto"))
+    if not (asked.words or asked.grams):
+        assert found == NOTHING
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -260,19 +257,24 @@ def candidate(n: int, words: str) -> Candidate:
 
 def test_ranking_prefers_more_and_rarer_words() -> None:
     """More of the question's words, rarer ones, and words side by side rank higher."""
-    query = Query(["common", "rare"], [("common", "rare")], [])
+    query = parse("common rare", tokenizer("auto"))
     some = [candidate(1, "common x y z"), candidate(2, "rare x y z"), candidate(3, "rare x y common"), candidate(4, "x common rare y")]
-    found = rank(query, some, Counts(1000, {"common": 500, "rare": 3}, {}), limit=10, share_min=0.27, terms_min=0)
+    found = rank(query, some, Counts(1000, {"common": 500, "rare": 3}, {}), limit=10, thresholds=Thresholds(0.27, 0))
     assert [hit.chunk_id for hit in found.items] == ["d.4", "d.3", "d.2", "d.1"]
     assert found.answerable
 
 
 def test_the_thresholds_decide() -> None:
     """A long question is answerable only if both the share and the rare terms reach their least."""
-    query = Query(["a", "b", "c", "d"], [], [])
-    counts = Counts(1000, dict.fromkeys("abcd", 3), {})
-    found = rank(query, [candidate(1, "a b x y")], counts, limit=1, share_min=0.27, terms_min=0.5)
+    query = parse("oak elm ash fir", tokenizer("auto"))
+    counts = Counts(1000, dict.fromkeys(query.words, 3), {})
+
+    def judged(share_min: float, terms_min: float, *, empty: bool = False) -> Found:
+        some = [] if empty else [candidate(1, "oak elm x y")]
+        return rank(query, some, counts, limit=1, thresholds=Thresholds(share_min, terms_min))
+
+    found = judged(0.2, 0.5)
     assert found.answerable
-    assert not rank(query, [candidate(1, "a b x y")], counts, limit=1, share_min=found.share + 0.01, terms_min=0).answerable
-    assert not rank(query, [candidate(1, "a b x y")], counts, limit=1, share_min=0, terms_min=found.terms + 0.01).answerable
-    assert not rank(query, [], counts, limit=1, share_min=0, terms_min=0).answerable
+    assert not judged(found.share + 0.01, 0).answerable
+    assert not judged(0, found.terms + 0.01).answerable
+    assert not judged(0, 0, empty=True).answerable

@@ -8,7 +8,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.terms import language, terms
+from service.core.terms import Terms, language, tokenizer
+
+
+def terms(text: str) -> Terms:
+    """The terms with the dictionary."""
+    return tokenizer("auto").terms(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("東京都知事は書かなかった", ["東京", "都", "知事", "書く"]),
+        ("サーバーの再起動はいつですか", ["サーバ", "再", "起動"]),
+        ("食べられました", ["食べる"]),
+        ("この本はとても美しい", ["本", "とても", "美しい"]),
+        ("ボネール島は何海か", ["ボネール", "島", "海"]),
+    ],
+)
+def test_words_of_the_dictionary(text: str, words: list[str]) -> None:
+    """With the dictionary Japanese words are units of meaning in their dictionary form, without grammar."""
+    assert terms(text).words == words
+
+
+@pytest.mark.parametrize("name", ["auto", "none"])
+def test_a_tokenizer_says_its_rules(name: str) -> None:
+    """Its name tells tokenizers apart whose terms differ."""
+    assert tokenizer(name).name.startswith({"auto": "sudachi-", "none": "runs-"}[name])
+
+
+def test_without_the_package_runs_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the dictionary is not installed the fallback is taken, and its name says so."""
+    monkeypatch.setattr("service.core.terms.Dictionary", None)
+    tokenizer.cache_clear()
+    found = tokenizer("auto")
+    tokenizer.cache_clear()
+    assert (found.name, found.terms("返金期限").words) == (tokenizer("none").name, ["返金", "期限"])
 
 
 @pytest.mark.parametrize(
@@ -31,8 +66,8 @@ from service.core.terms import language, terms
     ],
 )
 def test_words(text: str, words: list[str]) -> None:
-    """Words are what a reader would look for, in both languages, whatever the width, case or inflection."""
-    assert terms(text).words == words
+    """Without the dictionary, too, words are what a reader would look for, whatever the width, case or inflection."""
+    assert tokenizer("none").terms(text).words == words
 
 
 def test_grams() -> None:
@@ -60,7 +95,12 @@ def test_width_and_case_do_not_matter(text: str) -> None:
 def test_the_index_keeps_every_character_of_a_term() -> None:
     """FTS5 keeps every lower-case letter, number and mark as it is, so no term is split or changed by the index."""
     characters = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
-    made = {word for character in characters for word in terms(f"a{character}").words + terms(character).words}
+    made = {
+        word
+        for character in characters
+        for name in ("auto", "none")
+        for word in tokenizer(name).terms(f"a{character}").words + tokenizer(name).terms(character).words
+    }
     database = sqlite3.connect(":memory:")
     database.execute("""CREATE VIRTUAL TABLE t USING fts5(w, tokenize="unicode61 remove_diacritics 0 categories 'L* N* M* Co'")""")
     database.execute("CREATE VIRTUAL TABLE v USING fts5vocab(t, row)")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service.api.deps import Asking, Rooms, RoomsDep, may
 from service.api.problems import problem_response, quota_headers
-from service.api.schemas import REFUSALS, AskBody, InProgress, ModelName, NotBlank, Started, UserId, problems, ref
+from service.api.schemas import REFUSALS, AskBody, DocumentIds, InProgress, ModelName, NotBlank, Started, UserId, problems, ref
 from service.api.sse import stream_response
 from service.core.answer import Ask
 from service.core.auth.principals import Principal, Role, Scope
@@ -115,6 +115,7 @@ async def stream_to_event_source(
     max_tokens: Annotated[int | None, Query(ge=1)] = None,
     temperature: Annotated[float | None, Query(ge=0, le=2)] = None,
     user_id: Annotated[UserId | None, Query()] = None,
+    documents: Annotated[DocumentIds | None, Query()] = None,
     key: Annotated[
         str | None, Query(pattern=_KEY.pattern, description="An idempotency key: a reconnect that has seen no event yet does not ask twice")
     ] = None,
@@ -122,7 +123,15 @@ async def stream_to_event_source(
     """The same for a browser's `EventSource`. A reconnect carries `Last-Event-ID` and resumes: it never asks twice."""
     if seen:
         return await _go_on(seen[:36], seen, rooms, principal.sees)
-    body = AskBody(prompt=prompt, grounded=grounded, model=model, max_tokens=max_tokens, temperature=temperature, user_id=user_id)
+    body = AskBody(
+        prompt=prompt,
+        grounded=grounded,
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        user_id=user_id,
+        documents=documents,
+    )
     asked = await _ask(body, request, rooms, principal, stream=True, resumable=True)
     begun = await _begin(asked, key, rooms)
     response = stream_response(begun.stream, rooms.settings)
@@ -259,4 +268,5 @@ async def _ask(
         model=body.model,
         max_tokens=body.max_tokens,
         temperature=body.temperature,
+        documents=body.documents,
     )

@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from service.api.deps import AdminDocumenting, Documenting, Rooms, RoomsDep
-from service.api.schemas import REFUSALS, TextBody, problems, ref
-from service.core import documents, retrieval, texts
+from service.api.schemas import REFUSALS, DocumentIds, TextBody, problems, ref
+from service.core import documents as library
+from service.core import texts
 from service.core.documents import Document, DocumentPage, Given
 from service.core.errors import Forbidden, InvalidRequest, NotText, TooLarge
 from service.core.events import clean, to_json
-from service.core.retrieval import Found
+from service.core.ranking import Found
 
 router = APIRouter(tags=["documents"])
 
@@ -56,7 +57,7 @@ async def upload(
         given, shared = [Given(title=clean(body.title or ""), text=clean(body.text), encoding="utf-8")], shared or body.shared
     if shared and not principal.admin:
         raise Forbidden("only admins share documents")
-    stored = await documents.store(rooms.database, rooms.settings, given, user_id=principal.user_id, shared=shared)
+    stored = await library.store(rooms.database, rooms.settings, given, user_id=principal.user_id, shared=shared)
     told = {"items": stored} | (msgspec.to_builtins(stored[0]) if len(stored) == 1 else {})
     return _json(told, 201 if any(document.created for document in stored) else 200)
 
@@ -64,7 +65,7 @@ async def upload(
 @router.post("/seed", responses={200: ref(DocumentPage, "The sample documents"), **REFUSALS})
 async def seed(rooms: RoomsDep, principal: AdminDocumenting) -> Response:
     """Insert the sample documents, Japanese and English. Asking twice changes nothing."""
-    return _json(DocumentPage(items=await documents.seed(rooms.database, rooms.settings, user_id=principal.user_id), next_cursor=None))
+    return _json(DocumentPage(items=await library.seed(rooms.database, rooms.settings, user_id=principal.user_id), next_cursor=None))
 
 
 @router.get("/ai/documents", responses={200: ref(DocumentPage, "Documents, newest first"), **REFUSALS})
@@ -76,7 +77,7 @@ async def list_documents(
 ) -> Response:
     """What has been given."""
     async with rooms.database.reading() as session:
-        return _json(await documents.list_documents(session, user_id=principal.sees, limit=limit, cursor=cursor))
+        return _json(await library.list_documents(session, user_id=principal.sees, limit=limit, cursor=cursor))
 
 
 @router.get(
@@ -86,7 +87,7 @@ async def list_documents(
 async def get_document(document_id: str, rooms: RoomsDep, principal: Documenting) -> Response:
     """One document, with its text."""
     async with rooms.database.reading() as session:
-        return _json(await documents.get(session, document_id, user_id=principal.sees))
+        return _json(await library.get(session, document_id, user_id=principal.sees))
 
 
 @router.delete(
@@ -94,7 +95,7 @@ async def get_document(document_id: str, rooms: RoomsDep, principal: Documenting
 )
 async def delete_document(document_id: str, rooms: RoomsDep, principal: Documenting) -> Response:
     """Delete a document: from now on no answer is drawn from it."""
-    await documents.delete(rooms.database, document_id, user_id=principal.sees)
+    await library.delete(rooms.database, document_id, user_id=principal.sees)
     return Response(status_code=204)
 
 
@@ -104,21 +105,12 @@ async def search(
     principal: Documenting,
     q: Annotated[str, Query(min_length=1)],
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
+    documents: Annotated[DocumentIds | None, Query(description="Of these alone")] = None,
 ) -> Response:
     """Look into retrieval: ranked chunks with their scores and matched terms, and whether they would be answered from."""
-    settings = rooms.settings
-    if len(q) > settings.prompt_characters_max:
-        raise TooLarge(f"the question is longer than {settings.prompt_characters_max} characters")
-    async with rooms.database.reading() as session:
-        found = await retrieval.search(
-            session,
-            clean(q),
-            user_id=principal.sees,
-            limit=limit,
-            share_min=settings.relevance_share_min,
-            terms_min=settings.relevance_terms_min,
-        )
-    return _json(found)
+    if len(q) > rooms.settings.prompt_characters_max:
+        raise TooLarge(f"the question is longer than {rooms.settings.prompt_characters_max} characters")
+    return _json(await rooms.retrieval.search(clean(q), user_id=principal.sees, limit=limit, within=documents))
 
 
 def _is_form(request: Request) -> bool:

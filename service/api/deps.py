@@ -17,6 +17,7 @@ from service.core.auth.principals import Principal, Role, Scope
 from service.core.db import Database
 from service.core.ports import RecordQueue, Tickets, Worker
 from service.core.quota.ledger import Ledger
+from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.core.telemetry import Metrics
 
@@ -34,6 +35,7 @@ class Rooms:
     door: Door
     quota: Ledger
     answers: Answers
+    retrieval: Retrieval
     tickets: Tickets
     metrics: Metrics
 

@@ -19,7 +19,7 @@ from service.core.events import Answer, Intent
 from service.core.logs import LogPage
 from service.core.ports import QuotaLimits
 from service.core.pricing import to_nano
-from service.core.retrieval import Found
+from service.core.ranking import Found
 
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -27,6 +27,9 @@ UserId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 PlanName = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9._-]+$")]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Money = Annotated[Decimal, Field(ge=0, le=10**6, max_digits=15, decimal_places=9)]
+
+
+DocumentIds = Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=64)]], Field(min_length=1, max_length=100)]
 
 
 class AskBody(BaseModel):
@@ -47,6 +50,7 @@ class AskBody(BaseModel):
     max_tokens: int | None = Field(None, ge=1, description="Most completion tokens; bounded by KOTAE_MAX_TOKENS_MAX.")
     temperature: float | None = Field(None, ge=0, le=2)
     user_id: UserId | None = Field(None, description="On whose behalf; believed from admins only.")
+    documents: DocumentIds | None = Field(None, description="Answer from these documents alone; others' ids find nothing.")
 
 
 class TextBody(BaseModel):

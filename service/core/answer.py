@@ -14,7 +14,7 @@ from functools import partial
 
 import msgspec
 
-from service.core import logs, prompt, retrieval, tokens
+from service.core import logs, prompt, tokens
 from service.core.db import Database
 from service.core.errors import DatabaseUnavailable, NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.events import Intent, Outcome, Passage, Status, UsageSource, clean, new_id, now
@@ -22,6 +22,8 @@ from service.core.idempotency import Begun, Key, Keys, check_same, hash_request
 from service.core.ports import Message, Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
 from service.core.pricing import PriceBook, Usage, to_nano
 from service.core.pump import ATTACH_SECONDS, Limits, Pump
+from service.core.ranking import Found
+from service.core.retrieval import Retrieval
 from service.core.settings import EXTRACTIVE, Settings
 from service.core.shelf import Shelf
 from service.core.streams import Buffers, Stream, replay
@@ -37,6 +39,7 @@ STOP_SECONDS = 1  # how long shutdown waits for pumps that it has stopped
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One request for an answer, as the edge understood it. `sees` is whose documents may be context: None is everyone's.
 
+    `documents`: of these alone; None is all of them.
     `resumable`: it goes on for a while without a reader, and its first one may take `attach_seconds` to come.
     """
 
@@ -52,6 +55,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    documents: list[str] | None = None
     idempotency_key: str | None = None  # given with `body_hash`, by `answer_once`
     body_hash: str | None = None
     key_id: str | None = None
@@ -82,6 +86,7 @@ class Answers:
         settings: Settings,
         database: Database,
         queue: RecordQueue,
+        retrieval: Retrieval,
         *,
         extractive: Provider,
         provider: Provider | None,
@@ -93,6 +98,7 @@ class Answers:
         self._settings = settings
         self._database = database
         self._queue = queue
+        self._retrieval = retrieval
         self._extractive = extractive
         self._provider = provider
         self._prices = prices
@@ -111,9 +117,13 @@ class Answers:
         self._admit()
         model, provider = self._choose(ask.model)
         intent = self._intent(ask, model)
+        context: list[Passage] = []
         await self._hold(ask, intent)
         try:
-            context = await self._retrieve(ask) if ask.grounded else []
+            if ask.grounded:
+                found = await self._search(ask)
+                intent = msgspec.structs.replace(intent, relevance_share=found.share, relevance_terms=found.terms)
+                context = self._context(found) if found.answerable else []
             messages = _messages(ask, intent, context)
             intent = await self._hold_all(ask, intent, messages)
             degraded = ask.resumable and not self._shelf.has_room()
@@ -142,6 +152,7 @@ class Answers:
             model=ask.model,
             max_tokens=ask.max_tokens,
             temperature=ask.temperature,
+            documents=ask.documents,
         )
         ask = msgspec.structs.replace(ask, idempotency_key=idempotency_key, body_hash=body_hash)
         begin = partial(self._find_or_begin, ask, idempotency_key, body_hash, time.perf_counter())
@@ -292,20 +303,14 @@ class Answers:
         cost = self._prices.cost(intent.model, most, intent.created_at)
         return most.total_tokens, None if cost is None else cost.nano_usd
 
-    async def _retrieve(self, ask: Ask) -> list[Passage]:
-        """The context for a question; empty if nothing relevant is known."""
-        settings = self._settings
-        async with self._database.reading() as session:
-            found = await retrieval.search(
-                session,
-                clean(ask.prompt),
-                user_id=ask.sees,
-                limit=settings.context_chunks_max,
-                share_min=settings.relevance_share_min,
-                terms_min=settings.relevance_terms_min,
-            )
+    async def _search(self, ask: Ask) -> Found:
+        limit = self._settings.context_chunks_max
+        found = await self._retrieval.search(clean(ask.prompt), user_id=ask.sees, limit=limit, within=ask.documents)
         self._metrics.searches.labels(str(found.answerable).lower()).inc()
-        return prompt.context_from(found.items, settings.context_characters_max, settings.context_chunks_max) if found.answerable else []
+        return found
+
+    def _context(self, found: Found) -> list[Passage]:
+        return prompt.context_from(found.items, self._settings.context_characters_max, self._settings.context_chunks_max)
 
     def _refuse(self, stream: Stream, started: float) -> None:
         """The fixed refusal: no provider, no tokens, no cost, still a row."""

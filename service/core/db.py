@@ -12,22 +12,24 @@ becomes `DatabaseUnavailable`; callers decide whether to retry (the writer) or t
 """
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NewType
+from typing import Any, NewType, TypeVar
 
+import anyio
+import anyio.to_thread
 import sqlalchemy
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from alembic import command
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
@@ -37,6 +39,8 @@ Session = NewType("Session", ReadSession)
 
 LOCK_SECONDS = 0.5  # longest wait of one BEGIN for the lock: it cannot be interrupted, so a long wait is many of them
 READERS = 4  # connections, each with a thread of its own
+
+T = TypeVar("T")
 
 
 class Database:
@@ -49,18 +53,27 @@ class Database:
         self.file = Path(name) if name and name != ":memory:" else None
         self._writer = self._engine(pool_size=1, write=True)
         self._reader = self._engine(pool_size=READERS, write=False)
+        self._blocking = self._prepared(create_engine(make_url(url).set(drivername="sqlite"), poolclass=QueuePool, **self._pool(READERS)))
+        self._threads = anyio.CapacityLimiter(READERS)
 
     def _engine(self, *, pool_size: int, write: bool, foreign_keys: bool = True) -> AsyncEngine:
-        engine = create_async_engine(
-            self._url,
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=self._busy_seconds * 2,
-            connect_args={"timeout": min(self._busy_seconds, LOCK_SECONDS) if write else self._busy_seconds},
-        )
+        engine = create_async_engine(self._url, **self._pool(pool_size, write=write))
+        self._prepared(engine.sync_engine, write=write, foreign_keys=foreign_keys)
+        return engine
+
+    def _pool(self, size: int, *, write: bool = False) -> dict[str, Any]:
+        timeout = min(self._busy_seconds, LOCK_SECONDS) if write else self._busy_seconds
+        return {
+            "pool_size": size,
+            "max_overflow": 0,
+            "pool_timeout": self._busy_seconds * 2,
+            "connect_args": {"timeout": timeout},
+        }
+
+    def _prepared(self, engine: sqlalchemy.Engine, *, write: bool = False, foreign_keys: bool = True) -> sqlalchemy.Engine:
         begin = "BEGIN IMMEDIATE" if write else "BEGIN"
 
-        @event.listens_for(engine.sync_engine, "connect")
+        @event.listens_for(engine, "connect")
         def _prepare(connection: Any, entry: ConnectionPoolEntry) -> None:
             entry.info["file"] = self._identity()
             connection.isolation_level = None  # we say BEGIN ourselves, below
@@ -76,17 +89,17 @@ class Database:
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
 
-        @event.listens_for(engine.sync_engine, "checkout")
+        @event.listens_for(engine, "checkout")
         def _require_file(_connection: Any, entry: ConnectionPoolEntry, _proxy: Any) -> None:
             if entry.info["file"] != self._identity():  # deleted, or replaced by a backup: nobody would read what we wrote
                 raise sqlalchemy.exc.DisconnectionError("another file has the database's name")
 
-        @event.listens_for(engine.sync_engine, "handle_error")
+        @event.listens_for(engine, "handle_error")
         def _give_up(context: sqlalchemy.ExceptionContext) -> None:
             if "readonly" in str(context.original_exception):  # a connection opened so stays so
                 context.is_disconnect = True
 
-        @event.listens_for(engine.sync_engine, "begin")
+        @event.listens_for(engine, "begin")
         def _begin(connection: sqlalchemy.Connection) -> None:
             connection.exec_driver_sql(begin)
 
@@ -98,6 +111,19 @@ class Database:
         with _translated():
             async with self._reader.connect() as connection:
                 yield ReadSession(connection)
+
+    async def look(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
+        """Do blocking reads on one snapshot, in a thread: many small statements, each of which would cost a hop of its own.
+
+        Raises `DatabaseUnavailable`.
+        """
+
+        def read() -> T:
+            with self._blocking.connect() as connection:
+                return work(connection)
+
+        with _translated():
+            return await anyio.to_thread.run_sync(read, limiter=self._threads)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Session]:
@@ -157,6 +183,7 @@ class Database:
     async def close(self) -> None:
         """Close every connection. Idempotent."""
         await self._reader.dispose()
+        await anyio.to_thread.run_sync(self._blocking.dispose)
         await self._writer.dispose()
 
     def _identity(self) -> tuple[int, int] | None:

@@ -9,32 +9,31 @@ before the transaction begins.
 """
 
 import hashlib
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from service.core.db import Database, ReadSession, Session
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.events import clean, new_id, now
 from service.core.settings import Settings
-from service.core.tables import chunks, documents, index_info
-from service.core.terms import TOKENIZER, japanese_share, terms
+from service.core.tables import chunks, documents
+from service.core.terms import japanese_share, tokenizer
 from service.core.texts import is_heading, split, tidy
 
 TITLE_CHARACTERS_MAX = 300
 SHARE_CHARACTERS = 20_000  # of a text's beginning, by which its language is judged
 CHUNKS_AT_ONCE = 100  # rows of one statement: preparing them is work on the loop, about 20 µs a row
+YIELD_SECONDS = 0.0001  # after each chunk: cutting is work of Python, and the loop would wait for its turn
 SAMPLES = Path(__file__).parents[1] / "samples"
-
-Prepared: TypeAlias = tuple[dict[str, Any], list[dict[str, Any]]]  # the row of a document, the rows of its chunks
 
 _indexing = anyio.CapacityLimiter(1)
 
@@ -73,43 +72,82 @@ async def store(database: Database, settings: Settings, given: Sequence[Given], 
 
     Raises `NotText`, `DocumentsFull`, `DatabaseUnavailable`.
     """
-    prepared = [await _prepare(database, settings, each, user_id=user_id, shared=shared) for each in given]
-    async with database.transaction() as session:
-        await session.execute(insert(index_info).values(name="tokenizer", value=TOKENIZER).on_conflict_do_nothing())
-        return [await _insert(session, settings, row, pieces) for row, pieces in prepared]
+    rows = await anyio.to_thread.run_sync(lambda: [_row(each, settings, user_id=user_id, shared=shared) for each in given])
+    async with database.reading() as session:
+        missing = await _missing(session, settings, rows)
+    pieces = await _cut(missing, settings)
+    async with database.transaction() as session:  # asked again, now that nobody else can write
+        missing = await _missing(session, settings, rows)
+        pieces |= await _cut([row for row in missing if row["id"] not in pieces], settings)  # deleted a moment ago
+        await _insert(session, missing, pieces)
+        there = await _there(session, rows)
+    new = {row["id"] for row in missing}
+    found = [there[row["content_hash"]] for row in rows]
+    first = {document.document_id: n for n, document in reversed(list(enumerate(found)))}
+    return [
+        msgspec.structs.replace(document, created=document.document_id in new and first[document.document_id] == n)
+        for n, document in enumerate(found)
+    ]
 
 
-async def _prepare(database: Database, settings: Settings, given: Given, *, user_id: str, shared: bool) -> Prepared:
-    """The rows of a document and its chunks. One that is there already is not cut again."""
-    text = await anyio.to_thread.run_sync(tidy, given.text)
-    row = {
+def _row(given: Given, settings: Settings, *, user_id: str, shared: bool) -> dict[str, Any]:
+    """The row of a document, before it is cut."""
+    text = tidy(given.text)
+    return {
         "id": new_id(at := now()),
         "user_id": user_id,
         "shared": shared,
         "title": _title(given.title, text),
-        "content_hash": await anyio.to_thread.run_sync(lambda: hashlib.sha256(text.encode()).hexdigest()),
+        "content_hash": hash_text(text),
         "text": text,
         "characters": len(text),
         "encoding": given.encoding,
         "created_at": at,
+        "indexed_by": index_name(settings),
     }
-    async with database.reading() as session:
-        if await _same(session, row):
-            return row, []
-        await _check_room(session, settings)
-    return row, await anyio.to_thread.run_sync(_pieces, row, settings, limiter=_indexing)
 
 
-async def _insert(session: Session, settings: Settings, row: dict[str, Any], pieces: list[dict[str, Any]]) -> Document:
-    """Insert one document, unless it is there: asked again, now that nobody else can write."""
-    if there := await _same(session, row):
-        return there
-    if not pieces:  # it was there a moment ago, and has been deleted meanwhile
-        pieces = await anyio.to_thread.run_sync(_pieces, row, settings, limiter=_indexing)
-    await _check_room(session, settings)
-    await session.execute(sa.insert(documents).values(**row, chunks=len(pieces)))
-    await session.execute(sa.insert(chunks), pieces)
-    return msgspec.structs.replace(await _one(session, documents.c.id == row["id"]), created=True)
+async def _missing(session: ReadSession, settings: Settings, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those rows that are not there, each text once. Raises `DocumentsFull`."""
+    there = await _there(session, rows)
+    missing = list({row["content_hash"]: row for row in reversed(rows) if row["content_hash"] not in there}.values())[::-1]
+    if missing:
+        count = (await session.execute(sa.select(sa.func.count()).select_from(documents))).scalar_one()
+        if count + len(missing) > settings.documents_max:
+            raise DocumentsFull(
+                f"{count} documents are kept, and KOTAE_DOCUMENTS_MAX is {settings.documents_max}: delete some, or raise it."
+            )
+    return missing
+
+
+async def _there(session: ReadSession, rows: list[dict[str, Any]]) -> dict[str, Document]:
+    """By hash, the documents with these texts that the owner has; for shared ones, that anybody shares."""
+    if not rows:
+        return {}
+    mine = documents.c.user_id == rows[0]["user_id"]
+    visible = sa.or_(mine, documents.c.shared) if rows[0]["shared"] else mine
+    query = sa.select(*_COLUMNS, documents.c.content_hash).where(
+        visible, documents.c.content_hash.in_([row["content_hash"] for row in rows])
+    )
+    found = [dict(row) for row in (await session.execute(query.order_by(documents.c.id.desc()))).mappings()]
+    return {row.pop("content_hash"): _document(row) for row in found}
+
+
+async def _cut(rows: list[dict[str, Any]], settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """By id, the rows of the documents' chunks."""
+    return await anyio.to_thread.run_sync(lambda: {row["id"]: cut(row, settings) for row in rows}, limiter=_indexing) if rows else {}
+
+
+async def _insert(session: Session, rows: list[dict[str, Any]], pieces: dict[str, list[dict[str, Any]]]) -> None:
+    if rows:
+        await session.execute(sa.insert(documents), [row | {"chunks": len(pieces[row["id"]])} for row in rows])
+        await insert_chunks(session, [piece for row in rows for piece in pieces[row["id"]]])
+
+
+async def insert_chunks(session: Session, pieces: list[dict[str, Any]]) -> None:
+    """Insert the rows of chunks, some at a time: preparing them is work on the loop."""
+    for begin in range(0, len(pieces), CHUNKS_AT_ONCE):
+        await session.execute(sa.insert(chunks), pieces[begin : begin + CHUNKS_AT_ONCE])
 
 
 async def list_documents(session: ReadSession, *, user_id: str | None, limit: int, cursor: str | None = None) -> DocumentPage:
@@ -142,16 +180,17 @@ async def seed(database: Database, settings: Settings, *, user_id: str) -> list[
     return await store(database, settings, [Given("", text, "utf-8") for text in texts], user_id=user_id, shared=True)
 
 
-def _pieces(document: dict[str, Any], settings: Settings) -> list[dict[str, Any]]:
+def cut(document: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:
     """The rows of a document's chunks. The index also knows each chunk by the title and the heading that it stands under."""
     text, heading, rows = document["text"], "", []
+    made = tokenizer(settings.dictionary)
     position = 0
     # A Japanese character says about as much as two Latin letters.
     scale = 1 if japanese_share(text[:SHARE_CHARACTERS]) >= 0.1 else 2
     for n, piece in enumerate(split(text, settings.chunk_characters * scale, settings.chunk_overlap_characters * scale), 1):
         heading = _last_heading(text, position, piece.start) or heading
         above = "" if is_heading(text, piece.start) else heading
-        known = terms(f"{document['title']}\n{above}\n{piece.text}")
+        known = made.terms(f"{document['title']}\n{above}\n{piece.text}")
         position = piece.start
         rows.append(
             {
@@ -162,9 +201,21 @@ def _pieces(document: dict[str, Any], settings: Settings) -> list[dict[str, Any]
                 "text": piece.text,
                 "words": " ".join(known.words),
                 "grams": " ".join(known.grams),
+                "content_hash": hash_text(piece.text),
             }
         )
+        time.sleep(YIELD_SECONDS)
     return rows
+
+
+def index_name(settings: Settings) -> str:
+    """What a document's chunks depend on besides its text. Those made by another are made anew."""
+    return f"{tokenizer(settings.dictionary).name} {settings.chunk_characters} {settings.chunk_overlap_characters}"
+
+
+def hash_text(text: str) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _last_heading(text: str, start: int, end: int) -> str:
@@ -192,20 +243,6 @@ async def _one(session: ReadSession, condition: Any, *more: Any) -> Document:
     if row is None:
         raise NotFound("There is no such document.")
     return _document(row)
-
-
-async def _same(session: ReadSession, row: dict[str, Any]) -> Document | None:
-    """The document with this text that the owner has; for a shared one, that anybody shares."""
-    mine = documents.c.user_id == row["user_id"]
-    condition = sa.and_(documents.c.content_hash == row["content_hash"], sa.or_(mine, documents.c.shared) if row["shared"] else mine)
-    found = (await session.execute(sa.select(*_COLUMNS).where(condition).limit(1))).mappings().first()
-    return None if found is None else msgspec.structs.replace(_document(found), created=False)
-
-
-async def _check_room(session: ReadSession, settings: Settings) -> None:
-    count = (await session.execute(sa.select(sa.func.count()).select_from(documents))).scalar_one()
-    if count >= settings.documents_max:
-        raise DocumentsFull(f"{count} documents are kept, which is KOTAE_DOCUMENTS_MAX: delete some, or raise it.")
 
 
 def _visible(user_id: str | None) -> Any:

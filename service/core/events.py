@@ -69,6 +69,8 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     grounded: bool
     idempotency_key: str | None = None
     body_hash: str | None = None
+    relevance_share: float | None = None
+    relevance_terms: float | None = None
     key_id: str | None = None  # of the API key that asked
     asked_by: str | None = None  # the admin who asked on behalf of `user_id`
     held_tokens: int | None = None  # the upper bound that was held of the quota; it counts if nobody knows the usage
@@ -130,6 +132,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str
     created_at: datetime
     grounded: bool
+    relevance_share: float | None
+    relevance_terms: float | None
     sources: list[Passage]
     attempts: int
     request_id: str
@@ -161,6 +165,8 @@ def answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         user_id=intent.user_id,
         created_at=intent.created_at,
         grounded=intent.grounded,
+        relevance_share=intent.relevance_share,
+        relevance_terms=intent.relevance_terms,
         sources=outcome.sources,
         attempts=outcome.attempts,
         request_id=intent.request_id,

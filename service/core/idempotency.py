@@ -52,12 +52,23 @@ class _Entry(msgspec.Struct, frozen=True):
     task: asyncio.Task[Begun]
 
 
-def hash_request(*, stream: bool, prompt: str, grounded: bool, model: str | None, max_tokens: int | None, temperature: float | None) -> str:
+def hash_request(
+    *,
+    stream: bool,
+    prompt: str,
+    grounded: bool,
+    model: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    documents: list[str] | None = None,
+) -> str:
     """SHA-256, hexadecimal, of what was asked, as asked: None stays None, so that a changed default makes no other request.
 
     The hashes are in the log: a change of this encoding would turn every repetition across it into a conflict.
     """
-    return hashlib.sha256(to_json([1, stream, clean(prompt), grounded, model, max_tokens, temperature])).hexdigest()
+    asked = [1, stream, clean(prompt), grounded, model, max_tokens, temperature]
+    asked += [] if documents is None else [documents]  # a field of later days: without it the hash is that of then
+    return hashlib.sha256(to_json(asked)).hexdigest()
 
 
 def check_same(known: str | None, body_hash: str) -> None:

@@ -275,6 +275,8 @@ def _values(outcome: Outcome) -> dict[str, Any]:
         "rank": _rank(outcome),
         "idempotency_key": intent.idempotency_key,
         "body_hash": intent.body_hash,
+        "relevance_share": intent.relevance_share,
+        "relevance_terms": intent.relevance_terms,
         "key_id": intent.key_id,
         "asked_by": intent.asked_by,
         "held_tokens": intent.held_tokens,

@@ -16,13 +16,13 @@ import msgspec
 
 from service.core.events import Passage
 from service.core.prompt import refusal
-from service.core.terms import language, terms
+from service.core.terms import Tokenizer, language, tokenizer
 from service.core.texts import is_heading, sentences
 
 SENTENCES_MAX = 3  # of an answer
 SENTENCES_READ_MAX = 2_000  # of the context; what comes after is not looked at
 COVERED_MIN = 0.2  # of the question's weight: below it no sentence fits
-GAIN_MIN = 0.25  # of the weight that the context can say at all, which a further sentence must add
+GAIN_MIN = 0.2  # of the weight that the context can say at all, which a further sentence must add
 FURTHER_MIN = 0.25  # of what the best sentence is worth
 ABOVE_WEIGHT = 0.55  # of a term that stands only in the heading above
 BEFORE_WEIGHT = 0.3  # of a term that stands only in the sentence before
@@ -100,10 +100,11 @@ class _Sentence(msgspec.Struct, frozen=True):
     before: frozenset[_Kind]
 
 
-def quote(question: str, passages: Sequence[Passage]) -> str:
+def quote(question: str, passages: Sequence[Passage], dictionary: str = "auto") -> str:
     """The answer: sentences of the passages, each with its citation, or that none fits. In the question's language."""
-    asked = _kinds(question)
-    found = list(_readable(passages))
+    using = tokenizer(dictionary)
+    asked = _kinds(question, using)
+    found = list(_readable(passages, using))
     same = [sentence for sentence in found if language(sentence.text) == language(question)]
     # The other language only where the context has nothing to say in this one: an answer never mixes them.
     for candidates in (same, [sentence for sentence in found if sentence not in same]):
@@ -113,15 +114,15 @@ def quote(question: str, passages: Sequence[Passage]) -> str:
     return refusal(question)
 
 
-def _readable(passages: Sequence[Passage]) -> Iterator[_Sentence]:
+def _readable(passages: Sequence[Passage], using: Tokenizer) -> Iterator[_Sentence]:
     """Every sentence that could be an answer, once: no headings, no questions, nothing without a term."""
     seen: set[str] = set()
     for passage in passages:
-        title = _kinds(passage.title)
+        title = _kinds(passage.title, using)
         above, before = title, frozenset[_Kind]()
         for start, end in sentences(passage.text)[:SENTENCES_READ_MAX]:
             text = _clean(passage.text[start:end])
-            own = _kinds(passage.text[start:end]).union(*(_kinds(names) for shape, names in _SHOWS if shape.search(text)))
+            own = _kinds(passage.text[start:end], using).union(*(_kinds(names, using) for shape, names in _SHOWS if shape.search(text)))
             if is_heading(passage.text, start) or _QUESTION.search(text):
                 above, before = title | own, frozenset()
                 continue
@@ -188,9 +189,9 @@ def _kind_weight(kind: _Kind) -> float:
     return LATIN_GRAM_WEIGHT if kind[1].isascii() else GRAM_WEIGHT
 
 
-def _kinds(text: str) -> frozenset[_Kind]:
+def _kinds(text: str, using: Tokenizer) -> frozenset[_Kind]:
     """Words as strings, phrases as pairs, grams as pairs that begin with nothing."""
-    found = terms(text)
+    found = using.terms(text)
     pairs = pairwise(found.words)
     return frozenset[_Kind]([*found.words, *pairs, *(("", gram) for gram in found.grams)])
 

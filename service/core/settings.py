@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     upload_files_max: int = Field(20, ge=1, le=1000, description="Most files in one upload.")
     documents_max: int = Field(100_000, ge=1, description="Most documents kept.")
     chunk_characters: int = Field(
-        400,
+        700,
         ge=50,
         le=4000,
         description="Length that chunks aim at, in Japanese characters; a Latin letter counts half. They end at sentence ends.",
@@ -113,13 +113,17 @@ class Settings(BaseSettings):
     chunk_overlap_characters: int = Field(
         80, ge=0, le=1000, description="How much of a chunk's end its successor repeats, at most; counted alike."
     )
+    dictionary: Literal["auto", "none"] = Field(
+        "auto",
+        description="Japanese words come from Sudachi's dictionary if it is installed (auto), or from runs of one script (none).",
+    )
     context_chunks_max: int = Field(5, ge=1, le=50, description="Most chunks given to the model as context.")
     context_characters_max: int = Field(4000, ge=100, le=200_000, description="Most characters of context given to the model.")
     relevance_share_min: float = Field(
-        0.27, ge=0, le=1, description="Abstention: least share of the best possible score that the best chunks must reach."
+        0.265, ge=0, le=1, description="Abstention: least share of the best possible score that the best chunks must reach."
     )
     relevance_terms_min: float = Field(
-        1.38, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
+        1.5, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
     )
 
     # streams

@@ -14,9 +14,11 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -88,6 +90,8 @@ request_logs = Table(
     Column("asked_by", String(200)),  # the admin who asked on behalf of `user_id`
     Column("held_tokens", Integer),  # of the quota: what counts where nobody knows the usage
     Column("held_nano_usd", BigInteger),
+    Column("relevance_share", Float),  # the two numbers that decide whether a question can be answered
+    Column("relevance_terms", Float),
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order; the columns behind `id` let further filters be looked up without reading the row.
     Index(None, "user_id", "id", "status", "model", "endpoint"),
@@ -189,6 +193,7 @@ documents = Table(
     Column("chunks", Integer, nullable=False),
     Column("encoding", String(20), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("indexed_by", String(200), nullable=False, server_default=""),  # what cut it and made its terms
     UniqueConstraint("user_id", "content_hash"),
 )
 
@@ -203,13 +208,25 @@ chunks = Table(
     Column("text", Text, nullable=False),
     Column("words", Text, nullable=False),  # terms in order, separated by spaces
     Column("grams", Text, nullable=False),
+    Column("content_hash", String(64)),  # SHA-256 of the text, by which vectors know it; None until it is made anew
     UniqueConstraint("document_id", "n"),
     sqlite_autoincrement=True,
 )
 
-index_info = Table(
-    "index_info",
+# One row, kept by triggers on chunks: how many there are, and a number that every change makes larger.
+index_state = Table(
+    "index_state",
     metadata,
-    Column("name", String(50), primary_key=True),  # "tokenizer": name and version of what made the terms
-    Column("value", String(200), nullable=False),
+    Column("id", Integer, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("chunks", BigInteger, nullable=False),
+)
+
+# What an embedding model made of a text: a cache, by the text's hash.
+vectors = Table(
+    "vectors",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("content_hash", String(64), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),  # little-endian float32, of length 1
 )

@@ -1,26 +1,38 @@
 """Text → terms: what the index knows of a text. Pure.
 
-*Words*, in order: NFKC, lower case, Latin accents stripped. Of Japanese the runs of one script: katakana; kanji, long
-runs in pairs, as compounds are mostly built; hiragana, which is mostly grammar, is dropped. Of everything else runs of
-letters and digits, English stop words left out and the rest reduced by Porter's algorithm (M. F. Porter, "An algorithm
-for suffix stripping", 1980). *Grams*: pairs of adjacent Japanese characters unless both are hiragana, and four letters
-of Latin words. Words find; grams find what the runs cut differently.
+*Words*, in order: NFKC, lower case, Latin accents stripped. Japanese is cut by SudachiPy with its small dictionary into
+the shortest units (mode A) in their dictionary form; what only holds a sentence together (particles, auxiliaries,
+pronouns, verbs like する) is dropped. Everything else is runs of letters and digits, English stop words left out and the
+rest reduced by Porter's algorithm (M. F. Porter, "An algorithm for suffix stripping", 1980). *Grams*: pairs of adjacent
+Japanese characters unless both are hiragana, and four letters of Latin words. Words find; grams find what the words cut
+differently, and what the dictionary does not know.
+
+Without the dictionary (`KOTAE_DICTIONARY=none`, or the package is not installed) Japanese words are the runs of one
+script: katakana; kanji, long runs in pairs, as compounds are mostly built; hiragana, which is mostly grammar, is dropped.
 
 Every term consists of letters, numbers and marks, all of which the index takes as parts of a term, so that joining
-terms with spaces loses nothing. When the rules change, `TOKENIZER` changes, and what was indexed must be made anew.
+terms with spaces loses nothing. When the rules change, `RULES` changes, and what was indexed is made anew.
 """
 
+import importlib.metadata
 import re
 import threading
 import unicodedata
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import snowballstemmer
 
-TOKENIZER = "runs-1"
+try:
+    from sudachipy import Dictionary, SplitMode
+except ImportError:  # a lean installation: runs of one script do instead
+    Dictionary = None
+
+RULES = 2
 WORD_CHARACTERS_MAX = 40  # of one word; what is longer is cut, not dropped
+RUN_CHARACTERS_MAX = 4_000  # of Japanese given to the dictionary at once; it takes 49,149 bytes
 
 _KANJI = (
     "\u3005-\u3007\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufa6d\ufa70-\ufad9\U00020000-\U0002a6df\U0002a700-\U0002b738"
@@ -29,11 +41,12 @@ _KANJI = (
 _KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
 _HIRAGANA = "\u3041-\u3096\u309d-\u309f"
 _JAPANESE = re.compile(f"[{_HIRAGANA}{_KATAKANA}\uff66-\uff9f{_KANJI}]")
-_RUN = re.compile(f"[{_KANJI}]+|[{_KATAKANA}]+|(?:(?![{_KANJI}{_KATAKANA}{_HIRAGANA}_])\\w)+")
+_RUN = re.compile(f"(?P<japanese>[{_KANJI}{_KATAKANA}{_HIRAGANA}]+)|(?:(?![{_KANJI}{_KATAKANA}{_HIRAGANA}_])\\w)+")
+_SCRIPT = re.compile(f"[{_KANJI}]+|[{_KATAKANA}]+")
 _IS_KANJI = re.compile(f"[{_KANJI}]")
 _IS_KATAKANA = re.compile(f"[{_KATAKANA}]")
 _CJK_RUN = re.compile(f"[{_KANJI}{_KATAKANA}{_HIRAGANA}\uac00-\ud7a3]{{2,}}")
-_HIRAGANA_PAIR = re.compile(f"[{_HIRAGANA}ー]{{2}}")
+_HIRAGANA_ONLY = frozenset(chr(code) for code in (*range(0x3041, 0x3097), *range(0x309D, 0x30A0), ord("ー")))
 _ASKING = re.compile("[何誰幾]")  # 何年, 誰: what is asked for, not what is asked about
 _ACCENTED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _MARKS = re.compile("[\u0300-\u036f]+")
@@ -57,23 +70,35 @@ class Terms(msgspec.Struct, frozen=True):
     grams: list[str]
 
 
-def terms(text: str) -> Terms:
-    """The terms of a text. Any text; linear."""
-    plain = fold(text)
-    words: list[str] = []
-    grams: list[str] = []
-    for run in _RUN.findall(plain):
-        if _IS_KANJI.match(run):
-            words += [half for part in _ASKING.split(run) for half in _halves(part)]
-        elif _IS_KATAKANA.match(run):
-            # サーバー and サーバ are one word; so short a word as キー keeps its mark.
-            words.append((run.rstrip("ー") if len(run) >= 4 else run)[:WORD_CHARACTERS_MAX])
-        elif run not in STOP_WORDS:
-            words.append(_stem(run) if run.isascii() and 2 < len(run) <= WORD_CHARACTERS_MAX else run[:WORD_CHARACTERS_MAX])
-            grams += _fours(run) if run.isascii() else ()
-    for run in _CJK_RUN.findall(plain):
-        grams += [pair for pair in map("".join, pairwise(run)) if not _HIRAGANA_PAIR.fullmatch(pair)]
-    return Terms([word for word in words if word], grams)
+class Tokenizer:
+    """Makes terms. `name` says by which rules: what another name made must be made anew."""
+
+    def __init__(self, *, dictionary: bool) -> None:
+        self._lexicon = _Lexicon() if dictionary else None
+        self.name = f"runs-{RULES}" if self._lexicon is None else f"sudachi-{RULES}-{self._lexicon.version}"
+
+    def terms(self, text: str) -> Terms:
+        """The terms of a text. Any text; linear."""
+        plain = fold(text)
+        words: list[str] = []
+        grams: list[str] = []
+        for match in _RUN.finditer(plain):
+            run = match.group()
+            if match.lastgroup == "japanese":
+                words += self._lexicon.words(run) if self._lexicon else _runs(run)
+            elif run not in STOP_WORDS:
+                word, fours = _latin(run)
+                words.append(word)
+                grams += fours
+        for run in _CJK_RUN.findall(plain):
+            grams += [a + b for a, b in pairwise(run) if a not in _HIRAGANA_ONLY or b not in _HIRAGANA_ONLY]
+        return Terms([word for word in words if word], grams)
+
+
+@lru_cache
+def tokenizer(dictionary: str) -> Tokenizer:
+    """The tokenizer of a setting: `auto` takes the dictionary if it is installed, `none` never."""
+    return Tokenizer(dictionary=dictionary == "auto" and Dictionary is not None)
 
 
 def fold(text: str) -> str:
@@ -103,12 +128,67 @@ def _unaccented(character: str) -> str:
     return unicodedata.normalize("NFD", character)[0]
 
 
+# What holds a sentence together; the second column of a part of speech tells する, ある, ない from what says something.
+_GRAMMAR = frozenset(["助詞", "助動詞", "補助記号", "記号", "空白", "代名詞", "連体詞", "接続詞", "感動詞"])
+_ASKED = frozenset(["いくら", "いくつ", "なぜ", "どう", "いかが", "教える", "何"])  # asking, not what is asked about
+_DEPENDENT = frozenset(["非自立可能", "助動詞語幹"])
+
+
+class _Lexicon:
+    """SudachiPy and its small dictionary, loaded at first use. Its tokenizers are not made for threads: each has its own."""
+
+    def __init__(self) -> None:
+        self.version = "-".join(importlib.metadata.version(name) for name in ("sudachipy", "sudachidict-small"))
+        self._lock = threading.Lock()
+        self._dictionary: Any = None
+        self._is_said: Any = None
+        self._own = threading.local()
+
+    def words(self, run: str) -> list[str]:
+        """The words of a run of Japanese."""
+        return [
+            _word(form if form.isalnum() else morpheme.surface())
+            for start in range(0, len(run), RUN_CHARACTERS_MAX)
+            for morpheme in self._tokenizer().tokenize(run[start : start + RUN_CHARACTERS_MAX])
+            if self._is_said(morpheme) and (form := morpheme.dictionary_form()) not in _ASKED
+        ]
+
+    def _tokenizer(self) -> Any:
+        if not hasattr(self._own, "tokenizer"):
+            with self._lock:
+                if self._dictionary is None:
+                    self._dictionary = Dictionary(dict="small")
+                    self._is_said = self._dictionary.pos_matcher(lambda pos: pos[0] not in _GRAMMAR and pos[1] not in _DEPENDENT)
+            self._own.tokenizer = self._dictionary.tokenizer(mode=SplitMode.A, fields={"pos", "dictionary_form"})
+        return self._own.tokenizer
+
+
+def _runs(run: str) -> list[str]:
+    """The words of a run of Japanese, without a dictionary."""
+    words = []
+    for part in _SCRIPT.findall(run):
+        words += [_word(part)] if _IS_KATAKANA.match(part) else [half for rest in _ASKING.split(part) for half in _halves(rest)]
+    return words
+
+
+def _word(word: str) -> str:
+    # サーバー and サーバ are one word; so short a word as キー keeps its mark.
+    return (word.rstrip("ー") if len(word) >= 4 and _IS_KATAKANA.match(word) else word)[:WORD_CHARACTERS_MAX]
+
+
 def _halves(run: str) -> list[str]:
     """A run of kanji as the words it is likely made of: two characters each, the last three if their number is odd."""
     if len(run) < 4:
         return [run]
     last = len(run) - 3 if len(run) % 2 else len(run)
     return [run[i : i + 2] for i in range(0, last, 2)] + ([run[last:]] if last < len(run) else [])
+
+
+@lru_cache(maxsize=65_536)
+def _latin(run: str) -> tuple[str, tuple[str, ...]]:
+    """The stem of a word, and its grams if it is written in plain letters."""
+    word = _stem(run) if run.isascii() and 2 < len(run) <= WORD_CHARACTERS_MAX else run[:WORD_CHARACTERS_MAX]
+    return word, tuple(_fours(run)) if run.isascii() else ()
 
 
 def _fours(word: str) -> list[str]:
@@ -119,7 +199,6 @@ _stemmer = snowballstemmer.stemmer("porter")
 _stemming = threading.Lock()  # the stemmer keeps the word it works on in itself
 
 
-@lru_cache(maxsize=65_536)
 def _stem(word: str) -> str:
     with _stemming:
         return str(_stemmer.stemWord(word))

@@ -51,6 +51,9 @@ class _Body(msgspec.Struct):
 class ExtractiveTransport(httpx2.AsyncBaseTransport):
     """Answers `POST …/chat/completions` and `GET …/models` in this process."""
 
+    def __init__(self, dictionary: str = "auto") -> None:
+        self._dictionary = dictionary
+
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """One request of the protocol; errors are bodies and statuses, as from a server."""
         content = await request.aread()
@@ -64,7 +67,7 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
             body = msgspec.json.decode(content, type=_Body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return _error(request, 400, str(error))
-        reply = await _reply(body)
+        reply = await _reply(body, self._dictionary)
         if not body.stream:
             return _json(request, 200, reply.completion())
         usage = body.stream_options is not None and body.stream_options.include_usage
@@ -73,10 +76,10 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
         )
 
 
-def answer(messages: list[Message]) -> str:
+def answer(messages: list[Message], dictionary: str = "auto") -> str:
     """The text that this model gives for a prompt. Pure."""
     asked = parse(messages)
-    return FREE[language(asked)] if isinstance(asked, str) else quote(*asked)
+    return FREE[language(asked)] if isinstance(asked, str) else quote(*asked, dictionary)
 
 
 class _Reply(msgspec.Struct, frozen=True):
@@ -120,8 +123,8 @@ class _Reply(msgspec.Struct, frozen=True):
         }
 
 
-async def _reply(body: _Body) -> _Reply:
-    text = await _in_time(body.messages)
+async def _reply(body: _Body, dictionary: str) -> _Reply:
+    text = await _in_time(body.messages, dictionary)
     limit = body.max_completion_tokens or body.max_tokens or TOKENS_DEFAULT
     usage = await tokens.estimate(body.messages, text, body.model)
     finish_reason = "stop"
@@ -131,10 +134,10 @@ async def _reply(body: _Body) -> _Reply:
     return _Reply(body.model, text, finish_reason, usage, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
 
 
-async def _in_time(messages: list[Message]) -> str:
+async def _in_time(messages: list[Message], dictionary: str) -> str:
     if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
-        return answer(messages)
-    return await anyio.to_thread.run_sync(answer, messages)
+        return answer(messages, dictionary)
+    return await anyio.to_thread.run_sync(answer, messages, dictionary)
 
 
 class _Events(httpx2.AsyncByteStream):

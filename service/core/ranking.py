@@ -1,0 +1,212 @@
+"""Which of some chunks answer a question, and whether they can answer it at all. Pure.
+
+*Ranking*: BM25 over words, phrases (words side by side) and grams of the chunks' own terms, added up. How often a term
+occurs comes from the index; the number of chunks is taken as 1,000 at least, so that scores mean the same in a small
+collection. Where the numbers come from: `docs/retrieval.md`.
+*Abstention*: `share` is the score of the best chunk as a share of the best possible for this question; `terms` is the
+same score counted in matches of the rarest possible term. Both must reach their least. One or two words alone, as one
+types into a search box, are enough if all of them stand in one chunk, or half of the best possible score is reached; a
+sentence that has no more than that ("And buildings?") must also reach a share of the least in rare terms.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+
+from service.core.terms import Tokenizer, fold, language
+from service.core.texts import sentences
+
+WORDS_MAX = 200
+GRAMS_MAX = 400
+LIMIT_MAX = 100
+
+K1, B = 0.6, 0.75
+PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
+CHUNKS_FLOOR = 1000
+TOP = 3  # the hits that abstention looks at
+LATIN_TERMS = 1.75  # English says the same with fewer rare words: by this its count compares with the Japanese one
+SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.6
+BARE_CHARACTERS_MAX = 80
+_SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
+
+
+class Hit(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk found. `coverage` is the share of the best possible score that it has, `matched` the question's words in it.
+
+    `sentence`: where in `text` the sentence stands that matches best.
+    """
+
+    document_id: str
+    chunk_id: str
+    title: str
+    text: str
+    score: float
+    coverage: float
+    matched: list[str]
+    sentence: tuple[int, int]
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """The hits, best first; and whether they can answer, with the two numbers that decided it."""
+
+    items: list[Hit]
+    answerable: bool
+    share: float
+    terms: float
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """What the two numbers must reach."""
+
+    share_min: float
+    terms_min: float
+
+
+class Query(msgspec.Struct, frozen=True):
+    """The distinct terms of a question, in order."""
+
+    words: list[str]
+    phrases: list[tuple[str, str]]
+    grams: list[str]
+    asked: frozenset[str]
+    asked_phrases: frozenset[Any]
+    asked_grams: frozenset[str]
+    bare: bool  # words alone, not a sentence
+    latin: bool
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A chunk that may be an answer, as the database has it: `words` and `grams` are terms separated by spaces."""
+
+    document_id: str
+    n: int
+    title: str
+    text: str
+    words: str
+    grams: str
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Of the whole collection: how many chunks there are, and how many have each term of the question."""
+
+    chunks: int
+    words: dict[str, int]
+    grams: dict[str, int]
+
+
+NOTHING = Found(items=[], answerable=False, share=0, terms=0)
+
+
+def parse(text: str, tokenizer: Tokenizer) -> Query:
+    """A question's terms, the first `WORDS_MAX` words and `GRAMS_MAX` grams of them."""
+    found = tokenizer.terms(text)
+    words = list(dict.fromkeys(found.words))[:WORDS_MAX]
+    phrases = list(dict.fromkeys((a, b) for a, b in pairwise(found.words) if a != b))[:WORDS_MAX]
+    grams = list(dict.fromkeys(found.grams))[:GRAMS_MAX]
+    asked = (frozenset(words), frozenset(phrases), frozenset(grams))
+    return Query(
+        words, phrases, grams, *asked, bare=len(text) <= BARE_CHARACTERS_MAX and not _SENTENCE.search(text), latin=language(text) == "en"
+    )
+
+
+def rank(query: Query, candidates: Sequence[Candidate], counts: Counts, *, limit: int, thresholds: Thresholds) -> Found:
+    """The candidates by score; whether they can answer it. Of equals the one with all words of the question comes first."""
+    total = max(counts.chunks, CHUNKS_FLOOR)
+    seen = [_observed(query, candidate) for candidate in candidates]
+    # Phrases are not in the index: those among the candidates are nearly all there are.
+    phrases = Counter(phrase for one in seen for phrase in one.phrases)
+    words = _Field({word: _idf(counts.words.get(word, 0), total) for word in query.words}, [one.length for one in seen])
+    pairs = _Field({phrase: _idf(phrases[phrase], total) for phrase in query.phrases}, [one.length for one in seen])
+    grams = _Field({gram: _idf(counts.grams.get(gram, 0), total) for gram in query.grams}, [one.gram_length for one in seen])
+    scores = [
+        words.score(i, one.words) + PHRASE_WEIGHT * pairs.score(i, one.phrases) + GRAM_WEIGHT * grams.score(i, one.grams)
+        for i, one in enumerate(seen)
+    ]
+    whole = [len(set(one.words)) == len(query.words) for one in seen]
+    order = sorted(range(len(candidates)), key=lambda i: (scores[i], whole[i]), reverse=True)
+    best = words.best + PHRASE_WEIGHT * pairs.best + GRAM_WEIGHT * grams.best
+    top = max((scores[i] for i in order[:TOP]), default=0.0)
+    share = top / best if best else 0.0
+    rare = top / ((K1 + 1) * math.log(1 + total)) * (LATIN_TERMS if query.latin else 1)
+    weights = grams.idf | words.idf
+    hits = [
+        _hit(candidates[i], scores[i], best, [word for word in query.words if word in seen[i].words], weights)
+        for i in order[: max(1, min(limit, LIMIT_MAX))]
+        if scores[i] > 0
+    ]
+    enough = share >= thresholds.share_min and rare >= thresholds.terms_min
+    if not enough and 0 < len(query.words) <= SHORT_WORDS:
+        fits = share >= SHORT_SHARE_MIN or any(whole[i] for i in order[:TOP])
+        enough = fits and (query.bare or rare >= SHORT_TERMS * thresholds.terms_min)
+    return Found(items=hits, answerable=bool(hits) and enough, share=round(share, 4), terms=round(rare, 4))
+
+
+class _Observed(msgspec.Struct, frozen=True):
+    """The terms of the question that stand in a chunk, as often as they do; and how many terms it has."""
+
+    words: list[str]
+    phrases: list[tuple[str, str]]
+    grams: list[str]
+    length: int
+    gram_length: int
+
+
+def _observed(query: Query, candidate: Candidate) -> _Observed:
+    words, grams = candidate.words.split(" "), candidate.grams.split(" ")
+    asked = query.asked
+    known = [word if word in asked else None for word in words]
+    return _Observed(
+        [word for word in known if word],
+        [(a, b) for a, b in pairwise(known) if a and b and (a, b) in query.asked_phrases],
+        [gram for gram in grams if gram in query.asked_grams],
+        len(words),
+        len(grams),
+    )
+
+
+class _Field:
+    """One kind of term in the candidates: BM25 (Robertson and Zaragoza, 2009) with the idf that is never negative."""
+
+    def __init__(self, idf: dict[Any, float], lengths: list[int]) -> None:
+        self.idf = idf
+        self.best = sum(idf.values()) * (K1 + 1)
+        mean = sum(lengths) / len(lengths) if lengths else 1
+        self._norms = [K1 * (1 - B + B * length / (mean or 1)) for length in lengths]
+
+    def score(self, i: int, found: list[Any]) -> float:
+        """The score of candidate `i`, in which these terms stand."""
+        norm = self._norms[i]
+        return sum(self.idf[term] * (n := found.count(term)) * (K1 + 1) / (n + norm) for term in set(found))
+
+
+def _idf(frequency: int, total: int) -> float:
+    frequency = min(frequency, total)
+    return math.log(1 + (total - frequency + 0.5) / (frequency + 0.5))
+
+
+def _hit(candidate: Candidate, score: float, best: float, matched: list[str], weights: dict[str, float]) -> Hit:
+    return Hit(
+        document_id=candidate.document_id,
+        chunk_id=f"{candidate.document_id}.{candidate.n}",
+        title=candidate.title,
+        text=candidate.text,
+        score=round(score, 4),
+        coverage=round(score / best, 4) if best else 0.0,
+        matched=matched,
+        sentence=best_sentence(candidate.text, weights),
+    )
+
+
+def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
+    """Where the sentence stands in which most of these terms, by weight, occur as letters; the first of equals."""
+    spans = sentences(text) or [(0, len(text))]
+    if len(spans) == 1:
+        return spans[0]
+    plain = [fold(text[start:end]) for start, end in spans]
+    worth = [sum(weight for term, weight in weights.items() if term in letters) for letters in plain]
+    return spans[worth.index(max(worth))]
