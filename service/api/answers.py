@@ -1,24 +1,24 @@
 """POST /ai/test, POST and GET /ai/stream, and answers by their id: POST, GET and DELETE /ai/answers."""
 
-import re
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from service.api.deps import Asking, Rooms, RoomsDep, may
+from service.api.asking import KEY, AskRoute, KeyDep, asking
+from service.api.deps import Asking, Rooms, RoomsDep
 from service.api.problems import problem_response, quota_headers
 from service.api.schemas import REFUSALS, AskBody, DocumentIds, InProgress, ModelName, NotBlank, Started, UserId, problems, ref
 from service.api.sse import stream_response
 from service.core.answer import Ask
-from service.core.auth.principals import Principal, Role, Scope
-from service.core.errors import InvalidRequest, KotaeError, NotFound, TooLarge
+from service.core.auth.principals import Principal
+from service.core.errors import KotaeError, NotFound, TooLarge
 from service.core.events import Answer, answer_object, parse_event_id, to_json
 from service.core.idempotency import Begun
 from service.core.ports import Grant, QuotaSubject
 from service.core.pump import ATTACH_SECONDS
 
-router = APIRouter(prefix="/ai", tags=["answers"])
+router = APIRouter(prefix="/ai", tags=["answers"], route_class=AskRoute)
 
 _PROVIDER = problems(
     _400="`unknown_model`, `provider_rejected`, `foreign_host`",
@@ -28,7 +28,6 @@ _PROVIDER = problems(
 )
 _KEYED = problems(_409="`idempotency_conflict`: the `Idempotency-Key` came with another request before")
 _REPLAYED = {"Idempotent-Replayed": "true"}
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _UNKNOWN = problems(_404="`not_found`: no answer or event has this id, or it is not yours")
 _TICKET = problems(_403="`ticket_invalid`: used, expired or for another answer; `foreign_origin`")
 _BEYOND = {"description": "Nothing comes after that event"}
@@ -44,26 +43,6 @@ _STREAM = {
         }
     },
 }
-
-
-async def idempotency_key(
-    request: Request,
-    given: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            description="The same key and the same request get the same answer, which is made once. 1 to 255 visible ASCII characters.",
-            json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-        ),
-    ] = None,
-) -> str | None:
-    """The key of a request, if it has one. Raises `InvalidRequest`."""
-    if given is not None and (not _KEY.fullmatch(given) or len(request.headers.getlist("Idempotency-Key")) > 1):
-        raise InvalidRequest("Idempotency-Key must be one header of 1 to 255 visible ASCII characters")
-    return given
-
-
-KeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 
 async def last_event_id(
@@ -99,7 +78,6 @@ async def stream(body: AskBody, request: Request, rooms: RoomsDep, principal: As
     return response
 
 
-_asking = may(Role.USER, Scope.ASK)
 _LastEventIdDep = Annotated[str | None, Depends(last_event_id)]
 
 
@@ -117,7 +95,7 @@ async def stream_to_event_source(
     user_id: Annotated[UserId | None, Query()] = None,
     documents: Annotated[DocumentIds | None, Query()] = None,
     key: Annotated[
-        str | None, Query(pattern=_KEY.pattern, description="An idempotency key: a reconnect that has seen no event yet does not ask twice")
+        str | None, Query(pattern=KEY.pattern, description="An idempotency key: a reconnect that has seen no event yet does not ask twice")
     ] = None,
 ) -> Response:
     """The same for a browser's `EventSource`. A reconnect carries `Last-Event-ID` and resumes: it never asks twice."""
@@ -170,11 +148,11 @@ async def reader(
 ) -> str | None:
     """Whose answers may be read here, by the ticket or else by a credential; None is everyone's."""
     if ticket is None:
-        return (await _asking(request)).sees
+        return (await asking(request)).sees
     return rooms.tickets.redeem(ticket, answer_id, resuming=bool(seen)).sees
 
 
-reader.requires = _asking.requires  # type: ignore[attr-defined]  # a ticket was given to somebody who may
+reader.requires = asking.requires  # type: ignore[attr-defined]  # a ticket was given to somebody who may
 
 
 @router.get("/answers/{answer_id}/events", responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_UNKNOWN, **_TICKET})

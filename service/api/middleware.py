@@ -5,8 +5,8 @@ Pure ASGI. `BaseHTTPMiddleware` would hide the client's disconnect from the stre
 
 import re
 import time
+from collections.abc import Mapping
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,12 +15,19 @@ from service.core.auth.source import check_source
 from service.core.errors import KotaeError, TooLarge
 from service.core.events import new_id, now
 from service.core.settings import Settings
-from service.core.telemetry import Metrics, log, request_context
+from service.core.telemetry import Metrics, log, set_request_id
 
 JSON_BYTES_MAX = 16  # bytes of body per character of prompt or text: JSON may write one as twelve
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PAGES = {"/", "/docs"}
 _QUIET = {"/health/live", "/health/ready", "/metrics"}
+# What every response has, unless it says otherwise itself.
+_HEADERS = [
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
 
 
 class Edge:
@@ -36,24 +43,24 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}  # the first of a name counts
+        given = headers.get(b"x-request-id", "")
         request_id = scope["request_id"] = given if _SAFE_ID.fullmatch(given) else new_id(now())
-        with request_context(request_id):
-            await self._serve(scope, headers, receive, _Reply(send, request_id))
+        set_request_id(request_id)
+        await self._serve(scope, headers, receive, _Reply(send, request_id))
 
-    async def _serve(self, scope: Scope, headers: Headers, receive: Receive, reply: "_Reply") -> None:
+    async def _serve(self, scope: Scope, headers: Mapping[bytes, str], receive: Receive, reply: "_Reply") -> None:
         request_id, started = scope["request_id"], time.perf_counter()
         try:
             check_source(
                 self._settings,
-                host=headers.get("host", ""),
-                origin=headers.get("origin"),
-                fetch_site=headers.get("sec-fetch-site"),
-                page=scope["path"] in _PAGES and headers.get("sec-fetch-mode") == "navigate",
+                host=headers.get(b"host", ""),
+                origin=headers.get(b"origin"),
+                fetch_site=headers.get(b"sec-fetch-site"),
+                page=scope["path"] in _PAGES and headers.get(b"sec-fetch-mode") == "navigate",
             )
             limit = self._body_limit(scope["path"])
-            _check_length(headers.get("content-length", "0"), limit)
+            _check_length(headers.get(b"content-length", "0"), limit)
             await self._app(scope, _limited(receive, limit), reply.send)
         except KotaeError as error:
             await problem_response(error, request_id)(scope, receive, reply.send)
@@ -91,12 +98,10 @@ class _Reply:
         """Send one message on."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self._request_id
-            headers.setdefault("Cache-Control", "no-store")
-            headers.setdefault("X-Content-Type-Options", "nosniff")
-            headers.setdefault("Referrer-Policy", "no-referrer")
-            headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+            headers = [header for header in message["headers"] if header[0].lower() != b"x-request-id"]
+            there = {name.lower() for name, _ in headers}
+            headers += [header for header in _HEADERS if header[0] not in there]
+            message["headers"] = [*headers, (b"x-request-id", self._request_id.encode("latin-1"))]
         await self._send(message)
 
 

@@ -1,17 +1,22 @@
 """The one door to `sse_starlette`: a `Stream` as a `text/event-stream` response.
 
-Bytes are yielded ready-made, one write for all that is ready. Two things of the library are global to the process and
-known here: importing it wraps `uvicorn.Server.handle_exit`, and by default it cancels every stream at the first
-SIGTERM. The second is switched off: streams get their grace, and `Answers.interrupt` ends them with an event.
+The library says what such a response looks like. How it is sent is ours, since a task for each concern and a timeout
+around each send cost more than the events: bytes go out ready-made, one write for all that is ready, from one task, which
+lies in nothing: the task of the request would wake through every layer of the application at each event. That one
+waits for the client to leave. One timer, set anew when it goes off, watches both for silence, which is broken by a ping,
+and for a send that waits for a reader who does not read.
+
+Two things of the library are global to the process and known here: importing it wraps `uvicorn.Server.handle_exit`, and by
+default it cancels every stream at the first SIGTERM. The second is switched off: streams get their grace, and
+`Answers.interrupt` ends them with an event.
 """
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import AppStatus, SendTimeoutError
+from sse_starlette import EventSourceResponse
+from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
 from service.core.settings import Settings
@@ -22,39 +27,90 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 RECONNECT_MS = 2000
 _RETRY = b"retry: %d\n\n" % RECONNECT_MS
+_PING = b": ping\n\n"
 
 
 class StreamResponse(EventSourceResponse):
-    """An event stream whose slow readers are dropped without a traceback."""
+    """The events of a stream that come after `after`, to its end. Slow readers are dropped without a traceback."""
+
+    def __init__(self, stream: Stream, settings: Settings, after: int) -> None:
+        self._batches = stream.read(after)
+        super().__init__(self._batches)
+        self._ping_seconds, self._send_seconds = settings.ping_seconds, settings.send_seconds_max
+        self._sending_since: float | None = None
+        self._dropped = False
+        self._pinging: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream. A reader that does not read loses its connection, and with it what waits there for it."""
+        sending = asyncio.create_task(self._send_all(send))
+        self._sent_at = asyncio.get_running_loop().time()
+        self._watch(send, sending)
         try:
-            await super().__call__(scope, receive, send)
-        except SendTimeoutError:
-            log.info("reader.dropped", seconds=self.send_timeout)
+            async with asyncio.timeout(None) as deadline:
+                sending.add_done_callback(lambda _: self._end(sending, deadline))
+                while not sending.done() and (await receive())["type"] != "http.disconnect":
+                    pass  # after the last event the server says so too
+        except TimeoutError:  # the deadline was moved to now: nobody will say anything
+            pass
+        finally:
+            self._timer.cancel()
+            if self._pinging:
+                self._pinging.cancel()
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
+        if self._dropped:
+            log.info("reader.dropped", seconds=self._send_seconds)
             if drop := scope.get("extensions", {}).get("kotae.drop"):
                 drop["now"]()
                 await asyncio.sleep(0)  # the server learns of it before it is told that the response is not whole
 
+    def _end(self, sending: asyncio.Task[None], deadline: asyncio.Timeout) -> None:
+        if self._dropped or sending.cancelled() or sending.exception():
+            with suppress(RuntimeError):  # it is over already
+                deadline.reschedule(asyncio.get_running_loop().time())
+
+    async def _send_all(self, send: Send) -> None:
+        loop, lead = asyncio.get_running_loop(), _RETRY
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._batches) as batches:
+            async for batch in batches:
+                data = b"retry: %d\n\n" % _spread_ms() if batch is GOODBYE else lead + batch
+                lead = b""
+                self._sending_since = loop.time()
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                self._sending_since, self._sent_at = None, loop.time()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _watch(self, send: Send, sending: asyncio.Task[None]) -> None:
+        """See the module. The timer goes off often enough to see a send that began since."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if sending.done():
+            return
+        if self._sending_since is not None:
+            due = self._sending_since + self._send_seconds
+            if now >= due:
+                self._dropped = True
+                sending.cancel()
+                return
+        else:
+            due = self._sent_at + self._ping_seconds
+            if now >= due:
+                self._pinging = loop.create_task(self._send_ping(send))
+                due = now + self._ping_seconds
+        self._timer = loop.call_at(min(due, now + self._send_seconds / 4), self._watch, send, sending)
+
+    async def _send_ping(self, send: Send) -> None:
+        self._sending_since = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": _PING, "more_body": True})
+        self._sending_since, self._sent_at = None, asyncio.get_running_loop().time()
+
 
 def stream_response(stream: Stream, settings: Settings, after: int = -1) -> StreamResponse:
     """The events of a stream that come after `after`, to its end, as server-sent events."""
-    return StreamResponse(
-        _encoded(stream, after),
-        ping=settings.ping_seconds,
-        ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
-        send_timeout=settings.send_seconds_max,
-        sep="\n",
-    )
-
-
-async def _encoded(stream: Stream, after: int) -> AsyncGenerator[bytes, None]:
-    lead = _RETRY
-    async with aclosing(stream.read(after)) as batches:
-        async for batch in batches:
-            yield lead + batch if batch is not GOODBYE else b"retry: %d\n\n" % _spread_ms()
-            lead = b""
+    return StreamResponse(stream, settings, after)
 
 
 def _spread_ms() -> int:
