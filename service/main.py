@@ -35,6 +35,7 @@ from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
 from service.workers.reaper import Reaper
 from service.workers.recovery import Recovery
+from service.workers.reindexing import Reindexing
 from service.workers.writer import Writer
 
 HOLD_SECONDS = 30  # how long a quota is held beyond the deadline of its answer, should nobody say how that ended
@@ -102,7 +103,17 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     reaper.start()
     stack.push_async_callback(reaper.stop)
 
-    workers: dict[str, Worker] = {"writer": writer, "journal": journal, "recovery": recovery, "reaper": reaper}
+    reindexing = Reindexing(database, settings)
+    reindexing.start()
+    stack.push_async_callback(reindexing.stop)
+
+    workers: dict[str, Worker] = {
+        "writer": writer,
+        "journal": journal,
+        "recovery": recovery,
+        "reaper": reaper,
+        "reindexing": reindexing,
+    }
     if settings.local_model:
         settings = await _with_local_model(settings, workers, stack)
     extractive = _provider(settings, "http://extractive.invalid/v1", None, ExtractiveTransport(settings.dictionary))

@@ -141,10 +141,10 @@ async def _cut(rows: list[dict[str, Any]], settings: Settings) -> dict[str, list
 async def _insert(session: Session, rows: list[dict[str, Any]], pieces: dict[str, list[dict[str, Any]]]) -> None:
     if rows:
         await session.execute(sa.insert(documents), [row | {"chunks": len(pieces[row["id"]])} for row in rows])
-        await insert_chunks(session, [piece for row in rows for piece in pieces[row["id"]]])
+        await _insert_chunks(session, [piece for row in rows for piece in pieces[row["id"]]])
 
 
-async def insert_chunks(session: Session, pieces: list[dict[str, Any]]) -> None:
+async def _insert_chunks(session: Session, pieces: list[dict[str, Any]]) -> None:
     """Insert the rows of chunks, some at a time: preparing them is work on the loop."""
     for begin in range(0, len(pieces), CHUNKS_AT_ONCE):
         await session.execute(sa.insert(chunks), pieces[begin : begin + CHUNKS_AT_ONCE])
@@ -178,6 +178,28 @@ async def seed(database: Database, settings: Settings, *, user_id: str) -> list[
     """Keep the sample documents, shared with everyone, once however often and by whom it is asked for."""
     texts = [await anyio.Path(path).read_text(encoding="utf-8") for path in sorted(SAMPLES.glob("*.md"))]
     return await store(database, settings, [Given("", text, "utf-8") for text in texts], user_id=user_id, shared=True)
+
+
+async def outdated(database: Database, settings: Settings) -> list[str]:
+    """The ids of the documents whose chunks are not what they would be today, oldest first."""
+    query = sa.select(documents.c.id).where(documents.c.indexed_by != index_name(settings)).order_by(documents.c.id)
+    async with database.reading() as session:
+        return list((await session.execute(query)).scalars())
+
+
+async def remake(database: Database, settings: Settings, document_id: str) -> None:
+    """Cut a document anew, if it is still there."""
+    query = sa.select(documents.c.id, documents.c.title, documents.c.text).where(documents.c.id == document_id)
+    async with database.reading() as session:
+        row = (await session.execute(query)).mappings().first()
+    if row is None:
+        return
+    pieces = await anyio.to_thread.run_sync(cut, {str(name): value for name, value in row.items()}, settings, limiter=_indexing)
+    change = sa.update(documents).where(documents.c.id == document_id).values(chunks=len(pieces), indexed_by=index_name(settings))
+    async with database.transaction() as session:
+        if (await session.execute(change)).rowcount:  # else it was deleted meanwhile
+            await session.execute(sa.delete(chunks).where(chunks.c.document_id == document_id))
+            await _insert_chunks(session, pieces)
 
 
 def cut(document: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ occurs comes from the index; the number of chunks is taken as 1,000 at least, so
 collection. Where the numbers come from: `docs/retrieval.md`.
 *Abstention*: `share` is the score of the best chunk as a share of the best possible for this question; `terms` is the
 same score counted in matches of the rarest possible term. Both must reach their least. One or two words alone, as one
-types into a search box, are enough if all of them stand in one chunk, or half of the best possible score is reached; a
-sentence that has no more than that ("And buildings?") must also reach a share of the least in rare terms.
+types into a search box, are enough if all of them stand in one chunk, or the share is reached. A sentence that has no more
+words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the least in terms.
 """
 
 import math
@@ -141,7 +141,7 @@ def rank(query: Query, candidates: Sequence[Candidate], counts: Counts, *, limit
     ]
     enough = share >= thresholds.share_min and rare >= thresholds.terms_min
     if not enough and 0 < len(query.words) <= SHORT_WORDS:
-        fits = share >= SHORT_SHARE_MIN or any(whole[i] for i in order[:TOP])
+        fits = share >= (thresholds.share_min if query.bare else SHORT_SHARE_MIN) or any(whole[i] for i in order[:TOP])
         enough = fits and (query.bare or rare >= SHORT_TERMS * thresholds.terms_min)
     return Found(items=hits, answerable=bool(hits) and enough, share=round(share, 4), terms=round(rare, 4))
 

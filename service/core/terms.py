@@ -130,7 +130,7 @@ def _unaccented(character: str) -> str:
 
 # What holds a sentence together; the second column of a part of speech tells する, ある, ない from what says something.
 _GRAMMAR = frozenset(["助詞", "助動詞", "補助記号", "記号", "空白", "代名詞", "連体詞", "接続詞", "感動詞"])
-_ASKED = frozenset(["いくら", "いくつ", "なぜ", "どう", "いかが", "教える", "何"])  # asking, not what is asked about
+_ASKED = re.compile("[何誰幾]|いつ|いく[らつ]$|なぜ$|どう$|いかが$|教える$")  # asking, not what is asked about
 _DEPENDENT = frozenset(["非自立可能", "助動詞語幹"])
 
 
@@ -150,7 +150,7 @@ class _Lexicon:
             _word(form if form.isalnum() else morpheme.surface())
             for start in range(0, len(run), RUN_CHARACTERS_MAX)
             for morpheme in self._tokenizer().tokenize(run[start : start + RUN_CHARACTERS_MAX])
-            if self._is_said(morpheme) and (form := morpheme.dictionary_form()) not in _ASKED
+            if self._is_said(morpheme) and not _ASKED.match(form := morpheme.dictionary_form())
         ]
 
     def _tokenizer(self) -> Any:

@@ -1,0 +1,184 @@
+"""How good the retrieval is, measured on texts and questions of one's own (`kotae eval`).
+
+Texts are indexed as the service would, in a database of their own; every question is a search as the service makes it.
+The measures are those of the field (Manning, Raghavan and Schütze, "Introduction to Information Retrieval", 2008, ch. 8):
+recall at k (is a relevant text among the first k), the mean reciprocal rank and nDCG with binary relevance, both of the
+first ten. A text found by several chunks counts once, where it first stands.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from service.core import documents, prompt
+from service.core.db import Database
+from service.core.errors import SettingsInvalid
+from service.core.quoting import quote
+from service.core.retrieval import Retrieval
+from service.core.settings import Settings
+
+STORED_AT_ONCE = 50
+HITS = 30  # of a search: enough for ten texts
+RANKS = 10
+USER = "eval"
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A line of the corpus."""
+
+    id: str
+    text: str
+    title: str | None = None
+
+
+class Question(msgspec.Struct, frozen=True):
+    """A line of the questions: with the ids of the texts that answer it and, if known, what the answer may say."""
+
+    question: str
+    relevant: list[str] = []
+    answers: list[str] = []
+    kind: str = "off-topic"
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Shares of 1, but for the milliseconds. `contained`: answers of the extractive model that say the known answer."""
+
+    texts: int
+    chunks: int
+    chunks_per_second: float
+    questions: int
+    recall_at_1: float
+    recall_at_3: float
+    recall_at_5: float
+    mrr_at_10: float
+    ndcg_at_10: float
+    answerable: float
+    contained: float | None
+    off_topic_answered: dict[str, float]
+    ms_median: float
+    ms_p95: float
+
+    def lines(self) -> list[str]:
+        """The report, for people."""
+        return [
+            f"{self.texts} texts, {self.chunks} chunks, indexed at {self.chunks_per_second:.0f} chunks/s; {self.questions} questions",
+            f"R@1 {self.recall_at_1:.4f}  R@3 {self.recall_at_3:.4f}  R@5 {self.recall_at_5:.4f}",
+            f"MRR {self.mrr_at_10:.4f}  nDCG@10 {self.ndcg_at_10:.4f}",
+            f"answerable questions answered {self.answerable:.4f}",
+            *(f"{kind} answered anyway {rate:.4f}" for kind, rate in self.off_topic_answered.items()),
+            *([] if self.contained is None else [f"extractive answer contains the known one {self.contained:.4f}"]),
+            f"ms per search: median {self.ms_median:.1f}, 95 % within {self.ms_p95:.1f}",
+        ]
+
+
+T = TypeVar("T")
+Progress = Callable[[str, int, int], None]
+
+
+def read(path: Path, shape: type[T]) -> list[T]:
+    """The lines of a JSONL file. Raises `SettingsInvalid` with the line that is wrong."""
+    found = []
+    for n, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            try:
+                found.append(msgspec.json.decode(line, type=shape))
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise SettingsInvalid(f"{path}, line {n}: {error}") from error
+    return found
+
+
+async def evaluate(
+    settings: Settings, folder: Path, corpus: Sequence[Text], questions: Sequence[Question], others: Sequence[Question], progress: Progress
+) -> Report:
+    """Index, ask, measure. `folder` gets the database. `others` are questions that the corpus does not answer."""
+    database = Database(f"sqlite+aiosqlite:///{folder / 'eval.db'}")
+    try:
+        await database.migrate()
+        began = time.perf_counter()
+        ids, chunks = await _index(database, settings, corpus, progress)
+        seconds = time.perf_counter() - began
+        asking = _Asking(Retrieval(database, settings), settings, ids)
+        for n, question in enumerate(questions, 1):
+            await asking.ask(question)
+            progress("questions", n, len(questions))
+        refused: dict[str, list[bool]] = {}
+        for n, question in enumerate(others, 1):
+            found = await asking.retrieval.search(question.question, user_id=USER, limit=1)
+            refused.setdefault(question.kind, []).append(found.answerable)
+            progress("off-topic", n, len(others))
+    finally:
+        await database.close()
+    return asking.report(
+        texts=len(corpus), chunks=chunks, seconds=seconds, off_topic={kind: mean(rates) for kind, rates in sorted(refused.items())}
+    )
+
+
+async def _index(database: Database, settings: Settings, corpus: Sequence[Text], progress: Progress) -> tuple[dict[str, str], int]:
+    ids: dict[str, str] = {}
+    chunks = 0
+    for begin in range(0, len(corpus), STORED_AT_ONCE):
+        part = corpus[begin : begin + STORED_AT_ONCE]
+        given = [documents.Given(text.title or "", text.text, "utf-8") for text in part]
+        for text, document in zip(part, await documents.store(database, settings, given, user_id=USER), strict=True):
+            ids.setdefault(document.document_id, text.id)
+            chunks += document.chunks if document.created else 0
+        progress("texts", begin + len(part), len(corpus))
+    return ids, chunks
+
+
+class _Asking:
+    """Asks questions and keeps what came of them."""
+
+    def __init__(self, retrieval: Retrieval, settings: Settings, ids: dict[str, str]) -> None:
+        self.retrieval = retrieval
+        self._settings, self._ids = settings, ids
+        self._ranks: list[int | None] = []
+        self._answerable: list[bool] = []
+        self._contained: list[bool] = []
+        self._ms: list[float] = []
+
+    async def ask(self, question: Question) -> None:
+        began = time.perf_counter()
+        found = await self.retrieval.search(question.question, user_id=USER, limit=HITS)
+        self._ms.append((time.perf_counter() - began) * 1000)
+        texts = list(dict.fromkeys(self._ids[hit.document_id] for hit in found.items))
+        self._ranks.append(next((n for n, text in enumerate(texts[:RANKS], 1) if text in question.relevant), None))
+        self._answerable.append(found.answerable)
+        context = prompt.context_from(found.items, self._settings.context_characters_max, self._settings.context_chunks_max)
+        if question.answers and found.answerable and any(self._ids[one.document_id] in question.relevant for one in context):
+            answer = await anyio.to_thread.run_sync(quote, question.question, context, self._settings.dictionary)
+            self._contained.append(any(known in answer for known in question.answers))
+
+    def report(self, *, texts: int, chunks: int, seconds: float, off_topic: dict[str, float]) -> Report:
+        def within(k: int) -> float:
+            return mean(rank is not None and rank <= k for rank in self._ranks)
+
+        times = sorted(self._ms) or [0.0]
+        return Report(
+            texts=texts,
+            chunks=chunks,
+            chunks_per_second=chunks / seconds if seconds else 0.0,
+            questions=len(self._ranks),
+            recall_at_1=within(1),
+            recall_at_3=within(3),
+            recall_at_5=within(5),
+            mrr_at_10=mean(1 / rank if rank else 0 for rank in self._ranks),
+            ndcg_at_10=mean(1 / math.log2(rank + 1) if rank else 0 for rank in self._ranks),
+            answerable=mean(self._answerable),
+            contained=mean(self._contained) if self._contained else None,
+            off_topic_answered=off_topic,
+            ms_median=times[len(times) // 2],
+            ms_p95=times[int(len(times) * 0.95)],
+        )
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean; 0 of nothing."""
+    kept = list(values)
+    return sum(kept) / len(kept) if kept else 0.0

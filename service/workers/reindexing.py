@@ -1,0 +1,99 @@
+"""Re-indexing: what was indexed by other rules is made anew, in the background of the start, while searches go on.
+
+A document knows what cut it and made its terms (`documents.index_name`): the tokenizer, the dictionary and its version,
+the length of chunks. Where that is not what it would be today, after an update or a changed setting, its chunks are
+replaced, a document at a time, each in one transaction: a search sees the old ones or the new ones. Until then its old
+words meet questions cut by the new rules; the grams are the same in both, so little is lost for that while.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from enum import StrEnum
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+
+from service.core import documents
+from service.core.db import Database
+from service.core.errors import DatabaseUnavailable
+from service.core.settings import Settings
+from service.core.telemetry import log
+
+RETRY_SECONDS = 1
+T = TypeVar("T")
+
+
+class ReindexingState(StrEnum):
+    """Where it is."""
+
+    RUNNING = "running"  # some documents are still to be made anew
+    DONE = "done"  # all are of today
+    FAILED = "failed"  # it stopped at something unexpected; the next start tries again
+
+
+class ReindexingStatistics(msgspec.Struct, frozen=True):
+    """`documents`: how many had to be made anew. `done`: how many of them are."""
+
+    state: ReindexingState
+    documents: int
+    done: int
+
+
+class Reindexing:
+    """One pass over the documents, at start."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database, self._settings = database, settings
+        self._state = ReindexingState.RUNNING
+        self._documents = self._done = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name="reindexing")
+
+    async def stop(self) -> None:
+        """Leave what is not done to the next start."""
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def wait_done(self) -> None:
+        """Wait until the pass has ended."""
+        if self._task:
+            await asyncio.wait([self._task])
+
+    def degraded(self) -> bool:
+        """Whether it stopped before its end."""
+        return self._state is ReindexingState.FAILED
+
+    def statistics(self) -> ReindexingStatistics:
+        """A frozen look at it."""
+        return ReindexingStatistics(state=self._state, documents=self._documents, done=self._done)
+
+    async def _run(self) -> None:
+        try:
+            outdated = await self._patiently(partial(documents.outdated, self._database, self._settings))
+            self._documents = len(outdated)
+            for document_id in outdated:
+                await self._patiently(partial(documents.remake, self._database, self._settings, document_id))
+                self._done += 1
+        except Exception:  # noqa: BLE001 - searches go on with what is there
+            self._state = ReindexingState.FAILED
+            log.exception("index.failed")
+            return
+        self._state = ReindexingState.DONE
+        if self._done:
+            log.info("index.renewed", documents=self._done)
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do it, waiting for the database as long as it takes."""
+        while True:
+            try:
+                return await work()
+            except DatabaseUnavailable as error:
+                log.warning("index.delayed", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
