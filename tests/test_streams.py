@@ -496,7 +496,7 @@ async def test_silence_is_filled_with_comments(serve: Serve, fake: ProviderFake)
                 held.set()
 
     assert set(parser.comments) == {"ping"}
-    assert data.startswith(b"retry: 2000\n\n")
+    assert data.startswith(b"retry: 2000\nevent: start\n")
     assert data.count(b"retry:") == 1
     assert found[-1].name == "done"
 
@@ -536,7 +536,7 @@ async def test_full_buffers_degrade_new_streams_visibly(serve: Serve, fake: Prov
     third = await begin(service)
     async with reading(service, third["events_url"]) as stream:
         start = await anext(stream)
-    await fake.wait_calls(3)
+        await fake.wait_calls(3)
     for each in running:
         await service.client.delete(f"/ai/answers/{each['id']}")
     rows = await service.rows()

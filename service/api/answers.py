@@ -36,7 +36,7 @@ _STREAM = {
     "content": {
         "text/event-stream": {
             "example": (
-                'retry: 2000\n\nevent: start\nid: 01a2….0\ndata: {"id":"01a2…","model":"extractive","grounded":true,"context":[…]}\n\n'
+                'retry: 2000\nevent: start\nid: 01a2….0\ndata: {"id":"01a2…","model":"extractive","grounded":true,"context":[…]}\n\n'
                 'id: 01a2….8\ndata: {"delta":"返品は30日以内"}\n\n'
                 'event: done\nid: 01a2….9\ndata: {"id":"01a2…","status":"completed","total_tokens":123,…}\n\n'
             )

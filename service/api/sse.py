@@ -26,7 +26,8 @@ from service.core.telemetry import log
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 RECONNECT_MS = 2000
-_RETRY = b"retry: %d\n\n" % RECONNECT_MS
+# Not a block of its own, but the first line of the block that follows: some clients take any block for an event.
+_RETRY = b"retry: %d\n" % RECONNECT_MS
 _PING = b": ping\n\n"
 
 
@@ -76,7 +77,7 @@ class StreamResponse(EventSourceResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._batches) as batches:
             async for batch in batches:
-                data = b"retry: %d\n\n" % _spread_ms() if batch is GOODBYE else lead + batch
+                data = b"retry: %d\n" % _spread_ms() if batch is GOODBYE else lead + batch
                 lead = b""
                 self._sending_since = loop.time()
                 await send({"type": "http.response.body", "body": data, "more_body": True})

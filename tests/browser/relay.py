@@ -1,6 +1,7 @@
 """A network between browser and service that can be cut."""
 
 import asyncio
+import re
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -8,16 +9,21 @@ from urllib.parse import urlsplit
 
 
 class Relay:
-    """Passes bytes on, both ways; `cut` ends every connection that is open now."""
+    """Passes bytes on, both ways; `cut` ends every connection that is open now, `away` makes it take no new one."""
 
     def __init__(self, url: str) -> None:
-        self._host, self._port = urlsplit(url).hostname, urlsplit(url).port
+        self.lead_to(url)
+        self.away = False
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
         """Where the relay listens."""
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def lead_to(self, url: str) -> None:
+        """Where new connections lead."""
+        self._host, self._port = urlsplit(url).hostname, urlsplit(url).port
 
     def cut(self) -> None:
         """End every open connection without a word."""
@@ -34,11 +40,47 @@ class Relay:
         await self._server.wait_closed()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.away:
+            writer.transport.abort()
+            return
         far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
         ends = {writer, far_writer}
         self._writers |= ends
-        await asyncio.gather(_pass_on(reader, far_writer), _pass_on(far_reader, writer))
+        await self._pass_both_ways(reader, writer, far_reader, far_writer)
         self._writers -= ends
+
+    async def _pass_both_ways(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, far_reader: asyncio.StreamReader, far_writer: asyncio.StreamWriter
+    ) -> None:
+        await asyncio.gather(_pass_on(reader, far_writer), _pass_on(far_reader, writer))
+
+
+class CuttingRelay(Relay):
+    """Cuts the first response to each URL with `cut=K` in it after K bytes, head included. One request per connection."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.cuts: dict[str, int] = {}  # URL → after how many bytes it is cut
+        self.cut_off = 0  # how many have been
+
+    async def _pass_both_ways(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, far_reader: asyncio.StreamReader, far_writer: asyncio.StreamWriter
+    ) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            url = head.split(b" ", 2)[1].decode()
+            far_writer.write(re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head)[:-2] + b"Connection: close\r\n\r\n")
+            found = re.search(r"\bcut=(\d+)", url)
+            at = int(found[1]) if found and url not in self.cuts else None
+            if at is not None:
+                self.cuts[url] = at
+                writer.write(await far_reader.readexactly(at))
+                await writer.drain()
+                self.cut_off += 1
+            else:
+                await _pass_on(far_reader, writer)
+        await _close(writer)
+        await _close(far_writer)
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,6 +88,10 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         while data := await reader.read(65_536):
             writer.write(data)
             await writer.drain()
+    await _close(writer)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
     with suppress(OSError):
         writer.close()
         await writer.wait_closed()
