@@ -1,65 +1,82 @@
-// The card of one answer: its text as it arrives, its sources, its account. Every text from outside goes in by
-// `textContent`, so that markup in an answer or a document stays text.
+// The card of one answer: its text as it arrives, its sources, its account. The text is markdown and goes in through
+// `markdown.js`; every other text from outside goes in by `textContent`, so that markup stays text.
 
+import { createMarkdown } from "./markdown.js";
 import { fillAll, label, languageOf, say } from "./text.js";
 
 // A citation mark as a model may write it: [1], [1, 2], [1–3], 【1】.
 const MARK = /([[［【][\s\d,、，;；\-–~〜]{1,40}[\]］】])/;
 const UNFINISHED_MARK = /[[［【][\s\d,、，;；\-–~〜]{0,40}$/;
 
-/** A card for `question`; `again` is called when the person wants to ask it once more. */
-export function createAnswer(question, again) {
+/**
+ * A card for `question`; `again` is called when the person wants to ask it once more, `ended` with what is worth keeping
+ * when all of it is there.
+ */
+export function createAnswer(question, grounded, { again, ended = () => {} } = {}) {
   const card = clone("answer-template");
   const part = (selector) => card.querySelector(selector);
   const text = part(".text");
   const sources = new Map(); // n → its <details>
-  let held = ""; // the end of the text so far, while it may be the beginning of a citation mark
+  const show = createMarkdown(text, (block) => dress(block, sources));
+  let whole = ""; // the text so far
+  let frame = 0;
+  let cuts = 0; // how often the connection was lost, and found again
 
   write(part(".question"), question);
-  part(".again").addEventListener("click", again);
+  part(".again").addEventListener("click", () => again?.());
+  wireTools(card, question, grounded, () => whole);
 
   function begin({ context }) {
-    text.replaceChildren();
-    held = "";
-    sources.clear();
-    for (const passage of context) sources.set(passage.n, createSource(passage));
+    addSources(context);
     placeSources(card, sources, []);
     setState("answering");
   }
 
-  function append(delta) {
-    const joined = held + delta;
-    const settled = UNFINISHED_MARK.exec(joined)?.index ?? joined.length;
-    held = joined.slice(settled);
-    setText(joined.slice(0, settled));
+  function addSources(passages) {
+    for (const passage of passages) if (!sources.has(passage.n)) sources.set(passage.n, createSource(passage));
   }
 
-  function setText(piece) {
-    for (const [run, n] of splitCitations(piece)) {
-      const source = sources.get(Number(n));
-      if (source) text.append(createCitation(run, n, source));
-      else if (text.lastChild instanceof Text) text.lastChild.appendData(run);
-      else text.append(run);
-    }
-    text.lang = languageOf(text.textContent);
+  function append(delta) {
+    whole += delta;
+    frame ||= requestAnimationFrame(draw); // once a frame, however many events it has
+  }
+
+  function draw() {
+    cancelAnimationFrame(frame);
+    frame = 0;
+    const busy = text.getAttribute("aria-busy") === "true";
+    show(busy ? whole.slice(0, UNFINISHED_MARK.exec(whole)?.index) : whole); // half a mark is not shown
+    text.lang = languageOf(whole);
   }
 
   function setState(state) {
+    if (state === "answering" && card.dataset.state === "reconnecting") cuts += 1;
     card.dataset.state = state;
     say(part(".state"), state);
   }
 
   function end(state) {
-    setText(held);
-    held = "";
     text.setAttribute("aria-busy", "false");
+    draw();
     setState(state);
+    part(".tools").hidden = false;
   }
 
   function finish(answer) {
+    addSources(answer.sources); // of an answer from the log or the history these are all
     end(answer.status);
+    for (const { n, sentence } of answer.sources) if (sentence) markSentence(sources.get(n), sentence);
     placeSources(card, sources, answer.sources.map((source) => source.n));
-    showFacts(part("footer .facts"), answer);
+    showFacts(part("footer .facts"), answer, cuts);
+    const { prompt, response, ...account } = answer;
+    ended({ question, grounded, text: whole, answer: account });
+  }
+
+  // The answer object in place of what came; null: it was stopped, and nobody says how it ended.
+  function replace(answer) {
+    if (answer === null) return end("stopped");
+    whole = answer.response ?? whole;
+    finish(answer);
   }
 
   function fail(problem) {
@@ -67,7 +84,18 @@ export function createAnswer(question, again) {
     showProblem(part(".failure"), problem);
   }
 
-  return { card, begin, append, setState, stop: () => end("stopped"), finish, fail };
+  return { card, begin, append, setState, replace, finish, fail };
+}
+
+// The citation marks in a block of rendered text become buttons that open their source.
+function dress(block, sources) {
+  const walker = document.createTreeWalker(block, NodeFilter.SHOW_TEXT);
+  const nodes = [];
+  while (walker.nextNode()) if (MARK.test(walker.currentNode.data) && !walker.currentNode.parentElement?.closest("code")) nodes.push(walker.currentNode);
+  for (const node of nodes) {
+    const runs = splitCitations(node.data).map(([run, n]) => (sources.has(Number(n)) ? createCitation(run, n, sources.get(Number(n))) : run));
+    node.replaceWith(...runs);
+  }
 }
 
 // The runs of a text in order, each with the number it cites, if it does. A mark of one number is one run, brackets and
@@ -87,12 +115,42 @@ function createCitation(run, n, source) {
   button.className = "cite";
   button.textContent = run;
   label(button, "source", { n, title: source.querySelector(".title").textContent });
-  button.addEventListener("click", () => openSource(source));
+  button.addEventListener("click", () => {
+    if (!source.querySelector("mark")) markQuoted(source, claimBefore(button));
+    openSource(source);
+  });
   return button;
+}
+
+// What the mark stands behind: the text of its block back to the mark or the sentence before.
+function claimBefore(button) {
+  const range = document.createRange();
+  range.setStart(button.closest("p, li, td, th, blockquote, h3, h4, h5, h6") ?? button.parentElement, 0);
+  range.setEndBefore(button);
+  const said = range.toString().split(MARK).filter((run) => run.trim() && !MARK.test(run)).at(-1) ?? "";
+  return said.trim().split(/(?<=[。！？])|(?<=[.!?])\s+/).filter((sentence) => sentence.trim()).at(-1)?.trim() ?? "";
+}
+
+// Marks the sentence that supports an answer, [start, end) in characters of the passage.
+function markSentence(source, [start, end]) {
+  const quote = source.querySelector("blockquote");
+  const characters = [...quote.textContent]; // code points, as the service counts
+  const mark = document.createElement("mark");
+  mark.textContent = characters.slice(start, end).join("");
+  if (mark.textContent) quote.replaceChildren(characters.slice(0, start).join(""), mark, characters.slice(end).join(""));
+}
+
+// Without a word of the service, a sentence is marked only where the passage has it word for word.
+function markQuoted(source, claim) {
+  const passage = source.querySelector("blockquote").textContent;
+  const at = claim.length > 3 ? passage.indexOf(claim) : -1;
+  if (at >= 0) markSentence(source, [[...passage.slice(0, at)].length, [...passage.slice(0, at + claim.length)].length]);
 }
 
 function openSource(source) {
   for (let outer = source; outer; outer = outer.parentElement.closest("details")) outer.open = true;
+  const mark = source.querySelector("mark");
+  if (mark) mark.parentElement.scrollTop = mark.offsetTop - mark.parentElement.clientHeight / 3; // a long passage scrolls in itself
   source.scrollIntoView({ block: "nearest" });
   source.firstElementChild.focus({ preventScroll: true });
   source.classList.remove("found");
@@ -120,7 +178,7 @@ function placeSources(card, sources, cited) {
   say(card.querySelector(".others summary"), cited.length ? "others" : "read", { count: others.length });
 }
 
-function showFacts(list, answer) {
+function showFacts(list, answer, cuts) {
   const { usage_source: source, estimated_cost: cost } = answer;
   const guessed = source === "estimated" ? [["estimated"]] : [];
   const facts = [
@@ -130,6 +188,7 @@ function showFacts(list, answer) {
   ];
   if (answer.first_token_ms !== null) facts.push(["first_token", [["ms", { ms: answer.first_token_ms }]]]);
   facts.push(["total", [["ms", { ms: answer.response_time_ms }]]]);
+  if (cuts) facts.push(["resumed", [["times", { count: cuts }]]]);
   list.replaceChildren(...facts.map(([name, values]) => createFact(name, values)));
 }
 
@@ -170,6 +229,38 @@ function showProblem(panel, problem) {
     ...facts.filter(([, value]) => value).map(([name, value]) => createFact(name, [[null, String(value)]])),
   );
   panel.hidden = false;
+}
+
+function wireTools(card, question, grounded, text) {
+  const wire = (selector, content) => {
+    const button = card.querySelector(selector);
+    button.addEventListener("click", async () => {
+      const key = button.dataset.text;
+      if (key === "copied") return;
+      await copy(content());
+      say(button, "copied");
+      setTimeout(() => say(button, key), 1500);
+    });
+  };
+  wire(".copy-text", text);
+  wire(".copy-curl", () => curlOf(question, grounded));
+}
+
+/** The command that asks the same question from a shell. */
+export function curlOf(question, grounded) {
+  const body = JSON.stringify({ prompt: question, ...(grounded ? {} : { grounded: false }) });
+  const quote = (word) => `'${word.replaceAll("'", "'\\''")}'`;
+  return `curl -s ${quote(new URL("ai/test", document.baseURI).href)} -H 'Content-Type: application/json' -d ${quote(body)}`;
+}
+
+// The clipboard is there on HTTPS and on this machine alone; elsewhere the old way.
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = Object.assign(document.createElement("textarea"), { value: text });
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
 }
 
 function write(element, text) {

@@ -2,10 +2,12 @@
 
 import { createAnswer } from "./answer.js";
 import { wireDocuments } from "./documents.js";
+import { addHistory, clearHistory, listHistory } from "./history.js";
+import { recall, remember } from "./storage.js";
 import { openStream } from "./stream.js";
 import { EXAMPLES, language, languageOf, say, setLanguage, words } from "./text.js";
 
-const QUESTION_CHARACTERS_MAX = 4000; // it travels in a URL
+const QUESTION_CHARACTERS_MAX = 20_000;
 const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
 
@@ -13,27 +15,25 @@ let stopCurrent = null; // set while an answer is arriving
 
 wireSwitches();
 wireForm();
+wireHistory();
 wireDocuments();
 
-function ask(question) {
+function ask(question, grounded = $("grounded").checked) {
   if (stopCurrent) return;
-  const grounded = $("grounded").checked;
-  const answer = createAnswer(question, () => ask(question));
+  const answer = createAnswer(question, grounded, { again: () => ask(question, grounded), ended: addHistory });
   keepEarlier();
   $("current").replaceChildren(answer.card);
   answer.setState(grounded ? "waiting" : "waiting_free");
 
-  const close = openStream(question, grounded, {
+  const stop = openStream(question, grounded, {
     start: answer.begin,
     delta: answer.append,
     state: answer.setState,
     done: (account) => settle(() => answer.finish(account)),
+    whole: (found) => settle(() => answer.replace(found)),
     failure: (problem) => settle(() => answer.fail(problem)),
   });
-  setBusy(() => {
-    close();
-    settle(answer.stop);
-  });
+  setBusy(stop);
   if (answer.card.getBoundingClientRect().top > innerHeight * 0.55) answer.card.scrollIntoView(); // a small screen
 }
 
@@ -54,17 +54,40 @@ function setBusy(stop) {
 // The answer shown until now moves into the list of earlier ones, folded.
 function keepEarlier() {
   const card = $("current").firstElementChild;
-  if (!card) return;
+  if (card) addEarlier(card.querySelector(".question").textContent, card.dataset.state, (fold) => fold.append(card));
+}
+
+// A fold of the list; `open` puts the card into it.
+function addEarlier(question, state, open) {
   const fold = document.createElement("details");
   const summary = document.createElement("summary");
-  const question = card.querySelector(".question").textContent;
-  const state = say(document.createElement("span"), card.dataset.state);
-  state.className = "state";
-  summary.append(Object.assign(document.createElement("span"), { textContent: question, lang: languageOf(question) }), state);
-  fold.dataset.state = card.dataset.state;
-  fold.append(summary, card);
+  const shown = say(document.createElement("span"), state);
+  shown.className = "state";
+  summary.append(Object.assign(document.createElement("span"), { textContent: question, lang: languageOf(question) }), shown);
+  fold.dataset.state = state;
+  fold.append(summary);
+  open(fold);
   $("earlier-list").prepend(fold);
   $("earlier").hidden = false;
+}
+
+// What this browser has asked before: the cards are built when somebody looks.
+function wireHistory() {
+  for (const { question, grounded, text, answer } of listHistory().reverse()) {
+    addEarlier(question, answer.status, (fold) => {
+      fold.addEventListener("toggle", () => {
+        const card = createAnswer(question, grounded, { again: () => ask(question, grounded) });
+        card.replace({ ...answer, response: text });
+        fold.append(card.card);
+      }, { once: true });
+    });
+  }
+  $("forget").addEventListener("click", () => {
+    clearHistory();
+    $("earlier-list").replaceChildren();
+    $("earlier").hidden = true;
+    $("question").focus();
+  });
 }
 
 function wireForm() {
@@ -124,20 +147,4 @@ function createExample(question) {
   button.addEventListener("click", () => ask(question));
   item.append(button);
   return item;
-}
-
-function remember(name, value) {
-  try {
-    localStorage.setItem(name, value);
-  } catch {
-    // storage is forbidden here: the choice lasts as long as the page
-  }
-}
-
-function recall(name) {
-  try {
-    return localStorage.getItem(name);
-  } catch {
-    return null;
-  }
 }

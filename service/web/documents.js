@@ -12,12 +12,7 @@ export function wireDocuments() {
     event.target.value = ""; // the same file may be chosen again
     await addFiles(files);
   });
-  const panel = document.querySelector(".documents");
-  panel.addEventListener("dragover", (event) => event.preventDefault());
-  panel.addEventListener("drop", (event) => {
-    event.preventDefault();
-    addFiles([...event.dataTransfer.files]);
-  });
+  wireDrop();
   $("seed").addEventListener("click", () =>
     attempt(async () => {
       await seed();
@@ -30,15 +25,40 @@ export function wireDocuments() {
   return attempt(() => showDocuments());
 }
 
+// Files may be dropped anywhere on the page; the panel shows that it takes them.
+function wireDrop() {
+  const panel = document.querySelector(".documents");
+  const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+  addEventListener("dragover", (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    panel.classList.add("dropping");
+  });
+  addEventListener("dragleave", (event) => event.relatedTarget === null && panel.classList.remove("dropping"));
+  addEventListener("drop", (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    panel.classList.remove("dropping");
+    addFiles([...event.dataTransfer.files]);
+  });
+}
+
 async function addFiles(files) {
   if (files.length === 0) return;
-  note("uploading");
+  const progress = $("upload-progress");
+  note("uploading", { count: files.length });
+  progress.value = 0;
+  progress.hidden = false;
   await attempt(async () => {
-    const { items } = await uploadFiles(files);
+    const { items } = await uploadFiles(files, (share) => {
+      progress.value = share;
+      if (share === 1) note("reading", { count: files.length }); // the service reads them now
+    });
     const added = items.filter((item) => item.created).length;
     await showDocuments();
     note("documents_added", { added, known: items.length - added });
   });
+  progress.hidden = true;
 }
 
 async function showDocuments(cursor) {

@@ -5,10 +5,32 @@ export const listDocuments = (cursor) => call(`ai/documents?${new URLSearchParam
 export const deleteDocument = (id) => call(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const seed = () => call("seed", { method: "POST" });
 
-export function uploadFiles(files) {
+/** Begins an answer. The key lets a browser that repeats the request by itself get the same one. */
+export function beginAnswer(body) {
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": createKey() };
+  return call("ai/answers", { method: "POST", headers, body: JSON.stringify(body) });
+}
+
+export const fetchAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`);
+export const stopAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`, { method: "DELETE" });
+
+/** Uploads files, and calls `onProgress(share)` as their bytes leave; `fetch` does not tell. */
+export function uploadFiles(files, onProgress) {
   const body = new FormData();
   for (const file of files) body.append("files", file);
-  return call("ai/upload", { method: "POST", body });
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", "ai/upload");
+    request.responseType = "json";
+    request.upload.onprogress = ({ loaded, total }) => onProgress(total ? loaded / total : 0);
+    request.onload = () => {
+      const answer = request.response ?? { title: request.statusText, status: request.status };
+      if (request.status < 400) resolve(answer);
+      else reject(answer);
+    };
+    request.onerror = () => reject({ key: "unreachable" });
+    request.send(body);
+  });
 }
 
 /** Why a stream ended without a word: EventSource does not tell. */
@@ -32,4 +54,8 @@ async function call(path, options) {
   const body = await response.json().catch(() => ({ title: response.statusText, status: response.status }));
   if (!response.ok) throw body;
   return body;
+}
+
+function createKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,68 +1,103 @@
-// One answer as it arrives, over the browser's own EventSource. EventSource reconnects by itself and tells the server the
-// last event it saw; what it leaves open is decided here: when to stop trying, and that nothing is shown twice.
+// One answer as it arrives. It is begun by a POST, which can say in words why it was refused, and read by the browser's own
+// EventSource, which reconnects by itself and tells the server the last event it saw. What that leaves open is decided
+// here: when to stop trying, how to go on when the browser gives up, and that nothing is shown twice.
 
-import { findCause } from "./service.js";
+import { beginAnswer, fetchAnswer, findCause, stopAnswer } from "./service.js";
 
-const RECONNECT_MS_MAX = 30_000; // longer than the server keeps an answer for a client that has gone
+const RECONNECT_MS_MAX = 60_000; // how long to try; an answer that has ended meanwhile is in the log
+const STOP_MS_MAX = 3000; // how long a stopped answer may take to say so
 
 /**
- * Asks, and calls `on.start(start)`, `on.delta(text)`, `on.done(answer)`, `on.failure(problem)` and
- * `on.state("answering" | "reconnecting")`. Returns a function that stops listening; nothing is called after it.
+ * Asks, and calls `on.start(start)`, `on.delta(text)`, `on.done(answer)`, `on.whole(answer)` (all of it at once, in place of
+ * what came), `on.failure(problem)` and `on.state("answering" | "reconnecting" | "stopping")`. Returns a function that
+ * stops the answer, for everybody.
  */
 export function openStream(question, grounded, on) {
-  const url = new URL("ai/stream", document.baseURI);
-  url.search = new URLSearchParams({ prompt: question, ...(grounded ? {} : { grounded: "false" }) });
-  const source = new EventSource(url);
-  const seen = { answer: null, seq: -1 };
-  let patience;
-  let stopped = false;
+  const seen = { id: null, seq: -1 };
+  let source = null;
+  let patience; // a timer: until when to try
+  let stopping = false;
+  let over = false;
 
-  const close = () => {
-    clearTimeout(patience);
-    source.close();
-  };
-  const lose = async () => {
-    close();
-    const problem = await findCause(seen.answer !== null);
-    if (!stopped) on.failure(problem);
-  };
-  const hear = (name, act, { last = false } = {}) =>
+  begin();
+  return stop;
+
+  async function begin() {
+    let started;
+    try {
+      started = await beginAnswer({ prompt: question, grounded });
+    } catch (problem) {
+      return end(() => on.failure(problem));
+    }
+    seen.id = started.id;
+    if (stopping) stopAnswer(seen.id).catch(() => {});
+    listen(started.events_url);
+  }
+
+  function listen(url) {
+    source = new EventSource(url);
+    hear("start", on.start);
+    hear("message", ({ delta }) => on.delta(delta));
+    hear("done", (answer) => end(() => on.done(answer)));
+    hear("failure", (problem) => end(() => on.failure(problem)));
+    source.onopen = () => {
+      clearTimeout(patience);
+      patience = undefined;
+      if (seen.seq >= 0 && !stopping) on.state("answering");
+    };
+    source.onerror = () => {
+      if (over) return;
+      if (!stopping) on.state("reconnecting");
+      patience ??= setTimeout(lose, RECONNECT_MS_MAX);
+      if (source.readyState === EventSource.CLOSED) recover();
+    };
+  }
+
+  // An id is {answer}.{characters so far}: what was heard before, and what is of another answer, is dropped.
+  function hear(name, act) {
     source.addEventListener(name, (event) => {
-      if (!isNew(event, seen)) return;
-      if (last) close();
+      const [, id, seq] = /^(.+)\.(\d+)$/.exec(event.lastEventId) ?? [];
+      if (over || id !== seen.id || Number(seq) <= seen.seq) return;
+      seen.seq = Number(seq);
       act(JSON.parse(event.data));
     });
-
-  hear("start", on.start);
-  hear("message", ({ delta }) => on.delta(delta));
-  hear("done", on.done, { last: true });
-  hear("failure", on.failure, { last: true });
-  source.onopen = () => {
-    clearTimeout(patience);
-    patience = undefined;
-    if (seen.answer !== null) on.state("answering");
-  };
-  source.onerror = () => {
-    // Before the first event a reconnect would ask a second time: leave that to the person who asks.
-    if (source.readyState === EventSource.CLOSED || seen.answer === null) return lose();
-    on.state("reconnecting");
-    patience ??= setTimeout(lose, RECONNECT_MS_MAX);
-  };
-  return () => {
-    stopped = true;
-    close();
-  };
-}
-
-// An id is {answer}.{seq}. A `start` of another answer begins anew; anything else of another answer, or heard before, is dropped.
-function isNew(event, seen) {
-  const [, answer, seq] = /^(.+)\.(\d+)$/.exec(event.lastEventId) ?? [];
-  if (answer === undefined) return true;
-  if (answer !== seen.answer) {
-    if (event.type !== "start") return false;
-    Object.assign(seen, { answer, seq: -1 });
   }
-  if (Number(seq) <= seen.seq) return false;
-  seen.seq = Number(seq);
-  return true;
+
+  // The browser has given up, at a response that is no stream. The answer itself may run, or be in the log.
+  async function recover() {
+    let found;
+    try {
+      found = await fetchAnswer(seen.id);
+    } catch (problem) {
+      if (problem.status && problem.status < 500) return lose();
+      return setTimeout(() => over || recover(), 2000);
+    }
+    if (over) return;
+    if (found.status !== "in_progress") return end(() => on.whole(found));
+    const after = seen.seq >= 0 ? `?${new URLSearchParams({ last_event_id: `${seen.id}.${seen.seq}` })}` : "";
+    listen(`ai/answers/${encodeURIComponent(seen.id)}/events${after}`);
+  }
+
+  async function lose() {
+    if (over) return;
+    source?.close();
+    const problem = await findCause(seen.seq >= 0);
+    end(() => on.failure(problem));
+  }
+
+  function stop() {
+    if (stopping || over) return;
+    stopping = true;
+    on.state("stopping");
+    if (seen.id) stopAnswer(seen.id).catch(() => {});
+    setTimeout(() => end(() => on.whole(null)), STOP_MS_MAX); // the service is away: then it ends here alone
+  }
+
+  function end(act) {
+    if (over) return;
+    over = true;
+    clearTimeout(patience);
+    source?.close();
+    act();
+  }
 }

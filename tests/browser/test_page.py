@@ -3,9 +3,12 @@
 import asyncio
 import json
 import re
+import shlex
+from itertools import accumulate
 from typing import Any
 
 import pytest
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, Route, expect
 
 from tests.browser.conftest import Open, Visit
@@ -51,16 +54,28 @@ def event(seq: int, name: str, payload: dict[str, Any]) -> str:
     return (f"event: {name}\n" if name else "") + f"id: {ANSWER_ID}.{seq}\ndata: {json.dumps(payload)}\n\n"
 
 
-async def script_streams(page: Page, *bodies: str) -> list[str]:
-    """Answer the page's streams with these bodies, one connection each; the URLs are kept for a look."""
-    urls: list[str] = []
+async def script_streams(page: Page, *bodies: str) -> list[dict[str, Any]]:
+    """Answer the page's streams with these bodies, one connection each; what was asked is kept for a look."""
+    asked: list[dict[str, Any]] = []
+    left = list(bodies)
+
+    async def begin(route: Route) -> None:
+        asked.append(route.request.post_data_json or {})
+        await route.fulfill(status=202, json={"id": ANSWER_ID, "events_url": f"/ai/answers/{ANSWER_ID}/events?ticket=t", "resumable": True})
 
     async def answer(route: Route) -> None:
-        urls.append(route.request.url)
-        await route.fulfill(content_type="text/event-stream", body="retry: 50\n\n" + bodies[len(urls) - 1])
+        await route.fulfill(content_type="text/event-stream", body="retry: 50\n" + left.pop(0))
 
-    await page.route("**/ai/stream?*", answer)
-    return urls
+    await page.route("**/ai/answers", begin)
+    await page.route("**/ai/answers/*/events*", answer)
+    return asked
+
+
+async def show(visit: Visit, *deltas: str, **changes: Any) -> None:
+    """An answer of these pieces, as the page shows it at its end."""
+    ends = list(accumulate(map(len, deltas)))
+    await script_streams(visit.page, start() + "".join(map(delta, ends, deltas)) + done(ends[-1] + 1, **changes))
+    await visit.ask(ENGLISH)
 
 
 @pytest.mark.parametrize(("locale", "question"), [("en-US", ENGLISH), ("ja-JP", JAPANESE)])
@@ -130,7 +145,7 @@ async def test_a_failure_shows_what_the_service_says_of_it(fake_visit: Visit, fa
 
     await fake_visit.ask(ENGLISH)
 
-    assert await fake_visit.text("#current .text") == "Within thirty "
+    assert await fake_visit.text("#current .text") == "Within thirty"
     shown = await fake_visit.text("#current .failure")
     row = await service.row()
     for value in ("The provider ended the answer in the middle", "502", "provider_cut", row["request_id"]):
@@ -140,15 +155,14 @@ async def test_a_failure_shows_what_the_service_says_of_it(fake_visit: Visit, fa
     assert len(await service.rows()) == 2
 
 
-async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(visit: Visit):
-    """An HTTP error says that the question was refused; no connection says that the service cannot be reached."""
-    await visit.page.route("**/ai/stream?*", lambda route: route.fulfill(status=503, content_type="application/problem+json", body="{}"))
+async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(open_page: Open, serve: Serve):
+    """A refusal says why, in the service's words; no connection says that the service cannot be reached."""
+    visit = await open_page((await serve(seeded=True, prompt_characters_max=20)).url)
     await visit.ask(ENGLISH)
-    assert "refused" in await visit.text("#current .failure h3")
+    assert "longer than 20 characters" in await visit.text("#current .failure")
 
-    await visit.page.unroute("**/ai/stream?*")
     await visit.page.context.set_offline(True)
-    await visit.ask(ENGLISH)
+    await visit.ask("Returns?")
     assert "cannot be reached" in await visit.text("#current .failure h3")
 
 
@@ -160,7 +174,7 @@ async def test_a_cut_stream_goes_on_without_repeating_itself(open_page: Open, fa
         visit = await open_page(relay.url)
         await visit.page.uncheck("#grounded")
         await visit.begin(ENGLISH)
-        await expect(visit.page.locator("#current .text")).to_have_text("Within thirty ")
+        await expect(visit.page.locator("#current .text")).to_have_text("Within thirty")
 
         relay.cut()
         await visit.wait_state("reconnecting")
@@ -168,22 +182,46 @@ async def test_a_cut_stream_goes_on_without_repeating_itself(open_page: Open, fa
         await visit.wait_ended()
 
         assert await visit.text("#current .text") == "Within thirty days."
+        assert await visit.text("#current footer .resumed dd") == "1×"
         assert (await service.row())["response"] == "Within thirty days."
 
 
 async def test_what_is_sent_twice_is_shown_once(visit: Visit):
-    """An event heard before is dropped, and so is a piece of another answer; a start of another answer begins anew."""
-    first = start() + delta(1, "Thirty ") + delta(2, "da")
-    second = delta(1, "Thirty ") + delta(2, "da") + delta(3, "ys.") + delta(4, "no").replace(ANSWER_ID, ANSWER_ID[::-1])
-    other = (start() + delta(1, "Another.") + done(2)).replace(ANSWER_ID, ANSWER_ID[::-1])
-    await script_streams(visit.page, first, second + done(5))
+    """An event heard before is dropped, and so is a piece of another answer."""
+    first = start() + delta(7, "Thirty ") + delta(9, "da")
+    second = delta(7, "Thirty ") + delta(9, "da") + delta(12, "ys.") + delta(14, "no").replace(ANSWER_ID, ANSWER_ID[::-1])
+    await script_streams(visit.page, first, second + done(13))
     await visit.ask(ENGLISH)
+
     assert await visit.text("#current .text") == "Thirty days."
 
-    await visit.page.unroute("**/ai/stream?*")
-    await script_streams(visit.page, first, other)
-    await visit.ask(ENGLISH)
-    assert await visit.text("#current .text") == "Another."
+
+async def test_when_the_browser_gives_up_the_answer_is_fetched(open_page: Open, fake: ProviderFake, service: Service):
+    """A response that is no stream ends an EventSource; the page goes on with the answer that runs, or takes the ended one."""
+    held = asyncio.Event()
+    visit = await open_page(service.url)
+    await visit.page.uncheck("#grounded")
+    fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hold=held, hold_after=2), Behaviour(deltas=["Sixty ", "days."]))
+    tried = 0
+
+    async def refuse(route: Route) -> None:
+        nonlocal tried
+        tried += 1
+        await route.fulfill(status=403, content_type="application/problem+json", body="{}")
+
+    await visit.page.route("**/events?ticket=*", refuse)
+    await visit.begin(ENGLISH)
+    await expect(visit.page.locator("#current .text")).to_have_text("Within thirty")
+    held.set()
+    await visit.wait_ended()
+    assert await visit.text("#current .text") == "Within thirty days."
+
+    await visit.page.route("**/ai/answers/*/events*", refuse)
+    await visit.ask("And opened ones?")
+    assert await visit.text("#current .text") == "Sixty days."
+    assert await visit.page.get_attribute("#current .answer", "data-state") == "completed"
+    assert len(fake.calls) == 2
+    assert tried >= 2
 
 
 async def test_a_citation_mark_may_be_cut_between_two_events(visit: Visit):
@@ -208,21 +246,22 @@ async def test_an_estimate_and_an_unknown_price_are_said_to_be_such(visit: Visit
 
 
 async def test_stop_ends_the_answer_and_keeps_what_arrived(open_page: Open, serve: Serve, fake: ProviderFake):
-    """Stop closes the stream for good, keeps the text, and lets the next question be asked; the service sees the client go."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0)
+    """Stop ends the answer for everybody, keeps the text, shows its account, and lets the next question be asked."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model")
     visit = await open_page(service.url)
     await visit.page.uncheck("#grounded")
     fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hang_after=2))
     await visit.begin(ENGLISH)
-    await expect(visit.page.locator("#current .text")).to_have_text("Within thirty ")
+    await expect(visit.page.locator("#current .text")).to_have_text("Within thirty")
 
     await visit.page.click("#stop")
+    await visit.wait_state("stopped")
 
-    assert await visit.page.get_attribute("#current .answer", "data-state") == "stopped"
-    assert await visit.text("#current .text") == "Within thirty "
+    assert await visit.text("#current .text") == "Within thirty"
+    assert "estimated" in await visit.text("#current footer .tokens")
     await expect(visit.page.locator("#send")).to_be_focused()
     await fake.wait_idle()
-    assert (await service.row())["status"] == "client_gone"
+    assert (await service.row())["status"] == "stopped"
 
 
 async def test_documents_are_added_found_and_deleted(visit: Visit):
@@ -240,6 +279,25 @@ async def test_documents_are_added_found_and_deleted(visit: Visit):
     await row.get_by_role("button").click()
     await row.wait_for(state="detached")
     await expect(visit.page.locator("#documents-note")).to_contain_text("Deleted")
+
+
+async def test_files_are_dropped_anywhere_and_their_way_is_shown(visit: Visit):
+    """A file that is dragged over the page is announced by the panel; dropped, it is sent with a bar of progress, and listed."""
+    transfer = await visit.page.evaluate_handle(
+        "() => { const data = new DataTransfer(); data.items.add(new File(['Buoys are painted in May.'], 'Buoys.txt')); return data; }"
+    )
+    await visit.page.evaluate(
+        "() => { window.seen = []; new MutationObserver((all) => all.forEach(({ target }) => seen.push(target.hidden)))"
+        ".observe(document.getElementById('upload-progress'), { attributeFilter: ['hidden'] }); }"
+    )
+    await visit.page.dispatch_event("main", "dragover", {"dataTransfer": transfer})
+    await expect(visit.page.locator(".documents.dropping")).to_be_visible()
+    await visit.page.dispatch_event("main", "drop", {"dataTransfer": transfer})
+
+    await visit.page.locator("#documents-list li", has_text="Buoys").wait_for()
+    await expect(visit.page.locator("#upload-progress")).to_be_hidden()
+    assert await visit.page.evaluate("seen.length") == 2
+    assert await visit.page.locator(".dropping").count() == 0
 
 
 async def test_a_file_that_is_no_text_is_refused_in_words(visit: Visit):
@@ -336,13 +394,13 @@ async def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Open, 
 
 async def test_an_answer_without_documents_can_be_asked_for(visit: Visit):
     """The switch "From my documents" decides whether the service is asked for a grounded answer."""
-    urls = await script_streams(visit.page, *[start() + done(1)] * 2)
+    asked = await script_streams(visit.page, *[start() + done(1)] * 2)
 
     await visit.ask(ENGLISH)
     await visit.page.uncheck("#grounded")
     await visit.ask(ENGLISH)
 
-    assert ["grounded=false" in url for url in urls] == [False, True]
+    assert [body["grounded"] for body in asked] == [True, False]
 
 
 async def test_markup_in_a_document_and_in_an_answer_stays_text(open_page: Open, service: Service, fake: ProviderFake):
@@ -363,6 +421,108 @@ async def test_markup_in_a_document_and_in_an_answer_stays_text(open_page: Open,
     assert await visit.page.title() == "Kotae 答え"
     assert visit.complaints == []
     assert visit.foreign_requests == []
+
+
+async def test_markdown_is_shown_and_nothing_in_it_is_fetched(visit: Visit):
+    """Lists, emphasis, code and tables become elements; links and images are characters, whatever they point at."""
+    text = (
+        "## Rules\n\n1. **Thirty** days [1]\n2. `a[1]` is *code*\n\n| a | b |\n|---|---|\n| [1] | 2 |\n\n"
+        "See [here](https://evil.example/?q=secret) ![p](https://evil.example/p.png) https://evil.example/auto <https://evil.example/>\n\n"
+        '<svg onload="document.title=1"> [x](javascript:document.title=2)\n\n[1]: https://evil.example/definition\n'
+    )
+    await show(visit, *(text[n : n + 7] for n in range(0, len(text), 7)))
+    shown = visit.page.locator("#current .text")
+
+    for selector, count in {"h4": 1, "ol > li": 2, "strong": 1, "em": 1, "code": 1, "td": 2, ".cite": 3, "a, img, svg": 0}.items():
+        assert await shown.locator(selector).count() == count, selector
+    for address in ("https://evil.example/?q=secret", "![p](https://evil.example/p.png)", "javascript:document.title=2", "<svg onload="):
+        assert address in await shown.inner_text()
+    assert await visit.page.title() == "Kotae 答え"
+    assert visit.complaints == []
+    assert visit.foreign_requests == []
+
+
+async def test_a_citation_marks_the_sentence_that_supports_it(visit: Visit):
+    """The sentence that the service names is marked in the passage, counted in characters; without it, one said word for word."""
+    passage = PASSAGE | {"text": "🙂 First. Returns take thirty days. Last."}
+    context = start(context=[passage])
+    named = done(30, sources=[passage | {"sentence": [9, 35]}])
+    await script_streams(
+        visit.page, context + delta(10, "A month [1].") + named, context + delta(20, "Last. [1]") + done(30, sources=[passage])
+    )
+
+    for marked in ("Returns take thirty days.", "Last."):
+        await visit.ask(ENGLISH)
+        await visit.page.click("#current .cite")
+        assert (await visit.text("#current .source[open] mark")).strip() == marked
+        assert await visit.text("#current .source[open] blockquote") == passage["text"]
+
+
+async def test_what_was_asked_before_is_there_after_a_reload_and_can_be_cleared(visit: Visit):
+    """The history of this browser keeps questions, texts, sources and accounts, within a bound, until it is cleared."""
+    await visit.ask(ENGLISH)
+    text, facts = await visit.text("#current .text"), await visit.text("#current footer .facts")
+
+    await visit.page.reload()
+    fold = visit.page.locator("#earlier-list > details")
+    await fold.locator("summary").first.click()
+    assert await fold.locator(".question").inner_text() == "" or await fold.locator("summary span").first.inner_text() == ENGLISH
+    assert await fold.locator(".text").inner_text() == text
+    assert await fold.locator("footer .facts").inner_text() == facts
+    await fold.locator(".cite").first.click()
+    await expect(fold.locator(".source[open] blockquote")).to_be_visible()
+
+    await visit.page.click("#forget")
+    await visit.page.reload()
+    assert await fold.count() == 0
+
+
+async def test_the_history_is_bounded(visit: Visit):
+    """However much was asked, thirty answers and some 400 kB are kept, the newest."""
+    kept = await visit.page.evaluate(
+        """async () => {
+          const { addHistory, listHistory } = await import("/web/history.js");
+          for (let n = 0; n < 40; n += 1) addHistory({ question: `q${n}`, text: "x", answer: { status: "completed", sources: [] } });
+          const count = listHistory().length;
+          for (let n = 0; n < 3; n += 1) addHistory({ question: `big${n}`, text: "x".repeat(150_000), answer: {} });
+          return [count, listHistory()[0].question, localStorage.getItem("kotae.history").length];
+        }"""
+    )
+
+    assert kept[:2] == [30, "big2"]
+    assert kept[2] <= 400_000
+
+
+async def test_an_answer_is_copied_as_text_and_as_a_command(open_page: Open, service_url: str):
+    """The copied command asks the same question; quotes in it do not break the shell's."""
+    visit = await open_page(service_url, permissions=["clipboard-read", "clipboard-write"])
+    await visit.ask("What's the return policy?")
+    copied = "navigator.clipboard.readText()"
+
+    await visit.page.click("#current .copy-text")
+    assert await visit.page.evaluate(copied) == (await visit.page.evaluate("document.querySelector('#current .text').innerText"))
+    await visit.page.click("#current .copy-curl")
+    await expect(visit.page.locator("#current .copy-curl")).to_have_text("Copied")
+    command = shlex.split(await visit.page.evaluate(copied))
+
+    assert command[:3] == ["curl", "-s", f"{service_url}/ai/test"]
+    assert json.loads(command[-1]) == {"prompt": "What's the return policy?"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
+async def test_axe_finds_nothing(open_page: Open, service_url: str, locale: str, scheme: str):
+    """axe-core has no complaint: an answer, an open source, the history and the documents, in both languages and schemes."""
+    visit = await open_page(service_url, locale=locale, color_scheme=scheme)
+    for question in (ENGLISH, JAPANESE) if locale == "ja-JP" else (JAPANESE, ENGLISH):
+        await visit.ask(question)
+    await visit.page.locator("#current .cite").first.click()
+    await visit.page.click("#earlier-list summary")
+    await visit.page.evaluate("Promise.all(document.getAnimations().map((each) => each.finished.catch(() => {})))")
+
+    found = await Axe().run(visit.page)
+
+    assert found.response["violations"] == [], found.generate_report()
 
 
 async def test_a_visit_is_quiet_and_stays_at_home(visit: Visit):
