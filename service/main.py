@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Kotae", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
     for room in (answers, context, logs, keys, quotas, health):
-        app.include_router(room.router)
+        app.router.routes += room.router.routes  # as they are: an included router is walked through at every request
     pages.mount(app)
     problems.install(app)
     app.add_middleware(Edge, settings=settings, metrics=metrics)

@@ -19,6 +19,7 @@ import uuid_utils
 from service.core.pricing import Usage, format_usd
 
 VERSION = 1
+_encode = msgspec.json.Encoder().encode
 
 
 class Status(StrEnum):
@@ -209,7 +210,7 @@ def encode_event(answer_id: str, event: Event) -> bytes:
 
 def encode_delta(answer_id: str, seq: int, text: str) -> bytes:
     """A piece of the answer's text, up to the character `seq`: an unnamed event, which a plain `onmessage` receives."""
-    return b'id: %s.%d\ndata: {"delta":%s}\n\n' % (answer_id.encode(), seq, to_json(text))
+    return b'id: %s.%d\ndata: {"delta":%s}\n\n' % (answer_id.encode(), seq, _encode(text))
 
 
 def parse_event_id(text: str) -> tuple[str, int] | None:
@@ -246,4 +247,4 @@ def _has_surrogate(text: str) -> bool:
 
 def to_json(value: Any) -> bytes:
     """JSON on one line; times as RFC 3339."""
-    return msgspec.json.encode(value)
+    return _encode(value)

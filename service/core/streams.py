@@ -178,6 +178,12 @@ class Stream:
             position = 0
         for n in range(bisect_right(self._ends, position), len(self._texts)):
             end, text = self._ends[n], self._texts[n]
+            if position + len(text) == end and len(text) <= PIECE_CHARACTERS_MAX:  # nearly always: the next piece, whole
+                position = end
+                out += encode_delta(self.intent.id, end, text)
+                if len(out) >= BATCH_BYTES:
+                    return bytes(out), position
+                continue
             while position < end:
                 begin = len(text) - (end - position)
                 piece = text[begin : begin + PIECE_CHARACTERS_MAX]

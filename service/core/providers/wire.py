@@ -75,6 +75,8 @@ class StreamDecoder:
     def feed(self, data: bytes) -> list[Delta]:
         """The deltas that these bytes complete."""
         deltas: list[Delta] = []
+        if self._plain(data, deltas):
+            return deltas
         if b"\r" in data or self._after_cr:
             data = self._with_newlines(data)
         lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
@@ -89,6 +91,22 @@ class StreamDecoder:
         if len(self._rest) > LINE_BYTES_MAX and not self.done:
             self.error = self.error or ProviderInvalid("the provider sent a line of more than a megabyte")
         return deltas
+
+    def _plain(self, data: bytes, deltas: list[Delta]) -> bool:
+        """Take bytes that are whole events of one line each, as they nearly always come; False for any others."""
+        if self._rest or self._data or self._after_cr or self.done or self.error or not data.endswith(b"\n\n") or b"\r" in data:
+            return False
+        events = data[:-2].split(b"\n\n")
+        if data.count(b"\n") != 2 * len(events):
+            return False
+        for event in events:
+            if not event.startswith(b"data: "):
+                return False
+        for event in events:
+            self._take(event[6:], deltas)
+            if self.done or self.error:
+                break
+        return True
 
     def end(self) -> list[Delta]:
         """The stream has ended: the delta of a last event that lacks its closing blank line, if it is whole."""
@@ -109,7 +127,10 @@ class StreamDecoder:
     def _event(self, deltas: list[Delta]) -> None:
         data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
         self._data.clear()
-        if data.strip() == b"[DONE]":
+        self._take(data, deltas)
+
+    def _take(self, data: bytes, deltas: list[Delta]) -> None:
+        if data[:1] != b"{" and data.strip() == b"[DONE]":
             self.done = True
         elif data:
             try:
@@ -136,7 +157,8 @@ def _delta(data: bytes) -> Delta:
         said = choice.delta or choice.message
         text = (said.content or "") if said else ""
         finish_reason = choice.finish_reason
-    return Delta(clean(text), finish_reason, _told_usage(completion.usage))
+    usage = None if bytes(completion.usage) == b"null" else _told_usage(completion.usage)
+    return Delta(text if text.isascii() else clean(text), finish_reason, usage)
 
 
 def _parsed(data: bytes) -> _Completion:

@@ -1,0 +1,114 @@
+"""What an answer costs, in function calls: a guard against slowness that does not look at a clock.
+
+Counted are the calls that the event loop's thread makes for a request, those of Python and those into C, in our code and
+in libraries; not those of the writer, which works in batches, of the standard library, and of these tests, whose client
+and provider run in the same process. The numbers are the same on every machine, but not for every version of a library.
+
+A change that costs more has to say so here, and one that costs much less lowers the budget.
+"""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import pytest
+
+from tests.conftest import Service
+from tests.fakes.provider import Behaviour, Point, ProviderFake
+
+ANSWER, STREAM, CHUNK = 690, 885, 75  # calls: of an answer in one piece, of a stream without its chunks, of a chunk
+HERE, PACKAGES = f"{Path(__file__).parents[1]}/", f"{Path(pytest.__file__).parents[1]}/"
+NOT_THE_REQUEST = (
+    "tests/",
+    "service/workers/",
+    "service/core/logs.py",
+    "service/core/db.py",
+    "sqlalchemy/",
+    "aiosqlite/",
+    "_pytest/",
+    "pluggy/",
+)
+
+
+class Calls:
+    """Counts calls between enter and exit, by file and function."""
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _count(self, frame: FrameType, event: str, _argument: Any) -> None:
+        if event in ("call", "c_call"):
+            code = frame.f_code
+            self.found[f"{code.co_filename} {code.co_qualname}"] += 1
+
+    def counted(self) -> Counter[str]:
+        """Those of the request."""
+        found: Counter[str] = Counter()
+        for name, number in self.found.items():
+            place = name.removeprefix(PACKAGES) if name.startswith(PACKAGES) else name.removeprefix(HERE)
+            if place != name and not place.startswith(NOT_THE_REQUEST):
+                found[place] += number
+        return found
+
+
+async def ask(service: Service, path: str, holds: Mapping[Point, asyncio.Event] | None = None) -> None:
+    """The whole answer, asked for with as little as a client can do; a hold of the provider ends when the chunk before it is here."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
+    body = b'{"prompt": "Why?", "grounded": false}'
+    head = b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    writer.write(head % (path.encode(), len(body)) + body)
+    answer = b""
+    for hold in (holds or {}).values():
+        seen = answer.count(b'"delta"')
+        while answer.count(b'"delta"') == seen:
+            answer += await reader.read(65_536)
+        hold.set()
+    answer += await reader.read()
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    writer.close()
+    await writer.wait_closed()
+    await service.wait_idle()
+
+
+async def count(service: Service, fake: ProviderFake, path: str, chunks: int = 0) -> Counter[str]:
+    """The calls of one request whose provider sends so many chunks one by one, when nothing happens for the first time."""
+    for _ in range(3):
+        calls = Calls()
+        holds: dict[Point, asyncio.Event] = {n: asyncio.Event() for n in range(1, chunks + 1)}
+        fake.default = Behaviour(deltas=["word "] * chunks, holds=holds) if chunks else Behaviour()
+        with calls:
+            await ask(service, path, holds)
+    return calls.counted()
+
+
+def check(counted: float, budget: int, calls: Counter[str]) -> None:
+    """Neither dearer than the budget, nor so much cheaper that it no longer guards anything."""
+    dearest = "\n".join(f"{number:6} {name}" for name, number in calls.most_common(50))
+    assert budget * 0.8 <= counted <= budget * 1.05, f"{counted:.1f} calls, the budget is {budget}; the dearest:\n{dearest}"
+
+
+async def test_an_answer(service: Service, fake: ProviderFake) -> None:
+    """An answer in one piece stays within its budget of calls."""
+    calls = await count(service, fake, "/ai/test")
+
+    check(calls.total(), ANSWER, calls)
+
+
+async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderFake) -> None:
+    """A stream stays within its budget, and so does each chunk that comes by itself."""
+    few, many = await count(service, fake, "/ai/stream", 10), await count(service, fake, "/ai/stream", 60)
+    chunk = (many.total() - few.total()) / 50
+
+    check(chunk, CHUNK, many - few)
+    check(few.total() - chunk * 10, STREAM, few)
