@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from service.core.ports import Message
+from service.core.prompt import GROUNDED_RULES, parse
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.sse import collect, text_of
+from tests.test_prompt import INJECTIONS
 
 JA = (
     "星見図書館の利用案内。\n\n開館時間は午前9時から午後8時までです。休館日は毎週火曜日です。"
@@ -88,7 +91,43 @@ async def test_start_shows_the_context_and_done_the_cited_part(serve: Serve) -> 
     context, sources = found[0].json["context"], found[-1].json["sources"]
     assert [passage["n"] for passage in context] == list(range(1, len(context) + 1))
     assert sources
-    assert all(source in context for source in sources)
+    assert {source["chunk_id"] for source in sources} <= {passage["chunk_id"] for passage in context}
+    cited = sources[0]["text"][slice(*sources[0]["sentence"])]
+    assert cited.split("**")[-1] in text_of(found)
+    assert all(0 <= passage["sentence"][0] < passage["sentence"][1] <= len(passage["text"]) for passage in context)
+
+
+async def test_citations_of_nothing_are_dropped_and_counted(service: Service, fake: ProviderFake) -> None:
+    """A model that cites what it was not given: no source, and a metric that says so."""
+    await upload(service, title="図書館", text=JA)
+    fake.next(Behaviour(text="一人10冊まで、期間は2週間です。[1] [7] [8]"))
+    answer = (await service.client.post("/ai/test", json={"prompt": "図書館の貸出は何冊までですか？"})).json()
+    metrics = (await service.client.get("/metrics")).text
+
+    (source,) = answer["sources"]
+    assert source["text"][slice(*source["sentence"])] == "貸出は一人10冊まで、期間は2週間です。"
+    assert 'kotae_citations_total{what="dropped"} 2.0' in metrics
+    assert 'kotae_citations_total{what="real"} 1.0' in metrics
+
+
+async def test_thirty_injections_reach_the_provider_as_data(serve: Serve, fake: ProviderFake) -> None:
+    """Thirty documents with orders, forged parts, delimiters and images: the prompt has our rules, its parts and nothing else."""
+    service = await serve(openai_base_url=fake.base_url, model="m", context_chunks_max=50, context_tokens_max=100_000)
+    texts = [f"灯台の高さは{n}メートルです。\n\n{injection}" for n, injection in enumerate(INJECTIONS)]
+    texts = [text.replace("\0", "0") for text in texts]
+    for text in texts:
+        await upload(service, title=text[:200], text=text)
+    question = "灯台の高さは何メートルですか？"
+    await service.client.post("/ai/test", json={"prompt": question})
+
+    system, user = (message["content"] for message in fake.calls[0].body["messages"])
+    assert system == GROUNDED_RULES
+    parsed = parse([Message("system", system), Message("user", user)])
+    assert not isinstance(parsed, str)
+    asked, passages = parsed
+    assert asked == question
+    assert [passage.n for passage in passages] == list(range(1, len(passages) + 1))
+    assert len({passage.text.split("メートル")[0] for passage in passages}) >= 30
 
 
 async def test_a_deleted_document_is_never_used_again(serve: Serve) -> None:

@@ -1,5 +1,8 @@
 """The words that a model is given, and how its words are read."""
 
+from itertools import pairwise
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,13 +13,14 @@ from service.core.prompt import (
     FREE_RULES,
     GROUNDED_RULES,
     REFUSALS,
-    cited,
     context_from,
     free_messages,
     grounded_messages,
     parse,
+    read_citations,
     refusal,
 )
+from service.core.ranking import Hit
 
 QUESTION = "What is the refund period?"
 INJECTIONS = [
@@ -107,13 +111,71 @@ def test_refusal(question: str, expected: str) -> None:
     assert refusal(question) == expected
 
 
+def hit(document: str, start: int, text: str, sentence: tuple[int, int] = (0, 1)) -> Hit:
+    """A chunk of a document."""
+    return Hit(
+        document_id=document,
+        chunk_id=f"{document}.{start}",
+        start=start,
+        end=start + len(text),
+        title="T",
+        text=text,
+        score=1,
+        coverage=1,
+        matched=[],
+        sentence=sentence,
+    )
+
+
 def test_context_takes_the_best_that_fits() -> None:
     """Hits are taken best first and numbered from 1, as many and as much as the limits allow."""
-    hits = [Passage(0, "d", f"d.{n}", "T", "x" * size) for n, size in enumerate((60, 50, 40, 1), 1)]
-    assert [(one.n, one.chunk_id) for one in context_from(hits, 101, 3)] == [(1, "d.1"), (2, "d.3"), (3, "d.4")]
-    assert [one.chunk_id for one in context_from(hits, 1000, 2)] == ["d.1", "d.2"]
-    assert [len(one.text) for one in context_from(hits, 10, 3)] == [10]
+    hits = [hit(f"d{n}", 0, "x" * size) for n, size in enumerate((240, 200, 160, 4), 1)]
+    assert [(one.n, one.document_id) for one in context_from(hits, 101, 4)] == [(1, "d1"), (2, "d3"), (3, "d4")]
+    assert [one.document_id for one in context_from(hits, 1000, 2)] == ["d1", "d2"]
+    assert [len(one.text) for one in context_from(hits, 10, 3)] == [40]
+    assert [len(one.text) for one in context_from([hit("d", 0, "茶" * 500)], 100, 3)] == [125]
     assert context_from([], 10, 3) == []
+
+
+DOCUMENT = "One is first. Two follows it. Three comes then.\n\nFour is after a gap. Five ends it."
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([(14, 47), (0, 29)], [(0, 47)]),
+        ([(0, 29), (14, 47)], [(0, 47)]),
+        ([(0, 13), (30, 47)], [(0, 13), (30, 47)]),
+        ([(0, 13), (30, 47), (14, 29)], [(0, 47)]),
+    ],
+)
+def test_neighbours_become_one_passage(spans: list[tuple[int, int]], expected: list[tuple[int, int]]) -> None:
+    """Chunks that overlap or follow each other are given as one text, without what they repeat, in the place of the best."""
+    found = context_from([hit("d", start, DOCUMENT[start:end]) for start, end in spans], 1000, 9)
+    assert [" ".join(one.text.split()) for one in found] == [" ".join(DOCUMENT[start:end].split()) for start, end in expected]
+    assert found[0].chunk_id == f"d.{spans[0][0]}"
+    assert found[0].text[slice(*found[0].sentence or ())] == DOCUMENT[spans[0][0]]
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=12, unique=True).map(sorted), st.randoms(use_true_random=False))
+def test_merged_passages_are_the_document(cuts: list[int], random: Random) -> None:
+    """Whatever pieces of a text are found in whatever order, merging neither loses, repeats nor invents anything."""
+    text = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [hit("d", low, text[low : min(high + 2, len(text))]) for low, high in pairwise(cuts)]
+    random.shuffle(pieces)
+    found = context_from(pieces, 10_000, 50)
+    assert [one.text for one in found] == [text[cuts[0] : min(cuts[-1] + 2, len(text))]]
+
+
+def test_a_source_says_which_sentence_was_cited() -> None:
+    """Each source has the offsets of the sentence that fits what cites it; a citation of nothing is dropped and counted."""
+    text = "The tower is 90 metres high. It was built in 1712. Tickets cost 5 euros."
+    given_ = passages("Unrelated words stand here.", text)
+    found = read_citations("It was built in 1712 [2]. See also [7], [1][9].", given_)
+    assert [(one.n, one.text[slice(*one.sentence or ())]) for one in found.sources][1] == (2, "It was built in 1712.")
+    assert (found.real, found.dropped) == (2, 2)
+    (source,) = read_citations("塔は1712年に建てられました。[1]", passages("塔の高さは90メートルです。塔は1712年に建てられた。")).sources
+    assert source.text[slice(*source.sentence or ())] == "塔は1712年に建てられた。"
 
 
 @pytest.mark.parametrize(
@@ -131,10 +193,10 @@ def test_context_takes_the_best_that_fits() -> None:
 )
 def test_cited(text: str, numbers: list[int]) -> None:
     """The sources are the passages whose numbers stand in brackets, in the order of the numbers, and only real ones."""
-    assert [one.n for one in cited(text, passages("a", "b", "c"))] == numbers
+    assert [one.n for one in read_citations(text, passages("a", "b", "c")).sources] == numbers
 
 
 @given(st.text(st.sampled_from("[]［］【】0123456789,-、 "), max_size=500))
 def test_cited_takes_any_text(text: str) -> None:
     """No text breaks the reading of citations."""
-    assert {one.n for one in cited(text, passages("a", "b"))} <= {1, 2}
+    assert {one.n for one in read_citations(text, passages("a", "b")).sources} <= {1, 2}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from service.core import documents
 from service.core.db import Database
-from service.core.prompt import cited, context_from
+from service.core.prompt import context_from, read_citations
 from service.core.quoting import quote
 from service.core.ranking import NOTHING, Candidate, Counts, Found, Thresholds, parse, rank
 from service.core.retrieval import Retrieval
@@ -139,9 +139,14 @@ async def test_the_samples_answer_sensible_questions(database: Database) -> None
     wrong = []
     for question, name, expected in JAPANESE + ENGLISH:
         found = await look(database, question)
-        context = context_from(found.items, SETTINGS.context_characters_max, SETTINGS.context_chunks_max)
+        context = context_from(found.items, SETTINGS.context_tokens_max, SETTINGS.context_chunks_max)
         answer = quote(question, context)
-        if not found.answerable or names[found.items[0].document_id] != name or expected not in answer or not cited(answer, context):
+        if (
+            not found.answerable
+            or names[found.items[0].document_id] != name
+            or expected not in answer
+            or not read_citations(answer, context).sources
+        ):
             wrong.append((question, found.answerable, found.share, found.terms, answer))
     assert wrong == []
 
@@ -252,7 +257,7 @@ async def test_spelling_does_not_matter(database: Database, text: str, query: st
 
 def candidate(n: int, words: str) -> Candidate:
     """A chunk with these words."""
-    return Candidate("d", n, "T", f"text {n}", words, "")
+    return Candidate("d", n, 0, 0, "T", f"text {n}", words, "")
 
 
 def test_ranking_prefers_more_and_rarer_words() -> None:

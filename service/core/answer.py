@@ -310,7 +310,7 @@ class Answers:
         return found
 
     def _context(self, found: Found) -> list[Passage]:
-        return prompt.context_from(found.items, self._settings.context_characters_max, self._settings.context_chunks_max)
+        return prompt.context_from(found.items, self._settings.context_tokens_max, self._settings.context_chunks_max)
 
     def _refuse(self, stream: Stream, started: float) -> None:
         """The fixed refusal: no provider, no tokens, no cost, still a row."""

@@ -150,7 +150,7 @@ class _Asking:
         texts = list(dict.fromkeys(self._ids[hit.document_id] for hit in found.items))
         self._ranks.append(next((n for n, text in enumerate(texts[:RANKS], 1) if text in question.relevant), None))
         self._answerable.append(found.answerable)
-        context = prompt.context_from(found.items, self._settings.context_characters_max, self._settings.context_chunks_max)
+        context = prompt.context_from(found.items, self._settings.context_tokens_max, self._settings.context_chunks_max)
         if question.answers and found.answerable and any(self._ids[one.document_id] in question.relevant for one in context):
             answer = await anyio.to_thread.run_sync(quote, question.question, context, self._settings.dictionary)
             self._contained.append(any(known in answer for known in question.answers))

@@ -48,13 +48,17 @@ RANKS = {UsageSource.UNKNOWN: 0, UsageSource.ESTIMATED: 1, UsageSource.PROVIDER:
 
 
 class Passage(msgspec.Struct, frozen=True):
-    """A chunk as given to the model, numbered as the model sees it."""
+    """A chunk as given to the model, numbered as the model sees it; or it and its neighbours, by the id of the best.
+
+    `sentence`: where in `text` the sentence stands that fits the question best, or, in `sources`, what cites it.
+    """
 
     n: int
     document_id: str
     chunk_id: str
     title: str
     text: str
+    sentence: tuple[int, int] | None = None
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,11 +11,15 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Protocol
 
+import msgspec
+
+from service.core import tokens
 from service.core.events import Passage
 from service.core.ports import Message
-from service.core.terms import language
+from service.core.ranking import Hit
+from service.core.terms import fold, language
+from service.core.texts import sentences
 
 REFUSALS = {
     "ja": "お預かりしている文書の中に、この質問への答えは見つかりませんでした。",
@@ -41,31 +45,9 @@ Rules:
 FREE_RULES = "You are a helpful assistant. Answer in the language of the question. No documents are given: cite none."
 
 _CITATION = re.compile(r"[\[［【]\s{0,3}(\d{1,4}(?:\s{0,3}[,、，;；\-–~〜]\s{0,3}\d{1,4}){0,50})\s{0,3}[\]］】]")
+CLAIM_CHARACTERS_MAX = 2_000
+GAP_MAX = 8  # characters of white space between chunks that follow each other
 _RANGE = re.compile(r"(\d+)\s*[\-–~〜]\s*(\d+)")
-
-
-class HitLike(Protocol):
-    """What a search finds, as far as a prompt needs it."""
-
-    @property
-    def document_id(self) -> str:
-        """Of which document."""
-        ...
-
-    @property
-    def chunk_id(self) -> str:
-        """Which chunk of it."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """The document's title."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """The chunk's text."""
-        ...
 
 
 def refusal(question: str) -> str:
@@ -73,18 +55,55 @@ def refusal(question: str) -> str:
     return REFUSALS[language(question)]
 
 
-def context_from(hits: Sequence[HitLike], characters_max: int, chunks_max: int) -> list[Passage]:
-    """The best hits that fit, best first, numbered from 1. The first is cut if it alone is too long."""
-    passages: list[Passage] = []
-    room = characters_max
+def context_from(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list[Passage]:
+    """The best hits that fit, best first, numbered from 1. The first is cut if it alone is too long.
+
+    Chunks that follow each other in their document become one passage, at the place of the best of them.
+    """
+    chosen: list[Hit] = []
+    room = tokens_max
+    for hit in hits[:chunks_max]:
+        text = hit.text if chosen else _fitting(hit.text, room)
+        if (size := tokens.rough(text)) <= room:
+            chosen.append(hit if text == hit.text else msgspec.structs.replace(hit, text=text, end=hit.start + len(text)))
+            room -= size
+    return [_passage(n, run) for n, run in enumerate(_runs(chosen), 1)]
+
+
+def _fitting(text: str, tokens_max: int) -> str:
+    while (size := tokens.rough(text)) > tokens_max:
+        text = text[: min(len(text) - 1, len(text) * tokens_max // size)]
+    return text
+
+
+def _runs(hits: list[Hit]) -> list[list[Hit]]:
+    """The hits, best first, each with those that touch it."""
+    runs: list[list[Hit]] = []
     for hit in hits:
-        if len(passages) == chunks_max:
-            break
-        text = hit.text if passages else hit.text[:room]
-        if len(text) <= room:
-            passages.append(Passage(len(passages) + 1, hit.document_id, hit.chunk_id, hit.title, text))
-            room -= len(text)
-    return passages
+        touching = [run for run in runs if any(_touch(hit, other) for other in run)]
+        merged = [*(one for run in touching for one in run), hit]
+        where = runs.index(touching[0]) if touching else len(runs)
+        runs = [run for run in runs if run not in touching]
+        runs.insert(where, merged)
+    return runs
+
+
+def _touch(a: Hit, b: Hit) -> bool:
+    return a.document_id == b.document_id and a.start < b.end + GAP_MAX and b.start < a.end + GAP_MAX
+
+
+def _passage(n: int, run: list[Hit]) -> Passage:
+    """One passage of chunks that touch. Between two that do not overlap stood white space."""
+    best, *_ = run
+    first, *rest = sorted(run, key=lambda hit: hit.start)
+    text, end, starts = first.text, first.end, {first.chunk_id: 0}
+    for hit in rest:
+        text += "" if hit.start <= end else "\n"
+        starts[hit.chunk_id] = len(text) - max(0, end - hit.start)
+        text += hit.text[max(0, end - hit.start) :]
+        end = max(end, hit.end)
+    low, high = (place + starts[best.chunk_id] for place in best.sentence)
+    return Passage(n, best.document_id, best.chunk_id, best.title, text, (min(low, len(text)), min(high, len(text))))
 
 
 def grounded_messages(question: str, passages: Sequence[Passage]) -> list[Message]:
@@ -120,15 +139,48 @@ def parse(messages: Sequence[Message]) -> tuple[str, list[Passage]] | str:
     return last.removeprefix("question\n"), passages
 
 
-def cited(text: str, passages: Sequence[Passage]) -> list[Passage]:
-    """The passages that a text cites, in the order of their numbers. A number that was never given is no source."""
-    numbers: set[int] = set()
+class Citations(msgspec.Struct, frozen=True):
+    """What an answer cites: its sources, in the order of their numbers, and how many citations were of them or of nothing."""
+
+    sources: list[Passage]
+    real: int
+    dropped: int
+
+
+def read_citations(text: str, passages: Sequence[Passage]) -> Citations:
+    """The passages that a text cites, each with the sentence that fits best what cites it. A number never given is dropped."""
+    given = {passage.n: passage for passage in passages}
+    claims: dict[int, list[str]] = {}
+    real = dropped = begin = 0
     for match in _CITATION.finditer(text):
-        inside = match.group(1)
-        for low, high in _RANGE.findall(inside):
-            numbers.update(range(int(low), min(int(high), int(low) + 100) + 1))
-        numbers.update(int(number) for number in re.findall(r"\d+", inside))
-    return [passage for passage in passages if passage.n in numbers]
+        claim, begin = text[begin : match.start()].strip(), match.end()
+        for number in _numbers(match.group(1)):
+            if number in given:
+                real += 1
+                claims.setdefault(number, []).append(claim)
+            else:
+                dropped += 1
+    sources = [msgspec.structs.replace(given[n], sentence=_supporting("".join(claims[n]), given[n].text)) for n in sorted(claims)]
+    return Citations(sources, real, dropped)
+
+
+def _numbers(inside: str) -> set[int]:
+    numbers = {int(number) for number in re.findall(r"\d+", inside)}
+    for low, high in _RANGE.findall(inside):
+        numbers.update(range(int(low), min(int(high), int(low) + 100) + 1))
+    return numbers
+
+
+def _supporting(claim: str, text: str) -> tuple[int, int]:
+    """Where the sentence stands that shares the most with a claim, by runs of three characters."""
+    spans = sentences(text) or [(0, len(text))]
+    asked = _threes(claim[-CLAIM_CHARACTERS_MAX:])
+    return max(spans, key=lambda span: len(asked & _threes(text[slice(*span)])))
+
+
+def _threes(text: str) -> set[str]:
+    plain = fold(text)
+    return {plain[i : i + 3] for i in range(len(plain) - 2)}
 
 
 def _mark(parts: list[str]) -> str:

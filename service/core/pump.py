@@ -11,7 +11,6 @@ deadline to now. That leaves nothing cancelled behind, so the pump may still clo
 """
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,7 @@ from service.core.errors import KotaeError, ProviderError, ProviderTimeout, Prov
 from service.core.events import Outcome, Passage, Status, UsageSource
 from service.core.ports import Delta, Provider, ProviderRequest
 from service.core.pricing import PriceBook, Usage
-from service.core.prompt import cited
+from service.core.prompt import read_citations
 from service.core.streams import Stream
 from service.core.telemetry import Metrics, log
 
@@ -209,8 +208,8 @@ class Pump:
         if self._usage or not self.stream.characters:
             return self._usage, UsageSource.PROVIDER if self._usage else UsageSource.UNKNOWN
         usage = Usage(
-            prompt_tokens=sum(_rough_tokens(message.content) for message in self._request.messages),
-            completion_tokens=_rough_tokens(self.stream.text),
+            prompt_tokens=sum(tokens.rough(message.content) for message in self._request.messages),
+            completion_tokens=tokens.rough(self.stream.text),
         )
         return self._clamped(usage), UsageSource.ESTIMATED
 
@@ -243,7 +242,13 @@ class Pump:
         return self._outcome
 
     def _sources(self, text: str) -> list[Passage]:
-        return cited(text, self.stream.context) if self.stream.context else []
+        """What the answer cites of its context. Citations of nothing are counted."""
+        if not self.stream.context:
+            return []
+        citations = read_citations(text, self.stream.context)
+        self._metrics.citations.labels("real").inc(citations.real)
+        self._metrics.citations.labels("dropped").inc(citations.dropped)
+        return citations.sources
 
     def _stay(self) -> None:
         if self._leave:
@@ -257,7 +262,7 @@ class Pump:
         """Whether the tokens that may still come cost no more than draining them is worth. Without a price: yes."""
         if self._limits.leave_nano_usd_max is None:
             return True
-        rest = max(self._request.max_tokens - _rough_tokens(self.stream.text), 0)
+        rest = max(self._request.max_tokens - tokens.rough(self.stream.text), 0)
         cost = self._prices.cost(self.stream.intent.model, Usage(prompt_tokens=0, completion_tokens=rest), self.stream.intent.created_at)
         return cost is None or cost.nano_usd <= self._limits.leave_nano_usd_max
 
@@ -271,12 +276,6 @@ def _retry_wait(error: ProviderError, attempt: int) -> float | None:
     asked = error.retry_after_asked
     wait = float(asked) if asked is not None else 0.2 * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311 - not for secrets
     return wait if wait <= RETRY_SECONDS_MAX else None
-
-
-def _rough_tokens(text: str) -> int:
-    """About how many tokens a text has: four ASCII characters make one, other characters are nearly one each."""
-    ascii_characters = len(text.encode("ascii", "ignore"))
-    return math.ceil(ascii_characters / 4 + (len(text) - ascii_characters) * 0.8)
 
 
 def _milliseconds(start: float, end: float) -> int:

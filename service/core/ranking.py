@@ -36,13 +36,16 @@ _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
-    """A chunk found. `coverage` is the share of the best possible score that it has, `matched` the question's words in it.
+    """A chunk found: `start` and `end` are where it stands in its document.
 
-    `sentence`: where in `text` the sentence stands that matches best.
+    `coverage` is the share of the best possible score that it has, `matched` the question's words in it, `sentence` where
+    in `text` the sentence stands that matches best.
     """
 
     document_id: str
     chunk_id: str
+    start: int
+    end: int
     title: str
     text: str
     score: float
@@ -85,6 +88,8 @@ class Candidate(msgspec.Struct, frozen=True):
 
     document_id: str
     n: int
+    start: int
+    end: int
     title: str
     text: str
     words: str
@@ -193,6 +198,8 @@ def _hit(candidate: Candidate, score: float, best: float, matched: list[str], we
     return Hit(
         document_id=candidate.document_id,
         chunk_id=f"{candidate.document_id}.{candidate.n}",
+        start=candidate.start,
+        end=candidate.end,
         title=candidate.title,
         text=candidate.text,
         score=round(score, 4),

@@ -104,7 +104,7 @@ SELECT t.rowid FROM chunk_terms AS t {joins} WHERE t.chunk_terms MATCH :match {c
 ORDER BY bm25(t.chunk_terms, 2.0, 2.0), t.rowid LIMIT :most
 """
 _CHUNKS = """
-SELECT c.document_id, c.n, d.title, c.text, c.words, c.grams
+SELECT c.document_id, c.n, c.start, c."end", d.title, c.text, c.words, c.grams
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELECT value FROM json_each(?)) ORDER BY c.id
 """
 

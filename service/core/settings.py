@@ -118,7 +118,9 @@ class Settings(BaseSettings):
         description="Japanese words come from Sudachi's dictionary if it is installed (auto), or from runs of one script (none).",
     )
     context_chunks_max: int = Field(5, ge=1, le=50, description="Most chunks given to the model as context.")
-    context_characters_max: int = Field(4000, ge=100, le=200_000, description="Most characters of context given to the model.")
+    context_tokens_max: int = Field(
+        3000, ge=50, le=1_000_000, description="Most tokens of context given to the model, roughly counted: four Latin letters are one."
+    )
     relevance_share_min: float = Field(
         0.265, ge=0, le=1, description="Abstention: least share of the best possible score that the best chunks must reach."
     )

@@ -136,6 +136,9 @@ class Metrics:
         self.records_waiting = Gauge("kotae_records_waiting", "Outcomes not yet in the database", registry=registry)
         self.records_written = Counter("kotae_records_written", "Log rows written", registry=registry)
         self.writer_failures = Counter("kotae_writer_failures", "Batches that the database did not take", registry=registry)
+        self.citations = Counter(
+            "kotae_citations", "Citations in answers: of a passage that was given, or dropped", ["what"], registry=registry
+        )
         self.searches = Counter("kotae_searches", "Searches by whether they were answerable", ["answerable"], registry=registry)
 
     def exposition(self) -> bytes:

@@ -9,6 +9,7 @@ are counted in slices, which can split a token at each border: at most one too m
 """
 
 import importlib
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -69,6 +70,12 @@ async def estimate(messages: list[Message], text: str, model: str = "") -> Usage
     for message in messages:
         prompt += MESSAGE_TOKENS + await count_async(message.content, model)
     return Usage(prompt_tokens=prompt, completion_tokens=await count_async(text, model))
+
+
+def rough(text: str) -> int:
+    """About how many tokens a text has: four ASCII characters make one, other characters are nearly one each."""
+    ascii_characters = len(text.encode("ascii", "ignore"))
+    return math.ceil(ascii_characters / 4 + (len(text) - ascii_characters) * 0.8)
 
 
 def upper_bound(messages: Sequence[Message]) -> int:
