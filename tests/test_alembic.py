@@ -29,6 +29,11 @@ def alembic(data_dir: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+async def test_the_newest_revision_is_the_last_file_s(tmp_path: Path, database: Database) -> None:
+    """The service knows it by the names of the files, without loading alembic."""
+    assert (await database.revision())[1] in alembic(tmp_path, "heads").split()
+
+
 def test_autogenerate_never_touches_a_foreign_table(tmp_path: Path) -> None:
     """A table, an index and a view of somebody else, in the same database, are not seen; neither is the full-text index."""
     alembic(tmp_path, "upgrade", "head")

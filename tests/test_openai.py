@@ -1,6 +1,5 @@
 """The one map from the SDK's exceptions to ours."""
 
-import aiohttp
 import httpx2
 import openai
 import pytest
@@ -25,7 +24,7 @@ def made(kind: type[Exception]) -> Exception:
     return error
 
 
-FOREIGN = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError)
+FOREIGN = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
 
 
 @pytest.mark.parametrize("kind", [each for root in FOREIGN for each in concrete(root)])
@@ -50,14 +49,13 @@ def test_statuses(status: int, code: str) -> None:
 
 
 def test_only_a_connection_that_never_was_may_be_tried_again() -> None:
-    """A disconnect dressed as a connect timeout may have been billed: it is not taken for unreachable."""
-    disconnected = openai.APITimeoutError(request=REQUEST)
-    disconnected.__cause__ = httpx2.ConnectTimeout("server disconnected")
-    disconnected.__cause__.__cause__ = aiohttp.ServerDisconnectedError()
+    """A connection that broke may have been billed: it is not taken for unreachable."""
+    broken = openai.APIConnectionError(request=REQUEST)
+    broken.__cause__ = httpx2.RemoteProtocolError("server disconnected")
     never = openai.APIConnectionError(request=REQUEST)
     never.__cause__ = httpx2.ConnectError("refused")
 
-    assert not translate(disconnected).may_retry
+    assert not translate(broken).may_retry
     assert isinstance(translate(never), ProviderUnreachable)
 
 

@@ -10,17 +10,16 @@ out as well: bodies are read as raw bytes, bounded, and parsed once by `wire`. W
 2. redirects: they would carry the key to another host;
 3. compression: a small body that inflates without bound is refused instead of being read. Bodies of errors are cut.
 
-Errors are translated here and nowhere else. What matters most is whether the request may have reached the provider:
-aiohttp's disconnect errors arrive as "connect timeout" through the SDK's transport, so the cause is asked, not the type.
+Errors are translated here and nowhere else. What matters most is whether the request may have reached the provider.
 """
 
 import re
+import ssl
 import urllib.request
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any, Protocol
 
-import aiohttp
 import anyio
 import httpx2
 import msgspec
@@ -45,7 +44,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 PROXIED_MAX = 2000  # connections through a proxy
 ERROR_BYTES_MAX = 65_536  # read of the body of an error status
 _BROKEN = re.compile(rb"[\0\r\n]")
-_SENT_NOTHING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, httpx2.ConnectError, httpx2.PoolTimeout)
+_SENT_NOTHING = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
 class Exchange(Protocol):
@@ -78,28 +77,24 @@ class OpenAIProvider:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         url = httpx2.URL(base_url or OPENAI_URL)
+        # Reading the certificates of all authorities takes a while; an address without TLS is never asked for one.
+        tls = httpx2.create_ssl_context() if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         timeout = httpx2.Timeout(idle_seconds, connect=connect_seconds, pool=connect_seconds)
         limits = httpx2.Limits(max_connections=PROXIED_MAX, max_keepalive_connections=PROXIED_MAX, keepalive_expiry=KEEP_ALIVE_SECONDS)
-        http_client = (
-            httpx2.AsyncClient(transport=transport, timeout=timeout)
-            if transport
-            else openai.DefaultAioHttpClient(
-                timeout=timeout, limits=limits, follow_redirects=False, event_hooks={"response": [_bound_error_body]}
-            )
-        )
         self._client = openai.AsyncOpenAI(
             base_url=url,
             api_key=api_key or "none",  # local servers want none, the SDK wants some
             max_retries=0,
             timeout=timeout,
-            http_client=http_client,
+            http_client=httpx2.AsyncClient(
+                transport=transport, verify=tls, timeout=timeout, limits=limits, event_hooks={"response": [_bound_error_body]}
+            ),
             default_headers={"Accept-Encoding": "identity"},
         )
         self._connections = None
         if transport is None and not url.userinfo and not _proxied(url):
-            tls = httpx2.create_ssl_context() if url.scheme == "https" else None
-            port = url.port or (443 if tls else 80)
-            self._connections = Connections(url.host, port, tls, connect_seconds=connect_seconds, idle_seconds=idle_seconds)
+            port, tls_needed = url.port or (443 if url.scheme == "https" else 80), tls if url.scheme == "https" else None
+            self._connections = Connections(url.host, port, tls_needed, connect_seconds=connect_seconds, idle_seconds=idle_seconds)
         self._head = b""
         # OpenAI's newer models refuse the old name, most compatible servers do not know the new one.
         self._max_tokens_field = "max_completion_tokens" if url.host == "api.openai.com" else "max_tokens"
@@ -123,7 +118,7 @@ class OpenAIProvider:
                 tail = True
             finally:
                 await exchange.close(tail=tail)
-        except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError) as error:
+        except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError) as error:
             raise translate(error) from error
 
     async def models(self) -> list[str]:
@@ -307,14 +302,9 @@ def translate(error: Exception) -> ProviderError:
         return ProviderUnreachable("no connection to the provider")
     if isinstance(error, openai.APIStatusError):
         return _refusal(error.status_code, error.response.headers.get("retry-after", ""), error.body)
-    # aiohttp's ServerDisconnectedError comes dressed as httpx2.ConnectTimeout in an APITimeoutError: see the essay.
-    if any(
-        isinstance(cause, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError) for cause in _causes(error)
-    ):
-        return ProviderCut("the connection to the provider broke")
     if any(isinstance(cause, openai.APITimeoutError | httpx2.TimeoutException | TimeoutError) for cause in _causes(error)):
         return ProviderTimeout("the provider was silent for too long")
-    if isinstance(error, openai.APIConnectionError | httpx2.TransportError | httpx2.StreamError | aiohttp.ClientConnectionError):
+    if isinstance(error, openai.APIConnectionError | httpx2.TransportError | httpx2.StreamError):
         return ProviderCut("the connection to the provider broke")
     return ProviderInvalid("the provider's answer could not be read")
 
