@@ -9,7 +9,7 @@ sentence, and further ones only while they add much that the question asked and 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -21,8 +21,10 @@ from service.core.texts import is_heading, sentences
 
 SENTENCES_MAX = 3  # of an answer
 SENTENCES_READ_MAX = 2_000  # of the context; what comes after is not looked at
-COVERED_MIN = 0.2  # of the question's weight: below it no sentence fits
+COVERED_MIN = 0.12  # of the question's weight: below it no sentence fits
 GAIN_MIN = 0.2  # of the weight that the context can say at all, which a further sentence must add
+RIVAL_MIN = 0.8  # of what the best sentence is worth: so good a rival is quoted too
+CUE_MIN = 0.5  # the same for a rival that holds the kind of thing that was asked for, which the best does not
 FURTHER_MIN = 0.25  # of what the best sentence is worth
 ABOVE_WEIGHT = 0.55  # of a term that stands only in the heading above
 BEFORE_WEIGHT = 0.3  # of a term that stands only in the sentence before
@@ -30,6 +32,8 @@ BEFORE_REASON_WEIGHT = 0.8  # the same for a sentence that gives a reason, which
 PHRASE_WEIGHT = 0.35
 GRAM_WEIGHT, LATIN_GRAM_WEIGHT = 0.3, 0.08  # a Latin word has many grams, which together weigh as much as half a word
 CUE_WEIGHT = 0.35
+LENGTH_CHARACTERS = 1500  # a sentence as long as this is worth half
+LATER_WEIGHT = 0.03  # by which a passage found later is worth less, for each place
 FRAME_WEIGHT = 0.3  # of words that belong to asking rather than to what is asked
 _FRAME = frozenset(["long", "take", "mean", "happen", "often", "kind", "call", "tell", "want", "use", "go", "教", "知", "方", "場合", "使"])
 
@@ -155,13 +159,14 @@ def _choose(question: str, asked: frozenset[_Kind], candidates: list[_Sentence])
         cue = sum(1 for holds in cues if holds.search(one.text)) / len(cues) if cues else 0
         cue += why and bool(_REASON.search(one.text))
         # A longer sentence shares more by chance; a later passage was found less relevant.
-        return covered(one) * (1 + CUE_WEIGHT * cue) / (1 + len(one.text) / 1500) / (1 + 0.03 * (one.n - 1))
+        return covered(one) * (1 + CUE_WEIGHT * cue) / (1 + len(one.text) / LENGTH_CHARACTERS) / (1 + LATER_WEIGHT * (one.n - 1))
 
     best = max(candidates, key=worth)
     if covered(best) < COVERED_MIN * total or not (asked & best.own or asked & best.above):
         return []
+    chosen = [best, *_missing(best, candidates, worth, cues)]
     sayable = sum(weight[kind] for kind in asked if any(kind in one.own for one in candidates))
-    chosen, said = [best], best.own | best.above
+    said = frozenset().union(*(one.own | one.above for one in chosen))
     while len(chosen) < SENTENCES_MAX:
         gains = {one: (asked & one.own) - said for one in candidates if worth(one) >= FURTHER_MIN * worth(best)}
         # One word more may be there by chance; two are another part of the question.
@@ -172,6 +177,18 @@ def _choose(question: str, asked: frozenset[_Kind], candidates: list[_Sentence])
         chosen.append(further)
         said |= further.own
     return chosen
+
+
+def _missing(
+    best: _Sentence, candidates: list[_Sentence], worth: Callable[[_Sentence], float], cues: list[re.Pattern[str]]
+) -> list[_Sentence]:
+    """A sentence that says the kind of thing that was asked for, if the best does not; or one that is nearly as good."""
+    others = [one for one in candidates if one is not best]
+    if cues and not any(holds.search(best.text) for holds in cues):
+        others = [one for one in others if any(holds.search(one.text) for holds in cues) and worth(one) >= CUE_MIN * worth(best)]
+    else:
+        others = [one for one in others if worth(one) >= RIVAL_MIN * worth(best)]
+    return [max(others, key=worth)] if others else []
 
 
 def _weights(asked: frozenset[_Kind], candidates: list[_Sentence]) -> dict[_Kind, float]:
