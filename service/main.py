@@ -18,6 +18,7 @@ from service.api.schemas import openapi
 from service.core import tokens
 from service.core.answer import Answers
 from service.core.auth.door import Door
+from service.core.auth.watch import Watch
 from service.core.backends.journal import Journal, choose_spool, existing_spool
 from service.core.backends.local import LocalQueue
 from service.core.backends.tickets import SignedTickets, load_key
@@ -99,7 +100,8 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
 
     door = Door(settings, database)
     ledger = Ledger(settings.answer_seconds_max + HOLD_SECONDS)
-    reaper = Reaper(door, ledger, database, recovery.wait_done)
+    watch = Watch()
+    reaper = Reaper(door, watch, ledger, database, recovery.wait_done)
     reaper.start()
     stack.push_async_callback(reaper.stop)
 
@@ -140,6 +142,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         prices=prices,
         metrics=metrics,
         quota=ledger,
+        watch=watch,
         wait_recovered=recovery.wait_done,
     )
     stack.push_async_callback(room.stop)
@@ -155,6 +158,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         queue=queue,
         workers=workers,
         door=door,
+        watch=watch,
         quota=ledger,
         answers=room,
         tickets=tickets,

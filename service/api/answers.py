@@ -1,6 +1,7 @@
 """POST /ai/test, POST and GET /ai/stream, and answers by their id: POST, GET and DELETE /ai/answers."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -11,7 +12,7 @@ from service.api.problems import problem_response, quota_headers
 from service.api.schemas import REFUSALS, AskBody, DocumentIds, InProgress, ModelName, NotBlank, Started, UserId, problems, ref
 from service.api.sse import stream_response
 from service.core.answer import Ask
-from service.core.auth.principals import Principal
+from service.core.auth.principals import Principal, Role
 from service.core.errors import KotaeError, NotFound, TooLarge
 from service.core.events import Answer, answer_object, parse_event_id, to_json
 from service.core.idempotency import Begun
@@ -73,7 +74,7 @@ async def stream(body: AskBody, request: Request, rooms: RoomsDep, principal: As
     """Answer a prompt as a stream. When the client leaves, the provider is stopped: at once, or later if it may come back."""
     asked = await _ask(body, request, rooms, principal, stream=True)
     begun = await _begin(asked, key, rooms)
-    response = stream_response(begun.stream, rooms.settings)
+    response = stream_response(begun.stream, rooms.settings, enter=partial(rooms.watch.enter, principal))
     response.headers.update((_REPLAYED if begun.replayed else {}) | _quota(asked, rooms))
     return response
 
@@ -100,7 +101,7 @@ async def stream_to_event_source(
 ) -> Response:
     """The same for a browser's `EventSource`. A reconnect carries `Last-Event-ID` and resumes: it never asks twice."""
     if seen:
-        return await _go_on(seen[:36], seen, rooms, principal.sees)
+        return await _go_on(seen[:36], seen, rooms, principal)
     body = AskBody(
         prompt=prompt,
         grounded=grounded,
@@ -112,7 +113,7 @@ async def stream_to_event_source(
     )
     asked = await _ask(body, request, rooms, principal, stream=True, resumable=True)
     begun = await _begin(asked, key, rooms)
-    response = stream_response(begun.stream, rooms.settings)
+    response = stream_response(begun.stream, rooms.settings, enter=partial(rooms.watch.enter, principal))
     response.headers.update((_REPLAYED if begun.replayed else {}) | _quota(asked, rooms))
     return response
 
@@ -145,20 +146,22 @@ async def reader(
     rooms: RoomsDep,
     seen: _LastEventIdDep,
     ticket: Annotated[str | None, Query(max_length=2000, description="From `events_url`, in place of a credential")] = None,
-) -> str | None:
-    """Whose answers may be read here, by the ticket or else by a credential; None is everyone's."""
+) -> Principal:
+    """Who reads here, by the ticket or else by a credential."""
     if ticket is None:
-        return (await asking(request)).sees
-    return rooms.tickets.redeem(ticket, answer_id, resuming=bool(seen)).sees
+        return await asking(request)
+    grant = rooms.tickets.redeem(ticket, answer_id, resuming=bool(seen))
+    await rooms.door.require_enabled(grant.user_id)
+    return Principal(user_id=grant.user_id, role=Role.ADMIN if grant.sees is None else Role.USER, credential="ticket")
 
 
 reader.requires = asking.requires  # type: ignore[attr-defined]  # a ticket was given to somebody who may
 
 
 @router.get("/answers/{answer_id}/events", responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_UNKNOWN, **_TICKET})
-async def answer_events(answer_id: str, rooms: RoomsDep, seen: _LastEventIdDep, sees: Annotated[str | None, Depends(reader)]) -> Response:
+async def answer_events(answer_id: str, rooms: RoomsDep, seen: _LastEventIdDep, who: Annotated[Principal, Depends(reader)]) -> Response:
     """The events of an answer, running or ended, from its `start` or after `Last-Event-ID`. Any number may read at once."""
-    return await _go_on(answer_id, seen, rooms, sees)
+    return await _go_on(answer_id, seen, rooms, who)
 
 
 @router.get(
@@ -186,17 +189,17 @@ async def stop_answer(answer_id: str, rooms: RoomsDep, principal: Asking) -> Res
     return Response(status_code=204)
 
 
-async def _go_on(answer_id: str, seen: str | None, rooms: Rooms, sees: str | None) -> Response:
+async def _go_on(answer_id: str, seen: str | None, rooms: Rooms, principal: Principal) -> Response:
     """The events after the one seen. Beyond the end: 204, which tells an `EventSource` to stop. Raises `NotFound`."""
     place = parse_event_id(seen) if seen else (answer_id, -1)
     if place is None or place[0] != answer_id:
         raise NotFound("this answer has no such event")
-    found = await rooms.answers.find(answer_id, sees)
+    found = await rooms.answers.find(answer_id, principal.sees)
     if place[1] >= found.last_seq and found.outcome is not None:
         return Response(status_code=204)
     if place[1] > found.last_seq:
         raise NotFound("this answer has no such event")
-    return stream_response(found, rooms.settings, after=place[1])
+    return stream_response(found, rooms.settings, after=place[1], enter=partial(rooms.watch.enter, principal))
 
 
 async def _begin(ask: Ask, key: str | None, rooms: Rooms) -> Begun:
@@ -237,6 +240,7 @@ async def _ask(
         user_id=user_id,
         key_id=principal.key_id,
         subjects=subjects,
+        principal=principal,
         asked_by=principal.user_id if user_id != principal.user_id else None,
         sees=principal.sees,
         request_id=request.scope["request_id"],

@@ -14,6 +14,7 @@ from service.core.answer import Answers
 from service.core.auth.credentials import Given
 from service.core.auth.door import Door
 from service.core.auth.principals import Principal, Role, Scope
+from service.core.auth.watch import Watch
 from service.core.db import Database
 from service.core.ports import RecordQueue, Tickets, Worker
 from service.core.quota.ledger import Ledger
@@ -33,6 +34,7 @@ class Rooms:
     queue: RecordQueue
     workers: Mapping[str, Worker]
     door: Door
+    watch: Watch
     quota: Ledger
     answers: Answers
     retrieval: Retrieval

@@ -13,6 +13,7 @@ default it cancels every stream at the first SIGTERM. The second is switched off
 
 import asyncio
 import random
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 
 from sse_starlette import EventSourceResponse
@@ -31,10 +32,18 @@ _RETRY = b"retry: %d\n" % RECONNECT_MS
 _PING = b": ping\n\n"
 
 
-class StreamResponse(EventSourceResponse):
-    """The events of a stream that come after `after`, to its end. Slow readers are dropped without a traceback."""
+Enter = Callable[[Callable[[], None]], Callable[[], None]]
+"""Takes what ends a reading, and returns what to call when it has ended."""
 
-    def __init__(self, stream: Stream, settings: Settings, after: int) -> None:
+
+class StreamResponse(EventSourceResponse):
+    """The events of a stream that come after `after`, to its end. Slow readers are dropped without a traceback.
+
+    `enter` puts a reader under watch.
+    """
+
+    def __init__(self, stream: Stream, settings: Settings, after: int, enter: Enter | None) -> None:
+        self._enter = enter
         self._batches = stream.read(after)
         super().__init__(self._batches)
         self._ping_seconds, self._send_seconds = settings.ping_seconds, settings.send_seconds_max
@@ -47,6 +56,7 @@ class StreamResponse(EventSourceResponse):
         sending = asyncio.create_task(self._send_all(send))
         self._sent_at = asyncio.get_running_loop().time()
         self._watch(send, sending)
+        left = self._enter(lambda: self._drop(sending)) if self._enter else None
         try:
             async with asyncio.timeout(None) as deadline:
                 sending.add_done_callback(lambda _: self._end(sending, deadline))
@@ -55,6 +65,8 @@ class StreamResponse(EventSourceResponse):
         except TimeoutError:  # the deadline was moved to now: nobody will say anything
             pass
         finally:
+            if left:
+                left()
             self._timer.cancel()
             if self._pinging:
                 self._pinging.cancel()
@@ -66,6 +78,11 @@ class StreamResponse(EventSourceResponse):
             if drop := scope.get("extensions", {}).get("kotae.drop"):
                 drop["now"]()
                 await asyncio.sleep(0)  # the server learns of it before it is told that the response is not whole
+
+    def _drop(self, sending: asyncio.Task[None]) -> None:
+        """It does not read, or it may not any more."""
+        self._dropped = True
+        sending.cancel()
 
     def _end(self, sending: asyncio.Task[None], deadline: asyncio.Timeout) -> None:
         if self._dropped or sending.cancelled() or sending.exception():
@@ -93,8 +110,7 @@ class StreamResponse(EventSourceResponse):
         if self._sending_since is not None:
             due = self._sending_since + self._send_seconds
             if now >= due:
-                self._dropped = True
-                sending.cancel()
+                self._drop(sending)
                 return
         else:
             due = self._sent_at + self._ping_seconds
@@ -109,9 +125,9 @@ class StreamResponse(EventSourceResponse):
         self._sending_since, self._sent_at = None, asyncio.get_running_loop().time()
 
 
-def stream_response(stream: Stream, settings: Settings, after: int = -1) -> StreamResponse:
+def stream_response(stream: Stream, settings: Settings, after: int = -1, enter: Enter | None = None) -> StreamResponse:
     """The events of a stream that come after `after`, to its end, as server-sent events."""
-    return StreamResponse(stream, settings, after)
+    return StreamResponse(stream, settings, after, enter)
 
 
 def _spread_ms() -> int:

@@ -15,6 +15,8 @@ from functools import partial
 import msgspec
 
 from service.core import logs, prompt, tokens
+from service.core.auth.principals import Principal
+from service.core.auth.watch import Watch
 from service.core.db import Database
 from service.core.errors import DatabaseUnavailable, NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.events import Intent, Outcome, Passage, Status, UsageSource, clean, new_id, now
@@ -61,6 +63,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str | None = None
     asked_by: str | None = None
     subjects: tuple[QuotaSubject, ...] = ()  # who is charged
+    principal: Principal | None = None  # by whose credential; should it be revoked, the answer ends
 
 
 class AnswersStatistics(msgspec.Struct, frozen=True):
@@ -93,6 +96,7 @@ class Answers:
         prices: PriceBook,
         metrics: Metrics,
         quota: Quota,
+        watch: Watch,
         wait_recovered: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
@@ -104,6 +108,7 @@ class Answers:
         self._prices = prices
         self._metrics = metrics
         self._quota = quota
+        self._watch = watch
         self._wait_recovered = wait_recovered
         self._keys = Keys(queue)
         self._pumps: dict[asyncio.Task[None], Pump] = {}  # the strong references that the event loop does not keep
@@ -363,7 +368,9 @@ class Answers:
             record=self._record,
             wait_synced=self._queue.wait_synced,
         )
+        left = self._watch.enter(ask.principal, partial(pump.stop, Status.STOPPED))
         task = asyncio.create_task(pump.run(), name=f"pump {intent.id}")
+        task.add_done_callback(lambda _: left())
         self._pumps[task] = pump
         task.add_done_callback(self._pump_ended)
 

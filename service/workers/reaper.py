@@ -1,8 +1,8 @@
 """The reaper: what has to be looked at now and then, once a second, so that no request has to.
 
-It lets holds expire, and writes when keys were last used. None of it is urgent: what fails is tried again a second later,
-and the service says `degraded` when it fails for long. At start it has the quota learn what earlier processes used, once
-recovery has brought that into the log.
+It ends what goes on by a revoked credential, lets holds expire, and writes when keys were last used. What fails is tried
+again a second later, and the service says `degraded` when it fails for long. At start it has the quota learn what earlier
+processes used, once recovery has brought that into the log.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from service.core.auth.door import Door
+from service.core.auth.watch import Watch
 from service.core.db import Database
 from service.core.errors import DatabaseUnavailable
 from service.core.events import now
@@ -34,8 +35,8 @@ class ReaperStatistics(msgspec.Struct, frozen=True):
 class Reaper:
     """Runs as one task between `start` and `stop`."""
 
-    def __init__(self, door: Door, ledger: Ledger, database: Database, wait_recovered: Callable[[], Awaitable[None]]) -> None:
-        self._door, self._ledger, self._database = door, ledger, database
+    def __init__(self, door: Door, watch: Watch, ledger: Ledger, database: Database, wait_recovered: Callable[[], Awaitable[None]]) -> None:
+        self._door, self._watch, self._ledger, self._database = door, watch, ledger, database
         self._wait_recovered = wait_recovered
         self._started = now()
         self._loading: asyncio.Task[None] | None = None
@@ -102,5 +103,8 @@ class Reaper:
         """One look. Raises `DatabaseUnavailable`."""
         if expired := self._ledger.expire():
             log.warning("holds.expired", holds=expired)
+        if ended := await self._watch.look(self._door):
+            self._door.forget()  # what was revoked elsewhere may still be known here
+            log.info("revoked.ended", count=ended)
         if self._ticks % USED_TICKS == 0:
             await self._door.write_used()

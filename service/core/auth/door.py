@@ -38,6 +38,12 @@ class _Known(msgspec.Struct):
     verified_at: float  # of the monotonic clock
 
 
+class _User(msgspec.Struct, frozen=True):
+    limits: QuotaLimits | None
+    disabled: bool
+    read_at: float  # of the monotonic clock
+
+
 class Door:
     """Verifies credentials. One per process."""
 
@@ -54,7 +60,7 @@ class Door:
         self._database = database
         self._monotonic, self._clock = monotonic, clock
         self._known: dict[str, _Known] = {}
-        self._limits: dict[str, tuple[QuotaLimits | None, float]] = {}
+        self._users: dict[str, _User] = {}
         self._used: dict[str, datetime] = {}
         self._generation = 0  # of what is known: a verification that began before a change is not kept after it
 
@@ -87,14 +93,11 @@ class Door:
             return f"secret:{digest(self._secret_hash)[:16]}"
         return principal.credential
 
-    async def still_valid(self, principals: Iterable[Principal]) -> dict[str, bool]:
-        """Whether what these were admitted by may still be used, by `credential` and user: for answers that go on long."""
-        found: dict[str, bool] = {}
+    async def still_valid(self, principals: Iterable[Principal]) -> dict[tuple[str, str], bool]:
+        """Whether what these were admitted by may still be used, by credential and user: for what goes on long."""
+        found: dict[tuple[str, str], bool] = {}
         async with self._database.reading() as session:
             for principal in principals:
-                name = f"{principal.credential} {principal.user_id}"
-                if name in found or principal.credential in {"open", "secret"}:
-                    continue
                 rows: list[Mapping[Any, Any] | None] = []
                 if principal.key_id is not None:
                     rows.append(await store.find_key_by_id(session, principal.key_id))
@@ -102,24 +105,23 @@ class Door:
                     rows.append(await store.find_session(session, principal.credential.removeprefix("session:")))
                 if not rows:
                     rows.append({**await store.find_user(session, principal.user_id), "expires_at": None})
-                found[name] = all(row is not None and store.is_alive(row, self._clock()) for row in rows)
+                found[principal.credential, principal.user_id] = all(row is not None and store.is_alive(row, self._clock()) for row in rows)
         return found
 
     async def limits_of(self, user_id: str) -> QuotaLimits | None:
         """The limits of a user on whose behalf an admin asks; known for `FRESH_SECONDS`, as credentials are."""
-        found = self._limits.get(user_id)
-        if found is None or self._monotonic() - found[1] > FRESH_SECONDS:
-            async with self._database.reading() as session:
-                row = await store.find_user(session, user_id)
-            found = (store.user_limits(row, Role.USER), self._monotonic())
-            _put(self._limits, user_id, found)
-        return found[0]
+        return (await self._user(user_id)).limits
+
+    async def require_enabled(self, user_id: str) -> None:
+        """For a ticket, which names its user and no key. Raises `Unauthorized`."""
+        if not self._open and (await self._user(user_id)).disabled:
+            raise Unauthorized(_WRONG)
 
     def forget(self) -> None:
         """Verify everybody anew: something about users, keys or plans was changed here."""
         self._generation += 1
         self._known.clear()
-        self._limits.clear()
+        self._users.clear()
 
     async def write_used(self) -> None:
         """Write when keys were last used, all in one transaction. Raises `DatabaseUnavailable`; nothing is lost then."""
@@ -130,6 +132,21 @@ class Door:
         except DatabaseUnavailable:
             self._used = used | self._used
             raise
+
+    async def _user(self, user_id: str) -> "_User":
+        found, at = self._users.get(user_id), self._monotonic()
+        if found is not None and at - found.read_at <= FRESH_SECONDS:
+            return found
+        try:
+            async with self._database.reading() as session:
+                row = await store.find_user(session, user_id)
+        except DatabaseUnavailable:
+            if found is None or at - found.read_at > STALE_SECONDS:
+                raise
+            return found
+        found = _User(store.user_limits(row, Role.USER), bool(row["disabled"]), at)
+        _put(self._users, user_id, found)
+        return found
 
     async def _verified(self, credential: str, hashed: str, known: _Known | None) -> _Known:
         at, generation = self._monotonic(), self._generation
