@@ -23,6 +23,8 @@ from service.commands import with_database
 from service.core import documents
 from service.core.audit import audit as compare
 from service.core.audit import read_export
+from service.core.auth.jwts import mint
+from service.core.auth.principals import Role
 from service.core.db import Database
 from service.core.errors import KotaeError, ProviderError
 from service.core.evaluation import Question, Text, read
@@ -125,6 +127,16 @@ def logs(
             items = (
                 _get(client, "/ai/logs", after=last, limit=200)["items"] if last else _get(client, "/ai/logs", limit=limit)["items"][::-1]
             )
+
+
+@app.command()
+def token(
+    user: Annotated[str, typer.Option(help="Whose token it is.")],
+    role: Annotated[Role, typer.Option(help="user or admin.")] = Role.USER,
+    minutes: Annotated[float, typer.Option(min=0.1, max=1440, help="Until it ends.")] = 60,
+) -> None:
+    """Make a JWT for development, by KOTAE_JWT_SECRET."""
+    print(mint(load_settings(), user, role, minutes * 60))
 
 
 @app.command()

@@ -18,6 +18,7 @@ from service.api.schemas import openapi
 from service.core import tokens
 from service.core.answer import Answers
 from service.core.auth.door import Door
+from service.core.auth.jwts import Jwts
 from service.core.auth.watch import Watch
 from service.core.backends.journal import Journal, choose_spool, existing_spool
 from service.core.backends.local import LocalQueue
@@ -98,7 +99,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     writer.start()
     stack.push_async_callback(_write_out, writer)
 
-    door = Door(settings, database)
+    door = Door(settings, database, jwts=Jwts(settings) if settings.jwt_algorithm else None)
     ledger = Ledger(settings.answer_seconds_max + HOLD_SECONDS)
     watch = Watch()
     reaper = Reaper(door, watch, ledger, database, recovery.wait_done)

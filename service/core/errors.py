@@ -23,6 +23,7 @@
     ├── JournalFull                503 journal_full           make room on the disk; nothing was begun
     ├── ShuttingDown               503 shutting_down          come back after `Retry-After`: the next process answers
     ├── DatabaseUnavailable        503 database_unavailable   come back; see /health/ready
+    ├── JwksUnavailable            503 jwks_unavailable       come back; see that KOTAE_JWT_JWKS_URL can be read
     └── ProviderError              502 provider_error         the provider failed while answering
         ├── ProviderUnreachable    502 provider_unreachable   it did not take the request; nothing was billed
         ├── ProviderBusy           503 provider_busy          it is out of capacity or of quota; come back
@@ -195,6 +196,12 @@ class DatabaseUnavailable(KotaeError):
     """The database is locked, full or away."""
 
     code, status, title, retry_after_default = "database_unavailable", 503, "The database is not available", 2
+
+
+class JwksUnavailable(KotaeError):
+    """The keys of the tokens' issuer were never read, or too long ago."""
+
+    code, status, title, retry_after_default = "jwks_unavailable", 503, "Tokens cannot be checked", 10
 
 
 class ProviderError(KotaeError):

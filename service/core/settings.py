@@ -9,6 +9,7 @@ import ipaddress
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -54,6 +55,18 @@ class Settings(BaseSettings):
         None,
         description="With KOTAE_AUTH=keys: a credential of the admin `admin`, to begin with or for good; 32 characters or more.",
     )
+    jwt_algorithm: Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"] | None = Field(
+        None, description="With KOTAE_AUTH=keys: take JWTs too, signed by this algorithm alone."
+    )
+    jwt_secret: SecretStr | None = Field(None, description="The shared secret of an HS algorithm; 32 bytes or more.")
+    jwt_jwks_url: str | None = Field(
+        None, description="Where the issuer's public keys are (a JWKS), for the other algorithms; https, or http on loopback."
+    )
+    jwt_issuer: str | None = Field(None, description="The `iss` that a JWT must have.")
+    jwt_audience: str | None = Field(None, description="The `aud` that a JWT must have.")
+    jwt_user_claim: str = Field("sub", min_length=1, description="The claim of a JWT that names the user.")
+    jwt_roles_claim: str = Field("roles", min_length=1, description="The claim with a user's roles: a list, or words.")
+    jwt_admin_role: str = Field("admin", min_length=1, description="The role in that claim which makes an admin.")
     keys_max: int = Field(100, ge=1, le=10_000, description="Most API keys that one user has at once.")
     session_seconds: int = Field(
         86_400, ge=60, le=2_592_000, description="How long a browser stays signed in; never longer than the key that it signed in with."
@@ -195,6 +208,7 @@ class Settings(BaseSettings):
     def _together(self) -> Self:
         if self.auth == "keys" and self.secret is not None and len(self.secret.get_secret_value().strip()) < 32:
             raise ValueError("KOTAE_SECRET must have 32 characters or more (openssl rand -hex 32 makes one)")
+        self._check_jwt()
         if self.auth == "open" and not is_loopback(self.host):
             raise ValueError(f"KOTAE_HOST={self.host} listens beyond this machine: set KOTAE_AUTH=keys, or listen on 127.0.0.1")
         if self.max_tokens > self.max_tokens_max:
@@ -204,6 +218,24 @@ class Settings(BaseSettings):
         if not (self.database_url or "sqlite+aiosqlite://").startswith("sqlite+aiosqlite://"):
             raise ValueError("KOTAE_DATABASE_URL must begin with sqlite+aiosqlite://")
         return self
+
+    def _check_jwt(self) -> None:
+        """Raises `ValueError` unless all that a JWT is checked by is there, or nothing."""
+        if self.jwt_algorithm is None:
+            if self.jwt_secret or self.jwt_jwks_url:
+                raise ValueError("KOTAE_JWT_ALGORITHM must say which algorithm signs the tokens")
+            return
+        if self.auth != "keys":
+            raise ValueError("KOTAE_JWT_ALGORITHM needs KOTAE_AUTH=keys")
+        if not self.jwt_issuer or not self.jwt_audience:
+            raise ValueError("KOTAE_JWT_ISSUER and KOTAE_JWT_AUDIENCE must be set with KOTAE_JWT_ALGORITHM")
+        if self.jwt_algorithm.startswith("HS"):
+            if len(self.jwt_secret.get_secret_value().encode() if self.jwt_secret else b"") < 32 or self.jwt_jwks_url:
+                raise ValueError(f"{self.jwt_algorithm} needs KOTAE_JWT_SECRET of 32 bytes or more, and no KOTAE_JWT_JWKS_URL")
+            return
+        url = urlsplit(self.jwt_jwks_url or "")
+        if self.jwt_secret or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or ""))):
+            raise ValueError(f"{self.jwt_algorithm} needs KOTAE_JWT_JWKS_URL (https, or http on loopback), and no KOTAE_JWT_SECRET")
 
     @property
     def database(self) -> str:

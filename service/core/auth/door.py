@@ -18,9 +18,10 @@ import msgspec
 
 from service.core.auth import store
 from service.core.auth.credentials import Given, digest, explicit, is_key, is_session
+from service.core.auth.jwts import Jwts
 from service.core.auth.principals import BOOTSTRAP, LOCAL, Principal, Role, Scope
 from service.core.db import Database
-from service.core.errors import DatabaseUnavailable, Unauthorized
+from service.core.errors import DatabaseUnavailable, JwksUnavailable, Unauthorized
 from service.core.ports import QuotaLimits
 from service.core.settings import Settings
 from service.core.telemetry import log
@@ -52,12 +53,14 @@ class Door:
         settings: Settings,
         database: Database,
         *,
+        jwts: Jwts | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._open = settings.auth == "open"
         self._secret_hash = digest(settings.secret.get_secret_value()) if settings.secret else None
         self._database = database
+        self._jwts = jwts
         self._monotonic, self._clock = monotonic, clock
         self._known: dict[str, _Known] = {}
         self._users: dict[str, _User] = {}
@@ -152,7 +155,7 @@ class Door:
         at, generation = self._monotonic(), self._generation
         try:
             principal = await self._verify(credential, hashed)
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, JwksUnavailable) as error:
             if known is None or at - known.verified_at > STALE_SECONDS:
                 raise
             log.warning("credential.not_verified", error=str(error))
@@ -172,7 +175,18 @@ class Door:
             return await self._verify_key(hashed)
         if is_session(credential):
             return await self._verify_session(hashed)
+        if self._jwts is not None and credential.count(".") == 2:
+            return await self._verify_jwt(self._jwts, credential)
         raise Unauthorized(_WRONG)
+
+    async def _verify_jwt(self, jwts: Jwts, token: str) -> Principal:
+        claims = await jwts.verify(token)
+        async with self._database.reading() as session:
+            user = await store.find_user(session, claims.user_id)
+        if user["disabled"]:
+            raise Unauthorized(_WRONG)
+        limits = store.user_limits(user, claims.role)
+        return Principal(user_id=claims.user_id, role=claims.role, credential="jwt", ends_at=claims.ends_at, limits=limits)
 
     async def _verify_key(self, hashed: str) -> Principal:
         async with self._database.reading() as session:
