@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from service import __version__
-from service.api import answers, context, health, keys, logs, pages, problems, quotas
+from service.api import answers, context, health, keys, logs, pages, problems, quotas, sessions
 from service.api.deps import Rooms
 from service.api.middleware import Edge
 from service.api.schemas import openapi
@@ -70,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield {"rooms": rooms}
 
     app = FastAPI(title="Kotae", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
-    for room in (answers, context, logs, keys, quotas, health):
+    for room in (answers, context, logs, keys, quotas, sessions, health):
         app.router.routes += room.router.routes  # as they are: an included router is walked through at every request
     pages.mount(app)
     problems.install(app)

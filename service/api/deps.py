@@ -14,6 +14,7 @@ from service.core.answer import Answers
 from service.core.auth.credentials import Given
 from service.core.auth.door import Door
 from service.core.auth.principals import Principal, Role, Scope
+from service.core.auth.source import check_session
 from service.core.auth.watch import Watch
 from service.core.db import Database
 from service.core.ports import RecordQueue, Tickets, Worker
@@ -48,12 +49,24 @@ async def rooms(request: Request) -> Rooms:
     return found
 
 
-def may(role: Role, scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
-    """The principal of a request, if it has this role and scope. The dependency raises `Unauthorized` or `Forbidden`."""
+def may(role: Role, scope: Scope | None) -> Callable[[Request], Awaitable[Principal]]:
+    """The principal of a request, if it has this role and scope; any scope will do for None.
+
+    The dependency raises `Unauthorized`, `Forbidden` or `ForeignOrigin`.
+    """
 
     async def principal(request: Request) -> Principal:
         found: Principal = await request.state.rooms.door.admit(given(request))
-        found.require(role, scope)
+        if found.credential.startswith("session:"):
+            headers = request.headers
+            check_session(
+                method=request.method,
+                origin=headers.get("origin"),
+                fetch_site=headers.get("sec-fetch-site"),
+                accept=headers.get("accept", ""),
+            )
+        if scope is not None:
+            found.require(role, scope)
         return found
 
     principal.requires = (role, scope)  # type: ignore[attr-defined]  # what the matrix of routes is made from
@@ -62,15 +75,17 @@ def may(role: Role, scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
 
 def given(request: Request) -> Given:
     """The credentials that a request carries."""
-    headers, cookies = request.headers, request.cookies
+    headers = request.headers
+    name = SECURE_COOKIE if request.scope["scheme"] == "https" else COOKIE
     return Given(
         authorization=headers.getlist("authorization"),
         api_key=headers.getlist("x-api-key"),
-        session=cookies.get(SECURE_COOKIE) or cookies.get(COOKIE) if "cookie" in headers else None,
+        session=request.cookies.get(name) if "cookie" in headers else None,
     )
 
 
 RoomsDep = Annotated[Rooms, Depends(rooms)]
+Whoever = Annotated[Principal, Depends(may(Role.USER, None))]
 Asking = Annotated[Principal, Depends(may(Role.USER, Scope.ASK))]
 Reading = Annotated[Principal, Depends(may(Role.USER, Scope.LOGS))]
 Documenting = Annotated[Principal, Depends(may(Role.USER, Scope.DOCUMENTS))]

@@ -19,7 +19,7 @@ from service.core.telemetry import Metrics, log, set_request_id
 
 JSON_BYTES_MAX = 16  # bytes of body per character of prompt or text: JSON may write one as twelve
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PAGES = {"/", "/docs"}
+_PAGES = {"/", "/docs", "/signin"}
 _QUIET = {"/health/live", "/health/ready", "/metrics"}
 # What every response has, unless it says otherwise itself.
 _HEADERS = [

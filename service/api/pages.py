@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from service.api.deps import Asking
+from service.api.deps import RoomsDep, given
+from service.core.errors import Unauthorized
 
 WEB = Path(__file__).parents[1] / "web"
 _POLICY = (
@@ -23,13 +24,23 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
-async def index(_: Asking) -> FileResponse:
-    """Ask and stream."""
+async def index(request: Request, rooms: RoomsDep) -> Response:
+    """Ask and stream; who is not known signs in first. The page itself holds nothing that is anybody's."""
+    try:
+        await rooms.door.admit(given(request))
+    except Unauthorized:
+        return RedirectResponse("signin", 303)
     return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": _POLICY})
 
 
+@router.get("/signin")
+async def sign_in() -> FileResponse:
+    """Exchange a key for a session, and end one."""
+    return FileResponse(WEB / "signin.html", headers={"Content-Security-Policy": _POLICY})
+
+
 @router.get("/docs")
-async def docs(_: Asking) -> FileResponse:
+async def docs() -> FileResponse:
     """The routes, to read and to try."""
     return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": _DOCS_POLICY})
 

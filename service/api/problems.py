@@ -15,7 +15,7 @@ from service.core.streams import problem
 
 MEDIA_TYPE = "application/problem+json"
 _INTEGER_MAX = 999_999_999_999_999
-CHALLENGE = 'Basic realm="Kotae", charset="UTF-8", Bearer realm="Kotae"'
+CHALLENGE = 'Bearer realm="Kotae"'  # Basic is taken, not asked for: a browser would ask in a window of its own
 
 
 def install(app: FastAPI) -> None:

@@ -30,6 +30,16 @@ def check_source(settings: Settings, *, host: str, origin: str | None, fetch_sit
         raise ForeignOrigin("a page of another site sent this request")
 
 
+def check_session(*, method: str, origin: str | None, fetch_site: str | None, accept: str) -> None:
+    """Refuse what another site may have had a browser send with our cookie. Raises `ForeignOrigin`.
+
+    `check_source` has looked at what the request says of its origin. Every browser says it with what changes something,
+    and most say it always; where one says nothing, a navigation is refused, because a link is all that is left to others.
+    """
+    if not origin and not fetch_site and (method not in {"GET", "HEAD"} or "text/html" in accept):
+        raise ForeignOrigin("a session is for our own pages: the request does not say that it comes from one")
+
+
 def _host_name(host: str) -> str:
     """The name in a `Host` header; empty, and so refused, for anything but a bare name or address with a port."""
     found = _HOST.fullmatch(host)
