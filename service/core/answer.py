@@ -9,7 +9,7 @@ after that an error is an event of the stream. No session and no lock is held wh
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import msgspec
@@ -113,6 +113,7 @@ class Answers:
         self._keys = Keys(queue)
         self._pumps: dict[asyncio.Task[None], Pump] = {}  # the strong references that the event loop does not keep
         self._shelf = Shelf(Buffers(settings.resume_bytes_max), kept_max=settings.answers_max, keep_seconds=settings.resume_seconds)
+        self._turns = asyncio.Semaphore(settings.provider_calls_max)  # who came first is first
         self._stopping = False
         self._unpriced: set[str] = set()
 
@@ -367,6 +368,7 @@ class Answers:
             metrics=self._metrics,
             record=self._record,
             wait_synced=self._queue.wait_synced,
+            turn=nullcontext() if provider is self._extractive else self._turns,
         )
         left = self._watch.enter(ask.principal, partial(pump.stop, Status.STOPPED))
         task = asyncio.create_task(pump.run(), name=f"pump {intent.id}")

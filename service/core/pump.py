@@ -14,7 +14,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 
 import msgspec
@@ -49,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pump:
-    """Runs one answer. `record` takes the outcome; it must not wait and must not fail."""
+    """Runs one answer. `record` takes the outcome; it must not wait and must not fail. `turn` is entered for each attempt."""
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class Pump:
         metrics: Metrics,
         record: Callable[[Outcome], None],
         wait_synced: Callable[[], Awaitable[None]],
+        turn: AbstractAsyncContextManager[None],
     ) -> None:
         self.stream = stream
         self._request = request
@@ -73,6 +74,7 @@ class Pump:
         self._metrics = metrics
         self._record = record
         self._wait_synced = wait_synced
+        self._turn = turn
         self._usage: Usage | None = None
         self._finish_reason: str | None = None
         self._first_token: float | None = None
@@ -132,9 +134,10 @@ class Pump:
         """Call the provider until it answers, or surely will not. Only what it surely did not bill is tried again."""
         await self._wait_synced()
         for attempt in range(1, self._limits.attempts_max + 1):
-            self._attempts = attempt
             try:
-                await self._attempt()
+                async with self._turn:  # until it comes nobody was called
+                    self._attempts = attempt
+                    await self._attempt()
             except ProviderError as error:
                 self._metrics.attempts.labels(error.code).inc()
                 self._sent = self._sent or not isinstance(error, ProviderUnreachable)

@@ -244,6 +244,7 @@ class Ledger:
     def _windows(self, subjects: Sequence[QuotaSubject]) -> Iterator[QuotaWindow]:
         at = self._clock()
         starts = self._starts(at)
+        ends = (starts[MINUTE] + 60, starts[DAY] + 86_400, self._month[1])
         for subject in subjects:
             if subject.limits is None:
                 continue
@@ -251,7 +252,6 @@ class Ledger:
             account.roll(starts)
             for name, window, kind, unit in LIMITS:
                 if (limit := getattr(subject.limits, name)) is not None:
-                    end = self._end(window)
                     yield QuotaWindow(
                         name=_shown(name),
                         of=subject.of,
@@ -259,8 +259,8 @@ class Ledger:
                         limit=limit,
                         used=account.used[window][kind],
                         held=account.held[window][kind],
-                        seconds=end - starts[window],
-                        reset_seconds=_seconds(end - at),
+                        seconds=ends[window] - starts[window],
+                        reset_seconds=_seconds(ends[window] - at),
                     )
             if (most := subject.limits.concurrent) is not None:
                 yield QuotaWindow(name=CONCURRENT[0], of=subject.of, unit=CONCURRENT[1], limit=most, used=0, held=account.open)
