@@ -25,4 +25,5 @@ def bearer(key: ApiKey | str | None) -> dict[str, str]:
 
 def client(service: Service, key: ApiKey | str | None = None, **options: Any) -> httpx2.AsyncClient:
     """A client with a key, or with none."""
-    return httpx2.AsyncClient(base_url=service.url, headers=bearer(key), timeout=20, **options)
+    headers = bearer(key) | options.pop("headers", {})
+    return httpx2.AsyncClient(base_url=service.url, headers=headers, timeout=20, **options)

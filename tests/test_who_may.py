@@ -1,21 +1,35 @@
 """Who may do what: every route with every role, and nobody with what is another's."""
 
+import asyncio
 import json
 import re
+import shutil
+import tempfile
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from fastapi.routing import iter_route_contexts
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
+from service.core import documents
+from service.core.auth.jwts import mint
 from service.core.auth.principals import Role, Scope
 from service.core.auth.store import ApiKey
+from service.core.db import Database
+from service.core.documents import Given
+from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.main import create_app
-from tests.access import client, make_key
-from tests.conftest import Serve
+from tests.access import bearer, client, make_key
+from tests.conftest import Serve, Service
 from tests.fakes.provider import ProviderFake
 from tests.test_api import is_problem
+from tests.test_jwts import HS
 
 ALL = None  # everybody, without a credential
 USER, ADMIN = Role.USER, Role.ADMIN
@@ -131,49 +145,100 @@ async def test_in_open_mode_nothing_needs_a_credential(serve: Serve) -> None:
                 assert (await request(caller, method, path)).status_code not in {401, 403, 500}, path
 
 
-async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake) -> None:
-    """Documents, retrieval, answers, streams, logs, exports and keys of one user are not there for another."""
-    service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
-    hers, his = await make_key(service, "alice"), await make_key(service, "bob")
-    boss = await make_key(service, "root", Role.ADMIN)
-    async with client(service, hers) as alice, client(service, his) as bob, client(service, boss) as root:
+async def caller_of(service: Service, user_id: str, way: str) -> httpx2.AsyncClient:
+    """A client of this user, let in by a key, by a JWT or by a session."""
+    if way == "jwt":
+        return client(service, mint(service.rooms.settings, user_id, Role.USER, 60))
+    key = await make_key(service, user_id)
+    if way == "key":
+        return client(service, key)
+    browser = client(service, headers={"Origin": service.url})
+    assert (await browser.post("/auth/session", headers=bearer(key))).status_code == 200
+    return browser
+
+
+@pytest.mark.parametrize("way", ["key", "jwt", "session"])
+async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake, way: str) -> None:
+    """Documents, retrieval, answers, streams, tickets, logs, exports, usage and keys of one user are not there for another."""
+    service = await serve(**HS, openai_base_url=fake.base_url, model="m")
+    key = await make_key(service, "alice")
+    boss = client(service, await make_key(service, "root", Role.ADMIN))
+    alice, bob = await caller_of(service, "alice", way), await caller_of(service, "bob", way)
+    async with aclosing(alice), aclosing(bob), aclosing(boss):
         document = (await alice.post("/ai/upload", json={"title": "mine", "text": "The zebra code is 4711."})).json()["document_id"]
         asked = (await alice.post("/ai/test", json={"prompt": "What is the zebra code?"})).json()
-        async with alice.stream("GET", "/ai/stream", params={"prompt": "What is the zebra code?"}) as response:
-            stream = (await response.aread()).decode()
-        event = next(line.removeprefix("id: ") for line in stream.splitlines() if line.startswith("id: "))
+        begun = (await alice.post("/ai/answers", json={"prompt": "What is the zebra code?"})).json()
         await service.wait_idle()
         calls = len(fake.calls)
 
-        for attempt in (
-            bob.get(f"/ai/documents/{document}"),
-            bob.delete(f"/ai/documents/{document}"),
-            bob.get(f"/ai/logs/{asked['id']}"),
-            bob.get("/ai/stream", params={"prompt": "x", "last_event_id": event}),
-            bob.get(f"/ai/answers/{asked['id']}"),
-            bob.get(f"/ai/answers/{asked['id']}/events"),
-            bob.delete(f"/ai/answers/{asked['id']}"),
-            bob.delete(f"/ai/keys/{hers.id}"),
-            bob.post(f"/ai/keys/{hers.id}/rotate"),
-        ):
-            is_problem(await attempt, 404, "not_found")
+        ids = {"document_id": document, "answer_id": asked["id"], "key_id": key.id, "user_id": "alice", "name": "default"}
+        reached = set()
+        for (method, path), needs in ROUTES.items():
+            if "{" not in path:
+                continue
+            for answer_id in (asked["id"], begun["id"]):
+                answer = await bob.request(method, path.format(**ids | {"answer_id": answer_id}), json=BODIES.get((method, path)))
+                is_problem(answer, 403 if needs and needs[0] is ADMIN else 404, "forbidden" if needs and needs[0] is ADMIN else "not_found")
+            reached.add(path)
+        assert len(reached) >= 8
+        ticket = begun["events_url"].partition("ticket=")[2]
+        is_problem(await bob.get(f"/ai/answers/{asked['id']}/events", params={"ticket": ticket}), 403, "ticket_invalid")
+        for event in (f"{asked['id']}.0", f"{begun['id']}.1"):
+            is_problem(await bob.get("/ai/stream", params={"prompt": "x", "last_event_id": event}), 404, "not_found")
+        is_problem(await bob.get("/ai/usage", params={"user_id": "alice"}), 404, "not_found")
+
         assert (await bob.get("/ai/documents")).json()["items"] == []
         assert (await bob.get("/ai/search", params={"q": "zebra code"})).json()["items"] == []
-        assert (await bob.post("/ai/test", json={"prompt": "What is the zebra code?"})).json()["status"] == "no_context"
-        assert [key["id"] for key in (await bob.get("/ai/keys", params={"user_id": "alice"})).json()["items"]] == []
+        question = {"prompt": "What is the zebra code?"}
+        for body in (question, question | {"documents": [document]}, question | {"user_id": "alice"}):
+            assert (await bob.post("/ai/test", json=body)).json()["status"] == "no_context"
+        assert (await bob.get("/ai/keys", params={"user_id": "alice"})).json()["items"] == [
+            item for item in (await bob.get("/ai/keys")).json()["items"] if item["user_id"] == "alice"
+        ]
         await service.wait_idle()
         for accept in ("application/json", "text/csv", "application/x-ndjson"):
-            said = (await bob.get("/ai/logs", params={"user_id": "alice"}, headers={"Accept": accept})).text
-            assert "alice" not in said
-            assert "4711" not in said
-        tail = await bob.get("/ai/logs", params={"after": asked["id"]})
-        assert "alice" not in tail.text
+            for params in ({"user_id": "alice"}, {"after": asked["id"]}, {"cursor": begun["id"]}):
+                said = (await bob.get("/ai/logs", params=params, headers={"Accept": accept})).text
+                assert "alice" not in said
+                assert "4711" not in said
         assert len(fake.calls) == calls
 
         assert (await alice.get(f"/ai/documents/{document}")).status_code == 200
         assert (await alice.get(f"/ai/logs/{asked['id']}")).status_code == 200
-        assert (await root.get(f"/ai/documents/{document}")).status_code == 200
-        assert {item["user_id"] for item in (await root.get("/ai/logs")).json()["items"]} == {"alice", "bob"}
+        assert (await boss.get(f"/ai/documents/{document}")).status_code == 200
+        assert {item["user_id"] for item in (await boss.get("/ai/logs")).json()["items"]} == {"alice", "bob"}
+
+
+WORDS = ("apple", "bridge", "candle", "dragon", "ember", "falcon")
+TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
+
+
+@hypothesis_settings(max_examples=25)
+@given(given=st.lists(st.tuples(st.sampled_from("abc"), TEXTS, st.booleans()), min_size=1, max_size=6), asked=TEXTS)
+def test_retrieval_never_finds_a_chunk_of_another(migrated: Path, given: list[tuple[str, str, bool]], asked: str) -> None:
+    """Whatever tenants have given, a search finds one's own and shared documents, and no other, also after a deletion."""
+
+    async def run(folder: Path) -> None:
+        shutil.copy(migrated, folder / "kotae.db")
+        database, settings = Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}"), Settings(dictionary="none")
+        retrieval = Retrieval(database, settings)
+        owners: dict[str, tuple[str, bool]] = {}
+        for owner, text, shared in given:
+            (stored,) = await documents.store(database, settings, [Given("", text, "utf-8")], user_id=owner, shared=shared)
+            owners.setdefault(stored.document_id, (owner, shared))
+        gone = next(iter(owners))
+        for deleted in (False, True):
+            if deleted:
+                await documents.delete(database, gone, user_id=None)
+            for who in "abcd":
+                for hit in (await retrieval.search(asked, user_id=who, limit=50)).items:
+                    owner, shared = owners[hit.document_id]
+                    assert owner == who or shared
+                    assert not (deleted and hit.document_id == gone)
+        await database.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(run(Path(folder)))
 
 
 async def test_shared_documents_are_context_for_everyone(serve: Serve, fake: ProviderFake) -> None:
@@ -195,12 +260,15 @@ async def test_shared_documents_are_context_for_everyone(serve: Serve, fake: Pro
 
 
 async def test_only_admins_ask_on_behalf_of_others(serve: Serve, fake: ProviderFake) -> None:
-    """A user's `user_id` in a body changes nothing; an admin's is believed, and the row says who asked."""
+    """A user's `user_id` in a body changes nothing; an admin's is believed, the row says who asked, the context is the user's."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     hers, boss = await make_key(service, "alice"), await make_key(service, "root", Role.ADMIN)
     body = {"prompt": "Why?", "grounded": False, "user_id": "bob"}
     async with client(service, hers) as alice, client(service, boss) as root:
         own = (await alice.post("/ai/test", json=body)).json()
+        await alice.post("/ai/upload", json={"text": "The zebra code is 4711."})
+        about_hers = {"prompt": "What is the zebra code?", "user_id": "bob"}
+        assert (await root.post("/ai/test", json=about_hers)).json()["status"] == "no_context"
         behalf = (await root.post("/ai/test", json=body)).json()
         await service.wait_idle()
         row = (await root.get(f"/ai/logs/{behalf['id']}")).json()

@@ -230,8 +230,10 @@ async def _ask(
     if body.max_tokens and body.max_tokens > settings.max_tokens_max:
         raise TooLarge(f"max_tokens is more than {settings.max_tokens_max}")
     user_id = body.user_id if body.user_id and principal.on_behalf else principal.user_id
-    subjects = principal.subjects
+    subjects, sees = principal.subjects, principal.sees
     if user_id != principal.user_id:
+        if principal.credential != "open":
+            sees = user_id  # the answer is theirs to read, and so are its sources
         subjects = (QuotaSubject(f"user:{user_id}", "user", await rooms.door.limits_of(user_id)), *principal.key_subjects)
     return Ask(
         prompt=body.prompt,
@@ -242,7 +244,7 @@ async def _ask(
         subjects=subjects,
         principal=principal,
         asked_by=principal.user_id if user_id != principal.user_id else None,
-        sees=principal.sees,
+        sees=sees,
         request_id=request.scope["request_id"],
         stream=stream,
         resumable=resumable,
