@@ -1,5 +1,6 @@
 """Wires a service from settings, in one place and one order, and takes it apart in the reverse one."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
@@ -29,6 +30,7 @@ from service.core.ports import Worker
 from service.core.pricing import PriceBook
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider
+from service.core.providers.openai import load as load_sdk
 from service.core.quota.ledger import Ledger
 from service.core.retrieval import Retrieval
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
@@ -41,6 +43,7 @@ from service.workers.reindexing import Reindexing
 from service.workers.writer import Writer
 
 HOLD_SECONDS = 30  # how long a quota is held beyond the deadline of its answer, should nobody say how that ended
+SDK_SECONDS = 0.1  # after everything else
 JOURNAL_SECONDS = 1  # how long the end of the process waits for the last sync
 TICKET_RESUME_SECONDS = 3600  # how long after its answer a ticket still serves a reconnect: a laptop that was closed meanwhile
 WRITE_OUT_SECONDS = 1.5  # how long the end of the process waits for the database; together with the rest under 2 s
@@ -126,6 +129,9 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
         provider = _provider(settings, settings.openai_base_url, key)
         stack.push_async_callback(provider.aclose)
+
+    # The first answer needs it. Nobody waits for it before, and the first requests are not slowed down by it.
+    asyncio.get_running_loop().call_later(SDK_SECONDS, Thread(target=load_sdk, name="sdk", daemon=True).start)
 
     prices = PriceBook(settings.prices, settings.openai_base_url)
     await anyio.to_thread.run_sync(prices.warm, settings.default_model)

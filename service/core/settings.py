@@ -7,6 +7,7 @@ reads. A `.env` file in the working directory is read first, the environment win
 
 import ipaddress
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -271,6 +272,7 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsInvalid(str(error)) from error
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether a name or address reaches this machine alone."""
     if host == "localhost":

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from service.core.errors import ProviderError, ProviderInvalid
+from service.core.errors import ProviderBusy, ProviderError, ProviderInvalid, ProviderRefused, ProviderRejected, ProviderTimeout
 from service.core.events import clean
 from service.core.ports import Delta
 from service.core.pricing import Usage
@@ -183,3 +183,22 @@ def _told_usage(raw: msgspec.Raw) -> Usage | None:
         cached_tokens=min(cached or 0, told.prompt_tokens),
         reasoning_tokens=min(reasoning or 0, told.completion_tokens),
     )
+
+
+def refusal(status: int, retry_after: str, said: object) -> ProviderError:
+    """The error of a status. `said`: the error object of the body, if it has one."""
+    said = said if isinstance(said, dict) else {}
+    if status in {429, 503}:
+        return ProviderBusy(f"the provider answered {status}", retry_after_seconds=_retry_after(retry_after))
+    if status in {408, 504}:
+        return ProviderTimeout(f"the provider answered {status}")
+    if status >= 500:
+        return ProviderError(f"the provider answered {status}")
+    if status in {401, 403} or (status == 404 and said.get("code") != "model_not_found"):
+        # Its words may repeat parts of the key; they are not passed on.
+        return ProviderRefused(f"the provider answered {status}: check the key, the base URL and the model")
+    return ProviderRejected(f"the provider answered {status}: {str(said.get('message') or 'no reason given')[:500]}")
+
+
+def _retry_after(value: str) -> int | None:
+    return min(int(value), 3600) if value.isascii() and value.isdigit() and len(value) < 10 else None

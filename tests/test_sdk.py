@@ -5,7 +5,7 @@ import openai
 import pytest
 
 from service.core.errors import ProviderError, ProviderUnreachable
-from service.core.providers.openai import translate
+from service.core.providers.sdk import translate
 
 REQUEST = httpx2.Request("POST", "http://provider.test/v1/chat/completions")
 
