@@ -1,5 +1,7 @@
 """Search, and the extractive answers over the sample documents, with the default thresholds."""
 
+import unicodedata
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from service.core import documents
 from service.core.db import Database
 from service.core.prompt import context_from, read_citations
 from service.core.quoting import quote
-from service.core.ranking import NOTHING, Candidate, Counts, Found, Thresholds, parse, rank
+from service.core.ranking import NOTHING, Candidate, Counts, Found, Thresholds, best_sentence, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.core.terms import tokenizer
@@ -220,6 +222,8 @@ async def test_a_hit_says_where_and_why(database: Database) -> None:
         "灯" * 100_000,
         " ".join(f"w{i}" for i in range(5000)),
         "ΑΣ ς ſ İ ﷽ 👩‍👩‍👧",
+        "מגדלור \u202e קדימה مرحبا",
+        "x " * 50_000,
     ],
 )
 async def test_no_query_is_a_program(database: Database, query: str) -> None:
@@ -242,6 +246,8 @@ async def test_search_never_raises(database: Database, query: str) -> None:
 @pytest.mark.parametrize(
     ("text", "query"),
     [
+        ("ボネール島はカリブ海にあります。", "ﾎﾞﾈｰﾙ島"),
+        ("ＡＢＣ銀行の口座番号です。", "abc銀行"),
         ("サーバーの再起動は毎週日曜日です。", "サーバの再起動"),
         ("ﾊﾝｶｸのｻｰﾊﾞｰです。", "ハンカクのサーバー"),
         ("返金期限は三十日です。", "返金の期限"),
@@ -253,6 +259,57 @@ async def test_spelling_does_not_matter(database: Database, text: str, query: st
     """Width, accents, inflection, long vowels and compounds are no obstacle."""
     document_id = await keep(database, text)
     assert [hit.document_id for hit in (await look(database, query)).items] == [document_id]
+
+
+QUESTIONS = ["ｻｰﾊﾞｰのﾊﾞｯｸｱｯﾌﾟ", "ＫＯＴＡＥの返品期限", "Café opening HOURS", "がぎぐげごのパ行"]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_variants_rank_alike(database: Database, question: str) -> None:
+    """Width, case and composition of a question change neither hits nor scores."""
+    await documents.seed(database, SETTINGS, user_id="local")
+    await keep(database, "サーバーのバックアップは毎晩です。KOTAEの返品期限は30日。Cafe opening hours: nine to five. がぎぐげごのパ行。")
+    found = await look(database, question)
+    assert found.items
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        variant = unicodedata.normalize(form, question)
+        assert await look(database, variant) == await look(database, variant.upper()) == found
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=14))
+async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Database, steps: list[tuple[bool, int]]) -> None:
+    """After each step a search finds exactly the documents that are there, and the counts are those of a fresh index."""
+    retrieval = Retrieval(database, SETTINGS)  # one for all: what it remembers must not outlive a change
+    there: dict[int, str] = {}
+    for add, n in steps:
+        if add and n not in there:
+            there[n] = await keep(database, f"灯台{n}号の管理人は毎朝レンズを磨きます。")
+        elif not add and n in there:
+            await documents.delete(database, there.pop(n), user_id="u")
+        found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
+        assert {hit.document_id for hit in found.items} == set(there.values())
+        counts = await database.look(lambda connection: retrieval._counts(connection, parse("灯台", tokenizer("auto"))))
+        assert (counts.chunks, counts.words["灯台"]) == (len(there), len(there))
+    for document_id in there.values():
+        await documents.delete(database, document_id, user_id="u")
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    text=st.text(
+        st.sampled_from("灯台の。、!?. \n#-「」aZ9é👩\u202e") | st.characters(codec="utf-8", exclude_characters="\0"),
+        min_size=1,
+        max_size=1500,
+    )
+)
+def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -> None:
+    """Whatever the text, a chunk's offsets slice the original, and the best sentence's offsets slice the chunk."""
+    small = Settings(_env_file=None, chunk_characters=50, chunk_overlap_characters=10)
+    for piece in documents.cut({"id": "d", "title": "T", "text": text}, small):
+        assert piece["text"] == text[piece["start"] : piece["end"]]
+        low, high = best_sentence(piece["text"], {"灯台": 1.0, "a": 2.0})
+        assert 0 <= low < high <= len(piece["text"])
 
 
 def candidate(n: int, words: str) -> Candidate:
