@@ -232,7 +232,8 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def _announce(settings: Settings, port: int) -> None:
     url = _url(settings, port)
-    auth = "" if settings.auth == "open" else ' -H "Authorization: Bearer $KOTAE_SECRET"'
+    key = "$KOTAE_SECRET" if settings.secret else "$KEY"  # one that `kotae keys create` has printed
+    auth = "" if settings.auth == "open" else f' -H "Authorization: Bearer {key}"'
     json_type = "-H 'Content-Type: application/json'"
     print(
         f"""
