@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file 
 from bench.processes import HERE, Cores, Process, free_port
 
 BODY = json.dumps({"prompt": "question", "grounded": False, "max_tokens": 100})
-LIMITS = ["--requests-per-minute", "1000000", "--tokens-per-minute", "1000000000", "--tokens-per-day", "1000000000",
-          "--tokens-per-month", "1000000000", "--usd-per-day", "1000", "--usd-per-month", "1000", "--concurrent", "1000"]  # fmt: skip
+NAMES = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "tokens_per_month", "cost_usd_per_day", "cost_usd_per_month")
+LIMITS = [f"--limit={name}=100000000" for name in (*NAMES, "concurrent")]
 KOTAE = Path(sys.executable).parent / "kotae"
 
 

@@ -27,13 +27,10 @@ keys = typer.Typer(help="API keys: create, list, rotate, revoke.", no_args_is_he
 users = typer.Typer(help="Users: list, disable, enable, quota, usage.", no_args_is_help=True)
 plans = typer.Typer(help="Plans, which are named sets of limits; `default` is for users without one.", no_args_is_help=True)
 
-PerMinute = Annotated[int | None, typer.Option("--requests-per-minute", min=0)]
-TokensPerMinute = Annotated[int | None, typer.Option("--tokens-per-minute", min=0)]
-TokensPerDay = Annotated[int | None, typer.Option("--tokens-per-day", min=0)]
-TokensPerMonth = Annotated[int | None, typer.Option("--tokens-per-month", min=0)]
-CostPerDay = Annotated[str | None, typer.Option("--usd-per-day", help="USD, such as 1.50.")]
-CostPerMonth = Annotated[str | None, typer.Option("--usd-per-month", help="USD.")]
-Concurrent = Annotated[int | None, typer.Option("--concurrent", min=0, help="Answers in progress at once.")]
+Limit = Annotated[
+    list[str],
+    typer.Option("--limit", metavar="NAME=VALUE", help="As in the API, such as tokens_per_day=50000 or cost_usd_per_month=20. Repeat."),
+]
 
 
 @keys.command("create")
@@ -120,25 +117,10 @@ def enable_user(user: str) -> None:
 def set_quota(
     user: str,
     plan: Annotated[str | None, typer.Option(help="A plan; without it and without limits: the default plan.")] = None,
-    requests_per_minute: PerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
-    tokens_per_day: TokensPerDay = None,
-    tokens_per_month: TokensPerMonth = None,
-    usd_per_day: CostPerDay = None,
-    usd_per_month: CostPerMonth = None,
-    concurrent: Concurrent = None,
+    limit: Limit = [],  # noqa: B006 - typer's, and not changed
 ) -> None:
     """Give a user a plan, or limits of their own."""
-    limits = QuotaLimits(
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        tokens_per_day=tokens_per_day,
-        tokens_per_month=tokens_per_month,
-        cost_nano_usd_per_day=_nano(usd_per_day),
-        cost_nano_usd_per_month=_nano(usd_per_month),
-        concurrent=concurrent,
-    )
-    own = limits if limits != QuotaLimits() else None
+    own = _limits(limit) if limit else None
     if own is not None and plan is not None:
         raise typer.BadParameter("give a plan or limits, not both")
     _run(load_settings(), lambda database: store.put_user(database, user, plan=plan, limits=own))
@@ -178,24 +160,10 @@ def list_plans() -> None:
 @plans.command("set")
 def set_plan(
     name: str,
-    requests_per_minute: PerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
-    tokens_per_day: TokensPerDay = None,
-    tokens_per_month: TokensPerMonth = None,
-    usd_per_day: CostPerDay = None,
-    usd_per_month: CostPerMonth = None,
-    concurrent: Concurrent = None,
+    limit: Limit = [],  # noqa: B006 - typer's, and not changed
 ) -> None:
     """Make or change a plan: what is not given is not limited."""
-    limits = QuotaLimits(
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        tokens_per_day=tokens_per_day,
-        tokens_per_month=tokens_per_month,
-        cost_nano_usd_per_day=_nano(usd_per_day),
-        cost_nano_usd_per_month=_nano(usd_per_month),
-        concurrent=concurrent,
-    )
+    limits = _limits(limit)
     _run(load_settings(), lambda database: store.put_plan(database, name, limits))
     print(f"{name}: {limits.wire()}")
 
@@ -207,11 +175,21 @@ def delete_plan(name: str) -> None:
     print(f"deleted: {name}")
 
 
-def _nano(usd: str | None) -> int | None:
-    try:
-        return None if usd is None else to_nano(Decimal(usd))
-    except ArithmeticError as error:
-        raise typer.BadParameter(f"{usd!r} is no amount of USD") from error
+def _limits(given: list[str]) -> QuotaLimits:
+    found: dict[str, int] = {}
+    for one in given:
+        shown, _, value = one.partition("=")
+        name = shown.strip().replace("usd", "nano_usd")
+        if name not in QuotaLimits.__struct_fields__:
+            known = ", ".join(field.replace("nano_usd", "usd") for field in QuotaLimits.__struct_fields__)
+            raise typer.BadParameter(f"{shown!r} is none of {known}")
+        try:
+            found[name] = to_nano(Decimal(value)) if "nano_usd" in name else int(value)
+        except (ArithmeticError, ValueError) as error:
+            raise typer.BadParameter(f"{one!r} has no number") from error
+        if found[name] < 0:
+            raise typer.BadParameter(f"{one!r} is less than nothing")
+    return QuotaLimits(**found)
 
 
 def _set_disabled(user: str, *, disabled: bool) -> None:

@@ -1,6 +1,7 @@
 """Errors as the wire shows them: `application/problem+json` (RFC 9457), whatever raised them."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -44,14 +45,21 @@ def quota_headers(windows: Sequence[QuotaWindow]) -> dict[str, str]:
     """
     policies, states = [], []
     for window in windows:
-        name = f'"{window.of}-{window.name.replace("_", "-")}"'
-        over = f";w={window.seconds}" if window.seconds else ""
-        unit = "" if window.unit == "requests" else f';qu="{window.unit}"'
-        policies.append(f"{name};q={min(window.limit, _INTEGER_MAX)}{over}{unit}")
+        name, policy = _policy(window.of, window.name, window.limit, window.seconds, window.unit)
+        policies.append(policy)
         left = max(0, window.limit - window.used - window.held)
         reset = f";t={window.reset_seconds}" if window.reset_seconds else ""
         states.append(f"{name};r={min(left, _INTEGER_MAX)}{reset}")
     return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(states)} if policies else {}
+
+
+@lru_cache(maxsize=4096)
+def _policy(of: str, limit_name: str, limit: int, seconds: int | None, unit: str) -> tuple[str, str]:
+    """(the name of a limit, its item in `RateLimit-Policy`)."""
+    name = f'"{of}-{limit_name.replace("_", "-")}"'
+    over = f";w={seconds}" if seconds else ""
+    counted = "" if unit == "requests" else f';qu="{unit}"'
+    return name, f"{name};q={min(limit, _INTEGER_MAX)}{over}{counted}"
 
 
 def _request_id(request: Request) -> str:

@@ -124,14 +124,15 @@ class Answers:
         model, provider = self._choose(ask.model)
         intent = self._intent(ask, model)
         context: list[Passage] = []
-        await self._hold(ask, intent)
+        messages = [Message("user", intent.prompt)] if ask.grounded else prompt.free_messages(intent.prompt)
+        intent = await self._hold(ask, intent, messages)
         try:
             if ask.grounded:
                 found = await self._search(ask)
                 intent = msgspec.structs.replace(intent, relevance_share=found.share, relevance_terms=found.terms)
                 context = self._context(found) if found.answerable else []
-            messages = _messages(ask, intent, context)
-            intent = await self._hold_all(ask, intent, messages)
+                messages = prompt.grounded_messages(intent.prompt, context) if context else []
+                intent = await self._hold(ask, intent, messages, grow=True)
             degraded = ask.resumable and not self._shelf.has_room()
             if degraded:  # it ends when its reader leaves, and says so
                 self._metrics.streams_degraded.inc()
@@ -282,20 +283,17 @@ class Answers:
             asked_by=ask.asked_by,
         )
 
-    async def _hold(self, ask: Ask, intent: Intent) -> None:
-        """Hold what is surely needed: the question and the longest answer. Raises what `Quota.hold` does."""
-        tokens_held, nano_usd = self._upper_bound(ask, intent, [Message("user", intent.prompt)])
-        try:
-            await self._quota.hold(intent.id, ask.subjects, tokens=tokens_held, nano_usd=nano_usd)
-        except QuotaExceeded as error:
-            self._metrics.quota_refusals.labels(error.extra["of"], error.extra["limit"]).inc()
-            raise
+    async def _hold(self, ask: Ask, intent: Intent, messages: list[Message], *, grow: bool = False) -> Intent:
+        """Hold, or grow the hold to, the upper bound of what the provider may bill for these; the intent says it.
 
-    async def _hold_all(self, ask: Ask, intent: Intent, messages: list[Message]) -> Intent:
-        """Hold the upper bound of what the provider may bill; the intent says it. Raises what `Quota.grow` does."""
+        Raises what `Quota.hold` does.
+        """
         tokens_held, nano_usd = self._upper_bound(ask, intent, messages)
         try:
-            await self._quota.grow(intent.id, tokens=tokens_held, nano_usd=nano_usd)
+            if grow:
+                await self._quota.grow(intent.id, tokens=tokens_held, nano_usd=nano_usd)
+            else:
+                await self._quota.hold(intent.id, ask.subjects, tokens=tokens_held, nano_usd=nano_usd)
         except QuotaExceeded as error:
             self._metrics.quota_refusals.labels(error.extra["of"], error.extra["limit"]).inc()
             raise
@@ -412,10 +410,3 @@ class Answers:
             if intent.model not in self._unpriced and len(self._unpriced) < UNPRICED_MAX:
                 self._unpriced.add(intent.model)
                 log.warning("model.unpriced", model=intent.model, remedy="give its price in KOTAE_PRICES")
-
-
-def _messages(ask: Ask, intent: Intent, context: list[Passage]) -> list[Message]:
-    """What the provider will be told; nothing, if it will not be called."""
-    if not ask.grounded:
-        return prompt.free_messages(intent.prompt)
-    return prompt.grounded_messages(intent.prompt, context) if context else []

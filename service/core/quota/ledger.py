@@ -23,6 +23,7 @@ import calendar
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -214,10 +215,7 @@ class Ledger:
         at: float,
     ) -> None:
         """Raises if `whole` can never fit a limit, or `more` does not fit now."""
-        for name, window, kind, _ in LIMITS:
-            limit = getattr(limits, name)
-            if limit is None:
-                continue
+        for name, window, kind, limit, _, _ in _set(limits):
             if kind == COST and nano_usd is None:
                 raise UnpricedModel(f"{name.replace('nano_usd', 'usd')} is limited, and the model has no known price")
             used, held = account.used[window][kind], account.held[window][kind]
@@ -250,18 +248,17 @@ class Ledger:
                 continue
             account = self._accounts.get(subject.name) or Account(starts)
             account.roll(starts)
-            for name, window, kind, unit in LIMITS:
-                if (limit := getattr(subject.limits, name)) is not None:
-                    yield QuotaWindow(
-                        name=_shown(name),
-                        of=subject.of,
-                        unit=unit,
-                        limit=limit,
-                        used=account.used[window][kind],
-                        held=account.held[window][kind],
-                        seconds=ends[window] - starts[window],
-                        reset_seconds=_seconds(ends[window] - at),
-                    )
+            for _, window, kind, limit, shown, unit in _set(subject.limits):
+                yield QuotaWindow(
+                    name=shown,
+                    of=subject.of,
+                    unit=unit,
+                    limit=limit,
+                    used=account.used[window][kind],
+                    held=account.held[window][kind],
+                    seconds=ends[window] - starts[window],
+                    reset_seconds=_seconds(ends[window] - at),
+                )
             if (most := subject.limits.concurrent) is not None:
                 yield QuotaWindow(name=CONCURRENT[0], of=subject.of, unit=CONCURRENT[1], limit=most, used=0, held=account.open)
 
@@ -301,6 +298,13 @@ class Ledger:
     def _end(self, window: int) -> int:
         starts = self._starts(self._clock())
         return self._month[1] if window == MONTH else starts[window] + (60, 86_400)[window]
+
+
+@lru_cache(maxsize=1024)
+def _set(limits: QuotaLimits) -> tuple[tuple[str, int, int, int, str, str], ...]:
+    """Those limits that are set: name, window, kind, limit, name as shown, unit."""
+    found = ((name, window, kind, getattr(limits, name), _shown(name), unit) for name, window, kind, unit in LIMITS)
+    return tuple(each for each in found if each[3] is not None)
 
 
 def policy(of: str, name: str) -> str:
