@@ -56,6 +56,29 @@ def test_null_content_role_only_and_empty_choices_are_no_text() -> None:
     assert [delta.text for delta in deltas] == ["", "", "", "", "x"]
 
 
+@given(st.text(), st.sampled_from("🙂𠮷"), st.text(), st.integers(1, 64), st.booleans())
+def test_a_character_whose_halves_come_apart_is_whole(before: str, character: str, after: str, size: int, empty_between: bool) -> None:
+    """An emoji that a provider escapes half in one chunk and half in the next is that emoji, and counts once."""
+    first, second = json.dumps(character)[1:-1][:6], json.dumps(character)[1:-1][6:]
+    parts = [json.dumps(before)[:-1] + first + '"', *(['""'] if empty_between else []), '"' + second + json.dumps(after)[1:]]
+    data = b"".join(b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part.encode() for part in parts)
+
+    deltas, decoder = fed(data + b"data: [DONE]\n\n", size)
+
+    assert "".join(delta.text for delta in deltas) == before + character + after
+    assert decoder.done
+
+
+@pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b""])
+def test_a_half_that_stays_alone_is_replaced(end: bytes) -> None:
+    """The first half of a character at the end of all, or before something else, becomes one replacement character."""
+    halves = b"".join(b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part for part in (b'"a\\ud83d"', b'"b\\ude42\\ud83d"'))
+
+    deltas, _ = fed(halves + end, 1000)
+
+    assert "".join(delta.text for delta in deltas) == "a\ufffdb\ufffd\ufffd"
+
+
 def test_a_lone_surrogate_becomes_a_replacement_character() -> None:
     """Half an emoji, escaped as JSON allows, does not reach anything that has to encode it."""
     deltas, _ = fed(b'data: {"choices": [{"delta": {"content": "a\\ud83db"}}]}\n\n', 1000)

@@ -3,7 +3,8 @@
 The stream is server-sent events whose data are `chat.completion.chunk` objects, the last one `[DONE]`
 (https://platform.openai.com/docs/api-reference/chat-streaming). What real servers do beside the letter is taken as it
 is meant: CRLF line ends, comments, a null `content`, role-only and empty-choices chunks, usage on every chunk (the last
-one counts), unknown fields, an error object in the middle of a stream. What is not the protocol raises
+one counts), unknown fields, an error object in the middle of a stream, an emoji whose escaped halves come in two chunks.
+What is not the protocol raises
 `ProviderInvalid`. A usage that cannot be true (negative, fractional, null, beyond `TOKENS_MAX`) counts as not told.
 """
 
@@ -69,6 +70,7 @@ class StreamDecoder:
         self._rest = b""
         self._after_cr = False
         self._data: list[bytes] = []
+        self._half = ""  # the first half of a character whose second one may come with the next chunk
         self.done = False
         self.error: ProviderError | None = None
 
@@ -115,6 +117,7 @@ class StreamDecoder:
             self.feed(b"\n")
             if self._data:
                 self._event(deltas)
+        self._give_up_half(deltas)
         return deltas
 
     def _with_newlines(self, data: bytes) -> bytes:
@@ -131,17 +134,33 @@ class StreamDecoder:
 
     def _take(self, data: bytes, deltas: list[Delta]) -> None:
         if data[:1] != b"{" and data.strip() == b"[DONE]":
+            self._give_up_half(deltas)
             self.done = True
         elif data:
             try:
-                deltas.append(_delta(data))
+                delta = _delta(data)
             except ProviderError as error:
                 self.error = error
+            else:
+                whole = delta.text.isascii() and not self._half
+                deltas.append(delta if whole else self._joined(delta))
+
+    def _joined(self, delta: Delta) -> Delta:
+        """The delta behind the half that is held back, without one at its own end; other halves become U+FFFD."""
+        text = self._half + delta.text
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        return Delta(clean(text.removesuffix(self._half)), delta.finish_reason, delta.usage)
+
+    def _give_up_half(self, deltas: list[Delta]) -> None:
+        if self._half:
+            deltas.append(Delta(clean(self._half)))
+            self._half = ""
 
 
 def decode_completion(data: bytes) -> Delta:
     """The whole of a non-streamed answer. Raises `ProviderInvalid`, or `ProviderError` for an error object."""
-    return _delta(data)
+    delta = _delta(data)
+    return Delta(clean(delta.text), delta.finish_reason, delta.usage)
 
 
 def _delta(data: bytes) -> Delta:
@@ -158,7 +177,7 @@ def _delta(data: bytes) -> Delta:
         text = (said.content or "") if said else ""
         finish_reason = choice.finish_reason
     usage = None if bytes(completion.usage) == b"null" else _told_usage(completion.usage)
-    return Delta(text if text.isascii() else clean(text), finish_reason, usage)
+    return Delta(text, finish_reason, usage)
 
 
 def _parsed(data: bytes) -> _Completion:
@@ -167,7 +186,13 @@ def _parsed(data: bytes) -> _Completion:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:  # msgspec refuses lone surrogates, which JSON allows and models do send
-        return _completion.decode(clean(json.dumps(json.loads(data), ensure_ascii=False)))
+        given = json.loads(data)
+        completion = _completion.decode(clean(json.dumps(given, ensure_ascii=False)))
+        for choice, raw in zip(completion.choices or [], given["choices"] or [], strict=True):
+            for said, name in ((choice.delta, "delta"), (choice.message, "message")):
+                if said:
+                    said.content = raw[name].get("content")
+        return completion
 
 
 def _told_usage(raw: msgspec.Raw) -> Usage | None:
