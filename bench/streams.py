@@ -4,7 +4,8 @@
 
 Three times the same `--streams` readers of `POST /ai/stream` at two events a second: alone, alone again, and beside
 `--stalled` clients that ask for a long answer and never read. The provider keeps to a schedule that does not drift, so an
-event's lateness is its distance from its place in the schedule, counted from the most punctual event of its stream.
+event's lateness is its distance from its place in the schedule, counted from the most punctual event of its stream; it
+counts while all streams are open.
 Memory is the resident set of the service, over what it was after a little use with no stream open.
 """
 
@@ -121,7 +122,9 @@ class Bench:
             await asyncio.sleep(0.25)
         for reader in [*stalling, *readers]:
             reader.transport.abort() if reader in stalling else reader.transport.close()
-        late = sorted(lateness for reader in readers for lateness in _lateness(reader.times))
+        ended = min(reader.times[-1] for reader in readers)
+        every = [each for reader in readers for each in _lateness(reader.times)]
+        late = sorted([lateness for at, lateness in every if began <= at < ended] or [0.0])
         spent = (self.service.cpu_seconds() or 0) - cpu
         return {
             "streams": streams,
@@ -134,9 +137,10 @@ class Bench:
         }
 
 
-def _lateness(times: list[float]) -> list[float]:
+def _lateness(times: list[float]) -> list[tuple[float, float]]:
+    """(when, how late in ms) of each event."""
     on_time = min(at - n * INTERVAL_MS / 1000 for n, at in enumerate(times))
-    return [(at - n * INTERVAL_MS / 1000 - on_time) * 1000 for n, at in enumerate(times)]
+    return [(at, (at - n * INTERVAL_MS / 1000 - on_time) * 1000) for n, at in enumerate(times)]
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -203,9 +203,10 @@ class Stream:
         return done_event(seq, self.outcome)
 
     def _join_read(self) -> None:
-        """After the end, when all have read it, the pieces become one."""
-        if self.outcome is not None and self._was_read and not self._readers:
-            self._join(len(self._texts))
+        """After the end the pieces of a long text, and of one that all have read, give way to the text that the outcome has."""
+        ended = self.outcome
+        if ended is not None and (len(self._texts) > PIECES_MAX // 2 or (self._was_read and not self._readers and len(self._texts) > 1)):
+            self._texts, self._ends = [ended.response], array("I", [len(ended.response)])
 
     def _join(self, count: int) -> None:
         """Make the first `count` pieces one: positions do not mind."""

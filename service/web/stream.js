@@ -16,6 +16,7 @@ export function openStream(question, grounded, on) {
   const seen = { id: null, seq: -1 };
   let source = null;
   let patience; // a timer: until when to try
+  let recoveries = 0;
   let stopping = false;
   let over = false;
 
@@ -31,7 +32,7 @@ export function openStream(question, grounded, on) {
     }
     seen.id = started.id;
     if (stopping) stopAnswer(seen.id).catch(() => {});
-    listen(started.events_url);
+    if (!over) listen(started.events_url);
   }
 
   function listen(url) {
@@ -49,7 +50,7 @@ export function openStream(question, grounded, on) {
       if (over) return;
       if (!stopping) on.state("reconnecting");
       patience ??= setTimeout(lose, RECONNECT_MS_MAX);
-      if (source.readyState === EventSource.CLOSED) recover();
+      if (source.readyState === EventSource.CLOSED) setTimeout(recover, recoveries++ ? 1000 : 0);
     };
   }
 
@@ -65,12 +66,13 @@ export function openStream(question, grounded, on) {
 
   // The browser has given up, at a response that is no stream. The answer itself may run, or be in the log.
   async function recover() {
+    if (over) return;
     let found;
     try {
       found = await fetchAnswer(seen.id);
     } catch (problem) {
       if (problem.status && problem.status < 500) return lose();
-      return setTimeout(() => over || recover(), 2000);
+      return setTimeout(recover, 2000);
     }
     if (over) return;
     if (found.status !== "in_progress") return end(() => on.whole(found));
