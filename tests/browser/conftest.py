@@ -1,6 +1,8 @@
 """A browser to look at the page with: Debian's Chromium, driven by Playwright, against a running service."""
 
+import re
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,13 +78,21 @@ def chromium_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not CHROMIUM.exists():
         pytest.skip(f"not run: {CHROMIUM} is absent (apt-get install chromium)")
     profile = tmp_path_factory.mktemp("chromium")
-    with subprocess.Popen([CHROMIUM, *ARGUMENTS, f"--user-data-dir={profile}"], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
+    said = profile / "stderr.txt"  # a file: a pipe that nobody reads stops the browser once it is full
+    with said.open("wb") as stderr, subprocess.Popen([CHROMIUM, *ARGUMENTS, f"--user-data-dir={profile}"], stderr=stderr) as process:
         try:
-            yield next(line.split()[-1] for line in process.stderr if line.startswith("DevTools listening on"))
+            yield _wait_listening(process, said)
         finally:
             process.terminate()
-            process.stderr.read()
+
+
+def _wait_listening(process: subprocess.Popen[bytes], said: Path) -> str:
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        if found := re.search(r"DevTools listening on (\S+)", said.read_text(errors="replace")):
+            return found[1]
+        time.sleep(0.02)
+    pytest.fail(f"the browser did not start: {said.read_text(errors='replace')}")
 
 
 @pytest.fixture
