@@ -1,9 +1,10 @@
-"""Kotae against the tutorial-style service, in the same run, on the same provider: a table, and the figures as JSON.
+"""Kotae against what a user would pick instead, in the same run, on the same provider: a table, and the figures as JSON.
 
-    python -m bench [--quick] [--json figures.json]
+    python -m bench [--quick] [--litellm /path/to/bin/litellm] [--json figures.json]
 
-Three targets: `direct` is the provider fake itself, the most that the tools can do; `tutorial` is `bench/tutorial.py`;
-`kotae` is `kotae serve` as it comes. The service that is measured has a core to itself, the tools have the others.
+Four targets: `direct` is the provider fake itself, the most that the tools can do; `tutorial` is `bench/tutorial.py`;
+`litellm` is LiteLLM's proxy without a database, if there is one; `kotae` is `kotae serve` with everything on: the caller
+has an API key, and limits on requests, tokens and cost. The service that is measured has a core to itself, the tools have the others.
 Each figure is the median of the rounds, and in every round each target has its turn. Every answer is checked by the
 load generator, and the number of answers is compared with what the provider has served: one wrong answer voids the run.
 """
@@ -12,7 +13,10 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,9 +32,13 @@ from bench.processes import HERE, Cores, Failed, Loader, Process, free_port, get
 CHUNKS = 64
 CONCURRENCY = 64
 BURST_CONCURRENCY = 16  # enough to fill a core; more would arrive in convoys longer than the measurement
-RATE = 50
+RATE, HIGH_RATE = 50, 100  # the second is more than some can do
+PACED_STREAMS, PACED_MS = 200, 50
 BODY = '{"prompt": "question %d", "grounded": false}'
 CHAT = '{"model": "gpt-5-mini", "messages": [{"role": "user", "content": "question %d"}]'
+KOTAE = Path(sys.executable).parent / "kotae"
+LIMITS = ["--requests-per-minute", "10000000", "--tokens-per-day", "1000000000000", "--usd-per-month", "1000000"]
+READY = {"tutorial": "/openapi.json", "litellm": "/health/liveliness", "kotae": "/health/ready"}
 CHAT_STREAM = CHAT + ', "stream": true, "stream_options": {"include_usage": true}}'
 
 
@@ -45,15 +53,27 @@ class Plan:
     streams: int
     stream_chunks: int
     stream_interval_ms: int
+    paced_chunks: int
 
 
-FULL = Plan(rounds=3, seconds=8, warmup_seconds=2, rate_seconds=20, streams=500, stream_chunks=40, stream_interval_ms=500)
-QUICK = Plan(rounds=1, seconds=1, warmup_seconds=0.3, rate_seconds=1, streams=100, stream_chunks=12, stream_interval_ms=250)
+FULL = Plan(rounds=3, seconds=8, warmup_seconds=2, rate_seconds=20, streams=500, stream_chunks=40, stream_interval_ms=500, paced_chunks=200)
+QUICK = Plan(
+    rounds=1, seconds=1, warmup_seconds=0.3, rate_seconds=1, streams=100, stream_chunks=12, stream_interval_ms=250, paced_chunks=40
+)
+LITELLM = """\
+model_list:
+  - model_name: gpt-5-mini
+    litellm_params: {model: openai/gpt-5-mini, api_base: %s/v1, api_key: bench}
+litellm_settings: {telemetry: false, drop_params: true}
+"""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something that answers. `events`: how many events a stream has beside its text; `last`: what the last one says."""
+    """Something that answers.
+
+    `events`: how many events a stream has beside its text, None: that varies; `last`: what the last one says.
+    """
 
     name: str
     url: str
@@ -61,17 +81,18 @@ class Target:
     stream_path: str
     answer_body: str
     stream_body: str
-    events: int
+    events: int | None
     first: str
     last: str
     process: Process | None
+    headers: tuple[str, ...] = ()
 
 
 class Bench:
     """One run: the provider, the services, and what is measured on them."""
 
-    def __init__(self, plan: Plan, folder: Path, cores: Cores) -> None:
-        self.plan, self._folder, self._cores = plan, folder, cores
+    def __init__(self, plan: Plan, folder: Path, cores: Cores, litellm: Path | None) -> None:
+        self.plan, self._folder, self._cores, self._litellm = plan, folder, cores, litellm
         self._provider_url = f"http://127.0.0.1:{free_port()}"
         self.raw: list[dict[str, Any]] = []
 
@@ -97,15 +118,30 @@ class Bench:
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
         env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))}
         env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(folder)}
-        kotae = Path(sys.executable).parent / "kotae"
         commands: dict[str, list[str | Path]] = {
             "tutorial": [sys.executable, HERE / "tutorial.py", "--port", _port(url), "--database", folder / "tutorial.db"],
-            "kotae": [kotae, "serve", "--migrate", "--port", _port(url)],
+            "litellm": [self._litellm or "", "--config", folder / "litellm.yaml", "--port", _port(url), "--host", "127.0.0.1"],
+            "kotae": [KOTAE, "serve", "--port", _port(url)],
         }
+        headers: tuple[str, ...] = ()
+        if name == "kotae":
+            env |= {"KOTAE_AUTH": "keys", "KOTAE_ANSWERS_MAX": "4000"}
+            headers = (f"Authorization: Bearer {_key_with_limits(env)}",)
+        if name == "litellm":
+            (folder / "litellm.yaml").write_text(LITELLM % self._provider_url)
+            key = f"sk-{secrets.token_hex(32)}"  # it does not start without one
+            # The map: else it asks the network for prices at the start.
+            env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key}
+            headers = (f"Authorization: Bearer {key}",)
         process = Process(name, commands[name], folder=folder, env=env, cores=self._cores.service)
         try:
-            process.wait_ready(f"{url}{'/health/ready' if name == 'kotae' else '/openapi.json'}")
-            yield Target(name, url, "/ai/test", "/ai/stream", BODY, BODY, 2 if name == "kotae" else 1, '"delta"', "event: done", process)
+            process.wait_ready(f"{url}{READY[name]}")
+            if name == "litellm":
+                path = "/v1/chat/completions"
+                yield Target(name, url, path, path, CHAT + "}", CHAT_STREAM, None, '"content":"word0 ', "[DONE]", process, headers)
+            else:
+                events = 2 if name == "kotae" else 1
+                yield Target(name, url, "/ai/test", "/ai/stream", BODY, BODY, events, '"delta"', "event: done", process, headers)
         except Failed as failure:
             raise Failed(f"{name}: {failure}\n{process.tail()}") from failure
         finally:
@@ -143,6 +179,33 @@ class Bench:
             raise Failed(f"{target.name} never had {plan.streams} streams open at once")
         return {"idle_mib": idle / 1024, "open_mib": most / 1024, "stream_kib": (most - idle) / plan.streams}
 
+    def paced(self, target: Target) -> dict[str, Any]:
+        """Many streams whose events come one by one: what an event costs, and what a further caller waits for its first."""
+        plan = self.plan
+        pace = f"question %d chunks={plan.paced_chunks} interval-ms={PACED_MS}"
+        many = self._arguments(target, "streams", plan.paced_chunks, target.stream_body.replace("question %d", pace))
+        cpu_before = target.process.cpu_seconds() if target.process else None
+        loader = Loader([*many, "--once", "--concurrency", str(PACED_STREAMS), "--seconds", "120"], cores=self._cores.tools)
+        try:
+            while self._stats()["open"] < PACED_STREAMS and loader.running():
+                time.sleep(0.05)
+            seconds = plan.paced_chunks * PACED_MS / 1000 * 0.7
+            probing = self._arguments(target, "streams", 4, target.stream_body.replace("question %d", "question %d chunks=4"))
+            probe = Loader([*probing, "--rate", "5", "--seconds", str(seconds), "--warmup-seconds", "0"], cores=self._cores.tools)
+            try:
+                first = probe.result()["first_event_ms"]
+            finally:
+                probe.stop()
+            gaps = loader.result()["gap_ms"]
+        finally:
+            loader.stop()
+        figures: dict[str, Any] = {"first_p50_ms": first["p50"], "first_p99_ms": first["p99"], "gap_p99_ms": gaps["p99"]}
+        if target.process and cpu_before is not None:
+            cpu = (target.process.cpu_seconds() or 0) - cpu_before
+            figures["cpu_us_per_event"] = cpu * 1e6 / (PACED_STREAMS * plan.paced_chunks)
+        self.raw.append({"target": target.name, "what": "paced", **figures})
+        return figures
+
     def _measure(self, target: Target, what: str, seconds: float, concurrency: int, rate: float) -> dict[str, Any]:
         body = target.stream_body if what == "streams" else target.answer_body
         arguments = self._arguments(target, what, CHUNKS, body)
@@ -165,45 +228,70 @@ class Bench:
 
     def _arguments(self, target: Target, what: str, chunks: int, body: str) -> list[str]:
         last_word = f"word{chunks - 1} "
+        headers = [part for header in target.headers for part in ("--header", header)]
         if what == "answers":
-            return ["--url", target.url + target.answer_path, "--body", body, "--contains", last_word]
-        events = str(chunks + target.events)
+            return ["--url", target.url + target.answer_path, "--body", body, "--contains", last_word, *headers]
+        events = [] if target.events is None else ["--events", str(chunks + target.events)]
         found = ["--contains", last_word, "--contains", target.last, "--first", target.first]
-        return ["--url", target.url + target.stream_path, "--body", body, "--events", events, *found]
+        return ["--url", target.url + target.stream_path, "--body", body, *events, *found, *headers]
 
     def _stats(self) -> dict[str, Any]:
         return get_json(f"{self._provider_url}/stats")
 
 
-def measure(plan: Plan, folder: Path, cores: Cores) -> dict[str, Any]:
-    """Everything. Raises `Failed`."""
-    bench, figures = Bench(plan, folder, cores), dict[str, dict[str, list[float]]]()
+def _key_with_limits(env: dict[str, str]) -> str:
+    """A key of a user who has limits that are never reached."""
+    for arguments in (["migrate"], ["users", "quota", "bench", *LIMITS]):
+        subprocess.run([KOTAE, *arguments], env=env, check=True, capture_output=True)
+    made = subprocess.run([KOTAE, "keys", "create", "--user", "bench"], env=env, check=True, capture_output=True, text=True)
+    return made.stdout.split()[0]
 
-    def note(target: Target, **values: float | None) -> None:
+
+def one_round(bench: Bench, target: Target) -> dict[str, float]:
+    """What a target has its turn for."""
+    plan = bench.plan
+    answers, bursts = bench.answers(target, plan.seconds), bench.bursts(target, plan.seconds)
+    fixed = bench.answers(target, plan.rate_seconds, rate=RATE)["latency_ms"]
+    found = {
+        "answers_per_second": answers["answers_per_second"],
+        "streams_per_second": bursts["answers_per_second"],
+        "events_per_second": bursts["answers_per_second"] * CHUNKS,
+        "latency_p50_ms": fixed["p50"],
+        "latency_p99_ms": fixed["p99"],
+        **bench.paced(target),
+    }
+    if target.process:
+        found |= {"cpu_ms_per_answer": answers["cpu_ms_per_answer"], "cpu_ms_per_stream": bursts["cpu_ms_per_answer"]}
+    if target.name in {"direct", "kotae"}:
+        fast = bench.answers(target, plan.rate_seconds, rate=HIGH_RATE)["latency_ms"]
+        found |= {"fast_p50_ms": fast["p50"], "fast_p99_ms": fast["p99"]}
+    return found
+
+
+def measure(plan: Plan, folder: Path, cores: Cores, litellm: Path | None) -> dict[str, Any]:
+    """Everything. Raises `Failed`."""
+    bench, figures = Bench(plan, folder, cores, litellm), dict[str, dict[str, list[float]]]()
+    names = ["direct", "tutorial", *(["litellm"] if litellm else []), "kotae"]
+
+    def note(target: Target, values: dict[str, float]) -> None:
         for name, value in values.items():
-            if value is not None:
-                figures.setdefault(target.name, {}).setdefault(name, []).append(value)
+            figures.setdefault(target.name, {}).setdefault(name, []).append(value)
 
     with bench.provider(), contextlib.ExitStack() as stack:
-        targets = [stack.enter_context(bench.target(name)) for name in ("direct", "tutorial", "kotae")]
+        targets = [stack.enter_context(bench.target(name)) for name in names]
         for target in targets[1:]:  # before anything has been under load
             _say(f"memory: {target.name}")
-            note(target, **bench.memory(target))
+            note(target, bench.memory(target))
         for n in range(plan.rounds):
             for target in targets if n % 2 == 0 else reversed(targets):
                 _say(f"round {n + 1} of {plan.rounds}: {target.name}")
-                answers = bench.answers(target, plan.seconds)
-                note(target, answers_per_second=answers["answers_per_second"], cpu_ms_per_answer=answers.get("cpu_ms_per_answer"))
-                bursts = bench.bursts(target, plan.seconds)
-                streams = bursts["answers_per_second"]
-                cpu = bursts.get("cpu_ms_per_answer")
-                note(target, streams_per_second=streams, events_per_second=streams * CHUNKS, cpu_ms_per_stream=cpu)
-                fixed = bench.answers(target, plan.rate_seconds, rate=RATE)["latency_ms"]
-                note(target, latency_p50_ms=fixed["p50"], latency_p99_ms=fixed["p99"])
+                note(target, one_round(bench, target))
     medians = {name: {figure: statistics.median(values) for figure, values in found.items()} for name, found in figures.items()}
-    for name in ("tutorial", "kotae"):
-        for share in ("p50", "p99"):
-            medians[name][f"added_{share}_ms"] = medians[name][f"latency_{share}_ms"] - medians["direct"][f"latency_{share}_ms"]
+    for name in names[1:]:
+        for kind in ("latency", "fast", "first"):
+            for share in ("p50", "p99"):
+                if (value := medians[name].get(f"{kind}_{share}_ms")) is not None:
+                    medians[name][f"added_{kind}_{share}_ms"] = value - medians["direct"][f"{kind}_{share}_ms"]
     return {"medians": medians, "rounds": figures, "raw": bench.raw}
 
 
@@ -215,8 +303,13 @@ ROWS = [
     ("cpu_ms_per_stream", "  processor time per stream, ms", "{:.2f}"),
     ("latency_p50_ms", f"latency at {RATE} answers/s, p50 ms", "{:.2f}"),
     ("latency_p99_ms", "  p99 ms", "{:.2f}"),
-    ("added_p50_ms", "  added to direct, p50 ms", "{:.2f}"),
-    ("added_p99_ms", "  added to direct, p99 ms", "{:.2f}"),
+    ("added_latency_p50_ms", "  added to direct, p50 ms", "{:.2f}"),
+    ("added_latency_p99_ms", "  added to direct, p99 ms", "{:.2f}"),
+    ("added_fast_p50_ms", f"added at {HIGH_RATE} answers/s, p50 ms", "{:.2f}"),
+    ("added_fast_p99_ms", "  p99 ms", "{:.2f}"),
+    ("cpu_us_per_event", f"{PACED_STREAMS} streams, an event each {PACED_MS} ms: processor µs per event", "{:.0f}"),
+    ("gap_p99_ms", "  time between events, p99 ms", "{:.1f}"),
+    ("added_first_p99_ms", "  added to a further caller's first event, p99 ms", "{:.1f}"),
     ("idle_mib", "memory in use, no stream open, MiB", "{:.1f}"),
     ("stream_kib", "  per open stream, KiB", "{:.1f}"),
 ]
@@ -224,12 +317,13 @@ ROWS = [
 
 def table(medians: dict[str, dict[str, float]]) -> str:
     """The figures for people. The last column is Kotae's as a multiple of the tutorial's."""
-    lines = [f"{'':44}{'direct':>10}{'tutorial':>10}{'kotae':>10}{'kotae/tutorial':>16}"]
+    names = [name for name in ("direct", "tutorial", "litellm", "kotae") if name in medians]
+    lines = [f"{'':60}" + "".join(f"{name:>10}" for name in names) + f"{'kotae/tutorial':>16}"]
     for key, title, form in ROWS:
-        cells = [form.format(medians[name][key]) if key in medians.get(name, {}) else "–" for name in ("direct", "tutorial", "kotae")]
+        cells = [form.format(medians[name][key]) if key in medians[name] else "–" for name in names]
         tutorial, kotae = medians["tutorial"].get(key), medians["kotae"].get(key)
         ratio = f"{kotae / tutorial:.2f}×" if tutorial and kotae is not None and tutorial > 0 else "–"
-        lines.append(f"{title:44}" + "".join(f"{cell:>10}" for cell in cells) + f"{ratio:>16}")
+        lines.append(f"{title:60}" + "".join(f"{cell:>10}" for cell in cells) + f"{ratio:>16}")
     return "\n".join(lines)
 
 
@@ -246,18 +340,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kotae against a tutorial-style service.")
     parser.add_argument("--quick", action="store_true", help="a smoke run of some twenty seconds; its figures mean little")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--litellm", type=Path, help="the command of a LiteLLM proxy, in an environment of its own")
     parser.add_argument("--json", type=Path, default=Path(".data/bench.json"), help="where the figures go")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
     if options.rounds:
         plan = Plan(**{**vars(plan), "rounds": options.rounds})
+    litellm = options.litellm or (Path(found_litellm) if (found_litellm := shutil.which("litellm")) else None)
+    if litellm is None:
+        _say("not run: LiteLLM, which is not installed here (pip install 'litellm[proxy]', in an environment of its own)")
     cores = Cores.split()
     if os.getloadavg()[0] > 0.2 * (os.cpu_count() or 1):
         _say(f"this machine is busy (load average {os.getloadavg()[0]:.1f}): latencies will be too long, and ratios rough")
     about = {"machine": machine(cores), "plan": vars(plan)}
     try:
         with tempfile.TemporaryDirectory(prefix="kotae-bench-") as folder:
-            found = measure(plan, Path(folder), cores)
+            found = measure(plan, Path(folder), cores, litellm)
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
