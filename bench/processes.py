@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 60
+START_SECONDS = 180
 HERE = Path(__file__).parent
 
 

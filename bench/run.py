@@ -92,7 +92,7 @@ class Bench:
     """One run: the provider, the services, and what is measured on them."""
 
     def __init__(self, plan: Plan, folder: Path, cores: Cores, litellm: Path | None) -> None:
-        self.plan, self._folder, self._cores, self._litellm = plan, folder, cores, litellm
+        self.plan, self._folder, self.cores, self._litellm = plan, folder, cores, litellm
         self._provider_url = f"http://127.0.0.1:{free_port()}"
         self.raw: list[dict[str, Any]] = []
 
@@ -100,7 +100,7 @@ class Bench:
     def provider(self) -> Iterator[None]:
         """The provider fake, running."""
         command: list[str | Path] = [sys.executable, HERE / "provider.py", "--chunks", str(CHUNKS), "--port", _port(self._provider_url)]
-        provider = Process("provider", command, folder=self._folder, env=dict(os.environ), cores=self._cores.tools)
+        provider = Process("provider", command, folder=self._folder, env=dict(os.environ), cores=self.cores.tools)
         try:
             provider.wait_ready(f"{self._provider_url}/stats")
             yield
@@ -133,7 +133,7 @@ class Bench:
             # The map: else it asks the network for prices at the start.
             env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key}
             headers = (f"Authorization: Bearer {key}",)
-        process = Process(name, commands[name], folder=folder, env=env, cores=self._cores.service)
+        process = Process(name, commands[name], folder=folder, env=env, cores=self.cores.service)
         try:
             process.wait_ready(f"{url}{READY[name]}")
             if name == "litellm":
@@ -164,8 +164,8 @@ class Bench:
         idle = process.rss_kib()
         pace = f"question %d chunks={plan.stream_chunks} interval-ms={plan.stream_interval_ms}"
         body = target.stream_body.replace("question %d", pace)
-        arguments = self._arguments(target, "streams", plan.stream_chunks, body)
-        loader = Loader([*arguments, "--once", "--concurrency", str(plan.streams), "--seconds", "60"], cores=self._cores.tools)
+        arguments = self.arguments(target, "streams", plan.stream_chunks, body)
+        loader = Loader([*arguments, "--once", "--concurrency", str(plan.streams), "--seconds", "60"], cores=self.cores.tools)
         try:
             most = 0
             while loader.running():
@@ -183,15 +183,15 @@ class Bench:
         """Many streams whose events come one by one: what an event costs, and what a further caller waits for its first."""
         plan = self.plan
         pace = f"question %d chunks={plan.paced_chunks} interval-ms={PACED_MS}"
-        many = self._arguments(target, "streams", plan.paced_chunks, target.stream_body.replace("question %d", pace))
+        many = self.arguments(target, "streams", plan.paced_chunks, target.stream_body.replace("question %d", pace))
         cpu_before = target.process.cpu_seconds() if target.process else None
-        loader = Loader([*many, "--once", "--concurrency", str(PACED_STREAMS), "--seconds", "120"], cores=self._cores.tools)
+        loader = Loader([*many, "--once", "--concurrency", str(PACED_STREAMS), "--seconds", "120"], cores=self.cores.tools)
         try:
             while self._stats()["open"] < PACED_STREAMS and loader.running():
                 time.sleep(0.05)
             seconds = plan.paced_chunks * PACED_MS / 1000 * 0.7
-            probing = self._arguments(target, "streams", 4, target.stream_body.replace("question %d", "question %d chunks=4"))
-            probe = Loader([*probing, "--rate", "5", "--seconds", str(seconds), "--warmup-seconds", "0"], cores=self._cores.tools)
+            probing = self.arguments(target, "streams", 4, target.stream_body.replace("question %d", "question %d chunks=4"))
+            probe = Loader([*probing, "--rate", "5", "--seconds", str(seconds), "--warmup-seconds", "0"], cores=self.cores.tools)
             try:
                 first = probe.result()["first_event_ms"]
             finally:
@@ -208,11 +208,11 @@ class Bench:
 
     def _measure(self, target: Target, what: str, seconds: float, concurrency: int, rate: float) -> dict[str, Any]:
         body = target.stream_body if what == "streams" else target.answer_body
-        arguments = self._arguments(target, what, CHUNKS, body)
+        arguments = self.arguments(target, what, CHUNKS, body)
         warmup = min(self.plan.warmup_seconds, seconds)
         arguments += ["--concurrency", str(concurrency), "--seconds", str(seconds), "--warmup-seconds", str(warmup), "--rate", str(rate)]
         before, cpu_before = self._stats(), target.process.cpu_seconds() if target.process else None
-        loader = Loader(arguments, cores=self._cores.tools)
+        loader = Loader(arguments, cores=self.cores.tools)
         try:
             figures = loader.result()
         finally:
@@ -226,7 +226,8 @@ class Bench:
         self.raw.append({"target": target.name, "what": what, "rate": rate, **figures})
         return figures
 
-    def _arguments(self, target: Target, what: str, chunks: int, body: str) -> list[str]:
+    def arguments(self, target: Target, what: str, chunks: int, body: str) -> list[str]:
+        """How the load generator is told to ask this target."""
         last_word = f"word{chunks - 1} "
         headers = [part for header in target.headers for part in ("--header", header)]
         if what == "answers":
