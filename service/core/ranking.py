@@ -26,11 +26,12 @@ GRAMS_MAX = 400
 LIMIT_MAX = 100
 
 K1, B = 0.6, 0.75
+JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 CHUNKS_FLOOR = 1000
 TOP = 3  # the hits that abstention looks at
-LATIN_TERMS = 1.75  # English says the same with fewer rare words: by this its count compares with the Japanese one
-SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.6
+LATIN_SHARE, LATIN_TERMS = 1.045, 1.7  # English says the same with fewer rare words: by these the numbers compare with Japanese
+SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.64
 BARE_CHARACTERS_MAX = 80
 _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
 
@@ -128,15 +129,17 @@ def rank(query: Query, candidates: Sequence[Candidate], counts: Counts, *, limit
     words = _Field({word: _idf(counts.words.get(word, 0), total) for word in query.words}, [one.length for one in seen])
     pairs = _Field({phrase: _idf(phrases[phrase], total) for phrase in query.phrases}, [one.length for one in seen])
     grams = _Field({gram: _idf(counts.grams.get(gram, 0), total) for gram in query.grams}, [one.gram_length for one in seen])
-    scores = [
-        words.score(i, one.words) + PHRASE_WEIGHT * pairs.score(i, one.phrases) + GRAM_WEIGHT * grams.score(i, one.grams)
-        for i, one in enumerate(seen)
-    ]
+
+    def score(i: int, b: float = B) -> float:
+        one = seen[i]
+        return words.score(i, one.words, b) + PHRASE_WEIGHT * pairs.score(i, one.phrases, b) + GRAM_WEIGHT * grams.score(i, one.grams, b)
+
+    scores = [score(i) for i in range(len(seen))]
     whole = [len(set(one.words)) == len(query.words) for one in seen]
     order = sorted(range(len(candidates)), key=lambda i: (scores[i], whole[i]), reverse=True)
     best = words.best + PHRASE_WEIGHT * pairs.best + GRAM_WEIGHT * grams.best
-    top = max((scores[i] for i in order[:TOP]), default=0.0)
-    share = top / best if best else 0.0
+    top = max((score(i, JUDGED_B) for i in order[:TOP]), default=0.0)
+    share = top / best * (LATIN_SHARE if query.latin else 1) if best else 0.0
     rare = top / ((K1 + 1) * math.log(1 + total)) * (LATIN_TERMS if query.latin else 1)
     weights = grams.idf | words.idf
     hits = [
@@ -181,11 +184,11 @@ class _Field:
         self.idf = idf
         self.best = sum(idf.values()) * (K1 + 1)
         mean = sum(lengths) / len(lengths) if lengths else 1
-        self._norms = [K1 * (1 - B + B * length / (mean or 1)) for length in lengths]
+        self._lengths = [length / (mean or 1) for length in lengths]
 
-    def score(self, i: int, found: list[Any]) -> float:
+    def score(self, i: int, found: list[Any], b: float = B) -> float:
         """The score of candidate `i`, in which these terms stand."""
-        norm = self._norms[i]
+        norm = K1 * (1 - b + b * self._lengths[i])
         return sum(self.idf[term] * (n := found.count(term)) * (K1 + 1) / (n + norm) for term in set(found))
 
 

@@ -29,8 +29,8 @@ from service.core.settings import Settings
 from service.core.terms import tokenizer
 
 QUERY_CHARACTERS_MAX = 20_000
-CANDIDATES_MAX = 60
-GRAM_CANDIDATES = 15
+CANDIDATES_MAX = 100
+GRAM_CANDIDATES = 30
 POSTINGS_MAX, GRAM_POSTINGS_MAX = 2_000, 500
 WORDS_LEAST = 3  # looked up even if they are not rare
 COUNTS_KEPT = 100_000

@@ -139,10 +139,10 @@ class Settings(BaseSettings):
         3000, ge=50, le=1_000_000, description="Most tokens of context given to the model, roughly counted: four Latin letters are one."
     )
     relevance_share_min: float = Field(
-        0.265, ge=0, le=1, description="Abstention: least share of the best possible score that the best chunks must reach."
+        0.27, ge=0, le=1, description="Abstention: least share of the best possible score that the best chunks must reach."
     )
     relevance_terms_min: float = Field(
-        1.5, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
+        1.55, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
     )
 
     # streams
