@@ -76,7 +76,7 @@ class Bench:
                            env=dict(os.environ), cores=self._cores.tools)  # fmt: skip
         env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))}
         env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(self._folder)}
-        env |= {"KOTAE_ANSWERS_MAX": "10000", "KOTAE_LOG_LEVEL": "warning"}
+        env |= {"KOTAE_ANSWERS_MAX": "10000", "KOTAE_PROVIDER_CALLS_MAX": "10000", "KOTAE_LOG_LEVEL": "warning"}
         command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(urlsplit(self._url).port)]
         self.service = Process("kotae", command, folder=self._folder, env=env, cores=self._cores.service)
         try:
