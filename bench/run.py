@@ -37,7 +37,7 @@ PACED_STREAMS, PACED_MS = 200, 50
 BODY = '{"prompt": "question %d", "grounded": false}'
 CHAT = '{"model": "gpt-5-mini", "messages": [{"role": "user", "content": "question %d"}]'
 KOTAE = Path(sys.executable).parent / "kotae"
-LIMITS = ["--requests-per-minute", "10000000", "--tokens-per-day", "1000000000000", "--usd-per-month", "1000000"]
+LIMITS = ["--limit=requests_per_minute=10000000", "--limit=tokens_per_day=1000000000000", "--limit=cost_usd_per_month=1000000"]
 READY = {"tutorial": "/openapi.json", "litellm": "/health/liveliness", "kotae": "/health/ready"}
 CHAT_STREAM = CHAT + ', "stream": true, "stream_options": {"include_usage": true}}'
 
@@ -56,7 +56,7 @@ class Plan:
     paced_chunks: int
 
 
-FULL = Plan(rounds=3, seconds=8, warmup_seconds=2, rate_seconds=20, streams=500, stream_chunks=40, stream_interval_ms=500, paced_chunks=200)
+FULL = Plan(rounds=3, seconds=8, warmup_seconds=2, rate_seconds=20, streams=500, stream_chunks=40, stream_interval_ms=500, paced_chunks=100)
 QUICK = Plan(
     rounds=1, seconds=1, warmup_seconds=0.3, rate_seconds=1, streams=100, stream_chunks=12, stream_interval_ms=250, paced_chunks=40
 )
@@ -162,6 +162,8 @@ class Bench:
         self.answers(target, 0.5, concurrency=4)  # a little use: load would leave free memory that hides what streams take
         self.bursts(target, 0.5, concurrency=4)
         idle = process.rss_kib()
+        if target.name == "litellm":  # it cannot keep up with so many streams
+            return {"idle_mib": idle / 1024}
         pace = f"question %d chunks={plan.stream_chunks} interval-ms={plan.stream_interval_ms}"
         body = target.stream_body.replace("question %d", pace)
         arguments = self.arguments(target, "streams", plan.stream_chunks, body)
