@@ -96,7 +96,7 @@ def draw(title: str, across: str, up: str, series: dict[str, Points]) -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         f'<text x="{LEFT}" y="22" font-size="15">{title}</text>',
         f'<text x="{LEFT}" y="{HEIGHT - 12}">{across}</text>',
-        f'<text x="12" y="{TOP - 4}" font-size="11">{up}</text>',
+        f'<text x="12" y="{TOP - 16}" font-size="11">{up}</text>',
     ]
     for power in range(round(math.log10(low_y)), round(math.log10(high_y)) + 1):
         _, y = place(low_x, 10**power)
@@ -132,7 +132,7 @@ def main() -> None:
     latency = {f"{name} {share}": found[f"latency_{share}_ms"][name] for name in found["latency_p50_ms"] for share in ("p50", "p99")}
     title = "Latency of POST /ai/test against the rate of questions (dashed: p99)"
     (options.images / "latency.svg").write_text(draw(title, "questions a second", "ms", latency))
-    title = "Events that arrive against the number of open streams, 20 a second sent to each"
+    title = "Events that arrive, of the 20 a second that each stream is sent"
     (options.images / "streams.svg").write_text(draw(title, "open streams", "events/s", found["events_per_second"]))
 
 
