@@ -7,6 +7,7 @@ which would lose what is not yet written; and the process ends with 0, not by th
 
 import asyncio
 import math
+import resource
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -69,6 +70,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say where."""
         self._loop = asyncio.get_running_loop()
+        _raise_files_max()
         await super().startup(sockets=sockets)
         if self.started:
             for each in (listener for server in self.servers for listener in server.sockets):
@@ -98,6 +100,13 @@ class Server(uvicorn.Server):
             answers.interrupt()
         else:
             asyncio.get_running_loop().call_later(self._grace_seconds, answers.interrupt)
+
+
+def _raise_files_max() -> None:
+    """Allow as many open files as this process may allow itself: the usual 1,024 are two for each of 500 answers."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems name a hard limit that they do not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Plain:

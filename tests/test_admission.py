@@ -25,6 +25,7 @@ async def test_four_times_the_capacity(serve: Serve, fake: ProviderFake) -> None
         async with asyncio.timeout(20):
             while sum(one.done() for one in asked) < 3 * ANSWERS:
                 await asyncio.sleep(0.01)
+        await fake.wait_calls(CALLS)
         times = []
         for _ in range(30):  # refused ones, one after the other on a warm connection, while the service is full
             began = time.perf_counter()

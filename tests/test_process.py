@@ -1,6 +1,7 @@
 """The command line and the end of the process."""
 
 import asyncio
+import resource
 import signal
 import sqlite3
 import time
@@ -77,6 +78,17 @@ async def test_settings_are_printed_without_secrets(tmp_path: Path) -> None:
     assert "KOTAE_PORT=8123" in out
     assert "sk-canary" not in out
     assert "cccc" not in out
+
+
+async def test_it_may_open_as_many_files_as_it_is_allowed(tmp_path: Path) -> None:
+    """A low soft limit, as most systems have it, does not bound the answers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        async with serving(tmp_path) as service:
+            assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_sigterm_when_idle(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ async def test_every_document_becomes_as_if_stored_today(database: Database) -> 
     await worker.wait_done()
 
     async with database.reading() as session:
-        rows = [(await documents.get(session, document_id, user_id="u")) for document_id in ids]
+        rows = [(await documents.get(session, document_id, user_id="u")) for document_id in sorted(ids)]
     fresh = [
         (row.document_id, piece["text"], piece["words"])
         for row in rows

@@ -110,9 +110,9 @@ class Settings(BaseSettings):
     answer_seconds_max: float = Field(300, gt=0, le=3600, description="Deadline of one answer, tries included.")
     answer_bytes_max: int = Field(1_048_576, ge=1024, le=67_108_864, description="Longest text one answer may have, UTF-8 bytes.")
     provider_calls_max: int = Field(
-        1000, ge=1, le=100_000, description="Calls to the provider at once; further answers wait for their turn, KOTAE_ANSWERS_MAX in all."
+        4000, ge=1, le=100_000, description="Calls to the provider at once; further answers wait for their turn, KOTAE_ANSWERS_MAX in all."
     )
-    answers_max: int = Field(1000, ge=1, le=100_000, description="Answers in progress at once; one more is refused with 503.")
+    answers_max: int = Field(5000, ge=1, le=100_000, description="Answers in progress at once; one more is refused with 503.")
     prompt_characters_max: int = Field(20_000, ge=1, le=1_000_000, description="Longest prompt.")
     max_tokens: int = Field(1024, ge=1, le=1_000_000, description="Completion tokens asked for when a request names no max_tokens.")
     max_tokens_max: int = Field(8192, ge=1, le=1_000_000, description="Largest max_tokens that a request may name.")
