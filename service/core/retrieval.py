@@ -12,18 +12,22 @@ does not grow with the collection, and the ranking sees every word again.
 A question is never read as a query language: it is reduced to terms, and each is quoted. How often a term occurs is
 counted over all documents, also those that the caller may not see: scores may move by it, texts never show.
 
+With embeddings the chunks nearest in meaning join the candidates, and their cosines the ranking; without an answer from
+whoever embeds, or where a chunk has no vector yet, words alone decide.
+
 All of it is one visit of a thread: it computes for a few milliseconds, and its statements are many and short.
 
 Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, `CANDIDATES_MAX` chunks ranked, `LIMIT_MAX` returned.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import sqlalchemy as sa
 
 from service.core.db import Database
+from service.core.ports import Near
 from service.core.ranking import NOTHING, Candidate, Counts, Found, Query, Thresholds, parse, rank
 from service.core.settings import Settings
 from service.core.terms import tokenizer
@@ -31,6 +35,8 @@ from service.core.terms import tokenizer
 QUERY_CHARACTERS_MAX = 20_000
 CANDIDATES_MAX = 100
 GRAM_CANDIDATES = 30
+NEAR_CANDIDATES = 30
+NEAR_AT_ONCE = 500  # looked up by one statement
 POSTINGS_MAX, GRAM_POSTINGS_MAX = 2_000, 500
 WORDS_LEAST = 3  # looked up even if they are not rare
 COUNTS_KEPT = 100_000
@@ -39,10 +45,11 @@ COUNTS_KEPT = 100_000
 class Retrieval:
     """Searches one database. Made once: it remembers how often terms occur."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, near: Near | None = None) -> None:
         self._database = database
+        self._near = near
         self._tokenizer = tokenizer(settings.dictionary)
-        self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min)
+        self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min, settings.relevance_cosine_min)
         self._counted: tuple[int, dict[tuple[str, str], int]] = (0, {})  # of this version of the index
 
     async def search(self, query: str, *, user_id: str | None, limit: int, within: Sequence[str] | None = None) -> Found:
@@ -50,14 +57,16 @@ class Retrieval:
 
         `within`: of these documents alone. Any text is a question. Raises `DatabaseUnavailable` only.
         """
+        query = query[:QUERY_CHARACTERS_MAX]
+        cosines = await self._near.near(query) if self._near and query.strip() else None
 
         def look(connection: sa.Connection) -> Found:
-            asked = parse(query[:QUERY_CHARACTERS_MAX], self._tokenizer)
+            asked = parse(query, self._tokenizer)
             if not asked.words and not asked.grams:
                 return NOTHING
             counts = self._counts(connection, asked)
-            candidates = _candidates(connection, counts, _Seen(user_id, within))
-            return rank(asked, candidates, counts, limit=limit, thresholds=self._thresholds)
+            candidates = _candidates(connection, counts, _Seen(user_id, within), cosines or {})
+            return rank(asked, candidates, counts, limit=limit, thresholds=self._thresholds, cosines=cosines)
 
         return await self._database.look(look)
 
@@ -103,13 +112,16 @@ _MATCH = """
 SELECT t.rowid FROM chunk_terms AS t {joins} WHERE t.chunk_terms MATCH :match {condition}
 ORDER BY bm25(t.chunk_terms, 2.0, 2.0), t.rowid LIMIT :most
 """
+_NEAREST = """
+SELECT t.id, t.content_hash FROM chunks AS t {joins} WHERE t.content_hash IN (SELECT value FROM json_each(:hashes)) {condition}
+"""
 _CHUNKS = """
-SELECT c.document_id, c.n, c.start, c."end", d.title, c.text, c.words, c.grams
+SELECT c.document_id, c.n, c.start, c."end", d.title, c.text, c.words, c.grams, c.content_hash
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELECT value FROM json_each(?)) ORDER BY c.id
 """
 
 
-def _candidates(connection: sa.Connection, counts: Counts, seen: _Seen) -> list[Candidate]:
+def _candidates(connection: sa.Connection, counts: Counts, seen: _Seen, cosines: Mapping[str, float]) -> list[Candidate]:
     ids: dict[int, None] = {}
     for column, least, postings_max, most in (
         ("words", WORDS_LEAST, POSTINGS_MAX, CANDIDATES_MAX),
@@ -119,7 +131,24 @@ def _candidates(connection: sa.Connection, counts: Counts, seen: _Seen) -> list[
             values = {"match": _expression(column, rare), "most": most, "user_id": seen.user_id, "within": json.dumps(seen.within)}
             statement = _MATCH.format(joins=seen.joins, condition=seen.condition)
             ids |= dict.fromkeys(connection.exec_driver_sql(statement, values).scalars())
+    ids |= dict.fromkeys(_nearest(connection, seen, cosines))
     return [Candidate(*row) for row in connection.exec_driver_sql(_CHUNKS, (json.dumps(list(ids)),))]
+
+
+def _nearest(connection: sa.Connection, seen: _Seen, cosines: Mapping[str, float]) -> list[int]:
+    """The chunks nearest in meaning, of those that may be seen: of all texts first, and of more if those are somebody else's."""
+    most, statement = NEAR_CANDIDATES, _NEAREST.format(joins=seen.joins.replace("t.rowid", "t.id"), condition=seen.condition)
+    hashes = sorted(cosines, key=cosines.__getitem__, reverse=True) if cosines else []
+    ids: list[int] = []
+    for begin in range(0, len(hashes), NEAR_AT_ONCE):
+        some = hashes[begin : begin + NEAR_AT_ONCE]
+        values = {"hashes": json.dumps(some), "user_id": seen.user_id, "within": json.dumps(seen.within)}
+        place = {content_hash: n for n, content_hash in enumerate(some)}
+        rows = sorted(connection.exec_driver_sql(statement, values), key=lambda row: place[row[1]])
+        ids += [row[0] for row in rows]
+        if len(ids) >= most:
+            break
+    return ids[:most]
 
 
 def _rarest(counted: dict[str, int], least: int, postings_max: int) -> list[str]:

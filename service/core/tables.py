@@ -210,6 +210,7 @@ chunks = Table(
     Column("grams", Text, nullable=False),
     Column("content_hash", String(64)),  # SHA-256 of the text, by which vectors know it; None until it is made anew
     UniqueConstraint("document_id", "n"),
+    Index(None, "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,
 )
 

@@ -16,6 +16,14 @@ from tests.fakes.truth import Call, Ending, Truth
 LAST_CHUNK = b"0\r\n\r\n"
 
 
+def letters(text: str) -> list[float]:
+    """How often each of 64 classes of characters occurs in a text, and a one."""
+    found = [0.0] * 64
+    for character in text.lower():
+        found[ord(character) % 64] += 1.0
+    return [*found, 1.0]
+
+
 class Connection(asyncio.Protocol):
     """One connection: requests one after another, and the task that answers the present one."""
 
@@ -86,6 +94,10 @@ class Connection(asyncio.Protocol):
         if not self._requests or self.transport.is_closing():
             return
         line, headers, raw = self._requests.popleft()
+        if line == "POST /v1/embeddings":
+            self._answer_embeddings(raw)
+            self._answer_next()
+            return
         if line != "POST /v1/chat/completions":
             self._answer_other(line)
             self._answer_next()
@@ -119,6 +131,18 @@ class Connection(asyncio.Protocol):
                 self.respond(HTTPStatus.OK, json.dumps(self._truth.truth()).encode("utf-8", "surrogatepass"))
             case _:
                 self.respond(HTTPStatus.NOT_FOUND, b'{"error":{"message":"no such route","type":"invalid_request_error"}}')
+
+    def _answer_embeddings(self, raw: bytes) -> None:
+        """Vectors of letters: texts that share them are near. The next of `embedding_statuses` refuses instead."""
+        texts = json.loads(raw)["input"]
+        self._truth.embedded.append(texts)
+        if self._truth.embedding_statuses and (status := self._truth.embedding_statuses.popleft()) != HTTPStatus.OK:
+            self.respond(status, b'{"error":{"message":"not now","type":"server_error"}}')
+            return
+        data = [{"object": "embedding", "index": n, "embedding": letters(text)} for n, text in enumerate(texts)]
+        used = sum(len(text) for text in texts)
+        reply = {"object": "list", "data": data[::-1], "model": "fake", "usage": {"prompt_tokens": used, "total_tokens": used}}
+        self.respond(HTTPStatus.OK, json.dumps(reply).encode())
 
     def respond(self, status: int, body: bytes) -> None:
         """A plain answer in JSON."""

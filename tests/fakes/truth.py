@@ -64,6 +64,8 @@ class Truth:
     def __init__(self, default: Behaviour | None = None) -> None:
         self.default = default or Behaviour()
         self.calls: list[Call] = []
+        self.embedded: list[list[str]] = []  # the texts of every request for vectors
+        self.embedding_statuses: deque[int] = deque()  # of the next of them; then 200
         self.others: list[str] = []  # every other request: "GET /v1/models"
         self.refused = 0
         self.errors: list[BaseException] = []  # faults of the fake itself; closing it raises one

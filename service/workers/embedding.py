@@ -1,0 +1,104 @@
+"""Back-fill: every text that has no vector gets one, in the background, while searches go on by words.
+
+It looks again when the index has changed. A call that fails is tried again later, ever later: a provider that refuses a
+text is not asked for it all the time.
+"""
+
+import asyncio
+from contextlib import suppress
+from enum import StrEnum
+
+import msgspec
+
+from service.core.errors import KotaeError
+from service.core.telemetry import log
+from service.core.vectors import Vectors
+
+POLL_SECONDS = 0.5
+RETRY_SECONDS = (1, 2, 5, 15, 60)  # then 60 again
+
+
+class EmbeddingState(StrEnum):
+    """Where it is."""
+
+    RUNNING = "running"  # some texts have no vector yet
+    DONE = "done"  # all have one
+    DELAYED = "delayed"  # the last call failed; it will be tried again
+    FAILED = "failed"  # it stopped at something unexpected; the next start tries again
+
+
+class EmbeddingStatistics(msgspec.Struct, frozen=True):
+    """`texts`: distinct texts of chunks. `done`: how many of them have a vector. `failures`: calls since the last that went well."""
+
+    state: EmbeddingState
+    texts: int
+    done: int
+    failures: int
+
+
+class Embedding:
+    """Runs as one task between `start` and `stop`."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self._vectors = vectors
+        self._state = EmbeddingState.RUNNING
+        self._texts = self._done = self._failures = 0
+        self._version = -1  # of the index, when it was last gone through to its end
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name="embedding")
+
+    async def stop(self) -> None:
+        """Leave what is not done to the next start."""
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    def degraded(self) -> bool:
+        """Whether it makes no progress."""
+        return self._state in {EmbeddingState.DELAYED, EmbeddingState.FAILED}
+
+    def statistics(self) -> EmbeddingStatistics:
+        """A frozen look at it."""
+        return EmbeddingStatistics(state=self._state, texts=self._texts, done=self._done, failures=self._failures)
+
+    async def _run(self) -> None:
+        try:
+            while not await self._went(loading=True):
+                pass
+            while True:
+                if await self._went():
+                    await asyncio.sleep(POLL_SECONDS)
+        except Exception:  # noqa: BLE001 - searches go on by words
+            self._state = EmbeddingState.FAILED
+            log.exception("vectors.failed")
+
+    async def _went(self, *, loading: bool = False) -> bool:
+        """One look at what is to be done, and doing it. False: it failed, and the wait is over."""
+        try:
+            await (self._vectors.load() if loading else self._pass())
+        except KotaeError as error:
+            self._state = EmbeddingState.DELAYED
+            wait = RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS) - 1)]
+            self._failures += 1
+            log.warning("vectors.delayed", code=error.code, failures=self._failures, error=str(error))
+            await asyncio.sleep(wait)
+            return False
+        self._failures = 0
+        return True
+
+    async def _pass(self) -> None:
+        version = await self._vectors.version()
+        if version == self._version and self._state is EmbeddingState.DONE:
+            return
+        self._texts, self._done = await self._vectors.progress()
+        self._state, after = EmbeddingState.RUNNING, ""
+        while texts := await self._vectors.missing(after):
+            await self._vectors.make(texts)
+            self._done += len(texts)
+            self._failures = 0
+            after = texts[-1].content_hash
+        self._version, self._state = version, EmbeddingState.DONE

