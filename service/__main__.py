@@ -27,8 +27,9 @@ from service.core.auth.jwts import mint
 from service.core.auth.principals import Role
 from service.core.db import Database
 from service.core.errors import KotaeError, ProviderError
-from service.core.evaluation import Question, Text, read
+from service.core.evaluation import Progress, Question, Report, Text, read
 from service.core.evaluation import evaluate as measure
+from service.core.providers.embedders import embedder_of
 from service.core.providers.openai import OpenAIProvider
 from service.core.settings import Settings, describe, load_settings
 from service.core.telemetry import configure_logging
@@ -187,8 +188,19 @@ def evaluate(
     texts, questions = read(corpus, Text), read(queries, Question)
     others = read(offtopic, Question) if offtopic else []
     with tempfile.TemporaryDirectory(prefix="kotae-eval-") as folder, _bar() as progress:
-        report = asyncio.run(measure(loaded, Path(folder), texts, questions, others, progress))
+        report = asyncio.run(_measured(loaded, Path(folder), texts, questions, others, progress))
     print("\n".join(report.lines()))
+
+
+async def _measured(
+    loaded: Settings, folder: Path, texts: list[Text], questions: list[Question], others: list[Question], progress: Progress
+) -> Report:
+    embedder = embedder_of(loaded)
+    try:
+        return await measure(loaded, folder, texts, questions, others, progress, embedder=embedder)
+    finally:
+        if embedder:
+            await embedder.aclose()
 
 
 def main() -> None:

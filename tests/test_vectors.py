@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core import documents
+from service.core.audit import audit
 from service.core.db import Database
 from service.core.errors import SettingsInvalid
+from service.core.evaluation import Question, Text, evaluate
 from service.core.ports import Embedded
 from service.core.providers import embedders
 from service.core.ranking import Candidate, Counts, Thresholds, fuse, parse, rank
@@ -219,6 +222,7 @@ async def test_the_service_fills_searches_and_meters(serve: Serve, fake: Provide
     assert {(row["user_id"], row["status"], row["usage_source"], row["prompt"]) for row in rows} == {
         (EMBEDDER, "completed", "provider", "")
     }
+    assert (await audit(service.rooms.database, service.rooms.settings.data_dir)).told == []
     assert all(float(row["estimated_cost"]) == pytest.approx(row["prompt_tokens"] / 1e6) for row in rows)
 
 
@@ -234,6 +238,28 @@ async def test_a_provider_that_is_down_costs_no_answer(serve: Serve, fake: Provi
     assert found["answerable"]
     failed = [row for row in await service.rows(endpoint=ENDPOINT) if row["status"] != "completed"]
     assert [(row["status"], row["usage_source"], row["estimated_cost"]) for row in failed] == [("provider_error", "unknown", None)]
+
+
+async def test_a_usage_that_nobody_told_is_estimated(serve: Serve, fake: ProviderFake) -> None:
+    """A provider that sends vectors without a usage: its rows are `estimated`, and the account agrees."""
+    fake.embedding_usage = False
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", embeddings="openai")
+    await keep(service.rooms.database, TEXTS[0], user_id="local")
+    await wait_filled(service, 1)
+    (row,) = await service.rows(endpoint=ENDPOINT)
+    assert row["usage_source"] == "estimated"
+    assert row["prompt_tokens"] > 0
+    assert (await audit(service.rooms.database, service.rooms.settings.data_dir)).told == []
+
+
+async def test_evaluation_ranks_with_vectors(tmp_path: Path) -> None:
+    """`kotae eval` gives every text its vector before it asks, and searches as the service would."""
+    embedder = Letters()
+    corpus = [Text(id=str(n), text=text) for n, text in enumerate(TEXTS)]
+    asked = [Question(question="Who built the clock?", relevant=["2"])]
+    report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], lambda *_: None, embedder=embedder)
+    assert report.recall_at_1 == 1
+    assert sorted(embedder.embedded) == sorted([*TEXTS, asked[0].question])
 
 
 def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ recall at k (is a relevant text among the first k), the mean reciprocal rank and
 first ten. A text found by several chunks counts once, where it first stands.
 """
 
+import importlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ import msgspec
 from service.core import documents, prompt
 from service.core.db import Database
 from service.core.errors import SettingsInvalid
+from service.core.ports import Embedder, Near
 from service.core.quoting import quote
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
@@ -94,16 +96,27 @@ def read(path: Path, shape: type[T]) -> list[T]:
 
 
 async def evaluate(
-    settings: Settings, folder: Path, corpus: Sequence[Text], questions: Sequence[Question], others: Sequence[Question], progress: Progress
+    settings: Settings,
+    folder: Path,
+    corpus: Sequence[Text],
+    questions: Sequence[Question],
+    others: Sequence[Question],
+    progress: Progress,
+    *,
+    embedder: Embedder | None = None,
 ) -> Report:
-    """Index, ask, measure. `folder` gets the database. `others` are questions that the corpus does not answer."""
+    """Index, ask, measure. `folder` gets the database. `others` are questions that the corpus does not answer.
+
+    With an `embedder` every text has its vector before anything is asked; its calls have no rows here.
+    """
     database = Database(f"sqlite+aiosqlite:///{folder / 'eval.db'}")
     try:
         await database.migrate()
         began = time.perf_counter()
         ids, chunks = await _index(database, settings, corpus, progress)
         seconds = time.perf_counter() - began
-        asking = _Asking(Retrieval(database, settings), settings, ids)
+        near = await _embed(database, embedder, chunks, progress) if embedder else None
+        asking = _Asking(Retrieval(database, settings, near), settings, ids)
         for n, question in enumerate(questions, 1):
             await asking.ask(question)
             progress("questions", n, len(questions))
@@ -130,6 +143,18 @@ async def _index(database: Database, settings: Settings, corpus: Sequence[Text],
             chunks += document.chunks if document.created else 0
         progress("texts", begin + len(part), len(corpus))
     return ids, chunks
+
+
+async def _embed(database: Database, embedder: Embedder, most: int, progress: Progress) -> Near:
+    # Loaded when it is asked for: numpy takes a while.
+    vectors = (await anyio.to_thread.run_sync(importlib.import_module, "service.core.vectors")).Vectors(database, embedder, None, None)
+    after, done = "", 0
+    while texts := await vectors.missing(after):
+        await vectors.make(texts)
+        after, done = texts[-1].content_hash, done + len(texts)
+        progress("vectors", done, most)
+    near: Near = vectors
+    return near
 
 
 class _Asking:

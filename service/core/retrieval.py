@@ -20,6 +20,7 @@ All of it is one visit of a thread: it computes for a few milliseconds, and its 
 Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, `CANDIDATES_MAX` chunks ranked, `LIMIT_MAX` returned.
 """
 
+import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -36,6 +37,7 @@ QUERY_CHARACTERS_MAX = 20_000
 CANDIDATES_MAX = 100
 GRAM_CANDIDATES = 30
 NEAR_CANDIDATES = 30
+NEAR_LOOKED_MAX = 5_000  # of the nearest texts: whose they are is found out by looking
 NEAR_AT_ONCE = 500  # looked up by one statement
 POSTINGS_MAX, GRAM_POSTINGS_MAX = 2_000, 500
 WORDS_LEAST = 3  # looked up even if they are not rare
@@ -138,7 +140,7 @@ def _candidates(connection: sa.Connection, counts: Counts, seen: _Seen, cosines:
 def _nearest(connection: sa.Connection, seen: _Seen, cosines: Mapping[str, float]) -> list[int]:
     """The chunks nearest in meaning, of those that may be seen: of all texts first, and of more if those are somebody else's."""
     most, statement = NEAR_CANDIDATES, _NEAREST.format(joins=seen.joins.replace("t.rowid", "t.id"), condition=seen.condition)
-    hashes = sorted(cosines, key=cosines.__getitem__, reverse=True) if cosines else []
+    hashes = heapq.nlargest(NEAR_LOOKED_MAX, cosines, key=cosines.__getitem__)
     ids: list[int] = []
     for begin in range(0, len(hashes), NEAR_AT_ONCE):
         some = hashes[begin : begin + NEAR_AT_ONCE]

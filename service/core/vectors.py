@@ -8,7 +8,8 @@ a deleted document is not there, whatever the matrix still has.
 A call that may be billed has a row in the log: endpoint `/v1/embeddings`, of the user `EMBEDDER`, with the usage as the
 provider said it and without the texts. Nobody's quota is charged for it. Retried is what surely was not billed.
 
-Limits: `TEXTS_MAX` vectors in memory (what is beyond them is ranked by words), `QUERY_SECONDS` for a question's vector.
+Limits: `TEXTS_MAX` vectors in memory, those deleted since the start included (what is beyond them is ranked by words),
+`QUERY_SECONDS` for a question's vector.
 """
 
 import asyncio

@@ -141,7 +141,9 @@ class Connection(asyncio.Protocol):
             return
         data = [{"object": "embedding", "index": n, "embedding": letters(text)} for n, text in enumerate(texts)]
         used = sum(len(text) for text in texts)
-        reply = {"object": "list", "data": data[::-1], "model": "fake", "usage": {"prompt_tokens": used, "total_tokens": used}}
+        reply: dict[str, object] = {"object": "list", "data": data[::-1], "model": "fake"}
+        if self._truth.embedding_usage:
+            reply["usage"] = {"prompt_tokens": used, "total_tokens": used}
         self.respond(HTTPStatus.OK, json.dumps(reply).encode())
 
     def respond(self, status: int, body: bytes) -> None:

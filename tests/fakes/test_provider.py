@@ -139,8 +139,8 @@ async def test_models_and_nothing_else(fake: ProviderFake, client: AsyncOpenAI) 
     """The models are listed, every other route is 404, and neither is a call."""
     assert [model.id async for model in await client.models.list()] == ["fake-model"]
     with pytest.raises(openai.NotFoundError):
-        await client.embeddings.create(model="m", input="x")
-    assert (fake.calls, fake.others) == ([], ["GET /v1/models", "POST /v1/embeddings"])
+        await client.moderations.create(model="m", input="x")
+    assert (fake.calls, fake.others) == ([], ["GET /v1/models", "POST /v1/moderations"])
 
 
 async def test_usage_only_if_asked_for(fake: ProviderFake) -> None:

@@ -65,6 +65,7 @@ class Truth:
         self.default = default or Behaviour()
         self.calls: list[Call] = []
         self.embedded: list[list[str]] = []  # the texts of every request for vectors
+        self.embedding_usage = True  # whether it is told
         self.embedding_statuses: deque[int] = deque()  # of the next of them; then 200
         self.others: list[str] = []  # every other request: "GET /v1/models"
         self.refused = 0

