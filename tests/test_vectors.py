@@ -80,11 +80,15 @@ async def wait_filled(service: Service, texts: int) -> dict[str, Any]:
 
 
 def test_a_missing_cosine_is_the_mean_one() -> None:
-    """A candidate without a vector keeps its place by words; one nearer than the mean rises, one farther falls."""
-    placed = fuse([2.0, 2.0, 2.0], [0.9, None, 0.7])
-    assert placed[1] == 1
-    assert placed[0] == pytest.approx(1.1)
-    assert placed[2] == pytest.approx(0.9)
+    """Nearer than the mean rises, farther falls; a low candidate without a vector keeps its place by words."""
+    placed = fuse([2.0] * 10 + [1.0], [0.9, 0.7] * 5 + [None])
+    assert placed[:2] == [pytest.approx(1.1), pytest.approx(0.9)]
+    assert placed[10] == 0.5
+
+
+def test_what_waits_for_its_vector_is_not_passed() -> None:
+    """While one of the best by words has no vector, words alone decide."""
+    assert fuse([2.0, 1.9, 1.0], [None, 0.9, 0.7]) == [1.0, 0.95, 0.5]
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=20))
@@ -260,6 +264,22 @@ async def test_evaluation_ranks_with_vectors(tmp_path: Path) -> None:
     report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], lambda *_: None, embedder=embedder)
     assert report.recall_at_1 == 1
     assert sorted(embedder.embedded) == sorted([*TEXTS, asked[0].question])
+
+
+async def test_nobody_reached_is_nothing_billed(serve: Serve, fake: ProviderFake) -> None:
+    """Without a connection the rows say that nothing was used, /health/ready is degraded, and searches go on by words."""
+    async with fake.away():
+        service = await serve(openai_base_url=fake.base_url, model="fake-model", embeddings="openai", provider_attempts_max=1)
+        await keep(service.rooms.database, TEXTS[0], user_id="local")
+        async with asyncio.timeout(20):
+            while (await service.client.get("/health/ready")).json()["embedding"]["state"] != "delayed":
+                await asyncio.sleep(0.01)
+        assert (await service.client.get("/health/ready")).json()["status"] == "degraded"
+        assert (await service.client.get("/ai/search", params={"q": "lens of the lighthouse"})).json()["items"]
+        rows = await service.rows(endpoint=ENDPOINT)
+    assert rows
+    assert {(row["status"], row["usage_source"], row["total_tokens"]) for row in rows} == {("provider_error", "none", 0)}
+    assert (await audit(service.rooms.database, service.rooms.settings.data_dir)).told == []
 
 
 def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

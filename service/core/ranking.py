@@ -34,6 +34,7 @@ JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than 
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 CHUNKS_FLOOR = 1000
 COSINE_WEIGHT = 0.1
+COMPARED = 10  # the best by words: all of them need a cosine for any to count
 TOP = 3  # the hits that abstention looks at
 LATIN_SHARE, LATIN_TERMS = 1.045, 1.7  # English says the same with fewer rare words: by these the numbers compare with Japanese
 SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.64
@@ -178,7 +179,13 @@ def rank(
 
 
 def fuse(scores: Sequence[float], cosines: Sequence[float | None]) -> list[float]:
-    """A convex sum: score / best score + `COSINE_WEIGHT` · z(cosine). A candidate without a cosine has the mean one."""
+    """A convex sum: score / best score + `COSINE_WEIGHT` · z(cosine). A candidate without a cosine has the mean one.
+
+    If one of the `COMPARED` best by score has none, words alone decide: else what has a vector already would pass what waits
+    for its own.
+    """
+    if any(cosines[i] is None for i in sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:COMPARED]):
+        cosines = [None] * len(scores)
     top = max(scores, default=0) or 1.0
     known = [cosine for cosine in cosines if cosine is not None]
     mean = math.fsum(known) / len(known) if known else 0.0

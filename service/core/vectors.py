@@ -213,12 +213,11 @@ class _Call:
             status, code = Status.TIMEOUT if isinstance(error, ProviderTimeout) else Status.PROVIDER_ERROR, error.code
         else:  # the process ends
             status, code = Status.INTERRUPTED, None
-        if not isinstance(error, ProviderError) or isinstance(error, ProviderTimeout):
-            self.sent = self.sent or self.attempts > 0
-        unknown = self.sent and not (isinstance(error, ProviderError) and error.may_retry)
-        nothing = Usage(prompt_tokens=0, completion_tokens=0)
-        unknown = unknown or status is Status.TIMEOUT  # it may have been sent, and billed
-        self._record(status, UsageSource.UNKNOWN if unknown else UsageSource.NONE, None if unknown else nothing, None, code)
+        # As for an answer: whatever may have reached the provider may have been billed.
+        if self.sent or (self.attempts and not isinstance(error, ProviderUnreachable)):
+            self._record(status, UsageSource.UNKNOWN, None, None, code)
+        else:
+            self._record(status, UsageSource.NONE, Usage(prompt_tokens=0, completion_tokens=0), None, code)
 
     def _record(self, status: Status, source: UsageSource, usage: Usage | None, reason: str | None, code: str | None) -> None:
         cost = self._prices.cost(self._intent.model, usage, self._intent.created_at) if self._prices and usage else None
