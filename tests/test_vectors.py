@@ -150,6 +150,16 @@ async def test_meaning_shows_nobody_elses_texts(database: Database) -> None:
     assert {hit.document_id for hit in found.items} == {mine[0]}
 
 
+async def test_many_nearer_texts_of_others_hide_no_neighbour(database: Database) -> None:
+    """However many texts of others are nearer, one's own neighbours are found behind them."""
+    await keep(database, *(f"Clara Winter, {n}" for n in range(60)), user_id="v")
+    (mine,) = await keep(database, TEXTS[1])
+    made = Vectors(database, Letters(), None, None)
+    await fill(made)
+    found = await Retrieval(database, SETTINGS, made).search("Clara Winter", user_id="u", limit=10)
+    assert [hit.document_id for hit in found.items] == [mine]
+
+
 async def test_a_text_is_embedded_once(database: Database) -> None:
     """The same text of two owners has one vector, a restart makes none, and cutting anew keeps it."""
     (document_id,) = await keep(database, TEXTS[0])
@@ -161,9 +171,9 @@ async def test_a_text_is_embedded_once(database: Database) -> None:
     await again.load()
     assert await fill(again) == 0
     assert embedder.embedded == [TEXTS[0]]
-    cosines = await again.near(TEXTS[0])
-    assert cosines is not None
-    assert list(cosines.values()) == [pytest.approx(1, abs=1e-5)]
+    nearness = await again.near(TEXTS[0])
+    assert nearness is not None
+    assert list(nearness.of(nearness.nearest(10)).values()) == [pytest.approx(1, abs=1e-5)]
 
 
 async def test_a_deleted_documents_vectors_are_gone(database: Database) -> None:
@@ -174,8 +184,13 @@ async def test_a_deleted_documents_vectors_are_gone(database: Database) -> None:
     await fill(made)
     await documents.delete(database, ids[0], user_id="u")
     assert await count(database) == 2
+    assert await made.sweep() == 0
     await documents.delete(database, twin, user_id="v")
     assert await count(database) == 1
+    assert await made.sweep() == 1
+    nearness = await made.near(TEXTS[0])
+    assert nearness is not None
+    assert nearness.nearest(10) == [documents.hash_text(TEXTS[1])]
     found = await Retrieval(database, SETTINGS, made).search(TEXTS[0], user_id=None, limit=10)
     assert [hit.document_id for hit in found.items] == [ids[1]]
 

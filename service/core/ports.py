@@ -1,6 +1,6 @@
 """The ports: what a second implementation would have to promise. One contract suite each, in `tests/contracts/`."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -84,11 +84,23 @@ class Embedder(Protocol):
         ...
 
 
-class Near(Protocol):
-    """What is near to a question in meaning."""
+class Nearness(Protocol):
+    """How near, in meaning, texts are to one question: cosines, by the hash of the text."""
 
-    async def near(self, query: str) -> dict[str, float] | None:
-        """By content hash, the cosine of every chunk whose vector is known. None: nobody could tell. Never raises."""
+    def nearest(self, most: int) -> list[str]:
+        """The nearest texts, nearest first; some may have been deleted meanwhile. Fast, may be called in a thread."""
+        ...
+
+    def of(self, names: Iterable[str]) -> dict[str, float]:
+        """The cosines of these texts, of those that have a vector. Fast, may be called in a thread."""
+        ...
+
+
+class Near(Protocol):
+    """Who knows what is near to a question in meaning."""
+
+    async def near(self, query: str) -> Nearness | None:
+        """None: nobody could tell. Never raises."""
         ...
 
 

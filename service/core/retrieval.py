@@ -20,15 +20,14 @@ All of it is one visit of a thread: it computes for a few milliseconds, and its 
 Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, `CANDIDATES_MAX` chunks ranked, `LIMIT_MAX` returned.
 """
 
-import heapq
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import sqlalchemy as sa
 
 from service.core.db import Database
-from service.core.ports import Near
+from service.core.ports import Near, Nearness
 from service.core.ranking import NOTHING, Candidate, Counts, Found, Query, Thresholds, parse, rank
 from service.core.settings import Settings
 from service.core.terms import tokenizer
@@ -37,8 +36,7 @@ QUERY_CHARACTERS_MAX = 20_000
 CANDIDATES_MAX = 100
 GRAM_CANDIDATES = 30
 NEAR_CANDIDATES = 30
-NEAR_LOOKED_MAX = 5_000  # of the nearest texts: whose they are is found out by looking
-NEAR_AT_ONCE = 500  # looked up by one statement
+NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they are is found out by looking
 POSTINGS_MAX, GRAM_POSTINGS_MAX = 2_000, 500
 WORDS_LEAST = 3  # looked up even if they are not rare
 COUNTS_KEPT = 100_000
@@ -60,14 +58,15 @@ class Retrieval:
         `within`: of these documents alone. Any text is a question. Raises `DatabaseUnavailable` only.
         """
         query = query[:QUERY_CHARACTERS_MAX]
-        cosines = await self._near.near(query) if self._near and query.strip() else None
+        nearness = await self._near.near(query) if self._near and query.strip() else None
 
         def look(connection: sa.Connection) -> Found:
             asked = parse(query, self._tokenizer)
             if not asked.words and not asked.grams:
                 return NOTHING
             counts = self._counts(connection, asked)
-            candidates = _candidates(connection, counts, _Seen(user_id, within), cosines or {})
+            candidates = _candidates(connection, counts, _Seen(user_id, within), nearness)
+            cosines = nearness.of(candidate.content_hash or "" for candidate in candidates) if nearness else None
             return rank(asked, candidates, counts, limit=limit, thresholds=self._thresholds, cosines=cosines)
 
         return await self._database.look(look)
@@ -123,7 +122,7 @@ FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELE
 """
 
 
-def _candidates(connection: sa.Connection, counts: Counts, seen: _Seen, cosines: Mapping[str, float]) -> list[Candidate]:
+def _candidates(connection: sa.Connection, counts: Counts, seen: _Seen, nearness: Nearness | None) -> list[Candidate]:
     ids: dict[int, None] = {}
     for column, least, postings_max, most in (
         ("words", WORDS_LEAST, POSTINGS_MAX, CANDIDATES_MAX),
@@ -133,24 +132,26 @@ def _candidates(connection: sa.Connection, counts: Counts, seen: _Seen, cosines:
             values = {"match": _expression(column, rare), "most": most, "user_id": seen.user_id, "within": json.dumps(seen.within)}
             statement = _MATCH.format(joins=seen.joins, condition=seen.condition)
             ids |= dict.fromkeys(connection.exec_driver_sql(statement, values).scalars())
-    ids |= dict.fromkeys(_nearest(connection, seen, cosines))
+    if nearness:
+        ids |= dict.fromkeys(_nearest(connection, seen, nearness))
     return [Candidate(*row) for row in connection.exec_driver_sql(_CHUNKS, (json.dumps(list(ids)),))]
 
 
-def _nearest(connection: sa.Connection, seen: _Seen, cosines: Mapping[str, float]) -> list[int]:
+def _nearest(connection: sa.Connection, seen: _Seen, nearness: Nearness) -> list[int]:
     """The chunks nearest in meaning, of those that may be seen: of all texts first, and of more if those are somebody else's."""
-    most, statement = NEAR_CANDIDATES, _NEAREST.format(joins=seen.joins.replace("t.rowid", "t.id"), condition=seen.condition)
-    hashes = heapq.nlargest(NEAR_LOOKED_MAX, cosines, key=cosines.__getitem__)
+    statement = _NEAREST.format(joins=seen.joins.replace("t.rowid", "t.id"), condition=seen.condition)
     ids: list[int] = []
-    for begin in range(0, len(hashes), NEAR_AT_ONCE):
-        some = hashes[begin : begin + NEAR_AT_ONCE]
+    looked = 0
+    for most in NEAR_LOOKED:
+        some = nearness.nearest(most)[looked:]
+        looked += len(some)
         values = {"hashes": json.dumps(some), "user_id": seen.user_id, "within": json.dumps(seen.within)}
         place = {content_hash: n for n, content_hash in enumerate(some)}
         rows = sorted(connection.exec_driver_sql(statement, values), key=lambda row: place[row[1]])
         ids += [row[0] for row in rows]
-        if len(ids) >= most:
+        if len(ids) >= NEAR_CANDIDATES or not some:
             break
-    return ids[:most]
+    return ids[:NEAR_CANDIDATES]
 
 
 def _rarest(counted: dict[str, int], least: int, postings_max: int) -> list[str]:

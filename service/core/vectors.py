@@ -1,15 +1,14 @@
-"""Vectors of chunks: kept by the hash of the text, made in the background, compared in memory. The door to numpy.
+"""Vectors of chunks: kept by the hash of the text, made in the background, compared in memory.
 
 A text has one vector for each model, however many documents contain it (`vectors`), and keeps it when documents are cut
-anew. All of the model in use are also one matrix in memory, of unit length, so that a question costs one product: about
+anew. All of the model in use are also one matrix in memory (`matrix.py`), so that a question costs one product: about
 0.1 ms for 1,000 chunks of 384 numbers, 1.5 KB of memory each. What is found is looked up in `chunks` by the search itself:
-a deleted document is not there, whatever the matrix still has.
+a deleted document is not there, whatever the matrix still has; `sweep` takes it out of there.
 
 A call that may be billed has a row in the log: endpoint `/v1/embeddings`, of the user `EMBEDDER`, with the usage as the
 provider said it and without the texts. Nobody's quota is charged for it. Retried is what surely was not billed.
 
-Limits: `TEXTS_MAX` vectors in memory, those deleted since the start included (what is beyond them is ranked by words),
-`QUERY_SECONDS` for a question's vector.
+Limits: `TEXTS_MAX` vectors in memory (what is beyond them is ranked by words), `QUERY_SECONDS` for a question's vector.
 """
 
 import asyncio
@@ -18,15 +17,14 @@ from collections.abc import Awaitable, Sequence
 
 import anyio.to_thread
 import msgspec
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 
 from service.core import tokens
 from service.core.db import Database
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout, ProviderUnreachable
 from service.core.events import Intent, Outcome, Status, UsageSource, new_id, now
-from service.core.ports import Embedded, Embedder, RecordQueue
+from service.core.matrix import Matrix, unit
+from service.core.ports import Embedded, Embedder, Nearness, RecordQueue
 from service.core.pricing import PriceBook, Usage
 from service.core.tables import chunks, vectors
 from service.core.telemetry import log
@@ -36,7 +34,7 @@ ENDPOINT = "/v1/embeddings"
 TEXTS_MAX = 200_000
 QUERY_SECONDS = 3
 RETRY_SECONDS = 0.3
-GROWTH = 1024  # rows that the matrix grows by, at the least
+AT_ONCE = 1000  # vectors loaded, or looked for, by one statement
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -54,31 +52,43 @@ class Vectors:
     ) -> None:
         self._database, self._embedder = database, embedder
         self._queue, self._prices, self._attempts_max = queue, prices, attempts_max
-        self._rows: dict[str, int] = {}  # by content hash, the row of the matrix
-        self._matrix = np.zeros((0, 0), dtype=np.float32)
+        self._matrix = Matrix(TEXTS_MAX)  # by content hash
 
     @property
     def at_once(self) -> int:
         """Most texts of one `make`."""
         return self._embedder.at_once
 
-    async def near(self, query: str) -> dict[str, float] | None:
+    async def near(self, query: str) -> Nearness | None:
         """See `Near.near`."""
-        if not self._rows:
+        if not len(self._matrix):
             return None
         try:
             made = await self._embed([query], query=True)
         except KotaeError as error:
             log.warning("vector.missed", code=error.code, error=str(error))
             return None
-        return await anyio.to_thread.run_sync(self._cosines, made.vectors[0])
+        return await anyio.to_thread.run_sync(self._matrix.near, made.vectors[0])
 
     async def load(self) -> None:
         """Bring what is in the database into memory, in place of what is there."""
-        query = sa.select(vectors.c.content_hash, vectors.c.vector).where(vectors.c.model == self._embedder.model).limit(TEXTS_MAX)
-        found = await self._database.look(lambda connection: connection.execute(query).all())
-        self._rows, self._matrix = {}, np.zeros((0, 0), dtype=np.float32)
-        self._keep([row.content_hash for row in found], [row.vector for row in found])
+        mine, after = Matrix(TEXTS_MAX), ""
+        while len(mine) < TEXTS_MAX and (found := await self._page(after)):
+            mine.keep(found)
+            after = max(found)
+        self._matrix = mine
+
+    async def sweep(self) -> int:
+        """Drop from memory what is not in the database any more, and say how many that were."""
+        count = sa.select(sa.func.count()).where(vectors.c.model == self._embedder.model)
+        there = await self._database.look(lambda connection: int(connection.execute(count).scalar_one()))
+        names, gone = self._matrix.names() if there < len(self._matrix) else [], 0
+        for begin in range(0, len(names), AT_ONCE):
+            some = names[begin : begin + AT_ONCE]
+            missing = set(some) - await self._known(some)
+            self._matrix.drop(missing)
+            gone += len(missing)
+        return gone
 
     async def missing(self, after: str) -> list[Text]:
         """Texts of chunks that have no vector, in the order of their hash, behind `after`: as many as one call takes."""
@@ -113,45 +123,27 @@ class Vectors:
         """Embed and keep. What was deleted meanwhile is not kept. Raises `KotaeError`s."""
         made = await self._embed([each.text for each in texts], query=False)
         hashes = [each.content_hash for each in texts]
-        unit = [_unit(np.frombuffer(vector, dtype="<f4")[None, :])[0].astype("<f4").tobytes() for vector in made.vectors]
         async with self._database.transaction() as session:
             there = set((await session.execute(sa.select(chunks.c.content_hash).where(chunks.c.content_hash.in_(hashes)))).scalars())
-            rows = [
-                {"model": self._embedder.model, "content_hash": content_hash, "vector": vector}
-                for content_hash, vector in zip(hashes, unit, strict=True)
-                if content_hash in there
-            ]
-            if rows:
+            kept = {name: unit(vector) for name, vector in zip(hashes, made.vectors, strict=True) if name in there}
+            if kept:
+                rows = [{"model": self._embedder.model, "content_hash": name, "vector": vector} for name, vector in kept.items()]
                 await session.execute(sa.insert(vectors).prefix_with("OR REPLACE"), rows)
-        self._keep([str(row["content_hash"]) for row in rows], [row["vector"] for row in rows])
+        self._matrix.keep(kept)
 
-    def _cosines(self, vector: bytes) -> dict[str, float] | None:
-        rows, matrix = dict(self._rows), self._matrix
-        asked = _unit(np.frombuffer(vector, dtype="<f4")[None, :])[0]
-        if len(asked) != matrix.shape[1]:
-            return None
-        found = (matrix @ asked).tolist()
-        return {content_hash: found[row] for content_hash, row in rows.items() if row < len(found)}
+    async def _known(self, hashes: list[str]) -> set[str]:
+        """Those of these texts that have a vector in the database."""
+        query = sa.select(vectors.c.content_hash).where(vectors.c.model == self._embedder.model, vectors.c.content_hash.in_(hashes))
+        return await self._database.look(lambda connection: set(connection.execute(query).scalars()))
 
-    def _keep(self, hashes: list[str], made: list[bytes]) -> None:
-        fitting = [(content_hash, vector) for content_hash, vector in zip(hashes, made, strict=True) if self._fits(vector)]
-        if not fitting:
-            return
-        new = _unit(np.stack([np.frombuffer(vector, dtype="<f4") for _, vector in fitting]))
-        for (content_hash, _), vector in zip(fitting, new, strict=True):
-            row = self._rows.get(content_hash, len(self._rows))
-            if row >= TEXTS_MAX:
-                return
-            if row >= len(self._matrix):
-                grown = np.zeros((max(len(self._matrix) * 2, row + GROWTH, len(new)), new.shape[1]), dtype=np.float32)
-                if len(self._matrix):
-                    grown[: len(self._matrix)] = self._matrix
-                self._matrix = grown
-            self._matrix[row] = vector
-            self._rows[content_hash] = row
-
-    def _fits(self, vector: bytes) -> bool:
-        return len(self._matrix) == 0 or len(vector) == self._matrix.shape[1] * 4
+    async def _page(self, after: str) -> dict[str, bytes]:
+        query = (
+            sa.select(vectors.c.content_hash, vectors.c.vector)
+            .where(vectors.c.model == self._embedder.model, vectors.c.content_hash > after)
+            .order_by(vectors.c.content_hash)
+            .limit(AT_ONCE)
+        )
+        return await self._database.look(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
 
     async def _embed(self, texts: list[str], *, query: bool) -> Embedded:
         seconds = QUERY_SECONDS if query else None
@@ -247,9 +239,3 @@ async def _in_time(made: Awaitable[Embedded], seconds: float | None) -> Embedded
             return await made
     except TimeoutError as error:
         raise ProviderTimeout(f"no vector within {seconds} seconds") from error
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return unit

@@ -1,7 +1,7 @@
 """Back-fill: every text that has no vector gets one, in the background, while searches go on by words.
 
-It looks again when the index has changed. A call that fails is tried again later, ever later: a provider that refuses a
-text is not asked for it all the time.
+It looks again when the index has changed, and takes what was deleted out of memory. A call that fails is tried again later,
+ever later: a provider that refuses a text is not asked for it all the time.
 """
 
 import asyncio
@@ -94,6 +94,7 @@ class Embedding:
         version = await self._vectors.version()
         if version == self._version and self._state is EmbeddingState.DONE:
             return
+        await self._vectors.sweep()
         self._texts, self._done = await self._vectors.progress()
         self._state, after = EmbeddingState.RUNNING, ""
         while texts := await self._vectors.missing(after):
