@@ -165,6 +165,37 @@ async def test_what_another_process_ends_is_refused_when_it_is_asked_again(datab
         await verifies.admit(carrying(disabled))
 
 
+async def test_the_database_is_asked_once_for_all_who_come_at_once(database: Database) -> None:
+    """A hundred requests with one key that is not known cost one look; one that leaves takes nobody with it, a wrong key fools none."""
+    key, verifies = await made(database), door(database)
+    looks: list[str] = []
+    sa.event.listen(database._reader.sync_engine, "before_cursor_execute", lambda *a: looks.append(a[2]))
+    coming = [asyncio.create_task(verifies.admit(carrying(key))) for _ in range(100)]
+    wrong = [asyncio.create_task(verifies.admit(carrying("kt_" + "A" * 43))) for _ in range(100)]
+    await asyncio.sleep(0)
+    coming[0].cancel()
+    found = await asyncio.gather(*coming, *wrong, return_exceptions=True)
+
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert {one.user_id for one in found[1:100] if isinstance(one, Principal)} == {"alice"}
+    assert all(isinstance(one, Unauthorized) for one in found[100:])
+    assert len([sql for sql in looks if "api_keys" in sql]) == 2
+    assert not verifies._asked
+
+
+async def test_who_comes_after_a_change_does_not_share_the_look_before_it(database: Database) -> None:
+    """A look that was under way when something changed serves those who asked before it; who asks after it gets a look anew."""
+    key, verifies = await made(database), door(database)
+    before = asyncio.create_task(verifies.admit(carrying(key)))
+    await asyncio.sleep(0)
+    verifies.forget()
+    after = asyncio.create_task(verifies.admit(carrying(key)))
+    await asyncio.sleep(0)
+
+    assert len(verifies._asked) == 2
+    assert {(await before).user_id, (await after).user_id} == {"alice"}
+
+
 async def test_without_the_database_the_known_stay_known_for_a_while(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A credential that was valid is believed for `STALE_SECONDS`; an unknown one is 503, never let in."""
     clocks = Clocks()

@@ -2,17 +2,20 @@
 
 A credential is verified once and then known for `FRESH_SECONDS`, by its full SHA-256; after that the database is asked
 again, so that what another process has revoked is refused here soon. What this process revokes it forgets at once. The
-end of a credential is looked at every time. The cache is bounded; the least recently verified gives way.
+end of a credential is looked at every time. The cache is bounded; the least recently verified gives way. However many
+requests come with a credential that is not known, the database is asked once for all of them.
 
 Failure policy: closed. When the database cannot be read, a credential that was valid stays so for `STALE_SECONDS`
 (nobody can revoke anything meanwhile), any other is refused with 503.
 """
 
+import asyncio
 import hmac
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -30,6 +33,7 @@ FRESH_SECONDS = 3.0
 STALE_SECONDS = 300.0
 CACHE_MAX = 10_000
 USED_MAX = 10_000  # keys whose last use is not yet written
+T = TypeVar("T")
 _WRONG = "the credential is not valid here: it is wrong, expired or revoked"
 _MISSING = "send an API key as bearer token, in X-API-Key, or as the password of HTTP Basic"
 
@@ -65,6 +69,7 @@ class Door:
         self._known: dict[str, _Known] = {}
         self._users: dict[str, _User] = {}
         self._used: dict[str, datetime] = {}
+        self._asked: dict[tuple[str, str, int], asyncio.Task[Any]] = {}  # the looks into the database that are under way
         self._generation = 0  # of what is known: a verification that began before a change is not kept after it
 
     def __len__(self) -> int:
@@ -81,7 +86,7 @@ class Door:
         hashed = digest(credential)
         known = self._known.get(hashed)
         if known is None or self._monotonic() - known.verified_at > FRESH_SECONDS:
-            known = await self._verified(credential, hashed, known)
+            known = await self._once("credential", hashed, partial(self._verified, credential, hashed, known))
         principal = known.principal
         if principal.ends_at is not None and principal.ends_at <= self._clock():
             self._known.pop(hashed, None)
@@ -137,9 +142,13 @@ class Door:
             raise
 
     async def _user(self, user_id: str) -> "_User":
-        found, at = self._users.get(user_id), self._monotonic()
-        if found is not None and at - found.read_at <= FRESH_SECONDS:
-            return found
+        found = self._users.get(user_id)
+        if found is None or self._monotonic() - found.read_at > FRESH_SECONDS:
+            found = await self._once("user", user_id, partial(self._read_user, user_id, found))
+        return found
+
+    async def _read_user(self, user_id: str, found: "_User | None") -> "_User":
+        at = self._monotonic()
         try:
             async with self._database.reading() as session:
                 row = await store.find_user(session, user_id)
@@ -150,6 +159,21 @@ class Door:
         found = _User(store.user_limits(row, Role.USER), bool(row["disabled"]), at)
         _put(self._users, user_id, found)
         return found
+
+    async def _once(self, kind: str, name: str, look: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What `look` finds, also for those who ask the same before it has. Nobody's leaving ends it for the others."""
+        about = (kind, name, self._generation)  # who comes after a change does not get what was read before it
+        task = self._asked.get(about)
+        if task is None:
+            task = self._asked[about] = asyncio.create_task(look())
+            task.add_done_callback(partial(self._answered, about))
+        found: T = await asyncio.shield(task)
+        return found
+
+    def _answered(self, about: tuple[str, str, int], task: asyncio.Task[Any]) -> None:
+        del self._asked[about]
+        if not task.cancelled():
+            task.exception()  # those who asked have it, if any are left
 
     async def _verified(self, credential: str, hashed: str, known: _Known | None) -> _Known:
         at, generation = self._monotonic(), self._generation
