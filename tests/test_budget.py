@@ -8,6 +8,7 @@ A change that costs more has to say so here, and one that costs much less lowers
 """
 
 import asyncio
+import gc
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ from typing import Any, Self
 
 import pytest
 
+from service.core.ports import ProviderRequest
+from service.core.pump import Pump
+from service.core.streams import Stream
 from tests.conftest import Service
 from tests.fakes.provider import Behaviour, Point, ProviderFake
 
@@ -103,6 +107,20 @@ async def test_an_answer(service: Service, fake: ProviderFake) -> None:
     calls = await count(service, fake, "/ai/test")
 
     check(calls.total(), ANSWER, calls)
+
+
+async def test_nothing_of_an_answer_waits_for_the_collector(service: Service, fake: ProviderFake) -> None:
+    """When an answer has ended, its stream and pump are gone, texts included: no cycle keeps them until a collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        for path in ("/ai/test", "/ai/stream"):
+            await ask(service, path)
+        kept = [type(each).__name__ for each in gc.get_objects() if isinstance(each, (Stream, Pump, ProviderRequest))]
+    finally:
+        gc.enable()
+
+    assert kept == []
 
 
 async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderFake) -> None:

@@ -111,6 +111,7 @@ class Stream:
         for call in self._finished:
             call()
         self._finished.clear()
+        self.on_abandoned = self.on_reader = self.on_stop = _nothing  # else stream and pump keep each other until a collection
 
     def when_finished(self, call: Callable[[], None]) -> None:
         """Call this at the end, after the outcome is there; now, if it is."""
