@@ -7,6 +7,7 @@ than a plain connection (a proxy, the embedded model) goes through the client wh
 parsed once by `wire`.
 """
 
+import asyncio
 import importlib
 import ssl
 import urllib.request
@@ -64,6 +65,7 @@ class OpenAIProvider:
         self._make_sdk: dict[str, Any] = {"url": url, "api_key": api_key, "tls": tls, "transport": transport}
         self._make_sdk |= {"connect_seconds": connect_seconds, "idle_seconds": idle_seconds}
         self._sdk: Any = None  # of `sdk.Sdk`
+        self._loading = asyncio.Lock()
         self._connections = None
         if transport is None and not url.userinfo and not _proxied(url):
             port, tls_needed = url.port or (443 if url.scheme == "https" else 80), tls if url.scheme == "https" else None
@@ -121,8 +123,8 @@ class OpenAIProvider:
     async def _client(self) -> Any:
         """The SDK's client, loaded when it is first needed, in a thread: it takes a while."""
         if self._sdk is None:
-            make = await anyio.to_thread.run_sync(load)
-            self._sdk = self._sdk or make(**self._make_sdk)
+            async with self._loading:  # one thread, however many wait for it
+                self._sdk = self._sdk or (await anyio.to_thread.run_sync(load))(**self._make_sdk)
         return self._sdk
 
     def _body(self, request: ProviderRequest) -> bytes:
