@@ -182,13 +182,16 @@ def evaluate(
     corpus: Annotated[Path, typer.Option(help="JSONL: {id, text, title?} a line.")],
     queries: Annotated[Path, typer.Option(help="JSONL: {question, relevant: [ids], answers?: [texts]} a line.")],
     offtopic: Annotated[Path | None, typer.Option(help="JSONL: {question, kind?}: what the corpus does not answer.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="A folder for the vectors of texts: the next run does not make them again.")] = None,
 ) -> None:
     """Measure the retrieval on texts of your own: recall, abstention, speed. Settings apply, such as the thresholds."""
     loaded = load_settings()
     texts, questions = read(corpus, Text), read(queries, Question)
     others = read(offtopic, Question) if offtopic else []
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kotae-eval-") as folder, _bar() as progress:
-        report = asyncio.run(_measured(loaded, Path(folder), texts, questions, others, progress))
+        report = asyncio.run(_measured(loaded, keep or Path(folder), texts, questions, others, progress))
     print("\n".join(report.lines()))
 
 

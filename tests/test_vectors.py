@@ -281,6 +281,17 @@ async def test_evaluation_ranks_with_vectors(tmp_path: Path) -> None:
     assert sorted(embedder.embedded) == sorted([*TEXTS, asked[0].question])
 
 
+async def test_evaluation_makes_no_vector_twice(tmp_path: Path) -> None:
+    """In a folder that was kept, another corpus is measured alone, and only what is new in it gets a vector."""
+    embedder = Letters()
+    for n, texts in enumerate((TEXTS[:2], TEXTS[1:])):
+        corpus = [Text(id=text, text=text) for text in texts]
+        asked = [Question(question="Who built the clock?", relevant=[TEXTS[2]])]
+        report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], lambda *_: None, embedder=embedder)
+        assert (report.chunks, report.recall_at_1) == (2, n)
+    assert sorted(embedder.embedded) == sorted([*TEXTS, *2 * [asked[0].question]])
+
+
 async def test_nobody_reached_is_nothing_billed(serve: Serve, fake: ProviderFake) -> None:
     """Without a connection the rows say that nothing was used, /health/ready is degraded, and searches go on by words."""
     async with fake.away():

