@@ -145,11 +145,12 @@ class Load:
         return self._figures()
 
     def next_request(self) -> bytes:
-        """The bytes of a request; %d in the body becomes its number."""
+        """The bytes of a request; %d in the body and in the URL becomes its number."""
         text: str = self._options.body
         body = text.replace("%d", str(self._asked)).encode()
+        head = self._head.replace("%d", str(self._asked))
         self._asked += 1
-        return f"{self._head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
     def answered(self, connection: Connection, received: bytearray, now: float) -> None:
         """Check an answer, count it, and go on."""
@@ -264,7 +265,7 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A load generator for answers, streamed or not.")
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--url", required=True, help="%%d becomes the number of the request")
     parser.add_argument("--method", default="POST")
     parser.add_argument("--body", default="", help="%%d becomes the number of the request")
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")

@@ -66,7 +66,7 @@ class Bench:
 
     def __init__(self, folder: Path, cores: Cores) -> None:
         self._folder, self._cores = folder, cores
-        self._provider_url, self._url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        self._provider_url, self.url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
 
     @contextlib.contextmanager
     def running(self) -> Any:
@@ -77,11 +77,11 @@ class Bench:
         env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))}
         env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(self._folder)}
         env |= {"KOTAE_ANSWERS_MAX": "10000", "KOTAE_PROVIDER_CALLS_MAX": "10000", "KOTAE_LOG_LEVEL": "warning"}
-        command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(urlsplit(self._url).port)]
+        command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(urlsplit(self.url).port)]
         self.service = Process("kotae", command, folder=self._folder, env=env, cores=self._cores.service)
         try:
             provider.wait_ready(f"{self._provider_url}/stats")
-            self.service.wait_ready(f"{self._url}/health/ready")
+            self.service.wait_ready(f"{self.url}/health/ready")
             yield
         finally:
             self.service.stop()
@@ -89,7 +89,7 @@ class Bench:
 
     async def open(self, count: int, chunks: int, interval_ms: int, *, reads: bool = True) -> list[Reader]:
         """Streams, begun evenly over one interval."""
-        loop, readers, where = asyncio.get_running_loop(), [], urlsplit(self._url)
+        loop, readers, where = asyncio.get_running_loop(), [], urlsplit(self.url)
         for n in range(count):
             body = json.dumps({"prompt": f"question {n} chunks={chunks} interval-ms={interval_ms}", "grounded": False}).encode()
             head = (
@@ -123,8 +123,8 @@ class Bench:
         for reader in [*stalling, *readers]:
             reader.transport.abort() if reader in stalling else reader.transport.close()
         ended = min(reader.times[-1] for reader in readers)
-        every = [each for reader in readers for each in _lateness(reader.times)]
-        late = sorted([lateness for at, lateness in every if began <= at < ended] or [0.0])
+        every = [each for reader in readers for each in lateness(reader.times, INTERVAL_MS)]
+        late = sorted([ms for at, ms in every if began <= at < ended] or [0.0])
         spent = (self.service.cpu_seconds() or 0) - cpu
         return {
             "streams": streams,
@@ -137,10 +137,10 @@ class Bench:
         }
 
 
-def _lateness(times: list[float]) -> list[tuple[float, float]]:
+def lateness(times: list[float], interval_ms: int) -> list[tuple[float, float]]:
     """(when, how late in ms) of each event."""
-    on_time = min(at - n * INTERVAL_MS / 1000 for n, at in enumerate(times))
-    return [(at, (at - n * INTERVAL_MS / 1000 - on_time) * 1000) for n, at in enumerate(times)]
+    on_time = min(at - n * interval_ms / 1000 for n, at in enumerate(times))
+    return [(at, (at - n * interval_ms / 1000 - on_time) * 1000) for n, at in enumerate(times)]
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:

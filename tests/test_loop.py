@@ -1,18 +1,32 @@
-"""Retrieval computes beside the event loop, not on it."""
+"""Retrieval computes beside the event loop, not on it, and not so much at once that the loop would wait for it."""
 
 import asyncio
+import resource
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
-from service.core import documents
+import pytest
+import sqlalchemy as sa
+
+from service import run
+from service.core import cutting, documents
 from service.core.db import Database
-from service.core.retrieval import Retrieval
+from service.core.retrieval import SEARCHES_AT_ONCE, Retrieval
 from service.core.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
 TICK = 0.002
 SEARCHES = 50
+LONG = "\n\n".join(
+    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。The keeper rings bell {n}." for n in range(4000)
+)
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -43,12 +57,19 @@ def spin(until: list[bool]) -> None:
         sum(range(500))
 
 
+@pytest.fixture
+def as_served() -> Iterator[None]:
+    """The switch interval of the service."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(run.SWITCH_SECONDS)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("as_served")
 async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Database) -> None:
-    """While a large text is stored and searches run, the loop is late no more than beside a thread that merely computes."""
-    text = "\n\n".join(
-        f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。The keeper rings bell {n}." for n in range(4000)
-    )
-    await documents.store(database, SETTINGS, [documents.Given("", text[:50_000], "utf-8")], user_id="u")
+    """While a large text is stored and many search, the loop is late no more than beside one thread that merely computes."""
+    await documents.store(database, SETTINGS, [documents.Given("", LONG[:50_000], "utf-8")], user_id="u")
     retrieval = Retrieval(database, SETTINGS)
     done: list[bool] = []
     thread = asyncio.create_task(asyncio.to_thread(spin, done))
@@ -58,9 +79,114 @@ async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Da
     await thread
 
     async with gaps() as beside_retrieval:
-        storing = asyncio.create_task(documents.store(database, SETTINGS, [documents.Given("", text, "utf-8")], user_id="u"))
-        for n in range(SEARCHES):
-            await retrieval.search(f"灯台の管理人は{n}回磨きますか", user_id="u", limit=5)
+        storing = asyncio.create_task(documents.store(database, SETTINGS, [documents.Given("", LONG, "utf-8")], user_id="u"))
+        await asyncio.gather(*(retrieval.search(f"灯台の管理人は{n}回磨きますか", user_id="u", limit=5) for n in range(SEARCHES)))
         (document,) = await storing
     assert document.created
     assert quantile(beside_retrieval, 0.95) <= quantile(beside_a_thread, 0.95) * 3 + 0.01
+
+
+class Counted(Database):
+    """Counts how many of its looks compute at once."""
+
+    most = now = 0
+
+    async def look(self, work: Callable[[sa.Connection], T]) -> T:
+        """The same, counted."""
+        lock = threading.Lock()
+
+        def counted(connection: sa.Connection) -> T:
+            with lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            try:
+                return work(connection)
+            finally:
+                with lock:
+                    self.now -= 1
+
+        return await super().look(counted)
+
+
+async def test_one_search_computes_at_a_time(database: Database) -> None:
+    """Of many that search at once, each gets its answer, and no two ever computed side by side."""
+    await documents.store(database, SETTINGS, [documents.Given("", LONG[:20_000], "utf-8")], user_id="u")
+    counted = Counted(database._url)
+    retrieval = Retrieval(counted, SETTINGS)
+    found = await asyncio.gather(*(retrieval.search(f"灯台の管理人は{n}回", user_id="u", limit=5) for n in range(SEARCHES)))
+    await counted.close()
+    assert all(each.items for each in found)
+    assert counted.most == SEARCHES_AT_ONCE == 1
+
+
+def cpu_of_children() -> float:
+    """Processor seconds of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+async def test_a_large_text_is_cut_by_another_process() -> None:
+    """Its rows are those that would have been made here, and the processor time that they took is the child's."""
+    document = {"id": "d", "title": "T", "text": LONG}
+    here, there = time.process_time(), cpu_of_children()
+    rows = await cutting.cut_apart(document, SETTINGS)
+    here, there = time.process_time() - here, cpu_of_children() - there
+    assert rows == cutting.cut_here(document, SETTINGS)
+    assert here < there / 3
+
+
+async def test_storing_a_large_text_uses_the_child(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is longer than the bound is cut apart, the rest here."""
+    apart: list[int] = []
+
+    async def noted(document: dict[str, str], rules: cutting.Rules) -> list[dict[str, object]]:
+        apart.append(len(document["text"]))
+        return cutting.cut_here(document, rules)
+
+    monkeypatch.setattr(documents, "cut_apart", noted)
+    monkeypatch.setattr(documents, "CUT_HERE_CHARACTERS_MAX", 1000)
+    for text in (LONG[:1000], LONG[:1001]):
+        await documents.store(database, SETTINGS, [documents.Given("", text, "utf-8")], user_id="u")
+    assert apart == [1001]
+
+
+@pytest.mark.parametrize("child", [("false",), ("/nowhere/at/all",), ("sh", "-c", "cat > /dev/null; printf '\\0\\0\\1\\0half'")])
+async def test_a_child_that_dies_costs_no_document(database: Database, monkeypatch: pytest.MonkeyPatch, child: tuple[str, ...]) -> None:
+    """Whether it ends at once, cannot be started or breaks off in the middle: the text is cut here, whole."""
+    text = LONG[:20_000]
+    monkeypatch.setattr(cutting, "CHILD", child)
+    monkeypatch.setattr(documents, "CUT_HERE_CHARACTERS_MAX", len(text) - 1)
+    (document,) = await documents.store(database, SETTINGS, [documents.Given("", text, "utf-8")], user_id="u")
+    assert document.chunks == len(cutting.cut_here({"id": "d", "title": document.title, "text": text}, SETTINGS))
+
+
+async def test_a_child_that_nobody_waits_for_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload that is given up leaves no process behind."""
+    started = asyncio.Event()
+    begun: list[asyncio.subprocess.Process] = []
+    launch = asyncio.create_subprocess_exec
+
+    async def noted(*command: str, **options: object) -> asyncio.subprocess.Process:
+        begun.append(await launch(*command, **options))  # type: ignore[arg-type]
+        started.set()
+        return begun[0]
+
+    monkeypatch.setattr(cutting, "CHILD", ("sh", "-c", "exec sleep 600"))
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", noted)
+    task = asyncio.create_task(cutting.cut_apart({"id": "d", "title": "T", "text": LONG}, SETTINGS))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert begun[0].returncode == -9
+
+
+def test_the_service_switches_threads_ten_times_as_often() -> None:
+    """`kotae` runs with the interval that the event loop needs."""
+    program = (
+        "import sys, types, service.run\n"
+        "sys.modules['service.__main__'] = types.SimpleNamespace(main=lambda: print(sys.getswitchinterval()))\n"
+        "service.run.main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(shown.stdout) == pytest.approx(run.SWITCH_SECONDS)

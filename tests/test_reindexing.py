@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 
 from service.core import documents
+from service.core.cutting import cut
 from service.core.db import Database
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
@@ -41,7 +42,7 @@ async def test_every_document_becomes_as_if_stored_today(database: Database) -> 
     fresh = [
         (row.document_id, piece["text"], piece["words"])
         for row in rows
-        for piece in documents.cut({"id": row.document_id, "title": row.title, "text": row.text}, NEW)
+        for piece in cut({"id": row.document_id, "title": row.title, "text": row.text}, NEW)
     ]
     assert await words(database) == fresh
     assert sum(row.chunks for row in rows) == len(fresh)

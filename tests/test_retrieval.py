@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.core import documents
+from service.core.cutting import cut
 from service.core.db import Database
 from service.core.prompt import context_from, read_citations
 from service.core.quoting import quote
@@ -306,7 +307,7 @@ async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Databa
 def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -> None:
     """Whatever the text, a chunk's offsets slice the original, and the best sentence's offsets slice the chunk."""
     small = Settings(_env_file=None, chunk_characters=50, chunk_overlap_characters=10)
-    for piece in documents.cut({"id": "d", "title": "T", "text": text}, small):
+    for piece in cut({"id": "d", "title": "T", "text": text}, small):
         assert piece["text"] == text[piece["start"] : piece["end"]]
         low, high = best_sentence(piece["text"], {"灯台": 1.0, "a": 2.0})
         assert 0 <= low < high <= len(piece["text"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from service.core import documents
 from service.core.audit import audit
+from service.core.cutting import hash_text
 from service.core.db import Database
 from service.core.errors import SettingsInvalid
 from service.core.evaluation import Question, Text, evaluate
@@ -190,7 +191,7 @@ async def test_a_deleted_documents_vectors_are_gone(database: Database) -> None:
     assert await made.sweep() == 1
     nearness = await made.near(TEXTS[0])
     assert nearness is not None
-    assert nearness.nearest(10) == [documents.hash_text(TEXTS[1])]
+    assert nearness.nearest(10) == [hash_text(TEXTS[1])]
     found = await Retrieval(database, SETTINGS, made).search(TEXTS[0], user_id=None, limit=10)
     assert [hit.document_id for hit in found.items] == [ids[1]]
 

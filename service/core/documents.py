@@ -4,12 +4,10 @@ A document is visible to its owner and, if it is shared, to everyone; only its o
 twice by one owner is one document. All of a document is written in one transaction, chunks and index included (triggers
 keep the index in step with `chunks`), so that a search sees the whole of it or nothing.
 
-Cutting and tokenising take about a second per million characters; they are done in a thread, one document at a time,
-before the transaction begins.
+Cutting and tokenising take about a second per million characters; they are done beside the loop (`cutting.py`), one document
+at a time, before the transaction begins.
 """
 
-import hashlib
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -21,18 +19,19 @@ import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
 
+from service.core.cutting import CutterDied, cut_apart, cut_here, hash_text
 from service.core.db import Database, ReadSession, Session
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.events import clean, new_id, now
 from service.core.settings import Settings
 from service.core.tables import chunks, documents, vectors
-from service.core.terms import japanese_share, tokenizer
-from service.core.texts import is_heading, split, tidy
+from service.core.telemetry import log
+from service.core.terms import tokenizer
+from service.core.texts import tidy
 
 TITLE_CHARACTERS_MAX = 300
-SHARE_CHARACTERS = 20_000  # of a text's beginning, by which its language is judged
+CUT_HERE_CHARACTERS_MAX = 100_000  # a tenth of a second; starting a child takes longer
 CHUNKS_AT_ONCE = 100  # rows of one statement: preparing them is work on the loop, about 20 µs a row
-YIELD_SECONDS = 0.0001  # after each chunk: cutting is work of Python, and the loop would wait for its turn
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 _indexing = anyio.CapacityLimiter(1)
@@ -135,7 +134,18 @@ async def _there(session: ReadSession, rows: list[dict[str, Any]]) -> dict[str, 
 
 async def _cut(rows: list[dict[str, Any]], settings: Settings) -> dict[str, list[dict[str, Any]]]:
     """By id, the rows of the documents' chunks."""
-    return await anyio.to_thread.run_sync(lambda: {row["id"]: cut(row, settings) for row in rows}, limiter=_indexing) if rows else {}
+    return {row["id"]: await _chunks(row, settings) for row in rows}
+
+
+async def _chunks(document: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:
+    """The rows of a document's chunks: of a large one made by a child process, or here should it die."""
+    async with _indexing:
+        if len(document["text"]) > CUT_HERE_CHARACTERS_MAX:
+            try:
+                return await cut_apart(document, settings)
+            except CutterDied as error:
+                log.warning("cutter.died", detail=str(error), remedy="the text was cut in the service: streams may have felt it")
+        return await anyio.to_thread.run_sync(cut_here, document, settings)
 
 
 async def _insert(session: Session, rows: list[dict[str, Any]], pieces: dict[str, list[dict[str, Any]]]) -> None:
@@ -205,7 +215,7 @@ async def remake(database: Database, settings: Settings, document_id: str) -> No
         row = (await session.execute(query)).mappings().first()
     if row is None:
         return
-    pieces = await anyio.to_thread.run_sync(cut, {str(name): value for name, value in row.items()}, settings, limiter=_indexing)
+    pieces = await _chunks({str(name): value for name, value in row.items()}, settings)
     change = sa.update(documents).where(documents.c.id == document_id).values(chunks=len(pieces), indexed_by=index_name(settings))
     async with database.transaction() as session:
         if (await session.execute(change)).rowcount:  # else it was deleted meanwhile
@@ -216,48 +226,9 @@ async def remake(database: Database, settings: Settings, document_id: str) -> No
             await _forget_vectors(session, hashes)
 
 
-def cut(document: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:
-    """The rows of a document's chunks. The index also knows each chunk by the title and the heading that it stands under."""
-    text, heading, rows = document["text"], "", []
-    made = tokenizer(settings.dictionary)
-    position = 0
-    # A Japanese character says about as much as two Latin letters.
-    scale = 1 if japanese_share(text[:SHARE_CHARACTERS]) >= 0.1 else 2
-    for n, piece in enumerate(split(text, settings.chunk_characters * scale, settings.chunk_overlap_characters * scale), 1):
-        heading = _last_heading(text, position, piece.start) or heading
-        above = "" if is_heading(text, piece.start) else heading
-        known = made.terms(f"{document['title']}\n{above}\n{piece.text}")
-        position = piece.start
-        rows.append(
-            {
-                "document_id": document["id"],
-                "n": n,
-                "start": piece.start,
-                "end": piece.end,
-                "text": piece.text,
-                "words": " ".join(known.words),
-                "grams": " ".join(known.grams),
-                "content_hash": hash_text(piece.text),
-            }
-        )
-        time.sleep(YIELD_SECONDS)
-    return rows
-
-
 def index_name(settings: Settings) -> str:
     """What a document's chunks depend on besides its text. Those made by another are made anew."""
     return f"{tokenizer(settings.dictionary).name} {settings.chunk_characters} {settings.chunk_overlap_characters}"
-
-
-def hash_text(text: str) -> str:
-    """SHA-256, hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _last_heading(text: str, start: int, end: int) -> str:
-    """The last Markdown heading that begins in `text[start:end]`, or nothing."""
-    at = text.rfind("\n#", start, end) + 1 if not is_heading(text, start) or text.rfind("\n#", start, end) >= 0 else start
-    return text[at:end].partition("\n")[0] if is_heading(text, at) and start <= at < end else ""
 
 
 def _title(given: str, text: str) -> str:

@@ -15,7 +15,9 @@ counted over all documents, also those that the caller may not see: scores may m
 With embeddings the chunks nearest in meaning join the candidates, and their cosines the ranking; without an answer from
 whoever embeds, or where a chunk has no vector yet, words alone decide.
 
-All of it is one visit of a thread: it computes for a few milliseconds, and its statements are many and short.
+All of it is one visit of a thread: it computes for a few milliseconds, and its statements are many and short. One search
+computes at a time, and others wait: of several that compute side by side none is quicker, but the event loop, which runs every
+stream, would have to wait for each of them whenever its turn comes (docs/decisions/0014).
 
 Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, `CANDIDATES_MAX` chunks ranked, `LIMIT_MAX` returned.
 """
@@ -23,6 +25,7 @@ Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, `CANDIDATES_MA
 import json
 from collections.abc import Iterable, Sequence
 
+import anyio
 import msgspec
 import sqlalchemy as sa
 
@@ -40,6 +43,7 @@ NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they
 POSTINGS_MAX, GRAM_POSTINGS_MAX = 2_000, 500
 WORDS_LEAST = 3  # looked up even if they are not rare
 COUNTS_KEPT = 100_000
+SEARCHES_AT_ONCE = 1
 
 
 class Retrieval:
@@ -50,6 +54,7 @@ class Retrieval:
         self._near = near
         self._tokenizer = tokenizer(settings.dictionary)
         self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min, settings.relevance_cosine_min)
+        self._turn = anyio.CapacityLimiter(SEARCHES_AT_ONCE)
         self._counted: tuple[int, dict[tuple[str, str], int]] = (0, {})  # of this version of the index
 
     async def search(self, query: str, *, user_id: str | None, limit: int, within: Sequence[str] | None = None) -> Found:
@@ -69,7 +74,8 @@ class Retrieval:
             cosines = nearness.of(candidate.content_hash or "" for candidate in candidates) if nearness else None
             return rank(asked, candidates, counts, limit=limit, thresholds=self._thresholds, cosines=cosines)
 
-        return await self._database.look(look)
+        async with self._turn:
+            return await self._database.look(look)
 
     def _counts(self, connection: sa.Connection, query: Query) -> Counts:
         version, total = connection.exec_driver_sql("SELECT version, chunks FROM index_state").one()

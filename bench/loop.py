@@ -1,0 +1,233 @@
+"""Streams beside searches and an upload: what computing costs those who are reading.
+
+    python -m bench.loop [--turns 3] [--seconds 12] [--json .data/bench-loop.json]
+
+The same `--streams` readers of `POST /ai/stream`, 20 events a second each, in turns: alone, and beside 50 `GET /ai/search` a
+second over some 2,000 chunks, Japanese and English, while 5 MB of text are uploaded. Both turns have fresh streams on one
+service, and count what arrives while all are open and, in the second, while the upload lasts.
+
+The provider keeps to a schedule that does not drift: an event's lateness is its distance from its place in it, counted from
+the most punctual event of its stream. A gap is the time between two events of one stream, 50 ms on schedule.
+"""
+
+import argparse
+import asyncio
+import http.client
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from bench.processes import Cores, Failed, Loader, machine
+from bench.streams import Bench, Reader, lateness
+
+INTERVAL_MS = 50
+SEARCHES = 25  # a second, in each language
+UPLOAD_BYTES = 5_000_000  # the default of KOTAE_UPLOAD_FILE_BYTES_MAX
+CORPUS_BYTES = 1_400_000  # of each language: together some 2,000 chunks
+UPLOAD_SECONDS_MAX = 120
+QUESTIONS = (
+    "第%d灯台の管理人は嵐の夜に鐘を何回鳴らしますか",
+    "How often does the keeper of lighthouse %d ring the bell in a storm?",
+)
+JAPANESE = "灯台 管理人 嵐 夜 鐘 港 漁師 船 霧 岬 望遠鏡 図書館 記録 天気 潮 レンズ 塗装 階段 修理 点検 朝 海岸 地図 案内 規則"
+JAPANESE_ENDS = ("を確認します。", "について記録を残します。", "の手入れを行います。", "が始まると連絡します。", "は毎年見直されます。")
+ENGLISH = "lighthouse keeper storm night bell harbour fisherman ship fog cape telescope library record weather tide lens paint stairs"
+ENGLISH_VERBS = ("checks", "records", "repairs", "watches", "describes", "reviews")
+
+
+def text(language: str, size: int, choose: random.Random) -> str:
+    """Sections of plain sentences, as many as fit into so many bytes."""
+    parts: list[str] = []
+    length = n = 0
+    while True:
+        n += 1
+        part = _japanese(n, choose) if language == "ja" else _english(n, choose)
+        length += len(part.encode())
+        if length > size:
+            return "".join(parts)
+        parts.append(part)
+
+
+def _japanese(n: int, choose: random.Random) -> str:
+    words = JAPANESE.split()
+    lines = [f"{choose.choice(words)}の{choose.choice(words)}と{choose.choice(words)}{choose.choice(JAPANESE_ENDS)}" for _ in range(12)]
+    return f"## 第{n}灯台\n\n第{n}灯台の管理人は嵐の夜に鐘を{n % 7 + 1}回鳴らします。{''.join(lines)}\n\n"
+
+
+def _english(n: int, choose: random.Random) -> str:
+    words = ENGLISH.split()
+    lines = [
+        f"The {choose.choice(words)} {choose.choice(ENGLISH_VERBS)} the {choose.choice(words)} near the {choose.choice(words)}."
+        for _ in range(12)
+    ]
+    return f"## Lighthouse {n}\n\nThe keeper of lighthouse {n} rings the bell {n % 7 + 1} times in a storm. {' '.join(lines)}\n\n"
+
+
+def give(url: str, title: str, content: str) -> dict[str, Any]:
+    """Upload a text as a file. Returns the document."""
+    where = urlsplit(url)
+    head = f'--bench\r\nContent-Disposition: form-data; name="files"; filename="{title}.txt"\r\nContent-Type: text/plain\r\n\r\n'
+    body = head.encode() + content.encode() + b"\r\n--bench--\r\n"
+    return _send(where.netloc, "POST", "/ai/upload", 201, body, {"Content-Type": "multipart/form-data; boundary=bench"})
+
+
+def forget(url: str, document: dict[str, Any]) -> None:
+    """Delete it again, so that every turn searches the same."""
+    _send(urlsplit(url).netloc, "DELETE", f"/ai/documents/{document['document_id']}", 204)
+
+
+def _send(netloc: str, method: str, path: str, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> dict[str, Any]:
+    connection = http.client.HTTPConnection(netloc, timeout=UPLOAD_SECONDS_MAX)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        found = response.read()
+    finally:
+        connection.close()
+    if response.status != status:
+        raise Failed(f"{method} {path}: {response.status} {found[:300]!r}")
+    value: dict[str, Any] = json.loads(found) if found else {}
+    return value
+
+
+class Turns:
+    """The turns of one service."""
+
+    def __init__(self, bench: Bench, cores: Cores, streams: int, seconds: float) -> None:
+        self._bench, self._cores, self._streams = bench, cores, streams
+        self._chunks = round(seconds * 1000 / INTERVAL_MS)
+
+    async def alone(self) -> dict[str, float]:
+        """The streams and nothing else."""
+        began, readers, cpu = await self._begin()
+        await self._end(readers)
+        return self._figures(readers, began, began + 3600) | {"service_cpu_seconds": (self._bench.service.cpu_seconds() or 0) - cpu}
+
+    async def beside(self, content: str) -> dict[str, float]:
+        """The streams, and who computes beside them."""
+        began, readers, cpu = await self._begin()
+        seconds = self._chunks * INTERVAL_MS / 1000
+        paths = [f"{self._bench.url}/ai/search?q={quote(question, safe='%')}" for question in QUESTIONS]
+        common = [
+            "--method",
+            "GET",
+            "--rate",
+            str(SEARCHES),
+            "--seconds",
+            str(seconds),
+            "--warmup-seconds",
+            "0",
+            "--contains",
+            '"answerable":',
+        ]
+        loaders = [Loader(["--url", path, *common], cores=self._cores.tools) for path in paths]
+        try:
+            upload = asyncio.create_task(asyncio.to_thread(give, self._bench.url, "upload", content))
+            document = await upload
+            ended = time.perf_counter()
+            await self._end(readers)
+            found = [await asyncio.to_thread(loader.result) for loader in loaders]
+        finally:
+            for loader in loaders:
+                loader.stop()
+        figures = self._figures(readers, began, ended)
+        figures["service_cpu_seconds"] = (self._bench.service.cpu_seconds() or 0) - cpu
+        await asyncio.to_thread(forget, self._bench.url, document)
+        return figures | {
+            "upload_seconds": ended - began,
+            "search_p50_ms": statistics.mean(each["latency_ms"]["p50"] for each in found),
+            "search_p99_ms": max(each["latency_ms"]["p99"] for each in found),
+        }
+
+    async def _begin(self) -> tuple[float, list[Reader], float]:
+        cpu = self._bench.service.cpu_seconds() or 0
+        readers = await self._bench.open(self._streams, self._chunks, INTERVAL_MS)
+        return time.perf_counter(), readers, cpu
+
+    async def _end(self, readers: list[Reader]) -> None:
+        until = time.perf_counter() + self._chunks * INTERVAL_MS / 1000 + 60
+        while any(len(reader.times) < self._chunks for reader in readers):
+            if time.perf_counter() > until:
+                raise Failed("some streams did not end")
+            await asyncio.sleep(0.1)
+        for reader in readers:
+            reader.transport.close()
+
+    def _figures(self, readers: list[Reader], began: float, ended: float) -> dict[str, float]:
+        ended = min(ended, *(reader.times[-1] for reader in readers))
+        late, gaps = [], []
+        for reader in readers:
+            late += [each for at, each in lateness(reader.times, INTERVAL_MS) if began <= at < ended]
+            times = [at for at in reader.times if began <= at < ended]
+            gaps += [(b - a) * 1000 for a, b in pairwise(times)]
+        late.sort()
+        gaps.sort()
+        return {
+            "seconds": ended - began,
+            "events": len(late),
+            "late_p50_ms": _share(late, 0.5),
+            "late_p99_ms": _share(late, 0.99),
+            "gap_p99_ms": _share(gaps, 0.99),
+            "gap_max_ms": gaps[-1],
+        }
+
+
+def _share(ordered: list[float], share: float) -> float:
+    return ordered[int(len(ordered) * share)]
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Fill, then the turns."""
+    cores = Cores.split()
+    if cores.tools:
+        os.sched_setaffinity(0, cores.tools)
+    choose = random.Random(7)
+    found: dict[str, list[dict[str, float]]] = {"alone": [], "beside": []}
+    with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
+        bench = Bench(Path(folder), cores)
+        with bench.running():
+            chunks = sum(give(bench.url, language, text(language, CORPUS_BYTES, choose))["chunks"] for language in ("ja", "en"))
+            turns = Turns(bench, cores, options.streams, options.seconds)
+            for _ in range(options.turns):
+                found["alone"].append(await turns.alone())
+                half = UPLOAD_BYTES // 2
+                found["beside"].append(await turns.beside(text("ja", half, choose) + text("en", half, choose)))
+    return {"chunks": chunks, "turns": found, "machine": machine(cores)}
+
+
+def table(turns: dict[str, list[dict[str, float]]]) -> str:
+    """Medians and every turn, for people."""
+    lines = [f"{'':24}{'alone':>10}{'beside':>10}   each turn"]
+    for name in turns["beside"][0]:
+        cells = []
+        for which in ("alone", "beside"):
+            values = [each[name] for each in turns[which] if name in each]
+            cells.append((f"{statistics.median(values):.1f}" if values else "–", " ".join(f"{value:.1f}" for value in values)))
+        lines.append(f"{name:24}" + "".join(f"{cell:>10}" for cell, _ in cells) + "   " + " | ".join(every for _, every in cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=12, help="length of a turn")
+    parser.add_argument("--json", type=Path, default=Path(".data/bench-loop.json"))
+    options = parser.parse_args()
+    figures = asyncio.run(run(options))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(figures, indent=1))
+    print(table(figures["turns"]))
+    print(f"\n{figures['chunks']} chunks; {figures['machine']}\nfigures: {options.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""A document → the rows of its chunks: cut, and its terms made. In the process, or in one of its own.
+
+A large text takes seconds of computing, in which a thread of the service would hold the interpreter's lock again and again:
+every stream would wait for it, each time its turn comes. So it is cut by a child (`python -m service.core.cutting`), which
+is started for it, is nicer than the service, and ends with it: nothing of it stays in memory. It is given the document on
+its standard input, and tells the rows on its standard output, some at a time, each time as one frame: its length in four
+bytes, then MessagePack. A frame of no bytes says that this was all; without it the child has died.
+
+It outlives nobody: a service that dies closes the pipe, and the child ends at its next frame. Who is no longer waited for
+is killed.
+"""
+
+import asyncio
+import hashlib
+import os
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Protocol
+
+import anyio
+import msgspec
+
+from service.core.terms import japanese_share, tokenizer
+from service.core.texts import is_heading, split
+
+SHARE_CHARACTERS = 20_000  # of a text's beginning, by which its language is judged
+YIELD_SECONDS = 0.0001  # after each chunk: cutting is work of Python, and the loop would wait for its turn
+ROWS_AT_ONCE = 50  # in a frame: decoding it is work on the loop
+NICENESS = 5
+CHILD = (sys.executable, "-P", "-m", "service.core.cutting")
+
+
+class CutterDied(Exception):
+    """The child has not told all rows."""
+
+
+class Rules(Protocol):
+    """What chunks depend on besides their text; the settings have it."""
+
+    @property
+    def dictionary(self) -> Any: ...  # noqa: D102 - see the settings, all three
+    @property
+    def chunk_characters(self) -> int: ...  # noqa: D102
+    @property
+    def chunk_overlap_characters(self) -> int: ...  # noqa: D102
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What the child is told: the `id`, `title` and `text` of a document, and `Rules`."""
+
+    document: dict[str, str]
+    dictionary: str
+    chunk_characters: int
+    chunk_overlap_characters: int
+
+
+def cut(document: Mapping[str, Any], rules: Rules) -> Iterator[dict[str, Any]]:
+    """The rows of a document's chunks. The index also knows each chunk by the title and the heading that it stands under."""
+    text, heading, position = document["text"], "", 0
+    made = tokenizer(rules.dictionary)
+    # A Japanese character says about as much as two Latin letters.
+    scale = 1 if japanese_share(text[:SHARE_CHARACTERS]) >= 0.1 else 2
+    for n, piece in enumerate(split(text, rules.chunk_characters * scale, rules.chunk_overlap_characters * scale), 1):
+        heading = _last_heading(text, position, piece.start) or heading
+        above = "" if is_heading(text, piece.start) else heading
+        known = made.terms(f"{document['title']}\n{above}\n{piece.text}")
+        position = piece.start
+        yield {
+            "document_id": document["id"],
+            "n": n,
+            "start": piece.start,
+            "end": piece.end,
+            "text": piece.text,
+            "words": " ".join(known.words),
+            "grams": " ".join(known.grams),
+            "content_hash": hash_text(piece.text),
+        }
+
+
+def cut_here(document: Mapping[str, Any], rules: Rules) -> list[dict[str, Any]]:
+    """The rows, made by a thread of this process. It gives way after each."""
+    rows = []
+    for row in cut(document, rules):
+        rows.append(row)
+        time.sleep(YIELD_SECONDS)
+    return rows
+
+
+async def cut_apart(document: Mapping[str, Any], rules: Rules) -> list[dict[str, Any]]:
+    """The rows, made by a child. Raises `CutterDied`, also if none can be started."""
+    given = {name: document[name] for name in ("id", "title", "text")}
+    task = Task(given, rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters)
+    told = await anyio.to_thread.run_sync(msgspec.msgpack.encode, task)
+    try:
+        child = await asyncio.create_subprocess_exec(*CHILD, stdin=PIPE, stdout=PIPE, start_new_session=True)
+    except OSError as error:
+        raise CutterDied(str(error)) from error
+    try:
+        return await _rows(child, told)
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise CutterDied(f"ended with {await child.wait()}") from error
+    finally:
+        with suppress(ProcessLookupError):
+            child.kill()
+        with anyio.CancelScope(shield=True):
+            await child.wait()
+
+
+async def _rows(child: Process, told: bytes) -> list[dict[str, Any]]:
+    assert child.stdin is not None  # noqa: S101 - asked for at the start, both
+    assert child.stdout is not None  # noqa: S101
+    child.stdin.write(told)
+    await child.stdin.drain()
+    child.stdin.close()
+    rows: list[dict[str, Any]] = []
+    while length := int.from_bytes(await child.stdout.readexactly(4), "big"):
+        rows += msgspec.msgpack.decode(await child.stdout.readexactly(length))
+    return rows
+
+
+def main() -> None:
+    """The child."""
+    os.nice(NICENESS)
+    task = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Task)
+    rows = cut(task.document, task)
+    with suppress(BrokenPipeError):  # nobody waits any more
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            _tell(msgspec.msgpack.encode(some))
+        _tell(b"")
+
+
+def _tell(frame: bytes) -> None:
+    sys.stdout.buffer.write(len(frame).to_bytes(4, "big") + frame)
+    sys.stdout.buffer.flush()
+
+
+def hash_text(text: str) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _last_heading(text: str, start: int, end: int) -> str:
+    """The last Markdown heading that begins in `text[start:end]`, or nothing."""
+    at = text.rfind("\n#", start, end) + 1 if not is_heading(text, start) or text.rfind("\n#", start, end) >= 0 else start
+    return text[at:end].partition("\n")[0] if is_heading(text, at) and start <= at < end else ""
+
+
+if __name__ == "__main__":
+    main()
