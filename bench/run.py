@@ -56,7 +56,10 @@ class Plan:
     paced_chunks: int
 
 
-FULL = Plan(rounds=3, seconds=8, warmup_seconds=2, rate_seconds=20, streams=500, stream_chunks=40, stream_interval_ms=500, paced_chunks=100)
+# Short turns, and many: the speed of a machine may double or halve within a minute, whoever has his turn then.
+FULL = Plan(
+    rounds=9, seconds=3, warmup_seconds=0.5, rate_seconds=6, streams=500, stream_chunks=40, stream_interval_ms=500, paced_chunks=100
+)
 QUICK = Plan(
     rounds=1, seconds=1, warmup_seconds=0.3, rate_seconds=1, streams=100, stream_chunks=12, stream_interval_ms=250, paced_chunks=40
 )
