@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from threading import Thread
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import anyio
 from fastapi import FastAPI
@@ -86,64 +86,22 @@ def create_app(settings: Settings) -> FastAPI:
 
 async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Rooms:
     """Open what a service needs; the stack ends the answers, then writes what waits, then closes the database."""
+    workers: dict[str, Worker] = {}
     database = Database(settings.database, settings.database_busy_seconds)
     stack.push_async_callback(database.close)
     await database.require_newest()
-
-    folder = settings.data_dir / "journal"
-    spool, journal_bytes_max = choose_spool(settings.data_dir, settings.journal_spool, settings.journal_bytes_max)
-    quarantine = settings.data_dir / "quarantine"
-    recovery = Recovery(database, folder, existing_spool(settings.data_dir, settings.journal_spool), quarantine=quarantine)
-    recovery.start()
-    stack.push_async_callback(recovery.stop)
-    journal = Journal(folder, spool, sync_ms=settings.journal_sync_ms, bytes_max=journal_bytes_max)
-    journal.start()
-    stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
-    queue = LocalQueue(settings.queue_records_max, journal)
-    writer = Writer(database, queue, metrics, batch_max=settings.writer_batch_max, quarantine=quarantine)
-    writer.start()
-    stack.push_async_callback(_write_out, writer)
-
-    door = Door(settings, database, jwts=Jwts(settings) if settings.jwt_algorithm else None)
-    ledger = Ledger(settings.answer_seconds_max + HOLD_SECONDS)
-    watch = Watch()
-    reaper = Reaper(door, watch, ledger, database, recovery.wait_done)
-    reaper.start()
-    stack.push_async_callback(reaper.stop)
-
-    reindexing = Reindexing(database, settings)
-    reindexing.start()
-    stack.push_async_callback(reindexing.stop)
-
-    workers: dict[str, Worker] = {
-        "writer": writer,
-        "journal": journal,
-        "recovery": recovery,
-        "reaper": reaper,
-        "reindexing": reindexing,
-    }
+    queue, recovery = _record(settings, metrics, database, workers, stack)
+    door, ledger, watch = _let_in(settings, database, recovery, workers, stack)
+    _start("reindexing", Reindexing(database, settings), workers, stack)
     if settings.local_model:
         settings = await _with_local_model(settings, workers, stack)
-    extractive = _provider(settings, "http://extractive.invalid/v1", None, ExtractiveTransport(settings.dictionary))
-    stack.push_async_callback(extractive.aclose)
-    provider = None
-    if settings.has_provider:
-        key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-        provider = _provider(settings, settings.openai_base_url, key)
-        stack.push_async_callback(provider.aclose)
-
-    # The first answer needs it. Nobody waits for it before, and the first requests are not slowed down by it.
-    asyncio.get_running_loop().call_later(SDK_SECONDS, Thread(target=load_sdk, name="sdk", daemon=True).start)
-
     prices = PriceBook(settings.prices, settings.openai_base_url)
     await anyio.to_thread.run_sync(prices.warm, settings.default_model)
-    if settings.default_model == EXTRACTIVE:
-        # It counts tokens in every answer, and loading takes a second: not in the first answer, and nobody waits for it.
-        Thread(target=tokens.load, name="tokens", daemon=True).start()
+    extractive, provider = _providers(settings, stack)
     embedder = embedder_of(settings)
     near = await _vectors(embedder, settings, database, queue, prices, workers, stack) if embedder else None
     retrieval = Retrieval(database, settings, near)
-    room = Answers(
+    answering = Answers(
         settings,
         database,
         queue,
@@ -156,13 +114,8 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         watch=watch,
         wait_recovered=recovery.wait_done,
     )
-    stack.push_async_callback(room.stop)
+    stack.push_async_callback(answering.stop)
     log.info("service.started", model=settings.default_model, auth=settings.auth)
-    tickets = SignedTickets(
-        load_key(settings.data_dir / "tickets.key"),
-        seconds=settings.ticket_seconds,
-        resume_seconds=settings.answer_seconds_max + TICKET_RESUME_SECONDS,
-    )
     return Rooms(
         settings=settings,
         database=database,
@@ -171,11 +124,72 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         door=door,
         watch=watch,
         quota=ledger,
-        answers=room,
-        tickets=tickets,
+        answers=answering,
+        tickets=SignedTickets(
+            load_key(settings.data_dir / "tickets.key"),
+            seconds=settings.ticket_seconds,
+            resume_seconds=settings.answer_seconds_max + TICKET_RESUME_SECONDS,
+        ),
         metrics=metrics,
         retrieval=retrieval,
     )
+
+
+def _record(
+    settings: Settings, metrics: Metrics, database: Database, workers: dict[str, Worker], stack: AsyncExitStack
+) -> tuple[LocalQueue, Recovery]:
+    """Where records go: the journal, the queue, the writer; and what brings in those of earlier processes."""
+    folder, quarantine = settings.data_dir / "journal", settings.data_dir / "quarantine"
+    spool, journal_bytes_max = choose_spool(settings.data_dir, settings.journal_spool, settings.journal_bytes_max)
+    recovery = Recovery(database, folder, existing_spool(settings.data_dir, settings.journal_spool), quarantine=quarantine)
+    _start("recovery", recovery, workers, stack)
+    journal = workers["journal"] = Journal(folder, spool, sync_ms=settings.journal_sync_ms, bytes_max=journal_bytes_max)
+    journal.start()
+    stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
+    queue = LocalQueue(settings.queue_records_max, journal)
+    writer = workers["writer"] = Writer(database, queue, metrics, batch_max=settings.writer_batch_max, quarantine=quarantine)
+    writer.start()
+    stack.push_async_callback(_write_out, writer)
+    return queue, recovery
+
+
+def _let_in(
+    settings: Settings, database: Database, recovery: Recovery, workers: dict[str, Worker], stack: AsyncExitStack
+) -> tuple[Door, Ledger, Watch]:
+    """Who may ask, and how much."""
+    door = Door(settings, database, jwts=Jwts(settings) if settings.jwt_algorithm else None)
+    ledger, watch = Ledger(settings.answer_seconds_max + HOLD_SECONDS), Watch()
+    _start("reaper", Reaper(door, watch, ledger, database, recovery.wait_done), workers, stack)
+    return door, ledger, watch
+
+
+def _providers(settings: Settings, stack: AsyncExitStack) -> tuple[OpenAIProvider, OpenAIProvider | None]:
+    """The embedded provider, and the configured one. What they load is loaded in threads, for which no start waits."""
+    extractive = _provider(settings, "http://extractive.invalid/v1", None, ExtractiveTransport(settings.dictionary))
+    stack.push_async_callback(extractive.aclose)
+    provider = None
+    if settings.has_provider:
+        key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+        provider = _provider(settings, settings.openai_base_url, key)
+        stack.push_async_callback(provider.aclose)
+    # The first answer needs it. Nobody waits for it before, and the first requests are not slowed down by it.
+    asyncio.get_running_loop().call_later(SDK_SECONDS, Thread(target=load_sdk, name="sdk", daemon=True).start)
+    if settings.default_model == EXTRACTIVE:
+        # It counts tokens in every answer, and loading takes a second: not in the first answer, and nobody waits for it.
+        Thread(target=tokens.load, name="tokens", daemon=True).start()
+    return extractive, provider
+
+
+class _Runs(Worker, Protocol):
+    def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+def _start(name: str, worker: _Runs, workers: dict[str, Worker], stack: AsyncExitStack) -> None:
+    worker.start()
+    workers[name] = worker
+    stack.push_async_callback(worker.stop)
 
 
 async def _write_out(writer: Writer) -> None:
@@ -196,9 +210,7 @@ async def _vectors(
     embedding = await anyio.to_thread.run_sync(importlib.import_module, "service.workers.embedding")
     stack.push_async_callback(embedder.aclose)
     vectors = embedding.Vectors(database, embedder, queue, prices, attempts_max=settings.provider_attempts_max)
-    worker = workers["embedding"] = embedding.Embedding(vectors)
-    worker.start()
-    stack.push_async_callback(worker.stop)
+    _start("embedding", embedding.Embedding(vectors), workers, stack)
     near: Near = vectors
     return near
 
