@@ -490,7 +490,7 @@ async def test_a_key_waits_for_the_rows_of_the_process_before(
 ) -> None:
     """A key is not taken for new while recovery may still bring its row."""
     recovered = asyncio.Event()
-    monkeypatch.setattr(service.rooms.answers, "_wait_recovered", recovered.wait)
+    monkeypatch.setattr(service.rooms.answers._recall, "_wait_recovered", recovered.wait)
     task = asyncio.create_task(ask(service))
     await wait_until(lambda: service.rooms.answers.statistics().keyed == 1)
     begun = keyed_intent()
@@ -503,8 +503,8 @@ async def test_a_key_waits_for_the_rows_of_the_process_before(
 
 async def test_a_key_does_not_wait_for_ever(service: Service, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the rows of the process before do not come, a key is told to come back."""
-    monkeypatch.setattr("service.core.answer.RECOVERY_SECONDS", 0)
-    monkeypatch.setattr(service.rooms.answers, "_wait_recovered", asyncio.Event().wait)
+    monkeypatch.setattr("service.core.recall.RECOVERY_SECONDS", 0)
+    monkeypatch.setattr(service.rooms.answers._recall, "_wait_recovered", asyncio.Event().wait)
     refused = await ask(service)
 
     assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")

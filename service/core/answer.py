@@ -14,27 +14,26 @@ from functools import partial
 
 import msgspec
 
-from service.core import logs, prompt, tokens
+from service.core import prompt, tokens
+from service.core.account import Account
 from service.core.auth.principals import Principal
 from service.core.auth.watch import Watch
 from service.core.db import Database
-from service.core.errors import DatabaseUnavailable, NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
+from service.core.errors import NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.events import Intent, Outcome, Passage, Status, UsageSource, clean, new_id, now
 from service.core.idempotency import Begun, Key, Keys, check_same, hash_request
 from service.core.ports import Message, Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
 from service.core.pricing import PriceBook, Usage, to_nano
 from service.core.pump import ATTACH_SECONDS, Limits, Pump
 from service.core.ranking import Found
+from service.core.recall import Recall
 from service.core.retrieval import Retrieval
 from service.core.settings import EXTRACTIVE, Settings
 from service.core.shelf import Shelf
 from service.core.streams import Buffers, Stream, replay
 from service.core.telemetry import Metrics, log
 
-UNPRICED_MAX = 1000  # models whose lack of a price has been warned of; callers choose the names
-RECOVERY_SECONDS = 5  # how long a request waits for the rows of the process before
 ID_CHARACTERS = 36
-COMMIT_SECONDS = 2  # how long a look for an ended answer waits for its row
 STOP_SECONDS = 1  # how long shutdown waits for pumps that it has stopped
 
 
@@ -100,7 +99,6 @@ class Answers:
         wait_recovered: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
-        self._database = database
         self._queue = queue
         self._retrieval = retrieval
         self._extractive = extractive
@@ -109,13 +107,13 @@ class Answers:
         self._metrics = metrics
         self._quota = quota
         self._watch = watch
-        self._wait_recovered = wait_recovered
+        self._recall = Recall(database, queue, wait_recovered)
+        self._account = Account(queue, quota, metrics)
         self._keys = Keys(queue)
         self._pumps: dict[asyncio.Task[None], Pump] = {}  # the strong references that the event loop does not keep
         self._shelf = Shelf(Buffers(settings.resume_bytes_max), kept_max=settings.answers_max, keep_seconds=settings.resume_seconds)
         self._turns = asyncio.Semaphore(settings.provider_calls_max)  # who came first is first
         self._stopping = False
-        self._unpriced: set[str] = set()
 
     async def answer(self, ask: Ask, *, started: float | None = None) -> Stream:
         """Begin an answer and return its stream. Raises any `KotaeError` that refuses it before the first byte."""
@@ -174,7 +172,7 @@ class Answers:
         """
         stream = self._shelf.find(answer_id)
         if stream is None and len(answer_id) == ID_CHARACTERS:
-            stream = await self._recall(answer_id)
+            stream = await self._recall.by_id(answer_id)
         if stream is None or user_id not in {None, stream.intent.user_id}:
             raise NotFound("no answer has this id")
         return stream
@@ -217,38 +215,11 @@ class Answers:
 
     async def _find_or_begin(self, ask: Ask, idempotency_key: str, body_hash: str, started: float) -> Begun:
         """What the log has for this key, or else a new answer. Raises `IdempotencyConflict`, and what `answer` does."""
-        await self._require_recovered()
-        async with self._database.reading() as session:
-            found = await logs.keyed(session, ask.user_id, idempotency_key)
+        found = await self._recall.by_key(ask.user_id, idempotency_key)
         if found is None:
             return Begun(await self.answer(ask, started=started), replayed=False)
         check_same(found.intent.body_hash, body_hash)
         return Begun(replay(found), replayed=True)
-
-    async def _recall(self, answer_id: str) -> Stream | None:
-        """An ended answer, from its row. Its row may be on the way: from this process, or from the one before."""
-        if (outcome := await self._recorded(answer_id)) is None:
-            await self._require_recovered()
-            try:
-                async with asyncio.timeout(COMMIT_SECONDS):
-                    await self._queue.wait_committed()
-            except TimeoutError as error:
-                raise DatabaseUnavailable("the rows of the latest answers are not written yet") from error
-            outcome = await self._recorded(answer_id)
-        return replay(outcome) if outcome else None
-
-    async def _recorded(self, answer_id: str) -> Outcome | None:
-        async with self._database.reading() as session:
-            return await logs.recorded(session, answer_id)
-
-    async def _require_recovered(self) -> None:
-        """Wait until the rows of an earlier process are there. Raises `DatabaseUnavailable`."""
-        if self._wait_recovered:
-            try:
-                async with asyncio.timeout(RECOVERY_SECONDS):
-                    await self._wait_recovered()
-            except TimeoutError as error:
-                raise DatabaseUnavailable("the rows of an earlier process are still being written") from error
 
     def _admit(self) -> None:
         if self._stopping:
@@ -336,7 +307,7 @@ class Answers:
             sources=[],
         )
         stream.say([text])
-        self._record(outcome)
+        self._account.record(outcome)
         stream.finish(outcome, None)
 
     def _start_pump(self, stream: Stream, ask: Ask, messages: list[Message], provider: Provider, started: float) -> None:
@@ -364,7 +335,7 @@ class Answers:
             started=started,
             prices=self._prices,
             metrics=self._metrics,
-            record=self._record,
+            record=self._account.record,
             wait_synced=self._queue.wait_synced,
             turn=nullcontext() if provider is self._extractive else self._turns,
         )
@@ -389,24 +360,3 @@ class Answers:
         del self._pumps[task]
         if not task.cancelled() and (error := task.exception()):
             log.error("pump.broken", task=task.get_name(), exc_info=error)
-
-    def _record(self, outcome: Outcome) -> None:
-        """Hand the outcome over. Synchronous: whoever ends an answer may be past awaiting."""
-        self._queue.finish(outcome)
-        tokens_used, nano_usd = outcome.charge()
-        self._quota.settle(outcome.intent.id, tokens=tokens_used, nano_usd=nano_usd)
-        metrics, intent, usage = self._metrics, outcome.intent, outcome.usage
-        metrics.answers.labels(intent.endpoint, outcome.status, outcome.usage_source).inc()
-        metrics.answer_seconds.labels(intent.endpoint).observe(outcome.response_time_ms / 1000)
-        if outcome.first_token_ms is not None:
-            metrics.first_token_seconds.labels(intent.endpoint).observe(outcome.first_token_ms / 1000)
-        if usage and outcome.usage_source is not UsageSource.NONE:
-            metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
-            metrics.tokens.labels("completion").inc(usage.completion_tokens)
-        if outcome.cost_nano_usd:
-            metrics.cost_usd.inc(outcome.cost_nano_usd / 1e9)
-        if usage and outcome.cost_nano_usd is None:
-            metrics.unpriced.inc()
-            if intent.model not in self._unpriced and len(self._unpriced) < UNPRICED_MAX:
-                self._unpriced.add(intent.model)
-                log.warning("model.unpriced", model=intent.model, remedy="give its price in KOTAE_PRICES")
