@@ -6,6 +6,7 @@ reads. A `.env` file in the working directory is read first, the environment win
 """
 
 import ipaddress
+import re
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.core.errors import SettingsInvalid
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 EXTRACTIVE = "extractive"  # the embedded model: sentences of the context, no network
 
 
@@ -77,7 +79,8 @@ class Settings(BaseSettings):
         description='JSON list of further `Host` names to answer to. Loopback names always; with auth, `["*"]` is implied.',
     )
     allowed_origins: list[str] = Field(
-        default_factory=list, description="JSON list of further origins whose pages may call this service, such as https://app.example."
+        default_factory=list,
+        description="JSON list of further origins whose pages may call this service and read its answers (CORS), such as https://app.example.",
     )
 
     # the provider
@@ -227,6 +230,8 @@ class Settings(BaseSettings):
         if self.auth == "keys" and self.secret is not None and len(self.secret.get_secret_value().strip()) < 32:
             raise ValueError("KOTAE_SECRET must have 32 characters or more (openssl rand -hex 32 makes one)")
         self._check_jwt()
+        if wrong := [origin for origin in self.allowed_origins if not _ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"KOTAE_ALLOWED_ORIGINS: {wrong[0]!r} is no origin; write it as https://app.example, without a path")
         if self.auth == "open" and not is_loopback(self.host):
             raise ValueError(f"KOTAE_HOST={self.host} listens beyond this machine: set KOTAE_AUTH=keys, or listen on 127.0.0.1")
         if self.max_tokens > self.max_tokens_max:

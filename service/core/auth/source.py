@@ -35,7 +35,10 @@ def check_session(*, method: str, origin: str | None, fetch_site: str | None, ac
 
     `check_source` has looked at what the request says of its origin. Every browser says it with what changes something,
     and most say it always; where one says nothing, a navigation is refused, because a link is all that is left to others.
+    A page of an allowed origin brings a credential of its own.
     """
+    if fetch_site in {"cross-site", "same-site"}:
+        raise ForeignOrigin("a session is for our own pages: other pages bring a key or a ticket")
     if not origin and not fetch_site and (method not in {"GET", "HEAD"} or "text/html" in accept):
         raise ForeignOrigin("a session is for our own pages: the request does not say that it comes from one")
 

@@ -1,0 +1,65 @@
+"""A browser's page of another origin: what `KOTAE_ALLOWED_ORIGINS` lets it read, and what it does not."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from playwright.async_api import Browser
+
+from tests.access import make_key
+from tests.conftest import Serve
+from tests.fakes.provider import ProviderFake
+
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>"
+# Asks in one piece and by a stream of its own with a key, and reads an EventSource by ticket: three answers, one text.
+ASK = """async ({ url, key }) => {
+  const headers = { authorization: `Bearer ${key}`, "content-type": "application/json", "idempotency-key": "once" };
+  const body = JSON.stringify({ prompt: "Why?", grounded: false });
+  const answer = await fetch(`${url}/ai/test`, { method: "POST", headers, body });
+  headers["idempotency-key"] = "twice";
+  const begun = await (await fetch(`${url}/ai/answers`, { method: "POST", headers, body })).json();
+  const streamed = await new Promise((resolve) => {
+    let text = "";
+    const source = new EventSource(new URL(begun.events_url, url));
+    source.onmessage = (event) => (text += JSON.parse(event.data).delta);
+    source.addEventListener("done", () => (source.close(), resolve(text)));
+    source.onerror = () => source.readyState === EventSource.CLOSED && resolve("closed");
+  });
+  return { id: answer.headers.get("x-request-id"), text: (await answer.json()).response, streamed };
+}"""
+
+
+@asynccontextmanager
+async def site() -> AsyncIterator[str]:
+    """An empty page on a port of its own."""
+
+    async def show(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(PAGE)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(show, "127.0.0.1") as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def asked(chromium: Browser, origin: str, url: str, key: str) -> Any:
+    """What a page of this origin gets; the error's text if the browser keeps it away."""
+    page = await (await chromium.new_context()).new_page()
+    await page.goto(origin)
+    return await page.evaluate(f"given => ({ASK})(given).catch(error => String(error))", {"url": url, "key": key})
+
+
+async def test_an_allowed_page_asks_and_streams_and_no_other_does(serve: Serve, fake: ProviderFake, chromium: Browser) -> None:
+    """With a key, a preflight and a ticket the allowed page reads everything; the browser gives another page nothing."""
+    async with site() as allowed, site() as other:
+        service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", allowed_origins=[allowed])
+        made = await make_key(service, "alice")
+        got = await asked(chromium, allowed, service.url, str(made.key))
+        kept = await asked(chromium, other, service.url, str(made.key))
+
+    assert got["text"] == got["streamed"] != ""
+    assert got["id"]
+    assert "Failed to fetch" in kept
+    assert len(fake.calls) == 2
