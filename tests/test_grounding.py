@@ -9,7 +9,7 @@ from service.core.prompt import GROUNDED_RULES, parse
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.sse import collect, text_of
-from tests.test_prompt import INJECTIONS
+from tests.test_prompt import IMAGES, INJECTIONS
 
 JA = (
     "星見図書館の利用案内。\n\n開館時間は午前9時から午後8時までです。休館日は毎週火曜日です。"
@@ -128,6 +128,9 @@ async def test_thirty_injections_reach_the_provider_as_data(serve: Serve, fake: 
     assert asked == question
     assert [passage.n for passage in passages] == list(range(1, len(passages) + 1))
     assert len({passage.text.split("メートル")[0] for passage in passages}) >= 30
+    for image in IMAGES:  # kept as they are written: characters of a passage, and of nothing else
+        assert [image in passage.text for passage in passages].count(True) == 1
+        assert image not in system
 
 
 async def test_a_deleted_document_is_never_used_again(serve: Serve) -> None:

