@@ -44,7 +44,13 @@ def clean_log() -> list[Outcome]:
         {"cost_nano_usd": None, "price": None},
         {"status": Status.PROVIDER_ERROR, **NONE},
     ]
-    return [outcome(intent(at=START + timedelta(days=n // 2), user_id="ab"[n % 2]), **kind) for n, kind in enumerate(kinds)]
+    return [
+        outcome(
+            intent(at=START + timedelta(days=n // 2), user_id="ab"[n % 2], key_id=None if n else "k1", held_tokens=700, held_nano_usd=90),
+            **kind,
+        )
+        for n, kind in enumerate(kinds)
+    ]
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ async def test_a_clean_log_agrees(log: Database, tmp_path: Path) -> None:
 
     assert report.told == []
     assert report.agrees
-    assert list(report.compared.values()) == [6, 6, 0]
+    assert list(report.compared.values()) == [6, 6, 7, 0]
     assert "all agrees" in report.text()
 
 
@@ -87,6 +93,10 @@ async def test_a_clean_log_agrees(log: Database, tmp_path: Path) -> None:
             "2026-02-01 a /ai/test m timeout unknown: answers 0 in the",
         ),
         ("UPDATE daily_totals SET day = 'someday' WHERE status = 'timeout'", "'someday': this is no day"),
+        ("UPDATE quota_totals SET tokens = tokens + 1 WHERE subject = 'key:k1'", "quotas of 2026-03-01 key:k1: tokens 15 in the rows, 16"),
+        ("DELETE FROM quota_totals WHERE subject = 'user:a' AND day = '2026-03-02'", "tokens 700 in the rows, 0 in the totals"),
+        ("UPDATE quota_totals SET cost_nano_usd = 0 WHERE subject = 'user:b' AND day = '2026-03-01'", "cost_nano_usd 1500 in the rows, 0"),
+        ("UPDATE quota_totals SET day = '2027-01-01' WHERE subject = 'key:k1'", "quotas of 2027-01-01 key:k1: requests 0 in the rows, 1"),
         ("DELETE FROM request_logs WHERE status = 'no_context'", "answers 0 in the rows, 1 in the totals"),
     ],
 )

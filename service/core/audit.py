@@ -10,7 +10,7 @@ import csv
 import fcntl
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,17 @@ from service.core.db import Database, ReadSession
 from service.core.errors import KotaeError
 from service.core.events import RANKS, Status, UsageSource
 from service.core.settings import EXTRACTIVE
-from service.core.tables import daily_totals, request_logs
+from service.core.tables import daily_totals, quota_totals, request_logs
 
 SHOWN_MAX = 20  # differences that are told in words; the others are counted
 EXPORT_KEYS_MAX = 100_000  # days × models of one export
 _BATCH = 2000
 _KEY = ("user_id", "endpoint", "model", "status", "usage_source")
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
-_COUNTS = ("answers", *_TOKENS, "cost_nano_usd", "unpriced")
 
-ROWS, TOTALS, FILES, EXPORT = "rows of the log", "totals by day and key", "records put aside", "days and models of the export"
+ROWS, TOTALS, CHARGES = "rows of the log", "totals by day and key", "quotas by day and subject"
+FILES, EXPORT = "records put aside", "days and models of the export"
+_TOLD_AS = {TOTALS: "totals", CHARGES: "quotas"}
 
 # Which ends may have which account. The table of docs/accounting.md, and the ends that come before the first call.
 _TOLD = frozenset({UsageSource.PROVIDER, UsageSource.ESTIMATED})
@@ -89,7 +90,7 @@ async def audit(database: Database, data_dir: Path, *, since: date | None = None
         raise KotaeError(f"there is no database at {database.file}")
     await database.require_newest()
     report = Report()
-    report.compared.update(dict.fromkeys((ROWS, TOTALS, FILES), 0))
+    report.compared.update(dict.fromkeys((ROWS, TOTALS, CHARGES, FILES), 0))
     wanted = None if export is None else {key: told for key, told in export.items() if since is None or key[0] >= str(since)}
     try:
         await _days(database, report, since, wanted)
@@ -107,7 +108,11 @@ async def _days(database: Database, report: Report, since: date | None, export: 
     while True:
         async with database.reading() as session:
             answer_id = (await session.execute(sa.select(sa.func.min(request_logs.c.id)).where(request_logs.c.id > low_id))).scalar()
-            total_day = (await session.execute(sa.select(sa.func.min(daily_totals.c.day)).where(daily_totals.c.day > low_day))).scalar()
+            total_days = [
+                (await session.execute(sa.select(sa.func.min(table.c.day)).where(table.c.day > low_day))).scalar()
+                for table in (daily_totals, quota_totals)
+            ]
+            total_day = min((found for found in total_days if found is not None), default=None)
             if answer_id is None and total_day is None:
                 break
             moment = _moment(answer_id) if answer_id is not None else None
@@ -183,37 +188,61 @@ def _senses_known(row: Mapping[Any, Any]) -> Iterator[str]:
 
 
 async def _totals(session: ReadSession, day: date, report: Report) -> None:
-    """Rows and totals side by side: each key where a count is not the same on both."""
-    logs, stored = request_logs.c, daily_totals.c
-    one: dict[str, sa.ColumnElement[int]] = {name: logs[name] for name in (*_TOKENS, "cost_nano_usd")}
-    one |= {"answers": sa.literal(1), "unpriced": sa.case((logs.cost_nano_usd.is_(None), 1), else_=0)}
-    made = sa.select(
-        *(logs[name] for name in _KEY),
-        *(sa.func.coalesce(sa.func.sum(one[name]), 0).label(name) for name in _COUNTS),
-        *(sa.literal(0).label(f"stored_{name}") for name in _COUNTS),
+    """Rows and totals side by side: those of the log, then what counts toward quotas (`events.charge`, in SQL)."""
+    logs = request_logs.c
+    counts: dict[str, sa.ColumnElement[Any]] = {name: logs[name] for name in (*_TOKENS, "cost_nano_usd")}
+    counts |= {"answers": sa.literal(1), "unpriced": sa.case((logs.cost_nano_usd.is_(None), 1), else_=0)}
+    await _compare(session, day, report, TOTALS, daily_totals, [{name: logs[name] for name in _KEY}], counts)
+
+    unknown = logs.usage_source == UsageSource.UNKNOWN
+    known_tokens = sa.func.coalesce(logs.prompt_tokens, 0) + sa.func.coalesce(logs.completion_tokens, 0)
+    charges: dict[str, sa.ColumnElement[Any]] = {
+        "requests": sa.literal(1),
+        "tokens": sa.case((unknown, logs.held_tokens), else_=known_tokens),
+        "cost_nano_usd": sa.case((unknown, logs.held_nano_usd), else_=logs.cost_nano_usd),
+    }
+    subjects: list[dict[str, sa.ColumnElement[Any]]] = [
+        {"subject": sa.literal("user:").concat(logs.user_id)},
+        {"subject": sa.literal("key:").concat(logs.key_id)},  # NULL, like the key, where there was none
+    ]
+    await _compare(session, day, report, CHARGES, quota_totals, subjects, charges)
+
+
+async def _compare(
+    session: ReadSession,
+    day: date,
+    report: Report,
+    kind: str,
+    table: sa.Table,
+    keys: Sequence[Mapping[str, sa.ColumnElement[Any]]],
+    counts: Mapping[str, sa.ColumnElement[Any]],
+) -> None:
+    """Each key of a table of totals where a count is not what the rows add up to. A row counts for each of `keys` that it has."""
+    names, key = list(counts), list(keys[0])
+    made = [
+        sa.select(
+            *(column.label(name) for name, column in of.items()),
+            *(sa.func.coalesce(sa.func.sum(counts[name]), 0).label(name) for name in names),
+            *(sa.literal(0).label(f"stored_{name}") for name in names),
+        )
+        .where(*_of_day(day), *(column.is_not(None) for column in of.values()))
+        .group_by(*of.values())
+        for of in keys
+    ]
+    kept = sa.select(*(table.c[name] for name in key), *(sa.literal(0) for _ in names), *(table.c[name] for name in names))
+    both = sa.union_all(*made, kept.where(table.c.day == str(day))).subquery().c
+    sums = {name: sa.func.sum(both[name]) for name in [*names, *(f"stored_{name}" for name in names)]}
+    query = sa.select(*(both[name] for name in key), *(each.label(name) for name, each in sums.items())).group_by(
+        *(both[name] for name in key)
     )
-    kept = sa.select(
-        *(stored[name] for name in _KEY), *(sa.literal(0).label(name) for name in _COUNTS), *(stored[name] for name in _COUNTS)
-    )
-    both = sa.union_all(made.where(*_of_day(day)).group_by(*(logs[name] for name in _KEY)), kept.where(stored.day == str(day))).subquery()
-    sums = [(sa.func.sum(both.c[name]), sa.func.sum(both.c[f"stored_{name}"])) for name in _COUNTS]
-    key = [both.c[name] for name in _KEY]
-    query = sa.select(
-        *key,
-        *(
-            each.label(f"{side}{name}")
-            for name, pair in zip(_COUNTS, sums, strict=True)
-            for side, each in zip(("", "stored_"), pair, strict=True)
-        ),
-    )
-    query = query.group_by(*key).having(sa.or_(*(ours != theirs for ours, theirs in sums))).order_by(*key)
-    count = sa.select(sa.func.count()).select_from(daily_totals).where(stored.day == str(day))
-    report.compared[TOTALS] += (await session.execute(count)).scalar_one()
+    query = query.having(sa.or_(*(sums[name] != sums[f"stored_{name}"] for name in names))).order_by(*(both[name] for name in key))
+    count = sa.select(sa.func.count()).select_from(table).where(table.c.day == str(day))
+    report.compared[kind] += (await session.execute(count)).scalar_one()
     found = await session.stream(query, execution_options={"yield_per": _BATCH})
     async for row in found.mappings():
-        counts = [f"{name} {row[name]} in the rows, {row[f'stored_{name}']} in the totals" for name in _COUNTS]
-        unequal = [text for name, text in zip(_COUNTS, counts, strict=True) if row[name] != row[f"stored_{name}"]]
-        report.differ(TOTALS, f"totals of {day} {' '.join(row[name] for name in _KEY)}: {'; '.join(unequal)}")
+        unequal = [name for name in names if row[name] != row[f"stored_{name}"]]
+        told = "; ".join(f"{name} {row[name]} in the rows, {row[f'stored_{name}']} in the totals" for name in unequal)
+        report.differ(kind, f"{_TOLD_AS[kind]} of {day} {' '.join(row[name] for name in key)}: {told}")
 
 
 async def _export(session: ReadSession, day: date, open_keys: Export, report: Report) -> None:
