@@ -264,7 +264,8 @@ Kotae answers with {settings.default_model}. Paste one of these:
 
 def _client(url: str | None) -> httpx2.Client:
     settings = load_settings()
-    headers = {"Authorization": f"Bearer {settings.secret.get_secret_value()}"} if settings.secret else {}
+    credential = settings.api_key or settings.secret
+    headers = {"Authorization": f"Bearer {credential.get_secret_value()}"} if credential else {}
     return httpx2.Client(base_url=url or _url(settings, settings.port), headers=headers, timeout=httpx2.Timeout(330, connect=5))
 
 

@@ -58,6 +58,7 @@ class Settings(BaseSettings):
         None,
         description="With KOTAE_AUTH=keys: a credential of the admin `admin`, to begin with or for good; 32 characters or more.",
     )
+    api_key: SecretStr | None = Field(None, description="The key that `kotae ask` and `kotae logs` send, in place of KOTAE_SECRET.")
     jwt_algorithm: Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"] | None = Field(
         None, description="With KOTAE_AUTH=keys: take JWTs too, signed by this algorithm alone."
     )
