@@ -17,15 +17,20 @@ wireSwitches();
 wireForm();
 wireHistory();
 wireDocuments();
+if (history.state?.id) show(history.state); // it was arriving when the page was loaded anew
 
 function ask(question, grounded = $("grounded").checked) {
-  if (stopCurrent) return;
+  if (!stopCurrent) show({ question, grounded });
+}
+
+function show({ question, grounded, id }) {
   const answer = createAnswer(question, grounded, { again: () => ask(question, grounded), ended: addHistory });
   keepEarlier();
   $("current").replaceChildren(answer.card);
   answer.setState(grounded ? "waiting" : "waiting_free");
 
-  const stop = openStream(question, grounded, {
+  const stop = openStream({ question, grounded, id }, {
+    begun: (id) => history.replaceState({ question, grounded, id }, ""),
     start: answer.begin,
     delta: answer.append,
     state: answer.setState,
@@ -38,6 +43,7 @@ function ask(question, grounded = $("grounded").checked) {
 }
 
 function settle(act) {
+  history.replaceState(null, "");
   act();
   setBusy(null);
 }

@@ -8,19 +8,19 @@ const RECONNECT_MS_MAX = 60_000; // how long to try; an answer that has ended me
 const STOP_MS_MAX = 3000; // how long a stopped answer may take to say so
 
 /**
- * Asks, and calls `on.start(start)`, `on.delta(text)`, `on.done(answer)`, `on.whole(answer)` (all of it at once, in place of
- * what came), `on.failure(problem)` and `on.state("answering" | "reconnecting" | "stopping")`. Returns a function that
- * stops the answer, for everybody.
+ * Asks, or goes on with the answer `id`, and calls `on.begun(id)`, `on.start(start)`, `on.delta(text)`, `on.done(answer)`,
+ * `on.whole(answer)` (all of it at once, in place of what came), `on.failure(problem)` and
+ * `on.state("answering" | "reconnecting" | "stopping")`. Returns a function that stops the answer, for everybody.
  */
-export function openStream(question, grounded, on) {
-  const seen = { id: null, seq: -1 };
+export function openStream({ question, grounded, id = null }, on) {
+  const seen = { id, seq: -1 };
   let source = null;
   let patience; // a timer: until when to try
   let recoveries = 0;
   let stopping = false;
   let over = false;
 
-  begin();
+  (id ? recover : begin)();
   return stop;
 
   async function begin() {
@@ -31,6 +31,7 @@ export function openStream(question, grounded, on) {
       return end(() => on.failure(problem));
     }
     seen.id = started.id;
+    on.begun(seen.id);
     if (stopping) stopAnswer(seen.id).catch(() => {});
     if (!over) listen(started.events_url);
   }
@@ -64,7 +65,7 @@ export function openStream(question, grounded, on) {
     });
   }
 
-  // The browser has given up, at a response that is no stream. The answer itself may run, or be in the log.
+  // The browser has given up, at a response that is no stream, or the page is new. The answer itself may run, or be in the log.
   async function recover() {
     if (over) return;
     let found;

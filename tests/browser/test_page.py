@@ -187,6 +187,28 @@ async def test_a_cut_stream_goes_on_without_repeating_itself(open_page: Open, fa
         assert (await service.row())["response"] == "Within thirty days."
 
 
+async def test_a_page_loaded_anew_goes_on_with_the_answer_that_was_arriving(open_page: Open, fake: ProviderFake, service: Service):
+    """After a reload the question and what was said are there again, the rest follows, and nothing is asked twice."""
+    goes_on = asyncio.Event()
+    fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hold=goes_on, hold_after=2))
+    visit = await open_page(service.url)
+    await visit.page.uncheck("#grounded")
+    await visit.begin(ENGLISH)
+    await expect(visit.page.locator("#current .text")).to_have_text("Within thirty")
+
+    await visit.page.reload()
+    await expect(visit.page.locator("#current .text")).to_have_text("Within thirty")
+    assert await visit.text("#current .question") == ENGLISH
+    goes_on.set()
+    await visit.wait_ended()
+    assert await visit.text("#current .text") == "Within thirty days."
+    assert len(fake.calls) == 1
+
+    await visit.page.reload()
+    assert await visit.page.locator("#current .text").count() == 0
+    assert await visit.page.locator("#earlier-list > details").count() == 1
+
+
 async def test_what_is_sent_twice_is_shown_once(visit: Visit):
     """An event heard before is dropped, and so is a piece of another answer."""
     first = start() + delta(7, "Thirty ") + delta(9, "da")
