@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from service.core import documents
 from service.core.audit import audit
@@ -83,7 +84,7 @@ async def wait_filled(service: Service, texts: int) -> dict[str, Any]:
 def test_a_missing_cosine_is_the_mean_one() -> None:
     """Nearer than the mean rises, farther falls; a low candidate without a vector keeps its place by words."""
     placed = fuse([2.0] * 10 + [1.0], [0.9, 0.7] * 5 + [None])
-    assert placed[:2] == [pytest.approx(1.1), pytest.approx(0.9)]
+    assert placed[:2] == [pytest.approx(1.25), pytest.approx(0.75)]
     assert placed[10] == 0.5
 
 
@@ -101,17 +102,53 @@ def test_without_any_cosine_words_decide(scores: list[float]) -> None:
         assert [place * (max(scores) or 1) for place in placed] == pytest.approx(scores, abs=1e-6)
 
 
-def test_a_least_cosine_can_refuse() -> None:
-    """What the words would answer is refused when even the nearest of the best chunks is too far."""
+def test_a_cosine_eases_and_tightens() -> None:
+    """What the words barely answer is refused when even the nearest chunk is far; what they barely refuse is answered near."""
     made = tokenizer("auto")
     known = made.terms(TEXTS[0])
     candidate = Candidate("d", 1, 0, 1, "", TEXTS[0], " ".join(known.words), " ".join(known.grams), "h")
     query = parse("Who polishes the lens of the lighthouse?", made)
     counts = Counts(1, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
-    for least, answerable in ((0.0, True), (0.8, True), (0.9, False)):
-        found = rank(query, [candidate], counts, limit=5, thresholds=Thresholds(0.1, 0.1, least), cosines={"h": 0.85})
+    alone = rank(query, [candidate], counts, limit=5, thresholds=Thresholds(0, 0))
+    assert alone.cosine is UNSET
+    for margin, even, cosine, answerable in (
+        (0.99, 0.0, 0.5, True),
+        (0.99, 0.85, 0.86, True),
+        (0.99, 0.85, 0.80, False),
+        (1.01, 0.0, 0.9, False),
+        (1.01, 0.85, 0.84, False),
+        (1.01, 0.85, 0.90, True),
+    ):
+        least = Thresholds(alone.share * margin, alone.terms * margin, even)
+        found = rank(query, [candidate], counts, limit=5, thresholds=least, cosines={"h": cosine})
         assert found.answerable is answerable
-        assert found.items[0].cosine == 0.85
+        assert (found.share, found.terms, found.cosine) == (alone.share, alone.terms, cosine if even else UNSET)
+        assert found.items[0].cosine == cosine
+
+
+def test_words_alone_are_not_asked_for_more() -> None:
+    """One or two words as typed into a search box are enough as without a cosine, however far their meaning is."""
+    made = tokenizer("auto")
+    known = made.terms(TEXTS[0])
+    candidate = Candidate("d", 1, 0, 1, "", TEXTS[0], " ".join(known.words), " ".join(known.grams), "h")
+    query = parse("lighthouse lens", made)
+    counts = Counts(1, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
+    assert rank(query, [candidate], counts, limit=5, thresholds=Thresholds(0.27, 1.55, 0.9), cosines={"h": 0.1}).answerable
+
+
+def test_a_cosine_that_waits_does_not_count() -> None:
+    """While one of the best chunks has no vector, its question is judged by words alone."""
+    made = tokenizer("auto")
+    known = [made.terms(text) for text in TEXTS[:2]]
+    candidates = [
+        Candidate("d", n, 0, 1, "", text, " ".join(terms.words), " ".join(terms.grams), str(n))
+        for n, (text, terms) in enumerate(zip(TEXTS, known, strict=False))
+    ]
+    query = parse("Who polishes the lens of the lighthouse?", made)
+    counts = Counts(2, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
+    found = rank(query, candidates, counts, limit=5, thresholds=Thresholds(0.1, 0.1, 0.99), cosines={"0": 0.1})
+    assert found.answerable
+    assert found.cosine is UNSET
 
 
 async def test_a_chunk_that_shares_no_term_is_found_by_meaning(database: Database) -> None:
@@ -244,6 +281,18 @@ async def test_the_service_fills_searches_and_meters(serve: Serve, fake: Provide
     }
     assert (await audit(service.rooms.database, service.rooms.settings.data_dir)).told == []
     assert all(float(row["estimated_cost"]) == pytest.approx(row["prompt_tokens"] / 1e6) for row in rows)
+
+
+async def test_the_cosine_that_took_part_is_told(serve: Serve, fake: ProviderFake) -> None:
+    """The search, the answer and its row say the cosine that moved the least of the words, where a setting lets it."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", embeddings="openai", relevance_cosine=0.5)
+    await keep(service.rooms.database, TEXTS[0], user_id="local")
+    await wait_filled(service, 1)
+    question = "Who polishes the lens?"
+    found = (await service.client.get("/ai/search", params={"q": question})).json()
+    answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
+    (row,) = await service.rows(endpoint="/ai/test")
+    assert found["cosine"] == found["items"][0]["cosine"] == answer["relevance_cosine"] == row["relevance_cosine"]
 
 
 async def test_a_provider_that_is_down_costs_no_answer(serve: Serve, fake: ProviderFake) -> None:

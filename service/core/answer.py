@@ -127,7 +127,9 @@ class Answers:
         try:
             if ask.grounded:
                 found = await self._search(ask)
-                intent = msgspec.structs.replace(intent, relevance_share=found.share, relevance_terms=found.terms)
+                intent = msgspec.structs.replace(
+                    intent, relevance_share=found.share, relevance_terms=found.terms, relevance_cosine=found.cosine or None
+                )
                 context = self._context(found) if found.answerable else []
                 messages = prompt.grounded_messages(intent.prompt, context) if context else []
                 intent = await self._hold(ask, intent, messages, grow=True)

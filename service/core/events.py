@@ -76,6 +76,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     body_hash: str | None = None
     relevance_share: float | None = None
     relevance_terms: float | None = None
+    relevance_cosine: float | None = None
     key_id: str | None = None  # of the API key that asked
     asked_by: str | None = None  # the admin who asked on behalf of `user_id`
     held_tokens: int | None = None  # the upper bound that was held of the quota; it counts if nobody knows the usage
@@ -139,6 +140,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     grounded: bool
     relevance_share: float | None
     relevance_terms: float | None
+    relevance_cosine: float | None
     sources: list[Passage]
     attempts: int
     request_id: str
@@ -172,6 +174,7 @@ def answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         grounded=intent.grounded,
         relevance_share=intent.relevance_share,
         relevance_terms=intent.relevance_terms,
+        relevance_cosine=intent.relevance_cosine,
         sources=outcome.sources,
         attempts=outcome.attempts,
         request_id=intent.request_id,

@@ -277,6 +277,7 @@ def _values(outcome: Outcome) -> dict[str, Any]:
         "body_hash": intent.body_hash,
         "relevance_share": intent.relevance_share,
         "relevance_terms": intent.relevance_terms,
+        "relevance_cosine": intent.relevance_cosine,
         "key_id": intent.key_id,
         "asked_by": intent.asked_by,
         "held_tokens": intent.held_tokens,

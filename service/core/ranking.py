@@ -8,9 +8,10 @@ same score counted in matches of the rarest possible term. Both must reach their
 types into a search box, are enough if all of them stand in one chunk, or the share is reached. A sentence that has no more
 words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the least in terms.
 
-*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of score / best score + 0.1 · z(cosine), z over the candidates
-that have a vector; one that has none yet has a z of 0, the mean. The two numbers above stay those of the words; a least
-cosine can be a third.
+*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of score / best score + 0.25 · z(cosine), z over the candidates
+that have a vector; one that has none yet has a z of 0, the mean. The two numbers above stay those of the words; the cosine of
+the nearest of the best says how much of them is enough: less where the meaning is near, more where it is far. Words alone
+are never asked for more: they have hardly any meaning to be near to.
 """
 
 import math
@@ -33,7 +34,8 @@ K1, B = 0.6, 0.75
 JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 CHUNKS_FLOOR = 1000
-COSINE_WEIGHT = 0.1
+COSINE_WEIGHT = 0.25
+COSINE_SLOPE = 8  # of the logarithm of the least share and terms
 COMPARED = 10  # the best by words: all of them need a cosine for any to count
 TOP = 3  # the hits that abstention looks at
 LATIN_SHARE, LATIN_TERMS = 1.045, 1.7  # English says the same with fewer rare words: by these the numbers compare with Japanese
@@ -63,20 +65,28 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """The hits, best first; and whether they can answer, with the two numbers that decided it."""
+    """The hits, best first; and whether they can answer, with the two numbers that decided it, and the cosine if it took part."""
 
     items: list[Hit]
     answerable: bool
     share: float
     terms: float
+    cosine: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """What the two numbers must reach."""
+    """What the two numbers must reach where the cosine is `cosine_even`; 0: whatever it is."""
 
     share_min: float
     terms_min: float
-    cosine_min: float = 0
+    cosine_even: float = 0
+
+    def at(self, cosine: float | None) -> "Thresholds":
+        """What they must reach where the nearest of the best has this cosine."""
+        if not self.cosine_even or cosine is None:
+            return self
+        ease = math.exp(COSINE_SLOPE * (self.cosine_even - cosine))
+        return Thresholds(self.share_min * ease, self.terms_min * ease)
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -169,13 +179,20 @@ def rank(
         for i in order[: max(1, min(limit, LIMIT_MAX))]
         if scores[i] > 0 or near[i] is not None
     ]
-    enough = share >= thresholds.share_min and rare >= thresholds.terms_min
+    nearest = [cosine for i in order[:TOP] if (cosine := near[i]) is not None] if thresholds.cosine_even else []
+    cosine = max(nearest) if nearest and len(nearest) == len(order[:TOP]) else None  # while one waits, words alone decide
+    least = thresholds.at(cosine)
+    enough = share >= least.share_min and rare >= least.terms_min
     if not enough and 0 < len(query.words) <= SHORT_WORDS:
         fits = share >= (thresholds.share_min if query.bare else SHORT_SHARE_MIN) or any(whole[i] for i in order[:TOP])
-        enough = fits and (query.bare or rare >= SHORT_TERMS * thresholds.terms_min)
-    known = [cosine for i in order[:TOP] if (cosine := near[i]) is not None]
-    enough = enough and max(known, default=1.0) >= thresholds.cosine_min
-    return Found(items=hits, answerable=bool(hits) and enough, share=round(share, 4), terms=round(rare, 4))
+        enough = fits and (query.bare or rare >= SHORT_TERMS * least.terms_min)
+    return Found(
+        items=hits,
+        answerable=bool(hits) and enough,
+        share=round(share, 4),
+        terms=round(rare, 4),
+        cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
+    )
 
 
 def fuse(scores: Sequence[float], cosines: Sequence[float | None]) -> list[float]:

@@ -53,7 +53,7 @@ class Retrieval:
         self._database = database
         self._near = near
         self._tokenizer = tokenizer(settings.dictionary)
-        self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min, settings.relevance_cosine_min)
+        self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min, settings.cosine_even)
         self._turn = anyio.CapacityLimiter(SEARCHES_AT_ONCE)
         self._counted: tuple[int, dict[tuple[str, str], int]] = (0, {})  # of this version of the index
 

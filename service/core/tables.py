@@ -92,6 +92,7 @@ request_logs = Table(
     Column("held_nano_usd", BigInteger),
     Column("relevance_share", Float),  # the two numbers that decide whether a question can be answered
     Column("relevance_terms", Float),
+    Column("relevance_cosine", Float),  # by which their least was moved; None: it took no part
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order; the columns behind `id` let further filters be looked up without reading the row.
     Index(None, "user_id", "id", "status", "model", "endpoint"),
