@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from service.core import documents
 from service.core.cutting import cut
 from service.core.db import Database
+from service.core.index import CANDIDATES_MAX, SEEN_LOOKED, Index, Kept
 from service.core.prompt import context_from, read_citations
 from service.core.quoting import quote
-from service.core.ranking import NOTHING, Candidate, Counts, Found, Thresholds, best_sentence, parse, rank
+from service.core.ranking import NOTHING, Counts, Digest, Found, Ranked, Thresholds, best_sentence, digest, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.core.terms import tokenizer
@@ -181,9 +182,38 @@ async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
     await documents.delete(database, gone, user_id="u")
     assert [hit.document_id for hit in (await look(database, "灯台のレンズの管理人")).items] == [stays]
     asked = parse("灯台 管理人 レンズ", tokenizer("auto"))
-    counts = await database.look(lambda connection: Retrieval(database, SETTINGS)._counts(connection, asked))
+    counts = await database.look(lambda connection: Index().at(connection).counts(asked))
     assert (counts.chunks, {word: n for word, n in counts.words.items() if n}) == (1, {"灯台": 1})
     assert {gram: n for gram, n in counts.grams.items() if n} == {"灯台": 1}
+
+
+async def test_one_word_that_stands_everywhere_finds_where_it_stands_most(database: Database) -> None:
+    """More chunks have the word than are ranked, and it alone cannot tell them apart: the best are still among those ranked."""
+    filler = "A note about harbours, ropes, sails, anchors, tides, cranes, fog, nets and boats"
+    some = [documents.Given("T", f"{filler} with a lantern, number {n}.", "utf-8") for n in range(CANDIDATES_MAX + 20)]
+    await documents.store(database, SETTINGS, some, user_id="u")
+    best = await keep(database, "Lantern by lantern.")
+    found = await look(database, "lantern", limit=1)
+    assert [hit.document_id for hit in found.items] == [best]
+
+
+async def test_own_documents_are_found_behind_many_better_ones_of_others(database: Database) -> None:
+    """What others have never takes the places of what the caller may see."""
+    some = [documents.Given("T", f"The lantern keeper trims lantern {n}.", "utf-8") for n in range(SEEN_LOOKED + 50)]
+    await documents.store(database, SETTINGS, some, user_id="other")
+    mine = await keep(database, "A lantern, and much else about harbours, ropes, sails, anchors, tides and fog.")
+    assert [hit.document_id for hit in (await look(database, "lantern keeper")).items] == [mine]
+    assert [hit.document_id for hit in (await look(database, "lantern")).items] == [mine]
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9)), max_size=60))
+def test_what_is_remembered_has_a_limit(steps: list[tuple[int, int]]) -> None:
+    """Whatever is asked for comes back whole, and no more is kept than the limit."""
+    kept: Kept[int, str] = Kept(30, len)
+    for first, more in steps:
+        keys = range(first, first + more)
+        assert kept.get(keys, lambda missing: {key: "x" * (key % 7) for key in missing}) == {key: "x" * (key % 7) for key in keys}
+        assert sum(map(len, kept._values.values())) == kept._sum <= 30
 
 
 async def test_a_hit_says_where_and_why(database: Database) -> None:
@@ -290,7 +320,7 @@ async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Databa
             await documents.delete(database, there.pop(n), user_id="u")
         found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
         assert {hit.document_id for hit in found.items} == set(there.values())
-        counts = await database.look(lambda connection: retrieval._counts(connection, parse("灯台", tokenizer("auto"))))
+        counts = await database.look(lambda connection: retrieval._index.at(connection).counts(parse("灯台", tokenizer("auto"))))
         assert (counts.chunks, counts.words["灯台"]) == (len(there), len(there))
     for document_id in there.values():
         await documents.delete(database, document_id, user_id="u")
@@ -313,17 +343,17 @@ def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -
         assert 0 <= low < high <= len(piece["text"])
 
 
-def candidate(n: int, words: str) -> Candidate:
-    """A chunk with these words."""
-    return Candidate("d", n, 0, 0, "T", f"text {n}", words, "")
+def chunks(*words: str) -> dict[int, Digest]:
+    """Chunks with these words, numbered from 1."""
+    return {n: digest(each, "") for n, each in enumerate(words, 1)}
 
 
 def test_ranking_prefers_more_and_rarer_words() -> None:
     """More of the question's words, rarer ones, and words side by side rank higher."""
     query = parse("common rare", tokenizer("auto"))
-    some = [candidate(1, "common x y z"), candidate(2, "rare x y z"), candidate(3, "rare x y common"), candidate(4, "x common rare y")]
+    some = chunks("common x y z", "rare x y z", "rare x y common", "x common rare y")
     found = rank(query, some, Counts(1000, {"common": 500, "rare": 3}, {}), limit=10, thresholds=Thresholds(0.27, 0))
-    assert [hit.chunk_id for hit in found.items] == ["d.4", "d.3", "d.2", "d.1"]
+    assert [place.id for place in found.places] == [4, 3, 2, 1]
     assert found.answerable
 
 
@@ -332,8 +362,8 @@ def test_the_thresholds_decide() -> None:
     query = parse("oak elm ash fir", tokenizer("auto"))
     counts = Counts(1000, dict.fromkeys(query.words, 3), {})
 
-    def judged(share_min: float, terms_min: float, *, empty: bool = False) -> Found:
-        some = [] if empty else [candidate(1, "oak elm x y")]
+    def judged(share_min: float, terms_min: float, *, empty: bool = False) -> Ranked:
+        some = chunks() if empty else chunks("oak elm x y")
         return rank(query, some, counts, limit=1, thresholds=Thresholds(share_min, terms_min))
 
     found = judged(0.2, 0.5)

@@ -20,7 +20,7 @@ from service.core.errors import SettingsInvalid
 from service.core.evaluation import Question, Text, evaluate
 from service.core.ports import Embedded
 from service.core.providers import embedders
-from service.core.ranking import Candidate, Counts, Thresholds, fuse, parse, rank
+from service.core.ranking import Counts, Thresholds, digest, fuse, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings, load_settings
 from service.core.tables import chunks, vectors
@@ -106,10 +106,10 @@ def test_a_cosine_eases_and_tightens() -> None:
     """What the words barely answer is refused when even the nearest chunk is far; what they barely refuse is answered near."""
     made = tokenizer("auto")
     known = made.terms(TEXTS[0])
-    candidate = Candidate("d", 1, 0, 1, "", TEXTS[0], " ".join(known.words), " ".join(known.grams), "h")
+    chunk = digest(" ".join(known.words), " ".join(known.grams), "h")
     query = parse("Who polishes the lens of the lighthouse?", made)
     counts = Counts(1, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
-    alone = rank(query, [candidate], counts, limit=5, thresholds=Thresholds(0, 0))
+    alone = rank(query, {1: chunk}, counts, limit=5, thresholds=Thresholds(0, 0))
     assert alone.cosine is UNSET
     for margin, even, cosine, answerable in (
         (0.99, 0.0, 0.5, True),
@@ -120,30 +120,27 @@ def test_a_cosine_eases_and_tightens() -> None:
         (1.01, 0.85, 0.90, True),
     ):
         least = Thresholds(alone.share * margin, alone.terms * margin, even)
-        found = rank(query, [candidate], counts, limit=5, thresholds=least, cosines={"h": cosine})
+        found = rank(query, {1: chunk}, counts, limit=5, thresholds=least, cosines={"h": cosine})
         assert found.answerable is answerable
         assert (found.share, found.terms, found.cosine) == (alone.share, alone.terms, cosine if even else UNSET)
-        assert found.items[0].cosine == cosine
+        assert found.places[0].cosine == cosine
 
 
 def test_words_alone_are_not_asked_for_more() -> None:
     """One or two words as typed into a search box are enough as without a cosine, however far their meaning is."""
     made = tokenizer("auto")
     known = made.terms(TEXTS[0])
-    candidate = Candidate("d", 1, 0, 1, "", TEXTS[0], " ".join(known.words), " ".join(known.grams), "h")
+    chunk = digest(" ".join(known.words), " ".join(known.grams), "h")
     query = parse("lighthouse lens", made)
     counts = Counts(1, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
-    assert rank(query, [candidate], counts, limit=5, thresholds=Thresholds(0.27, 1.55, 0.9), cosines={"h": 0.1}).answerable
+    assert rank(query, {1: chunk}, counts, limit=5, thresholds=Thresholds(0.27, 1.55, 0.9), cosines={"h": 0.1}).answerable
 
 
 def test_a_cosine_that_waits_does_not_count() -> None:
     """While one of the best chunks has no vector, its question is judged by words alone."""
     made = tokenizer("auto")
     known = [made.terms(text) for text in TEXTS[:2]]
-    candidates = [
-        Candidate("d", n, 0, 1, "", text, " ".join(terms.words), " ".join(terms.grams), str(n))
-        for n, (text, terms) in enumerate(zip(TEXTS, known, strict=False))
-    ]
+    candidates = {n: digest(" ".join(terms.words), " ".join(terms.grams), str(n)) for n, terms in enumerate(known)}
     query = parse("Who polishes the lens of the lighthouse?", made)
     counts = Counts(2, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
     found = rank(query, candidates, counts, limit=5, thresholds=Thresholds(0.1, 0.1, 0.99), cosines={"0": 0.1})

@@ -16,8 +16,10 @@ are never asked for more: they have hardly any meaning to be near to.
 
 import math
 import re
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -95,15 +97,24 @@ class Query(msgspec.Struct, frozen=True):
     words: list[str]
     phrases: list[tuple[str, str]]
     grams: list[str]
-    asked: frozenset[str]
-    asked_phrases: frozenset[Any]
-    asked_grams: frozenset[str]
     bare: bool  # words alone, not a sentence
     latin: bool
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """A chunk that may be an answer, as the database has it: `words` and `grams` are terms separated by spaces."""
+class Digest(msgspec.Struct, frozen=True):
+    """What ranking reads of a chunk: a number for each of its words, phrases and grams, sorted, as often as they stand there.
+
+    The numbers are Python's own hashes: of 64 bits, so that two terms share one practically never, and of this process alone.
+    """
+
+    words: "array[int]"
+    phrases: "array[int]"
+    grams: "array[int]"
+    content_hash: str | None = None
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A chunk as it is shown."""
 
     document_id: str
     n: int
@@ -111,9 +122,6 @@ class Candidate(msgspec.Struct, frozen=True):
     end: int
     title: str
     text: str
-    words: str
-    grams: str
-    content_hash: str | None = None
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -122,6 +130,32 @@ class Counts(msgspec.Struct, frozen=True):
     chunks: int
     words: dict[str, int]
     grams: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """The number of chunks that scores are made with: in a small collection they mean the same as in a large one."""
+        return max(self.chunks, CHUNKS_FLOOR)
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """A candidate that was found: which, and with what."""
+
+    id: int
+    score: float
+    coverage: float
+    matched: list[str]
+    cosine: float | None
+
+
+class Ranked(msgspec.Struct, frozen=True, kw_only=True):
+    """See `Found`; `weights` is what each term of the question is worth."""
+
+    places: list[Placed]
+    answerable: bool
+    share: float
+    terms: float
+    cosine: float | msgspec.UnsetType
+    weights: dict[str, float]
 
 
 NOTHING = Found(items=[], answerable=False, share=0, terms=0)
@@ -133,52 +167,60 @@ def parse(text: str, tokenizer: Tokenizer) -> Query:
     words = list(dict.fromkeys(found.words))[:WORDS_MAX]
     phrases = list(dict.fromkeys((a, b) for a, b in pairwise(found.words) if a != b))[:WORDS_MAX]
     grams = list(dict.fromkeys(found.grams))[:GRAMS_MAX]
-    asked = (frozenset(words), frozenset(phrases), frozenset(grams))
-    return Query(
-        words, phrases, grams, *asked, bare=len(text) <= BARE_CHARACTERS_MAX and not _SENTENCE.search(text), latin=language(text) == "en"
-    )
+    bare = len(text) <= BARE_CHARACTERS_MAX and not _SENTENCE.search(text)
+    return Query(words, phrases, grams, bare=bare, latin=language(text) == "en")
+
+
+def digest(words: str, grams: str, content_hash: str | None = None) -> Digest:
+    """Of a chunk as the index has it: its words and grams in order, separated by spaces."""
+    cut = words.split(" ")
+    return Digest(_codes(cut), _codes(pairwise(cut)), _codes(grams.split(" ")), content_hash)
+
+
+def _codes(terms: Iterable[Any]) -> "array[int]":
+    return array("q", sorted(map(hash, terms)))
 
 
 def rank(
     query: Query,
-    candidates: Sequence[Candidate],
+    candidates: Mapping[int, Digest],
     counts: Counts,
     *,
     limit: int,
     thresholds: Thresholds,
     cosines: Mapping[str, float] | None = None,
-) -> Found:
+) -> Ranked:
     """The candidates by score; whether they can answer it. Of equals the one with all words of the question comes first.
 
     `cosines`: by content hash, how near chunks are in meaning; None ranks by words alone.
     """
-    total = max(counts.chunks, CHUNKS_FLOOR)
-    seen = [_observed(query, candidate) for candidate in candidates]
-    # Phrases are not in the index: those among the candidates are nearly all there are.
-    phrases = Counter(phrase for one in seen for phrase in one.phrases)
-    words = _Field({word: _idf(counts.words.get(word, 0), total) for word in query.words}, [one.length for one in seen])
-    pairs = _Field({phrase: _idf(phrases[phrase], total) for phrase in query.phrases}, [one.length for one in seen])
-    grams = _Field({gram: _idf(counts.grams.get(gram, 0), total) for gram in query.grams}, [one.gram_length for one in seen])
+    total = counts.total
+    ids, seen = list(candidates), list(candidates.values())
+    lengths = [len(one.words) for one in seen]
+    phrases = _standing(query.phrases, [one.phrases for one in seen])
+    often = Counter[Any]()  # phrases are not counted in the index: those among the candidates are nearly all there are
+    for one in phrases:
+        often.update(one)
+    words = _Field(_standing(query.words, [one.words for one in seen]), _rarities(query.words, counts.words, total), lengths)
+    pairs = _Field(phrases, _rarities(query.phrases, often, total), lengths)
+    grams = _Field(
+        _standing(query.grams, [one.grams for one in seen]),
+        _rarities(query.grams, counts.grams, total),
+        [len(one.grams) for one in seen],
+    )
 
     def score(i: int, b: float = B) -> float:
-        one = seen[i]
-        return words.score(i, one.words, b) + PHRASE_WEIGHT * pairs.score(i, one.phrases, b) + GRAM_WEIGHT * grams.score(i, one.grams, b)
+        return words.score(i, b) + PHRASE_WEIGHT * pairs.score(i, b) + GRAM_WEIGHT * grams.score(i, b)
 
     scores = [score(i) for i in range(len(seen))]
-    whole = [len(set(one.words)) == len(query.words) for one in seen]
-    near = [(cosines or {}).get(candidate.content_hash or "") for candidate in candidates]
+    whole = [len(found) == len(query.words) for found in words.found]
+    near = [(cosines or {}).get(one.content_hash or "") for one in seen]
     placed = fuse(scores, near) if cosines else scores
-    order = sorted(range(len(candidates)), key=lambda i: (placed[i], whole[i]), reverse=True)
+    order = sorted(range(len(seen)), key=lambda i: (placed[i], whole[i]), reverse=True)
     best = words.best + PHRASE_WEIGHT * pairs.best + GRAM_WEIGHT * grams.best
     top = max((score(i, JUDGED_B) for i in order[:TOP]), default=0.0)
     share = top / best * (LATIN_SHARE if query.latin else 1) if best else 0.0
     rare = top / ((K1 + 1) * math.log(1 + total)) * (LATIN_TERMS if query.latin else 1)
-    weights = grams.idf | words.idf
-    hits = [
-        _hit(candidates[i], scores[i], best, [word for word in query.words if word in seen[i].words], weights, near[i])
-        for i in order[: max(1, min(limit, LIMIT_MAX))]
-        if scores[i] > 0 or near[i] is not None
-    ]
     nearest = [cosine for i in order[:TOP] if (cosine := near[i]) is not None] if thresholds.cosine_even else []
     cosine = max(nearest) if nearest and len(nearest) == len(order[:TOP]) else None  # while one waits, words alone decide
     least = thresholds.at(cosine)
@@ -186,12 +228,19 @@ def rank(
     if not enough and 0 < len(query.words) <= SHORT_WORDS:
         fits = share >= (thresholds.share_min if query.bare else SHORT_SHARE_MIN) or any(whole[i] for i in order[:TOP])
         enough = fits and (query.bare or rare >= SHORT_TERMS * least.terms_min)
-    return Found(
-        items=hits,
-        answerable=bool(hits) and enough,
+
+    def place(i: int) -> Placed:
+        matched = [word for word in query.words if word in words.found[i]]
+        return Placed(ids[i], round(scores[i], 4), round(scores[i] / best, 4) if best else 0.0, matched, near[i])
+
+    places = [place(i) for i in order[: max(1, min(limit, LIMIT_MAX))] if scores[i] > 0 or near[i] is not None]
+    return Ranked(
+        places=places,
+        answerable=bool(places) and enough,
         share=round(share, 4),
         terms=round(rare, 4),
         cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
+        weights=grams.idf | words.idf,
     )
 
 
@@ -215,62 +264,62 @@ def fuse(scores: Sequence[float], cosines: Sequence[float | None]) -> list[float
     ]
 
 
-class _Observed(msgspec.Struct, frozen=True):
-    """The terms of the question that stand in a chunk, as often as they do; and how many terms it has."""
-
-    words: list[str]
-    phrases: list[tuple[str, str]]
-    grams: list[str]
-    length: int
-    gram_length: int
-
-
-def _observed(query: Query, candidate: Candidate) -> _Observed:
-    words, grams = candidate.words.split(" "), candidate.grams.split(" ")
-    asked = query.asked
-    known = [word if word in asked else None for word in words]
-    return _Observed(
-        [word for word in known if word],
-        [(a, b) for a, b in pairwise(known) if a and b and (a, b) in query.asked_phrases],
-        [gram for gram in grams if gram in query.asked_grams],
-        len(words),
-        len(grams),
-    )
-
-
 class _Field:
     """One kind of term in the candidates: BM25 (Robertson and Zaragoza, 2009) with the idf that is never negative."""
 
-    def __init__(self, idf: dict[Any, float], lengths: list[int]) -> None:
-        self.idf = idf
-        self.best = sum(idf.values()) * (K1 + 1)
+    def __init__(self, found: Sequence[Mapping[Any, int]], rarity: dict[Any, float], lengths: Sequence[int]) -> None:
+        self.found, self.idf = found, rarity
+        self.best = sum(rarity.values()) * (K1 + 1)
         mean = sum(lengths) / len(lengths) if lengths else 1
         self._lengths = [length / (mean or 1) for length in lengths]
 
-    def score(self, i: int, found: list[Any], b: float = B) -> float:
-        """The score of candidate `i`, in which these terms stand."""
+    def score(self, i: int, b: float = B) -> float:
+        """The score of candidate `i`."""
         norm = K1 * (1 - b + b * self._lengths[i])
-        return sum(self.idf[term] * (n := found.count(term)) * (K1 + 1) / (n + norm) for term in set(found))
+        return sum(self.idf[term] * often * (K1 + 1) / (often + norm) for term, often in self.found[i].items())
 
 
-def _idf(frequency: int, total: int) -> float:
+def _standing(asked: Sequence[Any], chunks: "Iterable[array[int]]") -> list[dict[Any, int]]:
+    """Which of the terms stand in each chunk, and how often."""
+    codes = sorted((hash(term), n) for n, term in enumerate(asked))
+    found = []
+    for chunk in chunks:
+        terms: dict[Any, int] = {}
+        at, end = 0, len(chunk)
+        for code, n in codes:
+            at = bisect_left(chunk, code, at)  # both are sorted: each is sought behind the one before
+            if at == end:
+                break
+            if chunk[at] == code:
+                terms[asked[n]] = bisect_right(chunk, code, at) - at
+        found.append(terms)
+    return found
+
+
+def _rarities(asked: Iterable[Any], counted: Mapping[Any, int], total: int) -> dict[Any, float]:
+    return {term: idf(counted.get(term, 0), total) for term in asked}
+
+
+def idf(frequency: int, total: int) -> float:
+    """What a term is worth that stands in so many of all chunks."""
     frequency = min(frequency, total)
     return math.log(1 + (total - frequency + 0.5) / (frequency + 0.5))
 
 
-def _hit(candidate: Candidate, score: float, best: float, matched: list[str], weights: dict[str, float], cosine: float | None) -> Hit:
+def hit(place: Placed, row: Row, weights: dict[str, float]) -> Hit:
+    """A chunk that was found, as it is shown."""
     return Hit(
-        document_id=candidate.document_id,
-        chunk_id=f"{candidate.document_id}.{candidate.n}",
-        start=candidate.start,
-        end=candidate.end,
-        title=candidate.title,
-        text=candidate.text,
-        score=round(score, 4),
-        coverage=round(score / best, 4) if best else 0.0,
-        matched=matched,
-        sentence=best_sentence(candidate.text, weights),
-        cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
+        document_id=row.document_id,
+        chunk_id=f"{row.document_id}.{row.n}",
+        start=row.start,
+        end=row.end,
+        title=row.title,
+        text=row.text,
+        score=place.score,
+        coverage=place.coverage,
+        matched=place.matched,
+        sentence=best_sentence(row.text, weights),
+        cosine=msgspec.UNSET if place.cosine is None else round(place.cosine, 4),
     )
 
 

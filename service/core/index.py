@@ -1,0 +1,261 @@
+"""The index, as SQLite has it: how often terms occur, which chunks have them, and what stands in those.
+
+All that knows FTS5. Another database needs its own `counts` and `candidates`; what they return means the same.
+
+*Counts*: how many chunks have each term of a question.
+*Candidates*: of the question's words the rarest, as many as occur in `POSTINGS_MAX` chunks together, and likewise of its
+grams; the chunks in which most of them stand, by weight. So what a search costs does not grow with the collection, and the
+ranking sees every term again. Where too many chunks have the same few words for that to tell them apart, such as all those
+of a question of one word, FTS5 is asked for the best of them: `bm25(…, w, w)` is BM25 with k1 = 1.2 / w, so weights of 2
+give the k1 of 0.6 of the ranking.
+
+What was read is remembered while nothing changes: the version of the index is part of the snapshot that a search reads,
+and another version starts afresh. Remembered are counts (`COUNTS_KEPT`, some 10 MB), the chunks that have a term
+(`POSTINGS_KEPT` of 8 bytes) and the terms of chunks (`CODES_KEPT` of 8 bytes). Each is bounded alone; what was looked at
+first goes first.
+
+A question is never read as a query language: it is reduced to terms, and each is quoted. How often a term occurs is
+counted over all documents, also those that the caller may not see: scores may move by it, texts never show.
+"""
+
+import json
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from operator import itemgetter
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+
+from service.core.ports import Nearness
+from service.core.ranking import GRAM_WEIGHT, Counts, Digest, Query, Row, digest, idf
+
+CANDIDATES_MAX = 100
+MATCHED_CANDIDATES = 100
+TIED_SHARE = 0.5  # of the best: chunks that many others equal are worth telling apart
+NEAR_CANDIDATES = 30
+NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they are is found out by looking
+SEEN_LOOKED = 300  # of the best chunks, at a time, likewise
+POSTINGS_MAX, GRAM_POSTINGS_MAX = 6_000, 1_500
+WORDS_LEAST = 3  # looked up even if they are not rare
+COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT = 100_000, 1_000_000, 4_000_000
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """Whose documents, and which of them, may be found. None: every one."""
+
+    user_id: str | None
+    within: Sequence[str] | None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        return self.user_id is None and self.within is None
+
+    @property
+    def condition(self) -> str:
+        """A clause for a query of `chunks AS c` and `documents AS d`, with `values`."""
+        clauses = [
+            "AND (d.user_id = :user_id OR d.shared)" if self.user_id is not None else "",
+            "AND c.document_id IN (SELECT value FROM json_each(:within))" if self.within is not None else "",
+        ]
+        return " ".join(clauses)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the clause names."""
+        return {"user_id": self.user_id, "within": json.dumps(self.within)}
+
+
+class Kept(Generic[K, V]):
+    """What was read, up to a size; what came first goes first. Threads share it."""
+
+    def __init__(self, most: int, size: Callable[[V], int]) -> None:
+        self._most, self._size = most, size
+        self._lock = threading.Lock()
+        self._values: dict[K, V] = {}
+        self._sum = 0
+
+    def get(self, keys: Iterable[K], read: Callable[[list[K]], dict[K, V]]) -> dict[K, V]:
+        """The values of these keys, of which `read` brings those that are missing."""
+        known = self._values
+        found = {key: known.get(key) for key in keys}
+        if missing := [key for key, value in found.items() if value is None]:
+            new = read(missing)
+            found |= new
+            self._keep(new)
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _keep(self, new: dict[K, V]) -> None:
+        with self._lock:
+            for key, value in new.items():
+                if key not in self._values:
+                    self._values[key] = value
+                    self._sum += self._size(value)
+            while self._sum > self._most:
+                for key in list(islice(self._values, 100)):
+                    self._sum -= self._size(self._values.pop(key))
+
+
+class _Version:
+    """What is known of one version of the index."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.counts: Kept[tuple[str, str], int] = Kept(COUNTS_KEPT, lambda _: 1)
+        self.postings: Kept[tuple[str, str], array[int]] = Kept(POSTINGS_KEPT, lambda ids: len(ids) + 20)
+        self.digests: Kept[int, Digest] = Kept(CODES_KEPT, lambda one: len(one.words) + len(one.phrases) + len(one.grams) + 60)
+
+
+class Index:
+    """Made once for a database: it remembers."""
+
+    def __init__(self) -> None:
+        self._version = _Version(0)
+
+    def at(self, connection: sa.Connection) -> "Snapshot":
+        """The index as this connection's transaction sees it."""
+        number, chunks = connection.exec_driver_sql("SELECT version, chunks FROM index_state").one()
+        version = self._version
+        if version.number != number:
+            version = self._version = _Version(number)
+        return Snapshot(connection, version, chunks)
+
+
+class Snapshot:
+    """One version of the index. All of it blocks."""
+
+    def __init__(self, connection: sa.Connection, version: _Version, chunks: int) -> None:
+        self._connection, self._version, self._chunks = connection, version, chunks
+
+    def counts(self, query: Query) -> Counts:
+        """How many chunks there are, and have each term."""
+        return Counts(self._chunks, self._counted("words", query.words), self._counted("grams", query.grams))
+
+    def candidates(self, counts: Counts, seen: Seen) -> list[int]:
+        """The ids of the chunks that may answer, of those that may be seen."""
+        words = _rarest(counts.words, WORDS_LEAST, POSTINGS_MAX)
+        grams = _rarest(counts.grams, 1, GRAM_POSTINGS_MAX)
+        worth: dict[int, float] = {}
+        for column, terms, weight in (("words", words, 1.0), ("grams", grams, GRAM_WEIGHT)):
+            counted = getattr(counts, column)
+            for (_, term), ids in self._postings(column, terms).items():
+                rarity = weight * idf(counted[term], counts.total)
+                for id_ in ids:
+                    worth[id_] = worth.get(id_, 0.0) + rarity
+        ordered = sorted(worth.items(), key=itemgetter(1), reverse=True)
+        best = self._visible([id_ for id_, _ in ordered], seen, CANDIDATES_MAX + 1)
+        chosen = best[:CANDIDATES_MAX]
+        if words and len(best) > CANDIDATES_MAX and worth[best[-1]] >= TIED_SHARE * worth[best[0]]:
+            chosen = list(dict.fromkeys([*self._matched(words, seen), *chosen]))
+        return chosen
+
+    def nearest(self, nearness: Nearness, seen: Seen) -> list[int]:
+        """The chunks nearest in meaning, of those that may be seen: of all texts first, and of more if those are somebody else's."""
+        ids: list[int] = []
+        looked = 0
+        for most in NEAR_LOOKED:
+            some = nearness.nearest(most)[looked:]
+            looked += len(some)
+            place = {content_hash: n for n, content_hash in enumerate(some)}
+            found = self._connection.exec_driver_sql(_NEAREST.format(condition=seen.condition), seen.values | {"hashes": json.dumps(some)})
+            ids += [row[0] for row in sorted(found, key=lambda row: place[row[1]])]
+            if len(ids) >= NEAR_CANDIDATES or not some:
+                break
+        return ids[:NEAR_CANDIDATES]
+
+    def digests(self, ids: Sequence[int]) -> dict[int, Digest]:
+        """What stands in these chunks."""
+
+        def read(missing: list[int]) -> dict[int, Digest]:
+            found = self._connection.exec_driver_sql(_TERMS, (json.dumps(missing),))
+            return {id_: digest(words, grams, content_hash) for id_, words, grams, content_hash in found}
+
+        return self._version.digests.get(ids, read)
+
+    def rows(self, ids: Sequence[int]) -> dict[int, Row]:
+        """The chunks themselves."""
+        return {id_: Row(*row) for id_, *row in self._connection.exec_driver_sql(_ROWS, (json.dumps(list(ids)),))}
+
+    def _counted(self, column: str, terms: Sequence[str]) -> dict[str, int]:
+        def read(missing: list[tuple[str, str]]) -> dict[tuple[str, str], int]:
+            found: dict[str, int] = dict(
+                self._connection.exec_driver_sql(_FREQUENCIES, (column, json.dumps([term for _, term in missing]))).all()
+            )
+            return {(column, term): found.get(term, 0) for _, term in missing}
+
+        return {term: n for (_, term), n in self._version.counts.get([(column, term) for term in terms], read).items()}
+
+    def _postings(self, column: str, terms: Sequence[str]) -> "dict[tuple[str, str], array[int]]":
+        """The ids of the chunks in which each term stands."""
+
+        def read(missing: list[tuple[str, str]]) -> "dict[tuple[str, str], array[int]]":
+            asked = json.dumps({term: _expression(column, [term]) for _, term in missing})
+            found = self._connection.exec_driver_sql(_POSTINGS, (asked,))
+            return {(column, term): array("q", msgspec.json.decode(ids, type=list[int])) for term, ids in found}
+
+        return self._version.postings.get([(column, term) for term in terms], read)
+
+    def _visible(self, ids: list[int], seen: Seen, most: int) -> list[int]:
+        """The first of these that may be seen."""
+        if seen.everything:
+            return ids[:most]
+        visible: list[int] = []
+        for begin in range(0, len(ids), SEEN_LOOKED):
+            some = ids[begin : begin + SEEN_LOOKED]
+            values = seen.values | {"ids": json.dumps(some)}
+            found = set(self._connection.exec_driver_sql(_VISIBLE.format(condition=seen.condition), values).scalars())
+            visible += [id_ for id_ in some if id_ in found]
+            if len(visible) >= most:
+                break
+        return visible[:most]
+
+    def _matched(self, words: Sequence[str], seen: Seen) -> list[int]:
+        """The best of the chunks that have any of these words, as FTS5 ranks them."""
+        statement = _MATCH.format(joins="" if seen.everything else _JOINS, condition=seen.condition)
+        values = seen.values | {"match": _expression("words", words), "most": MATCHED_CANDIDATES}
+        return list(self._connection.exec_driver_sql(statement, values).scalars())
+
+
+_FREQUENCIES = "SELECT term, doc FROM chunk_vocabulary WHERE col = ? AND term IN (SELECT value FROM json_each(?))"
+_POSTINGS = "SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value) FROM json_each(?)"
+_JOINS = "JOIN chunks AS c ON c.id = t.rowid JOIN documents AS d ON d.id = c.document_id"
+_MATCH = """
+SELECT t.rowid FROM chunk_terms AS t {joins} WHERE t.chunk_terms MATCH :match {condition}
+ORDER BY bm25(t.chunk_terms, 2.0, 2.0), t.rowid LIMIT :most
+"""
+_VISIBLE = """
+SELECT c.id FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
+WHERE c.id IN (SELECT value FROM json_each(:ids)) {condition}
+"""
+_NEAREST = """
+SELECT c.id, c.content_hash FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
+WHERE c.content_hash IN (SELECT value FROM json_each(:hashes)) {condition}
+"""
+_TERMS = "SELECT id, words, grams, content_hash FROM chunks WHERE id IN (SELECT value FROM json_each(?))"
+_ROWS = """
+SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text
+FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELECT value FROM json_each(?))
+"""
+
+
+def _rarest(counted: dict[str, int], least: int, postings_max: int) -> list[str]:
+    """The rarest terms that occur at all: `least` of them, and more while together they occur `postings_max` times."""
+    chosen: list[str] = []
+    postings = 0
+    for term, n in sorted(counted.items(), key=itemgetter(1)):
+        postings += n
+        if n and (len(chosen) < least or postings <= postings_max):
+            chosen.append(term)
+    return chosen
+
+
+def _expression(column: str, found: Iterable[str]) -> str:
+    """An FTS5 expression in which nothing but the column is ours: terms are quoted strings."""
+    quoted = (f'"{term}"' for term in found)
+    return f"{column} : ({' OR '.join(quoted)})"
