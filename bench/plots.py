@@ -3,12 +3,15 @@
     python -m bench.plots [--litellm /path/to/bin/litellm] [--json .data/bench-plots.json] [--images docs/images]
 
 The same targets and tools as `python -m bench`. A target leaves a sweep at the first step that it does not keep up with.
-Takes some four minutes. The pictures are drawn from the JSON, by themselves with `--draw`.
+Takes some four minutes. The pictures are drawn from the JSON, by themselves with `--draw`: as SVG, and by Chromium, if it is
+there, as PNG too.
 """
 
 import argparse
 import json
 import math
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +28,7 @@ SECONDS = 4.0
 CHUNKS, INTERVAL_MS = 80, 50  # of a stream: twenty events a second
 LATE_MS = 1000  # a median latency above this: not kept up with
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 640, 400, 70, 40, 110, 50
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 COLOURS = {"direct": "#888888", "tutorial": "#d97706", "litellm": "#7c3aed", "kotae": "#0369a1"}
 
 Points = list[tuple[float, float]]
@@ -117,6 +121,23 @@ def draw(title: str, across: str, up: str, series: dict[str, Points]) -> str:
     return "\n".join([*out, "</svg>", ""])
 
 
+def save(file: Path, picture: str) -> None:
+    """Write an SVG, and beside it what Chromium makes of it."""
+    file.write_text(picture)
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        print(f"not drawn: {file.with_suffix('.png').name}: there is none of {', '.join(BROWSERS)}", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory(prefix="kotae-bench-") as profile:
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
+        command += [
+            f"--window-size={WIDTH},{HEIGHT}",
+            "--force-device-scale-factor=2",
+            f"--screenshot={file.with_suffix('.png').absolute()}",
+        ]
+        subprocess.run([*command, file.absolute().as_uri()], check=True, capture_output=True, timeout=60)
+
+
 def main() -> None:
     """Measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,9 +152,9 @@ def main() -> None:
     found = json.loads(options.json.read_text())
     latency = {f"{name} {share}": found[f"latency_{share}_ms"][name] for name in found["latency_p50_ms"] for share in ("p50", "p99")}
     title = "Latency of POST /ai/test against the rate of questions (dashed: p99)"
-    (options.images / "latency.svg").write_text(draw(title, "questions a second", "ms", latency))
+    save(options.images / "latency.svg", draw(title, "questions a second", "ms", latency))
     title = "Events that arrive, of the 20 a second that each stream is sent"
-    (options.images / "streams.svg").write_text(draw(title, "open streams", "events/s", found["events_per_second"]))
+    save(options.images / "streams.svg", draw(title, "open streams", "events/s", found["events_per_second"]))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,8 @@ class Bench:
             provider.stop()
 
     @contextlib.contextmanager
-    def target(self, name: str) -> Iterator[Target]:
-        """A target, running, with a database of its own."""
+    def target(self, name: str, prepare: Callable[[Path], None] = lambda _: None) -> Iterator[Target]:
+        """A target, running, with a database of its own, which `prepare` may fill: it is given the folder."""
         if name == "direct":
             path = "/v1/chat/completions"
             yield Target(name, self._provider_url, path, path, CHAT + "}", CHAT_STREAM, 4, '"content": "word0 ', "[DONE]", None)
@@ -136,6 +136,7 @@ class Bench:
             # The map: else it asks the network for prices at the start.
             env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key}
             headers = (f"Authorization: Bearer {key}",)
+        prepare(folder)
         process = Process(name, commands[name], folder=folder, env=env, cores=self.cores.service)
         try:
             process.wait_ready(f"{url}{READY[name]}")

@@ -1,0 +1,111 @@
+"""What an answer costs when there is more of everything: callers at once, and rows in the log.
+
+    python -m bench.growth [--rows 5000000] [--rounds 7] [--json .data/bench-growth.json]
+
+*Callers*: `POST /ai/test` by 16, 64, 250 and 1,000 callers, each of whom asks again when it has its answer; the turns of a round
+follow each other, so that the machine's moods meet all of them. *Rows*: the same by 64 callers, of two services side by side,
+one with an empty log and one whose log has `--rows` rows (`bench.logs` makes them: some 5 GB and five minutes for 5 million; 0
+leaves this part out).
+
+Everything is on: a key, limits, journal, log rows, metrics. Shown is the median of the rounds, and what it is as a share of
+the first column's. Rates fall with the machine's speed; processor time per answer is steadier.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
+
+from bench.logs import fill
+from bench.processes import Cores, Failed, machine
+from bench.run import FULL, Bench
+
+CALLERS = (16, 64, 250, 1000)
+FIGURES = {"answers_per_second": "answers/s", "cpu_ms_per_answer": "processor ms per answer", "latency_p99_ms": "latency p99, ms"}
+
+Rounds = dict[str, list[dict[str, float]]]  # of each column, in order
+
+
+def turns(columns: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> Rounds:
+    """Every column's turn in every round, forth and back."""
+    found: Rounds = {name: [] for name in columns}
+    for n in range(rounds):
+        for name in list(columns) if n % 2 == 0 else reversed(columns):
+            figures = columns[name]()
+            found[name].append(
+                {
+                    "answers_per_second": figures["answers_per_second"],
+                    "cpu_ms_per_answer": figures.get("cpu_ms_per_answer", 0.0),
+                    "latency_p99_ms": figures["latency_ms"]["p99"],
+                }
+            )
+    return found
+
+
+def by_callers(bench: Bench, rounds: int, seconds: float) -> Rounds:
+    """One service, more and more callers."""
+    with bench.target("kotae") as target:
+        bench.answers(target, seconds)  # the first answers of a process are dearer
+        return turns({f"{count:,} callers": partial(bench.answers, target, seconds, count) for count in CALLERS}, rounds)
+
+
+def by_rows(bench: Bench, rounds: int, seconds: float, rows: int) -> Rounds:
+    """Two services, one of which remembers much."""
+    with ExitStack() as stack:
+        columns = {
+            "empty log": stack.enter_context(bench.target("kotae")),
+            f"{rows:,} rows": stack.enter_context(bench.target("kotae", lambda folder: fill(folder / "kotae.db", rows))),
+        }
+        for target in columns.values():
+            bench.answers(target, seconds)
+        return turns({name: partial(bench.answers, target, seconds) for name, target in columns.items()}, rounds)
+
+
+def table(found: Rounds) -> str:
+    """Medians for people, with the share of the first column's."""
+    lines = [f"{'':26}" + "".join(f"{name:>22}" for name in found)]
+    for key, title in FIGURES.items():
+        medians = [statistics.median(each[key] for each in rounds) for rounds in found.values()]
+        cells = [f"{value:,.2f} ({value / medians[0] - 1:+.0%})" if medians[0] else "–" for value in medians]
+        lines.append(f"{title:26}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3, help="length of a turn, at the least")
+    parser.add_argument("--folder", type=Path, help="where the temporary databases go; default: the system's place for such")
+    parser.add_argument("--json", type=Path, default=Path(".data/bench-growth.json"), help="where the figures go")
+    options = parser.parse_args()
+    cores = Cores.split()
+    found: dict[str, Rounds] = {}
+    try:
+        with tempfile.TemporaryDirectory(prefix="kotae-bench-", dir=options.folder) as folder:
+            bench = Bench(FULL, Path(folder), cores, None)
+            with bench.provider():
+                found["callers"] = by_callers(bench, options.rounds, options.seconds)
+                print(table(found["callers"]), flush=True)
+                if options.rows:
+                    found["rows"] = by_rows(bench, options.rounds, options.seconds, options.rows)
+                    print("\n" + table(found["rows"]))
+    except Failed as failure:
+        sys.exit(f"the run is void: {failure}")
+    about = machine(cores)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"machine": about, **found}, indent=1))
+    print(f"\n{about}\nfigures of every round: {options.json}")
+
+
+if __name__ == "__main__":
+    main()
