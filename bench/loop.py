@@ -17,12 +17,15 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
+
+import uvloop
 
 from bench.processes import Cores, Failed, Loader, machine
 from bench.streams import Bench, Reader, lateness
@@ -222,7 +225,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12, help="length of a turn")
     parser.add_argument("--json", type=Path, default=Path(".data/bench-loop.json"))
     options = parser.parse_args()
-    figures = asyncio.run(run(options))
+    try:
+        figures = uvloop.run(run(options))
+    except Failed as failure:
+        sys.exit(f"the run is void: {failure}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(figures, indent=1))
     print(table(figures["turns"]))

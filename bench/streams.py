@@ -2,10 +2,11 @@
 
     python -m bench.streams [--streams 1500] [--stalled 1000] [--seconds 20] [--json .data/bench-streams.json]
 
-Three times the same `--streams` readers of `POST /ai/stream` at two events a second: alone, alone again, and beside
-`--stalled` clients that ask for a long answer and never read. The provider keeps to a schedule that does not drift, so an
-event's lateness is its distance from its place in the schedule, counted from the most punctual event of its stream; it
-counts while all streams are open.
+The same `--streams` readers at two events a second: of the provider itself, which shows what the tools can show; then of
+`POST /ai/stream`, alone, alone again, and beside `--stalled` clients that ask for a long answer and never read. The provider
+keeps to a schedule that does not drift, so an event's lateness is its distance from its place in the schedule, counted from the
+most punctual event of its stream; it counts while all streams are open, which is for `--seconds` or longer where 200 can be begun a
+second. `tools_busy` is how much of a core the provider and these readers took meanwhile: near 1 it is them that are late.
 Memory is the resident set of the service, over what it was after a little use with no stream open.
 """
 
@@ -23,18 +24,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import uvloop
+
 from bench.processes import HERE, Cores, Failed, Process, free_port, machine
 
 INTERVAL_MS = 500
 STALLED_CHUNKS = 6000  # half a megabyte of events: more than what the sockets between them take
-DELTA = b'data: {"delta"'
+DELTA, DIRECT_DELTA = b'data: {"delta"', b'{"content": "word'
+ENDS = b"event: done", b"[DONE]"
 
 
 class Reader(asyncio.Protocol):
     """A client of one stream: notes when each delta arrives."""
 
-    def __init__(self, request: bytes, *, reads: bool) -> None:
-        self._request, self._reads = request, reads
+    def __init__(self, request: bytes, delta: bytes, *, reads: bool) -> None:
+        self._request, self._delta, self._reads = request, delta, reads
         self.times: list[float] = []
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._tail = b""
@@ -50,9 +54,9 @@ class Reader(asyncio.Protocol):
         """Note the events; an event may come in two pieces."""
         now = time.perf_counter()
         data = self._tail + data
-        self.times += [now] * data.count(DELTA)
-        self._tail = data[-len(DELTA) + 1 :]
-        if b"event: done" in data:
+        self.times += [now] * data.count(self._delta)
+        self._tail = data[-len(self._delta) + 1 :]
+        if any(end in data for end in ENDS):
             self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -72,7 +76,7 @@ class Bench:
     def running(self) -> Any:
         """Both processes."""
         port = str(urlsplit(self._provider_url).port)
-        provider = Process("provider", [sys.executable, HERE / "provider.py", "--port", port], folder=self._folder,
+        self.provider = provider = Process("provider", [sys.executable, HERE / "provider.py", "--port", port], folder=self._folder,
                            env=dict(os.environ), cores=self._cores.tools)  # fmt: skip
         env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))}
         env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(self._folder)}
@@ -87,44 +91,49 @@ class Bench:
             self.service.stop()
             provider.stop()
 
-    async def open(self, count: int, chunks: int, interval_ms: int, *, reads: bool = True) -> list[Reader]:
-        """Streams, begun evenly over one interval."""
-        loop, readers, where = asyncio.get_running_loop(), [], urlsplit(self.url)
+    async def open(self, count: int, chunks: int, interval_ms: int, *, reads: bool = True, direct: bool = False) -> list[Reader]:
+        """Streams, begun evenly over one interval, or at most 400 a second."""
+        loop, readers, where = asyncio.get_running_loop(), [], urlsplit(self._provider_url if direct else self.url)
+        path, delta = ("/v1/chat/completions", DIRECT_DELTA) if direct else ("/ai/stream", DELTA)
         for n in range(count):
-            body = json.dumps({"prompt": f"question {n} chunks={chunks} interval-ms={interval_ms}", "grounded": False}).encode()
-            head = (
-                f"POST /ai/stream HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            )
+            prompt = f"question {n} chunks={chunks} interval-ms={interval_ms}"
+            direct_body = {"model": "bench", "stream": True, "messages": [{"role": "user", "content": prompt}]}
+            body = json.dumps(direct_body if direct else {"prompt": prompt, "grounded": False}).encode()
+            head = f"POST {path} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             connection = socket.create_connection((where.hostname, where.port))
             if not reads:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.setblocking(False)
-            _, reader = await loop.create_connection(partial(Reader, head.encode() + body, reads=reads), sock=connection)
+            _, reader = await loop.create_connection(partial(Reader, head.encode() + body, delta, reads=reads), sock=connection)
             readers.append(reader)
-            await asyncio.sleep(max(INTERVAL_MS / 1000, count / 400) / count)
+            await asyncio.sleep(_opening_seconds(count) / count)
         return readers
 
-    async def measure(self, streams: int, seconds: float, stalled: int) -> dict[str, Any]:
-        """One round."""
+    async def measure(self, streams: int, seconds: float, stalled: int, *, direct: bool = False) -> dict[str, Any]:
+        """One round. Raises `Failed` if the streams were never all open."""
         stalling = await self.open(stalled, STALLED_CHUNKS, 0, reads=False) if stalled else []
         if stalled:
             await asyncio.sleep(2)
         before = self.service.rss_kib()
         cpu = self.service.cpu_seconds() or 0
-        chunks = round(seconds * 1000 / INTERVAL_MS)
-        readers = await self.open(streams, chunks, INTERVAL_MS)
-        began = time.perf_counter()
+        chunks = round((seconds + 2 * _opening_seconds(streams)) * 1000 / INTERVAL_MS)
+        readers = await self.open(streams, chunks, INTERVAL_MS, direct=direct)
+        began, tools = time.perf_counter(), time.process_time() + (self.provider.cpu_seconds() or 0)
         most = 0
         while any(len(reader.times) < chunks for reader in readers):
             most = max(most, self.service.rss_kib())
-            if time.perf_counter() - began > seconds + 60:
+            if time.perf_counter() - began > seconds + 2 * _opening_seconds(streams) + 60:
                 raise Failed("some streams did not end")
             await asyncio.sleep(0.25)
+        tools = (time.process_time() + (self.provider.cpu_seconds() or 0) - tools) / (time.perf_counter() - began)
         for reader in [*stalling, *readers]:
             reader.transport.abort() if reader in stalling else reader.transport.close()
         ended = min(reader.times[-1] for reader in readers)
         every = [each for reader in readers for each in lateness(reader.times, INTERVAL_MS)]
-        late = sorted([ms for at, ms in every if began <= at < ended] or [0.0])
+        late = sorted(ms for at, ms in every if began <= at < ended)
+        if not late:
+            what = "streams of the provider itself" if direct else "streams"
+            raise Failed(f"the {streams} {what} were never all open: the machine is too slow or too busy; try fewer, or longer")
         spent = (self.service.cpu_seconds() or 0) - cpu
         return {
             "streams": streams,
@@ -133,8 +142,14 @@ class Bench:
             "most_mib": most / 1024,
             "lateness_ms": {name: late[int(len(late) * share)] for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))}
             | {"max": late[-1]},
+            "all_open_seconds": ended - began,
+            "tools_busy": tools,
             "cpu_us_per_event": spent / (streams * chunks) * 1e6,
         }
+
+
+def _opening_seconds(count: int) -> float:
+    return max(INTERVAL_MS / 1000, count / 400)
 
 
 def lateness(times: list[float], interval_ms: int) -> list[tuple[float, float]]:
@@ -153,6 +168,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         with bench.running():
             await bench.measure(4, 1, 0)  # a little use
             idle = bench.service.rss_kib()
+            direct = await bench.measure(options.streams, options.seconds, 0, direct=True)
             rounds = [await bench.measure(options.streams, options.seconds, 0) for _ in range(2)]
             if options.stalled:
                 rounds.append(await bench.measure(options.streams, options.seconds, options.stalled))
@@ -160,6 +176,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "idle_mib": idle / 1024,
         "stream_kib": (first["most_mib"] * 1024 - idle) / options.streams,
+        "direct": {name: direct[name] for name in ("lateness_ms", "all_open_seconds", "tools_busy")},
         "rounds": rounds,
         "machine": machine(cores),
     }
@@ -175,7 +192,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--json", type=Path, default=Path(".data/bench-streams.json"))
     options = parser.parse_args()
-    figures = asyncio.run(run(options))
+    try:
+        figures = uvloop.run(run(options))
+    except Failed as failure:
+        sys.exit(f"the run is void: {failure}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(figures, indent=1))
     print(json.dumps(figures, indent=1))
