@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import anyio
 import msgspec
 
+from service.core.settings import child_environment
 from service.core.terms import japanese_share, tokenizer
 from service.core.texts import is_heading, split
 
@@ -96,7 +97,7 @@ async def cut_apart(document: Mapping[str, Any], rules: Rules) -> list[dict[str,
     task = Task(given, rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters)
     told = await anyio.to_thread.run_sync(msgspec.msgpack.encode, task)
     try:
-        child = await asyncio.create_subprocess_exec(*CHILD, stdin=PIPE, stdout=PIPE, start_new_session=True)
+        child = await asyncio.create_subprocess_exec(*CHILD, stdin=PIPE, stdout=PIPE, env=child_environment(), start_new_session=True)
     except OSError as error:
         raise CutterDied(str(error)) from error
     try:

@@ -6,6 +6,7 @@ reads. A `.env` file in the working directory is read first, the environment win
 """
 
 import ipaddress
+import os
 import re
 from decimal import Decimal
 from functools import lru_cache
@@ -324,3 +325,8 @@ def describe() -> list[tuple[str, str, str]]:
         shown = "" if default is None else {"[]": "[]", "{}": "{}"}.get(str(default), str(default))
         rows.append((alias if isinstance(alias, str) else f"KOTAE_{name.upper()}", shown, field.description or ""))
     return rows
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for a child process: ours without settings, some of which are secrets."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(("KOTAE_", "OPENAI_"))}

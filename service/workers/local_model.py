@@ -30,6 +30,7 @@ from pathlib import Path
 import msgspec
 
 from service.core.errors import SettingsInvalid
+from service.core.settings import child_environment
 from service.core.telemetry import log
 
 ALIAS = "smollm2"  # the model's name on the wire
@@ -163,7 +164,8 @@ class LocalModel:
             stdin=PIPE,
             stdout=PIPE,
             start_new_session=True,
-            env=_child_environment(),
+            # By default idle OpenMP threads spin: with as many as cores, four answers at once took 60 seconds instead of 2.
+            env=child_environment() | {"OMP_WAIT_POLICY": "passive"},
         )
         try:
             async with asyncio.timeout(self._start_seconds_max):
@@ -211,15 +213,6 @@ def _require_packages() -> None:
     if missing:
         names = " and ".join(name.replace("_", "-") for name in missing)
         raise SettingsInvalid(f"KOTAE_LOCAL_MODEL={ALIAS} needs {names}, not installed here: make setup MODEL={ALIAS}")
-
-
-def _child_environment() -> dict[str, str]:
-    """Ours without settings, and with the one thing that matters: idle OpenMP threads sleep.
-
-    By default they spin: with as many threads as cores, four answers at once took 60 seconds instead of 2.
-    """
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(("KOTAE_", "OPENAI_"))}
-    return kept | {"OMP_WAIT_POLICY": "passive"}
 
 
 async def _answers(port: int, api_key: str) -> bool:
