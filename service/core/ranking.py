@@ -8,8 +8,8 @@ same score counted in matches of the rarest possible term. Both must reach their
 types into a search box, are enough if all of them stand in one chunk, or the share is reached. A sentence that has no more
 words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the least in terms.
 
-*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of score / best score + 0.25 · z(cosine), z over the candidates
-that have a vector; one that has none yet has a z of 0, the mean. The two numbers above stay those of the words; the cosine of
+*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of coverage + 0.07 · z(cosine), z over the candidates that
+have a vector; one that has none yet has a z of 0, the mean. The two numbers above stay those of the words; the cosine of
 the nearest of the best says how much of them is enough: less where the meaning is near, more where it is far. Words alone
 are never asked for more: they have hardly any meaning to be near to.
 """
@@ -36,7 +36,7 @@ K1, B = 0.6, 0.75
 JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 CHUNKS_FLOOR = 1000
-COSINE_WEIGHT = 0.25
+COSINE_WEIGHT = 0.07
 COSINE_SLOPE = 8  # of the logarithm of the least share and terms
 COMPARED = 10  # the best by words: all of them need a cosine for any to count
 TOP = 3  # the hits that abstention looks at
@@ -215,9 +215,9 @@ def rank(
     scores = [score(i) for i in range(len(seen))]
     whole = [len(found) == len(query.words) for found in words.found]
     near = [(cosines or {}).get(one.content_hash or "") for one in seen]
-    placed = fuse(scores, near) if cosines else scores
-    order = sorted(range(len(seen)), key=lambda i: (placed[i], whole[i]), reverse=True)
     best = words.best + PHRASE_WEIGHT * pairs.best + GRAM_WEIGHT * grams.best
+    placed = fuse([one / (best or 1) for one in scores], near) if cosines else scores
+    order = sorted(range(len(seen)), key=lambda i: (placed[i], whole[i]), reverse=True)
     top = max((score(i, JUDGED_B) for i in order[:TOP]), default=0.0)
     share = top / best * (LATIN_SHARE if query.latin else 1) if best else 0.0
     rare = top / ((K1 + 1) * math.log(1 + total)) * (LATIN_TERMS if query.latin else 1)
@@ -244,23 +244,21 @@ def rank(
     )
 
 
-def fuse(scores: Sequence[float], cosines: Sequence[float | None]) -> list[float]:
-    """A convex sum: score / best score + `COSINE_WEIGHT` · z(cosine). A candidate without a cosine has the mean one.
+def fuse(coverages: Sequence[float], cosines: Sequence[float | None]) -> list[float]:
+    """A convex sum: coverage + `COSINE_WEIGHT` · z(cosine). A candidate without a cosine has the mean one.
 
-    If one of the `COMPARED` best by score has none, words alone decide: else what has a vector already would pass what waits
+    If one of the `COMPARED` best by words has none, words alone decide: else what has a vector already would pass what waits
     for its own.
     """
-    if any(cosines[i] is None for i in sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:COMPARED]):
-        cosines = [None] * len(scores)
-    top = max(scores, default=0) or 1.0
-    known = [cosine for cosine in cosines if cosine is not None]
+    best = sorted(range(len(coverages)), key=coverages.__getitem__, reverse=True)[:COMPARED]
+    known = [] if any(cosines[i] is None for i in best) else [cosine for cosine in cosines if cosine is not None]
     mean = math.fsum(known) / len(known) if known else 0.0
     deviation = math.sqrt(math.fsum((cosine - mean) ** 2 for cosine in known) / len(known)) if known else 0.0
     if deviation < 1e-9:
-        return [score / top for score in scores]
+        return list(coverages)
     return [
-        score / top + (0 if cosine is None else COSINE_WEIGHT * (cosine - mean) / deviation)
-        for score, cosine in zip(scores, cosines, strict=True)
+        coverage + (0 if cosine is None else COSINE_WEIGHT * (cosine - mean) / deviation)
+        for coverage, cosine in zip(coverages, cosines, strict=True)
     ]
 
 
