@@ -32,7 +32,7 @@ USER 10001:10001
 VOLUME /data
 EXPOSE 8000
 # Whether it lives, not whether it is ready: a locked database is no reason to start a process again.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"KOTAE_PORT\"]}/health/live', timeout=2)"]
 STOPSIGNAL SIGTERM
 CMD ["sh", "-c", ": \"${KOTAE_SECRET:?must be set to 32 characters or more; openssl rand -hex 32 makes one}\"; exec kotae serve --migrate"]
