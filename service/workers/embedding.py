@@ -5,7 +5,6 @@ ever later: a provider that refuses a text is not asked for it all the time.
 """
 
 import asyncio
-from contextlib import suppress
 from enum import StrEnum
 
 import msgspec
@@ -13,6 +12,7 @@ import msgspec
 from service.core.errors import KotaeError
 from service.core.telemetry import log
 from service.core.vectors import Vectors
+from service.workers.background import Background
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = (1, 2, 5, 15, 60)  # then 60 again
@@ -36,26 +36,15 @@ class EmbeddingStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class Embedding:
-    """Runs as one task between `start` and `stop`."""
+class Embedding(Background):
+    """Runs as one task, and never ends by itself."""
 
     def __init__(self, vectors: Vectors) -> None:
+        super().__init__("embedding")
         self._vectors = vectors
         self._state = EmbeddingState.RUNNING
         self._texts = self._done = self._failures = 0
         self._version = -1  # of the index, when it was last gone through to its end
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.create_task(self._run(), name="embedding")
-
-    async def stop(self) -> None:
-        """Leave what is not done to the next start."""
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
 
     def degraded(self) -> bool:
         """Whether it makes no progress."""

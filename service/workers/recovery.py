@@ -9,7 +9,6 @@ its intent. Files are removed when their rows are committed; one with a frame th
 import asyncio
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from service.core.db import Database
 from service.core.errors import DatabaseUnavailable
 from service.core.events import Intent, Outcome, Status, UsageSource
 from service.core.telemetry import log
+from service.workers.background import Background
 from service.workers.quarantine import put_aside
 
 BATCH = 500
@@ -46,31 +46,19 @@ class RecoveryStatistics(msgspec.Struct, frozen=True):
     quarantined: int
 
 
-class Recovery:
+class Recovery(Background):
     """One recovery, at start."""
 
     def __init__(self, database: Database, folder: Path, spool: Path | None, *, quarantine: Path) -> None:
+        super().__init__("recovery")
         self._database = database
         self._folder, self._spool, self._quarantine = folder, spool, quarantine
         self._state = RecoveryState.RUNNING
         self._segments = self._rows = self._interrupted = self._bad_frames = self._quarantined = 0
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.create_task(self._run(), name="recovery")
-
-    async def stop(self) -> None:
-        """Leave what is not done to the next start."""
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
 
     async def wait_done(self) -> None:
         """Wait until every row of earlier processes is in the database. Raises `DatabaseUnavailable` if that failed."""
-        if self._task:
-            await asyncio.wait([self._task])
+        await super().wait_done()
         if self._state is RecoveryState.FAILED:
             raise DatabaseUnavailable("the journal of an earlier process could not be recovered")
 

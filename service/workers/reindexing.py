@@ -8,7 +8,6 @@ words meet questions cut by the new rules; the grams are the same in both, so li
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from typing import TypeVar
@@ -20,6 +19,7 @@ from service.core.db import Database
 from service.core.errors import DatabaseUnavailable
 from service.core.settings import Settings
 from service.core.telemetry import log
+from service.workers.background import Background
 
 RETRY_SECONDS = 1
 T = TypeVar("T")
@@ -41,30 +41,14 @@ class ReindexingStatistics(msgspec.Struct, frozen=True):
     done: int
 
 
-class Reindexing:
+class Reindexing(Background):
     """One pass over the documents, at start."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
+        super().__init__("reindexing")
         self._database, self._settings = database, settings
         self._state = ReindexingState.RUNNING
         self._documents = self._done = 0
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.create_task(self._run(), name="reindexing")
-
-    async def stop(self) -> None:
-        """Leave what is not done to the next start."""
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-
-    async def wait_done(self) -> None:
-        """Wait until the pass has ended."""
-        if self._task:
-            await asyncio.wait([self._task])
 
     def degraded(self) -> bool:
         """Whether it stopped before its end."""
