@@ -11,13 +11,14 @@ give the k1 of 0.6 of the ranking.
 
 What was read is remembered while nothing changes: the version of the index is part of the snapshot that a search reads,
 and another version starts afresh. Remembered are counts (`COUNTS_KEPT`, some 10 MB), the chunks that have a term
-(`POSTINGS_KEPT` of 8 bytes) and the terms of chunks (`CODES_KEPT` of 8 bytes). Each is bounded alone; what was looked at
+(`POSTINGS_KEPT` of 8 bytes) and the terms of chunks (`CODES_KEPT` of 4 bytes). Each is bounded alone; what was looked at
 first goes first.
 
 A question is never read as a query language: it is reduced to terms, and each is quoted. How often a term occurs is
 counted over all documents, also those that the caller may not see: scores may move by it, texts never show.
 """
 
+import heapq
 import json
 import threading
 from array import array
@@ -38,9 +39,9 @@ TIED_SHARE = 0.5  # of the best: chunks that many others equal are worth telling
 NEAR_CANDIDATES = 30
 NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they are is found out by looking
 SEEN_LOOKED = 300  # of the best chunks, at a time, likewise
-POSTINGS_MAX, GRAM_POSTINGS_MAX = 6_000, 1_500
+POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_LEAST = 3  # looked up even if they are not rare
-COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT = 100_000, 1_000_000, 4_000_000
+COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT = 100_000, 1_000_000, 8_000_000
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -148,10 +149,12 @@ class Snapshot:
                 rarity = weight * idf(counted[term], counts.total)
                 for id_ in ids:
                     worth[id_] = worth.get(id_, 0.0) + rarity
-        ordered = sorted(worth.items(), key=itemgetter(1), reverse=True)
+        looked = CANDIDATES_MAX + 1 if seen.everything else len(worth)
+        ordered = heapq.nlargest(looked, worth.items(), key=itemgetter(1))
         best = self._visible([id_ for id_, _ in ordered], seen, CANDIDATES_MAX + 1)
         chosen = best[:CANDIDATES_MAX]
         if words and len(best) > CANDIDATES_MAX and worth[best[-1]] >= TIED_SHARE * worth[best[0]]:
+            words = _rarest(counts.words, WORDS_LEAST, MATCHED_POSTINGS_MAX)
             chosen = list(dict.fromkeys([*self._matched(words, seen), *chosen]))
         return chosen
 

@@ -36,6 +36,7 @@ K1, B = 0.6, 0.75
 JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 CHUNKS_FLOOR = 1000
+CODE = 0xFFFF_FFFF
 COSINE_WEIGHT = 0.07
 COSINE_SLOPE = 8  # of the logarithm of the least share and terms
 COMPARED = 10  # the best by words: all of them need a cosine for any to count
@@ -104,7 +105,8 @@ class Query(msgspec.Struct, frozen=True):
 class Digest(msgspec.Struct, frozen=True):
     """What ranking reads of a chunk: a number for each of its words, phrases and grams, sorted, as often as they stand there.
 
-    The numbers are Python's own hashes: of 64 bits, so that two terms share one practically never, and of this process alone.
+    The numbers are 32 bits of Python's own hashes, of this process alone. A term of a question shares one with another in
+    the candidates once in some 2,000 searches, and then a chunk has one term too many.
     """
 
     words: "array[int]"
@@ -178,7 +180,7 @@ def digest(words: str, grams: str, content_hash: str | None = None) -> Digest:
 
 
 def _codes(terms: Iterable[Any]) -> "array[int]":
-    return array("q", sorted(map(hash, terms)))
+    return array("I", sorted([hash(term) & CODE for term in terms]))
 
 
 def rank(
@@ -279,7 +281,7 @@ class _Field:
 
 def _standing(asked: Sequence[Any], chunks: "Iterable[array[int]]") -> list[dict[Any, int]]:
     """Which of the terms stand in each chunk, and how often."""
-    codes = sorted((hash(term), n) for n, term in enumerate(asked))
+    codes = sorted((hash(term) & CODE, n) for n, term in enumerate(asked))
     found = []
     for chunk in chunks:
         terms: dict[Any, int] = {}

@@ -1,0 +1,249 @@
+"""Search at size: how long `GET /ai/search` takes, what grounding adds to an answer, how fast texts are indexed.
+
+    python -m bench.search [--chunks 2500 20000] [--languages ja en] [--questions 500] [--json .data/bench-search.json]
+    python -m bench.search --languages en --corpus corpus.jsonl --queries queries.jsonl
+
+A service of its own for each language and size, which gets its texts through `POST /ai/upload`, a hundred files at a time,
+each some one chunk long. Then questions one after another over a kept connection, each once: first those that warm it up,
+then those that count. At last the questions that the texts can answer go to `POST /ai/test`, each grounded and not, in
+alternating order, with a provider that answers at once: the difference is what search and the context add.
+
+Without files the texts are made: sentences of common words, of which few are very common, around names that few texts have. With
+files (as of `kotae eval`) they are those of `--corpus`, and beyond them texts mixed of their sentences.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from bench.load import spread
+from bench.processes import HERE, Cores, Failed, Process, free_port, machine
+
+FILES_AT_ONCE = 100
+CHARACTERS = {"ja": 600, "en": 1200}  # of a text: about one chunk
+WARM_UP = 150
+KOTAE = Path(sys.executable).parent / "kotae"
+
+NOUNS = {
+    "ja": """灯台 管理人 港 漁師 霧 岬 望遠鏡 図書館 記録 天気 潮 階段 修理 点検 海岸 地図 案内 規則 学校 先生 試験
+    建物 工事 費用 予算 会議 計画 歴史 文化 祭り 音楽 楽器 演奏 劇場 絵画 博物館 展示 研究 実験 装置 温度
+    圧力 電気 発電 工場 製品 輸出 貿易 市場 価格 銀行 法律 裁判 選挙 議会 政府 軍隊 戦争 条約 国境 山地 河川
+    森林 動物 植物 種子 農業 収穫 料理 祖父 家族 結婚 病院 医師 治療 薬品 鉄道 駅 列車 道路 橋 空港 飛行機
+    船舶 通信 放送 新聞 出版 作家 小説 翻訳""",
+    "en": """lighthouse keeper harbour fisherman fog cape telescope library record weather tide stairway repair inspection
+    coast map guide rule school teacher examination building construction cost budget meeting plan history culture
+    festival music instrument performance theatre painting museum exhibition research experiment device
+    temperature pressure electricity generator factory product export trade market price bank law court election
+    parliament government army war treaty border mountain river forest animal plant seed farming harvest cooking
+    grandfather family marriage hospital doctor treatment medicine railway station train road bridge airport
+    aircraft vessel communication broadcast newspaper publisher writer novel translation""",
+}
+VERBS = {
+    "ja": "調べる 支える 変える 始める 終える 伝える 記す 導く 集める 守る 作る 直す 比べる 広げる 減らす".split(),  # noqa: SIM905
+    "en": "examines supports changes begins ends carries describes leads gathers protects makes mends compares widens reduces".split(),  # noqa: SIM905
+}
+SYLLABLES = {
+    "ja": "ア カ サ タ ナ ハ マ ラ リ ル レ ロ ミ ノ キ ト".split(),  # noqa: SIM905
+    "en": "ba cor del fin gra hul jen kar lom mir nor pel ras sto tun vel wis".split(),  # noqa: SIM905
+}
+
+
+@dataclass
+class Texts:
+    """(title, text) each, and questions."""
+
+    texts: list[tuple[str, str]]
+    questions: list[str]
+
+
+def made(language: str, count: int, questions: int, choose: random.Random) -> Texts:
+    """Texts around names, and questions about one sentence each."""
+    nouns, verbs = NOUNS[language].split(), VERBS[language]
+    often = [1 / (n + 1) for n in range(len(nouns))]
+    names = ["".join(choose.choices(SYLLABLES[language], k=4)) for _ in range(max(count // 3, 10))]
+    pattern, asking, gap = (
+        ("{0}の{1}は{2}の{3}を{4}{5}と{6}が知られる。", "{0}の{1}は{2}の{3}をどうしますか", "")
+        if language == "ja"
+        else (
+            "The {1} of {0} {4} the {3} of the {2}, which is known for {5} and {6}.",
+            "What does the {1} of {0} do with the {3} of the {2}?",
+            " ",
+        )
+    )
+    texts, asked = [], []
+    for n in range(count):
+        own = [name.capitalize() for name in choose.sample(names, 2)]
+        sentences: list[str] = []
+        while sum(map(len, sentences)) < CHARACTERS[language]:
+            words = [choose.choice(own), *choose.choices(nouns, often, k=3), choose.choice(verbs), *choose.choices(nouns, k=2)]
+            sentences.append(pattern.format(*words))
+        asked.append(asking.format(*words))
+        texts.append((f"{own[0]} {n}", gap.join(sentences)))
+    return Texts(texts, choose.choices(asked, k=questions))
+
+
+def read(language: str, corpus: Path, queries: Path, count: int, questions: int, choose: random.Random) -> Texts:
+    """Texts of a file, `count` of them, and questions."""
+    lines = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
+    texts = [(line.get("title") or "", line["text"]) for line in lines][:count]
+    mark = "。" if language == "ja" else ". "
+    sentences = [each + mark for line in lines for each in line["text"].split(mark) if each.strip()]
+    size = statistics.mean(len(line["text"]) for line in lines)
+    while len(texts) < count:
+        mixed = ""
+        while len(mixed) < size:
+            mixed += choose.choice(sentences)
+        texts.append((f"mixed {len(texts)}", mixed))
+    asked = [json.loads(line)["question"] for line in queries.read_text(encoding="utf-8").splitlines()]
+    return Texts(texts, choose.sample(asked, min(questions, len(asked))))
+
+
+class Caller:
+    """Asks one service over one connection."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)
+
+    def ask(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> tuple[float, dict[str, Any]]:
+        """(seconds, the answer). Raises `Failed`."""
+        began = time.perf_counter()
+        self._connection.request(method, path, body, {"Content-Type": kind})
+        response = self._connection.getresponse()
+        found = response.read()
+        seconds = time.perf_counter() - began
+        if response.status not in {200, 201}:
+            raise Failed(f"{method} {path}: {response.status} {found[:300]!r}")
+        value: dict[str, Any] = json.loads(found)
+        return seconds, value
+
+    def give(self, texts: list[tuple[str, str]]) -> int:
+        """Upload texts as files; how many chunks they are."""
+        head = '--bench\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\nContent-Type: text/plain\r\n\r\n'
+        parts = [f"{head}{title}\n\n{text}\r\n" for title, text in texts]
+        body = ("".join(parts) + "--bench--\r\n").encode()
+        _, told = self.ask("POST", "/ai/upload", body, "multipart/form-data; boundary=bench")
+        return sum(document["chunks"] for document in told["items"] if document["created"])
+
+    def search(self, question: str) -> tuple[float, dict[str, Any]]:
+        """(seconds, what was found)."""
+        return self.ask("GET", f"/ai/search?q={quote(question, safe='')}")
+
+    def answer(self, question: str, *, grounded: bool) -> float:
+        """Seconds until the whole answer was there."""
+        seconds, told = self.ask("POST", "/ai/test", json.dumps({"prompt": question, "grounded": grounded}).encode())
+        if told["status"] != "completed":
+            raise Failed(f"{question}: {told['status']}")
+        return seconds
+
+
+@contextmanager
+def serving(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
+    """A service with a provider fake."""
+    provider, url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    ports = [str(urlsplit(each).port) for each in (provider, url)]
+    command: list[str | Path] = [sys.executable, HERE / "provider.py", "--chunks", "8", "--port", ports[0]]
+    fake = Process("provider", command, folder=folder, env=dict(os.environ), cores=cores.tools)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("KOTAE_", "OPENAI_"))}
+    env |= {"OPENAI_BASE_URL": f"{provider}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(folder), "KOTAE_LOG_LEVEL": "warning"}
+    env |= {"KOTAE_UPLOAD_FILES_MAX": str(FILES_AT_ONCE)}
+    service = Process("kotae", [KOTAE, "serve", "--migrate", "--port", ports[1]], folder=folder, env=env, cores=cores.service)
+    try:
+        fake.wait_ready(f"{provider}/stats")
+        service.wait_ready(f"{url}/health/ready")
+        yield url, service
+    finally:
+        service.stop()
+        fake.stop()
+
+
+def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
+    """One service from its first text to its last answer."""
+    with tempfile.TemporaryDirectory(prefix="kotae-search-") as folder, serving(Path(folder), cores) as (url, service):
+        caller = Caller(url)
+        caller.search("warm-up")
+        began, cpu, chunks = time.perf_counter(), service.cpu_seconds() or 0, 0
+        for begin in range(0, len(texts.texts), FILES_AT_ONCE):
+            chunks += caller.give(texts.texts[begin : begin + FILES_AT_ONCE])
+        seconds, used = time.perf_counter() - began, (service.cpu_seconds() or 0) - cpu
+        before, after = texts.questions[:WARM_UP], texts.questions[WARM_UP:]
+        for question in before:
+            caller.search(question)
+        cpu = service.cpu_seconds() or 0
+        found = [caller.search(question) for question in after]
+        per_search = ((service.cpu_seconds() or 0) - cpu) / len(after)
+        answerable = [question for question, (_, told) in zip(after, found, strict=True) if told["answerable"]]
+        plain: list[float] = []
+        grounded: list[float] = []
+        for n, question in enumerate(answerable):
+            for which in (True, False) if n % 2 else (False, True):
+                (grounded if which else plain).append(caller.answer(question, grounded=which))
+        return {
+            "chunks": chunks,
+            "chunks_per_second": round(chunks / seconds),
+            "chunks_per_processor_second": round(chunks / used) if used else None,
+            "search_ms": percentiles([each for each, _ in found]),
+            "search_processor_ms": round(per_search * 1000, 2),
+            "answerable": len(answerable) / len(after),
+            "grounded_ms": percentiles(grounded),
+            "plain_ms": percentiles(plain),
+            "added_ms": percentiles([with_ - without for with_, without in zip(grounded, plain, strict=True)]),
+            "rss_mib": service.rss_kib() // 1024,
+        }
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """As of the load generator, with the 95th."""
+    ordered = sorted(seconds) or [0.0]
+    return {**spread(seconds), "p95": round(ordered[round(0.95 * (len(ordered) - 1))] * 1000, 3)}
+
+
+def show(name: str, figures: dict[str, Any]) -> None:
+    """A line of the table."""
+    cells = [name, f"{figures['chunks_per_second']} ({figures['chunks_per_processor_second']})"]
+    cells += ["; ".join(f"{figures['search_ms'][p]:.1f}" for p in ("p50", "p95", "p99")), f"{figures['search_processor_ms']:.1f}"]
+    for key in ("plain_ms", "grounded_ms", "added_ms"):
+        cells.append("; ".join(f"{figures[key].get(p, 0):.1f}" for p in ("p50", "p99")))
+    print(f"| {' | '.join(cells)} | {figures['rss_mib']} |", flush=True)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chunks", type=int, nargs="+", default=[2500, 20_000], help="texts of about one chunk each")
+    parser.add_argument("--languages", nargs="+", choices=["ja", "en"], default=["ja", "en"])
+    parser.add_argument("--questions", type=int, default=500, help="that count; more warm it up")
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--queries", type=Path)
+    parser.add_argument("--json", type=Path, default=Path(".data/bench-search.json"))
+    options = parser.parse_args()
+    cores, figures = Cores.split(), {}
+    print("| chunks | indexed a second (processor second) | search ms, p50; p95; p99 | processor ms", end=" ")
+    print("| not grounded ms, p50; p99 | grounded | added | MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for language in options.languages:
+        for count in options.chunks:
+            asked, choose = options.questions + WARM_UP, random.Random(7)
+            if options.corpus and options.queries:
+                texts = read(language, options.corpus, options.queries, count, asked, choose)
+            else:
+                texts = made(language, count, asked, choose)
+            found = figures[f"{language} {count}"] = measure(texts, cores)
+            show(f"{language}, {found['chunks']}", found)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"machine": machine(cores), "figures": figures}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
