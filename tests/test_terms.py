@@ -62,7 +62,7 @@ def test_without_the_package_runs_do(monkeypatch: pytest.MonkeyPatch) -> None:
         ("これはひらがなだけです", []),
         ("what is it?", []),
         ("한국어 привет", ["한국어", "привет"]),
-        ("OPENAI_API_KEY", ["openai", "api", "kei"]),
+        ("OPENAI_API_KEY", ["openai", "api", "key"]),
     ],
 )
 def test_words(text: str, words: list[str]) -> None:

@@ -5,8 +5,9 @@ occurs comes from the index; the number of chunks is taken as 1,000 at least, so
 collection. Where the numbers come from: `docs/retrieval.md`.
 *Abstention*: `share` is the score of the best chunk as a share of the best possible for this question; `terms` is the
 same score counted in matches of the rarest possible term. Both must reach their least. One or two words alone, as one
-types into a search box, are enough if all of them stand in one chunk, or the share is reached. A sentence that has no more
-words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the least in terms.
+types into a search box, are enough if all of them stand in one chunk, or 0.6 of the least share is reached. A sentence
+that has no more words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the
+least in terms.
 
 *Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of coverage + 0.07 · z(cosine), z over the candidates that
 have a vector; one that has none yet has a z of 0, the mean. The two numbers above stay those of the words; the cosine of
@@ -35,15 +36,17 @@ LIMIT_MAX = 100
 K1, B = 0.6, 0.75
 JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
+LATIN_GRAM_WEIGHT = 0.2  # a Latin word has many grams, which say much the same
 CHUNKS_FLOOR = 1000
 CODE = 0xFFFF_FFFF
 COSINE_WEIGHT = 0.07
 COSINE_SLOPE = 8  # of the logarithm of the least share and terms
 COMPARED = 10  # the best by words: all of them need a cosine for any to count
 TOP = 3  # the hits that abstention looks at
-LATIN_SHARE, LATIN_TERMS = 1.045, 1.7  # English says the same with fewer rare words: by these the numbers compare with Japanese
+LATIN_SHARE, LATIN_TERMS = 1.11, 1.9  # English says the same with fewer rare words: by these the numbers compare with Japanese
 SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.64
 BARE_CHARACTERS_MAX = 80
+BARE_SHARE = 0.6  # of the least share, for words alone: a typing error still finds what is written much like it
 _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
 
 
@@ -210,14 +213,15 @@ def rank(
         _rarities(query.grams, counts.grams, total),
         [len(one.grams) for one in seen],
     )
+    gram_weight = LATIN_GRAM_WEIGHT if query.latin else GRAM_WEIGHT
 
     def score(i: int, b: float = B) -> float:
-        return words.score(i, b) + PHRASE_WEIGHT * pairs.score(i, b) + GRAM_WEIGHT * grams.score(i, b)
+        return words.score(i, b) + PHRASE_WEIGHT * pairs.score(i, b) + gram_weight * grams.score(i, b)
 
     scores = [score(i) for i in range(len(seen))]
     whole = [len(found) == len(query.words) for found in words.found]
     near = [(cosines or {}).get(one.content_hash or "") for one in seen]
-    best = words.best + PHRASE_WEIGHT * pairs.best + GRAM_WEIGHT * grams.best
+    best = words.best + PHRASE_WEIGHT * pairs.best + gram_weight * grams.best
     placed = fuse([one / (best or 1) for one in scores], near) if cosines else scores
     order = sorted(range(len(seen)), key=lambda i: (placed[i], whole[i]), reverse=True)
     top = max((score(i, JUDGED_B) for i in order[:TOP]), default=0.0)
@@ -228,7 +232,7 @@ def rank(
     least = thresholds.at(cosine)
     enough = share >= least.share_min and rare >= least.terms_min
     if not enough and 0 < len(query.words) <= SHORT_WORDS:
-        fits = share >= (thresholds.share_min if query.bare else SHORT_SHARE_MIN) or any(whole[i] for i in order[:TOP])
+        fits = share >= (BARE_SHARE * thresholds.share_min if query.bare else SHORT_SHARE_MIN) or any(whole[i] for i in order[:TOP])
         enough = fits and (query.bare or rare >= SHORT_TERMS * least.terms_min)
 
     def place(i: int) -> Placed:

