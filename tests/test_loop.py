@@ -2,13 +2,14 @@
 
 import asyncio
 import resource
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
@@ -178,23 +179,22 @@ async def test_a_child_that_dies_costs_no_document(database: Database, monkeypat
 
 async def test_a_child_that_nobody_waits_for_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload that is given up leaves no process behind."""
-    started = asyncio.Event()
-    begun: list[asyncio.subprocess.Process] = []
-    launch = asyncio.create_subprocess_exec
+    started: asyncio.Future[subprocess.Popen[bytes]] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
 
-    async def noted(*command: str, **options: object) -> asyncio.subprocess.Process:
-        begun.append(await launch(*command, **options))  # type: ignore[arg-type]
-        started.set()
-        return begun[0]
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            loop.call_soon_threadsafe(started.set_result, self)
 
-    monkeypatch.setattr(cutting, "CHILD", ("sh", "-c", "exec sleep 600"))
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", noted)
+    monkeypatch.setattr(cutting, "CHILD", ("sleep", "600"))
+    monkeypatch.setattr(subprocess, "Popen", Noted)
     task = asyncio.create_task(cutting.cut_apart({"id": "d", "title": "T", "text": LONG}, SETTINGS))
-    await started.wait()
+    child = await started
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert begun[0].returncode == -9
+    assert await asyncio.to_thread(child.wait, 20) == -signal.SIGKILL
 
 
 def test_the_service_switches_threads_ten_times_as_often() -> None:

@@ -10,18 +10,21 @@ It outlives nobody: a service that dies closes the pipe, and the child ends at i
 is killed.
 """
 
-import asyncio
 import hashlib
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Any, Protocol
+from subprocess import PIPE
+from typing import IO, Any, Protocol
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from service.core.settings import child_environment
@@ -30,8 +33,8 @@ from service.core.texts import is_heading, split
 
 SHARE_CHARACTERS = 20_000  # of a text's beginning, by which its language is judged
 YIELD_SECONDS = 0.0001  # after each chunk: cutting is work of Python, and the loop would wait for its turn
-ROWS_AT_ONCE = 50  # in a frame: decoding it is work on the loop
-NICENESS = 5
+ROWS_AT_ONCE = 50  # in a frame: decoding it keeps the interpreter's lock
+NICENESS = 10
 CHILD = (sys.executable, "-P", "-m", "service.core.cutting")
 
 
@@ -95,36 +98,43 @@ async def cut_apart(document: Mapping[str, Any], rules: Rules) -> list[dict[str,
     """The rows, made by a child. Raises `CutterDied`, also if none can be started."""
     given = {name: document[name] for name in ("id", "title", "text")}
     task = Task(given, rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters)
-    told = await anyio.to_thread.run_sync(msgspec.msgpack.encode, task)
+    children: list[subprocess.Popen[bytes]] = []
+    given_up = threading.Event()
     try:
-        child = await asyncio.create_subprocess_exec(*CHILD, stdin=PIPE, stdout=PIPE, env=child_environment(), start_new_session=True)
-    except OSError as error:
+        return await anyio.to_thread.run_sync(_told, task, children, given_up, abandon_on_cancel=True)
+    except (OSError, EOFError) as error:
         raise CutterDied(str(error)) from error
-    try:
-        return await _rows(child, told)
-    except (asyncio.IncompleteReadError, ConnectionError) as error:
-        raise CutterDied(f"ended with {await child.wait()}") from error
     finally:
-        with suppress(ProcessLookupError):
+        given_up.set()  # before the look at the children: one that is starting right now finds it set
+        for child in children:
             child.kill()
-        with anyio.CancelScope(shield=True):
-            await child.wait()
 
 
-async def _rows(child: Process, told: bytes) -> list[dict[str, Any]]:
-    assert child.stdin is not None  # noqa: S101 - asked for at the start, both
-    assert child.stdout is not None  # noqa: S101
-    child.stdin.write(told)
-    await child.stdin.drain()
-    child.stdin.close()
+def _told(task: Task, children: list[subprocess.Popen[bytes]], given_up: threading.Event) -> list[dict[str, Any]]:
+    """What a child tells. A thread starts it: to start a process from the loop takes tens of milliseconds of the loop's."""
     rows: list[dict[str, Any]] = []
-    while length := int.from_bytes(await child.stdout.readexactly(4), "big"):
-        rows += msgspec.msgpack.decode(await child.stdout.readexactly(length))
+    with subprocess.Popen(CHILD, stdin=PIPE, stdout=PIPE, env=child_environment()) as child:  # noqa: S603 - a constant
+        children.append(child)
+        if given_up.is_set():
+            child.kill()
+        assert child.stdin is not None  # noqa: S101 - asked for above, both
+        assert child.stdout is not None  # noqa: S101
+        with child.stdin:
+            child.stdin.write(msgspec.msgpack.encode(task))
+        while length := int.from_bytes(_exactly(child.stdout, 4), "big"):
+            rows += msgspec.msgpack.decode(_exactly(child.stdout, length))
     return rows
 
 
+def _exactly(pipe: IO[bytes], size: int) -> bytes:
+    if len(data := pipe.read(size)) < size:
+        raise EOFError("the child ended before it had told all rows")
+    return data
+
+
 def main() -> None:
-    """The child."""
+    """The child. It stays in the service's session: Linux may share the processor among sessions first, whatever their niceness."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the service, which ends what it began
     os.nice(NICENESS)
     task = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Task)
     rows = cut(task.document, task)
