@@ -1,7 +1,6 @@
 """Retrieval computes beside the event loop, not on it, and not so much at once that the loop would wait for it."""
 
 import asyncio
-import resource
 import signal
 import subprocess
 import sys
@@ -15,10 +14,13 @@ import pytest
 import sqlalchemy as sa
 
 from service import run
+from service.api import context
 from service.core import cutting, documents
 from service.core.db import Database
 from service.core.retrieval import SEARCHES_AT_ONCE, Retrieval
 from service.core.settings import Settings
+from tests.conftest import Serve
+from tests.test_api import is_problem
 
 SETTINGS = Settings(_env_file=None)
 TICK = 0.002
@@ -120,36 +122,33 @@ async def test_one_search_computes_at_a_time(database: Database) -> None:
     assert counted.most == SEARCHES_AT_ONCE == 1
 
 
-def cpu_of_children() -> float:
-    """Processor seconds of the children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+async def test_too_many_waiting_searches_are_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait get their turn; one more is told to come back, before anything was done for it."""
+    monkeypatch.setattr(context, "SEARCHES_WAITING_MAX", 3)
+    service = await serve(seeded=True)
+    held = service.rooms.retrieval._turn
+    await held.acquire_on_behalf_of("the test")
+    waiting = [asyncio.create_task(service.client.get("/ai/search", params={"q": "返品"})) for _ in range(3)]
+    async with asyncio.timeout(20):
+        while service.rooms.retrieval.waiting < 3:
+            await asyncio.sleep(0.001)
+    refused = await service.client.get("/ai/search", params={"q": "返品"})
+    held.release_on_behalf_of("the test")
+
+    assert (refused.headers["retry-after"], is_problem(refused, 503, "overloaded")["code"]) == ("1", "overloaded")
+    assert [response.status_code for response in await asyncio.gather(*waiting)] == [200, 200, 200]
 
 
-async def test_a_large_text_is_cut_by_another_process() -> None:
-    """Its rows are those that would have been made here, and the processor time that they took is the child's."""
+async def test_a_large_text_is_cut_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are those that would have been made here, and none of them was."""
     document = {"id": "d", "title": "T", "text": LONG}
-    here, there = time.process_time(), cpu_of_children()
-    rows = await cutting.cut_apart(document, SETTINGS)
-    here, there = time.process_time() - here, cpu_of_children() - there
-    assert rows == cutting.cut_here(document, SETTINGS)
-    assert here < there / 3
+    expected = cutting.cut_here(document, SETTINGS)
 
+    def here(*_: object) -> None:
+        pytest.fail("it was cut in this process")
 
-async def test_the_child_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts of others are cut by a process that has none of our settings."""
-    program = (
-        "import msgspec, os, sys\n"
-        "sys.stdin.buffer.read()\n"
-        "frame = msgspec.msgpack.encode([{'name': name} for name in os.environ])\n"
-        "sys.stdout.buffer.write(len(frame).to_bytes(4, 'big') + frame + bytes(4))"
-    )
-    monkeypatch.setattr(cutting, "CHILD", (sys.executable, "-c", program))
-    monkeypatch.setenv("KOTAE_SECRET", "s" * 32)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    names = {row["name"] for row in await cutting.cut_apart({"id": "d", "title": "T", "text": "x"}, SETTINGS)}
-    assert "PATH" in names
-    assert not [name for name in names if name.startswith(("KOTAE_", "OPENAI_"))]
+    monkeypatch.setattr(cutting, "cut", here)
+    assert await cutting.cut_apart(document, SETTINGS) == expected
 
 
 async def test_storing_a_large_text_uses_the_child(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,11 @@ from service.api.schemas import REFUSALS, DocumentIds, TextBody, problems, ref
 from service.core import documents as library
 from service.core import texts
 from service.core.documents import Document, DocumentPage, Given
-from service.core.errors import Forbidden, InvalidRequest, NotText, TooLarge
+from service.core.errors import Forbidden, InvalidRequest, NotText, Overloaded, TooLarge
 from service.core.events import clean, to_json
 from service.core.ranking import Found
+
+SEARCHES_WAITING_MAX = 200  # a few seconds' worth; those of answers are as many as there may be answers
 
 router = APIRouter(tags=["documents"])
 
@@ -110,6 +112,8 @@ async def search(
     """Look into retrieval: ranked chunks with their scores and matched terms, and whether they would be answered from."""
     if len(q) > rooms.settings.prompt_characters_max:
         raise TooLarge(f"the question is longer than {rooms.settings.prompt_characters_max} characters")
+    if rooms.retrieval.waiting >= SEARCHES_WAITING_MAX:
+        raise Overloaded(f"{SEARCHES_WAITING_MAX} searches wait already")
     return _json(await rooms.retrieval.search(clean(q), user_id=principal.sees, limit=limit, within=documents))
 
 

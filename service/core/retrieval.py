@@ -40,6 +40,11 @@ class Retrieval:
         self._index = Index()
         self._turn = anyio.CapacityLimiter(SEARCHES_AT_ONCE)
 
+    @property
+    def waiting(self) -> int:
+        """How many searches wait for their turn."""
+        return self._turn.statistics().tasks_waiting
+
     async def search(self, query: str, *, user_id: str | None, limit: int, within: Sequence[str] | None = None) -> Found:
         """The chunks that answer a question, of the documents that `user_id` may see: its own and shared ones; None sees all.
 
