@@ -33,8 +33,8 @@ import sqlalchemy as sa
 from service.core.ports import Nearness
 from service.core.ranking import GRAM_WEIGHT, Counts, Digest, Query, Row, digest, idf
 
-CANDIDATES_MAX = 100
-MATCHED_CANDIDATES = 100
+CANDIDATES_MAX = 70
+MATCHED_CANDIDATES = 70
 TIED_SHARE = 0.5  # of the best: chunks that many others equal are worth telling apart
 NEAR_CANDIDATES = 30
 NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they are is found out by looking

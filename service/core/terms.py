@@ -106,7 +106,9 @@ def fold(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).lower()
     if not plain.isascii():
         plain = _MARKS.sub("", _ACCENTED.sub(_bare, plain)).replace("ς", "σ")
-    return _POSSESSIVE.sub("", _GROUPED.sub("", plain))
+    if "," in plain:
+        plain = _GROUPED.sub("", plain)
+    return _POSSESSIVE.sub("", plain) if "'" in plain or not plain.isascii() else plain
 
 
 def language(text: str) -> str:
