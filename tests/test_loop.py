@@ -151,6 +151,22 @@ async def test_a_large_text_is_cut_by_another_process(monkeypatch: pytest.Monkey
     assert await cutting.cut_apart(document, SETTINGS) == expected
 
 
+async def test_the_child_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of others are cut by a process that has none of our settings."""
+    program = (
+        "import msgspec, os, sys\n"
+        "sys.stdin.buffer.read()\n"
+        "frame = msgspec.msgpack.encode([{'name': name} for name in os.environ])\n"
+        "sys.stdout.buffer.write(len(frame).to_bytes(4, 'big') + frame + bytes(4))"
+    )
+    monkeypatch.setattr(cutting, "CHILD", (sys.executable, "-c", program))
+    monkeypatch.setenv("KOTAE_SECRET", "s" * 32)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    names = {row["name"] for row in await cutting.cut_apart({"id": "d", "title": "T", "text": "x"}, SETTINGS)}
+    assert "PATH" in names
+    assert not [name for name in names if name.startswith(("KOTAE_", "OPENAI_"))]
+
+
 async def test_storing_a_large_text_uses_the_child(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is longer than the bound is cut apart, the rest here."""
     apart: list[int] = []
