@@ -9,7 +9,7 @@ types into a search box, are enough if all of them stand in one chunk, or 0.6 of
 that has no more words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the
 least in terms.
 
-*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of coverage + 0.07 · z(cosine), z over the candidates that
+*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of coverage + 0.06 · z(cosine), z over the candidates that
 have a vector; one that has none yet has a z of 0, the mean. The two numbers above stay those of the words; the cosine of
 the nearest of the best says how much of them is enough: less where the meaning is near, more where it is far. Words alone
 are never asked for more: they have hardly any meaning to be near to.
@@ -39,7 +39,7 @@ PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 LATIN_GRAM_WEIGHT = 0.2  # a Latin word has many grams, which say much the same
 CHUNKS_FLOOR = 1000
 CODE = 0xFFFF_FFFF
-COSINE_WEIGHT = 0.07
+COSINE_WEIGHT = 0.06
 COSINE_SLOPE = 8  # of the logarithm of the least share and terms
 COMPARED = 10  # the best by words: all of them need a cosine for any to count
 TOP = 3  # the hits that abstention looks at
