@@ -30,6 +30,7 @@ from service.core.terms import tokenizer
 from service.core.texts import tidy
 
 TITLE_CHARACTERS_MAX = 300
+CUT_TOGETHER_CHARACTERS_MAX = 20_000  # of several documents in one visit of a thread
 CUT_HERE_CHARACTERS_MAX = 100_000  # a tenth of a second; starting a child takes longer
 CHUNKS_AT_ONCE = 100  # rows of one statement: preparing them is work on the loop, about 20 µs a row
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -133,8 +134,29 @@ async def _there(session: ReadSession, rows: list[dict[str, Any]]) -> dict[str, 
 
 
 async def _cut(rows: list[dict[str, Any]], settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """By id, the rows of the documents' chunks."""
-    return {row["id"]: await _chunks(row, settings) for row in rows}
+    """By id, the rows of the documents' chunks. Small documents share a visit of a thread, which else costs as much as one of them."""
+    made: dict[str, list[dict[str, Any]]] = {}
+    for some in _batches(rows):
+        if len(some) == 1:
+            made[some[0]["id"]] = await _chunks(some[0], settings)
+            continue
+        async with _indexing:
+            found = await anyio.to_thread.run_sync(lambda few: [cut_here(each, settings) for each in few], some)
+        made |= {row["id"]: pieces for row, pieces in zip(some, found, strict=True)}
+    return made
+
+
+def _batches(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows in order, together while their texts are short together."""
+    batches: list[list[dict[str, Any]]] = []
+    room = 0
+    for row in rows:
+        room -= row["characters"]
+        if room < 0 or not batches:
+            batches.append([])
+            room = CUT_TOGETHER_CHARACTERS_MAX - row["characters"]
+        batches[-1].append(row)
+    return batches
 
 
 async def _chunks(document: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:
