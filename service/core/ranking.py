@@ -21,6 +21,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +33,7 @@ from service.core.texts import sentences
 WORDS_MAX = 200
 GRAMS_MAX = 400
 LIMIT_MAX = 100
+SENTENCES_KEPT = 1000  # chunks whose sentences are remembered, some 5 KB each
 
 K1, B = 0.6, 0.75
 JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
@@ -329,9 +331,14 @@ def hit(place: Placed, row: Row, weights: dict[str, float]) -> Hit:
 
 def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
     """Where the sentence stands in which most of these terms, by weight, occur as letters; the first of equals."""
-    spans = sentences(text) or [(0, len(text))]
+    spans, plain = _plain_sentences(text)
     if len(spans) == 1:
         return spans[0]
-    plain = [fold(text[start:end]) for start, end in spans]
     worth = [sum(weight for term, weight in weights.items() if term in letters) for letters in plain]
     return spans[worth.index(max(worth))]
+
+
+@lru_cache(maxsize=SENTENCES_KEPT)
+def _plain_sentences(text: str) -> tuple[list[tuple[int, int]], list[str]]:
+    spans = sentences(text) or [(0, len(text))]
+    return spans, [fold(text[start:end]) for start, end in spans]
