@@ -389,7 +389,7 @@ def test_no_statement_is_made_of_values() -> None:
     for file in SERVICE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in {"text", "exec_driver_sql"}:
-                assert not any(isinstance(argument, ast.JoinedStr | ast.BinOp) for argument in node.args), f"{file.name}:{node.lineno}"
+                assert not any(isinstance(sql, ast.JoinedStr | ast.BinOp) for sql in node.args[:1]), f"{file.name}:{node.lineno}"
 
 
 def test_everything_is_everything() -> None:

@@ -14,7 +14,7 @@ async def test_a_reading_session_cannot_write(database: Database) -> None:
 
 async def test_up_and_down(database: Database) -> None:
     """Migrations go down to nothing and up again."""
-    assert await database.revision() == ("0007", "0007")
+    assert await database.revision() == ("0008", "0008")
     await database.migrate("base")
     await database.migrate()
-    assert await database.revision() == ("0007", "0007")
+    assert await database.revision() == ("0008", "0008")
