@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
 
 from bench.processes import HERE, Cores, Process, free_port
+from service.core.settings import child_environment
 
 BODY = json.dumps({"prompt": "question", "grounded": False, "max_tokens": 100})
 NAMES = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "tokens_per_month", "cost_usd_per_day", "cost_usd_per_month")
@@ -54,7 +55,7 @@ class Caller:
 def serving(folder: Path, provider: str, cores: Cores, *, keys: bool) -> Iterator[Caller]:
     """A service, open or with keys and limits, and who asks it."""
     folder.mkdir()
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("KOTAE_", "OPENAI_"))}
+    env = child_environment()
     env |= {"OPENAI_BASE_URL": f"{provider}/v1", "KOTAE_DATA_DIR": str(folder), "KOTAE_LOG_LEVEL": "warning"}
     env |= {"KOTAE_AUTH": "keys"} if keys else {}
     headers: dict[str, str] = {}

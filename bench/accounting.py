@@ -10,7 +10,6 @@ thawed by another process should this one fail. Takes some five minutes, and hal
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import sqlite3
@@ -28,12 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file 
 
 
 from bench.load import spread
-from bench.processes import HERE, Cores, Failed, Loader, Process, free_port, get_json, machine
+from bench.processes import HERE, Cores, Failed, Loader, Process, free_port, get_json, machine, save
 from service.core.backends.journal import Journal, choose_spool
 from service.core.backends.local import LocalQueue
 from service.core.db import Database
 from service.core.events import Intent, Outcome, Status, UsageSource, new_id, now
 from service.core.pricing import Usage
+from service.core.settings import child_environment
 from service.core.telemetry import Metrics, configure_logging
 from service.workers.recovery import Recovery
 from service.workers.writer import Writer
@@ -70,7 +70,7 @@ def provider(folder: Path, cores: Cores) -> Iterator[str]:
 def start(folder: Path, data: Path, cores: Cores, **settings: str) -> tuple[Process, str]:
     """A service with its log in `folder`, and its address; it may not answer yet."""
     port = free_port()
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("KOTAE_", "OPENAI_"))}
+    env = child_environment()
     env |= {"OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(data), "KOTAE_LOG_LEVEL": "error", **settings}
     command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(port)]
     return Process("kotae", command, folder=folder, env=env, cores=cores.service), f"http://127.0.0.1:{port}"
@@ -362,8 +362,7 @@ def main() -> None:
             figures = measure(Path(folder), cores, options.seconds)
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(about | figures, indent=1))
+    save(options.json, about | figures)
     print(table(figures))
     print(f"\n{about['machine']}\nfigures: {options.json}")
 

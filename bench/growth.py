@@ -12,7 +12,6 @@ the first column's. Rates fall with the machine's speed; processor time per answ
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
 
 from bench.logs import fill
-from bench.processes import Cores, Failed, machine
+from bench.processes import Cores, Failed, machine, save
 from bench.run import FULL, Bench
 
 CALLERS = (16, 64, 250, 1000)
@@ -102,8 +101,7 @@ def main() -> None:
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
     about = machine(cores)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": about, **found}, indent=1))
+    save(options.json, {"machine": about, **found})
     print(f"\n{about}\nfigures of every round: {options.json}")
 
 

@@ -27,7 +27,8 @@ from urllib.parse import urlencode, urlsplit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
 
-from bench.processes import Cores, Failed, Process, free_port, machine
+from bench.processes import Cores, Failed, Process, free_port, machine, save
+from service.core.settings import child_environment
 
 TIMES = 200
 WARMUP = 5
@@ -197,7 +198,7 @@ def measure(url: str, rows: int, times: int, service: Process) -> list[dict[str,
 
 def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
     """Fill, start, ask. Raises `Failed`."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))} | {"KOTAE_DATA_DIR": str(folder)}
+    env = child_environment() | {"KOTAE_DATA_DIR": str(folder)}
     kotae = Path(sys.executable).parent / "kotae"
     migrated = subprocess.run([kotae, "migrate"], cwd=folder, env=env, capture_output=True, text=True, check=False)
     if migrated.returncode:
@@ -246,8 +247,7 @@ def main() -> None:
             about = {"machine": machine(cores)}  # as it is when the last question was answered
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(about | found, indent=1))
+    save(options.json, about | found)
     print(table(found["questions"]))
     print(f"\n{options.rows:,} rows, {found['file_bytes'] / 1e9:.2f} GB, filled in {found['fill_seconds']:.0f} s\n{about['machine']}")
 

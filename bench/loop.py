@@ -12,22 +12,21 @@ the most punctual event of its stream. A gap is the time between two events of o
 
 import argparse
 import asyncio
-import http.client
-import json
 import os
 import random
 import statistics
 import sys
 import tempfile
 import time
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import uvloop
 
-from bench.processes import Cores, Failed, Loader, machine
+from bench.processes import Caller, Cores, Failed, Loader, machine, save
 from bench.streams import Bench, Reader, lateness
 
 INTERVAL_MS = 50
@@ -75,29 +74,15 @@ def _english(n: int, choose: random.Random) -> str:
 
 def give(url: str, title: str, content: str) -> dict[str, Any]:
     """Upload a text as a file. Returns the document."""
-    where = urlsplit(url)
-    head = f'--bench\r\nContent-Disposition: form-data; name="files"; filename="{title}.txt"\r\nContent-Type: text/plain\r\n\r\n'
-    body = head.encode() + content.encode() + b"\r\n--bench--\r\n"
-    return _send(where.netloc, "POST", "/ai/upload", 201, body, {"Content-Type": "multipart/form-data; boundary=bench"})
+    with closing(Caller(url, UPLOAD_SECONDS_MAX)) as caller:
+        (document,) = caller.give([(f"{title}.txt", content)], good=(201,))
+    return document
 
 
 def forget(url: str, document: dict[str, Any]) -> None:
     """Delete it again, so that every turn searches the same."""
-    _send(urlsplit(url).netloc, "DELETE", f"/ai/documents/{document['document_id']}", 204)
-
-
-def _send(netloc: str, method: str, path: str, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> dict[str, Any]:
-    connection = http.client.HTTPConnection(netloc, timeout=UPLOAD_SECONDS_MAX)
-    try:
-        connection.request(method, path, body, headers or {})
-        response = connection.getresponse()
-        found = response.read()
-    finally:
-        connection.close()
-    if response.status != status:
-        raise Failed(f"{method} {path}: {response.status} {found[:300]!r}")
-    value: dict[str, Any] = json.loads(found) if found else {}
-    return value
+    with closing(Caller(url, UPLOAD_SECONDS_MAX)) as caller:
+        caller.ask("DELETE", f"/ai/documents/{document['document_id']}", good=(204,))
 
 
 class Turns:
@@ -229,8 +214,7 @@ def main() -> None:
         figures = uvloop.run(run(options))
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(figures, indent=1))
+    save(options.json, figures)
     print(table(figures["turns"]))
     print(f"\n{figures['chunks']} chunks; {figures['machine']}\nfigures: {options.json}")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
 
-from bench.processes import Cores, Failed, Loader, machine
+from bench.processes import Cores, Failed, Loader, machine, save
 from bench.run import FULL, Bench, Target
 
 RATES = (10, 25, 50, 100, 200, 400, 800, 1200)
@@ -121,7 +121,7 @@ def draw(title: str, across: str, up: str, series: dict[str, Points]) -> str:
     return "\n".join([*out, "</svg>", ""])
 
 
-def save(file: Path, picture: str) -> None:
+def show(file: Path, picture: str) -> None:
     """Write an SVG, and beside it what Chromium makes of it."""
     file.write_text(picture)
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -147,14 +147,13 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="draw what was measured before")
     options = parser.parse_args()
     if not options.draw:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": machine(Cores.split()), **measure(options.litellm)}, indent=1))
+        save(options.json, {"machine": machine(Cores.split()), **measure(options.litellm)})
     found = json.loads(options.json.read_text())
     latency = {f"{name} {share}": found[f"latency_{share}_ms"][name] for name in found["latency_p50_ms"] for share in ("p50", "p99")}
     title = "Latency of POST /ai/test against the rate of questions (dashed: p99)"
-    save(options.images / "latency.svg", draw(title, "questions a second", "ms", latency))
+    show(options.images / "latency.svg", draw(title, "questions a second", "ms", latency))
     title = "Events that arrive, of the 20 a second that each stream is sent"
-    save(options.images / "streams.svg", draw(title, "open streams", "events/s", found["events_per_second"]))
+    show(options.images / "streams.svg", draw(title, "open streams", "events/s", found["events_per_second"]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Starting, pinning, watching and ending the processes of a benchmark."""
+"""Starting, pinning, watching and ending the processes of a benchmark, asking them, and writing what was found."""
 
 import contextlib
+import http.client
 import json
 import os
 import platform
@@ -10,10 +11,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 START_SECONDS = 180
 HERE = Path(__file__).parent
@@ -138,6 +140,45 @@ def get_json(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(url, timeout=10) as response:
         value: dict[str, Any] = json.load(response)
         return value
+
+
+class Caller:
+    """Asks one service over one kept connection."""
+
+    def __init__(self, url: str, seconds_max: float = 300) -> None:
+        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=seconds_max)
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", kind: str = "application/json", good: Collection[int] = (200, 201)
+    ) -> tuple[float, dict[str, Any]]:
+        """(seconds, the answer). Raises `Failed` if its status is not among the `good`."""
+        began = time.perf_counter()
+        self._connection.request(method, path, body, {"Content-Type": kind})
+        response = self._connection.getresponse()
+        found = response.read()
+        seconds = time.perf_counter() - began
+        if response.status not in good:
+            raise Failed(f"{method} {path}: {response.status} {found[:300]!r}")
+        value: dict[str, Any] = json.loads(found) if found else {}
+        return seconds, value
+
+    def give(self, files: Sequence[tuple[str, str]], good: Collection[int] = (200, 201)) -> list[dict[str, Any]]:
+        """Upload texts, each under a name; the documents that they are."""
+        head = '--bench\r\nContent-Disposition: form-data; name="files"; filename="{}"\r\nContent-Type: text/plain\r\n\r\n'
+        body = "".join(f"{head.format(name)}{text}\r\n" for name, text in files) + "--bench--\r\n"
+        _, told = self.ask("POST", "/ai/upload", body.encode(), "multipart/form-data; boundary=bench", good)
+        documents: list[dict[str, Any]] = told["items"]
+        return documents
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._connection.close()
+
+
+def save(file: Path, figures: dict[str, Any]) -> None:
+    """Write figures as JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(figures, indent=1))
 
 
 def machine(cores: Cores) -> dict[str, Any]:

@@ -11,7 +11,6 @@ load generator, and the number of answers is compared with what the provider has
 
 import argparse
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -27,7 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
 
-from bench.processes import HERE, Cores, Failed, Loader, Process, free_port, get_json, machine
+from bench.processes import HERE, Cores, Failed, Loader, Process, free_port, get_json, machine, save
+from service.core.settings import child_environment
 
 CHUNKS = 64
 CONCURRENCY = 64
@@ -119,7 +119,7 @@ class Bench:
             return
         url = f"http://127.0.0.1:{free_port()}"
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))}
+        env = child_environment()
         env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(folder)}
         commands: dict[str, list[str | Path]] = {
             "tutorial": [sys.executable, HERE / "tutorial.py", "--port", _port(url), "--database", folder / "tutorial.db"],
@@ -365,8 +365,7 @@ def main() -> None:
             found = measure(plan, Path(folder), cores, litellm)
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(about | found, indent=1))
+    save(options.json, about | found)
     print(table(found["medians"]))
     print(f"\n{about['machine']}\nfigures of every round: {options.json}")
 

@@ -13,7 +13,6 @@ files (as of `kotae eval`) they are those of `--corpus`, and beyond them texts m
 """
 
 import argparse
-import http.client
 import json
 import os
 import random
@@ -29,7 +28,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bench.load import spread
-from bench.processes import HERE, Cores, Failed, Process, free_port, machine
+from bench.processes import HERE, Caller, Cores, Failed, Process, free_port, machine, save
+from service.core.settings import child_environment
 
 FILES_AT_ONCE = 100
 CHARACTERS = {"ja": 600, "en": 1200}  # of a text: about one chunk
@@ -110,31 +110,8 @@ def read(language: str, corpus: Path, queries: Path, count: int, questions: int,
     return Texts(texts, choose.sample(asked, min(questions, len(asked))))
 
 
-class Caller:
-    """Asks one service over one connection."""
-
-    def __init__(self, url: str) -> None:
-        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)
-
-    def ask(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> tuple[float, dict[str, Any]]:
-        """(seconds, the answer). Raises `Failed`."""
-        began = time.perf_counter()
-        self._connection.request(method, path, body, {"Content-Type": kind})
-        response = self._connection.getresponse()
-        found = response.read()
-        seconds = time.perf_counter() - began
-        if response.status not in {200, 201}:
-            raise Failed(f"{method} {path}: {response.status} {found[:300]!r}")
-        value: dict[str, Any] = json.loads(found)
-        return seconds, value
-
-    def give(self, texts: list[tuple[str, str]]) -> int:
-        """Upload texts as files; how many chunks they are."""
-        head = '--bench\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\nContent-Type: text/plain\r\n\r\n'
-        parts = [f"{head}{title}\n\n{text}\r\n" for title, text in texts]
-        body = ("".join(parts) + "--bench--\r\n").encode()
-        _, told = self.ask("POST", "/ai/upload", body, "multipart/form-data; boundary=bench")
-        return sum(document["chunks"] for document in told["items"] if document["created"])
+class Asker(Caller):
+    """Asks what is measured here."""
 
     def search(self, question: str) -> tuple[float, dict[str, Any]]:
         """(seconds, what was found)."""
@@ -155,7 +132,7 @@ def serving(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
     ports = [str(urlsplit(each).port) for each in (provider, url)]
     command: list[str | Path] = [sys.executable, HERE / "provider.py", "--chunks", "8", "--port", ports[0]]
     fake = Process("provider", command, folder=folder, env=dict(os.environ), cores=cores.tools)
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("KOTAE_", "OPENAI_"))}
+    env = child_environment()
     env |= {"OPENAI_BASE_URL": f"{provider}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(folder), "KOTAE_LOG_LEVEL": "warning"}
     env |= {"KOTAE_UPLOAD_FILES_MAX": str(FILES_AT_ONCE)}
     service = Process("kotae", [KOTAE, "serve", "--migrate", "--port", ports[1]], folder=folder, env=env, cores=cores.service)
@@ -171,11 +148,12 @@ def serving(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
 def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
     """One service from its first text to its last answer."""
     with tempfile.TemporaryDirectory(prefix="kotae-search-") as folder, serving(Path(folder), cores) as (url, service):
-        caller = Caller(url)
+        caller = Asker(url)
         caller.search("warm-up")
         began, cpu, chunks = time.perf_counter(), service.cpu_seconds() or 0, 0
         for begin in range(0, len(texts.texts), FILES_AT_ONCE):
-            chunks += caller.give(texts.texts[begin : begin + FILES_AT_ONCE])
+            some = [("a.txt", f"{title}\n\n{text}") for title, text in texts.texts[begin : begin + FILES_AT_ONCE]]
+            chunks += sum(document["chunks"] for document in caller.give(some) if document["created"])
         seconds, used = time.perf_counter() - began, (service.cpu_seconds() or 0) - cpu
         before, after = texts.questions[:WARM_UP], texts.questions[WARM_UP:]
         for question in before:
@@ -241,8 +219,7 @@ def main() -> None:
                 texts = made(language, count, asked, choose)
             found = figures[f"{language} {count}"] = measure(texts, cores)
             show(f"{language}, {found['chunks']}", found)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine(cores), "figures": figures}, indent=2) + "\n", encoding="utf-8")
+    save(options.json, {"machine": machine(cores), "figures": figures})
 
 
 if __name__ == "__main__":

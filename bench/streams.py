@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from bench.processes import HERE, Cores, Failed, Process, free_port, machine
+from bench.processes import HERE, Cores, Failed, Process, free_port, machine, save
+from service.core.settings import child_environment
 
 INTERVAL_MS = 500
 STALLED_CHUNKS = 6000  # half a megabyte of events: more than what the sockets between them take
@@ -78,7 +79,7 @@ class Bench:
         port = str(urlsplit(self._provider_url).port)
         self.provider = provider = Process("provider", [sys.executable, HERE / "provider.py", "--port", port], folder=self._folder,
                            env=dict(os.environ), cores=self._cores.tools)  # fmt: skip
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("KOTAE_", "OPENAI_"))}
+        env = child_environment()
         env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(self._folder)}
         env |= {"KOTAE_ANSWERS_MAX": "10000", "KOTAE_PROVIDER_CALLS_MAX": "10000", "KOTAE_LOG_LEVEL": "warning"}
         command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(urlsplit(self.url).port)]
@@ -196,8 +197,7 @@ def main() -> None:
         figures = uvloop.run(run(options))
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(figures, indent=1))
+    save(options.json, figures)
     print(json.dumps(figures, indent=1))
 
 
