@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from threading import Thread
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 import anyio
 from fastapi import FastAPI
@@ -37,6 +37,7 @@ from service.core.quota.ledger import Ledger
 from service.core.retrieval import Retrieval
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
+from service.workers.background import Background
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
 from service.workers.reaper import Reaper
@@ -92,7 +93,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     await database.require_newest()
     queue, recovery = _record(settings, metrics, database, workers, stack)
     door, ledger, watch = _let_in(settings, database, recovery, workers, stack)
-    _start("reindexing", Reindexing(database, settings), workers, stack)
+    _start(Reindexing(database, settings), workers, stack)
     if settings.local_model:
         settings = await _with_local_model(settings, workers, stack)
     prices = PriceBook(settings.prices, settings.openai_base_url)
@@ -142,7 +143,7 @@ def _record(
     folder, quarantine = settings.data_dir / "journal", settings.data_dir / "quarantine"
     spool, journal_bytes_max = choose_spool(settings.data_dir, settings.journal_spool, settings.journal_bytes_max)
     recovery = Recovery(database, folder, existing_spool(settings.data_dir, settings.journal_spool), quarantine=quarantine)
-    _start("recovery", recovery, workers, stack)
+    _start(recovery, workers, stack)
     journal = workers["journal"] = Journal(folder, spool, sync_ms=settings.journal_sync_ms, bytes_max=journal_bytes_max)
     journal.start()
     stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
@@ -159,7 +160,7 @@ def _let_in(
     """Who may ask, and how much."""
     door = Door(settings, database, jwts=Jwts(settings) if settings.jwt_algorithm else None)
     ledger, watch = Ledger(settings.answer_seconds_max + HOLD_SECONDS), Watch()
-    _start("reaper", Reaper(door, watch, ledger, database, recovery.wait_done), workers, stack)
+    _start(Reaper(door, watch, ledger, database, recovery.wait_done), workers, stack)
     return door, ledger, watch
 
 
@@ -180,15 +181,9 @@ def _providers(settings: Settings, stack: AsyncExitStack) -> tuple[OpenAIProvide
     return extractive, provider
 
 
-class _Runs(Worker, Protocol):
-    def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-
-def _start(name: str, worker: _Runs, workers: dict[str, Worker], stack: AsyncExitStack) -> None:
+def _start(worker: Background, workers: dict[str, Worker], stack: AsyncExitStack) -> None:
     worker.start()
-    workers[name] = worker
+    workers[worker.name] = worker
     stack.push_async_callback(worker.stop)
 
 
@@ -210,7 +205,7 @@ async def _vectors(
     embedding = await anyio.to_thread.run_sync(importlib.import_module, "service.workers.embedding")
     stack.push_async_callback(embedder.aclose)
     vectors = embedding.Vectors(database, embedder, queue, prices, attempts_max=settings.provider_attempts_max)
-    _start("embedding", embedding.Embedding(vectors), workers, stack)
+    _start(embedding.Embedding(vectors), workers, stack)
     near: Near = vectors
     return near
 

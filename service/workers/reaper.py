@@ -19,6 +19,7 @@ from service.core.events import now
 from service.core.quota.history import rebuild
 from service.core.quota.ledger import Ledger
 from service.core.telemetry import log
+from service.workers.background import Background
 
 TICK_SECONDS = 1.0
 USED_TICKS = 30  # last uses are written every so many ticks
@@ -32,30 +33,29 @@ class ReaperStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class Reaper:
-    """Runs as one task between `start` and `stop`."""
+class Reaper(Background):
+    """Runs as one task, and as a second one until the quota has learned."""
 
     def __init__(self, door: Door, watch: Watch, ledger: Ledger, database: Database, wait_recovered: Callable[[], Awaitable[None]]) -> None:
+        super().__init__("reaper")
         self._door, self._watch, self._ledger, self._database = door, watch, ledger, database
         self._wait_recovered = wait_recovered
         self._started = now()
         self._loading: asyncio.Task[None] | None = None
-        self._task: asyncio.Task[None] | None = None
         self._ticks = self._failures = 0
 
     def start(self) -> None:
         """Begin."""
         self._loading = asyncio.create_task(self._load(), name="quota load")
-        self._task = asyncio.create_task(self._run(), name="reaper")
+        super().start()
 
     async def stop(self) -> None:
         """End, and write what is not written."""
-        for task in (self._loading, self._task):
-            if task:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-        self._loading = self._task = None
+        if self._loading:
+            self._loading.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._loading
+        await super().stop()
         try:
             await self._door.write_used()
         except DatabaseUnavailable as error:
