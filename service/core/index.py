@@ -34,7 +34,6 @@ from service.core.ports import Nearness
 from service.core.ranking import GRAM_WEIGHT, Counts, Digest, Query, Row, digest, idf
 
 CANDIDATES_MAX = 70
-MATCHED_CANDIDATES = 70
 TIED_SHARE = 0.5  # of the best: chunks that many others equal are worth telling apart
 NEAR_CANDIDATES = 30
 NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they are is found out by looking
@@ -221,7 +220,7 @@ class Snapshot:
     def _matched(self, words: Sequence[str], seen: Seen) -> list[int]:
         """The best of the chunks that have any of these words, as FTS5 ranks them."""
         statement = _MATCH.format(joins="" if seen.everything else _JOINS, condition=seen.condition)
-        values = seen.values | {"match": _expression("words", words), "most": MATCHED_CANDIDATES}
+        values = seen.values | {"match": _expression("words", words), "most": CANDIDATES_MAX}
         return list(self._connection.exec_driver_sql(statement, values).scalars())
 
 

@@ -226,16 +226,13 @@ def rank(
     best = words.best + PHRASE_WEIGHT * pairs.best + gram_weight * grams.best
     placed = fuse([one / (best or 1) for one in scores], near) if cosines else scores
     order = sorted(range(len(seen)), key=lambda i: (placed[i], whole[i]), reverse=True)
-    top = max((score(i, JUDGED_B) for i in order[:TOP]), default=0.0)
+    best_placed = order[:TOP]
+    top = max((score(i, JUDGED_B) for i in best_placed), default=0.0)
     share = top / best * (LATIN_SHARE if query.latin else 1) if best else 0.0
     rare = top / ((K1 + 1) * math.log(1 + total)) * (LATIN_TERMS if query.latin else 1)
-    nearest = [cosine for i in order[:TOP] if (cosine := near[i]) is not None] if thresholds.cosine_even else []
-    cosine = max(nearest) if nearest and len(nearest) == len(order[:TOP]) else None  # while one waits, words alone decide
-    least = thresholds.at(cosine)
-    enough = share >= least.share_min and rare >= least.terms_min
-    if not enough and 0 < len(query.words) <= SHORT_WORDS:
-        fits = share >= (BARE_SHARE * thresholds.share_min if query.bare else SHORT_SHARE_MIN) or any(whole[i] for i in order[:TOP])
-        enough = fits and (query.bare or rare >= SHORT_TERMS * least.terms_min)
+    nearest = [cosine for i in best_placed if (cosine := near[i]) is not None] if thresholds.cosine_even else []
+    cosine = max(nearest) if nearest and len(nearest) == len(best_placed) else None  # while one waits, words alone decide
+    enough = _enough(query, share, rare, thresholds, cosine, whole=any(whole[i] for i in best_placed))
 
     def place(i: int) -> Placed:
         matched = [word for word in query.words if word in words.found[i]]
@@ -250,6 +247,18 @@ def rank(
         cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
         weights=grams.idf | words.idf,
     )
+
+
+def _enough(query: Query, share: float, terms: float, thresholds: Thresholds, cosine: float | None, *, whole: bool) -> bool:
+    """The abstention; see the module. `whole`: all words of the question stand in one of the best chunks."""
+    least = thresholds.at(cosine)
+    if share >= least.share_min and terms >= least.terms_min:
+        return True
+    if not 0 < len(query.words) <= SHORT_WORDS:
+        return False
+    if query.bare:
+        return whole or share >= BARE_SHARE * thresholds.share_min
+    return (whole or share >= SHORT_SHARE_MIN) and terms >= SHORT_TERMS * least.terms_min
 
 
 def fuse(coverages: Sequence[float], cosines: Sequence[float | None]) -> list[float]:
