@@ -19,7 +19,7 @@ from service.core.errors import SettingsInvalid
 from service.core.evaluation import Question, Text, evaluate
 from service.core.ports import Embedded
 from service.core.providers import embedders
-from service.core.ranking import Counts, Thresholds, digest, fuse, parse, rank
+from service.core.ranking import Counts, Digest, Query, Thresholds, digest, fuse, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings, load_settings
 from service.core.tables import chunks, vectors
@@ -30,6 +30,7 @@ from tests.fakes.connection import letters
 from tests.fakes.provider import ProviderFake
 
 SETTINGS = Settings(_env_file=None)
+MADE = tokenizer("auto")
 TEXTS = ["The lighthouse keeper polishes the lens.", "Tea is picked by hand in May.", "The clock was built by Clara Winter."]
 
 
@@ -47,6 +48,18 @@ class Letters:
 
     async def aclose(self) -> None:
         """Nothing to let go of."""
+
+
+def digested(text: str, content_hash: str) -> Digest:
+    """A chunk as ranking reads it."""
+    known = MADE.terms(text)
+    return digest(" ".join(known.words), " ".join(known.grams), content_hash)
+
+
+def asked(text: str, chunks: int) -> tuple[Query, Counts]:
+    """A question, each of whose terms stands in one of so many chunks."""
+    query = parse(text, MADE)
+    return query, Counts(chunks, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
 
 
 async def keep(database: Database, *texts: str, user_id: str = "u") -> list[str]:
@@ -101,11 +114,8 @@ def test_without_any_cosine_words_decide(coverages: list[float]) -> None:
 
 def test_a_cosine_eases_and_tightens() -> None:
     """What the words barely answer is refused when even the nearest chunk is far; what they barely refuse is answered near."""
-    made = tokenizer("auto")
-    known = made.terms(TEXTS[0])
-    chunk = digest(" ".join(known.words), " ".join(known.grams), "h")
-    query = parse("Who polishes the lens of the lighthouse?", made)
-    counts = Counts(1, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
+    chunk = digested(TEXTS[0], "h")
+    query, counts = asked("Who polishes the lens of the lighthouse?", 1)
     alone = rank(query, {1: chunk}, counts, limit=5, thresholds=Thresholds(0, 0))
     assert alone.cosine is UNSET
     for margin, even, cosine, answerable in (
@@ -125,21 +135,14 @@ def test_a_cosine_eases_and_tightens() -> None:
 
 def test_words_alone_are_not_asked_for_more() -> None:
     """One or two words as typed into a search box are enough as without a cosine, however far their meaning is."""
-    made = tokenizer("auto")
-    known = made.terms(TEXTS[0])
-    chunk = digest(" ".join(known.words), " ".join(known.grams), "h")
-    query = parse("lighthouse lens", made)
-    counts = Counts(1, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
-    assert rank(query, {1: chunk}, counts, limit=5, thresholds=Thresholds(0.27, 1.55, 0.9), cosines={"h": 0.1}).answerable
+    query, counts = asked("lighthouse lens", 1)
+    assert rank(query, {1: digested(TEXTS[0], "h")}, counts, limit=5, thresholds=Thresholds(0.27, 1.55, 0.9), cosines={"h": 0.1}).answerable
 
 
 def test_a_cosine_that_waits_does_not_count() -> None:
     """While one of the best chunks has no vector, its question is judged by words alone."""
-    made = tokenizer("auto")
-    known = [made.terms(text) for text in TEXTS[:2]]
-    candidates = {n: digest(" ".join(terms.words), " ".join(terms.grams), str(n)) for n, terms in enumerate(known)}
-    query = parse("Who polishes the lens of the lighthouse?", made)
-    counts = Counts(2, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
+    candidates = {n: digested(text, str(n)) for n, text in enumerate(TEXTS[:2])}
+    query, counts = asked("Who polishes the lens of the lighthouse?", 2)
     found = rank(query, candidates, counts, limit=5, thresholds=Thresholds(0.1, 0.1, 0.99), cosines={"0": 0.1})
     assert found.answerable
     assert found.cosine is UNSET
