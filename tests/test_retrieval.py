@@ -1,18 +1,21 @@
 """Search, and the extractive answers over the sample documents, with the default thresholds."""
 
+import shutil
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.core import documents
+from service.core.bm25 import Digest, digest
 from service.core.cutting import cut
 from service.core.db import Database
 from service.core.index import CANDIDATES_MAX, SEEN_LOOKED, Index, Kept
 from service.core.prompt import context_from, read_citations
 from service.core.quoting import quote
-from service.core.ranking import NOTHING, Counts, Digest, Found, Ranked, Thresholds, best_sentence, digest, parse, rank
+from service.core.ranking import NOTHING, Counts, Found, Ranked, Thresholds, best_sentence, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.core.terms import tokenizer
@@ -320,10 +323,24 @@ async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Databa
             await documents.delete(database, there.pop(n), user_id="u")
         found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
         assert {hit.document_id for hit in found.items} == set(there.values())
+        assert found == await Retrieval(database, SETTINGS).search("灯台の管理人のレンズ", user_id="u", limit=20)
         counts = await database.look(lambda connection: retrieval._index.at(connection).counts(parse("灯台", tokenizer("auto"))))
         assert (counts.chunks, counts.words["灯台"]) == (len(there), len(there))
     for document_id in there.values():
         await documents.delete(database, document_id, user_id="u")
+
+
+async def test_a_backup_that_takes_the_place_of_a_newer_database_is_searched_as_it_is(database: Database, tmp_path: Path) -> None:
+    """What was remembered of chunks of the same numbers is forgotten."""
+    index = Index()
+    backup = Database(f"sqlite+aiosqlite:///{shutil.copy(tmp_path / 'kotae.db', tmp_path / 'backup.db')}")
+    for text in ("Otters sleep in kelp.", "Penguins sleep in caves."):
+        await keep(database, text)
+    await keep(backup, "Lanterns.")
+    before = await database.look(lambda connection: index.at(connection).digests([1]))
+    after = await backup.look(lambda connection: index.at(connection).digests([1]))
+    assert (before[1].words, after[1].words) == (4, 2)  # the title is one of them
+    await backup.close()
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -13,13 +13,14 @@ from msgspec import UNSET
 
 from service.core import documents
 from service.core.audit import audit
+from service.core.bm25 import Digest, digest
 from service.core.cutting import hash_text
 from service.core.db import Database
 from service.core.errors import SettingsInvalid
 from service.core.evaluation import Question, Text, evaluate
 from service.core.ports import Embedded
 from service.core.providers import embedders
-from service.core.ranking import Counts, Digest, Query, Thresholds, digest, fuse, parse, rank
+from service.core.ranking import Counts, Query, Thresholds, fuse, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings, load_settings
 from service.core.tables import chunks, vectors

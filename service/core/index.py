@@ -9,19 +9,17 @@ ranking sees every term again. Where too many chunks have the same few words for
 of a question of one word, FTS5 is asked for the best of them: `bm25(…, w, w)` is BM25 with k1 = 1.2 / w, so weights of 2
 give the k1 of 0.6 of the ranking.
 
-What was read is remembered while nothing changes: the version of the index is part of the snapshot that a search reads,
-and another version starts afresh. Remembered are counts (`COUNTS_KEPT`, some 10 MB), the chunks that have a term
-(`POSTINGS_KEPT` of 8 bytes) and the terms of chunks (`CODES_KEPT` of 4 bytes). Each is bounded alone; what was looked at
-first goes first.
+What was read is remembered. Counts (`COUNTS_KEPT`, some 10 MB) and the chunks that have a term (`POSTINGS_KEPT` of 8 bytes)
+are true of one version of the index, which is part of the snapshot that a search reads: another version starts afresh. The
+terms of a chunk (`CODES_KEPT` of 4 bytes) stay what they are, since a chunk is never changed and its id never given again.
+Each is bounded alone; what was looked at first goes first.
 
 A question is never read as a query language: it is reduced to terms, and each is quoted. How often a term occurs is
 counted over all documents, also those that the caller may not see: scores may move by it, texts never show.
 """
 
-import heapq
 import json
 import threading
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from operator import itemgetter
@@ -30,8 +28,9 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import sqlalchemy as sa
 
+from service.core.bm25 import Digest, Ids, digest, heaviest, idf, numbers
 from service.core.ports import Nearness
-from service.core.ranking import GRAM_WEIGHT, Counts, Digest, Query, Row, digest, idf
+from service.core.ranking import GRAM_WEIGHT, Counts, Query, Row
 
 CANDIDATES_MAX = 70
 TIED_SHARE = 0.5  # of the best: chunks that many others equal are worth telling apart
@@ -42,6 +41,7 @@ POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_LEAST = 3  # looked up even if they are not rare
 COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT = 100_000, 1_000_000, 8_000_000
 
+Term = tuple[str, str]  # its column and itself
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -107,52 +107,63 @@ class _Version:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.counts: Kept[tuple[str, str], int] = Kept(COUNTS_KEPT, lambda _: 1)
-        self.postings: Kept[tuple[str, str], array[int]] = Kept(POSTINGS_KEPT, lambda ids: len(ids) + 20)
-        self.digests: Kept[int, Digest] = Kept(CODES_KEPT, lambda one: len(one.words) + len(one.phrases) + len(one.grams) + 60)
+        self.counts: Kept[Term, int] = Kept(COUNTS_KEPT, lambda _: 1)
+        self.postings: Kept[Term, Ids] = Kept(POSTINGS_KEPT, lambda ids: len(ids) + 20)
 
 
 class Index:
     """Made once for a database: it remembers."""
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._version = _Version(0)
+        self._digests: Kept[int, Digest] = Kept(CODES_KEPT, lambda one: len(one.codes) + 80)
 
     def at(self, connection: sa.Connection) -> "Snapshot":
         """The index as this connection's transaction sees it."""
         number, chunks = connection.exec_driver_sql("SELECT version, chunks FROM index_state").one()
-        version = self._version
-        if version.number != number:
-            version = self._version = _Version(number)
-        return Snapshot(connection, version, chunks)
+        if number < self._version.number:  # another database: a backup has taken its place
+            self._forget()
+        if number != self._version.number:
+            self._version = _Version(number)
+        return Snapshot(connection, self._version, self._digests, chunks)
 
 
 class Snapshot:
     """One version of the index. All of it blocks."""
 
-    def __init__(self, connection: sa.Connection, version: _Version, chunks: int) -> None:
-        self._connection, self._version, self._chunks = connection, version, chunks
+    def __init__(self, connection: sa.Connection, version: _Version, digests: Kept[int, Digest], chunks: int) -> None:
+        self._connection, self._version, self._digests, self._chunks = connection, version, digests, chunks
 
     def counts(self, query: Query) -> Counts:
         """How many chunks there are, and have each term."""
-        return Counts(self._chunks, self._counted("words", query.words), self._counted("grams", query.grams))
+
+        def read(missing: list[Term]) -> dict[Term, int]:
+            found = self._connection.exec_driver_sql(_FREQUENCIES, (json.dumps([term for _, term in missing]),))
+            counted = {(column, term): n for column, term, n in found}
+            return {term: counted.get(term, 0) for term in missing}
+
+        asked: list[Term] = [*(("words", word) for word in query.words), *(("grams", gram) for gram in query.grams)]
+        found = self._version.counts.get(asked, read)
+        return Counts(
+            self._chunks, {word: found["words", word] for word in query.words}, {gram: found["grams", gram] for gram in query.grams}
+        )
 
     def candidates(self, counts: Counts, seen: Seen) -> list[int]:
         """The ids of the chunks that may answer, of those that may be seen."""
         words = _rarest(counts.words, WORDS_LEAST, POSTINGS_MAX)
         grams = _rarest(counts.grams, 1, GRAM_POSTINGS_MAX)
-        worth: dict[int, float] = {}
-        for column, terms, weight in (("words", words, 1.0), ("grams", grams, GRAM_WEIGHT)):
-            counted = getattr(counts, column)
-            for (_, term), ids in self._postings(column, terms).items():
-                rarity = weight * idf(counted[term], counts.total)
-                for id_ in ids:
-                    worth[id_] = worth.get(id_, 0.0) + rarity
-        looked = CANDIDATES_MAX + 1 if seen.everything else len(worth)
-        ordered = heapq.nlargest(looked, worth.items(), key=itemgetter(1))
-        best = self._visible([id_ for id_, _ in ordered], seen, CANDIDATES_MAX + 1)
+        rarities = {("words", term): idf(counts.words[term], counts.total) for term in words}
+        rarities |= {("grams", term): GRAM_WEIGHT * idf(counts.grams[term], counts.total) for term in grams}
+        postings = self._postings(list(rarities))
+        ordered, worth = heaviest(
+            [(ids, rarities[term]) for term, ids in postings.items()], CANDIDATES_MAX + 1 if seen.everything else None
+        )
+        best = self._visible(ordered, seen, CANDIDATES_MAX + 1)
         chosen = best[:CANDIDATES_MAX]
-        if words and len(best) > CANDIDATES_MAX and worth[best[-1]] >= TIED_SHARE * worth[best[0]]:
+        if words and len(best) > CANDIDATES_MAX and worth[ordered.index(best[-1])] >= TIED_SHARE * worth[ordered.index(best[0])]:
             words = _rarest(counts.words, WORDS_LEAST, MATCHED_POSTINGS_MAX)
             chosen = list(dict.fromkeys([*self._matched(words, seen), *chosen]))
         return chosen
@@ -178,30 +189,21 @@ class Snapshot:
             found = self._connection.exec_driver_sql(_TERMS, (json.dumps(missing),))
             return {id_: digest(words, grams, content_hash) for id_, words, grams, content_hash in found}
 
-        return self._version.digests.get(ids, read)
+        return self._digests.get(ids, read)
 
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """The chunks themselves."""
         return {id_: Row(*row) for id_, *row in self._connection.exec_driver_sql(_ROWS, (json.dumps(list(ids)),))}
 
-    def _counted(self, column: str, terms: Sequence[str]) -> dict[str, int]:
-        def read(missing: list[tuple[str, str]]) -> dict[tuple[str, str], int]:
-            found: dict[str, int] = dict(
-                self._connection.exec_driver_sql(_FREQUENCIES, (column, json.dumps([term for _, term in missing]))).all()
-            )
-            return {(column, term): found.get(term, 0) for _, term in missing}
-
-        return {term: n for (_, term), n in self._version.counts.get([(column, term) for term in terms], read).items()}
-
-    def _postings(self, column: str, terms: Sequence[str]) -> "dict[tuple[str, str], array[int]]":
+    def _postings(self, terms: Sequence[Term]) -> dict[Term, Ids]:
         """The ids of the chunks in which each term stands."""
 
-        def read(missing: list[tuple[str, str]]) -> "dict[tuple[str, str], array[int]]":
-            asked = json.dumps({term: _expression(column, [term]) for _, term in missing})
+        def read(missing: list[Term]) -> dict[Term, Ids]:
+            asked = json.dumps([_expression(column, [term]) for column, term in missing])
             found = self._connection.exec_driver_sql(_POSTINGS, (asked,))
-            return {(column, term): array("q", msgspec.json.decode(ids, type=list[int])) for term, ids in found}
+            return {missing[n]: numbers(ids) for n, ids in found}
 
-        return self._version.postings.get([(column, term) for term in terms], read)
+        return self._version.postings.get(terms, read)
 
     def _visible(self, ids: list[int], seen: Seen, most: int) -> list[int]:
         """The first of these that may be seen."""
@@ -224,7 +226,7 @@ class Snapshot:
         return list(self._connection.exec_driver_sql(statement, values).scalars())
 
 
-_FREQUENCIES = "SELECT term, doc FROM chunk_vocabulary WHERE col = ? AND term IN (SELECT value FROM json_each(?))"
+_FREQUENCIES = "SELECT col, term, doc FROM chunk_vocabulary WHERE term IN (SELECT value FROM json_each(?))"
 _POSTINGS = "SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value) FROM json_each(?)"
 _JOINS = "JOIN chunks AS c ON c.id = t.rowid JOIN documents AS d ON d.id = c.document_id"
 _MATCH = """

@@ -1,6 +1,6 @@
 """Which of some chunks answer a question, and whether they can answer it at all. Pure.
 
-*Ranking*: BM25 over words, phrases (words side by side) and grams of the chunks' own terms, added up. How often a term
+*Ranking*: BM25 over words, phrases (words side by side) and grams of the chunks' own terms, added up (`bm25.py`). How often a term
 occurs comes from the index; the number of chunks is taken as 1,000 at least, so that scores mean the same in a small
 collection. Where the numbers come from: `docs/retrieval.md`.
 *Abstention*: `share` is the score of the best chunk as a share of the best possible for this question; `terms` is the
@@ -17,16 +17,14 @@ are never asked for more: they have hardly any meaning to be near to.
 
 import math
 import re
-from array import array
-from bisect import bisect_left, bisect_right
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate, pairwise
 
 import msgspec
 
+from service.core.bm25 import K1, B, Digest, Occurrences, idf
 from service.core.terms import Tokenizer, fold, language
 from service.core.texts import sentences
 
@@ -35,12 +33,10 @@ GRAMS_MAX = 400
 LIMIT_MAX = 100
 SENTENCES_KEPT = 1000  # chunks whose sentences are remembered, some 5 KB each
 
-K1, B = 0.6, 0.75
 JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 LATIN_GRAM_WEIGHT = 0.2  # a Latin word has many grams, which say much the same
 CHUNKS_FLOOR = 1000
-CODE = 0xFFFF_FFFF
 COSINE_WEIGHT = 0.06
 COSINE_SLOPE = 8  # of the logarithm of the least share and terms
 COMPARED = 10  # the best by words: all of them need a cosine for any to count
@@ -107,19 +103,6 @@ class Query(msgspec.Struct, frozen=True):
     latin: bool
 
 
-class Digest(msgspec.Struct, frozen=True):
-    """What ranking reads of a chunk: a number for each of its words, phrases and grams, sorted, as often as they stand there.
-
-    The numbers are 32 bits of Python's own hashes, of this process alone. A term of a question shares one with another in
-    the candidates once in some 2,000 searches, and then a chunk has one term too many.
-    """
-
-    words: "array[int]"
-    phrases: "array[int]"
-    grams: "array[int]"
-    content_hash: str | None = None
-
-
 class Row(msgspec.Struct, frozen=True):
     """A chunk as it is shown."""
 
@@ -178,16 +161,6 @@ def parse(text: str, tokenizer: Tokenizer) -> Query:
     return Query(words, phrases, grams, bare=bare, latin=language(text) == "en")
 
 
-def digest(words: str, grams: str, content_hash: str | None = None) -> Digest:
-    """Of a chunk as the index has it: its words and grams in order, separated by spaces."""
-    cut = words.split(" ")
-    return Digest(_codes(cut), _codes(pairwise(cut)), _codes(grams.split(" ")), content_hash)
-
-
-def _codes(terms: Iterable[Any]) -> "array[int]":
-    return array("I", sorted([hash(term) & CODE for term in terms]))
-
-
 def rank(
     query: Query,
     candidates: Mapping[int, Digest],
@@ -201,42 +174,29 @@ def rank(
 
     `cosines`: by content hash, how near chunks are in meaning; None ranks by words alone.
     """
-    total = counts.total
-    ids, seen = list(candidates), list(candidates.values())
-    lengths = [len(one.words) for one in seen]
-    phrases = _standing(query.phrases, [one.phrases for one in seen])
-    often = Counter[Any]()  # phrases are not counted in the index: those among the candidates are nearly all there are
-    for one in phrases:
-        often.update(one)
-    words = _Field(_standing(query.words, [one.words for one in seen]), _rarities(query.words, counts.words, total), lengths)
-    pairs = _Field(phrases, _rarities(query.phrases, often, total), lengths)
-    grams = _Field(
-        _standing(query.grams, [one.grams for one in seen]),
-        _rarities(query.grams, counts.grams, total),
-        [len(one.grams) for one in seen],
-    )
+    ids, chunks = list(candidates), list(candidates.values())
+    found = Occurrences(query.words, query.phrases, query.grams, chunks)
+    words, grams = _rarities(query.words, counts.words, counts.total), _rarities(query.grams, counts.grams, counts.total)
+    phrases = [idf(often, counts.total) for often in found.of_phrases()]  # of the candidates: that is nearly all there are
     gram_weight = LATIN_GRAM_WEIGHT if query.latin else GRAM_WEIGHT
-
-    def score(i: int, b: float = B) -> float:
-        return words.score(i, b) + PHRASE_WEIGHT * pairs.score(i, b) + gram_weight * grams.score(i, b)
-
-    scores = [score(i) for i in range(len(seen))]
-    whole = [len(found) == len(query.words) for found in words.found]
-    near = [(cosines or {}).get(one.content_hash or "") for one in seen]
-    best = words.best + PHRASE_WEIGHT * pairs.best + gram_weight * grams.best
+    worth = [*words.values(), *(PHRASE_WEIGHT * each for each in phrases), *(gram_weight * each for each in grams.values())]
+    best = (K1 + 1) * math.fsum(worth)
+    scores = found.scores(worth, B)
+    whole = found.whole()
+    near = [(cosines or {}).get(one.content_hash or "") for one in chunks]
     placed = fuse([one / (best or 1) for one in scores], near) if cosines else scores
-    order = sorted(range(len(seen)), key=lambda i: (placed[i], whole[i]), reverse=True)
+    order = sorted(range(len(chunks)), key=lambda i: (placed[i], whole[i]), reverse=True)
     best_placed = order[:TOP]
-    top = max((score(i, JUDGED_B) for i in best_placed), default=0.0)
+    judged = found.scores(worth, JUDGED_B)
+    top = max((judged[i] for i in best_placed), default=0.0)
     share = top / best * (LATIN_SHARE if query.latin else 1) if best else 0.0
-    rare = top / ((K1 + 1) * math.log(1 + total)) * (LATIN_TERMS if query.latin else 1)
+    rare = top / ((K1 + 1) * math.log(1 + counts.total)) * (LATIN_TERMS if query.latin else 1)
     nearest = [cosine for i in best_placed if (cosine := near[i]) is not None] if thresholds.cosine_even else []
     cosine = max(nearest) if nearest and len(nearest) == len(best_placed) else None  # while one waits, words alone decide
     enough = _enough(query, share, rare, thresholds, cosine, whole=any(whole[i] for i in best_placed))
 
     def place(i: int) -> Placed:
-        matched = [word for word in query.words if word in words.found[i]]
-        return Placed(ids[i], round(scores[i], 4), round(scores[i] / best, 4) if best else 0.0, matched, near[i])
+        return Placed(ids[i], round(scores[i], 4), round(scores[i] / best, 4) if best else 0.0, found.matched(i), near[i])
 
     places = [place(i) for i in order[: max(1, min(limit, LIMIT_MAX))] if scores[i] > 0 or near[i] is not None]
     return Ranked(
@@ -245,7 +205,7 @@ def rank(
         share=round(share, 4),
         terms=round(rare, 4),
         cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
-        weights=grams.idf | words.idf,
+        weights=grams | words,
     )
 
 
@@ -279,46 +239,8 @@ def fuse(coverages: Sequence[float], cosines: Sequence[float | None]) -> list[fl
     ]
 
 
-class _Field:
-    """One kind of term in the candidates: BM25 (Robertson and Zaragoza, 2009) with the idf that is never negative."""
-
-    def __init__(self, found: Sequence[Mapping[Any, int]], rarity: dict[Any, float], lengths: Sequence[int]) -> None:
-        self.found, self.idf = found, rarity
-        self.best = sum(rarity.values()) * (K1 + 1)
-        mean = sum(lengths) / len(lengths) if lengths else 1
-        self._lengths = [length / (mean or 1) for length in lengths]
-
-    def score(self, i: int, b: float = B) -> float:
-        """The score of candidate `i`."""
-        norm = K1 * (1 - b + b * self._lengths[i])
-        return sum(self.idf[term] * often * (K1 + 1) / (often + norm) for term, often in self.found[i].items())
-
-
-def _standing(asked: Sequence[Any], chunks: "Iterable[array[int]]") -> list[dict[Any, int]]:
-    """Which of the terms stand in each chunk, and how often."""
-    codes = sorted((hash(term) & CODE, n) for n, term in enumerate(asked))
-    found = []
-    for chunk in chunks:
-        terms: dict[Any, int] = {}
-        at, end = 0, len(chunk)
-        for code, n in codes:
-            at = bisect_left(chunk, code, at)  # both are sorted: each is sought behind the one before
-            if at == end:
-                break
-            if chunk[at] == code:
-                terms[asked[n]] = bisect_right(chunk, code, at) - at
-        found.append(terms)
-    return found
-
-
-def _rarities(asked: Iterable[Any], counted: Mapping[Any, int], total: int) -> dict[Any, float]:
+def _rarities(asked: Iterable[str], counted: Mapping[str, int], total: int) -> dict[str, float]:
     return {term: idf(counted.get(term, 0), total) for term in asked}
-
-
-def idf(frequency: int, total: int) -> float:
-    """What a term is worth that stands in so many of all chunks."""
-    frequency = min(frequency, total)
-    return math.log(1 + (total - frequency + 0.5) / (frequency + 0.5))
 
 
 def hit(place: Placed, row: Row, weights: dict[str, float]) -> Hit:
@@ -340,14 +262,22 @@ def hit(place: Placed, row: Row, weights: dict[str, float]) -> Hit:
 
 def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
     """Where the sentence stands in which most of these terms, by weight, occur as letters; the first of equals."""
-    spans, plain = _plain_sentences(text)
+    spans, plain, ends = _plain_sentences(text)
     if len(spans) == 1:
         return spans[0]
-    worth = [sum(weight for term, weight in weights.items() if term in letters) for letters in plain]
+    worth = [0.0] * len(spans)
+    for term, weight in weights.items():
+        at = plain.find(term)
+        while at >= 0:
+            n = bisect_right(ends, at)
+            worth[n] += weight
+            at = plain.find(term, ends[n])
     return spans[worth.index(max(worth))]
 
 
 @lru_cache(maxsize=SENTENCES_KEPT)
-def _plain_sentences(text: str) -> tuple[list[tuple[int, int]], list[str]]:
+def _plain_sentences(text: str) -> tuple[list[tuple[int, int]], str, list[int]]:
+    """The sentences; how they read when made plain, each a line; and where those lines end."""
     spans = sentences(text) or [(0, len(text))]
-    return spans, [fold(text[start:end]) for start, end in spans]
+    plain = [" ".join(fold(text[start:end]).splitlines()) + "\n" for start, end in spans]
+    return spans, "".join(plain), list(accumulate(map(len, plain)))
