@@ -32,6 +32,7 @@ except ImportError:  # a lean installation: runs of one script do instead
 
 RULES = 3
 WORD_CHARACTERS_MAX = 40  # of one word; what is longer is cut, not dropped
+ENTRIES_KEPT = 50_000  # of the dictionary, some 5 MB: what most texts are made of
 RUN_CHARACTERS_MAX = 4_000  # of Japanese given to the dictionary at once; it takes 49,149 bytes
 
 _KANJI = (
@@ -145,15 +146,28 @@ class _Lexicon:
         self._dictionary: Any = None
         self._is_said: Any = None
         self._own = threading.local()
+        self._known: dict[int, str] = {}
 
     def words(self, run: str) -> list[str]:
-        """The words of a run of Japanese."""
+        """The words of a run of Japanese; "" for what is none."""
         return [
-            _word(form if form.isalnum() else morpheme.surface())
+            known if (known := self._known.get(morpheme.word_id())) is not None else self._look_up(morpheme)
             for start in range(0, len(run), RUN_CHARACTERS_MAX)
             for morpheme in self._tokenizer().tokenize(run[start : start + RUN_CHARACTERS_MAX])
-            if self._is_said(morpheme) and not _ASKED.match(form := morpheme.dictionary_form())
         ]
+
+    def _look_up(self, morpheme: Any) -> str:
+        """The word of a morpheme, remembered if the dictionary has it: asking about its parts takes as long as finding it."""
+        form = morpheme.dictionary_form()
+        if not self._is_said(morpheme) or _ASKED.match(form):
+            word = ""
+        elif form.isalnum():
+            word = _word(form)
+        else:
+            return _word(morpheme.surface())
+        if not morpheme.is_oov() and len(self._known) < ENTRIES_KEPT:
+            self._known[morpheme.word_id()] = word
+        return word
 
     def _tokenizer(self) -> Any:
         if not hasattr(self._own, "tokenizer"):
