@@ -37,7 +37,8 @@ def test_scores_are_those_of_the_formula(chunks: list[tuple[list[str], list[str]
     ]
     assert found.scores(worth, 0.75) == pytest.approx(wanted)
     assert found.whole() == [set(words) <= set(w) for w, _ in chunks]
-    assert [found.matched(n) for n in range(len(chunks))] == [[word for word in words if word in w] for w, _ in chunks]
+    there = [([word for word in words if word in w], [gram for gram in grams if gram in g]) for w, g in chunks]
+    assert [found.standing(n) for n in range(len(chunks))] == there
     assert found.of_phrases() == [sum(Counter(pairwise(w))[phrase] for w, _ in chunks) for phrase in phrases]
 
 

@@ -7,6 +7,7 @@ searches, and then a chunk has one term too many.
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import compress
 
 import msgspec
 import numpy as np
@@ -51,7 +52,8 @@ class Occurrences:
     """How often each term of a question stands in each of some chunks."""
 
     def __init__(self, words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Sequence[str], chunks: Sequence[Digest]) -> None:
-        self._words, self._phrases = words, slice(len(words), len(words) + len(phrases))
+        self._words, self._grams = words, grams
+        self._phrases = slice(len(words), len(words) + len(phrases))
         self._kinds = np.repeat([0, 0, 1], [len(words), len(phrases), len(grams)])  # phrases are as many as words, but for one
         lengths = np.array([[one.words, one.grams] for one in chunks], dtype=float).reshape(-1, 2)
         self._lengths = lengths / np.maximum(lengths.mean(axis=0) if chunks else 1, 1e-9)
@@ -68,9 +70,10 @@ class Occurrences:
         whole: list[bool] = np.all(self._often[:, : len(self._words)] > 0, axis=1).tolist()
         return whole
 
-    def matched(self, chunk: int) -> list[str]:
-        """The words that stand in this chunk."""
-        return [self._words[n] for n in self._often[chunk, : len(self._words)].nonzero()[0].tolist()]
+    def standing(self, chunk: int) -> tuple[list[str], list[str]]:
+        """The words, and the grams, that stand in this chunk."""
+        words, _, grams = np.split(self._often[chunk] > 0, [self._phrases.start, self._phrases.stop])
+        return list(compress(self._words, words.tolist())), list(compress(self._grams, grams.tolist()))
 
     def scores(self, worth: Sequence[float], b: float) -> list[float]:
         """The score of each chunk, where `worth` is the idf of each term times the weight of its kind."""

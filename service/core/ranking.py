@@ -135,17 +135,17 @@ class Placed(msgspec.Struct, frozen=True):
     coverage: float
     matched: list[str]
     cosine: float | None
+    weights: dict[str, float]  # what each term of the question is worth that stands in it
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):
-    """See `Found`; `weights` is what each term of the question is worth."""
+    """See `Found`."""
 
     places: list[Placed]
     answerable: bool
     share: float
     terms: float
     cosine: float | msgspec.UnsetType
-    weights: dict[str, float]
 
 
 NOTHING = Found(items=[], answerable=False, share=0, terms=0)
@@ -196,7 +196,9 @@ def rank(
     enough = _enough(query, share, rare, thresholds, cosine, whole=any(whole[i] for i in best_placed))
 
     def place(i: int) -> Placed:
-        return Placed(ids[i], round(scores[i], 4), round(scores[i] / best, 4) if best else 0.0, found.matched(i), near[i])
+        matched, close = found.standing(i)
+        weights = {gram: grams[gram] for gram in close} | {word: words[word] for word in matched}
+        return Placed(ids[i], round(scores[i], 4), round(scores[i] / best, 4) if best else 0.0, matched, near[i], weights)
 
     places = [place(i) for i in order[: max(1, min(limit, LIMIT_MAX))] if scores[i] > 0 or near[i] is not None]
     return Ranked(
@@ -205,7 +207,6 @@ def rank(
         share=round(share, 4),
         terms=round(rare, 4),
         cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
-        weights=grams | words,
     )
 
 
@@ -243,7 +244,7 @@ def _rarities(asked: Iterable[str], counted: Mapping[str, int], total: int) -> d
     return {term: idf(counted.get(term, 0), total) for term in asked}
 
 
-def hit(place: Placed, row: Row, weights: dict[str, float]) -> Hit:
+def hit(place: Placed, row: Row) -> Hit:
     """A chunk that was found, as it is shown."""
     return Hit(
         document_id=row.document_id,
@@ -255,7 +256,7 @@ def hit(place: Placed, row: Row, weights: dict[str, float]) -> Hit:
         score=place.score,
         coverage=place.coverage,
         matched=place.matched,
-        sentence=best_sentence(row.text, weights),
+        sentence=best_sentence(row.text, place.weights),
         cosine=msgspec.UNSET if place.cosine is None else round(place.cosine, 4),
     )
 
@@ -279,5 +280,5 @@ def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
 def _plain_sentences(text: str) -> tuple[list[tuple[int, int]], str, list[int]]:
     """The sentences; how they read when made plain, each a line; and where those lines end."""
     spans = sentences(text) or [(0, len(text))]
-    plain = [" ".join(fold(text[start:end]).splitlines()) + "\n" for start, end in spans]
+    plain = [fold(text[start:end]) + "\n" for start, end in spans]
     return spans, "".join(plain), list(accumulate(map(len, plain)))

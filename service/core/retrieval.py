@@ -66,7 +66,7 @@ class Retrieval:
             cosines = nearness.of(one.content_hash or "" for one in chunks.values()) if nearness else None
             ranked = rank(asked, chunks, counts, limit=limit, thresholds=self._thresholds, cosines=cosines)
             rows = index.rows([place.id for place in ranked.places])
-            hits = [hit(place, rows[place.id], ranked.weights) for place in ranked.places]
+            hits = [hit(place, rows[place.id]) for place in ranked.places]
             return Found(items=hits, answerable=ranked.answerable, share=ranked.share, terms=ranked.terms, cosine=ranked.cosine)
 
         async with self._turn:
