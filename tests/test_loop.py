@@ -142,7 +142,7 @@ async def test_too_many_waiting_searches_are_refused(serve: Serve, monkeypatch: 
 async def test_a_large_text_is_cut_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows are those that would have been made here, and none of them was."""
     document = {"id": "d", "title": "T", "text": LONG}
-    expected = cutting.cut_here(document, SETTINGS)
+    (expected,) = cutting.cut_here([document], SETTINGS)
 
     def here(*_: object) -> None:
         pytest.fail("it was cut in this process")
@@ -173,7 +173,7 @@ async def test_storing_a_large_text_uses_the_child(database: Database, monkeypat
 
     async def noted(document: dict[str, str], rules: cutting.Rules) -> list[dict[str, object]]:
         apart.append(len(document["text"]))
-        return cutting.cut_here(document, rules)
+        return list(cutting.cut(document, rules))
 
     monkeypatch.setattr(documents, "cut_apart", noted)
     monkeypatch.setattr(documents, "CUT_HERE_CHARACTERS_MAX", 1000)
@@ -189,7 +189,7 @@ async def test_a_child_that_dies_costs_no_document(database: Database, monkeypat
     monkeypatch.setattr(cutting, "CHILD", child)
     monkeypatch.setattr(documents, "CUT_HERE_CHARACTERS_MAX", len(text) - 1)
     (document,) = await documents.store(database, SETTINGS, [documents.Given("", text, "utf-8")], user_id="u")
-    assert document.chunks == len(cutting.cut_here({"id": "d", "title": document.title, "text": text}, SETTINGS))
+    assert document.chunks == len(list(cutting.cut({"id": "d", "title": document.title, "text": text}, SETTINGS)))
 
 
 async def test_a_child_that_nobody_waits_for_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ async def _cut(rows: list[dict[str, Any]], settings: Settings) -> dict[str, list
             made[some[0]["id"]] = await _chunks(some[0], settings)
             continue
         async with _indexing:
-            found = await anyio.to_thread.run_sync(lambda few: [cut_here(each, settings) for each in few], some)
+            found = await anyio.to_thread.run_sync(cut_here, some, settings)
         made |= {row["id"]: pieces for row, pieces in zip(some, found, strict=True)}
     return made
 
@@ -167,7 +167,8 @@ async def _chunks(document: Mapping[str, Any], settings: Settings) -> list[dict[
                 return await cut_apart(document, settings)
             except CutterDied as error:
                 log.warning("cutter.died", detail=str(error), remedy="the text was cut in the service: streams may have felt it")
-        return await anyio.to_thread.run_sync(cut_here, document, settings)
+        (rows,) = await anyio.to_thread.run_sync(cut_here, [document], settings)
+        return rows
 
 
 async def _insert(session: Session, rows: list[dict[str, Any]], pieces: dict[str, list[dict[str, Any]]]) -> None:
