@@ -1,6 +1,7 @@
 """Wires a service from settings, in one place and one order, and takes it apart in the reverse one."""
 
 import asyncio
+import importlib
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
@@ -36,9 +37,7 @@ from service.core.quota.ledger import Ledger
 from service.core.retrieval import Retrieval
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
-from service.core.vectors import Vectors
 from service.workers.background import Background
-from service.workers.embedding import Embedding
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
 from service.workers.reaper import Reaper
@@ -101,7 +100,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     await anyio.to_thread.run_sync(prices.warm, settings.default_model)
     extractive, provider = _providers(settings, stack)
     embedder = embedder_of(settings)
-    near = _vectors(embedder, settings, database, queue, prices, workers, stack) if embedder else None
+    near = await _vectors(embedder, settings, database, queue, prices, workers, stack) if embedder else None
     retrieval = Retrieval(database, settings, near)
     answering = Answers(
         settings,
@@ -193,7 +192,7 @@ async def _write_out(writer: Writer) -> None:
         log.warning("records.kept", remedy="the database did not take them in time: the next start brings them in from the journal")
 
 
-def _vectors(
+async def _vectors(
     embedder: Embedder,
     settings: Settings,
     database: Database,
@@ -202,11 +201,13 @@ def _vectors(
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> Near:
-    """What finds chunks by meaning, and the worker that fills it."""
+    """What finds chunks by meaning, and the worker that fills it. Imported when it is asked for: numpy takes a while to load."""
+    embedding = await anyio.to_thread.run_sync(importlib.import_module, "service.workers.embedding")
     stack.push_async_callback(embedder.aclose)
-    vectors = Vectors(database, embedder, queue, prices, attempts_max=settings.provider_attempts_max)
-    _start(Embedding(vectors), workers, stack)
-    return vectors
+    vectors = embedding.Vectors(database, embedder, queue, prices, attempts_max=settings.provider_attempts_max)
+    _start(embedding.Embedding(vectors), workers, stack)
+    near: Near = vectors
+    return near
 
 
 async def _with_local_model(settings: Settings, workers: dict[str, Worker], stack: AsyncExitStack) -> Settings:

@@ -9,6 +9,7 @@ A change that costs more has to say so here, and one that costs much less lowers
 
 import asyncio
 import gc
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -136,3 +137,9 @@ async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderF
 
     check(chunk, CHUNK, many - few)
     check(few.total() - chunk * 10, STREAM, few)
+
+
+def test_what_only_a_search_needs_is_not_loaded_at_the_start() -> None:
+    """A service that never searches has no use for numpy: 10 MiB, and a twentieth of the start."""
+    loaded = "import sys, service.__main__, service.commands, service.main, service.server; print('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True, text=True).stdout == "False\n"

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.events import Passage
+from service.core.hits import Hit
 from service.core.ports import Message
 from service.core.prompt import (
     FREE_RULES,
@@ -20,7 +21,6 @@ from service.core.prompt import (
     read_citations,
     refusal,
 )
-from service.core.ranking import Hit
 
 QUESTION = "What is the refund period?"
 IMAGES = [  # what a page that renders markdown would fetch, and tell the question to whoever serves it

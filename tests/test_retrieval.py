@@ -12,10 +12,11 @@ from service.core import documents
 from service.core.bm25 import Digest, digest
 from service.core.cutting import cut
 from service.core.db import Database
+from service.core.hits import NOTHING, Found, best_sentence
 from service.core.index import CANDIDATES_MAX, SEEN_LOOKED, Index, Kept
 from service.core.prompt import context_from, read_citations
 from service.core.quoting import quote
-from service.core.ranking import NOTHING, Counts, Found, Ranked, Thresholds, best_sentence, parse, rank
+from service.core.ranking import Counts, Ranked, Thresholds, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.core.terms import tokenizer
@@ -324,7 +325,7 @@ async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Databa
         found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
         assert {hit.document_id for hit in found.items} == set(there.values())
         assert found == await Retrieval(database, SETTINGS).search("灯台の管理人のレンズ", user_id="u", limit=20)
-        counts = await database.look(lambda connection: retrieval._index.at(connection).counts(parse("灯台", tokenizer("auto"))))
+        counts = await database.look(lambda connection: retrieval._search._index.at(connection).counts(parse("灯台", tokenizer("auto"))))
         assert (counts.chunks, counts.words["灯台"]) == (len(there), len(there))
     for document_id in there.values():
         await documents.delete(database, document_id, user_id="u")

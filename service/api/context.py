@@ -16,7 +16,7 @@ from service.core import texts
 from service.core.documents import Document, DocumentPage, Given
 from service.core.errors import Forbidden, InvalidRequest, NotText, Overloaded, TooLarge
 from service.core.events import clean, to_json
-from service.core.ranking import Found
+from service.core.hits import Found
 
 SEARCHES_WAITING_MAX = 200  # a few seconds' worth; those of answers are as many as there may be answers
 

@@ -16,10 +16,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from service.core.auth.store import ApiKey
 from service.core.documents import Document, DocumentPage
 from service.core.events import Answer, Intent
+from service.core.hits import Found
 from service.core.logs import LogPage
 from service.core.ports import QuotaLimits
 from service.core.pricing import to_nano
-from service.core.ranking import Found
 
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]

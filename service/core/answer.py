@@ -21,11 +21,11 @@ from service.core.auth.watch import Watch
 from service.core.db import Database
 from service.core.errors import NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.events import Intent, Outcome, Passage, Status, UsageSource, clean, new_id, now
+from service.core.hits import Found
 from service.core.idempotency import Begun, Key, Keys, check_same, hash_request
 from service.core.ports import Message, Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
 from service.core.pricing import PriceBook, Usage, to_nano
 from service.core.pump import ATTACH_SECONDS, Limits, Pump
-from service.core.ranking import Found
 from service.core.recall import Recall
 from service.core.retrieval import Retrieval
 from service.core.settings import EXTRACTIVE, Settings

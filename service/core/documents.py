@@ -32,7 +32,7 @@ from service.core.texts import tidy
 TITLE_CHARACTERS_MAX = 300
 CUT_TOGETHER_CHARACTERS_MAX = 20_000  # of several documents in one visit of a thread
 CUT_HERE_CHARACTERS_MAX = 100_000  # a tenth of a second; starting a child takes longer
-CHUNKS_AT_ONCE = 100  # rows of one statement: preparing them is work on the loop, about 20 µs a row
+CHUNKS_AT_ONCE = 50  # rows of one statement: preparing them is work on the loop, about 20 µs a row
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 _indexing = anyio.CapacityLimiter(1)

@@ -6,6 +6,7 @@ recall at k (is a relevant text among the first k), the mean reciprocal rank and
 first ten. A text found by several chunks counts once, where it first stands.
 """
 
+import importlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,6 @@ from service.core.ports import Embedder, Near
 from service.core.quoting import quote
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
-from service.core.vectors import Vectors
 
 STORED_AT_ONCE = 50
 HITS = 30  # of a search: enough for ten texts
@@ -150,7 +150,8 @@ async def _index(database: Database, settings: Settings, corpus: Sequence[Text],
 
 
 async def _embed(database: Database, embedder: Embedder, most: int, progress: Progress) -> Near:
-    vectors = Vectors(database, embedder, None, None)
+    # Loaded when it is asked for: numpy takes a while.
+    vectors = (await anyio.to_thread.run_sync(importlib.import_module, "service.core.vectors")).Vectors(database, embedder, None, None)
     await vectors.load()
     after, done = "", 0
     while texts := await vectors.missing(after):

@@ -16,8 +16,8 @@ import msgspec
 
 from service.core import tokens
 from service.core.events import Passage
+from service.core.hits import Hit
 from service.core.ports import Message
-from service.core.ranking import Hit
 from service.core.terms import fold, language
 from service.core.texts import sentences
 

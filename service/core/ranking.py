@@ -17,21 +17,18 @@ are never asked for more: they have hardly any meaning to be near to.
 
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import msgspec
 
 from service.core.bm25 import K1, B, Digest, Occurrences, idf
-from service.core.terms import Tokenizer, fold, language
-from service.core.texts import sentences
+from service.core.hits import Hit, best_sentence
+from service.core.terms import Tokenizer, language
 
 WORDS_MAX = 200
 GRAMS_MAX = 400
 LIMIT_MAX = 100
-SENTENCES_KEPT = 1000  # chunks whose sentences are remembered, some 5 KB each
 
 JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
@@ -46,36 +43,6 @@ SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.64
 BARE_CHARACTERS_MAX = 80
 BARE_SHARE = 0.6  # of the least share, for words alone: a typing error still finds what is written much like it
 _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
-
-
-class Hit(msgspec.Struct, frozen=True, kw_only=True):
-    """A chunk found: `start` and `end` are where it stands in its document.
-
-    `coverage` is the share of the best possible score that it has, `matched` the question's words in it, `sentence` where
-    in `text` the sentence stands that matches best.
-    """
-
-    document_id: str
-    chunk_id: str
-    start: int
-    end: int
-    title: str
-    text: str
-    score: float
-    coverage: float
-    matched: list[str]
-    sentence: tuple[int, int]
-    cosine: float | msgspec.UnsetType = msgspec.UNSET  # nearness in meaning, where there is a vector
-
-
-class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """The hits, best first; and whether they can answer, with the two numbers that decided it, and the cosine if it took part."""
-
-    items: list[Hit]
-    answerable: bool
-    share: float
-    terms: float
-    cosine: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -146,9 +113,6 @@ class Ranked(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     terms: float
     cosine: float | msgspec.UnsetType
-
-
-NOTHING = Found(items=[], answerable=False, share=0, terms=0)
 
 
 def parse(text: str, tokenizer: Tokenizer) -> Query:
@@ -259,26 +223,3 @@ def hit(place: Placed, row: Row) -> Hit:
         sentence=best_sentence(row.text, place.weights),
         cosine=msgspec.UNSET if place.cosine is None else round(place.cosine, 4),
     )
-
-
-def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
-    """Where the sentence stands in which most of these terms, by weight, occur as letters; the first of equals."""
-    spans, plain, ends = _plain_sentences(text)
-    if len(spans) == 1:
-        return spans[0]
-    worth = [0.0] * len(spans)
-    for term, weight in weights.items():
-        at = plain.find(term)
-        while at >= 0:
-            n = bisect_right(ends, at)
-            worth[n] += weight
-            at = plain.find(term, ends[n])
-    return spans[worth.index(max(worth))]
-
-
-@lru_cache(maxsize=SENTENCES_KEPT)
-def _plain_sentences(text: str) -> tuple[list[tuple[int, int]], str, list[int]]:
-    """The sentences; how they read when made plain, each a line; and where those lines end."""
-    spans = sentences(text) or [(0, len(text))]
-    plain = [fold(text[start:end]) + "\n" for start, end in spans]
-    return spans, "".join(plain), list(accumulate(map(len, plain)))

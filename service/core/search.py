@@ -1,0 +1,53 @@
+"""One search, from a question to what is found. All of it blocks.
+
+    question → terms → counts → candidates (`index.py`) → one re-ranker and the abstention (`ranking.py`)
+
+With embeddings the chunks nearest in meaning join the candidates, and their cosines the ranking; without an answer from
+whoever embeds, or where a chunk has no vector yet, words alone decide.
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from service.core.hits import NOTHING, Found
+from service.core.index import Index, Seen
+from service.core.ports import Nearness
+from service.core.ranking import Thresholds, hit, parse, rank
+from service.core.settings import Settings
+from service.core.terms import Tokenizer
+
+
+class Search:
+    """Made once for a database: its index remembers."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
+        self._tokenizer = tokenizer
+        self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min, settings.cosine_even)
+        self._index = Index()
+
+    def find(
+        self,
+        connection: sa.Connection,
+        query: str,
+        *,
+        user_id: str | None,
+        within: Sequence[str] | None,
+        limit: int,
+        nearness: Nearness | None,
+    ) -> Found:
+        """See `Retrieval.search`."""
+        asked = parse(query, self._tokenizer)
+        if not asked.words and not asked.grams:
+            return NOTHING
+        index, seen = self._index.at(connection), Seen(user_id, within)
+        counts = index.counts(asked)
+        ids = index.candidates(counts, seen)
+        if nearness:
+            ids = list(dict.fromkeys([*ids, *index.nearest(nearness, seen)]))
+        chunks = index.digests(ids)
+        cosines = nearness.of(one.content_hash or "" for one in chunks.values()) if nearness else None
+        ranked = rank(asked, chunks, counts, limit=limit, thresholds=self._thresholds, cosines=cosines)
+        rows = index.rows([place.id for place in ranked.places])
+        hits = [hit(place, rows[place.id]) for place in ranked.places]
+        return Found(items=hits, answerable=ranked.answerable, share=ranked.share, terms=ranked.terms, cosine=ranked.cosine)
