@@ -83,7 +83,7 @@ async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 async def test_several_migrate_at_once(tmp_path: Path) -> None:
     """Processes that start together bring the schema up once."""
-    databases = [Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}") for _ in range(3)]
+    databases = [Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}") for _ in range(6)]
     await asyncio.gather(*(database.migrate() for database in databases))
 
     assert await databases[0].revision() == ("0008", "0008")

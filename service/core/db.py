@@ -35,6 +35,7 @@ ReadSession = NewType("ReadSession", AsyncConnection)
 Session = NewType("Session", ReadSession)
 
 LOCK_SECONDS = 0.5  # longest wait of one BEGIN for the lock: it cannot be interrupted, so a long wait is many of them
+LOCK_PAUSE_SECONDS = 0.02
 VERSIONS = Path(__file__).parents[2] / "alembic" / "versions"
 READERS = 4  # connections, each with a thread of its own
 
@@ -154,12 +155,24 @@ class Database:
         engine = self._engine(pool_size=1, write=True, foreign_keys=False)
         try:
             with _translated():
+                await self._migrate(engine, revision, time.monotonic() + self._busy_seconds)
+        finally:
+            await engine.dispose()
+
+    async def _migrate(self, engine: AsyncEngine, revision: str, until: float) -> None:
+        while True:
+            try:
                 async with engine.connect() as connection:
                     await self._begin(connection)
                     await connection.run_sync(_migrate, revision)
                     await connection.commit()
-        finally:
-            await engine.dispose()
+            except OperationalError as error:
+                # Another process is making the new file a WAL one: SQLite refuses to connect at once instead of waiting.
+                if "locked" not in str(error.orig) or time.monotonic() > until:
+                    raise
+                await anyio.sleep(LOCK_PAUSE_SECONDS)
+            else:
+                return
 
     async def revision(self) -> tuple[str | None, str]:
         """(the schema's revision, the newest one). Raises `DatabaseUnavailable`."""
