@@ -155,19 +155,20 @@ class Database:
         engine = self._engine(pool_size=1, write=True, foreign_keys=False)
         try:
             with _translated():
-                await self._migrate(engine, revision, time.monotonic() + self._busy_seconds)
+                await self._migrate_when_free(engine, revision)
         finally:
             await engine.dispose()
 
-    async def _migrate(self, engine: AsyncEngine, revision: str, until: float) -> None:
+    async def _migrate_when_free(self, engine: AsyncEngine, revision: str) -> None:
+        """Waits as `_begin` does, and to connect: while another process makes a new file a WAL one, SQLite refuses at once."""
+        until = time.monotonic() + self._busy_seconds
         while True:
             try:
                 async with engine.connect() as connection:
-                    await self._begin(connection)
+                    await connection.begin()
                     await connection.run_sync(_migrate, revision)
                     await connection.commit()
             except OperationalError as error:
-                # Another process is making the new file a WAL one: SQLite refuses to connect at once instead of waiting.
                 if "locked" not in str(error.orig) or time.monotonic() > until:
                     raise
                 await anyio.sleep(LOCK_PAUSE_SECONDS)
