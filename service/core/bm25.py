@@ -82,11 +82,11 @@ class Occurrences:
         return scores
 
 
-def heaviest(postings: Iterable[tuple[Ids, float]], most: int | None) -> tuple[list[int], list[float]]:
-    """The chunks in which terms stand that weigh most together, heaviest first and the older of equals; and what they weigh."""
+def heaviest(postings: Iterable[tuple[Ids, float]], most: int | None) -> dict[int, float]:
+    """The chunks in which terms stand that weigh most together, heaviest first and the older of equals, each with its weight."""
     found = [(ids, weight) for ids, weight in postings if len(ids)]
     if not found:
-        return [], []
+        return {}
     ids = np.concatenate([each for each, _ in found])
     weights = np.repeat([weight for _, weight in found], [len(each) for each, _ in found])
     first = ids.min()
@@ -101,7 +101,7 @@ def heaviest(postings: Iterable[tuple[Ids, float]], most: int | None) -> tuple[l
         chosen = np.flatnonzero(sums >= np.partition(sums, -most)[-most])
         sums, ids = sums[chosen], ids[chosen]
     order = np.argsort(-sums, kind="stable")[:most]
-    return ids[order].tolist(), sums[order].tolist()
+    return dict(zip(ids[order].tolist(), sums[order].tolist(), strict=True))
 
 
 def numbers(found: str) -> Ids:

@@ -158,12 +158,11 @@ class Snapshot:
         rarities = {("words", term): idf(counts.words[term], counts.total) for term in words}
         rarities |= {("grams", term): GRAM_WEIGHT * idf(counts.grams[term], counts.total) for term in grams}
         postings = self._postings(list(rarities))
-        ordered, worth = heaviest(
-            [(ids, rarities[term]) for term, ids in postings.items()], CANDIDATES_MAX + 1 if seen.everything else None
-        )
-        best = self._visible(ordered, seen, CANDIDATES_MAX + 1)
+        weighed = [(ids, rarities[term]) for term, ids in postings.items()]
+        worth = heaviest(weighed, CANDIDATES_MAX + 1 if seen.everything else None)
+        best = self._visible(list(worth), seen, CANDIDATES_MAX + 1)
         chosen = best[:CANDIDATES_MAX]
-        if words and len(best) > CANDIDATES_MAX and worth[ordered.index(best[-1])] >= TIED_SHARE * worth[ordered.index(best[0])]:
+        if words and len(best) > CANDIDATES_MAX and worth[best[-1]] >= TIED_SHARE * worth[best[0]]:
             words = _rarest(counts.words, WORDS_LEAST, MATCHED_POSTINGS_MAX)
             chosen = list(dict.fromkeys([*self._matched(words, seen), *chosen]))
         return chosen
