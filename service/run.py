@@ -2,9 +2,10 @@
 
 Nothing that is imported is garbage, so the collector is off until everything is there: it would look at the same quarter of
 a million objects again and again, a sixth of the start. After that it does not look at them any more at all (`gc.freeze`),
-which is what a full collection would spend its time with. It comes rarely: an answer leaves no cycle behind
-(`tests/test_budget.py` holds it to that), so a collection finds nothing but the answers in progress and those on their way to
-the database, thousands of objects that are in use, and stops every stream while it looks.
+which is what a full collection would spend its time with. An answer leaves no cycle behind (`tests/test_budget.py` holds it to
+that), so a collection finds nothing but the answers in progress and those on their way to the database, objects that are in
+use, and stops every stream while it looks, a microsecond or two for each. So it looks at the newest thousand often, and at
+those that outlived it once in a million.
 
 A thread that computes gives the interpreter's lock to another that wants it after `SWITCH_SECONDS`, a tenth of the default:
 that is what the event loop waits for when its turn comes, thousands of times a second (docs/decisions/0014).
@@ -14,7 +15,7 @@ import gc
 import importlib
 import sys
 
-THRESHOLDS = 50_000, 20, 50
+THRESHOLDS = 1_000, 1_000, 50
 SWITCH_SECONDS = 0.0005
 
 

@@ -1,6 +1,7 @@
 """Retrieval computes beside the event loop, not on it, and not so much at once that the loop would wait for it."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -165,6 +166,19 @@ async def test_the_child_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
     names = {row["name"] for row in await cutting.cut_apart({"id": "d", "title": "T", "text": "x"}, SETTINGS)}
     assert "PATH" in names
     assert not [name for name in names if name.startswith(("KOTAE_", "OPENAI_"))]
+
+
+async def test_the_child_is_nicer_than_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its beginning: it waits for what it is given, and has stepped back by then."""
+    program = (
+        "import msgspec, os, sys\n"
+        "sys.stdin.buffer.read()\n"
+        "frame = msgspec.msgpack.encode([{'priority': os.getpriority(os.PRIO_PROCESS, 0)}])\n"
+        "sys.stdout.buffer.write(len(frame).to_bytes(4, 'big') + frame + bytes(4))"
+    )
+    monkeypatch.setattr(cutting, "CHILD", (sys.executable, "-c", program))
+    (row,) = await cutting.cut_apart({"id": "d", "title": "T", "text": "x"}, SETTINGS)
+    assert row["priority"] == min(19, os.getpriority(os.PRIO_PROCESS, 0) + cutting.NICENESS)
 
 
 async def test_storing_a_large_text_uses_the_child(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.errors import NotText
-from service.core.texts import decode, is_heading, sentences, split, tidy
+from service.core.texts import PART, decode, is_heading, sentences, split, tidy
 
 JAPANESE = "営業時間は午前9時から午後6時までです。\nお問い合わせはお電話でどうぞ。"
 NARROW = "ｶﾀｶﾅﾊﾝｶｸﾃｽﾄﾃﾞｽ｡ 在庫はｻｰﾊﾞｰ室です。"
@@ -43,6 +43,15 @@ WESTERN = "Crème brûlée à la carte costs €5 – a naïve price."
 def test_encodings(text: str, codec: str, name: str) -> None:
     """Every encoding that Japanese and Western texts come in is read as what it is."""
     assert decode(text.encode(codec)) == (text, name)
+
+
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.parametrize("codec", ["utf-8", "cp932", "euc_jp", "iso2022_jp"])
+def test_a_character_may_begin_in_one_part_and_end_in_the_next(codec: str, before: int) -> None:
+    """A large file is read in parts; their borders fall where they fall."""
+    text = "a" * (PART - 4 + before) + JAPANESE + "\U00020bb7" * (codec == "utf-8")
+    assert decode(text.encode(codec)) == (text, codec)
+    assert tidy("\ufeff" + text.replace("\n", "\r\n") + "\ud800") == text + "\ufffd"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ async def upload(
         given = await _given_files(request, rooms)
     else:
         body = await _given_json(request, rooms)
-        given, shared = [Given(title=clean(body.title or ""), text=clean(body.text), encoding="utf-8")], shared or body.shared
+        given, shared = [Given(title=body.title or "", text=body.text, encoding="utf-8")], shared or body.shared
     if shared and not principal.admin:
         raise Forbidden("only admins share documents")
     stored = await library.store(rooms.database, rooms.settings, given, user_id=principal.user_id, shared=shared)
@@ -124,14 +124,15 @@ def _is_form(request: Request) -> bool:
 async def _given_json(request: Request, rooms: Rooms) -> TextBody:
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise InvalidRequest("send multipart/form-data with files, or application/json with a text")
+    sent, bytes_max = await request.body(), rooms.settings.upload_file_bytes_max
     try:
-        body = TextBody.model_validate_json(await request.body())
+        body = TextBody.model_validate_json(sent)
     except ValidationError as error:
         raise RequestValidationError(
             [{**item, "loc": ("body", *item["loc"])} for item in error.errors(include_input=False, include_url=False)]
         ) from error
-    if len(body.text.encode("utf-8", "surrogatepass")) > rooms.settings.upload_file_bytes_max:
-        raise TooLarge(f"the text is larger than {rooms.settings.upload_file_bytes_max} bytes")
+    if len(sent) > bytes_max and len(body.text.encode("utf-8", "surrogatepass")) > bytes_max:  # JSON is never the shorter of the two
+        raise TooLarge(f"the text is larger than {bytes_max} bytes")
     return body
 
 
@@ -159,7 +160,7 @@ def _read(files: list[UploadFile], bytes_max: int) -> list[Given]:
             text, encoding = texts.decode(data)
         except NotText as error:
             raise NotText(f"{name!r}: {error.detail}") from error
-        given.append(Given(title=clean(name), text=text, encoding=encoding))
+        given.append(Given(title=name, text=text, encoding=encoding))
     return given
 
 

@@ -8,6 +8,7 @@ Cutting and tokenising take about a second per million characters; they are done
 at a time, before the transaction begins.
 """
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -34,6 +35,8 @@ CUT_TOGETHER_CHARACTERS_MAX = 20_000  # of several documents in one visit of a t
 CUT_HERE_CHARACTERS_MAX = 100_000  # a tenth of a second; starting a child takes longer
 CHUNKS_AT_ONCE = 50  # rows of one statement: preparing them is work on the loop, about 20 µs a row
 SAMPLES = Path(__file__).parents[1] / "samples"
+
+_FIRST_LINE = re.compile(r"\S.{0,999}")  # that says something, its beginning
 
 _indexing = anyio.CapacityLimiter(1)
 
@@ -259,7 +262,8 @@ def index_name(settings: Settings) -> str:
 
 
 def _title(given: str, text: str) -> str:
-    first = next(line for line in text.splitlines() if line.strip())
+    match = _FIRST_LINE.search(text)
+    first = match[0].splitlines()[0] if match else ""
     title = " ".join(clean(given).split()) or first.strip().lstrip("#").strip() or first.strip()
     return title[:TITLE_CHARACTERS_MAX]
 

@@ -8,12 +8,15 @@ UTF-16 whose reading makes sense; then charset-normalizer among the few encoding
 in. Left to choose freely it takes short EUC-JP texts for Big5 or Korean. Last, UTF-8 with a few broken bytes, such as
 a file that was cut in the middle of a character.
 
-Every function is linear in its input, also on input made to hurt: no pattern here looks further than a fixed distance.
+Every function is linear in its input, also on input made to hurt: no pattern here looks further than a fixed distance. A large
+text is looked at in `parts`: one call for all of it would keep the interpreter's lock to its end, and every stream would wait.
 """
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Iterator
+from typing import TypeVar
 
 import charset_normalizer
 import msgspec
@@ -21,8 +24,10 @@ import msgspec
 from service.core.errors import NotText
 from service.core.events import clean
 
+T = TypeVar("T", str, bytes)
+
 CANDIDATES = ["cp932", "euc_jp", "iso2022_jp", "cp1252"]
-AT_ONCE = 100_000  # characters
+PART = 100_000  # characters or bytes: less than a millisecond
 CONTROL_SHARE_MAX = 0.01  # of a text's characters; more than that is no text
 
 _MARKS = (
@@ -70,25 +75,33 @@ def decode(data: bytes) -> tuple[str, str]:
 
 def tidy(text: str) -> str:
     """The text as we keep it: newlines as LF, no byte order mark, no lone surrogate. Raises `NotText` if it is none."""
-    text = clean(text.removeprefix("\ufeff")).replace("\r\n", "\n").replace("\r", "\n")
-    if "\0" in text:
-        raise NotText("The file contains NUL characters: it is binary, or in an encoding that is not supported.")
-    if not text.strip():
+    text = text.removeprefix("\ufeff")
+    if any(clean(part) is not part for part in parts(text)):
+        text = clean(text)
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    controls = 0
+    for part in parts(text):
+        found = _CONTROL.findall(part)
+        if "\0" in found:
+            raise NotText("The file contains NUL characters: it is binary, or in an encoding that is not supported.")
+        controls += len(found)
+    if not text or text.isspace():
         raise NotText("The file contains nothing but white space.")
-    if _controls(text) > max(len(text) * CONTROL_SHARE_MAX, 0 if len(text) < 16 else 1):
+    if controls > max(len(text) * CONTROL_SHARE_MAX, 0 if len(text) < 16 else 1):
         raise NotText("The file contains control characters: it is binary, or in an encoding that is not supported.")
     return text
 
 
-def _controls(text: str) -> int:
-    """How many control characters it has. Some at a time: a search keeps the interpreter's lock to its end."""
-    return sum(len(_CONTROL.findall(text, begin, begin + AT_ONCE)) for begin in range(0, len(text), AT_ONCE))
+def parts(text: T) -> Iterator[T]:
+    """All of it in order, `PART` at a time."""
+    return (text[begin : begin + PART] for begin in range(0, len(text), PART))
 
 
 def _readings(data: bytes) -> Iterator[tuple[str, str]]:
     """What the bytes may say, most certain first. Raises `NotText` when nothing is left."""
     yield from _marked(data)
-    if _ISO_2022_JP.search(data):
+    if b"\x1b" in data and _ISO_2022_JP.search(data):
         yield from _strictly(data, "iso2022_jp", "iso2022_jp_ext")
     yield from _strictly(data, "utf-8")
     yield from _utf_16(data)
@@ -119,8 +132,9 @@ def _strictly(data: bytes, *encodings: str) -> Iterator[tuple[str, str]]:
 
 
 def _strict(data: bytes, encoding: str) -> str | None:
+    decoder = codecs.getincrementaldecoder(encoding)()
     try:
-        return data.decode(encoding)
+        return "".join([*(decoder.decode(part) for part in parts(data)), decoder.decode(b"", final=True)])
     except UnicodeDecodeError:
         return None
 
