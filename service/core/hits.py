@@ -9,7 +9,7 @@ import msgspec
 from service.core.terms import fold
 from service.core.texts import sentences
 
-SENTENCES_KEPT = 1000  # chunks whose sentences are remembered, some 5 KB each
+SENTENCES_KEPT = 3000  # chunks whose sentences are remembered, some 4 KB each
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,8 +11,8 @@ give the k1 of 0.6 of the ranking.
 
 What was read is remembered. Counts (`COUNTS_KEPT`, some 10 MB) and the chunks that have a term (`POSTINGS_KEPT` of 8 bytes)
 are true of one version of the index, which is part of the snapshot that a search reads: another version starts afresh. The
-terms of a chunk (`CODES_KEPT` of 4 bytes) stay what they are, since a chunk is never changed and its id never given again.
-Each is bounded alone; what was looked at first goes first.
+terms of a chunk (`CODES_KEPT` of 4 bytes) and its text (`CHARACTERS_KEPT`, of one or two bytes each) stay what they are, since a
+chunk is never changed and its id never given again. Each is bounded alone; what was looked at first goes first.
 
 A question is never read as a query language: it is reduced to terms, and each is quoted. How often a term occurs is
 counted over all documents, also those that the caller may not see: scores may move by it, texts never show.
@@ -39,7 +39,7 @@ NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they
 SEEN_LOOKED = 300  # of the best chunks, at a time, likewise
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_LEAST = 3  # looked up even if they are not rare
-COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT = 100_000, 1_000_000, 8_000_000
+COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT, CHARACTERS_KEPT = 100_000, 1_000_000, 8_000_000, 3_000_000
 
 Term = tuple[str, str]  # its column and itself
 K = TypeVar("K")
@@ -102,6 +102,14 @@ class Kept(Generic[K, V]):
                     self._sum -= self._size(self._values.pop(key))
 
 
+class _Chunks:
+    """What is known of chunks, in whatever version of the index they are."""
+
+    def __init__(self) -> None:
+        self.digests: Kept[int, Digest] = Kept(CODES_KEPT, lambda one: len(one.codes) + 80)
+        self.rows: Kept[int, Row] = Kept(CHARACTERS_KEPT, lambda row: len(row.text) + 400)
+
+
 class _Version:
     """What is known of one version of the index."""
 
@@ -119,7 +127,7 @@ class Index:
 
     def _forget(self) -> None:
         self._version = _Version(0)
-        self._digests: Kept[int, Digest] = Kept(CODES_KEPT, lambda one: len(one.codes) + 80)
+        self._known = _Chunks()
 
     def at(self, connection: sa.Connection) -> "Snapshot":
         """The index as this connection's transaction sees it."""
@@ -128,14 +136,14 @@ class Index:
             self._forget()
         if number != self._version.number:
             self._version = _Version(number)
-        return Snapshot(connection, self._version, self._digests, chunks)
+        return Snapshot(connection, self._version, self._known, chunks)
 
 
 class Snapshot:
     """One version of the index. All of it blocks."""
 
-    def __init__(self, connection: sa.Connection, version: _Version, digests: Kept[int, Digest], chunks: int) -> None:
-        self._connection, self._version, self._digests, self._chunks = connection, version, digests, chunks
+    def __init__(self, connection: sa.Connection, version: _Version, known: _Chunks, chunks: int) -> None:
+        self._connection, self._version, self._known, self._chunks = connection, version, known, chunks
 
     def counts(self, query: Query) -> Counts:
         """How many chunks there are, and have each term."""
@@ -188,11 +196,15 @@ class Snapshot:
             found = self._connection.exec_driver_sql(_TERMS, (json.dumps(missing),))
             return {id_: digest(words, grams, content_hash) for id_, words, grams, content_hash in found}
 
-        return self._digests.get(ids, read)
+        return self._known.digests.get(ids, read)
 
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """The chunks themselves."""
-        return {id_: Row(*row) for id_, *row in self._connection.exec_driver_sql(_ROWS, (json.dumps(list(ids)),))}
+
+        def read(missing: list[int]) -> dict[int, Row]:
+            return {id_: Row(*row) for id_, *row in self._connection.exec_driver_sql(_ROWS, (json.dumps(missing),))}
+
+        return self._known.rows.get(ids, read)
 
     def _postings(self, terms: Sequence[Term]) -> dict[Term, Ids]:
         """The ids of the chunks in which each term stands."""

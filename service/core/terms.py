@@ -51,7 +51,7 @@ _HIRAGANA_ONLY = frozenset(chr(code) for code in (*range(0x3041, 0x3097), *range
 _ASKING = re.compile("[何誰幾]")  # 何年, 誰: what is asked for, not what is asked about
 _ACCENTED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _MARKS = re.compile("[\u0300-\u036f]+")
-_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_GROUPED = re.compile(r",(?<=\d,)(?=\d{3}(?!\d))")  # the comma first: the rest is looked at where there is one
 _POSSESSIVE = re.compile(r"['’ʼ](?:s|d|m|t|ll|re|ve)\b")
 
 STOP_WORDS = frozenset(
@@ -104,7 +104,7 @@ def tokenizer(dictionary: str) -> Tokenizer:
 
 def fold(text: str) -> str:
     """The text with what does not matter to a reader made the same: width, case, Latin accents, digit grouping."""
-    plain = unicodedata.normalize("NFKC", text).lower()
+    plain = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()
     if not plain.isascii():
         plain = _MARKS.sub("", _ACCENTED.sub(_bare, plain)).replace("ς", "σ")
     if "," in plain:
