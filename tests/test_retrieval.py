@@ -331,16 +331,21 @@ async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Databa
         await documents.delete(database, document_id, user_id="u")
 
 
-async def test_a_backup_that_takes_the_place_of_a_newer_database_is_searched_as_it_is(database: Database, tmp_path: Path) -> None:
-    """What was remembered of chunks of the same numbers is forgotten."""
+@pytest.mark.parametrize("newer", [0, 2])
+async def test_a_backup_that_takes_the_place_of_the_database_is_searched_as_it_is(database: Database, tmp_path: Path, newer: int) -> None:
+    """What was remembered of chunks of the same numbers is forgotten, whichever of the two has changed more often."""
     index = Index()
     backup = Database(f"sqlite+aiosqlite:///{shutil.copy(tmp_path / 'kotae.db', tmp_path / 'backup.db')}")
     for text in ("Otters sleep in kelp.", "Penguins sleep in caves."):
         await keep(database, text)
-    await keep(backup, "Lanterns.")
+    for text in ("Lanterns.", "Lamps.", "Lights.")[: 1 + newer]:
+        await keep(backup, text)
     before = await database.look(lambda connection: index.at(connection).digests([1]))
+    rows = await database.look(lambda connection: index.at(connection).rows([1]))
     after = await backup.look(lambda connection: index.at(connection).digests([1]))
+    others = await backup.look(lambda connection: index.at(connection).rows([1]))
     assert (before[1].words, after[1].words) == (4, 2)  # the title is one of them
+    assert (rows[1].text, others[1].text) == ("Otters sleep in kelp.", "Lanterns.")
     await backup.close()
 
 

@@ -123,6 +123,7 @@ class Index:
     """Made once for a database: it remembers."""
 
     def __init__(self) -> None:
+        self._file: Any = None
         self._forget()
 
     def _forget(self) -> None:
@@ -132,7 +133,9 @@ class Index:
     def at(self, connection: sa.Connection) -> "Snapshot":
         """The index as this connection's transaction sees it."""
         number, chunks = connection.exec_driver_sql("SELECT version, chunks FROM index_state").one()
-        if number < self._version.number:  # another database: a backup has taken its place
+        file = connection.info.get("file")
+        if file != self._file or number < self._version.number:  # another database: a backup has taken its place
+            self._file = file
             self._forget()
         if number != self._version.number:
             self._version = _Version(number)
