@@ -152,15 +152,20 @@ async def test_a_large_text_is_cut_by_another_process(monkeypatch: pytest.Monkey
     assert await cutting.cut_apart(document, SETTINGS) == expected
 
 
-async def test_the_child_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts of others are cut by a process that has none of our settings."""
+def telling(rows: str) -> tuple[str, ...]:
+    """The command of a child that takes what it is given, and tells these rows: an expression that may name `os`."""
     program = (
         "import msgspec, os, sys\n"
         "sys.stdin.buffer.read()\n"
-        "frame = msgspec.msgpack.encode([{'name': name} for name in os.environ])\n"
+        f"frame = msgspec.msgpack.encode({rows})\n"
         "sys.stdout.buffer.write(len(frame).to_bytes(4, 'big') + frame + bytes(4))"
     )
-    monkeypatch.setattr(cutting, "CHILD", (sys.executable, "-c", program))
+    return sys.executable, "-c", program
+
+
+async def test_the_child_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of others are cut by a process that has none of our settings."""
+    monkeypatch.setattr(cutting, "CHILD", telling("[{'name': name} for name in os.environ]"))
     monkeypatch.setenv("KOTAE_SECRET", "s" * 32)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     names = {row["name"] for row in await cutting.cut_apart({"id": "d", "title": "T", "text": "x"}, SETTINGS)}
@@ -170,13 +175,7 @@ async def test_the_child_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_the_child_is_nicer_than_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     """From its beginning: it waits for what it is given, and has stepped back by then."""
-    program = (
-        "import msgspec, os, sys\n"
-        "sys.stdin.buffer.read()\n"
-        "frame = msgspec.msgpack.encode([{'priority': os.getpriority(os.PRIO_PROCESS, 0)}])\n"
-        "sys.stdout.buffer.write(len(frame).to_bytes(4, 'big') + frame + bytes(4))"
-    )
-    monkeypatch.setattr(cutting, "CHILD", (sys.executable, "-c", program))
+    monkeypatch.setattr(cutting, "CHILD", telling("[{'priority': os.getpriority(os.PRIO_PROCESS, 0)}]"))
     (row,) = await cutting.cut_apart({"id": "d", "title": "T", "text": "x"}, SETTINGS)
     assert row["priority"] == min(19, os.getpriority(os.PRIO_PROCESS, 0) + cutting.NICENESS)
 
