@@ -23,7 +23,7 @@ from itertools import pairwise
 from typing import Any
 
 import msgspec
-import snowballstemmer
+import Stemmer
 
 try:
     from sudachipy import Dictionary, SplitMode
@@ -211,7 +211,7 @@ def _fours(word: str) -> list[str]:
     return [word] if len(word) < 5 else [word[i : i + 4] for i in range(len(word) - 3)]
 
 
-_stemmer = snowballstemmer.stemmer("english")
+_stemmer = Stemmer.Stemmer("english", 0)  # without a cache of its own: `_latin` has one
 _stemming = threading.Lock()  # the stemmer keeps the word it works on in itself
 
 
