@@ -40,6 +40,7 @@ from service.core.telemetry import Metrics, log
 from service.workers.background import Background
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
+from service.workers.merging import Merging
 from service.workers.reaper import Reaper
 from service.workers.recovery import Recovery
 from service.workers.reindexing import Reindexing
@@ -94,6 +95,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     queue, recovery = _record(settings, metrics, database, workers, stack)
     door, ledger, watch = _let_in(settings, database, recovery, workers, stack)
     _start(Reindexing(database, settings), workers, stack)
+    _start(Merging(database), workers, stack)
     if settings.local_model:
         settings = await _with_local_model(settings, workers, stack)
     prices = PriceBook(settings.prices, settings.openai_base_url)

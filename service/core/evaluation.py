@@ -18,7 +18,7 @@ import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
 
-from service.core import documents, prompt, tables
+from service.core import documents, prompt, segments, tables
 from service.core.db import Database
 from service.core.errors import SettingsInvalid
 from service.core.ports import Embedder, Near
@@ -146,6 +146,7 @@ async def _index(database: Database, settings: Settings, corpus: Sequence[Text],
             ids.setdefault(document.document_id, text.id)
             chunks += document.chunks if document.created else 0
         progress("texts", begin + len(part), len(corpus))
+    await segments.merge(database)  # as a service does when uploads rest
     return ids, chunks
 
 

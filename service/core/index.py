@@ -1,6 +1,6 @@
 """The index, as SQLite has it: how often terms occur, which chunks have them, and what stands in those.
 
-All that knows FTS5. Another database needs its own `counts` and `candidates`; what they return means the same.
+All that knows FTS5, with `segments.py`. Another database needs its own `counts` and `candidates`; what they return means the same.
 
 *Counts*: how many chunks have each term of a question.
 *Candidates*: of the question's words the rarest, as many as occur in `POSTINGS_MAX` chunks together, and likewise of its
