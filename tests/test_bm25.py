@@ -9,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core import bm25
-from service.core.bm25 import K1, Occurrences, digest, heaviest, idf, numbers
+from service.core.bm25 import K1, Digest, Occurrences, digests, heaviest, idf, numbers
 
 TERM = st.text("abcあ漢", min_size=1, max_size=3)
 TERMS = st.lists(TERM, max_size=30)
+
+
+def digested(*chunks: tuple[list[str], list[str]]) -> list[Digest]:
+    """Of chunks with these words and grams."""
+    return list(digests([(n, " ".join(words), " ".join(grams), None) for n, (words, grams) in enumerate(chunks)]).values())
 
 
 def plainly(asked: list[object], worth: list[float], there: list[object], length: float, b: float) -> float:
@@ -26,7 +31,7 @@ def test_scores_are_those_of_the_formula(chunks: list[tuple[list[str], list[str]
     """Of words, phrases and grams together, in each chunk, however many chunks there are."""
     phrases = [(a, b) for a, b in pairwise(words) if a != b]
     worth = [1 + n / 7 for n in range(len(words) + len(phrases) + len(grams))]
-    found = Occurrences(words, phrases, grams, [digest(" ".join(w), " ".join(g)) for w, g in chunks])
+    found = Occurrences(words, phrases, grams, digested(*chunks))
     means = [max(sum(len(chunk[kind]) for chunk in chunks) / len(chunks), 1e-9) for kind in (0, 1)]
     first, second = len(words), len(words) + len(phrases)
     wanted = [
@@ -44,14 +49,14 @@ def test_scores_are_those_of_the_formula(chunks: list[tuple[list[str], list[str]
 
 def test_the_same_letters_are_other_terms_as_word_phrase_and_gram() -> None:
     """A gram of a chunk is not taken for a word of the question."""
-    found = Occurrences(["abc"], [], [], [digest("xyz", "abc")])
+    found = Occurrences(["abc"], [], [], digested((["xyz"], ["abc"])))
     assert found.scores([1.0], 0.75) == [0.0]
 
 
 def test_nothing_asked_or_nothing_to_look_at_is_no_error() -> None:
     """No candidates: no scores. No terms: scores of 0."""
     assert Occurrences(["a"], [], [], []).scores([1.0], 0.75) == []
-    assert Occurrences([], [], [], [digest("a b", "")]).scores([], 0.75) == [0.0]
+    assert Occurrences([], [], [], digested((["a", "b"], []))).scores([], 0.75) == [0.0]
 
 
 @given(st.lists(st.tuples(st.sets(st.integers(1, 60), max_size=20), st.floats(0.1, 5)), max_size=8), st.integers(1, 20), st.booleans())

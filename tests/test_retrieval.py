@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.core import documents
-from service.core.bm25 import Digest, digest
+from service.core.bm25 import Digest, digests
 from service.core.cutting import cut
 from service.core.db import Database
 from service.core.hits import NOTHING, Found, best_sentence
@@ -368,7 +368,7 @@ def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -
 
 def chunks(*words: str) -> dict[int, Digest]:
     """Chunks with these words, numbered from 1."""
-    return {n: digest(each, "") for n, each in enumerate(words, 1)}
+    return digests([(n, each, "", None) for n, each in enumerate(words, 1)])
 
 
 def test_ranking_prefers_more_and_rarer_words() -> None:

@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from service.core import documents
 from service.core.audit import audit
-from service.core.bm25 import Digest, digest
+from service.core.bm25 import Digest, digests
 from service.core.cutting import hash_text
 from service.core.db import Database
 from service.core.errors import SettingsInvalid
@@ -54,7 +54,7 @@ class Letters:
 def digested(text: str, content_hash: str) -> Digest:
     """A chunk as ranking reads it."""
     known = MADE.terms(text)
-    return digest(" ".join(known.words), " ".join(known.grams), content_hash)
+    return digests([(0, " ".join(known.words), " ".join(known.grams), content_hash)])[0]
 
 
 def asked(text: str, chunks: int) -> tuple[Query, Counts]:

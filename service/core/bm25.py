@@ -1,12 +1,13 @@
 """BM25 of many chunks at once, as arrays (Robertson and Zaragoza, 2009). Pure.
 
-A chunk is known by a number for each of its words, phrases and grams, as often as they stand there: 32 bits made of Python's
-own hashes, of this process alone. A term of a question shares its number with another in the candidates once in some 2,000
-searches, and then a chunk has one term too many.
+A chunk is known by a number for each of its words, phrases and grams, as often as they stand there: 32 bits of a polynomial in
+its bytes, modulo 2^64 (Karp and Rabin, 1987). A term of a question shares its number with another in the candidates once in some
+2,000 searches, and then a chunk has one term too many.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import compress
 
 import msgspec
@@ -17,6 +18,9 @@ K1, B = 0.6, 0.75
 LOW = 0xFFFF
 CHUNKS_AT_ONCE = 12  # arrays so small that memory at hand serves them; for larger ones the kernel would be asked, at many times the cost
 DENSE_MAX = 1_000_000  # numbers of chunks that are summed up by place, however few of them are there
+
+SPACE = ord(" ")
+BASE = 0xD6E8FEB86659FD93  # of the polynomial: any odd number of 64 bits has an inverse
 
 # Odd numbers of 64 bits (Knuth's and others' multipliers): a word, a phrase and a gram of the same letters differ by them.
 _WORD, _AFTER, _GRAM = (np.uint64(each) for each in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9))
@@ -35,11 +39,21 @@ class Digest(msgspec.Struct, frozen=True):
     content_hash: str | None = None
 
 
-def digest(words: str, grams: str, content_hash: str | None = None) -> Digest:
-    """Of a chunk as the index has it: its words and grams in order, separated by spaces."""
-    in_order, of_grams = _hashes(words.split()), _hashes(grams.split())
-    codes = _codes(in_order, in_order[:-1], in_order[1:], of_grams)
-    return Digest(codes, len(in_order), len(of_grams), content_hash)
+def digests(stored: Sequence[tuple[int, str, str, str | None]]) -> dict[int, Digest]:
+    """Of chunks as the index has them, by id: (id, words and grams in order, each separated by spaces, content hash)."""
+    made = {}
+    for begin in range(0, len(stored), CHUNKS_AT_ONCE):
+        some = stored[begin : begin + CHUNKS_AT_ONCE]
+        hashes = _hashes(" ".join(text for _, words, grams, _ in some for text in (words, grams) if text))
+        as_word, as_gram, as_phrase = _codes(hashes * _WORD), _codes(hashes * _GRAM), _codes(hashes[:-1] * _WORD + hashes[1:] * _AFTER)
+        first = 0
+        for id_, words, grams, content_hash in some:
+            middle = first + _count(words)
+            last = middle + _count(grams)
+            codes = np.concatenate([as_word[first:middle], as_phrase[first : max(first, middle - 1)], as_gram[middle:last]])
+            made[id_] = Digest(codes, middle - first, last - middle, content_hash)
+            first = last
+    return made
 
 
 def idf(frequency: float, total: int) -> float:
@@ -57,7 +71,10 @@ class Occurrences:
         self._kinds = np.repeat([0, 0, 1], [len(words), len(phrases), len(grams)])  # phrases are as many as words, but for one
         lengths = np.array([[one.words, one.grams] for one in chunks], dtype=float).reshape(-1, 2)
         self._lengths = lengths / np.maximum(lengths.mean(axis=0) if chunks else 1, 1e-9)
-        asked = _codes(_hashes(words), _hashes([a for a, _ in phrases]), _hashes([b for _, b in phrases]), _hashes(grams))
+        before, after = (_hashes(" ".join(part)) for part in zip(*phrases, strict=True)) if phrases else (_hashes(""), _hashes(""))
+        asked = _codes(
+            np.concatenate([_hashes(" ".join(words)) * _WORD, before * _WORD + after * _AFTER, _hashes(" ".join(grams)) * _GRAM])
+        )
         self._often = _counted(asked, [one.codes for one in chunks])
 
     def of_phrases(self) -> list[float]:
@@ -72,8 +89,8 @@ class Occurrences:
 
     def standing(self, chunk: int) -> tuple[list[str], list[str]]:
         """The words, and the grams, that stand in this chunk."""
-        words, _, grams = np.split(self._often[chunk] > 0, [self._phrases.start, self._phrases.stop])
-        return list(compress(self._words, words.tolist())), list(compress(self._grams, grams.tolist()))
+        there = (self._often[chunk] > 0).tolist()
+        return list(compress(self._words, there)), list(compress(self._grams, there[self._phrases.stop :]))
 
     def scores(self, worth: Sequence[float], b: float) -> list[float]:
         """The score of each chunk, where `worth` is the idf of each term times the weight of its kind."""
@@ -109,14 +126,36 @@ def numbers(found: str) -> Ids:
     return np.array(msgspec.json.decode(found, type=list[int]), dtype=np.int64)
 
 
-def _codes(words: Hashes, before: Hashes, after: Hashes, grams: Hashes) -> NDArray[np.uint32]:
-    """A number for each word, for each phrase of a word before and one after, and for each gram."""
-    made = np.concatenate([words * _WORD, before * _WORD + after * _AFTER, grams * _GRAM])
+def _codes(made: Hashes) -> NDArray[np.uint32]:
+    """The upper half of the bits, which all of the lower ones have gone into."""
     return (made >> np.uint64(32)).astype(np.uint32)
 
 
-def _hashes(terms: Sequence[str]) -> Hashes:
-    return np.fromiter(map(hash, terms), np.int64, len(terms)).view(np.uint64)
+def _count(terms: str) -> int:
+    return terms.count(" ") + 1 if terms else 0
+
+
+def _hashes(terms: str) -> Hashes:
+    """Of each of these, separated by single spaces: the sum of its bytes b_i times BASE^i, from sums over all that is before it."""
+    text = np.frombuffer(terms.encode(), dtype=np.uint8)
+    if not len(text):
+        return np.zeros(0, dtype=np.uint64)
+    powers, inverses = _powers(1 << len(text).bit_length())
+    sums = np.zeros(len(text) + 1, dtype=np.uint64)
+    np.multiply(text, powers[: len(text)], out=sums[1:])
+    np.cumsum(sums, out=sums)
+    spaces = np.flatnonzero(text == SPACE)
+    starts, ends = np.append(0, spaces + 1), np.append(spaces, len(text))
+    made: Hashes = (sums[ends] - sums[starts]) * inverses[starts]
+    return made
+
+
+@lru_cache(maxsize=32)
+def _powers(most: int) -> tuple[Hashes, Hashes]:
+    """BASE^i and BASE^-i modulo 2^64, for each i below `most`."""
+    up, down = (np.full(most, each, dtype=np.uint64) for each in (BASE, pow(BASE, -1, 2**64)))
+    up[0] = down[0] = 1
+    return np.cumprod(up), np.cumprod(down)
 
 
 def _counted(asked: NDArray[np.uint32], chunks: Sequence[NDArray[np.uint32]]) -> Numbers:

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from service.core.bm25 import Digest, Ids, digest, heaviest, idf, numbers
+from service.core.bm25 import Digest, Ids, digests, heaviest, idf, numbers
 from service.core.ports import Nearness
 from service.core.ranking import GRAM_WEIGHT, Counts, Query, Row
 
@@ -196,8 +196,8 @@ class Snapshot:
         """What stands in these chunks."""
 
         def read(missing: list[int]) -> dict[int, Digest]:
-            found = self._connection.exec_driver_sql(_TERMS, (json.dumps(missing),))
-            return {id_: digest(words, grams, content_hash) for id_, words, grams, content_hash in found}
+            found = self._connection.exec_driver_sql(_TERMS, (json.dumps(missing),)).all()
+            return digests([(id_, words, grams, content_hash) for id_, words, grams, content_hash in found])
 
         return self._known.digests.get(ids, read)
 
