@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 K1, B = 0.6, 0.75
-LOW = 0xFFFF
+HALF = 1 << 16
 CHUNKS_AT_ONCE = 12  # arrays so small that memory at hand serves them; for larger ones the kernel would be asked, at many times the cost
 DENSE_MAX = 1_000_000  # numbers of chunks that are summed up by place, however few of them are there
 
@@ -143,9 +143,11 @@ def _hashes(terms: str) -> Hashes:
     powers, inverses = _powers(1 << len(text).bit_length())
     sums = np.zeros(len(text) + 1, dtype=np.uint64)
     np.multiply(text, powers[: len(text)], out=sums[1:])
-    np.cumsum(sums, out=sums)
-    spaces = np.flatnonzero(text == SPACE)
-    starts, ends = np.append(0, spaces + 1), np.append(spaces, len(text))
+    np.add.accumulate(sums, out=sums)
+    spaces = (text == SPACE).nonzero()[0]
+    around = np.empty(len(spaces) + 2, dtype=np.int64)
+    around[0], around[1:-1], around[-1] = -1, spaces, len(text)
+    starts, ends = around[:-1] + 1, around[1:]
     made: Hashes = (sums[ends] - sums[starts]) * inverses[starts]
     return made
 
@@ -158,24 +160,31 @@ def _powers(most: int) -> tuple[Hashes, Hashes]:
     return np.cumprod(up), np.cumprod(down)
 
 
+def _half(codes: NDArray[np.uint32]) -> NDArray[np.uint16]:
+    """One half of the bits of each, without a copy."""
+    return codes.view(np.uint16)[::2]
+
+
 def _counted(asked: NDArray[np.uint32], chunks: Sequence[NDArray[np.uint32]]) -> Numbers:
     """How often each of the numbers asked for stands in each chunk: a row a chunk, a column a number."""
     shape = len(chunks), len(asked)
     if not all(shape):
         return np.zeros(shape)
-    likely = np.zeros(LOW + 1, dtype=bool)  # by half of the bits: nearly all that was not asked for is gone after one look
-    likely[asked & LOW] = True
-    some, rows = [], []
+    likely = np.zeros(HALF, dtype=bool)  # by half of the bits: nearly all that was not asked for is gone after one look
+    likely[_half(asked)] = True
+    ends = np.cumsum([len(one) for one in chunks])
+    some, at, before = [], [], 0
     for begin in range(0, len(chunks), CHUNKS_AT_ONCE):
         every = np.concatenate(chunks[begin : begin + CHUNKS_AT_ONCE])
-        left = np.flatnonzero(likely.take(every & LOW))
-        ends = np.cumsum([len(one) for one in chunks[begin : begin + CHUNKS_AT_ONCE]])
-        some.append(every[left])
-        rows.append(np.searchsorted(ends, left, side="right") + begin)
+        found = likely.take(_half(every)).nonzero()[0]
+        some.append(every[found])
+        at.append(found + before)
+        before += len(every)
     left = np.concatenate(some)
     order = np.argsort(asked, kind="stable")
     columns = order[np.minimum(np.searchsorted(asked, left, sorter=order), len(asked) - 1)]
     same = asked[columns] == left
-    places = np.concatenate(rows)[same] * len(asked) + columns[same]
+    rows = np.searchsorted(ends, np.concatenate(at)[same], side="right")
+    places = rows * len(asked) + columns[same]
     counted = np.bincount(places, minlength=len(chunks) * len(asked))
     return counted.reshape(shape).astype(float)
