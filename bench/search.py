@@ -4,9 +4,9 @@
     python -m bench.search --languages en --corpus corpus.jsonl --queries queries.jsonl
 
 A service of its own for each language and size, which gets its texts through `POST /ai/upload`, a hundred files at a time,
-each some one chunk long. Then questions one after another over a kept connection, each once: first those that warm it up,
-then those that count. At last the questions that the texts can answer go to `POST /ai/test`, each grounded and not, in
-alternating order, with a provider that answers at once: the difference is what search and the context add.
+each some one chunk long. Then, when the index is merged, questions one after another over a kept connection, each once: first
+those that warm it up, then those that count. At last the questions that the texts can answer go to `POST /ai/test`, each grounded
+and not, in alternating order, with a provider that answers at once: the difference is what search and the context add.
 
 Without files the texts are made: sentences of common words, of which few are very common, around names that few texts have. With
 files (as of `kotae eval`) they are those of `--corpus`, and beyond them texts mixed of their sentences.
@@ -30,6 +30,7 @@ from urllib.parse import quote, urlsplit
 from bench.load import spread
 from bench.processes import HERE, Caller, Cores, Failed, Process, free_port, machine, save
 from service.core.settings import child_environment
+from service.workers.merging import LOOK_SECONDS
 
 FILES_AT_ONCE = 100
 CHARACTERS = {"ja": 600, "en": 1200}  # of a text: about one chunk
@@ -155,6 +156,7 @@ def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
             some = [("a.txt", f"{title}\n\n{text}") for title, text in texts.texts[begin : begin + FILES_AT_ONCE]]
             chunks += sum(document["chunks"] for document in caller.give(some) if document["created"])
         seconds, used = time.perf_counter() - began, (service.cpu_seconds() or 0) - cpu
+        wait_rested(caller)
         before, after = texts.questions[:WARM_UP], texts.questions[WARM_UP:]
         for question in before:
             caller.search(question)
@@ -179,6 +181,15 @@ def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
             "added_ms": percentiles([with_ - without for with_, without in zip(grounded, plain, strict=True)]),
             "rss_mib": service.rss_kib() // 1024,
         }
+
+
+def wait_rested(caller: Asker) -> None:
+    """Wait until the service has merged what was uploaded, which it does some seconds later."""
+    until = time.monotonic() + LOOK_SECONDS
+    while time.monotonic() < until or caller.ask("GET", "/health/ready")[1].get("merging", {}).get("pending"):
+        time.sleep(0.5)
+        caller.ask("GET", "/health/live")  # an idle connection would be closed
+    time.sleep(1)
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """The segments of the index. What a transaction adds is a segment of its own, and a search looks into each for every term.
 
 FTS5 merges a few of equal size by itself, and leaves some ten; in one, terms are found in half the time. So all of them are
-merged when uploads rest, some pages at a time, each in a transaction of some 20 ms: who else wants to write waits no longer. The
-content stays the same, and with it `index_state`.
+merged when uploads rest, some pages at a time, each in a transaction of a few milliseconds: others who want to write wait no
+longer, and searches hardly feel it. The content stays the same, and with it `index_state`.
 
 Not for every upload: merging writes all of the index anew, so what lies beside the largest segment must be worth it
 (`LOOSE_SHARE`). Formats: https://sqlite.org/fts5.html, "The 'merge' Command".
@@ -13,7 +13,7 @@ import asyncio
 from service.core.db import Database, Session
 
 LOOSE_SHARE = 0.1  # of the largest segment: so much beside it is worth a merge
-PAGES_AT_ONCE = 100  # of 4 KB
+PAGES_AT_ONCE = 16  # of 4 KB
 PAUSE_SECONDS = 0.05  # between two transactions, in which others may write
 WORKED_CHANGES = 2  # in total_changes(): fewer, and there was nothing to merge
 

@@ -10,13 +10,17 @@ from service.core.errors import DatabaseUnavailable
 from service.core.telemetry import log
 from service.workers.background import Background
 
-LOOK_SECONDS = 2.0  # between two looks; uploads rest if nothing has changed from one to the next
+LOOK_SECONDS = 5.0  # between two looks; uploads rest if nothing has changed from one to the next
 FAILURES_MAX = 10  # looks in a row that may fail before it is worth saying
 
 
 class MergingStatistics(msgspec.Struct, frozen=True):
-    """`merges`: since the start. `failures`: looks in a row that did not do their work."""
+    """`pending`: whether the index has changed since a merge was last thought of, as of the last look. `merges`: since the start.
 
+    `failures`: looks in a row that did not do their work.
+    """
+
+    pending: bool
     merges: int
     failures: int
 
@@ -36,7 +40,7 @@ class Merging(Background):
 
     def statistics(self) -> MergingStatistics:
         """A frozen look at it."""
-        return MergingStatistics(merges=self._merges, failures=self._failures)
+        return MergingStatistics(pending=self._seen != self._merged, merges=self._merges, failures=self._failures)
 
     async def _run(self) -> None:
         while True:
