@@ -12,6 +12,7 @@ from service.core import documents
 from service.core.bm25 import Digest, digests
 from service.core.cutting import cut
 from service.core.db import Database
+from service.core.errors import DatabaseUnavailable
 from service.core.hits import NOTHING, Found, best_sentence
 from service.core.index import CANDIDATES_MAX, SEEN_LOOKED, Index, Kept
 from service.core.prompt import context_from, read_citations
@@ -329,6 +330,19 @@ async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Databa
         assert (counts.chunks, counts.words["灯台"]) == (len(there), len(there))
     for document_id in there.values():
         await documents.delete(database, document_id, user_id="u")
+
+
+async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(database: Database) -> None:
+    """Nothing but that is raised, and the next search is as good as any."""
+    await keep(database, "Otters sleep in kelp.")
+    retrieval = Retrieval(database, SETTINGS)
+    for name, back in (("chunk_terms", "elsewhere"), ("elsewhere", "chunk_terms")):
+        async with database.transaction() as session:
+            await session.exec_driver_sql(f"ALTER TABLE {name} RENAME TO {back}")
+        if back == "elsewhere":
+            with pytest.raises(DatabaseUnavailable, match="chunk_terms"):
+                await retrieval.search("Where do otters sleep?", user_id="u", limit=5)
+    assert (await retrieval.search("Where do otters sleep?", user_id="u", limit=5)).answerable
 
 
 @pytest.mark.parametrize("newer", [0, 2])

@@ -12,6 +12,7 @@ becomes `DatabaseUnavailable`; callers decide whether to retry (the writer) or t
 """
 
 import importlib
+import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -230,3 +231,5 @@ class _translated:  # noqa: N801 - reads as a word in a with statement
             raise DatabaseUnavailable("every connection to the database is in use") from error
         if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError | ProgrammingError):
             raise DatabaseUnavailable(f"the database says: {error.orig}") from error
+        if isinstance(error, sqlite3.OperationalError):  # of a search, which asks the driver
+            raise DatabaseUnavailable(f"the database says: {error}") from error
