@@ -15,7 +15,7 @@ import importlib
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NewType, TypeVar
@@ -28,7 +28,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
 
@@ -112,14 +112,15 @@ class Database:
             async with self._reader.connect() as connection:
                 yield ReadSession(connection)
 
-    async def look(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
+    async def look(self, work: Callable[[PoolProxiedConnection], T]) -> T:
         """Do blocking reads on one snapshot, in a thread: many small statements, each of which would cost a hop of its own.
 
-        Raises `DatabaseUnavailable`.
+        They go to the driver itself: SQLAlchemy's part of such a statement takes longer than SQLite's. Raises `DatabaseUnavailable`.
         """
 
         def read() -> T:
-            with self._blocking.connect() as connection:
+            with closing(self._blocking.raw_connection()) as connection:  # which ends the transaction
+                connection.cursor().execute("BEGIN")
                 return work(connection)
 
         with _translated():
@@ -231,5 +232,5 @@ class _translated:  # noqa: N801 - reads as a word in a with statement
             raise DatabaseUnavailable("every connection to the database is in use") from error
         if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError | ProgrammingError):
             raise DatabaseUnavailable(f"the database says: {error.orig}") from error
-        if isinstance(error, sqlite3.OperationalError):  # of a search, which asks the driver
+        if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             raise DatabaseUnavailable(f"the database says: {error}") from error

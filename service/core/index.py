@@ -26,7 +26,7 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 import msgspec
-import sqlalchemy as sa
+from sqlalchemy import PoolProxiedConnection
 
 from service.core.bm25 import Digest, Ids, digests, heaviest, idf, numbers
 from service.core.ports import Nearness
@@ -130,24 +130,24 @@ class Index:
         self._version = _Version(0)
         self._known = _Chunks()
 
-    def at(self, connection: sa.Connection) -> "Snapshot":
+    def at(self, connection: PoolProxiedConnection) -> "Snapshot":
         """The index as this connection's transaction sees it."""
-        number, chunks = connection.exec_driver_sql("SELECT version, chunks FROM index_state").one()
+        cursor = connection.cursor()
+        number, chunks = cursor.execute("SELECT version, chunks FROM index_state").fetchone()
         file = connection.info.get("file")
         if file != self._file or number < self._version.number:  # another database: a backup has taken its place
             self._file = file
             self._forget()
         if number != self._version.number:
             self._version = _Version(number)
-        return Snapshot(connection, self._version, self._known, chunks)
+        return Snapshot(cursor, self._version, self._known, chunks)
 
 
 class Snapshot:
     """One version of the index. All of it blocks."""
 
-    def __init__(self, connection: sa.Connection, version: _Version, known: _Chunks, chunks: int) -> None:
-        # The driver itself: a search has so many small statements that SQLAlchemy's part of each is a twentieth of its time.
-        self._execute = connection.connection.driver_connection.execute  # type: ignore[union-attr]
+    def __init__(self, cursor: Any, version: _Version, known: _Chunks, chunks: int) -> None:
+        self._execute = cursor.execute
         self._version, self._known, self._chunks = version, known, chunks
 
     def counts(self, query: Query) -> Counts:

@@ -81,7 +81,8 @@ class Vectors:
     async def sweep(self) -> int:
         """Drop from memory what is not in the database any more, and say how many that were."""
         count = sa.select(sa.func.count()).where(vectors.c.model == self._embedder.model)
-        there = await self._database.look(lambda connection: int(connection.execute(count).scalar_one()))
+        async with self._database.reading() as session:
+            there = int((await session.execute(count)).scalar_one())
         names, gone = self._matrix.names() if there < len(self._matrix) else [], 0
         for begin in range(0, len(names), AT_ONCE):
             some = names[begin : begin + AT_ONCE]
@@ -100,11 +101,13 @@ class Vectors:
             .order_by(chunks.c.content_hash)
             .limit(self.at_once)
         )
-        return await self._database.look(lambda connection: [Text(row[0], row[1]) for row in connection.execute(query)])
+        async with self._database.reading() as session:
+            return [Text(row[0], row[1]) for row in await session.execute(query)]
 
     async def version(self) -> int:
         """Of the index: it changes with every chunk."""
-        return await self._database.look(lambda connection: int(connection.exec_driver_sql("SELECT version FROM index_state").scalar_one()))
+        async with self._database.reading() as session:
+            return int((await session.exec_driver_sql("SELECT version FROM index_state")).scalar_one())
 
     async def progress(self) -> tuple[int, int]:
         """(texts that should have a vector, those that have one)."""
@@ -112,12 +115,9 @@ class Vectors:
         mine = sa.select(vectors.c.content_hash).where(vectors.c.model == self._embedder.model)
         texts, done = wanted.subquery(), wanted.where(chunks.c.content_hash.in_(mine)).subquery()
         counts = [sa.select(sa.func.count()).select_from(each).scalar_subquery() for each in (texts, done)]
-
-        def look(connection: sa.Connection) -> tuple[int, int]:
-            found = connection.execute(sa.select(*counts)).one()
+        async with self._database.reading() as session:
+            found = (await session.execute(sa.select(*counts))).one()
             return found[0], found[1]
-
-        return await self._database.look(look)
 
     async def make(self, texts: Sequence[Text]) -> None:
         """Embed and keep. What was deleted meanwhile is not kept. Raises `KotaeError`s."""
@@ -134,7 +134,8 @@ class Vectors:
     async def _known(self, hashes: list[str]) -> set[str]:
         """Those of these texts that have a vector in the database."""
         query = sa.select(vectors.c.content_hash).where(vectors.c.model == self._embedder.model, vectors.c.content_hash.in_(hashes))
-        return await self._database.look(lambda connection: set(connection.execute(query).scalars()))
+        async with self._database.reading() as session:
+            return set((await session.execute(query)).scalars())
 
     async def _page(self, after: str) -> dict[str, bytes]:
         query = (
@@ -143,7 +144,8 @@ class Vectors:
             .order_by(vectors.c.content_hash)
             .limit(AT_ONCE)
         )
-        return await self._database.look(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
+        async with self._database.reading() as session:
+            return {row[0]: row[1] for row in await session.execute(query)}
 
     async def _embed(self, texts: list[str], *, query: bool) -> Embedded:
         seconds = QUERY_SECONDS if query else None
