@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import PoolProxiedConnection
+import sqlalchemy as sa
 
 from service import run
 from service.api import context
@@ -95,11 +95,11 @@ class Counted(Database):
 
     most = now = 0
 
-    async def look(self, work: Callable[[PoolProxiedConnection], T]) -> T:
+    async def look(self, work: Callable[[sa.Connection], T]) -> T:
         """The same, counted."""
         lock = threading.Lock()
 
-        def counted(connection: PoolProxiedConnection) -> T:
+        def counted(connection: sa.Connection) -> T:
             with lock:
                 self.now += 1
                 self.most = max(self.most, self.now)

@@ -15,7 +15,7 @@ import importlib
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NewType, TypeVar
@@ -28,7 +28,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
 
@@ -71,8 +71,6 @@ class Database:
         }
 
     def _prepared(self, engine: sqlalchemy.Engine, *, write: bool = False, foreign_keys: bool = True) -> sqlalchemy.Engine:
-        begin = "BEGIN IMMEDIATE" if write else "BEGIN"
-
         @event.listens_for(engine, "connect")
         def _prepare(connection: Any, entry: ConnectionPoolEntry) -> None:
             entry.info["file"] = self._identity()
@@ -101,7 +99,10 @@ class Database:
 
         @event.listens_for(engine, "begin")
         def _begin(connection: sqlalchemy.Connection) -> None:
-            connection.exec_driver_sql(begin)
+            if write:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:  # which never fails, and is asked for at every read: SQLAlchemy's part of it would be the larger one
+                connection.connection.cursor().execute("BEGIN")
 
         return engine
 
@@ -112,15 +113,15 @@ class Database:
             async with self._reader.connect() as connection:
                 yield ReadSession(connection)
 
-    async def look(self, work: Callable[[PoolProxiedConnection], T]) -> T:
-        """Do blocking reads on one snapshot, in a thread: many small statements, each of which would cost a hop of its own.
+    async def look(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
+        """Do blocking reads on one snapshot, in a thread: of a statement of `reading` each step is a hop to another and back.
 
-        They go to the driver itself: SQLAlchemy's part of such a statement takes longer than SQLite's. Raises `DatabaseUnavailable`.
+        Raises `DatabaseUnavailable`.
         """
 
         def read() -> T:
-            with closing(self._blocking.raw_connection()) as connection:  # which ends the transaction
-                connection.cursor().execute("BEGIN")
+            with self._blocking.connect() as connection:
+                connection.begin()
                 return work(connection)
 
         with _translated():
@@ -232,5 +233,6 @@ class _translated:  # noqa: N801 - reads as a word in a with statement
             raise DatabaseUnavailable("every connection to the database is in use") from error
         if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError | ProgrammingError):
             raise DatabaseUnavailable(f"the database says: {error.orig}") from error
+        # Of a search, which asks the driver itself.
         if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             raise DatabaseUnavailable(f"the database says: {error}") from error

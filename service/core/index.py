@@ -26,7 +26,7 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from sqlalchemy import PoolProxiedConnection
+import sqlalchemy as sa
 
 from service.core.bm25 import Digest, Ids, digests, heaviest, idf, numbers
 from service.core.ports import Nearness
@@ -130,9 +130,10 @@ class Index:
         self._version = _Version(0)
         self._known = _Chunks()
 
-    def at(self, connection: PoolProxiedConnection) -> "Snapshot":
+    def at(self, connection: sa.Connection) -> "Snapshot":
         """The index as this connection's transaction sees it."""
-        cursor = connection.cursor()
+        # The driver's: SQLAlchemy's part of a search's many small statements would take longer than SQLite's.
+        cursor = connection.connection.cursor()
         number, chunks = cursor.execute("SELECT version, chunks FROM index_state").fetchone()
         file = connection.info.get("file")
         if file != self._file or number < self._version.number:  # another database: a backup has taken its place

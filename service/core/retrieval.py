@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import anyio
-from sqlalchemy import PoolProxiedConnection
+import sqlalchemy as sa
 
 from service.core.db import Database
 from service.core.hits import Found
@@ -48,7 +48,7 @@ class Retrieval:
         query = query[:QUERY_CHARACTERS_MAX]
         nearness = await self._near.near(query) if self._near and query.strip() else None
 
-        def look(connection: PoolProxiedConnection) -> Found:
+        def look(connection: sa.Connection) -> Found:
             found: Found = self._search.find(connection, query, user_id=user_id, within=within, limit=limit, nearness=nearness)
             return found
 

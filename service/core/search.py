@@ -8,7 +8,7 @@ whoever embeds, or where a chunk has no vector yet, words alone decide.
 
 from collections.abc import Sequence
 
-from sqlalchemy import PoolProxiedConnection
+import sqlalchemy as sa
 
 from service.core.hits import NOTHING, Found
 from service.core.index import Index, Seen
@@ -28,7 +28,7 @@ class Search:
 
     def find(
         self,
-        connection: PoolProxiedConnection,
+        connection: sa.Connection,
         query: str,
         *,
         user_id: str | None,
