@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +77,21 @@ async def store(database: Database, settings: Settings, given: Sequence[Given], 
     Raises `NotText`, `DocumentsFull`, `DatabaseUnavailable`.
     """
     rows = await anyio.to_thread.run_sync(lambda: [_row(each, settings, user_id=user_id, shared=shared) for each in given])
-    async with database.reading() as session:
-        missing = await _missing(session, settings, rows)
-    pieces = await _cut(missing, settings)
+    if not rows:
+        return []
+    there = await database.look(partial(_there, rows=rows))
+    pieces = await _cut(_missing(rows, there, settings), settings)
     async with database.transaction() as session:  # asked again, now that nobody else can write
-        missing = await _missing(session, settings, rows)
+        there = await session.run_sync(_there, rows)
+        missing = _missing(rows, there, settings)
         pieces |= await _cut([row for row in missing if row["id"] not in pieces], settings)  # deleted a moment ago
-        await _insert(session, missing, pieces)
-        there = await _there(session, rows)
-    new = {row["id"] for row in missing}
-    found = [there[row["content_hash"]] for row in rows]
-    first = {document.document_id: n for n, document in reversed(list(enumerate(found)))}
+        new = [row | {"chunks": len(pieces[row["id"]])} for row in missing]
+        await _insert(session, new, pieces)
+    known = there.documents | {row["content_hash"]: _document({name: row[name] for name in _NAMES}) for row in new}
+    found = [known[row["content_hash"]] for row in rows]
+    created, first = {row["id"] for row in new}, {document.document_id: n for n, document in reversed(list(enumerate(found)))}
     return [
-        msgspec.structs.replace(document, created=document.document_id in new and first[document.document_id] == n)
+        msgspec.structs.replace(document, created=document.document_id in created and first[document.document_id] == n)
         for n, document in enumerate(found)
     ]
 
@@ -110,30 +113,40 @@ def _row(given: Given, settings: Settings, *, user_id: str, shared: bool) -> dic
     }
 
 
-async def _missing(session: ReadSession, settings: Settings, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+class _There(msgspec.Struct, frozen=True):
+    """How many documents are kept in all; and, by their hash, those of some texts that the owner has."""
+
+    count: int
+    documents: dict[str, Document]
+
+
+def _there(connection: sa.Connection, rows: list[dict[str, Any]]) -> _There:
+    """What is kept, of the documents with these texts; for shared ones, what anybody shares, too."""
+    values = {"user_id": rows[0]["user_id"], "hashes": [row["content_hash"] for row in rows]}
+    found = [dict(row) for row in connection.execute(_same_texts(or_shared=rows[0]["shared"]), values).mappings()]
+    kept = max(row.pop("kept") for row in found)
+    return _There(kept, {content_hash: _document(row) for row in found if (content_hash := row.pop("content_hash"))})
+
+
+@lru_cache  # to make it takes longer than to ask it
+def _same_texts(*, or_shared: bool) -> sa.Select[Any]:
+    """One row at least, which has the count."""
+    mine = documents.c.user_id == sa.bindparam("user_id")
+    visible = sa.or_(mine, documents.c.shared) if or_shared else mine
+    same = sa.and_(visible, documents.c.content_hash.in_(sa.bindparam("hashes", expanding=True)))
+    all_ = sa.select(sa.func.count().label("kept")).select_from(documents).subquery()
+    query = sa.select(all_.c.kept, documents.c.content_hash, *_COLUMNS).select_from(all_.outerjoin(documents, same))
+    return query.order_by(documents.c.id.desc())
+
+
+def _missing(rows: list[dict[str, Any]], there: _There, settings: Settings) -> list[dict[str, Any]]:
     """Those rows that are not there, each text once. Raises `DocumentsFull`."""
-    there = await _there(session, rows)
-    missing = list({row["content_hash"]: row for row in reversed(rows) if row["content_hash"] not in there}.values())[::-1]
-    if missing:
-        count = (await session.execute(sa.select(sa.func.count()).select_from(documents))).scalar_one()
-        if count + len(missing) > settings.documents_max:
-            raise DocumentsFull(
-                f"{count} documents are kept, and KOTAE_DOCUMENTS_MAX is {settings.documents_max}: delete some, or raise it."
-            )
+    missing = list({row["content_hash"]: row for row in reversed(rows) if row["content_hash"] not in there.documents}.values())[::-1]
+    if missing and there.count + len(missing) > settings.documents_max:
+        raise DocumentsFull(
+            f"{there.count} documents are kept, and KOTAE_DOCUMENTS_MAX is {settings.documents_max}: delete some, or raise it."
+        )
     return missing
-
-
-async def _there(session: ReadSession, rows: list[dict[str, Any]]) -> dict[str, Document]:
-    """By hash, the documents with these texts that the owner has; for shared ones, that anybody shares."""
-    if not rows:
-        return {}
-    mine = documents.c.user_id == rows[0]["user_id"]
-    visible = sa.or_(mine, documents.c.shared) if rows[0]["shared"] else mine
-    query = sa.select(*_COLUMNS, documents.c.content_hash).where(
-        visible, documents.c.content_hash.in_([row["content_hash"] for row in rows])
-    )
-    found = [dict(row) for row in (await session.execute(query.order_by(documents.c.id.desc()))).mappings()]
-    return {row.pop("content_hash"): _document(row) for row in found}
 
 
 async def _cut(rows: list[dict[str, Any]], settings: Settings) -> dict[str, list[dict[str, Any]]]:
@@ -176,7 +189,7 @@ async def _chunks(document: Mapping[str, Any], settings: Settings) -> list[dict[
 
 async def _insert(session: Session, rows: list[dict[str, Any]], pieces: dict[str, list[dict[str, Any]]]) -> None:
     if rows:
-        await session.execute(sa.insert(documents), [row | {"chunks": len(pieces[row["id"]])} for row in rows])
+        await session.execute(sa.insert(documents), rows)
         await _insert_chunks(session, [piece for row in rows for piece in pieces[row["id"]]])
 
 
@@ -268,7 +281,8 @@ def _title(given: str, text: str) -> str:
     return title[:TITLE_CHARACTERS_MAX]
 
 
-_COLUMNS = tuple(documents.c[name] for name in ("id", "title", "chunks", "characters", "encoding", "shared", "created_at"))
+_NAMES = ("id", "title", "chunks", "characters", "encoding", "shared", "created_at")
+_COLUMNS = tuple(documents.c[name] for name in _NAMES)
 
 
 def _document(row: Any) -> Document:
