@@ -25,6 +25,7 @@ from service.core.auth.watch import Watch
 from service.core.backends.journal import Journal, choose_spool, existing_spool
 from service.core.backends.local import LocalQueue
 from service.core.backends.tickets import SignedTickets, load_key
+from service.core.cutters import cutter
 from service.core.db import Database
 from service.core.errors import KotaeError
 from service.core.ports import Embedder, Near, Worker
@@ -94,6 +95,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     await database.require_newest()
     queue, recovery = _record(settings, metrics, database, workers, stack)
     door, ledger, watch = _let_in(settings, database, recovery, workers, stack)
+    stack.callback(cutter.let_go)
     _start(Reindexing(database, settings), workers, stack)
     _start(Merging(database), workers, stack)
     if settings.local_model:

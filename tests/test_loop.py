@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from service import run
 from service.api import context
-from service.core import cutting, documents
+from service.core import cutters, cutting, documents
+from service.core.cutters import Cutter
 from service.core.db import Database
 from service.core.retrieval import SEARCHES_AT_ONCE, Retrieval
 from service.core.settings import Settings
@@ -140,72 +141,175 @@ async def test_too_many_waiting_searches_are_refused(serve: Serve, monkeypatch: 
     assert [response.status_code for response in await asyncio.gather(*waiting)] == [200, 200, 200]
 
 
-async def test_a_large_text_is_cut_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+async def cutter(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cutter]:
+    """The one that the service uses, with no child yet, and with a core for it."""
+    made = Cutter()
+    monkeypatch.setattr(cutters, "cutter", made)
+    monkeypatch.setattr(cutters, "_cores", lambda: 2)
+    yield made
+    if made._warming:
+        await made._warming
+    made.let_go()
+
+
+def document(text: str, n: int = 0) -> dict[str, str]:
+    """As it is cut."""
+    return {"id": f"d{n}", "title": "T", "text": text}
+
+
+def telling(rows: str) -> tuple[str, ...]:
+    """The command of a child that takes a task of one document, and tells these rows: an expression that may name `os`."""
+    program = (
+        "import msgspec, os, sys\n"
+        "from service.core.cutting import frame_of, tell\n"
+        "frame_of(sys.stdin.buffer)\n"
+        "while frame_of(sys.stdin.buffer): pass\n"
+        f"tell(sys.stdout.buffer, msgspec.msgpack.encode([row | {{'document_id': 'd0'}} for row in {rows}]))\n"
+        "tell(sys.stdout.buffer, b'')"
+    )
+    return sys.executable, "-c", program
+
+
+async def test_a_large_text_is_cut_by_another_process(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows are those that would have been made here, and none of them was."""
-    document = {"id": "d", "title": "T", "text": LONG}
-    (expected,) = cutting.cut_here([document], SETTINGS)
+    expected = cutting.cut_here([document(LONG)], SETTINGS)
 
     def here(*_: object) -> None:
         pytest.fail("it was cut in this process")
 
     monkeypatch.setattr(cutting, "cut", here)
-    assert await cutting.cut_apart(document, SETTINGS) == expected
+    assert await cutter.cut([document(LONG)], SETTINGS) == expected
 
 
-def telling(rows: str) -> tuple[str, ...]:
-    """The command of a child that takes what it is given, and tells these rows: an expression that may name `os`."""
-    program = (
-        "import msgspec, os, sys\n"
-        "sys.stdin.buffer.read()\n"
-        f"frame = msgspec.msgpack.encode({rows})\n"
-        "sys.stdout.buffer.write(len(frame).to_bytes(4, 'big') + frame + bytes(4))"
-    )
-    return sys.executable, "-c", program
+async def test_the_child_is_kept_for_the_next_texts_and_then_let_go(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process cuts several, in the order in which they are given; when nothing came for a while, it has ended."""
+    for texts in (["灯台。", "", "Harbour. " * 900], ["港。"]):
+        given = [document(text, n) for n, text in enumerate(texts)]
+        assert await cutter.cut(given, SETTINGS) == cutting.cut_here(given, SETTINGS)
+        child = cutter._idle
+        assert child
+        assert child.poll() is None
+    monkeypatch.setattr(cutters, "KEPT_SECONDS", 0.01)
+    await cutter.cut([], SETTINGS)
+    assert cutter._idle is child
+    assert child
+    assert await asyncio.to_thread(child.wait, 20) == -signal.SIGKILL
+    assert not cutter.ready
 
 
-async def test_the_child_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_that_died_meanwhile_is_replaced(cutter: Cutter) -> None:
+    """As one that the system has killed for its memory."""
+    await cutter.cut([], SETTINGS)
+    child = cutter._idle
+    assert child
+    child.kill()
+    child.wait()
+    assert len((await cutter.cut([document("灯台。")], SETTINGS))[0]) == 1
+    assert cutter._idle is not child
+
+
+async def test_the_child_knows_no_secret(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of others are cut by a process that has none of our settings."""
-    monkeypatch.setattr(cutting, "CHILD", telling("[{'name': name} for name in os.environ]"))
+    monkeypatch.setattr(cutters, "CHILD", telling("[{'name': name} for name in os.environ]"))
     monkeypatch.setenv("KOTAE_SECRET", "s" * 32)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    names = {row["name"] for row in await cutting.cut_apart({"id": "d", "title": "T", "text": "x"}, SETTINGS)}
+    names = {row["name"] for row in (await cutter.cut([document("x")], SETTINGS))[0]}
     assert "PATH" in names
     assert not [name for name in names if name.startswith(("KOTAE_", "OPENAI_"))]
 
 
-async def test_the_child_is_nicer_than_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_child_is_nicer_than_the_service(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its beginning: it waits for what it is given, and has stepped back by then."""
-    monkeypatch.setattr(cutting, "CHILD", telling("[{'priority': os.getpriority(os.PRIO_PROCESS, 0)}]"))
-    (row,) = await cutting.cut_apart({"id": "d", "title": "T", "text": "x"}, SETTINGS)
-    assert row["priority"] == min(19, os.getpriority(os.PRIO_PROCESS, 0) + cutting.NICENESS)
+    monkeypatch.setattr(cutters, "CHILD", telling("[{'priority': os.getpriority(os.PRIO_PROCESS, 0)}]"))
+    ((row,),) = await cutter.cut([document("x")], SETTINGS)
+    assert row["priority"] == min(19, os.getpriority(os.PRIO_PROCESS, 0) + cutters.NICENESS)
 
 
-async def test_storing_a_large_text_uses_the_child(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is longer than the bound is cut apart, the rest here."""
-    apart: list[int] = []
+async def test_who_cuts_depends_on_how_much_there_is(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large text the child, small ones the thread; of many small ones both their part, once the child is there."""
+    by: list[tuple[str, int]] = []
+    here, apart = cutting.cut_here, cutter.cut
 
-    async def noted(document: dict[str, str], rules: cutting.Rules) -> list[dict[str, object]]:
-        apart.append(len(document["text"]))
-        return list(cutting.cut(document, rules))
+    def noted_here(documents: Any, rules: cutting.Rules) -> Any:
+        by.append(("here", len(documents)))
+        return here(documents, rules)
 
-    monkeypatch.setattr(documents, "cut_apart", noted)
-    monkeypatch.setattr(documents, "CUT_HERE_CHARACTERS_MAX", 1000)
-    for text in (LONG[:1000], LONG[:1001]):
-        await documents.store(database, SETTINGS, [documents.Given("", text, "utf-8")], user_id="u")
-    assert apart == [1001]
+    async def noted_apart(documents: Any, rules: cutting.Rules) -> Any:
+        by.append(("apart", len(documents)))
+        return await apart(documents, rules)
+
+    monkeypatch.setattr("service.core.cutters.cut_here", noted_here)
+    monkeypatch.setattr(cutter, "cut", noted_apart)
+    monkeypatch.setattr(cutters, "HERE_CHARACTERS_MAX", 1000)
+    monkeypatch.setattr(cutters, "TOGETHER_CHARACTERS_MAX", 100)
+    monkeypatch.setattr(cutters, "APART_CHARACTERS_MIN", 2000)
+    large, small = document(LONG[:1001]), [document(LONG[n : n + 60], n) for n in range(100)]
+
+    assert len(await cutters.cut_all([document(LONG[:1000])], SETTINGS)) == 1
+    assert by == [("here", 1)]
+    by.clear()
+    assert len(await cutters.cut_all(small, SETTINGS)) == 100  # which begins to make the child ready
+    assert ("apart", 0) in by
+    assert cutter._warming
+    await cutter._warming
+    by.clear()
+    made = await cutters.cut_all(small, SETTINGS)
+    assert [made[each["id"]] for each in small] == cutting.cut_here(small, SETTINGS)
+    assert {who for who, _ in by} == {"here", "apart"}
+    by.clear()
+    assert len(await cutters.cut_all([large], SETTINGS)) == 1
+    assert by == [("apart", 1)]
 
 
-@pytest.mark.parametrize("child", [("false",), ("/nowhere/at/all",), ("sh", "-c", "cat > /dev/null; printf '\\0\\0\\1\\0half'")])
-async def test_a_child_that_dies_costs_no_document(database: Database, monkeypatch: pytest.MonkeyPatch, child: tuple[str, ...]) -> None:
+async def test_a_few_texts_go_to_the_child_where_others_are_being_cut(cutter: Cutter) -> None:
+    """The first that has to wait begins to make the child ready, the next ones use it, and none waits for it in vain."""
+    async with cutters._thread:
+        waiting = asyncio.create_task(cutters.cut_all([document("灯台。")], SETTINGS))
+        async with asyncio.timeout(20):
+            while not cutter.ready:
+                await asyncio.sleep(0.001)
+            assert len(await cutters.cut_all([document("港。")], SETTINGS)) == 1
+        assert not waiting.done()
+    assert len(await waiting) == 1
+
+
+async def test_a_text_that_is_cut_waits_for_nobody(cutter: Cutter) -> None:
+    """Where the child is busy with another text for long, the thread is enough."""
+    await cutter.cut([], SETTINGS)
+    async with cutter.turn, asyncio.timeout(20):
+        async with cutters._thread:
+            waiting = asyncio.create_task(cutters.cut_all([document("灯台。")], SETTINGS))
+            await asyncio.sleep(0)
+        assert len(await waiting) == 1
+
+
+async def test_without_a_core_for_it_the_child_cuts_large_texts_only(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the thread it would only take its time."""
+    monkeypatch.setattr(cutters, "_cores", lambda: 1)
+    monkeypatch.setattr(cutters, "APART_CHARACTERS_MIN", 10)
+    small = [document(LONG[:600], n) for n in range(30)]
+    await cutters.cut_all(small, SETTINGS)
+    assert cutter._warming is None
+    await cutter.cut([], SETTINGS)
+    assert cutter._idle
+    assert not cutter.ready
+
+
+@pytest.mark.parametrize("child", [("false",), ("/nowhere/at/all",), ("sh", "-c", "head -c 1 > /dev/null; printf '\\0\\0\\1\\0half'")])
+async def test_a_child_that_dies_costs_no_document(
+    cutter: Cutter, database: Database, monkeypatch: pytest.MonkeyPatch, child: tuple[str, ...]
+) -> None:
     """Whether it ends at once, cannot be started or breaks off in the middle: the text is cut here, whole."""
     text = LONG[:20_000]
-    monkeypatch.setattr(cutting, "CHILD", child)
-    monkeypatch.setattr(documents, "CUT_HERE_CHARACTERS_MAX", len(text) - 1)
-    (document,) = await documents.store(database, SETTINGS, [documents.Given("", text, "utf-8")], user_id="u")
-    assert document.chunks == len(list(cutting.cut({"id": "d", "title": document.title, "text": text}, SETTINGS)))
+    monkeypatch.setattr(cutters, "CHILD", child)
+    monkeypatch.setattr(cutters, "HERE_CHARACTERS_MAX", len(text) - 1)
+    (stored,) = await documents.store(database, SETTINGS, [documents.Given("", text, "utf-8")], user_id="u")
+    assert stored.chunks == len(list(cutting.cut(document(text) | {"title": stored.title}, SETTINGS)))
+    assert not cutter.ready
 
 
-async def test_a_child_that_nobody_waits_for_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_that_nobody_waits_for_is_killed(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload that is given up leaves no process behind."""
     started: asyncio.Future[subprocess.Popen[bytes]] = asyncio.get_running_loop().create_future()
     loop = asyncio.get_running_loop()
@@ -215,14 +319,30 @@ async def test_a_child_that_nobody_waits_for_is_killed(monkeypatch: pytest.Monke
             super().__init__(*arguments, **options)
             loop.call_soon_threadsafe(started.set_result, self)
 
-    monkeypatch.setattr(cutting, "CHILD", ("sleep", "600"))
+    monkeypatch.setattr(cutters, "CHILD", ("sleep", "600"))
     monkeypatch.setattr(subprocess, "Popen", Noted)
-    task = asyncio.create_task(cutting.cut_apart({"id": "d", "title": "T", "text": LONG}, SETTINGS))
+    task = asyncio.create_task(cutter.cut([document(LONG)], SETTINGS))
     child = await started
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await asyncio.to_thread(child.wait, 20) == -signal.SIGKILL
+
+
+def test_the_child_ends_with_the_service() -> None:
+    """Whose pipe it waits at, also when it was killed."""
+    program = (
+        "import asyncio, os, signal\n"
+        "from service.core.cutters import cutter\n"
+        "from service.core.settings import Settings\n"
+        "asyncio.run(cutter.cut([], Settings(_env_file=None)))\n"
+        "print(cutter._idle.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # The child has the same pipe for its errors: it is closed when both have ended.
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=20)
+    assert (shown.returncode, shown.stderr) == (-signal.SIGKILL, "")
+    assert int(shown.stdout) > 0
 
 
 def test_the_service_switches_threads_ten_times_as_often() -> None:

@@ -1,33 +1,23 @@
-"""A document → the rows of its chunks: cut, and its terms made. In the process, or in one of its own.
+"""A document → the rows of its chunks: cut, and its terms made. In the process, or in one of its own (`cutters.py`).
 
-A large text takes seconds of computing, in which a thread of the service would hold the interpreter's lock again and again:
-every stream would wait for it, each time its turn comes. So it is cut by a child (`python -m service.core.cutting`), which
-is started for it, is nicer than the service, and ends with it: nothing of it stays in memory. It is given what it needs on
-its standard input, a frame and then the text, and tells the rows on its standard output, some at a time, each time as one frame:
-its length in four bytes, then MessagePack. A frame of no bytes says that this was all; without it the child has died.
-
-It outlives nobody: a service that dies closes the pipe, and the child ends at its next frame. Who is no longer waited for
-is killed.
+What is sent between the two is in frames: the length in four bytes, then so many bytes. The child (`python -m service.core.cutting`)
+is given a `Task` in MessagePack, and of each document the text, in parts, and a frame of no bytes. It tells the rows in MessagePack,
+some at a time, and a frame of no bytes: this was all; without it the child has died. Then it waits for the next task. It outlives
+nobody: a service that dies closes the pipe.
 """
 
 import hashlib
-import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
-from subprocess import PIPE
+from functools import partial
+from itertools import chain, islice
 from typing import IO, Any, Protocol
 
-import anyio
-import anyio.to_thread
 import msgspec
 
-from service.core.settings import child_environment
 from service.core.terms import japanese_share, tokenizer
 from service.core.texts import is_heading, parts, split
 
@@ -35,12 +25,6 @@ SHARE_CHARACTERS = 20_000  # of a text's beginning, by which its language is jud
 CHUNKS_A_TURN = 3  # about a millisecond; after each one alone, streams were no quicker, and cutting a tenth slower
 YIELD_SECONDS = 0.0001  # after a turn: cutting is work of Python, and the loop would wait for its own
 ROWS_AT_ONCE = 50  # in a frame: decoding it keeps the interpreter's lock
-NICENESS = 10
-CHILD = (sys.executable, "-P", "-m", "service.core.cutting")
-
-
-class CutterDied(Exception):
-    """The child has not told all rows."""
 
 
 class Rules(Protocol):
@@ -55,10 +39,9 @@ class Rules(Protocol):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What the child is told besides the text: the `id` and `title` of its document, and `Rules`."""
+    """What the child is told besides the texts: `Rules`, and the id and title of each document."""
 
-    id: str
-    title: str
+    documents: list[tuple[str, str]]
     dictionary: str
     chunk_characters: int
     chunk_overlap_characters: int
@@ -101,46 +84,13 @@ def cut_here(documents: Sequence[Mapping[str, Any]], rules: Rules) -> list[list[
     return made
 
 
-async def cut_apart(document: Mapping[str, Any], rules: Rules) -> list[dict[str, Any]]:
-    """The rows, made by a child. Raises `CutterDied`, also if none can be started."""
-    task = Task(document["id"], document["title"], rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters)
-    children: list[subprocess.Popen[bytes]] = []
-    given_up = threading.Event()
-    try:
-        return await anyio.to_thread.run_sync(_told, task, document["text"], children, given_up, abandon_on_cancel=True)
-    except (OSError, EOFError) as error:
-        raise CutterDied(str(error)) from error
-    finally:
-        given_up.set()  # before the look at the children: one that is starting right now finds it set
-        for child in children:
-            child.kill()
-
-
-def _told(task: Task, text: str, children: list[subprocess.Popen[bytes]], given_up: threading.Event) -> list[dict[str, Any]]:
-    """What a child tells. A thread starts it: to start a process from the loop takes tens of milliseconds of the loop's."""
-    rows: list[dict[str, Any]] = []
-    with subprocess.Popen(CHILD, stdin=PIPE, stdout=PIPE, env=child_environment()) as child:  # noqa: S603 - a constant
-        children.append(child)
-        os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)  # now: its imports take a second
-        if given_up.is_set():
-            child.kill()
-        assert child.stdin is not None  # noqa: S101 - asked for above, both
-        assert child.stdout is not None  # noqa: S101
-        with child.stdin:
-            _tell(child.stdin, msgspec.msgpack.encode(task))
-            for part in parts(text):
-                child.stdin.write(part.encode())
-        while frame := _frame(child.stdout):
-            rows += msgspec.msgpack.decode(frame)
-    return rows
-
-
-def _tell(pipe: IO[bytes], frame: bytes) -> None:
+def tell(pipe: IO[bytes], frame: bytes) -> None:
+    """Send a frame, when the pipe is flushed."""
     pipe.write(len(frame).to_bytes(4, "big") + frame)
-    pipe.flush()
 
 
-def _frame(pipe: IO[bytes]) -> bytes:
+def frame_of(pipe: IO[bytes]) -> bytes:
+    """The next frame. Raises `EOFError`."""
     return _exactly(pipe, int.from_bytes(_exactly(pipe, 4), "big"))
 
 
@@ -153,13 +103,24 @@ def _exactly(pipe: IO[bytes], size: int) -> bytes:
 def main() -> None:
     """The child. It stays in the service's session: Linux may share the processor among sessions first, whatever their niceness."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the service, which ends what it began
-    given, told = sys.stdin.buffer, sys.stdout.buffer
-    task = msgspec.msgpack.decode(_frame(given), type=Task)
-    rows = cut({"id": task.id, "title": task.title, "text": given.read().decode()}, task)
-    with suppress(BrokenPipeError):  # nobody waits any more
-        while some := list(islice(rows, ROWS_AT_ONCE)):
-            _tell(told, msgspec.msgpack.encode(some))
-        _tell(told, b"")
+    with suppress(EOFError, BrokenPipeError):  # nobody waits any more
+        while True:
+            _do(sys.stdin.buffer, sys.stdout.buffer)
+
+
+def _do(given: IO[bytes], told: IO[bytes]) -> None:
+    """One task."""
+    task = msgspec.msgpack.decode(frame_of(given), type=Task)
+    tokenizer(task.dictionary).terms("\u3042")  # which loads the dictionary, also where there is no document yet
+    texts = [b"".join(iter(partial(frame_of, given), b"")).decode() for _ in task.documents]
+    rows = chain.from_iterable(
+        cut({"id": id_, "title": title, "text": text}, task) for (id_, title), text in zip(task.documents, texts, strict=True)
+    )
+    while some := list(islice(rows, ROWS_AT_ONCE)):
+        tell(told, msgspec.msgpack.encode(some))
+        told.flush()
+    tell(told, b"")
+    told.flush()
 
 
 def hash_text(text: str) -> str:

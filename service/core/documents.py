@@ -4,13 +4,13 @@ A document is visible to its owner and, if it is shared, to everyone; only its o
 twice by one owner is one document. All of a document is written in one transaction, chunks and index included (triggers
 keep the index in step with `chunks`), so that a search sees the whole of it or nothing.
 
-Cutting and tokenising take about a second per million characters; they are done beside the loop (`cutting.py`), one document
-at a time, before the transaction begins.
+Cutting and tokenising take about a second per million characters; they are done beside the loop (`cutters.py`), before the
+transaction begins.
 """
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,25 +21,21 @@ import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
 
-from service.core.cutting import CutterDied, cut_apart, cut_here, hash_text
+from service.core.cutters import cut_all
+from service.core.cutting import hash_text
 from service.core.db import Database, ReadSession, Session
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.events import clean, new_id, now
 from service.core.settings import Settings
 from service.core.tables import chunks, documents, vectors
-from service.core.telemetry import log
 from service.core.terms import tokenizer
 from service.core.texts import tidy
 
 TITLE_CHARACTERS_MAX = 300
-CUT_TOGETHER_CHARACTERS_MAX = 20_000  # of several documents in one visit of a thread
-CUT_HERE_CHARACTERS_MAX = 100_000  # a tenth of a second; starting a child takes longer
 CHUNKS_AT_ONCE = 50  # rows of one statement: preparing them is work on the loop, about 20 µs a row
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 _FIRST_LINE = re.compile(r"\S.{0,999}")  # that says something, its beginning
-
-_indexing = anyio.CapacityLimiter(1)
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,11 +76,11 @@ async def store(database: Database, settings: Settings, given: Sequence[Given], 
     if not rows:
         return []
     there = await database.look(partial(_there, rows=rows))
-    pieces = await _cut(_missing(rows, there, settings), settings)
+    pieces = await cut_all(_missing(rows, there, settings), settings)
     async with database.transaction() as session:  # asked again, now that nobody else can write
         there = await session.run_sync(_there, rows)
         missing = _missing(rows, there, settings)
-        pieces |= await _cut([row for row in missing if row["id"] not in pieces], settings)  # deleted a moment ago
+        pieces |= await cut_all([row for row in missing if row["id"] not in pieces], settings)  # deleted a moment ago
         new = [row | {"chunks": len(pieces[row["id"]])} for row in missing]
         await _insert(session, new, pieces)
     known = there.documents | {row["content_hash"]: _document({name: row[name] for name in _NAMES}) for row in new}
@@ -147,44 +143,6 @@ def _missing(rows: list[dict[str, Any]], there: _There, settings: Settings) -> l
             f"{there.count} documents are kept, and KOTAE_DOCUMENTS_MAX is {settings.documents_max}: delete some, or raise it."
         )
     return missing
-
-
-async def _cut(rows: list[dict[str, Any]], settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """By id, the rows of the documents' chunks. Small documents share a visit of a thread, which else costs as much as one of them."""
-    made: dict[str, list[dict[str, Any]]] = {}
-    for some in _batches(rows):
-        if len(some) == 1:
-            made[some[0]["id"]] = await _chunks(some[0], settings)
-            continue
-        async with _indexing:
-            found = await anyio.to_thread.run_sync(cut_here, some, settings)
-        made |= {row["id"]: pieces for row, pieces in zip(some, found, strict=True)}
-    return made
-
-
-def _batches(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Rows in order, together while their texts are short together."""
-    batches: list[list[dict[str, Any]]] = []
-    room = 0
-    for row in rows:
-        room -= row["characters"]
-        if room < 0 or not batches:
-            batches.append([])
-            room = CUT_TOGETHER_CHARACTERS_MAX - row["characters"]
-        batches[-1].append(row)
-    return batches
-
-
-async def _chunks(document: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:
-    """The rows of a document's chunks: of a large one made by a child process, or here should it die."""
-    async with _indexing:
-        if len(document["text"]) > CUT_HERE_CHARACTERS_MAX:
-            try:
-                return await cut_apart(document, settings)
-            except CutterDied as error:
-                log.warning("cutter.died", detail=str(error), remedy="the text was cut in the service: streams may have felt it")
-        (rows,) = await anyio.to_thread.run_sync(cut_here, [document], settings)
-        return rows
 
 
 async def _insert(session: Session, rows: list[dict[str, Any]], pieces: dict[str, list[dict[str, Any]]]) -> None:
@@ -258,7 +216,7 @@ async def remake(database: Database, settings: Settings, document_id: str) -> No
         row = (await session.execute(query)).mappings().first()
     if row is None:
         return
-    pieces = await _chunks({str(name): value for name, value in row.items()}, settings)
+    pieces = (await cut_all([dict(row)], settings))[document_id]
     change = sa.update(documents).where(documents.c.id == document_id).values(chunks=len(pieces), indexed_by=index_name(settings))
     async with database.transaction() as session:
         if (await session.execute(change)).rowcount:  # else it was deleted meanwhile
