@@ -83,12 +83,15 @@ class Process:
         return sum(_rss_kib(pid) for pid in [self._popen.pid, *_descendants(self._popen.pid)])
 
     def cpu_seconds(self) -> float | None:
-        """The processor time that it used so far; None where the system does not tell simply."""
-        try:
-            fields = Path(f"/proc/{self._popen.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """The processor time that it used so far, and its children; None where the system does not tell simply."""
+        ticks = [_ticks(pid) for pid in [self._popen.pid, *_descendants(self._popen.pid)]]
+        return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks[0] else None
+
+    def pin(self, cores: set[int] | None) -> None:
+        """Let it run on these cores from now on, with all of its threads."""
+        if cores:
+            for task in Path(f"/proc/{self._popen.pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), cores)
 
     def stop(self) -> None:
         """End it, gently at first."""
@@ -195,6 +198,15 @@ def machine(cores: Cores) -> dict[str, Any]:
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
     }
+
+
+def _ticks(pid: int) -> int:
+    """The processor time of a process and of those of its children that have ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return sum(map(int, fields[11:15]))
 
 
 def _rss_kib(pid: int) -> int:

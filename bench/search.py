@@ -4,9 +4,10 @@
     python -m bench.search --languages en --corpus corpus.jsonl --queries queries.jsonl
 
 A service of its own for each language and size, which gets its texts through `POST /ai/upload`, a hundred files at a time,
-each some one chunk long. Then, when the index is merged, questions one after another over a kept connection, each once: first
-those that warm it up, then those that count. At last the questions that the texts can answer go to `POST /ai/test`, each grounded
-and not, in alternating order, with a provider that answers at once: the difference is what search and the context add.
+each some one chunk long, on all cores. Then, when the index is merged, questions on one core, one after another over a kept
+connection, each once: first those that warm it up, then those that count. At last the questions that the texts can answer go to
+`POST /ai/test`, each grounded and not, in alternating order, with a provider that answers at once: the difference is what search
+and the context add.
 
 Without files the texts are made: sentences of common words, of which few are very common, around names that few texts have. With
 files (as of `kotae eval`) they are those of `--corpus`, and beyond them texts mixed of their sentences.
@@ -136,7 +137,7 @@ def serving(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
     env = child_environment()
     env |= {"OPENAI_BASE_URL": f"{provider}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(folder), "KOTAE_LOG_LEVEL": "warning"}
     env |= {"KOTAE_UPLOAD_FILES_MAX": str(FILES_AT_ONCE)}
-    service = Process("kotae", [KOTAE, "serve", "--migrate", "--port", ports[1]], folder=folder, env=env, cores=cores.service)
+    service = Process("kotae", [KOTAE, "serve", "--migrate", "--port", ports[1]], folder=folder, env=env, cores=None)
     try:
         fake.wait_ready(f"{provider}/stats")
         service.wait_ready(f"{url}/health/ready")
@@ -157,6 +158,7 @@ def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
             chunks += sum(document["chunks"] for document in caller.give(some) if document["created"])
         seconds, used = time.perf_counter() - began, (service.cpu_seconds() or 0) - cpu
         wait_rested(caller)
+        service.pin(cores.service)
         before, after = texts.questions[:WARM_UP], texts.questions[WARM_UP:]
         for question in before:
             caller.search(question)
