@@ -49,7 +49,6 @@ async def scattered(database: Database) -> Database:
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A merge of several transactions."""
     monkeypatch.setattr(segments, "PAGES_AT_ONCE", 1)
-    monkeypatch.setattr(segments, "PAUSE_SECONDS", 0)
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -71,10 +70,10 @@ async def test_while_segments_merge_what_is_there_is_found_and_nothing_else(scat
         return not done
 
     monkeypatch.setattr(segments, "_worked", step)
-    await segments.merge(scattered)
+    await segments.merge(scattered, pause_seconds=0)
     assert steps > 2
     monkeypatch.undo()
-    await segments.merge(scattered)  # what came in the middle
+    await segments.merge(scattered, pause_seconds=0)  # what came in the middle
     assert len(await sizes(scattered)) == 1
     await require_sound(scattered)
 
@@ -85,7 +84,7 @@ async def test_a_merge_that_was_cut_short_is_gone_on_with(scattered: Database) -
     assert await segments._worked(scattered, -1)
     await require_sound(scattered)
     assert len(await sizes(scattered)) > 1
-    await segments.merge(scattered)
+    await segments.merge(scattered, pause_seconds=0)
     assert len(await sizes(scattered)) == 1
     await require_sound(scattered)
 
@@ -106,7 +105,7 @@ async def test_the_worker_waits_for_uploads_to_rest_and_merges_once(scattered: D
 async def test_a_small_document_does_not_write_a_large_index_anew(scattered: Database) -> None:
     """What lies beside the largest segment must be a tenth of it; many small ones come to that together."""
     await give(scattered, *range(300, 400))
-    await segments.merge(scattered)
+    await segments.merge(scattered, pause_seconds=0)
     await give(scattered, 500)
     assert len(await sizes(scattered)) == 2
     assert not await segments.loose(scattered)

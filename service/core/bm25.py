@@ -71,10 +71,9 @@ class Occurrences:
         self._kinds = np.repeat([0, 0, 1], [len(words), len(phrases), len(grams)])  # phrases are as many as words, but for one
         lengths = np.array([[one.words, one.grams] for one in chunks], dtype=float).reshape(-1, 2)
         self._lengths = lengths / np.maximum(lengths.mean(axis=0) if chunks else 1, 1e-9)
-        before, after = (_hashes(" ".join(part)) for part in zip(*phrases, strict=True)) if phrases else (_hashes(""), _hashes(""))
-        asked = _codes(
-            np.concatenate([_hashes(" ".join(words)) * _WORD, before * _WORD + after * _AFTER, _hashes(" ".join(grams)) * _GRAM])
-        )
+        hashes = _hashes(" ".join([*words, *(a for a, _ in phrases), *(b for _, b in phrases), *grams]))
+        alone, before, after, of_grams = np.split(hashes, np.cumsum([len(words), len(phrases), len(phrases)]))
+        asked = _codes(np.concatenate([alone * _WORD, before * _WORD + after * _AFTER, of_grams * _GRAM]))
         self._often = _counted(asked, [one.codes for one in chunks])
 
     def of_phrases(self) -> list[float]:

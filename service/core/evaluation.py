@@ -146,7 +146,7 @@ async def _index(database: Database, settings: Settings, corpus: Sequence[Text],
             ids.setdefault(document.document_id, text.id)
             chunks += document.chunks if document.created else 0
         progress("texts", begin + len(part), len(corpus))
-    await segments.merge(database)  # as a service does when uploads rest
+    await segments.merge(database, pause_seconds=0)  # as a service does when uploads rest
     return ids, chunks
 
 

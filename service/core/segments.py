@@ -31,12 +31,12 @@ async def loose(database: Database) -> bool:
     return sum(sizes[:-1]) > LOOSE_SHARE * sizes[-1] if sizes else False
 
 
-async def merge(database: Database) -> None:
+async def merge(database: Database, pause_seconds: float = PAUSE_SECONDS) -> None:
     """Make the index one segment. Raises `DatabaseUnavailable`; what was done until then stays done."""
     pages = -PAGES_AT_ONCE  # at first: take all segments, whatever their sizes; then: go on
     while await _worked(database, pages):
         pages = PAGES_AT_ONCE
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(pause_seconds)
 
 
 async def _worked(database: Database, pages: int) -> bool:
