@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -260,6 +261,18 @@ async def test_who_cuts_depends_on_how_much_there_is(cutter: Cutter, monkeypatch
     by.clear()
     assert len(await cutters.cut_all([large], SETTINGS)) == 1
     assert by == [("apart", 1)]
+
+
+async def test_small_uploads_that_follow_each_other_are_worth_a_child(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they are a lot; with time between them they are not."""
+    now = [100.0]
+    monkeypatch.setattr("service.core.cutters.time", SimpleNamespace(monotonic=lambda: now[0]))
+    upload: list[cutters.Batch] = [[document(LONG[:9_000])]]
+    worth = []
+    for seconds in (0, 1.9, 1.9, 1.9, 2.1, 0):
+        now[0] += seconds
+        worth.append(cutter.is_worth_it(upload))
+    assert worth == [False, False, True, True, False, False]
 
 
 async def test_a_few_texts_go_to_the_child_where_others_are_being_cut(cutter: Cutter) -> None:

@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from subprocess import PIPE
 from typing import Any
@@ -26,9 +27,10 @@ from service.core.settings import child_environment
 from service.core.telemetry import log
 from service.core.texts import parts
 
-TOGETHER_CHARACTERS_MAX = 8_000  # of several documents in one visit of the thread, or of the child
+TOGETHER_CHARACTERS_MAX = 4_000  # of several documents in one visit of the thread, or of the child
 HERE_CHARACTERS_MAX = 100_000  # of one document: a tenth of a second
-APART_CHARACTERS_MIN = 20_000  # of small documents together, of which the child may have its part
+APART_CHARACTERS_MIN = 20_000  # of small documents, in uploads that follow each other, of which the child may have its part
+FOLLOWING_SECONDS = 2.0  # one upload after another
 NICENESS = 10
 KEPT_SECONDS = 30.0
 CHILD = (sys.executable, "-P", "-m", "service.core.cutting")
@@ -47,7 +49,7 @@ async def cut_all(documents: Sequence[Mapping[str, Any]], rules: Rules) -> dict[
     large = deque([each] for each in documents if len(each["text"]) > HERE_CHARACTERS_MAX)
     made: dict[str, Rows] = {}
     lanes = [_here(small, rules, made), _apart(large, rules, made)]
-    if _thread.borrowed_tokens or sum(len(each["text"]) for some in small for each in some) > APART_CHARACTERS_MIN:
+    if _thread.borrowed_tokens or (len(small) > 1 and cutter.is_worth_it(small)):
         if cutter.ready:
             lanes.append(_apart(small, rules, made))
         else:
@@ -112,6 +114,14 @@ class Cutter:
         self._idle: subprocess.Popen[bytes] | None = None
         self._end_of_idleness: asyncio.TimerHandle | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._characters, self._last = 0, 0.0  # of uploads that followed each other, and when the last one came
+
+    def is_worth_it(self, batches: Iterable[Batch]) -> bool:
+        """Whether these small documents, with those of the uploads just before, are worth a child."""
+        before, self._last = self._last, time.monotonic()
+        self._characters = self._characters if self._last - before < FOLLOWING_SECONDS else 0
+        self._characters += sum(len(each["text"]) for batch in batches for each in batch)
+        return self._characters > APART_CHARACTERS_MIN
 
     @property
     def ready(self) -> bool:
