@@ -92,12 +92,12 @@ async def test_a_merge_that_was_cut_short_is_gone_on_with(scattered: Database) -
 async def test_the_worker_waits_for_uploads_to_rest_and_merges_once(scattered: Database) -> None:
     """A look that finds something new only remembers it; one that finds the same merges, and the next ones do nothing."""
     worker = Merging(scattered)
-    await worker.look()
+    await worker.tick()
     await give(scattered, 100)
-    await worker.look()
+    await worker.tick()
     assert (worker.statistics().pending, worker.statistics().merges) == (True, 0)
-    await worker.look()
-    await worker.look()
+    await worker.tick()
+    await worker.tick()
     assert (worker.statistics().pending, worker.statistics().merges) == (False, 1)
     assert len(await sizes(scattered)) == 1
 
@@ -118,7 +118,7 @@ async def test_an_empty_index_is_left_alone(database: Database) -> None:
     assert not await segments.loose(database)
     worker = Merging(database)
     for _ in range(3):
-        await worker.look()
+        await worker.tick()
     assert worker.statistics().merges == 0
 
 
@@ -130,9 +130,9 @@ async def test_a_locked_database_is_waited_for(scattered: Database) -> None:
     lock = sqlite3.connect(scattered.file, isolation_level=None)
     try:
         lock.execute("BEGIN IMMEDIATE")
-        await worker.look()
+        await worker.tick()
         with pytest.raises(DatabaseUnavailable):
-            await worker.look()
+            await worker.tick()
         worker.start()
         async with asyncio.timeout(10):
             while not worker.degraded():

@@ -19,7 +19,7 @@ import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
 
-from service.core import tokens
+from service.core import segments, tokens
 from service.core.db import Database
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout, ProviderUnreachable
 from service.core.events import Intent, Outcome, Status, UsageSource, new_id, now
@@ -106,8 +106,7 @@ class Vectors:
 
     async def version(self) -> int:
         """Of the index: it changes with every chunk."""
-        async with self._database.reading() as session:
-            return int((await session.exec_driver_sql("SELECT version FROM index_state")).scalar_one())
+        return await segments.version(self._database)
 
     async def progress(self) -> tuple[int, int]:
         """(texts that should have a vector, those that have one)."""

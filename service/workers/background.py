@@ -6,6 +6,11 @@ from contextlib import suppress
 
 import msgspec
 
+from service.core.errors import DatabaseUnavailable
+from service.core.telemetry import log
+
+FAILURES_MAX = 10  # ticks in a row that may fail before it is worth saying
+
 
 class Background(ABC):
     """A `Worker` that runs `_run` between `start` and `stop`. `name` is what health and a stack of tasks call it."""
@@ -41,3 +46,35 @@ class Background(ABC):
 
     @abstractmethod
     async def _run(self) -> None: ...
+
+
+class Periodic(Background):
+    """One that looks at something now and then. What fails is tried again at the next tick."""
+
+    def __init__(self, name: str, tick_seconds: float) -> None:
+        super().__init__(name)
+        self._tick_seconds = tick_seconds
+        self._ticks = self._failures = 0  # failures: in a row
+
+    def degraded(self) -> bool:
+        """Whether it has failed for long, or the task has died."""
+        return self._failures > FAILURES_MAX or (self._task is not None and self._task.done())
+
+    @abstractmethod
+    async def tick(self) -> None:
+        """One look. Raises `DatabaseUnavailable`."""
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._tick_seconds)
+            self._ticks += 1
+            try:
+                await self.tick()
+            except DatabaseUnavailable as error:
+                self._failures += 1
+                log.warning(f"{self.name}.delayed", failures=self._failures, error=str(error))
+            except Exception:  # noqa: BLE001 - a tick that breaks must not end the next ones
+                self._failures += 1
+                log.exception(f"{self.name}.broken")
+            else:
+                self._failures = 0

@@ -19,11 +19,10 @@ from service.core.events import now
 from service.core.quota.history import rebuild
 from service.core.quota.ledger import Ledger
 from service.core.telemetry import log
-from service.workers.background import Background
+from service.workers.background import Periodic
 
 TICK_SECONDS = 1.0
 USED_TICKS = 30  # last uses are written every so many ticks
-FAILURES_MAX = 10  # ticks in a row that may fail before it is worth saying
 
 
 class ReaperStatistics(msgspec.Struct, frozen=True):
@@ -33,16 +32,15 @@ class ReaperStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class Reaper(Background):
+class Reaper(Periodic):
     """Runs as one task, and as a second one until the quota has learned."""
 
     def __init__(self, door: Door, watch: Watch, ledger: Ledger, database: Database, wait_recovered: Callable[[], Awaitable[None]]) -> None:
-        super().__init__("reaper")
+        super().__init__("reaper", TICK_SECONDS)
         self._door, self._watch, self._ledger, self._database = door, watch, ledger, database
         self._wait_recovered = wait_recovered
         self._started = now()
         self._loading: asyncio.Task[None] | None = None
-        self._ticks = self._failures = 0
 
     def start(self) -> None:
         """Begin."""
@@ -61,28 +59,9 @@ class Reaper(Background):
         except DatabaseUnavailable as error:
             log.warning("last_uses.lost", error=str(error))
 
-    def degraded(self) -> bool:
-        """Whether it has failed for long, or the task has died."""
-        return self._failures > FAILURES_MAX or (self._task is not None and self._task.done())
-
     def statistics(self) -> ReaperStatistics:
         """A frozen look at the reaper."""
         return ReaperStatistics(ticks=self._ticks, failures=self._failures)
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            self._ticks += 1
-            try:
-                await self.tick()
-            except DatabaseUnavailable as error:
-                self._failures += 1
-                log.warning("reaper.delayed", failures=self._failures, error=str(error))
-            except Exception:  # noqa: BLE001 - a tick that breaks must not end the next ones
-                self._failures += 1
-                log.exception("reaper.broken")
-            else:
-                self._failures = 0
 
     async def _load(self) -> None:
         try:
