@@ -9,15 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core import bm25
-from service.core.bm25 import K1, Digest, Occurrences, digests, heaviest, idf, numbers
+from service.core.bm25 import K1, Digest, Occurrences, digests, heaviest, idf, numbered, numbers, observed, weighed
 
 TERM = st.text("abcあ漢", min_size=1, max_size=3)
 TERMS = st.lists(TERM, max_size=30)
 
 
-def digested(*chunks: tuple[list[str], list[str]]) -> list[Digest]:
+def digested(*chunks: tuple[list[str], list[str]]) -> dict[int, Digest]:
     """Of chunks with these words and grams."""
-    return list(digests([(n, " ".join(words), " ".join(grams), None) for n, (words, grams) in enumerate(chunks)]).values())
+    return digests([(n, " ".join(words), " ".join(grams), None) for n, (words, grams) in enumerate(chunks)])
+
+
+def occurrences(words: list[str], phrases: list[tuple[str, str]], grams: list[str], chunks: dict[int, Digest]) -> Occurrences:
+    """Of a question's terms in some chunks."""
+    return Occurrences(words, phrases, grams, observed(numbered(words, phrases, grams), chunks))
 
 
 def plainly(asked: list[object], worth: list[float], there: list[object], length: float, b: float) -> float:
@@ -31,7 +36,7 @@ def test_scores_are_those_of_the_formula(chunks: list[tuple[list[str], list[str]
     """Of words, phrases and grams together, in each chunk, however many chunks there are."""
     phrases = [(a, b) for a, b in pairwise(words) if a != b]
     worth = [1 + n / 7 for n in range(len(words) + len(phrases) + len(grams))]
-    found = Occurrences(words, phrases, grams, digested(*chunks))
+    found = occurrences(words, phrases, grams, digested(*chunks))
     means = [max(sum(len(chunk[kind]) for chunk in chunks) / len(chunks), 1e-9) for kind in (0, 1)]
     first, second = len(words), len(words) + len(phrases)
     wanted = [
@@ -49,21 +54,21 @@ def test_scores_are_those_of_the_formula(chunks: list[tuple[list[str], list[str]
 
 def test_the_same_letters_are_other_terms_as_word_phrase_and_gram() -> None:
     """A gram of a chunk is not taken for a word of the question."""
-    found = Occurrences(["abc"], [], [], digested((["xyz"], ["abc"])))
+    found = occurrences(["abc"], [], [], digested((["xyz"], ["abc"])))
     assert found.scores([1.0], 0.75) == [0.0]
 
 
 def test_nothing_asked_or_nothing_to_look_at_is_no_error() -> None:
     """No candidates: no scores. No terms: scores of 0."""
-    assert Occurrences(["a"], [], [], []).scores([1.0], 0.75) == []
-    assert Occurrences([], [], [], digested((["a", "b"], []))).scores([], 0.75) == [0.0]
+    assert occurrences(["a"], [], [], {}).scores([1.0], 0.75) == []
+    assert occurrences([], [], [], digested((["a", "b"], []))).scores([], 0.75) == [0.0]
 
 
 @given(st.lists(st.tuples(st.sets(st.integers(1, 60), max_size=20), st.floats(0.1, 5)), max_size=8), st.integers(1, 20), st.booleans())
 def test_the_heaviest_chunks_come_first_and_the_older_of_equals(postings: list[tuple[set[int], float]], most: int, far_apart: bool) -> None:
     """Whether their numbers lie close together or millions apart."""
     step = 10 * bm25.DENSE_MAX if far_apart else 1
-    found = heaviest([(numbers(str([step * n for n in sorted(some)])), weight) for some, weight in postings], most)
+    found = heaviest(*weighed((numbers(str([step * n for n in sorted(some)])), weight) for some, weight in postings), most)
     ids, weights = list(found), list(found.values())
     sums: Counter[int] = Counter()
     for some, weight in postings:

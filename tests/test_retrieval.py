@@ -5,11 +5,12 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.core import documents
-from service.core.bm25 import Digest, digests
+from service.core.bm25 import Observed, digests, observed
 from service.core.cutting import cut
 from service.core.db import Database
 from service.core.errors import DatabaseUnavailable
@@ -17,7 +18,7 @@ from service.core.hits import NOTHING, Found, best_sentence
 from service.core.index import CANDIDATES_MAX, SEEN_LOOKED, Index, Kept
 from service.core.prompt import context_from, read_citations
 from service.core.quoting import quote
-from service.core.ranking import Counts, Ranked, Thresholds, parse, rank
+from service.core.ranking import Counts, Query, Ranked, Thresholds, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.core.terms import tokenizer
@@ -129,8 +130,12 @@ OFF_TOPIC = [
 
 
 async def look(database: Database, query: str, user_id: str | None = "u", limit: int = 5, within: list[str] | None = None) -> Found:
-    """A search with the default thresholds."""
-    return await Retrieval(database, SETTINGS).search(query, user_id=user_id, limit=limit, within=within)
+    """A search with the default thresholds: by what FTS5 says, and with all of the index in memory, which is the same."""
+    retrieval = Retrieval(database, SETTINGS)
+    found = await retrieval.search(query, user_id=user_id, limit=limit, within=within)
+    await retrieval.warm()
+    assert await retrieval.search(query, user_id=user_id, limit=limit, within=within) == found
+    return found
 
 
 async def keep(database: Database, text: str, user_id: str = "u", *, shared: bool = False, title: str = "T") -> str:
@@ -187,7 +192,7 @@ async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
     await documents.delete(database, gone, user_id="u")
     assert [hit.document_id for hit in (await look(database, "灯台のレンズの管理人")).items] == [stays]
     asked = parse("灯台 管理人 レンズ", tokenizer("auto"))
-    counts = await database.look(lambda connection: Index().at(connection).counts(asked))
+    counts = await database.look(lambda connection: Index(whole_max=0).at(connection, asked).counts())
     assert (counts.chunks, {word: n for word, n in counts.words.items() if n}) == (1, {"灯台": 1})
     assert {gram: n for gram, n in counts.grams.items() if n} == {"灯台": 1}
 
@@ -313,20 +318,26 @@ async def test_variants_rank_alike(database: Database, question: str) -> None:
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=14))
-async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Database, steps: list[tuple[bool, int]]) -> None:
-    """After each step a search finds exactly the documents that are there, and the counts are those of a fresh index."""
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.booleans()), max_size=14))
+async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Database, steps: list[tuple[bool, int, bool]]) -> None:
+    """After each step a search finds exactly the documents that are there, and the counts are those of a fresh index.
+
+    Whenever the index was last read into memory.
+    """
     retrieval = Retrieval(database, SETTINGS)  # one for all: what it remembers must not outlive a change
     there: dict[int, str] = {}
-    for add, n in steps:
+    query = parse("灯台", tokenizer("auto"))
+    for add, n, warms in steps:
         if add and n not in there:
             there[n] = await keep(database, f"灯台{n}号の管理人は毎朝レンズを磨きます。")
         elif not add and n in there:
             await documents.delete(database, there.pop(n), user_id="u")
+        if warms:
+            await retrieval.warm()
         found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
         assert {hit.document_id for hit in found.items} == set(there.values())
         assert found == await Retrieval(database, SETTINGS).search("灯台の管理人のレンズ", user_id="u", limit=20)
-        counts = await database.look(lambda connection: retrieval._search._index.at(connection).counts(parse("灯台", tokenizer("auto"))))
+        counts = await database.look(lambda connection: retrieval._search._index.at(connection, query).counts())
         assert (counts.chunks, counts.words["灯台"]) == (len(there), len(there))
     for document_id in there.values():
         await documents.delete(database, document_id, user_id="u")
@@ -348,18 +359,25 @@ async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(da
 @pytest.mark.parametrize("newer", [0, 2])
 async def test_a_backup_that_takes_the_place_of_the_database_is_searched_as_it_is(database: Database, tmp_path: Path, newer: int) -> None:
     """What was remembered of chunks of the same numbers is forgotten, whichever of the two has changed more often."""
-    index = Index()
+    index = Index(whole_max=100)
     backup = Database(f"sqlite+aiosqlite:///{shutil.copy(tmp_path / 'kotae.db', tmp_path / 'backup.db')}")
     for text in ("Otters sleep in kelp.", "Penguins sleep in caves."):
         await keep(database, text)
     for text in ("Lanterns.", "Lamps.", "Lights.")[: 1 + newer]:
         await keep(backup, text)
-    before = await database.look(lambda connection: index.at(connection).digests([1]))
-    rows = await database.look(lambda connection: index.at(connection).rows([1]))
-    after = await backup.look(lambda connection: index.at(connection).digests([1]))
-    others = await backup.look(lambda connection: index.at(connection).rows([1]))
-    assert (before[1].words, after[1].words) == (4, 2)  # the title is one of them
-    assert (rows[1].text, others[1].text) == ("Otters sleep in kelp.", "Lanterns.")
+    query = parse("otters lanterns", tokenizer("auto"))
+
+    def look(connection: sa.Connection) -> tuple[list[int], list[float], str]:
+        here = index.at(connection, query)
+        return list(here.counts().words.values()), here.observed([1]).often[0, :2].tolist(), here.rows([1])[1].text
+
+    found = []
+    for one, warms in ((database, True), (backup, False), (backup, True), (database, False)):
+        if warms:
+            await one.look(index.warm)
+        found.append(await one.look(look))
+    otters, lanterns = ([1, 0], [1, 0], "Otters sleep in kelp."), ([0, 1], [0, 1], "Lanterns.")
+    assert found == [otters, lanterns, lanterns, otters]
     await backup.close()
 
 
@@ -380,15 +398,15 @@ def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -
         assert 0 <= low < high <= len(piece["text"])
 
 
-def chunks(*words: str) -> dict[int, Digest]:
-    """Chunks with these words, numbered from 1."""
-    return digests([(n, each, "", None) for n, each in enumerate(words, 1)])
+def chunks(query: Query, *words: str) -> Observed:
+    """Chunks with these words, numbered from 1, as a question sees them."""
+    return observed(query.codes, digests([(n, each, "", None) for n, each in enumerate(words, 1)]))
 
 
 def test_ranking_prefers_more_and_rarer_words() -> None:
     """More of the question's words, rarer ones, and words side by side rank higher."""
     query = parse("common rare", tokenizer("auto"))
-    some = chunks("common x y z", "rare x y z", "rare x y common", "x common rare y")
+    some = chunks(query, "common x y z", "rare x y z", "rare x y common", "x common rare y")
     found = rank(query, some, Counts(1000, {"common": 500, "rare": 3}, {}), limit=10, thresholds=Thresholds(0.27, 0))
     assert [place.id for place in found.places] == [4, 3, 2, 1]
     assert found.answerable
@@ -400,7 +418,7 @@ def test_the_thresholds_decide() -> None:
     counts = Counts(1000, dict.fromkeys(query.words, 3), {})
 
     def judged(share_min: float, terms_min: float, *, empty: bool = False) -> Ranked:
-        some = chunks() if empty else chunks("oak elm x y")
+        some = chunks(query) if empty else chunks(query, "oak elm x y")
         return rank(query, some, counts, limit=1, thresholds=Thresholds(share_min, terms_min))
 
     found = judged(0.2, 0.5)

@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from service.core import documents
 from service.core.audit import audit
-from service.core.bm25 import Digest, digests
+from service.core.bm25 import Observed, digests, observed
 from service.core.cutting import hash_text
 from service.core.db import Database
 from service.core.errors import SettingsInvalid
@@ -51,10 +51,11 @@ class Letters:
         """Nothing to let go of."""
 
 
-def digested(text: str, content_hash: str) -> Digest:
-    """A chunk as ranking reads it."""
-    known = MADE.terms(text)
-    return digests([(0, " ".join(known.words), " ".join(known.grams), content_hash)])[0]
+def seen(query: Query, **texts: str) -> Observed:
+    """Chunks as a question sees them, by the hash of their content."""
+    known = [(content_hash, MADE.terms(text)) for content_hash, text in texts.items()]
+    rows = [(n, " ".join(terms.words), " ".join(terms.grams), content_hash) for n, (content_hash, terms) in enumerate(known)]
+    return observed(query.codes, digests(rows))
 
 
 def asked(text: str, chunks: int) -> tuple[Query, Counts]:
@@ -115,9 +116,9 @@ def test_without_any_cosine_words_decide(coverages: list[float]) -> None:
 
 def test_a_cosine_eases_and_tightens() -> None:
     """What the words barely answer is refused when even the nearest chunk is far; what they barely refuse is answered near."""
-    chunk = digested(TEXTS[0], "h")
     query, counts = asked("Who polishes the lens of the lighthouse?", 1)
-    alone = rank(query, {1: chunk}, counts, limit=5, thresholds=Thresholds(0, 0))
+    chunk = seen(query, h=TEXTS[0])
+    alone = rank(query, chunk, counts, limit=5, thresholds=Thresholds(0, 0))
     assert alone.cosine is UNSET
     for margin, even, cosine, answerable in (
         (0.99, 0.0, 0.5, True),
@@ -128,7 +129,7 @@ def test_a_cosine_eases_and_tightens() -> None:
         (1.01, 0.85, 0.90, True),
     ):
         least = Thresholds(alone.share * margin, alone.terms * margin, even)
-        found = rank(query, {1: chunk}, counts, limit=5, thresholds=least, cosines={"h": cosine})
+        found = rank(query, chunk, counts, limit=5, thresholds=least, cosines={"h": cosine})
         assert found.answerable is answerable
         assert (found.share, found.terms, found.cosine) == (alone.share, alone.terms, cosine if even else UNSET)
         assert found.places[0].cosine == cosine
@@ -137,14 +138,14 @@ def test_a_cosine_eases_and_tightens() -> None:
 def test_words_alone_are_not_asked_for_more() -> None:
     """One or two words as typed into a search box are enough as without a cosine, however far their meaning is."""
     query, counts = asked("lighthouse lens", 1)
-    assert rank(query, {1: digested(TEXTS[0], "h")}, counts, limit=5, thresholds=Thresholds(0.27, 1.55, 0.9), cosines={"h": 0.1}).answerable
+    assert rank(query, seen(query, h=TEXTS[0]), counts, limit=5, thresholds=Thresholds(0.27, 1.55, 0.9), cosines={"h": 0.1}).answerable
 
 
 def test_a_cosine_that_waits_does_not_count() -> None:
     """While one of the best chunks has no vector, its question is judged by words alone."""
-    candidates = {n: digested(text, str(n)) for n, text in enumerate(TEXTS[:2])}
     query, counts = asked("Who polishes the lens of the lighthouse?", 2)
-    found = rank(query, candidates, counts, limit=5, thresholds=Thresholds(0.1, 0.1, 0.99), cosines={"0": 0.1})
+    candidates = seen(query, one=TEXTS[0], two=TEXTS[1])
+    found = rank(query, candidates, counts, limit=5, thresholds=Thresholds(0.1, 0.1, 0.99), cosines={"one": 0.1})
     assert found.answerable
     assert found.cosine is UNSET
 

@@ -6,7 +6,7 @@ its bytes, modulo 2^64 (Karp and Rabin, 1987). A term of a question shares its n
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import compress
 
@@ -28,12 +28,13 @@ _WORD, _AFTER, _GRAM = (np.uint64(each) for each in (0x9E3779B97F4A7C15, 0xC2B2A
 Numbers = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
+Codes = NDArray[np.uint32]
 
 
 class Digest(msgspec.Struct, frozen=True):
-    """What ranking reads of a chunk: the numbers of its words, phrases and grams; how many words and grams it has."""
+    """A chunk: the numbers of its words, phrases and grams, as often as they stand there; how many words and grams it has."""
 
-    codes: NDArray[np.uint32]
+    codes: Codes
     words: int
     grams: int
     content_hash: str | None = None
@@ -56,6 +57,29 @@ def digests(stored: Sequence[tuple[int, str, str, str | None]]) -> dict[int, Dig
     return made
 
 
+class Observed(msgspec.Struct, frozen=True):
+    """What ranking reads of some chunks: how often each term of a question stands in each."""
+
+    ids: list[int]
+    often: Numbers  # a row a chunk; a column a word, phrase or gram, in this order
+    lengths: Numbers  # a row a chunk: how many words and grams it has
+    content_hashes: list[str | None]
+
+
+def numbered(words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Sequence[str]) -> Codes:
+    """The numbers of a question's terms, in this order."""
+    hashes = _hashes(" ".join([*words, *(a for a, _ in phrases), *(b for _, b in phrases), *grams]))
+    alone, before, after, of_grams = np.split(hashes, np.cumsum([len(words), len(phrases), len(phrases)]))
+    return _codes(np.concatenate([alone * _WORD, before * _WORD + after * _AFTER, of_grams * _GRAM]))
+
+
+def observed(asked: Codes, chunks: Mapping[int, Digest]) -> Observed:
+    """Some chunks, by their digests."""
+    found = chunks.values()
+    lengths = np.array([(one.words, one.grams) for one in found], dtype=float).reshape(-1, 2)
+    return Observed(list(chunks), _counted(asked, [one.codes for one in found]), lengths, [one.content_hash for one in found])
+
+
 def idf(frequency: float, total: int) -> float:
     """What a term is worth that stands in so many of all chunks: never negative."""
     frequency = min(frequency, total)
@@ -63,18 +87,13 @@ def idf(frequency: float, total: int) -> float:
 
 
 class Occurrences:
-    """How often each term of a question stands in each of some chunks."""
+    """The terms of a question in some chunks, and what they are worth there."""
 
-    def __init__(self, words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Sequence[str], chunks: Sequence[Digest]) -> None:
-        self._words, self._grams = words, grams
+    def __init__(self, words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Sequence[str], chunks: Observed) -> None:
+        self._words, self._grams, self._often = words, grams, chunks.often
         self._phrases = slice(len(words), len(words) + len(phrases))
         self._kinds = np.repeat([0, 0, 1], [len(words), len(phrases), len(grams)])  # phrases are as many as words, but for one
-        lengths = np.array([[one.words, one.grams] for one in chunks], dtype=float).reshape(-1, 2)
-        self._lengths = lengths / np.maximum(lengths.mean(axis=0) if chunks else 1, 1e-9)
-        hashes = _hashes(" ".join([*words, *(a for a, _ in phrases), *(b for _, b in phrases), *grams]))
-        alone, before, after, of_grams = np.split(hashes, np.cumsum([len(words), len(phrases), len(phrases)]))
-        asked = _codes(np.concatenate([alone * _WORD, before * _WORD + after * _AFTER, of_grams * _GRAM]))
-        self._often = _counted(asked, [one.codes for one in chunks])
+        self._lengths = chunks.lengths / np.maximum(chunks.lengths.mean(axis=0) if chunks.ids else 1, 1e-9)
 
     def of_phrases(self) -> list[float]:
         """How often each phrase stands in all of them."""
@@ -98,13 +117,10 @@ class Occurrences:
         return scores
 
 
-def heaviest(postings: Iterable[tuple[Ids, float]], most: int | None) -> dict[int, float]:
-    """The chunks in which terms stand that weigh most together, heaviest first and the older of equals, each with its weight."""
-    found = [(ids, weight) for ids, weight in postings if len(ids)]
-    if not found:
+def heaviest(ids: Ids, weights: Numbers, most: int | None) -> dict[int, float]:
+    """The chunks whose weights are most together, heaviest first and the older of equals, each with its weight."""
+    if not len(ids):
         return {}
-    ids = np.concatenate([each for each, _ in found])
-    weights = np.repeat([weight for _, weight in found], [len(each) for each, _ in found])
     first = ids.min()
     if ids.max() - first < DENSE_MAX:
         sums = np.bincount(ids - first, weights)
@@ -120,12 +136,19 @@ def heaviest(postings: Iterable[tuple[Ids, float]], most: int | None) -> dict[in
     return dict(zip(ids[order].tolist(), sums[order].tolist(), strict=True))
 
 
+def weighed(postings: Iterable[tuple[Ids, float]]) -> tuple[Ids, Numbers]:
+    """The ids of all of these, one after the other, and the weight of each."""
+    found = list(postings)
+    ids = np.concatenate([ids for ids, _ in found] or [np.zeros(0, dtype=np.int64)])
+    return ids, np.repeat([weight for _, weight in found], [len(ids) for ids, _ in found])
+
+
 def numbers(found: str) -> Ids:
     """Of a JSON list of integers."""
     return np.array(msgspec.json.decode(found, type=list[int]), dtype=np.int64)
 
 
-def _codes(made: Hashes) -> NDArray[np.uint32]:
+def _codes(made: Hashes) -> Codes:
     """The upper half of the bits, which all of the lower ones have gone into."""
     return (made >> np.uint64(32)).astype(np.uint32)
 
@@ -159,12 +182,12 @@ def _powers(most: int) -> tuple[Hashes, Hashes]:
     return np.cumprod(up), np.cumprod(down)
 
 
-def _half(codes: NDArray[np.uint32]) -> NDArray[np.uint16]:
+def _half(codes: Codes) -> NDArray[np.uint16]:
     """One half of the bits of each, without a copy."""
     return codes.view(np.uint16)[::2]
 
 
-def _counted(asked: NDArray[np.uint32], chunks: Sequence[NDArray[np.uint32]]) -> Numbers:
+def _counted(asked: Codes, chunks: Sequence[Codes]) -> Numbers:
     """How often each of the numbers asked for stands in each chunk: a row a chunk, a column a number."""
     shape = len(chunks), len(asked)
     if not all(shape):

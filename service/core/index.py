@@ -9,10 +9,12 @@ ranking sees every term again. Where too many chunks have the same few words for
 of a question of one word, FTS5 is asked for the best of them: `bm25(…, w, w)` is BM25 with k1 = 1.2 / w, so weights of 2
 give the k1 of 0.6 of the ranking.
 
-What was read is remembered. Counts (`COUNTS_KEPT`, some 10 MB) and the chunks that have a term (`POSTINGS_KEPT` of 8 bytes)
-are true of one version of the index, which is part of the snapshot that a search reads: another version starts afresh. The
-terms of a chunk (`CODES_KEPT` of 4 bytes) and its text (`CHARACTERS_KEPT`, of one or two bytes each) stay what they are, since a
-chunk is never changed and its id never given again. Each is bounded alone; what was looked at first goes first.
+As long as nothing changes, a collection that is not too large is in memory as a whole (`warm`, `inverted.py`): what FTS5 would
+say is looked up there, and comes out the same. Else what was read is remembered. Counts (`COUNTS_KEPT`, some 10 MB) and the
+chunks that have a term (`POSTINGS_KEPT` of 8 bytes) are true of one version of the index, which is part of the snapshot that a
+search reads: another version starts afresh. The terms of a chunk (`CODES_KEPT` of 4 bytes) and its text (`CHARACTERS_KEPT`, of
+one or two bytes each) stay what they are, since a chunk is never changed and its id never given again. Each is bounded alone;
+what was looked at first goes first.
 
 A question is never read as a query language: it is reduced to terms, and each is quoted. How often a term occurs is
 counted over all documents, also those that the caller may not see: scores may move by it, texts never show.
@@ -20,7 +22,9 @@ counted over all documents, also those that the caller may not see: scores may m
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import islice
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
@@ -28,7 +32,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from service.core.bm25 import Digest, Ids, digests, heaviest, idf, numbers
+from service.core.bm25 import Digest, Ids, Numbers, Observed, digests, heaviest, idf, numbers, observed, weighed
+from service.core.inverted import Inverted, Postings
 from service.core.ports import Nearness
 from service.core.ranking import GRAM_WEIGHT, Counts, Query, Row
 
@@ -39,6 +44,7 @@ NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they
 SEEN_LOOKED = 300  # of the best chunks, at a time, likewise
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_LEAST = 3  # looked up even if they are not rare
+CHUNKS_A_TURN, YIELD_SECONDS = 20, 0.001  # about a millisecond's work of a thread that nobody waits for
 COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT, CHARACTERS_KEPT = 100_000, 1_000_000, 8_000_000, 3_000_000
 
 Term = tuple[str, str]  # its column and itself
@@ -119,10 +125,20 @@ class _Version:
         self.postings: Kept[Term, Ids] = Kept(POSTINGS_KEPT, lambda ids: len(ids) + 20)
 
 
-class Index:
-    """Made once for a database: it remembers."""
+class _Whole(msgspec.Struct, frozen=True):
+    """All of one version of the index, in memory."""
 
-    def __init__(self) -> None:
+    file: Any
+    version: int
+    index: Inverted
+
+
+class Index:
+    """Made once for a database: it remembers. `whole_max`: so many chunks at most are read into memory as a whole."""
+
+    def __init__(self, whole_max: int) -> None:
+        self._whole_max = whole_max
+        self._whole: _Whole | None = None
         self._file: Any = None
         self._forget()
 
@@ -130,29 +146,54 @@ class Index:
         self._version = _Version(0)
         self._known = _Chunks()
 
-    def at(self, connection: sa.Connection) -> "Snapshot":
-        """The index as this connection's transaction sees it."""
+    def at(self, connection: sa.Connection, query: Query) -> "Snapshot":
+        """The index as this connection's transaction sees it, for a question."""
         # The driver's: SQLAlchemy's part of a search's many small statements would take longer than SQLite's.
         cursor = connection.connection.cursor()
-        number, chunks = cursor.execute("SELECT version, chunks FROM index_state").fetchone()
+        number, chunks = cursor.execute(_STATE).fetchone()
         file = connection.info.get("file")
         if file != self._file or number < self._version.number:  # another database: a backup has taken its place
             self._file = file
             self._forget()
         if number != self._version.number:
             self._version = _Version(number)
-        return Snapshot(cursor, self._version, self._known, chunks)
+        whole = self._whole
+        fresh = whole.index if whole and (whole.file, whole.version) == (file, number) else None
+        return Snapshot(cursor, query, self._version, self._known, chunks, fresh)
+
+    def warm(self, connection: sa.Connection) -> int:
+        """Read all of the index into memory as this connection's transaction sees it. How many chunks that is; 0: they are too many."""
+        cursor, file = connection.connection.cursor(), connection.info.get("file")
+        version, chunks = (int(each) for each in cursor.execute(_STATE).fetchone())
+        if chunks > self._whole_max:
+            self._whole = None
+            return 0
+        ids = [row[0] for row in cursor.execute("SELECT id FROM chunks")]
+        same = file == self._file and version >= self._version.number  # if not, a backup has taken its place since the last search
+        known = self._known.digests if same else _Chunks().digests
+        found: dict[int, Digest] = {}
+        for n in range(0, len(ids), CHUNKS_A_TURN):
+            found |= known.get(ids[n : n + CHUNKS_A_TURN], partial(_digests, cursor.execute))
+            time.sleep(YIELD_SECONDS)
+        self._whole = _Whole(file, version, Inverted(found))
+        return chunks
 
 
 class Snapshot:
-    """One version of the index. All of it blocks."""
+    """One version of the index, for one question. All of it blocks."""
 
-    def __init__(self, cursor: Any, version: _Version, known: _Chunks, chunks: int) -> None:
+    def __init__(self, cursor: Any, query: Query, version: _Version, known: _Chunks, chunks: int, whole: Inverted | None) -> None:
         self._execute = cursor.execute
-        self._version, self._known, self._chunks = version, known, chunks
+        self._query, self._version, self._known, self._chunks = query, version, known, chunks
+        self._whole = Postings(whole, query.codes) if whole else None
 
-    def counts(self, query: Query) -> Counts:
-        """How many chunks there are, and have each term."""
+    def counts(self) -> Counts:
+        """How many chunks there are, and have each term of the question."""
+        query = self._query
+        if self._whole:
+            often = self._whole.frequencies()
+            last = len(often) - len(query.grams)
+            return Counts(self._chunks, dict(zip(query.words, often, strict=False)), dict(zip(query.grams, often[last:], strict=True)))
 
         def read(missing: list[Term]) -> dict[Term, int]:
             found = self._execute(_FREQUENCIES, (json.dumps([term for _, term in missing]),))
@@ -171,9 +212,7 @@ class Snapshot:
         grams = _rarest(counts.grams, 1, GRAM_POSTINGS_MAX)
         rarities = {("words", term): idf(counts.words[term], counts.total) for term in words}
         rarities |= {("grams", term): GRAM_WEIGHT * idf(counts.grams[term], counts.total) for term in grams}
-        postings = self._postings(list(rarities))
-        weighed = [(ids, rarities[term]) for term, ids in postings.items()]
-        worth = heaviest(weighed, CANDIDATES_MAX + 1 if seen.everything else None)
+        worth = heaviest(*self._weighed(rarities), CANDIDATES_MAX + 1 if seen.everything else None)
         best = self._visible(list(worth), seen, CANDIDATES_MAX + 1)
         chosen = best[:CANDIDATES_MAX]
         if words and len(best) > CANDIDATES_MAX and worth[best[-1]] >= TIED_SHARE * worth[best[0]]:
@@ -195,14 +234,11 @@ class Snapshot:
                 break
         return ids[:NEAR_CANDIDATES]
 
-    def digests(self, ids: Sequence[int]) -> dict[int, Digest]:
-        """What stands in these chunks."""
-
-        def read(missing: list[int]) -> dict[int, Digest]:
-            found = self._execute(_TERMS, (json.dumps(missing),)).fetchall()
-            return digests(found)
-
-        return self._known.digests.get(ids, read)
+    def observed(self, ids: Sequence[int]) -> Observed:
+        """The question's terms in these chunks."""
+        if self._whole:
+            return self._whole.observed(ids)
+        return observed(self._query.codes, self._known.digests.get(ids, partial(_digests, self._execute)))
 
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """The chunks themselves."""
@@ -212,15 +248,25 @@ class Snapshot:
 
         return self._known.rows.get(ids, read)
 
-    def _postings(self, terms: Sequence[Term]) -> dict[Term, Ids]:
-        """The ids of the chunks in which each term stands."""
+    def _weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
+        """The chunks in which these terms stand, each time with the weight of the term."""
+        if self._whole:
+            return self._whole.weighed({self._columns[term]: weight for term, weight in weights.items()})
 
         def read(missing: list[Term]) -> dict[Term, Ids]:
             asked = json.dumps([_expression(column, [term]) for column, term in missing])
             found = self._execute(_POSTINGS, (asked,))
             return {missing[n]: numbers(ids) for n, ids in found}
 
-        return self._version.postings.get(terms, read)
+        found = self._version.postings.get(weights, read)
+        return weighed((found[term], weight) for term, weight in weights.items())
+
+    @cached_property
+    def _columns(self) -> dict[Term, int]:
+        """Which of the numbers of the question is whose."""
+        query = self._query
+        words = {("words", word): n for n, word in enumerate(query.words)}
+        return words | {("grams", gram): n for n, gram in enumerate(query.grams, len(query.codes) - len(query.grams))}
 
     def _visible(self, ids: list[int], seen: Seen, most: int) -> list[int]:
         """The first of these that may be seen."""
@@ -238,11 +284,15 @@ class Snapshot:
 
     def _matched(self, words: Sequence[str], seen: Seen) -> list[int]:
         """The best of the chunks that have any of these words, as FTS5 ranks them."""
+        if self._whole:
+            matched = self._whole.matched([self._columns["words", word] for word in words])
+            return self._visible(list(heaviest(*matched, CANDIDATES_MAX if seen.everything else None)), seen, CANDIDATES_MAX)
         statement = _MATCH.format(joins="" if seen.everything else _JOINS, condition=seen.condition)
         values = seen.values | {"match": _expression("words", words), "most": CANDIDATES_MAX}
         return [row[0] for row in self._execute(statement, values)]
 
 
+_STATE = "SELECT version, chunks FROM index_state"
 _FREQUENCIES = "SELECT col, term, doc FROM chunk_vocabulary WHERE term IN (SELECT value FROM json_each(?))"
 _POSTINGS = "SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value) FROM json_each(?)"
 _JOINS = "JOIN chunks AS c ON c.id = t.rowid JOIN documents AS d ON d.id = c.document_id"
@@ -263,6 +313,10 @@ _ROWS = """
 SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELECT value FROM json_each(?))
 """
+
+
+def _digests(execute: Any, ids: Sequence[int]) -> dict[int, Digest]:
+    return digests(execute(_TERMS, (json.dumps(ids),)).fetchall())
 
 
 def _rarest(counted: dict[str, int], least: int, postings_max: int) -> list[str]:

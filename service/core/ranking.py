@@ -22,7 +22,7 @@ from itertools import pairwise
 
 import msgspec
 
-from service.core.bm25 import K1, B, Digest, Occurrences, idf
+from service.core.bm25 import K1, B, Codes, Observed, Occurrences, idf, numbered
 from service.core.hits import Hit, best_sentence
 from service.core.terms import Tokenizer, language
 
@@ -66,6 +66,7 @@ class Query(msgspec.Struct, frozen=True):
     words: list[str]
     phrases: list[tuple[str, str]]
     grams: list[str]
+    codes: Codes  # their numbers, in this order
     bare: bool  # words alone, not a sentence
     latin: bool
 
@@ -122,12 +123,12 @@ def parse(text: str, tokenizer: Tokenizer) -> Query:
     phrases = list(dict.fromkeys((a, b) for a, b in pairwise(found.words) if a != b))[:WORDS_MAX]
     grams = list(dict.fromkeys(found.grams))[:GRAMS_MAX]
     bare = len(text) <= BARE_CHARACTERS_MAX and not _SENTENCE.search(text)
-    return Query(words, phrases, grams, bare=bare, latin=language(text) == "en")
+    return Query(words, phrases, grams, numbered(words, phrases, grams), bare=bare, latin=language(text) == "en")
 
 
 def rank(
     query: Query,
-    candidates: Mapping[int, Digest],
+    candidates: Observed,
     counts: Counts,
     *,
     limit: int,
@@ -138,8 +139,7 @@ def rank(
 
     `cosines`: by content hash, how near chunks are in meaning; None ranks by words alone.
     """
-    ids, chunks = list(candidates), list(candidates.values())
-    found = Occurrences(query.words, query.phrases, query.grams, chunks)
+    found = Occurrences(query.words, query.phrases, query.grams, candidates)
     words, grams = _rarities(query.words, counts.words, counts.total), _rarities(query.grams, counts.grams, counts.total)
     phrases = [idf(often, counts.total) for often in found.of_phrases()]  # of the candidates: that is nearly all there are
     gram_weight = LATIN_GRAM_WEIGHT if query.latin else GRAM_WEIGHT
@@ -147,9 +147,9 @@ def rank(
     best = (K1 + 1) * math.fsum(worth)
     scores = found.scores(worth, B)
     whole = found.whole()
-    near = [(cosines or {}).get(one.content_hash or "") for one in chunks]
+    near = [(cosines or {}).get(name or "") for name in candidates.content_hashes]
     placed = fuse([one / (best or 1) for one in scores], near) if cosines else scores
-    order = sorted(range(len(chunks)), key=lambda i: (placed[i], whole[i]), reverse=True)
+    order = sorted(range(len(scores)), key=lambda i: (placed[i], whole[i]), reverse=True)
     best_placed = order[:TOP]
     judged = found.scores(worth, JUDGED_B)
     top = max((judged[i] for i in best_placed), default=0.0)
@@ -162,7 +162,7 @@ def rank(
     def place(i: int) -> Placed:
         matched, close = found.standing(i)
         weights = {gram: grams[gram] for gram in close} | {word: words[word] for word in matched}
-        return Placed(ids[i], round(scores[i], 4), round(scores[i] / best, 4) if best else 0.0, matched, near[i], weights)
+        return Placed(candidates.ids[i], round(scores[i], 4), round(scores[i] / best, 4) if best else 0.0, matched, near[i], weights)
 
     places = [place(i) for i in order[: max(1, min(limit, LIMIT_MAX))] if scores[i] > 0 or near[i] is not None]
     return Ranked(

@@ -55,6 +55,22 @@ class Retrieval:
         async with self._turn:
             return await self._database.look(look)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody has searched."""
+        return "_search" in vars(self)
+
+    async def warm(self) -> int:
+        """Read all of the index into memory: until something changes, searches take it from there. How many chunks; 0: they are too many.
+
+        Raises `DatabaseUnavailable`.
+        """
+
+        def read(connection: sa.Connection) -> int:
+            return int(self._search.warm(connection))
+
+        return await self._database.look(read)
+
     @cached_property
     def _search(self) -> Any:
         # Loaded at the first search: numpy is 10 MiB and a tenth of a second, and many a service never searches.

@@ -12,10 +12,13 @@ import sqlalchemy as sa
 
 from service.core.hits import NOTHING, Found
 from service.core.index import Index, Seen
+from service.core.inverted import CHUNKS_MAX
 from service.core.ports import Nearness
 from service.core.ranking import Thresholds, hit, parse, rank
 from service.core.settings import Settings
 from service.core.terms import Tokenizer
+
+WHOLE_CHARACTERS = 5_600_000  # 8,000 chunks of the default length, some 16 MB: in more, FTS5 finds what is rare as quickly
 
 
 class Search:
@@ -24,7 +27,7 @@ class Search:
     def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
         self._tokenizer = tokenizer
         self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min, settings.cosine_even)
-        self._index = Index()
+        self._index = Index(min(CHUNKS_MAX, WHOLE_CHARACTERS // settings.chunk_characters))
 
     def find(
         self,
@@ -40,14 +43,18 @@ class Search:
         asked = parse(query, self._tokenizer)
         if not asked.words and not asked.grams:
             return NOTHING
-        index, seen = self._index.at(connection), Seen(user_id, within)
-        counts = index.counts(asked)
+        index, seen = self._index.at(connection, asked), Seen(user_id, within)
+        counts = index.counts()
         ids = index.candidates(counts, seen)
         if nearness:
             ids = list(dict.fromkeys([*ids, *index.nearest(nearness, seen)]))
-        chunks = index.digests(ids)
-        cosines = nearness.of(one.content_hash or "" for one in chunks.values()) if nearness else None
+        chunks = index.observed(ids)
+        cosines = nearness.of(name or "" for name in chunks.content_hashes) if nearness else None
         ranked = rank(asked, chunks, counts, limit=limit, thresholds=self._thresholds, cosines=cosines)
         rows = index.rows([place.id for place in ranked.places])
         hits = [hit(place, rows[place.id]) for place in ranked.places]
         return Found(items=hits, answerable=ranked.answerable, share=ranked.share, terms=ranked.terms, cosine=ranked.cosine)
+
+    def warm(self, connection: sa.Connection) -> int:
+        """See `Index.warm`."""
+        return self._index.warm(connection)

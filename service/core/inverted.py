@@ -1,0 +1,97 @@
+"""An inverted index in memory: for each term the chunks in which it stands, and how often (Zobel and Moffat, 2006). Pure.
+
+A term is its number (`bm25.py`). So it takes four bytes for each term of a chunk, as often as it stands there, and twelve for each
+term of the collection: some 2 KB a chunk of the default length.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core.bm25 import B, Codes, Digest, Ids, Numbers, Observed
+
+CHUNKS_MAX = 1 << 16  # the row of a chunk is a number of 16 bits
+FTS5_K1, FTS5_IDF_MIN = 1.2, 1e-6
+ROW = np.uint64(32)  # bits for the row of a chunk, below those for the number of a term
+
+
+class Inverted:
+    """Of some chunks, `CHUNKS_MAX` at most. It never changes."""
+
+    def __init__(self, chunks: Mapping[int, Digest]) -> None:
+        self.ids: Ids = np.array(sorted(chunks), dtype=np.int64)
+        found = [chunks[id_] for id_ in self.ids.tolist()]
+        self.lengths = np.array([(one.words, one.grams) for one in found], dtype=float).reshape(-1, 2)
+        self.content_hashes = np.array([one.content_hash for one in found], dtype=object)
+        standing = np.concatenate([one.codes for one in found] or [np.zeros(0, dtype=np.uint32)]).astype(np.uint64) << ROW
+        standing |= np.repeat(np.arange(len(found), dtype=np.uint64), [len(one.codes) for one in found])
+        standing.sort()
+        pairs = _firsts(standing)  # a term may stand in a chunk several times
+        self.often = np.diff(pairs, append=len(standing)).astype(np.uint16)
+        standing = standing[pairs]
+        self.rows = standing.astype(np.uint16)
+        codes = (standing >> ROW).astype(np.uint32)
+        terms = _firsts(codes)
+        self._codes = np.append(codes[terms], np.uint32(0))  # so that there is one after the last
+        self._begins = np.append(terms, [len(codes)] * 2)
+
+    def where(self, asked: Codes) -> tuple[Ids, Ids]:
+        """Where in `rows` and `often` each of these terms begins, and in how many chunks it stands."""
+        at = np.searchsorted(self._codes[:-1], asked)
+        begins = self._begins[at]
+        return begins, np.where(self._codes[at] == asked, self._begins[at + 1] - begins, 0)
+
+
+class Postings:
+    """Where the terms of one question stand. A column is the place of a term among them."""
+
+    def __init__(self, index: Inverted, asked: Codes) -> None:
+        self._index = index
+        self._begins, self._chunks = index.where(asked)
+
+    def frequencies(self) -> list[int]:
+        """In how many chunks each term stands."""
+        found: list[int] = self._chunks.tolist()
+        return found
+
+    def weighed(self, weights: Mapping[int, float]) -> tuple[Ids, Numbers]:
+        """The chunks in which these columns stand, one column after the other, and the weight of each."""
+        columns = list(weights)
+        return self._index.ids[self._index.rows[self._standing(columns)]], np.repeat(list(weights.values()), self._chunks[columns])
+
+    def matched(self, columns: Sequence[int]) -> tuple[Ids, Numbers]:
+        """As `weighed`, with what each is worth to FTS5: to its `bm25(…, 2.0, 2.0)` (https://sqlite.org/fts5.html)."""
+        index, chunks, standing = self._index, self._chunks[columns], self._standing(columns)
+        rarities = np.maximum(np.log((len(index.ids) - chunks + 0.5) / (chunks + 0.5)), FTS5_IDF_MIN)
+        rows, often, lengths = index.rows[standing], 2.0 * index.often[standing], index.lengths.sum(axis=1)
+        share = often * (FTS5_K1 + 1) / (often + FTS5_K1 * (1 - B + B * lengths[rows] / max(lengths.mean(), 1e-9)))
+        return index.ids[rows], np.repeat(rarities, chunks) * share
+
+    def observed(self, ids: Sequence[int]) -> Observed:
+        """How often each term stands in each of these chunks, all of which must be there."""
+        index, asked = self._index, len(self._chunks)
+        rows = np.searchsorted(index.ids, ids)
+        chunk_of = np.full(len(index.ids), -1)
+        chunk_of[rows] = np.arange(len(ids))
+        standing = self._standing(slice(None))
+        chunks = chunk_of[index.rows[standing]]
+        cells = chunks * asked + np.repeat(np.arange(asked), self._chunks)
+        wanted = chunks >= 0
+        often = np.bincount(cells[wanted], index.often[standing][wanted], len(ids) * asked).reshape(len(ids), asked)
+        return Observed(list(ids), often.astype(float), index.lengths[rows], index.content_hashes[rows].tolist())
+
+    def _standing(self, columns: Sequence[int] | slice) -> Ids:
+        """Where in `rows` and `often` these columns stand, one after the other."""
+        begins, lengths = self._begins[columns], self._chunks[columns]
+        ends = np.cumsum(lengths)
+        standing: Ids = np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - (ends - lengths), lengths)
+        return standing
+
+
+def _firsts(ordered: NDArray[Any]) -> Ids:
+    """Where in an ordered array each value stands first."""
+    differs = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=differs[1:])
+    return np.flatnonzero(differs)

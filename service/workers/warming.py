@@ -1,0 +1,44 @@
+"""Warming: when uploads rest, all of the index is read into memory (`core/inverted.py`), so that searches are quick."""
+
+import msgspec
+
+from service.core import segments
+from service.core.db import Database
+from service.core.retrieval import Retrieval
+from service.workers.background import Periodic
+
+LOOK_SECONDS = 1.0  # between two looks; uploads rest if nothing has changed from one to the next
+
+
+class WarmingStatistics(msgspec.Struct, frozen=True):
+    """`chunks`: how many were read into memory the last time; 0: they are too many, or nobody has searched yet.
+
+    `failures`: looks in a row that did not do their work.
+    """
+
+    chunks: int
+    failures: int
+
+
+class Warming(Periodic):
+    """Looks at the index every `look_seconds`, once somebody has searched: a service that nobody asks needs no memory for it."""
+
+    def __init__(self, database: Database, retrieval: Retrieval, look_seconds: float = LOOK_SECONDS) -> None:
+        super().__init__("warming", look_seconds)
+        self._database, self._retrieval = database, retrieval
+        self._seen = self._warmed = 0  # versions of the index: at the last look, and in memory
+        self._chunks = 0
+
+    def statistics(self) -> WarmingStatistics:
+        """A frozen look at it."""
+        return WarmingStatistics(chunks=self._chunks, failures=self._failures)
+
+    async def tick(self) -> None:
+        """Read the index into memory, if nothing was added or deleted since the last look. Raises `DatabaseUnavailable`."""
+        if not self._retrieval.in_use:
+            return
+        version = await segments.version(self._database)
+        if version == self._seen != self._warmed:
+            self._chunks = await self._retrieval.warm()
+            self._warmed = version
+        self._seen = version

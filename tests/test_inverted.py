@@ -1,0 +1,147 @@
+"""The index in memory says what FTS5 says, and is read when uploads rest."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core import bm25, documents
+from service.core.bm25 import Digest, digests, numbered
+from service.core.db import Database
+from service.core.index import Index, Seen
+from service.core.inverted import Inverted, Postings
+from service.core.ranking import parse
+from service.core.retrieval import Retrieval
+from service.core.settings import Settings
+from service.core.terms import tokenizer
+from service.workers.warming import Warming
+from tests.conftest import Serve
+
+SETTINGS = Settings(_env_file=None)
+EVERYTHING = Seen(None, None)
+TERM = st.text("abcあ漢", min_size=1, max_size=2)
+TERMS = st.lists(TERM, max_size=12)
+CHUNKS = st.dictionaries(st.integers(1, 10**12), st.tuples(TERMS, TERMS), max_size=12)
+Chunks = dict[int, tuple[list[str], list[str]]]
+
+
+def digested(chunks: Chunks) -> dict[int, Digest]:
+    """Chunks with these words and grams."""
+    return digests([(n, " ".join(words), " ".join(grams), f"hash of {n}") for n, (words, grams) in chunks.items()])
+
+
+@given(CHUNKS, st.lists(TERM, unique=True), st.data())
+def test_what_stands_where_is_as_in_the_chunks(chunks: Chunks, words: list[str], data: st.DataObject) -> None:
+    """Of each term: in how many chunks it stands, in which, and how often; whatever is asked for of whatever there is."""
+    phrases = [(a, b) for a, b in pairwise(words) if a != b]
+    asked = numbered(words, phrases, words)
+    found = Postings(Inverted(digested(chunks)), asked)
+    assert found.frequencies()[: len(words)] == [sum(word in there for there, _ in chunks.values()) for word in words]
+    assert found.frequencies()[len(words) + len(phrases) :] == [sum(word in there for _, there in chunks.values()) for word in words]
+    ids, weights = found.weighed({column: column + 0.5 for column in range(len(words))})
+    pairs = [(id_, column + 0.5) for column, word in enumerate(words) for id_ in sorted(chunks) if word in chunks[id_][0]]
+    assert list(zip(ids.tolist(), weights.tolist(), strict=True)) == pairs
+    some = data.draw(st.lists(st.sampled_from(sorted(chunks)), unique=True)) if chunks else []
+    mine, wanted = found.observed(some), bm25.observed(asked, digested({id_: chunks[id_] for id_ in some}))
+    assert (mine.ids, mine.content_hashes) == (wanted.ids, wanted.content_hashes)
+    assert mine.often.tolist() == wanted.often.tolist()
+    assert mine.lengths.tolist() == wanted.lengths.tolist()
+
+
+async def give(database: Database, *texts: str, user_id: str = "u") -> list[str]:
+    """Documents of one chunk each."""
+    given = [documents.Given("T", text, "utf-8") for text in texts]
+    return [document.document_id for document in await documents.store(database, SETTINGS, given, user_id=user_id)]
+
+
+@pytest.fixture
+async def tied(database: Database) -> Database:
+    """More chunks that say nearly the same than are ranked, of several lengths."""
+    texts = [f"A lantern {'and one more lantern ' * (n % 5)}in the {'old ' * (n % 7)}tower, number {n}." for n in range(200)]
+    await give(database, *texts)
+    await give(database, "A lantern of somebody else.", user_id="other")
+    return database
+
+
+@pytest.mark.parametrize("seen", [EVERYTHING, Seen("u", None), Seen("other", None)], ids=["all", "u", "other"])
+@pytest.mark.parametrize("text", ["lantern", "lantern tower", "old lantern number 7", "more old lanterns", "灯台", "nothing of it"])
+async def test_the_candidates_are_those_of_fts5(tied: Database, text: str, seen: Seen) -> None:
+    """In the same order, also where many are equal and FTS5's own BM25 has to tell them apart."""
+    query = parse(text, tokenizer("auto"))
+    cold, warm = Index(whole_max=0), Index(whole_max=1000)
+
+    def look(index: Index, connection: sa.Connection) -> tuple[bool, list[int]]:
+        here = index.at(connection, query)
+        return here._whole is not None, here.candidates(here.counts(), seen)
+
+    assert await tied.look(warm.warm) == 201
+    in_memory, candidates = await tied.look(partial(look, warm))
+    assert in_memory
+    assert await tied.look(partial(look, cold)) == (False, candidates)
+
+
+async def test_what_has_changed_is_seen_at_once(tied: Database) -> None:
+    """A document that was added, and one that was deleted, after the index was read; and again when it has been read anew."""
+    retrieval = Retrieval(tied, SETTINGS)
+    assert await retrieval.warm() == 201
+    (new,) = await give(tied, "The otter sleeps.")
+    for warms in (False, True):
+        if warms:
+            assert await retrieval.warm() == 202
+        assert [hit.document_id for hit in (await retrieval.search("otter", user_id="u", limit=5)).items] == [new]
+    await documents.delete(tied, new, user_id="u")
+    for warms in (False, True):
+        if warms:
+            assert await retrieval.warm() == 201
+        assert (await retrieval.search("otter", user_id="u", limit=5)).items == []
+
+
+async def test_what_is_too_large_is_left_to_fts5(tied: Database) -> None:
+    """Also what grows too large: then what was read is let go."""
+    query = parse("lantern", tokenizer("auto"))
+    index = Index(whole_max=201)
+    assert await tied.look(index.warm) == 201
+    await give(tied, "One more.")
+    assert await tied.look(index.warm) == 0
+    assert index._whole is None
+    assert (await tied.look(lambda connection: index.at(connection, query).counts())).words == {"lantern": 201}
+
+
+async def test_an_empty_index_is_read_too(database: Database) -> None:
+    """There is nothing, and nothing is found."""
+    retrieval = Retrieval(database, SETTINGS)
+    assert await retrieval.warm() == 0
+    assert (await retrieval.search("lantern", user_id="u", limit=5)).items == []
+
+
+async def test_the_worker_waits_for_a_search_and_for_uploads_to_rest(tied: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read for nobody; a look that finds something new only remembers it; one that finds the same reads it, once."""
+    retrieval = Retrieval(tied, SETTINGS)
+    worker = Warming(tied, retrieval)
+    for _ in range(3):
+        await worker.tick()
+    assert not retrieval.in_use
+    await retrieval.search("lantern", user_id="u", limit=5)
+    await worker.tick()
+    await give(tied, "One more.")
+    await worker.tick()
+    assert worker.statistics().chunks == 0
+    await worker.tick()
+    assert worker.statistics().chunks == 202
+    monkeypatch.setattr(retrieval, "warm", None)  # it would break
+    await worker.tick()
+
+
+async def test_the_service_tells_what_is_in_memory(serve: Serve) -> None:
+    """/health/ready has the worker, and after a search what it read."""
+    service = await serve(seeded=True)
+    worker = service.rooms.workers["warming"]
+    assert isinstance(worker, Warming)
+    assert (await service.client.get("/health/ready")).json()["warming"] == {"chunks": 0, "failures": 0}
+    await service.client.get("/ai/search", params={"q": "lighthouse"})
+    for _ in range(2):
+        await worker.tick()
+    assert (await service.client.get("/health/ready")).json()["warming"]["chunks"] > 10
