@@ -47,7 +47,7 @@ NOTHING = Found(items=[], answerable=False, share=0, terms=0)
 
 def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
     """Where the sentence stands in which most of these terms, by weight, occur as letters; the first of equals."""
-    spans, plain, ends = _plain_sentences(text)
+    spans, plain, ends = plain_sentences(text)
     if len(spans) == 1:
         return spans[0]
     worth = [0.0] * len(spans)
@@ -61,7 +61,7 @@ def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=SENTENCES_KEPT)
-def _plain_sentences(text: str) -> tuple[list[tuple[int, int]], str, list[int]]:
+def plain_sentences(text: str) -> tuple[list[tuple[int, int]], str, list[int]]:
     """The sentences; how they read when made plain, each a line; and where those lines end."""
     spans = sentences(text) or [(0, len(text))]
     plain = [fold(text[start:end]) + "\n" for start, end in spans]

@@ -33,6 +33,7 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.bm25 import Digest, Ids, Numbers, Observed, digests, heaviest, idf, numbers, observed, weighed
+from service.core.hits import SENTENCES_KEPT, plain_sentences
 from service.core.inverted import Inverted, Postings
 from service.core.ports import Nearness
 from service.core.ranking import GRAM_WEIGHT, Counts, Query, Row
@@ -45,7 +46,7 @@ SEEN_LOOKED = 300  # of the best chunks, at a time, likewise
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_LEAST = 3  # looked up even if they are not rare
 CHUNKS_A_TURN, YIELD_SECONDS = 20, 0.001  # about a millisecond's work of a thread that nobody waits for
-COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT, CHARACTERS_KEPT = 100_000, 1_000_000, 8_000_000, 3_000_000
+COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT, CHARACTERS_KEPT = 100_000, 1_000_000, 8_000_000, 5_000_000
 
 Term = tuple[str, str]  # its column and itself
 K = TypeVar("K")
@@ -170,10 +171,14 @@ class Index:
             return 0
         ids = [row[0] for row in cursor.execute("SELECT id FROM chunks")]
         same = file == self._file and version >= self._version.number  # if not, a backup has taken its place since the last search
-        known = self._known.digests if same else _Chunks().digests
+        known = self._known if same else _Chunks()
         found: dict[int, Digest] = {}
         for n in range(0, len(ids), CHUNKS_A_TURN):
-            found |= known.get(ids[n : n + CHUNKS_A_TURN], partial(_digests, cursor.execute))
+            some = ids[n : n + CHUNKS_A_TURN]
+            found |= known.digests.get(some, partial(_digests, cursor.execute))
+            if chunks <= SENTENCES_KEPT:
+                for row in known.rows.get(some, partial(_rows, cursor.execute)).values():
+                    plain_sentences(row.text)
             time.sleep(YIELD_SECONDS)
         self._whole = _Whole(file, version, Inverted(found))
         return chunks
@@ -242,11 +247,7 @@ class Snapshot:
 
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """The chunks themselves."""
-
-        def read(missing: list[int]) -> dict[int, Row]:
-            return {id_: Row(*row) for id_, *row in self._execute(_ROWS, (json.dumps(missing),))}
-
-        return self._known.rows.get(ids, read)
+        return self._known.rows.get(ids, partial(_rows, self._execute))
 
     def _weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
         """The chunks in which these terms stand, each time with the weight of the term."""
@@ -317,6 +318,10 @@ FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELE
 
 def _digests(execute: Any, ids: Sequence[int]) -> dict[int, Digest]:
     return digests(execute(_TERMS, (json.dumps(ids),)).fetchall())
+
+
+def _rows(execute: Any, ids: Sequence[int]) -> dict[int, Row]:
+    return {id_: Row(*row) for id_, *row in execute(_ROWS, (json.dumps(ids),))}
 
 
 def _rarest(counted: dict[str, int], least: int, postings_max: int) -> list[str]:

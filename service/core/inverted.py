@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from service.core.bm25 import B, Codes, Digest, Ids, Numbers, Observed
 
 CHUNKS_MAX = 1 << 16  # the row of a chunk is a number of 16 bits
+CHUNKS_AT_ONCE = 500  # numpy keeps the interpreter's lock for what it does to them
 FTS5_K1, FTS5_IDF_MIN = 1.2, 1e-6
 ROW = np.uint64(32)  # bits for the row of a chunk, below those for the number of a term
 
@@ -23,10 +24,10 @@ class Inverted:
     def __init__(self, chunks: Mapping[int, Digest]) -> None:
         self.ids: Ids = np.array(sorted(chunks), dtype=np.int64)
         found = [chunks[id_] for id_ in self.ids.tolist()]
-        self.lengths = np.array([(one.words, one.grams) for one in found], dtype=float).reshape(-1, 2)
+        self.lengths = np.array([[one.words for one in found], [one.grams for one in found]], dtype=float).T
         self.content_hashes = np.array([one.content_hash for one in found], dtype=object)
-        standing = np.concatenate([one.codes for one in found] or [np.zeros(0, dtype=np.uint32)]).astype(np.uint64) << ROW
-        standing |= np.repeat(np.arange(len(found), dtype=np.uint64), [len(one.codes) for one in found])
+        parts = [_standing(begin, found[begin : begin + CHUNKS_AT_ONCE]) for begin in range(0, len(found), CHUNKS_AT_ONCE)]
+        standing = np.concatenate(parts or [np.zeros(0, dtype=np.uint64)])
         standing.sort()
         pairs = _firsts(standing)  # a term may stand in a chunk several times
         self.often = np.diff(pairs, append=len(standing)).astype(np.uint16)
@@ -88,6 +89,12 @@ class Postings:
         ends = np.cumsum(lengths)
         standing: Ids = np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - (ends - lengths), lengths)
         return standing
+
+
+def _standing(first: int, chunks: Sequence[Digest]) -> NDArray[np.uint64]:
+    """The numbers of the terms of some chunks, each with the row of its chunk; the first of these has this row."""
+    rows = np.repeat(np.arange(first, first + len(chunks), dtype=np.uint64), [len(one.codes) for one in chunks])
+    return (np.concatenate([one.codes for one in chunks]).astype(np.uint64) << ROW) | rows
 
 
 def _firsts(ordered: NDArray[Any]) -> Ids:
