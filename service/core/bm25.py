@@ -69,8 +69,9 @@ class Observed(msgspec.Struct, frozen=True):
 def numbered(words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Sequence[str]) -> Codes:
     """The numbers of a question's terms, in this order."""
     hashes = _hashes(" ".join([*words, *(a for a, _ in phrases), *(b for _, b in phrases), *grams]))
-    alone, before, after, of_grams = np.split(hashes, np.cumsum([len(words), len(phrases), len(phrases)]))
-    return _codes(np.concatenate([alone * _WORD, before * _WORD + after * _AFTER, of_grams * _GRAM]))
+    before, after, last = len(words), len(words) + len(phrases), len(words) + 2 * len(phrases)
+    as_phrase = hashes[before:after] * _WORD + hashes[after:last] * _AFTER
+    return _codes(np.concatenate([hashes[:before] * _WORD, as_phrase, hashes[last:] * _GRAM]))
 
 
 def observed(asked: Codes, chunks: Mapping[int, Digest]) -> Observed:

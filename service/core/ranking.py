@@ -147,7 +147,7 @@ def rank(
     best = (K1 + 1) * math.fsum(worth)
     scores = found.scores(worth, B)
     whole = found.whole()
-    near = [(cosines or {}).get(name or "") for name in candidates.content_hashes]
+    near = [cosines.get(name or "") for name in candidates.content_hashes] if cosines else [None] * len(scores)
     placed = fuse([one / (best or 1) for one in scores], near) if cosines else scores
     order = sorted(range(len(scores)), key=lambda i: (placed[i], whole[i]), reverse=True)
     best_placed = order[:TOP]

@@ -33,7 +33,7 @@ class Retrieval:
         self._database = database
         self._near = near
         self._settings = settings
-        self._turn = anyio.CapacityLimiter(SEARCHES_AT_ONCE)
+        self._turn = anyio.Semaphore(SEARCHES_AT_ONCE, fast_acquire=True)
 
     @property
     def waiting(self) -> int:
