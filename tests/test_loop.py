@@ -130,13 +130,13 @@ async def test_too_many_waiting_searches_are_refused(serve: Serve, monkeypatch: 
     monkeypatch.setattr(context, "SEARCHES_WAITING_MAX", 3)
     service = await serve(seeded=True)
     held = service.rooms.retrieval._turn
-    await held.acquire_on_behalf_of("the test")
+    await held.acquire()
     waiting = [asyncio.create_task(service.client.get("/ai/search", params={"q": "返品"})) for _ in range(3)]
     async with asyncio.timeout(20):
         while service.rooms.retrieval.waiting < 3:
             await asyncio.sleep(0.001)
     refused = await service.client.get("/ai/search", params={"q": "返品"})
-    held.release_on_behalf_of("the test")
+    held.release()
 
     assert (refused.headers["retry-after"], is_problem(refused, 503, "overloaded")["code"]) == ("1", "overloaded")
     assert [response.status_code for response in await asyncio.gather(*waiting)] == [200, 200, 200]
