@@ -1,7 +1,9 @@
 """The index in memory says what FTS5 says, and is read when uploads rest."""
 
+import asyncio
 from functools import partial
 from itertools import pairwise
+from threading import Event
 
 import pytest
 import sqlalchemy as sa
@@ -77,7 +79,7 @@ async def test_the_candidates_are_those_of_fts5(tied: Database, text: str, seen:
         here = index.at(connection, query)
         return here._whole is not None, here.candidates(here.counts(), seen)
 
-    assert await tied.look(warm.warm) == 201
+    assert await tied.look(partial(warm.warm, stop=Event())) == 201
     in_memory, candidates = await tied.look(partial(look, warm))
     assert in_memory
     assert await tied.look(partial(look, cold)) == (False, candidates)
@@ -103,11 +105,44 @@ async def test_what_is_too_large_is_left_to_fts5(tied: Database) -> None:
     """Also what grows too large: then what was read is let go."""
     query = parse("lantern", tokenizer("auto"))
     index = Index(whole_max=201)
-    assert await tied.look(index.warm) == 201
+    assert await tied.look(partial(index.warm, stop=Event())) == 201
     await give(tied, "One more.")
-    assert await tied.look(index.warm) == 0
+    assert await tied.look(partial(index.warm, stop=Event())) == 0
     assert index._whole is None
     assert (await tied.look(lambda connection: index.at(connection, query).counts())).words == {"lantern": 201}
+
+
+async def test_reading_can_be_stopped(tied: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends at its next step, and nothing is half read."""
+    monkeypatch.setattr("service.core.index.YIELD_SECONDS", 60)
+    index, stop = Index(whole_max=1000), Event()
+    reading = asyncio.create_task(tied.look(partial(index.warm, stop=stop)))
+    await asyncio.sleep(0)
+    stop.set()
+    async with asyncio.timeout(30):
+        assert await reading == 0
+    assert index._whole is None
+
+
+async def test_a_cancelled_reading_is_stopped(tied: Database) -> None:
+    """As at the end of the process, which would wait for the thread."""
+    began, ended = Event(), Event()
+
+    class Endless:
+        def warm(self, _connection: sa.Connection, stop: Event) -> int:
+            began.set()
+            if stop.wait(60):
+                ended.set()
+            return 0
+
+    retrieval = Retrieval(tied, SETTINGS)
+    vars(retrieval)["_search"] = Endless()
+    reading = asyncio.create_task(retrieval.warm())
+    assert await asyncio.to_thread(began.wait, 30)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await asyncio.to_thread(ended.wait, 30)
 
 
 async def test_an_empty_index_is_read_too(database: Database) -> None:

@@ -2,7 +2,9 @@
 
 import shutil
 import unicodedata
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 import sqlalchemy as sa
@@ -374,7 +376,7 @@ async def test_a_backup_that_takes_the_place_of_the_database_is_searched_as_it_i
     found = []
     for one, warms in ((database, True), (backup, False), (backup, True), (database, False)):
         if warms:
-            await one.look(index.warm)
+            await one.look(partial(index.warm, stop=Event()))
         found.append(await one.look(look))
     otters, lanterns = ([1, 0], [1, 0], "Otters sleep in kelp."), ([0, 1], [0, 1], "Lanterns.")
     assert found == [otters, lanterns, lanterns, otters]

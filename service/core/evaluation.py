@@ -121,7 +121,7 @@ async def evaluate(
         seconds = time.perf_counter() - began
         near = await _embed(database, embedder, chunks, progress) if embedder else None
         asking = _Asking(Retrieval(database, settings, near), settings, ids)
-        await asking.retrieval.warm()
+        await asking.retrieval.warm()  # likewise
         for n, question in enumerate(questions, 1):
             await asking.ask(question)
             progress("questions", n, len(questions))
@@ -147,7 +147,7 @@ async def _index(database: Database, settings: Settings, corpus: Sequence[Text],
             ids.setdefault(document.document_id, text.id)
             chunks += document.chunks if document.created else 0
         progress("texts", begin + len(part), len(corpus))
-    await segments.merge(database, pause_seconds=0)  # which a service does when uploads rest, as it warms
+    await segments.merge(database, pause_seconds=0)  # as a service does when uploads rest
     return ids, chunks
 
 

@@ -22,7 +22,6 @@ counted over all documents, also those that the caller may not see: scores may m
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
@@ -162,8 +161,11 @@ class Index:
         fresh = whole.index if whole and (whole.file, whole.version) == (file, number) else None
         return Snapshot(cursor, query, self._version, self._known, chunks, fresh)
 
-    def warm(self, connection: sa.Connection) -> int:
-        """Read all of the index into memory as this connection's transaction sees it. How many chunks that is; 0: they are too many."""
+    def warm(self, connection: sa.Connection, stop: threading.Event) -> int:
+        """Read all of the index into memory as this connection's transaction sees it, slowly.
+
+        How many chunks that is; 0: they are too many, or it was told to stop.
+        """
         cursor, file = connection.connection.cursor(), connection.info.get("file")
         version, chunks = (int(each) for each in cursor.execute(_STATE).fetchone())
         if chunks > self._whole_max:
@@ -179,7 +181,8 @@ class Index:
             if chunks <= SENTENCES_KEPT:
                 for row in known.rows.get(some, partial(_rows, cursor.execute)).values():
                     plain_sentences(row.text)
-            time.sleep(YIELD_SECONDS)
+            if stop.wait(YIELD_SECONDS):
+                return 0
         self._whole = _Whole(file, version, Inverted(found))
         return chunks
 

@@ -1,7 +1,7 @@
 """An inverted index in memory: for each term the chunks in which it stands, and how often (Zobel and Moffat, 2006). Pure.
 
-A term is its number (`bm25.py`). So it takes four bytes for each term of a chunk, as often as it stands there, and twelve for each
-term of the collection: some 2 KB a chunk of the default length.
+A term is its number (`bm25.py`), and takes twelve bytes and four more for each chunk in which it stands: some 2 KB a chunk of the
+default length.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,6 +9,7 @@ Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, those of `inde
 """
 
 import importlib
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -65,11 +66,15 @@ class Retrieval:
 
         Raises `DatabaseUnavailable`.
         """
+        stop = threading.Event()  # the end of the process would wait for the thread
 
         def read(connection: sa.Connection) -> int:
-            return int(self._search.warm(connection))
+            return int(self._search.warm(connection, stop))
 
-        return await self._database.look(read)
+        try:
+            return await self._database.look(read)
+        finally:
+            stop.set()
 
     @cached_property
     def _search(self) -> Any:

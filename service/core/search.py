@@ -6,6 +6,7 @@ With embeddings the chunks nearest in meaning join the candidates, and their cos
 whoever embeds, or where a chunk has no vector yet, words alone decide.
 """
 
+import threading
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -55,6 +56,6 @@ class Search:
         hits = [hit(place, rows[place.id]) for place in ranked.places]
         return Found(items=hits, answerable=ranked.answerable, share=ranked.share, terms=ranked.terms, cosine=ranked.cosine)
 
-    def warm(self, connection: sa.Connection) -> int:
+    def warm(self, connection: sa.Connection, stop: threading.Event) -> int:
         """See `Index.warm`."""
-        return self._index.warm(connection)
+        return self._index.warm(connection, stop)
