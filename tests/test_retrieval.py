@@ -24,6 +24,7 @@ from service.core.ranking import Counts, Query, Ranked, Thresholds, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.core.terms import tokenizer
+from service.core.texts import title_of
 
 SETTINGS = Settings(_env_file=None)
 
@@ -398,6 +399,27 @@ def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -
         assert piece["text"] == text[piece["start"] : piece["end"]]
         low, high = best_sentence(piece["text"], {"灯台": 1.0, "a": 2.0})
         assert 0 <= low < high <= len(piece["text"])
+
+
+def known_by(text: str, title: str = "") -> list[list[str]]:
+    """The words by which the index knows each chunk of a text."""
+    small = Settings(_env_file=None, chunk_characters=60, chunk_overlap_characters=0)
+    return [piece["words"].split() for piece in cut({"id": "d", "title": title or title_of(text), "text": text}, small)]
+
+
+def test_a_chunk_is_known_by_its_title_once() -> None:
+    """A title that was given stands above every chunk; the first line of the text is in the first one already."""
+    rest = "\n\n" + "They sleep in kelp, and hold hands while they do. " * 5
+    assert [words.count("otter") for words in known_by(rest, "Otters")] == [1] * len(known_by(rest))
+    assert [words.count("otter") for words in known_by("# Otters" + rest)] == [1] * len(known_by(rest))
+    assert len(known_by(rest)) > 1
+
+
+def test_a_paragraph_is_no_title() -> None:
+    """Of a text that begins with one the other chunks are not about it."""
+    found = known_by("Zebras graze. " * 9 + "\n\n" + "Otters sleep in kelp, and hold hands while they do. " * 5)
+    assert found[0].count("zebra") > 1
+    assert "zebra" not in found[-1]
 
 
 def chunks(query: Query, *words: str) -> Observed:

@@ -19,8 +19,9 @@ from typing import IO, Any, Protocol
 import msgspec
 
 from service.core.terms import japanese_share, tokenizer
-from service.core.texts import is_heading, parts, split
+from service.core.texts import is_heading, parts, split, title_of
 
+HEADLINE_CHARACTERS_MAX = 100  # of a first line that is the title of all chunks; a longer one is a paragraph like any other
 SHARE_CHARACTERS = 20_000  # of a text's beginning, by which its language is judged
 CHUNKS_A_TURN = 3  # about a millisecond; after each one alone, streams were no quicker, and cutting a tenth slower
 YIELD_SECONDS = 0.0001  # after a turn: cutting is work of Python, and the loop would wait for its own
@@ -48,15 +49,18 @@ class Task(msgspec.Struct, frozen=True):
 
 
 def cut(document: Mapping[str, Any], rules: Rules) -> Iterator[dict[str, Any]]:
-    """The rows of a document's chunks. The index also knows each chunk by the title and the heading that it stands under."""
+    """The rows of a document's chunks. The index also knows each chunk by the title and the heading that it stands under, once."""
     text, heading, position = document["text"], "", 0
+    title = document["title"]
+    begins_with_title = title == title_of(text)
     made = tokenizer(rules.dictionary)
     # A Japanese character says about as much as two Latin letters.
     scale = 1 if japanese_share(text[:SHARE_CHARACTERS]) >= 0.1 else 2
     for n, piece in enumerate(split(text, rules.chunk_characters * scale, rules.chunk_overlap_characters * scale), 1):
         heading = _last_heading(text, position, piece.start) or heading
         above = "" if is_heading(text, piece.start) else heading
-        known = made.terms(f"{document['title']}\n{above}\n{piece.text}")
+        said = title == title_of(above) or (begins_with_title and (n == 1 or len(title) > HEADLINE_CHARACTERS_MAX))
+        known = made.terms("\n".join([*([] if said else [title]), above, piece.text]))
         position = piece.start
         yield {
             "document_id": document["id"],

@@ -8,7 +8,6 @@ Cutting and tokenising take about a second per million characters; they are done
 transaction begins.
 """
 
-import re
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
@@ -29,13 +28,10 @@ from service.core.events import clean, new_id, now
 from service.core.settings import Settings
 from service.core.tables import chunks, documents, vectors
 from service.core.terms import tokenizer
-from service.core.texts import tidy
+from service.core.texts import TITLE_CHARACTERS_MAX, tidy, title_of
 
-TITLE_CHARACTERS_MAX = 300
 CHUNKS_AT_ONCE = 50  # rows of one statement: preparing them is work on the loop, about 20 µs a row
 SAMPLES = Path(__file__).parents[1] / "samples"
-
-_FIRST_LINE = re.compile(r"\S.{0,999}")  # that says something, its beginning
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +95,7 @@ def _row(given: Given, settings: Settings, *, user_id: str, shared: bool) -> dic
         "id": new_id(at := now()),
         "user_id": user_id,
         "shared": shared,
-        "title": _title(given.title, text),
+        "title": " ".join(clean(given.title).split())[:TITLE_CHARACTERS_MAX] or title_of(text),
         "content_hash": hash_text(text),
         "text": text,
         "characters": len(text),
@@ -230,13 +226,6 @@ async def remake(database: Database, settings: Settings, document_id: str) -> No
 def index_name(settings: Settings) -> str:
     """What a document's chunks depend on besides its text. Those made by another are made anew."""
     return f"{tokenizer(settings.dictionary).name} {settings.chunk_characters} {settings.chunk_overlap_characters}"
-
-
-def _title(given: str, text: str) -> str:
-    match = _FIRST_LINE.search(text)
-    first = match[0].splitlines()[0] if match else ""
-    title = " ".join(clean(given).split()) or first.strip().lstrip("#").strip() or first.strip()
-    return title[:TITLE_CHARACTERS_MAX]
 
 
 _NAMES = ("id", "title", "chunks", "characters", "encoding", "shared", "created_at")

@@ -30,7 +30,7 @@ try:
 except ImportError:  # a lean installation: runs of one script do instead
     Dictionary = None
 
-RULES = 3
+RULES = 4
 WORD_CHARACTERS_MAX = 40  # of one word; what is longer is cut, not dropped
 ENTRIES_KEPT = 50_000  # of the dictionary, some 5 MB: what most texts are made of
 RUN_CHARACTERS_MAX = 4_000  # of Japanese given to the dictionary at once; it takes 49,149 bytes

@@ -28,6 +28,7 @@ T = TypeVar("T", str, bytes)
 
 CANDIDATES = ["cp932", "euc_jp", "iso2022_jp", "cp1252"]
 PART = 100_000  # characters or bytes: less than a millisecond
+TITLE_CHARACTERS_MAX = 300
 CONTROL_SHARE_MAX = 0.01  # of a text's characters; more than that is no text
 
 _MARKS = (
@@ -49,6 +50,7 @@ _SIGNATURES = (
     (b"SQLite format 3\0", "a database"),
 )
 _ISO_2022_JP = re.compile(rb"\x1b(?:\$[@B]|\([JI])")
+_FIRST_LINE = re.compile(r"\S.{0,999}")  # its beginning
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fc]")
 _ALL_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fc\uff66-\uff9d]")
@@ -320,6 +322,13 @@ def _next(text: str, units: list[tuple[int, int]], first: int, last: int, aim: i
     ):
         begin -= 1
     return begin
+
+
+def title_of(text: str) -> str:
+    """What a text is called that was given no title: its first line that says something."""
+    match = _FIRST_LINE.search(text)
+    first = match[0].splitlines()[0].strip() if match else ""
+    return (first.lstrip("#").strip() or first)[:TITLE_CHARACTERS_MAX]
 
 
 def is_heading(text: str, start: int) -> bool:
