@@ -60,7 +60,7 @@ def cut(document: Mapping[str, Any], rules: Rules) -> Iterator[dict[str, Any]]:
         heading = _last_heading(text, position, piece.start) or heading
         above = "" if is_heading(text, piece.start) else heading
         said = title == title_of(above) or (begins_with_title and (n == 1 or len(title) > HEADLINE_CHARACTERS_MAX))
-        known = made.terms("\n".join([*([] if said else [title]), above, piece.text]))
+        known = made.terms(f"{'' if said else title}\n{above}\n{piece.text}")
         position = piece.start
         yield {
             "document_id": document["id"],

@@ -121,7 +121,7 @@ async def evaluate(
         seconds = time.perf_counter() - began
         near = await _embed(database, embedder, chunks, progress) if embedder else None
         asking = _Asking(Retrieval(database, settings, near), settings, ids)
-        await asking.retrieval.warm()  # likewise
+        await asking.retrieval.warm()  # as a service does once somebody has searched
         for n, question in enumerate(questions, 1):
             await asking.ask(question)
             progress("questions", n, len(questions))

@@ -146,13 +146,17 @@ class Index:
         self._version = _Version(0)
         self._known = _Chunks()
 
+    def _is_another(self, file: Any, version: int) -> bool:
+        """Whether this is not the database that is remembered: a backup has taken its place."""
+        return bool(file != self._file or version < self._version.number)
+
     def at(self, connection: sa.Connection, query: Query) -> "Snapshot":
         """The index as this connection's transaction sees it, for a question."""
         # The driver's: SQLAlchemy's part of a search's many small statements would take longer than SQLite's.
         cursor = connection.connection.cursor()
         number, chunks = cursor.execute(_STATE).fetchone()
         file = connection.info.get("file")
-        if file != self._file or number < self._version.number:  # another database: a backup has taken its place
+        if self._is_another(file, number):
             self._file = file
             self._forget()
         if number != self._version.number:
@@ -172,8 +176,7 @@ class Index:
             self._whole = None
             return 0
         ids = [row[0] for row in cursor.execute("SELECT id FROM chunks")]
-        same = file == self._file and version >= self._version.number  # if not, a backup has taken its place since the last search
-        known = self._known if same else _Chunks()
+        known = _Chunks() if self._is_another(file, version) else self._known
         found: dict[int, Digest] = {}
         for n in range(0, len(ids), CHUNKS_A_TURN):
             some = ids[n : n + CHUNKS_A_TURN]
@@ -197,19 +200,12 @@ class Snapshot:
 
     def counts(self) -> Counts:
         """How many chunks there are, and have each term of the question."""
-        query = self._query
         if self._whole:
             often = self._whole.frequencies()
-            last = len(often) - len(query.grams)
-            return Counts(self._chunks, dict(zip(query.words, often, strict=False)), dict(zip(query.grams, often[last:], strict=True)))
-
-        def read(missing: list[Term]) -> dict[Term, int]:
-            found = self._execute(_FREQUENCIES, (json.dumps([term for _, term in missing]),))
-            counted = {(column, term): n for column, term, n in found}
-            return {term: counted.get(term, 0) for term in missing}
-
-        asked: list[Term] = [*(("words", word) for word in query.words), *(("grams", gram) for gram in query.grams)]
-        found = self._version.counts.get(asked, read)
+            found = {term: often[n] for term, n in self._columns.items()}
+        else:
+            found = self._version.counts.get(self._columns, partial(_frequencies, self._execute))
+        query = self._query
         return Counts(
             self._chunks, {word: found["words", word] for word in query.words}, {gram: found["grams", gram] for gram in query.grams}
         )
@@ -267,7 +263,7 @@ class Snapshot:
 
     @cached_property
     def _columns(self) -> dict[Term, int]:
-        """Which of the numbers of the question is whose."""
+        """The terms that are looked up, and which of the numbers of the question is whose."""
         query = self._query
         words = {("words", word): n for n, word in enumerate(query.words)}
         return words | {("grams", gram): n for n, gram in enumerate(query.grams, len(query.codes) - len(query.grams))}
@@ -317,6 +313,11 @@ _ROWS = """
 SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELECT value FROM json_each(?))
 """
+
+
+def _frequencies(execute: Any, terms: Sequence[Term]) -> dict[Term, int]:
+    found = {(column, term): n for column, term, n in execute(_FREQUENCIES, (json.dumps([term for _, term in terms]),))}
+    return {term: found.get(term, 0) for term in terms}
 
 
 def _digests(execute: Any, ids: Sequence[int]) -> dict[int, Digest]:

@@ -60,11 +60,11 @@ class Postings:
     def weighed(self, weights: Mapping[int, float]) -> tuple[Ids, Numbers]:
         """The chunks in which these columns stand, one column after the other, and the weight of each."""
         columns = list(weights)
-        return self._index.ids[self._index.rows[self._standing(columns)]], np.repeat(list(weights.values()), self._chunks[columns])
+        return self._index.ids[self._index.rows[self._places(columns)]], np.repeat(list(weights.values()), self._chunks[columns])
 
     def matched(self, columns: Sequence[int]) -> tuple[Ids, Numbers]:
         """As `weighed`, with what each is worth to FTS5: to its `bm25(…, 2.0, 2.0)` (https://sqlite.org/fts5.html)."""
-        index, chunks, standing = self._index, self._chunks[columns], self._standing(columns)
+        index, chunks, standing = self._index, self._chunks[columns], self._places(columns)
         rarities = np.maximum(np.log((len(index.ids) - chunks + 0.5) / (chunks + 0.5)), FTS5_IDF_MIN)
         rows, often, lengths = index.rows[standing], 2.0 * index.often[standing], index.lengths.sum(axis=1)
         share = often * (FTS5_K1 + 1) / (often + FTS5_K1 * (1 - B + B * lengths[rows] / max(lengths.mean(), 1e-9)))
@@ -76,14 +76,14 @@ class Postings:
         rows = np.searchsorted(index.ids, ids)
         chunk_of = np.full(len(index.ids), -1)
         chunk_of[rows] = np.arange(len(ids))
-        standing = self._standing(slice(None))
+        standing = self._places(slice(None))
         chunks = chunk_of[index.rows[standing]]
         cells = chunks * asked + np.repeat(np.arange(asked), self._chunks)
         wanted = chunks >= 0
         often = np.bincount(cells[wanted], index.often[standing][wanted], len(ids) * asked).reshape(len(ids), asked)
         return Observed(list(ids), often.astype(float), index.lengths[rows], index.content_hashes[rows].tolist())
 
-    def _standing(self, columns: Sequence[int] | slice) -> Ids:
+    def _places(self, columns: Sequence[int] | slice) -> Ids:
         """Where in `rows` and `often` these columns stand, one after the other."""
         begins, lengths = self._begins[columns], self._chunks[columns]
         ends = np.cumsum(lengths)

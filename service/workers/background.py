@@ -6,6 +6,8 @@ from contextlib import suppress
 
 import msgspec
 
+from service.core import segments
+from service.core.db import Database
 from service.core.errors import DatabaseUnavailable
 from service.core.telemetry import log
 
@@ -78,3 +80,24 @@ class Periodic(Background):
                 log.exception(f"{self.name}.broken")
             else:
                 self._failures = 0
+
+
+class Resting(Periodic):
+    """One that does something about each version of the index, once nothing was added or deleted from one tick to the next."""
+
+    def __init__(self, name: str, tick_seconds: float, database: Database) -> None:
+        super().__init__(name, tick_seconds)
+        self._database = database
+        self._seen = self._done = 0  # versions of the index: at the last tick, and the last one about which it was done
+
+    @abstractmethod
+    async def work(self) -> None:
+        """Do it. Raises `DatabaseUnavailable`."""
+
+    async def tick(self) -> None:
+        """Look at the index; work if it rests. Raises `DatabaseUnavailable`."""
+        version = await segments.version(self._database)
+        if version == self._seen != self._done:
+            await self.work()
+            self._done = version
+        self._seen = version

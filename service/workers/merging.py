@@ -4,7 +4,7 @@ import msgspec
 
 from service.core import segments
 from service.core.db import Database
-from service.workers.background import Periodic
+from service.workers.background import Resting
 
 LOOK_SECONDS = 5.0  # between two looks; uploads rest if nothing has changed from one to the next
 
@@ -20,25 +20,19 @@ class MergingStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class Merging(Periodic):
+class Merging(Resting):
     """Looks at the index every `look_seconds`."""
 
     def __init__(self, database: Database, look_seconds: float = LOOK_SECONDS) -> None:
-        super().__init__("merging", look_seconds)
-        self._database = database
-        self._seen = self._merged = 0  # versions of the index: at the last look, and at the last one that had nothing left to do
+        super().__init__("merging", look_seconds, database)
         self._merges = 0
 
     def statistics(self) -> MergingStatistics:
         """A frozen look at it."""
-        return MergingStatistics(pending=self._seen != self._merged, merges=self._merges, failures=self._failures)
+        return MergingStatistics(pending=self._seen != self._done, merges=self._merges, failures=self._failures)
 
-    async def tick(self) -> None:
-        """Merge what is worth it, if nothing was added or deleted since the last look. Raises `DatabaseUnavailable`."""
-        version = await segments.version(self._database)
-        if version == self._seen != self._merged:
-            if await segments.loose(self._database):
-                await segments.merge(self._database)
-                self._merges += 1
-            self._merged = version
-        self._seen = version
+    async def work(self) -> None:
+        """Merge what is worth it. Raises `DatabaseUnavailable`."""
+        if await segments.loose(self._database):
+            await segments.merge(self._database)
+            self._merges += 1

@@ -2,10 +2,9 @@
 
 import msgspec
 
-from service.core import segments
 from service.core.db import Database
 from service.core.retrieval import Retrieval
-from service.workers.background import Periodic
+from service.workers.background import Resting
 
 LOOK_SECONDS = 1.0  # between two looks; uploads rest if nothing has changed from one to the next
 
@@ -20,13 +19,12 @@ class WarmingStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class Warming(Periodic):
+class Warming(Resting):
     """Looks at the index every `look_seconds`, once somebody has searched: a service that nobody asks needs no memory for it."""
 
     def __init__(self, database: Database, retrieval: Retrieval, look_seconds: float = LOOK_SECONDS) -> None:
-        super().__init__("warming", look_seconds)
-        self._database, self._retrieval = database, retrieval
-        self._seen = self._warmed = 0  # versions of the index: at the last look, and in memory
+        super().__init__("warming", look_seconds, database)
+        self._retrieval = retrieval
         self._chunks = 0
 
     def statistics(self) -> WarmingStatistics:
@@ -34,11 +32,10 @@ class Warming(Periodic):
         return WarmingStatistics(chunks=self._chunks, failures=self._failures)
 
     async def tick(self) -> None:
-        """Read the index into memory, if nothing was added or deleted since the last look. Raises `DatabaseUnavailable`."""
-        if not self._retrieval.in_use:
-            return
-        version = await segments.version(self._database)
-        if version == self._seen != self._warmed:
-            self._chunks = await self._retrieval.warm()
-            self._warmed = version
-        self._seen = version
+        """See `Resting`. Raises `DatabaseUnavailable`."""
+        if self._retrieval.in_use:
+            await super().tick()
+
+    async def work(self) -> None:
+        """Read the index into memory. Raises `DatabaseUnavailable`."""
+        self._chunks = await self._retrieval.warm()
