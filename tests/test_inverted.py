@@ -47,10 +47,12 @@ def test_what_stands_where_is_as_in_the_chunks(chunks: Chunks, words: list[str],
     pairs = [(id_, column + 0.5) for column, word in enumerate(words) for id_ in sorted(chunks) if word in chunks[id_][0]]
     assert list(zip(ids.tolist(), weights.tolist(), strict=True)) == pairs
     some = data.draw(st.lists(st.sampled_from(sorted(chunks)), unique=True)) if chunks else []
-    mine, wanted = found.observed(some), bm25.observed(asked, digested({id_: chunks[id_] for id_ in some}))
+    known = digested({id_: chunks[id_] for id_ in some})
+    mine, wanted = found.observed(known), bm25.observed(asked, known)
     assert (mine.ids, mine.content_hashes) == (wanted.ids, wanted.content_hashes)
     assert mine.often.tolist() == wanted.often.tolist()
     assert mine.lengths.tolist() == wanted.lengths.tolist()
+    assert [one.tolist() for one in mine.words] == [one.tolist() for one in wanted.words]
 
 
 async def give(database: Database, *texts: str, user_id: str = "u") -> list[str]:

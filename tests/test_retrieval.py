@@ -436,6 +436,18 @@ def test_ranking_prefers_more_and_rarer_words() -> None:
     assert found.answerable
 
 
+def test_words_near_each_other_rank_higher() -> None:
+    """Of chunks that have the same words the one that has them together; its score and its coverage say so."""
+    query = parse("oak elm ash", tokenizer("auto"))
+    far = " ".join(["oak", *["x"] * 9, "elm", *["x"] * 9, "ash"])
+    near = " ".join([*["x"] * 12, "oak", "x", "ash", "x", "elm", *["x"] * 6])
+    counts = Counts(1000, dict.fromkeys(query.words, 3), {})
+    found = rank(query, chunks(query, far, near), counts, limit=2, thresholds=Thresholds(0, 0))
+    assert [place.id for place in found.places] == [2, 1]
+    assert found.places[0].score > found.places[1].score
+    assert found.places[0].coverage > found.places[1].coverage
+
+
 def test_the_thresholds_decide() -> None:
     """A long question is answerable only if the share and the rare terms reach their least, and both together more."""
     query = parse("oak elm ash fir", tokenizer("auto"))

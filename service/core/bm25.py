@@ -63,6 +63,7 @@ class Observed(msgspec.Struct, frozen=True):
     ids: list[int]
     often: Numbers  # a row a chunk; a column a word, phrase or gram, in this order
     lengths: Numbers  # a row a chunk: how many words and grams it has
+    words: list[Codes]  # of each chunk, in order
     content_hashes: list[str | None]
 
 
@@ -77,8 +78,13 @@ def numbered(words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Se
 def observed(asked: Codes, chunks: Mapping[int, Digest]) -> Observed:
     """Some chunks, by their digests."""
     found = chunks.values()
-    lengths = np.array([(one.words, one.grams) for one in found], dtype=float).reshape(-1, 2)
-    return Observed(list(chunks), _counted(asked, [one.codes for one in found]), lengths, [one.content_hash for one in found])
+    return Observed(
+        list(chunks),
+        _counted(asked, [one.codes for one in found]),
+        np.array([(one.words, one.grams) for one in found], dtype=float).reshape(-1, 2),
+        [one.codes[: one.words] for one in found],
+        [one.content_hash for one in found],
+    )
 
 
 def idf(frequency: float, total: int) -> float:
@@ -137,6 +143,27 @@ def heaviest(ids: Ids, weights: Numbers, most: int | None) -> dict[int, float]:
     return dict(zip(ids[order].tolist(), sums[order].tolist(), strict=True))
 
 
+def located(asked: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids]:
+    """Where the numbers asked for stand in these chunks, one chunk after the other, and which of them it is."""
+    if not len(asked) or not len(chunks):
+        nothing = np.zeros(0, dtype=np.int64)
+        return nothing, nothing
+    likely = np.zeros(HALF, dtype=bool)  # by half of the bits: nearly all that was not asked for is gone after one look
+    likely[_half(asked)] = True
+    some, at, before = [], [], 0
+    for begin in range(0, len(chunks), CHUNKS_AT_ONCE):
+        every = np.concatenate(chunks[begin : begin + CHUNKS_AT_ONCE])
+        found = likely.take(_half(every)).nonzero()[0]
+        some.append(every[found])
+        at.append(found + before)
+        before += len(every)
+    left = np.concatenate(some)
+    order = np.argsort(asked, kind="stable")
+    columns = order[np.minimum(np.searchsorted(asked, left, sorter=order), len(asked) - 1)]
+    same = asked[columns] == left
+    return np.concatenate(at)[same], columns[same]
+
+
 def weighed(postings: Iterable[tuple[Ids, float]]) -> tuple[Ids, Numbers]:
     """The ids of all of these, one after the other, and the weight of each."""
     found = list(postings)
@@ -190,24 +217,7 @@ def _half(codes: Codes) -> NDArray[np.uint16]:
 
 def _counted(asked: Codes, chunks: Sequence[Codes]) -> Numbers:
     """How often each of the numbers asked for stands in each chunk: a row a chunk, a column a number."""
-    shape = len(chunks), len(asked)
-    if not all(shape):
-        return np.zeros(shape)
-    likely = np.zeros(HALF, dtype=bool)  # by half of the bits: nearly all that was not asked for is gone after one look
-    likely[_half(asked)] = True
-    ends = np.cumsum([len(one) for one in chunks])
-    some, at, before = [], [], 0
-    for begin in range(0, len(chunks), CHUNKS_AT_ONCE):
-        every = np.concatenate(chunks[begin : begin + CHUNKS_AT_ONCE])
-        found = likely.take(_half(every)).nonzero()[0]
-        some.append(every[found])
-        at.append(found + before)
-        before += len(every)
-    left = np.concatenate(some)
-    order = np.argsort(asked, kind="stable")
-    columns = order[np.minimum(np.searchsorted(asked, left, sorter=order), len(asked) - 1)]
-    same = asked[columns] == left
-    rows = np.searchsorted(ends, np.concatenate(at)[same], side="right")
-    places = rows * len(asked) + columns[same]
-    counted = np.bincount(places, minlength=len(chunks) * len(asked))
-    return counted.reshape(shape).astype(float)
+    places, columns = located(asked, chunks)
+    rows = np.searchsorted(np.cumsum([len(one) for one in chunks]), places, side="right")
+    counted = np.bincount(rows * len(asked) + columns, minlength=len(chunks) * len(asked))
+    return counted.reshape(len(chunks), len(asked)).astype(float)

@@ -240,9 +240,8 @@ class Snapshot:
 
     def observed(self, ids: Sequence[int]) -> Observed:
         """The question's terms in these chunks."""
-        if self._whole:
-            return self._whole.observed(ids)
-        return observed(self._query.codes, self._known.digests.get(ids, partial(_digests, self._execute)))
+        chunks = self._known.digests.get(ids, partial(_digests, self._execute))
+        return self._whole.observed(chunks) if self._whole else observed(self._query.codes, chunks)
 
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """The chunks themselves."""

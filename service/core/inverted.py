@@ -70,18 +70,19 @@ class Postings:
         share = often * (FTS5_K1 + 1) / (often + FTS5_K1 * (1 - B + B * lengths[rows] / max(lengths.mean(), 1e-9)))
         return index.ids[rows], np.repeat(rarities, chunks) * share
 
-    def observed(self, ids: Sequence[int]) -> Observed:
+    def observed(self, chunks: Mapping[int, Digest]) -> Observed:
         """How often each term stands in each of these chunks, all of which must be there."""
-        index, asked = self._index, len(self._chunks)
+        index, asked, ids = self._index, len(self._chunks), list(chunks)
         rows = np.searchsorted(index.ids, ids)
         chunk_of = np.full(len(index.ids), -1)
         chunk_of[rows] = np.arange(len(ids))
         standing = self._places(slice(None))
-        chunks = chunk_of[index.rows[standing]]
-        cells = chunks * asked + np.repeat(np.arange(asked), self._chunks)
-        wanted = chunks >= 0
+        of = chunk_of[index.rows[standing]]
+        cells = of * asked + np.repeat(np.arange(asked), self._chunks)
+        wanted = of >= 0
         often = np.bincount(cells[wanted], index.often[standing][wanted], len(ids) * asked).reshape(len(ids), asked)
-        return Observed(list(ids), often.astype(float), index.lengths[rows], index.content_hashes[rows].tolist())
+        words = [one.codes[: one.words] for one in chunks.values()]
+        return Observed(ids, often.astype(float), index.lengths[rows], words, index.content_hashes[rows].tolist())
 
     def _places(self, columns: Sequence[int] | slice) -> Ids:
         """Where in `rows` and `often` these columns stand, one after the other."""

@@ -1,16 +1,17 @@
 """Which of some chunks answer a question, and whether they can answer it at all. Pure.
 
-*Ranking*: BM25 over words, phrases (words side by side) and grams of the chunks' own terms, added up (`bm25.py`). How often a term
-occurs comes from the index; the number of chunks is taken as 1,000 at least, so that scores mean the same in a small
-collection. Where the numbers come from: `docs/retrieval.md`.
-*Abstention*: `share` is the score of the best chunk as a share of the best possible for this question; `terms` is the
-same score counted in matches of the rarest possible term. Both must reach their least, and together more: a question that
+*Ranking*: BM25 over words, phrases (words side by side) and grams of the chunks' own terms, added up (`bm25.py`); and for the best of
+them, how many of the question's words stand near each other (`proximity.py`). How often a term occurs comes from the index; the number
+of chunks is taken as 1,000 at least, so that scores mean the same in a small collection. Where the numbers come from:
+`docs/retrieval.md`.
+*Abstention*: `share` is the BM25 of the best chunk as a share of the best possible for this question; `terms` is the
+same BM25 counted in matches of the rarest possible term. Both must reach their least, and together more: a question that
 barely reaches one of them needs the more of the other. One or two words alone, as one
 types into a search box, are enough if all of them stand in one chunk, or 0.6 of the least share is reached. A sentence
 that has no more words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the
 least in terms.
 
-*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of coverage + 0.06 · z(cosine), z over the candidates that
+*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of coverage + 0.075 · z(cosine), z, 2.5 at most, over the candidates that
 have a vector; one that has none yet has a z of 0, the mean. The two numbers above stay those of the words; the cosine of
 the nearest of the best says how much of them is enough: less where the meaning is near, more where it is far. Words alone
 are never asked for more: they have hardly any meaning to be near to.
@@ -25,6 +26,7 @@ import msgspec
 
 from service.core.bm25 import K1, B, Codes, Observed, Occurrences, idf, numbered
 from service.core.hits import Hit, best_sentence
+from service.core.proximity import gathered
 from service.core.terms import Tokenizer, language
 
 WORDS_MAX = 200
@@ -34,8 +36,11 @@ LIMIT_MAX = 100
 JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 LATIN_GRAM_WEIGHT = 0.2  # a Latin word has many grams, which say much the same
+PROXIMITY_WEIGHT = 0.2  # of the best possible score of the terms
+GATHERED = 20  # so many of the best: in no other does it matter how near the words stand
 CHUNKS_FLOOR = 1000
-COSINE_WEIGHT = 0.06
+COSINE_WEIGHT = 0.075
+COSINE_MOST = 2.5  # standard deviations: one chunk that is far nearer than all others is not worth as much more
 COSINE_SLOPE = 6  # of the logarithm of the least share and terms
 COMPARED = 10  # the best by words: all of them need a cosine for any to count
 TOP = 3  # the hits that abstention looks at
@@ -147,10 +152,15 @@ def rank(
     gram_weight = LATIN_GRAM_WEIGHT if query.latin else GRAM_WEIGHT
     worth = [*words.values(), *(PHRASE_WEIGHT * each for each in phrases), *(gram_weight * each for each in grams.values())]
     best = (K1 + 1) * math.fsum(worth)
+    most = best * (1 + PROXIMITY_WEIGHT)
     scores = found.scores(worth, B)
     whole = found.whole()
     near = [cosines.get(name or "") for name in candidates.content_hashes] if cosines else [None] * len(scores)
-    placed = fuse([one / (best or 1) for one in scores], near) if cosines else scores
+    placed = [one / (most or 1) for one in scores]
+    placed = fuse(placed, near) if cosines else placed
+    for i, together in _together(query, words, candidates, placed).items():
+        scores[i] += PROXIMITY_WEIGHT * best * together
+        placed[i] += PROXIMITY_WEIGHT * best * together / (most or 1)
     order = sorted(range(len(scores)), key=lambda i: (placed[i], whole[i]), reverse=True)
     best_placed = order[:TOP]
     judged = found.scores(worth, JUDGED_B)
@@ -164,7 +174,7 @@ def rank(
     def place(i: int) -> Placed:
         matched, close = found.standing(i)
         weights = {gram: grams[gram] for gram in close} | {word: words[word] for word in matched}
-        return Placed(candidates.ids[i], round(scores[i], 4), round(scores[i] / best, 4) if best else 0.0, matched, near[i], weights)
+        return Placed(candidates.ids[i], round(scores[i], 4), round(scores[i] / most, 4) if most else 0.0, matched, near[i], weights)
 
     places = [place(i) for i in order[: max(1, min(limit, LIMIT_MAX))] if scores[i] > 0 or near[i] is not None]
     return Ranked(
@@ -174,6 +184,13 @@ def rank(
         terms=round(rare, 4),
         cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
     )
+
+
+def _together(query: Query, words: Mapping[str, float], candidates: Observed, placed: Sequence[float]) -> dict[int, float]:
+    """Of the best so far: the share of the question's words, by what they are worth, that stand near each other."""
+    best = sorted(range(len(placed)), key=placed.__getitem__, reverse=True)[:GATHERED]
+    found = gathered(query.codes[: len(words)], list(words.values()), [candidates.words[i] for i in best])
+    return dict(zip(best, (found / (math.fsum(words.values()) or 1)).tolist(), strict=True))
 
 
 def _enough(query: Query, share: float, terms: float, thresholds: Thresholds, cosine: float | None, *, whole: bool) -> bool:
@@ -190,7 +207,7 @@ def _enough(query: Query, share: float, terms: float, thresholds: Thresholds, co
 
 
 def fuse(coverages: Sequence[float], cosines: Sequence[float | None]) -> list[float]:
-    """A convex sum: coverage + `COSINE_WEIGHT` · z(cosine). A candidate without a cosine has the mean one.
+    """A sum: coverage + `COSINE_WEIGHT` · z(cosine), z being `COSINE_MOST` at most. A candidate without a cosine has the mean one.
 
     If one of the `COMPARED` best by words has none, words alone decide: else what has a vector already would pass what waits
     for its own.
@@ -202,7 +219,7 @@ def fuse(coverages: Sequence[float], cosines: Sequence[float | None]) -> list[fl
     if deviation < 1e-9:
         return list(coverages)
     return [
-        coverage + (0 if cosine is None else COSINE_WEIGHT * (cosine - mean) / deviation)
+        coverage + (0 if cosine is None else COSINE_WEIGHT * min(COSINE_MOST, (cosine - mean) / deviation))
         for coverage, cosine in zip(coverages, cosines, strict=True)
     ]
 
