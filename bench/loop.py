@@ -2,9 +2,11 @@
 
     python -m bench.loop [--turns 3] [--seconds 12] [--json .data/bench-loop.json]
 
-The same `--streams` readers of `POST /ai/stream`, 20 events a second each, in turns: alone, and beside 50 `GET /ai/search` a
-second over some 2,000 chunks, Japanese and English, while 5 MB of text are uploaded. Both turns have fresh streams on one
-service that has been searched before, and count what arrives while all are open and, in the second, while the upload lasts.
+The same `--streams` readers of `POST /ai/stream`, 20 events a second each, in turns: alone; beside the tools, which ask 50 times a
+second something of the provider that it answers at once; and beside 50 `GET /ai/search` a second over some 2,000 chunks, Japanese
+and English, while 5 MB of text are uploaded. The second shows what the tools cost each other on their core: what the third has more is
+the service's. All turns have fresh streams on one service that has been searched before, and count what arrives while all
+are open and, in the third, while the upload lasts.
 
 The provider keeps to a schedule that does not drift: an event's lateness is its distance from its place in it, counted from
 the most punctual event of its stream. A gap is the time between two events of one stream, 50 ms on schedule.
@@ -29,6 +31,7 @@ import uvloop
 from bench.processes import Caller, Cores, Failed, Loader, machine, save
 from bench.streams import Bench, Reader, lateness
 
+TURNS = ("alone", "tools", "beside")
 INTERVAL_MS = 50
 SEARCHES = 25  # a second, in each language
 UPLOAD_BYTES = 5_000_000  # the default of KOTAE_UPLOAD_FILE_BYTES_MAX
@@ -105,24 +108,24 @@ class Turns:
         await self._end(readers)
         return self._figures(readers, began, began + 3600) | {"service_cpu_seconds": (self._bench.service.cpu_seconds() or 0) - cpu}
 
+    async def tools(self) -> dict[str, float]:
+        """The streams, and the load generators, which ask the provider and not the service."""
+        began, readers, _ = await self._begin()
+        loaders = [self._loader(f"{self._bench.provider_url}/stats", contains='"requests":') for _ in QUESTIONS]
+        try:
+            await self._end(readers)
+            for loader in loaders:
+                await asyncio.to_thread(loader.result)
+        finally:
+            for loader in loaders:
+                loader.stop()
+        return self._figures(readers, began, began + 3600)
+
     async def beside(self, content: str) -> dict[str, float]:
         """The streams, and who computes beside them."""
         began, readers, cpu = await self._begin()
-        seconds = self._chunks * INTERVAL_MS / 1000
         paths = [f"{self._bench.url}/ai/search?q={quote(question, safe='%')}" for question in QUESTIONS]
-        common = [
-            "--method",
-            "GET",
-            "--rate",
-            str(SEARCHES),
-            "--seconds",
-            str(seconds),
-            "--warmup-seconds",
-            "0",
-            "--contains",
-            '"answerable":',
-        ]
-        loaders = [Loader(["--url", path, *common], cores=self._cores.tools) for path in paths]
+        loaders = [self._loader(path, contains='"answerable":') for path in paths]
         try:
             upload = asyncio.create_task(asyncio.to_thread(give, self._bench.url, "upload", content))
             document = await upload
@@ -141,13 +144,21 @@ class Turns:
             "search_p99_ms": max(each["latency_ms"]["p99"] for each in found),
         }
 
+    def _loader(self, url: str, *, contains: str) -> Loader:
+        pace = ["--method", "GET", "--rate", str(SEARCHES), "--seconds", str(self._seconds), "--warmup-seconds", "0"]
+        return Loader(["--url", url, *pace, "--contains", contains], cores=self._cores.tools)
+
+    @property
+    def _seconds(self) -> float:
+        return self._chunks * INTERVAL_MS / 1000
+
     async def _begin(self) -> tuple[float, list[Reader], float]:
         cpu = self._bench.service.cpu_seconds() or 0
         readers = await self._bench.open(self._streams, self._chunks, INTERVAL_MS)
         return time.perf_counter(), readers, cpu
 
     async def _end(self, readers: list[Reader]) -> None:
-        until = time.perf_counter() + self._chunks * INTERVAL_MS / 1000 + 60
+        until = time.perf_counter() + self._seconds + 60
         while any(len(reader.times) < self._chunks for reader in readers):
             if time.perf_counter() > until:
                 raise Failed("some streams did not end")
@@ -184,7 +195,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     if cores.tools:
         os.sched_setaffinity(0, cores.tools)
     choose = random.Random(7)
-    found: dict[str, list[dict[str, float]]] = {"alone": [], "beside": []}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in TURNS}
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
         bench = Bench(Path(folder), cores)
         with bench.running():
@@ -193,6 +204,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             warm_up(bench.url)
             for _ in range(options.turns):
                 found["alone"].append(await turns.alone())
+                found["tools"].append(await turns.tools())
                 half = UPLOAD_BYTES // 2
                 found["beside"].append(await turns.beside(text("ja", half, choose) + text("en", half, choose)))
     return {"chunks": chunks, "turns": found, "machine": machine(cores)}
@@ -200,10 +212,10 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def table(turns: dict[str, list[dict[str, float]]]) -> str:
     """Medians and every turn, for people."""
-    lines = [f"{'':24}{'alone':>10}{'beside':>10}   each turn"]
+    lines = [f"{'':24}" + "".join(f"{which:>10}" for which in TURNS) + "   each turn"]
     for name in turns["beside"][0]:
         cells = []
-        for which in ("alone", "beside"):
+        for which in TURNS:
             values = [each[name] for each in turns[which] if name in each]
             cells.append((f"{statistics.median(values):.1f}" if values else "–", " ".join(f"{value:.1f}" for value in values)))
         lines.append(f"{name:24}" + "".join(f"{cell:>10}" for cell, _ in cells) + "   " + " | ".join(every for _, every in cells))

@@ -71,21 +71,21 @@ class Bench:
 
     def __init__(self, folder: Path, cores: Cores) -> None:
         self._folder, self._cores = folder, cores
-        self._provider_url, self.url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        self.provider_url, self.url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
 
     @contextlib.contextmanager
     def running(self) -> Any:
         """Both processes."""
-        port = str(urlsplit(self._provider_url).port)
+        port = str(urlsplit(self.provider_url).port)
         self.provider = provider = Process("provider", [sys.executable, HERE / "provider.py", "--port", port], folder=self._folder,
                            env=dict(os.environ), cores=self._cores.tools)  # fmt: skip
         env = child_environment()
-        env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(self._folder)}
+        env |= {"OPENAI_BASE_URL": f"{self.provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(self._folder)}
         env |= {"KOTAE_ANSWERS_MAX": "10000", "KOTAE_PROVIDER_CALLS_MAX": "10000", "KOTAE_LOG_LEVEL": "warning"}
         command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(urlsplit(self.url).port)]
         self.service = Process("kotae", command, folder=self._folder, env=env, cores=self._cores.service)
         try:
-            provider.wait_ready(f"{self._provider_url}/stats")
+            provider.wait_ready(f"{self.provider_url}/stats")
             self.service.wait_ready(f"{self.url}/health/ready")
             yield
         finally:
@@ -94,7 +94,7 @@ class Bench:
 
     async def open(self, count: int, chunks: int, interval_ms: int, *, reads: bool = True, direct: bool = False) -> list[Reader]:
         """Streams, begun evenly over one interval, or at most 400 a second."""
-        loop, readers, where = asyncio.get_running_loop(), [], urlsplit(self._provider_url if direct else self.url)
+        loop, readers, where = asyncio.get_running_loop(), [], urlsplit(self.provider_url if direct else self.url)
         path, delta = ("/v1/chat/completions", DIRECT_DELTA) if direct else ("/ai/stream", DELTA)
         for n in range(count):
             prompt = f"question {n} chunks={chunks} interval-ms={interval_ms}"
