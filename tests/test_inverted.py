@@ -14,8 +14,8 @@ from service.core import bm25, documents
 from service.core.bm25 import Digest, digests, numbered
 from service.core.db import Database
 from service.core.index import Index, Seen
-from service.core.inverted import Inverted, Postings
-from service.core.ranking import parse
+from service.core.inverted import InMemory, Inverted
+from service.core.ranking import Query, parse
 from service.core.retrieval import Retrieval
 from service.core.settings import Settings
 from service.core.terms import tokenizer
@@ -40,12 +40,13 @@ def test_what_stands_where_is_as_in_the_chunks(chunks: Chunks, words: list[str],
     """Of each term: in how many chunks it stands, in which, and how often; whatever is asked for of whatever there is."""
     phrases = [(a, b) for a, b in pairwise(words) if a != b]
     asked = numbered(words, phrases, words)
-    found = Postings(Inverted(digested(chunks)), asked)
-    assert found.frequencies()[: len(words)] == [sum(word in there for there, _ in chunks.values()) for word in words]
-    assert found.frequencies()[len(words) + len(phrases) :] == [sum(word in there for _, there in chunks.values()) for word in words]
-    ids, weights = found.weighed({column: column + 0.5 for column in range(len(words))})
-    pairs = [(id_, column + 0.5) for column, word in enumerate(words) for id_ in sorted(chunks) if word in chunks[id_][0]]
-    assert list(zip(ids.tolist(), weights.tolist(), strict=True)) == pairs
+    found = InMemory(Inverted(digested(chunks)), Query(words, phrases, words, asked, bare=False, latin=False))
+    standing = {("words", word): sorted(id_ for id_, (there, _) in chunks.items() if word in there) for word in words}
+    standing |= {("grams", gram): sorted(id_ for id_, (_, there) in chunks.items() if gram in there) for gram in words}
+    assert found.frequencies() == {term: len(ids) for term, ids in standing.items()}
+    weights = {term: n + 0.5 for n, term in enumerate(standing)}
+    ids, worth = found.weighed(weights)
+    assert list(zip(ids.tolist(), worth.tolist(), strict=True)) == [(id_, weights[term]) for term in standing for id_ in standing[term]]
     some = data.draw(st.lists(st.sampled_from(sorted(chunks)), unique=True)) if chunks else []
     known = digested({id_: chunks[id_] for id_ in some})
     mine, wanted = found.observed(known), bm25.observed(asked, known)
@@ -79,7 +80,7 @@ async def test_the_candidates_are_those_of_fts5(tied: Database, text: str, seen:
 
     def look(index: Index, connection: sa.Connection) -> tuple[bool, list[int]]:
         here = index.at(connection, query)
-        return here._whole is not None, here.candidates(here.counts(), seen)
+        return isinstance(here._postings, InMemory), here.candidates(here.counts(), seen)
 
     assert await tied.look(partial(warm.warm, stop=Event())) == 201
     in_memory, candidates = await tied.look(partial(look, warm))

@@ -17,7 +17,7 @@ from service.core.cutting import cut
 from service.core.db import Database
 from service.core.errors import DatabaseUnavailable
 from service.core.hits import NOTHING, Found, best_sentence
-from service.core.index import CANDIDATES_MAX, SEEN_LOOKED, Index, Kept
+from service.core.index import CANDIDATES_MAX, SEEN_LOOKED, Index
 from service.core.prompt import context_from, read_citations
 from service.core.quoting import quote
 from service.core.ranking import TOGETHER, Counts, Query, Ranked, Thresholds, parse, rank
@@ -217,16 +217,6 @@ async def test_own_documents_are_found_behind_many_better_ones_of_others(databas
     mine = await keep(database, "A lantern, and much else about harbours, ropes, sails, anchors, tides and fog.")
     assert [hit.document_id for hit in (await look(database, "lantern keeper")).items] == [mine]
     assert [hit.document_id for hit in (await look(database, "lantern")).items] == [mine]
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9)), max_size=60))
-def test_what_is_remembered_has_a_limit(steps: list[tuple[int, int]]) -> None:
-    """Whatever is asked for comes back whole, and no more is kept than the limit."""
-    kept: Kept[int, str] = Kept(30, len)
-    for first, more in steps:
-        keys = range(first, first + more)
-        assert kept.get(keys, lambda missing: {key: "x" * (key % 7) for key in missing}) == {key: "x" * (key % 7) for key in keys}
-        assert sum(map(len, kept._values.values())) == kept._sum <= 30
 
 
 async def test_a_hit_says_where_and_why(database: Database) -> None:

@@ -1,41 +1,37 @@
-"""The index, as SQLite has it: how often terms occur, which chunks have them, and what stands in those.
-
-All that knows FTS5, with `segments.py`. Another database needs its own `counts` and `candidates`; what they return means the same.
+"""The index: how often terms occur, which chunks have them, and what stands in those.
 
 *Counts*: how many chunks have each term of a question.
 *Candidates*: of the question's words the rarest, as many as occur in `POSTINGS_MAX` chunks together, and likewise of its
 grams; the chunks in which most of them stand, by weight. So what a search costs does not grow with the collection, and the
 ranking sees every term again. Where too many chunks have the same few words for that to tell them apart, such as all those
-of a question of one word, FTS5 is asked for the best of them: `bm25(…, w, w)` is BM25 with k1 = 1.2 / w, so weights of 2
-give the k1 of 0.6 of the ranking.
+of a question of one word, the best of them are looked for by BM25 over the whole collection.
 
-As long as nothing changes, a collection that is not too large is in memory as a whole (`warm`, `inverted.py`): what FTS5 would
-say is looked up there, and comes out the same. Else what was read is remembered. Counts (`COUNTS_KEPT`, some 10 MB) and the
-chunks that have a term (`POSTINGS_KEPT` of 8 bytes) are true of one version of the index, which is part of the snapshot that a
-search reads: another version starts afresh. The terms of a chunk (`CODES_KEPT` of 4 bytes) and its text (`CHARACTERS_KEPT`, of
-one or two bytes each) stay what they are, since a chunk is never changed and its id never given again. Each is bounded alone;
-what was looked at first goes first.
+As long as nothing changes, a collection that is not too large is in memory as a whole (`warm`, `inverted.py`): what FTS5 (`fts5.py`) would
+say is looked up there, and comes out the same. The terms of a chunk (`CODES_KEPT` of 4 bytes) and its text (`CHARACTERS_KEPT`, of
+one or two bytes each) are remembered in either case, whatever else changes, since a chunk never does and its id is never given again. What
+was looked at first goes first.
 
-A question is never read as a query language: it is reduced to terms, and each is quoted. How often a term occurs is
-counted over all documents, also those that the caller may not see: scores may move by it, texts never show.
+How often a term occurs is counted over all documents, also those that the caller may not see: scores may move by it, texts never
+show.
 """
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, partial
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import itemgetter
-from typing import Any, Generic, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 import sqlalchemy as sa
 
-from service.core.bm25 import Digest, Ids, Numbers, Observed, digests, heaviest, idf, numbers, observed, weighed
+from service.core.bm25 import Digest, Ids, Numbers, Observed, digests, heaviest, idf
+from service.core.fts5 import Stored, Version
 from service.core.hits import SENTENCES_KEPT, plain_sentences
-from service.core.inverted import Inverted, Postings
+from service.core.inverted import InMemory, Inverted
+from service.core.kept import Kept
 from service.core.ports import Nearness
-from service.core.ranking import GRAM_WEIGHT, Counts, Query, Row
+from service.core.ranking import GRAM_WEIGHT, Counts, Query, Row, Term
 
 CANDIDATES_MAX = 70
 TIED_SHARE = 0.5  # of the best: chunks that many others equal are worth telling apart
@@ -45,11 +41,26 @@ SEEN_LOOKED = 300  # of the best chunks, at a time, likewise
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_LEAST = 3  # looked up even if they are not rare
 CHUNKS_A_TURN, YIELD_SECONDS = 20, 0.001  # about a millisecond's work of a thread that nobody waits for
-COUNTS_KEPT, POSTINGS_KEPT, CODES_KEPT, CHARACTERS_KEPT = 100_000, 1_000_000, 8_000_000, 5_000_000
+CODES_KEPT, CHARACTERS_KEPT = 8_000_000, 5_000_000
 
-Term = tuple[str, str]  # its column and itself
-K = TypeVar("K")
-V = TypeVar("V")
+
+class Postings(Protocol):
+    """Where the terms of one question stand. There are two: `fts5.Stored` and `inverted.InMemory`, which say the same."""
+
+    def frequencies(self) -> dict[Term, int]:
+        """In how many chunks each word and gram of the question stands."""
+
+    def weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
+        """The chunks in which these terms stand, one term after the other, and the weight of each."""
+
+    def matched(self, words: Sequence[str], most: int | None) -> list[int]:
+        """The chunks in which any of these words stands, `most` of them, best first.
+
+        By FTS5's `bm25(…, w, w)`, which is BM25 with k1 = 1.2 / w: weights of 2 give the k1 of 0.6 of the ranking.
+        """
+
+    def observed(self, chunks: Mapping[int, Digest]) -> Observed:
+        """How often each term stands in each of these chunks, all of which must be there."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -78,51 +89,12 @@ class Seen(msgspec.Struct, frozen=True):
         return {"user_id": self.user_id, "within": json.dumps(self.within)}
 
 
-class Kept(Generic[K, V]):
-    """What was read, up to a size; what came first goes first. Threads share it."""
-
-    def __init__(self, most: int, size: Callable[[V], int]) -> None:
-        self._most, self._size = most, size
-        self._lock = threading.Lock()
-        self._values: dict[K, V] = {}
-        self._sum = 0
-
-    def get(self, keys: Iterable[K], read: Callable[[list[K]], dict[K, V]]) -> dict[K, V]:
-        """The values of these keys, of which `read` brings those that are missing."""
-        known = self._values
-        found = {key: known.get(key) for key in keys}
-        if missing := [key for key, value in found.items() if value is None]:
-            new = read(missing)
-            found |= new
-            self._keep(new)
-        return {key: value for key, value in found.items() if value is not None}
-
-    def _keep(self, new: dict[K, V]) -> None:
-        with self._lock:
-            for key, value in new.items():
-                if key not in self._values:
-                    self._values[key] = value
-                    self._sum += self._size(value)
-            while self._sum > self._most:
-                for key in list(islice(self._values, 100)):
-                    self._sum -= self._size(self._values.pop(key))
-
-
 class _Chunks:
     """What is known of chunks, in whatever version of the index they are."""
 
     def __init__(self) -> None:
         self.digests: Kept[int, Digest] = Kept(CODES_KEPT, lambda one: len(one.codes) + 80)
         self.rows: Kept[int, Row] = Kept(CHARACTERS_KEPT, lambda row: len(row.text) + 400)
-
-
-class _Version:
-    """What is known of one version of the index."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.counts: Kept[Term, int] = Kept(COUNTS_KEPT, lambda _: 1)
-        self.postings: Kept[Term, Ids] = Kept(POSTINGS_KEPT, lambda ids: len(ids) + 20)
 
 
 class _Whole(msgspec.Struct, frozen=True):
@@ -143,7 +115,7 @@ class Index:
         self._forget()
 
     def _forget(self) -> None:
-        self._version = _Version(0)
+        self._version = Version(0)
         self._known = _Chunks()
 
     def _is_another(self, file: Any, version: int) -> bool:
@@ -160,10 +132,11 @@ class Index:
             self._file = file
             self._forget()
         if number != self._version.number:
-            self._version = _Version(number)
+            self._version = Version(number)
         whole = self._whole
-        fresh = whole.index if whole and (whole.file, whole.version) == (file, number) else None
-        return Snapshot(cursor, query, self._version, self._known, chunks, fresh)
+        is_fresh = whole and (whole.file, whole.version) == (file, number)
+        postings = InMemory(whole.index, query) if whole and is_fresh else Stored(cursor.execute, self._version, query)
+        return Snapshot(cursor, query, postings, self._known, chunks)
 
     def warm(self, connection: sa.Connection, stop: threading.Event) -> int:
         """Read all of the index into memory as this connection's transaction sees it, slowly.
@@ -193,19 +166,13 @@ class Index:
 class Snapshot:
     """One version of the index, for one question. All of it blocks."""
 
-    def __init__(self, cursor: Any, query: Query, version: _Version, known: _Chunks, chunks: int, whole: Inverted | None) -> None:
+    def __init__(self, cursor: Any, query: Query, postings: Postings, known: _Chunks, chunks: int) -> None:
         self._execute = cursor.execute
-        self._query, self._version, self._known, self._chunks = query, version, known, chunks
-        self._whole = Postings(whole, query.codes) if whole else None
+        self._query, self._postings, self._known, self._chunks = query, postings, known, chunks
 
     def counts(self) -> Counts:
         """How many chunks there are, and have each term of the question."""
-        if self._whole:
-            often = self._whole.frequencies()
-            found = {term: often[n] for term, n in self._columns.items()}
-        else:
-            found = self._version.counts.get(self._columns, partial(_frequencies, self._execute))
-        query = self._query
+        found, query = self._postings.frequencies(), self._query
         return Counts(
             self._chunks, {word: found["words", word] for word in query.words}, {gram: found["grams", gram] for gram in query.grams}
         )
@@ -216,12 +183,13 @@ class Snapshot:
         grams = _rarest(counts.grams, 1, GRAM_POSTINGS_MAX)
         rarities = {("words", term): idf(counts.words[term], counts.total) for term in words}
         rarities |= {("grams", term): GRAM_WEIGHT * idf(counts.grams[term], counts.total) for term in grams}
-        worth = heaviest(*self._weighed(rarities), CANDIDATES_MAX + 1 if seen.everything else None)
+        worth = heaviest(*self._postings.weighed(rarities), CANDIDATES_MAX + 1 if seen.everything else None)
         best = self._visible(list(worth), seen, CANDIDATES_MAX + 1)
         chosen = best[:CANDIDATES_MAX]
         if words and len(best) > CANDIDATES_MAX and worth[best[-1]] >= TIED_SHARE * worth[best[0]]:
             words = _rarest(counts.words, WORDS_LEAST, MATCHED_POSTINGS_MAX)
-            chosen = list(dict.fromkeys([*self._matched(words, seen), *chosen]))
+            matched = self._postings.matched(words, CANDIDATES_MAX if seen.everything else None)
+            chosen = list(dict.fromkeys([*self._visible(matched, seen, CANDIDATES_MAX), *chosen]))
         return chosen
 
     def nearest(self, nearness: Nearness, seen: Seen) -> list[int]:
@@ -240,32 +208,11 @@ class Snapshot:
 
     def observed(self, ids: Sequence[int]) -> Observed:
         """The question's terms in these chunks."""
-        chunks = self._known.digests.get(ids, partial(_digests, self._execute))
-        return self._whole.observed(chunks) if self._whole else observed(self._query.codes, chunks)
+        return self._postings.observed(self._known.digests.get(ids, partial(_digests, self._execute)))
 
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """The chunks themselves."""
         return self._known.rows.get(ids, partial(_rows, self._execute))
-
-    def _weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
-        """The chunks in which these terms stand, each time with the weight of the term."""
-        if self._whole:
-            return self._whole.weighed({self._columns[term]: weight for term, weight in weights.items()})
-
-        def read(missing: list[Term]) -> dict[Term, Ids]:
-            asked = json.dumps([_expression(column, [term]) for column, term in missing])
-            found = self._execute(_POSTINGS, (asked,))
-            return {missing[n]: numbers(ids) for n, ids in found}
-
-        found = self._version.postings.get(weights, read)
-        return weighed((found[term], weight) for term, weight in weights.items())
-
-    @cached_property
-    def _columns(self) -> dict[Term, int]:
-        """The terms that are looked up, and which of the numbers of the question is whose."""
-        query = self._query
-        words = {("words", word): n for n, word in enumerate(query.words)}
-        return words | {("grams", gram): n for n, gram in enumerate(query.grams, len(query.codes) - len(query.grams))}
 
     def _visible(self, ids: list[int], seen: Seen, most: int) -> list[int]:
         """The first of these that may be seen."""
@@ -281,24 +228,8 @@ class Snapshot:
                 break
         return visible[:most]
 
-    def _matched(self, words: Sequence[str], seen: Seen) -> list[int]:
-        """The best of the chunks that have any of these words, as FTS5 ranks them."""
-        if self._whole:
-            matched = self._whole.matched([self._columns["words", word] for word in words])
-            return self._visible(list(heaviest(*matched, CANDIDATES_MAX if seen.everything else None)), seen, CANDIDATES_MAX)
-        statement = _MATCH.format(joins="" if seen.everything else _JOINS, condition=seen.condition)
-        values = seen.values | {"match": _expression("words", words), "most": CANDIDATES_MAX}
-        return [row[0] for row in self._execute(statement, values)]
-
 
 _STATE = "SELECT version, chunks FROM index_state"
-_FREQUENCIES = "SELECT col, term, doc FROM chunk_vocabulary WHERE term IN (SELECT value FROM json_each(?))"
-_POSTINGS = "SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value) FROM json_each(?)"
-_JOINS = "JOIN chunks AS c ON c.id = t.rowid JOIN documents AS d ON d.id = c.document_id"
-_MATCH = """
-SELECT t.rowid FROM chunk_terms AS t {joins} WHERE t.chunk_terms MATCH :match {condition}
-ORDER BY bm25(t.chunk_terms, 2.0, 2.0), t.rowid LIMIT :most
-"""
 _VISIBLE = """
 SELECT c.id FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
 WHERE c.id IN (SELECT value FROM json_each(:ids)) {condition}
@@ -312,11 +243,6 @@ _ROWS = """
 SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELECT value FROM json_each(?))
 """
-
-
-def _frequencies(execute: Any, terms: Sequence[Term]) -> dict[Term, int]:
-    found = {(column, term): n for column, term, n in execute(_FREQUENCIES, (json.dumps([term for _, term in terms]),))}
-    return {term: found.get(term, 0) for term in terms}
 
 
 def _digests(execute: Any, ids: Sequence[int]) -> dict[int, Digest]:
@@ -336,9 +262,3 @@ def _rarest(counted: dict[str, int], least: int, postings_max: int) -> list[str]
         if n and (len(chosen) < least or postings <= postings_max):
             chosen.append(term)
     return chosen
-
-
-def _expression(column: str, found: Iterable[str]) -> str:
-    """An FTS5 expression in which nothing but the column is ours: terms are quoted strings."""
-    quoted = (f'"{term}"' for term in found)
-    return f"{column} : ({' OR '.join(quoted)})"

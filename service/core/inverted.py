@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.bm25 import B, Codes, Digest, Ids, Numbers, Observed
+from service.core.bm25 import B, Codes, Digest, Ids, Numbers, Observed, heaviest
+from service.core.ranking import Query, Term
 
 CHUNKS_MAX = 1 << 16  # the row of a chunk is a number of 16 bits
 CHUNKS_AT_ONCE = 500  # numpy keeps the interpreter's lock for what it does to them
-FTS5_K1, FTS5_IDF_MIN = 1.2, 1e-6
+FTS5_K1, FTS5_WEIGHT, FTS5_IDF_MIN = 1.2, 2.0, 1e-6
 ROW = np.uint64(32)  # bits for the row of a chunk, below those for the number of a term
 
 
@@ -45,33 +46,34 @@ class Inverted:
         return begins, np.where(self._codes[at] == asked, self._begins[at + 1] - begins, 0)
 
 
-class Postings:
-    """Where the terms of one question stand. A column is the place of a term among them."""
+class InMemory:
+    """See `Postings`."""
 
-    def __init__(self, index: Inverted, asked: Codes) -> None:
-        self._index = index
-        self._begins, self._chunks = index.where(asked)
+    def __init__(self, index: Inverted, query: Query) -> None:
+        self._index, self._columns = index, query.columns
+        self._begins, self._chunks = index.where(query.codes)
 
-    def frequencies(self) -> list[int]:
-        """In how many chunks each term stands."""
-        found: list[int] = self._chunks.tolist()
-        return found
+    def frequencies(self) -> dict[Term, int]:
+        """See `Postings.frequencies`."""
+        found = self._chunks.tolist()
+        return {term: found[column] for term, column in self._columns.items()}
 
-    def weighed(self, weights: Mapping[int, float]) -> tuple[Ids, Numbers]:
-        """The chunks in which these columns stand, one column after the other, and the weight of each."""
-        columns = list(weights)
+    def weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
+        """See `Postings.weighed`."""
+        columns = [self._columns[term] for term in weights]
         return self._index.ids[self._index.rows[self._places(columns)]], np.repeat(list(weights.values()), self._chunks[columns])
 
-    def matched(self, columns: Sequence[int]) -> tuple[Ids, Numbers]:
-        """As `weighed`, with what each is worth to FTS5: to its `bm25(…, 2.0, 2.0)` (https://sqlite.org/fts5.html)."""
+    def matched(self, words: Sequence[str], most: int | None) -> list[int]:
+        """See `Postings.matched`; by the formula of https://sqlite.org/fts5.html."""
+        columns = [self._columns["words", word] for word in words]
         index, chunks, standing = self._index, self._chunks[columns], self._places(columns)
         rarities = np.maximum(np.log((len(index.ids) - chunks + 0.5) / (chunks + 0.5)), FTS5_IDF_MIN)
-        rows, often, lengths = index.rows[standing], 2.0 * index.often[standing], index.lengths.sum(axis=1)
+        rows, often, lengths = index.rows[standing], FTS5_WEIGHT * index.often[standing], index.lengths.sum(axis=1)
         share = often * (FTS5_K1 + 1) / (often + FTS5_K1 * (1 - B + B * lengths[rows] / max(lengths.mean(), 1e-9)))
-        return index.ids[rows], np.repeat(rarities, chunks) * share
+        return list(heaviest(index.ids[rows], np.repeat(rarities, chunks) * share, most))
 
     def observed(self, chunks: Mapping[int, Digest]) -> Observed:
-        """How often each term stands in each of these chunks, all of which must be there."""
+        """See `Postings.observed`."""
         index, asked, ids = self._index, len(self._chunks), list(chunks)
         rows = np.searchsorted(index.ids, ids)
         chunk_of = np.full(len(index.ids), -1)

@@ -52,6 +52,9 @@ BARE_SHARE = 0.6  # of the least share, for words alone: a typing error still fi
 _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
 
 
+Term = tuple[str, str]  # "words" or "grams", and itself
+
+
 class Thresholds(msgspec.Struct, frozen=True):
     """What the two numbers must reach where the cosine is `cosine_even`; 0: whatever it is."""
 
@@ -76,6 +79,12 @@ class Query(msgspec.Struct, frozen=True):
     codes: Codes  # their numbers, in this order
     bare: bool  # words alone, not a sentence
     latin: bool
+
+    @property
+    def columns(self) -> dict[Term, int]:
+        """Of each word and gram: which of the numbers is its."""
+        words = {("words", word): n for n, word in enumerate(self.words)}
+        return words | {("grams", gram): n for n, gram in enumerate(self.grams, len(self.codes) - len(self.grams))}
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ All of a search is one visit of a thread: it computes for a few milliseconds, an
 computes at a time, and others wait: of several that compute side by side none is quicker, but the event loop, which runs every
 stream, would have to wait for each of them whenever its turn comes (docs/decisions/0014).
 
-Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, those of `index.py` on what is looked at and remembered,
+Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, those of `index.py` and `fts5.py` on what is looked at and remembered,
 `LIMIT_MAX` chunks returned.
 """
 
