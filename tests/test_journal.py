@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from service.core import logs
 from service.core.backends import journal as journals
-from service.core.backends.journal import HEADER, LEAN_BYTES, Journal, decode_frames, encode_frame, lean, orphans
+from service.core.backends.journal import COPYING, HEADER, LEAN_BYTES, Journal, decode_frames, encode_frame, lean, orphans
 from service.core.db import Database
-from service.core.errors import JournalFull
+from service.core.errors import DatabaseUnavailable, JournalFull
 from service.core.events import Intent, Outcome, Passage
 from service.core.logs import LogFilter
 from service.workers.recovery import Recovery, RecoveryState
@@ -236,6 +236,36 @@ async def test_damage_is_kept_and_told(database: Database, tmp_path: Path) -> No
     assert recovery.degraded()
     assert recovery.statistics().state is RecoveryState.DONE
     assert [path.suffix for path in left(tmp_path)] == [".bad"]
+
+
+async def test_a_copy_that_is_torn_is_not_what_remains(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recovery ends while it removes the files, of which one is the beginning of a copy: the next one finds no damage in what is left."""
+    journal = opened(tmp_path)
+    begun = intent()
+    journal.begin(begun)
+    journal.finish(outcome(begun))
+    drop_locks(journal)
+    (file,) = left(tmp_path)
+    (tmp_path / "journal" / file.name).with_suffix(COPYING).write_bytes(file.read_bytes()[: len(HEADER) + 30])
+    remove = Path.unlink
+    removed: list[Path] = []
+
+    def remove_one(path: Path, *, missing_ok: bool = False) -> None:
+        if removed:
+            raise OSError("the process has ended")
+        removed.append(path)
+        remove(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", remove_one)
+    with pytest.raises(DatabaseUnavailable):
+        await recovered(database, tmp_path)
+    monkeypatch.setattr(Path, "unlink", remove)
+
+    recovery = await recovered(database, tmp_path)
+
+    assert not recovery.degraded()
+    assert left(tmp_path) == []
+    assert [status for status, _, _ in (await rows(database)).values()] == ["completed"]
 
 
 async def test_a_full_journal_refuses_new_answers_and_loses_nothing_begun(database: Database, tmp_path: Path) -> None:

@@ -171,9 +171,13 @@ def _interrupted(intent: Intent) -> Outcome:
 
 
 def _let_go(segments: list[tuple[int, Path, list[Path]]], bad: set[Path]) -> None:
-    """Remove the files; keep one that has something unreadable, under a name that is not read again."""
+    """Remove the files; keep one that has something unreadable, under a name that is not read again.
+
+    Of each segment the one that was read goes last: should this process die meanwhile, the next one would read what is left, and a copy
+    may end in the middle of a frame.
+    """
     for _, read, paths in segments:
-        for path in paths:
+        for path in reversed(paths):
             if path is read and path in bad:
                 path.rename(path.with_suffix(".bad"))
             else:
