@@ -1,5 +1,6 @@
 """What a search finds, as it is shown. Pure."""
 
+import re
 from bisect import bisect_right
 from functools import lru_cache
 from itertools import accumulate
@@ -9,6 +10,7 @@ import msgspec
 from service.core.terms import fold
 from service.core.texts import sentences
 
+_ENDING = re.compile("(?<=[^\u3041-\u309f])[\u3041-\u309f]+$")  # hiragana behind other letters
 SENTENCES_KEPT = 3000  # chunks whose sentences are remembered, some 4 KB each
 
 
@@ -46,17 +48,21 @@ NOTHING = Found(items=[], answerable=False, share=0, terms=0)
 
 
 def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
-    """Where the sentence stands in which most of these terms, by weight, occur as letters; the first of equals."""
+    """Where the sentence stands in which most of these terms, by weight, occur as letters; the first of equals.
+
+    Of an inflected Japanese word what stays the same is looked for: 鳴る also stands in 鳴ったら.
+    """
     spans, plain, ends = plain_sentences(text)
     if len(spans) == 1:
         return spans[0]
     worth = [0.0] * len(spans)
     for term, weight in weights.items():
-        at = plain.find(term)
+        stem = _ENDING.sub("", term)
+        at = plain.find(stem)
         while at >= 0:
             n = bisect_right(ends, at)
             worth[n] += weight
-            at = plain.find(term, ends[n])
+            at = plain.find(stem, ends[n])
     return spans[worth.index(max(worth))]
 
 
