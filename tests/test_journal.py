@@ -297,6 +297,30 @@ def test_room_makes_a_full_journal_take_answers_again(tmp_path: Path) -> None:
     drop_locks(journal)
 
 
+def test_a_segment_that_goes_while_it_is_synced_takes_no_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a spool the thread writes anew what it is about to sync. What is committed meanwhile has given up its room."""
+    journal = opened(tmp_path, spool=False, bytes_max=200_000, segment_bytes=50_000)
+    begun: list[Intent] = []
+    while len(journal._segments) < 2:
+        begun.append(intent(prompt="p" * 5_000))
+        journal.begin(begun[-1])
+        journal.finish(outcome(begun[-1]))
+    first, read = journal._segments[0].path, os.pread
+
+    def release_meanwhile(fd: int, size: int, offset: int) -> bytes:
+        data = read(fd, size, offset)
+        journal.release([one.id for one in begun])
+        return data
+
+    monkeypatch.setattr(os, "pread", release_meanwhile)
+    journal._round()
+
+    assert first.stat().st_size == 0
+    journal._round()
+    assert not first.exists()
+    drop_locks(journal)
+
+
 def test_a_full_spool_disk_is_a_full_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An allocation that fails refuses the answer, leaves no file behind, and heals by itself."""
     journal = opened(tmp_path)

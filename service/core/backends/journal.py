@@ -123,6 +123,7 @@ class _Segment:
         self.reserved = 0
         self.holds: set[str] = set()
         self.sealed = False
+        self.retired = False  # its room is counted as free
         self.synced = 0
         self.copy_fd: int | None = None
         self.fd: int | None = _create(path)
@@ -157,6 +158,8 @@ class _Segment:
         else:
             if not self.synced:  # new, or failed
                 _write_at(self.fd, os.pread(self.fd, end, 0), 0)
+                if self.retired:  # meanwhile: it must not take its room again
+                    os.truncate(self.path, 0)
             synced, self.synced = self.synced, 0
             os.fdatasync(self.fd)
             if not synced:
@@ -336,6 +339,7 @@ class Journal:
         if segment in self._segments:
             self._segments.remove(segment)
             self._dead.append(segment)
+            segment.retired = True
             if segment is self._current:
                 self._current = None
             with suppress(OSError):  # its room is free at once; the thread that removes it may be held up by the disk
