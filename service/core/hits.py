@@ -57,7 +57,7 @@ def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
         return spans[0]
     worth = [0.0] * len(spans)
     for term, weight in weights.items():
-        stem = _ENDING.sub("", term)
+        stem = term if term.isascii() else _ENDING.sub("", term)
         at = plain.find(stem)
         while at >= 0:
             n = bisect_right(ends, at)
