@@ -369,7 +369,8 @@ class World(RuleBasedStateMachine):
         for id_, answer in (self.settled | self.dead).items():
             found = self.database.get(id_)
             # What the power took may still come: the next loss brings names of removed files back, also that of a copy never read.
-            allowed = [answer.row] if answer.row else answer.rows()
+            is_final = answer.row or (id_ in self.settled and not answer.powerless)
+            allowed = [answer.row] if is_final else answer.rows()
             assert found in allowed, (id_, found, allowed, vars(answer))
             answer.row = found
         self.settled |= self.dead
