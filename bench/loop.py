@@ -20,7 +20,8 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -111,30 +112,22 @@ class Turns:
     async def tools(self) -> dict[str, float]:
         """The streams, and the load generators, which ask the provider and not the service."""
         began, readers, _ = await self._begin()
-        loaders = [self._loader(f"{self._bench.provider_url}/stats", contains='"requests":') for _ in QUESTIONS]
-        try:
+        with self._loading([f"{self._bench.provider_url}/stats" for _ in QUESTIONS], contains='"requests":') as loaders:
             await self._end(readers)
             for loader in loaders:
                 await asyncio.to_thread(loader.result)
-        finally:
-            for loader in loaders:
-                loader.stop()
         return self._figures(readers, began, began + 3600)
 
     async def beside(self, content: str) -> dict[str, float]:
         """The streams, and who computes beside them."""
         began, readers, cpu = await self._begin()
         paths = [f"{self._bench.url}/ai/search?q={quote(question, safe='%')}" for question in QUESTIONS]
-        loaders = [self._loader(path, contains='"answerable":') for path in paths]
-        try:
+        with self._loading(paths, contains='"answerable":') as loaders:
             upload = asyncio.create_task(asyncio.to_thread(give, self._bench.url, "upload", content))
             document = await upload
             ended = time.perf_counter()
             await self._end(readers)
             found = [await asyncio.to_thread(loader.result) for loader in loaders]
-        finally:
-            for loader in loaders:
-                loader.stop()
         figures = self._figures(readers, began, ended)
         figures["service_cpu_seconds"] = (self._bench.service.cpu_seconds() or 0) - cpu
         await asyncio.to_thread(forget, self._bench.url, document)
@@ -144,9 +137,15 @@ class Turns:
             "search_p99_ms": max(each["latency_ms"]["p99"] for each in found),
         }
 
-    def _loader(self, url: str, *, contains: str) -> Loader:
+    @contextmanager
+    def _loading(self, urls: list[str], *, contains: str) -> Iterator[list[Loader]]:
         pace = ["--method", "GET", "--rate", str(SEARCHES), "--seconds", str(self._seconds), "--warmup-seconds", "0"]
-        return Loader(["--url", url, *pace, "--contains", contains], cores=self._cores.tools)
+        loaders = [Loader(["--url", url, *pace, "--contains", contains], cores=self._cores.tools) for url in urls]
+        try:
+            yield loaders
+        finally:
+            for loader in loaders:
+                loader.stop()
 
     @property
     def _seconds(self) -> float:

@@ -143,11 +143,11 @@ def heaviest(ids: Ids, weights: Numbers, most: int | None) -> dict[int, float]:
     return dict(zip(ids[order].tolist(), sums[order].tolist(), strict=True))
 
 
-def located(asked: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids]:
-    """Where the numbers asked for stand in these chunks, one chunk after the other, and which of them it is."""
+def located(asked: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids, Ids]:
+    """Where the numbers asked for stand in these chunks, one chunk after the other; in which chunk that is, and which number."""
     if not len(asked) or not len(chunks):
         nothing = np.zeros(0, dtype=np.int64)
-        return nothing, nothing
+        return nothing, nothing, nothing
     likely = np.zeros(HALF, dtype=bool)  # by half of the bits: nearly all that was not asked for is gone after one look
     likely[_half(asked)] = True
     some, at, before = [], [], 0
@@ -161,7 +161,8 @@ def located(asked: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids]:
     order = np.argsort(asked, kind="stable")
     columns = order[np.minimum(np.searchsorted(asked, left, sorter=order), len(asked) - 1)]
     same = asked[columns] == left
-    return np.concatenate(at)[same], columns[same]
+    places = np.concatenate(at)[same]
+    return places, np.searchsorted(np.cumsum([len(one) for one in chunks]), places, side="right"), columns[same]
 
 
 def weighed(postings: Iterable[tuple[Ids, float]]) -> tuple[Ids, Numbers]:
@@ -217,7 +218,6 @@ def _half(codes: Codes) -> NDArray[np.uint16]:
 
 def _counted(asked: Codes, chunks: Sequence[Codes]) -> Numbers:
     """How often each of the numbers asked for stands in each chunk: a row a chunk, a column a number."""
-    places, columns = located(asked, chunks)
-    rows = np.searchsorted(np.cumsum([len(one) for one in chunks]), places, side="right")
+    _, rows, columns = located(asked, chunks)
     counted = np.bincount(rows * len(asked) + columns, minlength=len(chunks) * len(asked))
     return counted.reshape(len(chunks), len(asked)).astype(float)

@@ -134,8 +134,8 @@ class Index:
         if number != self._version.number:
             self._version = Version(number)
         whole = self._whole
-        is_fresh = whole and (whole.file, whole.version) == (file, number)
-        postings = InMemory(whole.index, query) if whole and is_fresh else Stored(cursor.execute, self._version, query)
+        fresh = whole.index if whole and (whole.file, whole.version) == (file, number) else None
+        postings = InMemory(fresh, query) if fresh else Stored(cursor.execute, self._version, query)
         return Snapshot(cursor, query, postings, self._known, chunks)
 
     def warm(self, connection: sa.Connection, stop: threading.Event) -> int:

@@ -21,10 +21,9 @@ def gathered(asked: Codes, worth: Sequence[float], chunks: Sequence[Codes]) -> N
     A chunk is the numbers of its words, in order.
     """
     most = np.zeros(len(chunks))
-    places, terms = located(asked, chunks)
+    places, rows, terms = located(asked, chunks)
     if not len(places):
         return most
-    rows = np.searchsorted(np.cumsum([len(one) for one in chunks]), places, side="right")
     # One window begins at each word that was found, and those found next stand in it, or behind it: the first of the next chunk surely.
     begins = np.arange(len(places))[:, None]
     inside = begins + _INSIDE

@@ -51,7 +51,6 @@ BARE_CHARACTERS_MAX = 80
 BARE_SHARE = 0.6  # of the least share, for words alone: a typing error still finds what is written much like it
 _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
 
-
 Term = tuple[str, str]  # "words" or "grams", and itself
 
 
@@ -168,8 +167,9 @@ def rank(
     placed = [one / (most or 1) for one in scores]
     placed = fuse(placed, near) if cosines else placed
     for i, together in _together(query, words, candidates, placed).items():
-        scores[i] += PROXIMITY_WEIGHT * best * together
-        placed[i] += PROXIMITY_WEIGHT * best * together / (most or 1)
+        more = PROXIMITY_WEIGHT * best * together
+        scores[i] += more
+        placed[i] += more / (most or 1)
     order = sorted(range(len(scores)), key=lambda i: (placed[i], whole[i]), reverse=True)
     best_placed = order[:TOP]
     judged = found.scores(worth, JUDGED_B)
