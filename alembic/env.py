@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from alembic import context
+from service.core.database.tables import UtcDateTime, metadata
 from service.core.settings import load_settings
-from service.core.tables import UtcDateTime, metadata
 
 
 def ours(name: str | None, kind: str, parents: Any) -> bool:

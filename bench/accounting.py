@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file 
 
 from bench.load import spread
 from bench.processes import HERE, Cores, Failed, Loader, Process, free_port, get_json, machine, save
-from service.core.backends.journal import Journal, choose_spool
-from service.core.backends.local import LocalQueue
-from service.core.db import Database
-from service.core.events import Intent, Outcome, Status, UsageSource, new_id, now
+from service.core.accounting.journal import Journal, choose_spool
+from service.core.accounting.queue import LocalQueue
+from service.core.database.engine import Database
+from service.core.encoding import new_id, now
 from service.core.pricing import Usage
+from service.core.records import Intent, Outcome, Status, UsageSource
 from service.core.settings import child_environment
 from service.core.telemetry import Metrics, configure_logging
 from service.workers.recovery import Recovery

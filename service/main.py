@@ -13,20 +13,20 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from service import __version__
-from service.api import answers, context, health, keys, logs, pages, problems, quotas, sessions
-from service.api.deps import Rooms
+from service.api import answers, documents, health, keys, logs, pages, problems, quotas, sessions
+from service.api.dependencies import Rooms
 from service.api.middleware import Edge
 from service.api.schemas import openapi
 from service.core import tokens
-from service.core.answer import Answers
-from service.core.auth.door import Door
+from service.core.accounting.journal import Journal, choose_spool, existing_spool
+from service.core.accounting.queue import LocalQueue
+from service.core.answering.answers import Answers
+from service.core.auth.authenticator import Door
 from service.core.auth.jwts import Jwts
-from service.core.auth.watch import Watch
-from service.core.backends.journal import Journal, choose_spool, existing_spool
-from service.core.backends.local import LocalQueue
-from service.core.backends.tickets import SignedTickets, load_key
-from service.core.cutters import cutter
-from service.core.db import Database
+from service.core.auth.revocation import Watch
+from service.core.auth.tickets import SignedTickets, load_key
+from service.core.database.engine import Database
+from service.core.documents.chunk_workers import cutter
 from service.core.errors import KotaeError
 from service.core.ports import Embedder, Near, Worker
 from service.core.pricing import PriceBook
@@ -34,8 +34,8 @@ from service.core.providers.embedders import embedder_of
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider
 from service.core.providers.openai import load as load_sdk
-from service.core.quota.ledger import Ledger
-from service.core.retrieval import Retrieval
+from service.core.quota.local import Ledger
+from service.core.search.service import Retrieval
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
 from service.workers.background import Background
@@ -79,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield {"rooms": rooms}
 
     app = FastAPI(title="Kotae", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
-    for room in (answers, context, logs, keys, quotas, sessions, health):
+    for room in (answers, documents, logs, keys, quotas, sessions, health):
         app.router.routes += room.router.routes  # as they are: an included router is walked through at every request
     pages.mount(app)
     problems.install(app)

@@ -12,9 +12,9 @@ import httpx2
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from service.api.deps import Rooms
-from service.core import documents
-from service.core.db import Database
+from service.api.dependencies import Rooms
+from service.core.database.engine import Database
+from service.core.documents import library
 from service.core.settings import Settings
 from service.core.telemetry import configure_logging
 from service.main import create_app
@@ -129,7 +129,7 @@ async def _running(settings: Settings, *, seeded: bool) -> AsyncIterator[Service
     url = f"http://127.0.0.1:{listening.result()}"
     rooms = app.state.rooms
     if seeded:
-        await documents.seed(rooms.database, settings, user_id="local")
+        await library.seed(rooms.database, settings, user_id="local")
     headers = {"Authorization": f"Bearer {settings.secret.get_secret_value()}"} if settings.secret else {}
     async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=20) as client:
         yield Service(url, client, rooms, server)

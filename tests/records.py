@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import Any
 
-from service.core.events import Intent, Outcome, Status, UsageSource, new_id, now
+from service.core.encoding import new_id, now
 from service.core.pricing import Usage
+from service.core.records import Intent, Outcome, Status, UsageSource
 
 
 def intent(*, at: datetime | None = None, **fields: Any) -> Intent:

@@ -19,9 +19,9 @@ from typing import Any, Self
 
 import pytest
 
+from service.core.answering.pump import Pump
+from service.core.answering.streams import Stream
 from service.core.ports import ProviderRequest
-from service.core.pump import Pump
-from service.core.streams import Stream
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, Point, ProviderFake
 
@@ -30,8 +30,8 @@ HERE, PACKAGES = f"{Path(__file__).parents[1]}/", f"{Path(pytest.__file__).paren
 NOT_THE_REQUEST = (
     "tests/",
     "service/workers/",
-    "service/core/logs.py",
-    "service/core/db.py",
+    "service/core/accounting/log.py",
+    "service/core/database/engine.py",
     "sqlalchemy/",
     "aiosqlite/",
     "_pytest/",
@@ -141,5 +141,5 @@ async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderF
 
 def test_what_only_a_search_needs_is_not_loaded_at_the_start() -> None:
     """A service that never searches has no use for numpy: 10 MiB, and a twentieth of the start."""
-    loaded = "import sys, service.__main__, service.commands, service.main, service.server; print('numpy' in sys.modules)"
+    loaded = "import sys, service.__main__, service.cli.app, service.main, service.server; print('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True, text=True).stdout == "False\n"

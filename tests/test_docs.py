@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from service.core.errors import KotaeError
-from service.core.events import Answer, Status, UsageSource
+from service.core.records import Answer, Status, UsageSource
 from service.core.settings import Settings
 from service.main import create_app
-from tests.test_errors import tree
+from tests.core.test_errors import tree
 
 ROOT = Path(__file__).parents[1]
 API = (ROOT / "docs" / "api.md").read_text()

@@ -6,18 +6,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from service.api.asking import KEY, AskRoute, KeyDep, asking
-from service.api.deps import Asking, Rooms, RoomsDep
+from service.api.dependencies import Asking, Rooms, RoomsDep
+from service.api.fast_route import KEY, AskRoute, KeyDep, asking
 from service.api.problems import problem_response, quota_headers
 from service.api.schemas import REFUSALS, AskBody, DocumentIds, InProgress, ModelName, NotBlank, Started, UserId, problems, ref
 from service.api.sse import stream_response
-from service.core.answer import Ask
+from service.core.answering.answers import Ask
+from service.core.answering.events import parse_event_id
+from service.core.answering.idempotency import Begun
+from service.core.answering.pump import ATTACH_SECONDS
 from service.core.auth.principals import Principal, Role
+from service.core.encoding import to_json
 from service.core.errors import KotaeError, NotFound, TooLarge
-from service.core.events import Answer, answer_object, parse_event_id, to_json
-from service.core.idempotency import Begun
 from service.core.ports import Grant, QuotaSubject
-from service.core.pump import ATTACH_SECONDS
+from service.core.records import Answer, answer_object
 
 router = APIRouter(prefix="/ai", tags=["answers"], route_class=AskRoute)
 

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.deps import AdminReading, Rooms, RoomsDep
+from service.api.dependencies import AdminReading, Rooms, RoomsDep
+from service.core.encoding import to_json
 from service.core.errors import DatabaseUnavailable
-from service.core.events import to_json
 
 router = APIRouter(tags=["health"])
 

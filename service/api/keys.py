@@ -5,13 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from service.api.deps import Keying, RoomsDep
+from service.api.dependencies import Keying, RoomsDep
 from service.api.schemas import REFUSALS, KeyBody, RotateBody, UserId, problems, ref
 from service.core.auth import store
 from service.core.auth.principals import EVERYTHING, Role, Scope
 from service.core.auth.store import ApiKey, Wanted
+from service.core.encoding import now, to_json
 from service.core.errors import InvalidRequest
-from service.core.events import now, to_json
 from service.core.telemetry import log
 
 router = APIRouter(prefix="/ai/keys", tags=["keys"])

@@ -13,11 +13,12 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.deps import Reading, Rooms, RoomsDep
+from service.api.dependencies import Reading, Rooms, RoomsDep
 from service.api.schemas import REFUSALS, problems, ref
-from service.core import logs
-from service.core.events import Answer, to_json
-from service.core.logs import PAGE_MAX, LogFilter, LogPage
+from service.core.accounting import log as request_log
+from service.core.accounting.log import PAGE_MAX, LogFilter, LogPage
+from service.core.encoding import to_json
+from service.core.records import Answer
 
 router = APIRouter(prefix="/ai/logs", tags=["logs"])
 
@@ -55,14 +56,14 @@ async def list_logs(
     )
     await _wait_fresh(rooms)
     if "text/csv" in accept:
-        return _export(_csv(logs.export(rooms.database, which)), "text/csv; charset=utf-8", "csv")
+        return _export(_csv(request_log.export(rooms.database, which)), "text/csv; charset=utf-8", "csv")
     if "application/x-ndjson" in accept:
-        return _export(_ndjson(logs.export(rooms.database, which)), "application/x-ndjson", "ndjson")
+        return _export(_ndjson(request_log.export(rooms.database, which)), "application/x-ndjson", "ndjson")
     async with rooms.database.reading() as session:
         if after is not None:
-            found = await logs.tail(session, which, limit=limit, after=after)
+            found = await request_log.tail(session, which, limit=limit, after=after)
         else:
-            found = await logs.page(session, which, limit=limit, cursor=cursor)
+            found = await request_log.page(session, which, limit=limit, cursor=cursor)
     return _tagged(to_json(found), if_none_match)
 
 
@@ -71,7 +72,7 @@ async def get_log(answer_id: str, rooms: RoomsDep, principal: Reading) -> Respon
     """The account of one answer."""
     await _wait_fresh(rooms)
     async with rooms.database.reading() as session:
-        found = await logs.get(session, answer_id, user_id=principal.sees)
+        found = await request_log.get(session, answer_id, user_id=principal.sees)
     return Response(to_json(found), media_type="application/json")
 
 

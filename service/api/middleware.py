@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import problem_response
-from service.core.auth.source import check_source
+from service.core.auth.origin import check_source
+from service.core.encoding import new_id, now
 from service.core.errors import KotaeError, TooLarge
-from service.core.events import new_id, now
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log, set_request_id
 

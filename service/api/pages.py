@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from service.api.deps import RoomsDep, given
+from service.api.dependencies import RoomsDep, given
 from service.core.errors import Unauthorized
 
 WEB = Path(__file__).parents[1] / "web"

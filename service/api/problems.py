@@ -9,10 +9,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from service.core.answering.streams import problem
+from service.core.encoding import to_json
 from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorized
-from service.core.events import to_json
 from service.core.ports import QuotaWindow
-from service.core.streams import problem
 
 MEDIA_TYPE = "application/problem+json"
 _INTEGER_MAX = 999_999_999_999_999

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
-from service.api.deps import AdminKeying, Reading, RoomsDep
+from service.api.dependencies import AdminKeying, Reading, RoomsDep
 from service.api.schemas import REFUSALS, LimitsBody, PlanName, QuotaBody, UserBody, UserId, problems
 from service.core.auth import store
 from service.core.auth.principals import Principal, Role
+from service.core.encoding import to_json
 from service.core.errors import InvalidRequest, NotFound
-from service.core.events import to_json
 from service.core.ports import QuotaLimits, QuotaSubject, QuotaWindow
 from service.core.pricing import format_usd
 from service.core.quota import history

@@ -13,13 +13,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
+from service.core.accounting.log import LogPage
 from service.core.auth.store import ApiKey
-from service.core.documents import Document, DocumentPage
-from service.core.events import Answer, Intent
-from service.core.hits import Found
-from service.core.logs import LogPage
+from service.core.documents.library import Document, DocumentPage
 from service.core.ports import QuotaLimits
 from service.core.pricing import to_nano
+from service.core.records import Answer, Intent
+from service.core.search.results import Found
 
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]

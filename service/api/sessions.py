@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.deps import COOKIE, SECURE_COOKIE, RoomsDep, Whoever, given
+from service.api.dependencies import COOKIE, SECURE_COOKIE, RoomsDep, Whoever, given
 from service.api.schemas import REFUSALS
 from service.core.auth import store
 from service.core.auth.credentials import digest, explicit
 from service.core.auth.principals import Principal
+from service.core.encoding import now, to_json
 from service.core.errors import Unauthorized
-from service.core.events import now, to_json
 from service.core.telemetry import log
 
 router = APIRouter(prefix="/auth/session", tags=["session"])

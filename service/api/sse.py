@@ -20,8 +20,8 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
+from service.core.answering.streams import GOODBYE, Stream
 from service.core.settings import Settings
-from service.core.streams import GOODBYE, Stream
 from service.core.telemetry import log
 
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]

@@ -18,12 +18,15 @@ import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
 
-from service.core import documents, prompt, segments, tables
-from service.core.db import Database
+from service.core.database import tables
+from service.core.database.engine import Database
+from service.core.documents import library
 from service.core.errors import SettingsInvalid
+from service.core.grounding import prompt
+from service.core.grounding.extraction import quote
 from service.core.ports import Embedder, Near
-from service.core.quoting import quote
-from service.core.retrieval import Retrieval
+from service.core.search import fts5_merge
+from service.core.search.service import Retrieval
 from service.core.settings import Settings
 
 STORED_AT_ONCE = 50
@@ -142,18 +145,20 @@ async def _index(database: Database, settings: Settings, corpus: Sequence[Text],
     chunks = 0
     for begin in range(0, len(corpus), STORED_AT_ONCE):
         part = corpus[begin : begin + STORED_AT_ONCE]
-        given = [documents.Given(text.title or "", text.text, "utf-8") for text in part]
-        for text, document in zip(part, await documents.store(database, settings, given, user_id=USER), strict=True):
+        given = [library.Given(text.title or "", text.text, "utf-8") for text in part]
+        for text, document in zip(part, await library.store(database, settings, given, user_id=USER), strict=True):
             ids.setdefault(document.document_id, text.id)
             chunks += document.chunks if document.created else 0
         progress("texts", begin + len(part), len(corpus))
-    await segments.merge(database, pause_seconds=0)  # as a service does when uploads rest
+    await fts5_merge.merge(database, pause_seconds=0)  # as a service does when uploads rest
     return ids, chunks
 
 
 async def _embed(database: Database, embedder: Embedder, most: int, progress: Progress) -> Near:
     # Loaded when it is asked for: numpy takes a while.
-    vectors = (await anyio.to_thread.run_sync(importlib.import_module, "service.core.vectors")).Vectors(database, embedder, None, None)
+    vectors = (await anyio.to_thread.run_sync(importlib.import_module, "service.core.search.embeddings")).Vectors(
+        database, embedder, None, None
+    )
     await vectors.load()
     after, done = "", 0
     while texts := await vectors.missing(after):

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from service.core.events import Intent, Outcome
 from service.core.pricing import Usage, format_usd
+from service.core.records import Intent, Outcome
 
 
 class Message(msgspec.Struct, frozen=True):

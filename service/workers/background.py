@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import msgspec
 
-from service.core import segments
-from service.core.db import Database
+from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
+from service.core.search import fts5_merge
 from service.core.telemetry import log
 
 FAILURES_MAX = 10  # ticks in a row that may fail before it is worth saying
@@ -96,7 +96,7 @@ class Resting(Periodic):
 
     async def tick(self) -> None:
         """Look at the index; work if it rests. Raises `DatabaseUnavailable`."""
-        version = await segments.version(self._database)
+        version = await fts5_merge.version(self._database)
         if version == self._seen != self._done:
             await self.work()
             self._done = version

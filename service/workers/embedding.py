@@ -10,8 +10,8 @@ from enum import StrEnum
 import msgspec
 
 from service.core.errors import KotaeError
+from service.core.search.embeddings import Vectors
 from service.core.telemetry import log
-from service.core.vectors import Vectors
 from service.workers.background import Background
 
 POLL_SECONDS = 0.5

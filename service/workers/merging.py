@@ -1,9 +1,9 @@
-"""Merging: when uploads rest, the index becomes one segment again (`core/segments.py`), so that searches are quick."""
+"""Merging: when uploads rest, the index becomes one segment again (`core/search/fts5_merge.py`), so that searches are quick."""
 
 import msgspec
 
-from service.core import segments
-from service.core.db import Database
+from service.core.database.engine import Database
+from service.core.search import fts5_merge
 from service.workers.background import Resting
 
 LOOK_SECONDS = 5.0  # between two looks; uploads rest if nothing has changed from one to the next
@@ -33,6 +33,6 @@ class Merging(Resting):
 
     async def work(self) -> None:
         """Merge what is worth it. Raises `DatabaseUnavailable`."""
-        if await segments.loose(self._database):
-            await segments.merge(self._database)
+        if await fts5_merge.loose(self._database):
+            await fts5_merge.merge(self._database)
             self._merges += 1

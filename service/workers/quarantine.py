@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from service.core.events import Outcome
+from service.core.records import Outcome
 from service.core.telemetry import log
 
 

@@ -11,13 +11,13 @@ from contextlib import suppress
 
 import msgspec
 
-from service.core.auth.door import Door
-from service.core.auth.watch import Watch
-from service.core.db import Database
+from service.core.auth.authenticator import Door
+from service.core.auth.revocation import Watch
+from service.core.database.engine import Database
+from service.core.encoding import now
 from service.core.errors import DatabaseUnavailable
-from service.core.events import now
 from service.core.quota.history import rebuild
-from service.core.quota.ledger import Ledger
+from service.core.quota.local import Ledger
 from service.core.telemetry import log
 from service.workers.background import Periodic
 

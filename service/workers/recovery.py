@@ -14,11 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from service.core import logs
-from service.core.backends.journal import decode_frames, orphans
-from service.core.db import Database
+from service.core.accounting import log as request_log
+from service.core.accounting.journal import decode_frames, orphans
+from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
-from service.core.events import Intent, Outcome, Status, UsageSource
+from service.core.records import Intent, Outcome, Status, UsageSource
 from service.core.telemetry import log
 from service.workers.background import Background
 from service.workers.quarantine import put_aside
@@ -124,7 +124,7 @@ class Recovery(Background):
         while True:
             try:
                 async with self._database.transaction() as session:
-                    new = await logs.apply(session, outcomes)
+                    new = await request_log.apply(session, outcomes)
             except DatabaseUnavailable as error:
                 log.warning("recovery.delayed", error=str(error))
                 await asyncio.sleep(RETRY_SECONDS)

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
-from service.core import documents
-from service.core.db import Database
+from service.core.database.engine import Database
+from service.core.documents import library
 from service.core.errors import DatabaseUnavailable
 from service.core.settings import Settings
 from service.core.telemetry import log
@@ -60,10 +60,10 @@ class Reindexing(Background):
 
     async def _run(self) -> None:
         try:
-            outdated = await self._patiently(partial(documents.outdated, self._database, self._settings))
+            outdated = await self._patiently(partial(library.outdated, self._database, self._settings))
             self._documents = len(outdated)
             for document_id in outdated:
-                await self._patiently(partial(documents.remake, self._database, self._settings, document_id))
+                await self._patiently(partial(library.remake, self._database, self._settings, document_id))
                 self._done += 1
         except Exception:  # noqa: BLE001 - searches go on with what is there
             self._state = ReindexingState.FAILED

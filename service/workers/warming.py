@@ -1,9 +1,9 @@
-"""Warming: when uploads rest, all of the index is read into memory (`core/inverted.py`), so that searches are quick."""
+"""Warming: when uploads rest, all of the index is read into memory (`core/search/postings/memory.py`), so that searches are quick."""
 
 import msgspec
 
-from service.core.db import Database
-from service.core.retrieval import Retrieval
+from service.core.database.engine import Database
+from service.core.search.service import Retrieval
 from service.workers.background import Resting
 
 LOOK_SECONDS = 1.0  # between two looks; uploads rest if nothing has changed from one to the next

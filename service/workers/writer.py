@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from service.core import logs
-from service.core.db import Database
+from service.core.accounting import log as request_log
+from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
-from service.core.events import Outcome
 from service.core.ports import RecordQueue
+from service.core.records import Outcome
 from service.core.telemetry import Metrics, log
 from service.workers.quarantine import put_aside
 
@@ -112,7 +112,7 @@ class Writer:
 
     async def _insert(self, outcomes: list[Outcome]) -> int:
         async with self._database.transaction() as session:
-            return await logs.apply(session, outcomes)
+            return await request_log.apply(session, outcomes)
 
     async def _put_aside(self, outcome: Outcome, error: Exception) -> bool:
         try:

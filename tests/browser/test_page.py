@@ -14,8 +14,8 @@ from playwright.async_api import Page, Route, expect
 from tests.browser.conftest import Open, Visit
 from tests.browser.relay import Relay
 from tests.conftest import Serve, Service
+from tests.core.grounding.test_prompt import IMAGES
 from tests.fakes.provider import Behaviour, ProviderFake
-from tests.test_prompt import IMAGES
 
 ENGLISH = "Within how many days can I return a product?"
 JAPANESE = "返品はいつまでできますか。"

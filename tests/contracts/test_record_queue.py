@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.core.backends.journal import Journal
-from service.core.backends.local import LocalQueue
+from service.core.accounting.journal import Journal
+from service.core.accounting.queue import LocalQueue
 from service.core.errors import Overloaded
 from service.core.ports import RecordQueue
 from tests.records import intent, outcome

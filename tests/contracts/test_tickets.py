@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.backends import tickets
-from service.core.backends.tickets import SignedTickets, load_key
+from service.core.auth import tickets
+from service.core.auth.tickets import SignedTickets, load_key
 from service.core.errors import Overloaded, TicketInvalid
 from service.core.ports import Grant
 

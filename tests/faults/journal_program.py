@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from service.core.backends.journal import Journal
+from service.core.accounting.journal import Journal
 from service.core.errors import JournalFull
 from tests.records import intent, outcome
 

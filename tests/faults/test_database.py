@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.core.db import Database, Session
+from service.core.database.engine import Database, Session
 from service.core.errors import DatabaseUnavailable
-from service.core.events import Outcome
+from service.core.records import Outcome
 from service.core.settings import Settings
 from service.workers import writer
 from tests.conftest import Serve, Service

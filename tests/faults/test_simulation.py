@@ -34,13 +34,13 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from service.core import logs
-from service.core.backends import journal as journals
-from service.core.backends.journal import Journal, decode_frames, lean
+from service.core.accounting import journal as journals
+from service.core.accounting import log as request_log
+from service.core.accounting.journal import Journal, decode_frames, lean
+from service.core.database.tables import metadata, request_logs
 from service.core.errors import JournalFull
-from service.core.events import RANKS, Intent, Outcome, Status, UsageSource
 from service.core.pricing import Usage
-from service.core.tables import metadata, request_logs
+from service.core.records import RANKS, Intent, Outcome, Status, UsageSource
 from service.workers import recovery as recoveries
 from service.workers.recovery import Recovery, RecoveryState
 from tests.faults.disk import Died, Disk
@@ -410,13 +410,13 @@ class World(RuleBasedStateMachine):
             session: Any = SimpleNamespace(execute=partial(_at_once, connection.execute))
             for outcomes in self.applied:
                 with suppress(StopIteration):
-                    logs.apply(session, outcomes).send(None)
+                    request_log.apply(session, outcomes).send(None)
             found = {str(row["id"]): dict(row) for row in connection.execute(sa.select(request_logs)).mappings()}
             rows: int = connection.execute(sa.select(sa.func.count()).select_from(request_logs)).scalar_one()
         engine.dispose()
         assert rows == len(self.database)
         for id_, one in self.database.items():
-            assert {str(name): value for name, value in found[id_].items() if name != "seq"} == logs._values(one)
+            assert {str(name): value for name, value in found[id_].items() if name != "seq"} == request_log._values(one)
 
     def _files(self) -> list[Path]:
         return sorted(path for place in (self.disk.data, self.disk.spool) if place.is_dir() for path in place.iterdir())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.db import Database
+from service.core.database.engine import Database
 from service.workers.recovery import Recovery, RecoveryState
 
 WHEN = 60  # the broken call of each child, and the most runs

@@ -12,9 +12,9 @@ from contextlib import suppress
 import atheris
 
 with atheris.instrument_imports(include=["service"]):
-    from service.core.backends.journal import decode_frames, encode_frame
-    from service.core.events import Intent, Outcome
-    from service.core.providers.wire import StreamDecoder, decode_completion
+    from service.core.accounting.journal import decode_frames, encode_frame
+    from service.core.providers.chat_stream import StreamDecoder, decode_completion
+    from service.core.records import Intent, Outcome
 
 from service.core.errors import ProviderError
 

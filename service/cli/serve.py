@@ -1,0 +1,65 @@
+"""`kotae serve`, `migrate` and `seed`."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from service.cli.client import service_url
+from service.cli.database import shown_database, with_database
+from service.core.documents import library
+from service.core.settings import Settings, load_settings
+from service.core.telemetry import configure_logging
+from service.main import create_app
+from service.server import Server
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Instead of KOTAE_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Instead of KOTAE_PORT; 0 takes a free one.")] = None,
+    migrate_first: Annotated[bool, typer.Option("--migrate", help="Bring the database up to date first.")] = False,
+    seed_first: Annotated[bool, typer.Option("--seed", help="Insert the sample documents first.")] = False,
+) -> None:
+    """Start the service."""
+    given = {"host": host, "port": port}
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    configure_logging(settings.log_level, settings.log_format)
+    if migrate_first:
+        migrate()
+    if seed_first:
+        seed()
+    server = Server(create_app(settings), settings, _announce)
+    server.run()
+    if not server.started:  # the reason is in the log
+        raise typer.Exit(1)
+
+
+def migrate(revision: Annotated[str, typer.Argument(help="A revision; `base` undoes all.")] = "head") -> None:
+    """Bring the database to a revision, the newest by default."""
+    settings = load_settings()
+    asyncio.run(with_database(settings, lambda database: database.migrate(revision)))
+    print(f"migrated to {revision}: {shown_database(settings)}")
+
+
+def seed() -> None:
+    """Insert the sample documents, Japanese and English; twice changes nothing."""
+    settings = load_settings()
+    stored = asyncio.run(with_database(settings, lambda database: library.seed(database, settings, user_id="local")))
+    print(f"{len(stored)} sample documents, {sum(document.created is True for document in stored)} of them new")
+
+
+def _announce(settings: Settings, port: int) -> None:
+    url = service_url(settings, port)
+    key = "$KOTAE_SECRET" if settings.secret else "$KEY"  # one that `kotae keys create` has printed
+    auth = "" if settings.auth == "open" else f' -H "Authorization: Bearer {key}"'
+    json_type = "-H 'Content-Type: application/json'"
+    print(
+        f"""
+Kotae answers with {settings.default_model}. Paste one of these:
+
+  curl -s {url}/ai/test{auth} {json_type} -d '{{"prompt": "返品は何日以内にできますか？"}}'
+  curl -N {url}/ai/stream{auth} {json_type} -d '{{"prompt": "How many days do I have to return an item?"}}'
+  {url}/
+""",
+        flush=True,
+    )

@@ -1,0 +1,80 @@
+"""The record queue of one process: a bounded asyncio queue in memory, and the journal behind it.
+
+`begin` takes the room of the outcome with the intent, in memory and in the journal, so that `finish` never has to wait,
+refuse or drop: whatever was begun has a place. The writer is fed from memory; the journal is read only by recovery.
+"""
+
+import asyncio
+
+from service.core.accounting.journal import Journal
+from service.core.errors import Overloaded
+from service.core.ports import QueueStatistics
+from service.core.records import Intent, Outcome
+
+
+class LocalQueue:
+    """See `RecordQueue`. `capacity` bounds begun answers and uncommitted outcomes together."""
+
+    def __init__(self, capacity: int, journal: Journal) -> None:
+        self._capacity = capacity
+        self._journal = journal
+        self._queue: asyncio.Queue[Outcome] = asyncio.Queue(capacity)
+        self._open: set[str] = set()
+        self._finished = 0
+        self._committed = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    def begin(self, intent: Intent) -> None:
+        """See `RecordQueue.begin`."""
+        if len(self._open) + self._finished - self._committed >= self._capacity:
+            raise Overloaded("too many answers wait for the database")
+        self._journal.begin(intent)
+        self._open.add(intent.id)
+
+    def finish(self, outcome: Outcome) -> None:
+        """See `RecordQueue.finish`. A second outcome of one answer is a mistake in the caller: KeyError."""
+        self._open.remove(outcome.intent.id)
+        self._journal.finish(outcome)
+        self._finished += 1
+        self._queue.put_nowait(outcome)
+
+    async def take(self, most: int) -> list[Outcome]:
+        """See `RecordQueue.take`."""
+        outcomes = [await self._queue.get()]
+        while len(outcomes) < most and not self._queue.empty():
+            outcomes.append(self._queue.get_nowait())
+        return outcomes
+
+    def committed(self, outcomes: list[Outcome]) -> None:
+        """See `RecordQueue.committed`."""
+        self._journal.release([outcome.intent.id for outcome in outcomes])
+        self._committed += len(outcomes)
+        for at, waiter in self._waiters:
+            if at <= self._committed and not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_synced(self) -> None:
+        """See `RecordQueue.wait_synced`."""
+        if self._journal.synchronous:
+            loop, synced = asyncio.get_running_loop(), asyncio.Event()
+
+            def tell() -> None:
+                loop.call_soon_threadsafe(synced.set)
+
+            self._journal.when_synced(tell)
+            await synced.wait()
+
+    async def wait_committed(self) -> None:
+        """See `RecordQueue.wait_committed`."""
+        waiter = (self._finished, asyncio.get_running_loop().create_future())
+        if self._committed >= self._finished:
+            return
+        self._waiters.append(waiter)
+        try:
+            await waiter[1]
+        finally:
+            self._waiters.remove(waiter)
+
+    def statistics(self) -> QueueStatistics:
+        """See `RecordQueue.statistics`."""
+        return QueueStatistics(open=len(self._open), waiting=self._finished - self._committed, capacity=self._capacity)

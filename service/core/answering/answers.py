@@ -1,0 +1,366 @@
+"""The plot: admit → hold → retrieve → refuse or stream → account.
+
+`Answers.answer` reads top to bottom. The question and the longest answer are held of the quota before anything is looked
+up, the context when it is known; the outcome settles it.
+Everything that can refuse does so before it returns, which is before byte one;
+after that an error is an event of the stream. No session and no lock is held while the provider is called.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
+from functools import partial
+
+import msgspec
+
+from service.core import tokens
+from service.core.accounting.recorder import Account
+from service.core.answering.idempotency import Begun, Key, Keys, check_same, hash_request
+from service.core.answering.pump import ATTACH_SECONDS, Limits, Pump
+from service.core.answering.registry import Shelf
+from service.core.answering.replay import Recall
+from service.core.answering.streams import Buffers, Stream, replay
+from service.core.auth.principals import Principal
+from service.core.auth.revocation import Watch
+from service.core.database.engine import Database
+from service.core.encoding import clean, new_id, now
+from service.core.errors import NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
+from service.core.grounding import prompt
+from service.core.ports import Message, Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
+from service.core.pricing import PriceBook, Usage, to_nano
+from service.core.records import Intent, Outcome, Passage, Status, UsageSource
+from service.core.search.results import Found
+from service.core.search.service import Retrieval
+from service.core.settings import EXTRACTIVE, Settings
+from service.core.telemetry import Metrics, log
+
+ID_CHARACTERS = 36
+STOP_SECONDS = 1  # how long shutdown waits for pumps that it has stopped
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """One request for an answer, as the edge understood it. `sees` is whose documents may be context: None is everyone's.
+
+    `documents`: of these alone; None is all of them.
+    `resumable`: it goes on for a while without a reader, and its first one may take `attach_seconds` to come.
+    """
+
+    prompt: str
+    grounded: bool
+    endpoint: str
+    user_id: str
+    sees: str | None
+    request_id: str
+    stream: bool
+    resumable: bool = False
+    attach_seconds: float = ATTACH_SECONDS
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    documents: list[str] | None = None
+    idempotency_key: str | None = None  # given with `body_hash`, by `answer_once`
+    body_hash: str | None = None
+    key_id: str | None = None
+    asked_by: str | None = None
+    subjects: tuple[QuotaSubject, ...] = ()  # who is charged
+    principal: Principal | None = None  # by whose credential; should it be revoked, the answer ends
+
+
+class AnswersStatistics(msgspec.Struct, frozen=True):
+    """`in_progress`: answers that call a provider now. `kept`: streams that a client may come back to.
+
+    `keyed`: idempotency keys whose answer is not yet in the database.
+    """
+
+    in_progress: int
+    kept: int
+    keyed: int
+    stopping: bool
+
+
+class Answers:
+    """Answers prompts. One per process; `stop` before the event loop ends.
+
+    `wait_recovered` waits until the rows of earlier processes are in the database.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        queue: RecordQueue,
+        retrieval: Retrieval,
+        *,
+        extractive: Provider,
+        provider: Provider | None,
+        prices: PriceBook,
+        metrics: Metrics,
+        quota: Quota,
+        watch: Watch,
+        wait_recovered: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._retrieval = retrieval
+        self._extractive = extractive
+        self._provider = provider
+        self._prices = prices
+        self._metrics = metrics
+        self._quota = quota
+        self._watch = watch
+        self._recall = Recall(database, queue, wait_recovered)
+        self._account = Account(queue, quota, metrics)
+        self._keys = Keys(queue)
+        self._pumps: dict[asyncio.Task[None], Pump] = {}  # the strong references that the event loop does not keep
+        self._shelf = Shelf(Buffers(settings.resume_bytes_max), kept_max=settings.answers_max, keep_seconds=settings.resume_seconds)
+        self._turns = asyncio.Semaphore(settings.provider_calls_max)  # who came first is first
+        self._stopping = False
+
+    async def answer(self, ask: Ask, *, started: float | None = None) -> Stream:
+        """Begin an answer and return its stream. Raises any `KotaeError` that refuses it before the first byte."""
+        started = started or time.perf_counter()
+        self._admit()
+        model, provider = self._choose(ask.model)
+        intent = self._intent(ask, model)
+        context: list[Passage] = []
+        messages = [Message("user", intent.prompt)] if ask.grounded else prompt.free_messages(intent.prompt)
+        intent = await self._hold(ask, intent, messages)
+        try:
+            if ask.grounded:
+                found = await self._search(ask)
+                intent = msgspec.structs.replace(
+                    intent, relevance_share=found.share, relevance_terms=found.terms, relevance_cosine=found.cosine or None
+                )
+                context = self._context(found) if found.answerable else []
+                messages = prompt.grounded_messages(intent.prompt, context) if context else []
+                intent = await self._hold(ask, intent, messages, grow=True)
+            degraded = ask.resumable and not self._shelf.has_room()
+            if degraded:  # it ends when its reader leaves, and says so
+                self._metrics.streams_degraded.inc()
+                ask = msgspec.structs.replace(ask, resumable=False)
+            self._queue.begin(intent)  # from here on there will be a row
+        except BaseException:
+            self._quota.release(intent.id)
+            raise
+        stream = Stream(intent, context, kept=ask.resumable, degraded=degraded, buffers=self._shelf.buffers)
+        self._shelf.put(stream)
+        if ask.grounded and not context:
+            self._refuse(stream, started)
+            await self._queue.wait_synced()
+        else:
+            self._start_pump(stream, ask, messages, provider, started)
+        return stream
+
+    async def answer_once(self, ask: Ask, idempotency_key: str) -> Begun:
+        """Begin the answer of this key, or return the one that it has. Raises what `answer` does, and `IdempotencyConflict`."""
+        body_hash = hash_request(
+            stream=ask.stream,
+            prompt=ask.prompt,
+            grounded=ask.grounded,
+            model=ask.model,
+            max_tokens=ask.max_tokens,
+            temperature=ask.temperature,
+            documents=ask.documents,
+        )
+        ask = msgspec.structs.replace(ask, idempotency_key=idempotency_key, body_hash=body_hash)
+        begin = partial(self._find_or_begin, ask, idempotency_key, body_hash, time.perf_counter())
+        begun = await self._keys.answer(Key(ask.user_id, idempotency_key), body_hash, begin)
+        begun.stream.touch()
+        return begun
+
+    async def find(self, answer_id: str, user_id: str | None) -> Stream:
+        """The stream of an answer, running, just ended or long ended, if it is this user's; None may see every one.
+
+        Raises `NotFound`, also for somebody else's, and `DatabaseUnavailable`.
+        """
+        stream = self._shelf.find(answer_id)
+        if stream is None and len(answer_id) == ID_CHARACTERS:
+            stream = await self._recall.by_id(answer_id)
+        if stream is None or user_id not in {None, stream.intent.user_id}:
+            raise NotFound("no answer has this id")
+        return stream
+
+    async def stop_answer(self, answer_id: str, user_id: str | None) -> None:
+        """Stop an answer on purpose: the provider is left at once, the text so far kept. One that has ended stays as it is.
+
+        Raises what `find` does.
+        """
+        (await self.find(answer_id, user_id)).on_stop()
+
+    def statistics(self) -> AnswersStatistics:
+        """A frozen look at what is going on."""
+        return AnswersStatistics(in_progress=len(self._pumps), kept=self._shelf.kept, keyed=len(self._keys), stopping=self._stopping)
+
+    def refuse_new(self) -> None:
+        """From now on every new answer is refused; those in progress go on, and their readers know."""
+        self._stopping = True
+        for stream in self._shelf:
+            stream.say_goodbye()
+
+    def interrupt(self) -> None:
+        """End every answer in progress as `interrupted`; each says so to its readers."""
+        for pump in self._pumps.values():
+            pump.stop(Status.INTERRUPTED)
+
+    async def stop(self) -> None:
+        """Interrupt what is still in progress and wait until all of it is recorded. Idempotent."""
+        self.refuse_new()
+        await self._keys.stop()
+        self.interrupt()
+        if self._pumps:
+            await asyncio.wait(self._pumps, timeout=STOP_SECONDS)
+        tasks = list(self._pumps)
+        for task in tasks:
+            task.cancel()  # a provider that does not even close: the pump records at once
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _find_or_begin(self, ask: Ask, idempotency_key: str, body_hash: str, started: float) -> Begun:
+        """What the log has for this key, or else a new answer. Raises `IdempotencyConflict`, and what `answer` does."""
+        found = await self._recall.by_key(ask.user_id, idempotency_key)
+        if found is None:
+            return Begun(await self.answer(ask, started=started), replayed=False)
+        check_same(found.intent.body_hash, body_hash)
+        return Begun(replay(found), replayed=True)
+
+    def _admit(self) -> None:
+        if self._stopping:
+            raise ShuttingDown("this process is ending")
+        if len(self._pumps) >= self._settings.answers_max:
+            raise Overloaded(f"{self._settings.answers_max} answers are in progress")
+
+    def _choose(self, asked: str | None) -> tuple[str, Provider]:
+        model = asked or self._settings.default_model
+        if asked and self._settings.models and asked not in {*self._settings.models, self._settings.default_model}:
+            raise UnknownModel(f"configured are: {', '.join(self._settings.models)}")
+        if model == EXTRACTIVE:
+            return model, self._extractive
+        if self._provider is None:
+            raise UnknownModel(f"only {EXTRACTIVE!r} answers here: no provider is configured (OPENAI_API_KEY, OPENAI_BASE_URL)")
+        return model, self._provider
+
+    def _intent(self, ask: Ask, model: str) -> Intent:
+        created_at = now()
+        return Intent(
+            id=new_id(created_at),
+            created_at=created_at,
+            endpoint=ask.endpoint,
+            model=model,
+            user_id=ask.user_id,
+            request_id=ask.request_id,
+            prompt=clean(ask.prompt),
+            grounded=ask.grounded,
+            idempotency_key=ask.idempotency_key,
+            body_hash=ask.body_hash,
+            key_id=ask.key_id,
+            asked_by=ask.asked_by,
+        )
+
+    async def _hold(self, ask: Ask, intent: Intent, messages: list[Message], *, grow: bool = False) -> Intent:
+        """Hold, or grow the hold to, the upper bound of what the provider may bill for these; the intent says it.
+
+        Raises what `Quota.hold` does.
+        """
+        tokens_held, nano_usd = self._upper_bound(ask, intent, messages)
+        try:
+            if grow:
+                await self._quota.grow(intent.id, tokens=tokens_held, nano_usd=nano_usd)
+            else:
+                await self._quota.hold(intent.id, ask.subjects, tokens=tokens_held, nano_usd=nano_usd)
+        except QuotaExceeded as error:
+            self._metrics.quota_refusals.labels(error.extra["of"], error.extra["limit"]).inc()
+            raise
+        return msgspec.structs.replace(intent, held_tokens=tokens_held, held_nano_usd=nano_usd)
+
+    def _upper_bound(self, ask: Ask, intent: Intent, messages: list[Message]) -> tuple[int, int | None]:
+        """(tokens, nano-dollars) that these messages and the longest answer cost at most. Money only where it has a limit."""
+        most = Usage(prompt_tokens=tokens.upper_bound(messages), completion_tokens=ask.max_tokens or self._settings.max_tokens)
+        if not any(subject.limits is not None and subject.limits.limits_cost for subject in ask.subjects):
+            return most.total_tokens, None
+        cost = self._prices.cost(intent.model, most, intent.created_at)
+        return most.total_tokens, None if cost is None else cost.nano_usd
+
+    async def _search(self, ask: Ask) -> Found:
+        limit = self._settings.context_chunks_max
+        found = await self._retrieval.search(clean(ask.prompt), user_id=ask.sees, limit=limit, within=ask.documents)
+        self._metrics.searches.labels(str(found.answerable).lower()).inc()
+        return found
+
+    def _context(self, found: Found) -> list[Passage]:
+        return prompt.context_from(found.items, self._settings.context_tokens_max, self._settings.context_chunks_max)
+
+    def _refuse(self, stream: Stream, started: float) -> None:
+        """The fixed refusal: no provider, no tokens, no cost, still a row."""
+        text = prompt.refusal(stream.intent.prompt)
+        elapsed = round((time.perf_counter() - started) * 1000)
+        outcome = Outcome(
+            intent=stream.intent,
+            status=Status.NO_CONTEXT,
+            usage_source=UsageSource.NONE,
+            usage=Usage(prompt_tokens=0, completion_tokens=0),
+            response=text,
+            finish_reason=None,
+            error_code=None,
+            cost_nano_usd=0,
+            price=None,
+            response_time_ms=elapsed,
+            first_token_ms=elapsed,
+            attempts=0,
+            sources=[],
+        )
+        stream.say([text])
+        self._account.record(outcome)
+        stream.finish(outcome, None)
+
+    def _start_pump(self, stream: Stream, ask: Ask, messages: list[Message], provider: Provider, started: float) -> None:
+        settings, intent = self._settings, stream.intent
+        request = ProviderRequest(
+            model=intent.model,
+            messages=messages,
+            max_tokens=ask.max_tokens or settings.max_tokens,
+            temperature=ask.temperature,
+            stream=ask.stream,
+        )
+        limits = Limits(
+            answer_seconds_max=settings.answer_seconds_max,
+            attempts_max=settings.provider_attempts_max,
+            leave_seconds=self._leave_seconds(ask),
+            leave_nano_usd_max=None if ask.resumable or ask.idempotency_key else to_nano(settings.drain_cost_usd_max),
+            estimate_share=0 if intent.model == EXTRACTIVE else settings.estimate_share,
+            attach_seconds=ask.attach_seconds,
+        )
+        pump = Pump(
+            stream,
+            request,
+            provider,
+            limits,
+            started=started,
+            prices=self._prices,
+            metrics=self._metrics,
+            record=self._account.record,
+            wait_synced=self._queue.wait_synced,
+            turn=nullcontext() if provider is self._extractive else self._turns,
+        )
+        left = self._watch.enter(ask.principal, partial(pump.stop, Status.STOPPED))
+        task = asyncio.create_task(pump.run(), name=f"pump {intent.id}")
+        task.add_done_callback(lambda _: left())
+        self._pumps[task] = pump
+        task.add_done_callback(self._pump_ended)
+
+    def _leave_seconds(self, ask: Ask) -> float | None:
+        """How long an answer goes on without a reader; None: it needs none. Who sent a key may come back with it."""
+        settings = self._settings
+        if not ask.stream:
+            return None
+        if ask.resumable:
+            return settings.resume_seconds
+        if ask.idempotency_key:
+            return max(settings.resume_seconds, settings.drain_seconds, ATTACH_SECONDS)
+        return settings.drain_seconds
+
+    def _pump_ended(self, task: asyncio.Task[None]) -> None:
+        del self._pumps[task]
+        if not task.cancelled() and (error := task.exception()):
+            log.error("pump.broken", task=task.get_name(), exc_info=error)

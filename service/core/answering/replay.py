@@ -1,0 +1,56 @@
+"""Ended answers, from their rows in the log: by their id, and by the key that a client gave.
+
+A row may be on its way: from this process, whose queue is waited for, or from the one before, whose journal is being
+read. Nobody is told that there is nothing before both are in the database.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from service.core.accounting import log as request_log
+from service.core.answering.streams import Stream, replay
+from service.core.database.engine import Database
+from service.core.errors import DatabaseUnavailable
+from service.core.ports import RecordQueue
+from service.core.records import Outcome
+
+RECOVERY_SECONDS = 5  # how long a request waits for the rows of the process before
+COMMIT_SECONDS = 2  # and for the row of an answer that has just ended
+
+
+class Recall:
+    """See the module. `wait_recovered` waits until the rows of earlier processes are in the database."""
+
+    def __init__(self, database: Database, queue: RecordQueue, wait_recovered: Callable[[], Awaitable[None]] | None) -> None:
+        self._database, self._queue = database, queue
+        self._wait_recovered = wait_recovered
+
+    async def by_id(self, answer_id: str) -> Stream | None:
+        """The stream of an ended answer, made from its row. Raises `DatabaseUnavailable`."""
+        if (outcome := await self._recorded(answer_id)) is None:
+            await self._require_recovered()
+            try:
+                async with asyncio.timeout(COMMIT_SECONDS):
+                    await self._queue.wait_committed()
+            except TimeoutError as error:
+                raise DatabaseUnavailable("the rows of the latest answers are not written yet") from error
+            outcome = await self._recorded(answer_id)
+        return replay(outcome) if outcome else None
+
+    async def by_key(self, user_id: str, idempotency_key: str) -> Outcome | None:
+        """How the answer ended that a user asked for with this key, if it is in the database. Raises `DatabaseUnavailable`."""
+        await self._require_recovered()
+        async with self._database.reading() as session:
+            return await request_log.keyed(session, user_id, idempotency_key)
+
+    async def _recorded(self, answer_id: str) -> Outcome | None:
+        async with self._database.reading() as session:
+            return await request_log.recorded(session, answer_id)
+
+    async def _require_recovered(self) -> None:
+        if self._wait_recovered:
+            try:
+                async with asyncio.timeout(RECOVERY_SECONDS):
+                    await self._wait_recovered()
+            except TimeoutError as error:
+                raise DatabaseUnavailable("the rows of an earlier process are still being written") from error

@@ -1,1 +1,0 @@
-"""Implementations of the ports that a second machine would have to share."""

@@ -1,0 +1,244 @@
+"""Vectors of chunks: kept by the hash of the text, made in the background, compared in memory.
+
+A text has one vector for each model, however many documents contain it (`vectors`), and keeps it when documents are cut
+anew. All of the model in use are also one matrix in memory (`matrix.py`), so that a question costs one product: about
+0.1 ms for 1,000 chunks of 384 numbers, 1.5 KB of memory each. What is found is looked up in `chunks` by the search itself:
+a deleted document is not there, whatever the matrix still has; `sweep` takes it out of there.
+
+A call that may be billed has a row in the log: endpoint `/v1/embeddings`, of the user `EMBEDDER`, with the usage as the
+provider said it and without the texts. Nobody's quota is charged for it. Retried is what surely was not billed.
+
+Limits: `TEXTS_MAX` vectors in memory (what is beyond them is ranked by words), `QUERY_SECONDS` for a question's vector.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+
+import anyio.to_thread
+import msgspec
+import sqlalchemy as sa
+
+from service.core import tokens
+from service.core.database.engine import Database
+from service.core.database.tables import chunks, vectors
+from service.core.encoding import new_id, now
+from service.core.errors import KotaeError, ProviderError, ProviderTimeout, ProviderUnreachable
+from service.core.ports import Embedded, Embedder, Nearness, RecordQueue
+from service.core.pricing import PriceBook, Usage
+from service.core.records import Intent, Outcome, Status, UsageSource
+from service.core.search import fts5_merge
+from service.core.search.vector_matrix import Matrix, unit
+from service.core.telemetry import log
+
+EMBEDDER = "kotae.embeddings"  # whose the rows are
+ENDPOINT = "/v1/embeddings"
+TEXTS_MAX = 200_000
+QUERY_SECONDS = 3
+RETRY_SECONDS = 0.3
+AT_ONCE = 1000  # vectors loaded, or looked for, by one statement
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A text that has no vector yet."""
+
+    content_hash: str
+    text: str
+
+
+class Vectors:
+    """The vectors of one model. See `Near`."""
+
+    def __init__(
+        self, database: Database, embedder: Embedder, queue: RecordQueue | None, prices: PriceBook | None, *, attempts_max: int = 3
+    ) -> None:
+        self._database, self._embedder = database, embedder
+        self._queue, self._prices, self._attempts_max = queue, prices, attempts_max
+        self._matrix = Matrix(TEXTS_MAX)  # by content hash
+
+    @property
+    def at_once(self) -> int:
+        """Most texts of one `make`."""
+        return self._embedder.at_once
+
+    async def near(self, query: str) -> Nearness | None:
+        """See `Near.near`."""
+        if not len(self._matrix):
+            return None
+        try:
+            made = await self._embed([query], query=True)
+        except KotaeError as error:
+            log.warning("vector.missed", code=error.code, error=str(error))
+            return None
+        return await anyio.to_thread.run_sync(self._matrix.near, made.vectors[0])
+
+    async def load(self) -> None:
+        """Bring what is in the database into memory, in place of what is there."""
+        mine, after = Matrix(TEXTS_MAX), ""
+        while len(mine) < TEXTS_MAX and (found := await self._page(after)):
+            mine.keep(found)
+            after = max(found)
+        self._matrix = mine
+
+    async def sweep(self) -> int:
+        """Drop from memory what is not in the database any more, and say how many that were."""
+        count = sa.select(sa.func.count()).where(vectors.c.model == self._embedder.model)
+        async with self._database.reading() as session:
+            there = int((await session.execute(count)).scalar_one())
+        names, gone = self._matrix.names() if there < len(self._matrix) else [], 0
+        for begin in range(0, len(names), AT_ONCE):
+            some = names[begin : begin + AT_ONCE]
+            missing = set(some) - await self._known(some)
+            self._matrix.drop(missing)
+            gone += len(missing)
+        return gone
+
+    async def missing(self, after: str) -> list[Text]:
+        """Texts of chunks that have no vector, in the order of their hash, behind `after`: as many as one call takes."""
+        has = sa.exists().where(vectors.c.model == self._embedder.model, vectors.c.content_hash == chunks.c.content_hash)
+        query = (
+            sa.select(chunks.c.content_hash, sa.func.min(chunks.c.text).label("text"))
+            .where(chunks.c.content_hash > after, ~has)
+            .group_by(chunks.c.content_hash)
+            .order_by(chunks.c.content_hash)
+            .limit(self.at_once)
+        )
+        async with self._database.reading() as session:
+            return [Text(row[0], row[1]) for row in await session.execute(query)]
+
+    async def version(self) -> int:
+        """Of the index: it changes with every chunk."""
+        return await fts5_merge.version(self._database)
+
+    async def progress(self) -> tuple[int, int]:
+        """(texts that should have a vector, those that have one)."""
+        wanted = sa.select(chunks.c.content_hash).where(chunks.c.content_hash.is_not(None)).distinct()
+        mine = sa.select(vectors.c.content_hash).where(vectors.c.model == self._embedder.model)
+        texts, done = wanted.subquery(), wanted.where(chunks.c.content_hash.in_(mine)).subquery()
+        counts = [sa.select(sa.func.count()).select_from(each).scalar_subquery() for each in (texts, done)]
+        async with self._database.reading() as session:
+            found = (await session.execute(sa.select(*counts))).one()
+            return found[0], found[1]
+
+    async def make(self, texts: Sequence[Text]) -> None:
+        """Embed and keep. What was deleted meanwhile is not kept. Raises `KotaeError`s."""
+        made = await self._embed([each.text for each in texts], query=False)
+        hashes = [each.content_hash for each in texts]
+        async with self._database.transaction() as session:
+            there = set((await session.execute(sa.select(chunks.c.content_hash).where(chunks.c.content_hash.in_(hashes)))).scalars())
+            kept = {name: unit(vector) for name, vector in zip(hashes, made.vectors, strict=True) if name in there}
+            if kept:
+                rows = [{"model": self._embedder.model, "content_hash": name, "vector": vector} for name, vector in kept.items()]
+                await session.execute(sa.insert(vectors).prefix_with("OR REPLACE"), rows)
+        self._matrix.keep(kept)
+
+    async def _known(self, hashes: list[str]) -> set[str]:
+        """Those of these texts that have a vector in the database."""
+        query = sa.select(vectors.c.content_hash).where(vectors.c.model == self._embedder.model, vectors.c.content_hash.in_(hashes))
+        async with self._database.reading() as session:
+            return set((await session.execute(query)).scalars())
+
+    async def _page(self, after: str) -> dict[str, bytes]:
+        query = (
+            sa.select(vectors.c.content_hash, vectors.c.vector)
+            .where(vectors.c.model == self._embedder.model, vectors.c.content_hash > after)
+            .order_by(vectors.c.content_hash)
+            .limit(AT_ONCE)
+        )
+        async with self._database.reading() as session:
+            return {row[0]: row[1] for row in await session.execute(query)}
+
+    async def _embed(self, texts: list[str], *, query: bool) -> Embedded:
+        seconds = QUERY_SECONDS if query else None
+        if not self._embedder.metered or self._queue is None:
+            return await _in_time(self._embedder.embed(texts, query=query), seconds)
+        created_at = now()
+        answer_id = new_id(created_at)
+        intent = Intent(
+            id=answer_id,
+            created_at=created_at,
+            endpoint=ENDPOINT,
+            model=self._embedder.model,
+            user_id=EMBEDDER,
+            request_id=answer_id,
+            prompt="",
+            grounded=False,
+        )
+        self._queue.begin(intent)
+        call = _Call(intent, self._queue, self._prices)
+        try:
+            await self._queue.wait_synced()
+            made = await _in_time(self._tried(call, texts, query=query), seconds)
+        except BaseException as error:
+            call.failed(error)
+            raise
+        call.done(made, texts)
+        return made
+
+    async def _tried(self, call: "_Call", texts: list[str], *, query: bool) -> Embedded:
+        while True:
+            call.attempts += 1
+            try:
+                return await self._embedder.embed(texts, query=query)
+            except ProviderError as error:
+                call.sent = call.sent or not isinstance(error, ProviderUnreachable)
+                if not error.may_retry or call.attempts >= self._attempts_max:
+                    raise
+            await asyncio.sleep(RETRY_SECONDS * 2 ** (call.attempts - 1))
+
+
+class _Call:
+    """One call that may be billed, on its way to its row."""
+
+    def __init__(self, intent: Intent, queue: RecordQueue, prices: PriceBook | None) -> None:
+        self._intent, self._queue, self._prices = intent, queue, prices
+        self._started = time.perf_counter()
+        self.attempts = 0
+        self.sent = False
+
+    def done(self, made: Embedded, texts: Sequence[str]) -> None:
+        if made.usage:
+            self._record(Status.COMPLETED, UsageSource.PROVIDER, made.usage, "stop", None)
+        else:
+            rough = Usage(prompt_tokens=sum(map(tokens.rough, texts)), completion_tokens=0)
+            self._record(Status.COMPLETED, UsageSource.ESTIMATED, rough, "stop", None)
+
+    def failed(self, error: BaseException) -> None:
+        if isinstance(error, KotaeError):
+            status, code = Status.TIMEOUT if isinstance(error, ProviderTimeout) else Status.PROVIDER_ERROR, error.code
+        else:  # the process ends
+            status, code = Status.INTERRUPTED, None
+        # As for an answer: whatever may have reached the provider may have been billed.
+        if self.sent or (self.attempts and not isinstance(error, ProviderUnreachable)):
+            self._record(status, UsageSource.UNKNOWN, None, None, code)
+        else:
+            self._record(status, UsageSource.NONE, Usage(prompt_tokens=0, completion_tokens=0), None, code)
+
+    def _record(self, status: Status, source: UsageSource, usage: Usage | None, reason: str | None, code: str | None) -> None:
+        cost = self._prices.cost(self._intent.model, usage, self._intent.created_at) if self._prices and usage else None
+        free = source is UsageSource.NONE
+        self._queue.finish(
+            Outcome(
+                intent=self._intent,
+                status=status,
+                usage_source=source,
+                usage=usage,
+                response="",
+                finish_reason=reason,
+                error_code=code,
+                cost_nano_usd=0 if free else cost.nano_usd if cost else None,
+                price=cost.price if cost else None,
+                response_time_ms=round((time.perf_counter() - self._started) * 1000),
+                first_token_ms=None,
+                attempts=self.attempts,
+                sources=[],
+            )
+        )
+
+
+async def _in_time(made: Awaitable[Embedded], seconds: float | None) -> Embedded:
+    try:
+        async with asyncio.timeout(seconds):
+            return await made
+    except TimeoutError as error:
+        raise ProviderTimeout(f"no vector within {seconds} seconds") from error

@@ -1,0 +1,61 @@
+"""One search, from a question to what is found. All of it blocks.
+
+    question → terms → counts → candidates (`index.py`) → one re-ranker and the abstention (`ranking.py`)
+
+With embeddings the chunks nearest in meaning join the candidates, and their cosines the ranking; without an answer from
+whoever embeds, or where a chunk has no vector yet, words alone decide.
+"""
+
+import threading
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from service.core.ports import Nearness
+from service.core.search.index import Index, Seen
+from service.core.search.postings.memory import CHUNKS_MAX
+from service.core.search.ranking import Thresholds, hit, parse, rank
+from service.core.search.results import NOTHING, Found
+from service.core.settings import Settings
+from service.core.text.tokenizer import Tokenizer
+
+WHOLE_CHARACTERS = 5_600_000  # 8,000 chunks of the default length, some 16 MB: in more, FTS5 finds what is rare as quickly
+
+
+class Search:
+    """Made once for a database: its index remembers."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
+        self._tokenizer = tokenizer
+        self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min, settings.cosine_even)
+        self._index = Index(min(CHUNKS_MAX, WHOLE_CHARACTERS // settings.chunk_characters))
+
+    def find(
+        self,
+        connection: sa.Connection,
+        query: str,
+        *,
+        user_id: str | None,
+        within: Sequence[str] | None,
+        limit: int,
+        nearness: Nearness | None,
+    ) -> Found:
+        """See `Retrieval.search`."""
+        asked = parse(query, self._tokenizer)
+        if not asked.words and not asked.grams:
+            return NOTHING
+        index, seen = self._index.at(connection, asked), Seen(user_id, within)
+        counts = index.counts()
+        ids = index.candidates(counts, seen)
+        if nearness:
+            ids = list(dict.fromkeys([*ids, *index.nearest(nearness, seen)]))
+        chunks = index.observed(ids)
+        cosines = nearness.of(name or "" for name in chunks.content_hashes) if nearness else None
+        ranked = rank(asked, chunks, counts, limit=limit, thresholds=self._thresholds, cosines=cosines)
+        rows = index.rows([place.id for place in ranked.places])
+        hits = [hit(place, rows[place.id]) for place in ranked.places]
+        return Found(items=hits, answerable=ranked.answerable, share=ranked.share, terms=ranked.terms, cosine=ranked.cosine)
+
+    def warm(self, connection: sa.Connection, stop: threading.Event) -> int:
+        """See `Index.warm`."""
+        return self._index.warm(connection, stop)

@@ -1,0 +1,77 @@
+"""Where terms stand, as FTS5 says it. With `segments.py` all that knows FTS5: another database needs its own of both.
+
+What was read is remembered: counts (`COUNTS_KEPT`, some 10 MB) and the chunks that have a term (`POSTINGS_KEPT` of 8 bytes). Both are
+true of one version of the index; what was looked at first goes first.
+
+A question is never read as a query language: it is reduced to terms, and each is quoted.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from service.core.search.bm25 import Digest, Ids, Numbers, Observed, numbers, observed, weighed
+from service.core.search.cache import Kept
+from service.core.search.ranking import Query, Term
+
+COUNTS_KEPT, POSTINGS_KEPT = 100_000, 1_000_000
+
+
+class Version:
+    """What is known of one version of the index."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.counts: Kept[Term, int] = Kept(COUNTS_KEPT, lambda _: 1)
+        self.postings: Kept[Term, Ids] = Kept(POSTINGS_KEPT, lambda ids: len(ids) + 20)
+
+
+class Stored:
+    """See `Postings`. All of it blocks."""
+
+    def __init__(self, execute: Any, version: Version, query: Query) -> None:
+        self._execute, self._version, self._query = execute, version, query
+
+    def frequencies(self) -> dict[Term, int]:
+        """See `Postings.frequencies`."""
+
+        def read(missing: list[Term]) -> dict[Term, int]:
+            asked = (json.dumps([term for _, term in missing]),)
+            found = {(column, term): n for column, term, n in self._execute(_FREQUENCIES, asked)}
+            return {term: found.get(term, 0) for term in missing}
+
+        return self._version.counts.get(self._query.columns, read)
+
+    def weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
+        """See `Postings.weighed`."""
+
+        def read(missing: list[Term]) -> dict[Term, Ids]:
+            asked = json.dumps([_expression(column, [term]) for column, term in missing])
+            found = self._execute(_POSTINGS, (asked,))
+            return {missing[n]: numbers(ids) for n, ids in found}
+
+        found = self._version.postings.get(weights, read)
+        return weighed((found[term], weight) for term, weight in weights.items())
+
+    def matched(self, words: Sequence[str], most: int | None) -> list[int]:
+        """See `Postings.matched`."""
+        found = self._execute(_MATCH, {"match": _expression("words", words), "most": -1 if most is None else most})
+        return [row[0] for row in found]
+
+    def observed(self, chunks: Mapping[int, Digest]) -> Observed:
+        """See `Postings.observed`."""
+        return observed(self._query.codes, chunks)
+
+
+_FREQUENCIES = "SELECT col, term, doc FROM chunk_vocabulary WHERE term IN (SELECT value FROM json_each(?))"
+_POSTINGS = "SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value) FROM json_each(?)"
+_MATCH = """
+SELECT rowid FROM chunk_terms WHERE chunk_terms MATCH :match
+ORDER BY bm25(chunk_terms, 2.0, 2.0), rowid LIMIT :most
+"""
+
+
+def _expression(column: str, found: Iterable[str]) -> str:
+    """An FTS5 expression in which nothing but the column is ours: terms are quoted strings."""
+    quoted = (f'"{term}"' for term in found)
+    return f"{column} : ({' OR '.join(quoted)})"

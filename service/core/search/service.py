@@ -1,0 +1,83 @@
+"""Who may search when: one search at a time, of the documents that one may see (`search.py` does it).
+
+All of a search is one visit of a thread: it computes for a few milliseconds, and its statements are many and short. One
+computes at a time, and others wait: of several that compute side by side none is quicker, but the event loop, which runs every
+stream, would have to wait for each of them whenever its turn comes (docs/decisions/0014).
+
+Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, those of `index.py` and `fts5.py` on what is looked at and remembered,
+`LIMIT_MAX` chunks returned.
+"""
+
+import importlib
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import anyio
+import sqlalchemy as sa
+
+from service.core.database.engine import Database
+from service.core.ports import Near
+from service.core.search.results import Found
+from service.core.settings import Settings
+from service.core.text.tokenizer import tokenizer
+
+QUERY_CHARACTERS_MAX = 20_000
+SEARCHES_AT_ONCE = 1
+
+
+class Retrieval:
+    """Searches one database. Made once: it remembers what it read of the index."""
+
+    def __init__(self, database: Database, settings: Settings, near: Near | None = None) -> None:
+        self._database = database
+        self._near = near
+        self._settings = settings
+        self._turn = anyio.Semaphore(SEARCHES_AT_ONCE, fast_acquire=True)
+
+    @property
+    def waiting(self) -> int:
+        """How many searches wait for their turn."""
+        return self._turn.statistics().tasks_waiting
+
+    async def search(self, query: str, *, user_id: str | None, limit: int, within: Sequence[str] | None = None) -> Found:
+        """The chunks that answer a question, of the documents that `user_id` may see: its own and shared ones; None sees all.
+
+        `within`: of these documents alone. Any text is a question. Raises `DatabaseUnavailable` only.
+        """
+        query = query[:QUERY_CHARACTERS_MAX]
+        nearness = await self._near.near(query) if self._near and query.strip() else None
+
+        def look(connection: sa.Connection) -> Found:
+            found: Found = self._search.find(connection, query, user_id=user_id, within=within, limit=limit, nearness=nearness)
+            return found
+
+        async with self._turn:
+            return await self._database.look(look)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody has searched."""
+        return "_search" in vars(self)
+
+    async def warm(self) -> int:
+        """Read all of the index into memory: until something changes, searches take it from there. How many chunks; 0: they are too many.
+
+        Raises `DatabaseUnavailable`.
+        """
+        stop = threading.Event()  # the end of the process would wait for the thread
+
+        def read(connection: sa.Connection) -> int:
+            return int(self._search.warm(connection, stop))
+
+        try:
+            return await self._database.look(read)
+        finally:
+            stop.set()
+
+    @cached_property
+    def _search(self) -> Any:
+        # Loaded at the first search: numpy is 10 MiB and a tenth of a second, and many a service never searches.
+        search = importlib.import_module("service.core.search.engine")
+        return search.Search(tokenizer(self._settings.dictionary), self._settings)

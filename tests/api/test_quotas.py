@@ -1,0 +1,131 @@
+"""Usage, quotas and plans, through the routes and the command line."""
+
+import pytest
+from pydantic import SecretStr
+
+from service.core.errors import NotFound
+from tests.access import client, make_key
+from tests.api.test_middleware import SECRET, is_problem
+from tests.conftest import Serve
+from tests.core.auth.test_store import command
+from tests.fakes.provider import ProviderFake
+
+ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
+
+
+async def test_usage_says_what_is_used_and_left(serve: Serve, fake: ProviderFake) -> None:
+    """Limits with used, held and left; what is used beside; totals that are the sum of the rows. One's own, or an admin's to see."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m")
+    limits = {"tokens_per_day": 5000, "cost_usd_per_month": "1.50", "concurrent": 3}
+    await service.client.put("/ai/plans/team", json=limits | {"cost_usd_per_month": None})
+    await service.client.put("/ai/users/alice/quota", json={"plan": "team"})
+    async with client(service, await make_key(service, "alice")) as alice, client(service, await make_key(service, "bob")) as bob:
+        answers = [(await alice.post("/ai/test", json=ASK)).json() for _ in range(3)]
+        await service.wait_idle()
+        own = (await alice.get("/ai/usage")).json()
+        seen = (await service.client.get("/ai/usage", params={"user_id": "alice"})).json()
+        is_problem(await bob.get("/ai/usage", params={"user_id": "alice"}), 404, "not_found")
+        is_problem(await bob.get("/ai/users/alice/quota"), 404, "not_found")
+        is_problem(await alice.get("/ai/usage", params={"since": "2020-01-01"}), 422, "invalid_request")
+        assert (await bob.get("/ai/usage")).json()["limits"] == []
+        assert (await bob.get("/ai/usage")).json()["totals"] == []
+
+    spent = sum(answer["total_tokens"] for answer in answers)
+    assert own == seen | {"limits": own["limits"]}
+    assert own["limits"][0] | {"reset_seconds": 1} == {
+        "name": "tokens_per_day", "of": "user", "limit": 5000, "used": spent, "held": 0, "left": 5000 - spent, "reset_seconds": 1,
+    }  # fmt: skip
+    assert own["limits"][1] == {"name": "concurrent", "of": "user", "limit": 3, "used": 0, "held": 0, "left": 3, "reset_seconds": None}
+    assert own["used"]["tokens_per_month"] == {"used": spent, "held": 0}
+    assert own["used"]["cost_usd_per_day"] == {"used": "0", "held": "0"}
+    (total,) = own["totals"]
+    assert (total["answers"], total["prompt_tokens"] + total["completion_tokens"], total["unpriced"]) == (3, spent, 3)
+
+
+async def test_quotas_and_plans_are_in_force_at_once(serve: Serve, fake: ProviderFake) -> None:
+    """A user has limits of their own, else their plan's, else the default plan's; a change counts for the next request."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m")
+    root = service.client
+    async with client(service, await make_key(service, "alice")) as alice:
+
+        async def force() -> object:
+            return (await alice.get("/ai/users/alice/quota")).json()["in_force"]
+
+        assert await force() is None
+        await root.put("/ai/plans/default", json={"requests_per_minute": 0})
+        assert await force() == {"requests_per_minute": 0}
+        is_problem(await alice.post("/ai/test", json=ASK), 400, "beyond_quota")
+        await root.put("/ai/plans/team", json={"cost_usd_per_day": "0.25", "concurrent": 9})
+        await root.put("/ai/users/alice/quota", json={"plan": "team"})
+        assert await force() == {"cost_usd_per_day": "0.25", "concurrent": 9}
+        await root.put("/ai/users/alice/quota", json={"limits": {"concurrent": 2}})
+        assert await force() == {"concurrent": 2}
+        assert (await alice.post("/ai/test", json=ASK)).status_code == 200
+        is_problem(await alice.put("/ai/users/alice/quota", json={"limits": {}}), 403, "forbidden")
+        is_problem(await root.put("/ai/users/alice/quota", json={"plan": "nobody"}), 404, "not_found")
+        is_problem(await root.put("/ai/users/alice/quota", json={"plan": "team", "limits": {}}), 422, "invalid_request")
+        is_problem(await root.put("/ai/plans/team", json={"cost_usd_per_day": "-1"}), 422, "invalid_request")
+        await root.put("/ai/users/alice/quota", json={})
+        assert (await root.delete("/ai/plans/default")).status_code == 204
+        assert await force() is None
+    assert [plan["name"] for plan in (await root.get("/ai/plans")).json()["items"]] == ["team"]
+    assert (await root.post("/ai/test", json=ASK)).status_code == 200
+
+
+async def test_an_admin_s_question_is_charged_to_whom_it_is_for(serve: Serve, fake: ProviderFake) -> None:
+    """On behalf of a user, the user's limits are in the way, even of one who was never seen; the admin has none."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m")
+    await service.client.put("/ai/plans/default", json={"requests_per_minute": 1})
+    first = await service.client.post("/ai/test", json=ASK | {"user_id": "new"})
+    second = await service.client.post("/ai/test", json=ASK | {"user_id": "new"})
+
+    assert first.status_code == 200
+    assert is_problem(second, 429, "quota_exceeded")["of"] == "user"
+    assert (await service.client.post("/ai/test", json=ASK)).status_code == 200
+
+
+async def test_a_key_s_limits_come_beside_its_user_s(serve: Serve, fake: ProviderFake) -> None:
+    """One key used up leaves the user's others; a key with limits makes no keys without."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m")
+    small = (await service.client.post("/ai/keys", json={"user_id": "alice", "limits": {"requests_per_minute": 1}})).json()
+    assert small["limits"] == {"requests_per_minute": 1}
+    async with client(service, small["key"]) as one, client(service, await make_key(service, "alice")) as other:
+        assert (await one.post("/ai/test", json=ASK)).status_code == 200
+        assert is_problem(await one.post("/ai/test", json=ASK), 429, "quota_exceeded")["of"] == "key"
+        assert (await other.post("/ai/test", json=ASK)).status_code == 200
+        is_problem(await one.post("/ai/keys", json={}), 403, "forbidden")
+
+
+async def test_a_disabled_user_is_refused_at_once(serve: Serve) -> None:
+    """Through the route, the next request is a 401, and enabling brings it back."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    async with client(service, await make_key(service, "alice")) as alice:
+        assert (await alice.get("/ai/logs")).status_code == 200
+        assert (await service.client.put("/ai/users/alice", json={"disabled": True})).json()["disabled"] is True
+        is_problem(await alice.get("/ai/logs"), 401, "unauthorized")
+        await service.client.put("/ai/users/alice", json={"disabled": False})
+        assert (await alice.get("/ai/logs")).status_code == 200
+    assert [user["user_id"] for user in (await service.client.get("/ai/users")).json()["items"]] == ["alice"]
+
+
+async def test_quotas_on_the_command_line(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kotae plans`, `kotae users quota` and `kotae users usage` do what the routes do."""
+    service = await serve(openai_base_url=fake.base_url, model="m")
+    monkeypatch.setenv("KOTAE_DATA_DIR", str(service.rooms.settings.data_dir))
+    await command("plans", "set", "team", "--limit", "tokens_per_day=1000", "--limit", "cost_usd_per_month=2.50")
+    await command("users", "quota", "alice", "--plan", "team")
+    quota = (await service.client.get("/ai/users/alice/quota")).json()
+    await service.client.post("/ai/test", json=ASK | {"user_id": "bob"})
+    await service.wait_idle()
+
+    assert quota["in_force"] == {"tokens_per_day": 1000, "cost_usd_per_month": "2.5"}
+    assert "team  {'tokens_per_day': 1000, 'cost_usd_per_month': '2.5'}" in await command("plans", "list")
+    assert "1 answers" in await command("users", "usage", "bob")
+    assert await command("users", "usage", "alice") == ""
+    assert "alice: {'concurrent': 2}" in await command("users", "quota", "alice", "--limit", "concurrent=2")
+    for wrong in ("tokens=5", "tokens_per_day=many", "cost_usd_per_day=x", "concurrent=-1", "concurrent"):
+        with pytest.raises(SystemExit):
+            await command("users", "quota", "alice", "--limit", wrong)
+    await command("plans", "delete", "team")
+    with pytest.raises(NotFound):
+        await command("users", "quota", "alice", "--plan", "team")

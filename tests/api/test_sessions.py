@@ -1,0 +1,144 @@
+"""The browser's session: a cookie that stands for a key, ends with it, and is no other site's to use."""
+
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+import pytest
+from pydantic import SecretStr
+
+from service.core.auth import store
+from service.core.auth.credentials import digest
+from service.core.auth.origin import check_session
+from service.core.auth.principals import BOOTSTRAP
+from service.core.encoding import now
+from service.core.errors import ForeignOrigin
+from tests.access import bearer, client, make_key
+from tests.api.test_middleware import SECRET, is_problem
+from tests.conftest import Serve, Service
+
+
+async def signed_in(service: Service, credential: Any, **headers: str) -> httpx2.AsyncClient:
+    """A browser that has signed in; it keeps its cookie."""
+    browser = client(service)
+    answer = await browser.post("/auth/session", headers=bearer(credential) | headers)
+    assert answer.status_code == 200, answer.text
+    return browser
+
+
+async def test_a_key_becomes_a_cookie_and_the_cookie_an_end(serve: Serve) -> None:
+    """The cookie has the rights of its key; signing out ends it for good, and the key stays."""
+    service = await serve(auth="keys")
+    key = await make_key(service, "alice")
+    async with aclosing(await signed_in(service, key)) as browser, client(service) as thief:
+        cookie = browser.cookies["kotae"]
+        thief.cookies["kotae"] = cookie
+        assert (await browser.get("/auth/session")).json()["user_id"] == "alice"
+        assert (await browser.get("/ai/logs")).status_code == 200
+        is_problem(await browser.get("/metrics"), 403, "forbidden")
+        is_problem(await browser.post("/auth/session", headers={"Origin": service.url}), 401, "unauthorized")
+        assert (await browser.delete("/auth/session", headers={"Origin": service.url})).status_code == 204
+        assert "kotae" not in browser.cookies
+        is_problem(await thief.get("/ai/logs"), 401, "unauthorized")
+        is_problem(await browser.get("/ai/logs"), 401, "unauthorized")
+    async with client(service, key) as alice:
+        assert (await alice.get("/ai/logs")).status_code == 200
+
+
+async def test_the_cookie_is_as_safe_as_cookies_get(serve: Serve) -> None:
+    """HttpOnly and Lax always; with TLS in front `__Host-` and Secure, and then no other name is taken."""
+    service = await serve(auth="keys")
+    key = await make_key(service, "alice")
+    async with client(service, key) as alice:
+        plain = (await alice.post("/auth/session")).headers["set-cookie"]
+        alice.cookies.clear()
+        safe = (await alice.post("/auth/session", headers={"X-Forwarded-Proto": "https"})).headers["set-cookie"]
+    async with client(service) as browser:
+        value = plain.split("=")[1].split(";")[0]
+        secure = {"X-Forwarded-Proto": "https"}
+        is_problem(await browser.get("/ai/logs", headers=secure | {"Cookie": f"kotae={value}"}), 401, "unauthorized")
+        assert (await browser.get("/ai/logs", headers=secure | {"Cookie": f"__Host-kotae={value}"})).status_code == 200
+
+    for cookie, name in ((plain, "kotae"), (safe, "__Host-kotae")):
+        assert cookie.startswith(f"{name}=ks_")
+        assert {"HttpOnly", "SameSite=lax", "Path=/"} <= set(cookie.split("; "))
+        assert ("Secure" in cookie) is (name == "__Host-kotae")
+        assert "Domain" not in cookie
+
+
+async def test_a_session_ends_with_what_it_was_exchanged_for(serve: Serve) -> None:
+    """With its key's revocation, its key's end, its user, or another KOTAE_SECRET."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    revoked, disabled = await make_key(service, "alice"), await make_key(service, "bob")
+    short = await make_key(service, "carol", expires_at=now() + timedelta(minutes=5))
+    browsers = [await signed_in(service, key) for key in (revoked, disabled, short, SECRET)]
+    assert (await browsers[3].get("/metrics")).status_code == 200
+    told = (await browsers[2].get("/auth/session")).json()["expires_at"]
+    assert told <= (now() + timedelta(minutes=5)).isoformat().replace("+00:00", "Z")
+    await store.revoke_key(service.rooms.database, BOOTSTRAP, revoked.id)
+    await store.put_user(service.rooms.database, "bob", disabled=True)
+    service.rooms.door._secret_hash = digest("another" * 8)
+    service.rooms.door.forget()
+    for browser, status in zip(browsers, (401, 401, 200, 401), strict=True):
+        assert (await browser.get("/ai/logs")).status_code == status
+        await browser.aclose()
+
+
+async def test_a_user_has_so_many_sessions(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more ends the oldest."""
+    monkeypatch.setattr(store, "SESSIONS_PER_USER_MAX", 2)
+    service = await serve(auth="keys")
+    key = await make_key(service, "alice")
+    browsers = [await signed_in(service, key) for _ in range(3)]
+    service.rooms.door.forget()
+    assert [(await browser.get("/ai/logs")).status_code for browser in browsers] == [401, 200, 200]
+    for browser in browsers:
+        await browser.aclose()
+
+
+async def test_no_other_site_uses_the_cookie(serve: Serve) -> None:
+    """A foreign page's request is refused, with every header that browsers send or do not send."""
+    service = await serve(auth="keys")
+    async with aclosing(await signed_in(service, await make_key(service, "alice"))) as browser:
+        for headers in (
+            {"Origin": "https://evil.test"},
+            {"Origin": "null"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {},
+        ):
+            is_problem(await browser.post("/ai/test", json={"prompt": "x"}, headers=headers), 403, "foreign_origin")
+        is_problem(await browser.get("/ai/stream", params={"prompt": "x"}, headers={"Accept": "text/html"}), 403, "foreign_origin")
+        is_problem(await browser.get("/ai/stream", params={"prompt": "x"}, headers={"Sec-Fetch-Site": "cross-site"}), 403, "foreign_origin")
+        for headers in ({"Origin": service.url}, {"Sec-Fetch-Site": "same-origin"}):
+            assert (await browser.post("/ai/test", json={"prompt": "x"}, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "fetch_site", "origin"), [("DELETE", None, None), ("PUT", "", None), ("PATCH", None, "")])
+def test_a_change_by_cookie_says_where_it_comes_from(method: str, fetch_site: str | None, origin: str | None) -> None:
+    """Every browser says it; what does not is no browser of ours."""
+    with pytest.raises(ForeignOrigin):
+        check_session(method=method, origin=origin, fetch_site=fetch_site, accept="*/*")
+
+
+async def test_pages_lead_to_the_sign_in(serve: Serve) -> None:
+    """Without a credential the page sends to `/signin`, which loads nothing from elsewhere; with one it opens."""
+    service = await serve(auth="keys")
+    async with aclosing(await signed_in(service, await make_key(service, "alice"))) as browser, client(service) as stranger:
+        away = await stranger.get("/")
+        assert (away.status_code, away.headers["location"]) == (303, "signin")
+        page = await stranger.get("/signin")
+        assert (await browser.get("/")).status_code == page.status_code == 200
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+        assert "http" not in page.text.replace("http-equiv", "")
+        assert (await stranger.get("/web/signin.js")).status_code == 200
+        assert "Basic" not in (await stranger.get("/ai/logs")).headers["www-authenticate"]
+
+
+async def test_in_open_mode_nobody_signs_in(serve: Serve) -> None:
+    """Everyone is the admin already; there is no cookie."""
+    service = await serve()
+    answer = await service.client.post("/auth/session")
+    assert (answer.json()["user_id"], "set-cookie" in answer.headers) == ("local", False)
+    assert (await service.client.delete("/auth/session")).status_code == 204

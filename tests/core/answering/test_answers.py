@@ -1,0 +1,65 @@
+"""How many at once: calls to the provider, answers waiting for their turn, and what is refused."""
+
+import asyncio
+import statistics
+import time
+
+import httpx2
+
+from tests.api.test_middleware import is_problem
+from tests.conftest import Serve
+from tests.fakes.provider import Behaviour, ProviderFake
+
+CALLS, ANSWERS = 10, 20
+ASK = {"prompt": "Why?", "grounded": False}
+
+
+async def test_four_times_the_capacity(serve: Serve, fake: ProviderFake) -> None:
+    """Of 80 at once against room for 20, ten are with the provider, ten wait, 60 are refused at once; the 20 are whole."""
+    service = await serve(openai_base_url=fake.base_url, model="m", provider_calls_max=CALLS, answers_max=ANSWERS)
+    held = asyncio.Event()
+    fake.default = Behaviour(hold=held)
+    limits = httpx2.Limits(max_connections=4 * ANSWERS)
+    async with httpx2.AsyncClient(base_url=service.url, timeout=30, limits=limits) as client:
+        asked = [asyncio.create_task(client.post("/ai/test", json=ASK | {"prompt": f"question {n}"})) for n in range(4 * ANSWERS)]
+        async with asyncio.timeout(20):
+            while sum(one.done() for one in asked) < 3 * ANSWERS:
+                await asyncio.sleep(0.01)
+        await fake.wait_calls(CALLS)
+        times = []
+        for _ in range(30):  # refused ones, one after the other on a warm connection, while the service is full
+            began = time.perf_counter()
+            refused = await client.post("/ai/test", json=ASK)
+            times.append(time.perf_counter() - began)
+            assert is_problem(refused, 503, "overloaded")["retry_after"] == int(refused.headers["retry-after"]) == 1
+        assert len(fake.calls) == CALLS
+        held.set()
+        answers = await asyncio.gather(*asked)
+    whole = [answer.json() for answer in answers if answer.status_code == 200]
+
+    assert statistics.median(times) < 0.1
+    assert sorted(answer.status_code for answer in answers) == [200] * ANSWERS + [503] * 3 * ANSWERS
+    assert len(fake.calls) == ANSWERS
+    said = {call.prompt: call.text for call in fake.calls}
+    assert all(answer["response"] == said[answer["prompt"]] for answer in whole)
+    assert service.rooms.answers.statistics().in_progress == 0
+
+
+async def test_who_waits_and_leaves_was_never_called(serve: Serve, fake: ProviderFake) -> None:
+    """An answer that ends while it waits for its turn costs nothing, holds nothing, and takes no turn from the next."""
+    service = await serve(openai_base_url=fake.base_url, model="m", provider_calls_max=1)
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held))
+    first = asyncio.create_task(service.client.post("/ai/test", json=ASK))
+    await fake.wait_calls(1)
+    waiting = (await service.client.post("/ai/answers", json=ASK)).json()
+    assert (await service.client.delete(f"/ai/answers/{waiting['id']}")).status_code == 204
+    held.set()
+    assert (await first).status_code == 200
+    assert (await service.client.post("/ai/test", json=ASK)).status_code == 200
+    await service.wait_idle()
+    row = (await service.client.get(f"/ai/logs/{waiting['id']}")).json()
+
+    assert (row["status"], row["usage_source"], row["attempts"], row["estimated_cost"]) == ("stopped", "none", 0, "0")
+    assert len(fake.calls) == 2
+    assert service.rooms.quota.statistics().holds == 0

@@ -1,0 +1,260 @@
+"""JWTs: one algorithm, one issuer, one audience, and nothing that a token says of itself."""
+
+import base64
+import json
+import time
+from typing import Any
+
+import httpx2
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from pydantic import SecretStr
+
+from service.core.auth import store
+from service.core.auth.jwts import AGAIN_SECONDS, FRESH_SECONDS, STALE_SECONDS, Jwts, mint
+from service.core.auth.principals import Role
+from service.core.errors import JwksUnavailable, SettingsInvalid, Unauthorized
+from service.core.settings import Settings, load_settings
+from tests.access import bearer, client
+from tests.api.test_middleware import is_problem
+from tests.conftest import Serve
+from tests.core.auth.test_store import command
+
+SECRET = "shared-secret-of-more-than-32-bytes!"
+HS: dict[str, Any] = {
+    "auth": "keys", "jwt_algorithm": "HS256", "jwt_secret": SecretStr(SECRET), "jwt_issuer": "https://id.test", "jwt_audience": "kotae",
+}  # fmt: skip
+RS = HS | {"jwt_algorithm": "RS256", "jwt_secret": None, "jwt_jwks_url": "https://id.test/jwks"}
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def claims(**changed: Any) -> dict[str, Any]:
+    """Good claims, with changes; None leaves one out."""
+    good = {"sub": "alice", "iss": "https://id.test", "aud": "kotae", "exp": int(time.time()) + 600} | changed
+    return {name: value for name, value in good.items() if value is not None}
+
+
+def token(key: Any = SECRET, algorithm: str | None = "HS256", headers: dict[str, Any] | None = None, **changed: Any) -> str:
+    """A token; good unless something is changed."""
+    return jwt.encode(claims(**changed), key, algorithm=algorithm, headers=headers)
+
+
+def raw(header: dict[str, Any], body: Any, signature: bytes = b"") -> str:
+    """A token that no library would make."""
+    parts = (json.dumps(header).encode(), json.dumps(body).encode(), signature)
+    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+
+
+def hs_with(public: bytes) -> str:
+    """A token signed by HMAC with a public key for its secret."""
+    return raw_signed({"alg": "HS256", "typ": "JWT", "kid": "k1"}, public)
+
+
+def raw_signed(header: dict[str, Any], key: bytes) -> str:
+    """Any header, and an HMAC that fits."""
+    unsigned = raw(header, claims()).rpartition(".")[0]
+    signed = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(unsigned.encode(), key)
+    return f"{unsigned}.{base64.urlsafe_b64encode(signed).rstrip(b'=').decode()}"
+
+
+BAD = {
+    "alg none": raw({"alg": "none"}, claims()),
+    "alg None": raw({"alg": "None"}, claims()),
+    "alg nOnE": raw({"alg": "nOnE"}, claims(), b"x"),
+    "alg absent": raw({"typ": "JWT"}, claims()),
+    "alg a list": raw({"alg": ["HS256"]}, claims()),
+    "another HS": token(algorithm="HS512", key=SECRET * 2),
+    "another secret": token(key=SECRET[:-1] + "?"),
+    "signature cut": token()[:-2],
+    "signature empty": token().rpartition(".")[0] + ".",
+    "crit": token(headers={"crit": ["x"], "x": 1}),
+    "crit b64": token(headers={"crit": ["b64"], "b64": False}),
+    "jku": token(headers={"jku": "https://evil.test/jwks"}),
+    "jwk": token(headers={"jwk": {"kty": "oct", "k": "AAAA"}}),
+    "x5u": token(headers={"x5u": "https://evil.test/x"}),
+    "expired": token(exp=int(time.time()) - 1),
+    "no exp": token(exp=None),
+    "exp a word": raw_signed({"alg": "HS256"}, SECRET.encode()).replace(".", "x.", 1),
+    "not yet": token(nbf=int(time.time()) + 600),
+    "no aud": token(aud=None),
+    "another aud": token(aud="other"),
+    "no iss": token(iss=None),
+    "another iss": token(iss="https://id.test.evil"),
+    "no sub": token(sub=None),
+    "empty sub": token(sub=""),
+    "sub with NUL": token(sub="a\0"),
+    "long sub": token(sub="a" * 201),
+    "reserved sub": token(sub="admin"),
+    "roles a number": token(roles=7),
+    "a body that is a list": raw({"alg": "HS256"}, [1], b"x"),
+    "not JSON": "e30.!!!.AA",
+    "two dots": "..",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_a_bad_token_is_refused(name: str) -> None:
+    """Whatever is wrong with it, and however it is said, the token stands for nobody."""
+    with pytest.raises(Unauthorized):
+        await Jwts(Settings(**HS)).verify(BAD[name])
+
+
+async def test_a_good_token_says_who_and_what() -> None:
+    """User and role come from the configured claims; roles may be a list or words."""
+    settings = Settings(**HS, jwt_user_claim="email", jwt_roles_claim="groups", jwt_admin_role="boss")
+    for groups, role in ((["boss"], Role.ADMIN), ("staff boss", Role.ADMIN), ([], Role.USER), ("bosses", Role.USER), (["Boss"], Role.USER)):
+        found = await Jwts(settings).verify(token(email="alice@x", groups=groups))
+        assert (found.user_id, found.role) == ("alice@x", role)
+    assert (await Jwts(Settings(**HS)).verify(token(aud=["other", "kotae"]))).user_id == "alice"
+
+
+class Issuer:
+    """A key set that can be changed, and away."""
+
+    def __init__(self, **keys: Any) -> None:
+        self.keys = keys
+        self.away = False
+        self.asked = 0
+        self.now = 1000.0
+
+    async def __call__(self, url: str) -> bytes:
+        assert url == "https://id.test/jwks"
+        self.asked += 1
+        if self.away:
+            raise httpx2.ConnectError("away")
+        entries = []
+        for kid, key in self.keys.items():
+            algorithm: Any = ECAlgorithm if isinstance(key, ec.EllipticCurvePrivateKey) else RSAAlgorithm
+            entries.append(json.loads(algorithm.to_jwk(key.public_key())) | {"kid": kid})
+        return json.dumps(
+            {"keys": [{"kty": "oct", "k": "AAAA", "kid": "oct"}, *entries, {"kty": "RSA", "use": "enc", "kid": "enc"}]}
+        ).encode()
+
+
+def checks(issuer: Issuer, **changed: Any) -> Jwts:
+    """Jwts that ask this issuer."""
+    return Jwts(Settings(**RS | changed), fetch=issuer, clock=lambda: issuer.now)
+
+
+async def test_public_keys_are_for_their_algorithm_alone() -> None:
+    """RS256 with the right key is good; HMAC with the public key, another key, or a kid that is a trick is not."""
+    issuer = Issuer(k1=KEY)
+    jwts = checks(issuer)
+    assert (await jwts.verify(token(KEY, "RS256", {"kid": "k1"}))).user_id == "alice"
+    assert (await jwts.verify(token(KEY, "RS256"))).user_id == "alice"
+    for bad in (
+        hs_with(PUBLIC),
+        token(OTHER, "RS256", {"kid": "k1"}),
+        *(token(KEY, "RS256", {"kid": kid}) for kid in ("k2", "../../dev/null", "k1' OR '1'='1", "oct", "enc", "")),
+        raw({"alg": "RS256", "kid": 7}, claims(), b"x"),
+        raw({"alg": "RS256", "kid": ["k1"]}, claims(), b"x"),
+        token(KEY, "RS512", {"kid": "k1"}),
+    ):
+        with pytest.raises(Unauthorized):
+            await jwts.verify(bad)
+    assert issuer.asked == 1
+
+
+async def test_elliptic_keys_work_too() -> None:
+    """ES256 is a setting away."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    assert (await checks(Issuer(e=key), jwt_algorithm="ES256").verify(token(key, "ES256", {"kid": "e"}))).user_id == "alice"
+
+
+async def test_a_rotated_key_is_found_and_a_forged_one_makes_no_traffic() -> None:
+    """An unknown kid reads the set anew, but not more often than every ten seconds; a key that left the set is refused."""
+    issuer = Issuer(k1=KEY)
+    jwts = checks(issuer)
+    old, new = token(KEY, "RS256", {"kid": "k1"}), token(OTHER, "RS256", {"kid": "k2"})
+    await jwts.verify(old)
+    issuer.keys = {"k2": OTHER}
+    with pytest.raises(Unauthorized):
+        await jwts.verify(new)
+    issuer.now += AGAIN_SECONDS
+    assert (await jwts.verify(new)).user_id == "alice"
+    for _ in range(50):
+        with pytest.raises(Unauthorized):
+            await jwts.verify(old)
+    assert issuer.asked == 2
+
+
+async def test_an_issuer_that_is_away_is_waited_for() -> None:
+    """Known keys go on for a day; without any, or after it, nobody is let in: 503."""
+    issuer = Issuer(k1=KEY)
+    issuer.away = True
+    jwts, good = checks(issuer), token(KEY, "RS256", {"kid": "k1"}, exp=int(time.time()) + 10**6)
+    with pytest.raises(JwksUnavailable):
+        await jwts.verify(good)
+    issuer.away, issuer.now = False, issuer.now + AGAIN_SECONDS
+    await jwts.verify(good)
+    issuer.away, issuer.now = True, issuer.now + FRESH_SECONDS + 1
+    await jwts.verify(good)
+    issuer.now += STALE_SECONDS
+    with pytest.raises(JwksUnavailable):
+        await jwts.verify(good)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"jwt_secret": SecretStr("short")}, "32 bytes"),
+        ({"jwt_secret": SecretStr("")}, "32 bytes"),
+        ({"jwt_secret": None}, "32 bytes"),
+        ({"jwt_issuer": None}, "KOTAE_JWT_ISSUER"),
+        ({"jwt_audience": ""}, "KOTAE_JWT_AUDIENCE"),
+        ({"jwt_algorithm": None}, "KOTAE_JWT_ALGORITHM"),
+        ({"jwt_algorithm": "none"}, "JWT_ALGORITHM"),
+        ({"jwt_algorithm": "RS256"}, "KOTAE_JWT_JWKS_URL"),
+        ({"jwt_algorithm": "RS256", "jwt_secret": None, "jwt_jwks_url": "http://id.test/jwks"}, "https"),
+        ({"jwt_algorithm": "RS256", "jwt_secret": None, "jwt_jwks_url": "file:///etc/passwd"}, "https"),
+        ({"auth": "open"}, "KOTAE_AUTH=keys"),
+    ],
+)
+def test_half_a_configuration_is_refused_at_start(changed: dict[str, Any], told: str) -> None:
+    """What a token is checked by is whole or the start ends, and no secret is shown."""
+    with pytest.raises(SettingsInvalid, match=told) as caught:
+        load_settings(**HS | changed)
+    assert SECRET not in str(caught.value)
+
+
+async def test_a_token_through_the_routes(serve: Serve) -> None:
+    """A token is a credential like a key: its user's things, its role, ended by disabling its user, refused one letter off."""
+    service = await serve(**HS)
+    good = mint(service.rooms.settings, "alice", Role.USER, 60)
+    async with client(service, good) as alice:
+        assert (await alice.get("/ai/logs")).status_code == 200
+        assert (await alice.get("/ai/logs", headers={"Authorization": "", "X-API-Key": good})).status_code == 401
+        is_problem(await alice.get("/metrics"), 403, "forbidden")
+        other = good[:-1] + ("A" if good[-1] != "A" else "B")
+        is_problem(await alice.get("/ai/logs", headers=bearer(other[:-2] + "xx")), 401, "unauthorized")
+        await store.put_user(service.rooms.database, "alice", disabled=True)
+        service.rooms.door.forget()
+        is_problem(await alice.get("/ai/logs"), 401, "unauthorized")
+    async with client(service, mint(service.rooms.settings, "root", Role.ADMIN, 60)) as root:
+        assert (await root.get("/metrics")).status_code == 200
+    async with httpx2.AsyncClient(base_url=service.url, headers={"X-API-Key": mint(service.rooms.settings, "bob", Role.USER, 60)}) as bob:
+        assert (await bob.get("/ai/logs")).status_code == 200
+
+
+async def test_a_token_of_100_kb_is_refused_unread(serve: Serve) -> None:
+    """However well it is signed, a credential has a length."""
+    service = await serve(**HS)
+    async with httpx2.AsyncClient(base_url=service.url) as caller:
+        for size in (10_000, 100_000):
+            assert (await caller.get("/ai/logs", headers=bearer(token(filler="x" * size)))).status_code in {400, 401, 431}
+
+
+async def test_tokens_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kotae token` makes one that is good; without a secret it says what to set."""
+    with pytest.raises(SettingsInvalid, match="KOTAE_JWT_SECRET"):
+        await command("token", "--user", "alice")
+    for name, value in {"AUTH": "keys", "JWT_ALGORITHM": "HS256", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a", "JWT_SECRET": SECRET}.items():
+        monkeypatch.setenv(f"KOTAE_{name}", value)
+    made = (await command("token", "--user", "alice")).strip()
+
+    assert jwt.decode(made, SECRET, algorithms=["HS256"], issuer="i", audience="a")["sub"] == "alice"

@@ -1,0 +1,136 @@
+"""The bytes of OpenAI-compatible providers."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.errors import ProviderError, ProviderInvalid
+from service.core.ports import Delta
+from service.core.pricing import Usage
+from service.core.providers.chat_stream import LINE_BYTES_MAX, StreamDecoder, decode_completion
+
+
+def chunk(content: str | None = None, **more: Any) -> dict[str, Any]:
+    """A chunk object."""
+    return {"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": None}], "usage": None} | more
+
+
+def sse(*objects: Any, newline: bytes = b"\n") -> bytes:
+    """Objects as an event stream."""
+    return b"".join(b"data: " + json.dumps(each, ensure_ascii=False).encode() + newline * 2 for each in objects)
+
+
+def fed(data: bytes, size: int) -> tuple[list[Delta], StreamDecoder]:
+    """What a decoder makes of data read in runs of `size` bytes."""
+    decoder = StreamDecoder()
+    deltas = [delta for at in range(0, len(data), size) for delta in decoder.feed(data[at : at + size])]
+    return deltas + decoder.end(), decoder
+
+
+@given(st.lists(st.text(), min_size=1), st.integers(1, 64), st.sampled_from([b"\n", b"\r\n", b"\r"]))
+def test_any_split_of_the_bytes_gives_the_same_text(texts: list[str], size: int, newline: bytes) -> None:
+    """However a stream is cut into reads, and whatever ends its lines, the text is the one that was sent."""
+    data = b": hello" + newline + sse(*(chunk(text) for text in texts), newline=newline) + b"data: [DONE]" + newline * 2
+
+    deltas, decoder = fed(data, size)
+
+    assert "".join(delta.text for delta in deltas) == "".join(texts)
+    assert decoder.done
+
+
+@given(st.binary(max_size=400), st.integers(1, 50))
+def test_any_bytes_are_read_or_refused(data: bytes, size: int) -> None:
+    """No bytes make the decoder raise: an error is a provider's, and remembered."""
+    _, decoder = fed(data, size)
+
+    assert decoder.error is None or isinstance(decoder.error, ProviderError)
+
+
+def test_null_content_role_only_and_empty_choices_are_no_text() -> None:
+    """What carries no text gives none."""
+    deltas, _ = fed(sse(chunk(None), {"choices": [{"delta": {"role": "assistant"}}]}, {"choices": []}, {"choices": None}, chunk("x")), 1000)
+
+    assert [delta.text for delta in deltas] == ["", "", "", "", "x"]
+
+
+@given(st.text(), st.sampled_from("🙂𠮷"), st.text(), st.integers(1, 64), st.booleans())
+def test_a_character_whose_halves_come_apart_is_whole(before: str, character: str, after: str, size: int, empty_between: bool) -> None:
+    """An emoji that a provider escapes half in one chunk and half in the next is that emoji, and counts once."""
+    first, second = json.dumps(character)[1:-1][:6], json.dumps(character)[1:-1][6:]
+    parts = [json.dumps(before)[:-1] + first + '"', *(['""'] if empty_between else []), '"' + second + json.dumps(after)[1:]]
+    data = b"".join(b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part.encode() for part in parts)
+
+    deltas, decoder = fed(data + b"data: [DONE]\n\n", size)
+
+    assert "".join(delta.text for delta in deltas) == before + character + after
+    assert decoder.done
+
+
+@pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b""])
+def test_a_half_that_stays_alone_is_replaced(end: bytes) -> None:
+    """The first half of a character at the end of all, or before something else, becomes one replacement character."""
+    halves = b"".join(b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part for part in (b'"a\\ud83d"', b'"b\\ude42\\ud83d"'))
+
+    deltas, _ = fed(halves + end, 1000)
+
+    assert "".join(delta.text for delta in deltas) == "a\ufffdb\ufffd\ufffd"
+
+
+def test_a_lone_surrogate_becomes_a_replacement_character() -> None:
+    """Half an emoji, escaped as JSON allows, does not reach anything that has to encode it."""
+    deltas, _ = fed(b'data: {"choices": [{"delta": {"content": "a\\ud83db"}}]}\n\n', 1000)
+
+    assert deltas[0].text == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        {"prompt_tokens": -1, "completion_tokens": 2},
+        {"prompt_tokens": 1.5, "completion_tokens": 2},
+        {"prompt_tokens": "1", "completion_tokens": 2},
+        {"prompt_tokens": 10**12, "completion_tokens": 2},
+        {"prompt_tokens": 1, "completion_tokens": None},
+        "none",
+        [],
+    ],
+)
+def test_a_usage_that_cannot_be_true_is_not_told(usage: Any) -> None:
+    """Missing, negative, fractional, textual and absurd counts never become an account."""
+    deltas, _ = fed(sse(chunk("x", usage=usage)), 1000)
+
+    assert deltas[0].usage is None
+
+
+def test_details_are_parts_and_never_more_than_the_whole() -> None:
+    """Cached and reasoning tokens are clamped to what they are part of."""
+    usage = {
+        "prompt_tokens": 10,
+        "completion_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 99},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+
+    assert decode_completion(json.dumps(chunk("x", usage=usage)).encode()).usage == Usage(
+        prompt_tokens=10, completion_tokens=4, cached_tokens=10, reasoning_tokens=3
+    )
+
+
+def test_an_error_object_in_the_stream_is_a_provider_error() -> None:
+    """A provider that gives up in the middle says so by an error object; what came before it counts."""
+    deltas, decoder = fed(sse(chunk("x"), {"error": {"message": "no"}}, chunk("y")), 1000)
+
+    assert [delta.text for delta in deltas] == ["x"]
+    assert isinstance(decoder.error, ProviderError)
+
+
+def test_a_line_without_end_is_refused() -> None:
+    """A line longer than the limit is not waited for."""
+    _, decoder = fed(b"data: " + b"a" * LINE_BYTES_MAX, 65_536)
+
+    assert isinstance(decoder.error, ProviderInvalid)

@@ -1,0 +1,170 @@
+"""The embedded model, driven by the real client."""
+
+import json
+from collections.abc import AsyncIterator
+
+import httpx2
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
+
+from service.core import tokens
+from service.core.grounding.citations import read_citations
+from service.core.grounding.extraction import FREE, quote
+from service.core.grounding.prompt import free_messages, grounded_messages, refusal
+from service.core.ports import Message
+from service.core.providers.extractive import ExtractiveTransport
+from service.core.records import Passage
+from service.core.settings import EXTRACTIVE
+
+POLICY = Passage(
+    1,
+    "d1",
+    "d1.1",
+    "Shop rules",
+    "# Refunds\n\nYou can return unopened goods within 30 days. Refunds take five business days.\n\n"
+    "## Contact\n\nWrite to help@shop.example.",
+)
+RULES = Passage(
+    2,
+    "d2",
+    "d2.1",
+    "店の決まり",
+    "# 返品\n\n未開封の商品は30日以内に返品できます。送料はお客様の負担です。\n\nよくある質問：返品できますか？",
+)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[AsyncOpenAI]:
+    """The real client with the embedded model as its network."""
+    async with httpx2.AsyncClient(transport=ExtractiveTransport()) as http_client:
+        yield AsyncOpenAI(base_url="http://extractive.invalid/v1", api_key="none", http_client=http_client, max_retries=0)
+
+
+def wire(messages: list[Message]) -> list[ChatCompletionMessageParam]:
+    """Messages as the client takes them."""
+    return [
+        {"role": "system", "content": one.content} if one.role == "system" else {"role": "user", "content": one.content} for one in messages
+    ]
+
+
+async def complete(client: AsyncOpenAI, messages: list[Message], max_tokens: int = 200) -> ChatCompletion:
+    """One answer in one piece."""
+    return await client.chat.completions.create(model=EXTRACTIVE, messages=wire(messages), max_tokens=max_tokens)
+
+
+async def test_a_completion(client: AsyncOpenAI) -> None:
+    """The real client reads an answer in one piece, with its citation and a usage that was counted."""
+    messages = grounded_messages("How long do refunds take?", [POLICY, RULES])
+    reply = await complete(client, messages)
+    assert reply.choices[0].message.content == "Refunds take five business days. [1]"
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage
+    usage = await tokens.estimate(messages, "Refunds take five business days. [1]", EXTRACTIVE)
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (usage.prompt_tokens, usage.completion_tokens)
+    assert reply.usage.total_tokens == usage.total_tokens
+
+
+@pytest.mark.parametrize("with_usage", [True, False])
+async def test_a_stream(client: AsyncOpenAI, with_usage: bool) -> None:
+    """A stream is a role, pieces, a finish reason and, if asked for, a usage without choices; its text is the answer."""
+    messages = grounded_messages("返品は何日以内にできますか？", [POLICY, RULES])
+    stream = await client.chat.completions.create(
+        model=EXTRACTIVE, messages=wire(messages), stream=True, stream_options={"include_usage": with_usage}
+    )
+    chunks = [chunk async for chunk in stream]
+    if with_usage:
+        last = chunks.pop()
+        assert last.choices == []
+        assert last.usage
+        assert last.usage.completion_tokens == tokens.count("未開封の商品は30日以内に返品できます。[2]")
+    assert all(chunk.usage is None for chunk in chunks)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert len(chunks) > 4
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "未開封の商品は30日以内に返品できます。[2]"
+
+
+async def test_the_stream_ends_with_done() -> None:
+    """The bytes of a stream are events, one object each, the last one [DONE]."""
+    async with httpx2.AsyncClient(transport=ExtractiveTransport()) as http_client:
+        body = {"model": EXTRACTIVE, "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+        response = await http_client.post("http://extractive.invalid/v1/chat/completions", json=body)
+    *events, last, rest = response.text.split("\n\n")
+    assert (last, rest) == ("data: [DONE]", "")
+    assert all(json.loads(event.removeprefix("data: "))["object"] == "chat.completion.chunk" for event in events)
+
+
+@pytest.mark.parametrize("most", [1, 5])
+async def test_max_tokens(client: AsyncOpenAI, most: int) -> None:
+    """No more tokens than allowed are said, and the finish reason says so."""
+    reply = await complete(client, grounded_messages("How long do refunds take?", [POLICY]), most)
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage
+    assert reply.usage.completion_tokens == most
+    assert "Refunds take five business days. [1]".startswith(reply.choices[0].message.content or "?")
+
+
+@pytest.mark.parametrize(("question", "language"), [("Hello, who are you?", "en"), ("こんにちは。あなたは誰ですか？", "ja")])
+async def test_without_context(client: AsyncOpenAI, question: str, language: str) -> None:
+    """Without context the model says, in the language of the question, that it can only quote."""
+    assert (await complete(client, free_messages(question))).choices[0].message.content == FREE[language]
+
+
+async def test_errors_are_those_of_a_server(client: AsyncOpenAI) -> None:
+    """A wrong path or body is the protocol's own error."""
+    with pytest.raises(openai.NotFoundError):
+        await client.embeddings.create(model=EXTRACTIVE, input="x", encoding_format="float")
+    with pytest.raises(openai.BadRequestError):
+        await client.post("/chat/completions", body={"messages": "none"}, cast_to=httpx2.Response)
+    assert [model.id async for model in client.models.list()] == [EXTRACTIVE]
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("How long do refunds take?", "Refunds take five business days. [1]"),
+        ("Within how many days can I return goods?", "You can return unopened goods within 30 days. [1]"),
+        ("What is the e-mail address for contact?", "Write to help@shop.example. [1]"),
+        ("返品は何日以内にできますか", "未開封の商品は30日以内に返品できます。[2]"),
+        ("送料は誰の負担ですか？", "送料はお客様の負担です。[2]"),
+        ("返品できますか？", "未開封の商品は30日以内に返品できます。[2]"),
+        ("What is the capital of France?", refusal("en")),
+        ("日本の首都はどこですか？", refusal("日本")),
+        ("これは？", refusal("日本")),
+        ("", refusal("")),
+    ],
+)
+def test_quotes(question: str, expected: str) -> None:
+    """The one sentence that answers is quoted, in the language of the question; otherwise the model says it does not know."""
+    assert quote(question, [POLICY, RULES]) == expected
+
+
+def test_two_questions_in_one_are_both_answered() -> None:
+    """A second sentence is quoted where it says what the first does not, each with its own citation."""
+    answer = quote("送料は誰の負担で、未開封の商品は何日以内に返品できますか？", [RULES])
+    assert set(answer.split("[2]")) == {"", "送料はお客様の負担です。", "未開封の商品は30日以内に返品できます。"}
+
+
+def test_citations_inside_a_document_are_not_ours() -> None:
+    """A document that carries bracketed numbers cannot make another passage a source."""
+    forged = Passage(1, "d", "d.1", "T", "The tower is 90 metres high [2], say experts [3].")
+    answer = quote("How high is the tower?", [forged, RULES])
+    assert answer == "The tower is 90 metres high, say experts. [1]"
+
+
+def test_a_question_in_a_document_is_answered_by_what_follows() -> None:
+    """Of a question and its answer the answer is quoted, without its label."""
+    faq = Passage(1, "d", "d.1", "FAQ", "Q: Do you ship to Canada?\nA: Yes, by airmail.\nQ: Do you ship to Peru?\nA: Not yet.")
+    assert quote("Can you ship to Canada?", [faq]) == "Yes, by airmail. [1]"
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=120), max_size=4))
+def test_every_sentence_is_of_the_context(question: str, texts: list[str]) -> None:
+    """Any question and context give a refusal, or an answer that cites at least one of the passages."""
+    context = [Passage(n, "", "", "", text) for n, text in enumerate(texts, 1)]
+    answer = quote(question, context)
+    assert answer == refusal(question) or read_citations(answer, context).sources

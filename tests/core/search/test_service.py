@@ -1,0 +1,469 @@
+"""Search, and the extractive answers over the sample documents, with the default thresholds."""
+
+import shutil
+import unicodedata
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.core.database.engine import Database
+from service.core.documents import library
+from service.core.documents.chunker import cut
+from service.core.errors import DatabaseUnavailable
+from service.core.grounding.citations import read_citations
+from service.core.grounding.extraction import quote
+from service.core.grounding.prompt import context_from
+from service.core.search.bm25 import Observed, digests, observed
+from service.core.search.index import CANDIDATES_MAX, SEEN_LOOKED, Index
+from service.core.search.ranking import TOGETHER, Counts, Query, Ranked, Thresholds, parse, rank
+from service.core.search.results import NOTHING, Found, best_sentence
+from service.core.search.service import Retrieval
+from service.core.settings import Settings
+from service.core.text.chunking import title_of
+from service.core.text.tokenizer import tokenizer
+
+SETTINGS = Settings(_env_file=None)
+
+# (question, sample document, what the answer must say)
+JAPANESE = [
+    ("返品は何日以内にできますか？", "tea-shop-shipping-and-refunds-ja", "30日以内"),
+    ("送料はいくらですか？", "tea-shop-shipping-and-refunds-ja", "600円"),
+    ("送料が無料になるのはいくらからですか", "tea-shop-shipping-and-refunds-ja", "8,000円以上"),
+    ("返金はいつ行われますか？", "tea-shop-shipping-and-refunds-ja", "5営業日以内"),
+    ("開封した茶葉は返品できますか？", "tea-shop-shipping-and-refunds-ja", "返品をお受けできません"),
+    ("急須が割れて届いたらどうすればいいですか", "tea-shop-shipping-and-refunds-ja", "7日以内に写真"),
+    ("ギフト包装の料金は？", "tea-shop-shipping-and-refunds-ja", "300円"),
+    ("ポイントの有効期限を教えてください", "tea-shop-shipping-and-refunds-ja", "12か月"),
+    ("電話の受付時間は何時から何時までですか？", "tea-shop-shipping-and-refunds-ja", "午前10時から午後5時"),
+    ("在宅勤務は週に何日までできますか？", "office-handbook-ja", "週に3日"),
+    ("有給休暇は年に何日ありますか？", "office-handbook-ja", "20日"),
+    ("有給休暇は何日まで繰り越せますか？", "office-handbook-ja", "5日まで"),
+    ("経費の申請の締め切りはいつですか？", "office-handbook-ja", "25日"),
+    ("ノートパソコンは何年ごとに交換されますか", "office-handbook-ja", "4年ごと"),
+    ("会議室「みなと」の定員は何名ですか？", "office-handbook-ja", "12名"),
+    ("来客用の無線LANの名前は何ですか？", "office-handbook-ja", "Todai-Guest"),
+    ("火災報知器が鳴ったらどこに集合しますか？", "office-handbook-ja", "噴水"),
+    ("救急箱はどこにありますか？", "office-handbook-ja", "給湯室"),
+    ("博物館の休館日はいつですか？", "museum-guide-ja", "水曜日"),
+    ("入館料は大人いくらですか？", "museum-guide-ja", "700円"),
+    ("いちばん古い収蔵品は何ですか？", "museum-guide-ja", "1712年"),
+    ("レンズの重さはどのくらいですか？", "museum-guide-ja", "480"),
+    ("案内ツアーの所要時間は？", "museum-guide-ja", "50分"),
+    ("最寄り駅はどこですか？", "museum-guide-ja", "港南駅"),
+    ("館内で写真撮影はできますか？", "museum-guide-ja", "フラッシュ"),
+    ("昆布を沸騰する前に取り出すのはなぜですか？", "miso-soup-and-rice-ja", "苦味"),
+    ("だしは冷蔵庫で何日間保存できますか？", "miso-soup-and-rice-ja", "3日間"),
+    ("味噌はいつ入れますか？", "miso-soup-and-rice-ja", "火を止めてから"),
+    ("米1合は何グラムですか？", "miso-soup-and-rice-ja", "150グラム"),
+    ("冷凍したごはんは電子レンジで何分温めますか？", "miso-soup-and-rice-ja", "3分"),
+    ("Kotaeという名前の由来は？", "about-kotae-ja", "答え"),
+    ("APIキーがなくても使えますか？", "about-kotae-ja", "抽出モデル"),
+    ("データはどこに保存されますか？", "about-kotae-ja", "SQLite"),
+    ("接続が切れたらどうなりますか？", "about-kotae-ja", "Last-Event-ID"),
+]
+ENGLISH = [
+    ("How many days do I have to return a product?", "tea-shop-shipping-and-refunds-en", "30 days"),
+    ("How much does standard shipping cost?", "tea-shop-shipping-and-refunds-en", "600 yen"),
+    ("When is shipping free?", "tea-shop-shipping-and-refunds-en", "8,000 yen"),
+    ("How long do refunds take?", "tea-shop-shipping-and-refunds-en", "five business days"),
+    ("Can I return opened tea?", "tea-shop-shipping-and-refunds-en", "cannot be returned"),
+    ("What should I do if my teapot arrives broken?", "tea-shop-shipping-and-refunds-en", "photograph"),
+    ("What is the price of gift wrapping?", "tea-shop-shipping-and-refunds-en", "300 yen"),
+    ("When do points expire?", "tea-shop-shipping-and-refunds-en", "twelve months"),
+    ("What is the phone number of customer support?", "tea-shop-shipping-and-refunds-en", "054-555-0142"),
+    ("What are the core hours?", "office-handbook-en", "11 a.m. to 3 p.m."),
+    ("How many days of paid holiday do employees get?", "office-handbook-en", "20 days"),
+    ("How many days a week can I work from home?", "office-handbook-en", "three days"),
+    ("By when must expenses be submitted?", "office-handbook-en", "25th"),
+    ("Where is the IT desk?", "office-handbook-en", "room 204"),
+    ("How often is a laptop replaced?", "office-handbook-en", "four years"),
+    ("What is the name of the guest Wi-Fi?", "office-handbook-en", "Lantern-Guest"),
+    ("Where do we meet if the fire alarm rings?", "office-handbook-en", "fountain"),
+    ("Are dogs allowed in the office?", "office-handbook-en", "Fridays"),
+    ("On which day is the museum closed?", "museum-guide-en", "Mondays"),
+    ("How much is the ticket for students?", "museum-guide-en", "5 euros"),
+    ("Who built the great station clock?", "museum-guide-en", "Clara Winter"),
+    ("What is the oldest object in the collection?", "museum-guide-en", "1598"),
+    ("When do guided tours start?", "museum-guide-en", "11 a.m. and 3 p.m."),
+    ("Is photography allowed?", "museum-guide-en", "without flash"),
+    ("Which tram goes to the museum?", "museum-guide-en", "tram line 4"),
+    ("At what temperature should I brew gyokuro?", "tea-guide-en", "50 to 60 degrees"),
+    ("How long should hojicha steep in boiling water?", "tea-guide-en", "30 seconds"),
+    ("Why does hot water make tea bitter?", "tea-guide-en", "catechins"),
+    ("What is a kyusu?", "tea-guide-en", "handle at the side"),
+    ("How long does an unopened packet keep in the freezer?", "tea-guide-en", "a year"),
+    ("Where does Kotae keep its data?", "about-kotae-en", "SQLite"),
+    ("What happens if no document fits the question?", "about-kotae-en", "does not call the model"),
+    ("What does the name Kotae mean?", "about-kotae-en", "answer"),
+    ("How does a browser continue a stream after the connection breaks?", "about-kotae-en", "Last-Event-ID"),
+]
+OFF_TOPIC = [
+    "日本の首都はどこですか？",
+    "明日の東京の天気を教えてください",
+    "相対性理論を発見したのは誰ですか？",
+    "富士山の高さは何メートルですか？",
+    "おすすめの映画を教えて",
+    "円周率を小数点以下10桁まで教えてください",
+    "サッカーワールドカップで優勝した国は？",
+    "Pythonでリストを並べ替える方法は？",
+    "フランス革命はいつ起きましたか？",
+    "犬の散歩は一日何回必要ですか？",
+    "新幹線の東京から大阪までの所要時間は？",
+    "量子コンピュータとは何ですか？",
+    "住宅ローンの金利はいくらですか？",
+    "What is the capital of France?",
+    "Who wrote Romeo and Juliet?",
+    "How tall is Mount Everest?",
+    "What will the weather be tomorrow?",
+    "How do I sort a list in Python?",
+    "Who won the World Cup in 2018?",
+    "What is the boiling point of nitrogen?",
+    "Explain the theory of relativity.",
+    "How many planets are in the solar system?",
+    "What is the best pizza in Naples?",
+    "When did the French Revolution begin?",
+    "How do I change a car tyre?",
+    "What is the population of Brazil?",
+    "Can you recommend a good movie?",
+]
+
+
+async def look(database: Database, query: str, user_id: str | None = "u", limit: int = 5, within: list[str] | None = None) -> Found:
+    """A search with the default thresholds: by what FTS5 says, and with all of the index in memory, which is the same."""
+    retrieval = Retrieval(database, SETTINGS)
+    found = await retrieval.search(query, user_id=user_id, limit=limit, within=within)
+    await retrieval.warm()
+    assert await retrieval.search(query, user_id=user_id, limit=limit, within=within) == found
+    return found
+
+
+async def keep(database: Database, text: str, user_id: str = "u", *, shared: bool = False, title: str = "T") -> str:
+    """Store a text; its id."""
+    (document,) = await library.store(database, SETTINGS, [library.Given(title, text, "utf-8")], user_id=user_id, shared=shared)
+    return document.document_id
+
+
+async def test_the_samples_answer_sensible_questions(database: Database) -> None:
+    """Every question about the samples finds its document first, is answerable, and is answered with the right sentence."""
+    seeded = await library.seed(database, SETTINGS, user_id="local")
+    names = dict(zip((one.document_id for one in seeded), sorted(path.stem for path in library.SAMPLES.glob("*.md")), strict=True))
+    assert len(JAPANESE) >= 20
+    assert len(ENGLISH) >= 20
+    wrong = []
+    for question, name, expected in JAPANESE + ENGLISH:
+        found = await look(database, question)
+        context = context_from(found.items, SETTINGS.context_tokens_max, SETTINGS.context_chunks_max)
+        answer = quote(question, context)
+        if (
+            not found.answerable
+            or names[found.items[0].document_id] != name
+            or expected not in answer
+            or not read_citations(answer, context).sources
+        ):
+            wrong.append((question, found.answerable, found.share, found.terms, answer))
+    assert wrong == []
+
+
+async def test_the_samples_do_not_answer_others(database: Database) -> None:
+    """A question about something else is not answerable."""
+    await library.seed(database, SETTINGS, user_id="local")
+    assert sum(question.isascii() for question in OFF_TOPIC) >= 10
+    assert sum(not question.isascii() for question in OFF_TOPIC) >= 10
+    assert [question for question in OFF_TOPIC if (await look(database, question)).answerable] == []
+
+
+async def test_two_owners(database: Database) -> None:
+    """A search sees the caller's documents and the shared ones; a search for nobody in particular sees all."""
+    mine = await keep(database, "The password of the harbour crane is tulip.", "a")
+    other = await keep(database, "The password of the harbour crane is violet.", "b")
+    shared = await keep(database, "The password of the harbour crane is secret.", "c", shared=True)
+    query = "What is the password of the harbour crane?"
+    assert {hit.document_id for hit in (await look(database, query, "a")).items} == {mine, shared}
+    assert {hit.document_id for hit in (await look(database, query, "b")).items} == {other, shared}
+    assert {hit.document_id for hit in (await look(database, query, "nobody")).items} == {shared}
+    assert {hit.document_id for hit in (await look(database, query, None)).items} == {mine, other, shared}
+
+
+async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
+    """After a delete neither words nor grams nor counts of the document are left."""
+    gone = await keep(database, "灯台の管理人は毎朝レンズを磨きます。")
+    stays = await keep(database, "灯台の見学は無料です。")
+    await library.delete(database, gone, user_id="u")
+    assert [hit.document_id for hit in (await look(database, "灯台のレンズの管理人")).items] == [stays]
+    asked = parse("灯台 管理人 レンズ", tokenizer("auto"))
+    counts = await database.look(lambda connection: Index(whole_max=0).at(connection, asked).counts())
+    assert (counts.chunks, {word: n for word, n in counts.words.items() if n}) == (1, {"灯台": 1})
+    assert {gram: n for gram, n in counts.grams.items() if n} == {"灯台": 1}
+
+
+async def test_one_word_that_stands_everywhere_finds_where_it_stands_most(database: Database) -> None:
+    """More chunks have the word than are ranked, and it alone cannot tell them apart: the best are still among those ranked."""
+    filler = "A note about harbours, ropes, sails, anchors, tides, cranes, fog, nets and boats"
+    some = [library.Given("T", f"{filler} with a lantern, number {n}.", "utf-8") for n in range(CANDIDATES_MAX + 20)]
+    await library.store(database, SETTINGS, some, user_id="u")
+    best = await keep(database, "Lantern by lantern.")
+    found = await look(database, "lantern", limit=1)
+    assert [hit.document_id for hit in found.items] == [best]
+
+
+async def test_own_documents_are_found_behind_many_better_ones_of_others(database: Database) -> None:
+    """What others have never takes the places of what the caller may see."""
+    some = [library.Given("T", f"The lantern keeper trims lantern {n}.", "utf-8") for n in range(SEEN_LOOKED + 50)]
+    await library.store(database, SETTINGS, some, user_id="other")
+    mine = await keep(database, "A lantern, and much else about harbours, ropes, sails, anchors, tides and fog.")
+    assert [hit.document_id for hit in (await look(database, "lantern keeper")).items] == [mine]
+    assert [hit.document_id for hit in (await look(database, "lantern")).items] == [mine]
+
+
+async def test_a_hit_says_where_and_why(database: Database) -> None:
+    """A hit names its chunk, the words that matched and how much of the question they are."""
+    document_id = await keep(database, "Penguins sleep in caves.", title="Birds")
+    found = await look(database, "Where do penguins sleep?")
+    (hit,) = found.items
+    assert (hit.chunk_id, hit.title, hit.text) == (f"{document_id}.1", "Birds", "Penguins sleep in caves.")
+    assert hit.matched == ["penguin", "sleep"]
+    assert 0.5 < hit.coverage <= 1
+    assert hit.sentence == (0, len(hit.text))
+    assert found.answerable
+
+
+def test_the_sentence_may_inflect_the_word() -> None:
+    """The dictionary form of a question's word points at the sentence that says it otherwise; one of hiragana alone at itself."""
+    text = "## 防災\n\n火災報知器が鳴ったら外に出ます。さくらの下に集まります。"
+    assert [text[slice(*best_sentence(text, {term: 1.0}))] for term in ("鳴る", "さくら")] == [
+        "火災報知器が鳴ったら外に出ます。",
+        "さくらの下に集まります。",
+    ]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "   ",
+        "。、！？",
+        "これは？",
+        '"',
+        '"penguin',
+        "penguin*",
+        "words : penguin",
+        "NEAR(penguin sleep, 5)",
+        "penguin AND",
+        "NOT penguin",
+        "^penguin",
+        "(((",
+        "penguin) OR (rowid:1",
+        "'; DROP TABLE chunks; --",
+        "{words grams} : penguin",
+        "-penguin + sleep",
+        "\0",
+        "a" * 100_000,
+        "灯" * 100_000,
+        " ".join(f"w{i}" for i in range(5000)),
+        "ΑΣ ς ſ İ ﷽ 👩‍👩‍👧",
+        "מגדלור \u202e קדימה مرحبا",
+        "x " * 50_000,
+    ],
+)
+async def test_no_query_is_a_program(database: Database, query: str) -> None:
+    """Any text is a question and none is a query language; a query without a term finds nothing."""
+    await keep(database, "Penguins sleep in caves. 灯台は岬にあります。")
+    found = await look(database, query)
+    assert all("Penguins" in hit.text for hit in found.items)
+    asked = parse(query, tokenizer("auto"))
+    if not (asked.words or asked.grams):
+        assert found == NOTHING
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(query=st.text(max_size=60) | st.text(st.sampled_from('"*():^-+ ANDORTNEAR penguin'), max_size=40))
+async def test_search_never_raises(database: Database, query: str) -> None:
+    """No text makes a search fail."""
+    assert (await look(database, query)).items == []
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("ボネール島はカリブ海にあります。", "ﾎﾞﾈｰﾙ島"),
+        ("ＡＢＣ銀行の口座番号です。", "abc銀行"),
+        ("サーバーの再起動は毎週日曜日です。", "サーバの再起動"),
+        ("ﾊﾝｶｸのｻｰﾊﾞｰです。", "ハンカクのサーバー"),
+        ("返金期限は三十日です。", "返金の期限"),
+        ("Our café serves crème brûlée.", "cafe creme brulee"),
+        ("Refunding was easy.", "refunds"),
+    ],
+)
+async def test_spelling_does_not_matter(database: Database, text: str, query: str) -> None:
+    """Width, accents, inflection, long vowels and compounds are no obstacle."""
+    document_id = await keep(database, text)
+    assert [hit.document_id for hit in (await look(database, query)).items] == [document_id]
+
+
+QUESTIONS = ["ｻｰﾊﾞｰのﾊﾞｯｸｱｯﾌﾟ", "ＫＯＴＡＥの返品期限", "Café opening HOURS", "がぎぐげごのパ行"]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_variants_rank_alike(database: Database, question: str) -> None:
+    """Width, case and composition of a question change neither hits nor scores."""
+    await library.seed(database, SETTINGS, user_id="local")
+    await keep(database, "サーバーのバックアップは毎晩です。KOTAEの返品期限は30日。Cafe opening hours: nine to five. がぎぐげごのパ行。")
+    found = await look(database, question)
+    assert found.items
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        variant = unicodedata.normalize(form, question)
+        assert await look(database, variant) == await look(database, variant.upper()) == found
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.booleans()), max_size=14))
+async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Database, steps: list[tuple[bool, int, bool]]) -> None:
+    """After each step a search finds exactly the documents that are there, and the counts are those of a fresh index.
+
+    Whenever the index was last read into memory.
+    """
+    retrieval = Retrieval(database, SETTINGS)  # one for all: what it remembers must not outlive a change
+    there: dict[int, str] = {}
+    query = parse("灯台", tokenizer("auto"))
+    for add, n, warms in steps:
+        if add and n not in there:
+            there[n] = await keep(database, f"灯台{n}号の管理人は毎朝レンズを磨きます。")
+        elif not add and n in there:
+            await library.delete(database, there.pop(n), user_id="u")
+        if warms:
+            await retrieval.warm()
+        found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
+        assert {hit.document_id for hit in found.items} == set(there.values())
+        assert found == await Retrieval(database, SETTINGS).search("灯台の管理人のレンズ", user_id="u", limit=20)
+        counts = await database.look(lambda connection: retrieval._search._index.at(connection, query).counts())
+        assert (counts.chunks, counts.words["灯台"]) == (len(there), len(there))
+    for document_id in there.values():
+        await library.delete(database, document_id, user_id="u")
+
+
+async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(database: Database) -> None:
+    """Nothing but that is raised, and the next search is as good as any."""
+    await keep(database, "Otters sleep in kelp.")
+    retrieval = Retrieval(database, SETTINGS)
+    for name, back in (("chunk_terms", "elsewhere"), ("elsewhere", "chunk_terms")):
+        async with database.transaction() as session:
+            await session.exec_driver_sql(f"ALTER TABLE {name} RENAME TO {back}")
+        if back == "elsewhere":
+            with pytest.raises(DatabaseUnavailable, match="chunk_terms"):
+                await retrieval.search("Where do otters sleep?", user_id="u", limit=5)
+    assert (await retrieval.search("Where do otters sleep?", user_id="u", limit=5)).answerable
+
+
+@pytest.mark.parametrize("newer", [0, 2])
+async def test_a_backup_that_takes_the_place_of_the_database_is_searched_as_it_is(database: Database, tmp_path: Path, newer: int) -> None:
+    """What was remembered of chunks of the same numbers is forgotten, whichever of the two has changed more often."""
+    index = Index(whole_max=100)
+    backup = Database(f"sqlite+aiosqlite:///{shutil.copy(tmp_path / 'kotae.db', tmp_path / 'backup.db')}")
+    for text in ("Otters sleep in kelp.", "Penguins sleep in caves."):
+        await keep(database, text)
+    for text in ("Lanterns.", "Lamps.", "Lights.")[: 1 + newer]:
+        await keep(backup, text)
+    query = parse("otters lanterns", tokenizer("auto"))
+
+    def look(connection: sa.Connection) -> tuple[list[int], list[float], str]:
+        here = index.at(connection, query)
+        return list(here.counts().words.values()), here.observed([1]).often[0, :2].tolist(), here.rows([1])[1].text
+
+    found = []
+    for one, warms in ((database, True), (backup, False), (backup, True), (database, False)):
+        if warms:
+            await one.look(partial(index.warm, stop=Event()))
+        found.append(await one.look(look))
+    otters, lanterns = ([1, 0], [1, 0], "Otters sleep in kelp."), ([0, 1], [0, 1], "Lanterns.")
+    assert found == [otters, lanterns, lanterns, otters]
+    await backup.close()
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    text=st.text(
+        st.sampled_from("灯台の。、!?. \n#-「」aZ9é👩\u202e") | st.characters(codec="utf-8", exclude_characters="\0"),
+        min_size=1,
+        max_size=1500,
+    )
+)
+def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -> None:
+    """Whatever the text, a chunk's offsets slice the original, and the best sentence's offsets slice the chunk."""
+    small = Settings(_env_file=None, chunk_characters=50, chunk_overlap_characters=10)
+    for piece in cut({"id": "d", "title": "T", "text": text}, small):
+        assert piece["text"] == text[piece["start"] : piece["end"]]
+        low, high = best_sentence(piece["text"], {"灯台": 1.0, "a": 2.0})
+        assert 0 <= low < high <= len(piece["text"])
+
+
+def known_by(text: str, title: str = "") -> list[list[str]]:
+    """The words by which the index knows each chunk of a text."""
+    small = Settings(_env_file=None, chunk_characters=60, chunk_overlap_characters=0)
+    return [piece["words"].split() for piece in cut({"id": "d", "title": title or title_of(text), "text": text}, small)]
+
+
+def test_a_chunk_is_known_by_its_title_once() -> None:
+    """A title that was given stands above every chunk; the first line of the text is in the first one already."""
+    rest = "\n\n" + "They sleep in kelp, and hold hands while they do. " * 5
+    assert [words.count("otter") for words in known_by(rest, "Otters")] == [1] * len(known_by(rest))
+    assert [words.count("otter") for words in known_by("# Otters" + rest)] == [1] * len(known_by(rest))
+    assert len(known_by(rest)) > 1
+
+
+def test_a_paragraph_is_no_title() -> None:
+    """Of a text that begins with one the other chunks are not about it."""
+    found = known_by("Zebras graze. " * 9 + "\n\n" + "Otters sleep in kelp, and hold hands while they do. " * 5)
+    assert found[0].count("zebra") > 1
+    assert "zebra" not in found[-1]
+
+
+def chunks(query: Query, *words: str) -> Observed:
+    """Chunks with these words, numbered from 1, as a question sees them."""
+    return observed(query.codes, digests([(n, each, "", None) for n, each in enumerate(words, 1)]))
+
+
+def test_ranking_prefers_more_and_rarer_words() -> None:
+    """More of the question's words, rarer ones, and words side by side rank higher."""
+    query = parse("common rare", tokenizer("auto"))
+    some = chunks(query, "common x y z", "rare x y z", "rare x y common", "x common rare y")
+    found = rank(query, some, Counts(1000, {"common": 500, "rare": 3}, {}), limit=10, thresholds=Thresholds(0.27, 0))
+    assert [place.id for place in found.places] == [4, 3, 2, 1]
+    assert found.answerable
+
+
+def test_words_near_each_other_rank_higher() -> None:
+    """Of chunks that have the same words the one that has them together; its score and its coverage say so."""
+    query = parse("oak elm ash", tokenizer("auto"))
+    far = " ".join(["oak", *["x"] * 9, "elm", *["x"] * 9, "ash"])
+    near = " ".join([*["x"] * 12, "oak", "x", "ash", "x", "elm", *["x"] * 6])
+    counts = Counts(1000, dict.fromkeys(query.words, 3), {})
+    found = rank(query, chunks(query, far, near), counts, limit=2, thresholds=Thresholds(0, 0))
+    assert [place.id for place in found.places] == [2, 1]
+    assert found.places[0].score > found.places[1].score
+    assert found.places[0].coverage > found.places[1].coverage
+
+
+def test_the_thresholds_decide() -> None:
+    """A long question is answerable only if the share and the rare terms reach their least, and both together more."""
+    query = parse("oak elm ash fir", tokenizer("auto"))
+    counts = Counts(1000, dict.fromkeys(query.words, 3), {})
+
+    def judged(share_min: float, terms_min: float, *, empty: bool = False) -> Ranked:
+        some = chunks(query) if empty else chunks(query, "oak elm x y")
+        return rank(query, some, counts, limit=1, thresholds=Thresholds(share_min, terms_min))
+
+    found = judged(0.2, 0.5)
+    assert found.answerable
+    assert not judged(found.share + 0.01, 0).answerable
+    assert not judged(0, found.terms + 0.01).answerable
+    assert not judged(0, 0, empty=True).answerable
+    share, terms = found.share - 0.0001, found.terms - 0.0001  # they are rounded
+    assert judged(share / TOGETHER - 0.01, terms).answerable
+    assert not judged(share / TOGETHER + 0.01, terms).answerable
+    assert judged(share, terms / TOGETHER**2 - 0.01).answerable
+    assert not judged(share, terms / TOGETHER**2 + 0.01).answerable

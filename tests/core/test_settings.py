@@ -1,0 +1,91 @@
+"""Settings: read once, said clearly, documented completely."""
+
+from pathlib import Path
+
+import pytest
+
+from service.cli.settings import env_example
+from service.core.errors import SettingsInvalid
+from service.core.settings import Settings, describe, is_loopback, load_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_example_file_is_generated() -> None:
+    """.env.example says every setting, its help and its default, and nothing else."""
+    assert (ROOT / ".env.example").read_text() == env_example() + "\n"
+
+
+def test_every_setting_has_help() -> None:
+    """A setting without a sentence about it does not exist."""
+    assert [name for name, _, text in describe() if len(text) < 15] == []
+
+
+def test_the_example_file_with_everything_uncommented_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defaults as written are values that the settings take."""
+    for name, default, _ in describe():
+        if default:
+            monkeypatch.setenv(name, default)
+
+    assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("KOTAE_PORT", "many", "KOTAE_PORT"),
+        ("KOTAE_PORT", "99999", "KOTAE_PORT"),
+        ("KOTAE_MODELS", "not json", "models"),
+        ("KOTAE_AUTH", "none", "KOTAE_AUTH"),
+        ("KOTAE_AUTH", "secret", "KOTAE_AUTH"),
+        ("KOTAE_HOST", "0.0.0.0", "KOTAE_AUTH=keys"),
+        ("KOTAE_DATABASE_URL", "postgresql://x", "KOTAE_DATABASE_URL"),
+        ("KOTAE_MAX_TOKENS", "9999", "KOTAE_MAX_TOKENS_MAX"),
+        ("KOTAE_CHUNK_OVERLAP_CHARACTERS", "399", "KOTAE_CHUNK_OVERLAP_CHARACTERS"),
+        ("KOTAE_PRICES", '{"m": {"input": -1, "output": 1}}', "KOTAE_PRICES.M.INPUT"),
+    ],
+)
+def test_a_bad_value_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
+    """The start ends with one line that names the setting."""
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsInvalid, match=told) as caught:
+        load_settings()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_short_secret_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret has 32 characters or more, and no error repeats it."""
+    monkeypatch.setenv("KOTAE_AUTH", "keys")
+    monkeypatch.setenv("KOTAE_SECRET", "hunter2")
+
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """.env in the working directory gives values; the environment overrides them."""
+    (tmp_path / ".env").write_text("KOTAE_PORT=1111\nKOTAE_MODEL=from-file\n")
+    monkeypatch.setenv("KOTAE_PORT", "2222")
+
+    loaded = load_settings()
+    assert (loaded.port, loaded.model) == (2222, "from-file")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("evil.test", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    """Only names that reach this machine alone are loopback."""
+    assert is_loopback(host) is loopback

@@ -1,0 +1,126 @@
+"""Text to terms."""
+
+import sqlite3
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.text.tokenizer import Terms, language, tokenizer
+
+
+def terms(text: str) -> Terms:
+    """The terms with the dictionary."""
+    return tokenizer("auto").terms(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("東京都知事は書かなかった", ["東京", "都", "知事", "書く"]),
+        ("サーバーの再起動はいつですか", ["サーバ", "再", "起動"]),
+        ("食べられました", ["食べる"]),
+        ("この本はとても美しい", ["本", "とても", "美しい"]),
+        ("ボネール島は何海か", ["ボネール", "島", "海"]),
+    ],
+)
+def test_words_of_the_dictionary(text: str, words: list[str]) -> None:
+    """With the dictionary Japanese words are units of meaning in their dictionary form, without grammar."""
+    assert terms(text).words == words
+
+
+@pytest.mark.parametrize("name", ["auto", "none"])
+def test_a_tokenizer_says_its_rules(name: str) -> None:
+    """Its name tells tokenizers apart whose terms differ."""
+    assert tokenizer(name).name.startswith({"auto": "sudachi-", "none": "runs-"}[name])
+
+
+def test_without_the_package_runs_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the dictionary is not installed the fallback is taken, and its name says so."""
+    monkeypatch.setattr("service.core.text.tokenizer.Dictionary", None)
+    tokenizer.cache_clear()
+    found = tokenizer("auto")
+    tokenizer.cache_clear()
+    assert (found.name, found.terms("返金期限").words) == (tokenizer("none").name, ["返金", "期限"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("返品の期限は何日以内ですか？", ["返品", "期限", "日以内"]),
+        ("返金期限", ["返金", "期限"]),
+        ("東京都知事", ["東京", "都知事"]),
+        ("サーバーとサーバ", ["サーバ", "サーバ"]),
+        ("ｻｰﾊﾞｰ", ["サーバ"]),
+        ("キー", ["キー"]),
+        ("ＡＢＣ１２３", ["abc123"]),
+        ("1,000円と1000円", ["1000", "円", "1000", "円"]),
+        ("Refunds are refunded; the refund!", ["refund", "refund", "refund"]),
+        ("The café's Crème brûlée", ["cafe", "creme", "brule"]),
+        ("これはひらがなだけです", []),
+        ("what is it?", []),
+        ("한국어 привет", ["한국어", "привет"]),
+        ("OPENAI_API_KEY", ["openai", "api", "key"]),
+    ],
+)
+def test_words(text: str, words: list[str]) -> None:
+    """Without the dictionary, too, words are what a reader would look for, whatever the width, case or inflection."""
+    assert tokenizer("none").terms(text).words == words
+
+
+def test_grams() -> None:
+    """Grams are pairs of Japanese characters but for hiragana alone, and four letters of Latin words."""
+    assert terms("お茶の味はいい").grams == ["お茶", "茶の", "の味", "味は"]
+    assert terms("shipping by tea").grams == ["ship", "hipp", "ippi", "ppin", "ping", "tea"]
+
+
+@given(st.text())
+def test_terms_are_tokens(text: str) -> None:
+    """Every term consists of letters, numbers and marks only, and is short."""
+    found = terms(text)
+    for term in found.words + found.grams:
+        assert term
+        assert len(term) <= 40
+        assert all(unicodedata.category(character)[0] in "LNM" or unicodedata.category(character) == "Co" for character in term)
+
+
+@given(st.text())
+def test_width_and_case_do_not_matter(text: str) -> None:
+    """Full width and half width, composed and decomposed, are the same terms."""
+    assert terms(unicodedata.normalize("NFKC", text)) == terms(text)
+
+
+def test_the_index_keeps_every_character_of_a_term() -> None:
+    """FTS5 keeps every lower-case letter, number and mark as it is, so no term is split or changed by the index."""
+    characters = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
+    made = {
+        word
+        for character in characters
+        for name in ("auto", "none")
+        for word in tokenizer(name).terms(f"a{character}").words + tokenizer(name).terms(character).words
+    }
+    database = sqlite3.connect(":memory:")
+    database.execute("""CREATE VIRTUAL TABLE t USING fts5(w, tokenize="unicode61 remove_diacritics 0 categories 'L* N* M* Co'")""")
+    database.execute("CREATE VIRTUAL TABLE v USING fts5vocab(t, row)")
+    database.executemany("INSERT INTO t VALUES (?)", ((word,) for word in made))
+    kept = {term for (term,) in database.execute("SELECT term FROM v")}
+    database.close()
+    assert made - kept == set()
+
+
+def test_many_threads_stem_alike() -> None:
+    """The stemmer, which is not made for threads, gives each of them its own word."""
+    texts = [f"running{i} relational{i}ly generalizations{i}ness" + "abcdefgh"[i % 8] + "ingly hopefulness" for i in range(2000)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(terms, texts))
+    assert all(found.words[-1] == "hope" for found in together)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("返品", "ja"), ("ｶﾅ", "ja"), ("Wi-Fiは？", "ja"), ("What?", "en"), ("", "en"), ("Où?", "en")]
+)
+def test_language(text: str, expected: str) -> None:
+    """A text with a Japanese letter is Japanese; any other is English."""
+    assert language(text) == expected

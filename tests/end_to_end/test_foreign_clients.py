@@ -1,0 +1,74 @@
+"""Clients of event streams that others wrote: each reads a stream to its end. `make test` installs those of npm."""
+
+import asyncio
+import json
+import shutil
+from asyncio.subprocess import PIPE
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from httpx_sse import aconnect_sse
+
+from tests.conftest import Service
+from tests.fakes.provider import ProviderFake, default_text
+from tests.sse import Parser, text_of
+
+ROOT = Path(__file__).parents[2]
+MODULES = ROOT / ".cache" / "clients"
+PROMPT = "Say こんにちは."
+
+
+async def output(*command: str) -> bytes:
+    """What a program prints."""
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+    async with asyncio.timeout(60):
+        out, error = await process.communicate()
+    assert process.returncode == 0, error.decode()
+    return out
+
+
+async def events_url(service: Service) -> str:
+    """An answer that has begun, and where its events are."""
+    response = await service.client.post("/ai/answers", json={"prompt": PROMPT, "grounded": False})
+    return f"{service.url}{response.json()['events_url']}"
+
+
+async def test_curl(service: Service) -> None:
+    """`curl -N` prints a stream that is one."""
+    if not (curl := shutil.which("curl")):
+        pytest.skip("not run: curl is absent")
+
+    found = Parser().feed(await output(curl, "-sSN", await events_url(service)))
+
+    assert [event.name for event in (found[0], found[-1])] == ["start", "done"]
+    assert text_of(found) == default_text(PROMPT)
+
+
+async def test_httpx_sse(service: Service) -> None:
+    """httpx-sse reads names, ids and data, and does not ask again."""
+    async with httpx.AsyncClient(timeout=20, trust_env=False) as client, aconnect_sse(client, "GET", await events_url(service)) as source:
+        found = [event async for event in source.aiter_sse()]
+
+    assert [event.event for event in found] == ["start", *["message"] * (len(found) - 2), "done"]
+    assert "".join(event.json()["delta"] for event in found[1:-1]) == default_text(PROMPT)
+    assert found[0].retry == 2000
+
+
+@pytest.mark.parametrize("client", ["eventsource", "fetch-event-source"])
+async def test_clients_of_npm(service: Service, fake: ProviderFake, client: str) -> None:
+    """The EventSource of Node, and the one that people take when they need headers."""
+    if not (node := shutil.which("node")):
+        pytest.skip("not run: node is absent")
+    if not (MODULES / "node_modules").exists():
+        pytest.skip("not run: the modules are not installed (make .cache/clients/.installed, which needs npm)")
+
+    got: dict[str, Any] = json.loads(
+        await output(node, str(Path(__file__).parents[1] / "clients" / "read.mjs"), client, await events_url(service), str(MODULES))
+    )
+
+    assert got["text"] == default_text(PROMPT)
+    assert [got["events"][0], got["events"][-1]] == ["start", "done"]
+    assert got["ids"][0].endswith(".0")
+    assert len(fake.calls) == 1

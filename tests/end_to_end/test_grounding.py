@@ -1,0 +1,281 @@
+"""Documents → question → cited answer, or an honest refusal, through HTTP, in Japanese and in English."""
+
+from typing import Any
+
+import pytest
+
+from service.core.grounding.prompt import GROUNDED_RULES, parse
+from service.core.ports import Message
+from tests.conftest import Serve, Service
+from tests.core.grounding.test_prompt import IMAGES, INJECTIONS
+from tests.fakes.provider import Behaviour, ProviderFake
+from tests.sse import collect, text_of
+
+JA = (
+    "星見図書館の利用案内。\n\n開館時間は午前9時から午後8時までです。休館日は毎週火曜日です。"
+    "貸出は一人10冊まで、期間は2週間です。延滞した本は郵送でも返せます。"
+)
+EN = "Hoshimi library.\n\nThe reading room closes at 8 pm. Members may borrow ten books for two weeks. Laptops can be borrowed at the desk."
+
+
+async def upload(service: Service, **body: Any) -> dict[str, Any]:
+    """A document given as JSON."""
+    response = await service.client.post("/ai/upload", json=body)
+    assert response.status_code == 201, response.text
+    document: dict[str, Any] = response.json()
+    return document
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "question", "expected"),
+    [
+        ("図書館", JA, "図書館の貸出は何冊までですか？", "10冊"),
+        ("図書館", JA, "図書館の休館日はいつですか", "火曜日"),
+        ("Library", EN, "How many books may members borrow?", "ten books"),
+        ("Library", EN, "When does the reading room close?", "8 pm"),
+    ],
+)
+async def test_a_given_text_answers_a_question_and_is_cited(serve: Serve, title: str, text: str, question: str, expected: str) -> None:
+    """The answer holds what the text says, cites it by [n], and names the document as its source."""
+    service = await serve()
+    document = await upload(service, title=title, text=text)
+
+    answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
+
+    assert expected in answer["response"]
+    assert "[1]" in answer["response"]
+    assert [source["document_id"] for source in answer["sources"]] == [document["document_id"]]
+    assert (answer["status"], answer["model"], answer["estimated_cost"]) == ("completed", "extractive", "0")
+    assert answer["total_tokens"] == answer["prompt_tokens"] + answer["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [("量子コンピュータの発明者は誰ですか？", "見つかりません"), ("Who invented the quantum computer?", "could not find")],
+)
+async def test_what_is_in_no_document_is_refused_without_a_provider(serve: Serve, fake: ProviderFake, question: str, told: str) -> None:
+    """The fixed refusal in the language of the question, no provider call, no tokens, no cost, and a row."""
+    service = await serve(openai_base_url=fake.base_url, model="m", seeded=True)
+
+    answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
+    async with service.client.stream("GET", "/ai/stream", params={"prompt": question}) as response:
+        found = await collect(response)
+
+    assert told in answer["response"] == text_of(found)
+    assert (answer["status"], answer["usage_source"], answer["total_tokens"], answer["estimated_cost"]) == ("no_context", "none", 0, "0")
+    assert found[0].json["context"] == answer["sources"] == []
+    assert [row["status"] for row in await service.rows()] == ["no_context", "no_context"]
+    assert fake.calls == []
+
+
+async def test_the_model_gets_numbered_context_and_rules(service: Service, fake: ProviderFake) -> None:
+    """What the provider receives is the rules, the delimited passages and the question; what it cites becomes the sources."""
+    document = await upload(service, title="図書館", text=JA)
+    fake.next(Behaviour(text="一人10冊までです。[1] [9]"))
+
+    answer = (await service.client.post("/ai/test", json={"prompt": "図書館の貸出は何冊までですか？"})).json()
+
+    system, user = (message["content"] for message in fake.calls[0].body["messages"])
+    assert "[n]" in system or "[1]" in system
+    assert "貸出は一人10冊まで" in user + system
+    assert [source["n"] for source in answer["sources"]] == [1]
+    assert answer["sources"][0]["document_id"] == document["document_id"]
+
+
+async def test_start_shows_the_context_and_done_the_cited_part(serve: Serve) -> None:
+    """`start` carries the context given to the model; `sources` of `done` are those of it that were cited."""
+    service = await serve(seeded=True)
+    async with service.client.stream("GET", "/ai/stream", params={"prompt": "How many days do I have to return an item?"}) as response:
+        found = await collect(response)
+
+    context, sources = found[0].json["context"], found[-1].json["sources"]
+    assert [passage["n"] for passage in context] == list(range(1, len(context) + 1))
+    assert sources
+    assert {source["chunk_id"] for source in sources} <= {passage["chunk_id"] for passage in context}
+    cited = sources[0]["text"][slice(*sources[0]["sentence"])]
+    assert cited.split("**")[-1] in text_of(found)
+    assert all(0 <= passage["sentence"][0] < passage["sentence"][1] <= len(passage["text"]) for passage in context)
+
+
+async def test_citations_of_nothing_are_dropped_and_counted(service: Service, fake: ProviderFake) -> None:
+    """A model that cites what it was not given: no source, and a metric that says so."""
+    await upload(service, title="図書館", text=JA)
+    fake.next(Behaviour(text="一人10冊まで、期間は2週間です。[1] [7] [8]"))
+    answer = (await service.client.post("/ai/test", json={"prompt": "図書館の貸出は何冊までですか？"})).json()
+    metrics = (await service.client.get("/metrics")).text
+
+    (source,) = answer["sources"]
+    assert source["text"][slice(*source["sentence"])] == "貸出は一人10冊まで、期間は2週間です。"
+    assert 'kotae_citations_total{what="dropped"} 2.0' in metrics
+    assert 'kotae_citations_total{what="real"} 1.0' in metrics
+
+
+async def test_thirty_injections_reach_the_provider_as_data(serve: Serve, fake: ProviderFake) -> None:
+    """Thirty documents with orders, forged parts, delimiters and images: the prompt has our rules, its parts and nothing else."""
+    service = await serve(openai_base_url=fake.base_url, model="m", context_chunks_max=50, context_tokens_max=100_000)
+    texts = [f"灯台の高さは{n}メートルです。\n\n{injection}" for n, injection in enumerate(INJECTIONS)]
+    texts = [text.replace("\0", "0") for text in texts]
+    for text in texts:
+        await upload(service, title=text[:200], text=text)
+    question = "灯台の高さは何メートルですか？"
+    await service.client.post("/ai/test", json={"prompt": question})
+
+    system, user = (message["content"] for message in fake.calls[0].body["messages"])
+    assert system == GROUNDED_RULES
+    parsed = parse([Message("system", system), Message("user", user)])
+    assert not isinstance(parsed, str)
+    asked, passages = parsed
+    assert asked == question
+    assert [passage.n for passage in passages] == list(range(1, len(passages) + 1))
+    assert len({passage.text.split("メートル")[0] for passage in passages}) >= 30
+    for image in IMAGES:  # kept as they are written: characters of a passage, and of nothing else
+        assert [image in passage.text for passage in passages].count(True) == 1
+        assert image not in system
+
+
+async def test_a_deleted_document_is_never_used_again(serve: Serve) -> None:
+    """After its deletion a question that only it answered is refused."""
+    service = await serve()
+    document = await upload(service, title="図書館", text=JA)
+    question = {"prompt": "図書館の休館日はいつですか"}
+    assert (await service.client.post("/ai/test", json=question)).json()["status"] == "completed"
+
+    assert (await service.client.delete(f"/ai/documents/{document['document_id']}")).status_code == 204
+
+    assert (await service.client.post("/ai/test", json=question)).json()["status"] == "no_context"
+    assert (await service.client.get(f"/ai/documents/{document['document_id']}")).status_code == 404
+
+
+async def test_ungrounded_is_not_retrieved(service: Service, fake: ProviderFake) -> None:
+    """`grounded: false` asks the model freely, without context."""
+    await upload(service, title="図書館", text=JA)
+    answer = (await service.client.post("/ai/test", json={"prompt": "図書館の休館日はいつですか", "grounded": False})).json()
+
+    assert answer["sources"] == []
+    assert JA[20:40] not in str(fake.calls[0].body["messages"])
+
+
+async def test_search_shows_what_an_answer_would_be_drawn_from(serve: Serve) -> None:
+    """GET /ai/search gives ranked chunks with scores and matched terms, and says whether they are enough."""
+    service = await serve(seeded=True)
+    found = (await service.client.get("/ai/search", params={"q": "返品は何日以内にできますか"})).json()
+    nothing = (await service.client.get("/ai/search", params={"q": "量子コンピュータの発明者"})).json()
+
+    assert found["answerable"] is True
+    assert found["items"][0].keys() >= {"document_id", "chunk_id", "title", "text", "score", "coverage", "matched", "sentence"}
+    assert [item["score"] for item in found["items"]] == sorted((item["score"] for item in found["items"]), reverse=True)
+    assert nothing["answerable"] is False
+
+
+async def test_the_numbers_that_decided_are_on_the_row(serve: Serve) -> None:
+    """An answer, a refusal and a search say the same two numbers; an ungrounded answer has none."""
+    service = await serve(seeded=True)
+    for question in ("返品は何日以内にできますか", "量子コンピュータの発明者は誰ですか"):
+        answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
+        found = (await service.client.get("/ai/search", params={"q": question})).json()
+        row = (await service.rows())[0]
+        assert answer["relevance_share"] == row["relevance_share"] == found["share"]
+        assert answer["relevance_terms"] == row["relevance_terms"] == found["terms"]
+    free = (await service.client.post("/ai/test", json={"prompt": "Hello", "grounded": False})).json()
+    assert (free["relevance_share"], free["relevance_terms"]) == (None, None)
+
+
+async def test_documents_narrow_a_question(serve: Serve) -> None:
+    """With `documents` nothing else is searched or answered from; ids that nobody has find nothing."""
+    service = await serve()
+    ids = [
+        (await upload(service, title=name, text=f"{name}の休館日は毎週{day}です。"))["document_id"]
+        for name, day in (("図書館", "火曜日"), ("美術館", "水曜日"))
+    ]
+    question = "休館日はいつですか？"
+    for n, day in enumerate(("火曜日", "水曜日")):
+        answer = (await service.client.post("/ai/test", json={"prompt": question, "documents": [ids[n]]})).json()
+        found = (await service.client.get("/ai/search", params={"q": question, "documents": [ids[n]]})).json()
+        async with service.client.stream("GET", "/ai/stream", params={"prompt": question, "documents": [ids[n]]}) as response:
+            streamed = text_of(await collect(response))
+        assert day in answer["response"] == streamed
+        assert {item["document_id"] for item in found["items"]} == {ids[n]}
+    nothing = (await service.client.post("/ai/test", json={"prompt": question, "documents": ["unknown"]})).json()
+    assert nothing["status"] == "no_context"
+
+
+FILES = {
+    "utf-8": ("案内.txt", JA.encode()),
+    "utf-8-sig": ("bom.txt", JA.encode("utf-8-sig")),
+    "utf-16": ("wide.txt", JA.encode("utf-16")),
+    "cp932": ("sjis.txt", JA.encode("cp932")),
+    "euc_jp": ("euc.md", JA.encode("euc-jp")),
+}
+
+
+@pytest.mark.parametrize("encoding", FILES)
+async def test_files_in_every_usual_encoding(serve: Serve, encoding: str) -> None:
+    """A file is read in its own encoding, which the answer names; its text is what was written."""
+    service = await serve()
+    response = await service.client.post("/ai/upload", files={"files": FILES[encoding]})
+
+    document = response.json()
+    assert (response.status_code, document["encoding"], document["created"]) == (201, encoding, True)
+    assert (await service.client.get(f"/ai/documents/{document['document_id']}")).json()["text"] == JA
+    assert document["characters"] == len(JA)
+    assert document["title"] == FILES[encoding][0]
+
+
+async def test_several_files_are_stored_together_or_not_at_all(serve: Serve) -> None:
+    """One file that is not text refuses the whole upload, with its name and the reason, and nothing is stored."""
+    service = await serve()
+    good, image = ("files", ("good.txt", EN.encode())), ("files", ("photo.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"))
+    refused = await service.client.post("/ai/upload", files=[good, image])
+    nothing = (await service.client.get("/ai/documents")).json()["items"]
+    stored = (await service.client.post("/ai/upload", files=[good, ("files", FILES["cp932"])])).json()["items"]
+
+    assert (refused.status_code, refused.json()["code"]) == (415, "not_text")
+    assert "photo.png" in refused.json()["detail"]
+    assert nothing == []
+    assert [document["title"] for document in stored] == ["good.txt", "sjis.txt"]
+
+
+async def test_the_same_text_twice_is_one_document(serve: Serve) -> None:
+    """Given again, under another name and in another encoding, it is found instead of stored."""
+    service = await serve()
+    first = (await service.client.post("/ai/upload", files={"files": FILES["utf-8"]})).json()
+    again = await service.client.post("/ai/upload", files={"files": FILES["cp932"]})
+
+    assert (again.status_code, again.json()["created"], again.json()["document_id"]) == (200, False, first["document_id"])
+    assert len((await service.client.get("/ai/documents")).json()["items"]) == 1
+
+
+async def test_uploads_have_limits(serve: Serve) -> None:
+    """A file, a number of files and a number of documents over their limits are refused with the limit."""
+    service = await serve(upload_file_bytes_max=1000, upload_files_max=2, documents_max=1)
+    large = await service.client.post("/ai/upload", files={"files": ("large.txt", b"word " * 300)})
+    many = await service.client.post("/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(3)])
+    both = await service.client.post("/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(2)])
+
+    assert [large.json()["code"], many.json()["code"], both.json()["code"]] == ["too_large", "too_large", "documents_full"]
+    assert (await service.client.get("/ai/documents")).json()["items"] == []
+
+
+async def test_seeding_twice_changes_nothing(serve: Serve) -> None:
+    """POST /seed gives the same documents again, none of them new."""
+    service = await serve()
+    first = (await service.client.post("/seed")).json()["items"]
+    second = (await service.client.post("/seed")).json()["items"]
+
+    assert [document["document_id"] for document in first] == [document["document_id"] for document in second]
+    assert {document["created"] for document in second} == {False}
+
+
+async def test_documents_are_listed_by_pages(serve: Serve) -> None:
+    """Newest first, each once, to the end."""
+    service = await serve(seeded=True)
+    seen, params = [], {"limit": "4"}
+    while True:
+        page = (await service.client.get("/ai/documents", params=params)).json()
+        seen += [document["document_id"] for document in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        params["cursor"] = page["next_cursor"]
+
+    assert seen == sorted(set(seen), reverse=True)
+    assert len(seen) == 10

@@ -1,0 +1,66 @@
+"""Many answers at once, some of them cut by their clients: the log against the truth of the provider."""
+
+import asyncio
+import random
+from collections import Counter
+from contextlib import aclosing
+from typing import Any
+
+import httpx2
+
+from service.core.accounting.log import LogFilter, export
+from tests.conftest import Service
+from tests.fakes.provider import Ending, ProviderFake
+from tests.sse import events
+
+ANSWERS = 2000
+CONCURRENCY = 100
+
+
+async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Service, fake: ProviderFake) -> None:
+    """2,000 answers, 100 at once, a fifth cut by the client: one row each, none twice, tokens as the provider said."""
+    choose, gate = random.Random(7), asyncio.Semaphore(CONCURRENCY)
+    limits = httpx2.Limits(max_connections=CONCURRENCY * 2)
+
+    async with httpx2.AsyncClient(base_url=service.url, timeout=60, limits=limits) as client:
+
+        async def one(number: int, leave_after: int | None, plain: bool) -> None:
+            body = {"prompt": f"question {number}" + (" [[gap=0.02]]" if leave_after else ""), "grounded": False}
+            async with gate:
+                if plain:
+                    assert (await client.post("/ai/test", json=body)).status_code == 200
+                    return
+                async with client.stream("POST", "/ai/stream", json=body) as response, aclosing(events(response)) as stream:
+                    seen = []
+                    async for event in stream:
+                        seen.append(event.name)
+                        if leave_after == len(seen):
+                            return
+                    assert seen[-1] == "done"
+
+        plans = [(choose.randint(1, 4) if n % 5 == 0 else None, n % 5 == 1) for n in range(ANSWERS)]
+        await asyncio.gather(*(one(n, *plan) for n, plan in enumerate(plans)))
+    await fake.wait_idle(30)
+    await service.wait_idle()
+
+    rows: list[Any] = [row async for page in export(service.rooms.database, LogFilter()) for row in page]
+    by_prompt = {row.prompt: row for row in rows}
+    told = {call.prompt: call for call in fake.calls}
+    assert len(rows) == len(by_prompt) == ANSWERS
+    assert len(fake.calls) == len(told)
+    assert told.keys() <= by_prompt.keys()
+    for prompt in by_prompt.keys() - told.keys():  # left at the first event, before the provider was reached
+        assert (by_prompt[prompt].status, by_prompt[prompt].usage_source in {"none", "unknown"}) == ("client_gone", True)
+    for prompt, call in told.items():
+        row = by_prompt[prompt]
+        if call.ended is Ending.FINISHED and row.usage_source == "provider":
+            assert row.status == "completed"
+            assert (row.prompt_tokens, row.completion_tokens) == (call.usage["prompt_tokens"], call.usage["completion_tokens"])
+            assert row.response == call.text
+        else:
+            assert (row.status, row.usage_source) in {("client_gone", "estimated"), ("client_gone", "unknown")}
+            assert call.text.startswith(row.response)
+    statuses = Counter(row.status for row in rows)
+    assert statuses.keys() == {"completed", "client_gone"}
+    assert statuses["completed"] >= ANSWERS * 4 // 5
+    assert service.rooms.queue.statistics().open == service.rooms.queue.statistics().waiting == 0
