@@ -5,9 +5,15 @@ from typing import Any
 import httpx2
 
 from service.core.auth import store
-from service.core.auth.principals import BOOTSTRAP, Role
+from service.core.auth.authenticator import Door
+from service.core.auth.credentials import Given
+from service.core.auth.principals import BOOTSTRAP, Principal, Role
 from service.core.auth.store import ApiKey, Wanted
+from service.core.database.engine import Database
+from service.core.settings import Settings
 from tests.conftest import Service
+
+SECRET = "0123456789abcdef0123456789abcdef"  # long enough, and nobody's
 
 
 async def make_key(service: Service, user_id: str, role: Role = Role.USER, **wanted: Any) -> ApiKey:
@@ -27,3 +33,29 @@ def client(service: Service, key: ApiKey | str | None = None, **options: Any) ->
     """A client with a key, or with none."""
     headers = bearer(key) | options.pop("headers", {})
     return httpx2.AsyncClient(base_url=service.url, headers=headers, timeout=20, **options)
+
+
+class Clocks:
+    """Both clocks of a door, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def made(database: Database, user_id: str = "alice", by: Principal = BOOTSTRAP, **wanted: Any) -> ApiKey:
+    """A key, made."""
+    return await store.create_key(database, by, Wanted(user_id=user_id, **wanted), keys_max=100)
+
+
+def door(database: Database, clocks: Clocks | None = None, **settings: Any) -> Door:
+    """A door with clocks that stand still."""
+    clocks = clocks or Clocks()
+    return Door(Settings(auth="keys", **settings), database, monotonic=clocks, clock=clocks)
+
+
+def carrying(key: ApiKey | str) -> Given:
+    """What a request with this key carries."""
+    return Given(authorization=[f"Bearer {key.key if isinstance(key, ApiKey) else key}"])

@@ -2,25 +2,22 @@
 
 import asyncio
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Any
 
+import httpx2
 import pytest
 
-from service.core.pricing import PriceBook, Usage, format_usd
+from service.core.encoding import new_id, now
+from service.core.pricing import Usage, format_usd
+from tests.access import client, make_key
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
-from tests.sse import Event, collect, events, text_of
+from tests.problems import is_problem
+from tests.sse import collect, events, text_of
+from tests.streams import begin, everything, forget, parsed, reading, streamed
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 FACTS = ("prompt_tokens", "completion_tokens", "usage_source", "status", "estimated_cost")
-
-
-async def streamed(service: Service, **body: Any) -> list[Event]:
-    """The events of POST /ai/stream."""
-    async with service.client.stream("POST", "/ai/stream", json=FREE | body) as response:
-        assert response.status_code == 200
-        return await collect(response)
 
 
 async def test_an_answer_and_its_row_say_the_same(service: Service, fake: ProviderFake) -> None:
@@ -137,21 +134,6 @@ async def test_a_client_that_leaves_a_post_stream_stops_the_provider(service: Se
     assert fake.calls[0].text.startswith(row["response"])
 
 
-async def test_a_client_that_leaves_is_drained_when_asked(serve: Serve, fake: ProviderFake) -> None:
-    """With drain_seconds the rest is read, and the exact usage is on the row."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", drain_seconds=20)
-    held = asyncio.Event()
-    fake.next(Behaviour(hold=held, hold_after=3))
-    async with service.client.stream("POST", "/ai/stream", json=FREE) as response, aclosing(events(response)) as stream:
-        await anext(stream)
-        await fake.wait_calls(1)
-    held.set()
-
-    row = await service.row()
-    assert (row["status"], row["usage_source"]) == ("completed", "provider")
-    assert row["response"] == fake.calls[0].text
-
-
 async def test_a_plain_answer_is_recorded_when_the_client_has_gone(service: Service, fake: ProviderFake) -> None:
     """POST /ai/test goes on to its end without its caller."""
     held = asyncio.Event()
@@ -164,205 +146,6 @@ async def test_a_plain_answer_is_recorded_when_the_client_has_gone(service: Serv
 
     row = await service.row()
     assert (row["status"], row["usage_source"]) == ("completed", "provider")
-
-
-FAILURES: list[tuple[str, Behaviour, int, str, str, str]] = [
-    ("500", Behaviour(status=500), 502, "provider_error", "provider_error", "unknown"),
-    ("500 without body", Behaviour(status=500, body=b""), 502, "provider_error", "provider_error", "unknown"),
-    ("500 with an endless body", Behaviour(status=500, body=b"x" * 50_000_000), 502, "provider_error", "provider_error", "unknown"),
-    ("500 with a compressed body", Behaviour(status=500, gzip=True), 502, "provider_error", "provider_error", "unknown"),
-    ("401", Behaviour(status=401), 502, "provider_refused", "provider_error", "unknown"),
-    ("404", Behaviour(status=404), 502, "provider_refused", "provider_error", "unknown"),
-    ("400", Behaviour(status=400), 400, "provider_rejected", "provider_error", "unknown"),
-    ("504", Behaviour(status=504), 504, "provider_timeout", "timeout", "unknown"),
-    ("429 for long", Behaviour(status=429, retry_after=60), 503, "provider_busy", "provider_error", "unknown"),
-    ("cut before headers", Behaviour(cut_after="request"), 502, "provider_cut", "provider_error", "unknown"),
-    ("HTML", Behaviour(body=b"<html>", content_type="text/html"), 502, "provider_invalid", "provider_error", "unknown"),
-    ("silence", Behaviour(hang_after="request"), 504, "provider_timeout", "timeout", "unknown"),
-    ("gzip", Behaviour(gzip=True), 502, "provider_invalid", "provider_error", "unknown"),
-]
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "http_status", "code", "status", "source"), [case[1:] for case in FAILURES], ids=[case[0] for case in FAILURES]
-)
-async def test_a_failed_plain_answer_is_a_problem_and_a_row(
-    serve: Serve, fake: ProviderFake, behaviour: Behaviour, http_status: int, code: str, status: str, source: str
-) -> None:
-    """Whatever the provider does, the caller gets a typed problem and the log one row with the right status."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3)
-    fake.next(behaviour)
-
-    response = await service.client.post("/ai/test", json=FREE)
-
-    problem, row = response.json(), await service.row()
-    assert (response.status_code, problem["status"], problem["code"]) == (http_status, http_status, code)
-    assert response.headers["content-type"] == "application/problem+json"
-    assert problem["request_id"] == row["request_id"] == response.headers["x-request-id"]
-    assert problem["answer_id"] == row["id"]
-    assert (row["status"], row["error_code"], row["usage_source"]) == (status, code, source)
-    assert row["prompt_tokens"] is row["estimated_cost"] is None
-    assert row["attempts"] == 1
-
-
-STREAM_FAILURES: list[tuple[str, Behaviour, str, str]] = [
-    ("cut by RST", Behaviour(cut="rst", cut_after=3, gap=0.01), "provider_cut", "provider_error"),
-    ("cut by FIN", Behaviour(cut_after=3), "provider_cut", "provider_error"),
-    ("cut inside a line", Behaviour(cut_after=3, cut_inside=True), "provider_cut", "provider_error"),
-    ("a clean end too early", Behaviour(finish_reason="absent"), "provider_cut", "provider_error"),
-    ("the same without [DONE]", Behaviour(finish_reason="absent", done=False, usage=None), "provider_cut", "provider_error"),
-    ("the same, ended by the connection", Behaviour(cut_after=3, framing="close"), "provider_cut", "provider_error"),
-    ("an error event", Behaviour(error_after=3), "provider_error", "provider_error"),
-    ("broken JSON", Behaviour(malformed_after=3), "provider_invalid", "provider_error"),
-    ("broken UTF-8", Behaviour(invalid_utf8_after=3), "provider_invalid", "provider_error"),
-    ("silence in the middle", Behaviour(hang_after=3), "provider_timeout", "timeout"),
-    ("a huge line", Behaviour(huge_line_after=3, huge_line_bytes=3_000_000), "provider_invalid", "provider_error"),
-]
-
-
-@pytest.mark.parametrize(("behaviour", "code", "status"), [case[1:] for case in STREAM_FAILURES], ids=[case[0] for case in STREAM_FAILURES])
-async def test_a_stream_that_fails_says_so_and_is_accounted(
-    serve: Serve, fake: ProviderFake, behaviour: Behaviour, code: str, status: str
-) -> None:
-    """After byte one an error is a `failure` event; the row keeps the text so far, with estimated usage."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3)
-    fake.next(behaviour)
-
-    found = await streamed(service)
-
-    row = await service.row()
-    assert found[-1].name == "failure"
-    assert (found[-1].json["code"], found[-1].json["answer_id"]) == (code, row["id"])
-    assert (row["status"], row["error_code"]) == (status, code)
-    assert row["usage_source"] == ("provider" if code == "provider_cut" and fake.calls[0].usage else "estimated")
-    assert row["response"] == text_of(found)
-    assert row["completion_tokens"] > 0
-
-
-@pytest.mark.parametrize("usage", [None, "null", "negative", "huge"])
-@pytest.mark.parametrize("stream", [True, False])
-async def test_usage_that_was_not_told_is_estimated(service: Service, fake: ProviderFake, usage: Any, stream: bool) -> None:
-    """A completed answer without a credible usage is estimated from its texts, and says so."""
-    fake.next(Behaviour(usage=usage))
-
-    if stream:
-        await streamed(service)
-    else:
-        await service.client.post("/ai/test", json=FREE)
-
-    row = await service.row()
-    assert (row["status"], row["usage_source"]) == ("completed", "estimated")
-    assert 5 < row["prompt_tokens"] < 60
-    assert 5 < row["completion_tokens"] < 60
-
-
-@pytest.mark.parametrize(
-    "behaviour",
-    [
-        Behaviour(usage_place="every"),
-        Behaviour(usage_place="finish"),
-        Behaviour(usage_times=2),
-        Behaviour(newline="\r\n"),
-        Behaviour(newline="\r"),
-        Behaviour(bytes_per_write=1),
-        Behaviour(chunks_per_write=0),
-        Behaviour(role="null", extra=True, empty_choices=True, comments=True),
-        Behaviour(done=False),
-        Behaviour(finish_with_text=True),
-        Behaviour(framing="close"),
-        Behaviour(cut_after="usage"),
-        Behaviour(finish_reason="length"),
-    ],
-    ids=lambda behaviour: repr(behaviour)[:0] or None,
-)
-async def test_unusual_but_whole_streams_are_completed(service: Service, fake: ProviderFake, behaviour: Behaviour) -> None:
-    """What real servers do beside the letter changes neither text nor account."""
-    fake.next(behaviour)
-
-    found = await streamed(service)
-
-    row = await service.row()
-    assert (row["status"], row["usage_source"]) == ("completed", "provider")
-    assert text_of(found) == row["response"] == default_text(FREE["prompt"])
-    assert row["total_tokens"] == fake.calls[0].usage["total_tokens"]
-
-
-async def test_a_provider_that_cannot_be_reached_cost_nothing(serve: Serve, fake: ProviderFake) -> None:
-    """No connection: every attempt is counted, the row is 0 because the provider was never called."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", provider_attempts_max=2)
-    async with fake.away():
-        response = await service.client.post("/ai/test", json=FREE)
-
-    row = await service.row()
-    assert (response.status_code, response.json()["code"]) == (502, "provider_unreachable")
-    assert (row["attempts"], row["usage_source"], row["total_tokens"], row["estimated_cost"]) == (2, "none", 0, "0")
-
-
-async def test_a_busy_provider_is_tried_again(service: Service, fake: ProviderFake) -> None:
-    """What was refused before any answer is tried again by us, and each try is counted."""
-    fake.next(Behaviour(status=429, retry_after=0), Behaviour(status=503, body=b"", retry_after=0))
-
-    response = await service.client.post("/ai/test", json=FREE)
-
-    assert response.status_code == 200
-    assert response.json()["attempts"] == len(fake.calls) == 3
-
-
-async def test_an_answer_has_a_deadline(serve: Serve, fake: ProviderFake) -> None:
-    """An endless answer ends at answer_seconds_max, as a timeout with what was said."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", answer_seconds_max=0.4)
-    fake.next(Behaviour(endless=True, gap=0.02))
-
-    found = await streamed(service)
-
-    row = await service.row()
-    assert found[-1].json["code"] == "provider_timeout"
-    assert (row["status"], row["usage_source"]) == ("timeout", "estimated")
-    assert await fake.wait_ended(fake.calls[0]) is Ending.ABORTED
-
-
-async def test_an_answer_has_a_greatest_length(serve: Serve, fake: ProviderFake) -> None:
-    """A text beyond answer_bytes_max ends the answer; memory stays bounded."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", answer_bytes_max=2000)
-    fake.next(Behaviour(endless=True))
-
-    found = await streamed(service)
-
-    assert found[-1].json["code"] == "provider_invalid"
-    assert len((await service.row())["response"].encode()) <= 2000 + 65_536
-
-
-async def test_one_answer_too_many_is_refused(serve: Serve, fake: ProviderFake) -> None:
-    """At answers_max the next is told to come back, and the provider does not hear of it."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", answers_max=1)
-    held = asyncio.Event()
-    fake.next(Behaviour(hold=held, hold_after="request"))
-    first = asyncio.create_task(service.client.post("/ai/test", json=FREE))
-    await fake.wait_calls(1)
-
-    refused = await service.client.post("/ai/test", json=FREE)
-    held.set()
-
-    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "overloaded", "1")
-    assert (await first).status_code == 200
-    assert len(fake.calls) == 1
-
-
-async def test_the_request_to_the_provider_is_what_was_asked(service: Service, fake: ProviderFake) -> None:
-    """Model, limits and temperature are passed on; a stream asks for its usage; the key is sent and nothing retries."""
-    await streamed(service, model="other", max_tokens=7, temperature=0.5)
-    call = fake.calls[0]
-
-    assert (call.body["model"], call.body["max_tokens"], call.body["temperature"]) == ("other", 7, 0.5)
-    assert call.body["stream_options"] == {"include_usage": True}
-    assert call.headers["authorization"] == "Bearer sk-test"
-    assert call.headers["x-stainless-retry-count"] == "0"
-
-
-async def test_an_unpriced_model_costs_null(service: Service) -> None:
-    """Unknown is null and counted, never 0."""
-    assert (await service.client.post("/ai/test", json=FREE)).json()["estimated_cost"] is None
-    assert b"kotae_unpriced_answers_total 1.0" in (await service.client.get("/metrics")).content
 
 
 async def test_a_listed_model_costs_what_the_list_says(serve: Serve, fake: ProviderFake) -> None:
@@ -383,32 +166,183 @@ async def test_own_prices_come_first(serve: Serve, fake: ProviderFake) -> None:
     assert answer["estimated_cost"] == format_usd(answer["prompt_tokens"] * 1000 + answer["completion_tokens"] * 2000)
 
 
-def test_a_price_book_without_the_model_has_no_cost() -> None:
-    """No price, no cost: the account is null."""
-    from_nowhere = PriceBook({}).cost("no-such-model", Usage(prompt_tokens=1, completion_tokens=1), datetime.now(UTC))
-
-    assert from_nowhere is None
+ASK = {"prompt": "Why?", "grounded": False}
 
 
-async def test_a_stream_whose_rest_is_dear_is_not_drained(serve: Serve, fake: ProviderFake) -> None:
-    """Beyond the cost cap the provider is stopped at once, though drain_seconds would allow to read on."""
-    service = await serve(openai_base_url=fake.base_url, model="gpt-4o-mini", drain_seconds=20, drain_cost_usd_max="0.0001")
-    fake.next(Behaviour(hang_after=3))
-    async with service.client.stream("POST", "/ai/stream", json=FREE) as response, aclosing(events(response)) as stream:
-        await anext(stream)
-        await fake.wait_chunks((await fake.wait_calls(1))[0], 3)
-
-    assert await fake.wait_ended(fake.calls[0], 2) is Ending.ABORTED
-    assert (await service.row())["status"] == "client_gone"
+async def test_a_configured_list_of_models_is_a_limit(serve: Serve, fake: ProviderFake) -> None:
+    """Only listed models may be named; without a provider only the extractive one answers."""
+    service = await serve(openai_base_url=fake.base_url, model="a", models=["b"])
+    assert (await service.client.post("/ai/test", json=ASK | {"model": "b"})).status_code == 200
+    is_problem(await service.client.post("/ai/test", json=ASK | {"model": "c"}), 400, "unknown_model")
 
 
-async def test_the_error_of_estimates_is_kept(serve: Serve, fake: ProviderFake) -> None:
-    """Of a sample of completed answers the estimate is compared with what the provider said."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", estimate_share=1)
-    fake.next(Behaviour(usage=None))
-    await service.client.post("/ai/test", json=FREE)
-    for _ in range(3):
-        await service.client.post("/ai/test", json=FREE)
+async def test_without_a_provider_only_the_extractive_model_answers(serve: Serve) -> None:
+    """A model that nobody serves is a 400 that says what to set."""
+    service = await serve()
+
+    assert (
+        "OPENAI_API_KEY" in is_problem(await service.client.post("/ai/test", json=ASK | {"model": "gpt-x"}), 400, "unknown_model")["detail"]
+    )
+
+
+async def test_an_event_that_was_not_said_yet_is_404(service: Service, fake: ProviderFake) -> None:
+    """A position beyond what a running answer has said, or of another answer, is unknown."""
+    fake.next(Behaviour(hang_after=2))
+    answer_id = (await begin(service))["id"]
+    await fake.wait_chunks((await fake.wait_calls(1))[0], 2)
+
+    for seen in (f"{answer_id}.5000", f"{new_id(now())}.0", "x"):
+        response = await service.client.get(f"/ai/answers/{answer_id}/events", headers={"Last-Event-ID": seen})
+        assert response.status_code == 404
+
+
+async def test_a_cut_before_the_first_event_does_not_ask_twice(service: Service, fake: ProviderFake) -> None:
+    """With a key, a reconnect that has no event id finds the answer that it began, running and ended."""
+    params = {"prompt": "Once?", "grounded": "false", "key": "cut-early"}
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after="request"))
+    async with service.client.stream("GET", "/ai/stream", params=params):
+        await fake.wait_calls(1)  # cut: nothing was read
+
+    async with service.client.stream("GET", "/ai/stream", params=params) as response:
+        held.set()
+        running = await collect(response)
+    async with service.client.stream("GET", "/ai/stream", params=params) as response:
+        ended = await collect(response)
+
+    assert text_of(running) == text_of(ended) == default_text("Once?")
+    assert running[0].json["id"] == ended[0].json["id"]
+    assert len(fake.calls) == 1
+    assert (await service.row())["status"] == "completed"
+
+
+async def test_an_answer_in_progress_says_what_it_has(service: Service, fake: ProviderFake) -> None:
+    """GET of a running answer is 202 with its text so far; afterwards it is the answer object, the log row."""
+    held = asyncio.Event()
+    fake.next(Behaviour(deltas=["One ", "two."], hold=held, hold_after=1))
+    started = await begin(service)
+    path = f"/ai/answers/{started['id']}"
+    await fake.wait_chunks((await fake.wait_calls(1))[0], 1)
     async with asyncio.timeout(10):
-        while 'kotae_estimate_error_ratio_count{kind="completion"} 3.0' not in (await service.client.get("/metrics")).text:
-            await asyncio.sleep(0.01)
+        while (running := await service.client.get(path)).json()["response"] == "":
+            await asyncio.sleep(0.005)
+    held.set()
+    await service.wait_idle()
+    ended = await service.client.get(path)
+
+    assert (running.status_code, running.json()["status"], running.json()["response"]) == (202, "in_progress", "One ")
+    assert running.headers["retry-after"] == "1"
+    assert (ended.status_code, ended.json()) == (200, await service.row())
+    assert ended.json()["response"] == "One two."
+
+
+@pytest.mark.parametrize("route", ["/ai/answers", "/ai/stream", "/ai/test"])
+async def test_stopping_leaves_the_provider_and_keeps_the_text(service: Service, fake: ProviderFake, route: str) -> None:
+    """DELETE closes the upstream connection within a second; the row says stopped with the text so far; twice is once."""
+    fake.next(Behaviour(hang_after=3))
+    asked = asyncio.create_task(service.client.post(route, json=FREE))
+    call = (await fake.wait_calls(1))[0]
+    (stream,) = service.rooms.answers._shelf
+    async with asyncio.timeout(10):
+        while route != "/ai/test" and (not call.text or stream.text != call.text):
+            await asyncio.sleep(0.002)
+
+    responses = [await service.client.delete(f"/ai/answers/{stream.intent.id}") for _ in range(2)]
+    async with asyncio.timeout(1):
+        await fake.wait_idle()
+    await asked
+    row = await service.row()
+    again = await service.client.delete(f"/ai/answers/{row['id']}")
+
+    assert [response.status_code for response in [*responses, again]] == [204, 204, 204]
+    assert call.ended is Ending.ABORTED
+    assert row["status"] == "stopped"
+    assert row["response"] == ("" if route == "/ai/test" else call.text)
+    assert (await service.row()) == row
+
+
+async def test_readers_of_a_stopped_answer_get_its_account(service: Service, fake: ProviderFake) -> None:
+    """Whoever reads while the answer is stopped gets `done` with the status stopped."""
+    fake.next(Behaviour(hang_after=2))
+    started = await begin(service)
+    async with reading(service, started["events_url"]) as stream:
+        seen = [await anext(stream) for _ in range(3)]
+        await service.client.delete(f"/ai/answers/{started['id']}")
+        seen += [event async for event in stream]
+
+    assert (seen[-1].name, seen[-1].json["status"]) == ("done", "stopped")
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_an_unknown_answer_is_404(service: Service, method: str) -> None:
+    """An id that nobody has been given finds nothing."""
+    for answer_id in (new_id(now()), "x"):
+        assert (await service.client.request(method, f"/ai/answers/{answer_id}")).status_code == 404
+    assert (await service.client.get(f"/ai/answers/{new_id(now())}/events")).status_code == 404
+
+
+async def test_a_ticket_is_all_that_a_browser_needs_and_opens_once(serve: Serve, fake: ProviderFake) -> None:
+    """The events URL works without a key, once; a second client with the same URL is refused, a reconnect is not."""
+    service = await serve(auth="keys", openai_base_url=fake.base_url, model="fake-model")
+    async with client(service, await make_key(service, "alice")) as alice, httpx2.AsyncClient(base_url=service.url) as stranger:
+        started = (await alice.post("/ai/answers", json=FREE)).json()
+        url = started["events_url"]
+        async with stranger.stream("GET", url) as response:
+            found = await collect(response)
+        second = await stranger.get(url)
+        reconnect = await stranger.get(url, headers={"Last-Event-ID": found[1].last_id})
+        by_query = await stranger.get(url, params={"last_event_id": found[-1].last_id, "ticket": url.partition("ticket=")[2]})
+        elsewhere = await stranger.get(url.replace(started["id"], new_id(now())))
+        without = await stranger.get(url.partition("?")[0])
+
+    assert text_of(found) == default_text(FREE["prompt"])
+    assert (second.status_code, second.json()["code"]) == (403, "ticket_invalid")
+    assert text_of(parsed(reconnect.content)) == text_of(found[2:])
+    assert by_query.status_code == 204
+    assert (elsewhere.status_code, elsewhere.json()["code"]) == (403, "ticket_invalid")
+    assert without.status_code == 401
+
+
+@pytest.mark.parametrize("stage", ["running", "ended", "in the log"])
+async def test_b_never_attaches_to_the_stream_of_a(serve: Serve, fake: ProviderFake, stage: str) -> None:
+    """By no route does another user read, resume, fetch or stop an answer, at any stage; a ticket of theirs does not help."""
+    service = await serve(auth="keys", openai_base_url=fake.base_url, model="fake-model", resume_seconds=0 if stage == "in the log" else 9)
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after=3))
+    async with client(service, await make_key(service, "a")) as a, client(service, await make_key(service, "b")) as b:
+        answer_id = (await a.post("/ai/answers", json=FREE)).json()["id"]
+        await fake.wait_chunks((await fake.wait_calls(1))[0], 3)
+        theirs = (await b.post("/ai/answers", json=FREE | {"prompt": "Mine"})).json()["events_url"].partition("?")[2]
+        if stage != "running":
+            held.set()
+            await service.wait_idle()
+        if stage == "in the log":
+            await forget(service)
+
+        events_url, last = f"/ai/answers/{answer_id}/events", {"Last-Event-ID": f"{answer_id}.1"}
+        attempts = [
+            await b.get(events_url),
+            await b.get(events_url, headers=last),
+            await b.get("/ai/stream", params={"prompt": "x"}, headers=last),
+            await b.get(f"/ai/answers/{answer_id}"),
+            await b.delete(f"/ai/answers/{answer_id}"),
+        ]
+        with_ticket = await b.get(f"{events_url}?{theirs}", headers=last)
+        held.set()
+        mine = await a.get(events_url)
+
+    assert [attempt.status_code for attempt in attempts] == [404] * 5
+    assert with_ticket.status_code == 403
+    assert text_of(parsed(mine.content)) == default_text(FREE["prompt"])
+
+
+async def test_a_begun_answer_is_found_again_by_its_key(service: Service, fake: ProviderFake) -> None:
+    """POST /ai/answers sent twice with one key is one answer, with a ticket each."""
+    key = {"Idempotency-Key": "twice"}
+    first, second = [await service.client.post("/ai/answers", json=FREE, headers=key) for _ in range(2)]
+
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json()["id"] == second.json()["id"]
+    assert second.headers["idempotent-replayed"] == "true"
+    assert text_of(await everything(service, second.json()["events_url"])) == default_text(FREE["prompt"])
+    assert len(fake.calls) == 1

@@ -7,9 +7,10 @@ from service.core.auth.origin import check_session
 from service.core.errors import ForeignOrigin, SettingsInvalid
 from service.core.settings import load_settings
 from tests.access import bearer, client, make_key
-from tests.api.test_middleware import ASK, is_problem
+from tests.api.test_middleware import ASK
 from tests.conftest import Serve, Service
 from tests.fakes.provider import ProviderFake
+from tests.problems import is_problem
 from tests.sse import collect, text_of
 
 APP = "https://app.example"

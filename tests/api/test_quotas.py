@@ -1,14 +1,11 @@
 """Usage, quotas and plans, through the routes and the command line."""
 
-import pytest
 from pydantic import SecretStr
 
-from service.core.errors import NotFound
-from tests.access import client, make_key
-from tests.api.test_middleware import SECRET, is_problem
+from tests.access import SECRET, client, make_key
 from tests.conftest import Serve
-from tests.core.auth.test_store import command
 from tests.fakes.provider import ProviderFake
+from tests.problems import is_problem
 
 ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 
@@ -106,26 +103,3 @@ async def test_a_disabled_user_is_refused_at_once(serve: Serve) -> None:
         await service.client.put("/ai/users/alice", json={"disabled": False})
         assert (await alice.get("/ai/logs")).status_code == 200
     assert [user["user_id"] for user in (await service.client.get("/ai/users")).json()["items"]] == ["alice"]
-
-
-async def test_quotas_on_the_command_line(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`kotae plans`, `kotae users quota` and `kotae users usage` do what the routes do."""
-    service = await serve(openai_base_url=fake.base_url, model="m")
-    monkeypatch.setenv("KOTAE_DATA_DIR", str(service.rooms.settings.data_dir))
-    await command("plans", "set", "team", "--limit", "tokens_per_day=1000", "--limit", "cost_usd_per_month=2.50")
-    await command("users", "quota", "alice", "--plan", "team")
-    quota = (await service.client.get("/ai/users/alice/quota")).json()
-    await service.client.post("/ai/test", json=ASK | {"user_id": "bob"})
-    await service.wait_idle()
-
-    assert quota["in_force"] == {"tokens_per_day": 1000, "cost_usd_per_month": "2.5"}
-    assert "team  {'tokens_per_day': 1000, 'cost_usd_per_month': '2.5'}" in await command("plans", "list")
-    assert "1 answers" in await command("users", "usage", "bob")
-    assert await command("users", "usage", "alice") == ""
-    assert "alice: {'concurrent': 2}" in await command("users", "quota", "alice", "--limit", "concurrent=2")
-    for wrong in ("tokens=5", "tokens_per_day=many", "cost_usd_per_day=x", "concurrent=-1", "concurrent"):
-        with pytest.raises(SystemExit):
-            await command("users", "quota", "alice", "--limit", wrong)
-    await command("plans", "delete", "team")
-    with pytest.raises(NotFound):
-        await command("users", "quota", "alice", "--plan", "team")

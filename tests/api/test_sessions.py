@@ -10,13 +10,11 @@ from pydantic import SecretStr
 
 from service.core.auth import store
 from service.core.auth.credentials import digest
-from service.core.auth.origin import check_session
 from service.core.auth.principals import BOOTSTRAP
 from service.core.encoding import now
-from service.core.errors import ForeignOrigin
-from tests.access import bearer, client, make_key
-from tests.api.test_middleware import SECRET, is_problem
+from tests.access import SECRET, bearer, client, make_key
 from tests.conftest import Serve, Service
+from tests.problems import is_problem
 
 
 async def signed_in(service: Service, credential: Any, **headers: str) -> httpx2.AsyncClient:
@@ -113,27 +111,6 @@ async def test_no_other_site_uses_the_cookie(serve: Serve) -> None:
         is_problem(await browser.get("/ai/stream", params={"prompt": "x"}, headers={"Sec-Fetch-Site": "cross-site"}), 403, "foreign_origin")
         for headers in ({"Origin": service.url}, {"Sec-Fetch-Site": "same-origin"}):
             assert (await browser.post("/ai/test", json={"prompt": "x"}, headers=headers)).status_code == 200
-
-
-@pytest.mark.parametrize(("method", "fetch_site", "origin"), [("DELETE", None, None), ("PUT", "", None), ("PATCH", None, "")])
-def test_a_change_by_cookie_says_where_it_comes_from(method: str, fetch_site: str | None, origin: str | None) -> None:
-    """Every browser says it; what does not is no browser of ours."""
-    with pytest.raises(ForeignOrigin):
-        check_session(method=method, origin=origin, fetch_site=fetch_site, accept="*/*")
-
-
-async def test_pages_lead_to_the_sign_in(serve: Serve) -> None:
-    """Without a credential the page sends to `/signin`, which loads nothing from elsewhere; with one it opens."""
-    service = await serve(auth="keys")
-    async with aclosing(await signed_in(service, await make_key(service, "alice"))) as browser, client(service) as stranger:
-        away = await stranger.get("/")
-        assert (away.status_code, away.headers["location"]) == (303, "signin")
-        page = await stranger.get("/signin")
-        assert (await browser.get("/")).status_code == page.status_code == 200
-        assert "script-src 'self'" in page.headers["content-security-policy"]
-        assert "http" not in page.text.replace("http-equiv", "")
-        assert (await stranger.get("/web/signin.js")).status_code == 200
-        assert "Basic" not in (await stranger.get("/ai/logs")).headers["www-authenticate"]
 
 
 async def test_in_open_mode_nobody_signs_in(serve: Serve) -> None:

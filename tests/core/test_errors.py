@@ -5,7 +5,7 @@ import re
 import pytest
 
 from service.core import errors
-from service.core.errors import KotaeError
+from service.core.errors import KotaeError, by_code
 
 
 def tree(root: type[KotaeError]) -> list[type[KotaeError]]:
@@ -34,3 +34,9 @@ def test_codes_are_unique() -> None:
 def test_every_503_says_when_to_come_back(error: type[KotaeError]) -> None:
     """A caller that is sent away is told for how long."""
     assert error().retry_after_seconds
+
+
+@pytest.mark.parametrize("error", tree(KotaeError))
+def test_every_failure_can_be_replayed(error: type[KotaeError]) -> None:
+    """The code on a row leads back to its error."""
+    assert by_code(error.code) is error

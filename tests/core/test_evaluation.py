@@ -1,16 +1,14 @@
 """Measuring the retrieval."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from service.cli.app import app
 from service.core.errors import SettingsInvalid
 from service.core.evaluation import Question, Report, Text, evaluate, read
 from service.core.settings import Settings
+from tests.core.search.test_embeddings import TEXTS, Letters
 
 ANIMALS = ("Penguins sleep in caves.", "Ospreys catch herring.", "Badgers dig burrows at dusk.")
 
@@ -38,17 +36,32 @@ async def test_the_measures(tmp_path: Path) -> None:
     assert report.off_topic_answered == {"far": 0, "near": 1}
 
 
-def test_the_command(tmp_path: Path) -> None:
-    """`kotae eval` reads JSONL and prints the report."""
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(ANIMALS)))
-    (tmp_path / "queries.jsonl").write_text(json.dumps({"question": "What do ospreys catch?", "relevant": ["1"], "more": 1}) + "\n\n")
-    result = CliRunner().invoke(app, ["eval", "--corpus", "corpus.jsonl", "--queries", "queries.jsonl"])
-    assert result.exit_code == 0, result.output
-    assert "R@1 1.0000" in result.output
-
-
 def test_a_wrong_line_is_named(tmp_path: Path) -> None:
     """A line that is not what it should be is told by file and number."""
     (tmp_path / "bad.jsonl").write_text('{"id": "1", "text": "x"}\n{"id": 2}\n')
     with pytest.raises(SettingsInvalid, match=r"bad\.jsonl, line 2"):
         read(tmp_path / "bad.jsonl", Text)
+
+
+SETTINGS = Settings(_env_file=None)
+
+
+async def test_evaluation_ranks_with_vectors(tmp_path: Path) -> None:
+    """`kotae eval` gives every text its vector before it asks, and searches as the service would."""
+    embedder = Letters()
+    corpus = [Text(id=str(n), text=text) for n, text in enumerate(TEXTS)]
+    asked = [Question(question="Who built the clock?", relevant=["2"])]
+    report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], lambda *_: None, embedder=embedder)
+    assert report.recall_at_1 == 1
+    assert sorted(embedder.embedded) == sorted([*TEXTS, asked[0].question])
+
+
+async def test_evaluation_makes_no_vector_twice(tmp_path: Path) -> None:
+    """In a folder that was kept, another corpus is measured alone, and only what is new in it gets a vector."""
+    embedder = Letters()
+    for n, texts in enumerate((TEXTS[:2], TEXTS[1:])):
+        corpus = [Text(id=text, text=text) for text in texts]
+        asked = [Question(question="Who built the clock?", relevant=[TEXTS[2]])]
+        report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], lambda *_: None, embedder=embedder)
+        assert (report.chunks, report.recall_at_1) == (2, n)
+    assert sorted(embedder.embedded) == sorted([*TEXTS, *2 * [asked[0].question]])

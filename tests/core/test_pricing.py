@@ -92,3 +92,10 @@ def test_an_unknown_model_has_no_cost() -> None:
 def test_rounding_is_half_to_even() -> None:
     """Half a nano-dollar goes to the even neighbour."""
     assert [to_nano(Decimal(half) / NANO / 2) for half in (1, 3, 5)] == [0, 2, 2]
+
+
+def test_a_price_book_without_the_model_has_no_cost() -> None:
+    """No price, no cost: the account is null."""
+    from_nowhere = PriceBook({}).cost("no-such-model", Usage(prompt_tokens=1, completion_tokens=1), datetime.now(UTC))
+
+    assert from_nowhere is None

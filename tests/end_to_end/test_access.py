@@ -26,10 +26,10 @@ from service.core.search.service import Retrieval
 from service.core.settings import Settings
 from service.main import create_app
 from tests.access import bearer, client, make_key
-from tests.api.test_middleware import is_problem
 from tests.conftest import Serve, Service
 from tests.core.auth.test_jwts import HS
 from tests.fakes.provider import ProviderFake
+from tests.problems import is_problem
 
 ALL = None  # everybody, without a credential
 USER, ADMIN = Role.USER, Role.ADMIN

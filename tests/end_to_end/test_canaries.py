@@ -13,7 +13,8 @@ from service.core.auth.principals import BOOTSTRAP, Role
 from service.core.database.engine import Database
 from service.core.ports import QuotaLimits
 from service.core.settings import Settings
-from tests.access import bearer
+from tests.access import SECRET, bearer
+from tests.conftest import Serve
 from tests.core.auth.test_jwts import HS
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.process import ServiceProcess, serving
@@ -110,3 +111,27 @@ async def say_everything(service: ServiceProcess, fake: ProviderFake, data_dir: 
     ticket = (await ask(str(key.key), "POST", "/ai/answers", json=ASK)).json()["events_url"].partition("ticket=")[2]
     said += (await service.client.get("/ai/answers/x/events", params={"ticket": ticket})).text
     return said, {**CANARIES, "key": str(key.key), "limited": str(limited.key), "token": token, "session": session, "ticket": ticket}
+
+
+async def test_secrets_are_in_no_output(serve: Serve, fake: ProviderFake, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Neither the provider's key nor the service's secret reaches logs, problems, metrics or the database."""
+    key = "sk-canary-key-1234567890"
+    service = await serve(
+        auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, openai_api_key=key, model="m", log_level="debug"
+    )
+    said = ""
+    for behaviour in (
+        Behaviour(),
+        Behaviour(status=401, body=f'{{"error": {{"message": "bad key {key}"}}}}'.encode()),
+        Behaviour(cut_after="request"),
+    ):
+        fake.next(behaviour)
+        said += (await service.client.post("/ai/test", json=ASK)).text
+    said += (await service.client.get("/metrics")).text + (await service.client.get("/health/ready")).text
+    await service.rows()
+    captured = capfd.readouterr()
+    stored = b"".join(file.read_bytes() for file in (tmp_path / "data").rglob("*") if file.is_file())
+
+    for canary in (key, SECRET):
+        assert canary not in said + captured.out + captured.err
+        assert canary.encode() not in stored

@@ -1,7 +1,6 @@
 """The command line and the end of the process."""
 
 import asyncio
-import resource
 import signal
 import sqlite3
 import time
@@ -41,70 +40,6 @@ async def test_the_two_minutes_of_a_newcomer(tmp_path: Path) -> None:
     assert "[1]" in answer
     assert "completed" in log
     assert (refused[0], "not known" in refused[2], "Traceback" in refused[2]) == (2, True, False)
-
-
-async def test_the_command_line_of_somebody_with_a_key(tmp_path: Path) -> None:
-    """`kotae ask` and `kotae logs` send KOTAE_API_KEY; without a credential they end with one line."""
-    assert (await kotae("migrate", data_dir=tmp_path))[0] == 0
-    _, made, _ = await kotae("keys", "create", "--user", "alice", data_dir=tmp_path)
-    key = made.split()[0]
-    async with serving(tmp_path, KOTAE_AUTH="keys") as service:
-        refused = await kotae("ask", "Why?", "--url", service.url, data_dir=tmp_path)
-        asked = await kotae("ask", "Why?", "--url", service.url, data_dir=tmp_path, KOTAE_API_KEY=key)
-        _, log, _ = await kotae("logs", "--url", service.url, data_dir=tmp_path, KOTAE_API_KEY=key)
-
-    assert (refused[0], "credential" in refused[2] or "API key" in refused[2], refused[2].count("\n")) == (2, True, 1), refused
-    assert asked[0] == 0, asked
-    assert "no_context" in log
-    assert key not in asked[1] + asked[2] + log
-
-
-async def test_known_mistakes_are_one_line(tmp_path: Path) -> None:
-    """A bad setting, a missing schema and an absent service end a command with one line, never a traceback."""
-    bad = await kotae("serve", data_dir=tmp_path, KOTAE_PORT="many")
-    beyond = await kotae("serve", data_dir=tmp_path, KOTAE_HOST="0.0.0.0")
-    unmigrated = await kotae("serve", "--port", "0", data_dir=tmp_path)
-    absent = await kotae("ask", "x", "--url", "http://127.0.0.1:9", data_dir=tmp_path)
-
-    for (code, _, said), told in zip(
-        (bad, beyond, unmigrated, absent), ("KOTAE_PORT", "KOTAE_AUTH", "kotae migrate", "no service"), strict=True
-    ):
-        assert code != 0
-        assert told in said
-        assert "Traceback" not in said
-
-
-async def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path, fake: ProviderFake) -> None:
-    """Everything well: 0. No schema and a provider that is away: 1, each with its remedy."""
-    sick = await kotae("doctor", data_dir=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
-    await kotae("migrate", data_dir=tmp_path)
-    well = await kotae("doctor", data_dir=tmp_path, OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="fake-model")
-
-    assert sick[0] == 1
-    assert "→ run `kotae migrate`" in sick[1]
-    assert "→ check OPENAI_BASE_URL" in sick[1]
-    assert (well[0], "BAD" in well[1]) == (0, False)
-
-
-async def test_settings_are_printed_without_secrets(tmp_path: Path) -> None:
-    """`kotae settings` shows what is in force and masks what is secret."""
-    code, out, _ = await kotae("settings", data_dir=tmp_path, KOTAE_PORT="8123", OPENAI_API_KEY="sk-canary", KOTAE_SECRET="c" * 40)
-
-    assert code == 0
-    assert "KOTAE_PORT=8123" in out
-    assert "sk-canary" not in out
-    assert "cccc" not in out
-
-
-async def test_it_may_open_as_many_files_as_it_is_allowed(tmp_path: Path) -> None:
-    """A low soft limit, as most systems have it, does not bound the answers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
-    try:
-        async with serving(tmp_path) as service:
-            assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_sigterm_when_idle(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from service.core.encoding import new_id
 from service.core.errors import KotaeError
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
-from tests.api.test_logs import write
 from tests.process import kotae
 from tests.records import intent, outcome
+from tests.rows import write
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NONE: dict[str, Any] = {

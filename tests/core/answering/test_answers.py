@@ -3,12 +3,17 @@
 import asyncio
 import statistics
 import time
+from typing import Any
 
 import httpx2
+import pytest
 
-from tests.api.test_middleware import is_problem
+from service.core.answering.answers import Ask
+from service.core.errors import NotFound
 from tests.conftest import Serve
-from tests.fakes.provider import Behaviour, ProviderFake
+from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
+from tests.problems import is_problem
+from tests.streams import forget
 
 CALLS, ANSWERS = 10, 20
 ASK = {"prompt": "Why?", "grounded": False}
@@ -63,3 +68,47 @@ async def test_who_waits_and_leaves_was_never_called(serve: Serve, fake: Provide
     assert (row["status"], row["usage_source"], row["attempts"], row["estimated_cost"]) == ("stopped", "none", 0, "0")
     assert len(fake.calls) == 2
     assert service.rooms.quota.statistics().holds == 0
+
+
+FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
+
+
+async def test_one_answer_too_many_is_refused(serve: Serve, fake: ProviderFake) -> None:
+    """At answers_max the next is told to come back, and the provider does not hear of it."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", answers_max=1)
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after="request"))
+    first = asyncio.create_task(service.client.post("/ai/test", json=FREE))
+    await fake.wait_calls(1)
+
+    refused = await service.client.post("/ai/test", json=FREE)
+    held.set()
+
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "overloaded", "1")
+    assert (await first).status_code == 200
+    assert len(fake.calls) == 1
+
+
+async def test_nobody_reaches_the_answer_of_another(serve: Serve, fake: ProviderFake) -> None:
+    """B finds A's answer neither running nor ended nor in the log, and cannot stop it; A and the admin can."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0)
+    answers, held = service.rooms.answers, asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after=2))
+    ask = Ask(prompt="Mine?", grounded=False, endpoint="/ai/answers", user_id="a", sees="a", request_id="r", stream=True, attach_seconds=60)
+    stream = await answers.answer(ask)
+
+    async def is_hidden() -> None:
+        for attempt in (answers.find, answers.stop_answer):
+            with pytest.raises(NotFound):
+                await attempt(stream.intent.id, "b")
+
+    await is_hidden()
+    assert await answers.find(stream.intent.id, "a") is await answers.find(stream.intent.id, None) is stream
+    held.set()
+    await stream.wait_finished()
+    await is_hidden()
+    await forget(service)
+    await service.wait_idle()
+    await is_hidden()
+    assert (await answers.find(stream.intent.id, "a")).text == default_text("Mine?")
+    assert fake.calls[0].ended is Ending.FINISHED

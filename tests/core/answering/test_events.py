@@ -1,12 +1,10 @@
 """Events on the wire: whatever the text, one event each, equal payload."""
 
-from datetime import UTC, datetime, timedelta
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.answering.events import Event, encode_delta, encode_event, parse_event_id
-from service.core.encoding import clean, new_id, now
+from service.core.encoding import clean
 from tests.sse import Parser
 
 ID = "01a2095b-6360-75d3-bf35-48878f818b4d"
@@ -44,16 +42,3 @@ def test_what_is_no_event_id_is_none(text: str) -> None:
     place = parse_event_id(text)
 
     assert place is None or len(place[0]) == 36
-
-
-@given(st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2100, 1, 1)), st.integers(1, 10**6))  # noqa: DTZ001
-def test_ids_sort_by_time(at: datetime, milliseconds: int) -> None:
-    """An answer that begins later has the greater id."""
-    at = at.replace(tzinfo=UTC)
-
-    assert new_id(at) < new_id(at + timedelta(milliseconds=milliseconds))
-
-
-def test_now_has_the_precision_of_an_id() -> None:
-    """created_at is cut to the millisecond that its id carries."""
-    assert now().microsecond % 1000 == 0

@@ -14,10 +14,9 @@ import pytest
 from service.core.accounting import log as request_log
 from service.core.answering.idempotency import Begun, Key, Keys, hash_request
 from service.core.answering.streams import Stream, replay
-from service.core.errors import IdempotencyConflict, KotaeError, Overloaded, by_code
+from service.core.errors import IdempotencyConflict, KotaeError, Overloaded
 from service.core.records import Intent, Status, UsageSource
 from tests.conftest import Serve, Service
-from tests.core.test_errors import tree
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
 from tests.process import ServiceProcess, serving
 from tests.records import intent, outcome
@@ -412,20 +411,6 @@ async def test_a_failed_stream_is_replayed(service: Service, fake: ProviderFake,
         assert again[-1].json[name] == first[-1].json[name]
     assert again[-1].name == "failure"
     assert len(fake.calls) == 1
-
-
-@pytest.mark.parametrize("error", tree(KotaeError))
-def test_every_failure_can_be_replayed(error: type[KotaeError]) -> None:
-    """The code on a row leads back to its error."""
-    assert by_code(error.code) is error
-
-
-def test_a_failure_of_a_later_version_is_replayed_as_internal() -> None:
-    """A code that this version does not know still ends the stream as a failure."""
-    stream = replay(outcome(error_code="unheard_of", status=Status.PROVIDER_ERROR))
-
-    assert stream.error is not None
-    assert stream.error.code == "internal"
 
 
 async def test_an_answer_that_a_crash_interrupted_is_replayed_as_its_row_says(service: Service, fake: ProviderFake) -> None:

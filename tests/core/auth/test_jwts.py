@@ -19,9 +19,8 @@ from service.core.auth.principals import Role
 from service.core.errors import JwksUnavailable, SettingsInvalid, Unauthorized
 from service.core.settings import Settings, load_settings
 from tests.access import bearer, client
-from tests.api.test_middleware import is_problem
 from tests.conftest import Serve
-from tests.core.auth.test_store import command
+from tests.problems import is_problem
 
 SECRET = "shared-secret-of-more-than-32-bytes!"
 HS: dict[str, Any] = {
@@ -247,14 +246,3 @@ async def test_a_token_of_100_kb_is_refused_unread(serve: Serve) -> None:
     async with httpx2.AsyncClient(base_url=service.url) as caller:
         for size in (10_000, 100_000):
             assert (await caller.get("/ai/logs", headers=bearer(token(filler="x" * size)))).status_code in {400, 401, 431}
-
-
-async def test_tokens_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`kotae token` makes one that is good; without a secret it says what to set."""
-    with pytest.raises(SettingsInvalid, match="KOTAE_JWT_SECRET"):
-        await command("token", "--user", "alice")
-    for name, value in {"AUTH": "keys", "JWT_ALGORITHM": "HS256", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a", "JWT_SECRET": SECRET}.items():
-        monkeypatch.setenv(f"KOTAE_{name}", value)
-    made = (await command("token", "--user", "alice")).strip()
-
-    assert jwt.decode(made, SECRET, algorithms=["HS256"], issuer="i", audience="a")["sub"] == "alice"

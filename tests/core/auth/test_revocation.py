@@ -12,9 +12,9 @@ from service.core.auth import store
 from service.core.auth.principals import BOOTSTRAP, LOCAL, Role
 from service.core.auth.revocation import Watch
 from tests.access import client, make_key
-from tests.api.test_middleware import is_problem
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake
+from tests.problems import is_problem
 from tests.sse import events
 
 ASK = {"prompt": "Why?", "grounded": False}

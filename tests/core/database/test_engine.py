@@ -1,3 +1,6 @@
+import ast
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 
@@ -18,3 +21,14 @@ async def test_up_and_down(database: Database) -> None:
     await database.migrate("base")
     await database.migrate()
     assert await database.revision() == ("0008", "0008")
+
+
+SERVICE = Path(__file__).parents[3] / "service"
+
+
+def test_no_statement_is_made_of_values() -> None:
+    """No SQL text is an f-string, and none is formatted with what came from outside."""
+    for file in SERVICE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in {"text", "exec_driver_sql"}:
+                assert not any(isinstance(sql, ast.JoinedStr | ast.BinOp) for sql in node.args[:1]), f"{file.name}:{node.lineno}"

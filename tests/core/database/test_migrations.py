@@ -14,8 +14,8 @@ from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.errors import DatabaseUnavailable
 from service.core.settings import Settings
-from tests.api.test_logs import write
 from tests.records import outcome
+from tests.rows import write
 
 ROOT = Path(__file__).parents[3]
 

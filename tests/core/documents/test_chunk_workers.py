@@ -22,8 +22,8 @@ from service.core.documents import chunk_workers, chunker, library
 from service.core.documents.chunk_workers import Cutter
 from service.core.search.service import SEARCHES_AT_ONCE, Retrieval
 from service.core.settings import Settings
-from tests.api.test_middleware import is_problem
 from tests.conftest import Serve
+from tests.problems import is_problem
 
 SETTINGS = Settings(_env_file=None)
 TICK = 0.002

@@ -159,14 +159,3 @@ async def test_seeding_is_idempotent(database: Database) -> None:
     again = await library.seed(database, SETTINGS, user_id="b")
     assert [one.document_id for one in again] == [one.document_id for one in first]
     assert not any(one.created for one in again)
-
-
-async def test_a_chunk_is_found_by_the_heading_above_it(database: Database) -> None:
-    """The index knows a chunk by the heading of its section, and the chunk's text stays a slice of the document."""
-    text = "# Guide\n\n## Snorkelling\n\n" + " ".join(f"Fish number {i} swims by." for i in range(150)) + "\n\n## Hiking\n\nUp."
-    document, _ = await keep(database, text)
-    async with database.reading() as session:
-        known = (await session.execute(sa.select(chunks.c.words).order_by(chunks.c.n))).scalars().all()
-    assert document.chunks > 3
-    assert all("snorkel" in words.split(" ") for words in known[:-1])
-    assert "hike" in known[-1].split(" ")

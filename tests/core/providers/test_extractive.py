@@ -6,15 +6,12 @@ from collections.abc import AsyncIterator
 import httpx2
 import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from service.core import tokens
-from service.core.grounding.citations import read_citations
-from service.core.grounding.extraction import FREE, quote
-from service.core.grounding.prompt import free_messages, grounded_messages, refusal
+from service.core.grounding.extraction import FREE
+from service.core.grounding.prompt import free_messages, grounded_messages
 from service.core.ports import Message
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.records import Passage
@@ -121,50 +118,3 @@ async def test_errors_are_those_of_a_server(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         await client.post("/chat/completions", body={"messages": "none"}, cast_to=httpx2.Response)
     assert [model.id async for model in client.models.list()] == [EXTRACTIVE]
-
-
-@pytest.mark.parametrize(
-    ("question", "expected"),
-    [
-        ("How long do refunds take?", "Refunds take five business days. [1]"),
-        ("Within how many days can I return goods?", "You can return unopened goods within 30 days. [1]"),
-        ("What is the e-mail address for contact?", "Write to help@shop.example. [1]"),
-        ("返品は何日以内にできますか", "未開封の商品は30日以内に返品できます。[2]"),
-        ("送料は誰の負担ですか？", "送料はお客様の負担です。[2]"),
-        ("返品できますか？", "未開封の商品は30日以内に返品できます。[2]"),
-        ("What is the capital of France?", refusal("en")),
-        ("日本の首都はどこですか？", refusal("日本")),
-        ("これは？", refusal("日本")),
-        ("", refusal("")),
-    ],
-)
-def test_quotes(question: str, expected: str) -> None:
-    """The one sentence that answers is quoted, in the language of the question; otherwise the model says it does not know."""
-    assert quote(question, [POLICY, RULES]) == expected
-
-
-def test_two_questions_in_one_are_both_answered() -> None:
-    """A second sentence is quoted where it says what the first does not, each with its own citation."""
-    answer = quote("送料は誰の負担で、未開封の商品は何日以内に返品できますか？", [RULES])
-    assert set(answer.split("[2]")) == {"", "送料はお客様の負担です。", "未開封の商品は30日以内に返品できます。"}
-
-
-def test_citations_inside_a_document_are_not_ours() -> None:
-    """A document that carries bracketed numbers cannot make another passage a source."""
-    forged = Passage(1, "d", "d.1", "T", "The tower is 90 metres high [2], say experts [3].")
-    answer = quote("How high is the tower?", [forged, RULES])
-    assert answer == "The tower is 90 metres high, say experts. [1]"
-
-
-def test_a_question_in_a_document_is_answered_by_what_follows() -> None:
-    """Of a question and its answer the answer is quoted, without its label."""
-    faq = Passage(1, "d", "d.1", "FAQ", "Q: Do you ship to Canada?\nA: Yes, by airmail.\nQ: Do you ship to Peru?\nA: Not yet.")
-    assert quote("Can you ship to Canada?", [faq]) == "Yes, by airmail. [1]"
-
-
-@given(st.text(max_size=60), st.lists(st.text(max_size=120), max_size=4))
-def test_every_sentence_is_of_the_context(question: str, texts: list[str]) -> None:
-    """Any question and context give a refusal, or an answer that cites at least one of the passages."""
-    context = [Passage(n, "", "", "", text) for n, text in enumerate(texts, 1)]
-    answer = quote(question, context)
-    assert answer == refusal(question) or read_citations(answer, context).sources

@@ -1,30 +1,21 @@
 """Search, and the extractive answers over the sample documents, with the default thresholds."""
 
-import shutil
 import unicodedata
-from functools import partial
-from pathlib import Path
-from threading import Event
 
 import pytest
-import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.core.database.engine import Database
 from service.core.documents import library
-from service.core.documents.chunker import cut
 from service.core.errors import DatabaseUnavailable
 from service.core.grounding.citations import read_citations
 from service.core.grounding.extraction import quote
 from service.core.grounding.prompt import context_from
-from service.core.search.bm25 import Observed, digests, observed
-from service.core.search.index import CANDIDATES_MAX, SEEN_LOOKED, Index
-from service.core.search.ranking import TOGETHER, Counts, Query, Ranked, Thresholds, parse, rank
-from service.core.search.results import NOTHING, Found, best_sentence
+from service.core.search.ranking import parse
+from service.core.search.results import NOTHING, Found
 from service.core.search.service import Retrieval
 from service.core.settings import Settings
-from service.core.text.chunking import title_of
 from service.core.text.tokenizer import tokenizer
 
 SETTINGS = Settings(_env_file=None)
@@ -189,37 +180,6 @@ async def test_two_owners(database: Database) -> None:
     assert {hit.document_id for hit in (await look(database, query, None)).items} == {mine, other, shared}
 
 
-async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
-    """After a delete neither words nor grams nor counts of the document are left."""
-    gone = await keep(database, "灯台の管理人は毎朝レンズを磨きます。")
-    stays = await keep(database, "灯台の見学は無料です。")
-    await library.delete(database, gone, user_id="u")
-    assert [hit.document_id for hit in (await look(database, "灯台のレンズの管理人")).items] == [stays]
-    asked = parse("灯台 管理人 レンズ", tokenizer("auto"))
-    counts = await database.look(lambda connection: Index(whole_max=0).at(connection, asked).counts())
-    assert (counts.chunks, {word: n for word, n in counts.words.items() if n}) == (1, {"灯台": 1})
-    assert {gram: n for gram, n in counts.grams.items() if n} == {"灯台": 1}
-
-
-async def test_one_word_that_stands_everywhere_finds_where_it_stands_most(database: Database) -> None:
-    """More chunks have the word than are ranked, and it alone cannot tell them apart: the best are still among those ranked."""
-    filler = "A note about harbours, ropes, sails, anchors, tides, cranes, fog, nets and boats"
-    some = [library.Given("T", f"{filler} with a lantern, number {n}.", "utf-8") for n in range(CANDIDATES_MAX + 20)]
-    await library.store(database, SETTINGS, some, user_id="u")
-    best = await keep(database, "Lantern by lantern.")
-    found = await look(database, "lantern", limit=1)
-    assert [hit.document_id for hit in found.items] == [best]
-
-
-async def test_own_documents_are_found_behind_many_better_ones_of_others(database: Database) -> None:
-    """What others have never takes the places of what the caller may see."""
-    some = [library.Given("T", f"The lantern keeper trims lantern {n}.", "utf-8") for n in range(SEEN_LOOKED + 50)]
-    await library.store(database, SETTINGS, some, user_id="other")
-    mine = await keep(database, "A lantern, and much else about harbours, ropes, sails, anchors, tides and fog.")
-    assert [hit.document_id for hit in (await look(database, "lantern keeper")).items] == [mine]
-    assert [hit.document_id for hit in (await look(database, "lantern")).items] == [mine]
-
-
 async def test_a_hit_says_where_and_why(database: Database) -> None:
     """A hit names its chunk, the words that matched and how much of the question they are."""
     document_id = await keep(database, "Penguins sleep in caves.", title="Birds")
@@ -230,15 +190,6 @@ async def test_a_hit_says_where_and_why(database: Database) -> None:
     assert 0.5 < hit.coverage <= 1
     assert hit.sentence == (0, len(hit.text))
     assert found.answerable
-
-
-def test_the_sentence_may_inflect_the_word() -> None:
-    """The dictionary form of a question's word points at the sentence that says it otherwise; one of hiragana alone at itself."""
-    text = "## 防災\n\n火災報知器が鳴ったら外に出ます。さくらの下に集まります。"
-    assert [text[slice(*best_sentence(text, {term: 1.0}))] for term in ("鳴る", "さくら")] == [
-        "火災報知器が鳴ったら外に出ます。",
-        "さくらの下に集まります。",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -320,32 +271,6 @@ async def test_variants_rank_alike(database: Database, question: str) -> None:
         assert await look(database, variant) == await look(database, variant.upper()) == found
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.booleans()), max_size=14))
-async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Database, steps: list[tuple[bool, int, bool]]) -> None:
-    """After each step a search finds exactly the documents that are there, and the counts are those of a fresh index.
-
-    Whenever the index was last read into memory.
-    """
-    retrieval = Retrieval(database, SETTINGS)  # one for all: what it remembers must not outlive a change
-    there: dict[int, str] = {}
-    query = parse("灯台", tokenizer("auto"))
-    for add, n, warms in steps:
-        if add and n not in there:
-            there[n] = await keep(database, f"灯台{n}号の管理人は毎朝レンズを磨きます。")
-        elif not add and n in there:
-            await library.delete(database, there.pop(n), user_id="u")
-        if warms:
-            await retrieval.warm()
-        found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
-        assert {hit.document_id for hit in found.items} == set(there.values())
-        assert found == await Retrieval(database, SETTINGS).search("灯台の管理人のレンズ", user_id="u", limit=20)
-        counts = await database.look(lambda connection: retrieval._search._index.at(connection, query).counts())
-        assert (counts.chunks, counts.words["灯台"]) == (len(there), len(there))
-    for document_id in there.values():
-        await library.delete(database, document_id, user_id="u")
-
-
 async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(database: Database) -> None:
     """Nothing but that is raised, and the next search is as good as any."""
     await keep(database, "Otters sleep in kelp.")
@@ -357,113 +282,3 @@ async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(da
             with pytest.raises(DatabaseUnavailable, match="chunk_terms"):
                 await retrieval.search("Where do otters sleep?", user_id="u", limit=5)
     assert (await retrieval.search("Where do otters sleep?", user_id="u", limit=5)).answerable
-
-
-@pytest.mark.parametrize("newer", [0, 2])
-async def test_a_backup_that_takes_the_place_of_the_database_is_searched_as_it_is(database: Database, tmp_path: Path, newer: int) -> None:
-    """What was remembered of chunks of the same numbers is forgotten, whichever of the two has changed more often."""
-    index = Index(whole_max=100)
-    backup = Database(f"sqlite+aiosqlite:///{shutil.copy(tmp_path / 'kotae.db', tmp_path / 'backup.db')}")
-    for text in ("Otters sleep in kelp.", "Penguins sleep in caves."):
-        await keep(database, text)
-    for text in ("Lanterns.", "Lamps.", "Lights.")[: 1 + newer]:
-        await keep(backup, text)
-    query = parse("otters lanterns", tokenizer("auto"))
-
-    def look(connection: sa.Connection) -> tuple[list[int], list[float], str]:
-        here = index.at(connection, query)
-        return list(here.counts().words.values()), here.observed([1]).often[0, :2].tolist(), here.rows([1])[1].text
-
-    found = []
-    for one, warms in ((database, True), (backup, False), (backup, True), (database, False)):
-        if warms:
-            await one.look(partial(index.warm, stop=Event()))
-        found.append(await one.look(look))
-    otters, lanterns = ([1, 0], [1, 0], "Otters sleep in kelp."), ([0, 1], [0, 1], "Lanterns.")
-    assert found == [otters, lanterns, lanterns, otters]
-    await backup.close()
-
-
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    text=st.text(
-        st.sampled_from("灯台の。、!?. \n#-「」aZ9é👩\u202e") | st.characters(codec="utf-8", exclude_characters="\0"),
-        min_size=1,
-        max_size=1500,
-    )
-)
-def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -> None:
-    """Whatever the text, a chunk's offsets slice the original, and the best sentence's offsets slice the chunk."""
-    small = Settings(_env_file=None, chunk_characters=50, chunk_overlap_characters=10)
-    for piece in cut({"id": "d", "title": "T", "text": text}, small):
-        assert piece["text"] == text[piece["start"] : piece["end"]]
-        low, high = best_sentence(piece["text"], {"灯台": 1.0, "a": 2.0})
-        assert 0 <= low < high <= len(piece["text"])
-
-
-def known_by(text: str, title: str = "") -> list[list[str]]:
-    """The words by which the index knows each chunk of a text."""
-    small = Settings(_env_file=None, chunk_characters=60, chunk_overlap_characters=0)
-    return [piece["words"].split() for piece in cut({"id": "d", "title": title or title_of(text), "text": text}, small)]
-
-
-def test_a_chunk_is_known_by_its_title_once() -> None:
-    """A title that was given stands above every chunk; the first line of the text is in the first one already."""
-    rest = "\n\n" + "They sleep in kelp, and hold hands while they do. " * 5
-    assert [words.count("otter") for words in known_by(rest, "Otters")] == [1] * len(known_by(rest))
-    assert [words.count("otter") for words in known_by("# Otters" + rest)] == [1] * len(known_by(rest))
-    assert len(known_by(rest)) > 1
-
-
-def test_a_paragraph_is_no_title() -> None:
-    """Of a text that begins with one the other chunks are not about it."""
-    found = known_by("Zebras graze. " * 9 + "\n\n" + "Otters sleep in kelp, and hold hands while they do. " * 5)
-    assert found[0].count("zebra") > 1
-    assert "zebra" not in found[-1]
-
-
-def chunks(query: Query, *words: str) -> Observed:
-    """Chunks with these words, numbered from 1, as a question sees them."""
-    return observed(query.codes, digests([(n, each, "", None) for n, each in enumerate(words, 1)]))
-
-
-def test_ranking_prefers_more_and_rarer_words() -> None:
-    """More of the question's words, rarer ones, and words side by side rank higher."""
-    query = parse("common rare", tokenizer("auto"))
-    some = chunks(query, "common x y z", "rare x y z", "rare x y common", "x common rare y")
-    found = rank(query, some, Counts(1000, {"common": 500, "rare": 3}, {}), limit=10, thresholds=Thresholds(0.27, 0))
-    assert [place.id for place in found.places] == [4, 3, 2, 1]
-    assert found.answerable
-
-
-def test_words_near_each_other_rank_higher() -> None:
-    """Of chunks that have the same words the one that has them together; its score and its coverage say so."""
-    query = parse("oak elm ash", tokenizer("auto"))
-    far = " ".join(["oak", *["x"] * 9, "elm", *["x"] * 9, "ash"])
-    near = " ".join([*["x"] * 12, "oak", "x", "ash", "x", "elm", *["x"] * 6])
-    counts = Counts(1000, dict.fromkeys(query.words, 3), {})
-    found = rank(query, chunks(query, far, near), counts, limit=2, thresholds=Thresholds(0, 0))
-    assert [place.id for place in found.places] == [2, 1]
-    assert found.places[0].score > found.places[1].score
-    assert found.places[0].coverage > found.places[1].coverage
-
-
-def test_the_thresholds_decide() -> None:
-    """A long question is answerable only if the share and the rare terms reach their least, and both together more."""
-    query = parse("oak elm ash fir", tokenizer("auto"))
-    counts = Counts(1000, dict.fromkeys(query.words, 3), {})
-
-    def judged(share_min: float, terms_min: float, *, empty: bool = False) -> Ranked:
-        some = chunks(query) if empty else chunks(query, "oak elm x y")
-        return rank(query, some, counts, limit=1, thresholds=Thresholds(share_min, terms_min))
-
-    found = judged(0.2, 0.5)
-    assert found.answerable
-    assert not judged(found.share + 0.01, 0).answerable
-    assert not judged(0, found.terms + 0.01).answerable
-    assert not judged(0, 0, empty=True).answerable
-    share, terms = found.share - 0.0001, found.terms - 0.0001  # they are rounded
-    assert judged(share / TOGETHER - 0.01, terms).answerable
-    assert not judged(share / TOGETHER + 0.01, terms).answerable
-    assert judged(share, terms / TOGETHER**2 - 0.01).answerable
-    assert not judged(share, terms / TOGETHER**2 + 0.01).answerable

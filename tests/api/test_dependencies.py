@@ -1,0 +1,47 @@
+"""Credentials in front of the routes."""
+
+import httpx2
+import pytest
+from pydantic import SecretStr
+
+from service.core.settings import Settings
+from service.main import create_app
+from tests.access import SECRET
+from tests.conftest import Serve, Service
+from tests.problems import is_problem
+
+ASK = {"prompt": "Why?", "grounded": False}
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "Bearer x", f"Bearer {SECRET[:-1]}", "Bearer ' OR '1'='1", "Basic !", f"Digest {SECRET}", "Basic Og==", "Bearer"],
+)
+async def test_with_a_secret_every_route_but_health_wants_it(serve: Serve, authorization: str | None) -> None:
+    """Without the right secret there is a 401 with a challenge, on every route of the service."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    headers = {"Authorization": authorization} if authorization else {}
+    async with httpx2.AsyncClient(base_url=service.url, headers=headers) as stranger:
+        for path, methods in create_app(Settings()).openapi()["paths"].items():
+            for method in methods:
+                if not path.startswith("/health") and (method, path) != ("delete", "/auth/session"):
+                    body = ASK if method == "post" else None
+                    is_problem(await stranger.request(method.upper(), path + "?prompt=x&q=x", json=body), 401, "unauthorized")
+        assert (await stranger.get("/ai/logs")).headers["www-authenticate"] == 'Bearer realm="Kotae"'
+        assert (await stranger.get("/health/ready")).status_code == 200
+
+
+async def test_with_a_secret_bearer_and_basic_are_equal(serve: Serve) -> None:
+    """The secret works as a bearer token and as a Basic password, which a browser can send with an EventSource."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET), seeded=True)
+    assert (await service.client.get("/ai/logs")).status_code == 200
+    async with httpx2.AsyncClient(base_url=service.url, auth=("anyone", SECRET)) as browser:
+        assert (await browser.get("/ai/stream", params={"prompt": "返品は何日以内にできますか？"})).status_code == 200
+        assert (await browser.get("/", headers={"Host": "kotae.example"})).status_code == 200
+
+
+async def test_user_id_is_believed_in_open_mode(service: Service) -> None:
+    """In open mode the account goes to whom the body names."""
+    await service.client.post("/ai/test", json=ASK | {"user_id": "alice"})
+
+    assert (await service.row())["user_id"] == "alice"

@@ -1,0 +1,87 @@
+"""Uploads: encodings, several files, limits, samples, pages of the list."""
+
+import pytest
+
+from tests.conftest import Serve
+from tests.end_to_end.test_grounding import EN, JA
+
+FILES = {
+    "utf-8": ("案内.txt", JA.encode()),
+    "utf-8-sig": ("bom.txt", JA.encode("utf-8-sig")),
+    "utf-16": ("wide.txt", JA.encode("utf-16")),
+    "cp932": ("sjis.txt", JA.encode("cp932")),
+    "euc_jp": ("euc.md", JA.encode("euc-jp")),
+}
+
+
+@pytest.mark.parametrize("encoding", FILES)
+async def test_files_in_every_usual_encoding(serve: Serve, encoding: str) -> None:
+    """A file is read in its own encoding, which the answer names; its text is what was written."""
+    service = await serve()
+    response = await service.client.post("/ai/upload", files={"files": FILES[encoding]})
+
+    document = response.json()
+    assert (response.status_code, document["encoding"], document["created"]) == (201, encoding, True)
+    assert (await service.client.get(f"/ai/documents/{document['document_id']}")).json()["text"] == JA
+    assert document["characters"] == len(JA)
+    assert document["title"] == FILES[encoding][0]
+
+
+async def test_several_files_are_stored_together_or_not_at_all(serve: Serve) -> None:
+    """One file that is not text refuses the whole upload, with its name and the reason, and nothing is stored."""
+    service = await serve()
+    good, image = ("files", ("good.txt", EN.encode())), ("files", ("photo.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"))
+    refused = await service.client.post("/ai/upload", files=[good, image])
+    nothing = (await service.client.get("/ai/documents")).json()["items"]
+    stored = (await service.client.post("/ai/upload", files=[good, ("files", FILES["cp932"])])).json()["items"]
+
+    assert (refused.status_code, refused.json()["code"]) == (415, "not_text")
+    assert "photo.png" in refused.json()["detail"]
+    assert nothing == []
+    assert [document["title"] for document in stored] == ["good.txt", "sjis.txt"]
+
+
+async def test_the_same_text_twice_is_one_document(serve: Serve) -> None:
+    """Given again, under another name and in another encoding, it is found instead of stored."""
+    service = await serve()
+    first = (await service.client.post("/ai/upload", files={"files": FILES["utf-8"]})).json()
+    again = await service.client.post("/ai/upload", files={"files": FILES["cp932"]})
+
+    assert (again.status_code, again.json()["created"], again.json()["document_id"]) == (200, False, first["document_id"])
+    assert len((await service.client.get("/ai/documents")).json()["items"]) == 1
+
+
+async def test_uploads_have_limits(serve: Serve) -> None:
+    """A file, a number of files and a number of documents over their limits are refused with the limit."""
+    service = await serve(upload_file_bytes_max=1000, upload_files_max=2, documents_max=1)
+    large = await service.client.post("/ai/upload", files={"files": ("large.txt", b"word " * 300)})
+    many = await service.client.post("/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(3)])
+    both = await service.client.post("/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(2)])
+
+    assert [large.json()["code"], many.json()["code"], both.json()["code"]] == ["too_large", "too_large", "documents_full"]
+    assert (await service.client.get("/ai/documents")).json()["items"] == []
+
+
+async def test_seeding_twice_changes_nothing(serve: Serve) -> None:
+    """POST /seed gives the same documents again, none of them new."""
+    service = await serve()
+    first = (await service.client.post("/seed")).json()["items"]
+    second = (await service.client.post("/seed")).json()["items"]
+
+    assert [document["document_id"] for document in first] == [document["document_id"] for document in second]
+    assert {document["created"] for document in second} == {False}
+
+
+async def test_documents_are_listed_by_pages(serve: Serve) -> None:
+    """Newest first, each once, to the end."""
+    service = await serve(seeded=True)
+    seen, params = [], {"limit": "4"}
+    while True:
+        page = (await service.client.get("/ai/documents", params=params)).json()
+        seen += [document["document_id"] for document in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        params["cursor"] = page["next_cursor"]
+
+    assert seen == sorted(set(seen), reverse=True)
+    assert len(seen) == 10

@@ -1,0 +1,27 @@
+"""Health and metrics."""
+
+from tests.conftest import Service
+from tests.problems import is_problem
+
+ASK = {"prompt": "Why?", "grounded": False}
+
+
+async def test_health_and_metrics(service: Service) -> None:
+    """Live, ready with the state of its parts, and metrics that count what happened."""
+    await service.client.post("/ai/test", json=ASK)
+    ready = await service.client.get("/health/ready")
+    metrics = (await service.client.get("/metrics")).text
+
+    assert (await service.client.get("/health/live")).json() == {"status": "live"}
+    assert (ready.status_code, ready.json()["status"], ready.json()["database"]) == (200, "ready", "ok")
+    assert 'kotae_answers_total{endpoint="/ai/test",status="completed",usage_source="provider"} 1.0' in metrics
+    assert 'kotae_http_requests_total{method="POST",route="/ai/test",status="200"} 1.0' in metrics
+
+
+async def test_ready_says_that_it_stops(service: Service) -> None:
+    """From the first signal on the service is not ready, and refuses new answers."""
+    service.rooms.answers.refuse_new()
+    response = await service.client.get("/health/ready")
+
+    assert (response.status_code, response.json()["status"]) == (503, "stopping")
+    assert is_problem(await service.client.post("/ai/test", json=ASK), 503, "shutting_down")["retry_after"] == 2

@@ -1,0 +1,33 @@
+"""The pages: what they load, and where they redirect without a credential."""
+
+import re
+from contextlib import aclosing
+
+from tests.access import client, make_key
+from tests.api.test_sessions import signed_in
+from tests.conftest import Serve, Service
+
+
+async def test_the_docs_page_loads_nothing_from_elsewhere(service: Service) -> None:
+    """Swagger UI comes from the service itself."""
+    page = (await service.client.get("/docs")).text
+    links = re.findall(r'(?:src|href)="([^"]+)"', page)
+
+    assert "//" not in "".join(links)
+    for link in links:
+        assert (await service.client.get(link)).status_code == 200
+    assert (await service.client.get("/openapi.json")).json()["info"]["title"] == "Kotae"
+
+
+async def test_pages_lead_to_the_sign_in(serve: Serve) -> None:
+    """Without a credential the page sends to `/signin`, which loads nothing from elsewhere; with one it opens."""
+    service = await serve(auth="keys")
+    async with aclosing(await signed_in(service, await make_key(service, "alice"))) as browser, client(service) as stranger:
+        away = await stranger.get("/")
+        assert (away.status_code, away.headers["location"]) == (303, "signin")
+        page = await stranger.get("/signin")
+        assert (await browser.get("/")).status_code == page.status_code == 200
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+        assert "http" not in page.text.replace("http-equiv", "")
+        assert (await stranger.get("/web/signin.js")).status_code == 200
+        assert "Basic" not in (await stranger.get("/ai/logs")).headers["www-authenticate"]

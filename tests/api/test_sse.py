@@ -1,0 +1,58 @@
+"""Event streams on the socket: slow readers and silence."""
+
+import asyncio
+import socket
+from urllib.parse import urlsplit
+
+from tests.conftest import Serve
+from tests.fakes.provider import Behaviour, ProviderFake
+from tests.sse import Parser, text_of
+from tests.streams import begin, everything
+
+
+async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(serve: Serve, fake: ProviderFake) -> None:
+    """After send_seconds_max its connection is gone, the answer has ended as ever, and a new reader gets all of it."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", send_seconds_max=0.3, send_buffer_bytes=4096)
+    fake.next(Behaviour(chunks=20_000, chunks_per_write=0))
+    started = await begin(service)
+    where = urlsplit(service.url)
+    with socket.socket() as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.connect((where.hostname, where.port))
+        connections = service.server.server_state.connections
+        known = set(connections)
+        stalled.sendall(f"GET {started['events_url']} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode())
+        async with asyncio.timeout(10):
+            while not connections - known:
+                await asyncio.sleep(0)
+            (connection,) = connections - known
+            waiting = []
+            while connection in connections:
+                waiting.append(connection.transport.get_write_buffer_size())
+                await asyncio.sleep(0.01)
+
+        whole = await everything(service, f"/ai/answers/{started['id']}/events")
+
+    assert 0 < max(waiting) <= 16_384 * 2 + 8192
+    assert text_of(whole) == fake.calls[0].text
+    assert (await service.row())["status"] == "completed"
+
+
+async def test_silence_is_filled_with_comments(serve: Serve, fake: ProviderFake) -> None:
+    """While the provider says nothing, comments keep the connection awake; retry is said once."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", ping_seconds=0.05)
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after=1))
+    parser, found = Parser(), []
+    async with service.client.stream("GET", "/ai/stream", params={"prompt": "x", "grounded": "false"}) as response:
+        data = b""
+        async for piece in response.aiter_raw():
+            data += piece
+            found += parser.feed(piece)
+            if len(parser.comments) > 2:
+                held.set()
+
+    assert set(parser.comments) == {"ping"}
+    assert data.startswith(b"retry: 2000\nevent: start\n")
+    assert data.count(b"retry:") == 1
+    assert found[-1].name == "done"

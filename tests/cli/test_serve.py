@@ -1,0 +1,32 @@
+"""`kotae serve`: refusals to start, and limits of the process."""
+
+import resource
+from pathlib import Path
+
+from tests.process import kotae, serving
+
+
+async def test_known_mistakes_are_one_line(tmp_path: Path) -> None:
+    """A bad setting, a missing schema and an absent service end a command with one line, never a traceback."""
+    bad = await kotae("serve", data_dir=tmp_path, KOTAE_PORT="many")
+    beyond = await kotae("serve", data_dir=tmp_path, KOTAE_HOST="0.0.0.0")
+    unmigrated = await kotae("serve", "--port", "0", data_dir=tmp_path)
+    absent = await kotae("ask", "x", "--url", "http://127.0.0.1:9", data_dir=tmp_path)
+
+    for (code, _, said), told in zip(
+        (bad, beyond, unmigrated, absent), ("KOTAE_PORT", "KOTAE_AUTH", "kotae migrate", "no service"), strict=True
+    ):
+        assert code != 0
+        assert told in said
+        assert "Traceback" not in said
+
+
+async def test_it_may_open_as_many_files_as_it_is_allowed(tmp_path: Path) -> None:
+    """A low soft limit, as most systems have it, does not bound the answers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        async with serving(tmp_path) as service:
+            assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

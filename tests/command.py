@@ -1,0 +1,14 @@
+"""The command line in the process of the tests."""
+
+import anyio.to_thread
+from typer.testing import CliRunner
+
+from service.cli.app import app
+
+
+async def command(*arguments: str) -> str:
+    """What a command prints."""
+    done = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(app, arguments))
+    if done.exception:
+        raise done.exception
+    return done.output

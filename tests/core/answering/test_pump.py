@@ -1,0 +1,248 @@
+"""The provider call of an answer: failures, retries, deadlines, readers who leave, usage."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from tests.conftest import Serve, Service
+from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
+from tests.sse import events, text_of
+from tests.streams import begin, reading, streamed
+
+FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
+
+
+async def test_a_client_that_leaves_is_drained_when_asked(serve: Serve, fake: ProviderFake) -> None:
+    """With drain_seconds the rest is read, and the exact usage is on the row."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", drain_seconds=20)
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after=3))
+    async with service.client.stream("POST", "/ai/stream", json=FREE) as response, aclosing(events(response)) as stream:
+        await anext(stream)
+        await fake.wait_calls(1)
+    held.set()
+
+    row = await service.row()
+    assert (row["status"], row["usage_source"]) == ("completed", "provider")
+    assert row["response"] == fake.calls[0].text
+
+
+FAILURES: list[tuple[str, Behaviour, int, str, str, str]] = [
+    ("500", Behaviour(status=500), 502, "provider_error", "provider_error", "unknown"),
+    ("500 without body", Behaviour(status=500, body=b""), 502, "provider_error", "provider_error", "unknown"),
+    ("500 with an endless body", Behaviour(status=500, body=b"x" * 50_000_000), 502, "provider_error", "provider_error", "unknown"),
+    ("500 with a compressed body", Behaviour(status=500, gzip=True), 502, "provider_error", "provider_error", "unknown"),
+    ("401", Behaviour(status=401), 502, "provider_refused", "provider_error", "unknown"),
+    ("404", Behaviour(status=404), 502, "provider_refused", "provider_error", "unknown"),
+    ("400", Behaviour(status=400), 400, "provider_rejected", "provider_error", "unknown"),
+    ("504", Behaviour(status=504), 504, "provider_timeout", "timeout", "unknown"),
+    ("429 for long", Behaviour(status=429, retry_after=60), 503, "provider_busy", "provider_error", "unknown"),
+    ("cut before headers", Behaviour(cut_after="request"), 502, "provider_cut", "provider_error", "unknown"),
+    ("HTML", Behaviour(body=b"<html>", content_type="text/html"), 502, "provider_invalid", "provider_error", "unknown"),
+    ("silence", Behaviour(hang_after="request"), 504, "provider_timeout", "timeout", "unknown"),
+    ("gzip", Behaviour(gzip=True), 502, "provider_invalid", "provider_error", "unknown"),
+]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "http_status", "code", "status", "source"), [case[1:] for case in FAILURES], ids=[case[0] for case in FAILURES]
+)
+async def test_a_failed_plain_answer_is_a_problem_and_a_row(
+    serve: Serve, fake: ProviderFake, behaviour: Behaviour, http_status: int, code: str, status: str, source: str
+) -> None:
+    """Whatever the provider does, the caller gets a typed problem and the log one row with the right status."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3)
+    fake.next(behaviour)
+
+    response = await service.client.post("/ai/test", json=FREE)
+
+    problem, row = response.json(), await service.row()
+    assert (response.status_code, problem["status"], problem["code"]) == (http_status, http_status, code)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["request_id"] == row["request_id"] == response.headers["x-request-id"]
+    assert problem["answer_id"] == row["id"]
+    assert (row["status"], row["error_code"], row["usage_source"]) == (status, code, source)
+    assert row["prompt_tokens"] is row["estimated_cost"] is None
+    assert row["attempts"] == 1
+
+
+STREAM_FAILURES: list[tuple[str, Behaviour, str, str]] = [
+    ("cut by RST", Behaviour(cut="rst", cut_after=3, gap=0.01), "provider_cut", "provider_error"),
+    ("cut by FIN", Behaviour(cut_after=3), "provider_cut", "provider_error"),
+    ("cut inside a line", Behaviour(cut_after=3, cut_inside=True), "provider_cut", "provider_error"),
+    ("a clean end too early", Behaviour(finish_reason="absent"), "provider_cut", "provider_error"),
+    ("the same without [DONE]", Behaviour(finish_reason="absent", done=False, usage=None), "provider_cut", "provider_error"),
+    ("the same, ended by the connection", Behaviour(cut_after=3, framing="close"), "provider_cut", "provider_error"),
+    ("an error event", Behaviour(error_after=3), "provider_error", "provider_error"),
+    ("broken JSON", Behaviour(malformed_after=3), "provider_invalid", "provider_error"),
+    ("broken UTF-8", Behaviour(invalid_utf8_after=3), "provider_invalid", "provider_error"),
+    ("silence in the middle", Behaviour(hang_after=3), "provider_timeout", "timeout"),
+    ("a huge line", Behaviour(huge_line_after=3, huge_line_bytes=3_000_000), "provider_invalid", "provider_error"),
+]
+
+
+@pytest.mark.parametrize(("behaviour", "code", "status"), [case[1:] for case in STREAM_FAILURES], ids=[case[0] for case in STREAM_FAILURES])
+async def test_a_stream_that_fails_says_so_and_is_accounted(
+    serve: Serve, fake: ProviderFake, behaviour: Behaviour, code: str, status: str
+) -> None:
+    """After byte one an error is a `failure` event; the row keeps the text so far, with estimated usage."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3)
+    fake.next(behaviour)
+
+    found = await streamed(service)
+
+    row = await service.row()
+    assert found[-1].name == "failure"
+    assert (found[-1].json["code"], found[-1].json["answer_id"]) == (code, row["id"])
+    assert (row["status"], row["error_code"]) == (status, code)
+    assert row["usage_source"] == ("provider" if code == "provider_cut" and fake.calls[0].usage else "estimated")
+    assert row["response"] == text_of(found)
+    assert row["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("usage", [None, "null", "negative", "huge"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_usage_that_was_not_told_is_estimated(service: Service, fake: ProviderFake, usage: Any, stream: bool) -> None:
+    """A completed answer without a credible usage is estimated from its texts, and says so."""
+    fake.next(Behaviour(usage=usage))
+
+    if stream:
+        await streamed(service)
+    else:
+        await service.client.post("/ai/test", json=FREE)
+
+    row = await service.row()
+    assert (row["status"], row["usage_source"]) == ("completed", "estimated")
+    assert 5 < row["prompt_tokens"] < 60
+    assert 5 < row["completion_tokens"] < 60
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        Behaviour(usage_place="every"),
+        Behaviour(usage_place="finish"),
+        Behaviour(usage_times=2),
+        Behaviour(newline="\r\n"),
+        Behaviour(newline="\r"),
+        Behaviour(bytes_per_write=1),
+        Behaviour(chunks_per_write=0),
+        Behaviour(role="null", extra=True, empty_choices=True, comments=True),
+        Behaviour(done=False),
+        Behaviour(finish_with_text=True),
+        Behaviour(framing="close"),
+        Behaviour(cut_after="usage"),
+        Behaviour(finish_reason="length"),
+    ],
+    ids=lambda behaviour: repr(behaviour)[:0] or None,
+)
+async def test_unusual_but_whole_streams_are_completed(service: Service, fake: ProviderFake, behaviour: Behaviour) -> None:
+    """What real servers do beside the letter changes neither text nor account."""
+    fake.next(behaviour)
+
+    found = await streamed(service)
+
+    row = await service.row()
+    assert (row["status"], row["usage_source"]) == ("completed", "provider")
+    assert text_of(found) == row["response"] == default_text(FREE["prompt"])
+    assert row["total_tokens"] == fake.calls[0].usage["total_tokens"]
+
+
+async def test_a_provider_that_cannot_be_reached_cost_nothing(serve: Serve, fake: ProviderFake) -> None:
+    """No connection: every attempt is counted, the row is 0 because the provider was never called."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", provider_attempts_max=2)
+    async with fake.away():
+        response = await service.client.post("/ai/test", json=FREE)
+
+    row = await service.row()
+    assert (response.status_code, response.json()["code"]) == (502, "provider_unreachable")
+    assert (row["attempts"], row["usage_source"], row["total_tokens"], row["estimated_cost"]) == (2, "none", 0, "0")
+
+
+async def test_a_busy_provider_is_tried_again(service: Service, fake: ProviderFake) -> None:
+    """What was refused before any answer is tried again by us, and each try is counted."""
+    fake.next(Behaviour(status=429, retry_after=0), Behaviour(status=503, body=b"", retry_after=0))
+
+    response = await service.client.post("/ai/test", json=FREE)
+
+    assert response.status_code == 200
+    assert response.json()["attempts"] == len(fake.calls) == 3
+
+
+async def test_an_answer_has_a_deadline(serve: Serve, fake: ProviderFake) -> None:
+    """An endless answer ends at answer_seconds_max, as a timeout with what was said."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", answer_seconds_max=0.4)
+    fake.next(Behaviour(endless=True, gap=0.02))
+
+    found = await streamed(service)
+
+    row = await service.row()
+    assert found[-1].json["code"] == "provider_timeout"
+    assert (row["status"], row["usage_source"]) == ("timeout", "estimated")
+    assert await fake.wait_ended(fake.calls[0]) is Ending.ABORTED
+
+
+async def test_an_answer_has_a_greatest_length(serve: Serve, fake: ProviderFake) -> None:
+    """A text beyond answer_bytes_max ends the answer; memory stays bounded."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", answer_bytes_max=2000)
+    fake.next(Behaviour(endless=True))
+
+    found = await streamed(service)
+
+    assert found[-1].json["code"] == "provider_invalid"
+    assert len((await service.row())["response"].encode()) <= 2000 + 65_536
+
+
+async def test_a_stream_whose_rest_is_dear_is_not_drained(serve: Serve, fake: ProviderFake) -> None:
+    """Beyond the cost cap the provider is stopped at once, though drain_seconds would allow to read on."""
+    service = await serve(openai_base_url=fake.base_url, model="gpt-4o-mini", drain_seconds=20, drain_cost_usd_max="0.0001")
+    fake.next(Behaviour(hang_after=3))
+    async with service.client.stream("POST", "/ai/stream", json=FREE) as response, aclosing(events(response)) as stream:
+        await anext(stream)
+        await fake.wait_chunks((await fake.wait_calls(1))[0], 3)
+
+    assert await fake.wait_ended(fake.calls[0], 2) is Ending.ABORTED
+    assert (await service.row())["status"] == "client_gone"
+
+
+async def test_the_error_of_estimates_is_kept(serve: Serve, fake: ProviderFake) -> None:
+    """Of a sample of completed answers the estimate is compared with what the provider said."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", estimate_share=1)
+    fake.next(Behaviour(usage=None))
+    await service.client.post("/ai/test", json=FREE)
+    for _ in range(3):
+        await service.client.post("/ai/test", json=FREE)
+    async with asyncio.timeout(10):
+        while 'kotae_estimate_error_ratio_count{kind="completion"} 3.0' not in (await service.client.get("/metrics")).text:
+            await asyncio.sleep(0.01)
+
+
+async def test_an_answer_outlives_its_last_reader_for_a_while(serve: Serve, fake: ProviderFake) -> None:
+    """The pump goes on for resume_seconds without a reader, then stops as client_gone."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0.2)
+    fake.next(Behaviour(hang_after=2))
+    started = await begin(service)
+    async with reading(service, started["events_url"]) as stream:
+        await anext(stream)
+    (pump,) = service.rooms.answers._pumps.values()
+    async with asyncio.timeout(10):
+        while pump.stream.readers:
+            await asyncio.sleep(0.001)
+    assert pump._ending is None
+
+    await fake.wait_idle()
+
+    assert (await service.row())["status"] == "client_gone"
+
+
+async def test_an_answer_that_nobody_fetches_is_given_up(serve: Serve, fake: ProviderFake) -> None:
+    """Without a reader an answer ends when its ticket does; who asks for it keeps it going."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0, ticket_seconds=0.2)
+    fake.default = Behaviour(hang_after=2)
+    await begin(service)
+
+    await fake.wait_idle()
+
+    assert (await service.row())["status"] == "client_gone"
