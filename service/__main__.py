@@ -12,8 +12,15 @@ that is what the event loop waits for when its turn comes, thousands of times a 
 """
 
 import gc
-import importlib
 import sys
+from typing import TYPE_CHECKING
+
+from service.core.lazy import LazyModule, load_module
+
+if TYPE_CHECKING:
+    from service.cli import app
+else:
+    app = LazyModule("service.cli.app")
 
 THRESHOLDS = 1_000, 1_000, 50
 SWITCH_SECONDS = 0.0005
@@ -22,12 +29,12 @@ SWITCH_SECONDS = 0.0005
 def main() -> None:
     """Load the command line, and run it."""
     gc.disable()
-    commands = importlib.import_module("service.cli.app")
+    load_module(app)
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)
     gc.enable()
     sys.setswitchinterval(SWITCH_SECONDS)
-    commands.main()
+    app.main()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Wires a service from settings, in one place and one order, and takes it apart in the reverse one."""
 
 import asyncio
-import importlib
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from threading import Thread
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import anyio
 from fastapi import FastAPI
@@ -28,6 +27,7 @@ from service.core.auth.tickets import SignedTickets, load_key
 from service.core.database.engine import Database
 from service.core.documents.chunk_workers import cutter
 from service.core.errors import KotaeError
+from service.core.lazy import LazyModule, load_module
 from service.core.ports import Embedder, Near, Worker
 from service.core.pricing import PriceBook
 from service.core.providers.embedders import embedder_of
@@ -47,6 +47,13 @@ from service.workers.recovery import Recovery
 from service.workers.reindexing import Reindexing
 from service.workers.warming import Warming
 from service.workers.writer import Writer
+
+if TYPE_CHECKING:
+    from service.core.search import embeddings
+    from service.workers import embedding
+else:
+    embeddings = LazyModule("service.core.search.embeddings")
+    embedding = LazyModule("service.workers.embedding")
 
 HOLD_SECONDS = 30  # how long a quota is held beyond the deadline of its answer, should nobody say how that ended
 SDK_SECONDS = 0.1  # after everything else
@@ -207,13 +214,12 @@ async def _vectors(
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> Near:
-    """What finds chunks by meaning, and the worker that fills it. Imported when it is asked for: numpy takes a while to load."""
-    embedding = await anyio.to_thread.run_sync(importlib.import_module, "service.workers.embedding")
+    """The vectors that find chunks by meaning, and the worker that fills them."""
+    await anyio.to_thread.run_sync(load_module, embedding)
     stack.push_async_callback(embedder.aclose)
-    vectors = embedding.Vectors(database, embedder, queue, prices, attempts_max=settings.provider_attempts_max)
+    vectors = embeddings.Vectors(database, embedder, queue, prices, attempts_max=settings.provider_attempts_max)
     _start(embedding.Embedding(vectors), workers, stack)
-    near: Near = vectors
-    return near
+    return vectors
 
 
 async def _with_local_model(settings: Settings, workers: dict[str, Worker], stack: AsyncExitStack) -> Settings:

@@ -6,12 +6,11 @@ recall at k (is a relevant text among the first k), the mean reciprocal rank and
 first ten. A text found by several chunks counts once, where it first stands.
 """
 
-import importlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -24,10 +23,16 @@ from service.core.documents import library
 from service.core.errors import SettingsInvalid
 from service.core.grounding import prompt
 from service.core.grounding.extraction import quote
+from service.core.lazy import LazyModule, load_module
 from service.core.ports import Embedder, Near
 from service.core.search import fts5_merge
 from service.core.search.service import Retrieval
 from service.core.settings import Settings
+
+if TYPE_CHECKING:
+    from service.core.search import embeddings
+else:
+    embeddings = LazyModule("service.core.search.embeddings")
 
 STORED_AT_ONCE = 50
 HITS = 30  # of a search: enough for ten texts
@@ -155,18 +160,15 @@ async def _index(database: Database, settings: Settings, corpus: Sequence[Text],
 
 
 async def _embed(database: Database, embedder: Embedder, most: int, progress: Progress) -> Near:
-    # Loaded when it is asked for: numpy takes a while.
-    vectors = (await anyio.to_thread.run_sync(importlib.import_module, "service.core.search.embeddings")).Vectors(
-        database, embedder, None, None
-    )
+    await anyio.to_thread.run_sync(load_module, embeddings)
+    vectors = embeddings.Vectors(database, embedder, None, None)
     await vectors.load()
     after, done = "", 0
     while texts := await vectors.missing(after):
         await vectors.make(texts)
         after, done = texts[-1].content_hash, done + len(texts)
         progress("vectors", done, most)
-    near: Near = vectors
-    return near
+    return vectors
 
 
 class _Asking:

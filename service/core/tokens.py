@@ -8,16 +8,21 @@ letters without a space), whatever the length of a run. The library refuses text
 are counted in slices, which can split a token at each border: at most one too many per `SLICE_CHARACTERS`.
 """
 
-import importlib
 import math
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import anyio.to_thread
 
+from service.core.lazy import LazyModule
 from service.core.ports import Message
 from service.core.pricing import Usage
+
+if TYPE_CHECKING:
+    import bpe_openai
+else:
+    bpe_openai = LazyModule("bpe_openai")
 
 SLICE_CHARACTERS = 50_000
 INLINE_CHARACTERS = 4_000  # below this, counting takes about a millisecond at most, and no thread is needed
@@ -26,8 +31,22 @@ REPLY_TOKENS = 3
 TEMPLATE_TOKENS = 16  # more than any chat template we know of puts around a message, or around all of them
 
 _CL100K = ("gpt-4-", "gpt-3.5", "text-embedding-")
+
+
+class Encoding(Protocol):
+    """What is used of an encoding of `bpe_openai`, which is not typed."""
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The tokens of a text; special tokens in it are plain text."""
+        ...
+
+    def decode(self, tokens: list[int], *, errors: str) -> str:
+        """The text of some tokens."""
+        ...
+
+
 _loading = threading.Lock()
-_encodings: dict[str, Any] = {}
+_encodings: dict[str, Encoding] = {}
 
 
 def encoding_name(model: str) -> str:
@@ -36,14 +55,13 @@ def encoding_name(model: str) -> str:
     return "cl100k_base" if name == "gpt-4" or name.startswith(_CL100K) else "o200k_base"
 
 
-def load(model: str = "") -> Any:
+def load(model: str = "") -> Encoding:
     """The encoding of a model, loaded if it is not. Takes about a second the first time."""
     name = encoding_name(model)
     if name not in _encodings:
         with _loading:
             if name not in _encodings:
-                # By name, because an import at the top would make every start pay for it.
-                _encodings[name] = importlib.import_module("bpe_openai").get_encoding(name)
+                _encodings[name] = bpe_openai.get_encoding(name)
     return _encodings[name]
 
 
@@ -92,12 +110,11 @@ def cut(text: str, tokens_max: int, model: str = "") -> str:
     ids = _encode(text[: min(len(text), tokens_max * 128, SLICE_CHARACTERS)], model)
     if len(ids) <= tokens_max:
         return text
-    return str(load(model).decode(ids[:tokens_max], errors="ignore"))
+    return load(model).decode(ids[:tokens_max], errors="ignore")
 
 
 def _encode(text: str, model: str) -> list[int]:
-    found: list[int] = load(model).encode_ordinary(text)
-    return found
+    return load(model).encode_ordinary(text)
 
 
 def _slices(text: str) -> list[str]:

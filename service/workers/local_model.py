@@ -26,12 +26,19 @@ from contextlib import suppress
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from service.core.errors import SettingsInvalid
+from service.core.lazy import LazyModule, load_module
 from service.core.settings import child_environment
 from service.core.telemetry import log
+
+if TYPE_CHECKING:
+    import xllamacpp
+else:
+    xllamacpp = LazyModule("xllamacpp")
 
 ALIAS = "smollm2"  # the model's name on the wire
 SLOTS = 2  # answers generated at once
@@ -252,10 +259,8 @@ def find_weights() -> Path:
 
 def serve_model(port: int, api_key: str) -> None:
     """In the child: serve the weights until standard input ends. Prints the address once requests are taken."""
-    # The one door to the runtime, and the one import that waits for its use: it may not be installed, and only the child
-    # may load it.
     try:
-        import xllamacpp  # noqa: PLC0415
+        load_module(xllamacpp)
     except ImportError as error:
         sys.exit(f"{RUNTIME} cannot be loaded: {error}; if it is about libgomp.so.1, on Debian and Ubuntu: apt install libgomp1")
 

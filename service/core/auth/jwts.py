@@ -11,19 +11,24 @@ set cannot be read, the keys that are known stay good for `STALE_SECONDS`; witho
 """
 
 import asyncio
-import importlib
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import msgspec
 
 from service.core.auth.principals import Role
 from service.core.errors import JwksUnavailable, SettingsInvalid, Unauthorized
+from service.core.lazy import LazyModule, load_module
 from service.core.settings import Settings
 from service.core.telemetry import log
+
+if TYPE_CHECKING:
+    import jwt
+else:
+    jwt = LazyModule("jwt")
 
 FRESH_SECONDS = 300.0
 AGAIN_SECONDS = 10.0
@@ -63,8 +68,8 @@ class Jwts:
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
         self._url = settings.jwt_jwks_url
         self._fetch, self._clock = fetch or _get, clock
-        self._jwt = load()
-        self._keys: dict[str, Any] = {}  # PyJWK by kid
+        load_module(jwt)  # not in the first request
+        self._keys: dict[str, jwt.PyJWK] = {}  # by kid
         self._read_at: float | None = None  # when the keys that we have were read
         self._tried_at: float | None = None
         self._reading = asyncio.Lock()
@@ -72,14 +77,14 @@ class Jwts:
     async def verify(self, token: str) -> Claims:
         """What the token says. Raises `Unauthorized`, or `JwksUnavailable` when nobody can tell."""
         try:
-            header = self._jwt.get_unverified_header(token)
-        except self._jwt.PyJWTError as error:
+            header = jwt.get_unverified_header(token)
+        except jwt.PyJWTError as error:
             raise Unauthorized(_WRONG) from error
         if header.get("alg") != self._algorithm or not _FOREIGN.isdisjoint(header):
             raise Unauthorized(_WRONG)
         key = self._secret if self._secret is not None else await self._key(header.get("kid"))
         try:
-            claims = self._jwt.decode(
+            claims = jwt.decode(
                 token,
                 key,
                 algorithms=[self._algorithm],
@@ -87,7 +92,7 @@ class Jwts:
                 audience=self._audience,
                 options={"require": ["exp", "iss", "aud", self._user_claim]},
             )
-        except (self._jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
             raise Unauthorized(_WRONG) from error
         return self._read(claims)
 
@@ -103,7 +108,7 @@ class Jwts:
             raise Unauthorized(_WRONG)
         return Claims(user_id, role, float(claims["exp"]))
 
-    async def _key(self, kid: object) -> Any:
+    async def _key(self, kid: object) -> "jwt.PyJWK":
         """The key of this name; without a name, the only one there is."""
         if kid is not None and not isinstance(kid, str):
             raise Unauthorized(_WRONG)
@@ -118,7 +123,7 @@ class Jwts:
             raise Unauthorized(_WRONG)
         return found
 
-    def _find(self, kid: str | None) -> Any | None:
+    def _find(self, kid: str | None) -> "jwt.PyJWK | None":
         if kid is None:
             return next(iter(self._keys.values())) if len(self._keys) == 1 else None
         return self._keys.get(kid)
@@ -140,9 +145,9 @@ class Jwts:
             return
         self._keys, self._read_at = keys, at
 
-    def _usable(self, found: Any) -> dict[str, Any]:
+    def _usable(self, found: Any) -> "dict[str, jwt.PyJWK]":
         """The keys of a set that may sign with our algorithm. Raises `ValueError` if it has none."""
-        keys: dict[str, Any] = {}
+        keys: dict[str, jwt.PyJWK] = {}
         entries = found.get("keys") if isinstance(found, dict) else None
         for n, entry in enumerate(entries[:KEYS_MAX] if isinstance(entries, list) else []):
             if not isinstance(entry, dict) or entry.get("kty") != _FAMILIES[self._algorithm[:2]]:
@@ -150,8 +155,8 @@ class Jwts:
             if entry.get("use", "sig") != "sig" or entry.get("alg", self._algorithm) != self._algorithm:
                 continue
             try:
-                keys[str(entry.get("kid", f"#{n}"))] = self._jwt.PyJWK(entry, self._algorithm)
-            except self._jwt.PyJWTError:
+                keys[str(entry.get("kid", f"#{n}"))] = jwt.PyJWK(entry, self._algorithm)
+            except jwt.PyJWTError:
                 continue
         if not keys:
             raise ValueError("the set has no key that fits")
@@ -171,12 +176,7 @@ def mint(settings: Settings, user_id: str, role: Role, seconds: float) -> str:
         "iat": at,
         "exp": at + timedelta(seconds=seconds),
     }
-    return str(load().encode(claims, settings.jwt_secret.get_secret_value(), settings.jwt_algorithm))
-
-
-def load() -> Any:
-    """PyJWT, by name, for those who are configured to need it: with cryptography it takes 40 ms and 10 MB."""
-    return importlib.import_module("jwt")
+    return jwt.encode(claims, settings.jwt_secret.get_secret_value(), settings.jwt_algorithm)
 
 
 async def _get(url: str) -> bytes:

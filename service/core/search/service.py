@@ -8,20 +8,25 @@ Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, those of `inde
 `LIMIT_MAX` chunks returned.
 """
 
-import importlib
 import threading
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import anyio
 import sqlalchemy as sa
 
 from service.core.database.engine import Database
+from service.core.lazy import LazyModule
 from service.core.ports import Near
 from service.core.search.results import Found
 from service.core.settings import Settings
 from service.core.text.tokenizer import tokenizer
+
+if TYPE_CHECKING:
+    from service.core.search import engine
+else:
+    engine = LazyModule("service.core.search.engine")
 
 QUERY_CHARACTERS_MAX = 20_000
 SEARCHES_AT_ONCE = 1
@@ -50,8 +55,7 @@ class Retrieval:
         nearness = await self._near.near(query) if self._near and query.strip() else None
 
         def look(connection: sa.Connection) -> Found:
-            found: Found = self._search.find(connection, query, user_id=user_id, within=within, limit=limit, nearness=nearness)
-            return found
+            return self._search.find(connection, query, user_id=user_id, within=within, limit=limit, nearness=nearness)
 
         async with self._turn:
             return await self._database.look(look)
@@ -69,7 +73,7 @@ class Retrieval:
         stop = threading.Event()  # the end of the process would wait for the thread
 
         def read(connection: sa.Connection) -> int:
-            return int(self._search.warm(connection, stop))
+            return self._search.warm(connection, stop)
 
         try:
             return await self._database.look(read)
@@ -77,7 +81,5 @@ class Retrieval:
             stop.set()
 
     @cached_property
-    def _search(self) -> Any:
-        # Loaded at the first search: numpy is 10 MiB and a tenth of a second, and many a service never searches.
-        search = importlib.import_module("service.core.search.engine")
-        return search.Search(tokenizer(self._settings.dictionary), self._settings)
+    def _search(self) -> "engine.Search":
+        return engine.Search(tokenizer(self._settings.dictionary), self._settings)

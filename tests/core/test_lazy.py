@@ -1,0 +1,110 @@
+"""Modules that are imported at first use: which, where they are declared, and when they are loaded."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import service
+from service.core.lazy import MODULES, LazyModule
+
+PACKAGE = Path(service.__file__).parent
+SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def test_only_lazy_imports_modules_by_name() -> None:
+    """No other file of the service mentions `import_module` or `__import__`."""
+    dynamic = {"import_module", "__import__"}
+    files = [
+        file
+        for file, tree in SOURCES.items()
+        if dynamic & {getattr(node, "id", getattr(node, "attr", getattr(node, "name", None))) for node in ast.walk(tree)}
+    ]
+
+    assert files == ["core/lazy.py"]
+
+
+def lazy_declarations() -> Iterator[tuple[str, str, str]]:
+    """(file, variable, module) of each `variable = LazyModule(module)` in the service."""
+    for file, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            match node:
+                case ast.Assign(
+                    targets=[ast.Name(id=variable)],
+                    value=ast.Call(func=ast.Name(id="LazyModule"), args=[ast.Constant(value=str(module))]),
+                ):
+                    yield file, variable, module
+
+
+def typed_imports(tree: ast.Module) -> dict[str, str]:
+    """The modules that a file imports under `if TYPE_CHECKING`, by the name that they get there."""
+    imports: dict[str, str] = {}
+    for node in tree.body:
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body):
+                for statement in body:
+                    prefix = f"{statement.module}." if isinstance(statement, ast.ImportFrom) else ""
+                    assert isinstance(statement, ast.Import | ast.ImportFrom)
+                    imports |= {alias.asname or alias.name: prefix + alias.name for alias in statement.names}
+    return imports
+
+
+def test_each_lazy_module_has_the_type_of_the_module_it_loads() -> None:
+    """Under `TYPE_CHECKING` the same module is imported by the same name."""
+    wrong = [
+        (file, variable, module) for file, variable, module in lazy_declarations() if typed_imports(SOURCES[file]).get(variable) != module
+    ]
+
+    assert wrong == []
+
+
+def test_each_listed_module_is_declared_somewhere() -> None:
+    """`MODULES` is the table of what is loaded lazily, no more."""
+    assert {module for _, _, module in lazy_declarations()} == set(MODULES)
+
+
+def test_an_unlisted_module_is_refused() -> None:
+    """A lazy module must be in the table."""
+    with pytest.raises(ValueError, match="json is not listed"):
+        LazyModule("json")
+
+
+@pytest.mark.parametrize(
+    ("expression", "imported"),
+    [
+        ("engine.__name__", False),
+        ("getattr(engine, '__wrapped__', None)", False),
+        ("engine.Search", True),
+        ("lazy.load_module(engine)", True),
+    ],
+)
+def test_when_a_module_is_imported(expression: str, imported: bool) -> None:
+    """At the first access to one of its attributes or by `load_module`, but not by inspecting it."""
+    program = f"""
+import sys
+from service.core import lazy
+engine = lazy.LazyModule("service.core.search.engine")
+{expression}
+print("service.core.search.engine" in sys.modules)
+"""
+
+    assert run(program) == str(imported)
+
+
+def test_no_lazy_module_is_loaded_at_start() -> None:
+    """Importing the service and its command line imports none of them, except the command line itself."""
+    program = """
+import sys, service.__main__, service.cli.app, service.main, service.server
+from service.core.lazy import MODULES
+print(*[name for name in MODULES if name in sys.modules])
+"""
+
+    assert run(program) == "service.cli.app"
+
+
+def run(program: str) -> str:
+    """What a fresh interpreter prints for a program."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout.strip()
