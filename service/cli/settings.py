@@ -1,5 +1,8 @@
-"""`kotae settings` and `kotae token`."""
+"""`kotae settings` and `kotae token`, and the files that are generated from the settings."""
 
+from itertools import groupby
+from operator import attrgetter
+from textwrap import wrap
 from typing import Annotated
 
 import typer
@@ -7,6 +10,15 @@ import typer
 from service.core.auth.jwts import mint
 from service.core.auth.principals import Role
 from service.core.settings import Settings, describe, load_settings
+
+REFERENCE_INTRODUCTION = """# Settings
+
+Every setting is an environment variable. Kotae also reads a `.env` file in the working directory;
+variables of the environment override it. An invalid value ends the start with one line that names
+the setting. `kotae settings` prints the effective values with secrets masked.
+
+This page is generated: `kotae settings-reference > docs/reference/settings.md`, and
+`kotae env-example > .env.example` for [.env.example](../../.env.example)."""
 
 
 def token(
@@ -19,21 +31,43 @@ def token(
 
 
 def print_settings() -> None:
-    """Print every setting as it is in force. Secrets are masked."""
+    """Print the effective value of every setting. Secrets are masked."""
     loaded = load_settings()
-    values = {name: getattr(loaded, name) for name in Settings.model_fields}
-    for (environment_name, _, text), value in zip(describe(), values.values(), strict=True):
-        print(f"{environment_name}={'' if value is None else value}\n    {text}")
+    for field, setting in zip(Settings.model_fields, describe(), strict=True):
+        value = getattr(loaded, field)
+        print(f"{setting.name}={'' if value is None else value}\n    {setting.text}")
 
 
 def print_env_example() -> None:
     """Print `.env.example`."""
-    print(env_example())
+    print(format_env_example())
 
 
-def env_example() -> str:
-    """The text of `.env.example`: every setting, its help, its default."""
-    lines = ["# Every setting, with its default. Copy to .env and uncomment what you change; the environment wins over the file."]
-    for name, default, text in describe():
-        lines += ["", f"# {text}", f"# {name}={default}"]
+def print_reference() -> None:
+    """Print `docs/reference/settings.md`."""
+    print(format_reference())
+
+
+def format_env_example() -> str:
+    """Format `.env.example`: every setting with its description and its default."""
+    lines = [
+        "# Every setting with its default. Copy this file to .env and uncomment what you change;",
+        "# variables of the environment override the file.",
+    ]
+    for section, settings in groupby(describe(), attrgetter("section")):
+        lines += ["", "", f"# --- {section} ---"]
+        for setting in settings:
+            lines += ["", *wrap(setting.text, 98, initial_indent="# ", subsequent_indent="#   ")]
+            lines += [f"# {setting.name}={setting.default}"]
+    return "\n".join(lines)
+
+
+def format_reference() -> str:
+    """Format the reference of the settings as Markdown: one table per section."""
+    lines = [REFERENCE_INTRODUCTION]
+    for section, settings in groupby(describe(), attrgetter("section")):
+        lines += [f"\n## {section}\n", "| setting | default | values | description |", "|---|---|---|---|"]
+        for setting in settings:
+            default = f"`{setting.default}`" if setting.default else "–"
+            lines += [f"| `{setting.name}` | {default} | {setting.limits or '–'} | {setting.text.replace('|', '&#124;')} |"]
     return "\n".join(lines)

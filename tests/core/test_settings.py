@@ -5,29 +5,51 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.settings import env_example
+from service.cli.settings import format_env_example, format_reference
 from service.core.errors import SettingsInvalid
 from service.core.providers import embedders
-from service.core.settings import Settings, describe, is_loopback, load_settings
+from service.core.settings import SECTIONS, Settings, describe, is_loopback, load_settings
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_example_file_is_generated() -> None:
-    """.env.example says every setting, its help and its default, and nothing else."""
-    assert (ROOT / ".env.example").read_text() == env_example() + "\n"
+    """.env.example contains every setting with its description and its default, and nothing else."""
+    assert (ROOT / ".env.example").read_text() == format_env_example() + "\n"
 
 
-def test_every_setting_has_help() -> None:
-    """A setting without a sentence about it does not exist."""
-    assert [name for name, _, text in describe() if len(text) < 15] == []
+def test_reference_is_generated() -> None:
+    """docs/reference/settings.md is the output of `kotae settings-reference`."""
+    assert (ROOT / "docs/reference/settings.md").read_text() == format_reference() + "\n"
+
+
+def test_every_setting_has_a_description_and_a_section() -> None:
+    """No setting is undocumented, and every section starts at a setting that exists."""
+    assert [setting.name for setting in describe() if len(setting.text) < 15 or not setting.section] == []
+    assert set(SECTIONS) <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("KOTAE_PORT", "0 to 65535"),
+        ("KOTAE_PING_SECONDS", "more than 0 to 300"),
+        ("KOTAE_DOCUMENTS_MAX", "1 or more"),
+        ("KOTAE_AUTH", "open, keys"),
+        ("KOTAE_LOCAL_MODEL", "smollm2"),
+        ("KOTAE_MODEL", ""),
+    ],
+)
+def test_limits_are_described(name: str, limits: str) -> None:
+    """The description of a setting contains its choices or its bounds."""
+    assert next(setting.limits for setting in describe() if setting.name == name) == limits
 
 
 def test_the_example_file_with_everything_uncommented_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     """The defaults as written are values that the settings take."""
-    for name, default, _ in describe():
-        if default:
-            monkeypatch.setenv(name, default)
+    for setting in describe():
+        if setting.default:
+            monkeypatch.setenv(setting.name, setting.default)
 
     assert load_settings() == Settings()
 
