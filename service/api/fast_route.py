@@ -2,7 +2,7 @@
 
 FastAPI documents these routes and says what is wrong with a request. To call them it walks a graph of dependencies, two
 exit stacks and an exception wrapper each time, which took longer than all that the service itself does for an answer
-(docs/performance.md). So a request whose body is an `AskBody` at first sight goes straight to the endpoint, with what
+(docs/explanation/performance.md). So a request whose body is an `AskBody` at first sight goes straight to the endpoint, with what
 its signature names; any other goes FastAPI's way, from the beginning, and is refused in its words.
 """
 

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/ai", tags=["quotas"])
 
 USERS_PAGE = 200
 _MISSING = problems(_404="`not_found`: no such user or plan, or not yours")
-_OK: dict[int | str, dict[str, Any]] = {200: {"description": "See docs/api.md"}, **REFUSALS}
+_OK: dict[int | str, dict[str, Any]] = {200: {"description": "See docs/reference/api.md"}, **REFUSALS}
 UserPath = Annotated[UserId, Path()]
 PlanPath = Annotated[PlanName, Path()]
 

@@ -57,7 +57,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     python = folder / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
-    locked = ["--require-hashes", "-r", ROOT / "requirements" / "base.txt"]
+    locked: list[str | Path] = ["--require-hashes", "-r", ROOT / "requirements" / "base.txt"]
     for packages in (locked, ["--no-deps", wheel]):
         run(TOOLS / "uv", "pip", "install", "--python", python, *packages, cwd=folder, variables=os.environ | {"UV_SYSTEM_CERTS": "true"})
     return python.with_name("kotae")
@@ -100,6 +100,11 @@ def test_wheel_contains_what_the_service_reads(wheel: Path) -> None:
 
     assert expected - names == set()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"service", "kotae"}
+
+
+def test_readme_names_the_wheel(wheel: Path) -> None:
+    """README.md installs the file that the build creates."""
+    assert f"dist/{wheel.name}" in (ROOT / "README.md").read_text()
 
 
 def test_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:

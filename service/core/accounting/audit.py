@@ -33,7 +33,7 @@ ROWS, TOTALS, CHARGES = "rows of the log", "totals by day and key", "quotas by d
 FILES, EXPORT = "records put aside", "days and models of the export"
 _TOLD_AS = {TOTALS: "totals", CHARGES: "quotas"}
 
-# Which ends may have which account. The table of docs/accounting.md, and the ends that come before the first call.
+# Which ends may have which account. The table of docs/explanation/accounting.md, and the ends that come before the first call.
 _TOLD = frozenset({UsageSource.PROVIDER, UsageSource.ESTIMATED})
 _SOURCES: dict[str, frozenset[str]] = {
     Status.COMPLETED: _TOLD,
@@ -149,7 +149,7 @@ async def _rows(session: ReadSession, day: date, report: Report) -> None:
 
 
 def senses(row: Mapping[Any, Any]) -> Iterator[str]:
-    """What is wrong with a row by itself; nothing, if it is as docs/accounting.md says."""
+    """What is wrong with a row by itself; nothing, if it is as docs/explanation/accounting.md says."""
     status, source = row["status"], row["usage_source"]
     if source not in _SOURCES.get(status, ()):
         yield f"status {status} with usage {source}"

@@ -1,7 +1,7 @@
 """A provider behind the OpenAI protocol: any that speaks it, the embedded ones included.
 
 The client is `AsyncOpenAI` (`sdk`): it knows where the provider is, how a request is authenticated and which headers it
-carries. It is asked once, since asking it each time was the largest part of what an answer cost (docs/performance.md):
+carries. It is asked once, since asking it each time was the largest part of what an answer cost (docs/explanation/performance.md):
 the head that it writes is the same for every request, and goes before every body, over `connections`. What needs more
 than a plain connection (a proxy, the embedded model) goes through the client whole. Bodies are read as raw bytes, bounded, and
 parsed once by `wire`.

@@ -3,7 +3,7 @@
 *Ranking*: BM25 over words, phrases (words side by side) and grams of the chunks' own terms, added up (`bm25.py`); and for the best of
 them, how many of the question's words stand near each other (`proximity.py`). How often a term occurs comes from the index; the number
 of chunks is taken as 1,000 at least, so that scores mean the same in a small collection. Where the numbers come from:
-`docs/retrieval.md`.
+`docs/explanation/retrieval.md`.
 *Abstention*: `share` is the BM25 of the best chunk as a share of the best possible for this question; `terms` is the
 same BM25 counted in matches of the rarest possible term. Both must reach their least, and together more: a question that
 barely reaches one of them needs the more of the other. One or two words alone, as one

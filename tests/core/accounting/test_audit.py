@@ -136,7 +136,7 @@ async def test_totals_that_differ_are_found(log: Database, change: str, told: st
     ],
 )
 async def test_rows_that_make_no_sense_are_found(log: Database, change: str, where: str, told: str) -> None:
-    """Each rule of docs/accounting.md."""
+    """Each rule of docs/explanation/accounting.md."""
     report = await changed(log, f"UPDATE request_logs SET {change} WHERE {where}")
 
     assert told in "\n".join(report.told)
