@@ -11,7 +11,7 @@ from service.core.auth.principals import BOOTSTRAP, Principal, Role
 from service.core.auth.store import ApiKey, Wanted
 from service.core.database.engine import Database
 from service.core.settings import Settings
-from tests.conftest import Service
+from tests.conftest import Service, http_client
 
 SECRET = "0123456789abcdef0123456789abcdef"  # long enough, and nobody's
 
@@ -32,7 +32,7 @@ def bearer(key: ApiKey | str | None) -> dict[str, str]:
 def client(service: Service, key: ApiKey | str | None = None, **options: Any) -> httpx2.AsyncClient:
     """A client with a key, or with none."""
     headers = bearer(key) | options.pop("headers", {})
-    return httpx2.AsyncClient(base_url=service.url, headers=headers, timeout=20, **options)
+    return http_client(service.url, headers=headers, **options)
 
 
 class Clocks:

@@ -6,6 +6,12 @@ from typer.testing import CliRunner
 from service.cli.app import app
 
 
+async def run(*arguments: str, **settings: str) -> tuple[int, str]:
+    """Run a command with these settings: (exit status, output). `tests.process.kotae` does it in a process."""
+    done = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(app, arguments, env=settings))
+    return done.exit_code, done.output
+
+
 async def command(*arguments: str) -> str:
     """What a command prints."""
     done = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(app, arguments))

@@ -1,15 +1,18 @@
 """Fixtures that every test may use: a migrated database, a provider fake, and a real service on a port of its own."""
 
 import asyncio
+import os
 import shutil
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from hypothesis import settings as hypothesis_settings
 
 from service.api.dependencies import Rooms
@@ -20,6 +23,7 @@ from service.core.telemetry import configure_logging
 from service.main import create_app
 from service.server import Server
 from tests.fakes.provider import ProviderFake
+from tests.schema import migrated_database
 
 # No deadline: a busy machine is not a failure. The same examples every time: a red run can be repeated.
 hypothesis_settings.register_profile("kotae", deadline=None, derandomize=True)
@@ -35,23 +39,16 @@ def _plain_logs() -> None:
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of the machine reaches a test."""
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if name.startswith(("KOTAE_", "OPENAI_")):
+            monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated() -> Path:
     """A database file with the schema that Alembic makes; tests take copies."""
-    file = tmp_path_factory.mktemp("migrated") / "kotae.db"
-
-    async def migrate() -> None:
-        database = Database(f"sqlite+aiosqlite:///{file}")
-        await database.migrate()
-        await database.close()
-
-    asyncio.run(migrate())
-    return file
+    return migrated_database()
 
 
 @pytest.fixture
@@ -93,6 +90,11 @@ class Service:
         return row
 
 
+def http_client(url: str, **options: Any) -> httpx2.AsyncClient:
+    """A client for plain HTTP: reading the certificates of the system would take 20 ms each time."""
+    return httpx2.AsyncClient(base_url=url, verify=False, **{"timeout": 20, **options})
+
+
 Serve = Callable[..., Awaitable[Service]]
 
 
@@ -113,16 +115,55 @@ async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
                 "journal_spool": str(tmp_path / "spool"),
             } | overrides
             settings = Settings(**values)
-            return await stack.enter_async_context(_running(settings, seeded=seeded))
+            return await stack.enter_async_context(running(settings, seeded=seeded))
 
         yield start
 
 
+class PromptServer(Server):
+    """The server, without the pauses of `uvicorn.Server` at the end: it polls every 0.1 s whether to exit, then sleeps 0.1 s."""
+
+    def __init__(self, app: FastAPI, settings: Settings, announce: Callable[[Settings, int], None]) -> None:
+        self._exit_requested = asyncio.Event()
+        super().__init__(app, settings, announce)
+
+    @property
+    def should_exit(self) -> bool:
+        """Whether the server was told to exit."""
+        return self._exit_requested.is_set()
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        if value:
+            self._exit_requested.set()
+
+    async def main_loop(self) -> None:
+        """Wait for the request to exit."""
+        await self.on_tick(0)
+        await self._exit_requested.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, then the connections, then the lifespan."""
+        state = self.server_state
+        for server in self.servers:
+            server.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while state.connections or state.tasks:
+                    await asyncio.sleep(0.001)
+        for task in state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
+
+
 @asynccontextmanager
-async def _running(settings: Settings, *, seeded: bool) -> AsyncIterator[Service]:
+async def running(settings: Settings, *, seeded: bool = False) -> AsyncIterator[Service]:
+    """Run a service on a free port of this event loop."""
     listening = asyncio.get_running_loop().create_future()
     app = create_app(settings)
-    server = Server(app, settings, lambda _, port: listening.set_result(port))
+    server = PromptServer(app, settings, lambda _, port: listening.set_result(port))
     task = asyncio.create_task(server.serve())
     await asyncio.wait([listening, task], return_when=asyncio.FIRST_COMPLETED)
     assert listening.done(), "the service did not start"
@@ -131,7 +172,7 @@ async def _running(settings: Settings, *, seeded: bool) -> AsyncIterator[Service
     if seeded:
         await library.seed(rooms.database, settings, user_id="local")
     headers = {"Authorization": f"Bearer {settings.secret.get_secret_value()}"} if settings.secret else {}
-    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=20) as client:
+    async with http_client(url, headers=headers) as client:
         yield Service(url, client, rooms, server)
     server.should_exit = True
     await asyncio.wait_for(task, 20)

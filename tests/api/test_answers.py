@@ -4,13 +4,12 @@ import asyncio
 from contextlib import aclosing
 from typing import Any
 
-import httpx2
 import pytest
 
 from service.core.encoding import new_id, now
 from service.core.pricing import Usage, format_usd
 from tests.access import client, make_key
-from tests.conftest import Serve, Service
+from tests.conftest import Serve, Service, http_client
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
 from tests.problems import is_problem
 from tests.sse import collect, events, text_of
@@ -284,7 +283,7 @@ async def test_an_unknown_answer_is_404(service: Service, method: str) -> None:
 async def test_a_ticket_is_all_that_a_browser_needs_and_opens_once(serve: Serve, fake: ProviderFake) -> None:
     """The events URL works without a key, once; a second client with the same URL is refused, a reconnect is not."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="fake-model")
-    async with client(service, await make_key(service, "alice")) as alice, httpx2.AsyncClient(base_url=service.url) as stranger:
+    async with client(service, await make_key(service, "alice")) as alice, http_client(service.url) as stranger:
         started = (await alice.post("/ai/answers", json=FREE)).json()
         url = started["events_url"]
         async with stranger.stream("GET", url) as response:

@@ -1,13 +1,12 @@
 """Credentials in front of the routes."""
 
-import httpx2
 import pytest
 from pydantic import SecretStr
 
 from service.core.settings import Settings
 from service.main import create_app
 from tests.access import SECRET
-from tests.conftest import Serve, Service
+from tests.conftest import Serve, Service, http_client
 from tests.problems import is_problem
 
 ASK = {"prompt": "Why?", "grounded": False}
@@ -21,7 +20,7 @@ async def test_with_a_secret_every_route_but_health_wants_it(serve: Serve, autho
     """Without the right secret there is a 401 with a challenge, on every route of the service."""
     service = await serve(auth="keys", secret=SecretStr(SECRET))
     headers = {"Authorization": authorization} if authorization else {}
-    async with httpx2.AsyncClient(base_url=service.url, headers=headers) as stranger:
+    async with http_client(service.url, headers=headers) as stranger:
         for path, methods in create_app(Settings()).openapi()["paths"].items():
             for method in methods:
                 if not path.startswith("/health") and (method, path) != ("delete", "/auth/session"):
@@ -35,7 +34,7 @@ async def test_with_a_secret_bearer_and_basic_are_equal(serve: Serve) -> None:
     """The secret works as a bearer token and as a Basic password, which a browser can send with an EventSource."""
     service = await serve(auth="keys", secret=SecretStr(SECRET), seeded=True)
     assert (await service.client.get("/ai/logs")).status_code == 200
-    async with httpx2.AsyncClient(base_url=service.url, auth=("anyone", SECRET)) as browser:
+    async with http_client(service.url, auth=("anyone", SECRET)) as browser:
         assert (await browser.get("/ai/stream", params={"prompt": "返品は何日以内にできますか？"})).status_code == 200
         assert (await browser.get("/", headers={"Host": "kotae.example"})).status_code == 200
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from tests.process import kotae, serving
+from tests.process import kotae, migrate, serving
 
 
 async def test_the_command_line_of_somebody_with_a_key(tmp_path: Path) -> None:
     """`kotae ask` and `kotae logs` send KOTAE_API_KEY; without a credential they end with one line."""
-    assert (await kotae("migrate", data_dir=tmp_path))[0] == 0
+    await migrate(tmp_path)
     _, made, _ = await kotae("keys", "create", "--user", "alice", data_dir=tmp_path)
     key = made.split()[0]
     async with serving(tmp_path, KOTAE_AUTH="keys") as service:

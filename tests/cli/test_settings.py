@@ -1,14 +1,11 @@
 """`kotae settings` and `kotae token`."""
 
-from pathlib import Path
-
 import jwt
 import pytest
 
 from service.core.errors import SettingsInvalid
-from tests.command import command
+from tests.command import command, run
 from tests.core.auth.test_jwts import SECRET
-from tests.process import kotae
 
 
 async def test_tokens_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,9 +19,9 @@ async def test_tokens_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> No
     assert jwt.decode(made, SECRET, algorithms=["HS256"], issuer="i", audience="a")["sub"] == "alice"
 
 
-async def test_settings_are_printed_without_secrets(tmp_path: Path) -> None:
+async def test_settings_are_printed_without_secrets() -> None:
     """`kotae settings` shows what is in force and masks what is secret."""
-    code, out, _ = await kotae("settings", data_dir=tmp_path, KOTAE_PORT="8123", OPENAI_API_KEY="sk-canary", KOTAE_SECRET="c" * 40)
+    code, out = await run("settings", KOTAE_PORT="8123", OPENAI_API_KEY="sk-canary", KOTAE_SECRET="c" * 40)
 
     assert code == 0
     assert "KOTAE_PORT=8123" in out

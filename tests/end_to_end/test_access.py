@@ -26,7 +26,7 @@ from service.core.search.service import Retrieval
 from service.core.settings import Settings
 from service.main import create_app
 from tests.access import bearer, client, make_key
-from tests.conftest import Serve, Service
+from tests.conftest import Serve, Service, http_client
 from tests.core.auth.test_jwts import HS
 from tests.fakes.provider import ProviderFake
 from tests.problems import is_problem
@@ -123,7 +123,7 @@ async def test_every_route_with_every_role(serve: Serve, way: str) -> None:
     for key in (None, "kt_wrong", *made):
         value = key.key if isinstance(key, ApiKey) else key
         headers = {way: f"Bearer {value}" if way == "Authorization" else str(value)} if value else {}
-        async with httpx2.AsyncClient(base_url=service.url, headers=headers, timeout=20) as caller:
+        async with http_client(service.url, headers=headers) as caller:
             for (method, path), needs in ROUTES.items():
                 answer = await request(caller, method, path)
                 if needs is None:

@@ -14,7 +14,7 @@ from service.core.database.engine import Database
 from service.core.ports import QuotaLimits
 from service.core.settings import Settings
 from tests.access import SECRET, bearer
-from tests.conftest import Serve
+from tests.conftest import Serve, http_client
 from tests.core.auth.test_jwts import HS
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.process import ServiceProcess, serving
@@ -68,7 +68,7 @@ async def say_everything(service: ServiceProcess, fake: ProviderFake, data_dir: 
 
     async def ask(credential: str, method: str, path: str, **sent: Any) -> httpx2.Response:
         nonlocal said
-        async with httpx2.AsyncClient(base_url=service.url, headers=bearer(credential), timeout=20) as caller:
+        async with http_client(service.url, headers=bearer(credential)) as caller:
             response = await caller.request(method, path, **sent)
         told = {name: value for name, value in response.headers.items() if name != "set-cookie"}
         said += f"{told}{response.text if 'events_url' not in response.text else ''}"
@@ -101,12 +101,12 @@ async def say_everything(service: ServiceProcess, fake: ProviderFake, data_dir: 
         ):
             await ask(credential, method, path, **sent)
         await ask(credential[:-1] + "~", "GET", "/ai/logs")
-        async with httpx2.AsyncClient(base_url=service.url, headers=bearer(credential) | {"X-API-Key": "other"}) as both:
+        async with http_client(service.url, headers=bearer(credential) | {"X-API-Key": "other"}) as both:
             said += (await both.get("/ai/logs")).text
     for _ in range(2):
         await ask(str(limited.key), "POST", "/ai/test", json=ASK)
     session = (await ask(str(key.key), "POST", "/auth/session")).cookies["kotae"]
-    async with httpx2.AsyncClient(base_url=service.url, cookies={"kotae": session}) as browser:
+    async with http_client(service.url, cookies={"kotae": session}) as browser:
         said += (await browser.get("/ai/logs")).text + (await browser.post("/ai/test", json=ASK)).text
     ticket = (await ask(str(key.key), "POST", "/ai/answers", json=ASK)).json()["events_url"].partition("ticket=")[2]
     said += (await service.client.get("/ai/answers/x/events", params={"ticket": ticket})).text

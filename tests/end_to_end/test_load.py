@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 
 from service.core.accounting.log import LogFilter, export
-from tests.conftest import Service
+from tests.conftest import Service, http_client
 from tests.fakes.provider import Ending, ProviderFake
 from tests.sse import events
 
@@ -22,7 +22,7 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Serv
     choose, gate = random.Random(7), asyncio.Semaphore(CONCURRENCY)
     limits = httpx2.Limits(max_connections=CONCURRENCY * 2)
 
-    async with httpx2.AsyncClient(base_url=service.url, timeout=60, limits=limits) as client:
+    async with http_client(service.url, timeout=60, limits=limits) as client:
 
         async def one(number: int, leave_after: int | None, plain: bool) -> None:
             body = {"prompt": f"question {number}" + (" [[gap=0.02]]" if leave_after else ""), "grounded": False}

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.conftest import http_client
 from tests.fakes.provider import Behaviour, Ending, ProviderFake
-from tests.process import ServiceProcess, kotae, serving
+from tests.process import ServiceProcess, kotae, migrate, serving
 from tests.sse import collect, events
 
 FREE = {"prompt": "Say something.", "grounded": False}
@@ -72,7 +73,7 @@ async def test_sigterm_lets_streams_end_within_the_grace(tmp_path: Path, fake: P
 
 async def refuses(service: ServiceProcess) -> None:
     """Until the service takes nothing new: it does not listen any more."""
-    async with asyncio.timeout(10), httpx2.AsyncClient(base_url=service.url) as other:
+    async with asyncio.timeout(10), http_client(service.url) as other:
         while True:
             try:
                 response = await other.get("/health/ready")
@@ -114,7 +115,7 @@ async def streamed(service: ServiceProcess) -> str:
 
 async def test_the_queue_is_written_at_the_end(tmp_path: Path) -> None:
     """Answers given just before SIGTERM are in the database after it."""
-    await kotae("migrate", data_dir=tmp_path)
+    await migrate(tmp_path)
     await kotae("seed", data_dir=tmp_path)
     async with serving(tmp_path) as service:
         answers = await asyncio.gather(

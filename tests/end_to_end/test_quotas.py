@@ -25,7 +25,7 @@ from tests.access import bearer, client, make_key
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.problems import is_problem
-from tests.process import kotae, serving
+from tests.process import migrate, serving
 from tests.sse import collect, events
 
 ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
@@ -124,7 +124,7 @@ async def charged(service: Service, subject: str) -> int:
 
 async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderFake) -> None:
     """Of 200 at once ten get in; killed with them open, the next process holds nothing, and counts what the ten may have cost."""
-    await kotae("migrate", data_dir=tmp_path)
+    await migrate(tmp_path)
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}")
     made = await store.create_key(database, BOOTSTRAP, store.Wanted(user_id="alice"), keys_max=9)
     await store.put_user(database, "alice", limits=QuotaLimits(concurrent=10, tokens_per_day=100_000))

@@ -18,8 +18,7 @@ from service.core.errors import DatabaseUnavailable
 from service.core.records import Outcome
 from service.core.settings import Settings
 from service.workers import writer
-from tests.conftest import Serve, Service
-from tests.conftest import _running as running
+from tests.conftest import Serve, Service, running
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.faults.oracle import check, log_of
 from tests.faults.scene import Callers, end, read_only, ready, settings_for, until, wait_drained, wait_status

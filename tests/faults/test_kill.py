@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.conftest import http_client
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.faults.oracle import check
 from tests.process import ServiceProcess, serving
@@ -27,7 +28,7 @@ class Load:
 
     async def run(self, service: ServiceProcess, callers: int = 12) -> None:
         """Ask until the service is gone."""
-        async with httpx2.AsyncClient(base_url=service.url, timeout=20) as client:
+        async with http_client(service.url) as client:
             await asyncio.gather(*(self._ask_on(client) for _ in range(callers)))
 
     async def wait_acknowledged(self, more: int) -> None:

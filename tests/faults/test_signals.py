@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.conftest import http_client
 from tests.fakes.provider import ProviderFake
 from tests.faults.oracle import check, log_of
 from tests.faults.scene import Callers, end, ready, settings_for, wait_drained
@@ -69,7 +70,7 @@ async def test_many_open_streams(tmp_path: Path, fake: ProviderFake, signals: in
 
 async def refused(service: ServiceProcess) -> None:
     """Until the service takes nothing new."""
-    async with asyncio.timeout(10), httpx2.AsyncClient(base_url=service.url) as other:
+    async with asyncio.timeout(10), http_client(service.url) as other:
         with suppress(httpx2.TransportError):
             while (await other.get("/health/ready")).status_code != 503:
                 await asyncio.sleep(0.01)

@@ -10,7 +10,7 @@ import pytest
 
 from service.core.answering.answers import Ask
 from service.core.errors import NotFound
-from tests.conftest import Serve
+from tests.conftest import Serve, http_client
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
 from tests.problems import is_problem
 from tests.streams import forget
@@ -25,7 +25,7 @@ async def test_four_times_the_capacity(serve: Serve, fake: ProviderFake) -> None
     held = asyncio.Event()
     fake.default = Behaviour(hold=held)
     limits = httpx2.Limits(max_connections=4 * ANSWERS)
-    async with httpx2.AsyncClient(base_url=service.url, timeout=30, limits=limits) as client:
+    async with http_client(service.url, timeout=30, limits=limits) as client:
         asked = [asyncio.create_task(client.post("/ai/test", json=ASK | {"prompt": f"question {n}"})) for n in range(4 * ANSWERS)]
         async with asyncio.timeout(20):
             while sum(one.done() for one in asked) < 3 * ANSWERS:

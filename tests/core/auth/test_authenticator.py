@@ -17,7 +17,7 @@ from service.core.database.engine import Database
 from service.core.encoding import now
 from service.core.errors import DatabaseUnavailable, Unauthorized
 from tests.access import SECRET, Clocks, bearer, carrying, door, made, make_key
-from tests.conftest import Serve
+from tests.conftest import Serve, http_client
 from tests.problems import is_problem
 
 
@@ -183,9 +183,9 @@ async def test_the_secret_is_an_admin_s_credential_beside_keys(serve: Serve) -> 
     service = await serve(auth="keys", secret=SecretStr(SECRET))
     key = await make_key(service, "alice")
     for credential in (SECRET, key.key):
-        async with httpx2.AsyncClient(base_url=service.url, headers=bearer(str(credential))) as caller:
+        async with http_client(service.url, headers=bearer(str(credential))) as caller:
             assert (await caller.get("/ai/logs")).status_code == 200
-    async with httpx2.AsyncClient(base_url=service.url, headers=bearer(SECRET[:-1] + "g")) as stranger:
+    async with http_client(service.url, headers=bearer(SECRET[:-1] + "g")) as stranger:
         is_problem(await stranger.get("/ai/logs"), 401, "unauthorized")
 
 
@@ -194,5 +194,5 @@ async def test_strange_hosts_reach_no_route_around_its_credential(serve: Serve) 
     service = await serve(auth="keys")
     for host in ("x/?", "x#", "x/health/live?", "localhost/health/live?", "a b"):
         for path in ("/ai/logs", "/ai/documents", "/metrics"):
-            async with httpx2.AsyncClient(base_url=service.url) as stranger:
+            async with http_client(service.url) as stranger:
                 assert (await stranger.get(path, headers={"Host": host})).status_code in {400, 401}

@@ -19,7 +19,7 @@ from service.core.auth.principals import Role
 from service.core.errors import JwksUnavailable, SettingsInvalid, Unauthorized
 from service.core.settings import Settings, load_settings
 from tests.access import bearer, client
-from tests.conftest import Serve
+from tests.conftest import Serve, http_client
 from tests.problems import is_problem
 
 SECRET = "shared-secret-of-more-than-32-bytes!"
@@ -236,13 +236,13 @@ async def test_a_token_through_the_routes(serve: Serve) -> None:
         is_problem(await alice.get("/ai/logs"), 401, "unauthorized")
     async with client(service, mint(service.rooms.settings, "root", Role.ADMIN, 60)) as root:
         assert (await root.get("/metrics")).status_code == 200
-    async with httpx2.AsyncClient(base_url=service.url, headers={"X-API-Key": mint(service.rooms.settings, "bob", Role.USER, 60)}) as bob:
+    async with http_client(service.url, headers={"X-API-Key": mint(service.rooms.settings, "bob", Role.USER, 60)}) as bob:
         assert (await bob.get("/ai/logs")).status_code == 200
 
 
 async def test_a_token_of_100_kb_is_refused_unread(serve: Serve) -> None:
     """However well it is signed, a credential has a length."""
     service = await serve(**HS)
-    async with httpx2.AsyncClient(base_url=service.url) as caller:
+    async with http_client(service.url) as caller:
         for size in (10_000, 100_000):
             assert (await caller.get("/ai/logs", headers=bearer(token(filler="x" * size)))).status_code in {400, 401, 431}
