@@ -71,6 +71,7 @@ async def test_readme_answers_from_the_readers_document(tmp_path: Path) -> None:
 
 
 @needs_curl
+@pytest.mark.slow
 async def test_tutorial_works_from_start_to_end(tmp_path: Path) -> None:
     """The commands of the tutorial succeed in their order, with the results that it describes."""
     async with serving(tmp_path, "--seed") as service:
