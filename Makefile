@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-nightly lint format lock bench image clean
+.PHONY: help setup run test test-all test-nightly lint format lock bench image clean
 .SUFFIXES:
 
 PYTHON ?=#  the interpreter that makes .venv; default: the first good one found
@@ -50,15 +50,19 @@ setup: $(ready) ## make .venv with everything that the service needs
 run: $(ready) ## set up, migrate, add the sample documents, and serve
 	@$(if $(MODEL),export KOTAE_LOCAL_MODEL=$(MODEL);) exec $(bin)/kotae serve --migrate --seed $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test: .venv/.dev .cache/clients/.installed ## run the tests
-	$(python) -m pytest -n 2 --dist worksteal $(ARGS)
+pytest := $(python) -m pytest -n 2 --dist worksteal
 
-test-nightly: .venv/.dev .cache/clients/.installed ## the long ones: 200 kills, two million steps of the simulation, fuzzing; then the tests
+test: .venv/.dev ## run the fast tests: the inner loop, a minute
+	$(pytest) -m 'not slow and not nightly' $(ARGS)
+
+test-all: .venv/.dev .cache/clients/.installed ## run all tests but the nightly ones; ARGS='-m slow' leaves out those of `make test`
+	$(pytest) -m 'not nightly' $(ARGS)
+
+test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing
 	$(call uv_pip_install,--require-hashes -r requirements/nightly.txt)
 	$(python) -m tests.fuzz.decoders frames -max_total_time=300
 	$(python) -m tests.fuzz.decoders streams -max_total_time=300
-	KOTAE_TEST_KILLS=200 KOTAE_TEST_STEPS=2000000 $(python) -m pytest tests/faults/test_kill.py tests/faults/test_simulation.py $(ARGS)
-	$(python) -m pytest -n 2 --dist worksteal $(ARGS)
+	$(pytest) -m nightly $(ARGS)
 
 lint: .venv/.dev ## check format, style, types, imports, migrations and the Dockerfile
 	$(bin)/ruff format --check

@@ -116,6 +116,7 @@ async def test_an_answer(service: Service, fake: ProviderFake) -> None:
     check(calls.total(), ANSWER, calls)
 
 
+@pytest.mark.slow
 async def test_nothing_of_an_answer_waits_for_the_collector(service: Service, fake: ProviderFake) -> None:
     """When an answer has ended, its stream and pump are gone, texts included: no cycle keeps them until a collection."""
     gc.collect()
@@ -139,6 +140,7 @@ async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderF
     check(few.total() - chunk * 10, STREAM, few)
 
 
+@pytest.mark.slow
 def test_what_only_a_search_needs_is_not_loaded_at_the_start() -> None:
     """A service that never searches has no use for numpy: 10 MiB, and a twentieth of the start."""
     loaded = "import sys, service.__main__, service.cli.app, service.main, service.server; print('numpy' in sys.modules)"

@@ -5,11 +5,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from playwright.async_api import Browser
 
 from tests.access import make_key
 from tests.conftest import Serve
 from tests.fakes.provider import ProviderFake
+
+pytestmark = pytest.mark.slow
 
 PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>"
 # Asks in one piece and by a stream of its own with a key, and reads an EventSource by ticket: three answers, one text.

@@ -15,6 +15,8 @@ from tests.conftest import Serve
 from tests.fakes.provider import Behaviour, ProviderFake, default_text
 from tests.process import serving
 
+pytestmark = pytest.mark.slow
+
 CUTS = 200
 CHUNKS = 24
 # Opens all URLs at once and tells what each of them got: the text, the names of the events, and how often it was opened.

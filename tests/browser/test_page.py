@@ -17,6 +17,8 @@ from tests.conftest import Serve, Service
 from tests.core.grounding.test_prompt import IMAGES
 from tests.fakes.provider import Behaviour, ProviderFake
 
+pytestmark = pytest.mark.slow
+
 ENGLISH = "Within how many days can I return a product?"
 JAPANESE = "返品はいつまでできますか。"
 OFF_TOPIC = "Who won the 1998 football world cup?"

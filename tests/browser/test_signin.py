@@ -1,10 +1,13 @@
 """Signing in with a browser: the key is typed once and no script can read what stands for it afterwards."""
 
+import pytest
 from playwright.async_api import Browser, expect
 
 from tests.access import make_key
 from tests.conftest import Serve
 from tests.fakes.provider import ProviderFake
+
+pytestmark = pytest.mark.slow
 
 
 async def test_a_reader_signs_in_asks_and_signs_out(chromium: Browser, serve: Serve, fake: ProviderFake) -> None:

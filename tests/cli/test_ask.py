@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.process import kotae, migrate, serving
+
+pytestmark = pytest.mark.slow
 
 
 async def test_the_command_line_of_somebody_with_a_key(tmp_path: Path) -> None:

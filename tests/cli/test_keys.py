@@ -11,6 +11,7 @@ from tests.command import command
 from tests.conftest import Serve
 
 
+@pytest.mark.slow
 async def test_keys_on_the_command_line(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """`kotae keys create`, list, rotate, revoke and `users disable` work on the database; a running service notices."""
     service = await serve(auth="keys")

@@ -3,7 +3,11 @@
 import resource
 from pathlib import Path
 
+import pytest
+
 from tests.process import kotae, serving
+
+pytestmark = pytest.mark.slow
 
 
 async def test_known_mistakes_are_one_line(tmp_path: Path) -> None:

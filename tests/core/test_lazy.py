@@ -72,6 +72,7 @@ def test_an_unlisted_module_is_refused() -> None:
         LazyModule("json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expression", "imported"),
     [
@@ -94,6 +95,7 @@ print("service.core.search.engine" in sys.modules)
     assert run(program) == str(imported)
 
 
+@pytest.mark.slow
 def test_no_lazy_module_is_loaded_at_start() -> None:
     """Importing the service and its command line imports none of them, except the command line itself."""
     program = """

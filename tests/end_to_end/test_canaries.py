@@ -27,6 +27,7 @@ CANARIES = {
 }
 
 
+@pytest.mark.slow
 async def test_no_secret_leaves_on_any_error_path(fake: ProviderFake, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Keys, sessions, JWTs, tickets and the configured secrets are looked for in every output after every kind of refusal."""
     options = {

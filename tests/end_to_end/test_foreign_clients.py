@@ -15,6 +15,8 @@ from tests.conftest import Service
 from tests.fakes.provider import ProviderFake, default_text
 from tests.sse import Parser, text_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MODULES = ROOT / ".cache" / "clients"
 PROMPT = "Say こんにちは."

@@ -7,6 +7,8 @@ import pytest
 from tests.conftest import Serve
 from tests.sse import collect, text_of
 
+pytestmark = pytest.mark.slow
+
 FREE = {"prompt": "Say something.", "grounded": False}
 
 

@@ -7,18 +7,25 @@ from contextlib import aclosing
 from typing import Any
 
 import httpx2
+import pytest
 
 from service.core.accounting.log import LogFilter, export
 from tests.conftest import Service, http_client
 from tests.fakes.provider import Ending, ProviderFake
 from tests.sse import events
 
-ANSWERS = 2000
 CONCURRENCY = 100
 
 
-async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Service, fake: ProviderFake) -> None:
-    """2,000 answers, 100 at once, a fifth cut by the client: one row each, none twice, tokens as the provider said."""
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param(2000, marks=pytest.mark.slow),
+        pytest.param(20_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1200)]),
+    ],
+)
+async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Service, fake: ProviderFake, answers: int) -> None:
+    """Thousands of answers, 100 at once, a fifth cut by the client: one row each, none twice, tokens as the provider said."""
     choose, gate = random.Random(7), asyncio.Semaphore(CONCURRENCY)
     limits = httpx2.Limits(max_connections=CONCURRENCY * 2)
 
@@ -38,7 +45,7 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Serv
                             return
                     assert seen[-1] == "done"
 
-        plans = [(choose.randint(1, 4) if n % 5 == 0 else None, n % 5 == 1) for n in range(ANSWERS)]
+        plans = [(choose.randint(1, 4) if n % 5 == 0 else None, n % 5 == 1) for n in range(answers)]
         await asyncio.gather(*(one(n, *plan) for n, plan in enumerate(plans)))
     await fake.wait_idle(30)
     await service.wait_idle()
@@ -46,7 +53,7 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Serv
     rows: list[Any] = [row async for page in export(service.rooms.database, LogFilter()) for row in page]
     by_prompt = {row.prompt: row for row in rows}
     told = {call.prompt: call for call in fake.calls}
-    assert len(rows) == len(by_prompt) == ANSWERS
+    assert len(rows) == len(by_prompt) == answers
     assert len(fake.calls) == len(told)
     assert told.keys() <= by_prompt.keys()
     for prompt in by_prompt.keys() - told.keys():  # left at the first event, before the provider was reached
@@ -62,5 +69,5 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Serv
             assert call.text.startswith(row.response)
     statuses = Counter(row.status for row in rows)
     assert statuses.keys() == {"completed", "client_gone"}
-    assert statuses["completed"] >= ANSWERS * 4 // 5
+    assert statuses["completed"] >= answers * 4 // 5
     assert service.rooms.queue.statistics().open == service.rooms.queue.statistics().waiting == 0

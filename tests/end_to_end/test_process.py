@@ -15,6 +15,8 @@ from tests.fakes.provider import Behaviour, Ending, ProviderFake
 from tests.process import ServiceProcess, kotae, migrate, serving
 from tests.sse import collect, events
 
+pytestmark = pytest.mark.slow
+
 FREE = {"prompt": "Say something.", "grounded": False}
 
 

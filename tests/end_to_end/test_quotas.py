@@ -122,6 +122,7 @@ async def charged(service: Service, subject: str) -> int:
         return int((await session.execute(sa.select(sa.func.sum(totals.tokens)).where(totals.subject == subject))).scalar_one())
 
 
+@pytest.mark.slow
 async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderFake) -> None:
     """Of 200 at once ten get in; killed with them open, the next process holds nothing, and counts what the ten may have cost."""
     await migrate(tmp_path)

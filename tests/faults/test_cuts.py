@@ -20,6 +20,8 @@ from tests.fakes.provider import Behaviour, Ending, ProviderFake
 from tests.faults.oracle import check
 from tests.faults.scene import Callers
 
+pytestmark = pytest.mark.slow
+
 Cut = Literal["fin", "rst"]
 CUTS: tuple[Cut, ...] = ("fin", "rst")
 CHUNKS = 8

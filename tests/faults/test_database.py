@@ -24,6 +24,8 @@ from tests.faults.oracle import check, log_of
 from tests.faults.scene import Callers, end, read_only, ready, settings_for, until, wait_drained, wait_status
 from tests.process import serving
 
+pytestmark = pytest.mark.slow
+
 
 async def test_a_locked_database_stops_no_answer(tmp_path: Path, fake: ProviderFake) -> None:
     """While another connection holds the database, answers are neither refused nor slower, health is degraded, and all rows come."""

@@ -12,6 +12,8 @@ from tests.faults.oracle import check
 from tests.faults.scene import Callers, end, ext4, fill, frozen, ready, settings_for, small_disk, wait_drained, wait_status
 from tests.process import serving
 
+pytestmark = pytest.mark.slow
+
 LONG = "長" * 15_000  # twenty answers to such prompts fill a segment of 2 MiB
 
 

@@ -17,6 +17,8 @@ from tests.faults.scene import Callers, end, ready, settings_for, wait_drained
 from tests.process import ServiceProcess, serving
 from tests.sse import collect
 
+pytestmark = pytest.mark.slow
+
 STREAMS = 200
 GRACE = 0.5
 

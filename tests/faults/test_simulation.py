@@ -10,8 +10,8 @@ disk when `when_synced` said so; anything else may be missing, or interrupted, n
 committed does not change; files whose answers are committed go away; the spool holds no more than it may; a death
 tears frames, or a disk that fails in the middle of a write, nothing else does; with the faults gone, the journal works.
 
-KOTAE_TEST_STEPS: how many steps (default 100,000). KOTAE_TEST_SEED: of the first run; each run has the next one, and
-a failure names its own. KOTAE_TEST_SHRINK: look for a shorter history that fails too, which takes minutes.
+KOTAE_TEST_SEED: of the first run; each run has the next one, and a failure names its own.
+KOTAE_TEST_SHRINK: look for a shorter history that fails too, which takes minutes.
 """
 
 import asyncio
@@ -46,7 +46,6 @@ from service.workers.recovery import Recovery, RecoveryState
 from tests.faults.disk import Died, Disk
 from tests.records import intent, outcome
 
-STEPS = int(os.environ.get("KOTAE_TEST_STEPS", "100000"))
 SEED = int(os.environ.get("KOTAE_TEST_SEED", "1"))
 EXAMPLES = 25  # of one run of hypothesis
 COMPARED = 10  # every so many examples the rows are compared with those of SQLite
@@ -425,11 +424,17 @@ class World(RuleBasedStateMachine):
         pytest.fail("recovery failed")
 
 
-@pytest.mark.timeout(90 + STEPS // 500)
-def test_whatever_happens_the_account_is_right(capsys: pytest.CaptureFixture[str], record_property: Any) -> None:
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(290)]),
+        pytest.param(2_000_000, marks=[pytest.mark.nightly, pytest.mark.timeout(4090)]),
+    ],
+)
+def test_whatever_happens_the_account_is_right(capsys: pytest.CaptureFixture[str], record_property: Any, steps: int) -> None:
     """All that is promised of the journal, over many thousand steps of a world that goes wrong."""
-    runs = 0
-    while World.steps < STEPS:
+    runs, steps_before = 0, World.steps
+    while World.steps - steps_before < steps:
         try:
             run_state_machine_as_test(
                 seed(SEED + runs)(World),

@@ -14,6 +14,8 @@ import pytest
 from service.core.database.engine import Database
 from service.workers.recovery import Recovery, RecoveryState
 
+pytestmark = pytest.mark.slow
+
 WHEN = 60  # the broken call of each child, and the most runs
 RUNS = {"pwrite64": 30, "fdatasync": 10, "fallocate": 8, "unlink": 12}
 FAULTS = [

@@ -258,6 +258,7 @@ async def test_a_child_that_cannot_start_again(stand_in: StandIn, model: LocalMo
     await wait_until(lambda: model.statistics().state is LocalModelState.SERVING)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="not run: only Linux kills a child with its parent")
 async def test_the_child_dies_with_its_parent(tmp_path: Path, stand_in: StandIn) -> None:
     """A parent that is killed takes the child along, even one that does not look at its standard input."""
@@ -273,6 +274,7 @@ async def test_the_child_dies_with_its_parent(tmp_path: Path, stand_in: StandIn)
     await wait_until(lambda: ended(pid))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     find_spec(local_model.WEIGHTS) is None or find_spec(local_model.RUNTIME) is None,
     reason="not run: the packages of the extra smollm2 are not installed (make setup MODEL=smollm2)",

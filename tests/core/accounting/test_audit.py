@@ -294,6 +294,7 @@ def _copy(file: Path) -> Iterator[Path]:
         yield Path(shutil.copy(file, folder))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=histories())
 def test_whatever_is_heard_the_account_agrees(migrated: Path, batches: list[list[Outcome]]) -> None:
@@ -312,6 +313,7 @@ def test_whatever_is_heard_the_account_agrees(migrated: Path, batches: list[list
         assert asyncio.run(run(file)).told == []
 
 
+@pytest.mark.slow
 async def test_the_command_ends_with_what_it_found(log: Database, tmp_path: Path) -> None:
     """0: all agrees, 1: something differs, 2: it could not look."""
     file = tmp_path / "usage.csv"

@@ -506,6 +506,7 @@ async def process(data_dir: Path, fake: ProviderFake) -> AsyncGenerator[ServiceP
         yield running
 
 
+@pytest.mark.slow
 async def test_a_restart_remembers(tmp_path: Path, fake: ProviderFake) -> None:
     """After the end of the process the next one gives the same answers for the same keys, and refuses the same conflicts."""
     stream_key = {"Idempotency-Key": "stream"}
@@ -531,6 +532,7 @@ async def test_a_restart_remembers(tmp_path: Path, fake: ProviderFake) -> None:
     assert len(fake.calls) == 3
 
 
+@pytest.mark.slow
 async def test_a_killed_process_is_remembered(tmp_path: Path, fake: ProviderFake) -> None:
     """What was in the database before a kill is replayed after it."""
     async with process(tmp_path, fake) as running:
@@ -547,6 +549,7 @@ async def test_a_killed_process_is_remembered(tmp_path: Path, fake: ProviderFake
     assert len(fake.calls) == 1
 
 
+@pytest.mark.slow
 async def test_a_process_killed_in_the_middle_is_remembered(tmp_path: Path, fake: ProviderFake) -> None:
     """The answer that a kill cut off is replayed as interrupted; the provider, which may have billed, is not called again."""
     fake.next(Behaviour(hang_after="request"))

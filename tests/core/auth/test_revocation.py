@@ -30,6 +30,7 @@ async def disable(service: Service, key: store.ApiKey) -> None:
     await store.put_user(service.rooms.database, key.user_id, disabled=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [revoke, disable])
 async def test_open_streams_end_within_five_seconds(serve: Serve, fake: ProviderFake, end: Any) -> None:
     """The provider is left, the row says stopped, every kind of stream of that credential ends; another's goes on."""
@@ -82,6 +83,7 @@ async def read(response: httpx2.Response) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 async def test_a_reader_whose_key_is_revoked_is_cut_off_and_the_answer_goes_on(serve: Serve, fake: ProviderFake) -> None:
     """An admin who reads another's stream loses it with the key; the answer is not the admin's to end."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")

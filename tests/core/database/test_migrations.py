@@ -29,11 +29,13 @@ def alembic(data_dir: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 async def test_the_newest_revision_is_the_last_file_s(tmp_path: Path, database: Database) -> None:
     """The service knows it by the names of the files, without loading alembic."""
     assert (await database.revision())[1] in alembic(tmp_path, "heads").split()
 
 
+@pytest.mark.slow
 def test_autogenerate_never_touches_a_foreign_table(tmp_path: Path) -> None:
     """A table, an index and a view of somebody else, in the same database, are not seen; neither is the full-text index."""
     alembic(tmp_path, "upgrade", "head")
@@ -81,6 +83,7 @@ async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     assert names <= {"request_logs", "alembic_version", "sqlite_autoindex_alembic_version_1"}
 
 
+@pytest.mark.slow
 async def test_several_migrate_at_once(tmp_path: Path) -> None:
     """Processes that start together bring the schema up once."""
     databases = [Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}") for _ in range(6)]

@@ -72,6 +72,7 @@ def as_served() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_served")
 async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Database) -> None:
     """While a large text is stored and many search, the loop is late no more than beside one thread that merely computes."""
@@ -172,6 +173,7 @@ def telling(rows: str) -> tuple[str, ...]:
     return sys.executable, "-c", program
 
 
+@pytest.mark.slow
 async def test_a_large_text_is_cut_by_another_process(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows are those that would have been made here, and none of them was."""
     expected = chunker.cut_here([document(LONG)], SETTINGS)
@@ -183,6 +185,7 @@ async def test_a_large_text_is_cut_by_another_process(cutter: Cutter, monkeypatc
     assert await cutter.cut([document(LONG)], SETTINGS) == expected
 
 
+@pytest.mark.slow
 async def test_the_child_is_kept_for_the_next_texts_and_then_let_go(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process cuts several, in the order in which they are given; when nothing came for a while, it has ended."""
     for texts in (["灯台。", "", "Harbour. " * 900], ["港。"]):
@@ -199,6 +202,7 @@ async def test_the_child_is_kept_for_the_next_texts_and_then_let_go(cutter: Cutt
     assert not cutter.ready
 
 
+@pytest.mark.slow
 async def test_a_child_that_died_meanwhile_is_replaced(cutter: Cutter) -> None:
     """As one that the system has killed for its memory."""
     await cutter.cut([], SETTINGS)
@@ -297,6 +301,7 @@ async def test_a_text_that_is_cut_waits_for_nobody(cutter: Cutter) -> None:
         assert len(await waiting) == 1
 
 
+@pytest.mark.slow
 async def test_without_a_core_for_it_the_child_cuts_large_texts_only(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the thread it would only take its time."""
     monkeypatch.setattr(chunk_workers, "_cores", lambda: 1)
@@ -342,6 +347,7 @@ async def test_a_child_that_nobody_waits_for_is_killed(cutter: Cutter, monkeypat
     assert await asyncio.to_thread(child.wait, 20) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_the_child_ends_with_the_service() -> None:
     """Whose pipe it waits at, also when it was killed."""
     program = (

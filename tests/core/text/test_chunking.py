@@ -46,6 +46,7 @@ def test_only_a_sentence_far_too_long_is_cut() -> None:
     assert all(piece.text.endswith("、") and len(piece.text) <= 100 for piece in pieces)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["あ", "\n", ".", "「", " ", "# a\n", ".)", "\u0301", "    - x\n", "（「『", "a.b ", "x" * 60 + "\n"])
 def test_time_is_linear(unit: str) -> None:
     """A megabyte made to hurt is cut in the time of a megabyte: eight times the text takes far less than 64 times as long."""

@@ -92,6 +92,7 @@ def test_width_and_case_do_not_matter(text: str) -> None:
     assert terms(unicodedata.normalize("NFKC", text)) == terms(text)
 
 
+@pytest.mark.slow
 def test_the_index_keeps_every_character_of_a_term() -> None:
     """FTS5 keeps every lower-case letter, number and mark as it is, so no term is split or changed by the index."""
     characters = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
