@@ -52,13 +52,14 @@ class Claims(msgspec.Struct, frozen=True):
 
 
 class Jwts:
-    """Checks tokens as the settings say. `fetch` gets a key set; `clock` is monotonic."""
+    """Checks tokens as the settings say. `fetch` gets a key set, within `fetch_seconds`; `clock` is monotonic."""
 
     def __init__(
         self,
         settings: Settings,
         *,
         fetch: Callable[[str], Awaitable[bytes]] | None = None,
+        fetch_seconds: float = FETCH_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert settings.jwt_algorithm is not None  # noqa: S101 - whoever makes this has looked
@@ -67,7 +68,7 @@ class Jwts:
         self._user_claim, self._roles_claim, self._admin_role = settings.jwt_user_claim, settings.jwt_roles_claim, settings.jwt_admin_role
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
         self._url = settings.jwt_jwks_url
-        self._fetch, self._clock = fetch or _get, clock
+        self._fetch, self._fetch_seconds, self._clock = fetch or _get, fetch_seconds, clock
         load_module(jwt)  # not in the first request
         self._keys: dict[str, jwt.PyJWK] = {}  # by kid
         self._read_at: float | None = None  # when the keys that we have were read
@@ -138,7 +139,7 @@ class Jwts:
             return
         self._tried_at = at
         try:
-            async with asyncio.timeout(FETCH_SECONDS):
+            async with asyncio.timeout(self._fetch_seconds):
                 keys = self._usable(msgspec.json.decode(await self._fetch(str(self._url))))
         except (httpx2.HTTPError, TimeoutError, msgspec.DecodeError, ValueError) as error:
             log.warning("jwks.unread", error=type(error).__name__)
@@ -180,13 +181,15 @@ def mint(settings: Settings, user_id: str, role: Role, seconds: float) -> str:
 
 
 async def _get(url: str) -> bytes:
-    """The body at an address, as far as it is one of a key set. Redirects are not followed."""
+    """GET a key set. Redirects are not followed, proxies of the environment not used, compressed bodies not decompressed.
+
+    Raises `httpx2.HTTPError`, or `ValueError` for a body of more than `SET_BYTES_MAX` bytes.
+    """
     body = bytearray()
-    async with httpx2.AsyncClient(timeout=FETCH_SECONDS, trust_env=False) as client, client.stream("GET", url) as response:
-        response.raise_for_status()
-        if response.is_redirect:
-            raise ValueError("the key set is elsewhere")
-        async for part in response.aiter_bytes():
+    client = httpx2.AsyncClient(timeout=FETCH_SECONDS, trust_env=False, headers={"Accept-Encoding": "identity"})
+    async with client, client.stream("GET", url) as response:
+        response.raise_for_status()  # raises for redirects too
+        async for part in response.aiter_raw():
             body += part
             if len(body) > SET_BYTES_MAX:
                 raise ValueError("the key set is too large")
