@@ -1,6 +1,7 @@
-"""Rows of the log in tests."""
+"""The database in tests: rows of the log, and a database that is away."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from service.core.accounting import log as request_log
 from service.core.database.engine import Database
@@ -11,3 +12,15 @@ async def write(database: Database, outcomes: Sequence[Outcome]) -> int:
     """Insert rows as the writer does."""
     async with database.transaction() as session:
         return await request_log.apply(session, outcomes)
+
+
+@contextmanager
+def away(database: Database) -> Iterator[None]:
+    """The folder of the database has another name, so that no file of it can be opened."""
+    assert database.file
+    folder = database.file.parent
+    elsewhere = folder.rename(folder.with_name(f"{folder.name}-away"))
+    try:
+        yield
+    finally:
+        elsewhere.rename(folder)

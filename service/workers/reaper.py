@@ -35,8 +35,17 @@ class ReaperStatistics(msgspec.Struct, frozen=True):
 class Reaper(Periodic):
     """Runs as one task, and as a second one until the quota has learned."""
 
-    def __init__(self, door: Door, watch: Watch, ledger: Ledger, database: Database, wait_recovered: Callable[[], Awaitable[None]]) -> None:
-        super().__init__("reaper", TICK_SECONDS)
+    def __init__(
+        self,
+        door: Door,
+        watch: Watch,
+        ledger: Ledger,
+        database: Database,
+        wait_recovered: Callable[[], Awaitable[None]],
+        *,
+        tick_seconds: float = TICK_SECONDS,
+    ) -> None:
+        super().__init__("reaper", tick_seconds)
         self._door, self._watch, self._ledger, self._database = door, watch, ledger, database
         self._wait_recovered = wait_recovered
         self._started = now()
@@ -74,7 +83,7 @@ class Reaper(Periodic):
                     await rebuild(session, self._ledger, self._started)
             except DatabaseUnavailable as error:
                 log.warning("quota.delayed", error=str(error))
-                await asyncio.sleep(TICK_SECONDS)
+                await asyncio.sleep(self._tick_seconds)
             else:
                 return
 

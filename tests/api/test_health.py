@@ -2,6 +2,7 @@
 
 from tests.conftest import Service
 from tests.problems import is_problem
+from tests.rows import away
 
 ASK = {"prompt": "Why?", "grounded": False}
 
@@ -25,3 +26,16 @@ async def test_ready_says_that_it_stops(service: Service) -> None:
 
     assert (response.status_code, response.json()["status"]) == (503, "stopping")
     assert is_problem(await service.client.post("/ai/test", json=ASK), 503, "shutting_down")["retry_after"] == 2
+
+
+async def test_ready_reports_a_database_that_is_away(service: Service) -> None:
+    """Without the database the service is degraded, not away: answers go on, and the response says what is wrong."""
+    with away(service.rooms.database):
+        ready = await service.client.get("/health/ready")
+        answer = await service.client.post("/ai/test", json=ASK)
+    back = await service.client.get("/health/ready")
+
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+    assert ready.json()["database"] != "ok"
+    assert answer.status_code == 200
+    assert back.json()["database"] == "ok"

@@ -1,0 +1,130 @@
+"""The reaper while the database is away: what fails is repeated, and health reports a failure that lasts."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from service.core.auth import store
+from service.core.auth.authenticator import Door
+from service.core.auth.principals import BOOTSTRAP
+from service.core.auth.revocation import Watch
+from service.core.database.engine import Database
+from service.core.errors import DatabaseUnavailable
+from service.core.quota.local import Ledger
+from service.core.settings import Settings
+from service.workers.background import FAILURES_MAX
+from service.workers.reaper import Reaper
+from tests.access import carrying, made
+from tests.records import intent, outcome
+from tests.rows import away, write
+
+
+class Scene:
+    """A reaper with everything that it works on."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.door, self.watch, self.ledger = Door(Settings(auth="keys"), database), Watch(), Ledger(300)
+
+    def reaper(self, wait_recovered: Callable[[], Awaitable[None]]) -> Reaper:
+        """A reaper that ticks a hundred times a second."""
+        return Reaper(self.door, self.watch, self.ledger, self.database, wait_recovered, tick_seconds=0.01)
+
+
+async def recovered() -> None:
+    """Nothing had to be recovered."""
+
+
+@pytest.fixture
+def scene(database: Database) -> Scene:
+    """The scene of one test."""
+    return Scene(database)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_usage_is_loaded_when_the_database_is_back(scene: Scene) -> None:
+    """A load that fails is repeated until it succeeds; until then no usage is known."""
+    await write(scene.database, [outcome(intent(user_id="alice"))])
+    reaper = scene.reaper(recovered)
+    with away(scene.database):
+        reaper.start()
+        await until(lambda: reaper.statistics().ticks > 3)
+        loaded_meanwhile = scene.ledger.statistics().loaded
+    await until(lambda: scene.ledger.statistics().loaded)
+    await reaper.stop()
+
+    assert not loaded_meanwhile
+    assert scene.ledger.used("user:alice")["tokens_per_month"] == (15, 0)
+
+
+async def test_usage_is_loaded_without_the_rows_that_recovery_lost(scene: Scene) -> None:
+    """When recovery ends without the database, the quota is loaded from what the log has."""
+
+    async def fail() -> None:
+        raise DatabaseUnavailable("the rows could not be written")
+
+    await write(scene.database, [outcome(intent(user_id="alice"))])
+    reaper = scene.reaper(fail)
+    reaper.start()
+    await until(lambda: scene.ledger.statistics().loaded)
+    await reaper.stop()
+
+    assert scene.ledger.used("user:alice")["tokens_per_month"] == (15, 0)
+
+
+async def test_a_stop_does_not_wait_for_a_load(scene: Scene) -> None:
+    """Stopping cancels a load that still waits for recovery."""
+    recovering = asyncio.Event()
+
+    async def wait_recovered() -> None:
+        await recovering.wait()
+
+    reaper = scene.reaper(wait_recovered)
+    reaper.start()
+    await until(lambda: reaper.statistics().ticks > 0)
+    async with asyncio.timeout(5):
+        await reaper.stop()
+
+    assert not scene.ledger.statistics().loaded
+
+
+async def test_a_stop_without_the_database_keeps_last_uses(scene: Scene) -> None:
+    """At the end the last uses cannot be written: the stop does not fail, and the next write has them."""
+    key = await made(scene.database)
+    await scene.door.admit(carrying(key))
+    reaper = scene.reaper(recovered)
+    reaper.start()
+    await until(lambda: scene.ledger.statistics().loaded)
+    with away(scene.database):
+        await reaper.stop()
+    await scene.door.write_used()
+    async with scene.database.reading() as session:
+        (listed,) = await store.list_keys(session, BOOTSTRAP)
+
+    assert listed.last_used_at is not None
+
+
+async def test_ticks_that_fail_degrade_and_heal(scene: Scene) -> None:
+    """More than `FAILURES_MAX` failed ticks in a row are reported as degraded, one that succeeds ends that."""
+    key = await made(scene.database)
+    scene.watch.enter(await scene.door.admit(carrying(key)), lambda: None)
+    reaper = scene.reaper(recovered)
+    reaper.start()
+    await until(lambda: scene.ledger.statistics().loaded)
+    with away(scene.database):
+        await until(lambda: reaper.statistics().failures > 0)
+        degraded_at_first = reaper.degraded()
+        await until(lambda: reaper.statistics().failures > FAILURES_MAX)
+        degraded_later = reaper.degraded()
+    await until(lambda: reaper.statistics().failures == 0)
+    degraded_afterwards = reaper.degraded()
+    await reaper.stop()
+
+    assert (degraded_at_first, degraded_later, degraded_afterwards) == (False, True, False)
