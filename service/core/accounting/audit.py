@@ -38,7 +38,7 @@ _TOLD = frozenset({UsageSource.PROVIDER, UsageSource.ESTIMATED})
 _SOURCES: dict[str, frozenset[str]] = {
     Status.COMPLETED: _TOLD,
     Status.NO_CONTEXT: frozenset({UsageSource.NONE}),
-    Status.TIMEOUT: _TOLD | {UsageSource.UNKNOWN},
+    Status.TIMEOUT: frozenset(UsageSource),
     Status.STOPPED: frozenset(UsageSource),
     Status.CLIENT_GONE: frozenset(UsageSource),
     Status.PROVIDER_ERROR: frozenset(UsageSource),
