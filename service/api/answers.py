@@ -236,7 +236,7 @@ async def _ask(
     if user_id != principal.user_id:
         if principal.credential != "open":
             sees = user_id  # the answer is theirs to read, and so are its sources
-        subjects = (QuotaSubject(f"user:{user_id}", "user", await rooms.door.limits_of(user_id)), *principal.key_subjects)
+        subjects = (QuotaSubject.for_user(user_id, await rooms.door.limits_of(user_id)), *principal.key_subjects)
     return Ask(
         prompt=body.prompt,
         grounded=body.grounded,

@@ -41,12 +41,12 @@ async def usage(
         raise InvalidRequest(f"until must come after since, by {history.DAYS_MAX} days at most")
     subjects = principal.subjects
     if about != principal.user_id:
-        subjects = (QuotaSubject(f"user:{about}", "user", await rooms.door.limits_of(about)),)
+        subjects = (QuotaSubject.for_user(about, await rooms.door.limits_of(about)),)
     async with rooms.database.reading() as session:
         totals = await history.totals_of(session, user_id=about, since=since, until=until)
     used = {
         name.replace("nano_usd", "usd"): {"used": _money(name, used), "held": _money(name, held)}
-        for name, (used, held) in rooms.quota.used(f"user:{about}").items()
+        for name, (used, held) in rooms.quota.used(QuotaSubject.for_user(about).name).items()
     }
     limits = [_window(window) for window in rooms.quota.windows(subjects)]
     return _json({"user_id": about, "limits": limits, "used": used, "since": since, "until": until, "totals": totals})

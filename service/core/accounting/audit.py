@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import daily_totals, quota_totals, request_logs
 from service.core.errors import KotaeError
+from service.core.ports import KEY_PREFIX, USER_PREFIX
 from service.core.records import RANKS, Status, UsageSource
 from service.core.settings import EXTRACTIVE
 
@@ -202,8 +203,8 @@ async def _totals(session: ReadSession, day: date, report: Report) -> None:
         "cost_nano_usd": sa.case((unknown, logs.held_nano_usd), else_=logs.cost_nano_usd),
     }
     subjects: list[dict[str, sa.ColumnElement[Any]]] = [
-        {"subject": sa.literal("user:").concat(logs.user_id)},
-        {"subject": sa.literal("key:").concat(logs.key_id)},  # NULL, like the key, where there was none
+        {"subject": sa.literal(USER_PREFIX).concat(logs.user_id)},
+        {"subject": sa.literal(KEY_PREFIX).concat(logs.key_id)},  # NULL, like the key, where there was none
     ]
     await _compare(session, day, report, CHARGES, quota_totals, subjects, charges)
 

@@ -21,6 +21,7 @@ from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import daily_totals, quota_totals, request_logs
 from service.core.encoding import new_id
 from service.core.errors import InvalidCursor, NotFound
+from service.core.ports import list_subject_names
 from service.core.pricing import Usage, format_usd
 from service.core.records import RANKS, Answer, Intent, Outcome, Status, charge
 
@@ -113,7 +114,7 @@ async def _add_charges(session: Session, added: Sequence[Mapping[str, Any]], rep
     for sign, rows in ((1, added), (-1, replaced)):
         for row in rows:
             day, (tokens, nano_usd) = row["created_at"].strftime("%Y-%m-%d"), charge(row)
-            for subject in (f"user:{row['user_id']}", *([f"key:{row['key_id']}"] if row["key_id"] else [])):
+            for subject in list_subject_names(row["user_id"], row["key_id"]):
                 counts = sums.setdefault((day, subject), [0, 0, 0])
                 for n, value in enumerate((1, tokens, nano_usd)):
                     counts[n] += sign * value
