@@ -37,8 +37,11 @@
 provider surely did not begin to answer, so that trying again cannot be billed twice.
 """
 
+import random
 from collections.abc import Sequence
 from typing import Any, ClassVar
+
+_DOUBLINGS_MAX = 30  # of a retry delay: far beyond any maximum, and a float still holds the product
 
 
 class KotaeError(Exception):
@@ -259,3 +262,9 @@ def by_code(code: str) -> type[KotaeError]:
     for each in tree:
         tree += each.__subclasses__()
     return next((each for each in tree if each.code == code), KotaeError)
+
+
+def retry_delay(failures: int, *, first_seconds: float, seconds_max: float) -> float:
+    """Seconds to wait after this many failures in a row, counted from 1: doubled each time, with jitter of ±50 %."""
+    delay = first_seconds * 2.0 ** min(failures - 1, _DOUBLINGS_MAX)
+    return min(delay * random.uniform(0.5, 1.5), seconds_max)  # noqa: S311 - not for secrets

@@ -18,14 +18,14 @@ from service.core.accounting import log as request_log
 from service.core.accounting.journal import decode_frames, orphans
 from service.core.accounting.outcomes import build_interrupted
 from service.core.database.engine import Database
-from service.core.errors import DatabaseUnavailable
+from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.records import Intent, Outcome
 from service.core.telemetry import log
 from service.workers.background import Background
 from service.workers.quarantine import put_aside
 
 BATCH = 500
-RETRY_SECONDS = 1
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.1, 1  # while the database is unavailable
 
 
 class RecoveryState(StrEnum):
@@ -122,13 +122,15 @@ class Recovery(Background):
 
     async def _apply(self, outcomes: list[Outcome]) -> None:
         """Apply a batch, waiting for the database as long as it takes; of a batch with a bad record, each alone."""
+        failures = 0
         while True:
             try:
                 async with self._database.transaction() as session:
                     new = await request_log.apply(session, outcomes)
             except DatabaseUnavailable as error:
                 log.warning("recovery.delayed", error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
+                failures += 1
+                await asyncio.sleep(retry_delay(failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))
             except Exception as error:  # noqa: BLE001 - whatever a record does to the database must not end the recovery
                 if len(outcomes) == 1:
                     self._quarantined += 1

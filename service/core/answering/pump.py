@@ -18,10 +18,9 @@ import msgspec
 
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.answering.streams import Stream
-from service.core.errors import KotaeError, ProviderError, ProviderTimeout, ShuttingDown
+from service.core.errors import KotaeError, ProviderError, ProviderTimeout, ShuttingDown, retry_delay
 from service.core.ports import Delta, Provider, ProviderRequest
 from service.core.records import Status
-from service.core.retries import retry_delay
 from service.core.telemetry import log
 
 ATTACH_SECONDS = 5  # how long a new stream may wait for its first reader

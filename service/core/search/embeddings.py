@@ -24,11 +24,10 @@ from service.core.accounting.recorder import Recorder
 from service.core.database.engine import Database
 from service.core.database.tables import chunks, vectors
 from service.core.encoding import new_id, now
-from service.core.errors import KotaeError, ProviderError, ProviderTimeout
+from service.core.errors import KotaeError, ProviderError, ProviderTimeout, retry_delay
 from service.core.ports import Embedded, Embedder, Message, Nearness
 from service.core.pricing import PriceBook
 from service.core.records import Intent, Status
-from service.core.retries import retry_delay
 from service.core.search import fts5_merge
 from service.core.search.vector_matrix import Matrix, unit
 from service.core.telemetry import log
