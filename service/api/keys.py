@@ -17,6 +17,7 @@ from service.core.telemetry import log
 router = APIRouter(prefix="/ai/keys", tags=["keys"])
 
 _REFUSALS = REFUSALS | problems(_403="`forbidden`: more than you have yourself; `foreign_origin`", _409="`keys_full`: revoke some")
+_ROTATE_REFUSALS = _REFUSALS | problems(_409="`key_replaced`: it was rotated before; `keys_full`: revoke some")
 _MISSING = problems(_404="`not_found`: no key has this id, or it is not yours")
 
 
@@ -47,9 +48,9 @@ async def list_keys(rooms: RoomsDep, principal: Keying, user_id: Annotated[UserI
         return _json({"items": await store.list_keys(session, principal, user_id=user_id)})
 
 
-@router.post("/{key_id}/rotate", status_code=201, responses={201: ref(ApiKey, "The new key"), **_REFUSALS, **_MISSING})
+@router.post("/{key_id}/rotate", status_code=201, responses={201: ref(ApiKey, "The new key"), **_ROTATE_REFUSALS, **_MISSING})
 async def rotate_key(key_id: str, rooms: RoomsDep, principal: Keying, body: RotateBody | None = None) -> Response:
-    """Make a key in the place of this one, which stays valid for the grace."""
+    """Create a key in place of this one, which stays valid for the grace period. A key is rotated once."""
     grace = RotateBody().grace_seconds if body is None else body.grace_seconds
     made = await store.rotate_key(rooms.database, principal, key_id, grace_seconds=grace, keys_max=rooms.settings.keys_max)
     rooms.door.forget()
