@@ -19,7 +19,7 @@ from sqlalchemy.engine import RowMapping
 
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import daily_totals, quota_totals, request_logs
-from service.core.encoding import new_id
+from service.core.encoding import first_id
 from service.core.errors import InvalidCursor, NotFound
 from service.core.ports import list_subject_names
 from service.core.pricing import Usage, format_usd
@@ -228,14 +228,9 @@ def _leading(which: LogFilter) -> str | None:
 def _interval(which: LogFilter, answer_id: sa.ColumnElement[str] = request_logs.c.id) -> list[sa.ColumnElement[bool]]:
     # Ids begin with their time, so that an interval of time is an interval of ids: no further index is needed.
     return [
-        *([answer_id >= _first_id(which.since)] if which.since is not None else []),
-        *([answer_id < _first_id(which.until)] if which.until is not None else []),
+        *([answer_id >= first_id(which.since)] if which.since is not None else []),
+        *([answer_id < first_id(which.until)] if which.until is not None else []),
     ]
-
-
-def _first_id(at: datetime) -> str:
-    """The least id of a millisecond: the time bits of a UUIDv7 and zeros."""
-    return new_id(at)[:13]
 
 
 def _checked(cursor: str) -> str:

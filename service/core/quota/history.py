@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from service.core.database.engine import ReadSession
 from service.core.database.tables import daily_totals, quota_totals, request_logs
-from service.core.encoding import new_id
+from service.core.encoding import first_id
 from service.core.ports import list_subject_names
 from service.core.pricing import format_usd
 from service.core.quota.local import DAY, MINUTE, MONTH, Ledger
@@ -53,7 +53,7 @@ async def rebuild(session: ReadSession, ledger: Ledger, started: datetime) -> No
     since = min(started, datetime.fromtimestamp(starts[MINUTE], UTC))
     names = ("id", "created_at", "user_id", "key_id", "usage_source", "prompt_tokens", "completion_tokens", "cost_nano_usd", "held_tokens")
     columns = [request_logs.c[name] for name in (*names, "held_nano_usd")]
-    for own in (await session.execute(sa.select(*columns).where(request_logs.c.id >= new_id(since)[:13]))).mappings():
+    for own in (await session.execute(sa.select(*columns).where(request_logs.c.id >= first_id(since)))).mappings():
         for subject in list_subject_names(own["user_id"], own["key_id"]):
             amount = (1, *charge(own))
             if own["created_at"] < started:
