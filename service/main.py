@@ -19,6 +19,7 @@ from service.api.schemas import openapi
 from service.core import tokens
 from service.core.accounting.journal import Journal, choose_spool, existing_spool
 from service.core.accounting.queue import LocalQueue
+from service.core.accounting.recorder import Recorder
 from service.core.answering.answers import Answers
 from service.core.auth.authenticator import Door
 from service.core.auth.jwts import Jwts
@@ -111,14 +112,16 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     prices = PriceBook(settings.prices, settings.openai_base_url)
     await anyio.to_thread.run_sync(prices.warm, settings.default_model)
     extractive, provider = _providers(settings, stack)
+    recorder = Recorder(queue, ledger, metrics)
     embedder = embedder_of(settings)
-    near = await _vectors(embedder, settings, database, queue, prices, workers, stack) if embedder else None
+    near = await _vectors(embedder, settings, database, recorder, prices, workers, stack) if embedder else None
     retrieval = Retrieval(database, settings, near)
     _start(Warming(database, retrieval), workers, stack)
     answering = Answers(
         settings,
         database,
         queue,
+        recorder,
         retrieval,
         extractive=extractive,
         provider=provider,
@@ -209,7 +212,7 @@ async def _vectors(
     embedder: Embedder,
     settings: Settings,
     database: Database,
-    queue: LocalQueue,
+    recorder: Recorder,
     prices: PriceBook,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
@@ -217,7 +220,7 @@ async def _vectors(
     """The vectors that find chunks by meaning, and the worker that fills them."""
     await anyio.to_thread.run_sync(load_module, embedding)
     stack.push_async_callback(embedder.aclose)
-    vectors = embeddings.Vectors(database, embedder, queue, prices, attempts_max=settings.provider_attempts_max)
+    vectors = embeddings.Vectors(database, embedder, recorder, prices, attempts_max=settings.provider_attempts_max)
     _start(embedding.Embedding(vectors), workers, stack)
     return vectors
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from service.api.dependencies import Asking, Rooms, RoomsDep
 from service.api.fast_route import KEY, AskRoute, KeyDep, asking
 from service.api.problems import problem_response, quota_headers
+from service.api.responses import json_response
 from service.api.schemas import REFUSALS, AskBody, DocumentIds, InProgress, ModelName, NotBlank, Started, UserId, problems, ref
 from service.api.sse import stream_response
 from service.core.answering.answers import Ask
@@ -16,7 +17,6 @@ from service.core.answering.events import parse_event_id
 from service.core.answering.idempotency import Begun
 from service.core.answering.pump import ATTACH_SECONDS
 from service.core.auth.principals import Principal, Role
-from service.core.encoding import to_json
 from service.core.errors import KotaeError, NotFound, TooLarge
 from service.core.ports import Grant, QuotaSubject
 from service.core.records import Answer, answer_object
@@ -68,7 +68,7 @@ async def ask(body: AskBody, request: Request, rooms: RoomsDep, principal: Askin
         error.extra["answer_id"] = begun.stream.intent.id
         return problem_response(error, request.scope["request_id"], headers | _quota(asked, rooms))
     headers = headers | _quota(asked, rooms)
-    return Response(to_json(answer_object(outcome)), headers=headers, media_type="application/json")
+    return json_response(answer_object(outcome), headers=headers)
 
 
 @router.post("/stream", responses={200: _STREAM, **REFUSALS, **_PROVIDER, **_KEYED})
@@ -139,7 +139,7 @@ async def start_answer(body: AskBody, request: Request, rooms: RoomsDep, princip
         resumable=not begun.stream.degraded,
     )
     headers = {"Location": where} | (_REPLAYED if begun.replayed else {}) | _quota(asked, rooms)
-    return Response(to_json(started), 202, headers, "application/json")
+    return json_response(started, 202, headers)
 
 
 async def reader(
@@ -179,9 +179,9 @@ async def get_answer(answer_id: str, rooms: RoomsDep, principal: Asking) -> Resp
     """An answer by its id. Who asks for one that runs keeps it running."""
     found = await rooms.answers.find(answer_id, principal.sees)
     if found.outcome:
-        return Response(to_json(answer_object(found.outcome)), media_type="application/json")
+        return json_response(answer_object(found.outcome))
     found.touch()
-    return Response(to_json(InProgress.of(found.intent, found.text)), 202, {"Retry-After": "1"}, "application/json")
+    return json_response(InProgress.of(found.intent, found.text), 202, {"Retry-After": "1"})
 
 
 @router.delete("/answers/{answer_id}", status_code=204, responses={**REFUSALS, **_UNKNOWN}, response_class=Response)
@@ -236,7 +236,7 @@ async def _ask(
     if user_id != principal.user_id:
         if principal.credential != "open":
             sees = user_id  # the answer is theirs to read, and so are its sources
-        subjects = (QuotaSubject(f"user:{user_id}", "user", await rooms.door.limits_of(user_id)), *principal.key_subjects)
+        subjects = (QuotaSubject.for_user(user_id, await rooms.door.limits_of(user_id)), *principal.key_subjects)
     return Ask(
         prompt=body.prompt,
         grounded=body.grounded,

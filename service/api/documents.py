@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from service.api.dependencies import AdminDocumenting, Documenting, Rooms, RoomsDep
+from service.api.responses import json_response
 from service.api.schemas import REFUSALS, DocumentIds, TextBody, problems, ref
 from service.core.documents import library
 from service.core.documents.library import Document, DocumentPage, Given
-from service.core.encoding import clean, to_json
+from service.core.encoding import clean
 from service.core.errors import Forbidden, InvalidRequest, NotText, Overloaded, TooLarge
 from service.core.search.results import Found
 from service.core.text import decoding
@@ -61,13 +62,14 @@ async def upload(
         raise Forbidden("only admins share documents")
     stored = await library.store(rooms.database, rooms.settings, given, user_id=principal.user_id, shared=shared)
     told = {"items": stored} | (msgspec.to_builtins(stored[0]) if len(stored) == 1 else {})
-    return _json(told, 201 if any(document.created for document in stored) else 200)
+    return json_response(told, 201 if any(document.created for document in stored) else 200)
 
 
 @router.post("/seed", responses={200: ref(DocumentPage, "The sample documents"), **REFUSALS})
 async def seed(rooms: RoomsDep, principal: AdminDocumenting) -> Response:
     """Insert the sample documents, Japanese and English. Asking twice changes nothing."""
-    return _json(DocumentPage(items=await library.seed(rooms.database, rooms.settings, user_id=principal.user_id), next_cursor=None))
+    stored = await library.seed(rooms.database, rooms.settings, user_id=principal.user_id)
+    return json_response(DocumentPage(items=stored, next_cursor=None))
 
 
 @router.get("/ai/documents", responses={200: ref(DocumentPage, "Documents, newest first"), **REFUSALS})
@@ -79,7 +81,7 @@ async def list_documents(
 ) -> Response:
     """What has been given."""
     async with rooms.database.reading() as session:
-        return _json(await library.list_documents(session, user_id=principal.sees, limit=limit, cursor=cursor))
+        return json_response(await library.list_documents(session, user_id=principal.sees, limit=limit, cursor=cursor))
 
 
 @router.get(
@@ -89,7 +91,7 @@ async def list_documents(
 async def get_document(document_id: str, rooms: RoomsDep, principal: Documenting) -> Response:
     """One document, with its text."""
     async with rooms.database.reading() as session:
-        return _json(await library.get(session, document_id, user_id=principal.sees))
+        return json_response(await library.get(session, document_id, user_id=principal.sees))
 
 
 @router.delete(
@@ -114,7 +116,7 @@ async def search(
         raise TooLarge(f"the question is longer than {rooms.settings.prompt_characters_max} characters")
     if rooms.retrieval.waiting >= SEARCHES_WAITING_MAX:
         raise Overloaded(f"{SEARCHES_WAITING_MAX} searches wait already")
-    return _json(await rooms.retrieval.search(clean(q), user_id=principal.sees, limit=limit, within=documents))
+    return json_response(await rooms.retrieval.search(clean(q), user_id=principal.sees, limit=limit, within=documents))
 
 
 def _is_form(request: Request) -> bool:
@@ -162,7 +164,3 @@ def _read(files: list[UploadFile], bytes_max: int) -> list[Given]:
             raise NotText(f"{name!r}: {error.detail}") from error
         given.append(Given(title=name, text=text, encoding=encoding))
     return given
-
-
-def _json(body: object, status: int = 200) -> Response:
-    return Response(to_json(body), status, media_type="application/json")

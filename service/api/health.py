@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from service.api.dependencies import AdminReading, Rooms, RoomsDep
-from service.core.encoding import to_json
+from service.api.responses import json_response
 from service.core.errors import DatabaseUnavailable
 
 router = APIRouter(tags=["health"])
@@ -12,7 +12,7 @@ router = APIRouter(tags=["health"])
 @router.get("/health/live")
 async def live() -> Response:
     """The process answers."""
-    return _json({"status": "live"})
+    return json_response({"status": "live"})
 
 
 @router.get("/health/ready", responses={503: {"description": "Not now: starting, or stopping"}})
@@ -29,7 +29,7 @@ async def ready(request: Request) -> Response:
     status = "stopping" if answers.stopping else "degraded" if degraded else "ready"
     workers = {name: worker.statistics() for name, worker in rooms.workers.items()}
     body = {"status": status, "model": rooms.settings.default_model, "database": database, "queue": queue, "answers": answers, **workers}
-    return _json(body, 503 if answers.stopping else 200)
+    return json_response(body, 503 if answers.stopping else 200)
 
 
 @router.get("/metrics")
@@ -38,7 +38,3 @@ async def metrics(rooms: RoomsDep, _: AdminReading) -> Response:
     rooms.metrics.in_progress.set(rooms.answers.statistics().in_progress)
     rooms.metrics.records_waiting.set(rooms.queue.statistics().waiting)
     return Response(rooms.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _json(body: object, status: int = 200) -> Response:
-    return Response(to_json(body), status, media_type="application/json")

@@ -6,17 +6,19 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from service.api.dependencies import Keying, RoomsDep
+from service.api.responses import json_response
 from service.api.schemas import REFUSALS, KeyBody, RotateBody, UserId, problems, ref
 from service.core.auth import store
 from service.core.auth.principals import EVERYTHING, Role, Scope
 from service.core.auth.store import ApiKey, Wanted
-from service.core.encoding import now, to_json
+from service.core.encoding import now
 from service.core.errors import InvalidRequest
 from service.core.telemetry import log
 
 router = APIRouter(prefix="/ai/keys", tags=["keys"])
 
 _REFUSALS = REFUSALS | problems(_403="`forbidden`: more than you have yourself; `foreign_origin`", _409="`keys_full`: revoke some")
+_ROTATE_REFUSALS = _REFUSALS | problems(_409="`key_replaced`: it was rotated before; `keys_full`: revoke some")
 _MISSING = problems(_404="`not_found`: no key has this id, or it is not yours")
 
 
@@ -37,24 +39,24 @@ async def create_key(body: KeyBody, rooms: RoomsDep, principal: Keying) -> Respo
         keys_max=rooms.settings.keys_max,
     )
     log.info("key.created", key_id=made.id)
-    return _json(made, 201)
+    return json_response(made, 201)
 
 
 @router.get("", responses={200: {"description": "`{items}`, newest first"}, **REFUSALS})
 async def list_keys(rooms: RoomsDep, principal: Keying, user_id: Annotated[UserId | None, Query()] = None) -> Response:
     """One's own keys; all of them, or those of `user_id`, as an admin."""
     async with rooms.database.reading() as session:
-        return _json({"items": await store.list_keys(session, principal, user_id=user_id)})
+        return json_response({"items": await store.list_keys(session, principal, user_id=user_id)})
 
 
-@router.post("/{key_id}/rotate", status_code=201, responses={201: ref(ApiKey, "The new key"), **_REFUSALS, **_MISSING})
+@router.post("/{key_id}/rotate", status_code=201, responses={201: ref(ApiKey, "The new key"), **_ROTATE_REFUSALS, **_MISSING})
 async def rotate_key(key_id: str, rooms: RoomsDep, principal: Keying, body: RotateBody | None = None) -> Response:
-    """Make a key in the place of this one, which stays valid for the grace."""
+    """Create a key in place of this one, which stays valid for the grace period. A key is rotated once."""
     grace = RotateBody().grace_seconds if body is None else body.grace_seconds
     made = await store.rotate_key(rooms.database, principal, key_id, grace_seconds=grace, keys_max=rooms.settings.keys_max)
     rooms.door.forget()
     log.info("key.rotated", key_id=key_id, new_key_id=made.id)
-    return _json(made, 201)
+    return json_response(made, 201)
 
 
 @router.delete("/{key_id}", status_code=204, responses={**REFUSALS, **_MISSING}, response_class=Response)
@@ -75,7 +77,3 @@ def _end(body: KeyBody) -> datetime | None:
     if body.expires_at is not None and body.expires_at <= now():
         raise InvalidRequest("expires_at has passed")
     return body.expires_at
-
-
-def _json(body: object, status: int = 200) -> Response:
-    return Response(to_json(body), status, media_type="application/json")

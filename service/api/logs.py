@@ -14,6 +14,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import Reading, Rooms, RoomsDep
+from service.api.responses import json_response
 from service.api.schemas import REFUSALS, problems, ref
 from service.core.accounting import log as request_log
 from service.core.accounting.log import PAGE_MAX, LogFilter, LogPage
@@ -64,7 +65,7 @@ async def list_logs(
             found = await request_log.tail(session, which, limit=limit, after=after)
         else:
             found = await request_log.page(session, which, limit=limit, cursor=cursor)
-    return _tagged(to_json(found), if_none_match)
+    return _tagged(json_response(found), if_none_match)
 
 
 @router.get("/{answer_id}", responses={200: ref(Answer, "The row"), **REFUSALS, **problems(_404="`not_found`: no answer has this id")})
@@ -73,7 +74,7 @@ async def get_log(answer_id: str, rooms: RoomsDep, principal: Reading) -> Respon
     await _wait_fresh(rooms)
     async with rooms.database.reading() as session:
         found = await request_log.get(session, answer_id, user_id=principal.sees)
-    return Response(to_json(found), media_type="application/json")
+    return json_response(found)
 
 
 async def _wait_fresh(rooms: Rooms) -> None:
@@ -86,12 +87,13 @@ def _utc(at: datetime | None) -> datetime | None:
     return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
 
 
-def _tagged(body: bytes, if_none_match: str) -> Response:
-    tag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
+def _tagged(response: Response, if_none_match: str) -> Response:
+    tag = f'"{blake2b(response.body, digest_size=12).hexdigest()}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept"}
     if tag in (given.strip().removeprefix("W/") for given in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)
-    return Response(body, headers=headers, media_type="application/json")
+    response.headers.update(headers)
+    return response
 
 
 def _export(content: AsyncIterator[bytes], media_type: str, suffix: str) -> Response:

@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from service.api.responses import json_response
 from service.core.answering.streams import problem
-from service.core.encoding import to_json
 from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorized
 from service.core.ports import QuotaWindow
 
@@ -35,7 +35,7 @@ def problem_response(error: KotaeError, request_id: str, headers: dict[str, str]
         headers["WWW-Authenticate"] = CHALLENGE
     if isinstance(error, QuotaExceeded):
         headers |= quota_headers(error.windows)
-    return Response(to_json(problem(error, request_id)), error.status, headers, MEDIA_TYPE)
+    return json_response(problem(error, request_id), error.status, headers, MEDIA_TYPE)
 
 
 def quota_headers(windows: Sequence[QuotaWindow]) -> dict[str, str]:
@@ -92,4 +92,4 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _plain(request: Request, status: int, code: str, title: str, *, detail: str, **extra: Any) -> Response:
     body = {"type": f"urn:kotae:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
-    return Response(to_json(body | {"request_id": _request_id(request)} | extra), status, media_type=MEDIA_TYPE)
+    return json_response(body | {"request_id": _request_id(request)} | extra, status, media_type=MEDIA_TYPE)

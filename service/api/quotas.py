@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 
 from service.api.dependencies import AdminKeying, Reading, RoomsDep
+from service.api.responses import json_response
 from service.api.schemas import REFUSALS, LimitsBody, PlanName, QuotaBody, UserBody, UserId, problems
 from service.core.auth import store
 from service.core.auth.principals import Principal, Role
-from service.core.encoding import to_json
 from service.core.errors import InvalidRequest, NotFound
 from service.core.ports import QuotaLimits, QuotaSubject, QuotaWindow
 from service.core.pricing import format_usd
@@ -41,15 +41,15 @@ async def usage(
         raise InvalidRequest(f"until must come after since, by {history.DAYS_MAX} days at most")
     subjects = principal.subjects
     if about != principal.user_id:
-        subjects = (QuotaSubject(f"user:{about}", "user", await rooms.door.limits_of(about)),)
+        subjects = (QuotaSubject.for_user(about, await rooms.door.limits_of(about)),)
     async with rooms.database.reading() as session:
         totals = await history.totals_of(session, user_id=about, since=since, until=until)
     used = {
         name.replace("nano_usd", "usd"): {"used": _money(name, used), "held": _money(name, held)}
-        for name, (used, held) in rooms.quota.used(f"user:{about}").items()
+        for name, (used, held) in rooms.quota.used(QuotaSubject.for_user(about).name).items()
     }
     limits = [_window(window) for window in rooms.quota.windows(subjects)]
-    return _json({"user_id": about, "limits": limits, "used": used, "since": since, "until": until, "totals": totals})
+    return json_response({"user_id": about, "limits": limits, "used": used, "since": since, "until": until, "totals": totals})
 
 
 @router.get("/users", responses=_OK)
@@ -58,7 +58,7 @@ async def list_users(rooms: RoomsDep, _: AdminKeying, cursor: Annotated[str, Que
     async with rooms.database.reading() as session:
         found = await store.list_users(session, limit=USERS_PAGE + 1, after=cursor)
     items = found[:USERS_PAGE]
-    return _json({"items": [_user(user) for user in items], "next_cursor": items[-1].id if len(found) > USERS_PAGE else None})
+    return json_response({"items": [_user(user) for user in items], "next_cursor": items[-1].id if len(found) > USERS_PAGE else None})
 
 
 @router.put("/users/{user_id}", responses=_OK)
@@ -67,7 +67,7 @@ async def put_user(user_id: UserPath, body: UserBody, rooms: RoomsDep, _: AdminK
     user = await store.put_user(rooms.database, user_id, disabled=body.disabled)
     rooms.door.forget()
     log.info("user.changed", disabled=body.disabled)
-    return _json(_user(user))
+    return json_response(_user(user))
 
 
 @router.get("/users/{user_id}/quota", responses={**_OK, **_MISSING})
@@ -77,7 +77,7 @@ async def get_quota(user_id: UserPath, rooms: RoomsDep, principal: Reading) -> R
     async with rooms.database.reading() as session:
         user = await store.get_user(session, about)
         row = await store.find_user(session, about)
-    return _json(_user(user) | {"in_force": _limits(store.user_limits(row, Role.USER))})
+    return json_response(_user(user) | {"in_force": _limits(store.user_limits(row, Role.USER))})
 
 
 @router.put("/users/{user_id}/quota", responses={**_OK, **_MISSING})
@@ -88,7 +88,7 @@ async def put_quota(user_id: UserPath, body: QuotaBody, rooms: RoomsDep, _: Admi
     limits = body.limits.limits() if body.limits is not None else None
     user = await store.put_user(rooms.database, user_id, plan=body.plan, limits=limits)
     rooms.door.forget()
-    return _json(_user(user))
+    return json_response(_user(user))
 
 
 @router.get("/plans", responses=_OK)
@@ -96,7 +96,7 @@ async def list_plans(rooms: RoomsDep, _: AdminKeying) -> Response:
     """Every plan. The one named `default` is for users who have none."""
     async with rooms.database.reading() as session:
         plans = await store.list_plans(session)
-    return _json({"items": [{"name": name, "limits": limits.wire()} for name, limits in plans.items()]})
+    return json_response({"items": [{"name": name, "limits": limits.wire()} for name, limits in plans.items()]})
 
 
 @router.put("/plans/{name}", responses=_OK)
@@ -104,7 +104,7 @@ async def put_plan(name: PlanPath, body: LimitsBody, rooms: RoomsDep, _: AdminKe
     """Make or change a plan."""
     await store.put_plan(rooms.database, name, body.limits())
     rooms.door.forget()
-    return _json({"name": name, "limits": body.limits().wire()})
+    return json_response({"name": name, "limits": body.limits().wire()})
 
 
 @router.delete("/plans/{name}", status_code=204, responses={**REFUSALS, **_MISSING}, response_class=Response)
@@ -143,7 +143,3 @@ def _user(user: store.User) -> dict[str, Any]:
 
 def _limits(limits: QuotaLimits | None) -> dict[str, int | str] | None:
     return None if limits is None else limits.wire()
-
-
-def _json(body: object) -> Response:
-    return Response(to_json(body), media_type="application/json")

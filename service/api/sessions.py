@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 
 from service.api.dependencies import COOKIE, SECURE_COOKIE, RoomsDep, Whoever, given
+from service.api.responses import json_response
 from service.api.schemas import REFUSALS
 from service.core.auth import store
 from service.core.auth.credentials import digest, explicit
 from service.core.auth.principals import Principal
-from service.core.encoding import now, to_json
+from service.core.encoding import now
 from service.core.errors import Unauthorized
 from service.core.telemetry import log
 
@@ -62,5 +63,4 @@ async def sign_out(request: Request, rooms: RoomsDep) -> Response:
 
 
 def _told(principal: Principal, end: datetime | None = None) -> Response:
-    body = {"user_id": principal.user_id, "role": principal.role, "expires_at": end}
-    return Response(to_json(body), media_type="application/json")
+    return json_response({"user_id": principal.user_id, "role": principal.role, "expires_at": end})

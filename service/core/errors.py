@@ -9,6 +9,7 @@
     ├── BeyondQuota                400 beyond_quota           ask for less: this never fits the limit that `limit` names
     ├── UnpricedModel              400 unpriced_model         name a model with a price, or give its price in KOTAE_PRICES
     ├── KeysFull                   409 keys_full              revoke keys, or raise KOTAE_KEYS_MAX
+    ├── KeyReplaced                409 key_replaced           the key was rotated: rotate the one that replaces it
     ├── ForeignHost                400 foreign_host           add the name to KOTAE_ALLOWED_HOSTS
     ├── ForeignOrigin              403 foreign_origin         add the page's origin to KOTAE_ALLOWED_ORIGINS
     ├── TicketInvalid              403 ticket_invalid         used, expired or for another answer: ask again
@@ -37,8 +38,11 @@
 provider surely did not begin to answer, so that trying again cannot be billed twice.
 """
 
+import random
 from collections.abc import Sequence
 from typing import Any, ClassVar
+
+_DOUBLINGS_MAX = 30  # of a retry delay: far beyond any maximum, and a float still holds the product
 
 
 class KotaeError(Exception):
@@ -112,6 +116,12 @@ class KeysFull(KotaeError):
     """The user has as many keys as the settings allow."""
 
     code, status, title = "keys_full", 409, "No room for more keys"
+
+
+class KeyReplaced(KotaeError):
+    """The key was rotated before: another key replaces it, and was shown once to whoever rotated it."""
+
+    code, status, title = "key_replaced", 409, "The key was rotated already"
 
 
 class ForeignHost(KotaeError):
@@ -259,3 +269,9 @@ def by_code(code: str) -> type[KotaeError]:
     for each in tree:
         tree += each.__subclasses__()
     return next((each for each in tree if each.code == code), KotaeError)
+
+
+def retry_delay(failures: int, *, first_seconds: float, seconds_max: float) -> float:
+    """Seconds to wait after this many failures in a row, counted from 1: doubled each time, with jitter of ±50 %."""
+    delay = first_seconds * 2.0 ** min(failures - 1, _DOUBLINGS_MAX)
+    return min(delay * random.uniform(0.5, 1.5), seconds_max)  # noqa: S311 - not for secrets

@@ -129,12 +129,30 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         }
 
 
+USER_PREFIX, KEY_PREFIX = "user:", "key:"  # of the names of quota subjects, which the table `quota_totals` stores
+
+
 class QuotaSubject(msgspec.Struct, frozen=True):
-    """Who is charged: `name` is `user:<id>` or `key:<id>`, `of` is `user` or `key`."""
+    """Who is charged for an answer: a user and, if one was used, an API key. `of` is `user` or `key`."""
 
     name: str
     of: str
     limits: QuotaLimits | None
+
+    @classmethod
+    def for_user(cls, user_id: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
+        """The subject of a user with the limits in force for them."""
+        return cls(USER_PREFIX + user_id, "user", limits)
+
+    @classmethod
+    def for_key(cls, key_id: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
+        """The subject of an API key with the limits of the key itself."""
+        return cls(KEY_PREFIX + key_id, "key", limits)
+
+
+def list_subject_names(user_id: str, key_id: str | None) -> list[str]:
+    """The names of the subjects that a log row is charged to."""
+    return [USER_PREFIX + user_id, *([KEY_PREFIX + key_id] if key_id else [])]
 
 
 class QuotaWindow(msgspec.Struct, frozen=True, kw_only=True):

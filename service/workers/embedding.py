@@ -9,13 +9,13 @@ from enum import StrEnum
 
 import msgspec
 
-from service.core.errors import KotaeError
+from service.core.errors import KotaeError, retry_delay
 from service.core.search.embeddings import Vectors
 from service.core.telemetry import log
 from service.workers.background import Background
 
 POLL_SECONDS = 0.5
-RETRY_SECONDS = (1, 2, 5, 15, 60)  # then 60 again
+RETRY_SECONDS, RETRY_SECONDS_MAX = 1, 60  # after the first failed call, and after many
 
 
 class EmbeddingState(StrEnum):
@@ -71,10 +71,9 @@ class Embedding(Background):
             await (self._vectors.load() if loading else self._pass())
         except KotaeError as error:
             self._state = EmbeddingState.DELAYED
-            wait = RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS) - 1)]
             self._failures += 1
             log.warning("vectors.delayed", code=error.code, failures=self._failures, error=str(error))
-            await asyncio.sleep(wait)
+            await asyncio.sleep(retry_delay(self._failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))
             return False
         self._failures = 0
         return True

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from service.core.errors import SettingsInvalid
+from service.core.errors import SettingsInvalid, retry_delay
 from service.core.lazy import LazyModule, load_module
 from service.core.settings import child_environment
 from service.core.telemetry import log
@@ -140,7 +140,7 @@ class LocalModel:
     async def _supervise(self, process: Process) -> None:
         """Start the child again whenever it dies, each time in a row after twice the wait."""
         clock = asyncio.get_running_loop().time
-        wait_seconds = self._backoff_seconds
+        failures = 0
         while True:
             since = clock()
             self._exit_code = await process.wait()
@@ -148,10 +148,10 @@ class LocalModel:
             self._state = LocalModelState.RESTARTING
             log.warning("local_model.died", exit_code=self._exit_code, deaths=self._deaths)
             if clock() - since > self._backoff_seconds_max:
-                wait_seconds = self._backoff_seconds
+                failures = 0
             while self._state is LocalModelState.RESTARTING:
-                await asyncio.sleep(wait_seconds)
-                wait_seconds = min(wait_seconds * 2, self._backoff_seconds_max)
+                failures += 1
+                await asyncio.sleep(retry_delay(failures, first_seconds=self._backoff_seconds, seconds_max=self._backoff_seconds_max))
                 try:
                     self._process = process = await self._launch()
                 except SettingsInvalid as error:

@@ -16,15 +16,16 @@ import msgspec
 
 from service.core.accounting import log as request_log
 from service.core.accounting.journal import decode_frames, orphans
+from service.core.accounting.outcomes import build_interrupted
 from service.core.database.engine import Database
-from service.core.errors import DatabaseUnavailable
-from service.core.records import Intent, Outcome, Status, UsageSource
+from service.core.errors import DatabaseUnavailable, retry_delay
+from service.core.records import Intent, Outcome
 from service.core.telemetry import log
 from service.workers.background import Background
 from service.workers.quarantine import put_aside
 
 BATCH = 500
-RETRY_SECONDS = 1
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.1, 1  # while the database is unavailable
 
 
 class RecoveryState(StrEnum):
@@ -116,18 +117,20 @@ class Recovery(Background):
             else:
                 outcomes[record.intent.id] = record
         whole = [_with_prompt(outcome, intents.get(id_)) for id_, outcome in outcomes.items()]
-        lost = [_interrupted(intent) for id_, intent in intents.items() if id_ not in outcomes]
+        lost = [build_interrupted(intent) for id_, intent in intents.items() if id_ not in outcomes]
         return sorted(whole + lost, key=lambda outcome: outcome.intent.id), len(lost)
 
     async def _apply(self, outcomes: list[Outcome]) -> None:
         """Apply a batch, waiting for the database as long as it takes; of a batch with a bad record, each alone."""
+        failures = 0
         while True:
             try:
                 async with self._database.transaction() as session:
                     new = await request_log.apply(session, outcomes)
             except DatabaseUnavailable as error:
                 log.warning("recovery.delayed", error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
+                failures += 1
+                await asyncio.sleep(retry_delay(failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))
             except Exception as error:  # noqa: BLE001 - whatever a record does to the database must not end the recovery
                 if len(outcomes) == 1:
                     self._quarantined += 1
@@ -150,24 +153,6 @@ def _records(paths: list[Path]) -> Iterator[tuple[Path, Intent | Outcome | None]
 def _with_prompt(outcome: Outcome, intent: Intent | None) -> Outcome:
     """A lean outcome gets its prompt back from the intent."""
     return msgspec.structs.replace(outcome, intent=intent) if intent and not outcome.intent.prompt else outcome
-
-
-def _interrupted(intent: Intent) -> Outcome:
-    return Outcome(
-        intent=intent,
-        status=Status.INTERRUPTED,
-        usage_source=UsageSource.UNKNOWN,
-        usage=None,
-        response="",
-        finish_reason=None,
-        error_code="shutting_down",
-        cost_nano_usd=None,
-        price=None,
-        response_time_ms=0,
-        first_token_ms=None,
-        attempts=1,
-        sources=[],
-    )
 
 
 def _let_go(segments: list[tuple[int, Path, list[Path]]], bad: set[Path]) -> None:

@@ -16,12 +16,12 @@ import msgspec
 
 from service.core.database.engine import Database
 from service.core.documents import library
-from service.core.errors import DatabaseUnavailable
+from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.settings import Settings
 from service.core.telemetry import log
 from service.workers.background import Background
 
-RETRY_SECONDS = 1
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.1, 1  # while the database is unavailable
 T = TypeVar("T")
 
 
@@ -75,9 +75,11 @@ class Reindexing(Background):
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do it, waiting for the database as long as it takes."""
+        failures = 0
         while True:
             try:
                 return await work()
             except DatabaseUnavailable as error:
                 log.warning("index.delayed", error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
+                failures += 1
+                await asyncio.sleep(retry_delay(failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))

@@ -15,13 +15,13 @@ import msgspec
 
 from service.core.accounting import log as request_log
 from service.core.database.engine import Database
-from service.core.errors import DatabaseUnavailable
+from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.ports import RecordQueue
 from service.core.records import Outcome
 from service.core.telemetry import Metrics, log
 from service.workers.quarantine import put_aside
 
-RETRY_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5)  # then 5 again
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 5  # after the first refusal of a batch, and after many
 TRIES_ALONE = 3  # of one record, before it is put aside
 LATE_SECONDS = 5  # a batch that is not in the database by then is late, even if nobody has refused it
 
@@ -80,8 +80,7 @@ class Writer:
             outcomes = await self._queue.take(self._batch_max)
             self._taken_at = time.monotonic()
             while not await self._wrote(outcomes):
-                wait = RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS)) - 1]
-                await asyncio.sleep(wait)
+                await _pause(self._failures)
             self._failures = 0
             self._queue.committed(outcomes)
 
@@ -96,7 +95,7 @@ class Writer:
             if len(outcomes) > 1:
                 return await self._wrote_each(outcomes)
             if tries > 1:
-                await asyncio.sleep(RETRY_SECONDS[TRIES_ALONE - tries])
+                await _pause(TRIES_ALONE - tries + 1)
                 return await self._wrote(outcomes, tries - 1)
             return await self._put_aside(outcomes[0], error)
         self._written += new
@@ -127,3 +126,7 @@ class Writer:
         self._failures += 1
         self._metrics.writer_failures.inc()
         log.warning("records.delayed", failures=self._failures, waiting=self._queue.statistics().waiting, error=str(error))
+
+
+async def _pause(failures: int) -> None:
+    await asyncio.sleep(retry_delay(failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))

@@ -27,3 +27,13 @@ async def test_keys_through_the_routes(serve: Serve) -> None:
 
     assert [item["name"] for item in listed] == ["", "", "laptop"]
     assert all("key" not in item and item["prefix"].startswith("kt_") for item in listed)
+
+
+async def test_a_rotated_key_is_a_conflict_on_the_wire(serve: Serve) -> None:
+    """The second rotation of a key is a 409 with its own code."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    old = (await service.client.post("/ai/keys", json={"user_id": "alice"})).json()
+    new = (await service.client.post(f"/ai/keys/{old['id']}/rotate")).json()
+    problem = is_problem(await service.client.post(f"/ai/keys/{old['id']}/rotate"), 409, "key_replaced")
+
+    assert new["id"] in problem["detail"]

@@ -254,3 +254,12 @@ async def test_readers_of_the_log_do_not_wait_for_a_stuck_database(serve: Serve)
         async with asyncio.timeout(3):
             assert (await get(service))["items"] == []
     assert len(await service.rows()) == 1
+
+
+@pytest.mark.parametrize("since", ["0001-01-01T00:00:00Z", "1960-01-01T00:00:00Z", "1970-01-01T00:00:00Z"])
+async def test_since_may_be_before_any_answer(service: Service, since: str) -> None:
+    """A moment before 1970, which no id can carry, leaves nothing out."""
+    await service.client.post("/ai/test", json={"prompt": "Why?", "grounded": False})
+
+    assert len(await service.rows(since=since)) == 1
+    assert await service.rows(until=since) == []

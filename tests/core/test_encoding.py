@@ -1,21 +1,72 @@
-"""Ids and timestamps."""
+"""Ids: UUIDv7s that sort by time, and the time read from them."""
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.encoding import new_id, now
+from service.core.encoding import first_id, new_id, now, read_id_time
+
+TIMES = st.datetimes(
+    min_value=datetime(1970, 1, 1),  # noqa: DTZ001 - the strategy takes naive times
+    max_value=datetime(2100, 1, 1),  # noqa: DTZ001
+    timezones=st.just(UTC),
+)
 
 
-@given(st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2100, 1, 1)), st.integers(1, 10**6))  # noqa: DTZ001
+@given(TIMES, st.integers(1, 10**6))
 def test_ids_sort_by_time(at: datetime, milliseconds: int) -> None:
     """An answer that begins later has the greater id."""
-    at = at.replace(tzinfo=UTC)
-
     assert new_id(at) < new_id(at + timedelta(milliseconds=milliseconds))
 
 
 def test_now_has_the_precision_of_an_id() -> None:
     """created_at is cut to the millisecond that its id carries."""
     assert now().microsecond % 1000 == 0
+
+
+@given(TIMES)
+def test_the_time_of_an_id_is_read_back(at: datetime) -> None:
+    """An id has the moment that it was made of, to the millisecond, in every year."""
+    at = at.replace(microsecond=at.microsecond // 1000 * 1000)
+
+    assert read_id_time(new_id(at)) == at
+
+
+@given(TIMES, st.integers(1, 10**6))
+def test_a_first_id_separates_moments(at: datetime, milliseconds: int) -> None:
+    """Ids of a millisecond and later are not below its first id, earlier ones are."""
+    bound = first_id(at)
+
+    assert bound <= new_id(at)
+    assert at.timestamp() < milliseconds or new_id(at - timedelta(milliseconds=milliseconds)) < bound
+
+
+@pytest.mark.parametrize("at", [datetime.min.replace(tzinfo=UTC), datetime(1969, 12, 31, tzinfo=UTC)])
+def test_before_1970_there_are_no_ids(at: datetime) -> None:
+    """The first id of an earlier moment is below all ids, and no error."""
+    assert first_id(at) < new_id(datetime(1970, 1, 1, tzinfo=UTC))
+
+
+def test_no_id_is_above_the_last_moment() -> None:
+    """The greatest moment of Python has a first id above all ids of our time."""
+    assert first_id(datetime.max.replace(tzinfo=UTC)) > new_id(now())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "zzz",
+        "6ba7b810-9dad-11d1-80b4-00c04fd430c8",  # version 1
+        "01A2095B-6360-75D3-BF35-48878F818B4D",
+        "01a2095b636075d3bf3548878f818b4d",
+        "{01a2095b-6360-75d3-bf35-48878f818b4d}",
+        "urn:uuid:01a2095b-6360-75d3-bf35-48878f818b4d",
+        "ffffffff-ffff-7fff-bfff-ffffffffffff",  # beyond the year 9999
+    ],
+)
+def test_any_other_text_has_no_time(text: str) -> None:
+    """Only a UUIDv7 in the form that we write is an id."""
+    assert read_id_time(text) is None

@@ -3,9 +3,11 @@
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.core import errors
-from service.core.errors import KotaeError, by_code
+from service.core.errors import KotaeError, by_code, retry_delay
 
 
 def tree(root: type[KotaeError]) -> list[type[KotaeError]]:
@@ -40,3 +42,12 @@ def test_every_503_says_when_to_come_back(error: type[KotaeError]) -> None:
 def test_every_failure_can_be_replayed(error: type[KotaeError]) -> None:
     """The code on a row leads back to its error."""
     assert by_code(error.code) is error
+
+
+@given(st.integers(1, 10_000))
+def test_a_retry_delay_doubles_up_to_its_maximum(failures: int) -> None:
+    """Each delay is within 50 % of its step, and none is longer than the maximum."""
+    delay = retry_delay(failures, first_seconds=0.1, seconds_max=5)
+    step = 0.1 * 2 ** min(failures - 1, 20)
+
+    assert min(0.5 * step, 5) <= delay <= min(1.5 * step, 5)

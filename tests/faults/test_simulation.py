@@ -37,6 +37,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from service.core.accounting import journal as journals
 from service.core.accounting import log as request_log
 from service.core.accounting.journal import Journal, decode_frames, lean
+from service.core.accounting.outcomes import build_interrupted
 from service.core.database.tables import metadata, request_logs
 from service.core.errors import JournalFull
 from service.core.pricing import Usage
@@ -71,7 +72,7 @@ class Answer:
 
     def rows(self) -> list[Outcome | None]:
         """Every row that it may have."""
-        interrupted = recoveries._interrupted(self.intent)
+        interrupted = build_interrupted(self.intent)
         if not self.outcome:
             return [interrupted] if self.begun and not self._lost(self.intent_safe) else [interrupted, None]
         short = lean(self.outcome)

@@ -64,6 +64,43 @@ async def test_the_service_fills_searches_and_meters(serve: Serve, fake: Provide
     assert all(float(row["estimated_cost"]) == pytest.approx(row["prompt_tokens"] / 1e6) for row in rows)
 
 
+def metric(exposition: str, name: str) -> float:
+    """The sum of a metric's samples, whatever their labels."""
+    samples = [line for line in exposition.splitlines() if line.partition(" ")[0].partition("{")[0] == name]
+    return sum(float(line.rpartition(" ")[2]) for line in samples)
+
+
+async def test_a_billed_embedding_call_is_in_the_metrics(serve: Serve, fake: ProviderFake) -> None:
+    """Tokens, cost and calls in the metrics are those of the rows."""
+    service = await serve(
+        openai_base_url=fake.base_url,
+        model="fake-model",
+        embeddings="openai",
+        embeddings_model="fake-vectors",
+        prices={"fake-vectors": {"input": "1", "output": "0"}},
+    )
+    await keep(service.rooms.database, TEXTS[0], user_id="local")
+    await wait_filled(service, 1)
+    (row,) = await service.rows(endpoint=ENDPOINT)
+
+    metrics = (await service.client.get("/metrics")).text
+    assert metric(metrics, "kotae_tokens_total") == row["total_tokens"] > 0
+    assert metric(metrics, "kotae_cost_usd_total") == pytest.approx(float(row["estimated_cost"]))
+    assert metric(metrics, "kotae_provider_attempts_total") == row["attempts"] == 1
+    assert f'kotae_answers_total{{endpoint="{ENDPOINT}",status="completed",usage_source="provider"}} 1.0' in metrics
+
+
+async def test_an_embedding_call_without_a_price_is_counted_as_unpriced(serve: Serve, fake: ProviderFake) -> None:
+    """The row has no cost, and `kotae_unpriced_answers_total` counts it."""
+    service = await serve(openai_base_url=fake.base_url, model="fake-model", embeddings="openai", embeddings_model="fake-vectors")
+    await keep(service.rooms.database, TEXTS[0], user_id="local")
+    await wait_filled(service, 1)
+    (row,) = await service.rows(endpoint=ENDPOINT)
+
+    assert row["estimated_cost"] is None
+    assert metric((await service.client.get("/metrics")).text, "kotae_unpriced_answers_total") == 1
+
+
 async def test_the_cosine_that_took_part_is_told(serve: Serve, fake: ProviderFake) -> None:
     """The search, the answer and its row say the cosine that moved the least of the words, where a setting lets it."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", embeddings="openai", relevance_cosine=0.5)

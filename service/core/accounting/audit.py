@@ -19,7 +19,9 @@ import sqlalchemy as sa
 
 from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import daily_totals, quota_totals, request_logs
+from service.core.encoding import first_id, read_id_time
 from service.core.errors import KotaeError
+from service.core.ports import KEY_PREFIX, USER_PREFIX
 from service.core.records import RANKS, Status, UsageSource
 from service.core.settings import EXTRACTIVE
 
@@ -38,7 +40,7 @@ _TOLD = frozenset({UsageSource.PROVIDER, UsageSource.ESTIMATED})
 _SOURCES: dict[str, frozenset[str]] = {
     Status.COMPLETED: _TOLD,
     Status.NO_CONTEXT: frozenset({UsageSource.NONE}),
-    Status.TIMEOUT: _TOLD | {UsageSource.UNKNOWN},
+    Status.TIMEOUT: frozenset(UsageSource),
     Status.STOPPED: frozenset(UsageSource),
     Status.CLIENT_GONE: frozenset(UsageSource),
     Status.PROVIDER_ERROR: frozenset(UsageSource),
@@ -104,7 +106,7 @@ async def _days(database: Database, report: Report, since: date | None, export: 
     """Go through the days that have rows or totals, each in a snapshot of its own."""
     first, last = (min(export)[0], max(export)[0]) if export else ("", "")
     open_keys = dict(export or {})
-    low_id, low_day = (_first_id(since), str(since - timedelta(days=1))) if since else ("", "")
+    low_id, low_day = (first_id(_start_of(since)), str(since - timedelta(days=1))) if since else ("", "")
     while True:
         async with database.reading() as session:
             answer_id = (await session.execute(sa.select(sa.func.min(request_logs.c.id)).where(request_logs.c.id > low_id))).scalar()
@@ -126,7 +128,7 @@ async def _days(database: Database, report: Report, since: date | None, export: 
             if (parsed := _date(day)) is None:
                 report.differ(TOTALS, f"totals of {day!r}: this is no day")
                 continue
-            low_id = max(low_id, _first_id(parsed + timedelta(days=1)))
+            low_id = max(low_id, first_id(_start_of(parsed + timedelta(days=1))))
             await _rows(session, parsed, report)
             await _totals(session, parsed, report)
             if export is not None and first <= day <= last:
@@ -202,8 +204,8 @@ async def _totals(session: ReadSession, day: date, report: Report) -> None:
         "cost_nano_usd": sa.case((unknown, logs.held_nano_usd), else_=logs.cost_nano_usd),
     }
     subjects: list[dict[str, sa.ColumnElement[Any]]] = [
-        {"subject": sa.literal("user:").concat(logs.user_id)},
-        {"subject": sa.literal("key:").concat(logs.key_id)},  # NULL, like the key, where there was none
+        {"subject": sa.literal(USER_PREFIX).concat(logs.user_id)},
+        {"subject": sa.literal(KEY_PREFIX).concat(logs.key_id)},  # NULL, like the key, where there was none
     ]
     await _compare(session, day, report, CHARGES, quota_totals, subjects, charges)
 
@@ -349,22 +351,17 @@ def _count(text: str) -> int:
 
 def _of_day(day: date) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     """Ids begin with their time, so a day of rows is an interval of ids."""
-    return request_logs.c.id >= _first_id(day), request_logs.c.id < _first_id(day + timedelta(days=1))
+    return request_logs.c.id >= first_id(_start_of(day)), request_logs.c.id < first_id(_start_of(day + timedelta(days=1)))
 
 
-def _first_id(day: date) -> str:
-    milliseconds = max(0, int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000)
-    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
+def _start_of(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def _moment(answer_id: str) -> datetime | None:
-    """When a UUIDv7 was made; None if it is none, or of no year that we live to see."""
-    try:
-        milliseconds = int(answer_id[:8] + answer_id[9:13], 16) if len(answer_id) == 36 and answer_id[14] == "7" else 1 << 60
-        at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
-    except (ValueError, OverflowError):
-        return None
-    return at if at.year < 9999 else None
+    """When an id was made; None if it is no UUIDv7, or of no year that we live to see."""
+    at = read_id_time(answer_id)
+    return at if at is not None and at.year < 9999 else None
 
 
 def _date(text: str) -> date | None:

@@ -19,8 +19,9 @@ from sqlalchemy.engine import RowMapping
 
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import daily_totals, quota_totals, request_logs
-from service.core.encoding import new_id
+from service.core.encoding import first_id
 from service.core.errors import InvalidCursor, NotFound
+from service.core.ports import list_subject_names
 from service.core.pricing import Usage, format_usd
 from service.core.records import RANKS, Answer, Intent, Outcome, Status, charge
 
@@ -113,7 +114,7 @@ async def _add_charges(session: Session, added: Sequence[Mapping[str, Any]], rep
     for sign, rows in ((1, added), (-1, replaced)):
         for row in rows:
             day, (tokens, nano_usd) = row["created_at"].strftime("%Y-%m-%d"), charge(row)
-            for subject in (f"user:{row['user_id']}", *([f"key:{row['key_id']}"] if row["key_id"] else [])):
+            for subject in list_subject_names(row["user_id"], row["key_id"]):
                 counts = sums.setdefault((day, subject), [0, 0, 0])
                 for n, value in enumerate((1, tokens, nano_usd)):
                     counts[n] += sign * value
@@ -227,14 +228,9 @@ def _leading(which: LogFilter) -> str | None:
 def _interval(which: LogFilter, answer_id: sa.ColumnElement[str] = request_logs.c.id) -> list[sa.ColumnElement[bool]]:
     # Ids begin with their time, so that an interval of time is an interval of ids: no further index is needed.
     return [
-        *([answer_id >= _first_id(which.since)] if which.since is not None else []),
-        *([answer_id < _first_id(which.until)] if which.until is not None else []),
+        *([answer_id >= first_id(which.since)] if which.since is not None else []),
+        *([answer_id < first_id(which.until)] if which.until is not None else []),
     ]
-
-
-def _first_id(at: datetime) -> str:
-    """The least id of a millisecond: the time bits of a UUIDv7 and zeros."""
-    return new_id(at)[:13]
 
 
 def _checked(cursor: str) -> str:

@@ -1,30 +1,50 @@
-"""What becomes of an outcome: its record goes to the journal and the queue, the quota is settled, the metrics move.
+"""The recorder: writes intents and outcomes to the queue, settles quotas, and updates the metrics.
 
-Synchronous, and without failure: whoever ends an answer may be past awaiting.
+`record` is synchronous and does not fail: an answer may end where nothing can be awaited any more.
 """
 
 from service.core.ports import Quota, RecordQueue
-from service.core.records import Outcome, UsageSource
+from service.core.pricing import Usage
+from service.core.records import Intent, Outcome, UsageSource
 from service.core.telemetry import Metrics, log
 
-UNPRICED_MAX = 1000  # models whose lack of a price has been warned of; callers choose the names
+UNPRICED_MAX = 1000  # models whose missing price was logged; callers choose the names
 
 
-class Account:
-    """Records outcomes. One per process."""
+class Recorder:
+    """Records answers and embedding calls. One per process."""
 
     def __init__(self, queue: RecordQueue, quota: Quota, metrics: Metrics) -> None:
         self._queue, self._quota, self._metrics = queue, quota, metrics
         self._unpriced: set[str] = set()
 
+    def begin(self, intent: Intent) -> None:
+        """Record the intent: from here on there will be a row. Raises `Overloaded` and `JournalFull`."""
+        self._queue.begin(intent)
+
+    async def wait_synced(self) -> None:
+        """Wait until the records so far survive a power loss, where that is configured."""
+        await self._queue.wait_synced()
+
     def record(self, outcome: Outcome) -> None:
-        """Hand the outcome over."""
+        """Record the outcome of an intent that was begun."""
         self._queue.finish(outcome)
         tokens, nano_usd = outcome.charge()
         self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd)
-        self._measure(outcome)
+        self._update_metrics(outcome)
 
-    def _measure(self, outcome: Outcome) -> None:
+    def count_attempt(self, code: str) -> None:
+        """Count a finished attempt by the code of its error, or `ok`."""
+        self._metrics.attempts.labels(code).inc()
+
+    def observe_estimate(self, estimated: Usage, reported: Usage) -> None:
+        """Observe the relative error of an estimated usage."""
+        if reported.prompt_tokens and reported.completion_tokens:
+            ratio = self._metrics.estimate_error
+            ratio.labels("prompt").observe(estimated.prompt_tokens / reported.prompt_tokens - 1)
+            ratio.labels("completion").observe(estimated.completion_tokens / reported.completion_tokens - 1)
+
+    def _update_metrics(self, outcome: Outcome) -> None:
         metrics, intent, usage = self._metrics, outcome.intent, outcome.usage
         metrics.answers.labels(intent.endpoint, outcome.status, outcome.usage_source).inc()
         metrics.answer_seconds.labels(intent.endpoint).observe(outcome.response_time_ms / 1000)

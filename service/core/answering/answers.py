@@ -15,7 +15,8 @@ from functools import partial
 import msgspec
 
 from service.core import tokens
-from service.core.accounting.recorder import Account
+from service.core.accounting.outcomes import AnswerAccount
+from service.core.accounting.recorder import Recorder
 from service.core.answering.idempotency import Begun, Key, Keys, check_same, hash_request
 from service.core.answering.pump import ATTACH_SECONDS, Limits, Pump
 from service.core.answering.registry import Shelf
@@ -27,9 +28,10 @@ from service.core.database.engine import Database
 from service.core.encoding import clean, new_id, now
 from service.core.errors import NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.grounding import prompt
+from service.core.grounding.citations import read_citations
 from service.core.ports import Message, Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
 from service.core.pricing import PriceBook, Usage, to_nano
-from service.core.records import Intent, Outcome, Passage, Status, UsageSource
+from service.core.records import Intent, Passage, Status
 from service.core.search.results import Found
 from service.core.search.service import Retrieval
 from service.core.settings import EXTRACTIVE, Settings
@@ -90,6 +92,7 @@ class Answers:
         settings: Settings,
         database: Database,
         queue: RecordQueue,
+        recorder: Recorder,
         retrieval: Retrieval,
         *,
         extractive: Provider,
@@ -101,7 +104,7 @@ class Answers:
         wait_recovered: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
-        self._queue = queue
+        self._recorder = recorder
         self._retrieval = retrieval
         self._extractive = extractive
         self._provider = provider
@@ -110,7 +113,6 @@ class Answers:
         self._quota = quota
         self._watch = watch
         self._recall = Recall(database, queue, wait_recovered)
-        self._account = Account(queue, quota, metrics)
         self._keys = Keys(queue)
         self._pumps: dict[asyncio.Task[None], Pump] = {}  # the strong references that the event loop does not keep
         self._shelf = Shelf(Buffers(settings.resume_bytes_max), kept_max=settings.answers_max, keep_seconds=settings.resume_seconds)
@@ -139,17 +141,17 @@ class Answers:
             if degraded:  # it ends when its reader leaves, and says so
                 self._metrics.streams_degraded.inc()
                 ask = msgspec.structs.replace(ask, resumable=False)
-            self._queue.begin(intent)  # from here on there will be a row
+            self._recorder.begin(intent)  # from here on there will be a row
         except BaseException:
             self._quota.release(intent.id)
             raise
         stream = Stream(intent, context, kept=ask.resumable, degraded=degraded, buffers=self._shelf.buffers)
         self._shelf.put(stream)
+        account = self._open_account(stream, ask, messages, started)
         if ask.grounded and not context:
-            self._refuse(stream, started)
-            await self._queue.wait_synced()
+            await self._refuse(stream, account)
         else:
-            self._start_pump(stream, ask, messages, provider, started)
+            self._start_pump(stream, account, ask, messages, provider)
         return stream
 
     async def answer_once(self, ask: Ask, idempotency_key: str) -> Begun:
@@ -291,30 +293,33 @@ class Answers:
     def _context(self, found: Found) -> list[Passage]:
         return prompt.context_from(found.items, self._settings.context_tokens_max, self._settings.context_chunks_max)
 
-    def _refuse(self, stream: Stream, started: float) -> None:
+    def _open_account(self, stream: Stream, ask: Ask, messages: list[Message], started: float) -> AnswerAccount:
+        return AnswerAccount(
+            stream.intent,
+            messages,
+            self._recorder,
+            self._prices,
+            completion_tokens_max=ask.max_tokens or self._settings.max_tokens,
+            started=started,
+            read_sources=partial(self._read_sources, stream.context) if stream.context else None,
+        )
+
+    def _read_sources(self, context: list[Passage], text: str) -> list[Passage]:
+        """The passages of the context that a text cites. Citations of anything else are counted and dropped."""
+        citations = read_citations(text, context)
+        self._metrics.citations.labels("real").inc(citations.real)
+        self._metrics.citations.labels("dropped").inc(citations.dropped)
+        return citations.sources
+
+    async def _refuse(self, stream: Stream, account: AnswerAccount) -> None:
         """The fixed refusal: no provider, no tokens, no cost, still a row."""
         text = prompt.refusal(stream.intent.prompt)
-        elapsed = round((time.perf_counter() - started) * 1000)
-        outcome = Outcome(
-            intent=stream.intent,
-            status=Status.NO_CONTEXT,
-            usage_source=UsageSource.NONE,
-            usage=Usage(prompt_tokens=0, completion_tokens=0),
-            response=text,
-            finish_reason=None,
-            error_code=None,
-            cost_nano_usd=0,
-            price=None,
-            response_time_ms=elapsed,
-            first_token_ms=elapsed,
-            attempts=0,
-            sources=[],
-        )
         stream.say([text])
-        self._account.record(outcome)
-        stream.finish(outcome, None)
+        account.first_text_at = time.perf_counter()
+        stream.finish(account.finish(Status.NO_CONTEXT, text), None)
+        await account.wait_synced()
 
-    def _start_pump(self, stream: Stream, ask: Ask, messages: list[Message], provider: Provider, started: float) -> None:
+    def _start_pump(self, stream: Stream, account: AnswerAccount, ask: Ask, messages: list[Message], provider: Provider) -> None:
         settings, intent = self._settings, stream.intent
         request = ProviderRequest(
             model=intent.model,
@@ -331,18 +336,8 @@ class Answers:
             estimate_share=0 if intent.model == EXTRACTIVE else settings.estimate_share,
             attach_seconds=ask.attach_seconds,
         )
-        pump = Pump(
-            stream,
-            request,
-            provider,
-            limits,
-            started=started,
-            prices=self._prices,
-            metrics=self._metrics,
-            record=self._account.record,
-            wait_synced=self._queue.wait_synced,
-            turn=nullcontext() if provider is self._extractive else self._turns,
-        )
+        turn = nullcontext() if provider is self._extractive else self._turns
+        pump = Pump(stream, account, request, provider, limits, turn)
         left = self._watch.enter(ask.principal, partial(pump.stop, Status.STOPPED))
         task = asyncio.create_task(pump.run(), name=f"pump {intent.id}")
         task.add_done_callback(lambda _: left())

@@ -34,6 +34,7 @@ STALE_SECONDS = 300.0
 CACHE_MAX = 10_000
 USED_MAX = 10_000  # keys whose last use is not yet written
 T = TypeVar("T")
+_KEY = "key"  # the kind of credential that `Principal.credential` and `sessions.origin` name with the key's id
 _WRONG = "the credential is not valid here: it is wrong, expired or revoked"
 _MISSING = "send an API key as bearer token, in X-API-Key, or as the password of HTTP Basic"
 
@@ -225,8 +226,8 @@ class Door:
             if row is None or not hmac.compare_digest(row["hash"], hashed) or not store.is_alive(row, self._clock()):
                 raise Unauthorized(_WRONG)
             kind, _, rest = row["origin"].partition(":")
-            key = await store.find_key_by_id(session, rest) if kind == "key" else None
-        if kind == "key" and (key is None or not store.is_alive(key, self._clock())):
+            key = await store.find_key_by_id(session, rest) if kind == _KEY else None
+        if kind == _KEY and (key is None or not store.is_alive(key, self._clock())):
             raise Unauthorized(_WRONG)
         if kind == "secret" and row["origin"] != self.origin(BOOTSTRAP):
             raise Unauthorized(_WRONG)
@@ -249,7 +250,7 @@ def _of_key(row: Mapping[Any, Any]) -> Principal:
         user_id=row["user_id"],
         role=role,
         scopes=frozenset(map(Scope, row["scopes"])),
-        credential=f"key:{row['id']}",
+        credential=f"{_KEY}:{row['id']}",
         key_id=row["id"],
         ends_at=row["expires_at"].timestamp() if row["expires_at"] else None,
         limits=store.user_limits(row, role),

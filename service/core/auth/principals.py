@@ -65,13 +65,12 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def subjects(self) -> tuple[QuotaSubject, ...]:
         """Who is charged for what this principal asks for themselves."""
-        user = QuotaSubject(f"user:{self.user_id}", "user", self.limits)
-        return (user, *self.key_subjects)
+        return (QuotaSubject.for_user(self.user_id, self.limits), *self.key_subjects)
 
     @property
     def key_subjects(self) -> tuple[QuotaSubject, ...]:
         """The key, if one asks."""
-        return (QuotaSubject(f"key:{self.key_id}", "key", self.key_limits),) if self.key_id is not None else ()
+        return (QuotaSubject.for_key(self.key_id, self.key_limits),) if self.key_id is not None else ()
 
     def require(self, role: Role, scope: Scope) -> None:
         """Raises `Forbidden` if a route that needs these is not for this principal."""

@@ -19,7 +19,7 @@ from service.core.auth.principals import EVERYTHING, Principal, Role, Scope
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import api_keys, plans, sessions, users
 from service.core.encoding import new_id, now
-from service.core.errors import Forbidden, KeysFull, NotFound
+from service.core.errors import Forbidden, KeyReplaced, KeysFull, NotFound
 from service.core.ports import QuotaLimits
 
 DEFAULT_PLAN = "default"
@@ -41,6 +41,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    replaced_by: str | None
     key: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -66,6 +67,11 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 async def create_key(database: Database, by: Principal, wanted: Wanted, *, keys_max: int) -> ApiKey:
     """Make a key; the result has it. Raises `Forbidden` for more than `by` has, `KeysFull`, `DatabaseUnavailable`."""
+    async with database.transaction() as session:
+        return await _insert_key(session, by, wanted, keys_max=keys_max)
+
+
+async def _insert_key(session: Session, by: Principal, wanted: Wanted, *, keys_max: int) -> ApiKey:
     _check_child(by, wanted)
     key, at = new_key(), now()
     key_id = new_id(at)
@@ -81,13 +87,12 @@ async def create_key(database: Database, by: Principal, wanted: Wanted, *, keys_
         "created_at": at,
         "expires_at": wanted.expires_at,
     }
-    async with database.transaction() as session:
-        await session.execute(insert(users).values(id=wanted.user_id, disabled=False, created_at=at).on_conflict_do_nothing())
-        alive = sa.and_(api_keys.c.user_id == wanted.user_id, _alive(at))
-        if (await session.execute(sa.select(sa.func.count()).where(alive))).scalar_one() >= keys_max:
-            raise KeysFull(f"the user has {keys_max} keys, which is KOTAE_KEYS_MAX: revoke some, or raise it")
-        await session.execute(sa.insert(api_keys).values(**row))
-        return msgspec.structs.replace(_shown(await _key(session, key_id, by)), key=key)
+    await session.execute(insert(users).values(id=wanted.user_id, disabled=False, created_at=at).on_conflict_do_nothing())
+    alive = sa.and_(api_keys.c.user_id == wanted.user_id, _alive(at))
+    if (await session.execute(sa.select(sa.func.count()).where(alive))).scalar_one() >= keys_max:
+        raise KeysFull(f"the user has {keys_max} keys, which is KOTAE_KEYS_MAX: revoke some, or raise it")
+    await session.execute(sa.insert(api_keys).values(**row))
+    return msgspec.structs.replace(_shown(await _key(session, key_id, by)), key=key)
 
 
 def _check_child(by: Principal, wanted: Wanted) -> None:
@@ -113,23 +118,25 @@ async def list_keys(session: ReadSession, by: Principal, *, user_id: str | None 
 
 
 async def rotate_key(database: Database, by: Principal, key_id: str, *, grace_seconds: float, keys_max: int) -> ApiKey:
-    """Make a key in the place of another one, which stays valid for the grace. Raises `NotFound`, `Forbidden`, `KeysFull`."""
-    at = now()
-    async with database.reading() as session:
-        old = await _key(session, key_id, by)
-    if old["revoked_at"] or (old["expires_at"] and old["expires_at"] <= at):
-        raise NotFound("this key is revoked or expired: make a new one")
-    wanted = msgspec.convert({str(name): value for name, value in old.items()}, Wanted)
-    rotating = msgspec.structs.replace(by, key_limits=None) if by.key_id == key_id else by
-    made = await create_key(database, rotating, wanted, keys_max=keys_max + 1)
-    end = at + timedelta(seconds=grace_seconds)
+    """Create a key in place of another one, which stays valid for the grace period: both in one transaction, or neither.
+
+    A key is rotated once: of two rotations at the same time the second raises `KeyReplaced`, because the new key is shown
+    once only. Raises `NotFound`, also for a revoked or expired key, `Forbidden` and `KeysFull`.
+    """
     async with database.transaction() as session:
-        await session.execute(
-            sa.update(api_keys)
-            .where(api_keys.c.id == key_id, sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > end))
-            .values(expires_at=end)
-        )
-    return made
+        at, old = now(), await _key(session, key_id, by)
+        if old["revoked_at"] or (old["expires_at"] and old["expires_at"] <= at):
+            raise NotFound("this key is revoked or expired: make a new one")
+        if old["replaced_by"]:
+            raise KeyReplaced(f"this key was rotated: key {old['replaced_by']} replaces it")
+        wanted = msgspec.convert({str(name): value for name, value in old.items()}, Wanted)
+        # A key with limits of its own may be rotated by itself: the new one has the same limits.
+        rotating = msgspec.structs.replace(by, key_limits=None) if by.key_id == key_id else by
+        new = await _insert_key(session, rotating, wanted, keys_max=keys_max + 1)
+        end = at + timedelta(seconds=grace_seconds)
+        values = {"replaced_by": new.id, "expires_at": min(end, old["expires_at"] or end)}
+        await session.execute(sa.update(api_keys).where(api_keys.c.id == key_id).values(**values))
+    return new
 
 
 async def revoke_key(database: Database, by: Principal, key_id: str) -> None:

@@ -165,6 +165,7 @@ api_keys = Table(
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
+    Column("replaced_by", String(36)),  # the id of the key that a rotation created in place of this one
     Index(None, "user_id", "id"),
 )
 

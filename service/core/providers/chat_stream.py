@@ -19,6 +19,7 @@ from service.core.ports import Delta
 from service.core.pricing import Usage
 
 TOKENS_MAX = 100_000_000
+ERROR_BYTES_MAX = 65_536  # most that is read of the body of an error status
 LINE_BYTES_MAX = 1_048_576  # longest line of a stream; a chunk of one token is about 250 bytes
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]

@@ -22,7 +22,7 @@ from service.core.encoding import to_json
 from service.core.errors import ProviderCut, ProviderError, ProviderInvalid
 from service.core.lazy import LazyModule, load_module
 from service.core.ports import Delta, ProviderRequest
-from service.core.providers.chat_stream import StreamDecoder, decode_completion, refusal
+from service.core.providers.chat_stream import ERROR_BYTES_MAX, StreamDecoder, decode_completion, refusal
 from service.core.providers.http1 import Connection, Connections
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ else:
 
 OPENAI_URL = "https://api.openai.com/v1"
 EMBEDDINGS_BYTES_MAX = 33_554_432
-ERROR_BYTES_MAX = 65_536  # read of the body of an error status
 
 
 class Exchange(Protocol):

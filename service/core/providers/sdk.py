@@ -23,11 +23,10 @@ import httpx2
 import openai
 
 from service.core.errors import ProviderCut, ProviderError, ProviderInvalid, ProviderRefused, ProviderTimeout, ProviderUnreachable
-from service.core.providers.chat_stream import refusal
+from service.core.providers.chat_stream import ERROR_BYTES_MAX, refusal
 from service.core.providers.http1 import KEEP_ALIVE_SECONDS, TAIL_SECONDS
 
 CONNECTIONS_MAX = 2000
-ERROR_BYTES_MAX = 65_536  # read of the body of an error status
 _BROKEN = re.compile(rb"[\0\r\n]")
 _SENT_NOTHING = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 _FOREIGN = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)

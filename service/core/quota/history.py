@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from service.core.database.engine import ReadSession
 from service.core.database.tables import daily_totals, quota_totals, request_logs
-from service.core.encoding import new_id
+from service.core.encoding import first_id
+from service.core.ports import list_subject_names
 from service.core.pricing import format_usd
 from service.core.quota.local import DAY, MINUTE, MONTH, Ledger
 from service.core.records import charge
@@ -52,8 +53,8 @@ async def rebuild(session: ReadSession, ledger: Ledger, started: datetime) -> No
     since = min(started, datetime.fromtimestamp(starts[MINUTE], UTC))
     names = ("id", "created_at", "user_id", "key_id", "usage_source", "prompt_tokens", "completion_tokens", "cost_nano_usd", "held_tokens")
     columns = [request_logs.c[name] for name in (*names, "held_nano_usd")]
-    for own in (await session.execute(sa.select(*columns).where(request_logs.c.id >= new_id(since)[:13]))).mappings():
-        for subject in subjects_of(own["user_id"], own["key_id"]):
+    for own in (await session.execute(sa.select(*columns).where(request_logs.c.id >= first_id(since)))).mappings():
+        for subject in list_subject_names(own["user_id"], own["key_id"]):
             amount = (1, *charge(own))
             if own["created_at"] < started:
                 if own["created_at"].timestamp() >= starts[MINUTE]:
@@ -80,11 +81,6 @@ async def totals_of(session: ReadSession, *, user_id: str | None, since: date, u
         values: dict[str, Any] = {str(name): value for name, value in row.items()}
         found.append(UsageTotal(cost=format_usd(values.pop("cost_nano_usd")), **values))
     return found
-
-
-def subjects_of(user_id: str, key_id: str | None) -> list[str]:
-    """The names of the accounts that an answer is charged to."""
-    return [f"user:{user_id}", *([f"key:{key_id}"] if key_id else [])]
 
 
 def _sum(sums: dict[str, list[int]], subject: str, amount: Sequence[int], sign: int) -> None:

@@ -19,14 +19,15 @@ import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
 
-from service.core import tokens
+from service.core.accounting.outcomes import AnswerAccount
+from service.core.accounting.recorder import Recorder
 from service.core.database.engine import Database
 from service.core.database.tables import chunks, vectors
 from service.core.encoding import new_id, now
-from service.core.errors import KotaeError, ProviderError, ProviderTimeout, ProviderUnreachable
-from service.core.ports import Embedded, Embedder, Nearness, RecordQueue
-from service.core.pricing import PriceBook, Usage
-from service.core.records import Intent, Outcome, Status, UsageSource
+from service.core.errors import KotaeError, ProviderError, ProviderTimeout, retry_delay
+from service.core.ports import Embedded, Embedder, Message, Nearness
+from service.core.pricing import PriceBook
+from service.core.records import Intent, Status
 from service.core.search import fts5_merge
 from service.core.search.vector_matrix import Matrix, unit
 from service.core.telemetry import log
@@ -35,7 +36,8 @@ EMBEDDER = "kotae.embeddings"  # whose the rows are
 ENDPOINT = "/v1/embeddings"
 TEXTS_MAX = 200_000
 QUERY_SECONDS = 3
-RETRY_SECONDS = 0.3
+RETRY_SECONDS = 0.3  # after the first attempt, doubled after each further one
+RETRY_SECONDS_MAX = 3
 AT_ONCE = 1000  # vectors loaded, or looked for, by one statement
 
 
@@ -50,10 +52,10 @@ class Vectors:
     """The vectors of one model. See `Near`."""
 
     def __init__(
-        self, database: Database, embedder: Embedder, queue: RecordQueue | None, prices: PriceBook | None, *, attempts_max: int = 3
+        self, database: Database, embedder: Embedder, recorder: Recorder | None, prices: PriceBook | None, *, attempts_max: int = 3
     ) -> None:
         self._database, self._embedder = database, embedder
-        self._queue, self._prices, self._attempts_max = queue, prices, attempts_max
+        self._recorder, self._prices, self._attempts_max = recorder, prices, attempts_max
         self._matrix = Matrix(TEXTS_MAX)  # by content hash
 
     @property
@@ -150,8 +152,24 @@ class Vectors:
 
     async def _embed(self, texts: list[str], *, query: bool) -> Embedded:
         seconds = QUERY_SECONDS if query else None
-        if not self._embedder.metered or self._queue is None:
+        if not self._embedder.metered or self._recorder is None or self._prices is None:
             return await _in_time(self._embedder.embed(texts, query=query), seconds)
+        account = self._open_account(self._recorder, self._prices, texts)
+        try:
+            await account.wait_synced()
+            embedded = await _in_time(self._call(account, texts, query=query), seconds)
+        except KotaeError as error:
+            status = Status.TIMEOUT if isinstance(error, ProviderTimeout) else Status.PROVIDER_ERROR
+            account.finish(status, error_code=error.code)
+            raise
+        except BaseException:  # the process ends
+            account.finish(Status.INTERRUPTED)
+            raise
+        account.usage, account.finish_reason = embedded.usage, "stop"
+        account.finish(Status.COMPLETED)
+        return embedded
+
+    def _open_account(self, recorder: Recorder, prices: PriceBook, texts: list[str]) -> AnswerAccount:
         created_at = now()
         answer_id = new_id(created_at)
         intent = Intent(
@@ -164,76 +182,24 @@ class Vectors:
             prompt="",
             grounded=False,
         )
-        self._queue.begin(intent)
-        call = _Call(intent, self._queue, self._prices)
-        try:
-            await self._queue.wait_synced()
-            made = await _in_time(self._tried(call, texts, query=query), seconds)
-        except BaseException as error:
-            call.failed(error)
-            raise
-        call.done(made, texts)
-        return made
+        recorder.begin(intent)
+        messages = [Message("user", text) for text in texts]
+        return AnswerAccount(intent, messages, recorder, prices, completion_tokens_max=0, started=time.perf_counter())
 
-    async def _tried(self, call: "_Call", texts: list[str], *, query: bool) -> Embedded:
+    async def _call(self, account: AnswerAccount, texts: list[str], *, query: bool) -> Embedded:
+        """Call the provider until it answers. Only an attempt that was surely not billed is retried."""
         while True:
-            call.attempts += 1
+            account.attempts += 1
             try:
-                return await self._embedder.embed(texts, query=query)
+                embedded = await self._embedder.embed(texts, query=query)
             except ProviderError as error:
-                call.sent = call.sent or not isinstance(error, ProviderUnreachable)
-                if not error.may_retry or call.attempts >= self._attempts_max:
+                account.end_attempt(error)
+                if not error.may_retry or account.attempts >= self._attempts_max:
                     raise
-            await asyncio.sleep(RETRY_SECONDS * 2 ** (call.attempts - 1))
-
-
-class _Call:
-    """One call that may be billed, on its way to its row."""
-
-    def __init__(self, intent: Intent, queue: RecordQueue, prices: PriceBook | None) -> None:
-        self._intent, self._queue, self._prices = intent, queue, prices
-        self._started = time.perf_counter()
-        self.attempts = 0
-        self.sent = False
-
-    def done(self, made: Embedded, texts: Sequence[str]) -> None:
-        if made.usage:
-            self._record(Status.COMPLETED, UsageSource.PROVIDER, made.usage, "stop", None)
-        else:
-            rough = Usage(prompt_tokens=sum(map(tokens.rough, texts)), completion_tokens=0)
-            self._record(Status.COMPLETED, UsageSource.ESTIMATED, rough, "stop", None)
-
-    def failed(self, error: BaseException) -> None:
-        if isinstance(error, KotaeError):
-            status, code = Status.TIMEOUT if isinstance(error, ProviderTimeout) else Status.PROVIDER_ERROR, error.code
-        else:  # the process ends
-            status, code = Status.INTERRUPTED, None
-        # As for an answer: whatever may have reached the provider may have been billed.
-        if self.sent or (self.attempts and not isinstance(error, ProviderUnreachable)):
-            self._record(status, UsageSource.UNKNOWN, None, None, code)
-        else:
-            self._record(status, UsageSource.NONE, Usage(prompt_tokens=0, completion_tokens=0), None, code)
-
-    def _record(self, status: Status, source: UsageSource, usage: Usage | None, reason: str | None, code: str | None) -> None:
-        cost = self._prices.cost(self._intent.model, usage, self._intent.created_at) if self._prices and usage else None
-        free = source is UsageSource.NONE
-        self._queue.finish(
-            Outcome(
-                intent=self._intent,
-                status=status,
-                usage_source=source,
-                usage=usage,
-                response="",
-                finish_reason=reason,
-                error_code=code,
-                cost_nano_usd=0 if free else cost.nano_usd if cost else None,
-                price=cost.price if cost else None,
-                response_time_ms=round((time.perf_counter() - self._started) * 1000),
-                first_token_ms=None,
-                attempts=self.attempts,
-                sources=[],
-            )
-        )
+            else:
+                account.end_attempt()
+                return embedded
+            await asyncio.sleep(retry_delay(account.attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))
 
 
 async def _in_time(made: Awaitable[Embedded], seconds: float | None) -> Embedded:

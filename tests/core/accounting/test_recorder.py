@@ -1,10 +1,107 @@
-"""Metrics of recorded outcomes."""
+"""The recorder: queue, quota and metrics learn the same of every outcome."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+from structlog.testing import capture_logs
+
+from service.core.accounting.journal import Journal
+from service.core.accounting.queue import LocalQueue
+from service.core.accounting.recorder import Recorder
+from service.core.ports import QuotaSubject
+from service.core.pricing import Usage
+from service.core.quota.local import Ledger
+from service.core.records import Outcome, Status, UsageSource
+from service.core.telemetry import Metrics
 from tests.conftest import Service
+from tests.records import intent, outcome
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
+NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0)
+
+
+class Books:
+    """A recorder with everything that it writes to."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.queue = LocalQueue(100, Journal(folder, None, sync_ms=5, bytes_max=2**25))
+        self.ledger, self.metrics = Ledger(60), Metrics()
+        self.recorder = Recorder(self.queue, self.ledger, self.metrics)
+
+    def record(self, **fields: Any) -> Outcome:
+        """Begin and record an answer."""
+        ended = outcome(intent(model=fields.pop("model", "m")), **fields)
+        self.recorder.begin(ended.intent)
+        self.recorder.record(ended)
+        return ended
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """The value of a metric."""
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Books:
+    """A recorder of this test alone."""
+    return Books(tmp_path / "journal")
+
+
+async def test_an_outcome_settles_its_hold(books: Books) -> None:
+    """What was held becomes what was used."""
+    begun = intent()
+    await books.ledger.hold(begun.id, [QuotaSubject("alice", "user", None)], tokens=1000, nano_usd=None)
+    books.recorder.begin(begun)
+    books.recorder.record(outcome(begun))
+
+    assert books.ledger.used("alice")["tokens_per_day"] == (15, 0)
+
+
+def test_an_outcome_that_holds_nothing_is_recorded(books: Books) -> None:
+    """An embedding call, which no quota is charged for, is recorded like an answer."""
+    books.record()
+
+    assert books.queue.statistics().waiting == 1
+    assert books.ledger.statistics().holds == 0
+
+
+def test_tokens_and_cost_are_counted(books: Books) -> None:
+    """The metrics are the sum of the outcomes."""
+    books.record()
+    books.record()
+
+    assert books.metric("kotae_tokens_total", kind="prompt") == 20
+    assert books.metric("kotae_tokens_total", kind="completion") == 10
+    assert books.metric("kotae_cost_usd_total") == pytest.approx(2 * 1500 / 1e9)
+
+
+def test_an_answer_without_usage_is_not_unpriced(books: Books) -> None:
+    """Only known tokens without a price count as unpriced."""
+    books.record(usage=None, usage_source=UsageSource.UNKNOWN, cost_nano_usd=None, status=Status.TIMEOUT)
+    books.record(usage=NO_USAGE, usage_source=UsageSource.NONE, cost_nano_usd=0, status=Status.NO_CONTEXT)
+
+    assert books.metric("kotae_unpriced_answers_total") == 0
+
+
+def test_a_missing_price_is_logged_once_per_model(books: Books) -> None:
+    """Every such answer is counted, and the first of each model is logged."""
+    with capture_logs() as logs:
+        for model in ("a", "a", "b"):
+            books.record(model=model, cost_nano_usd=None, price=None)
+
+    assert books.metric("kotae_unpriced_answers_total") == 3
+    assert [entry["model"] for entry in logs if entry["event"] == "model.unpriced"] == ["a", "b"]
+
+
+def test_the_error_of_an_estimate_is_relative(books: Books) -> None:
+    """Half as many again is observed as 0.5, half as many as -0.5."""
+    reported, estimated = Usage(prompt_tokens=10, completion_tokens=20), Usage(prompt_tokens=15, completion_tokens=10)
+    books.recorder.observe_estimate(estimated, reported)
+
+    name = "kotae_estimate_error_ratio_bucket"
+    assert [books.metric(name, kind="prompt", le=le) for le in ("0.2", "0.5")] == [0, 1]
+    assert [books.metric(name, kind="completion", le=le) for le in ("-0.5", "-0.2")] == [1, 1]
 
 
 async def test_an_unpriced_model_costs_null(service: Service) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.core.accounting.audit import audit
 from service.core.answering.answers import Ask
 from service.core.errors import NotFound
 from tests.conftest import Serve, http_client
@@ -68,6 +69,19 @@ async def test_who_waits_and_leaves_was_never_called(serve: Serve, fake: Provide
     assert (row["status"], row["usage_source"], row["attempts"], row["estimated_cost"]) == ("stopped", "none", 0, "0")
     assert len(fake.calls) == 2
     assert service.rooms.quota.statistics().holds == 0
+
+
+async def test_a_deadline_that_passes_before_the_first_call(serve: Serve, fake: ProviderFake) -> None:
+    """An answer that times out while it waits for its turn used nothing, and the audit agrees."""
+    service = await serve(openai_base_url=fake.base_url, model="m", provider_calls_max=1, answer_seconds_max=0.2)
+    async with service.rooms.answers._turns:
+        is_problem(await service.client.post("/ai/test", json=ASK), 504, "provider_timeout")
+    row = await service.row()
+
+    assert (row["status"], row["usage_source"], row["attempts"]) == ("timeout", "none", 0)
+    assert row["estimated_cost"] == "0"
+    assert fake.calls == []
+    assert (await audit(service.rooms.database, service.rooms.settings.data_dir)).told == []
 
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}

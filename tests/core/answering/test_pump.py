@@ -1,17 +1,35 @@
-"""The provider call of an answer: failures, retries, deadlines, readers who leave, usage."""
+"""The provider call of an answer: failures, retries, deadlines, readers who leave, usage, and the end of the process."""
 
 import asyncio
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.core.accounting.journal import Journal
+from service.core.accounting.outcomes import AnswerAccount
+from service.core.accounting.queue import LocalQueue
+from service.core.accounting.recorder import Recorder
+from service.core.answering.pump import Limits, Pump
+from service.core.answering.streams import Stream
+from service.core.errors import KotaeError, ProviderBusy, ProviderUnreachable, ShuttingDown
+from service.core.ports import Delta, Message, Provider, ProviderRequest
+from service.core.pricing import PriceBook, Usage
+from service.core.quota.local import Ledger
+from service.core.records import Outcome, Status, UsageSource
+from service.core.telemetry import Metrics
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
+from tests.records import intent
 from tests.sse import events, text_of
 from tests.streams import begin, reading, streamed
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
+LIMITS = Limits(answer_seconds_max=20, attempts_max=3, leave_seconds=None, leave_nano_usd_max=None, estimate_share=0)
+USAGE = Usage(prompt_tokens=10, completion_tokens=5)
 
 
 async def test_a_client_that_leaves_is_drained_when_asked(serve: Serve, fake: ProviderFake) -> None:
@@ -246,3 +264,132 @@ async def test_an_answer_that_nobody_fetches_is_given_up(serve: Serve, fake: Pro
     await fake.wait_idle()
 
     assert (await service.row())["status"] == "client_gone"
+
+
+class Script(Provider):
+    """A provider whose attempts are given as lists: batches of deltas, errors to raise, events to wait for."""
+
+    def __init__(self, *attempts: list[list[Delta] | Exception | asyncio.Event]) -> None:
+        self.attempts = list(attempts)
+        self.waiting = asyncio.Event()  # set when the script waits for an event
+        self.ended = asyncio.Event()  # set when an attempt has ended
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[list[Delta], None]:
+        """Play the next attempt."""
+        try:
+            for step in self.attempts.pop(0):
+                if isinstance(step, Exception):
+                    raise step
+                if isinstance(step, asyncio.Event):
+                    self.waiting.set()
+                    await step.wait()
+                else:
+                    yield step
+        finally:
+            self.ended.set()
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+class Running:
+    """A pump that runs, with the stream and the queue that it writes to."""
+
+    def __init__(self, provider: Provider, folder: Path, *, sync_ms: int = 50) -> None:
+        folder.mkdir()
+        self.queue = LocalQueue(100, Journal(folder, None, sync_ms=sync_ms, bytes_max=2**26))
+        recorder = Recorder(self.queue, Ledger(60), Metrics())
+        begun = intent()
+        recorder.begin(begun)
+        self.stream = Stream(begun, [])
+        request = ProviderRequest(model=begun.model, messages=[Message("user", "Why?")], max_tokens=10**6, temperature=None, stream=True)
+        account = AnswerAccount(begun, request.messages, recorder, PriceBook({}), completion_tokens_max=10**6, started=time.perf_counter())
+        self.pump = Pump(self.stream, account, request, provider, LIMITS, nullcontext())
+        self.task = asyncio.create_task(self.pump.run())
+
+    async def cancel(self) -> None:
+        """Cancel the task, as a process does that cannot wait any longer."""
+        self.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.task
+
+    async def outcome(self) -> Outcome:
+        """The one outcome that was recorded, which is also that of the stream."""
+        (outcome,) = await self.queue.take(10)
+        assert self.stream.outcome is outcome
+        return outcome
+
+
+async def test_a_cancelled_answer_is_recorded(tmp_path: Path) -> None:
+    """The process ends in the middle of a text: an estimated outcome, and an error for the readers."""
+    script = Script([[Delta("Because ")], asyncio.Event()])
+    running = Running(script, tmp_path / "journal")
+    await script.waiting.wait()
+    await running.cancel()
+    outcome = await running.outcome()
+
+    assert (outcome.status, outcome.usage_source) == (Status.INTERRUPTED, UsageSource.ESTIMATED)
+    assert (outcome.response, outcome.error_code) == ("Because ", "shutting_down")
+    assert isinstance(running.stream.error, ShuttingDown)
+
+
+async def test_an_answer_cancelled_while_its_tokens_are_counted_is_recorded(tmp_path: Path) -> None:
+    """The process ends while a thread counts the tokens of a long text: the outcome does not wait for it."""
+    script = Script([[Delta("word " * 200_000, finish_reason="stop")]])
+    running = Running(script, tmp_path / "journal")
+    await script.ended.wait()
+    await running.cancel()
+    outcome = await running.outcome()
+
+    assert (outcome.usage_source, len(outcome.response)) == (UsageSource.ESTIMATED, 1_000_000)
+
+
+async def test_an_answer_cancelled_before_its_first_call_used_nothing(tmp_path: Path) -> None:
+    """The process ends before the intent is on the disk, which a synchronous journal waits for."""
+    running = Running(Script(), tmp_path / "journal", sync_ms=0)
+    await asyncio.sleep(0)
+    await running.cancel()
+    outcome = await running.outcome()
+
+    assert (outcome.status, outcome.usage_source, outcome.attempts) == (Status.INTERRUPTED, UsageSource.NONE, 0)
+
+
+async def test_an_unexpected_error_ends_in_an_outcome(tmp_path: Path) -> None:
+    """A fault of ours in the middle of an attempt: it may have been billed, and the readers get an internal error."""
+    running = Running(Script([ValueError("a fault")]), tmp_path / "journal")
+    await running.task
+    outcome = await running.outcome()
+
+    assert (outcome.status, outcome.usage_source) == (Status.PROVIDER_ERROR, UsageSource.UNKNOWN)
+    assert running.stream.error is not None
+    assert running.stream.error.code == KotaeError.code
+
+
+async def test_attempts_are_counted(tmp_path: Path) -> None:
+    """An attempt that surely was not billed is retried, and the outcome counts both."""
+    script = Script([ProviderBusy("busy", retry_after_seconds=0)], [[Delta("Because.", finish_reason="stop", usage=USAGE)]])
+    running = Running(script, tmp_path / "journal")
+    await running.task
+    outcome = await running.outcome()
+
+    assert (outcome.status, outcome.usage, outcome.attempts) == (Status.COMPLETED, USAGE, 2)
+
+
+async def test_an_answer_stopped_between_attempts_that_reached_nobody_used_nothing(tmp_path: Path) -> None:
+    """Stopped while it waits for its next attempt, none having had a connection: usage `none`."""
+    script = Script([ProviderUnreachable("no connection", retry_after_seconds=3)])
+    running = Running(script, tmp_path / "journal")
+    await script.ended.wait()
+    running.pump.stop(Status.STOPPED)
+    await running.task
+    outcome = await running.outcome()
+
+    assert (outcome.status, outcome.usage_source, outcome.attempts) == (Status.STOPPED, UsageSource.NONE, 1)
+
+
+async def test_a_wait_that_is_too_long_is_not_waited_for(tmp_path: Path) -> None:
+    """A provider that asks for more than three seconds ends the answer."""
+    running = Running(Script([ProviderBusy("busy", retry_after_seconds=4)]), tmp_path / "journal")
+    await running.task
+
+    assert (await running.outcome()).error_code == "provider_busy"

@@ -1,8 +1,10 @@
 """Keys: made, shown once, checked in full, ended."""
 
+import asyncio
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -16,7 +18,7 @@ from service.core.auth.store import ApiKey, Wanted
 from service.core.database.engine import Database
 from service.core.database.tables import api_keys
 from service.core.encoding import now
-from service.core.errors import Forbidden, KeysFull, Unauthorized
+from service.core.errors import Forbidden, KeyReplaced, KeysFull, NotFound, Unauthorized
 from tests.access import Clocks, carrying, door, made
 
 SERVICE = Path(__file__).parents[3] / "service"
@@ -85,3 +87,83 @@ async def test_a_rotated_key_lives_on_for_its_grace(database: Database) -> None:
     await verifies.admit(carrying(new))
     with pytest.raises(Unauthorized):
         await verifies.admit(carrying(old))
+
+
+async def stored(database: Database) -> list[dict[str, Any]]:
+    """Every key as the database has it."""
+    async with database.reading() as session:
+        return [dict(row) for row in (await session.execute(sa.select(api_keys))).mappings()]
+
+
+async def rotate(database: Database, key_id: str, **arguments: Any) -> ApiKey:
+    """A key, rotated by an admin."""
+    return await store.rotate_key(database, BOOTSTRAP, key_id, **({"grace_seconds": 60, "keys_max": 100} | arguments))
+
+
+async def test_a_rotated_key_names_the_one_that_replaces_it(database: Database) -> None:
+    """The old key ends after the grace period, or at its own end if that is earlier, and has the id of the new one."""
+    lasting, ending = await made(database), await made(database, expires_at=now() + timedelta(seconds=5))
+    replacing = {old.id: await rotate(database, old.id) for old in (lasting, ending)}
+    async with database.reading() as session:
+        listed = {key.id: key for key in await store.list_keys(session, BOOTSTRAP)}
+
+    assert {listed[old].replaced_by for old in replacing} == {new.id for new in replacing.values()}
+    assert now() < (listed[lasting.id].expires_at or now()) <= now() + timedelta(seconds=60)
+    assert listed[ending.id].expires_at == ending.expires_at
+
+
+async def test_two_rotations_at_once_create_one_key(database: Database) -> None:
+    """Whichever comes second, from this process or another one, gets an error that names the new key."""
+    old = await made(database)
+    other = Database(f"sqlite+aiosqlite:///{database.file}")
+    found = await asyncio.gather(*(rotate(each, old.id) for each in (database, other) * 5), return_exceptions=True)
+    await other.close()
+    (new,) = [key for key in found if isinstance(key, ApiKey)]
+
+    assert [type(error) for error in found if error is not new] == [KeyReplaced] * 9
+    assert all(new.id in str(error) for error in found if error is not new)
+    assert {key["id"] for key in await stored(database)} == {old.id, new.id}
+
+
+async def test_a_key_that_replaces_another_can_be_rotated(database: Database) -> None:
+    """The new key is as good as the old one was: it has no end that it would have got from the grace period."""
+    old = await made(database)
+    new = await rotate(database, (await rotate(database, old.id)).id)
+
+    assert new.expires_at is None
+
+
+async def test_a_rotation_that_dies_leaves_nothing(database: Database) -> None:
+    """Whichever statement of it is the last, the old key is as it was and there is no other."""
+    old = await made(database)
+    before = await stored(database)
+    executed, last = 0, 0
+
+    def die(*_: Any) -> None:
+        nonlocal executed
+        executed += 1
+        if executed > last:
+            raise OSError("the disk is gone")
+
+    sa.event.listen(database._writer.sync_engine, "before_cursor_execute", die)
+    new = None
+    while new is None:
+        try:
+            new = await rotate(database, old.id)
+        except OSError:
+            assert await stored(database) == before
+            executed, last = 0, last + 1
+
+    assert last > 5
+    assert len(await stored(database)) == 2
+
+
+async def test_a_key_that_has_ended_is_not_rotated(database: Database) -> None:
+    """Neither a revoked nor an expired key comes back to life."""
+    revoked, expired = await made(database), await made(database, expires_at=now() - timedelta(seconds=1))
+    await store.revoke_key(database, BOOTSTRAP, revoked.id)
+    for key in (revoked, expired):
+        with pytest.raises(NotFound):
+            await rotate(database, key.id)
+
+    assert len(await stored(database)) == 2

@@ -1,0 +1,17 @@
+"""JSON responses."""
+
+from collections.abc import Mapping
+
+from fastapi import Response
+
+from service.core.encoding import to_json
+
+
+def json_response(
+    body: object,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    media_type: str = "application/json",
+) -> Response:
+    """A response whose body is this value as JSON. NDJSON and events have their own encoders."""
+    return Response(to_json(body), status, headers, media_type)

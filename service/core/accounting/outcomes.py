@@ -1,0 +1,176 @@
+"""Outcomes: what an answer used, what that costs, and the one record of it.
+
+The only module that constructs an `Outcome`. Where the tokens come from is decided in this order:
+
+1. the provider reported them: `provider`;
+2. no request can have reached a provider: `none`, 0 tokens, cost 0;
+3. nothing was received that could be counted: `unknown`, no tokens, no cost;
+4. they are counted here, from the prompt and the text received: `estimated`.
+
+Unknown is never written as zero, and the cost of a model without a price is None. `AnswerAccount.finish` is synchronous
+and idempotent: an answer may end where nothing can be awaited any more.
+"""
+
+import random
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from service.core import tokens
+from service.core.accounting.recorder import Recorder
+from service.core.errors import ProviderError, ProviderUnreachable, ShuttingDown
+from service.core.ports import Message
+from service.core.pricing import Cost, PriceBook, Usage
+from service.core.records import Intent, Outcome, Passage, Status, UsageSource
+from service.core.telemetry import log
+
+_NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0)
+
+
+class AnswerAccount:
+    """The account of one answer, or of one embedding call: what its attempts used, and in the end its outcome.
+
+    Whoever calls the provider counts an attempt before it (`attempts`) and after it (`end_attempt`), notes when the first
+    text arrived (`first_text_at`, by `time.perf_counter`), and sets `usage` and `finish_reason` as the provider reports them.
+
+    `messages`: what is sent to the provider. `completion_tokens_max`: most tokens that it may send back.
+    `started`: when the request came, by `time.perf_counter`. `read_sources`: returns the passages that a text cites.
+    """
+
+    def __init__(
+        self,
+        intent: Intent,
+        messages: list[Message],
+        recorder: Recorder,
+        prices: PriceBook,
+        *,
+        completion_tokens_max: int,
+        started: float,
+        read_sources: Callable[[str], list[Passage]] | None = None,
+    ) -> None:
+        self._intent, self._messages = intent, messages
+        self._recorder, self._prices = recorder, prices
+        self._completion_tokens_max = completion_tokens_max
+        self._started = started
+        self._read_sources = read_sources
+        self._unsent = 0  # attempts that did not reach the provider
+        self._outcome: Outcome | None = None
+        self.attempts = 0
+        self.first_text_at: float | None = None
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+
+    async def wait_synced(self) -> None:
+        """See `Recorder.wait_synced`."""
+        await self._recorder.wait_synced()
+
+    def end_attempt(self, error: ProviderError | None = None) -> None:
+        """Count how an attempt ended. One without a connection cannot have been billed; any other may have been."""
+        if error and isinstance(error, ProviderUnreachable):
+            self._unsent += 1
+        self._recorder.count_attempt(error.code if error else "ok")
+
+    def remaining_cost_max(self, text: str) -> int | None:
+        """Nano-dollars that the rest of the answer may cost at most, given its text so far; None: there is no price."""
+        rest = max(self._completion_tokens_max - tokens.rough(text), 0)
+        cost = self._price(Usage(prompt_tokens=0, completion_tokens=rest))
+        return None if cost is None else cost.nano_usd
+
+    async def estimate_usage(self, status: Status, text: str) -> Usage | None:
+        """Count the tokens of an answer whose usage must be estimated; None for any other.
+
+        Also None where there is no time for the tokenizer, which takes a second to load: the process ends.
+        """
+        if self.usage or status is Status.INTERRUPTED or self._source(status, text) is not UsageSource.ESTIMATED:
+            return None
+        return await self._count_tokens(text)
+
+    def finish(self, status: Status, text: str = "", error_code: str | None = None, *, estimate: Usage | None = None) -> Outcome:
+        """Record the outcome, once, and return it. Without an `estimate` tokens are estimated by the length of the texts."""
+        if self._outcome is None:
+            source = self._source(status, text)
+            usage = self._usage(source, text, estimate)
+            free = source is UsageSource.NONE  # even where the model has no price
+            cost = self._price(usage) if usage and not free else None
+            self._outcome = Outcome(
+                intent=self._intent,
+                status=status,
+                usage_source=source,
+                usage=usage,
+                response=text,
+                finish_reason=self.finish_reason,
+                error_code=error_code,
+                cost_nano_usd=0 if free else cost.nano_usd if cost else None,
+                price=cost.price if cost else None,
+                response_time_ms=self._milliseconds_to(time.perf_counter()),
+                first_token_ms=self._milliseconds_to(self.first_text_at) if self.first_text_at else None,
+                attempts=self.attempts,
+                sources=self._read_sources(text) if self._read_sources else [],
+            )
+            self._recorder.record(self._outcome)
+        return self._outcome
+
+    async def compare_estimate(self, share: float) -> None:
+        """Observe the error that an estimate would have had, for this share of the answers with a reported usage.
+
+        A statistic: it comes after the answer and does not load a tokenizer for it.
+        """
+        if random.random() >= share or self._outcome is None or self.usage is None:  # noqa: S311 - a sample
+            return
+        if tokens.is_loaded(self._intent.model):
+            estimate = await self._count_tokens(self._outcome.response)
+            if estimate is not None:
+                self._recorder.observe_estimate(estimate, self.usage)
+
+    def _source(self, status: Status, text: str) -> UsageSource:
+        if self.usage is not None:
+            return UsageSource.PROVIDER
+        if self.attempts == self._unsent:
+            return UsageSource.NONE
+        if not text and status is not Status.COMPLETED:
+            return UsageSource.UNKNOWN
+        return UsageSource.ESTIMATED
+
+    def _usage(self, source: UsageSource, text: str, estimate: Usage | None) -> Usage | None:
+        if source is not UsageSource.ESTIMATED:
+            return _NO_USAGE if source is UsageSource.NONE else self.usage
+        estimate = estimate or Usage(
+            prompt_tokens=sum(tokens.rough(message.content) for message in self._messages),
+            completion_tokens=tokens.rough(text),
+        )
+        most = min(estimate.completion_tokens, self._completion_tokens_max)
+        return msgspec.structs.replace(estimate, completion_tokens=most)
+
+    def _price(self, usage: Usage) -> Cost | None:
+        return self._prices.cost(self._intent.model, usage, self._intent.created_at)
+
+    async def _count_tokens(self, text: str) -> Usage | None:
+        """Count with the model's tokenizer; None if that fails."""
+        try:
+            return await tokens.estimate(self._messages, text, self._intent.model)
+        except Exception:  # noqa: BLE001 - an answer ends in an outcome, whatever happens
+            log.exception("estimate.failed", answer_id=self._intent.id)
+            return None
+
+    def _milliseconds_to(self, end: float) -> int:
+        return round((end - self._started) * 1000)
+
+
+def build_interrupted(intent: Intent) -> Outcome:
+    """The outcome of an intent whose process died: how far the provider came is unknown."""
+    return Outcome(
+        intent=intent,
+        status=Status.INTERRUPTED,
+        usage_source=UsageSource.UNKNOWN,
+        usage=None,
+        response="",
+        finish_reason=None,
+        error_code=ShuttingDown.code,
+        cost_nano_usd=None,
+        price=None,
+        response_time_ms=0,
+        first_token_ms=None,
+        attempts=1,
+        sources=[],
+    )

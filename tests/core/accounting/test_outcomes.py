@@ -1,0 +1,203 @@
+"""Outcomes: where the tokens come from, what they cost, and that there is exactly one of each answer."""
+
+import ast
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import service
+from service.core import tokens
+from service.core.accounting.journal import Journal
+from service.core.accounting.outcomes import AnswerAccount, build_interrupted
+from service.core.accounting.queue import LocalQueue
+from service.core.accounting.recorder import Recorder
+from service.core.errors import ProviderBusy, ProviderError, ProviderUnreachable
+from service.core.ports import Message
+from service.core.pricing import PriceBook, Usage
+from service.core.quota.local import Ledger
+from service.core.records import Outcome, Passage, Status, UsageSource
+from service.core.settings import ModelPrice
+from service.core.telemetry import Metrics
+from tests.records import intent
+
+MESSAGES = [Message("user", "Why?")]
+PRICES = PriceBook({"m": ModelPrice(input=Decimal(1), output=Decimal(2))})
+REPORTED = Usage(prompt_tokens=10, completion_tokens=5)
+OpenAccount = Callable[..., AnswerAccount]
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> LocalQueue:
+    """A record queue whose journal is not synced by a thread."""
+    (tmp_path / "journal").mkdir()
+    return LocalQueue(100, Journal(tmp_path / "journal", None, sync_ms=5, bytes_max=2**25))
+
+
+@pytest.fixture
+def open_account(queue: LocalQueue) -> OpenAccount:
+    """Opens accounts of answers that have begun; fields of the intent by name."""
+    recorder = Recorder(queue, Ledger(60), Metrics())
+
+    def open_account(
+        attempts: int = 1,
+        read_sources: Callable[[str], list[Passage]] | None = None,
+        **fields: Any,
+    ) -> AnswerAccount:
+        begun = intent(**fields)
+        recorder.begin(begun)
+        account = AnswerAccount(
+            begun,
+            MESSAGES,
+            recorder,
+            PRICES,
+            completion_tokens_max=100,
+            started=time.perf_counter(),
+            read_sources=read_sources,
+        )
+        account.attempts = attempts
+        return account
+
+    return open_account
+
+
+def end_attempts(account: AnswerAccount, *errors: ProviderError | None) -> None:
+    """Attempts that ended so."""
+    account.attempts = len(errors)
+    for error in errors:
+        account.end_attempt(error)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_a_reported_usage_is_recorded_as_reported(open_account: OpenAccount, status: Status) -> None:
+    """However the answer ended, tokens that the provider reported are not changed, and priced."""
+    account = open_account()
+    account.usage = Usage(prompt_tokens=10, completion_tokens=500)
+    outcome = account.finish(status, "Because.")
+
+    assert (outcome.usage_source, outcome.usage) == (UsageSource.PROVIDER, account.usage)
+    assert outcome.cost_nano_usd == 10 * 1000 + 500 * 2000
+
+
+@pytest.mark.parametrize("errors", [[], [ProviderUnreachable()], [ProviderUnreachable()] * 3])
+@pytest.mark.parametrize("status", [Status.PROVIDER_ERROR, Status.TIMEOUT, Status.STOPPED, Status.INTERRUPTED])
+def test_without_a_request_nothing_was_used(open_account: OpenAccount, errors: list[ProviderError], status: Status) -> None:
+    """No attempt, or none that had a connection: `none`, 0 tokens and cost 0, even without a price."""
+    account = open_account(model="no-such-model")
+    end_attempts(account, *errors)
+    outcome = account.finish(status)
+
+    assert outcome.usage_source is UsageSource.NONE
+    assert outcome.usage == Usage(prompt_tokens=0, completion_tokens=0)
+    assert (outcome.cost_nano_usd, outcome.price) == (0, None)
+
+
+@pytest.mark.parametrize("status", [Status.PROVIDER_ERROR, Status.TIMEOUT, Status.STOPPED, Status.INTERRUPTED])
+def test_an_attempt_in_progress_may_have_been_billed(open_account: OpenAccount, status: Status) -> None:
+    """An attempt that did not end counts as sent: usage `unknown`, no tokens, no cost."""
+    account = open_account()
+    end_attempts(account, ProviderUnreachable())
+    account.attempts += 1
+    outcome = account.finish(status)
+
+    assert (outcome.usage_source, outcome.usage) == (UsageSource.UNKNOWN, None)
+    assert (outcome.cost_nano_usd, outcome.price, outcome.attempts) == (None, None, 2)
+
+
+def test_a_refused_attempt_may_have_been_billed(open_account: OpenAccount) -> None:
+    """One attempt that reached the provider is enough for `unknown`, whatever the others were."""
+    account = open_account()
+    end_attempts(account, ProviderBusy(), ProviderUnreachable())
+
+    assert account.finish(Status.PROVIDER_ERROR).usage_source is UsageSource.UNKNOWN
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status not in {Status.NO_CONTEXT, Status.INTERRUPTED}])
+async def test_text_without_a_usage_is_counted(open_account: OpenAccount, status: Status) -> None:
+    """An estimate is the tokenizer's count of the prompt and of the text received."""
+    account = open_account()
+    estimate = await account.estimate_usage(status, "Because it is.")
+    outcome = account.finish(status, "Because it is.", estimate=estimate)
+
+    assert outcome.usage_source is UsageSource.ESTIMATED
+    assert outcome.usage == await tokens.estimate(MESSAGES, "Because it is.", "m")
+
+
+async def test_a_process_that_ends_does_not_wait_for_the_tokenizer(open_account: OpenAccount) -> None:
+    """An interrupted answer is estimated by the length of its texts."""
+    account = open_account()
+    assert await account.estimate_usage(Status.INTERRUPTED, "Because it is.") is None
+    outcome = account.finish(Status.INTERRUPTED, "Because it is.")
+
+    assert outcome.usage_source is UsageSource.ESTIMATED
+    assert outcome.usage == Usage(prompt_tokens=tokens.rough("Why?"), completion_tokens=tokens.rough("Because it is."))
+
+
+@pytest.mark.parametrize("estimate", [None, Usage(prompt_tokens=3, completion_tokens=5000)])
+def test_an_estimate_is_bounded_by_the_limit_of_the_request(open_account: OpenAccount, estimate: Usage | None) -> None:
+    """Estimated completion tokens never exceed `max_tokens`."""
+    outcome = open_account().finish(Status.CLIENT_GONE, "word " * 1000, estimate=estimate)
+
+    assert outcome.usage is not None
+    assert outcome.usage.completion_tokens == 100
+
+
+def test_a_model_without_a_price_has_no_cost(open_account: OpenAccount) -> None:
+    """The cost is None, never 0."""
+    account = open_account(model="no-such-model")
+    account.usage = REPORTED
+    outcome = account.finish(Status.COMPLETED, "Because.")
+
+    assert (outcome.cost_nano_usd, outcome.price) == (None, None)
+
+
+async def test_an_answer_is_recorded_once(open_account: OpenAccount, queue: LocalQueue) -> None:
+    """`finish` is idempotent: however often it is called, the first outcome is the one recorded."""
+    account = open_account()
+    account.usage = REPORTED
+    first = account.finish(Status.COMPLETED, "Because.")
+    account.usage = None
+    second = account.finish(Status.INTERRUPTED, "", "shutting_down")
+
+    assert second is first
+    assert await queue.take(10) == [first]
+
+
+def test_sources_are_read_from_the_text(open_account: OpenAccount) -> None:
+    """The caller's function decides which passages an answer cites."""
+    passage = Passage(1, "d", "c", "title", "text")
+    account = open_account(read_sources=lambda text: [passage] if "[1]" in text else [])
+
+    assert account.finish(Status.COMPLETED, "Because [1].").sources == [passage]
+
+
+@pytest.mark.parametrize(("model", "cost"), [("m", 99 * 2000), ("no-such-model", None)])
+def test_the_rest_of_an_answer_has_a_price(open_account: OpenAccount, model: str, cost: int | None) -> None:
+    """What may still come is the limit of the request less the text so far; without a price it is None."""
+    assert open_account(model=model).remaining_cost_max("word") == cost
+
+
+def test_an_answer_whose_process_died_is_unknown() -> None:
+    """Recovery writes neither tokens nor a cost for an intent without an outcome."""
+    outcome = build_interrupted(intent())
+
+    assert (outcome.status, outcome.usage_source) == (Status.INTERRUPTED, UsageSource.UNKNOWN)
+    assert (outcome.usage, outcome.cost_nano_usd, outcome.error_code) == (None, None, "shutting_down")
+
+
+def test_outcomes_are_constructed_in_one_module() -> None:
+    """No other module of the service calls `Outcome`; rows and records are decoded by msgspec."""
+    assert issubclass(Outcome, msgspec.Struct)
+    root = Path(service.__file__).parent
+    constructing = {
+        str(file.relative_to(root))
+        for file in root.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Outcome"
+    }
+
+    assert constructing == {"core/accounting/outcomes.py"}
