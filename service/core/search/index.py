@@ -27,7 +27,7 @@ import sqlalchemy as sa
 
 from service.core.ports import Nearness
 from service.core.search.bm25 import Digest, Ids, Numbers, Observed, digests, heaviest, idf
-from service.core.search.cache import Kept
+from service.core.search.cache import BoundedCache
 from service.core.search.postings.fts5 import Stored, Version
 from service.core.search.postings.memory import InMemory, Inverted
 from service.core.search.ranking import GRAM_WEIGHT, Counts, Query, Row, Term
@@ -93,8 +93,8 @@ class _Chunks:
     """What is known of chunks, in whatever version of the index they are."""
 
     def __init__(self) -> None:
-        self.digests: Kept[int, Digest] = Kept(CODES_KEPT, lambda one: len(one.codes) + 80)
-        self.rows: Kept[int, Row] = Kept(CHARACTERS_KEPT, lambda row: len(row.text) + 400)
+        self.digests: BoundedCache[int, Digest] = BoundedCache(CODES_KEPT, lambda one: len(one.codes) + 80)
+        self.rows: BoundedCache[int, Row] = BoundedCache(CHARACTERS_KEPT, lambda row: len(row.text) + 400)
 
 
 class _Whole(msgspec.Struct, frozen=True):
@@ -153,9 +153,9 @@ class Index:
         found: dict[int, Digest] = {}
         for n in range(0, len(ids), CHUNKS_A_TURN):
             some = ids[n : n + CHUNKS_A_TURN]
-            found |= known.digests.get(some, partial(_digests, cursor.execute))
+            found |= known.digests.get_many(some, partial(_digests, cursor.execute))
             if chunks <= SENTENCES_KEPT:
-                for row in known.rows.get(some, partial(_rows, cursor.execute)).values():
+                for row in known.rows.get_many(some, partial(_rows, cursor.execute)).values():
                     plain_sentences(row.text)
             if stop.wait(YIELD_SECONDS):
                 return 0
@@ -208,11 +208,11 @@ class Snapshot:
 
     def observed(self, ids: Sequence[int]) -> Observed:
         """The question's terms in these chunks."""
-        return self._postings.observed(self._known.digests.get(ids, partial(_digests, self._execute)))
+        return self._postings.observed(self._known.digests.get_many(ids, partial(_digests, self._execute)))
 
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """The chunks themselves."""
-        return self._known.rows.get(ids, partial(_rows, self._execute))
+        return self._known.rows.get_many(ids, partial(_rows, self._execute))
 
     def _visible(self, ids: list[int], seen: Seen, most: int) -> list[int]:
         """The first of these that may be seen."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.core.search.bm25 import Digest, Ids, Numbers, Observed, numbers, observed, weighed
-from service.core.search.cache import Kept
+from service.core.search.cache import BoundedCache
 from service.core.search.ranking import Query, Term
 
 COUNTS_KEPT, POSTINGS_KEPT = 100_000, 1_000_000
@@ -22,8 +22,8 @@ class Version:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.counts: Kept[Term, int] = Kept(COUNTS_KEPT, lambda _: 1)
-        self.postings: Kept[Term, Ids] = Kept(POSTINGS_KEPT, lambda ids: len(ids) + 20)
+        self.counts: BoundedCache[Term, int] = BoundedCache(COUNTS_KEPT, lambda _: 1)
+        self.postings: BoundedCache[Term, Ids] = BoundedCache(POSTINGS_KEPT, lambda ids: len(ids) + 20)
 
 
 class Stored:
@@ -40,7 +40,7 @@ class Stored:
             found = {(column, term): n for column, term, n in self._execute(_FREQUENCIES, asked)}
             return {term: found.get(term, 0) for term in missing}
 
-        return self._version.counts.get(self._query.columns, read)
+        return self._version.counts.get_many(self._query.columns, read)
 
     def weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
         """See `Postings.weighed`."""
@@ -50,7 +50,7 @@ class Stored:
             found = self._execute(_POSTINGS, (asked,))
             return {missing[n]: numbers(ids) for n, ids in found}
 
-        found = self._version.postings.get(weights, read)
+        found = self._version.postings.get_many(weights, read)
         return weighed((found[term], weight) for term, weight in weights.items())
 
     def matched(self, words: Sequence[str], most: int | None) -> list[int]:
