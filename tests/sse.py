@@ -1,5 +1,8 @@
 """Reading event streams in tests, after the letter of the specification.
 
+A parser of our own on purpose: it is independent of the libraries that other tests and the command line use, keeps
+comments and `retry`, and takes bytes in pieces of any size.
+
 https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 """
 

@@ -2,23 +2,24 @@
 
 Pure ASGI. `BaseHTTPMiddleware` would hide the client's disconnect from the streams behind it: it is not used anywhere.
 
-Cross-origin requests (the CORS protocol of the Fetch standard): a page of an origin in `KOTAE_ALLOWED_ORIGINS` may read every
-response, errors too, and is told so by its own name, never by `*`; its preflights are answered here. `Allow-Credentials` is
-never said: such a page brings a key or a ticket, and cookies are for our own pages.
+Cross-origin requests: requests from foreign origins are refused first (`core/auth/origin.py`). For the origins in
+`KOTAE_ALLOWED_ORIGINS` starlette's `CORSMiddleware` answers preflights and adds the CORS headers. It wraps everything that
+can answer with a problem, so that an allowed page can read errors too. Credentials are not allowed: such a page sends a
+key or a ticket, and cookies are for our own pages.
 """
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import problem_response
 from service.core.auth.origin import check_source
 from service.core.encoding import new_id, now
-from service.core.errors import KotaeError, TooLarge
+from service.core.errors import ForeignHost, ForeignOrigin, KotaeError, TooLarge
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log, set_request_id
 
@@ -33,16 +34,25 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 ]
-_PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
-    "Access-Control-Allow-Headers": "accept, authorization, content-type, idempotency-key, if-none-match, last-event-id, x-api-key, "
+_CORS_METHODS = ["GET", "POST", "PUT", "DELETE"]
+_CORS_REQUEST_HEADERS = [
+    "authorization",
+    "idempotency-key",
+    "if-none-match",
+    "last-event-id",
+    "x-api-key",
     "x-request-id",
-    "Access-Control-Max-Age": "600",
-}
-_EXPOSED = (
-    b"access-control-expose-headers",
-    b"content-disposition, etag, idempotent-replayed, ratelimit, ratelimit-policy, retry-after, www-authenticate, x-request-id",
-)
+]
+_CORS_RESPONSE_HEADERS = [
+    "content-disposition",
+    "etag",
+    "idempotent-replayed",
+    "ratelimit",
+    "ratelimit-policy",
+    "retry-after",
+    "www-authenticate",
+    "x-request-id",
+]
 
 
 class Edge:
@@ -52,8 +62,17 @@ class Edge:
         self._app = app
         self._settings = settings
         self._metrics = metrics
-        # What a response says may depend on who asks: caches must know, also of those that were asked by nobody's page.
-        self._headers = [*_HEADERS, *([(b"vary", b"Origin")] if settings.allowed_origins else [])]
+        self._admitted: ASGIApp = self._respond
+        self._refusal_headers: dict[str, str] = {}
+        if settings.allowed_origins:
+            self._admitted = CORSMiddleware(
+                self._respond,
+                allow_origins=settings.allowed_origins,
+                allow_methods=_CORS_METHODS,
+                allow_headers=_CORS_REQUEST_HEADERS,
+                expose_headers=_CORS_RESPONSE_HEADERS,
+            )
+            self._refusal_headers = {"Vary": "Origin"}  # as CORSMiddleware sets it on all other responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -64,36 +83,41 @@ class Edge:
         given = headers.get(b"x-request-id", "")
         request_id = scope["request_id"] = given if _SAFE_ID.fullmatch(given) else new_id(now())
         set_request_id(request_id)
-        await self._serve(scope, headers, receive, _Reply(send, request_id, self._headers))
+        scope["kotae.content_length"] = int(headers.get(b"content-length", "0"))  # the server has checked it
+        scope["kotae.status"] = 0
+        await self._admit(scope, headers, receive, _Reply(send, scope).send)
 
-    async def _serve(self, scope: Scope, headers: Mapping[bytes, str], receive: Receive, reply: "_Reply") -> None:
-        request_id, started = scope["request_id"], time.perf_counter()
+    async def _admit(self, scope: Scope, headers: Mapping[bytes, str], receive: Receive, send: Send) -> None:
+        """Refuse a foreign origin, serve everything else, and account for both."""
+        started = time.perf_counter()
         try:
-            origin = headers.get(b"origin")
             check_source(
                 self._settings,
                 host=headers.get(b"host", ""),
-                origin=origin,
+                origin=headers.get(b"origin"),
                 fetch_site=headers.get(b"sec-fetch-site"),
                 page=scope["path"] in _PAGES and headers.get(b"sec-fetch-mode") == "navigate",
             )
-            if origin in self._settings.allowed_origins:
-                reply.share_with(origin)
-                if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-                    await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, reply.send)
-                    return
-            limit = self._body_limit(scope["path"])
-            _check_length(headers.get(b"content-length", "0"), limit)
-            await self._app(scope, _limited(receive, limit), reply.send)
-        except KotaeError as error:
-            await problem_response(error, request_id)(scope, receive, reply.send)
+            await self._admitted(scope, receive, send)
+        except (ForeignHost, ForeignOrigin) as error:
+            await problem_response(error, scope["request_id"], self._refusal_headers)(scope, receive, send)
+        finally:
+            self._account(scope, scope["kotae.status"], time.perf_counter() - started)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Limit the body, call the application, and turn exceptions into problems."""
+        limit = self._body_limit(scope["path"])
+        if scope["kotae.content_length"] > limit:
+            await problem_response(TooLarge(f"the body is larger than {limit} bytes"), scope["request_id"])(scope, receive, send)
+            return
+        try:
+            await self._app(scope, _limited(receive, limit), send)
         except Exception:
             log.exception("request.broken", path=scope["path"])
-            if reply.status:
+            if scope["kotae.status"]:
                 raise  # the server closes the connection: a cut body must not look like a whole one
-            await problem_response(KotaeError("the request id finds the cause in the log"), request_id)(scope, receive, reply.send)
-        finally:
-            self._account(scope, reply.status, time.perf_counter() - started)
+            problem = KotaeError("the request id finds the cause in the log")
+            await problem_response(problem, scope["request_id"])(scope, receive, send)
 
     def _body_limit(self, path: str) -> int:
         settings = self._settings
@@ -110,33 +134,24 @@ class Edge:
 
 
 class _Reply:
-    """Sends on, adds the headers that every response has, and remembers the status."""
+    """Sends messages on, adds the headers that every response has, and notes the status in the scope.
 
-    def __init__(self, send: Send, request_id: str, always: Sequence[tuple[bytes, bytes]]) -> None:
+    It holds the scope, and the scope does not hold it: no cycle keeps a request until a collection.
+    """
+
+    def __init__(self, send: Send, scope: Scope) -> None:
         self._send = send
-        self._request_id = request_id
-        self._always = always
-        self.status = 0
-
-    def share_with(self, origin: str) -> None:
-        """Let a page of this origin read the response."""
-        self._always = [*self._always, (b"access-control-allow-origin", origin.encode("latin-1")), _EXPOSED]
+        self._scope = scope
 
     async def send(self, message: Message) -> None:
         """Send one message on."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self._scope["kotae.status"] = message["status"]
             headers = [header for header in message["headers"] if header[0].lower() != b"x-request-id"]
-            there = {name.lower() for name, _ in headers}
-            headers += [header for header in self._always if header[0] not in there or header[0] == b"vary"]
-            message["headers"] = [*headers, (b"x-request-id", self._request_id.encode("latin-1"))]
+            present = {name.lower() for name, _ in headers}
+            headers += [header for header in _HEADERS if header[0] not in present]
+            message["headers"] = [*headers, (b"x-request-id", self._scope["request_id"].encode("latin-1"))]
         await self._send(message)
-
-
-def _check_length(length: str, limit: int) -> None:
-    """Refuse a body that says it is too large before it is read. The server has checked that it is a number."""
-    if int(length) > limit:
-        raise TooLarge(f"the body is larger than {limit} bytes")
 
 
 def _limited(receive: Receive, limit: int) -> Receive:

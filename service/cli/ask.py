@@ -1,7 +1,6 @@
 """`kotae ask`: stream an answer to the terminal."""
 
-import json
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -17,20 +16,18 @@ def ask(
 ) -> None:
     """Ask a running service and stream the answer to the terminal."""
     body = {"prompt": prompt, "grounded": not free} | ({"model": model} if model else {})
-    with open_client(url) as client, client.stream("POST", "/ai/stream", json=body) as response:
-        raise_for_problem(response)
-        name = ""
-        for line in response.iter_lines():
-            key, _, value = line.partition(": ")
-            if key == "event":
-                name = value
-            elif key == "data":
-                _show_event(name, json.loads(value))
-                name = ""
+    with (
+        open_client(url) as client,
+        # The service limits what it sends: no event is too large.
+        client.sse("/ai/stream", method="POST", json=body, max_event_size=None) as source,
+    ):
+        raise_for_problem(source.response)
+        for event in source:
+            _print_event(event.event, cast("dict[str, Any]", event.json()))
 
 
-def _show_event(name: str, data: dict[str, Any]) -> None:
-    if name == "":
+def _print_event(name: str, data: dict[str, Any]) -> None:
+    if name == "message":
         print(data["delta"], end="", flush=True)
     elif name == "done":
         for source in data["sources"]:

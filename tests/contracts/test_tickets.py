@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.auth import tickets
-from service.core.auth.tickets import SignedTickets, load_key
+from service.core.auth.tickets import USED_MAX, SignedTickets, load_key
 from service.core.errors import Overloaded, TicketInvalid
 from service.core.ports import Grant
 
@@ -26,9 +25,9 @@ class Clock:
         return self.now
 
 
-def make(clock: Clock, key: bytes = b"k" * 32) -> SignedTickets:
+def make(clock: Clock, key: bytes = b"k" * 32, used_max: int = USED_MAX) -> SignedTickets:
     """Tickets for 60 s, which reconnects may present for an hour."""
-    return SignedTickets(key, seconds=60, resume_seconds=3600, clock=clock)
+    return SignedTickets(key, seconds=60, resume_seconds=3600, clock=clock, used_max=used_max)
 
 
 def test_a_ticket_grants_what_it_was_issued_for() -> None:
@@ -102,16 +101,27 @@ def test_a_ticket_survives_the_process_for_reconnects_alone() -> None:
         make(clock, b"another key" * 3).redeem(ticket, GRANT.answer_id, resuming=True)
 
 
-def test_used_tickets_are_forgotten_in_time_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is remembered of used tickets has a bound, which time makes room in."""
-    monkeypatch.setattr(tickets, "USED_MAX", 3)
+def test_a_used_ticket_is_refused_until_it_expires() -> None:
+    """A ticket that was used at once is refused at the last moment at which an unused one is valid."""
     clock = Clock()
-    room = make(clock)
+    tickets = make(clock)
+    ticket = tickets.issue(GRANT).ticket
+    tickets.redeem(ticket, GRANT.answer_id, resuming=False)
+    clock.now += 60
+
+    with pytest.raises(TicketInvalid, match="used already"):
+        tickets.redeem(ticket, GRANT.answer_id, resuming=False)
+
+
+def test_used_tickets_are_bounded() -> None:
+    """Beyond the maximum of used tickets a first use is refused, until earlier ones have expired."""
+    clock = Clock()
+    room = make(clock, used_max=3)
     for _ in range(3):
         room.redeem(room.issue(GRANT).ticket, GRANT.answer_id, resuming=False)
     with pytest.raises(Overloaded):
         room.redeem(room.issue(GRANT).ticket, GRANT.answer_id, resuming=False)
-    clock.now += 61
+    clock.now += 62
 
     assert room.redeem(room.issue(GRANT).ticket, GRANT.answer_id, resuming=False) == GRANT
     assert len(room._used) == 1

@@ -16,7 +16,7 @@ ANIMALS = ("Penguins sleep in caves.", "Ospreys catch herring.", "Badgers dig bu
 async def measured(folder: Path, *questions: Question, others: tuple[Question, ...] = ()) -> Report:
     """A report on the animals."""
     corpus = [Text(str(n), text) for n, text in enumerate(ANIMALS)]
-    return await evaluate(Settings(_env_file=None), folder, corpus, questions, others, lambda *_: None)
+    return await evaluate(Settings(_env_file=None), folder, corpus, questions, others)
 
 
 async def test_the_measures(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ async def test_evaluation_ranks_with_vectors(tmp_path: Path) -> None:
     embedder = Letters()
     corpus = [Text(id=str(n), text=text) for n, text in enumerate(TEXTS)]
     asked = [Question(question="Who built the clock?", relevant=["2"])]
-    report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], lambda *_: None, embedder=embedder)
+    report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], embedder=embedder)
     assert report.recall_at_1 == 1
     assert sorted(embedder.embedded) == sorted([*TEXTS, asked[0].question])
 
@@ -62,6 +62,6 @@ async def test_evaluation_makes_no_vector_twice(tmp_path: Path) -> None:
     for n, texts in enumerate((TEXTS[:2], TEXTS[1:])):
         corpus = [Text(id=text, text=text) for text in texts]
         asked = [Question(question="Who built the clock?", relevant=[TEXTS[2]])]
-        report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], lambda *_: None, embedder=embedder)
+        report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], embedder=embedder)
         assert (report.chunks, report.recall_at_1) == (2, n)
     assert sorted(embedder.embedded) == sorted([*TEXTS, *2 * [asked[0].question]])

@@ -2,7 +2,7 @@
 
 A credential is verified once and then known for `FRESH_SECONDS`, by its full SHA-256; after that the database is asked
 again, so that what another process has revoked is refused here soon. What this process revokes it forgets at once. The
-end of a credential is looked at every time. The cache is bounded; the least recently verified gives way. However many
+end of a credential is looked at every time. The cache is bounded; the least recently verified entry is evicted. However many
 requests come with a credential that is not known, the database is asked once for all of them.
 
 Failure policy: closed. When the database cannot be read, a credential that was valid stays so for `STALE_SECONDS`
@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
+from cachetools import FIFOCache
 
 from service.core.auth import store
 from service.core.auth.credentials import Given, digest, explicit, is_key, is_session
@@ -31,7 +32,7 @@ from service.core.telemetry import log
 
 FRESH_SECONDS = 3.0
 STALE_SECONDS = 300.0
-CACHE_MAX = 10_000
+CACHE_MAX = 10_000  # credentials, and as many users
 USED_MAX = 10_000  # keys whose last use is not yet written
 T = TypeVar("T")
 _KEY = "key"  # the kind of credential that `Principal.credential` and `sessions.origin` name with the key's id
@@ -61,14 +62,15 @@ class Door:
         jwts: Jwts | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
+        cache_max: int = CACHE_MAX,
     ) -> None:
         self._open = settings.auth == "open"
         self._secret_hash = digest(settings.secret.get_secret_value()) if settings.secret else None
         self._database = database
         self._jwts = jwts
         self._monotonic, self._clock = monotonic, clock
-        self._known: dict[str, _Known] = {}
-        self._users: dict[str, _User] = {}
+        self._known: FIFOCache[str, _Known] = FIFOCache(cache_max)
+        self._users: FIFOCache[str, _User] = FIFOCache(cache_max)
         self._used: dict[str, datetime] = {}
         self._asked: dict[tuple[str, str, int], asyncio.Task[Any]] = {}  # the looks into the database that are under way
         self._generation = 0  # of what is known: a verification that began before a change is not kept after it
@@ -158,7 +160,7 @@ class Door:
                 raise
             return found
         found = _User(store.user_limits(row, Role.USER), bool(row["disabled"]), at)
-        _put(self._users, user_id, found)
+        self._users[user_id] = found
         return found
 
     async def _once(self, kind: str, name: str, look: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -190,7 +192,7 @@ class Door:
             raise
         known = _Known(principal, at)
         if generation == self._generation:
-            _put(self._known, hashed, known)
+            self._known[hashed] = known
         return known
 
     async def _verify(self, credential: str, hashed: str) -> Principal:
@@ -256,11 +258,3 @@ def _of_key(row: Mapping[Any, Any]) -> Principal:
         limits=store.user_limits(row, role),
         key_limits=msgspec.convert(row["key_limits"], QuotaLimits) if row["key_limits"] is not None else None,
     )
-
-
-def _put(cache: dict[str, Any], name: str, value: Any) -> None:
-    """Enter as the newest; the oldest gives way."""
-    cache.pop(name, None)
-    while len(cache) >= CACHE_MAX:
-        del cache[next(iter(cache))]
-    cache[name] = value

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from cachetools import TTLCache
 from itsdangerous import BadData, URLSafeSerializer
 
 from service.core.errors import Overloaded, TicketInvalid
@@ -25,15 +26,27 @@ _VERSION = 1
 
 
 class SignedTickets:
-    """See `Tickets`. `seconds`: time to the first use; `resume_seconds`: how long a reconnect may present it again."""
+    """See `Tickets`. `seconds`: time to the first use; `resume_seconds`: how long a reconnect may present it again.
 
-    def __init__(self, key: bytes, *, seconds: float, resume_seconds: float, clock: Callable[[], float] = time.time) -> None:
+    `used_max`: used tickets remembered at once; beyond it a first use is refused.
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        *,
+        seconds: float,
+        resume_seconds: float,
+        clock: Callable[[], float] = time.time,
+        used_max: int = USED_MAX,
+    ) -> None:
         self._signer = URLSafeSerializer(key, salt="kotae stream ticket", signer_kwargs={"digest_method": _sha256})
         self._seconds = seconds
         self._resume_seconds = resume_seconds
         self._clock = clock
         self._began = clock()
-        self._used: dict[str, float] = {}  # nonce → when it may be forgotten, in that order
+        # Nonces. The cache drops an entry at the end of its interval, when a ticket is still valid: hence the second.
+        self._used: TTLCache[str, None] = TTLCache(used_max, seconds + 1, timer=clock)
 
     def issue(self, grant: Grant) -> Issued:
         """See `Tickets.issue`."""
@@ -59,13 +72,11 @@ class SignedTickets:
     def _use(self, nonce: str, at: float, now: float) -> None:
         if now > at + self._seconds or at < self._began:
             raise TicketInvalid("this ticket has expired: it is for one use, soon after it was given")
-        while self._used and next(iter(self._used.values())) < now:
-            del self._used[next(iter(self._used))]
         if nonce in self._used:
             raise TicketInvalid("this ticket was used already; only a reconnect with Last-Event-ID may present it again")
-        if len(self._used) >= USED_MAX:
+        if len(self._used) >= self._used.maxsize:  # never evict: an evicted ticket could be used again
             raise Overloaded("too many tickets at once")
-        self._used[nonce] = now + self._seconds
+        self._used[nonce] = None
 
 
 def load_key(file: Path) -> bytes:

@@ -1,39 +1,40 @@
-"""What was read and may be asked for again, up to a size. Pure."""
+"""A cache of index reads, bounded by size and shared by threads."""
 
 import threading
 from collections.abc import Callable, Iterable
-from itertools import islice
+from contextlib import suppress
 from typing import Generic, TypeVar
+
+from cachetools import FIFOCache
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Kept(Generic[K, V]):
-    """What was read, up to a size; what came first goes first. Threads share it."""
+class BoundedCache(Generic[K, V]):
+    """A cache whose entries have sizes. Beyond `size_max` in total they are evicted in insertion order (FIFO)."""
 
-    def __init__(self, most: int, size: Callable[[V], int]) -> None:
-        self._most, self._size = most, size
+    def __init__(self, size_max: int, getsizeof: Callable[[V], int]) -> None:
+        self._cache: FIFOCache[K, V] = FIFOCache(size_max, getsizeof)
         self._lock = threading.Lock()
-        self._values: dict[K, V] = {}
-        self._sum = 0
 
-    def get(self, keys: Iterable[K], read: Callable[[list[K]], dict[K, V]]) -> dict[K, V]:
-        """The values of these keys, of which `read` brings those that are missing."""
-        known = self._values
-        found = {key: known.get(key) for key in keys}
-        if missing := [key for key, value in found.items() if value is None]:
+    @property
+    def size(self) -> int:
+        """The sum of the sizes of all entries."""
+        return int(self._cache.currsize)
+
+    def get_many(self, keys: Iterable[K], read: Callable[[list[K]], dict[K, V]]) -> dict[K, V]:
+        """Return the values of these keys; `read` supplies those that are not in the cache."""
+        with self._lock:
+            values = {key: self._cache.get(key) for key in keys}
+        if missing := [key for key, value in values.items() if value is None]:
             new = read(missing)
-            found |= new
-            self._keep(new)
-        return {key: value for key, value in found.items() if value is not None}
+            values |= new
+            self._store(new)
+        return {key: value for key, value in values.items() if value is not None}
 
-    def _keep(self, new: dict[K, V]) -> None:
+    def _store(self, new: dict[K, V]) -> None:
         with self._lock:
             for key, value in new.items():
-                if key not in self._values:
-                    self._values[key] = value
-                    self._sum += self._size(value)
-            while self._sum > self._most:
-                for key in list(islice(self._values, 100)):
-                    self._sum -= self._size(self._values.pop(key))
+                with suppress(ValueError):  # larger than the whole cache
+                    self._cache[key] = value

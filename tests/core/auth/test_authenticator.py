@@ -10,12 +10,13 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from service.core.auth import credentials, store
-from service.core.auth.authenticator import CACHE_MAX, FRESH_SECONDS, STALE_SECONDS
+from service.core.auth.authenticator import FRESH_SECONDS, STALE_SECONDS, Door
 from service.core.auth.credentials import Given, digest
 from service.core.auth.principals import BOOTSTRAP, Principal
 from service.core.database.engine import Database
 from service.core.encoding import now
 from service.core.errors import DatabaseUnavailable, Unauthorized
+from service.core.settings import Settings
 from tests.access import SECRET, Clocks, bearer, carrying, door, made, make_key
 from tests.conftest import Serve, http_client
 from tests.problems import is_problem
@@ -154,11 +155,9 @@ async def test_without_the_database_the_known_stay_known_for_a_while(database: D
         await verifies.admit(carrying(key))
 
 
-async def test_what_is_known_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many credentials come, the cache keeps the newest; unknown ones are not kept at all."""
-    monkeypatch.setattr("service.core.auth.authenticator.CACHE_MAX", 3)
-    assert CACHE_MAX <= 10_000
-    verifies = door(database)
+async def test_the_credential_cache_is_bounded(database: Database) -> None:
+    """The cache keeps the newest credentials up to its maximum, and no invalid ones."""
+    verifies = Door(Settings(auth="keys"), database, cache_max=3)
     for _ in range(5):
         await verifies.admit(carrying(await made(database)))
         with pytest.raises(Unauthorized):

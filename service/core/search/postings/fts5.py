@@ -1,7 +1,7 @@
-"""Where terms stand, as FTS5 says it. With `segments.py` all that knows FTS5: another database needs its own of both.
+"""Posting lists, read from FTS5. Only this module and `fts5_merge.py` know FTS5: another database needs its own of both.
 
-What was read is remembered: counts (`COUNTS_KEPT`, some 10 MB) and the chunks that have a term (`POSTINGS_KEPT` of 8 bytes). Both are
-true of one version of the index; what was looked at first goes first.
+Document frequencies (`COUNTS_KEPT`, some 10 MB) and posting lists (`POSTINGS_KEPT` of 8 bytes) are cached for one version of the
+index. Entries are evicted in insertion order.
 
 A question is never read as a query language: it is reduced to terms, and each is quoted.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from service.core.search.bm25 import Digest, Ids, Numbers, Observed, numbers, observed, weighed
-from service.core.search.cache import Kept
+from service.core.search.cache import BoundedCache
 from service.core.search.ranking import Query, Term
 
 COUNTS_KEPT, POSTINGS_KEPT = 100_000, 1_000_000
@@ -22,44 +22,47 @@ class Version:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.counts: Kept[Term, int] = Kept(COUNTS_KEPT, lambda _: 1)
-        self.postings: Kept[Term, Ids] = Kept(POSTINGS_KEPT, lambda ids: len(ids) + 20)
+        self.counts: BoundedCache[Term, int] = BoundedCache(COUNTS_KEPT, lambda _: 1)
+        self.postings: BoundedCache[Term, Ids] = BoundedCache(POSTINGS_KEPT, lambda ids: len(ids) + 20)
 
 
-class Stored:
-    """See `Postings`. All of it blocks."""
+class Fts5Postings:
+    """The posting lists of the terms of one question. All of it blocks."""
 
     def __init__(self, execute: Any, version: Version, query: Query) -> None:
         self._execute, self._version, self._query = execute, version, query
 
     def frequencies(self) -> dict[Term, int]:
-        """See `Postings.frequencies`."""
+        """In how many chunks each word and gram of the question occurs."""
 
         def read(missing: list[Term]) -> dict[Term, int]:
             asked = (json.dumps([term for _, term in missing]),)
             found = {(column, term): n for column, term, n in self._execute(_FREQUENCIES, asked)}
             return {term: found.get(term, 0) for term in missing}
 
-        return self._version.counts.get(self._query.columns, read)
+        return self._version.counts.get_many(self._query.columns, read)
 
     def weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
-        """See `Postings.weighed`."""
+        """The chunks in which these terms occur, one term after the other, and the weight of each."""
 
         def read(missing: list[Term]) -> dict[Term, Ids]:
             asked = json.dumps([_expression(column, [term]) for column, term in missing])
             found = self._execute(_POSTINGS, (asked,))
             return {missing[n]: numbers(ids) for n, ids in found}
 
-        found = self._version.postings.get(weights, read)
+        found = self._version.postings.get_many(weights, read)
         return weighed((found[term], weight) for term, weight in weights.items())
 
     def matched(self, words: Sequence[str], most: int | None) -> list[int]:
-        """See `Postings.matched`."""
+        """The chunks in which any of these words occurs, `most` of them, best first.
+
+        By FTS5's `bm25(…, w, w)`, which is BM25 with k1 = 1.2 / w: weights of 2 give the k1 of 0.6 of the ranking.
+        """
         found = self._execute(_MATCH, {"match": _expression("words", words), "most": -1 if most is None else most})
         return [row[0] for row in found]
 
     def observed(self, chunks: Mapping[int, Digest]) -> Observed:
-        """See `Postings.observed`."""
+        """How often each term occurs in each of these chunks."""
         return observed(self._query.codes, chunks)
 
 
