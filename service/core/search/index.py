@@ -106,10 +106,13 @@ class _Whole(msgspec.Struct, frozen=True):
 
 
 class Index:
-    """Made once for a database: it remembers. `whole_max`: so many chunks at most are read into memory as a whole."""
+    """Made once for a database: it remembers. `whole_max`: so many chunks at most are read into memory as a whole.
 
-    def __init__(self, whole_max: int) -> None:
-        self._whole_max = whole_max
+    `yield_seconds`: how long `warm` pauses after `CHUNKS_A_TURN` chunks.
+    """
+
+    def __init__(self, whole_max: int, *, yield_seconds: float = YIELD_SECONDS) -> None:
+        self._whole_max, self._yield_seconds = whole_max, yield_seconds
         self._whole: _Whole | None = None
         self._file: Any = None
         self._forget()
@@ -157,7 +160,7 @@ class Index:
             if chunks <= SENTENCES_KEPT:
                 for row in known.rows.get(some, partial(_rows, cursor.execute)).values():
                     plain_sentences(row.text)
-            if stop.wait(YIELD_SECONDS):
+            if stop.wait(self._yield_seconds):
                 return 0
         self._whole = _Whole(file, version, Inverted(found))
         return chunks

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 
-from service.core.auth import store
+from service.core.auth import credentials, store
 from service.core.auth.credentials import digest
 from service.core.auth.principals import BOOTSTRAP, Principal, Role, Scope
 from service.core.auth.store import ApiKey, Wanted
@@ -85,3 +85,13 @@ async def test_a_rotated_key_lives_on_for_its_grace(database: Database) -> None:
     await verifies.admit(carrying(new))
     with pytest.raises(Unauthorized):
         await verifies.admit(carrying(old))
+
+
+async def test_one_session_too_many_ends_the_oldest(database: Database) -> None:
+    """A user has a limited number of sessions."""
+    alice = Principal(user_id="alice", role=Role.USER, credential="key:1")
+    begun = [await store.begin_session(database, alice, "key:1", seconds=60, sessions_max=2) for _ in range(3)]
+    async with database.reading() as session:
+        rows = [await store.find_session(session, credentials.digest(value)) for value, _ in begun]
+
+    assert [row is not None for row in rows] == [False, True, True]

@@ -116,10 +116,9 @@ async def test_what_is_too_large_is_left_to_fts5(tied: Database) -> None:
     assert (await tied.look(lambda connection: index.at(connection, query).counts())).words == {"lantern": 201}
 
 
-async def test_reading_can_be_stopped(tied: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reading_can_be_stopped(tied: Database) -> None:
     """It ends at its next step, and nothing is half read."""
-    monkeypatch.setattr("service.core.search.index.YIELD_SECONDS", 60)
-    index, stop = Index(whole_max=1000), Event()
+    index, stop = Index(whole_max=1000, yield_seconds=60), Event()
     reading = asyncio.create_task(tied.look(partial(index.warm, stop=stop)))
     await asyncio.sleep(0)
     stop.set()
