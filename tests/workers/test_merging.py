@@ -2,11 +2,13 @@
 
 import asyncio
 import sqlite3
+from contextlib import closing
 
 import pytest
 
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable
 from service.core.search import fts5_merge
 from service.core.search.service import Retrieval
@@ -20,7 +22,9 @@ SETTINGS = Settings(_env_file=None)
 async def give(database: Database, *numbers: int) -> list[str]:
     """Documents of some chunks each, in a transaction of their own."""
     texts = [f"# Lighthouse {n}\n\n" + "\n\n".join(f"Keeper {n} rang bell {n * i} in storm {i}. " * 9 for i in range(12)) for n in numbers]
-    stored = await library.store(database, SETTINGS, [library.Given("", text, "utf-8") for text in texts], user_id="u")
+    given = [library.Given("", text, "utf-8") for text in texts]
+    with closing(ChunkWorkers()) as workers:
+        stored = await library.store(database, SETTINGS, workers, given, user_id="u")
     return [document.document_id for document in stored]
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.search import bm25
 from service.core.search.bm25 import Digest, digests, numbered
 from service.core.search.index import Index, Seen
@@ -60,7 +61,7 @@ def test_what_stands_where_is_as_in_the_chunks(chunks: Chunks, words: list[str],
 async def give(database: Database, *texts: str, user_id: str = "u") -> list[str]:
     """Documents of one chunk each."""
     given = [library.Given("T", text, "utf-8") for text in texts]
-    return [document.document_id for document in await library.store(database, SETTINGS, given, user_id=user_id)]
+    return [document.document_id for document in await library.store(database, SETTINGS, ChunkWorkers(), given, user_id=user_id)]
 
 
 @pytest.fixture
