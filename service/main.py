@@ -26,7 +26,7 @@ from service.core.auth.jwts import Jwts
 from service.core.auth.revocation import Watch
 from service.core.auth.tickets import SignedTickets, load_key
 from service.core.database.engine import Database
-from service.core.documents.chunk_workers import cutter
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import KotaeError
 from service.core.lazy import LazyModule, load_module
 from service.core.ports import Embedder, Near, Worker
@@ -103,8 +103,9 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     await database.require_newest()
     queue, recovery = _record(settings, metrics, database, workers, stack)
     door, ledger, watch = _let_in(settings, database, recovery, workers, stack)
-    stack.callback(cutter.let_go)
-    _start(Reindexing(database, settings), workers, stack)
+    chunk_workers = ChunkWorkers()
+    stack.callback(chunk_workers.close)
+    _start(Reindexing(database, settings, chunk_workers), workers, stack)
     _start(Merging(database), workers, stack)
     if settings.local_model:
         settings = await _with_local_model(settings, workers, stack)
@@ -136,6 +137,7 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         database=database,
         queue=queue,
         workers=workers,
+        chunk_workers=chunk_workers,
         door=door,
         watch=watch,
         quota=ledger,

@@ -170,7 +170,7 @@ async def running(settings: Settings, *, seeded: bool = False) -> AsyncIterator[
     url = f"http://127.0.0.1:{listening.result()}"
     rooms = app.state.rooms
     if seeded:
-        await library.seed(rooms.database, settings, user_id="local")
+        await library.seed(rooms.database, settings, rooms.chunk_workers, user_id="local")
     headers = {"Authorization": f"Bearer {settings.secret.get_secret_value()}"} if settings.secret else {}
     async with http_client(url, headers=headers) as client:
         yield Service(url, client, rooms, server)

@@ -60,7 +60,7 @@ async def upload(
         given, shared = [Given(title=body.title or "", text=body.text, encoding="utf-8")], shared or body.shared
     if shared and not principal.admin:
         raise Forbidden("only admins share documents")
-    stored = await library.store(rooms.database, rooms.settings, given, user_id=principal.user_id, shared=shared)
+    stored = await library.store(rooms.database, rooms.settings, rooms.chunk_workers, given, user_id=principal.user_id, shared=shared)
     told = {"items": stored} | (msgspec.to_builtins(stored[0]) if len(stored) == 1 else {})
     return json_response(told, 201 if any(document.created for document in stored) else 200)
 
@@ -68,8 +68,8 @@ async def upload(
 @router.post("/seed", responses={200: ref(DocumentPage, "The sample documents"), **REFUSALS})
 async def seed(rooms: RoomsDep, principal: AdminDocumenting) -> Response:
     """Insert the sample documents, Japanese and English. Asking twice changes nothing."""
-    stored = await library.seed(rooms.database, rooms.settings, user_id=principal.user_id)
-    return json_response(DocumentPage(items=stored, next_cursor=None))
+    items = await library.seed(rooms.database, rooms.settings, rooms.chunk_workers, user_id=principal.user_id)
+    return json_response(DocumentPage(items=items, next_cursor=None))
 
 
 @router.get("/ai/documents", responses={200: ref(DocumentPage, "Documents, newest first"), **REFUSALS})

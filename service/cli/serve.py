@@ -1,13 +1,16 @@
 """`kotae serve`, `migrate` and `seed`."""
 
 import asyncio
+from contextlib import closing
 from typing import Annotated
 
 import typer
 
 from service.cli.client import service_url
 from service.cli.database import shown_database, with_database
+from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.settings import Settings, load_settings
 from service.core.telemetry import configure_logging
 from service.main import create_app
@@ -44,7 +47,12 @@ def migrate(revision: Annotated[str, typer.Argument(help="A revision; `base` und
 def seed() -> None:
     """Insert the sample documents, Japanese and English; twice changes nothing."""
     settings = load_settings()
-    stored = asyncio.run(with_database(settings, lambda database: library.seed(database, settings, user_id="local")))
+
+    async def store_samples(database: Database) -> list[library.Document]:
+        with closing(ChunkWorkers()) as chunk_workers:
+            return await library.seed(database, settings, chunk_workers, user_id="local")
+
+    stored = asyncio.run(with_database(settings, store_samples))
     print(f"{len(stored)} sample documents, {sum(document.created is True for document in stored)} of them new")
 
 

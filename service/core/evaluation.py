@@ -9,7 +9,7 @@ first ten. A text found by several chunks counts once, where it first stands.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from service.core.database import tables
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import SettingsInvalid
 from service.core.grounding import prompt
 from service.core.grounding.extraction import quote
@@ -133,7 +134,8 @@ async def evaluate(
         async with database.transaction() as session:
             await session.execute(sa.delete(tables.documents))
         began = time.perf_counter()
-        ids, chunks = await _index(database, settings, corpus, progress)
+        with closing(ChunkWorkers()) as chunk_workers:
+            ids, chunks = await _index(database, settings, chunk_workers, corpus, progress)
         seconds = time.perf_counter() - began
         near = await _embed(database, embedder, chunks, progress) if embedder else None
         asking = _Asking(Retrieval(database, settings, near), settings, ids)
@@ -154,14 +156,20 @@ async def evaluate(
     )
 
 
-async def _index(database: Database, settings: Settings, corpus: Sequence[Text], progress: Progress) -> tuple[dict[str, str], int]:
+async def _index(
+    database: Database,
+    settings: Settings,
+    chunk_workers: ChunkWorkers,
+    corpus: Sequence[Text],
+    progress: Progress,
+) -> tuple[dict[str, str], int]:
     ids: dict[str, str] = {}
     chunks = 0
     with progress("texts", len(corpus)) as advance:
         for begin in range(0, len(corpus), STORED_AT_ONCE):
             part = corpus[begin : begin + STORED_AT_ONCE]
             given = [library.Given(text.title or "", text.text, "utf-8") for text in part]
-            for text, document in zip(part, await library.store(database, settings, given, user_id=USER), strict=True):
+            for text, document in zip(part, await library.store(database, settings, chunk_workers, given, user_id=USER), strict=True):
                 ids.setdefault(document.document_id, text.id)
                 chunks += document.chunks if document.created else 0
             advance(len(part))

@@ -74,13 +74,14 @@ class LocalModel:
     """The child and its supervisor. `start()` before use, `stop()` after; `api_key` is what the child asks callers for.
 
     `command` runs the child. It is given `--port`, `--parent` (our process id) and, on its standard input, the key; it
-    must print its address, `http://host:port`, as its first line.
+    must print its address, `http://host:port`, as its first line. The default command needs the `packages`.
     """
 
     def __init__(
         self,
         command: Sequence[str] = CHILD,
         *,
+        packages: Sequence[str] = (WEIGHTS, RUNTIME),
         start_seconds_max: float = 60,
         stop_seconds_max: float = 5,
         backoff_seconds: float = 0.5,
@@ -88,6 +89,7 @@ class LocalModel:
     ) -> None:
         self.api_key = secrets.token_urlsafe(32)
         self._command = tuple(command)
+        self._packages = tuple(packages)
         self._start_seconds_max = start_seconds_max
         self._stop_seconds_max = stop_seconds_max
         self._backoff_seconds = backoff_seconds
@@ -106,7 +108,7 @@ class LocalModel:
         """
         if self._supervisor is None:
             if self._command == CHILD:
-                _require_packages()
+                _require_packages(self._packages)
             self._state = LocalModelState.STARTING
             try:
                 self._process = await self._launch()
@@ -227,8 +229,8 @@ class LocalModel:
         await process.wait()
 
 
-def _require_packages() -> None:
-    missing = [name for name in (WEIGHTS, RUNTIME) if find_spec(name) is None]
+def _require_packages(packages: Sequence[str]) -> None:
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         names = " and ".join(name.replace("_", "-") for name in missing)
         raise SettingsInvalid(f"KOTAE_LOCAL_MODEL={ALIAS} needs {names}, not installed here: make setup MODEL={ALIAS}")

@@ -16,6 +16,7 @@ import msgspec
 
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.settings import Settings
 from service.core.telemetry import log
@@ -44,9 +45,9 @@ class ReindexingStatistics(msgspec.Struct, frozen=True):
 class Reindexing(Background):
     """One pass over the documents, at start."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, chunk_workers: ChunkWorkers) -> None:
         super().__init__("reindexing")
-        self._database, self._settings = database, settings
+        self._database, self._settings, self._chunk_workers = database, settings, chunk_workers
         self._state = ReindexingState.RUNNING
         self._documents = self._done = 0
 
@@ -63,7 +64,8 @@ class Reindexing(Background):
             outdated = await self._patiently(partial(library.outdated, self._database, self._settings))
             self._documents = len(outdated)
             for document_id in outdated:
-                await self._patiently(partial(library.remake, self._database, self._settings, document_id))
+                work = partial(library.remake, self._database, self._settings, self._chunk_workers, document_id)
+                await self._patiently(work)
                 self._done += 1
         except Exception:  # noqa: BLE001 - searches go on with what is there
             self._state = ReindexingState.FAILED

@@ -37,12 +37,22 @@ class WriterStatistics(msgspec.Struct, frozen=True):
 class Writer:
     """Runs as one task between `start` and `stop`."""
 
-    def __init__(self, database: Database, queue: RecordQueue, metrics: Metrics, *, batch_max: int, quarantine: Path) -> None:
+    def __init__(
+        self,
+        database: Database,
+        queue: RecordQueue,
+        metrics: Metrics,
+        *,
+        batch_max: int,
+        quarantine: Path,
+        late_seconds: float = LATE_SECONDS,
+    ) -> None:
         self._database = database
         self._queue = queue
         self._metrics = metrics
         self._batch_max = batch_max
         self._quarantine = quarantine
+        self._late_seconds = late_seconds
         self._task: asyncio.Task[None] | None = None
         self._written = 0
         self._failures = 0
@@ -67,7 +77,7 @@ class Writer:
 
     def degraded(self) -> bool:
         """Whether the database has refused twice in a row or hangs, a record was put aside, or the task has died."""
-        late = self._taken_at is not None and time.monotonic() - self._taken_at > LATE_SECONDS
+        late = self._taken_at is not None and time.monotonic() - self._taken_at > self._late_seconds
         return late or self._failures > 1 or self._quarantined > 0 or (self._task is not None and self._task.done())
 
     def statistics(self) -> WriterStatistics:

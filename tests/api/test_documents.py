@@ -1,9 +1,13 @@
 """Uploads: encodings, several files, limits, samples, pages of the list."""
 
+import asyncio
+
 import pytest
 
+from service.api.documents import SEARCHES_WAITING_MAX
 from tests.conftest import Serve
 from tests.end_to_end.test_grounding import EN, JA
+from tests.problems import is_problem
 
 FILES = {
     "utf-8": ("案内.txt", JA.encode()),
@@ -85,3 +89,19 @@ async def test_documents_are_listed_by_pages(serve: Serve) -> None:
 
     assert seen == sorted(set(seen), reverse=True)
     assert len(seen) == 10
+
+
+async def test_too_many_waiting_searches_are_refused(serve: Serve) -> None:
+    """Those that wait get their turn; one more is told to come back, before anything was done for it."""
+    service = await serve(seeded=True)
+    retrieval = service.rooms.retrieval
+    async with retrieval._turn, asyncio.timeout(20):
+        searches = [retrieval.search("返品", user_id=None, limit=1) for _ in range(SEARCHES_WAITING_MAX)]
+        waiting = [asyncio.create_task(search) for search in searches]
+        while retrieval.waiting < SEARCHES_WAITING_MAX:
+            await asyncio.sleep(0)
+        refused = await service.client.get("/ai/search", params={"q": "返品"})
+
+    assert is_problem(refused, 503, "overloaded")
+    assert refused.headers["retry-after"] == "1"
+    assert all(result.items for result in await asyncio.gather(*waiting))

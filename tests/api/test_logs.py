@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from service.core.accounting import log as request_log
 from service.core.accounting.log import LogFilter
-from service.core.records import Status
+from service.core.records import Answer, Status
 from tests.conftest import Serve, Service
 from tests.core.accounting.test_log import COMBINED, plans
 from tests.records import intent, outcome
@@ -192,6 +193,16 @@ async def test_tails_follow_the_order_of_commit(filled: Service, which: dict[str
     assert all(expected in plan and "; " not in plan for plan in found[1:]), found
 
 
+def log_filter(which: dict[str, Any]) -> LogFilter:
+    """The filter of some query parameters."""
+    return msgspec.convert(which, LogFilter)
+
+
+def number(item: Answer) -> int:
+    """The number in the prompt of a row."""
+    return int(str(item.prompt).split()[1])
+
+
 @pytest.mark.parametrize(
     ("which", "expected"),
     [
@@ -202,36 +213,36 @@ async def test_tails_follow_the_order_of_commit(filled: Service, which: dict[str
         ({"status": "timeout", "model": "m1", "since": "2026-03-01T00:06:00Z"}, [10]),
     ],
 )
-async def test_a_page_ends_early_rather_than_look_at_everything(
-    filled: Service, monkeypatch: pytest.MonkeyPatch, which: dict[str, str], expected: list[int]
-) -> None:
+async def test_a_page_ends_early_rather_than_look_at_everything(filled: Service, which: dict[str, Any], expected: list[int]) -> None:
     """With several filters a page may be short or empty and have a cursor: followed to the end, it shows every row once."""
-    monkeypatch.setattr(request_log, "LOOK_MAX", 2)
+    database, filters = filled.rooms.database, log_filter(which)
     seen: list[int] = []
     pages, cursor = 0, None
     while True:
-        page = await get(filled, **which, **({"cursor": cursor} if cursor else {}))
-        seen, pages = seen + numbers(page), pages + 1
-        if (cursor := page["next_cursor"]) is None:
+        async with database.reading() as session:
+            page = await request_log.page(session, filters, limit=50, cursor=cursor, look_max=2)
+        seen, pages = seen + [number(item) for item in page.items], pages + 1
+        if (cursor := page.next_cursor) is None:
             break
-    exported = await filled.client.get("/ai/logs", params=which, headers={"Accept": "application/x-ndjson"})
+    exported = [item async for items in request_log.export(database, filters, look_max=2) for item in items]
 
     assert seen == expected
     assert pages > 1
-    assert [int(json.loads(line)["prompt"].split()[1]) for line in exported.text.splitlines()] == expected
+    assert [number(item) for item in exported] == expected
 
 
 @pytest.mark.parametrize("which", [{"model": "m1"}, {"user_id": "b", "model": "m1"}, {"status": "timeout"}, {"model": "none"}])
-async def test_a_tail_goes_on_where_it_stopped_looking(filled: Service, monkeypatch: pytest.MonkeyPatch, which: dict[str, str]) -> None:
+async def test_a_tail_goes_on_where_it_stopped_looking(filled: Service, which: dict[str, Any]) -> None:
     """A tail with filters looks at some rows at a time; its cursor goes on, and shows nobody the id of another's answer."""
-    monkeypatch.setattr(request_log, "TAIL_LOOK_MAX", 3)
     everything = await get(filled, limit=200)
     ids = {item["id"]: item for item in everything["items"]}
     seen: list[int] = []
     after = next(item["id"] for item in everything["items"] if item["prompt"] == "prompt 1")  # the first that was committed
     for _ in range(10):
-        page = await get(filled, after=after, limit=2, **which)
-        seen, after = seen + numbers(page), page["next_cursor"]
+        async with filled.rooms.database.reading() as session:
+            page = await request_log.tail(session, log_filter(which), limit=2, after=after, look_max=3)
+        assert page.next_cursor is not None
+        seen, after = seen + [number(item) for item in page.items], page.next_cursor
         assert which.get("user_id") is None or ids[after]["user_id"] == which["user_id"]
     committed = [*range(3, 25, 2), *range(0, 25, 2)]
     fits = [

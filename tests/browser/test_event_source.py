@@ -9,7 +9,6 @@ from urllib.parse import urlencode
 import pytest
 from playwright.async_api import Browser, Page
 
-from service.api import sse
 from tests.browser.relay import CuttingRelay
 from tests.conftest import Serve
 from tests.fakes.provider import Behaviour, ProviderFake, default_text
@@ -68,14 +67,11 @@ def check(got: list[dict[str, Any]], numbers: range) -> None:
         assert (each["names"][-1], each["names"].count("start"), each.get("given_up")) == ("done", 1, None), n
 
 
-async def test_cut_anywhere_the_text_is_whole_and_paid_once(
-    serve: Serve, fake: ProviderFake, chromium: Browser, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cut_anywhere_the_text_is_whole_and_paid_once(serve: Serve, fake: ProviderFake, chromium: Browser) -> None:
     """200 streams, each cut at another byte of its body, from the first to the last event: every text equals the uncut one.
 
     A head that is cut is no cut stream: over plain HTTP, Chromium takes what it has of it for a response of another type.
     """
-    monkeypatch.setattr(sse, "_RETRY", b"retry: 20\n")
     service = await serve(openai_base_url=fake.base_url, model="fake-model")
     fake.default = Behaviour(chunks=CHUNKS, gap=0.002)
     head, body = await measure(service.url)

@@ -21,6 +21,7 @@ from service.core.auth.principals import Role, Scope
 from service.core.auth.store import ApiKey
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.library import Given
 from service.core.search.service import Retrieval
 from service.core.settings import Settings
@@ -224,7 +225,7 @@ def test_retrieval_never_finds_a_chunk_of_another(migrated: Path, given: list[tu
         retrieval = Retrieval(database, settings)
         owners: dict[str, tuple[str, bool]] = {}
         for owner, text, shared in given:
-            (stored,) = await library.store(database, settings, [Given("", text, "utf-8")], user_id=owner, shared=shared)
+            (stored,) = await library.store(database, settings, ChunkWorkers(), [Given("", text, "utf-8")], user_id=owner, shared=shared)
             owners.setdefault(stored.document_id, (owner, shared))
         gone = next(iter(owners))
         for deleted in (False, True):

@@ -175,12 +175,10 @@ async def test_a_session_of_its_own(model: LocalModel) -> None:
     assert os.getsid(pid) == pid != os.getsid(0)
 
 
-async def test_packages_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_packages_missing() -> None:
     """Without its packages `start` names them and the command that installs them."""
-    monkeypatch.setattr(local_model, "WEIGHTS", "llm_absent")
-    monkeypatch.setattr(local_model, "RUNTIME", "absent_runtime")
     with pytest.raises(SettingsInvalid, match="needs llm-absent and absent-runtime, not installed here: make setup MODEL=smollm2"):
-        await LocalModel().start()
+        await LocalModel(packages=("llm_absent", "absent_runtime")).start()
 
 
 async def test_a_child_that_ends(stand_in: StandIn, model: LocalModel) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import sqlite3
+from contextlib import closing
 
 import pytest
 
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable
 from service.core.search import fts5_merge
 from service.core.search.service import Retrieval
@@ -20,7 +22,9 @@ SETTINGS = Settings(_env_file=None)
 async def give(database: Database, *numbers: int) -> list[str]:
     """Documents of some chunks each, in a transaction of their own."""
     texts = [f"# Lighthouse {n}\n\n" + "\n\n".join(f"Keeper {n} rang bell {n * i} in storm {i}. " * 9 for i in range(12)) for n in numbers]
-    stored = await library.store(database, SETTINGS, [library.Given("", text, "utf-8") for text in texts], user_id="u")
+    given = [library.Given("", text, "utf-8") for text in texts]
+    with closing(ChunkWorkers()) as workers:
+        stored = await library.store(database, SETTINGS, workers, given, user_id="u")
     return [document.document_id for document in stored]
 
 
@@ -46,43 +50,27 @@ async def scattered(database: Database) -> Database:
     return database
 
 
-@pytest.fixture
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A merge of several transactions."""
-    monkeypatch.setattr(fts5_merge, "PAGES_AT_ONCE", 1)
-
-
-@pytest.mark.usefixtures("small_steps")
-async def test_while_segments_merge_what_is_there_is_found_and_nothing_else(scattered: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_segments_merge_what_is_there_is_found_and_nothing_else(scattered: Database) -> None:
     """After every step of a merge a new document is found, and once it is deleted all is found that was found before, as it was."""
     retrieval = Retrieval(scattered, SETTINGS)
     before = await retrieval.search("storm 3 of keeper 5", user_id="u", limit=50)
-    worked, steps = fts5_merge._worked, 0
-
-    async def step(database: Database, pages: int) -> bool:
-        nonlocal steps
+    steps = 0
+    while await fts5_merge.merge_step(scattered, first=steps == 0, pages_max=1):
         steps += 1
-        done = not await worked(database, pages)
-        (new,) = await give(database, 100 + steps)
+        (new,) = await give(scattered, 100 + steps)
         assert (await retrieval.search(f"keeper {100 + steps}", user_id="u", limit=50)).items[0].document_id == new
-        await library.delete(database, new, user_id="u")
-        for remembers in (retrieval, Retrieval(database, SETTINGS)):
+        await library.delete(scattered, new, user_id="u")
+        for remembers in (retrieval, Retrieval(scattered, SETTINGS)):
             assert await remembers.search("storm 3 of keeper 5", user_id="u", limit=50) == before
-        return not done
-
-    monkeypatch.setattr(fts5_merge, "_worked", step)
-    await fts5_merge.merge(scattered, pause_seconds=0)
     assert steps > 2
-    monkeypatch.undo()
     await fts5_merge.merge(scattered, pause_seconds=0)  # what came in the middle
     assert len(await sizes(scattered)) == 1
     await require_sound(scattered)
 
 
-@pytest.mark.usefixtures("small_steps")
 async def test_a_merge_that_was_cut_short_is_gone_on_with(scattered: Database) -> None:
     """A process that dies between two steps leaves a sound index, which the next one merges."""
-    assert await fts5_merge._worked(scattered, -1)
+    assert await fts5_merge.merge_step(scattered, first=True, pages_max=1)
     await require_sound(scattered)
     assert len(await sizes(scattered)) > 1
     await fts5_merge.merge(scattered, pause_seconds=0)

@@ -5,7 +5,8 @@ import sqlalchemy as sa
 from service.core.database.engine import Database
 from service.core.database.tables import chunks
 from service.core.documents import library
-from service.core.documents.chunker import cut
+from service.core.documents.chunk_workers import ChunkWorkers
+from service.core.documents.chunker import chunk_document
 from service.core.search.service import Retrieval
 from service.core.settings import Settings
 from service.workers.reindexing import Reindexing, ReindexingState
@@ -17,7 +18,7 @@ TEXT = "\n\n".join(f"第{n}章。灯台の管理人は毎朝レンズを磨き�
 
 async def keep(database: Database, *texts: str) -> list[str]:
     """Documents indexed by the old rules."""
-    stored = await library.store(database, OLD, [library.Given("", text, "utf-8") for text in texts], user_id="u")
+    stored = await library.store(database, OLD, ChunkWorkers(), [library.Given("", text, "utf-8") for text in texts], user_id="u")
     return [document.document_id for document in stored]
 
 
@@ -33,7 +34,7 @@ async def words(database: Database) -> list[tuple[str, str, str]]:
 async def test_every_document_becomes_as_if_stored_today(database: Database) -> None:
     """Afterwards each document has the chunks and words that the rules of today give it, and nothing is outdated."""
     ids = await keep(database, TEXT, TEXT.replace("灯台", "港"))
-    worker = Reindexing(database, NEW)
+    worker = Reindexing(database, NEW, ChunkWorkers())
     worker.start()
     await worker.wait_done()
 
@@ -42,7 +43,7 @@ async def test_every_document_becomes_as_if_stored_today(database: Database) -> 
     fresh = [
         (row.document_id, piece["text"], piece["words"])
         for row in rows
-        for piece in cut({"id": row.document_id, "title": row.title, "text": row.text}, NEW)
+        for piece in chunk_document({"id": row.document_id, "title": row.title, "text": row.text}, NEW)
     ]
     assert await words(database) == fresh
     assert sum(row.chunks for row in rows) == len(fresh)
@@ -58,7 +59,7 @@ async def test_searches_go_on_and_a_deleted_document_stays_deleted(database: Dat
     await library.delete(database, ids[3], user_id="u")
     there = set(ids) - {ids[3]}
     for document_id in ids:
-        await library.remake(database, NEW, document_id)
+        await library.remake(database, NEW, ChunkWorkers(), document_id)
         found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
         assert {hit.document_id for hit in found.items} == there
 

@@ -90,6 +90,26 @@ async def test_a_locked_database_is_waited_for(impatient: Database, tmp_path: Pa
     assert not writer.degraded()
 
 
+async def test_a_batch_that_takes_long_degrades_the_writer(database: Database, tmp_path: Path) -> None:
+    """Even if the database has refused nothing yet."""
+    queue = queue_in(tmp_path)
+    writer = Writer(database, queue, Metrics(), batch_max=10, quarantine=tmp_path / "quarantine", late_seconds=0)
+    assert database.file
+    lock = sqlite3.connect(database.file, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    put(queue, 1)
+    writer.start()
+    async with asyncio.timeout(10):
+        while not writer.degraded():
+            await asyncio.sleep(0.001)
+    assert writer.statistics().failures == 0
+    lock.execute("ROLLBACK")
+    lock.close()
+
+    assert await writer.stop(10)
+    assert not writer.degraded()
+
+
 async def test_what_cannot_be_written_in_time_is_said(impatient: Database, tmp_path: Path) -> None:
     """`stop` returns False when its time is over before the database came back."""
     queue = queue_in(tmp_path)

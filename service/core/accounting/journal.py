@@ -73,12 +73,12 @@ class JournalStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-def encode_frame(record: Intent | Outcome) -> bytes:
-    """A record as a frame."""
+def encode_frame(record: Intent | Outcome, version: int = VERSION) -> bytes:
+    """A record as a frame of this version of the format."""
     payload = msgspec.msgpack.encode(record)
     kind = _INTENT if isinstance(record, Intent) else _OUTCOME
-    checked = struct.pack(">BBHI", kind, VERSION, 0, len(payload))
-    return _HEAD.pack(_MARK, kind, VERSION, 0, len(payload), zlib.crc32(payload, zlib.crc32(checked))) + payload
+    checked = struct.pack(">BBHI", kind, version, 0, len(payload))
+    return _HEAD.pack(_MARK, kind, version, 0, len(payload), zlib.crc32(payload, zlib.crc32(checked))) + payload
 
 
 def decode_frames(data: bytes) -> Iterator[Intent | Outcome | None]:

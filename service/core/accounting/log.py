@@ -130,7 +130,14 @@ def _counts(row: Mapping[str, Any]) -> list[int]:
     return [1, *(row[name] or 0 for name in _COUNTS[1:-1]), row["cost_nano_usd"] is None]
 
 
-async def page(session: ReadSession, which: LogFilter, *, limit: int, cursor: str | None = None) -> LogPage:
+async def page(
+    session: ReadSession,
+    which: LogFilter,
+    *,
+    limit: int,
+    cursor: str | None = None,
+    look_max: int = LOOK_MAX,
+) -> LogPage:
     """Newest first. Raises `InvalidCursor`."""
     interval = _interval(which)
     if cursor is not None:
@@ -139,7 +146,7 @@ async def page(session: ReadSession, which: LogFilter, *, limit: int, cursor: st
     where, end = [*lead, *others, *interval], None
     if others:
         looked = sa.select(request_logs.c.id).where(*lead, *interval).order_by(request_logs.c.id.desc())
-        end = (await session.execute(looked.offset(LOOK_MAX - 1).limit(1))).scalar()
+        end = (await session.execute(looked.offset(look_max - 1).limit(1))).scalar()
         where += [] if end is None else [request_logs.c.id >= end]
     query = sa.select(request_logs).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
     rows = (await session.execute(query)).mappings().all()
@@ -147,7 +154,14 @@ async def page(session: ReadSession, which: LogFilter, *, limit: int, cursor: st
     return LogPage(items, items[-1].id if len(rows) > limit else end)
 
 
-async def tail(session: ReadSession, which: LogFilter, *, limit: int, after: str) -> LogPage:
+async def tail(
+    session: ReadSession,
+    which: LogFilter,
+    *,
+    limit: int,
+    after: str,
+    look_max: int = TAIL_LOOK_MAX,
+) -> LogPage:
     """What was committed after the row `after` (an answer's id), in the order of commit. Raises `InvalidCursor`."""
     seq = (await session.execute(sa.select(request_logs.c.seq).where(request_logs.c.id == _checked(after)))).scalar()
     if seq is None:
@@ -157,7 +171,7 @@ async def tail(session: ReadSession, which: LogFilter, *, limit: int, after: str
     where, end = [*lead, *others], None
     if others:
         looked = sa.select(request_logs.c.seq, request_logs.c.id).where(*lead).order_by(request_logs.c.seq)
-        end = (await session.execute(looked.offset(TAIL_LOOK_MAX - 1).limit(1))).first()
+        end = (await session.execute(looked.offset(look_max - 1).limit(1))).first()
         where += [] if end is None else [request_logs.c.seq <= end.seq]
     rows = (await session.execute(sa.select(request_logs).where(*where).order_by(request_logs.c.seq).limit(limit))).mappings().all()
     items = [_answer(row) for row in rows]
@@ -194,12 +208,12 @@ async def _outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> Outc
     return msgspec.convert(fields | {"intent": msgspec.convert(fields, Intent), "usage": usage}, Outcome)
 
 
-async def export(database: Database, which: LogFilter) -> AsyncGenerator[list[Answer], None]:
+async def export(database: Database, which: LogFilter, *, look_max: int = LOOK_MAX) -> AsyncGenerator[list[Answer], None]:
     """Every row that fits, newest first, a page at a time; no session is held between pages."""
     cursor: str | None = None
     while True:
         async with database.reading() as session:
-            found = await page(session, which, limit=_EXPORT_PAGE, cursor=cursor)
+            found = await page(session, which, limit=_EXPORT_PAGE, cursor=cursor, look_max=look_max)
         yield found.items
         if (cursor := found.next_cursor) is None:
             return

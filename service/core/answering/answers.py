@@ -352,7 +352,7 @@ class Answers:
         if ask.resumable:
             return settings.resume_seconds
         if ask.idempotency_key:
-            return max(settings.resume_seconds, settings.drain_seconds, ATTACH_SECONDS)
+            return max(settings.resume_seconds, settings.drain_seconds, ask.attach_seconds)
         return settings.drain_seconds
 
     def _pump_ended(self, task: asyncio.Task[None]) -> None:

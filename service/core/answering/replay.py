@@ -19,11 +19,21 @@ COMMIT_SECONDS = 2  # and for the row of an answer that has just ended
 
 
 class Recall:
-    """See the module. `wait_recovered` waits until the rows of earlier processes are in the database."""
+    """See the module. `wait_recovered` waits until the rows of earlier processes are in the database.
 
-    def __init__(self, database: Database, queue: RecordQueue, wait_recovered: Callable[[], Awaitable[None]] | None) -> None:
+    A lookup waits for it for up to `recovery_seconds`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        queue: RecordQueue,
+        wait_recovered: Callable[[], Awaitable[object]] | None,
+        *,
+        recovery_seconds: float = RECOVERY_SECONDS,
+    ) -> None:
         self._database, self._queue = database, queue
-        self._wait_recovered = wait_recovered
+        self._wait_recovered, self._recovery_seconds = wait_recovered, recovery_seconds
 
     async def by_id(self, answer_id: str) -> Stream | None:
         """The stream of an ended answer, made from its row. Raises `DatabaseUnavailable`."""
@@ -50,7 +60,7 @@ class Recall:
     async def _require_recovered(self) -> None:
         if self._wait_recovered:
             try:
-                async with asyncio.timeout(RECOVERY_SECONDS):
+                async with asyncio.timeout(self._recovery_seconds):
                     await self._wait_recovered()
             except TimeoutError as error:
                 raise DatabaseUnavailable("the rows of an earlier process are still being written") from error

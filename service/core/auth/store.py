@@ -179,8 +179,18 @@ async def touch_keys(database: Database, used: Mapping[str, datetime]) -> None:
         await session.execute(statement, [{"key_id": key_id, "at": at} for key_id, at in used.items()])
 
 
-async def begin_session(database: Database, by: Principal, origin: str, *, seconds: float) -> tuple[str, datetime]:
-    """A new session of this principal: (the cookie's value, its end), which is the credential's end at the latest."""
+async def begin_session(
+    database: Database,
+    by: Principal,
+    origin: str,
+    *,
+    seconds: float,
+    sessions_max: int = SESSIONS_PER_USER_MAX,
+) -> tuple[str, datetime]:
+    """A new session of this principal: (the cookie's value, its end), which is the credential's end at the latest.
+
+    A user has at most `sessions_max` sessions; the oldest are ended.
+    """
     value, at = new_session(), now()
     end = at + timedelta(seconds=seconds)
     if by.ends_at is not None:
@@ -189,7 +199,7 @@ async def begin_session(database: Database, by: Principal, origin: str, *, secon
     async with database.transaction() as session:
         await session.execute(sa.delete(sessions).where(sessions.c.expires_at <= at))
         kept = sa.select(sessions.c.hash).where(sessions.c.user_id == by.user_id).order_by(sessions.c.created_at.desc())
-        await session.execute(sa.delete(sessions).where(sessions.c.hash.in_(kept.offset(SESSIONS_PER_USER_MAX - 1).limit(-1))))
+        await session.execute(sa.delete(sessions).where(sessions.c.hash.in_(kept.offset(sessions_max - 1).limit(-1))))
         await session.execute(sa.insert(sessions).values(**row, created_at=at, expires_at=end))
     return value, end
 

@@ -1,230 +1,231 @@
-"""Who cuts texts: a thread of the service, or a child process.
+"""Where documents are split into chunks: in a thread of the service or in a child process.
 
-A large text takes seconds of computing, in which a thread of the service would hold the interpreter's lock again and again:
-every stream would wait for it, each time its turn comes. So it is cut by a child, which is nicer than the service. Of many small
-texts, or where others wait for the thread, the child cuts its part, if there is a core for it. It takes half a second to start
-and some 120 MiB, so that it is kept, but for `KEPT_SECONDS` only. Who is no longer waited for is killed.
+Chunking is computation in Python: a thread that does it holds the interpreter lock, and every stream
+waits for the lock. So only little text is split in a thread; more goes to a child process with a lower
+priority. The child starts in half a second and uses 120 MiB, so it is kept for `KEEP_SECONDS` after its
+last task.
+
+The child is isolated, as the text comes from outside: its environment contains no secrets, its memory
+is limited (on Linux), and it is killed when it takes too long or when its caller is cancelled. Its
+responses are MessagePack of a declared type in frames of bounded size, never pickle, which would let it
+execute code in the service (docs/decisions/0014).
 """
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 import threading
-import time
-from collections import deque
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from subprocess import PIPE
+from multiprocessing.connection import Pipe
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from service.core.documents.chunker import Rules, Task, cut_here, frame_of, tell
+from service.core.documents.chunker import ChunkRow, ChunkRules, ChunkTask, chunk_documents
 from service.core.settings import child_environment
 from service.core.telemetry import log
 from service.core.text.decoding import parts
 
-TOGETHER_CHARACTERS_MAX = 4_000  # of several documents in one visit of the thread, or of the child
-HERE_CHARACTERS_MAX = 100_000  # of one document: a tenth of a second
-APART_CHARACTERS_MIN = 20_000  # of small documents, in uploads that follow each other, of which the child may have its part
-FOLLOWING_SECONDS = 2.0  # one upload after another
+COMMAND = (sys.executable, "-P", "-m", "service.core.documents.chunker")
+THREAD_CHARACTERS_MAX = 50_000  # of the documents of one call: up to 0.2 s in the thread
+BATCH_CHARACTERS_MAX = 100_000  # of one task of the child, unless a single document is longer
+KEEP_SECONDS = 30.0
+TASK_SECONDS_MAX = 60.0  # of a task, and a second more for each `CHARACTERS_PER_SECOND_MIN`
+CHARACTERS_PER_SECOND_MIN = 10_000  # a twentieth of the usual speed
+MEMORY_BYTES_MAX = 4 * 1024**3  # address space of the child
+FRAME_BYTES_MAX = 64 * 1024**2
 NICENESS = 10
-KEPT_SECONDS = 30.0
-CHILD = (sys.executable, "-P", "-m", "service.core.documents.chunker")
 
-Rows = list[dict[str, Any]]  # of chunks
-Batch = list[Mapping[str, Any]]  # of documents, each with `id`, `title` and `text`
+Document = Mapping[str, Any]  # with `id`, `title` and `text`
+Rows = dict[str, list[ChunkRow]]  # of chunks, by document id
 
 
-class CutterDied(Exception):
-    """The child has not told all rows."""
+class ChunkProcessDied(Exception):
+    """The child could not be started, or did not return the rows of all documents in time."""
 
 
-async def cut_all(documents: Sequence[Mapping[str, Any]], rules: Rules) -> dict[str, Rows]:
-    """By id, the rows of the documents' chunks."""
-    small = deque(_batches([each for each in documents if len(each["text"]) <= HERE_CHARACTERS_MAX]))
-    large = deque([each] for each in documents if len(each["text"]) > HERE_CHARACTERS_MAX)
-    made: dict[str, Rows] = {}
-    lanes = [_here(small, rules, made), _apart(large, rules, made)]
-    if _thread.borrowed_tokens or (len(small) > 1 and cutter.is_worth_it(small)):
-        if cutter.ready:
-            lanes.append(_apart(small, rules, made))
-        else:
-            cutter.warm(rules)  # for the next ones
+class ChunkWorkers:
+    """Splits documents into chunks. One per process; `close` it at the end.
 
-    async def follow(lane: Awaitable[None]) -> None:
-        await lane
-        if len(made) == len(documents):
-            group.cancel_scope.cancel()  # a lane that still waits for its turn would have nothing to do
+    Up to `thread_characters_max` characters in one call are split in a thread, more in the child.
+    """
 
-    async with anyio.create_task_group() as group:
-        for lane in lanes:
-            group.start_soon(follow, lane)
-    return made
+    def __init__(
+        self,
+        process: "ChunkProcess | None" = None,
+        *,
+        thread_characters_max: int = THREAD_CHARACTERS_MAX,
+    ) -> None:
+        self._process = process or ChunkProcess()
+        self._thread_characters_max = thread_characters_max
+        self._thread = anyio.Lock()  # several threads would be no faster, but the event loop would wait for each
 
-
-async def _here(waiting: deque[Batch], rules: Rules, made: dict[str, Rows]) -> None:
-    """Cut what waits, a batch at a time, in the thread."""
-    while waiting:
-        async with _thread:
-            if waiting:
-                some = waiting.popleft()
-                made |= _by_id(some, await anyio.to_thread.run_sync(cut_here, some, rules))
-
-
-async def _apart(waiting: deque[Batch], rules: Rules, made: dict[str, Rows]) -> None:
-    """Cut what waits, a batch at a time, in the child, or here should it die."""
-    while waiting:
-        async with cutter.turn:
-            if not waiting:
-                return
-            some = waiting.popleft()
+    async def chunk_documents(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
+        """Return the chunk rows of documents by document id."""
+        if not documents:
+            return {}
+        if sum(len(document["text"]) for document in documents) <= self._thread_characters_max:
+            return await self._chunk_in_thread(documents, rules)
+        rows: Rows = {}
+        for batch in _batches(documents):
             try:
-                made |= _by_id(some, await cutter.cut(some, rules))
-            except CutterDied as error:
-                log.warning("cutter.died", detail=str(error), remedy="the text was cut in the service: streams may have felt it")
-                await _here(deque([some]), rules, made)
+                rows |= await self._process.chunk_documents(batch, rules)
+            except ChunkProcessDied as error:
+                remedy = "the text was split in the service instead, which may have delayed streams"
+                log.warning("chunk_process.died", error=str(error), remedy=remedy)
+                rows |= await self._chunk_in_thread(batch, rules)
+        return rows
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.close()
+
+    async def _chunk_in_thread(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
+        async with self._thread:
+            return await anyio.to_thread.run_sync(chunk_documents, documents, rules)
 
 
-def _by_id(documents: Batch, rows: list[Rows]) -> dict[str, Rows]:
-    return {each["id"]: its for each, its in zip(documents, rows, strict=True)}
+def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """Group documents in order, up to `BATCH_CHARACTERS_MAX` each. Between two tasks, other uploads get their turn."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        characters += len(document["text"])
+        if batch and characters > BATCH_CHARACTERS_MAX:
+            yield batch
+            batch, characters = [], len(document["text"])
+        batch.append(document)
+    if batch:
+        yield batch
 
 
-def _batches(documents: Sequence[Mapping[str, Any]]) -> list[Batch]:
-    """Documents in order, together while their texts are short together: a visit costs as much as one of them."""
-    batches: list[Batch] = []
-    room = 0
-    for each in documents:
-        room -= len(each["text"])
-        if room < 0 or not batches:
-            batches.append([])
-            room = TOGETHER_CHARACTERS_MAX - len(each["text"])
-        batches[-1].append(each)
-    return batches
+class ChunkProcess:
+    """A child process that splits documents, one task at a time. It is started when needed.
+
+    It is ended `keep_seconds` after its last task, killed if a task takes more than `task_seconds_max`, and
+    restricted to `memory_bytes_max` of address space.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str] = COMMAND,
+        *,
+        keep_seconds: float = KEEP_SECONDS,
+        task_seconds_max: float = TASK_SECONDS_MAX,
+        memory_bytes_max: int = MEMORY_BYTES_MAX,
+    ) -> None:
+        self._command = tuple(command)
+        self._keep_seconds, self._task_seconds_max = keep_seconds, task_seconds_max
+        self._memory_bytes_max = memory_bytes_max
+        self._turn = anyio.Lock()
+        self._idle: _Child | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    async def chunk_documents(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
+        """Return the chunk rows of documents by document id. Raises `ChunkProcessDied`."""
+        async with self._turn:
+            child = self._take_idle() or _Child(self._command, self._memory_bytes_max)
+            try:
+                with anyio.fail_after(self._seconds_max(documents)):
+                    rows = await anyio.to_thread.run_sync(child.chunk_documents, documents, rules, abandon_on_cancel=True)
+            except (OSError, EOFError, msgspec.MsgspecError, KeyError) as error:  # see `_Child.chunk_documents`
+                _end_in_thread(child)
+                raise ChunkProcessDied(repr(error)) from error
+            except BaseException:
+                _end_in_thread(child)
+                raise
+            self._idle = child
+            self._idle_timer = asyncio.get_running_loop().call_later(self._keep_seconds, self.close)
+            return rows
+
+    def _seconds_max(self, documents: Sequence[Document]) -> float:
+        characters = sum(len(document["text"]) for document in documents)
+        return self._task_seconds_max + characters / CHARACTERS_PER_SECOND_MIN
+
+    def close(self) -> None:
+        """End the child if it is idle; while it works, cancelling its caller kills it."""
+        if child := self._take_idle():
+            _end_in_thread(child)
+
+    def _take_idle(self) -> "_Child | None":
+        child, self._idle = self._idle, None
+        if self._idle_timer:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        return child if child and child.is_running else None
 
 
-class Cutter:
-    """The child, one task at a time: who asks it holds `turn`. All but the asking itself happens on the loop."""
+def _end_in_thread(child: "_Child") -> None:
+    threading.Thread(target=child.end, daemon=True).start()
 
-    def __init__(self) -> None:
-        self.turn = anyio.CapacityLimiter(1)
-        self._idle: subprocess.Popen[bytes] | None = None
-        self._end_of_idleness: asyncio.TimerHandle | None = None
-        self._warming: asyncio.Task[None] | None = None
-        self._characters, self._last = 0, 0.0  # of uploads that followed each other, and when the last one came
 
-    def is_worth_it(self, batches: Iterable[Batch]) -> bool:
-        """Whether these small documents, with those of the uploads just before, are worth a child."""
-        before, self._last = self._last, time.monotonic()
-        self._characters = self._characters if self._last - before < FOLLOWING_SECONDS else 0
-        self._characters += sum(len(each["text"]) for batch in batches for each in batch)
-        return self._characters > APART_CHARACTERS_MIN
+class _Child:
+    """One child process. `chunk_documents` and `end` block, and may be called at the same time by two threads."""
+
+    def __init__(self, command: Sequence[str], memory_bytes_max: int) -> None:
+        self._command, self._memory_bytes_max = command, memory_bytes_max
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection, self._child_connection = Pipe()
+        self._lock = threading.Lock()
+        self._ended = False
 
     @property
-    def ready(self) -> bool:
-        """Whether a child waits for its next task, and has a core to do it on."""
-        return self._idle is not None and _cores() > 1
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
-    def warm(self, rules: Rules) -> None:
-        """Begin to make it ready, unless it is, or is at work, or would have no core to do it on."""
-        if not self._idle and not self.turn.borrowed_tokens and _cores() > 1:
-            self._warming = asyncio.create_task(self._warm(rules), name="cutter")
+    def chunk_documents(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
+        """Return the chunk rows of documents by document id; the process is started first if necessary.
 
-    async def cut(self, documents: Sequence[Mapping[str, Any]], rules: Rules) -> list[list[dict[str, Any]]]:
-        """The rows of each document. Raises `CutterDied`, also if none can be started."""
-        mine: list[subprocess.Popen[bytes]] = []
-        given_up = threading.Event()
-        before, self._idle = self._idle, None
-        if self._end_of_idleness:
-            self._end_of_idleness.cancel()
-        try:
-            rows = await anyio.to_thread.run_sync(_asked, before, documents, rules, mine, given_up, abandon_on_cancel=True)
-        except (OSError, EOFError) as error:
-            raise CutterDied(str(error)) from error
-        except asyncio.CancelledError:
-            given_up.set()  # before the look at the child: one that is starting right now finds it set
-            for child in mine:
-                child.kill()
-            raise
-        (self._idle,) = mine
-        self._end_of_idleness = asyncio.get_running_loop().call_later(KEPT_SECONDS, self.let_go)
-        return [[row for row in rows if row["document_id"] == document["id"]] for document in documents]
+        Raises `OSError` or `EOFError` when the process does not start or ends early, `MsgspecError` or `KeyError` when it
+        returns something else than rows of these documents.
+        """
+        if self._process is None:
+            self._start()
+        self._send_task(documents, rules)
+        return self._receive_rows(documents)
 
-    async def _warm(self, rules: Rules) -> None:
-        async with self.turn:
-            with suppress(CutterDied):  # whoever needs it will say so
-                await self.cut([], rules)
+    def end(self) -> None:
+        """Kill the process and wait for its end. One that is just being started is killed as soon as it exists."""
+        with self._lock:
+            self._ended = True
+        if self._process:
+            self._process.kill()
+            self._process.wait()
 
-    def let_go(self) -> None:
-        """End the child if it has nothing to do."""
-        if child := self._idle:
-            self._idle = None
-            threading.Thread(target=_end, args=[child], daemon=True).start()  # which waits for it
+    def _start(self) -> None:
+        with self._child_connection as stdin:
+            process = subprocess.Popen(  # noqa: S603 - a constant
+                self._command, stdin=stdin.fileno(), stdout=subprocess.DEVNULL, env=child_environment()
+            )
+        with suppress(ProcessLookupError):  # now, not in the child: its imports take half a second
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+            if sys.platform == "linux":
+                limits = (self._memory_bytes_max, self._memory_bytes_max)
+                resource.prlimit(process.pid, resource.RLIMIT_AS, limits)
+        with self._lock:
+            self._process = process
+            ended = self._ended
+        if ended:
+            self.end()
 
+    def _send_task(self, documents: Sequence[Document], rules: ChunkRules) -> None:
+        """Send texts in parts: encoding a large one at once would hold the interpreter lock for long."""
+        described = [(document["id"], document["title"], len(document["text"])) for document in documents]
+        task = ChunkTask(described, rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters)
+        self._connection.send_bytes(msgspec.msgpack.encode(task))
+        for part in parts("".join(document["text"] for document in documents)):
+            self._connection.send_bytes(part.encode())
+        self._connection.send_bytes(b"")
 
-def _asked(
-    child: subprocess.Popen[bytes] | None,
-    documents: Sequence[Mapping[str, Any]],
-    rules: Rules,
-    mine: list[subprocess.Popen[bytes]],
-    given_up: threading.Event,
-) -> list[dict[str, Any]]:
-    """What the child tells, or a new one, which is put into `mine`. Raises `OSError`, `EOFError`.
-
-    A thread starts it: to start a process from the loop takes tens of milliseconds of the loop's.
-    """
-    if child and child.poll() is not None:
-        _end(child)
-        child = None
-    child = child or _start()
-    mine.append(child)
-    if given_up.is_set():
-        child.kill()
-    try:
-        return _ask(child, documents, rules)
-    except BaseException:
-        _end(child)
-        raise
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start() -> subprocess.Popen[bytes]:
-    child = subprocess.Popen(CHILD, stdin=PIPE, stdout=PIPE, env=child_environment())  # noqa: S603 - a constant
-    with suppress(ProcessLookupError):
-        os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)  # now: its imports take a second
-    return child
-
-
-def _ask(child: subprocess.Popen[bytes], documents: Sequence[Mapping[str, Any]], rules: Rules) -> list[dict[str, Any]]:
-    """What the child tells. Raises `OSError`, `EOFError`."""
-    assert child.stdin is not None  # noqa: S101 - asked for at its start, both
-    assert child.stdout is not None  # noqa: S101
-    named = [(document["id"], document["title"]) for document in documents]
-    task = Task(named, rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters)
-    tell(child.stdin, msgspec.msgpack.encode(task))
-    for document in documents:
-        for part in parts(document["text"]):
-            tell(child.stdin, part.encode())
-        tell(child.stdin, b"")
-    child.stdin.flush()
-    rows: list[dict[str, Any]] = []
-    while frame := frame_of(child.stdout):
-        rows += msgspec.msgpack.decode(frame)
-    return rows
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Let it end, and wait for that: it has nothing to do, or nobody who waits for it."""
-    child.kill()
-    child.communicate()
-
-
-_thread = anyio.CapacityLimiter(1)  # that cuts
-cutter = Cutter()
+    def _receive_rows(self, documents: Sequence[Document]) -> Rows:
+        rows: Rows = {document["id"]: [] for document in documents}
+        while frame := self._connection.recv_bytes(FRAME_BYTES_MAX):
+            for row in msgspec.msgpack.decode(frame, type=list[ChunkRow]):
+                rows[row["document_id"]].append(row)
+        return rows

@@ -1,9 +1,13 @@
-"""A document → the rows of its chunks: cut, and its terms made. In the process, or in one of its own (`chunk_workers.py`).
+"""Splits documents into chunks and determines the terms of each, in this process or in a child.
 
-The parent and the child (`python -m service.core.documents.chunker`) exchange length-prefixed frames: four bytes of
-length, then the payload. A request is a `Task` in MessagePack, then each document's text in parts, ended by an empty
-frame. The response is batches of rows in MessagePack, ended by an empty frame; without it the child has died. The child
-then waits for the next task and ends when the pipe closes.
+The child (`python -m service.core.documents.chunker`) is started by `chunk_workers.py`. Both sides
+exchange frames (bytes with a length prefix) over a socket, which is the standard input of the child:
+
+- request: a `ChunkTask` in MessagePack; the texts of its documents, concatenated, as UTF-8, in any
+  number of frames; an empty frame
+- response: batches of chunk rows in MessagePack; an empty frame
+
+After a response the child waits for the next task. It ends when the socket is closed.
 """
 
 import hashlib
@@ -12,9 +16,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import chain, islice
-from typing import IO, Any, Protocol
+from multiprocessing.connection import Connection
+from typing import Any, Protocol, TypedDict
 
 import msgspec
 
@@ -22,15 +26,15 @@ from service.core.text.chunking import is_heading, split, title_of
 from service.core.text.decoding import parts
 from service.core.text.tokenizer import japanese_share, tokenizer
 
-HEADLINE_CHARACTERS_MAX = 100  # of a first line that is the title of all chunks; a longer one is a paragraph like any other
-SHARE_CHARACTERS = 20_000  # of a text's beginning, by which its language is judged
-CHUNKS_A_TURN = 3  # about a millisecond; after each one alone, streams were no quicker, and cutting a tenth slower
-YIELD_SECONDS = 0.0001  # after a turn: cutting is work of Python, and the loop would wait for its own
-ROWS_AT_ONCE = 50  # in a frame: decoding it keeps the interpreter's lock
+HEADLINE_CHARACTERS_MAX = 100  # a longer first line is a paragraph, not the title of every chunk
+LANGUAGE_CHARACTERS = 20_000  # the beginning of a text, from which its language is determined
+YIELD_CHUNKS = 3  # about a millisecond; yielding after each chunk did not help streams further
+YIELD_SECONDS = 0.0001  # chunking holds the interpreter lock, for which the event loop waits
+ROWS_PER_FRAME = 50  # decoding a frame holds the interpreter lock of the parent
 
 
-class Rules(Protocol):
-    """What chunks depend on besides their text; the settings have it."""
+class ChunkRules(Protocol):
+    """What chunks depend on besides their text. `Settings` has these attributes."""
 
     @property
     def dictionary(self) -> Any: ...  # noqa: D102 - see the settings, all three
@@ -40,28 +44,46 @@ class Rules(Protocol):
     def chunk_overlap_characters(self) -> int: ...  # noqa: D102
 
 
-class Task(msgspec.Struct, frozen=True):
-    """What the child is told besides the texts: `Rules`, and the id and title of each document."""
+class ChunkRow(TypedDict):
+    """A row of the table `chunks`."""
 
-    documents: list[tuple[str, str]]
+    document_id: str
+    n: int
+    start: int
+    end: int
+    text: str
+    words: str
+    grams: str
+    content_hash: str
+
+
+class ChunkTask(msgspec.Struct, frozen=True):
+    """A request to the child without the texts: `ChunkRules`, and (id, title, characters) of each document."""
+
+    documents: list[tuple[str, str, int]]
     dictionary: str
     chunk_characters: int
     chunk_overlap_characters: int
 
 
-def cut(document: Mapping[str, Any], rules: Rules) -> Iterator[dict[str, Any]]:
-    """The rows of a document's chunks. The index also knows each chunk by the title and the heading that it stands under, once."""
-    text, heading, position = document["text"], "", 0
-    title = document["title"]
+def chunk_document(document: Mapping[str, Any], rules: ChunkRules) -> Iterator[ChunkRow]:
+    """Yield the chunk rows of a document, which has an `id`, a `title` and a `text`.
+
+    A chunk is also indexed by the title and by the heading above it, each of them once.
+    """
+    text, title = document["text"], document["title"]
+    heading, position = "", 0
     begins_with_title = title == title_of(text)
-    made = tokenizer(rules.dictionary)
+    terms_of = tokenizer(rules.dictionary).terms
     # A Japanese character says about as much as two Latin letters.
-    scale = 1 if japanese_share(text[:SHARE_CHARACTERS]) >= 0.1 else 2
-    for n, piece in enumerate(split(text, rules.chunk_characters * scale, rules.chunk_overlap_characters * scale), 1):
+    scale = 1 if japanese_share(text[:LANGUAGE_CHARACTERS]) >= 0.1 else 2
+    pieces = split(text, rules.chunk_characters * scale, rules.chunk_overlap_characters * scale)
+    for n, piece in enumerate(pieces, 1):
         heading = _last_heading(text, position, piece.start) or heading
         above = "" if is_heading(text, piece.start) else heading
-        said = title == title_of(above) or (begins_with_title and (n == 1 or len(title) > HEADLINE_CHARACTERS_MAX))
-        known = made.terms(f"{'' if said else title}\n{above}\n{piece.text}")
+        first_or_long = n == 1 or len(title) > HEADLINE_CHARACTERS_MAX
+        has_title = title == title_of(above) or (begins_with_title and first_or_long)
+        terms = terms_of(f"{'' if has_title else title}\n{above}\n{piece.text}")
         position = piece.start
         yield {
             "document_id": document["id"],
@@ -69,76 +91,67 @@ def cut(document: Mapping[str, Any], rules: Rules) -> Iterator[dict[str, Any]]:
             "start": piece.start,
             "end": piece.end,
             "text": piece.text,
-            "words": " ".join(known.words),
-            "grams": " ".join(known.grams),
+            "words": " ".join(terms.words),
+            "grams": " ".join(terms.grams),
             "content_hash": hash_text(piece.text),
         }
 
 
-def cut_here(documents: Sequence[Mapping[str, Any]], rules: Rules) -> list[list[dict[str, Any]]]:
-    """The rows of each document, made by a thread of this process. It gives way now and then."""
-    made: list[list[dict[str, Any]]] = []
-    chunks = 0
-    for document in documents:
-        made.append([])
-        for row in cut(document, rules):
-            made[-1].append(row)
-            chunks += 1
-            if chunks % CHUNKS_A_TURN == 0:
-                time.sleep(YIELD_SECONDS)
-    return made
+def chunk_documents(documents: Sequence[Mapping[str, Any]], rules: ChunkRules) -> dict[str, list[ChunkRow]]:
+    """Return the chunk rows of documents by document id.
+
+    Runs in a thread of the service and regularly yields the interpreter lock to the event loop.
+    """
+    rows: dict[str, list[ChunkRow]] = {document["id"]: [] for document in documents}
+    for n, row in enumerate(_chunk_all(documents, rules), 1):
+        rows[row["document_id"]].append(row)
+        if n % YIELD_CHUNKS == 0:
+            time.sleep(YIELD_SECONDS)
+    return rows
 
 
-def tell(pipe: IO[bytes], frame: bytes) -> None:
-    """Send a frame, when the pipe is flushed."""
-    pipe.write(len(frame).to_bytes(4, "big") + frame)
-
-
-def frame_of(pipe: IO[bytes]) -> bytes:
-    """The next frame. Raises `EOFError`."""
-    return _exactly(pipe, int.from_bytes(_exactly(pipe, 4), "big"))
-
-
-def _exactly(pipe: IO[bytes], size: int) -> bytes:
-    if len(data := pipe.read(size)) < size:
-        raise EOFError("the pipe ended in the middle")
-    return data
+def _chunk_all(documents: Sequence[Mapping[str, Any]], rules: ChunkRules) -> Iterator[ChunkRow]:
+    return chain.from_iterable(chunk_document(document, rules) for document in documents)
 
 
 def main() -> None:
-    """The child. It stays in the service's session: Linux may share the processor among sessions first, whatever their niceness."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the service, which ends what it began
-    with suppress(EOFError, BrokenPipeError):  # nobody waits any more
+    """Run the child: process tasks until the parent closes the socket.
+
+    The child stays in the session of the service: Linux may share the processor between sessions
+    first (autogroup), whatever the priorities of their processes.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the service, which ends the child
+    with Connection(sys.stdin.fileno()) as connection, suppress(EOFError, ConnectionError):
         while True:
-            _do(sys.stdin.buffer, sys.stdout.buffer)
+            _process_task(connection)
 
 
-def _do(given: IO[bytes], told: IO[bytes]) -> None:
-    """One task."""
-    task = msgspec.msgpack.decode(frame_of(given), type=Task)
-    tokenizer(task.dictionary).terms("\u3042")  # which loads the dictionary, also where there is no document yet
-    texts = [b"".join(iter(partial(frame_of, given), b"")).decode() for _ in task.documents]
-    rows = chain.from_iterable(
-        cut({"id": id_, "title": title, "text": text}, task) for (id_, title), text in zip(task.documents, texts, strict=True)
-    )
-    while some := list(islice(rows, ROWS_AT_ONCE)):
-        tell(told, msgspec.msgpack.encode(some))
-        told.flush()
-    tell(told, b"")
-    told.flush()
+def _process_task(connection: Connection) -> None:
+    task = msgspec.msgpack.decode(connection.recv_bytes(), type=ChunkTask)
+    tokenizer(task.dictionary).terms("\u3042")  # loads the dictionary, also for a task without documents
+    text = b"".join(iter(connection.recv_bytes, b"")).decode()
+    documents = []
+    for document_id, title, characters in task.documents:
+        documents.append({"id": document_id, "title": title, "text": text[:characters]})
+        text = text[characters:]
+    rows = _chunk_all(documents, task)
+    while batch := list(islice(rows, ROWS_PER_FRAME)):
+        connection.send_bytes(msgspec.msgpack.encode(batch))
+    connection.send_bytes(b"")
 
 
 def hash_text(text: str) -> str:
-    """SHA-256, hexadecimal."""
-    made = hashlib.sha256()
+    """The SHA-256 of a text, in hexadecimal."""
+    digest = hashlib.sha256()
     for part in parts(text):
-        made.update(part.encode())
-    return made.hexdigest()
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 def _last_heading(text: str, start: int, end: int) -> str:
-    """The last Markdown heading that begins in `text[start:end]`, or nothing."""
-    at = text.rfind("\n#", start, end) + 1 if not is_heading(text, start) or text.rfind("\n#", start, end) >= 0 else start
+    """The last Markdown heading that begins in `text[start:end]`, or an empty string."""
+    newline = text.rfind("\n#", start, end)
+    at = start if newline < 0 and is_heading(text, start) else newline + 1
     return text[at:end].partition("\n")[0] if is_heading(text, at) and start <= at < end else ""
 
 

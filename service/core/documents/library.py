@@ -4,7 +4,7 @@ A document is visible to its owner and, if it is shared, to everyone; only its o
 twice by one owner is one document. All of a document is written in one transaction, chunks and index included (triggers
 keep the index in step with `chunks`), so that a search sees the whole of it or nothing.
 
-Cutting and tokenising take about a second per million characters; they are done beside the loop (`cutters.py`), before the
+Chunking takes about a second per million characters. It is done outside the event loop (`chunk_workers.py`), before the
 transaction begins.
 """
 
@@ -22,8 +22,8 @@ import sqlalchemy as sa
 
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import chunks, documents, vectors
-from service.core.documents.chunk_workers import cut_all
-from service.core.documents.chunker import hash_text
+from service.core.documents.chunk_workers import ChunkWorkers
+from service.core.documents.chunker import ChunkRow, hash_text
 from service.core.encoding import clean, new_id, now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.settings import Settings
@@ -64,7 +64,15 @@ class DocumentPage(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
-async def store(database: Database, settings: Settings, given: Sequence[Given], *, user_id: str, shared: bool = False) -> list[Document]:
+async def store(
+    database: Database,
+    settings: Settings,
+    workers: ChunkWorkers,
+    given: Sequence[Given],
+    *,
+    user_id: str,
+    shared: bool = False,
+) -> list[Document]:
     """Keep texts, all of them or none; each result says whether it is new.
 
     Raises `NotText`, `DocumentsFull`, `DatabaseUnavailable`.
@@ -73,11 +81,12 @@ async def store(database: Database, settings: Settings, given: Sequence[Given], 
     if not rows:
         return []
     there = await database.look(partial(_there, rows=rows))
-    pieces = await cut_all(_missing(rows, there, settings), settings)
+    pieces = await workers.chunk_documents(_missing(rows, there, settings), settings)
     async with database.transaction() as session:  # asked again, now that nobody else can write
         there = await session.run_sync(_there, rows)
         missing = _missing(rows, there, settings)
-        pieces |= await cut_all([row for row in missing if row["id"] not in pieces], settings)  # deleted a moment ago
+        deleted_meanwhile = [row for row in missing if row["id"] not in pieces]
+        pieces |= await workers.chunk_documents(deleted_meanwhile, settings)
         new = [row | {"chunks": len(pieces[row["id"]])} for row in missing]
         await _insert(session, new, pieces)
     known = there.documents | {row["content_hash"]: _document({name: row[name] for name in _NAMES}) for row in new}
@@ -90,7 +99,7 @@ async def store(database: Database, settings: Settings, given: Sequence[Given], 
 
 
 def _row(given: Given, settings: Settings, *, user_id: str, shared: bool) -> dict[str, Any]:
-    """The row of a document, before it is cut."""
+    """The row of a document, before it is split into chunks."""
     text = tidy(given.text)
     return {
         "id": new_id(at := now()),
@@ -142,13 +151,13 @@ def _missing(rows: list[dict[str, Any]], there: _There, settings: Settings) -> l
     return missing
 
 
-async def _insert(session: Session, rows: list[dict[str, Any]], pieces: dict[str, list[dict[str, Any]]]) -> None:
+async def _insert(session: Session, rows: list[dict[str, Any]], pieces: dict[str, list[ChunkRow]]) -> None:
     if rows:
         await session.execute(sa.insert(documents), rows)
         await _insert_chunks(session, [piece for row in rows for piece in pieces[row["id"]]])
 
 
-async def _insert_chunks(session: Session, pieces: list[dict[str, Any]]) -> None:
+async def _insert_chunks(session: Session, pieces: list[ChunkRow]) -> None:
     """Insert the rows of chunks, some at a time: preparing them is work on the loop.
 
     Whoever asks for the ids gets one statement for many rows, and FTS5 writes its terms once a statement, which is half the time.
@@ -193,10 +202,11 @@ async def _forget_vectors(session: Session, hashes: Sequence[str]) -> None:
         await session.execute(sa.delete(vectors).where(vectors.c.content_hash.in_(some), ~there))
 
 
-async def seed(database: Database, settings: Settings, *, user_id: str) -> list[Document]:
+async def seed(database: Database, settings: Settings, workers: ChunkWorkers, *, user_id: str) -> list[Document]:
     """Keep the sample documents, shared with everyone, once however often and by whom it is asked for."""
     texts = [await anyio.Path(path).read_text(encoding="utf-8") for path in sorted(SAMPLES.glob("*.md"))]
-    return await store(database, settings, [Given("", text, "utf-8") for text in texts], user_id=user_id, shared=True)
+    given = [Given("", text, "utf-8") for text in texts]
+    return await store(database, settings, workers, given, user_id=user_id, shared=True)
 
 
 async def outdated(database: Database, settings: Settings) -> list[str]:
@@ -206,14 +216,14 @@ async def outdated(database: Database, settings: Settings) -> list[str]:
         return list((await session.execute(query)).scalars())
 
 
-async def remake(database: Database, settings: Settings, document_id: str) -> None:
-    """Cut a document anew, if it is still there."""
+async def remake(database: Database, settings: Settings, workers: ChunkWorkers, document_id: str) -> None:
+    """Replace the chunks of a document, if it still exists."""
     query = sa.select(documents.c.id, documents.c.title, documents.c.text).where(documents.c.id == document_id)
     async with database.reading() as session:
         row = (await session.execute(query)).mappings().first()
     if row is None:
         return
-    pieces = (await cut_all([dict(row)], settings))[document_id]
+    pieces = (await workers.chunk_documents([dict(row)], settings))[document_id]
     change = sa.update(documents).where(documents.c.id == document_id).values(chunks=len(pieces), indexed_by=index_name(settings))
     async with database.transaction() as session:
         if (await session.execute(change)).rowcount:  # else it was deleted meanwhile

@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
         else:
             self._drop = True
             self._stop_watching()
-            self._timer = self._loop.call_later(TAIL_SECONDS, self._end)
+            self._timer = self._loop.call_later(self._pool.tail_seconds, self._end)
             if self._paused:
                 self._paused = False
                 self._transport.resume_reading()
@@ -119,7 +119,8 @@ class Connection(asyncio.Protocol):
 
     def usable(self) -> bool:
         """Whether a kept connection may carry another exchange."""
-        return not self._transport.is_closing() and self._loop.time() - self._kept_since < KEEP_ALIVE_SECONDS
+        kept_seconds = self._loop.time() - self._kept_since
+        return not self._transport.is_closing() and kept_seconds < self._pool.keep_alive_seconds
 
     def abort(self) -> asyncio.Future[None]:
         """Close the socket, whatever is on it. The future is done when it is closed."""
@@ -235,11 +236,26 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """The connections to one server. `aclose` before the event loop ends."""
+    """The connections to one server. `aclose` before the event loop ends.
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, *, connect_seconds: float, idle_seconds: float) -> None:
+    An idle connection is closed after `keep_alive_seconds`. `tail_seconds`: how long `Connection.close` waits for the end
+    of a body, without which the connection cannot be used again.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        *,
+        connect_seconds: float,
+        idle_seconds: float,
+        keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+        tail_seconds: float = TAIL_SECONDS,
+    ) -> None:
         self._host, self._port, self._tls = host, port, tls
         self._connect_seconds, self._idle_seconds = connect_seconds, idle_seconds
+        self.keep_alive_seconds, self.tail_seconds = keep_alive_seconds, tail_seconds
         self._all: set[Connection] = set()
         self._kept: deque[Connection] = deque()  # the longest kept first
         self._sweeper: asyncio.TimerHandle | None = None
@@ -254,7 +270,7 @@ class Connections:
         """It may be used again."""
         self._kept.append(connection)
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(KEEP_ALIVE_SECONDS, self._sweep)
+            self._sweep_later()
 
     def forget(self, connection: Connection) -> None:
         """It is closed."""
@@ -301,4 +317,7 @@ class Connections:
         while self._kept and not self._kept[0].usable():
             self._kept.popleft().abort()
         if self._kept:
-            self._sweeper = asyncio.get_running_loop().call_later(KEEP_ALIVE_SECONDS, self._sweep)
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        self._sweeper = asyncio.get_running_loop().call_later(self.keep_alive_seconds, self._sweep)

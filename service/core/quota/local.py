@@ -85,10 +85,16 @@ class LedgerStatistics(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """The quota of one process."""
+    """The quota of one process. Callers with a limit wait up to `load_seconds` for `load`."""
 
-    def __init__(self, ttl_seconds: float, *, clock: Callable[[], float] = time.time) -> None:
-        self._ttl_seconds = ttl_seconds
+    def __init__(
+        self,
+        ttl_seconds: float,
+        *,
+        load_seconds: float = LOAD_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ttl_seconds, self._load_seconds = ttl_seconds, load_seconds
         self._clock = clock
         self._accounts: dict[str, Account] = {}
         self._holds: dict[str, _Hold] = {}  # in the order of their expiry: it is the same time for all
@@ -189,7 +195,7 @@ class Ledger:
 
     async def _wait_loaded(self) -> None:
         try:
-            async with asyncio.timeout(LOAD_SECONDS):
+            async with asyncio.timeout(self._load_seconds):
                 await self._loaded.wait()
         except TimeoutError as error:
             raise DatabaseUnavailable("what was used before this process began is not known yet") from error

@@ -32,14 +32,19 @@ async def loose(database: Database) -> bool:
 
 
 async def merge(database: Database, pause_seconds: float = PAUSE_SECONDS) -> None:
-    """Make the index one segment. Raises `DatabaseUnavailable`; what was done until then stays done."""
-    pages = -PAGES_AT_ONCE  # at first: take all segments, whatever their sizes; then: go on
-    while await _worked(database, pages):
-        pages = PAGES_AT_ONCE
+    """Make the index one segment. Raises `DatabaseUnavailable`; the steps done until then stay done."""
+    first = True
+    while await merge_step(database, first=first):
+        first = False
         await asyncio.sleep(pause_seconds)
 
 
-async def _worked(database: Database, pages: int) -> bool:
+async def merge_step(database: Database, *, first: bool, pages_max: int = PAGES_AT_ONCE) -> bool:
+    """Merge up to `pages_max` pages in one transaction. False: nothing was left to merge.
+
+    The `first` step of a merge takes all segments, whatever their sizes; the others continue it.
+    """
+    pages = -pages_max if first else pages_max
     async with database.transaction() as session:
         before = await _changes(session)
         await session.exec_driver_sql("INSERT INTO chunk_terms(chunk_terms, rank) VALUES ('merge', ?)", (pages,))

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from service.core.accounting import log as request_log
+from service.core.answering.answers import Ask
 from service.core.answering.idempotency import Begun, Key, Keys, hash_request
 from service.core.answering.streams import Stream, replay
 from service.core.errors import IdempotencyConflict, KotaeError, Overloaded
@@ -262,13 +263,24 @@ async def test_a_client_that_was_cut_comes_back_with_its_key(service: Service, f
     assert (await service.row())["status"] == "completed"
 
 
-async def test_a_stream_that_nobody_comes_back_to_is_stopped(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_nobody_comes_back_to_is_stopped(serve: Serve, fake: ProviderFake) -> None:
     """A key is no reason to go on for ever: the provider is stopped, and the row's end is what the key gets."""
-    monkeypatch.setattr("service.core.answering.answers.ATTACH_SECONDS", 0)
     service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0)
     fake.next(Behaviour(hang_after=3))
-    async with reading(service, 2):
-        pass
+    request = Ask(
+        prompt=FREE["prompt"],
+        grounded=False,
+        endpoint="/ai/stream",
+        user_id="local",
+        sees=None,
+        request_id="r",
+        stream=True,
+        attach_seconds=0.2,
+    )
+    begun = await service.rooms.answers.answer_once(request, KEY["Idempotency-Key"])
+    async with aclosing(begun.stream.read(-1)) as batches:
+        while b"delta" not in await anext(batches):
+            pass
 
     assert await fake.wait_ended(fake.calls[0], 5) is Ending.ABORTED
     await wait_forgotten(service)
@@ -468,32 +480,6 @@ async def test_without_the_database_a_new_key_is_refused(service: Service, fake:
     assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")
     assert fake.calls == []
     assert (await ask(service)).status_code == 200
-
-
-async def test_a_key_waits_for_the_rows_of_the_process_before(
-    service: Service, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A key is not taken for new while recovery may still bring its row."""
-    recovered = asyncio.Event()
-    monkeypatch.setattr(service.rooms.answers._recall, "_wait_recovered", recovered.wait)
-    task = asyncio.create_task(ask(service))
-    await wait_until(lambda: service.rooms.answers.statistics().keyed == 1)
-    begun = keyed_intent()
-    await put(service, begun)
-    recovered.set()
-
-    assert (await task).json()["id"] == begun.id
-    assert fake.calls == []
-
-
-async def test_a_key_does_not_wait_for_ever(service: Service, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the rows of the process before do not come, a key is told to come back."""
-    monkeypatch.setattr("service.core.answering.replay.RECOVERY_SECONDS", 0)
-    monkeypatch.setattr(service.rooms.answers._recall, "_wait_recovered", asyncio.Event().wait)
-    refused = await ask(service)
-
-    assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")
-    assert service.rooms.answers.statistics().keyed == 0
 
 
 # after a restart

@@ -1,11 +1,20 @@
 """Streams of ended answers, from memory and from the log."""
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.core.accounting import log as request_log
+from service.core.accounting.journal import Journal
+from service.core.accounting.queue import LocalQueue
+from service.core.answering.replay import Recall
+from service.core.database.engine import Database
+from service.core.errors import DatabaseUnavailable
 from tests.conftest import Serve
 from tests.fakes.provider import Behaviour, ProviderFake
+from tests.records import intent, outcome
 from tests.sse import text_of
 from tests.streams import begin, everything, forget
 
@@ -55,3 +64,30 @@ async def test_the_log_is_waited_for(serve: Serve, fake: ProviderFake) -> None:
     found = await service.client.get(f"/ai/answers/{plain['id']}")
 
     assert (found.status_code, found.json()) == (200, plain)
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> LocalQueue:
+    """An empty queue."""
+    return LocalQueue(10, Journal(tmp_path / "journal", None, sync_ms=50, bytes_max=2**26))
+
+
+async def test_a_key_waits_for_the_rows_of_the_process_before(database: Database, queue: LocalQueue) -> None:
+    """A key is not taken for new while recovery may still bring its row."""
+    recovered, begun = asyncio.Event(), intent(idempotency_key="k")
+    recall = Recall(database, queue, recovered.wait)
+    lookup = asyncio.create_task(recall.by_key(begun.user_id, "k"))
+    async with database.transaction() as session:
+        await request_log.apply(session, [outcome(begun)])
+    recovered.set()
+
+    result = await lookup
+    assert result
+    assert result.intent.id == begun.id
+
+
+async def test_a_key_does_not_wait_for_ever(database: Database, queue: LocalQueue) -> None:
+    """When the rows of the process before do not come, the lookup fails."""
+    recall = Recall(database, queue, asyncio.Event().wait, recovery_seconds=0)
+    with pytest.raises(DatabaseUnavailable):
+        await recall.by_key("local", "k")

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 
-from service.core.auth import store
+from service.core.auth import credentials, store
 from service.core.auth.credentials import digest
 from service.core.auth.principals import BOOTSTRAP, Principal, Role, Scope
 from service.core.auth.store import ApiKey, Wanted
@@ -167,3 +167,13 @@ async def test_a_key_that_has_ended_is_not_rotated(database: Database) -> None:
             await rotate(database, key.id)
 
     assert len(await stored(database)) == 2
+
+
+async def test_one_session_too_many_ends_the_oldest(database: Database) -> None:
+    """A user has a limited number of sessions."""
+    alice = Principal(user_id="alice", role=Role.USER, credential="key:1")
+    begun = [await store.begin_session(database, alice, "key:1", seconds=60, sessions_max=2) for _ in range(3)]
+    async with database.reading() as session:
+        rows = [await store.find_session(session, credentials.digest(value)) for value, _ in begun]
+
+    assert [row is not None for row in rows] == [False, True, True]

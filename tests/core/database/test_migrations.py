@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable
 from service.core.settings import Settings
 from tests.records import outcome
@@ -57,7 +58,7 @@ def test_autogenerate_never_touches_a_foreign_table(tmp_path: Path) -> None:
 async def test_down_and_up_on_data(database: Database) -> None:
     """With rows, documents and their index there, the schema goes to nothing and comes back, empty and working."""
     settings = Settings()
-    await library.seed(database, settings, user_id="local")
+    await library.seed(database, settings, ChunkWorkers(), user_id="local")
     await write(database, [outcome()])
 
     await database.migrate("base")
@@ -66,7 +67,7 @@ async def test_down_and_up_on_data(database: Database) -> None:
     await database.migrate()
 
     assert tables <= {"alembic_version", "sqlite_sequence"}
-    assert len(await library.seed(database, settings, user_id="local")) == 10
+    assert len(await library.seed(database, settings, ChunkWorkers(), user_id="local")) == 10
     await write(database, [outcome()])
 
 

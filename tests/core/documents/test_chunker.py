@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from service.core.database.engine import Database
 from service.core.database.tables import chunks
-from service.core.documents.chunker import cut
+from service.core.documents.chunker import chunk_document
 from service.core.search.results import best_sentence
 from service.core.settings import Settings
 from service.core.text.chunking import title_of
@@ -35,7 +35,7 @@ async def test_a_chunk_is_found_by_the_heading_above_it(database: Database) -> N
 def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -> None:
     """Whatever the text, a chunk's offsets slice the original, and the best sentence's offsets slice the chunk."""
     small = Settings(_env_file=None, chunk_characters=50, chunk_overlap_characters=10)
-    for piece in cut({"id": "d", "title": "T", "text": text}, small):
+    for piece in chunk_document({"id": "d", "title": "T", "text": text}, small):
         assert piece["text"] == text[piece["start"] : piece["end"]]
         low, high = best_sentence(piece["text"], {"灯台": 1.0, "a": 2.0})
         assert 0 <= low < high <= len(piece["text"])
@@ -44,7 +44,7 @@ def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -
 def known_by(text: str, title: str = "") -> list[list[str]]:
     """The words by which the index knows each chunk of a text."""
     small = Settings(_env_file=None, chunk_characters=60, chunk_overlap_characters=0)
-    return [piece["words"].split() for piece in cut({"id": "d", "title": title or title_of(text), "text": text}, small)]
+    return [piece["words"].split() for piece in chunk_document({"id": "d", "title": title or title_of(text), "text": text}, small)]
 
 
 def test_a_chunk_is_known_by_its_title_once() -> None:

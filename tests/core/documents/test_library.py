@@ -9,6 +9,7 @@ from service.core.database.engine import Database
 from service.core.database.tables import chunks
 from service.core.database.tables import documents as table
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound, NotText
 from service.core.settings import Settings
 
@@ -27,7 +28,7 @@ async def keep(
 ) -> tuple[library.Document, bool]:
     """Store a text."""
     given = library.Given(title or "", text, "utf-8")
-    (document,) = await library.store(database, settings, [given], user_id=user_id, shared=shared)
+    (document,) = await library.store(database, settings, ChunkWorkers(), [given], user_id=user_id, shared=shared)
     return document, document.created is True
 
 
@@ -153,9 +154,9 @@ async def test_a_delete_takes_everything_with_it(database: Database) -> None:
 
 async def test_seeding_is_idempotent(database: Database) -> None:
     """The samples are kept once, in both languages, shared with everyone, whoever asks and however often."""
-    first = await library.seed(database, SETTINGS, user_id="a")
+    first = await library.seed(database, SETTINGS, ChunkWorkers(), user_id="a")
     assert len(first) >= 10
     assert all(one.shared and one.created and 600 <= one.characters <= 2500 for one in first)
-    again = await library.seed(database, SETTINGS, user_id="b")
+    again = await library.seed(database, SETTINGS, ChunkWorkers(), user_id="b")
     assert [one.document_id for one in again] == [one.document_id for one in first]
     assert not any(one.created for one in again)

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 import pytest
 
 from service.core.errors import ProviderCut, ProviderInvalid, ProviderTimeout, ProviderUnreachable
-from service.core.providers import http1 as module
 from service.core.providers.http1 import AHEAD_BYTES_MAX, HEAD_BYTES_MAX, Connection, Connections
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
@@ -40,11 +39,12 @@ class Server:
 
 
 @asynccontextmanager
-async def served(*answers: list[bytes | None], idle_seconds: float = 5) -> AsyncIterator[tuple[Connections, Server]]:
+async def served(*answers: list[bytes | None], **options: float) -> AsyncIterator[tuple[Connections, Server]]:
     """A server with these answers, and connections to it."""
     server = Server(list(answers))
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    connections = Connections("127.0.0.1", listener.sockets[0].getsockname()[1], None, connect_seconds=5, idle_seconds=idle_seconds)
+    port = listener.sockets[0].getsockname()[1]
+    connections = Connections("127.0.0.1", port, None, **({"connect_seconds": 5, "idle_seconds": 5} | options))
     try:
         yield connections, server
     finally:
@@ -122,10 +122,10 @@ async def test_the_tail_of_an_answer_is_waited_for_by_nobody() -> None:
         assert server.accepted == 1
 
 
-async def test_a_tail_that_does_not_come_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tail_that_does_not_come_closes_the_connection() -> None:
     """It is waited for no longer than a moment."""
-    monkeypatch.setattr(module, "TAIL_SECONDS", 0.01)
-    async with served([b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi"]) as (connections, server):
+    answer: list[bytes | None] = [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi"]
+    async with served(answer, tail_seconds=0.01) as (connections, server):
         await (await asked(connections)).close(tail=True)
         await until(lambda: server.gone == 1)
 
@@ -144,10 +144,9 @@ async def test_a_connection_that_the_server_has_closed_is_not_used_again() -> No
             assert server.accepted == number
 
 
-async def test_kept_connections_are_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_kept_connections_are_closed_in_time() -> None:
     """A connection that nobody wants goes before the server would close it."""
-    monkeypatch.setattr(module, "KEEP_ALIVE_SECONDS", 0.02)
-    async with served([WHOLE]) as (connections, server):
+    async with served([WHOLE], keep_alive_seconds=0.02) as (connections, server):
         await (await asked(connections)).close()
         await until(lambda: server.gone == 1)
         assert not connections._all

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from service.core.errors import BeyondQuota, DatabaseUnavailable, KotaeError, QuotaExceeded, UnpricedModel
 from service.core.ports import QuotaLimits, QuotaSubject
-from service.core.quota.local import Ledger
+from service.core.quota.local import LOAD_SECONDS, Ledger
 
 ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 NOON = datetime(2027, 3, 31, 12, 0, 5, tzinfo=UTC).timestamp()
@@ -29,9 +29,9 @@ class Clock:
         return self.now
 
 
-def ledger(clock: Clock | None = None, *, loaded: bool = True) -> Ledger:
+def ledger(clock: Clock | None = None, *, loaded: bool = True, load_seconds: float = LOAD_SECONDS) -> Ledger:
     """An empty ledger."""
-    made = Ledger(TTL, clock=clock or Clock())
+    made = Ledger(TTL, load_seconds=load_seconds, clock=clock or Clock())
     if loaded:
         made.load({}, {}, {})
     return made
@@ -149,14 +149,17 @@ async def test_a_hold_that_nobody_ends_expires_and_late_truth_counts() -> None:
     assert (book.statistics().expired, book.statistics().late) == (1, 1)
 
 
-async def test_who_has_a_limit_waits_until_the_past_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_has_a_limit_is_refused_while_the_past_is_not_known() -> None:
     """Closed: before what was used is loaded, nobody with a limit is let in, and everybody else is."""
-    monkeypatch.setattr("service.core.quota.local.LOAD_SECONDS", 0.01)
-    book = ledger(loaded=False)
+    book = ledger(loaded=False, load_seconds=0)
     await book.hold("a", user("bob"), tokens=1, nano_usd=None)
     with pytest.raises(DatabaseUnavailable):
         await book.hold("b", user(tokens_per_day=100), tokens=1, nano_usd=None)
-    monkeypatch.setattr("service.core.quota.local.LOAD_SECONDS", 5)
+
+
+async def test_who_has_a_limit_waits_for_the_past() -> None:
+    """What was used before counts for a request that came before it was loaded."""
+    book = ledger(loaded=False)
     waiting = asyncio.create_task(book.hold("c", user(tokens_per_day=100), tokens=10, nano_usd=None))
     await asyncio.sleep(0)
     book.load({"user:alice": (1, 95, 0)}, {}, {})

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from service.core.database.engine import Database
 from service.core.database.tables import vectors
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import hash_text
 from service.core.ports import Embedded
 from service.core.providers import embedders
@@ -38,7 +39,7 @@ class Letters:
 
 async def keep(database: Database, *texts: str, user_id: str = "u") -> list[str]:
     """Documents of one chunk each."""
-    stored = await library.store(database, SETTINGS, [library.Given("", text, "utf-8") for text in texts], user_id=user_id)
+    stored = await library.store(database, SETTINGS, ChunkWorkers(), [library.Given("", text, "utf-8") for text in texts], user_id=user_id)
     return [document.document_id for document in stored]
 
 
@@ -110,7 +111,7 @@ async def test_a_text_is_embedded_once(database: Database) -> None:
     await keep(database, TEXTS[0], user_id="v")
     embedder = Letters()
     await fill(Vectors(database, embedder, None, None))
-    await library.remake(database, SETTINGS, document_id)
+    await library.remake(database, SETTINGS, ChunkWorkers(), document_id)
     again = Vectors(database, embedder, None, None)
     await again.load()
     assert await fill(again) == 0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.search.index import CANDIDATES_MAX, SEEN_LOOKED, Index
 from service.core.search.ranking import parse
 from service.core.search.service import Retrieval
@@ -36,7 +37,7 @@ async def test_one_word_that_stands_everywhere_finds_where_it_stands_most(databa
     """More chunks have the word than are ranked, and it alone cannot tell them apart: the best are still among those ranked."""
     filler = "A note about harbours, ropes, sails, anchors, tides, cranes, fog, nets and boats"
     some = [library.Given("T", f"{filler} with a lantern, number {n}.", "utf-8") for n in range(CANDIDATES_MAX + 20)]
-    await library.store(database, SETTINGS, some, user_id="u")
+    await library.store(database, SETTINGS, ChunkWorkers(), some, user_id="u")
     best = await keep(database, "Lantern by lantern.")
     found = await look(database, "lantern", limit=1)
     assert [hit.document_id for hit in found.items] == [best]
@@ -45,7 +46,7 @@ async def test_one_word_that_stands_everywhere_finds_where_it_stands_most(databa
 async def test_own_documents_are_found_behind_many_better_ones_of_others(database: Database) -> None:
     """What others have never takes the places of what the caller may see."""
     some = [library.Given("T", f"The lantern keeper trims lantern {n}.", "utf-8") for n in range(SEEN_LOOKED + 50)]
-    await library.store(database, SETTINGS, some, user_id="other")
+    await library.store(database, SETTINGS, ChunkWorkers(), some, user_id="other")
     mine = await keep(database, "A lantern, and much else about harbours, ropes, sails, anchors, tides and fog.")
     assert [hit.document_id for hit in (await look(database, "lantern keeper")).items] == [mine]
     assert [hit.document_id for hit in (await look(database, "lantern")).items] == [mine]

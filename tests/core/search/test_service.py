@@ -1,20 +1,30 @@
 """Search, and the extractive answers over the sample documents, with the default thresholds."""
 
+import asyncio
+import sys
+import threading
+import time
 import unicodedata
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from typing import TypeVar
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service import __main__ as entry
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable
 from service.core.grounding.citations import read_citations
 from service.core.grounding.extraction import quote
 from service.core.grounding.prompt import context_from
 from service.core.search.ranking import parse
 from service.core.search.results import NOTHING, Found
-from service.core.search.service import Retrieval
+from service.core.search.service import SEARCHES_AT_ONCE, Retrieval
 from service.core.settings import Settings
 from service.core.text.tokenizer import tokenizer
 
@@ -131,13 +141,14 @@ async def look(database: Database, query: str, user_id: str | None = "u", limit:
 
 async def keep(database: Database, text: str, user_id: str = "u", *, shared: bool = False, title: str = "T") -> str:
     """Store a text; its id."""
-    (document,) = await library.store(database, SETTINGS, [library.Given(title, text, "utf-8")], user_id=user_id, shared=shared)
+    given = [library.Given(title, text, "utf-8")]
+    (document,) = await library.store(database, SETTINGS, ChunkWorkers(), given, user_id=user_id, shared=shared)
     return document.document_id
 
 
 async def test_the_samples_answer_sensible_questions(database: Database) -> None:
     """Every question about the samples finds its document first, is answerable, and is answered with the right sentence."""
-    seeded = await library.seed(database, SETTINGS, user_id="local")
+    seeded = await library.seed(database, SETTINGS, ChunkWorkers(), user_id="local")
     names = dict(zip((one.document_id for one in seeded), sorted(path.stem for path in library.SAMPLES.glob("*.md")), strict=True))
     assert len(JAPANESE) >= 20
     assert len(ENGLISH) >= 20
@@ -158,7 +169,7 @@ async def test_the_samples_answer_sensible_questions(database: Database) -> None
 
 async def test_the_samples_do_not_answer_others(database: Database) -> None:
     """A question about something else is not answerable."""
-    await library.seed(database, SETTINGS, user_id="local")
+    await library.seed(database, SETTINGS, ChunkWorkers(), user_id="local")
     assert sum(question.isascii() for question in OFF_TOPIC) >= 10
     assert sum(not question.isascii() for question in OFF_TOPIC) >= 10
     assert [question for question in OFF_TOPIC if (await look(database, question)).answerable] == []
@@ -258,7 +269,7 @@ QUESTIONS = ["ｻｰﾊﾞｰのﾊﾞｯｸｱｯﾌﾟ", "ＫＯＴＡＥの�
 @pytest.mark.parametrize("question", QUESTIONS)
 async def test_variants_rank_alike(database: Database, question: str) -> None:
     """Width, case and composition of a question change neither hits nor scores."""
-    await library.seed(database, SETTINGS, user_id="local")
+    await library.seed(database, SETTINGS, ChunkWorkers(), user_id="local")
     await keep(database, "サーバーのバックアップは毎晩です。KOTAEの返品期限は30日。Cafe opening hours: nine to five. がぎぐげごのパ行。")
     found = await look(database, question)
     assert found.items
@@ -278,3 +289,110 @@ async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(da
             with pytest.raises(DatabaseUnavailable, match="chunk_terms"):
                 await retrieval.search("Where do otters sleep?", user_id="u", limit=5)
     assert (await retrieval.search("Where do otters sleep?", user_id="u", limit=5)).answerable
+
+
+# searches beside the event loop
+
+TICK = 0.002
+SEARCHES = 50
+LONG = "\n\n".join(
+    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。The keeper rings bell {n}." for n in range(4000)
+)
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def measure_lateness() -> AsyncIterator[list[float]]:
+    """How much later than requested a timer fires, which every stream of the event loop would feel."""
+    late: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(TICK)
+            late.append(time.perf_counter() - began - TICK)
+
+    task = asyncio.create_task(tick())
+    yield late
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value that this share of them does not exceed."""
+    return sorted(values)[int(len(values) * share)]
+
+
+def compute(stop: threading.Event) -> None:
+    """Hold the interpreter lock as any computing thread does: the reference on this machine."""
+    while not stop.is_set():
+        sum(range(500))
+
+
+@pytest.fixture
+def switch_interval() -> Iterator[None]:
+    """The switch interval of the service."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(entry.SWITCH_SECONDS)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("switch_interval")
+async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Database) -> None:
+    """While a large text is stored and many search, the loop is late no more than beside one thread that merely computes."""
+    retrieval, stop = Retrieval(database, SETTINGS), threading.Event()
+    with closing(ChunkWorkers()) as workers:
+        await library.store(database, SETTINGS, workers, [library.Given("", LONG[:50_000], "utf-8")], user_id="u")
+        thread = asyncio.create_task(asyncio.to_thread(compute, stop))
+        async with measure_lateness() as beside_a_thread:
+            await asyncio.sleep(1)
+        stop.set()
+        await thread
+
+        async with measure_lateness() as beside_retrieval:
+            given = [library.Given("", LONG, "utf-8")]
+            storing = asyncio.create_task(library.store(database, SETTINGS, workers, given, user_id="u"))
+            questions = [f"灯台の管理人は{n}回磨きますか" for n in range(SEARCHES)]
+            await asyncio.gather(*(retrieval.search(question, user_id="u", limit=5) for question in questions))
+            (document,) = await storing
+
+    assert document.created
+    assert quantile(beside_retrieval, 0.95) <= quantile(beside_a_thread, 0.95) * 3 + 0.01
+
+
+class CountingDatabase(Database):
+    """Counts how many blocking reads run at once."""
+
+    most = now = 0
+
+    async def look(self, work: Callable[[sa.Connection], T]) -> T:
+        """The same, counted."""
+        lock = threading.Lock()
+
+        def counted(connection: sa.Connection) -> T:
+            with lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            try:
+                return work(connection)
+            finally:
+                with lock:
+                    self.now -= 1
+
+        return await super().look(counted)
+
+
+async def test_one_search_computes_at_a_time(database: Database) -> None:
+    """Of many that search at once, each gets its answer, and no two ever computed side by side."""
+    given = [library.Given("", LONG[:20_000], "utf-8")]
+    await library.store(database, SETTINGS, ChunkWorkers(), given, user_id="u")
+    counting = CountingDatabase(database._url)
+    retrieval = Retrieval(counting, SETTINGS)
+    questions = [f"灯台の管理人は{n}回" for n in range(SEARCHES)]
+    results = await asyncio.gather(*(retrieval.search(question, user_id="u", limit=5) for question in questions))
+    await counting.close()
+
+    assert all(result.items for result in results)
+    assert counting.most == SEARCHES_AT_ONCE == 1
