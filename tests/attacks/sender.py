@@ -42,7 +42,7 @@ class Target(NamedTuple):
 class Outcome(NamedTuple):
     """What an attack achieved: final statuses and their number, bytes sent, connections closed by the service, opened."""
 
-    statuses: Counter[int] = Counter()
+    statuses: Counter[int]
     sent: int = 0
     closed: int = 0
     opened: int = 0
@@ -96,7 +96,8 @@ def statuses_of(data: bytes) -> Counter[int]:
 
 def send_again_and_again(target: Target, make_blocks: Callable[[], Iterable[bytes]]) -> Outcome:
     """One connection after another until the attack ends, each read to its end."""
-    ends, outcomes = time.monotonic() + target.seconds, []
+    outcomes: list[Outcome] = []
+    ends = time.monotonic() + target.seconds
     while not outcomes or time.monotonic() < ends:
         with target.connect() as client:
             sent, _ = send_all(client, make_blocks(), target.seconds)
@@ -107,7 +108,7 @@ def send_again_and_again(target: Target, make_blocks: Callable[[], Iterable[byte
 
 def add(outcomes: Iterable[Outcome]) -> Outcome:
     """The sum of several outcomes."""
-    total = Outcome()
+    total = Outcome(Counter())
     for outcome in outcomes:
         total = Outcome(
             total.statuses + outcome.statuses,
