@@ -1,64 +1,61 @@
-"""The one door to `uvicorn`: serving an application, and ending it well.
+"""Runs an application on uvicorn, within the limits of `service.http_server`, and ends it in order.
 
-What differs from uvicorn alone: the first SIGTERM or SIGINT makes the service refuse new answers at once and gives
-those in progress `shutdown_grace_seconds`; a second one takes the rest of the grace away, but never skips the lifespan,
-which would lose what is not yet written; and the process ends with 0, not by the signal.
+What differs from uvicorn: the first SIGTERM or SIGINT makes the service refuse new answers at once and gives those in
+progress `shutdown_grace_seconds`. Meanwhile it keeps listening: a client that connects gets a 503 with `Retry-After`,
+not a refused connection. A second signal skips the remaining grace period, but never the lifespan, whose end writes
+what is not yet in the database. The process exits with 0, not by the signal.
 """
 
 import asyncio
-import math
 import resource
 import signal
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.core.answering.answers import Answers
 from service.core.errors import KotaeError
 from service.core.settings import Settings
+from service.core.telemetry import log
+from service.http_server.connections import ConnectionTable, HttpLimits
+from service.http_server.protocol import HttpProtocol
 
-WRITE_BUFFER_BYTES = 16_384  # what may wait in this process for a connection that does not take it, before its stream waits
+INTERRUPT_SECONDS = 1.0  # in which interrupted streams send their last event
+TICK_SECONDS = 0.1
+FILES_RESERVED = 256  # for the database, the journal, and what else is open
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Connection(HttpToolsProtocol):
-    """A connection that holds little for a client that does not read, and that an application can drop (`kotae.drop`).
-
-    Closing is not enough to be rid of such a client: what was written for it is still delivered first, so never.
-    """
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
-        """Bound what waits."""
-        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
-        super().connection_made(transport)
-
-    def on_message_begin(self) -> None:
-        """Give each request the means to drop its connection."""
-        super().on_message_begin()
-        self.scope["extensions"] = {**self.scope.get("extensions", {}), "kotae.drop": {"now": self.transport.abort}}
 
 
 class Server(uvicorn.Server):
     """A uvicorn server for one service. `announce` is called with the settings in force and the port once it listens."""
 
-    def __init__(self, app: FastAPI, settings: Settings, announce: Callable[[Settings, int], None] = lambda *_: None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        announce: Callable[[Settings, int], None] = lambda *_: None,
+        limits: HttpLimits | None = None,
+    ) -> None:
+        self.connections = ConnectionTable(limits or HttpLimits(connections_max=settings.connections_max))
         super().__init__(
             uvicorn.Config(
                 _Plain(app),
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
-                http=Connection,
+                http=partial(HttpProtocol, table=self.connections),  # type: ignore[arg-type]  # called like the class
+                ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds) + 1,
             )
         )
         self._app = app
@@ -66,16 +63,43 @@ class Server(uvicorn.Server):
         self._grace_seconds = settings.shutdown_grace_seconds
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._hurried = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say where."""
         self._loop = asyncio.get_running_loop()
-        _raise_files_max()
+        self._limit_connections(_raise_files_max())
         await super().startup(sockets=sockets)
         if self.started:
-            for each in (listener for server in self.servers for listener in server.sockets):
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer_bytes)  # connections inherit it
+            for listener in (listener for server in self.servers for listener in server.sockets):
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer_bytes)  # inherited
             self._announce(self._app.state.rooms.settings, self.servers[0].sockets[0].getsockname()[1])
+
+    async def on_tick(self, counter: int) -> bool:
+        """Enforce the deadlines of connections, ten times per second."""
+        self.connections.tick()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - as in the base class
+        """End answers within the grace period, then connections, then the lifespan."""
+        answers: Answers = self._app.state.rooms.answers
+        answers.refuse_new()
+        self.connections.draining = True
+        self._shut_connections()
+        grace = asyncio.create_task(self._wait_idle(answers, self._grace_seconds))
+        hurry = asyncio.create_task(self._hurried.wait())
+        await asyncio.wait([grace, hurry], return_when=asyncio.FIRST_COMPLETED)
+        grace.cancel()
+        hurry.cancel()
+        answers.interrupt()
+        for server in self.servers:
+            server.close()
+        await self._wait_idle(answers, INTERRUPT_SECONDS)
+        for task in self.server_state.tasks:
+            task.cancel()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await self.lifespan.shutdown()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -94,19 +118,37 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._begin_end, again)
 
     def _begin_end(self, hurry: bool) -> None:
-        answers = self._app.state.rooms.answers
+        answers: Answers = self._app.state.rooms.answers
         answers.refuse_new()
         if hurry:
-            answers.interrupt()
-        else:
-            asyncio.get_running_loop().call_later(self._grace_seconds, answers.interrupt)
+            self._hurried.set()
+
+    def _shut_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+
+    def _limit_connections(self, files_max: int) -> None:
+        """An answer may need two connections, one of them to the provider: allow as many as there can be files."""
+        possible = max(1, (files_max - FILES_RESERVED) // 2)
+        if possible < self.connections.limits.connections_max:
+            log.warning("connections.limited", connections_max=possible, files_max=files_max)
+            self.connections.limits = replace(self.connections.limits, connections_max=possible)
+
+    async def _wait_idle(self, answers: Answers, seconds: float) -> None:
+        """Wait until no answer is in progress and no connection is busy, not longer than `seconds`."""
+        deadline = self.connections.now + seconds
+        while (answers.statistics().in_progress or self.connections.busy) and self.connections.now < deadline:
+            await asyncio.sleep(TICK_SECONDS / 2)
+            self.connections.tick()
 
 
-def _raise_files_max() -> None:
-    """Allow as many open files as this process may allow itself: the usual 1,024 are two for each of 500 answers."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _raise_files_max() -> int:
+    """Allow as many open files as this process may allow itself, and return how many: the usual 1,024 are too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # some systems name a hard limit that they do not grant
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard
+    return soft
 
 
 class _Plain:

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.problems import problem_response
 from service.core.auth.origin import check_source
 from service.core.encoding import new_id, now
-from service.core.errors import ForeignHost, ForeignOrigin, KotaeError, TooLarge
+from service.core.errors import KotaeError, TooLarge
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log, set_request_id
 
@@ -91,6 +91,8 @@ class Edge:
         """Refuse a foreign origin, serve everything else, and account for both."""
         started = time.perf_counter()
         try:
+            if "kotae.refusal" in scope:
+                raise scope["kotae.refusal"]  # noqa: TRY301 - the server has decided this
             check_source(
                 self._settings,
                 host=headers.get(b"host", ""),
@@ -99,7 +101,7 @@ class Edge:
                 page=scope["path"] in _PAGES and headers.get(b"sec-fetch-mode") == "navigate",
             )
             await self._admitted(scope, receive, send)
-        except (ForeignHost, ForeignOrigin) as error:
+        except KotaeError as error:  # of the server, or of the origin check
             await problem_response(error, scope["request_id"], self._refusal_headers)(scope, receive, send)
         finally:
             self._account(scope, scope["kotae.status"], time.perf_counter() - started)

@@ -14,6 +14,10 @@
     ├── ForeignOrigin              403 foreign_origin         add the page's origin to KOTAE_ALLOWED_ORIGINS
     ├── TicketInvalid              403 ticket_invalid         used, expired or for another answer: ask again
     ├── InvalidRequest             422 invalid_request        the payload has not the shape of the route
+    ├── MalformedRequest           400 malformed_request      send HTTP/1.1 as RFC 9112 defines it, with one Host header
+    ├── RequestTimeout             408 request_timeout        send the head, then the body, without long pauses
+    ├── UrlTooLong                 414 url_too_long           send a long prompt in the body of POST /ai/answers
+    ├── HeadTooLarge               431 head_too_large         send fewer or smaller headers
     ├── InvalidCursor              400 invalid_cursor         pass `next_cursor`, or an answer's id, unchanged
     ├── UnknownModel               400 unknown_model          name a model that is configured
     ├── NotText                    415 not_text               give plain text or Markdown
@@ -146,6 +150,30 @@ class InvalidRequest(KotaeError):
     """The payload has not the shape that the route documents."""
 
     code, status, title = "invalid_request", 422, "The request is not valid"
+
+
+class MalformedRequest(KotaeError):
+    """The request is not HTTP/1.1, or ambiguous; the connection is closed."""
+
+    code, status, title = "malformed_request", 400, "The request is malformed"
+
+
+class RequestTimeout(KotaeError):
+    """The client was too slow to send its request; the connection is closed."""
+
+    code, status, title = "request_timeout", 408, "The request took too long"
+
+
+class UrlTooLong(KotaeError):
+    """The URL exceeds its limit; the connection is closed."""
+
+    code, status, title = "url_too_long", 414, "The URL is too long"
+
+
+class HeadTooLarge(KotaeError):
+    """Headers, trailers or chunk extensions exceed their limits; the connection is closed."""
+
+    code, status, title = "head_too_large", 431, "The request head is too large"
 
 
 class InvalidCursor(KotaeError):

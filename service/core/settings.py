@@ -309,6 +309,13 @@ class Settings(BaseSettings):
     )
 
     # Process
+    connections_max: int = Field(
+        10_000,
+        ge=1,
+        le=100_000,
+        description="Maximum number of open connections. One more closes the connection that has been idle for the longest "
+        "time. When as many requests are in progress, only health checks are answered; others get 503.",
+    )
     shutdown_grace_seconds: float = Field(
         10, ge=0, le=600, description="Time that answers in progress may continue after SIGTERM, in seconds."
     )

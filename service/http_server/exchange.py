@@ -1,0 +1,129 @@
+"""One request and its response, on uvicorn's cycle.
+
+What differs from uvicorn: a request whose body was not read to its end closes the connection, because what follows on
+it could not be told from the rest of the body; responses to HTTP/1.0 are not chunked; and a request can be refused while
+the application waits for its body.
+"""
+
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPRequestEvent, HTTPResponseStartEvent
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    RequestResponseCycle,
+)
+
+from service.core.errors import KotaeError
+from service.http_server.connections import HttpLimits
+
+_BODILESS = (204, 304)
+
+
+class HttpExchange(RequestResponseCycle):
+    """One request and its response."""
+
+    received = 0  # bytes of the body
+    received_at = 0.0
+    refusal: KotaeError | None = None  # raised where the application waits for the body
+    receiving = False  # the application waits for the body
+    _delimited = True  # the response ends before the connection does
+    _measured_from: tuple[float, int] | None = None  # a time, and the bytes received until then
+
+    def measure_from(self, now: float) -> None:
+        """Begin to measure how fast the body arrives: time in which the application did not wait for it is not counted."""
+        self.received_at = now
+        self._measured_from = (now, self.received)
+
+    def is_too_slow(self, now: float, limits: HttpLimits) -> bool:
+        """Whether the client has been silent for too long, or sends too slowly."""
+        if self._measured_from is None:
+            self.measure_from(now)
+            return False
+        began, before = self._measured_from
+        rate = (self.received - before) / max(1.0, now - began)
+        return now - self.received_at > limits.body_seconds or (
+            now - began > limits.slow_body_seconds and rate < limits.body_bytes_per_second_min
+        )
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next part of the body. Raises the refusal, if there is one."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not (self.disconnected or self.response_complete or self.refusal):
+            self.flow.resume_reading()
+            self.receiving = True
+            await self.message_event.wait()
+            self.receiving = False
+            self.message_event.clear()
+        if self.refusal and not (self.disconnected or self.response_started):
+            raise self.refusal
+        if self.disconnected or self.response_complete or self.refusal:
+            return {"type": "http.disconnect"}
+        message: HTTPRequestEvent = {"type": "http.request", "body": bytes(self.body), "more_body": self.more_body}
+        self.body = bytearray()
+        return message
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send a part of the response; wait while the client does not read."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._send_head(message)
+        elif message["type"] == "http.response.body" and self.response_started and not self.response_complete:
+            body, more_body = message.get("body", b""), message.get("more_body", False)
+            if more_body and self.chunked_encoding:
+                if body:
+                    self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            else:
+                self._send_body(body, more_body=more_body)
+        else:
+            raise RuntimeError(f"Unexpected ASGI message {message['type']!r}")
+
+    def _send_head(self, message: HTTPResponseStartEvent) -> None:
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        status = message["status"]
+        content = [STATUS_LINE[status]]
+        for name, value in [*self.default_headers, *message.get("headers", [])]:
+            if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
+                raise RuntimeError("Invalid HTTP header")
+            name = name.lower()  # noqa: PLW2901
+            if name == b"connection":
+                self.keep_alive = self.keep_alive and b"close" not in value.lower()
+                continue
+            if name == b"content-length":
+                self.expected_content_length, self.chunked_encoding = int(value), False
+            content += name, b": ", value, b"\r\n"
+        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _BODILESS:
+            if self.scope["http_version"] == "1.0":
+                self._delimited = self.keep_alive = False
+            else:
+                self.chunked_encoding = True
+                content.append(b"transfer-encoding: chunked\r\n")
+        if self.more_body or not self.keep_alive:
+            self.keep_alive = False
+            content.append(b"connection: close\r\n")
+        content.append(b"\r\n")
+        self.transport.write(b"".join(content))
+
+    def _send_body(self, body: bytes, *, more_body: bool) -> None:
+        if self.scope["method"] == "HEAD":
+            self.expected_content_length = 0
+        elif self.chunked_encoding:
+            self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n")
+        else:
+            if self._delimited:
+                self.expected_content_length -= len(body)
+                if self.expected_content_length < 0:
+                    raise RuntimeError("Response content longer than Content-Length")
+            if body:
+                self.transport.write(body)
+        if not more_body:
+            if self.expected_content_length:
+                raise RuntimeError("Response content shorter than Content-Length")
+            self.response_complete = True
+            self.message_event.set()
+            self.on_response()

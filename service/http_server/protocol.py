@@ -1,0 +1,395 @@
+"""HTTP/1.1 on one connection, bounded in memory and in time: uvicorn's protocol with limits.
+
+The parser, llhttp, refuses what is not HTTP/1.1: bare LF, folded headers, invalid, repeated or contradictory lengths. But
+it buffers a head without a limit, knows no deadlines, and reports trailers as headers. Therefore it is fed in pieces of
+`FEED_BYTES`, and what it holds is checked after each piece.
+
+A request that exceeds a limit is passed to the application with the error (`kotae.refusal` in the scope)
+and answered in its turn, as a problem; then the connection is closed. What the client still sends is discarded for a
+while, since closing at once would reset the connection before the client has read the response (RFC 9112, section 9.6).
+
+What this module does not do: HTTP/2, TLS and WebSocket. An `Upgrade` header is ignored (RFC 9110, section 7.8).
+"""
+
+import asyncio
+from collections import deque
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+from uvicorn._types import HTTPScope
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.core.errors import HeadTooLarge, KotaeError, MalformedRequest, Overloaded, RequestTimeout
+from service.http_server.connections import ConnectionTable
+from service.http_server.exchange import HttpExchange
+from service.http_server.head import RequestHead, check_size, head_too_large
+
+FEED_BYTES = 16_384
+BODY_BUFFER_BYTES = 65_536  # beyond which reading waits for the application
+WRITE_BUFFER_BYTES = 16_384  # beyond which the application waits for the client
+_HEALTH = "/health/"  # paths that are served when too many connections are busy
+
+
+class _TooManyRequests(Exception):
+    """Raised in a parser callback: more requests are waiting than may wait."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection. `cycle` is the exchange being received, `_active` the one being answered."""
+
+    cycle: HttpExchange
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        table: ConnectionTable,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._table, self._limits = table, table.limits
+        self._active: HttpExchange | None = None
+        self._waiting: deque[HttpExchange] = deque()  # the newest first
+        self._extensions: dict[str, Any] = {}
+        self.url = b""
+        self.headers = []
+        self._hosts: tuple[bytes, ...] = ()
+        self._transfer_encoding = b""
+        self._in_head = False  # a head has begun and is not complete
+        self._upgrading = False  # the complete head asks for another protocol
+        self._head_bytes = 0  # received since the last complete message
+        self._framing_bytes = 0  # chunk sizes, chunk extensions and trailers of the body being received
+        self._ahead_bytes = 0  # received while requests are waiting
+        self._discarding = False  # what arrives is not parsed any more
+        self._closing = False
+        self._since = table.now  # of the head, of being idle, or of closing
+        self._stalled_since: float | None = None
+
+    # Transport callbacks
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
+        """Enter the table, and bound what waits for the client."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self._extensions = {"kotae.drop": {"now": transport.abort}}
+        self._table.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Disconnect the application; requests that are waiting are not answered."""
+        self._table.discard(self)
+        self.connections.discard(self)
+        self._waiting.clear()
+        self._discarding = True
+        if self._active is not None:
+            self._active.disconnected = not self._active.response_complete
+            self._active.message_event.set()
+        self.flow.resume_writing()
+        if exc is None:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser in pieces. What is discarded is read slowly, since it is not worth the processor's time."""
+        if self._discarding:
+            self.flow.pause_reading()
+            self._table.rest(self)
+            return
+        size = len(data)
+        if size <= FEED_BYTES:
+            self._feed(data, size)
+            return
+        view = memoryview(data)
+        for begin in range(0, size, FEED_BYTES):
+            piece = view[begin : begin + FEED_BYTES]
+            self._feed(piece, len(piece))
+
+    def resume_reading(self) -> None:
+        """Read again after a rest."""
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._stalled_since = self._table.now
+        self._table.set_stalled(self, stalled=True)
+        self.flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self._stalled_since = None
+        self._table.set_stalled(self, stalled=False)
+        self.flow.resume_writing()
+
+    # Parser callbacks
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        if self._discarding or (self._waiting and len(self._waiting) + 1 >= self._limits.pipelined_max):
+            raise _TooManyRequests
+        self._in_head = True
+        self.url, self.headers = b"", []
+        self._hosts, self._transfer_encoding = (), b""
+        self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header. Trailers are ignored: nothing uses them, and they must not replace headers."""
+        if not self._in_head:
+            return
+        name = name.lower()
+        if name == b"host":
+            self._hosts += (value,)
+        elif name == b"transfer-encoding":
+            self._transfer_encoding = value.lower()
+        elif name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Pass the request to the application, with the reason if it is refused."""
+        method = self.parser.get_method().decode("ascii")
+        if self.parser.should_upgrade() and method != "CONNECT":
+            self._upgrading = True
+            return
+        self._in_head = False
+        head = RequestHead(self.parser.get_http_version(), method, self.url, self.headers, self._hosts, self._transfer_encoding)
+        head.check(self._limits, exactly=self._head_bytes > 0)
+        self._begin(self._exchange(head, keep_alive=head.version == "1.1" and self.parser.should_keep_alive()))
+
+    def on_body(self, body: bytes) -> None:
+        """Buffer a part of the body until the application reads it."""
+        exchange = self.cycle
+        exchange.received += len(body)
+        exchange.received_at = self._table.now
+        if exchange.response_complete:
+            return
+        exchange.body += body
+        if exchange.received > BODY_BUFFER_BYTES and len(exchange.body) > BODY_BUFFER_BYTES:
+            self.flow.pause_reading()
+        exchange.message_event.set()
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        if self._upgrading:
+            return
+        exchange = self.cycle
+        exchange.more_body = False
+        exchange.message_event.set()
+        if not exchange.keep_alive:
+            self._discarding = True
+
+    def on_response_complete(self) -> None:
+        """Answer the next request, wait for one, or close."""
+        self.server_state.total_requests += 1
+        exchange, self._active = self._active, None
+        if self._closing or exchange is None or self.transport.is_closing():
+            return
+        self._table.set_idle(self)
+        self._since = self._table.now
+        self.flow.resume_reading()
+        if not exchange.keep_alive:
+            self._close()
+        elif self._waiting:
+            self._start(self._waiting.pop())
+        else:
+            self._ahead_bytes = 0
+
+    # Limits
+
+    def _feed(self, data: bytes | memoryview, size: int) -> None:
+        """Parse a piece, and check what has been received since the last complete part of a message."""
+        if self._discarding:
+            return
+        exchange = self.cycle
+        received = exchange.received if exchange is not None and exchange.more_body else None
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._upgrading:
+                self._parse_again(bytes(data[upgrade.args[0] :]))
+        except httptools.HttpParserError as error:
+            self._end_parsing(error)
+        if self.cycle is not exchange:
+            self._head_bytes = self._framing_bytes = 0
+        elif received is not None:
+            self._framing_bytes += size - (exchange.received - received)
+        else:
+            if not self._head_bytes:
+                self._since = self._table.now
+            self._head_bytes += size
+        if self._head_bytes or self._framing_bytes or self._waiting:
+            self._check_sizes(size)
+
+    def _parse_again(self, rest: bytes) -> None:
+        """Parse a request that asks for another protocol as an ordinary one, and what follows it."""
+        data = self._head_without_upgrade() + rest
+        self._upgrading = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._upgrading:
+                self._parse_again(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._end_parsing(error)
+
+    def _head_without_upgrade(self) -> bytes:
+        """The head again, for a parser that then sees an ordinary request."""
+        closing = any(name == b"connection" and b"close" in value.lower() for name, value in self.headers)
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] not in {b"connection", b"upgrade"}]
+        return b"\r\n".join([*lines, *([b"connection: close"] if closing else []), b"", b""])
+
+    def _end_parsing(self, error: httptools.HttpParserError) -> None:
+        if isinstance(error.__context__, _TooManyRequests):
+            self._stop_reading_ahead()
+        elif isinstance(error, httptools.HttpParserCallbackError):
+            raise error.__context__ or error
+        else:
+            self._refuse(MalformedRequest(f"this is not HTTP/1.1: {error}"))
+
+    def _check_sizes(self, size: int) -> None:
+        limits, exchange = self._limits, self.cycle
+        if self._head_bytes:
+            try:
+                check_size(self.url, self.headers, limits)
+            except KotaeError as error:
+                self._refuse(error)
+            if self._head_bytes > limits.head_bytes_max:
+                self._refuse(head_too_large(limits))
+        elif exchange.more_body:
+            allowed = limits.framing_bytes_max + limits.framing_bytes_per_body_byte * exchange.received
+            if self._framing_bytes > allowed:
+                self._refuse(HeadTooLarge("chunk sizes, chunk extensions or trailers are too large"))
+        if self._waiting:
+            self._ahead_bytes += size
+            if self._ahead_bytes > limits.pipelined_bytes_max:
+                self._stop_reading_ahead()
+
+    # Exchanges
+
+    def _exchange(self, head: RequestHead, *, keep_alive: bool) -> HttpExchange:
+        path, refusal = head.path.decode("ascii"), head.refusal
+        if "%" in path:
+            path = unquote(path)
+        if refusal is None and self._table.busy >= self._limits.connections_max and not path.startswith(_HEALTH):
+            refusal = Overloaded("too many requests are being answered")
+        scope: HTTPScope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": head.version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": "https" if self.scheme == "https" else "http",
+            "method": head.method,
+            "root_path": self.root_path,
+            "path": self.root_path + path,
+            "raw_path": self.root_path.encode("ascii") + head.path,
+            "query_string": head.query,
+            "headers": head.headers,
+            "state": self.app_state.copy(),
+            "extensions": self._extensions,
+        }
+        if refusal is not None:
+            scope["kotae.refusal"] = refusal  # type: ignore[typeddict-unknown-key]
+        return HttpExchange(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive and refusal is None and not self._table.draining,
+            on_response=self.on_response_complete,
+        )
+
+    def _begin(self, exchange: HttpExchange) -> None:
+        """Answer a request, in its turn."""
+        self.cycle = exchange
+        if self._active is None:
+            self._start(exchange)
+        else:
+            self._waiting.appendleft(exchange)
+
+    def _start(self, exchange: HttpExchange) -> None:
+        self._active = exchange
+        self._table.set_busy(self)
+        self._start_asgi_task(exchange, self.app)
+
+    def _refuse(self, error: KotaeError) -> None:
+        """Answer what is being received with a problem, and discard the rest."""
+        if self._discarding:
+            return
+        self._discarding = True
+        if not self._in_head and self.cycle is not None and self.cycle.more_body:
+            self.cycle.refusal = error
+            self.cycle.message_event.set()
+        else:
+            self._begin(self._exchange(RequestHead("1.1", "GET", b"", [], (), b"", refusal=error), keep_alive=False))
+
+    def _stop_reading_ahead(self) -> None:
+        """Answer the complete requests that are waiting, then close."""
+        if self._discarding:
+            return
+        self._discarding = True
+        if self._waiting and self._waiting[0].more_body:
+            self._waiting.popleft()
+        self._close_after_last()
+
+    def _close_after_last(self) -> None:
+        last = self._waiting[0] if self._waiting else self._active
+        if last is not None:
+            last.keep_alive = False
+
+    # The end
+
+    def shutdown(self) -> None:
+        """Close an idle connection; close any other one after its last response."""
+        if self._active is None and not self._head_bytes:
+            self.transport.close()
+        self._close_after_last()
+
+    def drop(self) -> None:
+        """Close at once, without sending what waits to be sent."""
+        self._discarding = self._closing = True
+        self.transport.abort()
+
+    def _close(self) -> None:
+        """End the response; discard what the client sends until it closes the connection, too."""
+        self._closing = self._discarding = True
+        self._since = self._table.now
+        self.transport.write_eof()
+
+    def check_deadlines(self, now: float) -> int:
+        """Enforce the time limits; return the bytes that are buffered for the connection."""
+        limits, active, waited = self._limits, self._active, now - self._since
+        unsent = self.transport.get_write_buffer_size() if self._closing or self._stalled_since is not None else 0
+        if self._closing:
+            if waited > (limits.send_seconds if unsent else limits.linger_seconds):
+                self._table.drop(self, "linger_seconds")
+        elif self._stalled_since is not None and now - self._stalled_since > limits.send_seconds:
+            self._table.drop(self, "send_seconds")
+        elif self._head_bytes and not self._discarding:
+            if waited > limits.head_seconds:
+                self._refuse(RequestTimeout(f"the head was not complete within {limits.head_seconds:g} seconds"))
+        elif active is not None:
+            self._check_body(active, now)
+        elif waited > (limits.head_seconds if self.cycle is None else limits.idle_seconds):
+            self._closing, self._since = True, now
+            self.transport.close()
+        return unsent + self._head_bytes + self._ahead_bytes + (len(active.body) if active else 0)
+
+    def _check_body(self, active: HttpExchange, now: float) -> None:
+        if active.more_body and not self._discarding:
+            if not active.receiving:
+                active.measure_from(now)
+            elif active.is_too_slow(now, self._limits):
+                self._refuse(RequestTimeout("the body arrives too slowly"))

@@ -1,0 +1,158 @@
+"""Measures what an attack costs: the memory of the service, and the latency of another client.
+
+The attack is a program of its own (`programs.py`). Another client asks one question after another on a connection of
+its own: undisturbed, during the attack, and undisturbed again. All phases belong to the same run, so that a slow machine
+does not decide the result.
+"""
+
+import asyncio
+import http.client
+import json
+import os
+import sys
+import threading
+import time
+from asyncio.subprocess import PIPE
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.attacks.sender import Outcome
+from tests.process import ServiceProcess
+
+QUIET_SECONDS = 2.0
+PAUSE_SECONDS = 0.005
+LATENCY_P99_MAX = 0.05
+QUESTION = json.dumps({"prompt": "How many days?", "grounded": False})
+MEGABYTE = 1_000_000
+
+
+class Neighbour(threading.Thread):
+    """Another client of the service. `latencies` are those since the last `restart`, in seconds."""
+
+    def __init__(self, url: str, key: str) -> None:
+        super().__init__(daemon=True)
+        self._netloc = urlsplit(url).netloc
+        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        self._ended = threading.Event()
+        self.latencies: list[float] = []
+        self.failures: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """Ask until the end."""
+        connection = http.client.HTTPConnection(self._netloc, timeout=30)
+        while not self._ended.wait(PAUSE_SECONDS):
+            began = time.perf_counter()
+            try:
+                connection.request("POST", "/ai/test", QUESTION, self._headers)
+                response = connection.getresponse()
+                response.read()
+                if response.status != 200:
+                    self.failures[str(response.status)] += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.failures[type(error).__name__] += 1
+                connection.close()
+            self.latencies.append(time.perf_counter() - began)
+        connection.close()
+
+    def restart(self) -> list[float]:
+        """Begin a new phase and return the latencies of the one before."""
+        before, self.latencies = self.latencies, []
+        return before
+
+    def end(self) -> None:
+        """Stop asking."""
+        self._ended.set()
+        self.join()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured. Memory is in bytes, latencies are in seconds."""
+
+    outcome: Outcome
+    memory_before: int
+    memory_peak: int
+    quiet: tuple[list[float], list[float]]  # before and after
+    attacked: list[float]
+    failures: Counter[str]
+
+    @property
+    def memory_growth(self) -> int:
+        """By how much the resident memory of the service grew at most."""
+        return self.memory_peak - self.memory_before
+
+    def check(self, *, megabytes_max: int) -> None:
+        """Assert that the service and its other client did not suffer."""
+        quiet = max(percentile(latencies, 0.99) for latencies in self.quiet)
+        attacked = percentile(self.attacked, 0.99)
+        summary = (
+            f"memory {self.memory_before / MEGABYTE:.0f} to {self.memory_peak / MEGABYTE:.0f} MB, "
+            f"p99 {quiet * 1000:.1f} to {attacked * 1000:.1f} ms ({len(self.attacked)} requests), "
+            f"{dict(self.outcome.statuses)}, {self.outcome.sent} bytes sent"
+        )
+        print(summary)
+        assert not self.failures, f"{self.failures}; {summary}"
+        assert self.memory_growth < megabytes_max * MEGABYTE, summary
+        assert attacked < quiet + LATENCY_P99_MAX, summary
+
+
+async def attack(service: ServiceProcess, program: str, *, key: str, seconds: float = 4, known: bool = False) -> Report:
+    """Run a program against a service; `known`: the attacker has the key, too."""
+    pid = service.process.pid
+    neighbour = Neighbour(service.url, key)
+    neighbour.start()
+    try:
+        await asyncio.sleep(QUIET_SECONDS)
+        quiet_before, memory_before = neighbour.restart(), memory_of(pid)
+        reset_peak(pid)
+        outcome = await _run(service.url, program, seconds, key if known else "")
+        attacked, memory_peak = neighbour.restart(), memory_of(pid, peak=True)
+        await asyncio.sleep(QUIET_SECONDS / 2)
+        quiet_after = neighbour.restart()
+    finally:
+        await asyncio.to_thread(neighbour.end)
+    quiet = (quiet_before, quiet_after)
+    return Report(outcome, memory_before, memory_peak, quiet, attacked, neighbour.failures)
+
+
+async def _run(url: str, program: str, seconds: float, key: str) -> Outcome:
+    host, port = urlsplit(url).hostname or "", urlsplit(url).port or 0
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.attacks.programs", program, host, str(port), str(seconds), key,
+        cwd=Path(__file__).parents[2], stdout=PIPE, preexec_fn=_yield_processor,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(seconds * 3 + 30):
+            out, _ = await process.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode == 0, f"{program} failed"
+    statuses, *others = json.loads(out)
+    return Outcome(Counter({int(status): count for status, count in statuses.items()}), *others)
+
+
+def _yield_processor() -> None:
+    """The attacker comes from another machine: it does not compete for this one's processor."""
+    os.nice(10)
+
+
+def memory_of(pid: int, *, peak: bool = False) -> int:
+    """The resident memory of a process, in bytes."""
+    name = "VmHWM:" if peak else "VmRSS:"
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def reset_peak(pid: int) -> None:
+    """Begin a new peak of the resident memory."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which this share of the values lies."""
+    assert values, "nothing was measured"
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]

@@ -1,0 +1,120 @@
+"""What attack programs are made of: blocking sockets, endless payloads and parsed status lines."""
+
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+PIECE = 65_536
+_STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+
+
+class Target(NamedTuple):
+    """The service under attack, for how long, and a credential for attacks by a known caller."""
+
+    host: str
+    port: int
+    seconds: float
+    key: str = ""
+
+    def connect(self, **options: int) -> socket.socket:
+        """Open a connection whose operations end with `TimeoutError` after the attack's duration."""
+        client = socket.create_connection((self.host, self.port), timeout=self.seconds)
+        for name, value in options.items():
+            client.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+        return client
+
+    def head(self, method: str = "GET", path: str = "/health/live", *fields: str) -> bytes:
+        """A request head with the credential, without its final empty line."""
+        key = [f"Authorization: Bearer {self.key}"] if self.key else []
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *key, *fields]
+        return "".join(f"{line}\r\n" for line in lines).encode()
+
+    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """A whole request with a JSON body."""
+        fields = [f"Content-Length: {len(body)}", "Content-Type: application/json"] if body else []
+        return self.head(method, path, *fields) + b"\r\n" + body
+
+
+class Outcome(NamedTuple):
+    """What an attack achieved: final statuses and their number, bytes sent, connections closed by the service, opened."""
+
+    statuses: Counter[int]
+    sent: int = 0
+    closed: int = 0
+    opened: int = 0
+    last: str = ""
+
+
+def repeat(piece: bytes, bytes_max: int) -> Iterator[bytes]:
+    """The piece again and again, in blocks, `bytes_max` bytes in all."""
+    block = piece * max(1, PIECE // len(piece))
+    for _ in range(max(1, bytes_max // len(block))):
+        yield block
+
+
+def send_all(client: socket.socket, blocks: Iterable[bytes], seconds: float) -> tuple[int, bool]:
+    """(bytes sent, whether the service closed the connection meanwhile); ends after so many seconds."""
+    ends, sent = time.monotonic() + seconds, 0
+    for block in blocks:
+        client.settimeout(max(0.01, ends - time.monotonic()))
+        try:
+            client.sendall(block)
+        except TimeoutError:
+            break
+        except OSError:
+            return sent, True
+        sent += len(block)
+        if time.monotonic() > ends:
+            break
+    return sent, False
+
+
+def receive_all(client: socket.socket, seconds: float, bytes_max: int = 4_000_000) -> tuple[bytes, bool]:
+    """(what arrives within so many seconds, whether the service closed the connection)."""
+    ends, data = time.monotonic() + seconds, b""
+    with suppress(TimeoutError):
+        while len(data) < bytes_max:
+            client.settimeout(max(0.01, ends - time.monotonic()))
+            try:
+                piece = client.recv(PIECE)
+            except ConnectionError:
+                return data, True
+            if not piece:
+                return data, True
+            data += piece
+    return data, False
+
+
+def statuses_of(data: bytes) -> Counter[int]:
+    """The statuses of all responses in what was received, interim responses excepted."""
+    return Counter(status for match in _STATUS.finditer(data) if (status := int(match[1])) >= 200)
+
+
+def send_again_and_again(target: Target, make_blocks: Callable[[], Iterable[bytes]]) -> Outcome:
+    """One connection after another until the attack ends, each read to its end."""
+    outcomes: list[Outcome] = []
+    ends = time.monotonic() + target.seconds
+    while not outcomes or time.monotonic() < ends:
+        with target.connect() as client:
+            sent, _ = send_all(client, make_blocks(), target.seconds)
+            data, closed = receive_all(client, target.seconds)
+        outcomes.append(Outcome(statuses_of(data), sent, int(closed), 1, data[-2000:].decode("latin-1")))
+    return add(outcomes)
+
+
+def add(outcomes: Iterable[Outcome]) -> Outcome:
+    """The sum of several outcomes."""
+    total = Outcome(Counter())
+    for outcome in outcomes:
+        total = Outcome(
+            total.statuses + outcome.statuses,
+            total.sent + outcome.sent,
+            total.closed + outcome.closed,
+            total.opened + outcome.opened,
+            outcome.last or total.last,
+        )
+    return total
