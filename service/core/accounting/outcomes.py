@@ -7,8 +7,8 @@ The only module that constructs an `Outcome`. Where the tokens come from is deci
 3. nothing was received that could be counted: `unknown`, no tokens, no cost;
 4. they are counted here, from the prompt and the text received: `estimated`.
 
-Unknown is never written as zero, and the cost of a model without a price is None. `AnswerAccount.finish` is synchronous
-and idempotent: an answer may end where nothing can be awaited any more.
+Unknown is never written as zero, and the cost of a model without a price is None.
+`AnswerAccount.finish` is synchronous and idempotent: an answer may end where no await is possible.
 """
 
 import random
@@ -29,13 +29,15 @@ _NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0)
 
 
 class AnswerAccount:
-    """The account of one answer, or of one embedding call: what its attempts used, and in the end its outcome.
+    """The account of one answer, or of one embedding call: what its attempts used, and its outcome.
 
-    Whoever calls the provider counts an attempt before it (`attempts`) and after it (`end_attempt`), notes when the first
-    text arrived (`first_text_at`, by `time.perf_counter`), and sets `usage` and `finish_reason` as the provider reports them.
+    The caller of the provider increments `attempts` before each attempt and calls `end_attempt`
+    after it, sets `first_text_at` (of `time.perf_counter`) when the first text arrives, and sets
+    `usage` and `finish_reason` as the provider reports them.
 
-    `messages`: what is sent to the provider. `completion_tokens_max`: most tokens that it may send back.
-    `started`: when the request came, by `time.perf_counter`. `read_sources`: returns the passages that a text cites.
+    `messages`: what is sent to the provider. `completion_tokens_max`: most tokens that it may send
+    back. `started`: when the request arrived, of `time.perf_counter`. `read_sources`: returns the
+    passages that a text cites.
     """
 
     def __init__(
@@ -66,33 +68,36 @@ class AnswerAccount:
         await self._recorder.wait_synced()
 
     def end_attempt(self, error: ProviderError | None = None) -> None:
-        """Count how an attempt ended. One without a connection cannot have been billed; any other may have been."""
+        """Count how an attempt ended. Only one without a connection cannot have been billed."""
         if error and isinstance(error, ProviderUnreachable):
             self._unsent += 1
         self._recorder.count_attempt(error.code if error else "ok")
 
     def remaining_cost_max(self, text: str) -> int | None:
-        """Nano-dollars that the rest of the answer may cost at most, given its text so far; None: there is no price."""
+        """Nano-dollars that the rest of the answer may cost at most; None without a price."""
         rest = max(self._completion_tokens_max - tokens.rough(text), 0)
-        cost = self._price(Usage(prompt_tokens=0, completion_tokens=rest))
+        cost = self._price_usage(Usage(prompt_tokens=0, completion_tokens=rest))
         return None if cost is None else cost.nano_usd
 
     async def estimate_usage(self, status: Status, text: str) -> Usage | None:
         """Count the tokens of an answer whose usage must be estimated; None for any other.
 
-        Also None where there is no time for the tokenizer, which takes a second to load: the process ends.
+        Also None for an interrupted answer: a tokenizer takes a second to load.
         """
-        if self.usage or status is Status.INTERRUPTED or self._source(status, text) is not UsageSource.ESTIMATED:
+        if self.usage or status is Status.INTERRUPTED or self._decide_source(status, text) is not UsageSource.ESTIMATED:
             return None
         return await self._count_tokens(text)
 
     def finish(self, status: Status, text: str = "", error_code: str | None = None, *, estimate: Usage | None = None) -> Outcome:
-        """Record the outcome, once, and return it. Without an `estimate` tokens are estimated by the length of the texts."""
+        """Record the outcome, once, and return it.
+
+        Where tokens must be estimated and there is no `estimate`, the length of the texts decides.
+        """
         if self._outcome is None:
-            source = self._source(status, text)
-            usage = self._usage(source, text, estimate)
+            source = self._decide_source(status, text)
+            usage = self._decide_usage(source, text, estimate)
             free = source is UsageSource.NONE  # even where the model has no price
-            cost = self._price(usage) if usage and not free else None
+            cost = self._price_usage(usage) if usage and not free else None
             self._outcome = Outcome(
                 intent=self._intent,
                 status=status,
@@ -103,8 +108,8 @@ class AnswerAccount:
                 error_code=error_code,
                 cost_nano_usd=0 if free else cost.nano_usd if cost else None,
                 price=cost.price if cost else None,
-                response_time_ms=self._milliseconds_to(time.perf_counter()),
-                first_token_ms=self._milliseconds_to(self.first_text_at) if self.first_text_at else None,
+                response_time_ms=self._measure_ms(time.perf_counter()),
+                first_token_ms=self._measure_ms(self.first_text_at) if self.first_text_at else None,
                 attempts=self.attempts,
                 sources=self._read_sources(text) if self._read_sources else [],
             )
@@ -112,9 +117,9 @@ class AnswerAccount:
         return self._outcome
 
     async def compare_estimate(self, share: float) -> None:
-        """Observe the error that an estimate would have had, for this share of the answers with a reported usage.
+        """Observe the error that an estimate would have had, for a share of the reported usages.
 
-        A statistic: it comes after the answer and does not load a tokenizer for it.
+        Only with a tokenizer that is already loaded.
         """
         if random.random() >= share or self._outcome is None or self.usage is None:  # noqa: S311 - a sample
             return
@@ -123,7 +128,7 @@ class AnswerAccount:
             if estimate is not None:
                 self._recorder.observe_estimate(estimate, self.usage)
 
-    def _source(self, status: Status, text: str) -> UsageSource:
+    def _decide_source(self, status: Status, text: str) -> UsageSource:
         if self.usage is not None:
             return UsageSource.PROVIDER
         if self.attempts == self._unsent:
@@ -132,7 +137,7 @@ class AnswerAccount:
             return UsageSource.UNKNOWN
         return UsageSource.ESTIMATED
 
-    def _usage(self, source: UsageSource, text: str, estimate: Usage | None) -> Usage | None:
+    def _decide_usage(self, source: UsageSource, text: str, estimate: Usage | None) -> Usage | None:
         if source is not UsageSource.ESTIMATED:
             return _NO_USAGE if source is UsageSource.NONE else self.usage
         estimate = estimate or Usage(
@@ -142,7 +147,7 @@ class AnswerAccount:
         most = min(estimate.completion_tokens, self._completion_tokens_max)
         return msgspec.structs.replace(estimate, completion_tokens=most)
 
-    def _price(self, usage: Usage) -> Cost | None:
+    def _price_usage(self, usage: Usage) -> Cost | None:
         return self._prices.cost(self._intent.model, usage, self._intent.created_at)
 
     async def _count_tokens(self, text: str) -> Usage | None:
@@ -153,7 +158,7 @@ class AnswerAccount:
             log.exception("estimate.failed", answer_id=self._intent.id)
             return None
 
-    def _milliseconds_to(self, end: float) -> int:
+    def _measure_ms(self, end: float) -> int:
         return round((end - self._started) * 1000)
 
 

@@ -19,7 +19,7 @@ class Recorder:
         self._unpriced: set[str] = set()
 
     def begin(self, intent: Intent) -> None:
-        """Record the intent: from here on there will be a row. Raises `Overloaded` and `JournalFull`."""
+        """Record the intent: there will be a row. Raises `Overloaded` and `JournalFull`."""
         self._queue.begin(intent)
 
     async def wait_synced(self) -> None:

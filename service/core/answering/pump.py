@@ -1,12 +1,13 @@
 """The pump: the task that owns one answer's calls to the provider.
 
-A response generator may end by cancellation, by being closed, or may never start, and an `await` in its `finally` does
-not run once cancelled. Therefore the generator owns nothing: the pump does. It calls the provider, feeds the `Stream`, and
-finishes the answer's account before the terminal event is sent, whatever happens: the end, a failure, a caller who left, a
-deadline, or the end of the process, where the task is cancelled and recording is the only, synchronous, call left.
+A response generator may end by cancellation, by being closed, or may never start, and an `await`
+in its `finally` does not run after a cancellation. Therefore the generator owns nothing: the pump
+does. It calls the provider, feeds the `Stream`, and finishes the answer's account before the
+terminal event is sent, whatever happens: a failure, a client that disconnected, a deadline, or the
+end of the process, where the task is cancelled and only a synchronous call is possible.
 
-One `asyncio.timeout` bounds the whole and is also the way to stop it from outside: `stop` moves the deadline to now.
-Nothing is cancelled by that, so the pump can still close the connection and count tokens.
+One `asyncio.timeout` bounds the answer and also stops it from outside: `stop` moves the deadline to
+now. That cancels nothing, so the pump can still close the connection and count tokens.
 """
 
 import asyncio
@@ -32,9 +33,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of one answer.
 
     `leave_seconds`: how long the pump continues without a reader; None: a reader is not expected.
-    `attach_seconds`: minimum time it waits for the first one. `leave_nano_usd_max`: it continues without a reader only
-    if the rest of the answer cannot cost more. `estimate_share`: share of the answers whose estimate is compared with
-    the reported usage.
+    `attach_seconds`: minimum time it waits for the first one. `leave_nano_usd_max`: it continues
+    without a reader only if the rest of the answer cannot cost more. `estimate_share`: share of the
+    answers whose estimate is compared with the reported usage.
     """
 
     answer_seconds_max: float
@@ -46,7 +47,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pump:
-    """Runs one answer, and finishes its `account` and its `stream`. `turn` is entered for each attempt."""
+    """Runs one answer and finishes its account and stream. `turn` is entered for each attempt."""
 
     def __init__(
         self,
@@ -65,37 +66,37 @@ class Pump:
         self._turn = turn
         self._ending: Status | None = None
         self._scope: asyncio.Timeout | None = None
-        self._leave: asyncio.TimerHandle | None = None
+        self._leave_timer: asyncio.TimerHandle | None = None
         stream.on_stop = partial(self.stop, Status.STOPPED)
         if limits.leave_seconds is not None:
-            stream.on_reader, stream.on_abandoned = self._stay, self._leave_soon
-            self._leave_in(max(limits.leave_seconds, limits.attach_seconds))
+            stream.on_reader, stream.on_abandoned = self._cancel_leave_timer, self._start_leave_timer
+            self._set_leave_timer(max(limits.leave_seconds, limits.attach_seconds))
 
     def stop(self, status: Status) -> None:
-        """End the answer with this status, now. Does nothing to one that has ended, or is being stopped already."""
+        """End the answer now, with this status. The first call decides."""
         if self._ending is None:
             self._ending = status
             if self._scope and not self._scope.expired():
                 self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
-        """Run to the end. Raises nothing but its own cancellation; the outcome says how the answer ended."""
+        """Run to the end and record the outcome. Raises only its own cancellation."""
         try:
-            error = await self._call_in_time()
-            status = self._status(error)
-            await self._finish(status, None if status is Status.COMPLETED else self._failure(status, error))
+            error = await self._call_within_deadline()
+            status = self._decide_status(error)
+            await self._finish(status, None if status is Status.COMPLETED else self._explain_failure(status, error))
         except asyncio.CancelledError:  # the process ends: nothing can be awaited any more
             if self.stream.outcome is None:
-                error = _shutting_down()
+                error = _build_shutting_down()
                 self.stream.finish(self._account.finish(Status.INTERRUPTED, self.stream.text, error.code), error)
             raise
 
-    async def _call_in_time(self) -> KotaeError | None:
-        """Call the provider, until the deadline or a stop at most. Returns the error that ended the answer."""
+    async def _call_within_deadline(self) -> KotaeError | None:
+        """Call the provider until it answers, the deadline or a stop. Returns the error, if any."""
         try:
             async with asyncio.timeout(self._limits.answer_seconds_max) as self._scope:
                 if self._ending is None:
-                    await self._call()
+                    await self._call_provider()
         except TimeoutError:
             if self._ending is None:
                 return ProviderTimeout(f"the answer was not finished within {self._limits.answer_seconds_max:g} seconds")
@@ -106,11 +107,11 @@ class Pump:
             return KotaeError("something went wrong in the service; the request id finds it in the log")
         finally:
             self._scope = None
-            self._stay()
+            self._cancel_leave_timer()
         return None
 
-    async def _call(self) -> None:
-        """Call the provider until it answers. Only an attempt that was surely not billed is retried."""
+    async def _call_provider(self) -> None:
+        """Call the provider until it answers. Retries only what cannot have been billed."""
         account = self._account
         await account.wait_synced()
         while True:
@@ -118,7 +119,7 @@ class Pump:
                 async with self._turn, aclosing(self._provider.stream(self._request)) as batches:
                     account.attempts += 1
                     async for deltas in batches:
-                        self._take(deltas)
+                        self._take_deltas(deltas)
             except ProviderError as error:
                 account.end_attempt(error)
                 wait = self._retry_wait(error)
@@ -130,7 +131,7 @@ class Pump:
                 account.end_attempt()
                 return
 
-    def _take(self, deltas: list[Delta]) -> None:
+    def _take_deltas(self, deltas: list[Delta]) -> None:
         account = self._account
         texts = [delta.text for delta in deltas if delta.text]
         if texts:
@@ -141,7 +142,7 @@ class Pump:
             account.usage = delta.usage or account.usage
 
     def _retry_wait(self, error: ProviderError) -> float | None:
-        """Seconds until the next attempt, as the provider asks for or by our own schedule; None: there is none."""
+        """Seconds until the next attempt, as the provider asks for or ours; None: do not retry."""
         attempts = self._account.attempts
         if not error.may_retry or self.stream.characters or attempts >= self._limits.attempts_max:
             return None
@@ -149,19 +150,19 @@ class Pump:
             return retry_delay(attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX)
         return error.retry_after_asked if error.retry_after_asked <= RETRY_SECONDS_MAX else None
 
-    def _status(self, error: KotaeError | None) -> Status:
+    def _decide_status(self, error: KotaeError | None) -> Status:
         if self._account.finish_reason and (error is None or self._account.usage):
-            return Status.COMPLETED  # complete: a caller who left after that, or a torn tail, changes nothing
+            return Status.COMPLETED  # whatever came after the finish reason
         if error is not None:
             return Status.TIMEOUT if isinstance(error, ProviderTimeout) else Status.PROVIDER_ERROR
         return self._ending or Status.COMPLETED
 
-    def _failure(self, status: Status, error: KotaeError | None) -> KotaeError | None:
+    def _explain_failure(self, status: Status, error: KotaeError | None) -> KotaeError | None:
         """The error that the readers of an incomplete answer get."""
         if error is not None:
             cause = type(error.__cause__).__name__ if error.__cause__ else None
             log.warning("answer.failed", answer_id=self.stream.intent.id, code=error.code, attempts=self._account.attempts, cause=cause)
-        return _shutting_down() if status is Status.INTERRUPTED else error
+        return _build_shutting_down() if status is Status.INTERRUPTED else error
 
     async def _finish(self, status: Status, error: KotaeError | None) -> None:
         """Record the outcome, then send the terminal event."""
@@ -172,24 +173,24 @@ class Pump:
         self.stream.finish(outcome, error)
         await account.compare_estimate(self._limits.estimate_share)
 
-    def _stay(self) -> None:
-        if self._leave:
-            self._leave.cancel()
-            self._leave = None
+    def _cancel_leave_timer(self) -> None:
+        if self._leave_timer:
+            self._leave_timer.cancel()
+            self._leave_timer = None
 
-    def _leave_soon(self) -> None:
-        self._leave_in((self._limits.leave_seconds or 0) if self._rest_is_cheap() else 0)
+    def _start_leave_timer(self) -> None:
+        self._set_leave_timer((self._limits.leave_seconds or 0) if self._rest_is_cheap() else 0)
 
     def _rest_is_cheap(self) -> bool:
-        """Whether the tokens that may still come cost no more than draining them is worth. Without a price: yes."""
+        """Whether the rest costs no more than draining it is worth. Without a price: yes."""
         most = self._limits.leave_nano_usd_max
         rest = None if most is None else self._account.remaining_cost_max(self.stream.text)
         return most is None or rest is None or rest <= most
 
-    def _leave_in(self, seconds: float) -> None:
-        self._stay()
-        self._leave = asyncio.get_running_loop().call_later(seconds, self.stop, Status.CLIENT_GONE)
+    def _set_leave_timer(self, seconds: float) -> None:
+        self._cancel_leave_timer()
+        self._leave_timer = asyncio.get_running_loop().call_later(seconds, self.stop, Status.CLIENT_GONE)
 
 
-def _shutting_down() -> ShuttingDown:
+def _build_shutting_down() -> ShuttingDown:
     return ShuttingDown("the service was stopped in the middle of the answer")
