@@ -1,0 +1,52 @@
+"""Records: what an outcome charges to quotas, and the answer object made of it."""
+
+import msgspec
+import pytest
+
+from service.core.pricing import Usage
+from service.core.records import Outcome, Status, UsageSource, answer_object, charge
+from tests.records import intent, outcome
+
+HELD = intent(held_tokens=700, held_nano_usd=90)
+USAGE = Usage(prompt_tokens=10, completion_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("record", "charged"),
+    [
+        (outcome(HELD, usage=USAGE, cost_nano_usd=1500), (15, 1500)),
+        (outcome(HELD, usage=USAGE, cost_nano_usd=None, usage_source=UsageSource.ESTIMATED), (15, 0)),
+        (outcome(HELD, usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN), (700, 90)),
+        (outcome(intent(), usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN), (0, 0)),
+    ],
+    ids=["priced", "unpriced", "unknown", "unknown without a hold"],
+)
+def test_unknown_usage_is_charged_as_held(record: Outcome, charged: tuple[int, int]) -> None:
+    """Quotas are charged with the usage; where it is unknown, with what was held. A row is charged like its record."""
+    used = record.usage
+    row = {
+        "usage_source": record.usage_source,
+        "prompt_tokens": used.prompt_tokens if used else None,
+        "completion_tokens": used.completion_tokens if used else None,
+        "cost_nano_usd": record.cost_nano_usd,
+        "held_tokens": record.intent.held_tokens,
+        "held_nano_usd": record.intent.held_nano_usd,
+    }
+
+    assert record.charge() == charge(row) == charged
+
+
+def test_an_answer_object_without_texts_has_all_other_fields() -> None:
+    """The `done` event has the fields of the answer object but prompt and response."""
+    record = outcome(intent(prompt="Why?"))
+    whole, lean = (msgspec.to_builtins(answer_object(record, texts=texts)) for texts in (True, False))
+
+    assert whole == lean | {"prompt": "Why?", "response": "Because."}
+
+
+def test_unknown_is_null() -> None:
+    """Unknown tokens and costs are null in the answer object, never 0."""
+    unknown = outcome(usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN, status=Status.TIMEOUT)
+    answer = answer_object(unknown)
+
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.total_tokens, answer.estimated_cost) == (None, None, None, None)

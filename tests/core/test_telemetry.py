@@ -1,0 +1,73 @@
+"""Log lines and metrics."""
+
+import contextvars
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from service.core.telemetry import Metrics, configure_logging, set_request_id
+
+
+@contextmanager
+def debug_log() -> Iterator[FilteringBoundLogger]:
+    """A logger at the debug level, as the service configures it, on the standard error of the test."""
+    root, config = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers, root.level
+    configure_logging("debug", "json")
+    try:
+        yield structlog.get_logger("kotae")
+    finally:
+        structlog.configure(**config)
+        root.handlers = handlers
+        root.setLevel(level)
+
+
+def written(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The log lines written since the last call."""
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_a_line_has_the_id_of_its_request(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of a request carry its id, lines of nothing in particular carry none."""
+    request = contextvars.copy_context()
+    request.run(set_request_id, "r-1")
+    with debug_log() as log:
+        request.run(log.error, "answer.failed", code="x")
+        log.error("writer.delayed")
+
+    first, second = written(capsys)
+    assert (first["event"], first["level"], first["code"], first["request_id"]) == ("answer.failed", "error", "x", "r-1")
+    assert "request_id" not in second
+
+
+@pytest.mark.parametrize("value", [object(), "\ud800", float("nan"), {1, 2}, b"\xff"], ids=["object", "surrogate", "nan", "set", "bytes"])
+def test_no_value_loses_its_line(capsys: pytest.CaptureFixture[str], value: object) -> None:
+    """Whatever the value of an argument, the line is written, and is JSON."""
+    with debug_log() as log:
+        log.error("document.odd", value=value)
+
+    (line,) = written(capsys)
+    assert "document.odd" in line["event"]
+
+
+def test_libraries_log_warnings_only() -> None:
+    """At the debug level libraries would log prompts, answers and headers."""
+    with debug_log():
+        assert logging.getLogger().isEnabledFor(logging.DEBUG)
+        for name in ("openai", "httpx2", "httpcore2", "aiosqlite", "uvicorn.access"):
+            assert not logging.getLogger(name).isEnabledFor(logging.INFO)
+
+
+def test_each_service_has_metrics_of_its_own() -> None:
+    """Two services in one process do not count together."""
+    one, other = Metrics(), Metrics()
+    one.attempts.labels("ok").inc()
+
+    assert b'kotae_provider_attempts_total{code="ok"} 1.0' in one.exposition()
+    assert b'code="ok"' not in other.exposition()
