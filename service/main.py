@@ -45,7 +45,6 @@ from service.workers.merging import Merging
 from service.workers.reaper import Reaper
 from service.workers.recovery import Recovery
 from service.workers.reindexing import Reindexing
-from service.workers.warming import Warming
 from service.workers.writer import Writer
 
 if TYPE_CHECKING:
@@ -114,7 +113,6 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     embedder = embedder_of(settings)
     near = await _vectors(embedder, settings, database, queue, prices, workers, stack) if embedder else None
     retrieval = Retrieval(database, settings, near)
-    _start(Warming(database, retrieval), workers, stack)
     answering = Answers(
         settings,
         database,

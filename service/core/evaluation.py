@@ -137,7 +137,6 @@ async def evaluate(
         seconds = time.perf_counter() - began
         near = await _embed(database, embedder, chunks, progress) if embedder else None
         asking = _Asking(Retrieval(database, settings, near), settings, ids)
-        await asking.retrieval.warm()  # as a service does once somebody has searched
         with progress("questions", len(questions)) as advance:
             for question in questions:
                 await asking.ask(question)

@@ -6,20 +6,16 @@ With embeddings the chunks nearest in meaning join the candidates, and their cos
 whoever embeds, or where a chunk has no vector yet, words alone decide.
 """
 
-import threading
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 
 from service.core.ports import Nearness
 from service.core.search.index import Index, Seen
-from service.core.search.postings.memory import CHUNKS_MAX
 from service.core.search.ranking import Thresholds, hit, parse, rank
 from service.core.search.results import NOTHING, Found
 from service.core.settings import Settings
 from service.core.text.tokenizer import Tokenizer
-
-WHOLE_CHARACTERS = 5_600_000  # 8,000 chunks of the default length, some 16 MB: in more, FTS5 finds what is rare as quickly
 
 
 class Search:
@@ -28,7 +24,7 @@ class Search:
     def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
         self._tokenizer = tokenizer
         self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min, settings.cosine_even)
-        self._index = Index(min(CHUNKS_MAX, WHOLE_CHARACTERS // settings.chunk_characters))
+        self._index = Index()
 
     def find(
         self,
@@ -55,7 +51,3 @@ class Search:
         rows = index.rows([place.id for place in ranked.places])
         hits = [hit(place, rows[place.id]) for place in ranked.places]
         return Found(items=hits, answerable=ranked.answerable, share=ranked.share, terms=ranked.terms, cosine=ranked.cosine)
-
-    def warm(self, connection: sa.Connection, stop: threading.Event) -> int:
-        """See `Index.warm`."""
-        return self._index.warm(connection, stop)

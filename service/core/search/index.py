@@ -6,32 +6,28 @@ grams; the chunks in which most of them stand, by weight. So what a search costs
 ranking sees every term again. Where too many chunks have the same few words for that to tell them apart, such as all those
 of a question of one word, the best of them are looked for by BM25 over the whole collection.
 
-As long as nothing changes, a collection that is not too large is in memory as a whole (`warm`, `inverted.py`): what FTS5 (`fts5.py`) would
-say is looked up there, and comes out the same. The terms of a chunk (`CODES_KEPT` of 4 bytes) and its text (`CHARACTERS_KEPT`, of
-one or two bytes each) are remembered in either case, whatever else changes, since a chunk never does and its id is never given again. What
-was looked at first goes first.
+Posting lists come from FTS5 (`postings/fts5.py`), which caches what it read of one version of the index. The terms of a chunk
+(`CODES_KEPT` of 4 bytes) and its text (`CHARACTERS_KEPT`, of one or two bytes each) are cached across versions, since a chunk
+never changes and its id is never given again. Entries are evicted in insertion order.
 
 How often a term occurs is counted over all documents, also those that the caller may not see: scores may move by it, texts never
 show.
 """
 
 import json
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from service.core.ports import Nearness
-from service.core.search.bm25 import Digest, Ids, Numbers, Observed, digests, heaviest, idf
+from service.core.search.bm25 import Digest, Observed, digests, heaviest, idf
 from service.core.search.cache import BoundedCache
-from service.core.search.postings.fts5 import Stored, Version
-from service.core.search.postings.memory import InMemory, Inverted
-from service.core.search.ranking import GRAM_WEIGHT, Counts, Query, Row, Term
-from service.core.search.results import SENTENCES_KEPT, plain_sentences
+from service.core.search.postings.fts5 import Fts5Postings, Version
+from service.core.search.ranking import GRAM_WEIGHT, Counts, Query, Row
 
 CANDIDATES_MAX = 70
 TIED_SHARE = 0.5  # of the best: chunks that many others equal are worth telling apart
@@ -40,27 +36,7 @@ NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they
 SEEN_LOOKED = 300  # of the best chunks, at a time, likewise
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_LEAST = 3  # looked up even if they are not rare
-CHUNKS_A_TURN, YIELD_SECONDS = 20, 0.001  # about a millisecond's work of a thread that nobody waits for
 CODES_KEPT, CHARACTERS_KEPT = 8_000_000, 5_000_000
-
-
-class Postings(Protocol):
-    """Where the terms of one question stand. There are two: `fts5.Stored` and `inverted.InMemory`, which say the same."""
-
-    def frequencies(self) -> dict[Term, int]:
-        """In how many chunks each word and gram of the question stands."""
-
-    def weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
-        """The chunks in which these terms stand, one term after the other, and the weight of each."""
-
-    def matched(self, words: Sequence[str], most: int | None) -> list[int]:
-        """The chunks in which any of these words stands, `most` of them, best first.
-
-        By FTS5's `bm25(…, w, w)`, which is BM25 with k1 = 1.2 / w: weights of 2 give the k1 of 0.6 of the ranking.
-        """
-
-    def observed(self, chunks: Mapping[int, Digest]) -> Observed:
-        """How often each term stands in each of these chunks, all of which must be there."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -97,20 +73,10 @@ class _Chunks:
         self.rows: BoundedCache[int, Row] = BoundedCache(CHARACTERS_KEPT, lambda row: len(row.text) + 400)
 
 
-class _Whole(msgspec.Struct, frozen=True):
-    """All of one version of the index, in memory."""
-
-    file: Any
-    version: int
-    index: Inverted
-
-
 class Index:
-    """Made once for a database: it remembers. `whole_max`: so many chunks at most are read into memory as a whole."""
+    """The index of one database, with its caches."""
 
-    def __init__(self, whole_max: int) -> None:
-        self._whole_max = whole_max
-        self._whole: _Whole | None = None
+    def __init__(self) -> None:
         self._file: Any = None
         self._forget()
 
@@ -118,55 +84,24 @@ class Index:
         self._version = Version(0)
         self._known = _Chunks()
 
-    def _is_another(self, file: Any, version: int) -> bool:
-        """Whether this is not the database that is remembered: a backup has taken its place."""
-        return bool(file != self._file or version < self._version.number)
-
     def at(self, connection: sa.Connection, query: Query) -> "Snapshot":
         """The index as this connection's transaction sees it, for a question."""
         # The driver's: SQLAlchemy's part of a search's many small statements would take longer than SQLite's.
         cursor = connection.connection.cursor()
         number, chunks = cursor.execute(_STATE).fetchone()
         file = connection.info.get("file")
-        if self._is_another(file, number):
+        if file != self._file or number < self._version.number:  # a backup has taken its place
             self._file = file
             self._forget()
         if number != self._version.number:
             self._version = Version(number)
-        whole = self._whole
-        fresh = whole.index if whole and (whole.file, whole.version) == (file, number) else None
-        postings = InMemory(fresh, query) if fresh else Stored(cursor.execute, self._version, query)
-        return Snapshot(cursor, query, postings, self._known, chunks)
-
-    def warm(self, connection: sa.Connection, stop: threading.Event) -> int:
-        """Read all of the index into memory as this connection's transaction sees it, slowly.
-
-        How many chunks that is; 0: they are too many, or it was told to stop.
-        """
-        cursor, file = connection.connection.cursor(), connection.info.get("file")
-        version, chunks = (int(each) for each in cursor.execute(_STATE).fetchone())
-        if chunks > self._whole_max:
-            self._whole = None
-            return 0
-        ids = [row[0] for row in cursor.execute("SELECT id FROM chunks")]
-        known = _Chunks() if self._is_another(file, version) else self._known
-        found: dict[int, Digest] = {}
-        for n in range(0, len(ids), CHUNKS_A_TURN):
-            some = ids[n : n + CHUNKS_A_TURN]
-            found |= known.digests.get_many(some, partial(_digests, cursor.execute))
-            if chunks <= SENTENCES_KEPT:
-                for row in known.rows.get_many(some, partial(_rows, cursor.execute)).values():
-                    plain_sentences(row.text)
-            if stop.wait(YIELD_SECONDS):
-                return 0
-        self._whole = _Whole(file, version, Inverted(found))
-        return chunks
+        return Snapshot(cursor, query, Fts5Postings(cursor.execute, self._version, query), self._known, chunks)
 
 
 class Snapshot:
     """One version of the index, for one question. All of it blocks."""
 
-    def __init__(self, cursor: Any, query: Query, postings: Postings, known: _Chunks, chunks: int) -> None:
+    def __init__(self, cursor: Any, query: Query, postings: Fts5Postings, known: _Chunks, chunks: int) -> None:
         self._execute = cursor.execute
         self._query, self._postings, self._known, self._chunks = query, postings, known, chunks
 

@@ -8,7 +8,6 @@ Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, those of `inde
 `LIMIT_MAX` chunks returned.
 """
 
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -59,26 +58,6 @@ class Retrieval:
 
         async with self._turn:
             return await self._database.look(look)
-
-    @property
-    def in_use(self) -> bool:
-        """Whether anybody has searched."""
-        return "_search" in vars(self)
-
-    async def warm(self) -> int:
-        """Read all of the index into memory: until something changes, searches take it from there. How many chunks; 0: they are too many.
-
-        Raises `DatabaseUnavailable`.
-        """
-        stop = threading.Event()  # the end of the process would wait for the thread
-
-        def read(connection: sa.Connection) -> int:
-            return self._search.warm(connection, stop)
-
-        try:
-            return await self._database.look(read)
-        finally:
-            stop.set()
 
     @cached_property
     def _search(self) -> "engine.Search":

@@ -1,9 +1,7 @@
 """The index: candidates per visibility, deleted documents, replaced database files."""
 
 import shutil
-from functools import partial
 from pathlib import Path
-from threading import Event
 
 import pytest
 import sqlalchemy as sa
@@ -29,7 +27,7 @@ async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
     await library.delete(database, gone, user_id="u")
     assert [hit.document_id for hit in (await look(database, "灯台のレンズの管理人")).items] == [stays]
     asked = parse("灯台 管理人 レンズ", tokenizer("auto"))
-    counts = await database.look(lambda connection: Index(whole_max=0).at(connection, asked).counts())
+    counts = await database.look(lambda connection: Index().at(connection, asked).counts())
     assert (counts.chunks, {word: n for word, n in counts.words.items() if n}) == (1, {"灯台": 1})
     assert {gram: n for gram, n in counts.grams.items() if n} == {"灯台": 1}
 
@@ -54,22 +52,17 @@ async def test_own_documents_are_found_behind_many_better_ones_of_others(databas
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.booleans()), max_size=14))
-async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Database, steps: list[tuple[bool, int, bool]]) -> None:
-    """After each step a search finds exactly the documents that are there, and the counts are those of a fresh index.
-
-    Whenever the index was last read into memory.
-    """
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=14))
+async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Database, steps: list[tuple[bool, int]]) -> None:
+    """After each step a search finds exactly the documents that are there, and the counts are those of a fresh index."""
     retrieval = Retrieval(database, SETTINGS)  # one for all: what it remembers must not outlive a change
     there: dict[int, str] = {}
     query = parse("灯台", tokenizer("auto"))
-    for add, n, warms in steps:
+    for add, n in steps:
         if add and n not in there:
             there[n] = await keep(database, f"灯台{n}号の管理人は毎朝レンズを磨きます。")
         elif not add and n in there:
             await library.delete(database, there.pop(n), user_id="u")
-        if warms:
-            await retrieval.warm()
         found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
         assert {hit.document_id for hit in found.items} == set(there.values())
         assert found == await Retrieval(database, SETTINGS).search("灯台の管理人のレンズ", user_id="u", limit=20)
@@ -82,7 +75,7 @@ async def test_adding_and_deleting_in_any_order_leaves_no_ghost(database: Databa
 @pytest.mark.parametrize("newer", [0, 2])
 async def test_a_backup_that_takes_the_place_of_the_database_is_searched_as_it_is(database: Database, tmp_path: Path, newer: int) -> None:
     """What was remembered of chunks of the same numbers is forgotten, whichever of the two has changed more often."""
-    index = Index(whole_max=100)
+    index = Index()
     backup = Database(f"sqlite+aiosqlite:///{shutil.copy(tmp_path / 'kotae.db', tmp_path / 'backup.db')}")
     for text in ("Otters sleep in kelp.", "Penguins sleep in caves."):
         await keep(database, text)
@@ -94,11 +87,7 @@ async def test_a_backup_that_takes_the_place_of_the_database_is_searched_as_it_i
         here = index.at(connection, query)
         return list(here.counts().words.values()), here.observed([1]).often[0, :2].tolist(), here.rows([1])[1].text
 
-    found = []
-    for one, warms in ((database, True), (backup, False), (backup, True), (database, False)):
-        if warms:
-            await one.look(partial(index.warm, stop=Event()))
-        found.append(await one.look(look))
+    found = [await searched.look(look) for searched in (database, backup, database)]
     otters, lanterns = ([1, 0], [1, 0], "Otters sleep in kelp."), ([0, 1], [0, 1], "Lanterns.")
-    assert found == [otters, lanterns, lanterns, otters]
+    assert found == [otters, lanterns, otters]
     await backup.close()

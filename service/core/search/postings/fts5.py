@@ -1,7 +1,7 @@
-"""Where terms stand, as FTS5 says it. With `segments.py` all that knows FTS5: another database needs its own of both.
+"""Posting lists, read from FTS5. Only this module and `fts5_merge.py` know FTS5: another database needs its own of both.
 
-What was read is remembered: counts (`COUNTS_KEPT`, some 10 MB) and the chunks that have a term (`POSTINGS_KEPT` of 8 bytes). Both are
-true of one version of the index; what was looked at first goes first.
+Document frequencies (`COUNTS_KEPT`, some 10 MB) and posting lists (`POSTINGS_KEPT` of 8 bytes) are cached for one version of the
+index. Entries are evicted in insertion order.
 
 A question is never read as a query language: it is reduced to terms, and each is quoted.
 """
@@ -26,14 +26,14 @@ class Version:
         self.postings: BoundedCache[Term, Ids] = BoundedCache(POSTINGS_KEPT, lambda ids: len(ids) + 20)
 
 
-class Stored:
-    """See `Postings`. All of it blocks."""
+class Fts5Postings:
+    """The posting lists of the terms of one question. All of it blocks."""
 
     def __init__(self, execute: Any, version: Version, query: Query) -> None:
         self._execute, self._version, self._query = execute, version, query
 
     def frequencies(self) -> dict[Term, int]:
-        """See `Postings.frequencies`."""
+        """In how many chunks each word and gram of the question occurs."""
 
         def read(missing: list[Term]) -> dict[Term, int]:
             asked = (json.dumps([term for _, term in missing]),)
@@ -43,7 +43,7 @@ class Stored:
         return self._version.counts.get_many(self._query.columns, read)
 
     def weighed(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
-        """See `Postings.weighed`."""
+        """The chunks in which these terms occur, one term after the other, and the weight of each."""
 
         def read(missing: list[Term]) -> dict[Term, Ids]:
             asked = json.dumps([_expression(column, [term]) for column, term in missing])
@@ -54,12 +54,15 @@ class Stored:
         return weighed((found[term], weight) for term, weight in weights.items())
 
     def matched(self, words: Sequence[str], most: int | None) -> list[int]:
-        """See `Postings.matched`."""
+        """The chunks in which any of these words occurs, `most` of them, best first.
+
+        By FTS5's `bm25(…, w, w)`, which is BM25 with k1 = 1.2 / w: weights of 2 give the k1 of 0.6 of the ranking.
+        """
         found = self._execute(_MATCH, {"match": _expression("words", words), "most": -1 if most is None else most})
         return [row[0] for row in found]
 
     def observed(self, chunks: Mapping[int, Digest]) -> Observed:
-        """See `Postings.observed`."""
+        """How often each term occurs in each of these chunks."""
         return observed(self._query.codes, chunks)
 
 
