@@ -37,14 +37,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """`leave_seconds`: how long the pump goes on without a reader; None: a reader is not expected.
 
     `attach_seconds`: how long it waits for the first one, at the least. `leave_nano_usd_max`: it goes on only if the rest
-    of the answer can cost no more than this. `estimate_share`: of completed answers, those estimated for comparison.
+    of the answer can cost no more than this.
     """
 
     answer_seconds_max: float
     attempts_max: int
     leave_seconds: float | None
     leave_nano_usd_max: int | None
-    estimate_share: float
     attach_seconds: float = ATTACH_SECONDS
 
 
@@ -128,7 +127,6 @@ class Pump:
         outcome = self._recorded(status, error, *await self._account(status))
         await self._wait_synced()
         self.stream.finish(outcome, error)
-        await self._compare_estimate(outcome)
 
     async def _call(self) -> None:
         """Call the provider until it answers, or surely will not. Only what it surely did not bill is tried again."""
@@ -188,23 +186,6 @@ class Pump:
             log.exception("estimate.failed", answer_id=self.stream.intent.id)
             return self._rough_usage()
         return self._clamped(usage), UsageSource.ESTIMATED
-
-    async def _compare_estimate(self, outcome: Outcome) -> None:
-        """Keep the error that an estimate would have had, for a sample. Nobody waits for it, and it loads no tokenizer."""
-        usage = outcome.usage
-        if outcome.usage_source is not UsageSource.PROVIDER or not tokens.is_loaded(self._request.model):
-            return
-        if random.random() >= self._limits.estimate_share:  # noqa: S311 - a sample
-            return
-        try:
-            estimate = await tokens.estimate(self._request.messages, outcome.response, self._request.model)
-        except Exception:  # noqa: BLE001 - a statistic
-            log.exception("estimate.failed", answer_id=self.stream.intent.id)
-            return
-        if usage and usage.prompt_tokens and usage.completion_tokens:
-            error = self._metrics.estimate_error
-            error.labels("prompt").observe(estimate.prompt_tokens / usage.prompt_tokens - 1)
-            error.labels("completion").observe(estimate.completion_tokens / usage.completion_tokens - 1)
 
     def _rough_usage(self) -> tuple[Usage | None, UsageSource]:
         """The account when there is no time for the tokenizer, which takes a second to load: the process ends."""
