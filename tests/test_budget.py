@@ -22,7 +22,7 @@ import pytest
 from service.core.answering.pump import Pump
 from service.core.answering.streams import Stream
 from service.core.ports import ProviderRequest
-from tests.conftest import Serve, Service
+from tests.conftest import Service
 from tests.fakes.provider import Behaviour, Point, ProviderFake
 
 ANSWER, STREAM, CHUNK = 690, 885, 75  # calls: of an answer in one piece, of a stream without its chunks, of a chunk
@@ -37,12 +37,6 @@ NOT_THE_REQUEST = (
     "_pytest/",
     "pluggy/",
 )
-
-
-@pytest.fixture
-async def service(serve: Serve, fake: ProviderFake) -> Service:
-    """A service that compares no estimates: that would be chance, and no part of the request."""
-    return await serve(openai_base_url=fake.base_url, openai_api_key="sk-test", model="fake-model", estimate_share=0)
 
 
 class Calls:

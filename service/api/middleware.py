@@ -92,7 +92,7 @@ class Edge:
         started = time.perf_counter()
         try:
             if "kotae.refusal" in scope:
-                raise scope["kotae.refusal"]  # noqa: TRY301 - the server has decided this
+                raise scope["kotae.refusal"]
             check_source(
                 self._settings,
                 host=headers.get(b"host", ""),

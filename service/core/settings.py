@@ -37,7 +37,7 @@ SECTIONS = {
     "openai_api_key": "Provider and answers",
     "upload_file_bytes_max": "Documents and retrieval",
     "ping_seconds": "Streams",
-    "estimate_share": "Accounting",
+    "journal_spool": "Accounting",
     "shutdown_grace_seconds": "Process",
 }
 
@@ -272,13 +272,6 @@ class Settings(BaseSettings):
     )
 
     # Accounting
-    estimate_share: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="Share of completed answers whose tokens are also estimated, to measure the "
-        "estimation error (kotae_estimate_error_ratio).",
-    )
     journal_spool: str = Field(
         "auto",
         description="Directory on a tmpfs that the journal is written to first. auto: under /dev/shm, if "

@@ -97,13 +97,6 @@ class Metrics:
         self.unpriced = Counter("kotae_unpriced_answers", "Answers of a model without a known price", registry=registry)
         self.attempts = Counter("kotae_provider_attempts", "Calls to the provider by how they ended", ["code"], registry=registry)
         self.quota_refusals = Counter("kotae_quota_refusals", "Requests refused by a used-up limit", ["of", "limit"], registry=registry)
-        self.estimate_error = Histogram(
-            "kotae_estimate_error_ratio",
-            "Estimated tokens over reported ones, minus one, of a sample of completed answers",
-            ["kind"],
-            buckets=(-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
-            registry=registry,
-        )
         self.streams_degraded = Counter(
             "kotae_streams_degraded", "Streams that could not be made resumable: the buffers were full", registry=registry
         )

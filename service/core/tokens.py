@@ -65,11 +65,6 @@ def load(model: str = "") -> Encoding:
     return _encodings[name]
 
 
-def is_loaded(model: str = "") -> bool:
-    """Whether counting for a model costs no loading."""
-    return encoding_name(model) in _encodings
-
-
 def count(text: str, model: str = "") -> int:
     """The number of tokens of a text. Special tokens in it count as the plain text they are."""
     return sum(len(_encode(part, model)) for part in _slices(text))

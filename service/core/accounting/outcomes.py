@@ -11,7 +11,6 @@ Unknown is never written as zero, and the cost of a model without a price is Non
 `AnswerAccount.finish` is synchronous and idempotent: an answer may end where no await is possible.
 """
 
-import random
 import time
 from collections.abc import Callable
 
@@ -115,18 +114,6 @@ class AnswerAccount:
             )
             self._recorder.record(self._outcome)
         return self._outcome
-
-    async def compare_estimate(self, share: float) -> None:
-        """Observe the error that an estimate would have had, for a share of the reported usages.
-
-        Only with a tokenizer that is already loaded.
-        """
-        if random.random() >= share or self._outcome is None or self.usage is None:  # noqa: S311 - a sample
-            return
-        if tokens.is_loaded(self._intent.model):
-            estimate = await self._count_tokens(self._outcome.response)
-            if estimate is not None:
-                self._recorder.observe_estimate(estimate, self.usage)
 
     def _decide_source(self, status: Status, text: str) -> UsageSource:
         if self.usage is not None:

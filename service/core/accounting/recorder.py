@@ -4,7 +4,6 @@
 """
 
 from service.core.ports import Quota, RecordQueue
-from service.core.pricing import Usage
 from service.core.records import Intent, Outcome, UsageSource
 from service.core.telemetry import Metrics, log
 
@@ -36,13 +35,6 @@ class Recorder:
     def count_attempt(self, code: str) -> None:
         """Count a finished attempt by the code of its error, or `ok`."""
         self._metrics.attempts.labels(code).inc()
-
-    def observe_estimate(self, estimated: Usage, reported: Usage) -> None:
-        """Observe the relative error of an estimated usage."""
-        if reported.prompt_tokens and reported.completion_tokens:
-            ratio = self._metrics.estimate_error
-            ratio.labels("prompt").observe(estimated.prompt_tokens / reported.prompt_tokens - 1)
-            ratio.labels("completion").observe(estimated.completion_tokens / reported.completion_tokens - 1)
 
     def _update_metrics(self, outcome: Outcome) -> None:
         metrics, intent, usage = self._metrics, outcome.intent, outcome.usage

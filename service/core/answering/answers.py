@@ -333,7 +333,6 @@ class Answers:
             attempts_max=settings.provider_attempts_max,
             leave_seconds=self._leave_seconds(ask),
             leave_nano_usd_max=None if ask.resumable or ask.idempotency_key else to_nano(settings.drain_cost_usd_max),
-            estimate_share=0 if intent.model == EXTRACTIVE else settings.estimate_share,
             attach_seconds=ask.attach_seconds,
         )
         turn = nullcontext() if provider is self._extractive else self._turns

@@ -34,15 +34,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     `leave_seconds`: how long the pump continues without a reader; None: a reader is not expected.
     `attach_seconds`: minimum time it waits for the first one. `leave_nano_usd_max`: it continues
-    without a reader only if the rest of the answer cannot cost more. `estimate_share`: share of the
-    answers whose estimate is compared with the reported usage.
+    without a reader only if the rest of the answer cannot cost more.
     """
 
     answer_seconds_max: float
     attempts_max: int
     leave_seconds: float | None
     leave_nano_usd_max: int | None
-    estimate_share: float
     attach_seconds: float = ATTACH_SECONDS
 
 
@@ -171,7 +169,6 @@ class Pump:
         outcome = account.finish(status, text, error.code if error else None, estimate=estimate)
         await account.wait_synced()
         self.stream.finish(outcome, error)
-        await account.compare_estimate(self._limits.estimate_share)
 
     def _cancel_leave_timer(self) -> None:
         if self._leave_timer:

@@ -94,16 +94,6 @@ def test_a_missing_price_is_logged_once_per_model(books: Books) -> None:
     assert [entry["model"] for entry in logs if entry["event"] == "model.unpriced"] == ["a", "b"]
 
 
-def test_the_error_of_an_estimate_is_relative(books: Books) -> None:
-    """Half as many again is observed as 0.5, half as many as -0.5."""
-    reported, estimated = Usage(prompt_tokens=10, completion_tokens=20), Usage(prompt_tokens=15, completion_tokens=10)
-    books.recorder.observe_estimate(estimated, reported)
-
-    name = "kotae_estimate_error_ratio_bucket"
-    assert [books.metric(name, kind="prompt", le=le) for le in ("0.2", "0.5")] == [0, 1]
-    assert [books.metric(name, kind="completion", le=le) for le in ("-0.5", "-0.2")] == [1, 1]
-
-
 async def test_an_unpriced_model_costs_null(service: Service) -> None:
     """Unknown is null and counted, never 0."""
     assert (await service.client.post("/ai/test", json=FREE)).json()["estimated_cost"] is None

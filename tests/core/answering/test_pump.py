@@ -28,7 +28,7 @@ from tests.sse import events, text_of
 from tests.streams import begin, reading, streamed
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
-LIMITS = Limits(answer_seconds_max=20, attempts_max=3, leave_seconds=None, leave_nano_usd_max=None, estimate_share=0)
+LIMITS = Limits(answer_seconds_max=20, attempts_max=3, leave_seconds=None, leave_nano_usd_max=None)
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)
 
 
@@ -223,18 +223,6 @@ async def test_a_stream_whose_rest_is_dear_is_not_drained(serve: Serve, fake: Pr
 
     assert await fake.wait_ended(fake.calls[0], 2) is Ending.ABORTED
     assert (await service.row())["status"] == "client_gone"
-
-
-async def test_the_error_of_estimates_is_kept(serve: Serve, fake: ProviderFake) -> None:
-    """Of a sample of completed answers the estimate is compared with what the provider said."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", estimate_share=1)
-    fake.next(Behaviour(usage=None))
-    await service.client.post("/ai/test", json=FREE)
-    for _ in range(3):
-        await service.client.post("/ai/test", json=FREE)
-    async with asyncio.timeout(10):
-        while 'kotae_estimate_error_ratio_count{kind="completion"} 3.0' not in (await service.client.get("/metrics")).text:
-            await asyncio.sleep(0.01)
 
 
 async def test_an_answer_outlives_its_last_reader_for_a_while(serve: Serve, fake: ProviderFake) -> None:
