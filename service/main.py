@@ -26,7 +26,7 @@ from service.core.auth.jwts import Jwts
 from service.core.auth.revocation import Watch
 from service.core.auth.tickets import SignedTickets, load_key
 from service.core.database.engine import Database
-from service.core.documents.chunk_workers import ChunkWorkers
+from service.core.documents.library import ChunkWorkers
 from service.core.errors import KotaeError
 from service.core.lazy import LazyModule, load_module
 from service.core.ports import Embedder, Near, Worker

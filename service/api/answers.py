@@ -12,10 +12,7 @@ from service.api.problems import problem_response, quota_headers
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, AskBody, DocumentIds, InProgress, ModelName, NotBlank, Started, UserId, problems, ref
 from service.api.sse import stream_response
-from service.core.answering.answers import Ask
-from service.core.answering.events import parse_event_id
-from service.core.answering.idempotency import Begun
-from service.core.answering.pump import ATTACH_SECONDS
+from service.core.answering.answers import ATTACH_SECONDS, Ask, Begun, parse_event_id
 from service.core.auth.principals import Principal, Role
 from service.core.errors import KotaeError, NotFound, TooLarge
 from service.core.ports import Grant, QuotaSubject

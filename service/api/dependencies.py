@@ -17,7 +17,7 @@ from service.core.auth.origin import check_session
 from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import Watch
 from service.core.database.engine import Database
-from service.core.documents.chunk_workers import ChunkWorkers
+from service.core.documents.library import ChunkWorkers
 from service.core.ports import RecordQueue, Tickets, Worker
 from service.core.quota.local import Ledger
 from service.core.search.service import Retrieval

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api.responses import json_response
-from service.core.answering.streams import problem
+from service.core.answering.answers import problem
 from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorized
 from service.core.ports import QuotaWindow
 

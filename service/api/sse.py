@@ -20,7 +20,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
-from service.core.answering.streams import GOODBYE, Stream
+from service.core.answering.answers import GOODBYE, Stream
 from service.core.settings import Settings
 from service.core.telemetry import log
 

@@ -10,7 +10,7 @@ from service.cli.client import service_url
 from service.cli.database import shown_database, with_database
 from service.core.database.engine import Database
 from service.core.documents import library
-from service.core.documents.chunk_workers import ChunkWorkers
+from service.core.documents.library import ChunkWorkers
 from service.core.settings import Settings, load_settings
 from service.core.telemetry import configure_logging
 from service.main import create_app

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from service.core.database import tables
 from service.core.database.engine import Database
 from service.core.documents import library
-from service.core.documents.chunk_workers import ChunkWorkers
+from service.core.documents.library import ChunkWorkers
 from service.core.errors import SettingsInvalid
 from service.core.grounding import prompt
 from service.core.grounding.extraction import quote

@@ -16,7 +16,7 @@ import msgspec
 
 from service.core.database.engine import Database
 from service.core.documents import library
-from service.core.documents.chunk_workers import ChunkWorkers
+from service.core.documents.library import ChunkWorkers
 from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.settings import Settings
 from service.core.telemetry import log

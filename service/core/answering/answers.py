@@ -17,11 +17,12 @@ import msgspec
 from service.core import tokens
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
+from service.core.answering.events import parse_event_id
 from service.core.answering.idempotency import Begun, Key, Keys, check_same, hash_request
 from service.core.answering.pump import ATTACH_SECONDS, Limits, Pump
 from service.core.answering.registry import Shelf
 from service.core.answering.replay import Recall
-from service.core.answering.streams import Buffers, Stream, replay
+from service.core.answering.streams import GOODBYE, Buffers, Stream, problem, replay
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import Watch
 from service.core.database.engine import Database
@@ -36,6 +37,19 @@ from service.core.search.results import Found
 from service.core.search.service import Retrieval
 from service.core.settings import EXTRACTIVE, Settings
 from service.core.telemetry import Metrics, log
+
+# The public interface of this package: its other modules are imported here only.
+__all__ = [
+    "ATTACH_SECONDS",
+    "GOODBYE",
+    "Answers",
+    "AnswersStatistics",
+    "Ask",
+    "Begun",
+    "Stream",
+    "parse_event_id",
+    "problem",
+]
 
 ID_CHARACTERS = 36
 STOP_SECONDS = 1  # how long shutdown waits for pumps that it has stopped

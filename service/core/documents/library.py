@@ -32,6 +32,22 @@ from service.core.text.decoding import tidy
 from service.core.text.tokenizer import tokenizer
 
 CHUNKS_AT_ONCE = 50  # rows of one statement: preparing them is work on the loop, about 20 µs a row
+# The public interface of this package.
+__all__ = [
+    "ChunkWorkers",
+    "Document",
+    "DocumentPage",
+    "Given",
+    "delete",
+    "get",
+    "index_name",
+    "list_documents",
+    "outdated",
+    "remake",
+    "seed",
+    "store",
+]
+
 SAMPLES = Path(__file__).parents[2] / "samples"
 
 
