@@ -20,7 +20,9 @@ def ours(name: str | None, kind: str, parents: Any) -> bool:
 
 def render(kind: str, thing: Any, _: Any) -> str | Literal[False]:
     """Keep our code out of migrations: they must run the same when it has changed."""
-    return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(thing, UtcDateTime) else False
+    return (
+        "sa.DateTime(timezone=True)" if kind == "type" and isinstance(thing, UtcDateTime) else False
+    )
 
 
 def migrate(connection: Connection) -> None:
@@ -50,7 +52,12 @@ async def migrate_settings_database() -> None:
 
 
 if context.is_offline_mode():
-    context.configure(url=load_settings().database, target_metadata=metadata, literal_binds=True, render_as_batch=True)
+    context.configure(
+        url=load_settings().database,
+        target_metadata=metadata,
+        literal_binds=True,
+        render_as_batch=True,
+    )
     with context.begin_transaction():
         context.run_migrations()
 elif (handed_in := context.config.attributes.get("connection")) is not None:

@@ -27,7 +27,14 @@ from bench.processes import HERE, Cores, Process, free_port
 from service.core.settings import child_environment
 
 BODY = json.dumps({"prompt": "question", "grounded": False, "max_tokens": 100})
-NAMES = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "tokens_per_month", "cost_usd_per_day", "cost_usd_per_month")
+NAMES = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "tokens_per_day",
+    "tokens_per_month",
+    "cost_usd_per_day",
+    "cost_usd_per_month",
+)
 LIMITS = [f"--limit={name}=100000000" for name in (*NAMES, "concurrent")]
 KOTAE = Path(sys.executable).parent / "kotae"
 
@@ -56,13 +63,23 @@ def serving(folder: Path, provider: str, cores: Cores, *, keys: bool) -> Iterato
     """A service, open or with keys and limits, and who asks it."""
     folder.mkdir()
     env = child_environment()
-    env |= {"OPENAI_BASE_URL": f"{provider}/v1", "KOTAE_DATA_DIR": str(folder), "KOTAE_LOG_LEVEL": "warning"}
+    env |= {
+        "OPENAI_BASE_URL": f"{provider}/v1",
+        "KOTAE_DATA_DIR": str(folder),
+        "KOTAE_LOG_LEVEL": "warning",
+    }
     env |= {"KOTAE_AUTH": "keys"} if keys else {}
     headers: dict[str, str] = {}
     if keys:
         for arguments in (["migrate"], ["users", "quota", "bench", *LIMITS]):
             subprocess.run([KOTAE, *arguments], env=env, check=True, capture_output=True)
-        made = subprocess.run([KOTAE, "keys", "create", "--user", "bench"], env=env, check=True, capture_output=True, text=True)
+        made = subprocess.run(
+            [KOTAE, "keys", "create", "--user", "bench"],
+            env=env,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         headers = {"Authorization": f"Bearer {made.stdout.split()[0]}"}
     url = f"http://127.0.0.1:{free_port()}"
     command: list[str | Path] = [KOTAE, "serve", "--migrate", "--port", str(urlsplit(url).port)]
@@ -76,22 +93,37 @@ def serving(folder: Path, provider: str, cores: Cores, *, keys: bool) -> Iterato
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=2000)
     pairs = parser.parse_args().pairs
     with ExitStack() as stack:
-        folder, cores = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kotae-access-"))), Cores.split()
+        folder, cores = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kotae-access-"))),
+            Cores.split(),
+        )
         provider = f"http://127.0.0.1:{free_port()}"
         fake = Process(
             "provider",
-            [sys.executable, HERE / "provider.py", "--chunks", "8", "--port", str(urlsplit(provider).port)],
+            [
+                sys.executable,
+                HERE / "provider.py",
+                "--chunks",
+                "8",
+                "--port",
+                str(urlsplit(provider).port),
+            ],
             folder=folder,
             env=dict(os.environ),
             cores=cores.tools,
         )
         stack.callback(fake.stop)
         fake.wait_ready(f"{provider}/stats")
-        callers = [stack.enter_context(serving(folder / name, provider, cores, keys=name == "keys")) for name in ("open", "keys")]
+        callers = [
+            stack.enter_context(serving(folder / name, provider, cores, keys=name == "keys"))
+            for name in ("open", "keys")
+        ]
         for caller in callers * 200:
             caller.ask()
         before = [caller.process.cpu_seconds() or 0 for caller in callers]
@@ -99,12 +131,19 @@ def main() -> None:
         for n in range(pairs):
             for which in (0, 1) if n % 2 else (1, 0):
                 seen[which].append(callers[which].ask())
-        cpu = [((caller.process.cpu_seconds() or 0) - start) / pairs for caller, start in zip(callers, before, strict=True)]
+        cpu = [
+            ((caller.process.cpu_seconds() or 0) - start) / pairs
+            for caller, start in zip(callers, before, strict=True)
+        ]
     medians = [statistics.median(times) * 1000 for times in seen]
     added = statistics.median(keyed - bare for bare, keyed in zip(*seen, strict=True)) * 1000
     print(f"open: p50 {medians[0]:.3f} ms, {cpu[0] * 1000:.3f} ms of processor time an answer")
-    print(f"keys and quotas: p50 {medians[1]:.3f} ms, {cpu[1] * 1000:.3f} ms of processor time an answer")
-    print(f"added: {added:.3f} ms at the median of {pairs} pairs, {(cpu[1] - cpu[0]) * 1000:.3f} ms of processor time")
+    print(
+        f"keys and quotas: p50 {medians[1]:.3f} ms, {cpu[1] * 1000:.3f} ms of processor time an answer"
+    )
+    print(
+        f"added: {added:.3f} ms at the median of {pairs} pairs, {(cpu[1] - cpu[0]) * 1000:.3f} ms of processor time"
+    )
 
 
 if __name__ == "__main__":

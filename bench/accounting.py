@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file 
 from bench.load import spread
 from bench.processes import HERE, Cores, Failed, Loader, Process, free_port, get_json, machine, save
 from service.core.accounting.journal import Journal, choose_spool
-from service.core.accounting.queue import LocalQueue
+from service.core.accounting.queue import JournaledQueue
 from service.core.database.engine import Database
-from service.core.encoding import new_id, now
+from service.core.encoding import create_id, utc_now
 from service.core.pricing import Usage
 from service.core.records import Intent, Outcome, Status, UsageSource
 from service.core.settings import child_environment
@@ -59,7 +59,14 @@ class NotRun(Exception):
 def provider(folder: Path, cores: Cores) -> Iterator[str]:
     """The provider fake, running; its address."""
     port = free_port()
-    command: list[str | Path] = [sys.executable, HERE / "provider.py", "--chunks", str(CHUNKS), "--port", str(port)]
+    command: list[str | Path] = [
+        sys.executable,
+        HERE / "provider.py",
+        "--chunks",
+        str(CHUNKS),
+        "--port",
+        str(port),
+    ]
     process = Process("provider", command, folder=folder, env=dict(os.environ), cores=cores.tools)
     try:
         process.wait_ready(f"http://127.0.0.1:{port}/stats")
@@ -72,9 +79,22 @@ def start(folder: Path, data: Path, cores: Cores, **settings: str) -> tuple[Proc
     """A service with its log in `folder`, and its address; it may not answer yet."""
     port = free_port()
     env = child_environment()
-    env |= {"OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(data), "KOTAE_LOG_LEVEL": "error", **settings}
-    command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(port)]
-    return Process("kotae", command, folder=folder, env=env, cores=cores.service), f"http://127.0.0.1:{port}"
+    env |= {
+        "OPENAI_API_KEY": "bench",
+        "KOTAE_DATA_DIR": str(data),
+        "KOTAE_LOG_LEVEL": "error",
+        **settings,
+    }
+    command: list[str | Path] = [
+        Path(sys.executable).parent / "kotae",
+        "serve",
+        "--migrate",
+        "--port",
+        str(port),
+    ]
+    return Process(
+        "kotae", command, folder=folder, env=env, cores=cores.service
+    ), f"http://127.0.0.1:{port}"
 
 
 @contextlib.contextmanager
@@ -113,7 +133,9 @@ def loop_filesystem(folder: Path) -> Iterator[Path]:
 def frozen(mount: Path, seconds: float) -> Iterator[None]:
     """Nothing is written there; thawed at the end, and by another process if this one does not come to it."""
     thaw = subprocess.Popen(
-        ["sh", "-c", f"sleep {seconds:.0f}; fsfreeze --unfreeze '{mount}'"], stderr=subprocess.DEVNULL, start_new_session=True
+        ["sh", "-c", f"sleep {seconds:.0f}; fsfreeze --unfreeze '{mount}'"],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         subprocess.run(["fsfreeze", "--freeze", mount], check=True)
@@ -124,11 +146,18 @@ def frozen(mount: Path, seconds: float) -> Iterator[None]:
         thaw.wait()
 
 
-def latency(state: str, folder: Path, base_url: str, cores: Cores, seconds: float) -> dict[str, Any]:
+def latency(
+    state: str, folder: Path, base_url: str, cores: Cores, seconds: float
+) -> dict[str, Any]:
     """Percentiles of one state. Raises `NotRun` and `Failed`."""
     with contextlib.ExitStack() as stack:
-        data = stack.enter_context(loop_filesystem(folder)) if state == "frozen" else folder / "data"
-        settings = {"no spool": {"KOTAE_JOURNAL_SPOOL": "none"}, "synchronous": {"KOTAE_JOURNAL_SYNC_MS": "0"}}.get(state, {})
+        data = (
+            stack.enter_context(loop_filesystem(folder)) if state == "frozen" else folder / "data"
+        )
+        settings = {
+            "no spool": {"KOTAE_JOURNAL_SPOOL": "none"},
+            "synchronous": {"KOTAE_JOURNAL_SYNC_MS": "0"},
+        }.get(state, {})
         process, url = start(folder, data, cores, OPENAI_BASE_URL=base_url, **settings)
         stack.callback(process.stop)
         process.wait_ready(f"{url}/health/ready")
@@ -143,8 +172,19 @@ def latency(state: str, folder: Path, base_url: str, cores: Cores, seconds: floa
 
 
 def load(url: str, seconds: float, cores: Cores) -> dict[str, Any]:
-    arguments = ["--url", f"{url}/ai/test", "--body", BODY, "--contains", f"word{CHUNKS - 1} ", "--rate", str(RATE)]
-    loader = Loader([*arguments, "--seconds", str(seconds), "--warmup-seconds", "1"], cores=cores.tools)
+    arguments = [
+        "--url",
+        f"{url}/ai/test",
+        "--body",
+        BODY,
+        "--contains",
+        f"word{CHUNKS - 1} ",
+        "--rate",
+        str(RATE),
+    ]
+    loader = Loader(
+        [*arguments, "--seconds", str(seconds), "--warmup-seconds", "1"], cores=cores.tools
+    )
     try:
         return loader.result()
     finally:
@@ -155,9 +195,9 @@ def load(url: str, seconds: float, cores: Cores) -> dict[str, Any]:
 
 
 def record(n: int) -> Outcome:
-    at = now()
+    at = utc_now()
     intent = Intent(
-        id=new_id(at),
+        id=create_id(at),
         created_at=at,
         endpoint="/ai/test",
         model="bench",
@@ -193,8 +233,8 @@ def pairs(folder: Path) -> dict[str, float]:
         for n in range(PAIRS):
             outcome = record(n)
             started = time.perf_counter()
-            journal.begin(outcome.intent)
-            journal.finish(outcome)
+            journal.append_intent(outcome.intent)
+            journal.append_outcome(outcome)
             taken.append(time.perf_counter() - started)
             journal.release([outcome.intent.id])
         journal.stop(5)
@@ -208,15 +248,15 @@ async def burst(folder: Path) -> dict[str, float]:
     with spool_of(folder) as spool:
         journal = Journal(folder / "journal", spool, sync_ms=50, bytes_max=BYTES_MAX)
         journal.start()
-        queue = LocalQueue(100_000, journal)
+        queue = JournaledQueue(100_000, journal)
         writer = Writer(database, queue, Metrics(), batch_max=500, quarantine=folder / "quarantine")
         outcomes = [record(n) for n in range(BURST)]
         with locked(folder / "kotae.db"):
             writer.start()
             started = time.perf_counter()
             for n, outcome in enumerate(outcomes):
-                queue.begin(outcome.intent)
-                queue.finish(outcome)
+                queue.add_intent(outcome.intent)
+                queue.add_outcome(outcome)
                 if n % 100 == 0:
                     await asyncio.sleep(0)
             taken_in = time.perf_counter() - started
@@ -238,8 +278,8 @@ def dead_journal(folder: Path) -> None:
     journal = Journal(folder / "journal", None, sync_ms=50, bytes_max=BYTES_MAX)
     for n in range(REPLAYED // 2):
         outcome = record(n)
-        journal.begin(outcome.intent)
-        journal.finish(outcome)
+        journal.append_intent(outcome.intent)
+        journal.append_outcome(outcome)
     for segment in journal._segments:  # noqa: SLF001 - a death cannot be asked for
         segment.close()
 
@@ -279,7 +319,10 @@ def starting(folder: Path, cores: Cores, *, full: bool) -> dict[str, float]:
 
 def _wait(url: str, name: str, started: float) -> float:
     while time.perf_counter() - started < 60:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health/{name}", timeout=5):
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{url}/health/{name}", timeout=5),
+        ):
             return round(time.perf_counter() - started, 2)
         time.sleep(0.005)
     raise Failed(f"the service was not {name} after a minute")
@@ -313,12 +356,20 @@ def measure(folder: Path, cores: Cores, seconds: float) -> dict[str, Any]:
         figures["rounds"] = rounds
         for state, found in rounds.items():
             shares = ("p50", "p90", "p99", "max")
-            known = {share: statistics.median(each[share] for each in found) for share in shares} if "p50" in found[0] else found[0]
+            known = (
+                {share: statistics.median(each[share] for each in found) for share in shares}
+                if "p50" in found[0]
+                else found[0]
+            )
             figures["latency_ms"][state] = known
     for name in ("pairs", "burst", "replay"):
         print(name, file=sys.stderr, flush=True)
         (folder / name).mkdir()
-        figures[name] = pairs(folder / name) if name == "pairs" else asyncio.run({"burst": burst, "replay": replay}[name](folder / name))
+        figures[name] = (
+            pairs(folder / name)
+            if name == "pairs"
+            else asyncio.run({"burst": burst, "replay": replay}[name](folder / name))
+        )
     print("start", file=sys.stderr, flush=True)
     figures["start_empty"] = starting(folder / "empty", cores, full=False)
     figures["start_full"] = starting(folder / "full", cores, full=True)
@@ -328,7 +379,9 @@ def measure(folder: Path, cores: Cores, seconds: float) -> dict[str, Any]:
 def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
     normal = figures["latency_ms"]["normal"]
-    lines = [f"{f'POST /ai/test, {RATE}/s':42}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>9}{'p50':>9}{'p99':>9}"]
+    lines = [
+        f"{f'POST /ai/test, {RATE}/s':42}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>9}{'p50':>9}{'p99':>9}"
+    ]
     for state, title in STATES.items():
         found = figures["latency_ms"][state]
         if "not run" in found:
@@ -336,7 +389,9 @@ def table(figures: dict[str, Any]) -> str:
             continue
         ratios = "".join(f"{found[share] / normal[share]:>8.2f}×" for share in ("p50", "p99"))
         lines.append(f"{title:42}{found['p50']:9.2f}{found['p99']:9.2f}{found['max']:9.2f}{ratios}")
-    pair, took, empty, full = (figures[name] for name in ("pairs", "burst", "start_empty", "start_full"))
+    pair, took, empty, full = (
+        figures[name] for name in ("pairs", "burst", "start_empty", "start_full")
+    )
     lines += [
         "",
         f"begin + finish: p50 {pair['p50']} µs, p99 {pair['p99']} µs, longest {pair['max']} µs",
@@ -353,13 +408,20 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description="What exact accounting costs.")
     parser.add_argument("--seconds", type=float, default=20, help="of each latency measurement")
-    parser.add_argument("--json", type=Path, default=Path(".data/bench-accounting.json"), help="where the figures go")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path(".data/bench-accounting.json"),
+        help="where the figures go",
+    )
     options = parser.parse_args()
     configure_logging("error", "json")
     cores = Cores.split()
     about = {"machine": machine(cores), "seconds": options.seconds}
     try:
-        with tempfile.TemporaryDirectory(prefix="kotae-bench-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix="kotae-bench-", ignore_cleanup_errors=True
+        ) as folder:
             figures = measure(Path(folder), cores, options.seconds)
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")

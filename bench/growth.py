@@ -28,7 +28,11 @@ from bench.processes import Cores, Failed, machine, save
 from bench.run import FULL, Bench
 
 CALLERS = (16, 64, 250, 1000)
-FIGURES = {"answers_per_second": "answers/s", "cpu_ms_per_answer": "processor ms per answer", "latency_p99_ms": "latency p99, ms"}
+FIGURES = {
+    "answers_per_second": "answers/s",
+    "cpu_ms_per_answer": "processor ms per answer",
+    "latency_p99_ms": "latency p99, ms",
+}
 
 Rounds = dict[str, list[dict[str, float]]]  # of each column, in order
 
@@ -53,7 +57,13 @@ def by_callers(bench: Bench, rounds: int, seconds: float) -> Rounds:
     """One service, more and more callers."""
     with bench.target("kotae") as target:
         bench.answers(target, seconds)  # the first answers of a process are dearer
-        return turns({f"{count:,} callers": partial(bench.answers, target, seconds, count) for count in CALLERS}, rounds)
+        return turns(
+            {
+                f"{count:,} callers": partial(bench.answers, target, seconds, count)
+                for count in CALLERS
+            },
+            rounds,
+        )
 
 
 def by_rows(bench: Bench, rounds: int, seconds: float, rows: int) -> Rounds:
@@ -61,11 +71,16 @@ def by_rows(bench: Bench, rounds: int, seconds: float, rows: int) -> Rounds:
     with ExitStack() as stack:
         columns = {
             "empty log": stack.enter_context(bench.target("kotae")),
-            f"{rows:,} rows": stack.enter_context(bench.target("kotae", lambda folder: fill(folder / "kotae.db", rows))),
+            f"{rows:,} rows": stack.enter_context(
+                bench.target("kotae", lambda folder: fill(folder / "kotae.db", rows))
+            ),
         }
         for target in columns.values():
             bench.answers(target, seconds)
-        return turns({name: partial(bench.answers, target, seconds) for name, target in columns.items()}, rounds)
+        return turns(
+            {name: partial(bench.answers, target, seconds) for name, target in columns.items()},
+            rounds,
+        )
 
 
 def table(found: Rounds) -> str:
@@ -73,19 +88,30 @@ def table(found: Rounds) -> str:
     lines = [f"{'':26}" + "".join(f"{name:>22}" for name in found)]
     for key, title in FIGURES.items():
         medians = [statistics.median(each[key] for each in rounds) for rounds in found.values()]
-        cells = [f"{value:,.2f} ({value / medians[0] - 1:+.0%})" if medians[0] else "–" for value in medians]
+        cells = [
+            f"{value:,.2f} ({value / medians[0] - 1:+.0%})" if medians[0] else "–"
+            for value in medians
+        ]
         lines.append(f"{title:26}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3, help="length of a turn, at the least")
-    parser.add_argument("--folder", type=Path, help="where the temporary databases go; default: the system's place for such")
-    parser.add_argument("--json", type=Path, default=Path(".data/bench-growth.json"), help="where the figures go")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the temporary databases go; default: the system's place for such",
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path(".data/bench-growth.json"), help="where the figures go"
+    )
     options = parser.parse_args()
     cores = Cores.split()
     found: dict[str, Rounds] = {}

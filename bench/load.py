@@ -27,7 +27,9 @@ from urllib.parse import urlsplit
 import uvloop
 
 SPIN_SECONDS = 0.002  # timers of the loop are exact to a millisecond; the rest is waited for awake
-IDLE_SECONDS_MAX = 3  # a kept connection that was idle for longer may be about to be closed by the service
+IDLE_SECONDS_MAX = (
+    3  # a kept connection that was idle for longer may be about to be closed by the service
+)
 TIMEOUT_SECONDS = 60
 TURNS_MIN = 3  # a closed loop measures until every connection has had this many answers on average
 
@@ -95,7 +97,9 @@ class Connection(asyncio.Protocol):
         """An answer that was arriving is lost."""
         self.closed = True
         if self.busy:
-            self._load.fail(f"the connection ended in the middle of an answer ({error}): …{bytes(self._received[-300:])!r}")
+            self._load.fail(
+                f"the connection ended in the middle of an answer ({error}): …{bytes(self._received[-300:])!r}"
+            )
 
 
 class Load:
@@ -107,7 +111,9 @@ class Load:
         self._host, self._port = url.hostname or "127.0.0.1", url.port or 80
         path = url.path + (f"?{url.query}" if url.query else "")
         headers = ["Content-Type: application/json", *options.header]
-        self._head = "\r\n".join([f"{options.method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}", *headers])
+        self._head = "\r\n".join(
+            [f"{options.method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}", *headers]
+        )
         self.first = options.first.encode()
         self._contains = [text.encode() for text in options.contains]
         self._loop = asyncio.get_running_loop()
@@ -128,7 +134,9 @@ class Load:
         """Run to the end and return the figures. Raises `WrongAnswer`."""
         options = self._options
         if not options.rate:
-            connections = await asyncio.gather(*(self._connect() for _ in range(options.concurrency)))
+            connections = await asyncio.gather(
+                *(self._connect() for _ in range(options.concurrency))
+            )
         self._begin = perf_counter()
         self._count_from = self._begin + options.warmup_seconds
         self._end = self._count_from + options.seconds
@@ -141,7 +149,9 @@ class Load:
             async with asyncio.timeout(options.warmup_seconds + options.seconds + TIMEOUT_SECONDS):
                 await self._over
         except TimeoutError:
-            raise WrongAnswer(f"{self._asked - self._answered} answers had not ended after {TIMEOUT_SECONDS} s") from None
+            raise WrongAnswer(
+                f"{self._asked - self._answered} answers had not ended after {TIMEOUT_SECONDS} s"
+            ) from None
         return self._figures()
 
     def next_request(self) -> bytes:
@@ -156,10 +166,14 @@ class Load:
         """Check an answer, count it, and go on."""
         events = received.count(b"\ndata:")
         if self._options.events is not None and events != self._options.events:
-            self.fail(f"{events} events instead of {self._options.events}: {bytes(received[:600])!r} … {bytes(received[-600:])!r}")
+            self.fail(
+                f"{events} events instead of {self._options.events}: {bytes(received[:600])!r} … {bytes(received[-600:])!r}"
+            )
         for text in self._contains:
             if text not in received:
-                self.fail(f"{text.decode()} is missing: {bytes(received[:600])!r} … {bytes(received[-600:])!r}")
+                self.fail(
+                    f"{text.decode()} is missing: {bytes(received[:600])!r} … {bytes(received[-600:])!r}"
+                )
         self._answered += 1
         if self._counts(connection, now):
             self._counted += 1
@@ -174,7 +188,11 @@ class Load:
         """Open loop: what was due after the warm-up. Closed loop: what ended in the measured time."""
         if self._options.rate:
             return connection.due >= self._count_from
-        if not self._measured and now >= self._end and (self._options.once or self._counted >= TURNS_MIN * self._options.concurrency):
+        if (
+            not self._measured
+            and now >= self._end
+            and (self._options.once or self._counted >= TURNS_MIN * self._options.concurrency)
+        ):
             self._measured = now - self._count_from
         return now >= self._count_from and not self._measured
 
@@ -187,7 +205,9 @@ class Load:
             connection.ask(now)
         else:
             self._idle.append(connection)
-            if self._asked == self._answered and (self._scheduled_all if self._options.rate else len(self._idle) == self._connections):
+            if self._asked == self._answered and (
+                self._scheduled_all if self._options.rate else len(self._idle) == self._connections
+            ):
                 self._over.set_result(None)
 
     def fail(self, what: str) -> None:
@@ -235,7 +255,9 @@ class Load:
     async def _connect(self) -> Connection:
         if not self._options.rate:
             self._connections += 1
-        _, connection = await self._loop.create_connection(lambda: Connection(self), self._host, self._port)
+        _, connection = await self._loop.create_connection(
+            lambda: Connection(self), self._host, self._port
+        )
         return connection
 
     def _figures(self) -> dict[str, Any]:
@@ -260,7 +282,10 @@ def spread(seconds: list[float]) -> dict[str, float]:
         return {}
     ordered = sorted(seconds)
     last = len(ordered) - 1
-    return {name: round(ordered[round(share * last)] * 1000, 3) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1))}
+    return {
+        name: round(ordered[round(share * last)] * 1000, 3)
+        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1))
+    }
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -269,14 +294,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", default="POST")
     parser.add_argument("--body", default="", help="%%d becomes the number of the request")
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
-    parser.add_argument("--concurrency", type=int, default=64, help="connections; with --rate the most that are opened")
-    parser.add_argument("--rate", type=float, default=0, help="answers a second, whatever the service does; 0: closed loop")
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        default=64,
+        help="connections; with --rate the most that are opened",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=0,
+        help="answers a second, whatever the service does; 0: closed loop",
+    )
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--warmup-seconds", type=float, default=1)
     parser.add_argument("--once", action="store_true", help="every connection asks once only")
     parser.add_argument("--events", type=int, help="how many events every answer must have")
-    parser.add_argument("--contains", action="append", default=[], metavar="TEXT", help="what every answer must contain")
-    parser.add_argument("--first", default="data:", metavar="TEXT", help="what the first event that counts contains")
+    parser.add_argument(
+        "--contains",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what every answer must contain",
+    )
+    parser.add_argument(
+        "--first", default="data:", metavar="TEXT", help="what the first event that counts contains"
+    )
     return parser.parse_args(arguments)
 
 

@@ -46,7 +46,13 @@ ENDS = [  # status, usage_source, rank, in a thousand
     ("provider_error", "unknown", 0, 10),
     ("timeout", "unknown", 0, 5),
 ]
-COUNTED = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_nano_usd")
+COUNTED = (
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "cost_nano_usd",
+)
 TEXT = "where is my order how long does shipping take returns are free within thirty days of delivery 返品 送料 お届け"
 
 Question = Callable[[random.Random], dict[str, Any]]
@@ -84,7 +90,9 @@ def moment(n: int, rows: int) -> datetime:
 
 def answer_id(n: int, rows: int) -> str:
     """The id of the n-th answer: a UUIDv7 whose random bits are a number."""
-    milliseconds = int((moment(n, rows) - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1))
+    milliseconds = int(
+        (moment(n, rows) - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1)
+    )
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7000-8000-{n:012x}"
 
 
@@ -103,10 +111,24 @@ def generate(rows: int) -> Iterator[tuple[Any, ...]]:
     ends = choose.choices(ENDS, [end[3] for end in ENDS], k=20_011)
     for n in range(rows):
         id_, (status, source, rank, _) = answer_id(n, rows), ends[n % len(ends)]
-        model = "rare" if n % 100_000 == 50_000 and status == "completed" else models[n % len(models)]
-        prompt, completion = (n % 900 + 20, n % 300 + 5) if source in {"provider", "estimated"} else (None, None)
-        tokens = (0, 0, 0, 0) if source == "none" else (prompt, completion, None if prompt is None else 0, None if prompt is None else 0)
-        cost = 0 if source == "none" else None if prompt is None else prompt * 250 + (completion or 0) * 2000
+        model = (
+            "rare" if n % 100_000 == 50_000 and status == "completed" else models[n % len(models)]
+        )
+        prompt, completion = (
+            (n % 900 + 20, n % 300 + 5) if source in {"provider", "estimated"} else (None, None)
+        )
+        tokens = (
+            (0, 0, 0, 0)
+            if source == "none"
+            else (prompt, completion, None if prompt is None else 0, None if prompt is None else 0)
+        )
+        cost = (
+            0
+            if source == "none"
+            else None
+            if prompt is None
+            else prompt * 250 + (completion or 0) * 2000
+        )
         yield (
             id_, moment(n, rows).strftime("%Y-%m-%d %H:%M:%S.%f"), users[n % len(users)],
             "/ai/stream" if n % 3 else "/ai/test", model, status, "stop" if status == "completed" else None,
@@ -123,16 +145,28 @@ def questions(rows: int) -> dict[str, Question]:
 
     def window(choose: random.Random) -> dict[str, Any]:
         since = START + timedelta(minutes=choose.randrange(DAYS * 1440 - 60))
-        return {"since": f"{since:%Y-%m-%dT%H:%M:%SZ}", "until": f"{since + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"}
+        return {
+            "since": f"{since:%Y-%m-%dT%H:%M:%SZ}",
+            "until": f"{since + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}",
+        }
 
     return {
         "first page": lambda _: {},
         "first page of 200": lambda _: {"limit": 200},
         "a page in the middle": lambda choose: {"cursor": at(choose, 0.3, 0.7)},
         "by user": lambda choose: {"user_id": choose.choice(USERS)},
-        "by user, in the middle": lambda choose: {"user_id": choose.choice(USERS), "cursor": at(choose, 0.3, 0.7)},
-        "by user and status": lambda choose: {"user_id": choose.choice(USERS), "status": "completed"},
-        "by user and a rare status": lambda choose: {"user_id": choose.choice(USERS), "status": "timeout"},
+        "by user, in the middle": lambda choose: {
+            "user_id": choose.choice(USERS),
+            "cursor": at(choose, 0.3, 0.7),
+        },
+        "by user and status": lambda choose: {
+            "user_id": choose.choice(USERS),
+            "status": "completed",
+        },
+        "by user and a rare status": lambda choose: {
+            "user_id": choose.choice(USERS),
+            "status": "timeout",
+        },
         "by model": lambda choose: {"model": choose.choice(MODELS)},
         "by a rare model": lambda _: {"model": "rare"},
         "by a rare status": lambda _: {"status": "timeout"},
@@ -142,19 +176,43 @@ def questions(rows: int) -> dict[str, Question]:
         "an hour of a user": lambda choose: {"user_id": choose.choice(USERS), **window(choose)},
         "tail, near the end": lambda choose: {"after": at(choose, 0.9999, 1)},
         "tail, from the middle": lambda choose: {"after": at(choose, 0.3, 0.7)},
-        "tail of a user, from the middle": lambda choose: {"after": at(choose, 0.3, 0.7), "user_id": choose.choice(USERS)},
-        "tail of nobody, from the middle": lambda choose: {"after": at(choose, 0.3, 0.7), "user_id": "nobody"},
-        "tail of a rare model, from the middle": lambda choose: {"after": at(choose, 0.3, 0.7), "model": "rare"},
+        "tail of a user, from the middle": lambda choose: {
+            "after": at(choose, 0.3, 0.7),
+            "user_id": choose.choice(USERS),
+        },
+        "tail of nobody, from the middle": lambda choose: {
+            "after": at(choose, 0.3, 0.7),
+            "user_id": "nobody",
+        },
+        "tail of a rare model, from the middle": lambda choose: {
+            "after": at(choose, 0.3, 0.7),
+            "model": "rare",
+        },
         "nothing: a user who never asked": lambda choose: {"user_id": f"nobody-{choose.random()}"},
-        "nothing: a user, a status never seen": lambda choose: {"user_id": choose.choice(USERS), "status": "interrupted"},
-        "nothing: a user, a model never asked": lambda choose: {"user_id": choose.choice(USERS), "model": "rare", "status": "timeout"},
+        "nothing: a user, a status never seen": lambda choose: {
+            "user_id": choose.choice(USERS),
+            "status": "interrupted",
+        },
+        "nothing: a user, a model never asked": lambda choose: {
+            "user_id": choose.choice(USERS),
+            "model": "rare",
+            "status": "timeout",
+        },
         "nothing: a rare status and a rare model": lambda _: {"status": "timeout", "model": "rare"},
-        "nothing: a usual status, no such model": lambda _: {"status": "completed", "model": "none"},
-        "nothing: a usual model, no such endpoint": lambda _: {"model": "gpt-5-mini", "endpoint": "/none"},
+        "nothing: a usual status, no such model": lambda _: {
+            "status": "completed",
+            "model": "none",
+        },
+        "nothing: a usual model, no such endpoint": lambda _: {
+            "model": "gpt-5-mini",
+            "endpoint": "/none",
+        },
     }
 
 
-def ask(connection: http.client.HTTPConnection, params: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+def ask(
+    connection: http.client.HTTPConnection, params: dict[str, Any]
+) -> tuple[float, dict[str, Any]]:
     """(milliseconds, the page) of one request."""
     started = time.perf_counter()
     connection.request("GET", f"/ai/logs?{urlencode(params)}")
@@ -171,7 +229,9 @@ def measure(url: str, rows: int, times: int, service: Process) -> list[dict[str,
     """Every question `times` times: milliseconds, and how many rows a page had."""
     address = urlsplit(url)
     figures = []
-    with closing(http.client.HTTPConnection(address.hostname or "", address.port, timeout=300)) as connection:
+    with closing(
+        http.client.HTTPConnection(address.hostname or "", address.port, timeout=300)
+    ) as connection:
         for name, question in questions(rows).items():
             choose = random.Random(name)
             _say(f"  {name}")
@@ -188,9 +248,13 @@ def measure(url: str, rows: int, times: int, service: Process) -> list[dict[str,
                     "p50_ms": taken[len(taken) // 2],
                     "p99_ms": taken[min(len(taken) - 1, int(len(taken) * 0.99))],
                     "most_ms": taken[-1],
-                    "cpu_ms": None if before is None or after is None else (after - before) * 1000 / times,
+                    "cpu_ms": None
+                    if before is None or after is None
+                    else (after - before) * 1000 / times,
                     "rows_mean": sum(found) / len(found),
-                    "unfinished": sum(bool(page["next_cursor"]) and len(page["items"]) < 50 for _, page in answers),
+                    "unfinished": sum(
+                        bool(page["next_cursor"]) and len(page["items"]) < 50 for _, page in answers
+                    ),
                 }
             )
     return figures
@@ -200,7 +264,9 @@ def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
     """Fill, start, ask. Raises `Failed`."""
     env = child_environment() | {"KOTAE_DATA_DIR": str(folder)}
     kotae = Path(sys.executable).parent / "kotae"
-    migrated = subprocess.run([kotae, "migrate"], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    migrated = subprocess.run(
+        [kotae, "migrate"], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
     if migrated.returncode:
         raise Failed(migrated.stderr)
     file = folder / "kotae.db"
@@ -210,13 +276,25 @@ def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
     filled = time.monotonic() - started
     _say(f"filled: {filled:.0f} s, {file.stat().st_size / 1e9:.2f} GB")
     url = f"http://127.0.0.1:{free_port()}"
-    service = Process("kotae", [kotae, "serve", "--port", url.rpartition(":")[2]], folder=folder, env=env, cores=cores.service)
+    service = Process(
+        "kotae",
+        [kotae, "serve", "--port", url.rpartition(":")[2]],
+        folder=folder,
+        env=env,
+        cores=cores.service,
+    )
     try:
         service.wait_ready(f"{url}/health/ready")
         figures = measure(url, rows, times, service)
     finally:
         service.stop()
-    return {"rows": rows, "times": times, "fill_seconds": filled, "file_bytes": file.stat().st_size, "questions": figures}
+    return {
+        "rows": rows,
+        "times": times,
+        "fill_seconds": filled,
+        "file_bytes": file.stat().st_size,
+        "questions": figures,
+    }
 
 
 def table(figures: list[dict[str, Any]]) -> str:
@@ -224,7 +302,9 @@ def table(figures: list[dict[str, Any]]) -> str:
     lines = [f"{'GET /ai/logs':44}{'p50 ms':>9}{'p99 ms':>9}{'cpu ms':>9}{'rows':>8}"]
     for each in figures:
         cpu = "–" if each["cpu_ms"] is None else f"{each['cpu_ms']:.1f}"
-        lines.append(f"{each['question']:44}{each['p50_ms']:>9.1f}{each['p99_ms']:>9.1f}{cpu:>9}{each['rows_mean']:>8.1f}")
+        lines.append(
+            f"{each['question']:44}{each['p50_ms']:>9.1f}{each['p99_ms']:>9.1f}{cpu:>9}{each['rows_mean']:>8.1f}"
+        )
     return "\n".join(lines)
 
 
@@ -237,8 +317,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="GET /ai/logs on a log of millions.")
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--times", type=int, default=TIMES, help="how often each question is asked")
-    parser.add_argument("--folder", type=Path, help="where the temporary database goes; default: the system's place for such")
-    parser.add_argument("--json", type=Path, default=Path(".data/bench-logs.json"), help="where the figures go")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the temporary database goes; default: the system's place for such",
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path(".data/bench-logs.json"), help="where the figures go"
+    )
     options = parser.parse_args()
     cores = Cores.split()
     try:
@@ -249,7 +335,9 @@ def main() -> None:
         sys.exit(f"the run is void: {failure}")
     save(options.json, about | found)
     print(table(found["questions"]))
-    print(f"\n{options.rows:,} rows, {found['file_bytes'] / 1e9:.2f} GB, filled in {found['fill_seconds']:.0f} s\n{about['machine']}")
+    print(
+        f"\n{options.rows:,} rows, {found['file_bytes'] / 1e9:.2f} GB, filled in {found['fill_seconds']:.0f} s\n{about['machine']}"
+    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,13 @@ QUESTIONS = (
     "How often does the keeper of lighthouse %d ring the bell in a storm?",
 )
 JAPANESE = "灯台 管理人 嵐 夜 鐘 港 漁師 船 霧 岬 望遠鏡 図書館 記録 天気 潮 レンズ 塗装 階段 修理 点検 朝 海岸 地図 案内 規則"
-JAPANESE_ENDS = ("を確認します。", "について記録を残します。", "の手入れを行います。", "が始まると連絡します。", "は毎年見直されます。")
+JAPANESE_ENDS = (
+    "を確認します。",
+    "について記録を残します。",
+    "の手入れを行います。",
+    "が始まると連絡します。",
+    "は毎年見直されます。",
+)
 ENGLISH = "lighthouse keeper storm night bell harbour fisherman ship fog cape telescope library record weather tide lens paint stairs"
 ENGLISH_VERBS = ("checks", "records", "repairs", "watches", "describes", "reviews")
 
@@ -63,7 +69,10 @@ def text(language: str, size: int, choose: random.Random) -> str:
 
 def _japanese(n: int, choose: random.Random) -> str:
     words = JAPANESE.split()
-    lines = [f"{choose.choice(words)}の{choose.choice(words)}と{choose.choice(words)}{choose.choice(JAPANESE_ENDS)}" for _ in range(12)]
+    lines = [
+        f"{choose.choice(words)}の{choose.choice(words)}と{choose.choice(words)}{choose.choice(JAPANESE_ENDS)}"
+        for _ in range(12)
+    ]
     return f"## 第{n}灯台\n\n第{n}灯台の管理人は嵐の夜に鐘を{n % 7 + 1}回鳴らします。{''.join(lines)}\n\n"
 
 
@@ -107,12 +116,16 @@ class Turns:
         """The streams and nothing else."""
         began, readers, cpu = await self._begin()
         await self._end(readers)
-        return self._figures(readers, began, began + 3600) | {"service_cpu_seconds": (self._bench.service.cpu_seconds() or 0) - cpu}
+        return self._figures(readers, began, began + 3600) | {
+            "service_cpu_seconds": (self._bench.service.cpu_seconds() or 0) - cpu
+        }
 
     async def tools(self) -> dict[str, float]:
         """The streams, and the load generators, which ask the provider and not the service."""
         began, readers, _ = await self._begin()
-        with self._loading([f"{self._bench.provider_url}/stats" for _ in QUESTIONS], contains='"requests":') as loaders:
+        with self._loading(
+            [f"{self._bench.provider_url}/stats" for _ in QUESTIONS], contains='"requests":'
+        ) as loaders:
             await self._end(readers)
             for loader in loaders:
                 await asyncio.to_thread(loader.result)
@@ -121,9 +134,13 @@ class Turns:
     async def beside(self, content: str) -> dict[str, float]:
         """The streams, and who computes beside them."""
         began, readers, cpu = await self._begin()
-        paths = [f"{self._bench.url}/ai/search?q={quote(question, safe='%')}" for question in QUESTIONS]
+        paths = [
+            f"{self._bench.url}/ai/search?q={quote(question, safe='%')}" for question in QUESTIONS
+        ]
         with self._loading(paths, contains='"answerable":') as loaders:
-            upload = asyncio.create_task(asyncio.to_thread(give, self._bench.url, "upload", content))
+            upload = asyncio.create_task(
+                asyncio.to_thread(give, self._bench.url, "upload", content)
+            )
             document = await upload
             ended = time.perf_counter()
             await self._end(readers)
@@ -139,8 +156,20 @@ class Turns:
 
     @contextmanager
     def _loading(self, urls: list[str], *, contains: str) -> Iterator[list[Loader]]:
-        pace = ["--method", "GET", "--rate", str(SEARCHES), "--seconds", str(self._seconds), "--warmup-seconds", "0"]
-        loaders = [Loader(["--url", url, *pace, "--contains", contains], cores=self._cores.tools) for url in urls]
+        pace = [
+            "--method",
+            "GET",
+            "--rate",
+            str(SEARCHES),
+            "--seconds",
+            str(self._seconds),
+            "--warmup-seconds",
+            "0",
+        ]
+        loaders = [
+            Loader(["--url", url, *pace, "--contains", contains], cores=self._cores.tools)
+            for url in urls
+        ]
         try:
             yield loaders
         finally:
@@ -169,7 +198,9 @@ class Turns:
         ended = min(ended, *(reader.times[-1] for reader in readers))
         late, gaps = [], []
         for reader in readers:
-            late += [each for at, each in lateness(reader.times, INTERVAL_MS) if began <= at < ended]
+            late += [
+                each for at, each in lateness(reader.times, INTERVAL_MS) if began <= at < ended
+            ]
             times = [at for at in reader.times if began <= at < ended]
             gaps += [(b - a) * 1000 for a, b in pairwise(times)]
         late.sort()
@@ -198,14 +229,19 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
         bench = Bench(Path(folder), cores)
         with bench.running():
-            chunks = sum(give(bench.url, language, text(language, CORPUS_BYTES, choose))["chunks"] for language in ("ja", "en"))
+            chunks = sum(
+                give(bench.url, language, text(language, CORPUS_BYTES, choose))["chunks"]
+                for language in ("ja", "en")
+            )
             turns = Turns(bench, cores, options.streams, options.seconds)
             warm_up(bench.url)
             for _ in range(options.turns):
                 found["alone"].append(await turns.alone())
                 found["tools"].append(await turns.tools())
                 half = UPLOAD_BYTES // 2
-                found["beside"].append(await turns.beside(text("ja", half, choose) + text("en", half, choose)))
+                found["beside"].append(
+                    await turns.beside(text("ja", half, choose) + text("en", half, choose))
+                )
     return {"chunks": chunks, "turns": found, "machine": machine(cores)}
 
 
@@ -216,8 +252,18 @@ def table(turns: dict[str, list[dict[str, float]]]) -> str:
         cells = []
         for which in TURNS:
             values = [each[name] for each in turns[which] if name in each]
-            cells.append((f"{statistics.median(values):.1f}" if values else "–", " ".join(f"{value:.1f}" for value in values)))
-        lines.append(f"{name:24}" + "".join(f"{cell:>10}" for cell, _ in cells) + "   " + " | ".join(every for _, every in cells))
+            cells.append(
+                (
+                    f"{statistics.median(values):.1f}" if values else "–",
+                    " ".join(f"{value:.1f}" for value in values),
+                )
+            )
+        lines.append(
+            f"{name:24}"
+            + "".join(f"{cell:>10}" for cell, _ in cells)
+            + "   "
+            + " | ".join(every for _, every in cells)
+        )
     return "\n".join(lines)
 
 

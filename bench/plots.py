@@ -54,9 +54,14 @@ def events(bench: Bench, target: Target) -> Points:
     """Events a second that arrive at each number of streams; the provider sends 20 a second to each."""
     points: Points = []
     for streams in STREAMS:
-        body = target.stream_body.replace("question %d", f"question %d chunks={CHUNKS} interval-ms={INTERVAL_MS}")
+        body = target.stream_body.replace(
+            "question %d", f"question %d chunks={CHUNKS} interval-ms={INTERVAL_MS}"
+        )
         arguments = bench.arguments(target, "streams", CHUNKS, body)
-        loader = Loader([*arguments, "--once", "--concurrency", str(streams), "--seconds", "60"], cores=bench.cores.tools)
+        loader = Loader(
+            [*arguments, "--once", "--concurrency", str(streams), "--seconds", "60"],
+            cores=bench.cores.tools,
+        )
         try:
             longest = loader.result()["latency_ms"]["max"] / 1000
         except Failed:
@@ -79,7 +84,9 @@ def measure(litellm: Path | None) -> dict[str, Any]:
                 print(name, file=sys.stderr, flush=True)
                 with bench.target(name) as target:
                     found["events_per_second"][name] = events(bench, target)
-                    found["latency_p50_ms"][name], found["latency_p99_ms"][name] = latencies(bench, target)
+                    found["latency_p50_ms"][name], found["latency_p99_ms"][name] = latencies(
+                        bench, target
+                    )
     return found
 
 
@@ -93,7 +100,9 @@ def draw(title: str, across: str, up: str, series: dict[str, Points]) -> str:
     def place(x: float, y: float) -> tuple[float, float]:
         share_x = math.log(x / low_x) / math.log(high_x / low_x)
         share_y = math.log(y / low_y) / math.log(high_y / low_y)
-        return LEFT + share_x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - share_y * (HEIGHT - TOP - BOTTOM)
+        return LEFT + share_x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - share_y * (
+            HEIGHT - TOP - BOTTOM
+        )
 
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif" font-size="12">',
@@ -105,10 +114,14 @@ def draw(title: str, across: str, up: str, series: dict[str, Points]) -> str:
     for power in range(round(math.log10(low_y)), round(math.log10(high_y)) + 1):
         _, y = place(low_x, 10**power)
         out.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#dddddd"/>')
-        out.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:,g}</text>')
+        out.append(
+            f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:,g}</text>'
+        )
     for x_value in sorted(set(xs)):
         x, _ = place(x_value, low_y)
-        out.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x_value:g}</text>')
+        out.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x_value:g}</text>'
+        )
     for name, points in series.items():
         if not points:
             continue
@@ -126,21 +139,35 @@ def show(file: Path, picture: str) -> None:
     file.write_text(picture)
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        print(f"not drawn: {file.with_suffix('.png').name}: there is none of {', '.join(BROWSERS)}", file=sys.stderr)
+        print(
+            f"not drawn: {file.with_suffix('.png').name}: there is none of {', '.join(BROWSERS)}",
+            file=sys.stderr,
+        )
         return
     with tempfile.TemporaryDirectory(prefix="kotae-bench-") as profile:
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+        ]
         command += [
             f"--window-size={WIDTH},{HEIGHT}",
             "--force-device-scale-factor=2",
             f"--screenshot={file.with_suffix('.png').absolute()}",
         ]
-        subprocess.run([*command, file.absolute().as_uri()], check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            [*command, file.absolute().as_uri()], check=True, capture_output=True, timeout=60
+        )
 
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--litellm", type=Path)
     parser.add_argument("--json", type=Path, default=Path(".data/bench-plots.json"))
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
@@ -149,11 +176,18 @@ def main() -> None:
     if not options.draw:
         save(options.json, {"machine": machine(Cores.split()), **measure(options.litellm)})
     found = json.loads(options.json.read_text())
-    latency = {f"{name} {share}": found[f"latency_{share}_ms"][name] for name in found["latency_p50_ms"] for share in ("p50", "p99")}
+    latency = {
+        f"{name} {share}": found[f"latency_{share}_ms"][name]
+        for name in found["latency_p50_ms"]
+        for share in ("p50", "p99")
+    }
     title = "Latency of POST /ai/test against the rate of questions (dashed: p99)"
     show(options.images / "latency.svg", draw(title, "questions a second", "ms", latency))
     title = "Events that arrive, of the 20 a second that each stream is sent"
-    show(options.images / "streams.svg", draw(title, "open streams", "events/s", found["events_per_second"]))
+    show(
+        options.images / "streams.svg",
+        draw(title, "open streams", "events/s", found["events_per_second"]),
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ class Cores:
     @classmethod
     def split(cls) -> "Cores":
         """One core for the service, the others for the tools; nothing pinned where that cannot be."""
-        if not hasattr(os, "sched_setaffinity") or len(allowed := sorted(os.sched_getaffinity(0))) < 2:
+        if (
+            not hasattr(os, "sched_setaffinity")
+            or len(allowed := sorted(os.sched_getaffinity(0))) < 2
+        ):
             return cls(None, None)
         return cls({allowed[-1]}, set(allowed[:-1]))
 
@@ -57,11 +60,21 @@ def pinned(cores: set[int] | None) -> Iterator[None]:
 class Process:
     """A process with a log of its own."""
 
-    def __init__(self, name: str, command: list[str | Path], *, folder: Path, env: dict[str, str], cores: set[int] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str | Path],
+        *,
+        folder: Path,
+        env: dict[str, str],
+        cores: set[int] | None,
+    ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as log, pinned(cores):
-            self._popen = subprocess.Popen([str(each) for each in command], cwd=folder, env=env, stdout=log, stderr=log)
+            self._popen = subprocess.Popen(
+                [str(each) for each in command], cwd=folder, env=env, stdout=log, stderr=log
+            )
 
     def wait_ready(self, url: str) -> None:
         """Wait until the URL answers with 200. Raises `Failed`."""
@@ -109,7 +122,10 @@ class Loader:
     def __init__(self, arguments: list[str], *, cores: set[int] | None) -> None:
         with pinned(cores):
             self._popen = subprocess.Popen(
-                [sys.executable, HERE / "load.py", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                [sys.executable, HERE / "load.py", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
 
     def running(self) -> bool:
@@ -152,7 +168,12 @@ class Caller:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=seconds_max)
 
     def ask(
-        self, method: str, path: str, body: bytes = b"", kind: str = "application/json", good: Collection[int] = (200, 201)
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        kind: str = "application/json",
+        good: Collection[int] = (200, 201),
     ) -> tuple[float, dict[str, Any]]:
         """(seconds, the answer). Raises `Failed` if its status is not among the `good`."""
         began = time.perf_counter()
@@ -165,11 +186,15 @@ class Caller:
         value: dict[str, Any] = json.loads(found) if found else {}
         return seconds, value
 
-    def give(self, files: Sequence[tuple[str, str]], good: Collection[int] = (200, 201)) -> list[dict[str, Any]]:
+    def give(
+        self, files: Sequence[tuple[str, str]], good: Collection[int] = (200, 201)
+    ) -> list[dict[str, Any]]:
         """Upload texts, each under a name; the documents that they are."""
         head = '--bench\r\nContent-Disposition: form-data; name="files"; filename="{}"\r\nContent-Type: text/plain\r\n\r\n'
         body = "".join(f"{head.format(name)}{text}\r\n" for name, text in files) + "--bench--\r\n"
-        _, told = self.ask("POST", "/ai/upload", body.encode(), "multipart/form-data; boundary=bench", good)
+        _, told = self.ask(
+            "POST", "/ai/upload", body.encode(), "multipart/form-data; boundary=bench", good
+        )
         documents: list[dict[str, Any]] = told["items"]
         return documents
 
@@ -189,7 +214,9 @@ def machine(cores: Cores) -> dict[str, Any]:
     model = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+        )
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": model or platform.processor(),
@@ -214,13 +241,19 @@ def _rss_kib(pid: int) -> int:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
     except OSError:
-        shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        shown = subprocess.run(
+            ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False
+        )
         return int(shown.stdout.strip() or 0)
 
 
 def _descendants(pid: int) -> list[int]:
     try:
-        children = [int(each) for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()]
+        children = [
+            int(each)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for each in (task / "children").read_text().split()
+        ]
     except OSError:
         return []
     return [*children, *(each for child in children for each in _descendants(child))]

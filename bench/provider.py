@@ -19,8 +19,15 @@ from typing import Any
 
 import uvloop
 
-ENVELOPE = {"id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "bench"}
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+ENVELOPE = {
+    "id": "chatcmpl-bench",
+    "object": "chat.completion.chunk",
+    "created": 1_700_000_000,
+    "model": "bench",
+}
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+)
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 PACE = re.compile(rb"\b(chunks|interval-ms)=(\d+)")
 
@@ -78,7 +85,10 @@ class Connection(asyncio.Protocol):
         stats.open += 1
         self._busy = True
         pace = {name: int(value) for name, value in PACE.findall(body)} if b"=" in body else {}
-        chunks, interval = pace.get(b"chunks", self._chunks), pace.get(b"interval-ms", self._interval * 1000) / 1000
+        chunks, interval = (
+            pace.get(b"chunks", self._chunks),
+            pace.get(b"interval-ms", self._interval * 1000) / 1000,
+        )
         start = self._loop.time() + self._delay
         if b'"stream":true' not in body and b'"stream": true' not in body:
             self._at(start, lambda: self._finish(whole_answer(chunks)))
@@ -121,14 +131,19 @@ def usage_of(chunks: int) -> dict[str, int]:
 
 def json_response(value: Any) -> bytes:
     body = json.dumps(value).encode()
-    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
 
 
 @cache
 def whole_answer(chunks: int) -> bytes:
     message = {"role": "assistant", "content": "".join(text(n) for n in range(chunks))}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return json_response(ENVELOPE | {"object": "chat.completion", "choices": [choice], "usage": usage_of(chunks)})
+    return json_response(
+        ENVELOPE | {"object": "chat.completion", "choices": [choice], "usage": usage_of(chunks)}
+    )
 
 
 @cache
@@ -141,7 +156,9 @@ def stream_pieces(chunks: int, usage: bool) -> list[bytes]:
 
     def chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
         choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
-        return event(json.dumps(ENVELOPE | {"choices": choices} | ({"usage": None} if usage else {})))
+        return event(
+            json.dumps(ENVELOPE | {"choices": choices} | ({"usage": None} if usage else {}))
+        )
 
     pieces = [chunk({"content": text(n)}) for n in range(chunks)]
     last = chunk({}, "stop")
@@ -168,10 +185,14 @@ async def serve(port: int, chunks: int, interval_ms: float, delay_ms: float) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A fast OpenAI-compatible provider for benchmarks.")
+    parser = argparse.ArgumentParser(
+        description="A fast OpenAI-compatible provider for benchmarks."
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--chunks", type=int, default=64, help="pieces of text in an answer")
-    parser.add_argument("--interval-ms", type=float, default=0, help="time between pieces of a stream; 0: one burst")
+    parser.add_argument(
+        "--interval-ms", type=float, default=0, help="time between pieces of a stream; 0: one burst"
+    )
     parser.add_argument("--delay-ms", type=float, default=0, help="time before an answer begins")
     options = parser.parse_args()
     uvloop.run(serve(**vars(options)))

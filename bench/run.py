@@ -31,13 +31,19 @@ from service.core.settings import child_environment
 
 CHUNKS = 64
 CONCURRENCY = 64
-BURST_CONCURRENCY = 16  # enough to fill a core; more would arrive in convoys longer than the measurement
+BURST_CONCURRENCY = (
+    16  # enough to fill a core; more would arrive in convoys longer than the measurement
+)
 RATE, HIGH_RATE = 50, 100  # the second is more than some can do
 PACED_STREAMS, PACED_MS = 200, 50
 BODY = '{"prompt": "question %d", "grounded": false}'
 CHAT = '{"model": "gpt-5-mini", "messages": [{"role": "user", "content": "question %d"}]'
 KOTAE = Path(sys.executable).parent / "kotae"
-LIMITS = ["--limit=requests_per_minute=10000000", "--limit=tokens_per_day=1000000000000", "--limit=cost_usd_per_month=1000000"]
+LIMITS = [
+    "--limit=requests_per_minute=10000000",
+    "--limit=tokens_per_day=1000000000000",
+    "--limit=cost_usd_per_month=1000000",
+]
 READY = {"tutorial": "/openapi.json", "litellm": "/health/liveliness", "kotae": "/health/ready"}
 CHAT_STREAM = CHAT + ', "stream": true, "stream_options": {"include_usage": true}}'
 
@@ -58,10 +64,24 @@ class Plan:
 
 # Short turns, and many: the speed of a machine may double or halve within a minute, whoever has his turn then.
 FULL = Plan(
-    rounds=9, seconds=3, warmup_seconds=0.5, rate_seconds=6, streams=500, stream_chunks=40, stream_interval_ms=500, paced_chunks=100
+    rounds=9,
+    seconds=3,
+    warmup_seconds=0.5,
+    rate_seconds=6,
+    streams=500,
+    stream_chunks=40,
+    stream_interval_ms=500,
+    paced_chunks=100,
 )
 QUICK = Plan(
-    rounds=1, seconds=1, warmup_seconds=0.3, rate_seconds=1, streams=100, stream_chunks=12, stream_interval_ms=250, paced_chunks=40
+    rounds=1,
+    seconds=1,
+    warmup_seconds=0.3,
+    rate_seconds=1,
+    streams=100,
+    stream_chunks=12,
+    stream_interval_ms=250,
+    paced_chunks=40,
 )
 LITELLM = """\
 model_list:
@@ -102,8 +122,17 @@ class Bench:
     @contextlib.contextmanager
     def provider(self) -> Iterator[None]:
         """The provider fake, running."""
-        command: list[str | Path] = [sys.executable, HERE / "provider.py", "--chunks", str(CHUNKS), "--port", _port(self._provider_url)]
-        provider = Process("provider", command, folder=self._folder, env=dict(os.environ), cores=self.cores.tools)
+        command: list[str | Path] = [
+            sys.executable,
+            HERE / "provider.py",
+            "--chunks",
+            str(CHUNKS),
+            "--port",
+            _port(self._provider_url),
+        ]
+        provider = Process(
+            "provider", command, folder=self._folder, env=dict(os.environ), cores=self.cores.tools
+        )
         try:
             provider.wait_ready(f"{self._provider_url}/stats")
             yield
@@ -111,19 +140,51 @@ class Bench:
             provider.stop()
 
     @contextlib.contextmanager
-    def target(self, name: str, prepare: Callable[[Path], None] = lambda _: None) -> Iterator[Target]:
+    def target(
+        self, name: str, prepare: Callable[[Path], None] = lambda _: None
+    ) -> Iterator[Target]:
         """A target, running, with a database of its own, which `prepare` may fill: it is given the folder."""
         if name == "direct":
             path = "/v1/chat/completions"
-            yield Target(name, self._provider_url, path, path, CHAT + "}", CHAT_STREAM, 4, '"content": "word0 ', "[DONE]", None)
+            yield Target(
+                name,
+                self._provider_url,
+                path,
+                path,
+                CHAT + "}",
+                CHAT_STREAM,
+                4,
+                '"content": "word0 ',
+                "[DONE]",
+                None,
+            )
             return
         url = f"http://127.0.0.1:{free_port()}"
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
         env = child_environment()
-        env |= {"OPENAI_BASE_URL": f"{self._provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(folder)}
+        env |= {
+            "OPENAI_BASE_URL": f"{self._provider_url}/v1",
+            "OPENAI_API_KEY": "bench",
+            "KOTAE_DATA_DIR": str(folder),
+        }
         commands: dict[str, list[str | Path]] = {
-            "tutorial": [sys.executable, HERE / "tutorial.py", "--port", _port(url), "--database", folder / "tutorial.db"],
-            "litellm": [self._litellm or "", "--config", folder / "litellm.yaml", "--port", _port(url), "--host", "127.0.0.1"],
+            "tutorial": [
+                sys.executable,
+                HERE / "tutorial.py",
+                "--port",
+                _port(url),
+                "--database",
+                folder / "tutorial.db",
+            ],
+            "litellm": [
+                self._litellm or "",
+                "--config",
+                folder / "litellm.yaml",
+                "--port",
+                _port(url),
+                "--host",
+                "127.0.0.1",
+            ],
             "kotae": [KOTAE, "serve", "--port", _port(url)],
         }
         headers: tuple[str, ...] = ()
@@ -142,20 +203,48 @@ class Bench:
             process.wait_ready(f"{url}{READY[name]}")
             if name == "litellm":
                 path = "/v1/chat/completions"
-                yield Target(name, url, path, path, CHAT + "}", CHAT_STREAM, None, '"content":"word0 ', "[DONE]", process, headers)
+                yield Target(
+                    name,
+                    url,
+                    path,
+                    path,
+                    CHAT + "}",
+                    CHAT_STREAM,
+                    None,
+                    '"content":"word0 ',
+                    "[DONE]",
+                    process,
+                    headers,
+                )
             else:
                 events = 2 if name == "kotae" else 1
-                yield Target(name, url, "/ai/test", "/ai/stream", BODY, BODY, events, '"delta"', "event: done", process, headers)
+                yield Target(
+                    name,
+                    url,
+                    "/ai/test",
+                    "/ai/stream",
+                    BODY,
+                    BODY,
+                    events,
+                    '"delta"',
+                    "event: done",
+                    process,
+                    headers,
+                )
         except Failed as failure:
             raise Failed(f"{name}: {failure}\n{process.tail()}") from failure
         finally:
             process.stop()
 
-    def answers(self, target: Target, seconds: float, concurrency: int = CONCURRENCY, rate: float = 0) -> dict[str, Any]:
+    def answers(
+        self, target: Target, seconds: float, concurrency: int = CONCURRENCY, rate: float = 0
+    ) -> dict[str, Any]:
         """Answers in one piece."""
         return self._measure(target, "answers", seconds, concurrency, rate)
 
-    def bursts(self, target: Target, seconds: float, concurrency: int = BURST_CONCURRENCY) -> dict[str, Any]:
+    def bursts(
+        self, target: Target, seconds: float, concurrency: int = BURST_CONCURRENCY
+    ) -> dict[str, Any]:
         """Streams whose text the provider sends in one burst."""
         return self._measure(target, "streams", seconds, concurrency, 0)
 
@@ -163,7 +252,9 @@ class Bench:
         """Resident memory after some use, and what each of many open slow streams adds to it."""
         assert target.process
         plan, process = self.plan, target.process
-        self.answers(target, 0.5, concurrency=4)  # a little use: load would leave free memory that hides what streams take
+        self.answers(
+            target, 0.5, concurrency=4
+        )  # a little use: load would leave free memory that hides what streams take
         self.bursts(target, 0.5, concurrency=4)
         idle = process.rss_kib()
         if target.name == "litellm":  # it cannot keep up with so many streams
@@ -171,7 +262,10 @@ class Bench:
         pace = f"question %d chunks={plan.stream_chunks} interval-ms={plan.stream_interval_ms}"
         body = target.stream_body.replace("question %d", pace)
         arguments = self.arguments(target, "streams", plan.stream_chunks, body)
-        loader = Loader([*arguments, "--once", "--concurrency", str(plan.streams), "--seconds", "60"], cores=self.cores.tools)
+        loader = Loader(
+            [*arguments, "--once", "--concurrency", str(plan.streams), "--seconds", "60"],
+            cores=self.cores.tools,
+        )
         try:
             most = 0
             while loader.running():
@@ -183,21 +277,38 @@ class Bench:
             loader.stop()
         if not most:
             raise Failed(f"{target.name} never had {plan.streams} streams open at once")
-        return {"idle_mib": idle / 1024, "open_mib": most / 1024, "stream_kib": (most - idle) / plan.streams}
+        return {
+            "idle_mib": idle / 1024,
+            "open_mib": most / 1024,
+            "stream_kib": (most - idle) / plan.streams,
+        }
 
     def paced(self, target: Target) -> dict[str, Any]:
         """Many streams whose events come one by one: what an event costs, and what a further caller waits for its first."""
         plan = self.plan
         pace = f"question %d chunks={plan.paced_chunks} interval-ms={PACED_MS}"
-        many = self.arguments(target, "streams", plan.paced_chunks, target.stream_body.replace("question %d", pace))
+        many = self.arguments(
+            target, "streams", plan.paced_chunks, target.stream_body.replace("question %d", pace)
+        )
         cpu_before = target.process.cpu_seconds() if target.process else None
-        loader = Loader([*many, "--once", "--concurrency", str(PACED_STREAMS), "--seconds", "120"], cores=self.cores.tools)
+        loader = Loader(
+            [*many, "--once", "--concurrency", str(PACED_STREAMS), "--seconds", "120"],
+            cores=self.cores.tools,
+        )
         try:
             while self._stats()["open"] < PACED_STREAMS and loader.running():
                 time.sleep(0.05)
             seconds = plan.paced_chunks * PACED_MS / 1000 * 0.7
-            probing = self.arguments(target, "streams", 4, target.stream_body.replace("question %d", "question %d chunks=4"))
-            probe = Loader([*probing, "--rate", "5", "--seconds", str(seconds), "--warmup-seconds", "0"], cores=self.cores.tools)
+            probing = self.arguments(
+                target,
+                "streams",
+                4,
+                target.stream_body.replace("question %d", "question %d chunks=4"),
+            )
+            probe = Loader(
+                [*probing, "--rate", "5", "--seconds", str(seconds), "--warmup-seconds", "0"],
+                cores=self.cores.tools,
+            )
             try:
                 first = probe.result()["first_event_ms"]
             finally:
@@ -205,18 +316,33 @@ class Bench:
             gaps = loader.result()["gap_ms"]
         finally:
             loader.stop()
-        figures: dict[str, Any] = {"first_p50_ms": first["p50"], "first_p99_ms": first["p99"], "gap_p99_ms": gaps["p99"]}
+        figures: dict[str, Any] = {
+            "first_p50_ms": first["p50"],
+            "first_p99_ms": first["p99"],
+            "gap_p99_ms": gaps["p99"],
+        }
         if target.process and cpu_before is not None:
             cpu = (target.process.cpu_seconds() or 0) - cpu_before
             figures["cpu_us_per_event"] = cpu * 1e6 / (PACED_STREAMS * plan.paced_chunks)
         self.raw.append({"target": target.name, "what": "paced", **figures})
         return figures
 
-    def _measure(self, target: Target, what: str, seconds: float, concurrency: int, rate: float) -> dict[str, Any]:
+    def _measure(
+        self, target: Target, what: str, seconds: float, concurrency: int, rate: float
+    ) -> dict[str, Any]:
         body = target.stream_body if what == "streams" else target.answer_body
         arguments = self.arguments(target, what, CHUNKS, body)
         warmup = min(self.plan.warmup_seconds, seconds)
-        arguments += ["--concurrency", str(concurrency), "--seconds", str(seconds), "--warmup-seconds", str(warmup), "--rate", str(rate)]
+        arguments += [
+            "--concurrency",
+            str(concurrency),
+            "--seconds",
+            str(seconds),
+            "--warmup-seconds",
+            str(warmup),
+            "--rate",
+            str(rate),
+        ]
         before, cpu_before = self._stats(), target.process.cpu_seconds() if target.process else None
         loader = Loader(arguments, cores=self.cores.tools)
         try:
@@ -226,7 +352,9 @@ class Bench:
         cpu, after = target.process.cpu_seconds() if target.process else None, self._stats()
         served = after["finished"] - before["finished"]
         if served != figures["answers_total"] or after["requests"] - before["requests"] != served:
-            raise Failed(f"{target.name}: {figures['answers_total']} answers, but the provider has served {served}")
+            raise Failed(
+                f"{target.name}: {figures['answers_total']} answers, but the provider has served {served}"
+            )
         if cpu is not None and cpu_before is not None:
             figures["cpu_ms_per_answer"] = (cpu - cpu_before) * 1000 / served
         self.raw.append({"target": target.name, "what": what, "rate": rate, **figures})
@@ -237,7 +365,15 @@ class Bench:
         last_word = f"word{chunks - 1} "
         headers = [part for header in target.headers for part in ("--header", header)]
         if what == "answers":
-            return ["--url", target.url + target.answer_path, "--body", body, "--contains", last_word, *headers]
+            return [
+                "--url",
+                target.url + target.answer_path,
+                "--body",
+                body,
+                "--contains",
+                last_word,
+                *headers,
+            ]
         events = [] if target.events is None else ["--events", str(chunks + target.events)]
         found = ["--contains", last_word, "--contains", target.last, "--first", target.first]
         return ["--url", target.url + target.stream_path, "--body", body, *events, *found, *headers]
@@ -250,7 +386,13 @@ def _key_with_limits(env: dict[str, str]) -> str:
     """A key of a user who has limits that are never reached."""
     for arguments in (["migrate"], ["users", "quota", "bench", *LIMITS]):
         subprocess.run([KOTAE, *arguments], env=env, check=True, capture_output=True)
-    made = subprocess.run([KOTAE, "keys", "create", "--user", "bench"], env=env, check=True, capture_output=True, text=True)
+    made = subprocess.run(
+        [KOTAE, "keys", "create", "--user", "bench"],
+        env=env,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return made.stdout.split()[0]
 
 
@@ -268,7 +410,10 @@ def one_round(bench: Bench, target: Target) -> dict[str, float]:
         **bench.paced(target),
     }
     if target.process:
-        found |= {"cpu_ms_per_answer": answers["cpu_ms_per_answer"], "cpu_ms_per_stream": bursts["cpu_ms_per_answer"]}
+        found |= {
+            "cpu_ms_per_answer": answers["cpu_ms_per_answer"],
+            "cpu_ms_per_stream": bursts["cpu_ms_per_answer"],
+        }
     if target.name in {"direct", "kotae"}:
         fast = bench.answers(target, plan.rate_seconds, rate=HIGH_RATE)["latency_ms"]
         found |= {"fast_p50_ms": fast["p50"], "fast_p99_ms": fast["p99"]}
@@ -293,19 +438,28 @@ def measure(plan: Plan, folder: Path, cores: Cores, litellm: Path | None) -> dic
             for target in targets if n % 2 == 0 else reversed(targets):
                 _say(f"round {n + 1} of {plan.rounds}: {target.name}")
                 note(target, one_round(bench, target))
-    medians = {name: {figure: statistics.median(values) for figure, values in found.items()} for name, found in figures.items()}
+    medians = {
+        name: {figure: statistics.median(values) for figure, values in found.items()}
+        for name, found in figures.items()
+    }
     for name in names[1:]:
         for kind in ("latency", "fast", "first"):
             for share in ("p50", "p99"):
                 if (value := medians[name].get(f"{kind}_{share}_ms")) is not None:
-                    medians[name][f"added_{kind}_{share}_ms"] = value - medians["direct"][f"{kind}_{share}_ms"]
+                    medians[name][f"added_{kind}_{share}_ms"] = (
+                        value - medians["direct"][f"{kind}_{share}_ms"]
+                    )
     return {"medians": medians, "rounds": figures, "raw": bench.raw}
 
 
 ROWS = [
     ("answers_per_second", f"answers/s, POST /ai/test, {CONCURRENCY} at a time", "{:,.0f}"),
     ("cpu_ms_per_answer", "  processor time per answer, ms", "{:.2f}"),
-    ("streams_per_second", f"streams/s, bursts of {CHUNKS}, {BURST_CONCURRENCY} at a time", "{:,.0f}"),
+    (
+        "streams_per_second",
+        f"streams/s, bursts of {CHUNKS}, {BURST_CONCURRENCY} at a time",
+        "{:,.0f}",
+    ),
     ("events_per_second", "  events/s", "{:,.0f}"),
     ("cpu_ms_per_stream", "  processor time per stream, ms", "{:.2f}"),
     ("latency_p50_ms", f"latency at {RATE} answers/s, p50 ms", "{:.2f}"),
@@ -314,7 +468,11 @@ ROWS = [
     ("added_latency_p99_ms", "  added to direct, p99 ms", "{:.2f}"),
     ("added_fast_p50_ms", f"added at {HIGH_RATE} answers/s, p50 ms", "{:.2f}"),
     ("added_fast_p99_ms", "  p99 ms", "{:.2f}"),
-    ("cpu_us_per_event", f"{PACED_STREAMS} streams, an event each {PACED_MS} ms: processor µs per event", "{:.0f}"),
+    (
+        "cpu_us_per_event",
+        f"{PACED_STREAMS} streams, an event each {PACED_MS} ms: processor µs per event",
+        "{:.0f}",
+    ),
     ("gap_p99_ms", "  time between events, p99 ms", "{:.1f}"),
     ("added_first_p99_ms", "  added to a further caller's first event, p99 ms", "{:.1f}"),
     ("idle_mib", "memory in use, no stream open, MiB", "{:.1f}"),
@@ -329,7 +487,9 @@ def table(medians: dict[str, dict[str, float]]) -> str:
     for key, title, form in ROWS:
         cells = [form.format(medians[name][key]) if key in medians[name] else "–" for name in names]
         tutorial, kotae = medians["tutorial"].get(key), medians["kotae"].get(key)
-        ratio = f"{kotae / tutorial:.2f}×" if tutorial and kotae is not None and tutorial > 0 else "–"
+        ratio = (
+            f"{kotae / tutorial:.2f}×" if tutorial and kotae is not None and tutorial > 0 else "–"
+        )
         lines.append(f"{title:60}" + "".join(f"{cell:>10}" for cell in cells) + f"{ratio:>16}")
     return "\n".join(lines)
 
@@ -345,20 +505,34 @@ def _say(text: str) -> None:
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description="Kotae against a tutorial-style service.")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of some twenty seconds; its figures mean little")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a smoke run of some twenty seconds; its figures mean little",
+    )
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--litellm", type=Path, help="the command of a LiteLLM proxy, in an environment of its own")
-    parser.add_argument("--json", type=Path, default=Path(".data/bench.json"), help="where the figures go")
+    parser.add_argument(
+        "--litellm", type=Path, help="the command of a LiteLLM proxy, in an environment of its own"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path(".data/bench.json"), help="where the figures go"
+    )
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
     if options.rounds:
         plan = Plan(**{**vars(plan), "rounds": options.rounds})
-    litellm = options.litellm or (Path(found_litellm) if (found_litellm := shutil.which("litellm")) else None)
+    litellm = options.litellm or (
+        Path(found_litellm) if (found_litellm := shutil.which("litellm")) else None
+    )
     if litellm is None:
-        _say("not run: LiteLLM, which is not installed here (pip install 'litellm[proxy]', in an environment of its own)")
+        _say(
+            "not run: LiteLLM, which is not installed here (pip install 'litellm[proxy]', in an environment of its own)"
+        )
     cores = Cores.split()
     if os.getloadavg()[0] > 0.2 * (os.cpu_count() or 1):
-        _say(f"this machine is busy (load average {os.getloadavg()[0]:.1f}): latencies will be too long, and ratios rough")
+        _say(
+            f"this machine is busy (load average {os.getloadavg()[0]:.1f}): latencies will be too long, and ratios rough"
+        )
     about = {"machine": machine(cores), "plan": vars(plan)}
     try:
         with tempfile.TemporaryDirectory(prefix="kotae-bench-") as folder:

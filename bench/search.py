@@ -89,14 +89,21 @@ def made(language: str, count: int, questions: int, choose: random.Random) -> Te
         own = [name.capitalize() for name in choose.sample(names, 2)]
         sentences: list[str] = []
         while sum(map(len, sentences)) < CHARACTERS[language]:
-            words = [choose.choice(own), *choose.choices(nouns, often, k=3), choose.choice(verbs), *choose.choices(nouns, k=2)]
+            words = [
+                choose.choice(own),
+                *choose.choices(nouns, often, k=3),
+                choose.choice(verbs),
+                *choose.choices(nouns, k=2),
+            ]
             sentences.append(pattern.format(*words))
         asked.append(asking.format(*words))
         texts.append((f"{own[0]} {n}", gap.join(sentences)))
     return Texts(texts, choose.choices(asked, k=questions))
 
 
-def read(language: str, corpus: Path, queries: Path, count: int, questions: int, choose: random.Random) -> Texts:
+def read(
+    language: str, corpus: Path, queries: Path, count: int, questions: int, choose: random.Random
+) -> Texts:
     """Texts of a file, `count` of them, and questions."""
     lines = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     texts = [(line.get("title") or "", line["text"]) for line in lines][:count]
@@ -108,7 +115,9 @@ def read(language: str, corpus: Path, queries: Path, count: int, questions: int,
         while len(mixed) < size:
             mixed += choose.choice(sentences)
         texts.append((f"mixed {len(texts)}", mixed))
-    asked = [json.loads(line)["question"] for line in queries.read_text(encoding="utf-8").splitlines()]
+    asked = [
+        json.loads(line)["question"] for line in queries.read_text(encoding="utf-8").splitlines()
+    ]
     return Texts(texts, choose.sample(asked, min(questions, len(asked))))
 
 
@@ -121,7 +130,9 @@ class Asker(Caller):
 
     def answer(self, question: str, *, grounded: bool) -> float:
         """Seconds until the whole answer was there."""
-        seconds, told = self.ask("POST", "/ai/test", json.dumps({"prompt": question, "grounded": grounded}).encode())
+        seconds, told = self.ask(
+            "POST", "/ai/test", json.dumps({"prompt": question, "grounded": grounded}).encode()
+        )
         if told["status"] != "completed":
             raise Failed(f"{question}: {told['status']}")
         return seconds
@@ -132,12 +143,30 @@ def serving(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
     """A service with a provider fake."""
     provider, url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     ports = [str(urlsplit(each).port) for each in (provider, url)]
-    command: list[str | Path] = [sys.executable, HERE / "provider.py", "--chunks", "8", "--port", ports[0]]
+    command: list[str | Path] = [
+        sys.executable,
+        HERE / "provider.py",
+        "--chunks",
+        "8",
+        "--port",
+        ports[0],
+    ]
     fake = Process("provider", command, folder=folder, env=dict(os.environ), cores=cores.tools)
     env = child_environment()
-    env |= {"OPENAI_BASE_URL": f"{provider}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(folder), "KOTAE_LOG_LEVEL": "warning"}
+    env |= {
+        "OPENAI_BASE_URL": f"{provider}/v1",
+        "OPENAI_API_KEY": "bench",
+        "KOTAE_DATA_DIR": str(folder),
+        "KOTAE_LOG_LEVEL": "warning",
+    }
     env |= {"KOTAE_UPLOAD_FILES_MAX": str(FILES_AT_ONCE)}
-    service = Process("kotae", [KOTAE, "serve", "--migrate", "--port", ports[1]], folder=folder, env=env, cores=None)
+    service = Process(
+        "kotae",
+        [KOTAE, "serve", "--migrate", "--port", ports[1]],
+        folder=folder,
+        env=env,
+        cores=None,
+    )
     try:
         fake.wait_ready(f"{provider}/stats")
         service.wait_ready(f"{url}/health/ready")
@@ -149,13 +178,21 @@ def serving(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
 
 def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
     """One service from its first text to its last answer."""
-    with tempfile.TemporaryDirectory(prefix="kotae-search-") as folder, serving(Path(folder), cores) as (url, service):
+    with (
+        tempfile.TemporaryDirectory(prefix="kotae-search-") as folder,
+        serving(Path(folder), cores) as (url, service),
+    ):
         caller = Asker(url)
         caller.search("warm-up")
         began, cpu, chunks = time.perf_counter(), service.cpu_seconds() or 0, 0
         for begin in range(0, len(texts.texts), FILES_AT_ONCE):
-            some = [("a.txt", f"{title}\n\n{text}") for title, text in texts.texts[begin : begin + FILES_AT_ONCE]]
-            chunks += sum(document["chunks"] for document in caller.give(some) if document["created"])
+            some = [
+                ("a.txt", f"{title}\n\n{text}")
+                for title, text in texts.texts[begin : begin + FILES_AT_ONCE]
+            ]
+            chunks += sum(
+                document["chunks"] for document in caller.give(some) if document["created"]
+            )
         seconds, used = time.perf_counter() - began, (service.cpu_seconds() or 0) - cpu
         wait_rested(caller)
         service.pin(cores.service)
@@ -165,7 +202,9 @@ def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
         cpu = service.cpu_seconds() or 0
         found = [caller.search(question) for question in after]
         per_search = ((service.cpu_seconds() or 0) - cpu) / len(after)
-        answerable = [question for question, (_, told) in zip(after, found, strict=True) if told["answerable"]]
+        answerable = [
+            question for question, (_, told) in zip(after, found, strict=True) if told["answerable"]
+        ]
         plain: list[float] = []
         grounded: list[float] = []
         for n, question in enumerate(answerable):
@@ -180,7 +219,9 @@ def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
             "answerable": len(answerable) / len(after),
             "grounded_ms": percentiles(grounded),
             "plain_ms": percentiles(plain),
-            "added_ms": percentiles([with_ - without for with_, without in zip(grounded, plain, strict=True)]),
+            "added_ms": percentiles(
+                [with_ - without for with_, without in zip(grounded, plain, strict=True)]
+            ),
             "rss_mib": service.rss_kib() // 1024,
         }
 
@@ -188,7 +229,9 @@ def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
 def wait_rested(caller: Asker) -> None:
     """Wait until the service has merged what was uploaded, which it does some seconds later."""
     until = time.monotonic() + LOOK_SECONDS
-    while time.monotonic() < until or caller.ask("GET", "/health/ready")[1].get("merging", {}).get("pending"):
+    while time.monotonic() < until or caller.ask("GET", "/health/ready")[1].get("merging", {}).get(
+        "pending"
+    ):
         time.sleep(0.5)
         caller.ask("GET", "/health/live")  # an idle connection would be closed
     time.sleep(1)
@@ -203,7 +246,10 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 def show(name: str, figures: dict[str, Any]) -> None:
     """A line of the table."""
     cells = [name, f"{figures['chunks_per_second']} ({figures['chunks_per_processor_second']})"]
-    cells += ["; ".join(f"{figures['search_ms'][p]:.1f}" for p in ("p50", "p95", "p99")), f"{figures['search_processor_ms']:.1f}"]
+    cells += [
+        "; ".join(f"{figures['search_ms'][p]:.1f}" for p in ("p50", "p95", "p99")),
+        f"{figures['search_processor_ms']:.1f}",
+    ]
     for key in ("plain_ms", "grounded_ms", "added_ms"):
         cells.append("; ".join(f"{figures[key].get(p, 0):.1f}" for p in ("p50", "p99")))
     print(f"| {' | '.join(cells)} | {figures['rss_mib']} |", flush=True)
@@ -211,8 +257,16 @@ def show(name: str, figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chunks", type=int, nargs="+", default=[2500, 20_000], help="texts of about one chunk each")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--chunks",
+        type=int,
+        nargs="+",
+        default=[2500, 20_000],
+        help="texts of about one chunk each",
+    )
     parser.add_argument("--languages", nargs="+", choices=["ja", "en"], default=["ja", "en"])
     parser.add_argument("--questions", type=int, default=500, help="that count; more warm it up")
     parser.add_argument("--corpus", type=Path)
@@ -220,7 +274,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(".data/bench-search.json"))
     options = parser.parse_args()
     cores, figures = Cores.split(), {}
-    print("| chunks | indexed a second (processor second) | search ms, p50; p95; p99 | processor ms", end=" ")
+    print(
+        "| chunks | indexed a second (processor second) | search ms, p50; p95; p99 | processor ms",
+        end=" ",
+    )
     print("| not grounded ms, p50; p99 | grounded | added | MiB |")
     print("|---|---|---|---|---|---|---|---|")
     for language in options.languages:

@@ -80,10 +80,26 @@ class Bench:
         self.provider = provider = Process("provider", [sys.executable, HERE / "provider.py", "--port", port], folder=self._folder,
                            env=dict(os.environ), cores=self._cores.tools)  # fmt: skip
         env = child_environment()
-        env |= {"OPENAI_BASE_URL": f"{self.provider_url}/v1", "OPENAI_API_KEY": "bench", "KOTAE_DATA_DIR": str(self._folder)}
-        env |= {"KOTAE_ANSWERS_MAX": "10000", "KOTAE_PROVIDER_CALLS_MAX": "10000", "KOTAE_LOG_LEVEL": "warning"}
-        command: list[str | Path] = [Path(sys.executable).parent / "kotae", "serve", "--migrate", "--port", str(urlsplit(self.url).port)]
-        self.service = Process("kotae", command, folder=self._folder, env=env, cores=self._cores.service)
+        env |= {
+            "OPENAI_BASE_URL": f"{self.provider_url}/v1",
+            "OPENAI_API_KEY": "bench",
+            "KOTAE_DATA_DIR": str(self._folder),
+        }
+        env |= {
+            "KOTAE_ANSWERS_MAX": "10000",
+            "KOTAE_PROVIDER_CALLS_MAX": "10000",
+            "KOTAE_LOG_LEVEL": "warning",
+        }
+        command: list[str | Path] = [
+            Path(sys.executable).parent / "kotae",
+            "serve",
+            "--migrate",
+            "--port",
+            str(urlsplit(self.url).port),
+        ]
+        self.service = Process(
+            "kotae", command, folder=self._folder, env=env, cores=self._cores.service
+        )
         try:
             provider.wait_ready(f"{self.provider_url}/stats")
             self.service.wait_ready(f"{self.url}/health/ready")
@@ -92,25 +108,41 @@ class Bench:
             self.service.stop()
             provider.stop()
 
-    async def open(self, count: int, chunks: int, interval_ms: int, *, reads: bool = True, direct: bool = False) -> list[Reader]:
+    async def open(
+        self, count: int, chunks: int, interval_ms: int, *, reads: bool = True, direct: bool = False
+    ) -> list[Reader]:
         """Streams, begun evenly over one interval, or at most 400 a second."""
-        loop, readers, where = asyncio.get_running_loop(), [], urlsplit(self.provider_url if direct else self.url)
+        loop, readers, where = (
+            asyncio.get_running_loop(),
+            [],
+            urlsplit(self.provider_url if direct else self.url),
+        )
         path, delta = ("/v1/chat/completions", DIRECT_DELTA) if direct else ("/ai/stream", DELTA)
         for n in range(count):
             prompt = f"question {n} chunks={chunks} interval-ms={interval_ms}"
-            direct_body = {"model": "bench", "stream": True, "messages": [{"role": "user", "content": prompt}]}
-            body = json.dumps(direct_body if direct else {"prompt": prompt, "grounded": False}).encode()
+            direct_body = {
+                "model": "bench",
+                "stream": True,
+                "messages": [{"role": "user", "content": prompt}],
+            }
+            body = json.dumps(
+                direct_body if direct else {"prompt": prompt, "grounded": False}
+            ).encode()
             head = f"POST {path} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             connection = socket.create_connection((where.hostname, where.port))
             if not reads:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.setblocking(False)
-            _, reader = await loop.create_connection(partial(Reader, head.encode() + body, delta, reads=reads), sock=connection)
+            _, reader = await loop.create_connection(
+                partial(Reader, head.encode() + body, delta, reads=reads), sock=connection
+            )
             readers.append(reader)
             await asyncio.sleep(_opening_seconds(count) / count)
         return readers
 
-    async def measure(self, streams: int, seconds: float, stalled: int, *, direct: bool = False) -> dict[str, Any]:
+    async def measure(
+        self, streams: int, seconds: float, stalled: int, *, direct: bool = False
+    ) -> dict[str, Any]:
         """One round. Raises `Failed` if the streams were never all open."""
         stalling = await self.open(stalled, STALLED_CHUNKS, 0, reads=False) if stalled else []
         if stalled:
@@ -126,7 +158,9 @@ class Bench:
             if time.perf_counter() - began > seconds + 2 * _opening_seconds(streams) + 60:
                 raise Failed("some streams did not end")
             await asyncio.sleep(0.25)
-        tools = (time.process_time() + (self.provider.cpu_seconds() or 0) - tools) / (time.perf_counter() - began)
+        tools = (time.process_time() + (self.provider.cpu_seconds() or 0) - tools) / (
+            time.perf_counter() - began
+        )
         for reader in [*stalling, *readers]:
             reader.transport.abort() if reader in stalling else reader.transport.close()
         ended = min(reader.times[-1] for reader in readers)
@@ -134,14 +168,19 @@ class Bench:
         late = sorted(ms for at, ms in every if began <= at < ended)
         if not late:
             what = "streams of the provider itself" if direct else "streams"
-            raise Failed(f"the {streams} {what} were never all open: the machine is too slow or too busy; try fewer, or longer")
+            raise Failed(
+                f"the {streams} {what} were never all open: the machine is too slow or too busy; try fewer, or longer"
+            )
         spent = (self.service.cpu_seconds() or 0) - cpu
         return {
             "streams": streams,
             "stalled": stalled,
             "before_mib": before / 1024,
             "most_mib": most / 1024,
-            "lateness_ms": {name: late[int(len(late) * share)] for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))}
+            "lateness_ms": {
+                name: late[int(len(late) * share)]
+                for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
+            }
             | {"max": late[-1]},
             "all_open_seconds": ended - began,
             "tools_busy": tools,
@@ -172,12 +211,16 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             direct = await bench.measure(options.streams, options.seconds, 0, direct=True)
             rounds = [await bench.measure(options.streams, options.seconds, 0) for _ in range(2)]
             if options.stalled:
-                rounds.append(await bench.measure(options.streams, options.seconds, options.stalled))
+                rounds.append(
+                    await bench.measure(options.streams, options.seconds, options.stalled)
+                )
     first, alone = rounds[0], rounds[1]
     figures: dict[str, Any] = {
         "idle_mib": idle / 1024,
         "stream_kib": (first["most_mib"] * 1024 - idle) / options.streams,
-        "direct": {name: direct[name] for name in ("lateness_ms", "all_open_seconds", "tools_busy")},
+        "direct": {
+            name: direct[name] for name in ("lateness_ms", "all_open_seconds", "tools_busy")
+        },
         "rounds": rounds,
         "machine": machine(cores),
     }

@@ -88,7 +88,9 @@ def create_app(database: str) -> FastAPI:
     @app.post("/ai/test")
     async def test(request: AnswerRequest) -> Answer:
         started = time.perf_counter()
-        completion = await client.chat.completions.create(model=request.model, messages=[{"role": "user", "content": request.prompt}])
+        completion = await client.chat.completions.create(
+            model=request.model, messages=[{"role": "user", "content": request.prompt}]
+        )
         text = completion.choices[0].message.content or ""
         log = new_log(request, text, completion.usage, started, "/ai/test")
         await save(session_of, log)
@@ -119,7 +121,9 @@ def create_app(database: str) -> FastAPI:
     return app
 
 
-def new_log(request: AnswerRequest, text: str, usage: Any, started: float, endpoint: str) -> RequestLog:
+def new_log(
+    request: AnswerRequest, text: str, usage: Any, started: float, endpoint: str
+) -> RequestLog:
     """The row of an answer."""
     return RequestLog(
         id=str(uuid.uuid4()),
@@ -149,11 +153,20 @@ def answer_of(log: RequestLog) -> Answer:
 
 def main() -> None:
     """Serve."""
-    parser = argparse.ArgumentParser(description="The tutorial-style service that Kotae is compared with.")
+    parser = argparse.ArgumentParser(
+        description="The tutorial-style service that Kotae is compared with."
+    )
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--database", default="tutorial.db")
     options = parser.parse_args()
-    uvicorn.run(create_app(options.database), port=options.port, loop="uvloop", http="httptools", log_level="warning", access_log=False)
+    uvicorn.run(
+        create_app(options.database),
+        port=options.port,
+        loop="uvloop",
+        http="httptools",
+        log_level="warning",
+        access_log=False,
+    )
 
 
 if __name__ == "__main__":

@@ -13,30 +13,30 @@ from pydantic import SecretStr
 
 from service import __version__
 from service.api import answers, documents, health, keys, logs, pages, problems, quotas, sessions
-from service.api.dependencies import Rooms
-from service.api.middleware import Edge
-from service.api.schemas import openapi
+from service.api.dependencies import Services
+from service.api.middleware import RequestMiddleware
+from service.api.schemas import build_openapi
 from service.core import tokens
-from service.core.accounting.journal import Journal, choose_spool, existing_spool
-from service.core.accounting.queue import LocalQueue
+from service.core.accounting.journal import Journal, choose_spool, find_spool
+from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
 from service.core.answering.answers import Answers
-from service.core.auth.authenticator import Door
-from service.core.auth.jwts import Jwts
-from service.core.auth.revocation import Watch
-from service.core.auth.tickets import SignedTickets, load_key
+from service.core.auth.authenticator import Authenticator
+from service.core.auth.jwts import JwtVerifier
+from service.core.auth.revocation import RevocationMonitor
+from service.core.auth.tickets import SignedTickets, load_ticket_key
 from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers
 from service.core.errors import KotaeError
 from service.core.lazy import LazyModule, load_module
-from service.core.ports import Embedder, Near, Worker
+from service.core.ports import Embedder, VectorSearch, Worker
 from service.core.pricing import PriceBook
-from service.core.providers.embedders import embedder_of
+from service.core.providers.embedders import create_embedder
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider
 from service.core.providers.openai import load as load_sdk
-from service.core.quota.local import Ledger
-from service.core.search.service import Retrieval
+from service.core.quota.local import LocalQuota
+from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
 from service.workers.background import Background
@@ -59,7 +59,9 @@ HOLD_SECONDS = 30  # how long a quota is held beyond the deadline of its answer,
 SDK_SECONDS = 0.1  # after everything else
 JOURNAL_SECONDS = 1  # how long the end of the process waits for the last sync
 TICKET_RESUME_SECONDS = 3600  # how long after its answer a ticket still serves a reconnect: a laptop that was closed meanwhile
-WRITE_OUT_SECONDS = 1.5  # how long the end of the process waits for the database; together with the rest under 2 s
+WRITE_OUT_SECONDS = (
+    1.5  # how long the end of the process waits for the database; together with the rest under 2 s
+)
 
 DESCRIPTION = "Answers prompts from the texts it was given, streams the answer, and keeps an exact account of every answer."
 
@@ -67,7 +69,7 @@ DESCRIPTION = "Answers prompts from the texts it was given, streams the answer, 
 class State(TypedDict):
     """What every request finds in its state."""
 
-    rooms: Rooms
+    services: Services
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -78,29 +80,40 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[State]:
         async with AsyncExitStack() as stack:
             try:
-                rooms = await _open_rooms(settings, metrics, stack)
+                services = await _open_services(settings, metrics, stack)
             except KotaeError as error:
                 app.state.refusal = error  # for the server, which says it in one line
                 raise
-            app.state.rooms = rooms  # for the server, which has to begin the end before the lifespan does
-            yield {"rooms": rooms}
+            app.state.services = (
+                services  # for the server, which has to begin the end before the lifespan does
+            )
+            yield {"services": services}
 
-    app = FastAPI(title="Kotae", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Kotae",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     for room in (answers, documents, logs, keys, quotas, sessions, health):
-        app.router.routes += room.router.routes  # as they are: an included router is walked through at every request
-    pages.mount(app)
-    problems.install(app)
-    app.add_middleware(Edge, settings=settings, metrics=metrics)
-    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # the documented way to replace it
+        app.router.routes += (
+            room.router.routes
+        )  # as they are: an included router is walked through at every request
+    pages.mount_pages(app)
+    problems.install_error_handlers(app)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=metrics)
+    app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # the documented way to replace it
     return app
 
 
-async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Rooms:
+async def _open_services(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Services:
     """Open what a service needs; the stack ends the answers, then writes what waits, then closes the database."""
     workers: dict[str, Worker] = {}
     database = Database(settings.database, settings.database_busy_seconds)
     stack.push_async_callback(database.close)
-    await database.require_newest()
+    await database.require_current_schema()
     queue, recovery = _record(settings, metrics, database, workers, stack)
     door, ledger, watch = _let_in(settings, database, recovery, workers, stack)
     chunk_workers = ChunkWorkers()
@@ -110,12 +123,16 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
     if settings.local_model:
         settings = await _with_local_model(settings, workers, stack)
     prices = PriceBook(settings.prices, settings.openai_base_url)
-    await anyio.to_thread.run_sync(prices.warm, settings.default_model)
+    await anyio.to_thread.run_sync(prices.preload, settings.default_model)
     extractive, provider = _providers(settings, stack)
     recorder = Recorder(queue, ledger, metrics)
-    embedder = embedder_of(settings)
-    near = await _vectors(embedder, settings, database, recorder, prices, workers, stack) if embedder else None
-    retrieval = Retrieval(database, settings, near)
+    embedder = create_embedder(settings)
+    near = (
+        await _vectors(embedder, settings, database, recorder, prices, workers, stack)
+        if embedder
+        else None
+    )
+    retrieval = SearchService(database, settings, near)
     answering = Answers(
         settings,
         database,
@@ -127,23 +144,23 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
         prices=prices,
         metrics=metrics,
         quota=ledger,
-        watch=watch,
+        revocation=watch,
         wait_recovered=recovery.wait_done,
     )
     stack.push_async_callback(answering.stop)
     log.info("service.started", model=settings.default_model, auth=settings.auth)
-    return Rooms(
+    return Services(
         settings=settings,
         database=database,
         queue=queue,
         workers=workers,
         chunk_workers=chunk_workers,
-        door=door,
-        watch=watch,
+        authenticator=door,
+        revocation=watch,
         quota=ledger,
         answers=answering,
         tickets=SignedTickets(
-            load_key(settings.data_dir / "tickets.key"),
+            load_ticket_key(settings.data_dir / "tickets.key"),
             seconds=settings.ticket_seconds,
             resume_seconds=settings.answer_seconds_max + TICKET_RESUME_SECONDS,
         ),
@@ -153,36 +170,61 @@ async def _open_rooms(settings: Settings, metrics: Metrics, stack: AsyncExitStac
 
 
 def _record(
-    settings: Settings, metrics: Metrics, database: Database, workers: dict[str, Worker], stack: AsyncExitStack
-) -> tuple[LocalQueue, Recovery]:
+    settings: Settings,
+    metrics: Metrics,
+    database: Database,
+    workers: dict[str, Worker],
+    stack: AsyncExitStack,
+) -> tuple[JournaledQueue, Recovery]:
     """Where records go: the journal, the queue, the writer; and what brings in those of earlier processes."""
     folder, quarantine = settings.data_dir / "journal", settings.data_dir / "quarantine"
-    spool, journal_bytes_max = choose_spool(settings.data_dir, settings.journal_spool, settings.journal_bytes_max)
-    recovery = Recovery(database, folder, existing_spool(settings.data_dir, settings.journal_spool), quarantine=quarantine)
+    spool, journal_bytes_max = choose_spool(
+        settings.data_dir, settings.journal_spool, settings.journal_bytes_max
+    )
+    recovery = Recovery(
+        database,
+        folder,
+        find_spool(settings.data_dir, settings.journal_spool),
+        quarantine=quarantine,
+    )
     _start(recovery, workers, stack)
-    journal = workers["journal"] = Journal(folder, spool, sync_ms=settings.journal_sync_ms, bytes_max=journal_bytes_max)
+    journal = workers["journal"] = Journal(
+        folder, spool, sync_ms=settings.journal_sync_ms, bytes_max=journal_bytes_max
+    )
     journal.start()
     stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
-    queue = LocalQueue(settings.queue_records_max, journal)
-    writer = workers["writer"] = Writer(database, queue, metrics, batch_max=settings.writer_batch_max, quarantine=quarantine)
+    queue = JournaledQueue(settings.queue_records_max, journal)
+    writer = workers["writer"] = Writer(
+        database, queue, metrics, batch_max=settings.writer_batch_max, quarantine=quarantine
+    )
     writer.start()
     stack.push_async_callback(_write_out, writer)
     return queue, recovery
 
 
 def _let_in(
-    settings: Settings, database: Database, recovery: Recovery, workers: dict[str, Worker], stack: AsyncExitStack
-) -> tuple[Door, Ledger, Watch]:
+    settings: Settings,
+    database: Database,
+    recovery: Recovery,
+    workers: dict[str, Worker],
+    stack: AsyncExitStack,
+) -> tuple[Authenticator, LocalQuota, RevocationMonitor]:
     """Who may ask, and how much."""
-    door = Door(settings, database, jwts=Jwts(settings) if settings.jwt_algorithm else None)
-    ledger, watch = Ledger(settings.answer_seconds_max + HOLD_SECONDS), Watch()
+    door = Authenticator(
+        settings, database, jwts=JwtVerifier(settings) if settings.jwt_algorithm else None
+    )
+    ledger, watch = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS), RevocationMonitor()
     _start(Reaper(door, watch, ledger, database, recovery.wait_done), workers, stack)
     return door, ledger, watch
 
 
-def _providers(settings: Settings, stack: AsyncExitStack) -> tuple[OpenAIProvider, OpenAIProvider | None]:
+def _providers(
+    settings: Settings, stack: AsyncExitStack
+) -> tuple[OpenAIProvider, OpenAIProvider | None]:
     """The embedded provider, and the configured one. What they load is loaded in threads, for which no start waits."""
-    extractive = _provider(settings, "http://extractive.invalid/v1", None, ExtractiveTransport(settings.dictionary))
+    extractive = _provider(
+        settings, "http://extractive.invalid/v1", None, ExtractiveTransport(settings.dictionary)
+    )
     stack.push_async_callback(extractive.aclose)
     provider = None
     if settings.has_provider:
@@ -190,10 +232,12 @@ def _providers(settings: Settings, stack: AsyncExitStack) -> tuple[OpenAIProvide
         provider = _provider(settings, settings.openai_base_url, key)
         stack.push_async_callback(provider.aclose)
     # The first answer needs it. Nobody waits for it before, and the first requests are not slowed down by it.
-    asyncio.get_running_loop().call_later(SDK_SECONDS, Thread(target=load_sdk, name="sdk", daemon=True).start)
+    asyncio.get_running_loop().call_later(
+        SDK_SECONDS, Thread(target=load_sdk, name="sdk", daemon=True).start
+    )
     if settings.default_model == EXTRACTIVE:
         # It counts tokens in every answer, and loading takes a second: not in the first answer, and nobody waits for it.
-        Thread(target=tokens.load, name="tokens", daemon=True).start()
+        Thread(target=tokens.load_encoding, name="tokens", daemon=True).start()
     return extractive, provider
 
 
@@ -205,7 +249,10 @@ def _start(worker: Background, workers: dict[str, Worker], stack: AsyncExitStack
 
 async def _write_out(writer: Writer) -> None:
     if not await writer.stop(WRITE_OUT_SECONDS):
-        log.warning("records.kept", remedy="the database did not take them in time: the next start brings them in from the journal")
+        log.warning(
+            "records.kept",
+            remedy="the database did not take them in time: the next start brings them in from the journal",
+        )
 
 
 async def _vectors(
@@ -216,16 +263,20 @@ async def _vectors(
     prices: PriceBook,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
-) -> Near:
+) -> VectorSearch:
     """The vectors that find chunks by meaning, and the worker that fills them."""
     await anyio.to_thread.run_sync(load_module, embedding)
     stack.push_async_callback(embedder.aclose)
-    vectors = embeddings.Vectors(database, embedder, recorder, prices, attempts_max=settings.provider_attempts_max)
+    vectors = embeddings.EmbeddingStore(
+        database, embedder, recorder, prices, attempts_max=settings.provider_attempts_max
+    )
     _start(embedding.Embedding(vectors), workers, stack)
     return vectors
 
 
-async def _with_local_model(settings: Settings, workers: dict[str, Worker], stack: AsyncExitStack) -> Settings:
+async def _with_local_model(
+    settings: Settings, workers: dict[str, Worker], stack: AsyncExitStack
+) -> Settings:
     """The settings with the local model's address, its child process started. What is computed here is free."""
     model = LocalModel()
     stack.push_async_callback(model.stop)
@@ -243,7 +294,10 @@ async def _with_local_model(settings: Settings, workers: dict[str, Worker], stac
 
 
 def _provider(
-    settings: Settings, base_url: str | None, api_key: str | None, transport: ExtractiveTransport | None = None
+    settings: Settings,
+    base_url: str | None,
+    api_key: str | None,
+    transport: ExtractiveTransport | None = None,
 ) -> OpenAIProvider:
     return OpenAIProvider(
         base_url=base_url,

@@ -43,7 +43,9 @@ class Server(uvicorn.Server):
         announce: Callable[[Settings, int], None] = lambda *_: None,
         limits: HttpLimits | None = None,
     ) -> None:
-        self.connections = ConnectionTable(limits or HttpLimits(connections_max=settings.connections_max))
+        self.connections = ConnectionTable(
+            limits or HttpLimits(connections_max=settings.connections_max)
+        )
         super().__init__(
             uvicorn.Config(
                 _Plain(app),
@@ -72,8 +74,12 @@ class Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.started:
             for listener in (listener for server in self.servers for listener in server.sockets):
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer_bytes)  # inherited
-            self._announce(self._app.state.rooms.settings, self.servers[0].sockets[0].getsockname()[1])
+                listener.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer_bytes
+                )  # inherited
+            self._announce(
+                self._app.state.services.settings, self.servers[0].sockets[0].getsockname()[1]
+            )
 
     async def on_tick(self, counter: int) -> bool:
         """Enforce the deadlines of connections, ten times per second."""
@@ -82,7 +88,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - as in the base class
         """End answers within the grace period, then connections, then the lifespan."""
-        answers: Answers = self._app.state.rooms.answers
+        answers: Answers = self._app.state.services.answers
         answers.refuse_new()
         self.connections.draining = True
         self._shut_connections()
@@ -91,7 +97,7 @@ class Server(uvicorn.Server):
         await asyncio.wait([grace, hurry], return_when=asyncio.FIRST_COMPLETED)
         grace.cancel()
         hurry.cancel()
-        answers.interrupt()
+        answers.interrupt_all()
         for server in self.servers:
             server.close()
         await self._wait_idle(answers, INTERRUPT_SECONDS)
@@ -118,7 +124,7 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._begin_end, again)
 
     def _begin_end(self, hurry: bool) -> None:
-        answers: Answers = self._app.state.rooms.answers
+        answers: Answers = self._app.state.services.answers
         answers.refuse_new()
         if hurry:
             self._hurried.set()
@@ -137,7 +143,9 @@ class Server(uvicorn.Server):
     async def _wait_idle(self, answers: Answers, seconds: float) -> None:
         """Wait until no answer is in progress and no connection is busy, not longer than `seconds`."""
         deadline = self.connections.now + seconds
-        while (answers.statistics().in_progress or self.connections.busy) and self.connections.now < deadline:
+        while (
+            answers.statistics().in_progress or self.connections.busy
+        ) and self.connections.now < deadline:
             await asyncio.sleep(TICK_SECONDS / 2)
             self.connections.tick()
 

@@ -5,10 +5,10 @@ from typing import Any
 import httpx2
 
 from service.core.auth import store
-from service.core.auth.authenticator import Door
-from service.core.auth.credentials import Given
+from service.core.auth.authenticator import Authenticator
+from service.core.auth.credentials import Credentials
 from service.core.auth.principals import BOOTSTRAP, Principal, Role
-from service.core.auth.store import ApiKey, Wanted
+from service.core.auth.store import ApiKey, NewKey
 from service.core.database.engine import Database
 from service.core.settings import Settings
 from tests.conftest import Service, http_client
@@ -18,7 +18,12 @@ SECRET = "0123456789abcdef0123456789abcdef"  # long enough, and nobody's
 
 async def make_key(service: Service, user_id: str, role: Role = Role.USER, **wanted: Any) -> ApiKey:
     """A key that was made by the command line."""
-    made = await store.create_key(service.rooms.database, BOOTSTRAP, Wanted(user_id=user_id, role=role, **wanted), keys_max=100)
+    made = await store.create_key(
+        service.services.database,
+        BOOTSTRAP,
+        NewKey(user_id=user_id, role=role, **wanted),
+        keys_max=100,
+    )
     assert isinstance(made.key, str)
     return made
 
@@ -45,17 +50,21 @@ class Clocks:
         return self.now
 
 
-async def made(database: Database, user_id: str = "alice", by: Principal = BOOTSTRAP, **wanted: Any) -> ApiKey:
+async def made(
+    database: Database, user_id: str = "alice", by: Principal = BOOTSTRAP, **wanted: Any
+) -> ApiKey:
     """A key, made."""
-    return await store.create_key(database, by, Wanted(user_id=user_id, **wanted), keys_max=100)
+    return await store.create_key(database, by, NewKey(user_id=user_id, **wanted), keys_max=100)
 
 
-def door(database: Database, clocks: Clocks | None = None, **settings: Any) -> Door:
+def door(database: Database, clocks: Clocks | None = None, **settings: Any) -> Authenticator:
     """A door with clocks that stand still."""
     clocks = clocks or Clocks()
-    return Door(Settings(auth="keys", **settings), database, monotonic=clocks, clock=clocks)
+    return Authenticator(
+        Settings(auth="keys", **settings), database, monotonic=clocks, clock=clocks
+    )
 
 
-def carrying(key: ApiKey | str) -> Given:
+def carrying(key: ApiKey | str) -> Credentials:
     """What a request with this key carries."""
-    return Given(authorization=[f"Bearer {key.key if isinstance(key, ApiKey) else key}"])
+    return Credentials(authorization=[f"Bearer {key.key if isinstance(key, ApiKey) else key}"])

@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import settings as hypothesis_settings
 
-from service.api.dependencies import Rooms
+from service.api.dependencies import Services
 from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.settings import Settings
@@ -62,19 +62,19 @@ async def database(migrated: Path, tmp_path: Path) -> AsyncIterator[Database]:
 
 @dataclass(frozen=True)
 class Service:
-    """A running service, seen from outside (`url`, `client`) and from inside (`rooms`)."""
+    """A running service, seen from outside (`url`, `client`) and from inside (`services`)."""
 
     url: str
     client: httpx2.AsyncClient
-    rooms: Rooms
+    services: Services
     server: Server
 
     async def wait_idle(self) -> None:
         """Until every answer has ended and is in the database."""
         async with asyncio.timeout(20):
-            while self.rooms.queue.statistics().open:
+            while self.services.queue.statistics().open:
                 await asyncio.sleep(0.002)
-            await self.rooms.queue.wait_committed()
+            await self.services.queue.wait_committed()
 
     async def rows(self, **params: Any) -> list[dict[str, Any]]:
         """The log, newest first, once everything that was begun is in it."""
@@ -123,7 +123,9 @@ async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
 class PromptServer(Server):
     """The server, without the pauses of `uvicorn.Server` at the end: it polls every 0.1 s whether to exit, then sleeps 0.1 s."""
 
-    def __init__(self, app: FastAPI, settings: Settings, announce: Callable[[Settings, int], None]) -> None:
+    def __init__(
+        self, app: FastAPI, settings: Settings, announce: Callable[[Settings, int], None]
+    ) -> None:
         self._exit_requested = asyncio.Event()
         super().__init__(app, settings, announce)
 
@@ -168,12 +170,16 @@ async def running(settings: Settings, *, seeded: bool = False) -> AsyncIterator[
     await asyncio.wait([listening, task], return_when=asyncio.FIRST_COMPLETED)
     assert listening.done(), "the service did not start"
     url = f"http://127.0.0.1:{listening.result()}"
-    rooms = app.state.rooms
+    services = app.state.services
     if seeded:
-        await library.seed(rooms.database, settings, rooms.chunk_workers, user_id="local")
-    headers = {"Authorization": f"Bearer {settings.secret.get_secret_value()}"} if settings.secret else {}
+        await library.seed_documents(
+            services.database, settings, services.chunk_workers, user_id="local"
+        )
+    headers = (
+        {"Authorization": f"Bearer {settings.secret.get_secret_value()}"} if settings.secret else {}
+    )
     async with http_client(url, headers=headers) as client:
-        yield Service(url, client, rooms, server)
+        yield Service(url, client, services, server)
     server.should_exit = True
     await asyncio.wait_for(task, 20)
 

@@ -39,10 +39,18 @@ class ServiceProcess:
 
 def environment(data_dir: Path, **settings: Any) -> dict[str, str]:
     """The environment of a service: nothing of this machine's settings, and these."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KOTAE_", "OPENAI_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("KOTAE_", "OPENAI_"))
+    }
     return (
         kept
-        | {"KOTAE_DATA_DIR": str(data_dir), "KOTAE_LOG_LEVEL": "warning", "KOTAE_JOURNAL_SPOOL": f"{data_dir}/spool"}
+        | {
+            "KOTAE_DATA_DIR": str(data_dir),
+            "KOTAE_LOG_LEVEL": "warning",
+            "KOTAE_JOURNAL_SPOOL": f"{data_dir}/spool",
+        }
         | {name: str(value) for name, value in settings.items()}
     )
 
@@ -50,7 +58,14 @@ def environment(data_dir: Path, **settings: Any) -> dict[str, str]:
 async def kotae(*arguments: str, data_dir: Path, **settings: Any) -> tuple[int, str, str]:
     """Run one command to its end: (exit status, standard output, standard error)."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service", *arguments, cwd=data_dir, env=environment(data_dir, **settings), stdout=PIPE, stderr=PIPE
+        sys.executable,
+        "-m",
+        "service",
+        *arguments,
+        cwd=data_dir,
+        env=environment(data_dir, **settings),
+        stdout=PIPE,
+        stderr=PIPE,
     )
     async with asyncio.timeout(60):
         out, err = await process.communicate()
@@ -65,7 +80,9 @@ async def migrate(data_dir: Path) -> None:
 
 
 @asynccontextmanager
-async def serving(data_dir: Path, *arguments: str, **settings: Any) -> AsyncGenerator[ServiceProcess, None]:
+async def serving(
+    data_dir: Path, *arguments: str, **settings: Any
+) -> AsyncGenerator[ServiceProcess, None]:
     """Start `kotae serve` on a free port and wait until it says where. Unless it migrates, its database is migrated."""
     if "--migrate" not in arguments:
         await migrate(data_dir)

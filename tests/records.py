@@ -3,16 +3,16 @@
 from datetime import datetime
 from typing import Any
 
-from service.core.encoding import new_id, now
+from service.core.encoding import create_id, utc_now
 from service.core.pricing import Usage
 from service.core.records import Intent, Outcome, Status, UsageSource
 
 
 def intent(*, at: datetime | None = None, **fields: Any) -> Intent:
     """An intent; any field may be given."""
-    at = at or now()
+    at = at or utc_now()
     defaults: dict[str, Any] = {
-        "id": new_id(at),
+        "id": create_id(at),
         "created_at": at,
         "endpoint": "/ai/test",
         "model": "m",

@@ -11,7 +11,7 @@ from service.core.records import Outcome
 async def write(database: Database, outcomes: Sequence[Outcome]) -> int:
     """Insert rows as the writer does."""
     async with database.transaction() as session:
-        return await request_log.apply(session, outcomes)
+        return await request_log.apply_outcomes(session, outcomes)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def parsed(data: bytes) -> list[Event]:
 
 async def read(stream: Stream, after: int = -1) -> bytes:
     """Everything after a position."""
-    async with aclosing(stream.read(after)) as batches:
+    async with aclosing(stream.read_events(after)) as batches:
         return b"".join([batch async for batch in batches])
 
 
@@ -39,17 +39,24 @@ async def begin(service: Service, **body: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def reading(service: Service, url: str, last_id: str | None = None) -> AsyncGenerator[AsyncGenerator[Event, None], None]:
+async def reading(
+    service: Service, url: str, last_id: str | None = None
+) -> AsyncGenerator[AsyncGenerator[Event, None], None]:
     """The events at a URL as they come."""
     headers = {"Last-Event-ID": last_id} if last_id else {}
-    async with service.client.stream("GET", url, headers=headers) as response, aclosing(events(response)) as stream:
+    async with (
+        service.client.stream("GET", url, headers=headers) as response,
+        aclosing(events(response)) as stream,
+    ):
         assert response.status_code == 200, response.status_code
         yield stream
 
 
 async def everything(service: Service, url: str, last_id: str | None = None) -> list[Event]:
     """All events at a URL, to the end."""
-    async with service.client.stream("GET", url, headers={"Last-Event-ID": last_id} if last_id else {}) as response:
+    async with service.client.stream(
+        "GET", url, headers={"Last-Event-ID": last_id} if last_id else {}
+    ) as response:
         assert response.status_code == 200, response.status_code
         return await collect(response)
 
@@ -57,5 +64,5 @@ async def everything(service: Service, url: str, last_id: str | None = None) -> 
 async def forget(service: Service) -> None:
     """Until the streams that ended are no longer in memory."""
     async with asyncio.timeout(10):
-        while service.rooms.answers.statistics().kept:
+        while service.services.answers.statistics().kept:
             await asyncio.sleep(0.002)

@@ -15,6 +15,8 @@ def test_the_service_switches_threads_ten_times_as_often() -> None:
         "sys.modules['service.cli.app'] = types.SimpleNamespace(main=lambda: print(sys.getswitchinterval()))\n"
         "service.__main__.main()"
     )
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
 
     assert float(shown.stdout) == pytest.approx(entry.SWITCH_SECONDS)

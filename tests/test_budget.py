@@ -25,7 +25,11 @@ from service.core.ports import ProviderRequest
 from tests.conftest import Service
 from tests.fakes.provider import Behaviour, Point, ProviderFake
 
-ANSWER, STREAM, CHUNK = 690, 885, 75  # calls: of an answer in one piece, of a stream without its chunks, of a chunk
+ANSWER, STREAM, CHUNK = (
+    690,
+    885,
+    75,
+)  # calls: of an answer in one piece, of a stream without its chunks, of a chunk
 HERE, PACKAGES = f"{Path(__file__).parents[1]}/", f"{Path(pytest.__file__).parents[1]}/"
 NOT_THE_REQUEST = (
     "tests/",
@@ -61,13 +65,19 @@ class Calls:
         """Those of the request."""
         found: Counter[str] = Counter()
         for name, number in self.found.items():
-            place = name.removeprefix(PACKAGES) if name.startswith(PACKAGES) else name.removeprefix(HERE)
+            place = (
+                name.removeprefix(PACKAGES)
+                if name.startswith(PACKAGES)
+                else name.removeprefix(HERE)
+            )
             if place != name and not place.startswith(NOT_THE_REQUEST):
                 found[place] += number
         return found
 
 
-async def ask(service: Service, path: str, holds: Mapping[Point, asyncio.Event] | None = None) -> None:
+async def ask(
+    service: Service, path: str, holds: Mapping[Point, asyncio.Event] | None = None
+) -> None:
     """The whole answer, asked for with as little as a client can do; a hold of the provider ends when the chunk before it is here."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
     body = b'{"prompt": "Why?", "grounded": false}'
@@ -100,7 +110,9 @@ async def count(service: Service, fake: ProviderFake, path: str, chunks: int = 0
 def check(counted: float, budget: int, calls: Counter[str]) -> None:
     """Neither dearer than the budget, nor so much cheaper that it no longer guards anything."""
     dearest = "\n".join(f"{number:6} {name}" for name, number in calls.most_common(50))
-    assert budget * 0.8 <= counted <= budget * 1.05, f"{counted:.1f} calls, the budget is {budget}; the dearest:\n{dearest}"
+    assert budget * 0.8 <= counted <= budget * 1.05, (
+        f"{counted:.1f} calls, the budget is {budget}; the dearest:\n{dearest}"
+    )
 
 
 async def test_an_answer(service: Service, fake: ProviderFake) -> None:
@@ -111,14 +123,20 @@ async def test_an_answer(service: Service, fake: ProviderFake) -> None:
 
 
 @pytest.mark.slow
-async def test_nothing_of_an_answer_waits_for_the_collector(service: Service, fake: ProviderFake) -> None:
+async def test_nothing_of_an_answer_waits_for_the_collector(
+    service: Service, fake: ProviderFake
+) -> None:
     """When an answer has ended, its stream and pump are gone, texts included: no cycle keeps them until a collection."""
     gc.collect()
     gc.disable()
     try:
         for path in ("/ai/test", "/ai/stream"):
             await ask(service, path)
-        kept = [type(each).__name__ for each in gc.get_objects() if isinstance(each, (Stream, Pump, ProviderRequest))]
+        kept = [
+            type(each).__name__
+            for each in gc.get_objects()
+            if isinstance(each, (Stream, Pump, ProviderRequest))
+        ]
     finally:
         gc.enable()
 
@@ -127,7 +145,10 @@ async def test_nothing_of_an_answer_waits_for_the_collector(service: Service, fa
 
 async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderFake) -> None:
     """A stream stays within its budget, and so does each chunk that comes by itself."""
-    few, many = await count(service, fake, "/ai/stream", 10), await count(service, fake, "/ai/stream", 60)
+    few, many = (
+        await count(service, fake, "/ai/stream", 10),
+        await count(service, fake, "/ai/stream", 60),
+    )
     chunk = (many.total() - few.total()) / 50
 
     check(chunk, CHUNK, many - few)
@@ -138,4 +159,9 @@ async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderF
 def test_what_only_a_search_needs_is_not_loaded_at_the_start() -> None:
     """A service that never searches has no use for numpy: 10 MiB, and a twentieth of the start."""
     loaded = "import sys, service.__main__, service.cli.app, service.main, service.server; print('numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True, text=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", loaded], capture_output=True, check=True, text=True
+        ).stdout
+        == "False\n"
+    )

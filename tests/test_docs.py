@@ -15,15 +15,17 @@ from service.cli.app import app
 from service.core.auth.principals import Scope
 from service.core.errors import KotaeError
 from service.core.records import Answer, Status, UsageSource
-from service.core.search.results import Found, Hit
-from service.core.settings import Settings, describe
+from service.core.search.results import Hit, SearchResults
+from service.core.settings import Settings, describe_settings
 from service.core.telemetry import Metrics
 from service.main import create_app
 from tests.core.test_errors import tree
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-API, ERRORS, METRICS, CLI = ((DOCS / "reference" / f"{name}.md").read_text() for name in ("api", "errors", "metrics", "cli"))
+API, ERRORS, METRICS, CLI = (
+    (DOCS / "reference" / f"{name}.md").read_text() for name in ("api", "errors", "metrics", "cli")
+)
 DECISIONS = sorted((DOCS / "decisions").glob("0*.md"))
 PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("bench/*.md")]
 # Pages about the present: the changelog and the decisions also name what was removed.
@@ -54,7 +56,14 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("route", [f"{method.upper()} {path}" for path, operations in OPENAPI["paths"].items() for method in operations])
+@pytest.mark.parametrize(
+    "route",
+    [
+        f"{method.upper()} {path}"
+        for path, operations in OPENAPI["paths"].items()
+        for method in operations
+    ],
+)
 def test_every_route_is_documented(route: str) -> None:
     """docs/reference/api.md lists each method and path."""
     assert f"`{route}`" in API
@@ -63,7 +72,7 @@ def test_every_route_is_documented(route: str) -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        *AskBody.model_fields, *LimitsBody.model_fields, *Answer.__struct_fields__, *Found.__struct_fields__,
+        *AskBody.model_fields, *LimitsBody.model_fields, *Answer.__struct_fields__, *SearchResults.__struct_fields__,
         *Hit.__struct_fields__, *Status, *UsageSource, *Scope, "start", "done", "failure", "ping", "retry",
     ],
 )  # fmt: skip
@@ -89,7 +98,11 @@ def test_every_error_code_is_documented(error: type[KotaeError]) -> None:
 
 def test_every_metric_is_documented() -> None:
     """docs/reference/metrics.md lists each metric with its type and its labels, and no other."""
-    types = {prometheus_client.Counter: "counter", prometheus_client.Gauge: "gauge", prometheus_client.Histogram: "histogram"}
+    types = {
+        prometheus_client.Counter: "counter",
+        prometheus_client.Gauge: "gauge",
+        prometheus_client.Histogram: "histogram",
+    }
     expected = {}
     for metric in vars(Metrics()).values():
         kind = next((name for base, name in types.items() if isinstance(metric, base)), None)
@@ -97,7 +110,9 @@ def test_every_metric_is_documented() -> None:
             labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "–"
             expected[f"`{metric._name}{'_total' if kind == 'counter' else ''}`"] = (kind, labels)
 
-    assert {row[0]: (row[1], row[2]) for row in rows(METRICS) if row[0].startswith("`kotae_")} == expected
+    assert {
+        row[0]: (row[1], row[2]) for row in rows(METRICS) if row[0].startswith("`kotae_")
+    } == expected
 
 
 def test_every_command_is_documented() -> None:
@@ -108,7 +123,12 @@ def test_every_command_is_documented() -> None:
             documented[name] = set(re.findall(r"--[a-z]+|(?<=`)-[a-z]\b", row[2]))
 
     assert documented == {
-        name: {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
+        name: {
+            option
+            for parameter in command.params
+            for option in parameter.opts
+            if option.startswith("-")
+        }
         for name, command in commands(COMMANDS)
     }
 
@@ -116,8 +136,14 @@ def test_every_command_is_documented() -> None:
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_pages_exist(page: Path) -> None:
     """Every `kotae` command line of a page uses an existing command and existing options."""
-    known = dict(commands(COMMANDS)) | {name: COMMANDS.commands[name] for name in ("env-example", "settings-reference")}
-    lines = re.findall(r"(?:^|`|/|\$ |exec kotae |--from \S+ )kotae ([a-z][^`\n|>]*)", page.read_text(), re.MULTILINE)
+    known = dict(commands(COMMANDS)) | {
+        name: COMMANDS.commands[name] for name in ("env-example", "settings-reference")
+    }
+    lines = re.findall(
+        r"(?:^|`|/|\$ |exec kotae |--from \S+ )kotae ([a-z][^`\n|>]*)",
+        page.read_text(),
+        re.MULTILINE,
+    )
     for words in map(str.split, lines):
         group = words[0] in {"keys", "users", "plans"}
         if group and words[1:] in ([], ["…"]):  # the group itself
@@ -131,7 +157,7 @@ def test_commands_in_pages_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_settings_in_pages_exist(page: Path) -> None:
     """Every variable that a page names is a setting."""
-    known = {setting.name for setting in describe()}
+    known = {setting.name for setting in describe_settings()}
     named = set(re.findall(r"\b(?:KOTAE|OPENAI)_[A-Z_]*[A-Z]\b", page.read_text()))
 
     assert {name for name in named if not name.startswith("KOTAE_TEST_")} - known == set()
@@ -140,9 +166,16 @@ def test_settings_in_pages_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_in_pages_exist(page: Path) -> None:
     """Every source file that a page names exists."""
-    named = re.findall(r"`((?:service|tests|bench|core|api|workers|cli|web|alembic|docs)/[\w/.-]+)`", page.read_text())
+    named = re.findall(
+        r"`((?:service|tests|bench|core|api|workers|cli|web|alembic|docs)/[\w/.-]+)`",
+        page.read_text(),
+    )
 
-    assert [name for name in named if not any((ROOT / folder / name).exists() for folder in ("", "service"))] == []
+    assert [
+        name
+        for name in named
+        if not any((ROOT / folder / name).exists() for folder in ("", "service"))
+    ] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -163,15 +196,24 @@ def test_pages_in_code_exist() -> None:
         for page in re.findall(r"\b(?:docs|bench)/[\w/-]+(?:\.md|/\d{4}\b)", module.read_text())
     }
 
-    assert [page for page in named if not list(ROOT.glob(page if page.endswith(".md") else f"{page}-*.md"))] == []
+    assert [
+        page
+        for page in named
+        if not list(ROOT.glob(page if page.endswith(".md") else f"{page}-*.md"))
+    ] == []
 
 
 def test_every_page_is_in_an_index() -> None:
     """docs/README.md links to every page, and docs/decisions/README.md to every decision."""
-    index, decisions = (DOCS / "README.md").read_text(), (DOCS / "decisions" / "README.md").read_text()
+    index, decisions = (
+        (DOCS / "README.md").read_text(),
+        (DOCS / "decisions" / "README.md").read_text(),
+    )
     pages = {page.relative_to(DOCS) for page in DOCS.rglob("*.md")} - {Path("README.md")}
 
-    assert [page for page in pages if page.parent.name != "decisions" and f"({page})" not in index] == []
+    assert [
+        page for page in pages if page.parent.name != "decisions" and f"({page})" not in index
+    ] == []
     assert [page.name for page in DECISIONS if f"({page.name})" not in decisions] == []
 
 
@@ -182,7 +224,12 @@ def test_decisions_have_one_form(page: Path) -> None:
 
     assert text.startswith(f"# {int(page.stem[:4])}. ")
     assert re.match(r"\d{4}-\d{2}-\d{2} · (accepted|superseded)", text.splitlines()[2])
-    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences", "Alternatives"]
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "Context",
+        "Decision",
+        "Consequences",
+        "Alternatives",
+    ]
     assert len(text.split()) < 500
 
 
@@ -196,12 +243,17 @@ def test_every_dependency_has_a_reason() -> None:
     )
     reasons = (DOCS / "dependencies.md").read_text()
 
-    assert [name for line in required if (name := re.split(r"[\[>=; ]", line)[0]) not in reasons] == []
+    assert [
+        name for line in required if (name := re.split(r"[\[>=; ]", line)[0]) not in reasons
+    ] == []
 
 
 def test_the_map_of_the_house_is_true() -> None:
     """Every room that CONTRIBUTING.md names is there."""
-    rooms = re.findall(r"`((?:core|api|workers|main|server|__main__)[\w/]*(?:\.py|/))`", (ROOT / "CONTRIBUTING.md").read_text())
+    services = re.findall(
+        r"`((?:core|api|workers|main|server|__main__)[\w/]*(?:\.py|/))`",
+        (ROOT / "CONTRIBUTING.md").read_text(),
+    )
 
-    assert len(rooms) > 25
-    assert [room for room in rooms if not (ROOT / "service" / room).exists()] == []
+    assert len(services) > 25
+    assert [room for room in services if not (ROOT / "service" / room).exists()] == []

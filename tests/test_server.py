@@ -13,16 +13,23 @@ async def test_the_system_does_not_hide_a_slow_reader(serve: Serve) -> None:
     """The send buffer of the listener, and so of every connection, is the configured one."""
     service = await serve(send_buffer_bytes=32_768)
 
-    assert service.server.servers[0].sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) in {32_768, 65_536}
+    assert service.server.servers[0].sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) in {
+        32_768,
+        65_536,
+    }
 
 
 async def test_the_end_of_the_process_says_goodbye(serve: Serve, fake: ProviderFake) -> None:
     """At the first signal a stream in progress is told when to come back, should it be cut, and still ends in time."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", shutdown_grace_seconds=10)
+    service = await serve(
+        openai_base_url=fake.base_url, model="fake-model", shutdown_grace_seconds=10
+    )
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=2))
     parser, found, retries = Parser(), [], []
-    async with service.client.stream("GET", "/ai/stream", params={"prompt": "x", "grounded": "false"}) as response:
+    async with service.client.stream(
+        "GET", "/ai/stream", params={"prompt": "x", "grounded": "false"}
+    ) as response:
         async for piece in response.aiter_raw():
             found += parser.feed(piece)
             if b"retry:" in piece:

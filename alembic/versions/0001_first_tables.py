@@ -48,7 +48,9 @@ def upgrade() -> None:
         sa.Column("encoding", sa.String(length=20), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_documents")),
-        sa.UniqueConstraint("user_id", "content_hash", name=op.f("uq_documents_user_id_content_hash")),
+        sa.UniqueConstraint(
+            "user_id", "content_hash", name=op.f("uq_documents_user_id_content_hash")
+        ),
     )
     op.create_table(
         "index_info",
@@ -58,7 +60,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "request_logs",
-        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column(
+            "seq",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=True,
+            nullable=False,
+        ),
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("user_id", sa.String(length=200), nullable=False),
@@ -87,14 +94,25 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     with op.batch_alter_table("request_logs", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_request_logs_endpoint_id"), ["endpoint", "id"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_request_logs_endpoint_id"), ["endpoint", "id"], unique=False
+        )
         batch_op.create_index(batch_op.f("ix_request_logs_model_id"), ["model", "id"], unique=False)
-        batch_op.create_index(batch_op.f("ix_request_logs_status_id"), ["status", "id"], unique=False)
-        batch_op.create_index(batch_op.f("ix_request_logs_user_id_id"), ["user_id", "id"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_request_logs_status_id"), ["status", "id"], unique=False
+        )
+        batch_op.create_index(
+            batch_op.f("ix_request_logs_user_id_id"), ["user_id", "id"], unique=False
+        )
 
     op.create_table(
         "chunks",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column(
+            "id",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=True,
+            nullable=False,
+        ),
         sa.Column("document_id", sa.String(length=36), nullable=False),
         sa.Column("n", sa.Integer(), nullable=False),
         sa.Column("start", sa.Integer(), nullable=False),
@@ -102,7 +120,12 @@ def upgrade() -> None:
         sa.Column("text", sa.Text(), nullable=False),
         sa.Column("words", sa.Text(), nullable=False),
         sa.Column("grams", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(["document_id"], ["documents.id"], name=op.f("fk_chunks_document_id_documents"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["document_id"],
+            ["documents.id"],
+            name=op.f("fk_chunks_document_id_documents"),
+            ondelete="CASCADE",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_chunks")),
         sa.UniqueConstraint("document_id", "n", name=op.f("uq_chunks_document_id_n")),
         sqlite_autoincrement=True,

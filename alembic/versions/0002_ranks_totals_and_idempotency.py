@@ -24,12 +24,31 @@ FROM request_logs GROUP BY 1, 2, 3, 4, 5, 6
 
 
 def upgrade() -> None:
-    op.add_column("request_logs", sa.Column("rank", sa.Integer(), nullable=False, server_default="2"))
-    op.add_column("request_logs", sa.Column("idempotency_key", sa.String(length=255), nullable=True))
+    op.add_column(
+        "request_logs", sa.Column("rank", sa.Integer(), nullable=False, server_default="2")
+    )
+    op.add_column(
+        "request_logs", sa.Column("idempotency_key", sa.String(length=255), nullable=True)
+    )
     op.add_column("request_logs", sa.Column("body_hash", sa.String(length=64), nullable=True))
-    op.create_index("uq_request_logs_user_id_idempotency_key", "request_logs", ["user_id", "idempotency_key"], unique=True)
-    op.execute("UPDATE request_logs SET rank = CASE usage_source WHEN 'unknown' THEN 0 WHEN 'estimated' THEN 1 ELSE 2 END")
-    counts = ("answers", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_nano_usd", "unpriced")
+    op.create_index(
+        "uq_request_logs_user_id_idempotency_key",
+        "request_logs",
+        ["user_id", "idempotency_key"],
+        unique=True,
+    )
+    op.execute(
+        "UPDATE request_logs SET rank = CASE usage_source WHEN 'unknown' THEN 0 WHEN 'estimated' THEN 1 ELSE 2 END"
+    )
+    counts = (
+        "answers",
+        "prompt_tokens",
+        "completion_tokens",
+        "cached_tokens",
+        "reasoning_tokens",
+        "cost_nano_usd",
+        "unpriced",
+    )
     op.create_table(
         "daily_totals",
         sa.Column("day", sa.String(length=10), nullable=False),
@@ -39,7 +58,15 @@ def upgrade() -> None:
         sa.Column("status", sa.String(length=20), nullable=False),
         sa.Column("usage_source", sa.String(length=10), nullable=False),
         *(sa.Column(name, sa.BigInteger(), nullable=False) for name in counts),
-        sa.PrimaryKeyConstraint("day", "user_id", "endpoint", "model", "status", "usage_source", name=op.f("pk_daily_totals")),
+        sa.PrimaryKeyConstraint(
+            "day",
+            "user_id",
+            "endpoint",
+            "model",
+            "status",
+            "usage_source",
+            name=op.f("pk_daily_totals"),
+        ),
     )
     op.execute(TOTALS_OF_WHAT_IS_THERE)
 

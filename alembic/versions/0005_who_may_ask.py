@@ -78,7 +78,10 @@ def upgrade() -> None:
         "quota_totals",
         sa.Column("day", sa.String(length=10), nullable=False),
         sa.Column("subject", sa.String(length=210), nullable=False),
-        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in ("requests", "tokens", "cost_nano_usd")),
+        *(
+            sa.Column(name, sa.BigInteger(), nullable=False)
+            for name in ("requests", "tokens", "cost_nano_usd")
+        ),
         sa.PrimaryKeyConstraint("day", "subject", name=op.f("pk_quota_totals")),
     )
     op.execute(CHARGES_OF_WHAT_IS_THERE)

@@ -32,7 +32,9 @@ def upgrade() -> None:
     )
     op.execute("INSERT INTO index_state (id, version, chunks) SELECT 1, 1, count(*) FROM chunks")
     for when, change in TRIGGERS.items():
-        op.execute(f"CREATE TRIGGER index_state_after_{when} AFTER {when} ON chunks BEGIN {change}; END")
+        op.execute(
+            f"CREATE TRIGGER index_state_after_{when} AFTER {when} ON chunks BEGIN {change}; END"
+        )
     op.create_table(
         "vectors",
         sa.Column("model", sa.String(200), nullable=False),
@@ -41,7 +43,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "content_hash", name=op.f("pk_vectors")),
     )
     # Nothing that is there was made by the rules of today: "" is made anew by the service, in the background.
-    op.add_column("documents", sa.Column("indexed_by", sa.String(200), nullable=False, server_default=""))
+    op.add_column(
+        "documents", sa.Column("indexed_by", sa.String(200), nullable=False, server_default="")
+    )
     op.add_column("chunks", sa.Column("content_hash", sa.String(64)))
     op.add_column("request_logs", sa.Column("relevance_share", sa.Float()))
     op.add_column("request_logs", sa.Column("relevance_terms", sa.Float()))

@@ -9,17 +9,19 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from service.api.dependencies import AdminDocumenting, Documenting, Rooms, RoomsDep
+from service.api.dependencies import AdminDocumenting, Documenting, Services, ServicesDep
 from service.api.responses import json_response
-from service.api.schemas import REFUSALS, DocumentIds, TextBody, problems, ref
+from service.api.schemas import REFUSALS, DocumentIds, TextBody, problem_schemas, schema_ref
 from service.core.documents import library
-from service.core.documents.library import Document, DocumentPage, Given
-from service.core.encoding import clean
+from service.core.documents.library import Document, DocumentPage, NewDocument
+from service.core.encoding import replace_surrogates
 from service.core.errors import Forbidden, InvalidRequest, NotText, Overloaded, TooLarge
-from service.core.search.results import Found
+from service.core.search.results import SearchResults
 from service.core.text import decoding
 
-SEARCHES_WAITING_MAX = 200  # a few seconds' worth; those of answers are as many as there may be answers
+SEARCHES_WAITING_MAX = (
+    200  # a few seconds' worth; those of answers are as many as there may be answers
+)
 
 router = APIRouter(tags=["documents"])
 
@@ -28,7 +30,12 @@ _UPLOAD_BODY = {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                    },
+                }
             },
             "application/json": {"schema": TextBody.model_json_schema()},
         },
@@ -40,107 +47,161 @@ _UPLOAD_BODY = {
     "/ai/upload",
     openapi_extra=_UPLOAD_BODY,
     responses={
-        201: ref(Document, "The document; `items` has it too, and all of them when several files were sent"),
-        200: ref(Document, "The same, when every text was known already"),
+        201: schema_ref(
+            Document,
+            "The document; `items` has it too, and all of them when several files were sent",
+        ),
+        200: schema_ref(Document, "The same, when every text was known already"),
         **REFUSALS,
-        **problems(_409="`documents_full`", _415="`not_text`: nothing of this upload was stored"),
+        **problem_schemas(
+            _409="`documents_full`", _415="`not_text`: nothing of this upload was stored"
+        ),
     },
 )
-async def upload(
+async def upload_documents(
     request: Request,
-    rooms: RoomsDep,
+    services: ServicesDep,
     principal: Documenting,
     shared: Annotated[bool, Query(description="Context for everyone; for admins")] = False,
 ) -> Response:
     """Give texts: files as multipart, or `{title, text}` as JSON. All of them are stored, or none."""
     if _is_form(request):
-        given = await _given_files(request, rooms)
+        given = await _given_files(request, services)
     else:
-        body = await _given_json(request, rooms)
-        given, shared = [Given(title=body.title or "", text=body.text, encoding="utf-8")], shared or body.shared
-    if shared and not principal.admin:
+        body = await _given_json(request, services)
+        given, shared = (
+            [NewDocument(title=body.title or "", text=body.text, encoding="utf-8")],
+            shared or body.shared,
+        )
+    if shared and not principal.is_admin:
         raise Forbidden("only admins share documents")
-    stored = await library.store(rooms.database, rooms.settings, rooms.chunk_workers, given, user_id=principal.user_id, shared=shared)
+    stored = await library.store_documents(
+        services.database,
+        services.settings,
+        services.chunk_workers,
+        given,
+        user_id=principal.user_id,
+        shared=shared,
+    )
     told = {"items": stored} | (msgspec.to_builtins(stored[0]) if len(stored) == 1 else {})
     return json_response(told, 201 if any(document.created for document in stored) else 200)
 
 
-@router.post("/seed", responses={200: ref(DocumentPage, "The sample documents"), **REFUSALS})
-async def seed(rooms: RoomsDep, principal: AdminDocumenting) -> Response:
+@router.post("/seed", responses={200: schema_ref(DocumentPage, "The sample documents"), **REFUSALS})
+async def seed_documents(services: ServicesDep, principal: AdminDocumenting) -> Response:
     """Insert the sample documents, Japanese and English. Asking twice changes nothing."""
-    items = await library.seed(rooms.database, rooms.settings, rooms.chunk_workers, user_id=principal.user_id)
+    items = await library.seed_documents(
+        services.database, services.settings, services.chunk_workers, user_id=principal.user_id
+    )
     return json_response(DocumentPage(items=items, next_cursor=None))
 
 
-@router.get("/ai/documents", responses={200: ref(DocumentPage, "Documents, newest first"), **REFUSALS})
+@router.get(
+    "/ai/documents",
+    responses={200: schema_ref(DocumentPage, "Documents, newest first"), **REFUSALS},
+)
 async def list_documents(
-    rooms: RoomsDep,
+    services: ServicesDep,
     principal: Documenting,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
     """What has been given."""
-    async with rooms.database.reading() as session:
-        return json_response(await library.list_documents(session, user_id=principal.sees, limit=limit, cursor=cursor))
+    async with services.database.read_session() as session:
+        return json_response(
+            await library.list_documents(
+                session, user_id=principal.visible_user_id, limit=limit, cursor=cursor
+            )
+        )
 
 
 @router.get(
     "/ai/documents/{document_id}",
-    responses={200: ref(Document, "The document with its `text`"), **REFUSALS, **problems(_404="`not_found`")},
+    responses={
+        200: schema_ref(Document, "The document with its `text`"),
+        **REFUSALS,
+        **problem_schemas(_404="`not_found`"),
+    },
 )
-async def get_document(document_id: str, rooms: RoomsDep, principal: Documenting) -> Response:
+async def get_document(document_id: str, services: ServicesDep, principal: Documenting) -> Response:
     """One document, with its text."""
-    async with rooms.database.reading() as session:
-        return json_response(await library.get(session, document_id, user_id=principal.sees))
+    async with services.database.read_session() as session:
+        return json_response(
+            await library.get_document(session, document_id, user_id=principal.visible_user_id)
+        )
 
 
 @router.delete(
-    "/ai/documents/{document_id}", status_code=204, responses={**REFUSALS, **problems(_404="`not_found`")}, response_class=Response
+    "/ai/documents/{document_id}",
+    status_code=204,
+    responses={**REFUSALS, **problem_schemas(_404="`not_found`")},
+    response_class=Response,
 )
-async def delete_document(document_id: str, rooms: RoomsDep, principal: Documenting) -> Response:
+async def delete_document(
+    document_id: str, services: ServicesDep, principal: Documenting
+) -> Response:
     """Delete a document: from now on no answer is drawn from it."""
-    await library.delete(rooms.database, document_id, user_id=principal.sees)
+    await library.delete_document(services.database, document_id, user_id=principal.visible_user_id)
     return Response(status_code=204)
 
 
-@router.get("/ai/search", responses={200: ref(Found, "The chunks that a question would be answered from, best first"), **REFUSALS})
-async def search(
-    rooms: RoomsDep,
+@router.get(
+    "/ai/search",
+    responses={
+        200: schema_ref(
+            SearchResults, "The chunks that a question would be answered from, best first"
+        ),
+        **REFUSALS,
+    },
+)
+async def search_documents(
+    services: ServicesDep,
     principal: Documenting,
     q: Annotated[str, Query(min_length=1)],
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
     documents: Annotated[DocumentIds | None, Query(description="Of these alone")] = None,
 ) -> Response:
     """Look into retrieval: ranked chunks with their scores and matched terms, and whether they would be answered from."""
-    if len(q) > rooms.settings.prompt_characters_max:
-        raise TooLarge(f"the question is longer than {rooms.settings.prompt_characters_max} characters")
-    if rooms.retrieval.waiting >= SEARCHES_WAITING_MAX:
+    if len(q) > services.settings.prompt_characters_max:
+        raise TooLarge(
+            f"the question is longer than {services.settings.prompt_characters_max} characters"
+        )
+    if services.retrieval.waiting_searches >= SEARCHES_WAITING_MAX:
         raise Overloaded(f"{SEARCHES_WAITING_MAX} searches wait already")
-    return json_response(await rooms.retrieval.search(clean(q), user_id=principal.sees, limit=limit, within=documents))
+    return json_response(
+        await services.retrieval.search(
+            replace_surrogates(q), user_id=principal.visible_user_id, limit=limit, within=documents
+        )
+    )
 
 
 def _is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").startswith("multipart/form-data")
 
 
-async def _given_json(request: Request, rooms: Rooms) -> TextBody:
+async def _given_json(request: Request, services: Services) -> TextBody:
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise InvalidRequest("send multipart/form-data with files, or application/json with a text")
-    sent, bytes_max = await request.body(), rooms.settings.upload_file_bytes_max
+    sent, bytes_max = await request.body(), services.settings.upload_file_bytes_max
     try:
         body = TextBody.model_validate_json(sent)
     except ValidationError as error:
         raise RequestValidationError(
-            [{**item, "loc": ("body", *item["loc"])} for item in error.errors(include_input=False, include_url=False)]
+            [
+                {**item, "loc": ("body", *item["loc"])}
+                for item in error.errors(include_input=False, include_url=False)
+            ]
         ) from error
-    if len(sent) > bytes_max and len(body.text.encode("utf-8", "surrogatepass")) > bytes_max:  # JSON is never the shorter of the two
+    if (
+        len(sent) > bytes_max and len(body.text.encode("utf-8", "surrogatepass")) > bytes_max
+    ):  # JSON is never the shorter of the two
         raise TooLarge(f"the text is larger than {bytes_max} bytes")
     return body
 
 
-async def _given_files(request: Request, rooms: Rooms) -> list[Given]:
+async def _given_files(request: Request, services: Services) -> list[NewDocument]:
     """Read every file before any is stored. Raises `TooLarge`, `NotText`, `InvalidRequest`."""
-    settings = rooms.settings
+    settings = services.settings
     async with request.form(max_files=settings.upload_files_max + 1, max_fields=100) as form:
         files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not files:
@@ -150,7 +211,7 @@ async def _given_files(request: Request, rooms: Rooms) -> list[Given]:
         return await anyio.to_thread.run_sync(_read, files, settings.upload_file_bytes_max)
 
 
-def _read(files: list[UploadFile], bytes_max: int) -> list[Given]:
+def _read(files: list[UploadFile], bytes_max: int) -> list[NewDocument]:
     """The texts of all files, in one visit of a thread, which costs as much as several small ones."""
     given = []
     for file in files:
@@ -159,8 +220,8 @@ def _read(files: list[UploadFile], bytes_max: int) -> list[Given]:
         if len(data) > bytes_max:
             raise TooLarge(f"{name!r} is larger than {bytes_max} bytes")
         try:
-            text, encoding = decoding.decode(data)
+            text, encoding = decoding.decode_text(data)
         except NotText as error:
             raise NotText(f"{name!r}: {error.detail}") from error
-        given.append(Given(title=name, text=text, encoding=encoding))
+        given.append(NewDocument(title=name, text=text, encoding=encoding))
     return given

@@ -16,17 +16,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.dependencies import may
+from service.api.dependencies import require_role
 from service.api.schemas import AskBody
 from service.core.auth import principals
 from service.core.errors import InvalidRequest
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
-asking = may(principals.Role.USER, principals.Scope.ASK)
+asking = require_role(principals.Role.USER, principals.Scope.ASK)
 
 
-async def idempotency_key(
+async def read_idempotency_key(
     request: Request,
     given: Annotated[
         str | None,
@@ -38,16 +38,20 @@ async def idempotency_key(
     ] = None,
 ) -> str | None:
     """The key of a request, if it has one. Raises `InvalidRequest`."""
-    if given is not None and (not KEY.fullmatch(given) or len(request.headers.getlist("Idempotency-Key")) > 1):
-        raise InvalidRequest("Idempotency-Key must be one header of 1 to 255 visible ASCII characters")
+    if given is not None and (
+        not KEY.fullmatch(given) or len(request.headers.getlist("Idempotency-Key")) > 1
+    ):
+        raise InvalidRequest(
+            "Idempotency-Key must be one header of 1 to 255 visible ASCII characters"
+        )
     return given
 
 
-KeyDep = Annotated[str | None, Depends(idempotency_key)]
+KeyDep = Annotated[str | None, Depends(read_idempotency_key)]
 
 
 class AskRoute(APIRoute):
-    """A route; one that has a body takes an `AskBody` and `(body, request, rooms, principal, key)`."""
+    """A route; one that has a body takes an `AskBody` and `(body, request, services, principal, key)`."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request that this route matches."""
@@ -64,8 +68,14 @@ class AskRoute(APIRoute):
             await super().handle(scope, _again(raw, receive), send)
             return
         principal = await asking(request)
-        key = await idempotency_key(request, request.headers.get("idempotency-key"))
-        response = await self.endpoint(body=body, request=request, rooms=request.state.rooms, principal=principal, key=key)
+        key = await read_idempotency_key(request, request.headers.get("idempotency-key"))
+        response = await self.endpoint(
+            body=body,
+            request=request,
+            services=request.state.services,
+            principal=principal,
+            key=key,
+        )
         await response(scope, receive, send)
 
 
@@ -84,6 +94,10 @@ def _again(raw: bytes, receive: Receive) -> Receive:
     unread = [raw]
 
     async def first_the_body() -> Message:
-        return {"type": "http.request", "body": unread.pop(), "more_body": False} if unread else await receive()
+        return (
+            {"type": "http.request", "body": unread.pop(), "more_body": False}
+            if unread
+            else await receive()
+        )
 
     return first_the_body

@@ -13,9 +13,9 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.dependencies import Reading, Rooms, RoomsDep
+from service.api.dependencies import Reading, Services, ServicesDep
 from service.api.responses import json_response
-from service.api.schemas import REFUSALS, problems, ref
+from service.api.schemas import REFUSALS, problem_schemas, schema_ref
 from service.core.accounting import log as request_log
 from service.core.accounting.log import PAGE_MAX, LogFilter, LogPage
 from service.core.encoding import to_json
@@ -28,59 +28,89 @@ _COLUMNS = Answer.__struct_fields__
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-@router.get("", responses={200: ref(LogPage, "Rows, newest first"), 304: {"description": "As it was"}, **REFUSALS})
+@router.get(
+    "",
+    responses={
+        200: schema_ref(LogPage, "Rows, newest first"),
+        304: {"description": "As it was"},
+        **REFUSALS,
+    },
+)
 async def list_logs(
-    rooms: RoomsDep,
+    services: ServicesDep,
     principal: Reading,
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")] = None,
+    cursor: Annotated[
+        str | None, Query(max_length=64, description="`next_cursor` of the page before")
+    ] = None,
     after: Annotated[
-        str | None, Query(max_length=64, description="Tail: rows recorded after this answer, oldest first; go on with `next_cursor`")
+        str | None,
+        Query(
+            max_length=64,
+            description="Tail: rows recorded after this answer, oldest first; go on with `next_cursor`",
+        ),
     ] = None,
     user_id: Annotated[str | None, Query(max_length=200)] = None,
     endpoint: Annotated[str | None, Query(max_length=50)] = None,
     model: Annotated[str | None, Query(max_length=200)] = None,
     status: Annotated[str | None, Query(max_length=20)] = None,
-    since: Annotated[datetime | None, Query(description="Inclusive, RFC 3339; UTC if it names no offset")] = None,
+    since: Annotated[
+        datetime | None, Query(description="Inclusive, RFC 3339; UTC if it names no offset")
+    ] = None,
     until: Annotated[datetime | None, Query(description="Exclusive")] = None,
     accept: Annotated[str, Header()] = "",
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
     """The account of every answer. `Accept: text/csv` or `application/x-ndjson` exports all rows that fit, streamed."""
     which = LogFilter(
-        user_id=user_id if principal.admin else principal.user_id,
+        user_id=user_id if principal.is_admin else principal.user_id,
         endpoint=endpoint,
         model=model,
         status=status,
         since=_utc(since),
         until=_utc(until),
     )
-    await _wait_fresh(rooms)
+    await _wait_fresh(services)
     if "text/csv" in accept:
-        return _export(_csv(request_log.export(rooms.database, which)), "text/csv; charset=utf-8", "csv")
+        return _export(
+            _csv(request_log.export_pages(services.database, which)),
+            "text/csv; charset=utf-8",
+            "csv",
+        )
     if "application/x-ndjson" in accept:
-        return _export(_ndjson(request_log.export(rooms.database, which)), "application/x-ndjson", "ndjson")
-    async with rooms.database.reading() as session:
+        return _export(
+            _ndjson(request_log.export_pages(services.database, which)),
+            "application/x-ndjson",
+            "ndjson",
+        )
+    async with services.database.read_session() as session:
         if after is not None:
-            found = await request_log.tail(session, which, limit=limit, after=after)
+            found = await request_log.read_tail(session, which, limit=limit, after=after)
         else:
-            found = await request_log.page(session, which, limit=limit, cursor=cursor)
+            found = await request_log.read_page(session, which, limit=limit, cursor=cursor)
     return _tagged(json_response(found), if_none_match)
 
 
-@router.get("/{answer_id}", responses={200: ref(Answer, "The row"), **REFUSALS, **problems(_404="`not_found`: no answer has this id")})
-async def get_log(answer_id: str, rooms: RoomsDep, principal: Reading) -> Response:
+@router.get(
+    "/{answer_id}",
+    responses={
+        200: schema_ref(Answer, "The row"),
+        **REFUSALS,
+        **problem_schemas(_404="`not_found`: no answer has this id"),
+    },
+)
+async def get_log(answer_id: str, services: ServicesDep, principal: Reading) -> Response:
     """The account of one answer."""
-    await _wait_fresh(rooms)
-    async with rooms.database.reading() as session:
-        found = await request_log.get(session, answer_id, user_id=principal.sees)
+    await _wait_fresh(services)
+    async with services.database.read_session() as session:
+        found = await request_log.read_row(session, answer_id, user_id=principal.visible_user_id)
     return json_response(found)
 
 
-async def _wait_fresh(rooms: Rooms) -> None:
+async def _wait_fresh(services: Services) -> None:
     """Let answers that ended before this request reach the database, unless it is slow today."""
     with suppress(TimeoutError), anyio.fail_after(FRESH_SECONDS):
-        await rooms.queue.wait_committed()
+        await services.queue.wait_committed()
 
 
 def _utc(at: datetime | None) -> datetime | None:
@@ -97,7 +127,11 @@ def _tagged(response: Response, if_none_match: str) -> Response:
 
 
 def _export(content: AsyncIterator[bytes], media_type: str, suffix: str) -> Response:
-    return StreamingResponse(content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="kotae-logs.{suffix}"'})
+    return StreamingResponse(
+        content,
+        media_type=media_type,
+        headers={"Content-Disposition": f'attachment; filename="kotae-logs.{suffix}"'},
+    )
 
 
 async def _ndjson(pages: AsyncGenerator[list[Answer], None]) -> AsyncGenerator[bytes, None]:

@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import problem_response
-from service.core.auth.origin import check_source
-from service.core.encoding import new_id, now
+from service.api.problems import create_problem_response
+from service.core.auth.origin import check_origin
+from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, TooLarge
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log, set_request_id
@@ -55,7 +55,7 @@ _CORS_RESPONSE_HEADERS = [
 ]
 
 
-class Edge:
+class RequestMiddleware:
     """Wraps the application; see the module."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
@@ -72,28 +72,38 @@ class Edge:
                 allow_headers=_CORS_REQUEST_HEADERS,
                 expose_headers=_CORS_RESPONSE_HEADERS,
             )
-            self._refusal_headers = {"Vary": "Origin"}  # as CORSMiddleware sets it on all other responses
+            self._refusal_headers = {
+                "Vary": "Origin"
+            }  # as CORSMiddleware sets it on all other responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}  # the first of a name counts
+        headers = {
+            name: value.decode("latin-1") for name, value in reversed(scope["headers"])
+        }  # the first of a name counts
         given = headers.get(b"x-request-id", "")
-        request_id = scope["request_id"] = given if _SAFE_ID.fullmatch(given) else new_id(now())
+        request_id = scope["request_id"] = (
+            given if _SAFE_ID.fullmatch(given) else create_id(utc_now())
+        )
         set_request_id(request_id)
-        scope["kotae.content_length"] = int(headers.get(b"content-length", "0"))  # the server has checked it
+        scope["kotae.content_length"] = int(
+            headers.get(b"content-length", "0")
+        )  # the server has checked it
         scope["kotae.status"] = 0
         await self._admit(scope, headers, receive, _Reply(send, scope).send)
 
-    async def _admit(self, scope: Scope, headers: Mapping[bytes, str], receive: Receive, send: Send) -> None:
+    async def _admit(
+        self, scope: Scope, headers: Mapping[bytes, str], receive: Receive, send: Send
+    ) -> None:
         """Refuse a foreign origin, serve everything else, and account for both."""
         started = time.perf_counter()
         try:
             if "kotae.refusal" in scope:
                 raise scope["kotae.refusal"]
-            check_source(
+            check_origin(
                 self._settings,
                 host=headers.get(b"host", ""),
                 origin=headers.get(b"origin"),
@@ -102,7 +112,9 @@ class Edge:
             )
             await self._admitted(scope, receive, send)
         except KotaeError as error:  # of the server, or of the origin check
-            await problem_response(error, scope["request_id"], self._refusal_headers)(scope, receive, send)
+            await create_problem_response(error, scope["request_id"], self._refusal_headers)(
+                scope, receive, send
+            )
         finally:
             self._account(scope, scope["kotae.status"], time.perf_counter() - started)
 
@@ -110,7 +122,9 @@ class Edge:
         """Limit the body, call the application, and turn exceptions into problems."""
         limit = self._body_limit(scope["path"])
         if scope["kotae.content_length"] > limit:
-            await problem_response(TooLarge(f"the body is larger than {limit} bytes"), scope["request_id"])(scope, receive, send)
+            await create_problem_response(
+                TooLarge(f"the body is larger than {limit} bytes"), scope["request_id"]
+            )(scope, receive, send)
             return
         try:
             await self._app(scope, _limited(receive, limit), send)
@@ -119,7 +133,7 @@ class Edge:
             if scope["kotae.status"]:
                 raise  # the server closes the connection: a cut body must not look like a whole one
             problem = KotaeError("the request id finds the cause in the log")
-            await problem_response(problem, scope["request_id"])(scope, receive, send)
+            await create_problem_response(problem, scope["request_id"])(scope, receive, send)
 
     def _body_limit(self, path: str) -> int:
         settings = self._settings
@@ -129,10 +143,18 @@ class Edge:
 
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         route = str(getattr(scope.get("route"), "path", "unmatched"))
-        self._metrics.requests.labels(scope["method"] if status != 405 else "other", route, status).inc()
+        self._metrics.requests.labels(
+            scope["method"] if status != 405 else "other", route, status
+        ).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         if route not in _QUIET:
-            log.info("request.served", method=scope["method"], route=route, status=status, ms=round(seconds * 1000, 1))
+            log.info(
+                "request.served",
+                method=scope["method"],
+                route=route,
+                status=status,
+                ms=round(seconds * 1000, 1),
+            )
 
 
 class _Reply:
@@ -149,10 +171,15 @@ class _Reply:
         """Send one message on."""
         if message["type"] == "http.response.start":
             self._scope["kotae.status"] = message["status"]
-            headers = [header for header in message["headers"] if header[0].lower() != b"x-request-id"]
+            headers = [
+                header for header in message["headers"] if header[0].lower() != b"x-request-id"
+            ]
             present = {name.lower() for name, _ in headers}
             headers += [header for header in _HEADERS if header[0] not in present]
-            message["headers"] = [*headers, (b"x-request-id", self._scope["request_id"].encode("latin-1"))]
+            message["headers"] = [
+                *headers,
+                (b"x-request-id", self._scope["request_id"].encode("latin-1")),
+            ]
         await self._send(message)
 
 

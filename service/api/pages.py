@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from service.api.dependencies import RoomsDep, given
+from service.api.dependencies import ServicesDep, read_credentials
 from service.core.errors import Unauthorized
 
 WEB = Path(__file__).parents[1] / "web"
@@ -24,28 +24,28 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
-async def index(request: Request, rooms: RoomsDep) -> Response:
+async def show_index(request: Request, services: ServicesDep) -> Response:
     """Ask and stream; who is not known signs in first. The page itself holds nothing that is anybody's."""
     try:
-        await rooms.door.admit(given(request))
+        await services.authenticator.authenticate(read_credentials(request))
     except Unauthorized:
         return RedirectResponse("signin", 303)
     return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": _POLICY})
 
 
 @router.get("/signin")
-async def sign_in() -> FileResponse:
+async def show_sign_in() -> FileResponse:
     """Exchange a key for a session, and end one."""
     return FileResponse(WEB / "signin.html", headers={"Content-Security-Policy": _POLICY})
 
 
 @router.get("/docs")
-async def docs() -> FileResponse:
+async def show_docs() -> FileResponse:
     """The routes, to read and to try."""
     return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": _DOCS_POLICY})
 
 
-def mount(app: FastAPI) -> None:
+def mount_pages(app: FastAPI) -> None:
     """Serve the files that the pages load, ours and those of Swagger UI, all from here."""
     app.include_router(router)
     app.mount("/web/swagger", StaticFiles(packages=[("fastapi_offline", "static")]))

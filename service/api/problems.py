@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api.responses import json_response
-from service.core.answering.answers import problem
+from service.core.answering.answers import create_problem
 from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorized
 from service.core.ports import QuotaWindow
 
@@ -19,14 +19,16 @@ _INTEGER_MAX = 999_999_999_999_999
 CHALLENGE = 'Bearer realm="Kotae"'  # Basic is taken, not asked for: a browser would ask in a window of its own
 
 
-def install(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Answer every refused request with a problem. Faults of ours are answered by the middleware, outermost."""
     app.add_exception_handler(KotaeError, _kotae_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
 
 
-def problem_response(error: KotaeError, request_id: str, headers: dict[str, str] | None = None) -> Response:
+def create_problem_response(
+    error: KotaeError, request_id: str, headers: dict[str, str] | None = None
+) -> Response:
     """The response of an error of the tree."""
     headers = dict(headers or {})
     if error.retry_after_seconds is not None:
@@ -34,11 +36,11 @@ def problem_response(error: KotaeError, request_id: str, headers: dict[str, str]
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = CHALLENGE
     if isinstance(error, QuotaExceeded):
-        headers |= quota_headers(error.windows)
-    return json_response(problem(error, request_id), error.status, headers, MEDIA_TYPE)
+        headers |= create_quota_headers(error.windows)
+    return json_response(create_problem(error, request_id), error.status, headers, MEDIA_TYPE)
 
 
-def quota_headers(windows: Sequence[QuotaWindow]) -> dict[str, str]:
+def create_quota_headers(windows: Sequence[QuotaWindow]) -> dict[str, str]:
     """`RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11), an item for each limit; none without limits.
 
     Money is in whole nano-dollars, as far as an integer of a structured field (RFC 9651) reaches.
@@ -50,11 +52,17 @@ def quota_headers(windows: Sequence[QuotaWindow]) -> dict[str, str]:
         left = max(0, window.limit - window.used - window.held)
         reset = f";t={window.reset_seconds}" if window.reset_seconds else ""
         states.append(f"{name};r={min(left, _INTEGER_MAX)}{reset}")
-    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(states)} if policies else {}
+    return (
+        {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(states)}
+        if policies
+        else {}
+    )
 
 
 @lru_cache(maxsize=4096)
-def _policy(of: str, limit_name: str, limit: int, seconds: int | None, unit: str) -> tuple[str, str]:
+def _policy(
+    of: str, limit_name: str, limit: int, seconds: int | None, unit: str
+) -> tuple[str, str]:
     """(the name of a limit, its item in `RateLimit-Policy`)."""
     name = f'"{of}-{limit_name.replace("_", "-")}"'
     over = f";w={seconds}" if seconds else ""
@@ -68,28 +76,54 @@ def _request_id(request: Request) -> str:
 
 async def _kotae_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KotaeError)  # noqa: S101 - what the registration above says
-    return problem_response(error, _request_id(request))
+    return create_problem_response(error, _request_id(request))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     """Say what is wrong where, and do not repeat what was sent: it may be a secret in the wrong field."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    mistakes = [{"where": ".".join(str(part) for part in item["loc"]), "what": item["msg"]} for item in error.errors()]
+    mistakes = [
+        {"where": ".".join(str(part) for part in item["loc"]), "what": item["msg"]}
+        for item in error.errors()
+    ]
     detail = "; ".join(f"{mistake['where']}: {mistake['what']}" for mistake in mistakes[:5])
-    return _plain(request, 422, "invalid_request", "The request is not valid", detail=detail, errors=mistakes[:50])
+    return _plain(
+        request,
+        422,
+        "invalid_request",
+        "The request is not valid",
+        detail=detail,
+        errors=mistakes[:50],
+    )
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework itself refuses: no such route, wrong method, a body that is too large or is not JSON."""
     assert isinstance(error, HTTPException)  # noqa: S101
     if error.status_code == TooLarge.status:
-        return problem_response(TooLarge(error.detail), _request_id(request))
+        return create_problem_response(TooLarge(error.detail), _request_id(request))
     title = HTTPStatus(error.status_code).phrase
-    response = _plain(request, error.status_code, title.lower().replace(" ", "_"), title, detail=error.detail or title)
+    response = _plain(
+        request,
+        error.status_code,
+        title.lower().replace(" ", "_"),
+        title,
+        detail=error.detail or title,
+    )
     response.headers.update(error.headers or {})
     return response
 
 
-def _plain(request: Request, status: int, code: str, title: str, *, detail: str, **extra: Any) -> Response:
-    body = {"type": f"urn:kotae:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
-    return json_response(body | {"request_id": _request_id(request)} | extra, status, media_type=MEDIA_TYPE)
+def _plain(
+    request: Request, status: int, code: str, title: str, *, detail: str, **extra: Any
+) -> Response:
+    body = {
+        "type": f"urn:kotae:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    return json_response(
+        body | {"request_id": _request_id(request)} | extra, status, media_type=MEDIA_TYPE
+    )

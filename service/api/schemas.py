@@ -17,19 +17,24 @@ from service.core.accounting.log import LogPage
 from service.core.auth.store import ApiKey
 from service.core.documents.library import Document, DocumentPage
 from service.core.ports import QuotaLimits
-from service.core.pricing import to_nano
+from service.core.pricing import to_nano_usd
 from service.core.records import Answer, Intent
-from service.core.search.results import Found
+from service.core.search.results import SearchResults
 
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-PlanName = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9._-]+$")]
+PlanName = Annotated[
+    str, StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9._-]+$")
+]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Money = Annotated[Decimal, Field(ge=0, le=10**6, max_digits=15, decimal_places=9)]
 
 
-DocumentIds = Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=64)]], Field(min_length=1, max_length=100)]
+DocumentIds = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=64)]],
+    Field(min_length=1, max_length=100),
+]
 
 
 class AskBody(BaseModel):
@@ -40,24 +45,44 @@ class AskBody(BaseModel):
         json_schema_extra={
             "examples": [
                 {"prompt": "返品は何日以内にできますか？"},
-                {"prompt": "Write a haiku about streams.", "grounded": False, "max_tokens": 60, "temperature": 0.7},
+                {
+                    "prompt": "Write a haiku about streams.",
+                    "grounded": False,
+                    "max_tokens": 60,
+                    "temperature": 0.7,
+                },
             ]
         },
     )
-    prompt: NotBlank = Field(description="The question. Its length is bounded by KOTAE_PROMPT_CHARACTERS_MAX (413 beyond).")
-    grounded: bool = Field(True, description="Answer from the documents, or refuse when they hold nothing relevant.")
-    model: ModelName | None = Field(None, description="A configured model; the default one if absent.")
-    max_tokens: int | None = Field(None, ge=1, description="Most completion tokens; bounded by KOTAE_MAX_TOKENS_MAX.")
+    prompt: NotBlank = Field(
+        description="The question. Its length is bounded by KOTAE_PROMPT_CHARACTERS_MAX (413 beyond)."
+    )
+    grounded: bool = Field(
+        True, description="Answer from the documents, or refuse when they hold nothing relevant."
+    )
+    model: ModelName | None = Field(
+        None, description="A configured model; the default one if absent."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Most completion tokens; bounded by KOTAE_MAX_TOKENS_MAX."
+    )
     temperature: float | None = Field(None, ge=0, le=2)
     user_id: UserId | None = Field(None, description="On whose behalf; believed from admins only.")
-    documents: DocumentIds | None = Field(None, description="Answer from these documents alone; others' ids find nothing.")
+    documents: DocumentIds | None = Field(
+        None, description="Answer from these documents alone; others' ids find nothing."
+    )
 
 
 class TextBody(BaseModel):
     """A document given as JSON."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"title": "Opening hours", "text": "We open at nine. 定休日は月曜日です。"}]}
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"title": "Opening hours", "text": "We open at nine. 定休日は月曜日です。"}
+            ]
+        },
     )
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
     text: NotBlank
@@ -67,7 +92,10 @@ class TextBody(BaseModel):
 class LimitsBody(BaseModel):
     """What a user or a key may use. Absent: as much as they like. Costs are USD, as a decimal string."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tokens_per_day": 200_000, "cost_usd_per_month": "5.00"}]})
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"tokens_per_day": 200_000, "cost_usd_per_month": "5.00"}]},
+    )
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     tokens_per_day: Count | None = None
@@ -84,8 +112,8 @@ class LimitsBody(BaseModel):
             tokens_per_minute=self.tokens_per_minute,
             tokens_per_day=self.tokens_per_day,
             tokens_per_month=self.tokens_per_month,
-            cost_nano_usd_per_day=None if day is None else to_nano(day),
-            cost_nano_usd_per_month=None if month is None else to_nano(month),
+            cost_nano_usd_per_day=None if day is None else to_nano_usd(day),
+            cost_nano_usd_per_month=None if month is None else to_nano_usd(month),
             concurrent=self.concurrent,
         )
 
@@ -94,12 +122,21 @@ class KeyBody(BaseModel):
     """A key to be made."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"name": "laptop", "scopes": ["ask"], "expires_in_days": 90}]}
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "laptop", "scopes": ["ask"], "expires_in_days": 90}]
+        },
     )
-    user_id: UserId | None = Field(None, description="Whose; one's own if absent. Others' are for admins.")
+    user_id: UserId | None = Field(
+        None, description="Whose; one's own if absent. Others' are for admins."
+    )
     role: Literal["user", "admin"] = "user"
-    scopes: list[Literal["ask", "documents", "logs", "keys"]] | None = Field(None, max_length=4, description="Absent: all of the maker's.")
-    name: Annotated[str, StringConstraints(max_length=100)] = Field("", description="By which people know it.")
+    scopes: list[Literal["ask", "documents", "logs", "keys"]] | None = Field(
+        None, max_length=4, description="Absent: all of the maker's."
+    )
+    name: Annotated[str, StringConstraints(max_length=100)] = Field(
+        "", description="By which people know it."
+    )
     expires_at: AwareDatetime | None = None
     expires_in_days: float | None = Field(None, gt=0, le=3650)
     limits: LimitsBody | None = Field(None, description="Of this key, beside those of its user.")
@@ -109,13 +146,18 @@ class RotateBody(BaseModel):
     """How a key is rotated."""
 
     model_config = ConfigDict(extra="forbid")
-    grace_seconds: float = Field(86_400, ge=0, le=2_592_000, description="How long the old key stays valid.")
+    grace_seconds: float = Field(
+        86_400, ge=0, le=2_592_000, description="How long the old key stays valid."
+    )
 
 
 class QuotaBody(BaseModel):
     """What a user may use: a plan by name, or limits of their own; neither: the default plan."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"plan": "team"}, {"limits": {"tokens_per_day": 50_000}}]})
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"plan": "team"}, {"limits": {"tokens_per_day": 50_000}}]},
+    )
     plan: PlanName | None = None
     limits: LimitsBody | None = None
 
@@ -138,7 +180,7 @@ class Problem(msgspec.Struct):
     request_id: str
 
 
-class Start(msgspec.Struct):
+class StartEvent(msgspec.Struct):
     """The payload of a stream's `start` event. `resumable` is there where it is False, for want of room."""
 
     id: str
@@ -148,7 +190,7 @@ class Start(msgspec.Struct):
     resumable: bool = True
 
 
-class Started(msgspec.Struct):
+class AnswerStarted(msgspec.Struct):
     """An answer that has begun. `resumable` False: it ends when its reader leaves, because the buffers are full."""
 
     id: str
@@ -157,7 +199,7 @@ class Started(msgspec.Struct):
     resumable: bool
 
 
-class InProgress(msgspec.Struct):
+class AnswerInProgress(msgspec.Struct):
     """An answer that has not ended; `response` is its text so far."""
 
     id: str
@@ -172,7 +214,7 @@ class InProgress(msgspec.Struct):
     status: str = "in_progress"
 
     @classmethod
-    def of(cls, intent: Intent, text: str) -> "InProgress":
+    def from_intent(cls, intent: Intent, text: str) -> "AnswerInProgress":
         """What is known of an answer in progress."""
         return cls(
             id=intent.id,
@@ -187,20 +229,39 @@ class InProgress(msgspec.Struct):
         )
 
 
-_SHAPES = [Answer, LogPage, Found, Document, DocumentPage, ApiKey, Problem, Start, Started, InProgress]
+_SHAPES = [
+    Answer,
+    LogPage,
+    SearchResults,
+    Document,
+    DocumentPage,
+    ApiKey,
+    Problem,
+    StartEvent,
+    AnswerStarted,
+    AnswerInProgress,
+]
 
 
-def ref(shape: type, description: str, media_type: str = "application/json") -> dict[str, Any]:
+def schema_ref(
+    shape: type, description: str, media_type: str = "application/json"
+) -> dict[str, Any]:
     """A documented response of this shape."""
-    return {"description": description, "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}}}
+    return {
+        "description": description,
+        "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}},
+    }
 
 
-def problems(**described: str) -> dict[int | str, dict[str, Any]]:
+def problem_schemas(**described: str) -> dict[int | str, dict[str, Any]]:
     """Documented problems by status: `problems(_404="no document has this id")`."""
-    return {int(status[1:]): ref(Problem, text, "application/problem+json") for status, text in described.items()}
+    return {
+        int(status[1:]): schema_ref(Problem, text, "application/problem+json")
+        for status, text in described.items()
+    }
 
 
-REFUSALS = problems(
+REFUSALS = problem_schemas(
     _400="`foreign_host`: this name is not served here",
     _401="`unauthorized`: credentials are missing or wrong",
     _403="`forbidden`: another role or scope is needed; `foreign_origin`: a page of another site sent this",
@@ -211,14 +272,20 @@ REFUSALS = problems(
 )
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
+def build_openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, made once."""
     if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        _, components = msgspec.json.schema_components(_SHAPES, ref_template="#/components/schemas/{name}")
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        _, components = msgspec.json.schema_components(
+            _SHAPES, ref_template="#/components/schemas/{name}"
+        )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(components)
-        for operations in document["paths"].values():  # FastAPI documents a 422 of its own, which is never sent
+        for operations in document[
+            "paths"
+        ].values():  # FastAPI documents a 422 of its own, which is never sent
             for operation in operations.values():
                 operation["responses"].setdefault("422", REFUSALS[422])
                 if "HTTPValidationError" in str(operation["responses"]["422"]):

@@ -20,7 +20,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
-from service.core.answering.answers import GOODBYE, Stream
+from service.core.answering.answers import SHUTDOWN_NOTICE, Stream
 from service.core.settings import Settings
 from service.core.telemetry import log
 
@@ -44,7 +44,7 @@ class StreamResponse(EventSourceResponse):
 
     def __init__(self, stream: Stream, settings: Settings, after: int, enter: Enter | None) -> None:
         self._enter = enter
-        self._batches = stream.read(after)
+        self._batches = stream.read_events(after)
         super().__init__(self._batches)
         self._ping_seconds, self._send_seconds = settings.ping_seconds, settings.send_seconds_max
         self._sending_since: float | None = None
@@ -77,7 +77,9 @@ class StreamResponse(EventSourceResponse):
             log.info("reader.dropped", seconds=self._send_seconds)
             if drop := scope.get("extensions", {}).get("kotae.drop"):
                 drop["now"]()
-                await asyncio.sleep(0)  # the server learns of it before it is told that the response is not whole
+                await asyncio.sleep(
+                    0
+                )  # the server learns of it before it is told that the response is not whole
 
     def _drop(self, sending: asyncio.Task[None]) -> None:
         """It does not read, or it may not any more."""
@@ -91,10 +93,12 @@ class StreamResponse(EventSourceResponse):
 
     async def _send_all(self, send: Send) -> None:
         loop, lead = asyncio.get_running_loop(), _RETRY
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
         async with aclosing(self._batches) as batches:
             async for batch in batches:
-                data = b"retry: %d\n" % _spread_ms() if batch is GOODBYE else lead + batch
+                data = b"retry: %d\n" % _spread_ms() if batch is SHUTDOWN_NOTICE else lead + batch
                 lead = b""
                 self._sending_since = loop.time()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -117,7 +121,9 @@ class StreamResponse(EventSourceResponse):
             if now >= due:
                 self._pinging = loop.create_task(self._send_ping(send))
                 due = now + self._ping_seconds
-        self._timer = loop.call_at(min(due, now + self._send_seconds / 4), self._watch, send, sending)
+        self._timer = loop.call_at(
+            min(due, now + self._send_seconds / 4), self._watch, send, sending
+        )
 
     async def _send_ping(self, send: Send) -> None:
         self._sending_since = asyncio.get_running_loop().time()
@@ -125,7 +131,9 @@ class StreamResponse(EventSourceResponse):
         self._sending_since, self._sent_at = None, asyncio.get_running_loop().time()
 
 
-def stream_response(stream: Stream, settings: Settings, after: int = -1, enter: Enter | None = None) -> StreamResponse:
+def create_stream_response(
+    stream: Stream, settings: Settings, after: int = -1, enter: Enter | None = None
+) -> StreamResponse:
     """The events of a stream that come after `after`, to its end, as server-sent events."""
     return StreamResponse(stream, settings, after, enter)
 

@@ -39,7 +39,10 @@ def main() -> None:
         print(f"kotae: {error.detail}", file=sys.stderr)
         sys.exit(2)
     except httpx2.TransportError as error:
-        print(f"kotae: no service answers ({error}); start one with `kotae serve`, or pass --url", file=sys.stderr)
+        print(
+            f"kotae: no service answers ({error}); start one with `kotae serve`, or pass --url",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except BrokenPipeError:  # the reader of a pipe has left
         sys.exit(0)

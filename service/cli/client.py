@@ -8,7 +8,9 @@ import typer
 from service.core.errors import KotaeError
 from service.core.settings import Settings, load_settings
 
-Url = Annotated[str | None, typer.Option(help="Where the service listens. Default: KOTAE_HOST and KOTAE_PORT.")]
+Url = Annotated[
+    str | None, typer.Option(help="Where the service listens. Default: KOTAE_HOST and KOTAE_PORT.")
+]
 
 
 def open_client(url: str | None) -> httpx2.Client:
@@ -16,7 +18,11 @@ def open_client(url: str | None) -> httpx2.Client:
     settings = load_settings()
     credential = settings.api_key or settings.secret
     headers = {"Authorization": f"Bearer {credential.get_secret_value()}"} if credential else {}
-    return httpx2.Client(base_url=url or service_url(settings, settings.port), headers=headers, timeout=httpx2.Timeout(330, connect=5))
+    return httpx2.Client(
+        base_url=url or service_url(settings, settings.port),
+        headers=headers,
+        timeout=httpx2.Timeout(330, connect=5),
+    )
 
 
 def service_url(settings: Settings, port: int) -> str:
@@ -37,11 +43,17 @@ def raise_for_problem(response: httpx2.Response) -> None:
     if response.status_code >= 400:
         response.read()
         problem = response.json() if "json" in response.headers.get("content-type", "") else {}
-        raise KotaeError(f"{problem.get('title', response.reason_phrase)}: {problem.get('detail', response.status_code)}")
+        raise KotaeError(
+            f"{problem.get('title', response.reason_phrase)}: {problem.get('detail', response.status_code)}"
+        )
 
 
 def summarize(item: dict[str, Any]) -> str:
     """Model, status, tokens, cost and latency of an answer on one line."""
     cost = "unknown cost" if item["estimated_cost"] is None else f"${item['estimated_cost']}"
-    tokens = "? tokens" if item["total_tokens"] is None else f"{item['total_tokens']} tokens ({item['usage_source']})"
+    tokens = (
+        "? tokens"
+        if item["total_tokens"] is None
+        else f"{item['total_tokens']} tokens ({item['usage_source']})"
+    )
     return f"{item['model']}  {item['status']}  {tokens}  {cost}  {item['response_time_ms']} ms"

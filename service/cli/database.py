@@ -14,7 +14,7 @@ def run_on_database(settings: Settings, work: Callable[[Database], Awaitable[T]]
     """Run `work` on the up-to-date database of the settings. Raises `SettingsInvalid` for an outdated schema."""
 
     async def run(database: Database) -> T:
-        await database.require_newest()
+        await database.require_current_schema()
         return await work(database)
 
     return asyncio.run(with_database(settings, run))

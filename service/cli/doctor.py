@@ -16,7 +16,11 @@ from service.core.errors import KotaeError, ProviderError
 from service.core.providers.openai import OpenAIProvider
 from service.core.settings import Settings, load_settings
 
-SQLITE_SAFE = (3, 51, 3)  # before it, two connections that write and checkpoint at once may corrupt a WAL
+SQLITE_SAFE = (
+    3,
+    51,
+    3,
+)  # before it, two connections that write and checkpoint at once may corrupt a WAL
 
 
 def doctor() -> None:
@@ -27,7 +31,9 @@ def doctor() -> None:
 
 
 def _report(good: bool, what: str, remedy: str) -> bool:
-    print(f"{'ok ' if good else 'BAD'}  {what}" + ("" if good or not remedy else f"\n     → {remedy}"))
+    print(
+        f"{'ok ' if good else 'BAD'}  {what}" + ("" if good or not remedy else f"\n     → {remedy}")
+    )
     return good
 
 
@@ -39,27 +45,53 @@ async def _examine(settings: Settings) -> list[tuple[bool, str, str]]:
         (
             True,
             f"sqlite {sqlite3.sqlite_version}"
-            + ("" if version >= SQLITE_SAFE else " (before 3.51.3: safe here, because one connection alone writes and checkpoints)"),
+            + (
+                ""
+                if version >= SQLITE_SAFE
+                else " (before 3.51.3: safe here, because one connection alone writes and checkpoints)"
+            ),
             "",
         ),
-        (free > 1_000_000_000, f"disk: {free / 1e9:.1f} GB free for {settings.data_dir}", "make room, or move KOTAE_DATA_DIR"),
-        (os.access(_existing(settings.data_dir), os.W_OK), f"{settings.data_dir} can be written", "change its owner, or KOTAE_DATA_DIR"),
+        (
+            free > 1_000_000_000,
+            f"disk: {free / 1e9:.1f} GB free for {settings.data_dir}",
+            "make room, or move KOTAE_DATA_DIR",
+        ),
+        (
+            os.access(_existing(settings.data_dir), os.W_OK),
+            f"{settings.data_dir} can be written",
+            "change its owner, or KOTAE_DATA_DIR",
+        ),
         await _examine_database(settings),
     ]
     if settings.has_provider:
         checks.append(await _examine_provider(settings))
     else:
-        checks.append((True, "provider: none; the extractive model answers (set OPENAI_API_KEY or OPENAI_BASE_URL for another)", ""))
+        checks.append(
+            (
+                True,
+                "provider: none; the extractive model answers (set OPENAI_API_KEY or OPENAI_BASE_URL for another)",
+                "",
+            )
+        )
     return checks
 
 
 async def _examine_database(settings: Settings) -> tuple[bool, str, str]:
     where = shown_database(settings)
     try:
-        found, newest = await with_database(settings, Database.revision)
+        found, newest = await with_database(settings, Database.read_revision)
     except KotaeError as error:
-        return False, f"database {where}: {error.detail}", "see that the file exists and nothing locks it; `kotae migrate` makes it"
-    return found == newest, f"database {where}: revision {found or 'none'}, newest {newest}", "run `kotae migrate`"
+        return (
+            False,
+            f"database {where}: {error.detail}",
+            "see that the file exists and nothing locks it; `kotae migrate` makes it",
+        )
+    return (
+        found == newest,
+        f"database {where}: revision {found or 'none'}, newest {newest}",
+        "run `kotae migrate`",
+    )
 
 
 async def _examine_provider(settings: Settings) -> tuple[bool, str, str]:
@@ -74,7 +106,11 @@ async def _examine_provider(settings: Settings) -> tuple[bool, str, str]:
     try:
         models = await provider.models()
     except ProviderError as error:
-        return False, f"provider {url}: {error.detail}", "check OPENAI_BASE_URL (with its /v1), OPENAI_API_KEY and the network"
+        return (
+            False,
+            f"provider {url}: {error.detail}",
+            "check OPENAI_BASE_URL (with its /v1), OPENAI_API_KEY and the network",
+        )
     finally:
         await provider.aclose()
     there = settings.default_model in models

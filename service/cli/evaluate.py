@@ -10,33 +10,50 @@ from typing import Annotated
 
 import typer
 
-from service.core.evaluation import Question, Report, Text, read
+from service.core.evaluation import EvaluationQuestion, EvaluationReport, EvaluationText, read_lines
 from service.core.evaluation import evaluate as measure
-from service.core.providers.embedders import embedder_of
+from service.core.providers.embedders import create_embedder
 from service.core.settings import Settings, load_settings
 
 
 def evaluate(
     corpus: Annotated[Path, typer.Option(help="JSONL: {id, text, title?} a line.")],
-    queries: Annotated[Path, typer.Option(help="JSONL: {question, relevant: [ids], answers?: [texts]} a line.")],
-    offtopic: Annotated[Path | None, typer.Option(help="JSONL: {question, kind?}: what the corpus does not answer.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="A folder for the vectors of texts: the next run does not make them again.")] = None,
+    queries: Annotated[
+        Path, typer.Option(help="JSONL: {question, relevant: [ids], answers?: [texts]} a line.")
+    ],
+    offtopic: Annotated[
+        Path | None, typer.Option(help="JSONL: {question, kind?}: what the corpus does not answer.")
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for the vectors of texts: the next run does not make them again."
+        ),
+    ] = None,
 ) -> None:
     """Measure the retrieval on texts of your own: recall, abstention, speed. Settings apply, such as the thresholds."""
     loaded = load_settings()
-    texts, questions = read(corpus, Text), read(queries, Question)
-    others = read(offtopic, Question) if offtopic else []
+    texts, questions = read_lines(corpus, EvaluationText), read_lines(queries, EvaluationQuestion)
+    others = read_lines(offtopic, EvaluationQuestion) if offtopic else []
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kotae-eval-") as folder:
         report = asyncio.run(_measured(loaded, keep or Path(folder), texts, questions, others))
-    print("\n".join(report.lines()))
+    print("\n".join(report.format_lines()))
 
 
-async def _measured(loaded: Settings, folder: Path, texts: list[Text], questions: list[Question], others: list[Question]) -> Report:
-    embedder = embedder_of(loaded)
+async def _measured(
+    loaded: Settings,
+    folder: Path,
+    texts: list[EvaluationText],
+    questions: list[EvaluationQuestion],
+    others: list[EvaluationQuestion],
+) -> EvaluationReport:
+    embedder = create_embedder(loaded)
     try:
-        return await measure(loaded, folder, texts, questions, others, _show_progress, embedder=embedder)
+        return await measure(
+            loaded, folder, texts, questions, others, _show_progress, embedder=embedder
+        )
     finally:
         if embedder:
             await embedder.aclose()

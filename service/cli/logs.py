@@ -10,7 +10,9 @@ from service.cli.client import Url, get_json, open_client, summarize
 
 def logs(
     url: Url = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, and show each answer as it is recorded.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on, and show each answer as it is recorded.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
 ) -> None:
     """Show the last answers of a running service."""

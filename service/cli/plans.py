@@ -9,7 +9,10 @@ from service.core.database.engine import Database
 from service.core.ports import QuotaLimits
 from service.core.settings import load_settings
 
-plans = typer.Typer(help="Plans, which are named sets of limits; `default` is for users without one.", no_args_is_help=True)
+plans = typer.Typer(
+    help="Plans, which are named sets of limits; `default` is for users without one.",
+    no_args_is_help=True,
+)
 
 
 @plans.command("list")
@@ -17,11 +20,11 @@ def list_plans() -> None:
     """Show plans."""
 
     async def read(database: Database) -> dict[str, QuotaLimits]:
-        async with database.reading() as session:
+        async with database.read_session() as session:
             return await store.list_plans(session)
 
     for name, limits in run_on_database(load_settings(), read).items():
-        print(f"{name}  {limits.wire()}")
+        print(f"{name}  {limits.to_wire()}")
 
 
 @plans.command("set")
@@ -32,7 +35,7 @@ def set_plan(
     """Make or change a plan: what is not given is not limited."""
     limits = parse_limits(limit)
     run_on_database(load_settings(), lambda database: store.put_plan(database, name, limits))
-    print(f"{name}: {limits.wire()}")
+    print(f"{name}: {limits.to_wire()}")
 
 
 @plans.command("delete")

@@ -19,9 +19,15 @@ from service.server import Server
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Instead of KOTAE_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Instead of KOTAE_PORT; 0 takes a free one.")] = None,
-    migrate_first: Annotated[bool, typer.Option("--migrate", help="Bring the database up to date first.")] = False,
-    seed_first: Annotated[bool, typer.Option("--seed", help="Insert the sample documents first.")] = False,
+    port: Annotated[
+        int | None, typer.Option(help="Instead of KOTAE_PORT; 0 takes a free one.")
+    ] = None,
+    migrate_first: Annotated[
+        bool, typer.Option("--migrate", help="Bring the database up to date first.")
+    ] = False,
+    seed_first: Annotated[
+        bool, typer.Option("--seed", help="Insert the sample documents first.")
+    ] = False,
 ) -> None:
     """Start the service."""
     given = {"host": host, "port": port}
@@ -37,7 +43,9 @@ def serve(
         raise typer.Exit(1)
 
 
-def migrate(revision: Annotated[str, typer.Argument(help="A revision; `base` undoes all.")] = "head") -> None:
+def migrate(
+    revision: Annotated[str, typer.Argument(help="A revision; `base` undoes all.")] = "head",
+) -> None:
     """Bring the database to a revision, the newest by default."""
     settings = load_settings()
     asyncio.run(with_database(settings, lambda database: database.migrate(revision)))
@@ -50,10 +58,12 @@ def seed() -> None:
 
     async def store_samples(database: Database) -> list[library.Document]:
         with closing(ChunkWorkers()) as chunk_workers:
-            return await library.seed(database, settings, chunk_workers, user_id="local")
+            return await library.seed_documents(database, settings, chunk_workers, user_id="local")
 
     stored = asyncio.run(with_database(settings, store_samples))
-    print(f"{len(stored)} sample documents, {sum(document.created is True for document in stored)} of them new")
+    print(
+        f"{len(stored)} sample documents, {sum(document.created is True for document in stored)} of them new"
+    )
 
 
 def _announce(settings: Settings, port: int) -> None:

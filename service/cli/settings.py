@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from service.core.auth.jwts import mint
+from service.core.auth.jwts import create_token
 from service.core.auth.principals import Role
-from service.core.settings import Settings, describe, load_settings
+from service.core.settings import Settings, describe_settings, load_settings
 
 REFERENCE_INTRODUCTION = """# Settings
 
@@ -27,13 +27,13 @@ def token(
     minutes: Annotated[float, typer.Option(min=0.1, max=1440, help="Until it ends.")] = 60,
 ) -> None:
     """Make a JWT for development, by KOTAE_JWT_SECRET."""
-    print(mint(load_settings(), user, role, minutes * 60))
+    print(create_token(load_settings(), user, role, minutes * 60))
 
 
 def print_settings() -> None:
     """Print the effective value of every setting. Secrets are masked."""
     loaded = load_settings()
-    for field, setting in zip(Settings.model_fields, describe(), strict=True):
+    for field, setting in zip(Settings.model_fields, describe_settings(), strict=True):
         value = getattr(loaded, field)
         print(f"{setting.name}={'' if value is None else value}\n    {setting.text}")
 
@@ -54,7 +54,7 @@ def format_env_example() -> str:
         "# Every setting with its default. Copy this file to .env and uncomment what you change;",
         "# variables of the environment override the file.",
     ]
-    for section, settings in groupby(describe(), attrgetter("section")):
+    for section, settings in groupby(describe_settings(), attrgetter("section")):
         lines += ["", "", f"# --- {section} ---"]
         for setting in settings:
             lines += ["", *wrap(setting.text, 98, initial_indent="# ", subsequent_indent="#   ")]
@@ -65,9 +65,15 @@ def format_env_example() -> str:
 def format_reference() -> str:
     """Format the reference of the settings as Markdown: one table per section."""
     lines = [REFERENCE_INTRODUCTION]
-    for section, settings in groupby(describe(), attrgetter("section")):
-        lines += [f"\n## {section}\n", "| setting | default | values | description |", "|---|---|---|---|"]
+    for section, settings in groupby(describe_settings(), attrgetter("section")):
+        lines += [
+            f"\n## {section}\n",
+            "| setting | default | values | description |",
+            "|---|---|---|---|",
+        ]
         for setting in settings:
             default = f"`{setting.default}`" if setting.default else "–"
-            lines += [f"| `{setting.name}` | {default} | {setting.limits or '–'} | {setting.text.replace('|', '&#124;')} |"]
+            lines += [
+                f"| `{setting.name}` | {default} | {setting.limits or '–'} | {setting.text.replace('|', '&#124;')} |"
+            ]
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""What Kotae does, without HTTP: vocabulary, ground, rooms, and the plot in `answer`."""
+"""What Kotae does, without HTTP: vocabulary, ground, services, and the plot in `answer`."""

@@ -11,7 +11,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 _encode = msgspec.json.Encoder().encode
 
 
-def new_id(at: datetime) -> str:
+def create_id(at: datetime) -> str:
     """A UUIDv7 (RFC 9562 §5.7) of this moment: ids sort by time."""
     return str(uuid_utils.uuid7(nanoseconds=(at - _EPOCH) // _MILLISECOND * 1_000_000))
 
@@ -32,13 +32,13 @@ def read_id_time(text: str) -> datetime | None:
     return at if str(uuid) == text else None
 
 
-def now() -> datetime:
+def utc_now() -> datetime:
     """The present moment in UTC, cut to the millisecond that an id carries."""
     at = datetime.now(UTC)
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-def clean(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text without lone surrogates, which neither UTF-8 nor JSON can carry: each becomes U+FFFD."""
     if text.isascii() or not _has_surrogate(text):
         return text

@@ -57,7 +57,13 @@ class KotaeError(Exception):
     title: ClassVar[str] = "Internal error"
     retry_after_default: ClassVar[int | None] = None
 
-    def __init__(self, detail: str = "", *, retry_after_seconds: int | None = None, extra: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        retry_after_seconds: int | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.extra = extra or {}
         self.retry_after_asked = retry_after_seconds
@@ -70,7 +76,9 @@ class KotaeError(Exception):
     @property
     def retry_after_seconds(self) -> int | None:
         """When coming back makes sense: as asked for by whoever refused, else the default of this error, else never."""
-        return self.retry_after_default if self.retry_after_asked is None else self.retry_after_asked
+        return (
+            self.retry_after_default if self.retry_after_asked is None else self.retry_after_asked
+        )
 
 
 class SettingsInvalid(KotaeError):
@@ -233,13 +241,23 @@ class ShuttingDown(KotaeError):
 class DatabaseUnavailable(KotaeError):
     """The database is locked, full or away."""
 
-    code, status, title, retry_after_default = "database_unavailable", 503, "The database is not available", 2
+    code, status, title, retry_after_default = (
+        "database_unavailable",
+        503,
+        "The database is not available",
+        2,
+    )
 
 
 class JwksUnavailable(KotaeError):
     """The keys of the tokens' issuer were never read, or too long ago."""
 
-    code, status, title, retry_after_default = "jwks_unavailable", 503, "Tokens cannot be checked", 10
+    code, status, title, retry_after_default = (
+        "jwks_unavailable",
+        503,
+        "Tokens cannot be checked",
+        10,
+    )
 
 
 class ProviderError(KotaeError):
@@ -258,7 +276,13 @@ class ProviderUnreachable(ProviderError):
 class ProviderBusy(ProviderError):
     """429, or 503 before any answer."""
 
-    code, status, title, may_retry, retry_after_default = "provider_busy", 503, "The provider is busy", True, 5
+    code, status, title, may_retry, retry_after_default = (
+        "provider_busy",
+        503,
+        "The provider is busy",
+        True,
+        5,
+    )
 
 
 class ProviderRefused(ProviderError):

@@ -24,11 +24,11 @@ from service.core.documents import library
 from service.core.documents.library import ChunkWorkers
 from service.core.errors import SettingsInvalid
 from service.core.grounding import prompt
-from service.core.grounding.extraction import quote
+from service.core.grounding.extraction import quote_answer
 from service.core.lazy import LazyModule, load_module
-from service.core.ports import Embedder, Near
+from service.core.ports import Embedder, VectorSearch
 from service.core.search import fts5_merge
-from service.core.search.service import Retrieval
+from service.core.search.service import SearchService
 from service.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ RANKS = 10
 USER = "eval"
 
 
-class Text(msgspec.Struct, frozen=True):
+class EvaluationText(msgspec.Struct, frozen=True):
     """A line of the corpus."""
 
     id: str
@@ -50,7 +50,7 @@ class Text(msgspec.Struct, frozen=True):
     title: str | None = None
 
 
-class Question(msgspec.Struct, frozen=True):
+class EvaluationQuestion(msgspec.Struct, frozen=True):
     """A line of the questions: with the ids of the texts that answer it and, if known, what the answer may say."""
 
     question: str
@@ -59,7 +59,7 @@ class Question(msgspec.Struct, frozen=True):
     kind: str = "off-topic"
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     """Shares of 1, but for the milliseconds. `contained`: answers of the extractive model that say the known answer."""
 
     texts: int
@@ -77,15 +77,22 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ms_median: float
     ms_p95: float
 
-    def lines(self) -> list[str]:
+    def format_lines(self) -> list[str]:
         """The report, for people."""
         return [
             f"{self.texts} texts, {self.chunks} chunks, indexed at {self.chunks_per_second:.0f} chunks/s; {self.questions} questions",
             f"R@1 {self.recall_at_1:.4f}  R@3 {self.recall_at_3:.4f}  R@5 {self.recall_at_5:.4f}",
             f"MRR {self.mrr_at_10:.4f}  nDCG@10 {self.ndcg_at_10:.4f}",
             f"answerable questions answered {self.answerable:.4f}",
-            *(f"{kind} answered anyway {rate:.4f}" for kind, rate in self.off_topic_answered.items()),
-            *([] if self.contained is None else [f"extractive answer contains the known one {self.contained:.4f}"]),
+            *(
+                f"{kind} answered anyway {rate:.4f}"
+                for kind, rate in self.off_topic_answered.items()
+            ),
+            *(
+                []
+                if self.contained is None
+                else [f"extractive answer contains the known one {self.contained:.4f}"]
+            ),
             f"ms per search: median {self.ms_median:.1f}, 95 % within {self.ms_p95:.1f}",
         ]
 
@@ -101,7 +108,7 @@ def no_progress(_label: str, _length: int) -> Iterator[Callable[[int], None]]:
     yield lambda _: None
 
 
-def read(path: Path, shape: type[T]) -> list[T]:
+def read_lines(path: Path, shape: type[T]) -> list[T]:
     """The lines of a JSONL file. Raises `SettingsInvalid` with the line that is wrong."""
     found = []
     for n, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -116,13 +123,13 @@ def read(path: Path, shape: type[T]) -> list[T]:
 async def evaluate(
     settings: Settings,
     folder: Path,
-    corpus: Sequence[Text],
-    questions: Sequence[Question],
-    others: Sequence[Question],
+    corpus: Sequence[EvaluationText],
+    questions: Sequence[EvaluationQuestion],
+    others: Sequence[EvaluationQuestion],
     progress: Progress = no_progress,
     *,
     embedder: Embedder | None = None,
-) -> Report:
+) -> EvaluationReport:
     """Index, ask, measure. `folder` gets the database. `others` are questions that the corpus does not answer.
 
     With an `embedder` every text has its vector before anything is asked; its calls have no rows here. Of a database that
@@ -138,7 +145,7 @@ async def evaluate(
             ids, chunks = await _index(database, settings, chunk_workers, corpus, progress)
         seconds = time.perf_counter() - began
         near = await _embed(database, embedder, chunks, progress) if embedder else None
-        asking = _Asking(Retrieval(database, settings, near), settings, ids)
+        asking = _Asking(SearchService(database, settings, near), settings, ids)
         with progress("questions", len(questions)) as advance:
             for question in questions:
                 await asking.ask(question)
@@ -152,7 +159,10 @@ async def evaluate(
     finally:
         await database.close()
     return asking.report(
-        texts=len(corpus), chunks=chunks, seconds=seconds, off_topic={kind: mean(rates) for kind, rates in sorted(refused.items())}
+        texts=len(corpus),
+        chunks=chunks,
+        seconds=seconds,
+        off_topic={kind: compute_mean(rates) for kind, rates in sorted(refused.items())},
     )
 
 
@@ -160,7 +170,7 @@ async def _index(
     database: Database,
     settings: Settings,
     chunk_workers: ChunkWorkers,
-    corpus: Sequence[Text],
+    corpus: Sequence[EvaluationText],
     progress: Progress,
 ) -> tuple[dict[str, str], int]:
     ids: dict[str, str] = {}
@@ -168,23 +178,33 @@ async def _index(
     with progress("texts", len(corpus)) as advance:
         for begin in range(0, len(corpus), STORED_AT_ONCE):
             part = corpus[begin : begin + STORED_AT_ONCE]
-            given = [library.Given(text.title or "", text.text, "utf-8") for text in part]
-            for text, document in zip(part, await library.store(database, settings, chunk_workers, given, user_id=USER), strict=True):
+            given = [library.NewDocument(text.title or "", text.text, "utf-8") for text in part]
+            for text, document in zip(
+                part,
+                await library.store_documents(
+                    database, settings, chunk_workers, given, user_id=USER
+                ),
+                strict=True,
+            ):
                 ids.setdefault(document.document_id, text.id)
                 chunks += document.chunks if document.created else 0
             advance(len(part))
-    await fts5_merge.merge(database, pause_seconds=0)  # as a service does when uploads rest
+    await fts5_merge.merge_segments(
+        database, pause_seconds=0
+    )  # as a service does when uploads rest
     return ids, chunks
 
 
-async def _embed(database: Database, embedder: Embedder, most: int, progress: Progress) -> Near:
+async def _embed(
+    database: Database, embedder: Embedder, most: int, progress: Progress
+) -> VectorSearch:
     await anyio.to_thread.run_sync(load_module, embeddings)
-    vectors = embeddings.Vectors(database, embedder, None, None)
-    await vectors.load()
+    vectors = embeddings.EmbeddingStore(database, embedder, None, None)
+    await vectors.load_vectors()
     after = ""
     with progress("vectors", most) as advance:
-        while texts := await vectors.missing(after):
-            await vectors.make(texts)
+        while texts := await vectors.list_missing(after):
+            await vectors.embed_texts(texts)
             after = texts[-1].content_hash
             advance(len(texts))
     return vectors
@@ -193,7 +213,7 @@ async def _embed(database: Database, embedder: Embedder, most: int, progress: Pr
 class _Asking:
     """Asks questions and keeps what came of them."""
 
-    def __init__(self, retrieval: Retrieval, settings: Settings, ids: dict[str, str]) -> None:
+    def __init__(self, retrieval: SearchService, settings: Settings, ids: dict[str, str]) -> None:
         self.retrieval = retrieval
         self._settings, self._ids = settings, ids
         self._ranks: list[int | None] = []
@@ -201,24 +221,36 @@ class _Asking:
         self._contained: list[bool] = []
         self._ms: list[float] = []
 
-    async def ask(self, question: Question) -> None:
+    async def ask(self, question: EvaluationQuestion) -> None:
         began = time.perf_counter()
         found = await self.retrieval.search(question.question, user_id=USER, limit=HITS)
         self._ms.append((time.perf_counter() - began) * 1000)
         texts = list(dict.fromkeys(self._ids[hit.document_id] for hit in found.items))
-        self._ranks.append(next((n for n, text in enumerate(texts[:RANKS], 1) if text in question.relevant), None))
+        self._ranks.append(
+            next((n for n, text in enumerate(texts[:RANKS], 1) if text in question.relevant), None)
+        )
         self._answerable.append(found.answerable)
-        context = prompt.context_from(found.items, self._settings.context_tokens_max, self._settings.context_chunks_max)
-        if question.answers and found.answerable and any(self._ids[one.document_id] in question.relevant for one in context):
-            answer = await anyio.to_thread.run_sync(quote, question.question, context, self._settings.dictionary)
+        context = prompt.build_context(
+            found.items, self._settings.context_tokens_max, self._settings.context_chunks_max
+        )
+        if (
+            question.answers
+            and found.answerable
+            and any(self._ids[one.document_id] in question.relevant for one in context)
+        ):
+            answer = await anyio.to_thread.run_sync(
+                quote_answer, question.question, context, self._settings.dictionary
+            )
             self._contained.append(any(known in answer for known in question.answers))
 
-    def report(self, *, texts: int, chunks: int, seconds: float, off_topic: dict[str, float]) -> Report:
+    def report(
+        self, *, texts: int, chunks: int, seconds: float, off_topic: dict[str, float]
+    ) -> EvaluationReport:
         def within(k: int) -> float:
-            return mean(rank is not None and rank <= k for rank in self._ranks)
+            return compute_mean(rank is not None and rank <= k for rank in self._ranks)
 
         times = sorted(self._ms) or [0.0]
-        return Report(
+        return EvaluationReport(
             texts=texts,
             chunks=chunks,
             chunks_per_second=chunks / seconds if seconds else 0.0,
@@ -226,17 +258,17 @@ class _Asking:
             recall_at_1=within(1),
             recall_at_3=within(3),
             recall_at_5=within(5),
-            mrr_at_10=mean(1 / rank if rank else 0 for rank in self._ranks),
-            ndcg_at_10=mean(1 / math.log2(rank + 1) if rank else 0 for rank in self._ranks),
-            answerable=mean(self._answerable),
-            contained=mean(self._contained) if self._contained else None,
+            mrr_at_10=compute_mean(1 / rank if rank else 0 for rank in self._ranks),
+            ndcg_at_10=compute_mean(1 / math.log2(rank + 1) if rank else 0 for rank in self._ranks),
+            answerable=compute_mean(self._answerable),
+            contained=compute_mean(self._contained) if self._contained else None,
             off_topic_answered=off_topic,
             ms_median=times[len(times) // 2],
             ms_p95=times[int(len(times) * 0.95)],
         )
 
 
-def mean(values: Iterable[float]) -> float:
+def compute_mean(values: Iterable[float]) -> float:
     """The mean; 0 of nothing."""
     kept = list(values)
     return sum(kept) / len(kept) if kept else 0.0

@@ -50,7 +50,7 @@ class Provider(Protocol):
         ...
 
 
-class Embedded(msgspec.Struct, frozen=True):
+class EmbeddingResult(msgspec.Struct, frozen=True):
     """Vectors, one for each text in its order, each float32 in little-endian order; `usage`: what the maker says it billed."""
 
     vectors: list[bytes]
@@ -75,7 +75,7 @@ class Embedder(Protocol):
         """Whether a call may be billed, and so has a row in the log."""
         ...
 
-    async def embed(self, texts: Sequence[str], *, query: bool) -> Embedded:
+    async def embed(self, texts: Sequence[str], *, query: bool) -> EmbeddingResult:
         """One attempt. `query`: these are questions, not what may answer them. Raises `ProviderError`s only; any text will do."""
         ...
 
@@ -84,22 +84,22 @@ class Embedder(Protocol):
         ...
 
 
-class Nearness(Protocol):
+class Similarities(Protocol):
     """How near, in meaning, texts are to one question: cosines, by the hash of the text."""
 
-    def nearest(self, most: int) -> list[str]:
+    def find_nearest(self, most: int) -> list[str]:
         """The nearest texts, nearest first; some may have been deleted meanwhile. Fast, may be called in a thread."""
         ...
 
-    def of(self, names: Iterable[str]) -> dict[str, float]:
+    def get_cosines(self, names: Iterable[str]) -> dict[str, float]:
         """The cosines of these texts, of those that have a vector. Fast, may be called in a thread."""
         ...
 
 
-class Near(Protocol):
+class VectorSearch(Protocol):
     """Who knows what is near to a question in meaning."""
 
-    async def near(self, query: str) -> Nearness | None:
+    async def find_similar(self, query: str) -> Similarities | None:
         """None: nobody could tell. Never raises."""
         ...
 
@@ -120,7 +120,7 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         """Whether money has a limit."""
         return self.cost_nano_usd_per_day is not None or self.cost_nano_usd_per_month is not None
 
-    def wire(self) -> dict[str, Any]:
+    def to_wire(self) -> dict[str, Any]:
         """As the wire shows them: what is not limited is absent, money is a decimal string in USD."""
         return {
             name.replace("nano_usd", "usd"): format_usd(value) if "nano_usd" in name else value
@@ -129,7 +129,10 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         }
 
 
-USER_PREFIX, KEY_PREFIX = "user:", "key:"  # of the names of quota subjects, which the table `quota_totals` stores
+USER_PREFIX, KEY_PREFIX = (
+    "user:",
+    "key:",
+)  # of the names of quota subjects, which the table `quota_totals` stores
 
 
 class QuotaSubject(msgspec.Struct, frozen=True):
@@ -171,7 +174,9 @@ class QuotaWindow(msgspec.Struct, frozen=True, kw_only=True):
 class Quota(Protocol):
     """Who keeps what is used and held. For every limit and at every moment `used + held ≤ limit`; see `quota.ledger`."""
 
-    async def hold(self, name: str, subjects: Sequence[QuotaSubject], *, tokens: int, nano_usd: int | None) -> None:
+    async def hold(
+        self, name: str, subjects: Sequence[QuotaSubject], *, tokens: int, nano_usd: int | None
+    ) -> None:
         """Hold the upper bound of an answer, of all subjects or of none.
 
         `nano_usd` None: nobody knows the price. Raises `QuotaExceeded`, `BeyondQuota`, `UnpricedModel`, `Overloaded`, and
@@ -219,7 +224,7 @@ class QueueStatistics(msgspec.Struct, frozen=True):
 class RecordQueue(Protocol):
     """Where records wait for the database. What was taken survives the death of the process."""
 
-    def begin(self, intent: Intent) -> None:
+    def add_intent(self, intent: Intent) -> None:
         """Take the intent, and with it the room for its outcome. Raises `Overloaded` or `JournalFull` when there is none."""
         ...
 
@@ -227,15 +232,15 @@ class RecordQueue(Protocol):
         """Wait until what was taken by now survives the loss of power, if that is configured; else return at once."""
         ...
 
-    def finish(self, outcome: Outcome) -> None:
+    def add_outcome(self, outcome: Outcome) -> None:
         """Take the outcome of a begun intent. Never waits, never refuses: its room was taken by `begin`."""
         ...
 
-    async def take(self, most: int) -> list[Outcome]:
+    async def take_batch(self, most: int) -> list[Outcome]:
         """Wait for outcomes and return up to `most`, oldest first. They stay counted until `committed`."""
         ...
 
-    def committed(self, outcomes: list[Outcome]) -> None:
+    def mark_committed(self, outcomes: list[Outcome]) -> None:
         """These are in the database."""
         ...
 
@@ -248,7 +253,7 @@ class RecordQueue(Protocol):
         ...
 
 
-class Grant(msgspec.Struct, frozen=True, array_like=True):
+class TicketGrant(msgspec.Struct, frozen=True, array_like=True):
     """What a ticket lets its bearer do: read one answer, as this user. `sees` as `Principal.sees`: None is everyone's."""
 
     answer_id: str
@@ -256,7 +261,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
     sees: str | None
 
 
-class Issued(msgspec.Struct, frozen=True):
+class IssuedTicket(msgspec.Struct, frozen=True):
     """A ticket, and until when it may be used first (seconds since the epoch)."""
 
     ticket: str
@@ -266,11 +271,11 @@ class Issued(msgspec.Struct, frozen=True):
 class Tickets(Protocol):
     """One-time tickets to the events of one answer: a credential that may stand in a URL. No one can guess or change one."""
 
-    def issue(self, grant: Grant) -> Issued:
+    def issue(self, grant: TicketGrant) -> IssuedTicket:
         """Give a ticket out."""
         ...
 
-    def redeem(self, ticket: str, answer_id: str, *, resuming: bool) -> Grant:
+    def redeem(self, ticket: str, answer_id: str, *, resuming: bool) -> TicketGrant:
         """What the ticket grants. Its first use must be soon, and there is only one; `resuming` after it is no other use.
 
         Raises `TicketInvalid`.

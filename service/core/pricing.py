@@ -48,11 +48,13 @@ class PriceBook:
         self._own = own
         self._provider_url = provider_url
 
-    def warm(self, model: str) -> None:
+    def preload(self, model: str) -> None:
         """Load the list, which takes half a second, and look a model up. For a thread, before the first answer."""
-        _listed(model, self._provider_url, datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
+        _listed(
+            model, self._provider_url, datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        )
 
-    def cost(self, model: str, usage: Usage, at: datetime) -> Cost | None:
+    def compute_cost(self, model: str, usage: Usage, at: datetime) -> Cost | None:
         """The cost of `usage` in integer nano-dollars, rounded half to even once; None if the model has no price."""
         if own := self._own.get(model):
             return _own_cost(model, own, usage)
@@ -70,7 +72,10 @@ def _own_cost(model: str, price: ModelPrice, usage: Usage) -> Cost:
         + usage.cached_tokens * cached_price
         + usage.completion_tokens * price.output
     ) / _MILLION
-    return Cost(nano_usd=to_nano(usd), price=f"settings: {model} input {price.input} cached {cached_price} output {price.output} USD/Mtok")
+    return Cost(
+        nano_usd=to_nano_usd(usd),
+        price=f"settings: {model} input {price.input} cached {cached_price} output {price.output} USD/Mtok",
+    )
 
 
 class _Rates(msgspec.Struct, frozen=True):
@@ -96,7 +101,9 @@ def _listed(model: str, provider_url: str | None, at: datetime) -> _Listed | Non
     probe = genai_prices.Usage(input_tokens=1, output_tokens=1)
     for url in (provider_url, None) if provider_url else (None,):
         try:
-            found = genai_prices.calc_price(probe, model_ref=model, provider_api_url=url, genai_request_timestamp=at)
+            found = genai_prices.calc_price(
+                probe, model_ref=model, provider_api_url=url, genai_request_timestamp=at
+            )
         except LookupError:
             continue
         label = f"genai-prices {genai_prices.__version__}: {found.provider.id} {found.model.id} {found.model_price}"
@@ -116,10 +123,14 @@ def _rates(price: genai_prices.types.ModelPrice) -> _Rates | None:
     return _Rates(answer, (prompt - answer) / _RATED, per_cached, (completion - answer) / _RATED)
 
 
-def _asked(price: genai_prices.types.ModelPrice, prompt: int, cached: int, completion: int) -> Decimal | None:
+def _asked(
+    price: genai_prices.types.ModelPrice, prompt: int, cached: int, completion: int
+) -> Decimal | None:
     """USD as the list computes them; None if it has no price for a kind of token that was used."""
     try:
-        usage = genai_prices.Usage(input_tokens=prompt, output_tokens=completion, cache_read_tokens=cached or None)
+        usage = genai_prices.Usage(
+            input_tokens=prompt, output_tokens=completion, cache_read_tokens=cached or None
+        )
         return price.calc_price(usage)["total_price"]
     except (LookupError, ValueError):
         return None
@@ -135,11 +146,16 @@ def _listed_cost(listed: _Listed, usage: Usage) -> Cost | None:
     elif rates.cached is None:
         usd = None
     else:
-        usd = rates.answer + (prompt - cached) * rates.prompt + cached * rates.cached + completion * rates.completion
-    return None if usd is None else Cost(nano_usd=to_nano(usd), price=listed.label)
+        usd = (
+            rates.answer
+            + (prompt - cached) * rates.prompt
+            + cached * rates.cached
+            + completion * rates.completion
+        )
+    return None if usd is None else Cost(nano_usd=to_nano_usd(usd), price=listed.label)
 
 
-def to_nano(usd: Decimal) -> int:
+def to_nano_usd(usd: Decimal) -> int:
     """Dollars to integer nano-dollars, half to even."""
     return int((usd * NANO).to_integral_value(ROUND_HALF_EVEN))
 

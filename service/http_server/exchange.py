@@ -60,7 +60,11 @@ class HttpExchange(RequestResponseCycle):
             raise self.refusal
         if self.disconnected or self.response_complete or self.refusal:
             return {"type": "http.disconnect"}
-        message: HTTPRequestEvent = {"type": "http.request", "body": bytes(self.body), "more_body": self.more_body}
+        message: HTTPRequestEvent = {
+            "type": "http.request",
+            "body": bytes(self.body),
+            "more_body": self.more_body,
+        }
         self.body = bytearray()
         return message
 
@@ -72,7 +76,11 @@ class HttpExchange(RequestResponseCycle):
             return
         if message["type"] == "http.response.start" and not self.response_started:
             self._send_head(message)
-        elif message["type"] == "http.response.body" and self.response_started and not self.response_complete:
+        elif (
+            message["type"] == "http.response.body"
+            and self.response_started
+            and not self.response_complete
+        ):
             body, more_body = message.get("body", b""), message.get("more_body", False)
             if more_body and self.chunked_encoding:
                 if body:
@@ -97,7 +105,11 @@ class HttpExchange(RequestResponseCycle):
             if name == b"content-length":
                 self.expected_content_length, self.chunked_encoding = int(value), False
             content += name, b": ", value, b"\r\n"
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _BODILESS:
+        if (
+            self.chunked_encoding is None
+            and self.scope["method"] != "HEAD"
+            and status not in _BODILESS
+        ):
             if self.scope["http_version"] == "1.0":
                 self._delimited = self.keep_alive = False
             else:
@@ -113,7 +125,9 @@ class HttpExchange(RequestResponseCycle):
         if self.scope["method"] == "HEAD":
             self.expected_content_length = 0
         elif self.chunked_encoding:
-            self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n")
+            self.transport.write(
+                b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+            )
         else:
             if self._delimited:
                 self.expected_content_length -= len(body)

@@ -33,14 +33,22 @@ class RequestHead:
     def check(self, limits: HttpLimits, *, exactly: bool) -> None:
         """Set `path` and `query`, or `refusal`. `exactly`: count all bytes, for a head that came in several pieces."""
         try:
-            if len(self.url) > limits.url_bytes_max or len(self.headers) > limits.headers_max or exactly:
+            if (
+                len(self.url) > limits.url_bytes_max
+                or len(self.headers) > limits.headers_max
+                or exactly
+            ):
                 check_size(self.url, self.headers, limits)
             if self.version not in {"1.1", "1.0"} or self.method == "CONNECT":
                 raise MalformedRequest("only HTTP/1.1 and HTTP/1.0 are supported, without CONNECT")
             if len(self.hosts) != 1 and (self.hosts or self.version == "1.1"):
                 raise MalformedRequest("the request must have one Host header")
-            if self.transfer_encoding and (self.version == "1.0" or self.transfer_encoding != b"chunked"):
-                raise MalformedRequest("the transfer encoding is not supported; it can be `chunked`, in HTTP/1.1")
+            if self.transfer_encoding and (
+                self.version == "1.0" or self.transfer_encoding != b"chunked"
+            ):
+                raise MalformedRequest(
+                    "the transfer encoding is not supported; it can be `chunked`, in HTTP/1.1"
+                )
             self.path, self.query = parse_target(self.url, self.hosts[0] if self.hosts else b"")
         except KotaeError as error:
             self.refusal = error
@@ -50,14 +58,18 @@ def check_size(url: bytes, headers: Sequence[tuple[bytes, bytes]], limits: HttpL
     """Raises `UrlTooLong` or `HeadTooLarge`, also for a head that is not complete. White space is not counted."""
     if len(url) > limits.url_bytes_max:
         raise UrlTooLong(f"the URL is longer than {limits.url_bytes_max} bytes")
-    size = len(url) + sum(len(name) + len(value) + 4 for name, value in headers[: limits.headers_max])
+    size = len(url) + sum(
+        len(name) + len(value) + 4 for name, value in headers[: limits.headers_max]
+    )
     if len(headers) > limits.headers_max or size > limits.head_bytes_max:
         raise head_too_large(limits)
 
 
 def head_too_large(limits: HttpLimits) -> HeadTooLarge:
     """The error of a head that exceeds one of its limits."""
-    return HeadTooLarge(f"the head has more than {limits.head_bytes_max} bytes or {limits.headers_max} headers")
+    return HeadTooLarge(
+        f"the head has more than {limits.head_bytes_max} bytes or {limits.headers_max} headers"
+    )
 
 
 def parse_target(target: bytes, host: bytes) -> tuple[bytes, bytes]:
@@ -67,7 +79,9 @@ def parse_target(target: bytes, host: bytes) -> tuple[bytes, bytes]:
     except httptools.HttpParserInvalidURLError:
         raise MalformedRequest("the request target is not a path or a URL") from None
     if url.schema is not None and not _is_of_host(url, host):
-        raise MalformedRequest("the URL in the request line names another host than the Host header")
+        raise MalformedRequest(
+            "the URL in the request line names another host than the Host header"
+        )
     return url.path or b"/", url.query or b""
 
 

@@ -22,7 +22,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.core.errors import HeadTooLarge, KotaeError, MalformedRequest, Overloaded, RequestTimeout
+from service.core.errors import (
+    HeadTooLarge,
+    KotaeError,
+    MalformedRequest,
+    Overloaded,
+    RequestTimeout,
+)
 from service.http_server.connections import ConnectionTable
 from service.http_server.exchange import HttpExchange
 from service.http_server.head import RequestHead, check_size, head_too_large
@@ -63,7 +69,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False  # a head has begun and is not complete
         self._upgrading = False  # the complete head asks for another protocol
         self._head_bytes = 0  # received since the last complete message
-        self._framing_bytes = 0  # chunk sizes, chunk extensions and trailers of the body being received
+        self._framing_bytes = (
+            0  # chunk sizes, chunk extensions and trailers of the body being received
+        )
         self._ahead_bytes = 0  # received while requests are waiting
         self._discarding = False  # what arrives is not parsed any more
         self._closing = False
@@ -128,7 +136,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a head."""
-        if self._discarding or (self._waiting and len(self._waiting) + 1 >= self._limits.pipelined_max):
+        if self._discarding or (
+            self._waiting and len(self._waiting) + 1 >= self._limits.pipelined_max
+        ):
             raise _TooManyRequests
         self._in_head = True
         self.url, self.headers = b"", []
@@ -155,9 +165,20 @@ class HttpProtocol(HttpToolsProtocol):
             self._upgrading = True
             return
         self._in_head = False
-        head = RequestHead(self.parser.get_http_version(), method, self.url, self.headers, self._hosts, self._transfer_encoding)
+        head = RequestHead(
+            self.parser.get_http_version(),
+            method,
+            self.url,
+            self.headers,
+            self._hosts,
+            self._transfer_encoding,
+        )
         head.check(self._limits, exactly=self._head_bytes > 0)
-        self._begin(self._exchange(head, keep_alive=head.version == "1.1" and self.parser.should_keep_alive()))
+        self._begin(
+            self._exchange(
+                head, keep_alive=head.version == "1.1" and self.parser.should_keep_alive()
+            )
+        )
 
     def on_body(self, body: bytes) -> None:
         """Buffer a part of the body until the application reads it."""
@@ -239,10 +260,16 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _head_without_upgrade(self) -> bytes:
         """The head again, for a parser that then sees an ordinary request."""
-        closing = any(name == b"connection" and b"close" in value.lower() for name, value in self.headers)
+        closing = any(
+            name == b"connection" and b"close" in value.lower() for name, value in self.headers
+        )
         version = self.parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        lines += [b"%b: %b" % header for header in self.headers if header[0] not in {b"connection", b"upgrade"}]
+        lines += [
+            b"%b: %b" % header
+            for header in self.headers
+            if header[0] not in {b"connection", b"upgrade"}
+        ]
         return b"\r\n".join([*lines, *([b"connection: close"] if closing else []), b"", b""])
 
     def _end_parsing(self, error: httptools.HttpParserError) -> None:
@@ -263,9 +290,13 @@ class HttpProtocol(HttpToolsProtocol):
             if self._head_bytes > limits.head_bytes_max:
                 self._refuse(head_too_large(limits))
         elif exchange.more_body:
-            allowed = limits.framing_bytes_max + limits.framing_bytes_per_body_byte * exchange.received
+            allowed = (
+                limits.framing_bytes_max + limits.framing_bytes_per_body_byte * exchange.received
+            )
             if self._framing_bytes > allowed:
-                self._refuse(HeadTooLarge("chunk sizes, chunk extensions or trailers are too large"))
+                self._refuse(
+                    HeadTooLarge("chunk sizes, chunk extensions or trailers are too large")
+                )
         if self._waiting:
             self._ahead_bytes += size
             if self._ahead_bytes > limits.pipelined_bytes_max:
@@ -277,7 +308,11 @@ class HttpProtocol(HttpToolsProtocol):
         path, refusal = head.path.decode("ascii"), head.refusal
         if "%" in path:
             path = unquote(path)
-        if refusal is None and self._table.busy >= self._limits.connections_max and not path.startswith(_HEALTH):
+        if (
+            refusal is None
+            and self._table.busy >= self._limits.connections_max
+            and not path.startswith(_HEALTH)
+        ):
             refusal = Overloaded("too many requests are being answered")
         scope: HTTPScope = {
             "type": "http",
@@ -333,7 +368,11 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.refusal = error
             self.cycle.message_event.set()
         else:
-            self._begin(self._exchange(RequestHead("1.1", "GET", b"", [], (), b"", refusal=error), keep_alive=False))
+            self._begin(
+                self._exchange(
+                    RequestHead("1.1", "GET", b"", [], (), b"", refusal=error), keep_alive=False
+                )
+            )
 
     def _stop_reading_ahead(self) -> None:
         """Answer the complete requests that are waiting, then close."""
@@ -371,7 +410,11 @@ class HttpProtocol(HttpToolsProtocol):
     def check_deadlines(self, now: float) -> int:
         """Enforce the time limits; return the bytes that are buffered for the connection."""
         limits, active, waited = self._limits, self._active, now - self._since
-        unsent = self.transport.get_write_buffer_size() if self._closing or self._stalled_since is not None else 0
+        unsent = (
+            self.transport.get_write_buffer_size()
+            if self._closing or self._stalled_since is not None
+            else 0
+        )
         if self._closing:
             if waited > (limits.send_seconds if unsent else limits.linger_seconds):
                 self._table.drop(self, "linger_seconds")
@@ -379,7 +422,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._table.drop(self, "send_seconds")
         elif self._head_bytes and not self._discarding:
             if waited > limits.head_seconds:
-                self._refuse(RequestTimeout(f"the head was not complete within {limits.head_seconds:g} seconds"))
+                self._refuse(
+                    RequestTimeout(
+                        f"the head was not complete within {limits.head_seconds:g} seconds"
+                    )
+                )
         elif active is not None:
             self._check_body(active, now)
         elif waited > (limits.head_seconds if self.cycle is None else limits.idle_seconds):

@@ -88,7 +88,9 @@ class Resting(Periodic):
     def __init__(self, name: str, tick_seconds: float, database: Database) -> None:
         super().__init__(name, tick_seconds)
         self._database = database
-        self._seen = self._done = 0  # versions of the index: at the last tick, and the last one about which it was done
+        self._seen = self._done = (
+            0  # versions of the index: at the last tick, and the last one about which it was done
+        )
 
     @abstractmethod
     async def work(self) -> None:
@@ -96,7 +98,7 @@ class Resting(Periodic):
 
     async def tick(self) -> None:
         """Look at the index; work if it rests. Raises `DatabaseUnavailable`."""
-        version = await fts5_merge.version(self._database)
+        version = await fts5_merge.read_version(self._database)
         if version == self._seen != self._done:
             await self.work()
             self._done = version

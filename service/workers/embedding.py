@@ -10,7 +10,7 @@ from enum import StrEnum
 import msgspec
 
 from service.core.errors import KotaeError, retry_delay
-from service.core.search.embeddings import Vectors
+from service.core.search.embeddings import EmbeddingStore
 from service.core.telemetry import log
 from service.workers.background import Background
 
@@ -39,7 +39,7 @@ class EmbeddingStatistics(msgspec.Struct, frozen=True):
 class Embedding(Background):
     """Runs as one task, and never ends by itself."""
 
-    def __init__(self, vectors: Vectors) -> None:
+    def __init__(self, vectors: EmbeddingStore) -> None:
         super().__init__("embedding")
         self._vectors = vectors
         self._state = EmbeddingState.RUNNING
@@ -52,7 +52,9 @@ class Embedding(Background):
 
     def statistics(self) -> EmbeddingStatistics:
         """A frozen look at it."""
-        return EmbeddingStatistics(state=self._state, texts=self._texts, done=self._done, failures=self._failures)
+        return EmbeddingStatistics(
+            state=self._state, texts=self._texts, done=self._done, failures=self._failures
+        )
 
     async def _run(self) -> None:
         try:
@@ -68,25 +70,31 @@ class Embedding(Background):
     async def _went(self, *, loading: bool = False) -> bool:
         """One look at what is to be done, and doing it. False: it failed, and the wait is over."""
         try:
-            await (self._vectors.load() if loading else self._pass())
+            await (self._vectors.load_vectors() if loading else self._pass())
         except KotaeError as error:
             self._state = EmbeddingState.DELAYED
             self._failures += 1
-            log.warning("vectors.delayed", code=error.code, failures=self._failures, error=str(error))
-            await asyncio.sleep(retry_delay(self._failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))
+            log.warning(
+                "vectors.delayed", code=error.code, failures=self._failures, error=str(error)
+            )
+            await asyncio.sleep(
+                retry_delay(
+                    self._failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX
+                )
+            )
             return False
         self._failures = 0
         return True
 
     async def _pass(self) -> None:
-        version = await self._vectors.version()
+        version = await self._vectors.read_version()
         if version == self._version and self._state is EmbeddingState.DONE:
             return
-        await self._vectors.sweep()
-        self._texts, self._done = await self._vectors.progress()
+        await self._vectors.delete_unused()
+        self._texts, self._done = await self._vectors.read_progress()
         self._state, after = EmbeddingState.RUNNING, ""
-        while texts := await self._vectors.missing(after):
-            await self._vectors.make(texts)
+        while texts := await self._vectors.list_missing(after):
+            await self._vectors.embed_texts(texts)
             self._done += len(texts)
             self._failures = 0
             after = texts[-1].content_hash

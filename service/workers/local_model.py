@@ -116,7 +116,9 @@ class LocalModel:
                 self._state = LocalModelState.STOPPED
                 raise
             self._state = LocalModelState.SERVING
-            self._supervisor = asyncio.create_task(self._supervise(self._process), name="local_model.supervisor")
+            self._supervisor = asyncio.create_task(
+                self._supervise(self._process), name="local_model.supervisor"
+            )
             self._supervisor.add_done_callback(self._supervised)
         return f"http://127.0.0.1:{self._port}/v1"
 
@@ -137,8 +139,12 @@ class LocalModel:
 
     def statistics(self) -> LocalModelStatistics:
         """A frozen look at the child."""
-        pid = self._process.pid if self._process and self._state is LocalModelState.SERVING else None
-        return LocalModelStatistics(state=self._state, pid=pid, deaths=self._deaths, exit_code=self._exit_code)
+        pid = (
+            self._process.pid if self._process and self._state is LocalModelState.SERVING else None
+        )
+        return LocalModelStatistics(
+            state=self._state, pid=pid, deaths=self._deaths, exit_code=self._exit_code
+        )
 
     async def _supervise(self, process: Process) -> None:
         """Start the child again whenever it dies, each time in a row after twice the wait."""
@@ -154,7 +160,13 @@ class LocalModel:
                 failures = 0
             while self._state is LocalModelState.RESTARTING:
                 failures += 1
-                await asyncio.sleep(retry_delay(failures, first_seconds=self._backoff_seconds, seconds_max=self._backoff_seconds_max))
+                await asyncio.sleep(
+                    retry_delay(
+                        failures,
+                        first_seconds=self._backoff_seconds,
+                        seconds_max=self._backoff_seconds_max,
+                    )
+                )
                 try:
                     self._process = process = await self._launch()
                 except SettingsInvalid as error:
@@ -185,7 +197,9 @@ class LocalModel:
                 process.kill()
             await process.wait()
             if isinstance(error, TimeoutError):
-                raise SettingsInvalid(f"{ALIAS}: the local model did not answer within {self._start_seconds_max:g} seconds") from error
+                raise SettingsInvalid(
+                    f"{ALIAS}: the local model did not answer within {self._start_seconds_max:g} seconds"
+                ) from error
             raise
         log.info("local_model.started", pid=process.pid, port=self._port)
         return process
@@ -202,14 +216,21 @@ class LocalModel:
             if await self._poll_completion(process):
                 return
         exit_code = await process.wait()
-        raise SettingsInvalid(f"{ALIAS}: the local model ended with exit code {exit_code} before it answered; it says why above")
+        raise SettingsInvalid(
+            f"{ALIAS}: the local model ended with exit code {exit_code} before it answered; it says why above"
+        )
 
     async def _poll_completion(self, process: Process) -> bool:
         """Ask the child for a token until it generates one. False: it ended. The caller limits the time."""
         body = {"model": ALIAS, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
-        url, headers = f"http://127.0.0.1:{self._port}/v1/chat/completions", {"Authorization": f"Bearer {self.api_key}"}
+        url, headers = (
+            f"http://127.0.0.1:{self._port}/v1/chat/completions",
+            {"Authorization": f"Bearer {self.api_key}"},
+        )
         # Plain HTTP on loopback: with `verify` the client would load certificates, which takes the event loop 60 ms.
-        async with httpx2.AsyncClient(headers=headers, timeout=None, trust_env=False, verify=False) as client:
+        async with httpx2.AsyncClient(
+            headers=headers, timeout=None, trust_env=False, verify=False
+        ) as client:
             while process.returncode is None:
                 with suppress(httpx2.TransportError):  # it does not listen yet, or has just ended
                     if (await client.post(url, json=body)).is_success:
@@ -233,10 +254,12 @@ def _require_packages(packages: Sequence[str]) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         names = " and ".join(name.replace("_", "-") for name in missing)
-        raise SettingsInvalid(f"KOTAE_LOCAL_MODEL={ALIAS} needs {names}, not installed here: make setup MODEL={ALIAS}")
+        raise SettingsInvalid(
+            f"KOTAE_LOCAL_MODEL={ALIAS} needs {names}, not installed here: make setup MODEL={ALIAS}"
+        )
 
 
-def die_with(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """In the child: be killed when the parent ends, however it ends; end now if it already has."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -256,7 +279,9 @@ def serve_model(port: int, api_key: str) -> None:
     try:
         load_module(xllamacpp)
     except ImportError as error:
-        sys.exit(f"{RUNTIME} cannot be loaded: {error}; if it is about libgomp.so.1, on Debian and Ubuntu: apt install libgomp1")
+        sys.exit(
+            f"{RUNTIME} cannot be loaded: {error}; if it is about libgomp.so.1, on Debian and Ubuntu: apt install libgomp1"
+        )
 
     params = xllamacpp.CommonParams()
     params.model.path = str(find_weights())
@@ -266,10 +291,15 @@ def serve_model(port: int, api_key: str) -> None:
     params.api_keys = [api_key]
     params.n_parallel = SLOTS
     params.n_ctx = SLOTS * SLOT_TOKENS  # it is split over the slots
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = min(os.cpu_count() or 1, THREADS_MAX)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = min(
+        os.cpu_count() or 1, THREADS_MAX
+    )
     params.ui = False
     params.endpoint_slots = False  # it would show prompts
-    params.cache_ram_mib, params.cache_idle_slots = 0, False  # old prompts are not kept: 8 GiB otherwise
+    params.cache_ram_mib, params.cache_idle_slots = (
+        0,
+        False,
+    )  # old prompts are not kept: 8 GiB otherwise
     params.verbosity = 1  # errors; from 3 on it would fill the log
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)  # noqa: T201 - our parent reads it
@@ -279,11 +309,13 @@ def serve_model(port: int, api_key: str) -> None:
 
 def main() -> None:
     """Run the child."""
-    parser = ArgumentParser(description="Serves SmolLM2 over the OpenAI protocol; started by kotae, which writes a key to its input.")
+    parser = ArgumentParser(
+        description="Serves SmolLM2 over the OpenAI protocol; started by kotae, which writes a key to its input."
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    die_with(arguments.parent)
+    end_with_parent(arguments.parent)
     serve_model(arguments.port, sys.stdin.readline().strip())
 
 

@@ -29,10 +29,12 @@ class Merging(Resting):
 
     def statistics(self) -> MergingStatistics:
         """A frozen look at it."""
-        return MergingStatistics(pending=self._seen != self._done, merges=self._merges, failures=self._failures)
+        return MergingStatistics(
+            pending=self._seen != self._done, merges=self._merges, failures=self._failures
+        )
 
     async def work(self) -> None:
         """Merge what is worth it. Raises `DatabaseUnavailable`."""
-        if await fts5_merge.loose(self._database):
-            await fts5_merge.merge(self._database)
+        if await fts5_merge.count_loose_pages(self._database):
+            await fts5_merge.merge_segments(self._database)
             self._merges += 1

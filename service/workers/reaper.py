@@ -11,13 +11,13 @@ from contextlib import suppress
 
 import msgspec
 
-from service.core.auth.authenticator import Door
-from service.core.auth.revocation import Watch
+from service.core.auth.authenticator import Authenticator
+from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
-from service.core.encoding import now
+from service.core.encoding import utc_now
 from service.core.errors import DatabaseUnavailable
-from service.core.quota.history import rebuild
-from service.core.quota.local import Ledger
+from service.core.quota.history import rebuild_usage
+from service.core.quota.local import LocalQuota
 from service.core.telemetry import log
 from service.workers.background import Periodic
 
@@ -37,9 +37,9 @@ class Reaper(Periodic):
 
     def __init__(
         self,
-        door: Door,
-        watch: Watch,
-        ledger: Ledger,
+        door: Authenticator,
+        watch: RevocationMonitor,
+        ledger: LocalQuota,
         database: Database,
         wait_recovered: Callable[[], Awaitable[None]],
         *,
@@ -48,7 +48,7 @@ class Reaper(Periodic):
         super().__init__("reaper", tick_seconds)
         self._door, self._watch, self._ledger, self._database = door, watch, ledger, database
         self._wait_recovered = wait_recovered
-        self._started = now()
+        self._started = utc_now()
         self._loading: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -64,7 +64,7 @@ class Reaper(Periodic):
                 await self._loading
         await super().stop()
         try:
-            await self._door.write_used()
+            await self._door.write_last_used()
         except DatabaseUnavailable as error:
             log.warning("last_uses.lost", error=str(error))
 
@@ -79,8 +79,8 @@ class Reaper(Periodic):
             log.warning("quota.incomplete", error=str(error))
         while True:
             try:
-                async with self._database.reading() as session:
-                    await rebuild(session, self._ledger, self._started)
+                async with self._database.read_session() as session:
+                    await rebuild_usage(session, self._ledger, self._started)
             except DatabaseUnavailable as error:
                 log.warning("quota.delayed", error=str(error))
                 await asyncio.sleep(self._tick_seconds)
@@ -91,8 +91,8 @@ class Reaper(Periodic):
         """One look. Raises `DatabaseUnavailable`."""
         if expired := self._ledger.expire():
             log.warning("holds.expired", holds=expired)
-        if ended := await self._watch.look(self._door):
-            self._door.forget()  # what was revoked elsewhere may still be known here
+        if ended := await self._watch.check_principals(self._door):
+            self._door.clear_cache()  # what was revoked elsewhere may still be known here
             log.info("revoked.ended", count=ended)
         if self._ticks % USED_TICKS == 0:
-            await self._door.write_used()
+            await self._door.write_last_used()

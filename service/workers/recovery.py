@@ -15,14 +15,14 @@ from pathlib import Path
 import msgspec
 
 from service.core.accounting import log as request_log
-from service.core.accounting.journal import decode_frames, orphans
+from service.core.accounting.journal import decode_frames, find_orphans
 from service.core.accounting.outcomes import build_interrupted
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.records import Intent, Outcome
 from service.core.telemetry import log
 from service.workers.background import Background
-from service.workers.quarantine import put_aside
+from service.workers.quarantine import quarantine_records
 
 BATCH = 500
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.1, 1  # while the database is unavailable
@@ -50,7 +50,9 @@ class RecoveryStatistics(msgspec.Struct, frozen=True):
 class Recovery(Background):
     """One recovery, at start."""
 
-    def __init__(self, database: Database, folder: Path, spool: Path | None, *, quarantine: Path) -> None:
+    def __init__(
+        self, database: Database, folder: Path, spool: Path | None, *, quarantine: Path
+    ) -> None:
         super().__init__("recovery")
         self._database = database
         self._folder, self._spool, self._quarantine = folder, spool, quarantine
@@ -80,7 +82,9 @@ class Recovery(Background):
 
     async def _run(self) -> None:
         try:
-            for segments in (await asyncio.to_thread(orphans, self._folder, self._spool)).values():
+            for segments in (
+                await asyncio.to_thread(find_orphans, self._folder, self._spool)
+            ).values():
                 await self._recover(segments)
         except Exception:  # noqa: BLE001 - a service whose past is damaged still answers, and says so
             self._state = RecoveryState.FAILED
@@ -88,13 +92,21 @@ class Recovery(Background):
             return
         self._state = RecoveryState.DONE
         if self._segments:
-            log.info("recovery.done", segments=self._segments, rows=self._rows, interrupted=self._interrupted, bad_frames=self._bad_frames)
+            log.info(
+                "recovery.done",
+                segments=self._segments,
+                rows=self._rows,
+                interrupted=self._interrupted,
+                bad_frames=self._bad_frames,
+            )
 
     async def _recover(self, segments: list[tuple[int, Path, list[Path]]]) -> None:
         """Apply the segments of one process, then let go of them."""
         bad: set[Path] = set()
         try:
-            outcomes, interrupted = await asyncio.to_thread(self._read, [path for _, path, _ in segments], bad)
+            outcomes, interrupted = await asyncio.to_thread(
+                self._read, [path for _, path, _ in segments], bad
+            )
             for begin in range(0, len(outcomes), BATCH):
                 await self._apply(outcomes[begin : begin + BATCH])
             self._segments += len(segments)
@@ -126,15 +138,19 @@ class Recovery(Background):
         while True:
             try:
                 async with self._database.transaction() as session:
-                    new = await request_log.apply(session, outcomes)
+                    new = await request_log.apply_outcomes(session, outcomes)
             except DatabaseUnavailable as error:
                 log.warning("recovery.delayed", error=str(error))
                 failures += 1
-                await asyncio.sleep(retry_delay(failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))
+                await asyncio.sleep(
+                    retry_delay(
+                        failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX
+                    )
+                )
             except Exception as error:  # noqa: BLE001 - whatever a record does to the database must not end the recovery
                 if len(outcomes) == 1:
                     self._quarantined += 1
-                    await put_aside(self._quarantine, outcomes[0], error)
+                    await quarantine_records(self._quarantine, outcomes[0], error)
                 else:
                     for outcome in outcomes:
                         await self._apply([outcome])
@@ -152,7 +168,11 @@ def _records(paths: list[Path]) -> Iterator[tuple[Path, Intent | Outcome | None]
 
 def _with_prompt(outcome: Outcome, intent: Intent | None) -> Outcome:
     """A lean outcome gets its prompt back from the intent."""
-    return msgspec.structs.replace(outcome, intent=intent) if intent and not outcome.intent.prompt else outcome
+    return (
+        msgspec.structs.replace(outcome, intent=intent)
+        if intent and not outcome.intent.prompt
+        else outcome
+    )
 
 
 def _let_go(segments: list[tuple[int, Path, list[Path]]], bad: set[Path]) -> None:

@@ -61,10 +61,18 @@ class Reindexing(Background):
 
     async def _run(self) -> None:
         try:
-            outdated = await self._patiently(partial(library.outdated, self._database, self._settings))
+            outdated = await self._patiently(
+                partial(library.list_outdated, self._database, self._settings)
+            )
             self._documents = len(outdated)
             for document_id in outdated:
-                work = partial(library.remake, self._database, self._settings, self._chunk_workers, document_id)
+                work = partial(
+                    library.reindex_document,
+                    self._database,
+                    self._settings,
+                    self._chunk_workers,
+                    document_id,
+                )
                 await self._patiently(work)
                 self._done += 1
         except Exception:  # noqa: BLE001 - searches go on with what is there
@@ -84,4 +92,8 @@ class Reindexing(Background):
             except DatabaseUnavailable as error:
                 log.warning("index.delayed", error=str(error))
                 failures += 1
-                await asyncio.sleep(retry_delay(failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))
+                await asyncio.sleep(
+                    retry_delay(
+                        failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX
+                    )
+                )

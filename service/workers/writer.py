@@ -19,11 +19,13 @@ from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.ports import RecordQueue
 from service.core.records import Outcome
 from service.core.telemetry import Metrics, log
-from service.workers.quarantine import put_aside
+from service.workers.quarantine import quarantine_records
 
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 5  # after the first refusal of a batch, and after many
 TRIES_ALONE = 3  # of one record, before it is put aside
-LATE_SECONDS = 5  # a batch that is not in the database by then is late, even if nobody has refused it
+LATE_SECONDS = (
+    5  # a batch that is not in the database by then is late, even if nobody has refused it
+)
 
 
 class WriterStatistics(msgspec.Struct, frozen=True):
@@ -78,21 +80,28 @@ class Writer:
     def degraded(self) -> bool:
         """Whether the database has refused twice in a row or hangs, a record was put aside, or the task has died."""
         late = self._taken_at is not None and time.monotonic() - self._taken_at > self._late_seconds
-        return late or self._failures > 1 or self._quarantined > 0 or (self._task is not None and self._task.done())
+        return (
+            late
+            or self._failures > 1
+            or self._quarantined > 0
+            or (self._task is not None and self._task.done())
+        )
 
     def statistics(self) -> WriterStatistics:
         """A frozen look at the writer."""
-        return WriterStatistics(written=self._written, failures=self._failures, quarantined=self._quarantined)
+        return WriterStatistics(
+            written=self._written, failures=self._failures, quarantined=self._quarantined
+        )
 
     async def _run(self) -> None:
         while True:
             self._taken_at = None
-            outcomes = await self._queue.take(self._batch_max)
+            outcomes = await self._queue.take_batch(self._batch_max)
             self._taken_at = time.monotonic()
             while not await self._wrote(outcomes):
                 await _pause(self._failures)
             self._failures = 0
-            self._queue.committed(outcomes)
+            self._queue.mark_committed(outcomes)
 
     async def _wrote(self, outcomes: list[Outcome], tries: int = TRIES_ALONE) -> bool:
         """One try at a batch. False: the database did not take it, try again. `tries`: how many one record alone has."""
@@ -121,11 +130,11 @@ class Writer:
 
     async def _insert(self, outcomes: list[Outcome]) -> int:
         async with self._database.transaction() as session:
-            return await request_log.apply(session, outcomes)
+            return await request_log.apply_outcomes(session, outcomes)
 
     async def _put_aside(self, outcome: Outcome, error: Exception) -> bool:
         try:
-            await put_aside(self._quarantine, outcome, error)
+            await quarantine_records(self._quarantine, outcome, error)
         except OSError as failed:
             self._failed(failed)
             return False
@@ -135,8 +144,15 @@ class Writer:
     def _failed(self, error: Exception) -> None:
         self._failures += 1
         self._metrics.writer_failures.inc()
-        log.warning("records.delayed", failures=self._failures, waiting=self._queue.statistics().waiting, error=str(error))
+        log.warning(
+            "records.delayed",
+            failures=self._failures,
+            waiting=self._queue.statistics().waiting,
+            error=str(error),
+        )
 
 
 async def _pause(failures: int) -> None:
-    await asyncio.sleep(retry_delay(failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))
+    await asyncio.sleep(
+        retry_delay(failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX)
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.core.encoding import new_id, now
+from service.core.encoding import create_id, utc_now
 from service.core.pricing import Usage, format_usd
 from tests.access import client, make_key
 from tests.conftest import Serve, Service, http_client
@@ -35,7 +35,10 @@ async def test_tokens_are_as_the_provider_said(service: Service, fake: ProviderF
     told = fake.calls[0].usage
 
     assert answer["usage_source"] == "provider"
-    assert (answer["prompt_tokens"], answer["completion_tokens"]) == (told["prompt_tokens"], told["completion_tokens"])
+    assert (answer["prompt_tokens"], answer["completion_tokens"]) == (
+        told["prompt_tokens"],
+        told["completion_tokens"],
+    )
     assert answer["cached_tokens"] == told["prompt_tokens_details"]["cached_tokens"]
     assert answer["reasoning_tokens"] == told["completion_tokens_details"]["reasoning_tokens"]
     assert answer["total_tokens"] == told["prompt_tokens"] + told["completion_tokens"]
@@ -49,8 +52,13 @@ async def test_a_stream_says_start_deltas_done(service: Service, fake: ProviderF
     assert (start.name, done.name) == ("start", "done")
     assert {event.name for event in deltas} == {""}
     assert text_of(found) == fake.calls[0].text
-    assert [event.last_id for event in deltas] == [f"{start.json['id']}.{len(text_of(deltas[: n + 1]))}" for n in range(len(deltas))]
-    assert (start.last_id, done.last_id) == (f"{start.json['id']}.0", f"{start.json['id']}.{len(text_of(found)) + 1}")
+    assert [event.last_id for event in deltas] == [
+        f"{start.json['id']}.{len(text_of(deltas[: n + 1]))}" for n in range(len(deltas))
+    ]
+    assert (start.last_id, done.last_id) == (
+        f"{start.json['id']}.0",
+        f"{start.json['id']}.{len(text_of(found)) + 1}",
+    )
 
 
 async def test_a_stream_is_metered_as_exactly_as_a_plain_answer(service: Service) -> None:
@@ -60,12 +68,16 @@ async def test_a_stream_is_metered_as_exactly_as_a_plain_answer(service: Service
 
     assert {name: done[name] for name in FACTS} == {name: plain[name] for name in FACTS}
     row = (await service.rows())[1]
-    assert done == {name: value for name, value in row.items() if name not in ("prompt", "response")}
+    assert done == {
+        name: value for name, value in row.items() if name not in ("prompt", "response")
+    }
 
 
 async def test_get_streams_the_same(service: Service, fake: ProviderFake) -> None:
     """GET /ai/stream is the stream for a native EventSource."""
-    async with service.client.stream("GET", "/ai/stream", params={"prompt": "Hello?", "grounded": "false"}) as response:
+    async with service.client.stream(
+        "GET", "/ai/stream", params={"prompt": "Hello?", "grounded": "false"}
+    ) as response:
         found = await collect(response)
 
     assert text_of(found) == fake.calls[0].text
@@ -79,7 +91,10 @@ async def test_start_does_not_wait_for_the_provider(service: Service, fake: Prov
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after="request"))
 
-    async with service.client.stream("POST", "/ai/stream", json=FREE) as response, aclosing(events(response)) as stream:
+    async with (
+        service.client.stream("POST", "/ai/stream", json=FREE) as response,
+        aclosing(events(response)) as stream,
+    ):
         first = await anext(stream)
         held.set()
         rest = [event async for event in stream]
@@ -88,18 +103,27 @@ async def test_start_does_not_wait_for_the_provider(service: Service, fake: Prov
     assert rest[-1].name == "done"
 
 
-async def test_a_cut_event_source_resumes_and_pays_once(service: Service, fake: ProviderFake) -> None:
+async def test_a_cut_event_source_resumes_and_pays_once(
+    service: Service, fake: ProviderFake
+) -> None:
     """A reconnect with Last-Event-ID goes on byte-exactly after every event; the provider is called once."""
     params = {"prompt": "Tell me.", "grounded": "false"}
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=4))
-    async with service.client.stream("GET", "/ai/stream", params=params) as response, aclosing(events(response)) as stream:
+    async with (
+        service.client.stream("GET", "/ai/stream", params=params) as response,
+        aclosing(events(response)) as stream,
+    ):
         seen = [await anext(stream) for _ in range(3)]
     held.set()
 
-    async with service.client.stream("GET", "/ai/stream", params=params, headers={"Last-Event-ID": seen[-1].last_id}) as response:
+    async with service.client.stream(
+        "GET", "/ai/stream", params=params, headers={"Last-Event-ID": seen[-1].last_id}
+    ) as response:
         rest = await collect(response)
-    again = await service.client.get("/ai/stream", params=params | {"last_event_id": rest[-1].last_id})
+    again = await service.client.get(
+        "/ai/stream", params=params | {"last_event_id": rest[-1].last_id}
+    )
 
     assert text_of(seen + rest) == default_text("Tell me.")
     assert rest[-1].name == "done"
@@ -108,19 +132,31 @@ async def test_a_cut_event_source_resumes_and_pays_once(service: Service, fake: 
     assert (await service.row())["status"] == "completed"
 
 
-@pytest.mark.parametrize("event_id", ["x", "01a2095b-6360-75d3-bf35-48878f818b4d.3", "01a2095b-6360-75d3-bf35-48878f818b4d.-1"])
-async def test_an_unknown_event_id_is_404(service: Service, fake: ProviderFake, event_id: str) -> None:
+@pytest.mark.parametrize(
+    "event_id",
+    ["x", "01a2095b-6360-75d3-bf35-48878f818b4d.3", "01a2095b-6360-75d3-bf35-48878f818b4d.-1"],
+)
+async def test_an_unknown_event_id_is_404(
+    service: Service, fake: ProviderFake, event_id: str
+) -> None:
     """A reconnect to nothing known never asks anew."""
-    response = await service.client.get("/ai/stream", params={"prompt": "x"}, headers={"Last-Event-ID": event_id})
+    response = await service.client.get(
+        "/ai/stream", params={"prompt": "x"}, headers={"Last-Event-ID": event_id}
+    )
 
     assert response.status_code == 404
     assert fake.calls == []
 
 
-async def test_a_client_that_leaves_a_post_stream_stops_the_provider(service: Service, fake: ProviderFake) -> None:
+async def test_a_client_that_leaves_a_post_stream_stops_the_provider(
+    service: Service, fake: ProviderFake
+) -> None:
     """The upstream connection is closed at once; the row says client_gone with estimated usage."""
     fake.next(Behaviour(hang_after=3))
-    async with service.client.stream("POST", "/ai/stream", json=FREE) as response, aclosing(events(response)) as stream:
+    async with (
+        service.client.stream("POST", "/ai/stream", json=FREE) as response,
+        aclosing(events(response)) as stream,
+    ):
         while (await anext(stream)).name == "start":
             pass
     ending = await fake.wait_ended(fake.calls[0], 2)
@@ -133,7 +169,9 @@ async def test_a_client_that_leaves_a_post_stream_stops_the_provider(service: Se
     assert fake.calls[0].text.startswith(row["response"])
 
 
-async def test_a_plain_answer_is_recorded_when_the_client_has_gone(service: Service, fake: ProviderFake) -> None:
+async def test_a_plain_answer_is_recorded_when_the_client_has_gone(
+    service: Service, fake: ProviderFake
+) -> None:
     """POST /ai/test goes on to its end without its caller."""
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after="request"))
@@ -152,17 +190,27 @@ async def test_a_listed_model_costs_what_the_list_says(serve: Serve, fake: Provi
     service = await serve(openai_base_url=fake.base_url, model="gpt-4o-mini")
     answer = (await service.client.post("/ai/test", json=FREE)).json()
 
-    usage = Usage(**{name: answer[name] for name in ("prompt_tokens", "completion_tokens", "cached_tokens")})
+    usage = Usage(
+        **{name: answer[name] for name in ("prompt_tokens", "completion_tokens", "cached_tokens")}
+    )
     fresh, cached = usage.prompt_tokens - usage.cached_tokens, usage.cached_tokens
-    assert answer["estimated_cost"] == format_usd(fresh * 150 + cached * 75 + usage.completion_tokens * 600)
+    assert answer["estimated_cost"] == format_usd(
+        fresh * 150 + cached * 75 + usage.completion_tokens * 600
+    )
 
 
 async def test_own_prices_come_first(serve: Serve, fake: ProviderFake) -> None:
     """A price of the settings is used for a model that no list knows."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", prices={"fake-model": {"input": "1", "output": "2"}})
+    service = await serve(
+        openai_base_url=fake.base_url,
+        model="fake-model",
+        prices={"fake-model": {"input": "1", "output": "2"}},
+    )
     answer = (await service.client.post("/ai/test", json=FREE)).json()
 
-    assert answer["estimated_cost"] == format_usd(answer["prompt_tokens"] * 1000 + answer["completion_tokens"] * 2000)
+    assert answer["estimated_cost"] == format_usd(
+        answer["prompt_tokens"] * 1000 + answer["completion_tokens"] * 2000
+    )
 
 
 ASK = {"prompt": "Why?", "grounded": False}
@@ -172,7 +220,9 @@ async def test_a_configured_list_of_models_is_a_limit(serve: Serve, fake: Provid
     """Only listed models may be named; without a provider only the extractive one answers."""
     service = await serve(openai_base_url=fake.base_url, model="a", models=["b"])
     assert (await service.client.post("/ai/test", json=ASK | {"model": "b"})).status_code == 200
-    is_problem(await service.client.post("/ai/test", json=ASK | {"model": "c"}), 400, "unknown_model")
+    is_problem(
+        await service.client.post("/ai/test", json=ASK | {"model": "c"}), 400, "unknown_model"
+    )
 
 
 async def test_without_a_provider_only_the_extractive_model_answers(serve: Serve) -> None:
@@ -180,7 +230,12 @@ async def test_without_a_provider_only_the_extractive_model_answers(serve: Serve
     service = await serve()
 
     assert (
-        "OPENAI_API_KEY" in is_problem(await service.client.post("/ai/test", json=ASK | {"model": "gpt-x"}), 400, "unknown_model")["detail"]
+        "OPENAI_API_KEY"
+        in is_problem(
+            await service.client.post("/ai/test", json=ASK | {"model": "gpt-x"}),
+            400,
+            "unknown_model",
+        )["detail"]
     )
 
 
@@ -190,12 +245,16 @@ async def test_an_event_that_was_not_said_yet_is_404(service: Service, fake: Pro
     answer_id = (await begin(service))["id"]
     await fake.wait_chunks((await fake.wait_calls(1))[0], 2)
 
-    for seen in (f"{answer_id}.5000", f"{new_id(now())}.0", "x"):
-        response = await service.client.get(f"/ai/answers/{answer_id}/events", headers={"Last-Event-ID": seen})
+    for seen in (f"{answer_id}.5000", f"{create_id(utc_now())}.0", "x"):
+        response = await service.client.get(
+            f"/ai/answers/{answer_id}/events", headers={"Last-Event-ID": seen}
+        )
         assert response.status_code == 404
 
 
-async def test_a_cut_before_the_first_event_does_not_ask_twice(service: Service, fake: ProviderFake) -> None:
+async def test_a_cut_before_the_first_event_does_not_ask_twice(
+    service: Service, fake: ProviderFake
+) -> None:
     """With a key, a reconnect that has no event id finds the answer that it began, running and ended."""
     params = {"prompt": "Once?", "grounded": "false", "key": "cut-early"}
     held = asyncio.Event()
@@ -229,19 +288,25 @@ async def test_an_answer_in_progress_says_what_it_has(service: Service, fake: Pr
     await service.wait_idle()
     ended = await service.client.get(path)
 
-    assert (running.status_code, running.json()["status"], running.json()["response"]) == (202, "in_progress", "One ")
+    assert (running.status_code, running.json()["status"], running.json()["response"]) == (
+        202,
+        "in_progress",
+        "One ",
+    )
     assert running.headers["retry-after"] == "1"
     assert (ended.status_code, ended.json()) == (200, await service.row())
     assert ended.json()["response"] == "One two."
 
 
 @pytest.mark.parametrize("route", ["/ai/answers", "/ai/stream", "/ai/test"])
-async def test_stopping_leaves_the_provider_and_keeps_the_text(service: Service, fake: ProviderFake, route: str) -> None:
+async def test_stopping_leaves_the_provider_and_keeps_the_text(
+    service: Service, fake: ProviderFake, route: str
+) -> None:
     """DELETE closes the upstream connection within a second; the row says stopped with the text so far; twice is once."""
     fake.next(Behaviour(hang_after=3))
     asked = asyncio.create_task(service.client.post(route, json=FREE))
     call = (await fake.wait_calls(1))[0]
-    (stream,) = service.rooms.answers._shelf
+    (stream,) = service.services.answers._shelf
     async with asyncio.timeout(10):
         while route != "/ai/test" and (not call.text or stream.text != call.text):
             await asyncio.sleep(0.002)
@@ -260,7 +325,9 @@ async def test_stopping_leaves_the_provider_and_keeps_the_text(service: Service,
     assert (await service.row()) == row
 
 
-async def test_readers_of_a_stopped_answer_get_its_account(service: Service, fake: ProviderFake) -> None:
+async def test_readers_of_a_stopped_answer_get_its_account(
+    service: Service, fake: ProviderFake
+) -> None:
     """Whoever reads while the answer is stopped gets `done` with the status stopped."""
     fake.next(Behaviour(hang_after=2))
     started = await begin(service)
@@ -275,23 +342,32 @@ async def test_readers_of_a_stopped_answer_get_its_account(service: Service, fak
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_an_unknown_answer_is_404(service: Service, method: str) -> None:
     """An id that nobody has been given finds nothing."""
-    for answer_id in (new_id(now()), "x"):
+    for answer_id in (create_id(utc_now()), "x"):
         assert (await service.client.request(method, f"/ai/answers/{answer_id}")).status_code == 404
-    assert (await service.client.get(f"/ai/answers/{new_id(now())}/events")).status_code == 404
+    assert (
+        await service.client.get(f"/ai/answers/{create_id(utc_now())}/events")
+    ).status_code == 404
 
 
-async def test_a_ticket_is_all_that_a_browser_needs_and_opens_once(serve: Serve, fake: ProviderFake) -> None:
+async def test_a_ticket_is_all_that_a_browser_needs_and_opens_once(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """The events URL works without a key, once; a second client with the same URL is refused, a reconnect is not."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="fake-model")
-    async with client(service, await make_key(service, "alice")) as alice, http_client(service.url) as stranger:
+    async with (
+        client(service, await make_key(service, "alice")) as alice,
+        http_client(service.url) as stranger,
+    ):
         started = (await alice.post("/ai/answers", json=FREE)).json()
         url = started["events_url"]
         async with stranger.stream("GET", url) as response:
             found = await collect(response)
         second = await stranger.get(url)
         reconnect = await stranger.get(url, headers={"Last-Event-ID": found[1].last_id})
-        by_query = await stranger.get(url, params={"last_event_id": found[-1].last_id, "ticket": url.partition("ticket=")[2]})
-        elsewhere = await stranger.get(url.replace(started["id"], new_id(now())))
+        by_query = await stranger.get(
+            url, params={"last_event_id": found[-1].last_id, "ticket": url.partition("ticket=")[2]}
+        )
+        elsewhere = await stranger.get(url.replace(started["id"], create_id(utc_now())))
         without = await stranger.get(url.partition("?")[0])
 
     assert text_of(found) == default_text(FREE["prompt"])
@@ -303,15 +379,29 @@ async def test_a_ticket_is_all_that_a_browser_needs_and_opens_once(serve: Serve,
 
 
 @pytest.mark.parametrize("stage", ["running", "ended", "in the log"])
-async def test_b_never_attaches_to_the_stream_of_a(serve: Serve, fake: ProviderFake, stage: str) -> None:
+async def test_b_never_attaches_to_the_stream_of_a(
+    serve: Serve, fake: ProviderFake, stage: str
+) -> None:
     """By no route does another user read, resume, fetch or stop an answer, at any stage; a ticket of theirs does not help."""
-    service = await serve(auth="keys", openai_base_url=fake.base_url, model="fake-model", resume_seconds=0 if stage == "in the log" else 9)
+    service = await serve(
+        auth="keys",
+        openai_base_url=fake.base_url,
+        model="fake-model",
+        resume_seconds=0 if stage == "in the log" else 9,
+    )
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=3))
-    async with client(service, await make_key(service, "a")) as a, client(service, await make_key(service, "b")) as b:
+    async with (
+        client(service, await make_key(service, "a")) as a,
+        client(service, await make_key(service, "b")) as b,
+    ):
         answer_id = (await a.post("/ai/answers", json=FREE)).json()["id"]
         await fake.wait_chunks((await fake.wait_calls(1))[0], 3)
-        theirs = (await b.post("/ai/answers", json=FREE | {"prompt": "Mine"})).json()["events_url"].partition("?")[2]
+        theirs = (
+            (await b.post("/ai/answers", json=FREE | {"prompt": "Mine"}))
+            .json()["events_url"]
+            .partition("?")[2]
+        )
         if stage != "running":
             held.set()
             await service.wait_idle()
@@ -335,13 +425,19 @@ async def test_b_never_attaches_to_the_stream_of_a(serve: Serve, fake: ProviderF
     assert text_of(parsed(mine.content)) == default_text(FREE["prompt"])
 
 
-async def test_a_begun_answer_is_found_again_by_its_key(service: Service, fake: ProviderFake) -> None:
+async def test_a_begun_answer_is_found_again_by_its_key(
+    service: Service, fake: ProviderFake
+) -> None:
     """POST /ai/answers sent twice with one key is one answer, with a ticket each."""
     key = {"Idempotency-Key": "twice"}
-    first, second = [await service.client.post("/ai/answers", json=FREE, headers=key) for _ in range(2)]
+    first, second = [
+        await service.client.post("/ai/answers", json=FREE, headers=key) for _ in range(2)
+    ]
 
     assert (first.status_code, second.status_code) == (202, 202)
     assert first.json()["id"] == second.json()["id"]
     assert second.headers["idempotent-replayed"] == "true"
-    assert text_of(await everything(service, second.json()["events_url"])) == default_text(FREE["prompt"])
+    assert text_of(await everything(service, second.json()["events_url"])) == default_text(
+        FREE["prompt"]
+    )
     assert len(fake.calls) == 1

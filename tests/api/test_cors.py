@@ -3,7 +3,7 @@
 import httpx2
 import pytest
 
-from service.core.auth.origin import check_session
+from service.core.auth.origin import check_csrf
 from service.core.errors import ForeignOrigin, SettingsInvalid
 from service.core.settings import load_settings
 from tests.access import bearer, client, make_key
@@ -14,13 +14,26 @@ from tests.problems import is_problem
 from tests.sse import collect, text_of
 
 APP = "https://app.example"
-PREFLIGHT = {"Origin": APP, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
-REFUSED = ["https://evil.example", "null", "http://app.example", "https://app.example:8443", "https://app.example.evil.test", "*"]
+PREFLIGHT = {
+    "Origin": APP,
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+}
+REFUSED = [
+    "https://evil.example",
+    "null",
+    "http://app.example",
+    "https://app.example:8443",
+    "https://app.example.evil.test",
+    "*",
+]
 
 
 def words(response: httpx2.Response, name: str) -> set[str]:
     """The members of a header that is a list."""
-    return {word.strip().lower() for word in response.headers.get(name, "").split(",") if word.strip()}
+    return {
+        word.strip().lower() for word in response.headers.get(name, "").split(",") if word.strip()
+    }
 
 
 def told(response: httpx2.Response) -> set[str]:
@@ -33,19 +46,31 @@ async def test_a_preflight_of_an_allowed_origin_names_what_is_used(serve: Serve)
     service = await serve(auth="keys", allowed_origins=[APP])
     response = await service.client.options("/ai/stream", headers=PREFLIGHT)
 
-    assert (response.status_code, response.text, response.headers["access-control-allow-origin"]) == (200, "OK", APP)
+    assert (
+        response.status_code,
+        response.text,
+        response.headers["access-control-allow-origin"],
+    ) == (200, "OK", APP)
     assert words(response, "access-control-allow-methods") == {"get", "post", "put", "delete"}
-    assert {"authorization", "content-type", "last-event-id", "idempotency-key", "x-api-key"} <= words(
-        response, "access-control-allow-headers"
-    )
+    assert {
+        "authorization",
+        "content-type",
+        "last-event-id",
+        "idempotency-key",
+        "x-api-key",
+    } <= words(response, "access-control-allow-headers")
     assert "origin" in words(response, "vary")
     assert "access-control-allow-credentials" not in response.headers
     assert response.headers["x-request-id"]
 
 
-async def test_an_allowed_origin_reads_answers_streams_and_problems(serve: Serve, fake: ProviderFake) -> None:
+async def test_an_allowed_origin_reads_answers_streams_and_problems(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """Every response says that it may be read, a refusal too, and which of its headers."""
-    shared = await serve(openai_base_url=fake.base_url, model="m", allowed_origins=["https://other.example", APP])
+    shared = await serve(
+        openai_base_url=fake.base_url, model="m", allowed_origins=["https://other.example", APP]
+    )
     page = {"Origin": APP, "Sec-Fetch-Site": "cross-site"}
     answer = await shared.client.post("/ai/test", json=ASK, headers=page)
     async with shared.client.stream("POST", "/ai/stream", json=ASK, headers=page) as stream:
@@ -59,7 +84,9 @@ async def test_an_allowed_origin_reads_answers_streams_and_problems(serve: Serve
     for response in (answer, stream, wrong, large, logs):
         assert response.headers["access-control-allow-origin"] == APP
         assert "origin" in words(response, "vary")
-        assert {"x-request-id", "retry-after", "etag", "ratelimit"} <= words(response, "access-control-expose-headers")
+        assert {"x-request-id", "retry-after", "etag", "ratelimit"} <= words(
+            response, "access-control-expose-headers"
+        )
         assert "access-control-allow-credentials" not in response.headers
     assert "accept" in words(logs, "vary")
 
@@ -80,7 +107,9 @@ async def test_another_origin_is_refused_and_told_nothing(serve: Serve, origin: 
 async def test_without_the_setting_nothing_is_said(service: Service) -> None:
     """A service that allows no origin says nothing of origins, and has no route for OPTIONS."""
     own = await service.client.get("/ai/logs", headers={"Origin": service.url})
-    options = await service.client.options("/ai/test", headers={"Access-Control-Request-Method": "POST"})
+    options = await service.client.options(
+        "/ai/test", headers={"Access-Control-Request-Method": "POST"}
+    )
     assert (own.status_code, options.status_code) == (200, 405)
     for response in (own, options):
         assert told(response) == set()
@@ -105,11 +134,19 @@ def test_a_session_is_not_for_pages_of_other_origins(fetch_site: str) -> None:
     """Whatever the method."""
     for method in ("GET", "POST", "DELETE"):
         with pytest.raises(ForeignOrigin):
-            check_session(method=method, origin=APP, fetch_site=fetch_site, accept="*/*")
+            check_csrf(method=method, origin=APP, fetch_site=fetch_site, accept="*/*")
 
 
 @pytest.mark.parametrize(
-    "wrong", ["*", "https://*.example", "https://app.example/", "app.example", "null", "https://app.example, https://b"]
+    "wrong",
+    [
+        "*",
+        "https://*.example",
+        "https://app.example/",
+        "app.example",
+        "null",
+        "https://app.example, https://b",
+    ],
 )
 def test_what_is_no_origin_is_refused_at_the_start(wrong: str) -> None:
     """A wildcard or a path would never match, and whoever wrote it should know."""

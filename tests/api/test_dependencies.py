@@ -14,9 +14,20 @@ ASK = {"prompt": "Why?", "grounded": False}
 
 @pytest.mark.parametrize(
     "authorization",
-    [None, "Bearer x", f"Bearer {SECRET[:-1]}", "Bearer ' OR '1'='1", "Basic !", f"Digest {SECRET}", "Basic Og==", "Bearer"],
+    [
+        None,
+        "Bearer x",
+        f"Bearer {SECRET[:-1]}",
+        "Bearer ' OR '1'='1",
+        "Basic !",
+        f"Digest {SECRET}",
+        "Basic Og==",
+        "Bearer",
+    ],
 )
-async def test_with_a_secret_every_route_but_health_wants_it(serve: Serve, authorization: str | None) -> None:
+async def test_with_a_secret_every_route_but_health_wants_it(
+    serve: Serve, authorization: str | None
+) -> None:
     """Without the right secret there is a 401 with a challenge, on every route of the service."""
     service = await serve(auth="keys", secret=SecretStr(SECRET))
     headers = {"Authorization": authorization} if authorization else {}
@@ -25,8 +36,14 @@ async def test_with_a_secret_every_route_but_health_wants_it(serve: Serve, autho
             for method in methods:
                 if not path.startswith("/health") and (method, path) != ("delete", "/auth/session"):
                     body = ASK if method == "post" else None
-                    is_problem(await stranger.request(method.upper(), path + "?prompt=x&q=x", json=body), 401, "unauthorized")
-        assert (await stranger.get("/ai/logs")).headers["www-authenticate"] == 'Bearer realm="Kotae"'
+                    is_problem(
+                        await stranger.request(method.upper(), path + "?prompt=x&q=x", json=body),
+                        401,
+                        "unauthorized",
+                    )
+        assert (await stranger.get("/ai/logs")).headers[
+            "www-authenticate"
+        ] == 'Bearer realm="Kotae"'
         assert (await stranger.get("/health/ready")).status_code == 200
 
 
@@ -35,7 +52,9 @@ async def test_with_a_secret_bearer_and_basic_are_equal(serve: Serve) -> None:
     service = await serve(auth="keys", secret=SecretStr(SECRET), seeded=True)
     assert (await service.client.get("/ai/logs")).status_code == 200
     async with http_client(service.url, auth=("anyone", SECRET)) as browser:
-        assert (await browser.get("/ai/stream", params={"prompt": "返品は何日以内にできますか？"})).status_code == 200
+        assert (
+            await browser.get("/ai/stream", params={"prompt": "返品は何日以内にできますか？"})
+        ).status_code == 200
         assert (await browser.get("/", headers={"Host": "kotae.example"})).status_code == 200
 
 

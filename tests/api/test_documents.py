@@ -25,8 +25,14 @@ async def test_files_in_every_usual_encoding(serve: Serve, encoding: str) -> Non
     response = await service.client.post("/ai/upload", files={"files": FILES[encoding]})
 
     document = response.json()
-    assert (response.status_code, document["encoding"], document["created"]) == (201, encoding, True)
-    assert (await service.client.get(f"/ai/documents/{document['document_id']}")).json()["text"] == JA
+    assert (response.status_code, document["encoding"], document["created"]) == (
+        201,
+        encoding,
+        True,
+    )
+    assert (await service.client.get(f"/ai/documents/{document['document_id']}")).json()[
+        "text"
+    ] == JA
     assert document["characters"] == len(JA)
     assert document["title"] == FILES[encoding][0]
 
@@ -34,10 +40,15 @@ async def test_files_in_every_usual_encoding(serve: Serve, encoding: str) -> Non
 async def test_several_files_are_stored_together_or_not_at_all(serve: Serve) -> None:
     """One file that is not text refuses the whole upload, with its name and the reason, and nothing is stored."""
     service = await serve()
-    good, image = ("files", ("good.txt", EN.encode())), ("files", ("photo.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"))
+    good, image = (
+        ("files", ("good.txt", EN.encode())),
+        ("files", ("photo.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")),
+    )
     refused = await service.client.post("/ai/upload", files=[good, image])
     nothing = (await service.client.get("/ai/documents")).json()["items"]
-    stored = (await service.client.post("/ai/upload", files=[good, ("files", FILES["cp932"])])).json()["items"]
+    stored = (
+        await service.client.post("/ai/upload", files=[good, ("files", FILES["cp932"])])
+    ).json()["items"]
 
     assert (refused.status_code, refused.json()["code"]) == (415, "not_text")
     assert "photo.png" in refused.json()["detail"]
@@ -51,7 +62,11 @@ async def test_the_same_text_twice_is_one_document(serve: Serve) -> None:
     first = (await service.client.post("/ai/upload", files={"files": FILES["utf-8"]})).json()
     again = await service.client.post("/ai/upload", files={"files": FILES["cp932"]})
 
-    assert (again.status_code, again.json()["created"], again.json()["document_id"]) == (200, False, first["document_id"])
+    assert (again.status_code, again.json()["created"], again.json()["document_id"]) == (
+        200,
+        False,
+        first["document_id"],
+    )
     assert len((await service.client.get("/ai/documents")).json()["items"]) == 1
 
 
@@ -59,10 +74,18 @@ async def test_uploads_have_limits(serve: Serve) -> None:
     """A file, a number of files and a number of documents over their limits are refused with the limit."""
     service = await serve(upload_file_bytes_max=1000, upload_files_max=2, documents_max=1)
     large = await service.client.post("/ai/upload", files={"files": ("large.txt", b"word " * 300)})
-    many = await service.client.post("/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(3)])
-    both = await service.client.post("/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(2)])
+    many = await service.client.post(
+        "/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(3)]
+    )
+    both = await service.client.post(
+        "/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(2)]
+    )
 
-    assert [large.json()["code"], many.json()["code"], both.json()["code"]] == ["too_large", "too_large", "documents_full"]
+    assert [large.json()["code"], many.json()["code"], both.json()["code"]] == [
+        "too_large",
+        "too_large",
+        "documents_full",
+    ]
     assert (await service.client.get("/ai/documents")).json()["items"] == []
 
 
@@ -72,7 +95,9 @@ async def test_seeding_twice_changes_nothing(serve: Serve) -> None:
     first = (await service.client.post("/seed")).json()["items"]
     second = (await service.client.post("/seed")).json()["items"]
 
-    assert [document["document_id"] for document in first] == [document["document_id"] for document in second]
+    assert [document["document_id"] for document in first] == [
+        document["document_id"] for document in second
+    ]
     assert {document["created"] for document in second} == {False}
 
 
@@ -94,11 +119,13 @@ async def test_documents_are_listed_by_pages(serve: Serve) -> None:
 async def test_too_many_waiting_searches_are_refused(serve: Serve) -> None:
     """Those that wait get their turn; one more is told to come back, before anything was done for it."""
     service = await serve(seeded=True)
-    retrieval = service.rooms.retrieval
+    retrieval = service.services.retrieval
     async with retrieval._turn, asyncio.timeout(20):
-        searches = [retrieval.search("返品", user_id=None, limit=1) for _ in range(SEARCHES_WAITING_MAX)]
+        searches = [
+            retrieval.search("返品", user_id=None, limit=1) for _ in range(SEARCHES_WAITING_MAX)
+        ]
         waiting = [asyncio.create_task(search) for search in searches]
-        while retrieval.waiting < SEARCHES_WAITING_MAX:
+        while retrieval.waiting_searches < SEARCHES_WAITING_MAX:
             await asyncio.sleep(0)
         refused = await service.client.get("/ai/search", params={"q": "返品"})
 

@@ -14,23 +14,35 @@ async def test_health_and_metrics(service: Service) -> None:
     metrics = (await service.client.get("/metrics")).text
 
     assert (await service.client.get("/health/live")).json() == {"status": "live"}
-    assert (ready.status_code, ready.json()["status"], ready.json()["database"]) == (200, "ready", "ok")
-    assert 'kotae_answers_total{endpoint="/ai/test",status="completed",usage_source="provider"} 1.0' in metrics
+    assert (ready.status_code, ready.json()["status"], ready.json()["database"]) == (
+        200,
+        "ready",
+        "ok",
+    )
+    assert (
+        'kotae_answers_total{endpoint="/ai/test",status="completed",usage_source="provider"} 1.0'
+        in metrics
+    )
     assert 'kotae_http_requests_total{method="POST",route="/ai/test",status="200"} 1.0' in metrics
 
 
 async def test_ready_says_that_it_stops(service: Service) -> None:
     """From the first signal on the service is not ready, and refuses new answers."""
-    service.rooms.answers.refuse_new()
+    service.services.answers.refuse_new()
     response = await service.client.get("/health/ready")
 
     assert (response.status_code, response.json()["status"]) == (503, "stopping")
-    assert is_problem(await service.client.post("/ai/test", json=ASK), 503, "shutting_down")["retry_after"] == 2
+    assert (
+        is_problem(await service.client.post("/ai/test", json=ASK), 503, "shutting_down")[
+            "retry_after"
+        ]
+        == 2
+    )
 
 
 async def test_ready_reports_a_database_that_is_away(service: Service) -> None:
     """Without the database the service is degraded, not away: answers go on, and the response says what is wrong."""
-    with away(service.rooms.database):
+    with away(service.services.database):
         ready = await service.client.get("/health/ready")
         answer = await service.client.post("/ai/test", json=ASK)
     back = await service.client.get("/health/ready")

@@ -28,12 +28,17 @@ async def filled(serve: Serve) -> Service:
     service = await serve()
     outcomes = [
         outcome(
-            intent(at=START + timedelta(minutes=n), user_id="ab"[n % 2], model=f"m{n % 3}", prompt=f"prompt {n}"),
+            intent(
+                at=START + timedelta(minutes=n),
+                user_id="ab"[n % 2],
+                model=f"m{n % 3}",
+                prompt=f"prompt {n}",
+            ),
             status=Status.COMPLETED if n % 5 else Status.TIMEOUT,
         )
         for n in range(25)
     ]
-    await write(service.rooms.database, outcomes[1::2] + outcomes[::2])
+    await write(service.services.database, outcomes[1::2] + outcomes[::2])
     return service
 
 
@@ -65,7 +70,7 @@ async def test_pages_go_from_newest_to_oldest_and_end(filled: Service) -> None:
 async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> None:
     """Keyset pages do not repeat or skip a row when newer ones come."""
     first = await get(filled, limit=5)
-    await write(filled.rooms.database, [outcome(intent(prompt="prompt 99"))])
+    await write(filled.services.database, [outcome(intent(prompt="prompt 99"))])
     second = await get(filled, limit=5, cursor=first["next_cursor"])
 
     assert numbers(first) + numbers(second) == list(range(24, 14, -1))
@@ -95,7 +100,7 @@ async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) ->
     newest = (await get(filled, limit=1))["items"][0]["id"]
     at_the_end = await get(filled, after=newest)
     late = outcome(intent(at=START - timedelta(days=1), prompt="prompt 100"))
-    await write(filled.rooms.database, [late, outcome(intent(prompt="prompt 101"))])
+    await write(filled.services.database, [late, outcome(intent(prompt="prompt 101"))])
 
     seen = await get(filled, after=at_the_end["next_cursor"])
     again = await get(filled, after=seen["next_cursor"])
@@ -104,7 +109,9 @@ async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) ->
     assert (again["items"], again["next_cursor"]) == ([], seen["next_cursor"])
 
 
-@pytest.mark.parametrize("params", [{"cursor": "x"}, {"after": "x"}, {"after": "01a2095b-6360-75d3-bf35-48878f818b4d"}])
+@pytest.mark.parametrize(
+    "params", [{"cursor": "x"}, {"after": "x"}, {"after": "01a2095b-6360-75d3-bf35-48878f818b4d"}]
+)
 async def test_a_cursor_of_somebody_else_s_is_400(filled: Service, params: dict[str, str]) -> None:
     """What this service did not give out is refused, not guessed at."""
     response = await filled.client.get("/ai/logs", params=params)
@@ -123,8 +130,10 @@ async def test_a_page_has_a_greatest_size(filled: Service, limit: Any) -> None:
 async def test_a_poller_is_told_that_nothing_changed(filled: Service) -> None:
     """The same ETag gives 304 without a body, until a row is added."""
     first = await filled.client.get("/ai/logs")
-    same = await filled.client.get("/ai/logs", headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'})
-    await write(filled.rooms.database, [outcome(intent(prompt="prompt 50"))])
+    same = await filled.client.get(
+        "/ai/logs", headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'}
+    )
+    await write(filled.services.database, [outcome(intent(prompt="prompt 50"))])
     changed = await filled.client.get("/ai/logs", headers={"If-None-Match": first.headers["etag"]})
 
     assert (same.status_code, same.content) == (304, b"")
@@ -141,24 +150,43 @@ async def test_one_row(filled: Service) -> None:
 
 async def test_an_export_as_ndjson_has_every_row_that_fits(filled: Service) -> None:
     """One JSON object a line, newest first, filters in force."""
-    response = await filled.client.get("/ai/logs", params={"user_id": "a", "limit": 1}, headers={"Accept": "application/x-ndjson"})
+    response = await filled.client.get(
+        "/ai/logs", params={"user_id": "a", "limit": 1}, headers={"Accept": "application/x-ndjson"}
+    )
 
     assert response.headers["content-type"] == "application/x-ndjson"
-    assert [json.loads(line)["prompt"] for line in response.text.splitlines()] == [f"prompt {n}" for n in range(24, -1, -2)]
+    assert [json.loads(line)["prompt"] for line in response.text.splitlines()] == [
+        f"prompt {n}" for n in range(24, -1, -2)
+    ]
 
 
 async def test_an_export_as_csv_has_no_formula(serve: Serve) -> None:
     """A cell that a spreadsheet would run is neutralised; everything else is as it is in the log."""
     service = await serve()
-    prompts = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", 'a "quoted", and\nbroken line', "普通の質問"]
+    prompts = [
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\tx",
+        "\rx",
+        'a "quoted", and\nbroken line',
+        "普通の質問",
+    ]
     await write(
-        service.rooms.database, [outcome(intent(prompt=prompt, at=START + timedelta(minutes=n))) for n, prompt in enumerate(prompts)]
+        service.services.database,
+        [
+            outcome(intent(prompt=prompt, at=START + timedelta(minutes=n)))
+            for n, prompt in enumerate(prompts)
+        ],
     )
 
     response = await service.client.get("/ai/logs", headers={"Accept": "text/csv"})
     rows = list(csv.DictReader(io.StringIO(response.text, newline="")))
 
-    assert [row["prompt"] for row in reversed(rows)] == [f"'{prompt}" for prompt in prompts[:6]] + prompts[6:]
+    assert [row["prompt"] for row in reversed(rows)] == [
+        f"'{prompt}" for prompt in prompts[:6]
+    ] + prompts[6:]
     assert rows[0]["estimated_cost"] == "0.0000015"
     assert rows[0]["created_at"] == "2026-03-01T00:07:00Z"
 
@@ -166,11 +194,19 @@ async def test_an_export_as_csv_has_no_formula(serve: Serve) -> None:
 async def test_an_export_is_paged_inside(serve: Serve) -> None:
     """More rows than one page of the export come out once each."""
     service = await serve()
-    await write(service.rooms.database, [outcome(intent(at=START + timedelta(seconds=n), prompt=f"prompt {n}")) for n in range(1203)])
+    await write(
+        service.services.database,
+        [
+            outcome(intent(at=START + timedelta(seconds=n), prompt=f"prompt {n}"))
+            for n in range(1203)
+        ],
+    )
 
     response = await service.client.get("/ai/logs", headers={"Accept": "application/x-ndjson"})
 
-    assert [json.loads(line)["prompt"] for line in response.text.splitlines()] == [f"prompt {n}" for n in range(1202, -1, -1)]
+    assert [json.loads(line)["prompt"] for line in response.text.splitlines()] == [
+        f"prompt {n}" for n in range(1202, -1, -1)
+    ]
 
 
 async def test_the_log_has_what_ended_before_it_was_asked(serve: Serve) -> None:
@@ -178,18 +214,29 @@ async def test_the_log_has_what_ended_before_it_was_asked(serve: Serve) -> None:
     service = await serve(seeded=True)
 
     for _ in range(5):
-        answer = (await service.client.post("/ai/test", json={"prompt": "返品は何日以内にできますか？"})).json()
-        assert (await service.client.get("/ai/logs", params={"limit": 1})).json()["items"][0] == answer
+        answer = (
+            await service.client.post("/ai/test", json={"prompt": "返品は何日以内にできますか？"})
+        ).json()
+        assert (await service.client.get("/ai/logs", params={"limit": 1})).json()["items"][
+            0
+        ] == answer
 
 
 @pytest.mark.parametrize("which", [{}, *COMBINED, {"since": START}], ids="+".join)
 async def test_tails_follow_the_order_of_commit(filled: Service, which: dict[str, Any]) -> None:
     """A tail goes by `seq`, a user's by an index of it: it neither sorts nor reads what was there before."""
-    database = filled.rooms.database
+    database = filled.services.database
     first = (await get(filled, limit=1))["items"][0]["id"]
-    found = await plans(database, lambda session: request_log.tail(session, LogFilter(**which), limit=50, after=first))
+    found = await plans(
+        database,
+        lambda session: request_log.read_tail(session, LogFilter(**which), limit=50, after=first),
+    )
 
-    expected = "ix_request_logs_user_id_seq (user_id=? AND seq>?" if "user_id" in which else "INTEGER PRIMARY KEY (rowid>?"
+    expected = (
+        "ix_request_logs_user_id_seq (user_id=? AND seq>?"
+        if "user_id" in which
+        else "INTEGER PRIMARY KEY (rowid>?"
+    )
     assert all(expected in plan and "; " not in plan for plan in found[1:]), found
 
 
@@ -213,34 +260,51 @@ def number(item: Answer) -> int:
         ({"status": "timeout", "model": "m1", "since": "2026-03-01T00:06:00Z"}, [10]),
     ],
 )
-async def test_a_page_ends_early_rather_than_look_at_everything(filled: Service, which: dict[str, Any], expected: list[int]) -> None:
+async def test_a_page_ends_early_rather_than_look_at_everything(
+    filled: Service, which: dict[str, Any], expected: list[int]
+) -> None:
     """With several filters a page may be short or empty and have a cursor: followed to the end, it shows every row once."""
-    database, filters = filled.rooms.database, log_filter(which)
+    database, filters = filled.services.database, log_filter(which)
     seen: list[int] = []
     pages, cursor = 0, None
     while True:
-        async with database.reading() as session:
-            page = await request_log.page(session, filters, limit=50, cursor=cursor, look_max=2)
+        async with database.read_session() as session:
+            page = await request_log.read_page(
+                session, filters, limit=50, cursor=cursor, look_max=2
+            )
         seen, pages = seen + [number(item) for item in page.items], pages + 1
         if (cursor := page.next_cursor) is None:
             break
-    exported = [item async for items in request_log.export(database, filters, look_max=2) for item in items]
+    exported = [
+        item
+        async for items in request_log.export_pages(database, filters, look_max=2)
+        for item in items
+    ]
 
     assert seen == expected
     assert pages > 1
     assert [number(item) for item in exported] == expected
 
 
-@pytest.mark.parametrize("which", [{"model": "m1"}, {"user_id": "b", "model": "m1"}, {"status": "timeout"}, {"model": "none"}])
-async def test_a_tail_goes_on_where_it_stopped_looking(filled: Service, which: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "which",
+    [{"model": "m1"}, {"user_id": "b", "model": "m1"}, {"status": "timeout"}, {"model": "none"}],
+)
+async def test_a_tail_goes_on_where_it_stopped_looking(
+    filled: Service, which: dict[str, Any]
+) -> None:
     """A tail with filters looks at some rows at a time; its cursor goes on, and shows nobody the id of another's answer."""
     everything = await get(filled, limit=200)
     ids = {item["id"]: item for item in everything["items"]}
     seen: list[int] = []
-    after = next(item["id"] for item in everything["items"] if item["prompt"] == "prompt 1")  # the first that was committed
+    after = next(
+        item["id"] for item in everything["items"] if item["prompt"] == "prompt 1"
+    )  # the first that was committed
     for _ in range(10):
-        async with filled.rooms.database.reading() as session:
-            page = await request_log.tail(session, log_filter(which), limit=2, after=after, look_max=3)
+        async with filled.services.database.read_session() as session:
+            page = await request_log.read_tail(
+                session, log_filter(which), limit=2, after=after, look_max=3
+            )
         assert page.next_cursor is not None
         seen, after = seen + [number(item) for item in page.items], page.next_cursor
         assert which.get("user_id") is None or ids[after]["user_id"] == which["user_id"]
@@ -249,7 +313,12 @@ async def test_a_tail_goes_on_where_it_stopped_looking(filled: Service, which: d
         n
         for n in committed
         if all(
-            each == {"model": f"m{n % 3}", "user_id": "ab"[n % 2], "status": "completed" if n % 5 else "timeout"}[name]
+            each
+            == {
+                "model": f"m{n % 3}",
+                "user_id": "ab"[n % 2],
+                "status": "completed" if n % 5 else "timeout",
+            }[name]
             for name, each in which.items()
         )
     ]
@@ -260,14 +329,16 @@ async def test_a_tail_goes_on_where_it_stopped_looking(filled: Service, which: d
 async def test_readers_of_the_log_do_not_wait_for_a_stuck_database(serve: Serve) -> None:
     """While the writer waits for a lock, the log is served without what is late."""
     service = await serve(seeded=True)
-    async with service.rooms.database.transaction():
+    async with service.services.database.transaction():
         await service.client.post("/ai/test", json={"prompt": "返品は何日以内にできますか？"})
         async with asyncio.timeout(3):
             assert (await get(service))["items"] == []
     assert len(await service.rows()) == 1
 
 
-@pytest.mark.parametrize("since", ["0001-01-01T00:00:00Z", "1960-01-01T00:00:00Z", "1970-01-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "since", ["0001-01-01T00:00:00Z", "1960-01-01T00:00:00Z", "1970-01-01T00:00:00Z"]
+)
 async def test_since_may_be_before_any_answer(service: Service, since: str) -> None:
     """A moment before 1970, which no id can carry, leaves nothing out."""
     await service.client.post("/ai/test", json={"prompt": "Why?", "grounded": False})

@@ -17,15 +17,21 @@ async def test_a_body_without_length_is_counted(service: Service) -> None:
         for _ in range(10_000):
             yield b" " * 1000
 
-    response = await service.client.post("/ai/test", content=endless(), headers={"Content-Type": "application/json"})
+    response = await service.client.post(
+        "/ai/test", content=endless(), headers={"Content-Type": "application/json"}
+    )
 
     is_problem(response, 413, "too_large")
 
 
 async def test_a_request_id_is_kept_if_it_is_one(service: Service) -> None:
     """A caller's id is used in the answer and the row; one that could forge a log line is not."""
-    mine = (await service.client.post("/ai/test", json=ASK, headers={"X-Request-ID": "trace-1.2_3"})).json()["request_id"]
-    other = (await service.client.post("/ai/test", json=ASK, headers={"X-Request-ID": "a b\tc"})).json()["request_id"]
+    mine = (
+        await service.client.post("/ai/test", json=ASK, headers={"X-Request-ID": "trace-1.2_3"})
+    ).json()["request_id"]
+    other = (
+        await service.client.post("/ai/test", json=ASK, headers={"X-Request-ID": "a b\tc"})
+    ).json()["request_id"]
 
     assert mine == "trace-1.2_3"
     assert re.fullmatch(r"[0-9a-f-]{36}", other)
@@ -34,8 +40,14 @@ async def test_a_request_id_is_kept_if_it_is_one(service: Service) -> None:
 async def test_a_foreign_host_reaches_nothing(service: Service, fake: ProviderFake) -> None:
     """A rebound DNS name is a 400 problem on every route."""
     for path in ("/", "/ai/logs", "/health/live", "/docs", "/web/app.js"):
-        is_problem(await service.client.get(path, headers={"Host": "evil.test"}), 400, "foreign_host")
-    is_problem(await service.client.post("/ai/test", json=ASK, headers={"Origin": "http://evil.test"}), 403, "foreign_origin")
+        is_problem(
+            await service.client.get(path, headers={"Host": "evil.test"}), 400, "foreign_host"
+        )
+    is_problem(
+        await service.client.post("/ai/test", json=ASK, headers={"Origin": "http://evil.test"}),
+        403,
+        "foreign_origin",
+    )
     assert fake.calls == []
 
 

@@ -22,7 +22,10 @@ async def test_the_docs_page_loads_nothing_from_elsewhere(service: Service) -> N
 async def test_pages_lead_to_the_sign_in(serve: Serve) -> None:
     """Without a credential the page sends to `/signin`, which loads nothing from elsewhere; with one it opens."""
     service = await serve(auth="keys")
-    async with aclosing(await signed_in(service, await make_key(service, "alice"))) as browser, client(service) as stranger:
+    async with (
+        aclosing(await signed_in(service, await make_key(service, "alice"))) as browser,
+        client(service) as stranger,
+    ):
         away = await stranger.get("/")
         assert (away.status_code, away.headers["location"]) == (303, "signin")
         page = await stranger.get("/signin")

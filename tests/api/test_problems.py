@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.api.problems import quota_headers
+from service.api.problems import create_quota_headers
 from tests.conftest import Service
 from tests.core.quota.test_local import ledger, user
 from tests.fakes.provider import ProviderFake
@@ -36,7 +36,13 @@ ASK = {"prompt": "Why?", "grounded": False}
     ],
 )  # fmt: skip
 async def test_every_refusal_is_a_problem(
-    service: Service, fake: ProviderFake, method: str, path: str, sent: dict[str, Any], status: int, code: str
+    service: Service,
+    fake: ProviderFake,
+    method: str,
+    path: str,
+    sent: dict[str, Any],
+    status: int,
+    code: str,
 ) -> None:
     """Whatever refuses a request, the answer is application/problem+json with its code, and no provider is called."""
     if "content" in sent and path != "/ai/upload":
@@ -54,13 +60,15 @@ async def test_a_mistake_is_named_and_not_repeated(service: Service) -> None:
     assert "hunter2" not in response.text
 
 
-async def test_a_fault_of_ours_is_a_problem_without_its_cause(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_of_ours_is_a_problem_without_its_cause(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An unexpected exception gives a 500 problem that tells nothing but the request id."""
 
     async def broken(*_: Any) -> None:
         raise RuntimeError("the secret is hunter2")
 
-    monkeypatch.setattr(type(service.rooms.answers), "answer", broken)
+    monkeypatch.setattr(type(service.services.answers), "answer", broken)
     response = await service.client.post("/ai/test", json=ASK)
 
     is_problem(response, 500, "internal")
@@ -70,7 +78,16 @@ async def test_a_fault_of_ours_is_a_problem_without_its_cause(service: Service, 
 def test_headers_are_structured_fields() -> None:
     """`RateLimit-Policy` and `RateLimit` have an item for each limit, with the parameters of the draft."""
     book = ledger()
-    asked = quota_headers(book.windows(user(requests_per_minute=60, tokens_per_day=1000, cost_nano_usd_per_month=10**18, concurrent=2)))
+    asked = create_quota_headers(
+        book.windows(
+            user(
+                requests_per_minute=60,
+                tokens_per_day=1000,
+                cost_nano_usd_per_month=10**18,
+                concurrent=2,
+            )
+        )
+    )
 
     assert asked["RateLimit-Policy"] == (
         '"user-requests-per-minute";q=60;w=60, "user-tokens-per-day";q=1000;w=86400;qu="tokens", '
@@ -80,4 +97,4 @@ def test_headers_are_structured_fields() -> None:
         '"user-requests-per-minute";r=60;t=55, "user-tokens-per-day";r=1000;t=43195, '
         '"user-cost-usd-per-month";r=999999999999999;t=43195, "user-concurrent";r=2'
     )
-    assert quota_headers(book.windows(user())) == {}
+    assert create_quota_headers(book.windows(user())) == {}

@@ -12,18 +12,25 @@ ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 
 async def test_usage_says_what_is_used_and_left(serve: Serve, fake: ProviderFake) -> None:
     """Limits with used, held and left; what is used beside; totals that are the sum of the rows. One's own, or an admin's to see."""
-    service = await serve(auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m")
+    service = await serve(
+        auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
+    )
     limits = {"tokens_per_day": 5000, "cost_usd_per_month": "1.50", "concurrent": 3}
     await service.client.put("/ai/plans/team", json=limits | {"cost_usd_per_month": None})
     await service.client.put("/ai/users/alice/quota", json={"plan": "team"})
-    async with client(service, await make_key(service, "alice")) as alice, client(service, await make_key(service, "bob")) as bob:
+    async with (
+        client(service, await make_key(service, "alice")) as alice,
+        client(service, await make_key(service, "bob")) as bob,
+    ):
         answers = [(await alice.post("/ai/test", json=ASK)).json() for _ in range(3)]
         await service.wait_idle()
         own = (await alice.get("/ai/usage")).json()
         seen = (await service.client.get("/ai/usage", params={"user_id": "alice"})).json()
         is_problem(await bob.get("/ai/usage", params={"user_id": "alice"}), 404, "not_found")
         is_problem(await bob.get("/ai/users/alice/quota"), 404, "not_found")
-        is_problem(await alice.get("/ai/usage", params={"since": "2020-01-01"}), 422, "invalid_request")
+        is_problem(
+            await alice.get("/ai/usage", params={"since": "2020-01-01"}), 422, "invalid_request"
+        )
         assert (await bob.get("/ai/usage")).json()["limits"] == []
         assert (await bob.get("/ai/usage")).json()["totals"] == []
 
@@ -32,16 +39,30 @@ async def test_usage_says_what_is_used_and_left(serve: Serve, fake: ProviderFake
     assert own["limits"][0] | {"reset_seconds": 1} == {
         "name": "tokens_per_day", "of": "user", "limit": 5000, "used": spent, "held": 0, "left": 5000 - spent, "reset_seconds": 1,
     }  # fmt: skip
-    assert own["limits"][1] == {"name": "concurrent", "of": "user", "limit": 3, "used": 0, "held": 0, "left": 3, "reset_seconds": None}
+    assert own["limits"][1] == {
+        "name": "concurrent",
+        "of": "user",
+        "limit": 3,
+        "used": 0,
+        "held": 0,
+        "left": 3,
+        "reset_seconds": None,
+    }
     assert own["used"]["tokens_per_month"] == {"used": spent, "held": 0}
     assert own["used"]["cost_usd_per_day"] == {"used": "0", "held": "0"}
     (total,) = own["totals"]
-    assert (total["answers"], total["prompt_tokens"] + total["completion_tokens"], total["unpriced"]) == (3, spent, 3)
+    assert (
+        total["answers"],
+        total["prompt_tokens"] + total["completion_tokens"],
+        total["unpriced"],
+    ) == (3, spent, 3)
 
 
 async def test_quotas_and_plans_are_in_force_at_once(serve: Serve, fake: ProviderFake) -> None:
     """A user has limits of their own, else their plan's, else the default plan's; a change counts for the next request."""
-    service = await serve(auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m")
+    service = await serve(
+        auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
+    )
     root = service.client
     async with client(service, await make_key(service, "alice")) as alice:
 
@@ -59,9 +80,19 @@ async def test_quotas_and_plans_are_in_force_at_once(serve: Serve, fake: Provide
         assert await force() == {"concurrent": 2}
         assert (await alice.post("/ai/test", json=ASK)).status_code == 200
         is_problem(await alice.put("/ai/users/alice/quota", json={"limits": {}}), 403, "forbidden")
-        is_problem(await root.put("/ai/users/alice/quota", json={"plan": "nobody"}), 404, "not_found")
-        is_problem(await root.put("/ai/users/alice/quota", json={"plan": "team", "limits": {}}), 422, "invalid_request")
-        is_problem(await root.put("/ai/plans/team", json={"cost_usd_per_day": "-1"}), 422, "invalid_request")
+        is_problem(
+            await root.put("/ai/users/alice/quota", json={"plan": "nobody"}), 404, "not_found"
+        )
+        is_problem(
+            await root.put("/ai/users/alice/quota", json={"plan": "team", "limits": {}}),
+            422,
+            "invalid_request",
+        )
+        is_problem(
+            await root.put("/ai/plans/team", json={"cost_usd_per_day": "-1"}),
+            422,
+            "invalid_request",
+        )
         await root.put("/ai/users/alice/quota", json={})
         assert (await root.delete("/ai/plans/default")).status_code == 204
         assert await force() is None
@@ -69,9 +100,13 @@ async def test_quotas_and_plans_are_in_force_at_once(serve: Serve, fake: Provide
     assert (await root.post("/ai/test", json=ASK)).status_code == 200
 
 
-async def test_an_admin_s_question_is_charged_to_whom_it_is_for(serve: Serve, fake: ProviderFake) -> None:
+async def test_an_admin_s_question_is_charged_to_whom_it_is_for(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """On behalf of a user, the user's limits are in the way, even of one who was never seen; the admin has none."""
-    service = await serve(auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m")
+    service = await serve(
+        auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
+    )
     await service.client.put("/ai/plans/default", json={"requests_per_minute": 1})
     first = await service.client.post("/ai/test", json=ASK | {"user_id": "new"})
     second = await service.client.post("/ai/test", json=ASK | {"user_id": "new"})
@@ -83,12 +118,23 @@ async def test_an_admin_s_question_is_charged_to_whom_it_is_for(serve: Serve, fa
 
 async def test_a_key_s_limits_come_beside_its_user_s(serve: Serve, fake: ProviderFake) -> None:
     """One key used up leaves the user's others; a key with limits makes no keys without."""
-    service = await serve(auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m")
-    small = (await service.client.post("/ai/keys", json={"user_id": "alice", "limits": {"requests_per_minute": 1}})).json()
+    service = await serve(
+        auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
+    )
+    small = (
+        await service.client.post(
+            "/ai/keys", json={"user_id": "alice", "limits": {"requests_per_minute": 1}}
+        )
+    ).json()
     assert small["limits"] == {"requests_per_minute": 1}
-    async with client(service, small["key"]) as one, client(service, await make_key(service, "alice")) as other:
+    async with (
+        client(service, small["key"]) as one,
+        client(service, await make_key(service, "alice")) as other,
+    ):
         assert (await one.post("/ai/test", json=ASK)).status_code == 200
-        assert is_problem(await one.post("/ai/test", json=ASK), 429, "quota_exceeded")["of"] == "key"
+        assert (
+            is_problem(await one.post("/ai/test", json=ASK), 429, "quota_exceeded")["of"] == "key"
+        )
         assert (await other.post("/ai/test", json=ASK)).status_code == 200
         is_problem(await one.post("/ai/keys", json={}), 403, "forbidden")
 
@@ -98,8 +144,12 @@ async def test_a_disabled_user_is_refused_at_once(serve: Serve) -> None:
     service = await serve(auth="keys", secret=SecretStr(SECRET))
     async with client(service, await make_key(service, "alice")) as alice:
         assert (await alice.get("/ai/logs")).status_code == 200
-        assert (await service.client.put("/ai/users/alice", json={"disabled": True})).json()["disabled"] is True
+        assert (await service.client.put("/ai/users/alice", json={"disabled": True})).json()[
+            "disabled"
+        ] is True
         is_problem(await alice.get("/ai/logs"), 401, "unauthorized")
         await service.client.put("/ai/users/alice", json={"disabled": False})
         assert (await alice.get("/ai/logs")).status_code == 200
-    assert [user["user_id"] for user in (await service.client.get("/ai/users")).json()["items"]] == ["alice"]
+    assert [
+        user["user_id"] for user in (await service.client.get("/ai/users")).json()["items"]
+    ] == ["alice"]

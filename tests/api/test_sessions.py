@@ -8,9 +8,9 @@ import httpx2
 from pydantic import SecretStr
 
 from service.core.auth import store
-from service.core.auth.credentials import digest
+from service.core.auth.credentials import hash_credential
 from service.core.auth.principals import BOOTSTRAP
-from service.core.encoding import now
+from service.core.encoding import utc_now
 from tests.access import SECRET, bearer, client, make_key
 from tests.conftest import Serve, Service
 from tests.problems import is_problem
@@ -34,8 +34,14 @@ async def test_a_key_becomes_a_cookie_and_the_cookie_an_end(serve: Serve) -> Non
         assert (await browser.get("/auth/session")).json()["user_id"] == "alice"
         assert (await browser.get("/ai/logs")).status_code == 200
         is_problem(await browser.get("/metrics"), 403, "forbidden")
-        is_problem(await browser.post("/auth/session", headers={"Origin": service.url}), 401, "unauthorized")
-        assert (await browser.delete("/auth/session", headers={"Origin": service.url})).status_code == 204
+        is_problem(
+            await browser.post("/auth/session", headers={"Origin": service.url}),
+            401,
+            "unauthorized",
+        )
+        assert (
+            await browser.delete("/auth/session", headers={"Origin": service.url})
+        ).status_code == 204
         assert "kotae" not in browser.cookies
         is_problem(await thief.get("/ai/logs"), 401, "unauthorized")
         is_problem(await browser.get("/ai/logs"), 401, "unauthorized")
@@ -50,12 +56,20 @@ async def test_the_cookie_is_as_safe_as_cookies_get(serve: Serve) -> None:
     async with client(service, key) as alice:
         plain = (await alice.post("/auth/session")).headers["set-cookie"]
         alice.cookies.clear()
-        safe = (await alice.post("/auth/session", headers={"X-Forwarded-Proto": "https"})).headers["set-cookie"]
+        safe = (await alice.post("/auth/session", headers={"X-Forwarded-Proto": "https"})).headers[
+            "set-cookie"
+        ]
     async with client(service) as browser:
         value = plain.split("=")[1].split(";")[0]
         secure = {"X-Forwarded-Proto": "https"}
-        is_problem(await browser.get("/ai/logs", headers=secure | {"Cookie": f"kotae={value}"}), 401, "unauthorized")
-        assert (await browser.get("/ai/logs", headers=secure | {"Cookie": f"__Host-kotae={value}"})).status_code == 200
+        is_problem(
+            await browser.get("/ai/logs", headers=secure | {"Cookie": f"kotae={value}"}),
+            401,
+            "unauthorized",
+        )
+        assert (
+            await browser.get("/ai/logs", headers=secure | {"Cookie": f"__Host-kotae={value}"})
+        ).status_code == 200
 
     for cookie, name in ((plain, "kotae"), (safe, "__Host-kotae")):
         assert cookie.startswith(f"{name}=ks_")
@@ -68,15 +82,15 @@ async def test_a_session_ends_with_what_it_was_exchanged_for(serve: Serve) -> No
     """With its key's revocation, its key's end, its user, or another KOTAE_SECRET."""
     service = await serve(auth="keys", secret=SecretStr(SECRET))
     revoked, disabled = await make_key(service, "alice"), await make_key(service, "bob")
-    short = await make_key(service, "carol", expires_at=now() + timedelta(minutes=5))
+    short = await make_key(service, "carol", expires_at=utc_now() + timedelta(minutes=5))
     browsers = [await signed_in(service, key) for key in (revoked, disabled, short, SECRET)]
     assert (await browsers[3].get("/metrics")).status_code == 200
     told = (await browsers[2].get("/auth/session")).json()["expires_at"]
-    assert told <= (now() + timedelta(minutes=5)).isoformat().replace("+00:00", "Z")
-    await store.revoke_key(service.rooms.database, BOOTSTRAP, revoked.id)
-    await store.put_user(service.rooms.database, "bob", disabled=True)
-    service.rooms.door._secret_hash = digest("another" * 8)
-    service.rooms.door.forget()
+    assert told <= (utc_now() + timedelta(minutes=5)).isoformat().replace("+00:00", "Z")
+    await store.revoke_key(service.services.database, BOOTSTRAP, revoked.id)
+    await store.put_user(service.services.database, "bob", disabled=True)
+    service.services.authenticator._secret_hash = hash_credential("another" * 8)
+    service.services.authenticator.clear_cache()
     for browser, status in zip(browsers, (401, 401, 200, 401), strict=True):
         assert (await browser.get("/ai/logs")).status_code == status
         await browser.aclose()
@@ -93,11 +107,29 @@ async def test_no_other_site_uses_the_cookie(serve: Serve) -> None:
             {"Sec-Fetch-Site": "same-site"},
             {},
         ):
-            is_problem(await browser.post("/ai/test", json={"prompt": "x"}, headers=headers), 403, "foreign_origin")
-        is_problem(await browser.get("/ai/stream", params={"prompt": "x"}, headers={"Accept": "text/html"}), 403, "foreign_origin")
-        is_problem(await browser.get("/ai/stream", params={"prompt": "x"}, headers={"Sec-Fetch-Site": "cross-site"}), 403, "foreign_origin")
+            is_problem(
+                await browser.post("/ai/test", json={"prompt": "x"}, headers=headers),
+                403,
+                "foreign_origin",
+            )
+        is_problem(
+            await browser.get(
+                "/ai/stream", params={"prompt": "x"}, headers={"Accept": "text/html"}
+            ),
+            403,
+            "foreign_origin",
+        )
+        is_problem(
+            await browser.get(
+                "/ai/stream", params={"prompt": "x"}, headers={"Sec-Fetch-Site": "cross-site"}
+            ),
+            403,
+            "foreign_origin",
+        )
         for headers in ({"Origin": service.url}, {"Sec-Fetch-Site": "same-origin"}):
-            assert (await browser.post("/ai/test", json={"prompt": "x"}, headers=headers)).status_code == 200
+            assert (
+                await browser.post("/ai/test", json={"prompt": "x"}, headers=headers)
+            ).status_code == 200
 
 
 async def test_in_open_mode_nobody_signs_in(serve: Serve) -> None:

@@ -10,9 +10,16 @@ from tests.sse import Parser, text_of
 from tests.streams import begin, everything
 
 
-async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(serve: Serve, fake: ProviderFake) -> None:
+async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """After send_seconds_max its connection is gone, the answer has ended as ever, and a new reader gets all of it."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", send_seconds_max=0.3, send_buffer_bytes=4096)
+    service = await serve(
+        openai_base_url=fake.base_url,
+        model="fake-model",
+        send_seconds_max=0.3,
+        send_buffer_bytes=4096,
+    )
     fake.next(Behaviour(chunks=20_000, chunks_per_write=0))
     started = await begin(service)
     where = urlsplit(service.url)
@@ -21,7 +28,9 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(serve: Serv
         stalled.connect((where.hostname, where.port))
         connections = service.server.server_state.connections
         known = set(connections)
-        stalled.sendall(f"GET {started['events_url']} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode())
+        stalled.sendall(
+            f"GET {started['events_url']} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode()
+        )
         async with asyncio.timeout(10):
             while not connections - known:
                 await asyncio.sleep(0)
@@ -44,7 +53,9 @@ async def test_silence_is_filled_with_comments(serve: Serve, fake: ProviderFake)
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=1))
     parser, found = Parser(), []
-    async with service.client.stream("GET", "/ai/stream", params={"prompt": "x", "grounded": "false"}) as response:
+    async with service.client.stream(
+        "GET", "/ai/stream", params={"prompt": "x", "grounded": "false"}
+    ) as response:
         data = b""
         async for piece in response.aiter_raw():
             data += piece

@@ -16,5 +16,7 @@ async def victim(tmp_path: Path) -> AsyncIterator[ServiceProcess]:
     async with serving(tmp_path, "--seed", KOTAE_AUTH="keys", KOTAE_SECRET=KEY) as service:
         service.client.headers["Authorization"] = f"Bearer {KEY}"
         for _ in range(20):  # everything is loaded
-            await service.client.post("/ai/test", json={"prompt": "How many days?", "grounded": False})
+            await service.client.post(
+                "/ai/test", json={"prompt": "How many days?", "grounded": False}
+            )
         yield service

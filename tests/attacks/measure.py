@@ -99,7 +99,9 @@ class Report:
         assert attacked < quiet + LATENCY_P99_MAX, summary
 
 
-async def attack(service: ServiceProcess, program: str, *, key: str, seconds: float = 4, known: bool = False) -> Report:
+async def attack(
+    service: ServiceProcess, program: str, *, key: str, seconds: float = 4, known: bool = False
+) -> Report:
     """Run a program against a service; `known`: the attacker has the key, too."""
     pid = service.process.pid
     neighbour = Neighbour(service.url, key)

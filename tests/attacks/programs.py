@@ -32,7 +32,9 @@ def endless_url(target: Target) -> Outcome:
 @program
 def endless_header_value(target: Target) -> Outcome:
     """A header whose value does not end."""
-    return send_again_and_again(target, lambda: chain([target.head() + b"X-Long: "], repeat(b"a", LARGE)))
+    return send_again_and_again(
+        target, lambda: chain([target.head() + b"X-Long: "], repeat(b"a", LARGE))
+    )
 
 
 @program
@@ -44,7 +46,9 @@ def endless_header_name(target: Target) -> Outcome:
 @program
 def endless_header_padding(target: Target) -> Outcome:
     """White space between a header's name and its value that does not end."""
-    return send_again_and_again(target, lambda: chain([target.head() + b"X-Padded:"], repeat(b" ", LARGE)))
+    return send_again_and_again(
+        target, lambda: chain([target.head() + b"X-Padded:"], repeat(b" ", LARGE))
+    )
 
 
 @program
@@ -62,42 +66,60 @@ def endless_empty_lines(target: Target) -> Outcome:
 @program
 def endless_trailers(target: Target) -> Outcome:
     """A chunked body whose trailers do not end."""
-    head = target.head("POST", "/ai/test", "Content-Type: application/json", "Transfer-Encoding: chunked")
-    return send_again_and_again(target, lambda: chain([head + b"\r\n0\r\n"], repeat(b"a: b\r\n", LARGE)))
+    head = target.head(
+        "POST", "/ai/test", "Content-Type: application/json", "Transfer-Encoding: chunked"
+    )
+    return send_again_and_again(
+        target, lambda: chain([head + b"\r\n0\r\n"], repeat(b"a: b\r\n", LARGE))
+    )
 
 
 @program
 def endless_trailer_value(target: Target) -> Outcome:
     """A chunked body with one trailer whose value does not end."""
-    head = target.head("POST", "/ai/test", "Content-Type: application/json", "Transfer-Encoding: chunked")
-    return send_again_and_again(target, lambda: chain([head + b"\r\n0\r\nX-Long: "], repeat(b"a", LARGE)))
+    head = target.head(
+        "POST", "/ai/test", "Content-Type: application/json", "Transfer-Encoding: chunked"
+    )
+    return send_again_and_again(
+        target, lambda: chain([head + b"\r\n0\r\nX-Long: "], repeat(b"a", LARGE))
+    )
 
 
 @program
 def endless_chunk_extension(target: Target) -> Outcome:
     """A chunk whose extension does not end."""
-    head = target.head("POST", "/ai/test", "Content-Type: application/json", "Transfer-Encoding: chunked")
+    head = target.head(
+        "POST", "/ai/test", "Content-Type: application/json", "Transfer-Encoding: chunked"
+    )
     return send_again_and_again(target, lambda: chain([head + b"\r\n1;"], repeat(b"a", LARGE)))
 
 
 @program
 def chunk_extensions(target: Target) -> Outcome:
     """Chunks of one byte, each with a long extension."""
-    head = target.head("POST", "/ai/upload", "Content-Type: application/json", "Transfer-Encoding: chunked")
-    return send_again_and_again(target, lambda: chain([head + b"\r\n"], repeat(b"1;" + b"a" * 1000 + b"\r\n \r\n", LARGE)))
+    head = target.head(
+        "POST", "/ai/upload", "Content-Type: application/json", "Transfer-Encoding: chunked"
+    )
+    return send_again_and_again(
+        target, lambda: chain([head + b"\r\n"], repeat(b"1;" + b"a" * 1000 + b"\r\n \r\n", LARGE))
+    )
 
 
 @program
 def pipelined_requests(target: Target) -> Outcome:
     """Requests that follow each other without waiting for their responses, which are not read."""
-    return send_again_and_again(target, lambda: repeat(target.request("GET", "/health/live"), LARGE))
+    return send_again_and_again(
+        target, lambda: repeat(target.request("GET", "/health/live"), LARGE)
+    )
 
 
 @program
 def pipelined_behind_a_stream(target: Target) -> Outcome:
     """Requests behind one that is still answered: they can only wait."""
     stream = target.request("POST", "/ai/stream", b'{"prompt": "How many days?"}')
-    return send_again_and_again(target, lambda: chain([stream], repeat(target.request("GET", "/docs"), LARGE)))
+    return send_again_and_again(
+        target, lambda: chain([stream], repeat(target.request("GET", "/docs"), LARGE))
+    )
 
 
 @program

@@ -73,7 +73,9 @@ def send_all(client: socket.socket, blocks: Iterable[bytes], seconds: float) -> 
     return sent, False
 
 
-def receive_all(client: socket.socket, seconds: float, bytes_max: int = 4_000_000) -> tuple[bytes, bool]:
+def receive_all(
+    client: socket.socket, seconds: float, bytes_max: int = 4_000_000
+) -> tuple[bytes, bool]:
     """(what arrives within so many seconds, whether the service closed the connection)."""
     ends, data = time.monotonic() + seconds, b""
     with suppress(TimeoutError):
@@ -102,7 +104,9 @@ def send_again_and_again(target: Target, make_blocks: Callable[[], Iterable[byte
         with target.connect() as client:
             sent, _ = send_all(client, make_blocks(), target.seconds)
             data, closed = receive_all(client, target.seconds)
-        outcomes.append(Outcome(statuses_of(data), sent, int(closed), 1, data[-2000:].decode("latin-1")))
+        outcomes.append(
+            Outcome(statuses_of(data), sent, int(closed), 1, data[-2000:].decode("latin-1"))
+        )
     return add(outcomes)
 
 

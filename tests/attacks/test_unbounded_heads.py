@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
         ("chunk_extensions", 401),
     ],
 )
-async def test_a_stranger_cannot_fill_memory(victim: ServiceProcess, program: str, status: int) -> None:
+async def test_a_stranger_cannot_fill_memory(
+    victim: ServiceProcess, program: str, status: int
+) -> None:
     """A request without a credential is refused with this status, costs little memory and delays nobody."""
     report = await attack(victim, program, key=KEY)
 
@@ -33,7 +35,10 @@ async def test_a_stranger_cannot_fill_memory(victim: ServiceProcess, program: st
     assert report.outcome.closed == report.outcome.opened
 
 
-@pytest.mark.parametrize("program", ["endless_trailers", "endless_trailer_value", "endless_chunk_extension", "chunk_extensions"])
+@pytest.mark.parametrize(
+    "program",
+    ["endless_trailers", "endless_trailer_value", "endless_chunk_extension", "chunk_extensions"],
+)
 async def test_a_caller_cannot_fill_memory(victim: ServiceProcess, program: str) -> None:
     """With a credential the parts around a body are bounded as the head is: 431."""
     report = await attack(victim, program, key=KEY, known=True)
@@ -44,8 +49,12 @@ async def test_a_caller_cannot_fill_memory(victim: ServiceProcess, program: str)
 
 
 @pytest.mark.parametrize("known", [False, True])
-@pytest.mark.parametrize("program", ["pipelined_requests", "pipelined_behind_a_stream", "pipelined_bodies"])
-async def test_pipelined_requests_cannot_fill_memory(victim: ServiceProcess, program: str, known: bool) -> None:
+@pytest.mark.parametrize(
+    "program", ["pipelined_requests", "pipelined_behind_a_stream", "pipelined_bodies"]
+)
+async def test_pipelined_requests_cannot_fill_memory(
+    victim: ServiceProcess, program: str, known: bool
+) -> None:
     """However many requests a client sends ahead, few are kept, and then the connection is closed."""
     report = await attack(victim, program, key=KEY, known=known)
 

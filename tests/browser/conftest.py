@@ -36,7 +36,14 @@ class Visit:
         self.url = url
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        page.on("console", lambda message: self.complaints.append(message.text) if message.type in {"error", "warning"} else None)
+        page.on(
+            "console",
+            lambda message: (
+                self.complaints.append(message.text)
+                if message.type in {"error", "warning"}
+                else None
+            ),
+        )
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
 
@@ -78,8 +85,15 @@ def chromium_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not CHROMIUM.exists():
         pytest.skip(f"not run: {CHROMIUM} is absent (apt-get install chromium)")
     profile = tmp_path_factory.mktemp("chromium")
-    said = profile / "stderr.txt"  # a file: a pipe that nobody reads stops the browser once it is full
-    with said.open("wb") as stderr, subprocess.Popen([CHROMIUM, *ARGUMENTS, f"--user-data-dir={profile}"], stderr=stderr) as process:
+    said = (
+        profile / "stderr.txt"
+    )  # a file: a pipe that nobody reads stops the browser once it is full
+    with (
+        said.open("wb") as stderr,
+        subprocess.Popen(
+            [CHROMIUM, *ARGUMENTS, f"--user-data-dir={profile}"], stderr=stderr
+        ) as process,
+    ):
         try:
             yield _wait_listening(process, said)
         finally:
@@ -109,12 +123,18 @@ async def chromium(chromium_url: str) -> AsyncIterator[Browser]:
 async def open_page(chromium: Browser) -> Open:
     """Open the page of a service in a browser profile of its own, and wait until its list of documents is there."""
 
-    async def open_(url: str, *, locale: str = "en-US", width: int = 1100, height: int = 800, **options: Any) -> Visit:
-        context = await chromium.new_context(locale=locale, viewport={"width": width, "height": height}, **options)
+    async def open_(
+        url: str, *, locale: str = "en-US", width: int = 1100, height: int = 800, **options: Any
+    ) -> Visit:
+        context = await chromium.new_context(
+            locale=locale, viewport={"width": width, "height": height}, **options
+        )
         context.set_default_timeout(10_000)
         visit = Visit(await context.new_page(), url)
         await visit.page.goto(f"{url}/")
-        await visit.page.locator("#documents-list li, #documents-empty:not([hidden])").first.wait_for()
+        await visit.page.locator(
+            "#documents-list li, #documents-empty:not([hidden])"
+        ).first.wait_for()
         return visit
 
     return open_

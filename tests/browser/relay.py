@@ -34,7 +34,12 @@ class Relay:
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
         return self
 
-    async def __aexit__(self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         self._server.close()
         self.cut()
         await self._server.wait_closed()
@@ -50,7 +55,11 @@ class Relay:
         self._writers -= ends
 
     async def _pass_both_ways(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, far_reader: asyncio.StreamReader, far_writer: asyncio.StreamWriter
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        far_reader: asyncio.StreamReader,
+        far_writer: asyncio.StreamWriter,
     ) -> None:
         await asyncio.gather(_pass_on(reader, far_writer), _pass_on(far_reader, writer))
 
@@ -64,12 +73,18 @@ class CuttingRelay(Relay):
         self.cut_off = 0  # how many have been
 
     async def _pass_both_ways(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, far_reader: asyncio.StreamReader, far_writer: asyncio.StreamWriter
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        far_reader: asyncio.StreamReader,
+        far_writer: asyncio.StreamWriter,
     ) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             url = head.split(b" ", 2)[1].decode()
-            far_writer.write(re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head)[:-2] + b"Connection: close\r\n\r\n")
+            far_writer.write(
+                re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head)[:-2] + b"Connection: close\r\n\r\n"
+            )
             found = re.search(r"\bcut=(\d+)", url)
             at = int(found[1]) if found and url not in self.cuts else None
             if at is not None:

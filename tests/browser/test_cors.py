@@ -51,13 +51,19 @@ async def asked(chromium: Browser, origin: str, url: str, key: str) -> Any:
     """What a page of this origin gets; the error's text if the browser keeps it away."""
     page = await (await chromium.new_context()).new_page()
     await page.goto(origin)
-    return await page.evaluate(f"given => ({ASK})(given).catch(error => String(error))", {"url": url, "key": key})
+    return await page.evaluate(
+        f"given => ({ASK})(given).catch(error => String(error))", {"url": url, "key": key}
+    )
 
 
-async def test_an_allowed_page_asks_and_streams_and_no_other_does(serve: Serve, fake: ProviderFake, chromium: Browser) -> None:
+async def test_an_allowed_page_asks_and_streams_and_no_other_does(
+    serve: Serve, fake: ProviderFake, chromium: Browser
+) -> None:
     """With a key, a preflight and a ticket the allowed page reads everything; the browser gives another page nothing."""
     async with site() as allowed, site() as other:
-        service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", allowed_origins=[allowed])
+        service = await serve(
+            auth="keys", openai_base_url=fake.base_url, model="m", allowed_origins=[allowed]
+        )
         made = await make_key(service, "alice")
         got = await asked(chromium, allowed, service.url, str(made.key))
         kept = await asked(chromium, other, service.url, str(made.key))

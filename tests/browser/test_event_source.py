@@ -39,13 +39,17 @@ def question(n: int) -> str:
 
 def stream_url(n: int, cut: int) -> str:
     """The URL of a stream, cut after so many bytes."""
-    return "/ai/stream?" + urlencode({"prompt": question(n), "grounded": "false", "key": f"key-{n}", "cut": cut})
+    return "/ai/stream?" + urlencode(
+        {"prompt": question(n), "grounded": "false", "key": f"key-{n}", "cut": cut}
+    )
 
 
 async def measure(url: str) -> tuple[int, int]:
     """How long the head and the body of a response are: the same every time but for the digits of its times."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-    writer.write(f"GET {stream_url(0, 0)} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+    writer.write(
+        f"GET {stream_url(0, 0)} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
+    )
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     await writer.wait_closed()
@@ -64,10 +68,16 @@ def check(got: list[dict[str, Any]], numbers: range) -> None:
     """Each text is the uncut one, with one start, one end, and every delta once."""
     for n, each in zip(numbers, got, strict=True):
         assert each["text"] == default_text(question(n), CHUNKS), n
-        assert (each["names"][-1], each["names"].count("start"), each.get("given_up")) == ("done", 1, None), n
+        assert (each["names"][-1], each["names"].count("start"), each.get("given_up")) == (
+            "done",
+            1,
+            None,
+        ), n
 
 
-async def test_cut_anywhere_the_text_is_whole_and_paid_once(serve: Serve, fake: ProviderFake, chromium: Browser) -> None:
+async def test_cut_anywhere_the_text_is_whole_and_paid_once(
+    serve: Serve, fake: ProviderFake, chromium: Browser
+) -> None:
     """200 streams, each cut at another byte of its body, from the first to the last event: every text equals the uncut one.
 
     A head that is cut is no cut stream: over plain HTTP, Chromium takes what it has of it for a response of another type.
@@ -75,7 +85,9 @@ async def test_cut_anywhere_the_text_is_whole_and_paid_once(serve: Serve, fake: 
     service = await serve(openai_base_url=fake.base_url, model="fake-model")
     fake.default = Behaviour(chunks=CHUNKS, gap=0.002)
     head, body = await measure(service.url)
-    span = body - CHUNKS * 10  # events that leave together have fewer chunk headers: this much is always there
+    span = (
+        body - CHUNKS * 10
+    )  # events that leave together have fewer chunk headers: this much is always there
     places = {n: head + (n - 1) * span // (CUTS - 1) for n in range(1, CUTS + 1)}
     async with CuttingRelay(service.url) as relay:
         page = await open_home(chromium, relay.url)
@@ -90,7 +102,9 @@ async def test_cut_anywhere_the_text_is_whole_and_paid_once(serve: Serve, fake: 
     assert {row["status"] for row in await service.rows(limit=CUTS)} == {"completed"}
 
 
-async def test_the_next_process_gives_the_rest_of_finished_answers(tmp_path: Path, fake: ProviderFake, chromium: Browser) -> None:
+async def test_the_next_process_gives_the_rest_of_finished_answers(
+    tmp_path: Path, fake: ProviderFake, chromium: Browser
+) -> None:
     """Streams of finished answers are cut, the service is ended and started anew: each browser gets its rest from the log."""
     fake.default = Behaviour(chunks=CHUNKS)
     numbers = range(1, 21)
@@ -98,7 +112,9 @@ async def test_the_next_process_gives_the_rest_of_finished_answers(tmp_path: Pat
     async with serving(tmp_path, **settings) as service, CuttingRelay(service.url) as relay:
         head, body = await measure(service.url)
         page = await open_home(chromium, relay.url)
-        urls = [stream_url(n, head + n * (body - CHUNKS * 10) // (len(numbers) + 1)) for n in numbers]
+        urls = [
+            stream_url(n, head + n * (body - CHUNKS * 10) // (len(numbers) + 1)) for n in numbers
+        ]
         reading = asyncio.create_task(page.evaluate(READ, urls))
         async with asyncio.timeout(30):
             while relay.cut_off < len(numbers):

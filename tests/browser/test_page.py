@@ -28,7 +28,11 @@ PASSAGE = {"n": 1, "document_id": "d", "chunk_id": "c", "title": "Returns", "tex
 
 def start(**changes: Any) -> str:
     """The first event of a stream."""
-    return event(0, "start", {"id": ANSWER_ID, "model": "test", "grounded": True, "context": [PASSAGE]} | changes)
+    return event(
+        0,
+        "start",
+        {"id": ANSWER_ID, "model": "test", "grounded": True, "context": [PASSAGE]} | changes,
+    )
 
 
 def delta(seq: int, text: str) -> str:
@@ -49,12 +53,16 @@ def done(seq: int, **changes: Any) -> str:
         "response_time_ms": 1500,
         "first_token_ms": 200,
     }
-    return event(seq, "done", {"id": ANSWER_ID, "model": "test", "sources": [PASSAGE]} | account | changes)
+    return event(
+        seq, "done", {"id": ANSWER_ID, "model": "test", "sources": [PASSAGE]} | account | changes
+    )
 
 
 def event(seq: int, name: str, payload: dict[str, Any]) -> str:
     """One event as the wire has it."""
-    return (f"event: {name}\n" if name else "") + f"id: {ANSWER_ID}.{seq}\ndata: {json.dumps(payload)}\n\n"
+    return (
+        f"event: {name}\n" if name else ""
+    ) + f"id: {ANSWER_ID}.{seq}\ndata: {json.dumps(payload)}\n\n"
 
 
 async def script_streams(page: Page, *bodies: str) -> list[dict[str, Any]]:
@@ -64,7 +72,14 @@ async def script_streams(page: Page, *bodies: str) -> list[dict[str, Any]]:
 
     async def begin(route: Route) -> None:
         asked.append(route.request.post_data_json or {})
-        await route.fulfill(status=202, json={"id": ANSWER_ID, "events_url": f"/ai/answers/{ANSWER_ID}/events?ticket=t", "resumable": True})
+        await route.fulfill(
+            status=202,
+            json={
+                "id": ANSWER_ID,
+                "events_url": f"/ai/answers/{ANSWER_ID}/events?ticket=t",
+                "resumable": True,
+            },
+        )
 
     async def answer(route: Route) -> None:
         await route.fulfill(content_type="text/event-stream", body="retry: 50\n" + left.pop(0))
@@ -77,12 +92,16 @@ async def script_streams(page: Page, *bodies: str) -> list[dict[str, Any]]:
 async def show(visit: Visit, *deltas: str, **changes: Any) -> None:
     """An answer of these pieces, as the page shows it at its end."""
     ends = list(accumulate(map(len, deltas)))
-    await script_streams(visit.page, start() + "".join(map(delta, ends, deltas)) + done(ends[-1] + 1, **changes))
+    await script_streams(
+        visit.page, start() + "".join(map(delta, ends, deltas)) + done(ends[-1] + 1, **changes)
+    )
     await visit.ask(ENGLISH)
 
 
 @pytest.mark.parametrize(("locale", "question"), [("en-US", ENGLISH), ("ja-JP", JAPANESE)])
-async def test_a_question_is_answered_with_citations_sources_and_an_account(open_page: Open, service_url: str, locale: str, question: str):
+async def test_a_question_is_answered_with_citations_sources_and_an_account(
+    open_page: Open, service_url: str, locale: str, question: str
+):
     """An answer in the question's language cites its sources and shows model, tokens, cost and times."""
     visit = await open_page(service_url, locale=locale)
 
@@ -102,7 +121,9 @@ async def test_a_question_is_answered_with_citations_sources_and_an_account(open
 
 
 @pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
-async def test_the_examples_are_answered_from_the_samples(open_page: Open, service_url: str, locale: str):
+async def test_the_examples_are_answered_from_the_samples(
+    open_page: Open, service_url: str, locale: str
+):
     """Each example is one press away, gets a cited answer, and the earlier ones stay to be read again."""
     visit = await open_page(service_url, locale=locale)
     examples = visit.page.locator("#examples button")
@@ -142,7 +163,9 @@ async def test_an_off_topic_question_is_refused_at_no_cost(visit: Visit):
     assert await visit.text("#current footer .cost dd") == "$0"
 
 
-async def test_a_failure_shows_what_the_service_says_of_it(fake_visit: Visit, fake: ProviderFake, service: Service):
+async def test_a_failure_shows_what_the_service_says_of_it(
+    fake_visit: Visit, fake: ProviderFake, service: Service
+):
     """A failure keeps the text that came and shows title, status, code and request id; asking again is one press."""
     fake.next(Behaviour(deltas=["Within ", "thirty ", "days"], cut_after=2))
 
@@ -151,14 +174,21 @@ async def test_a_failure_shows_what_the_service_says_of_it(fake_visit: Visit, fa
     assert await fake_visit.text("#current .text") == "Within thirty"
     shown = await fake_visit.text("#current .failure")
     row = await service.row()
-    for value in ("The provider ended the answer in the middle", "502", "provider_cut", row["request_id"]):
+    for value in (
+        "The provider ended the answer in the middle",
+        "502",
+        "provider_cut",
+        row["request_id"],
+    ):
         assert value in shown
     await fake_visit.page.click("#current .again")
     await fake_visit.wait_state("completed")
     assert len(await service.rows()) == 2
 
 
-async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(open_page: Open, serve: Serve):
+async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(
+    open_page: Open, serve: Serve
+):
     """A refusal says why, in the service's words; no connection says that the service cannot be reached."""
     visit = await open_page((await serve(seeded=True, prompt_characters_max=20)).url)
     await visit.ask(ENGLISH)
@@ -169,7 +199,9 @@ async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(o
     assert "cannot be reached" in await visit.text("#current .failure h3")
 
 
-async def test_a_cut_stream_goes_on_without_repeating_itself(open_page: Open, fake: ProviderFake, service: Service):
+async def test_a_cut_stream_goes_on_without_repeating_itself(
+    open_page: Open, fake: ProviderFake, service: Service
+):
     """When the network is cut the page says so, then carries on with the same answer: whole, shown once, asked once."""
     mend = asyncio.Event()
     fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hold=mend, hold_after=2))
@@ -189,7 +221,9 @@ async def test_a_cut_stream_goes_on_without_repeating_itself(open_page: Open, fa
         assert (await service.row())["response"] == "Within thirty days."
 
 
-async def test_a_page_loaded_anew_goes_on_with_the_answer_that_was_arriving(open_page: Open, fake: ProviderFake, service: Service):
+async def test_a_page_loaded_anew_goes_on_with_the_answer_that_was_arriving(
+    open_page: Open, fake: ProviderFake, service: Service
+):
     """After a reload the question and what was said are there again, the rest follows, and nothing is asked twice."""
     goes_on = asyncio.Event()
     fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hold=goes_on, hold_after=2))
@@ -214,19 +248,29 @@ async def test_a_page_loaded_anew_goes_on_with_the_answer_that_was_arriving(open
 async def test_what_is_sent_twice_is_shown_once(visit: Visit):
     """An event heard before is dropped, and so is a piece of another answer."""
     first = start() + delta(7, "Thirty ") + delta(9, "da")
-    second = delta(7, "Thirty ") + delta(9, "da") + delta(12, "ys.") + delta(14, "no").replace(ANSWER_ID, ANSWER_ID[::-1])
+    second = (
+        delta(7, "Thirty ")
+        + delta(9, "da")
+        + delta(12, "ys.")
+        + delta(14, "no").replace(ANSWER_ID, ANSWER_ID[::-1])
+    )
     await script_streams(visit.page, first, second + done(13))
     await visit.ask(ENGLISH)
 
     assert await visit.text("#current .text") == "Thirty days."
 
 
-async def test_when_the_browser_gives_up_the_answer_is_fetched(open_page: Open, fake: ProviderFake, service: Service):
+async def test_when_the_browser_gives_up_the_answer_is_fetched(
+    open_page: Open, fake: ProviderFake, service: Service
+):
     """A response that is no stream ends an EventSource; the page goes on with the answer that runs, or takes the ended one."""
     held = asyncio.Event()
     visit = await open_page(service.url)
     await visit.page.uncheck("#grounded")
-    fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hold=held, hold_after=2), Behaviour(deltas=["Sixty ", "days."]))
+    fake.next(
+        Behaviour(deltas=["Within ", "thirty ", "days."], hold=held, hold_after=2),
+        Behaviour(deltas=["Sixty ", "days."]),
+    )
     tried = 0
 
     async def refuse(route: Route) -> None:
@@ -252,7 +296,10 @@ async def test_when_the_browser_gives_up_the_answer_is_fetched(open_page: Open, 
 async def test_a_citation_mark_may_be_cut_between_two_events(visit: Visit):
     """A mark that arrives in pieces is still a mark, alone or among others; a number that no passage has stays text."""
     deltas = ["Yes [", "1", "] [2] [x] 【", "1】 [2,", " 1] [", "12"]
-    await script_streams(visit.page, start() + "".join(delta(seq, text) for seq, text in enumerate(deltas, 1)) + done(9))
+    await script_streams(
+        visit.page,
+        start() + "".join(delta(seq, text) for seq, text in enumerate(deltas, 1)) + done(9),
+    )
 
     await visit.ask(ENGLISH)
 
@@ -262,15 +309,22 @@ async def test_a_citation_mark_may_be_cut_between_two_events(visit: Visit):
 
 async def test_an_estimate_and_an_unknown_price_are_said_to_be_such(visit: Visit):
     """Estimated tokens carry the word, and a model without a price shows no number."""
-    await script_streams(visit.page, start() + done(1, usage_source="estimated", estimated_cost=None))
+    await script_streams(
+        visit.page, start() + done(1, usage_source="estimated", estimated_cost=None)
+    )
 
     await visit.ask(ENGLISH)
 
-    assert await visit.page.locator("#current footer .tokens dd").all_inner_texts() == ["1,234 in + 56 out", "estimated"]
+    assert await visit.page.locator("#current footer .tokens dd").all_inner_texts() == [
+        "1,234 in + 56 out",
+        "estimated",
+    ]
     assert await visit.text("#current footer .cost dd") == "unknown price"
 
 
-async def test_stop_ends_the_answer_and_keeps_what_arrived(open_page: Open, serve: Serve, fake: ProviderFake):
+async def test_stop_ends_the_answer_and_keeps_what_arrived(
+    open_page: Open, serve: Serve, fake: ProviderFake
+):
     """Stop ends the answer for everybody, keeps the text, shows its account, and lets the next question be asked."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model")
     visit = await open_page(service.url)
@@ -296,7 +350,9 @@ async def test_documents_are_added_found_and_deleted(visit: Visit):
     row = visit.page.locator("#documents-list li", has_text=title)
     visit.page.on("dialog", lambda dialog: dialog.accept())
 
-    await visit.page.set_input_files("#files", {"name": f"{title}.txt", "mimeType": "text/plain", "buffer": text.encode()})
+    await visit.page.set_input_files(
+        "#files", {"name": f"{title}.txt", "mimeType": "text/plain", "buffer": text.encode()}
+    )
     await row.wait_for()
     await visit.ask("When does the lighthouse club of Inubo meet?")
     assert "19:15" in await visit.text("#current .text")
@@ -329,7 +385,14 @@ async def test_a_file_that_is_no_text_is_refused_in_words(visit: Visit):
     """A refused upload says why beside the list, and the list stays."""
     before = await visit.page.locator("#documents-list li").count()
 
-    await visit.page.set_input_files("#files", {"name": "photo.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0"})
+    await visit.page.set_input_files(
+        "#files",
+        {
+            "name": "photo.png",
+            "mimeType": "image/png",
+            "buffer": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0",
+        },
+    )
 
     await expect(visit.page.locator("#documents-note[data-bad]")).to_contain_text("not a text")
     assert await visit.page.locator("#documents-list li").count() == before
@@ -343,7 +406,9 @@ async def test_everything_can_be_done_by_keyboard(visit: Visit):
     async def tab_to(selector: str) -> None:
         for _ in range(40):
             await keyboard.press("Tab")
-            if await visit.page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            if await visit.page.evaluate(
+                "selector => document.activeElement.matches(selector)", selector
+            ):
                 outline = "getComputedStyle(document.activeElement).outlineStyle"
                 assert await visit.page.evaluate(outline) != "none"
                 return
@@ -363,13 +428,17 @@ async def test_everything_can_be_done_by_keyboard(visit: Visit):
     await expect(visit.page.locator("#earlier-list > details")).to_have_count(1)
 
 
-async def test_enter_does_not_send_while_an_input_method_composes(open_page: Open, service_url: str):
+async def test_enter_does_not_send_while_an_input_method_composes(
+    open_page: Open, service_url: str
+):
     """Enter that chooses characters in an IME stays in the IME; the next Enter sends, Shift+Enter breaks the line."""
     visit = await open_page(service_url, locale="ja-JP")
     devtools = await visit.page.context.new_cdp_session(visit.page)
     await visit.page.focus("#question")
 
-    await devtools.send("Input.imeSetComposition", {"text": "返品", "selectionStart": 2, "selectionEnd": 2})
+    await devtools.send(
+        "Input.imeSetComposition", {"text": "返品", "selectionStart": 2, "selectionEnd": 2}
+    )
     await visit.page.keyboard.press("Enter")
     assert await visit.page.locator("#current .answer").count() == 0
 
@@ -399,7 +468,10 @@ async def test_both_languages_have_the_same_words(visit: Visit):
     """Every text of the page exists in both languages, with the same gaps to fill."""
     texts = await visit.page.evaluate("import('/web/text.js').then(({ TEXTS }) => TEXTS)")
 
-    gaps = {language: {key: sorted(re.findall(r"\{\w+\}", text)) for key, text in words.items()} for language, words in texts.items()}
+    gaps = {
+        language: {key: sorted(re.findall(r"\{\w+\}", text)) for key, text in words.items()}
+        for language, words in texts.items()
+    }
     assert gaps["en"] == gaps["ja"]
 
 
@@ -428,11 +500,15 @@ async def test_an_answer_without_documents_can_be_asked_for(visit: Visit):
     assert [body["grounded"] for body in asked] == [True, False]
 
 
-async def test_markup_in_a_document_and_in_an_answer_stays_text(open_page: Open, service: Service, fake: ProviderFake):
+async def test_markup_in_a_document_and_in_an_answer_stays_text(
+    open_page: Open, service: Service, fake: ProviderFake
+):
     """Tags, handlers and image links in a title, a passage or an answer are shown as characters, and nothing is fetched."""
     markup = '<img src=x onerror="document.title=1"><b>bold</b>![p](https://evil.example/p.png)<script>document.title=2</script>'
     text = f"The zanzibar protocol says {markup} to everyone."
-    uploaded = await service.client.post("/ai/upload", json={"title": f"Zanzibar {markup}", "text": text})
+    uploaded = await service.client.post(
+        "/ai/upload", json={"title": f"Zanzibar {markup}", "text": text}
+    )
     assert uploaded.status_code == 201
     visit = await open_page(service.url)
     fake.next(Behaviour(deltas=[markup, " [1]"]))
@@ -442,7 +518,12 @@ async def test_markup_in_a_document_and_in_an_answer_stays_text(open_page: Open,
 
     assert await visit.text("#current .text") == f"{markup} [1]"
     assert await visit.text("#current .source[open] blockquote") == text
-    assert await visit.page.locator("#current :is(img, b, script, a), .documents :is(img, b, script, a)").count() == 0
+    assert (
+        await visit.page.locator(
+            "#current :is(img, b, script, a), .documents :is(img, b, script, a)"
+        ).count()
+        == 0
+    )
     assert await visit.page.title() == "Kotae 答え"
     assert visit.complaints == []
     assert visit.foreign_requests == []
@@ -458,9 +539,23 @@ async def test_markdown_is_shown_and_nothing_in_it_is_fetched(visit: Visit):
     await show(visit, *(text[n : n + 7] for n in range(0, len(text), 7)))
     shown = visit.page.locator("#current .text")
 
-    for selector, count in {"h4": 1, "ol > li": 2, "strong": 1, "em": 1, "code": 1, "td": 2, ".cite": 3, "a, img, svg": 0}.items():
+    for selector, count in {
+        "h4": 1,
+        "ol > li": 2,
+        "strong": 1,
+        "em": 1,
+        "code": 1,
+        "td": 2,
+        ".cite": 3,
+        "a, img, svg": 0,
+    }.items():
         assert await shown.locator(selector).count() == count, selector
-    for address in ("https://evil.example/?q=secret", "![p](https://evil.example/p.png)", "javascript:document.title=2", "<svg onload="):
+    for address in (
+        "https://evil.example/?q=secret",
+        "![p](https://evil.example/p.png)",
+        "javascript:document.title=2",
+        "<svg onload=",
+    ):
         assert address in await shown.inner_text()
     assert await visit.page.title() == "Kotae 答え"
     assert visit.complaints == []
@@ -471,11 +566,19 @@ async def test_markdown_is_shown_and_nothing_in_it_is_fetched(visit: Visit):
 async def test_an_image_in_a_document_and_in_an_answer_is_never_loaded(visit: Visit, image: str):
     """Whatever the way it is written: a model that repeats it makes the page show its characters, and fetch nothing."""
     source = PASSAGE | {"title": image, "text": image}
-    await script_streams(visit.page, start(context=[source]) + delta(1, f"As it says: {image} [1]") + done(2, sources=[source]))
+    await script_streams(
+        visit.page,
+        start(context=[source]) + delta(1, f"As it says: {image} [1]") + done(2, sources=[source]),
+    )
     await visit.ask(ENGLISH)
     await visit.page.click("#current .cite")
 
-    assert await visit.page.locator("#current :is(img, picture, svg, image, source, object, iframe, a)").count() == 0
+    assert (
+        await visit.page.locator(
+            "#current :is(img, picture, svg, image, source, object, iframe, a)"
+        ).count()
+        == 0
+    )
     for shown in ("#current .text", "#current .source[open] blockquote"):
         assert "evil.example" in await visit.text(shown)
     assert visit.complaints == []
@@ -499,7 +602,9 @@ async def test_a_citation_marks_the_sentence_that_supports_it(visit: Visit):
     context = start(context=[passage])
     named = done(30, sources=[passage | {"sentence": [9, 35]}])
     await script_streams(
-        visit.page, context + delta(10, "A month [1].") + named, context + delta(20, "Last. [1]") + done(30, sources=[passage])
+        visit.page,
+        context + delta(10, "A month [1].") + named,
+        context + delta(20, "Last. [1]") + done(30, sources=[passage]),
     )
 
     for marked in ("Returns take thirty days.", "Last."):
@@ -517,7 +622,10 @@ async def test_what_was_asked_before_is_there_after_a_reload_and_can_be_cleared(
     await visit.page.reload()
     fold = visit.page.locator("#earlier-list > details")
     await fold.locator("summary").first.click()
-    assert await fold.locator(".question").inner_text() == "" or await fold.locator("summary span").first.inner_text() == ENGLISH
+    assert (
+        await fold.locator(".question").inner_text() == ""
+        or await fold.locator("summary span").first.inner_text() == ENGLISH
+    )
     assert await fold.locator(".text").inner_text() == text
     assert await fold.locator("footer .facts").inner_text() == facts
     await fold.locator(".cite").first.click()
@@ -551,7 +659,9 @@ async def test_an_answer_is_copied_as_text_and_as_a_command(open_page: Open, ser
     copied = "navigator.clipboard.readText()"
 
     await visit.page.click("#current .copy-text")
-    assert await visit.page.evaluate(copied) == (await visit.page.evaluate("document.querySelector('#current .text').innerText"))
+    assert await visit.page.evaluate(copied) == (
+        await visit.page.evaluate("document.querySelector('#current .text').innerText")
+    )
     await visit.page.click("#current .copy-curl")
     await expect(visit.page.locator("#current .copy-curl")).to_have_text("Copied")
     command = shlex.split(await visit.page.evaluate(copied))
@@ -569,7 +679,9 @@ async def test_axe_finds_nothing(open_page: Open, service_url: str, locale: str,
         await visit.ask(question)
     await visit.page.locator("#current .cite").first.click()
     await visit.page.click("#earlier-list summary")
-    await visit.page.evaluate("Promise.all(document.getAnimations().map((each) => each.finished.catch(() => {})))")
+    await visit.page.evaluate(
+        "Promise.all(document.getAnimations().map((each) => each.finished.catch(() => {})))"
+    )
 
     found = await Axe().run(visit.page)
 
@@ -595,15 +707,25 @@ async def test_the_page_forbids_whatever_it_does_not_need(visit: Visit):
     assert response is not None
 
     policy = response.headers["content-security-policy"]
-    for directive in ("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "frame-ancestors 'none'"):
+    for directive in (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "frame-ancestors 'none'",
+    ):
         assert directive in policy
 
 
 @pytest.mark.parametrize("width", [320, 390])
 @pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
-async def test_a_phone_needs_no_sideways_scrolling(open_page: Open, service_url: str, width: int, locale: str):
+async def test_a_phone_needs_no_sideways_scrolling(
+    open_page: Open, service_url: str, width: int, locale: str
+):
     """At a phone's width, with an answer and an unbroken long word on it, nothing sticks out."""
-    visit = await open_page(service_url, locale=locale, width=width, height=700, has_touch=True, is_mobile=True)
+    visit = await open_page(
+        service_url, locale=locale, width=width, height=700, has_touch=True, is_mobile=True
+    )
 
     await visit.ask(ENGLISH if locale == "en-US" else JAPANESE)
     await visit.ask("x" * 300)

@@ -8,9 +8,16 @@ from tests.fakes.provider import ProviderFake
 
 async def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path, fake: ProviderFake) -> None:
     """Everything well: 0. No schema and a provider that is away: 1, each with its remedy."""
-    sick = await run("doctor", KOTAE_DATA_DIR=str(tmp_path), OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    sick = await run(
+        "doctor", KOTAE_DATA_DIR=str(tmp_path), OPENAI_BASE_URL="http://127.0.0.1:9/v1"
+    )
     await run("migrate", KOTAE_DATA_DIR=str(tmp_path))
-    well = await run("doctor", KOTAE_DATA_DIR=str(tmp_path), OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="fake-model")
+    well = await run(
+        "doctor",
+        KOTAE_DATA_DIR=str(tmp_path),
+        OPENAI_BASE_URL=fake.base_url,
+        KOTAE_MODEL="fake-model",
+    )
 
     assert sick[0] == 1
     assert "→ run `kotae migrate`" in sick[1]

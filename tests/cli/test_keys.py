@@ -15,8 +15,10 @@ from tests.conftest import Serve
 async def test_keys_on_the_command_line(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """`kotae keys create`, list, rotate, revoke and `users disable` work on the database; a running service notices."""
     service = await serve(auth="keys")
-    monkeypatch.setenv("KOTAE_DATA_DIR", str(service.rooms.settings.data_dir))
-    created = await command("keys", "create", "--user", "alice", "--scopes", "logs", "--expires", "1")
+    monkeypatch.setenv("KOTAE_DATA_DIR", str(service.services.settings.data_dir))
+    created = await command(
+        "keys", "create", "--user", "alice", "--scopes", "logs", "--expires", "1"
+    )
     key, key_id = created.split()[0], created.splitlines()[1].split()[0]
     async with client(service, key) as alice:
         assert (await alice.get("/ai/logs")).status_code == 200

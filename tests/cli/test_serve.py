@@ -18,7 +18,9 @@ async def test_known_mistakes_are_one_line(tmp_path: Path) -> None:
     absent = await kotae("ask", "x", "--url", "http://127.0.0.1:9", data_dir=tmp_path)
 
     for (code, _, said), told in zip(
-        (bad, beyond, unmigrated, absent), ("KOTAE_PORT", "KOTAE_AUTH", "kotae migrate", "no service"), strict=True
+        (bad, beyond, unmigrated, absent),
+        ("KOTAE_PORT", "KOTAE_AUTH", "kotae migrate", "no service"),
+        strict=True,
     ):
         assert code != 0
         assert told in said

@@ -12,16 +12,26 @@ async def test_tokens_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> No
     """`kotae token` makes one that is good; without a secret it says what to set."""
     with pytest.raises(SettingsInvalid, match="KOTAE_JWT_SECRET"):
         await command("token", "--user", "alice")
-    for name, value in {"AUTH": "keys", "JWT_ALGORITHM": "HS256", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a", "JWT_SECRET": SECRET}.items():
+    for name, value in {
+        "AUTH": "keys",
+        "JWT_ALGORITHM": "HS256",
+        "JWT_ISSUER": "i",
+        "JWT_AUDIENCE": "a",
+        "JWT_SECRET": SECRET,
+    }.items():
         monkeypatch.setenv(f"KOTAE_{name}", value)
     made = (await command("token", "--user", "alice")).strip()
 
-    assert jwt.decode(made, SECRET, algorithms=["HS256"], issuer="i", audience="a")["sub"] == "alice"
+    assert (
+        jwt.decode(made, SECRET, algorithms=["HS256"], issuer="i", audience="a")["sub"] == "alice"
+    )
 
 
 async def test_settings_are_printed_without_secrets() -> None:
     """`kotae settings` shows what is in force and masks what is secret."""
-    code, out = await run("settings", KOTAE_PORT="8123", OPENAI_API_KEY="sk-canary", KOTAE_SECRET="c" * 40)
+    code, out = await run(
+        "settings", KOTAE_PORT="8123", OPENAI_API_KEY="sk-canary", KOTAE_SECRET="c" * 40
+    )
 
     assert code == 0
     assert "KOTAE_PORT=8123" in out

@@ -10,22 +10,42 @@ from tests.fakes.provider import ProviderFake
 ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 
 
-async def test_quotas_on_the_command_line(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_quotas_on_the_command_line(
+    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`kotae plans`, `kotae users quota` and `kotae users usage` do what the routes do."""
     service = await serve(openai_base_url=fake.base_url, model="m")
-    monkeypatch.setenv("KOTAE_DATA_DIR", str(service.rooms.settings.data_dir))
-    await command("plans", "set", "team", "--limit", "tokens_per_day=1000", "--limit", "cost_usd_per_month=2.50")
+    monkeypatch.setenv("KOTAE_DATA_DIR", str(service.services.settings.data_dir))
+    await command(
+        "plans",
+        "set",
+        "team",
+        "--limit",
+        "tokens_per_day=1000",
+        "--limit",
+        "cost_usd_per_month=2.50",
+    )
     await command("users", "quota", "alice", "--plan", "team")
     quota = (await service.client.get("/ai/users/alice/quota")).json()
     await service.client.post("/ai/test", json=ASK | {"user_id": "bob"})
     await service.wait_idle()
 
     assert quota["in_force"] == {"tokens_per_day": 1000, "cost_usd_per_month": "2.5"}
-    assert "team  {'tokens_per_day': 1000, 'cost_usd_per_month': '2.5'}" in await command("plans", "list")
+    assert "team  {'tokens_per_day': 1000, 'cost_usd_per_month': '2.5'}" in await command(
+        "plans", "list"
+    )
     assert "1 answers" in await command("users", "usage", "bob")
     assert await command("users", "usage", "alice") == ""
-    assert "alice: {'concurrent': 2}" in await command("users", "quota", "alice", "--limit", "concurrent=2")
-    for wrong in ("tokens=5", "tokens_per_day=many", "cost_usd_per_day=x", "concurrent=-1", "concurrent"):
+    assert "alice: {'concurrent': 2}" in await command(
+        "users", "quota", "alice", "--limit", "concurrent=2"
+    )
+    for wrong in (
+        "tokens=5",
+        "tokens_per_day=many",
+        "cost_usd_per_day=x",
+        "concurrent=-1",
+        "concurrent",
+    ):
         with pytest.raises(SystemExit):
             await command("users", "quota", "alice", "--limit", wrong)
     await command("plans", "delete", "team")

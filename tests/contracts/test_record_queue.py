@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.core.accounting.journal import Journal
-from service.core.accounting.queue import LocalQueue
+from service.core.accounting.queue import JournaledQueue
 from service.core.errors import Overloaded
 from service.core.ports import RecordQueue
 from tests.records import intent, outcome
@@ -19,9 +19,14 @@ CAPACITY = 3
 def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordQueue]:
     """Each implementation in turn: the local queue with its journal on a spool, on the disk, and synced at each record."""
     spool = None if request.param == "disk" else tmp_path / "spool"
-    journal = Journal(tmp_path / "journal", spool, sync_ms=0 if request.param == "synchronous" else 5, bytes_max=2**25)
+    journal = Journal(
+        tmp_path / "journal",
+        spool,
+        sync_ms=0 if request.param == "synchronous" else 5,
+        bytes_max=2**25,
+    )
     journal.start()
-    yield LocalQueue(CAPACITY, journal)
+    yield JournaledQueue(CAPACITY, journal)
     journal.stop(5)
 
 
@@ -29,27 +34,27 @@ async def test_outcomes_come_out_in_order(queue: RecordQueue) -> None:
     """Oldest first, at most as many as asked for."""
     intents = [intent() for _ in range(3)]
     for each in intents:
-        queue.begin(each)
+        queue.add_intent(each)
     for each in intents:
-        queue.finish(outcome(each))
+        queue.add_outcome(outcome(each))
 
-    assert [each.intent for each in await queue.take(2)] == intents[:2]
-    assert [each.intent for each in await queue.take(2)] == intents[2:]
+    assert [each.intent for each in await queue.take_batch(2)] == intents[:2]
+    assert [each.intent for each in await queue.take_batch(2)] == intents[2:]
 
 
 async def test_there_is_room_for_every_outcome_that_was_begun(queue: RecordQueue) -> None:
     """`begin` refuses at the capacity; `finish` never does, whatever waits."""
     intents = [intent() for _ in range(CAPACITY)]
     for each in intents:
-        queue.begin(each)
+        queue.add_intent(each)
     with pytest.raises(Overloaded):
-        queue.begin(intent())
+        queue.add_intent(intent())
 
     for each in intents:
-        queue.finish(outcome(each))
+        queue.add_outcome(outcome(each))
 
     with pytest.raises(Overloaded):
-        queue.begin(intent())
+        queue.add_intent(intent())
     assert queue.statistics().waiting == CAPACITY
 
 
@@ -57,45 +62,45 @@ async def test_only_commitment_makes_room(queue: RecordQueue) -> None:
     """What was taken still counts until it is in the database."""
     intents = [intent() for _ in range(CAPACITY)]
     for each in intents:
-        queue.begin(each)
-        queue.finish(outcome(each))
-    taken = await queue.take(CAPACITY)
+        queue.add_intent(each)
+        queue.add_outcome(outcome(each))
+    taken = await queue.take_batch(CAPACITY)
     with pytest.raises(Overloaded):
-        queue.begin(intent())
+        queue.add_intent(intent())
 
-    queue.committed(taken)
+    queue.mark_committed(taken)
 
-    queue.begin(intent())
+    queue.add_intent(intent())
     assert queue.statistics().waiting == 0
 
 
 async def test_an_answer_ends_once(queue: RecordQueue) -> None:
     """A second outcome for one answer is a mistake that shows."""
     begun = intent()
-    queue.begin(begun)
-    queue.finish(outcome(begun))
+    queue.add_intent(begun)
+    queue.add_outcome(outcome(begun))
 
     with pytest.raises(KeyError):
-        queue.finish(outcome(begun))
+        queue.add_outcome(outcome(begun))
 
 
 async def test_wait_committed_waits_for_what_has_ended(queue: RecordQueue) -> None:
     """It returns when everything that ended before the call is committed, and not earlier."""
     begun = intent()
-    queue.begin(begun)
-    queue.finish(outcome(begun))
+    queue.add_intent(begun)
+    queue.add_outcome(outcome(begun))
     waiting = asyncio.create_task(queue.wait_committed())
-    taken = await queue.take(1)
+    taken = await queue.take_batch(1)
     await asyncio.sleep(0)
     assert not waiting.done()
 
-    queue.committed(taken)
+    queue.mark_committed(taken)
 
     await asyncio.wait_for(waiting, 1)
 
 
 async def test_wait_synced_returns(queue: RecordQueue) -> None:
     """Waiting for the disk ends, whether or not anything has to be waited for."""
-    queue.begin(intent())
+    queue.add_intent(intent())
 
     await asyncio.wait_for(queue.wait_synced(), 5)

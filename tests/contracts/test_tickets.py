@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.auth.tickets import USED_MAX, SignedTickets, load_key
+from service.core.auth.tickets import USED_MAX, SignedTickets, load_ticket_key
 from service.core.errors import Overloaded, TicketInvalid
-from service.core.ports import Grant
+from service.core.ports import TicketGrant
 
-GRANT = Grant("01a2095b-6360-75d3-bf35-48878f818b4d", "yuki", "yuki")
+GRANT = TicketGrant("01a2095b-6360-75d3-bf35-48878f818b4d", "yuki", "yuki")
 OTHER = "01a2095b-6360-75d3-bf35-48878f818b4e"
 
 
@@ -32,7 +32,7 @@ def make(clock: Clock, key: bytes = b"k" * 32, used_max: int = USED_MAX) -> Sign
 
 def test_a_ticket_grants_what_it_was_issued_for() -> None:
     """The answer, the user and the view come back unchanged."""
-    for grant in (GRANT, Grant(GRANT.answer_id, 'x"\n日本', None)):
+    for grant in (GRANT, TicketGrant(GRANT.answer_id, 'x"\n日本', None)):
         room = make(Clock())
         issued = room.issue(grant)
         assert room.redeem(issued.ticket, grant.answer_id, resuming=False) == grant
@@ -131,7 +131,7 @@ def test_the_key_is_made_once_and_is_private(tmp_path: Path) -> None:
     """The second start reads what the first has made; nobody else can."""
     file = tmp_path / "tickets.key"
 
-    assert load_key(file) == load_key(file)
-    assert len(load_key(file)) == 32
+    assert load_ticket_key(file) == load_ticket_key(file)
+    assert len(load_ticket_key(file)) == 32
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [file]

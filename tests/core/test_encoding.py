@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.encoding import first_id, new_id, now, read_id_time
+from service.core.encoding import create_id, first_id, read_id_time, utc_now
 
 TIMES = st.datetimes(
     min_value=datetime(1970, 1, 1),  # noqa: DTZ001 - the strategy takes naive times
@@ -18,12 +18,12 @@ TIMES = st.datetimes(
 @given(TIMES, st.integers(1, 10**6))
 def test_ids_sort_by_time(at: datetime, milliseconds: int) -> None:
     """An answer that begins later has the greater id."""
-    assert new_id(at) < new_id(at + timedelta(milliseconds=milliseconds))
+    assert create_id(at) < create_id(at + timedelta(milliseconds=milliseconds))
 
 
 def test_now_has_the_precision_of_an_id() -> None:
     """created_at is cut to the millisecond that its id carries."""
-    assert now().microsecond % 1000 == 0
+    assert utc_now().microsecond % 1000 == 0
 
 
 @given(TIMES)
@@ -31,7 +31,7 @@ def test_the_time_of_an_id_is_read_back(at: datetime) -> None:
     """An id has the moment that it was made of, to the millisecond, in every year."""
     at = at.replace(microsecond=at.microsecond // 1000 * 1000)
 
-    assert read_id_time(new_id(at)) == at
+    assert read_id_time(create_id(at)) == at
 
 
 @given(TIMES, st.integers(1, 10**6))
@@ -39,19 +39,24 @@ def test_a_first_id_separates_moments(at: datetime, milliseconds: int) -> None:
     """Ids of a millisecond and later are not below its first id, earlier ones are."""
     bound = first_id(at)
 
-    assert bound <= new_id(at)
-    assert at.timestamp() < milliseconds or new_id(at - timedelta(milliseconds=milliseconds)) < bound
+    assert bound <= create_id(at)
+    assert (
+        at.timestamp() < milliseconds
+        or create_id(at - timedelta(milliseconds=milliseconds)) < bound
+    )
 
 
-@pytest.mark.parametrize("at", [datetime.min.replace(tzinfo=UTC), datetime(1969, 12, 31, tzinfo=UTC)])
+@pytest.mark.parametrize(
+    "at", [datetime.min.replace(tzinfo=UTC), datetime(1969, 12, 31, tzinfo=UTC)]
+)
 def test_before_1970_there_are_no_ids(at: datetime) -> None:
     """The first id of an earlier moment is below all ids, and no error."""
-    assert first_id(at) < new_id(datetime(1970, 1, 1, tzinfo=UTC))
+    assert first_id(at) < create_id(datetime(1970, 1, 1, tzinfo=UTC))
 
 
 def test_no_id_is_above_the_last_moment() -> None:
     """The greatest moment of Python has a first id above all ids of our time."""
-    assert first_id(datetime.max.replace(tzinfo=UTC)) > new_id(now())
+    assert first_id(datetime.max.replace(tzinfo=UTC)) > create_id(utc_now())
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ def test_the_drawing_is_the_tree() -> None:
     """The docstring of core/errors.py shows every class with its status and code, and no other."""
     drawn = re.findall(r"(\w+) +(\d{3}|–) +([a-z_]+) ", errors.__doc__ or "")
 
-    assert {(each.__name__, each.code) for each in tree(KotaeError)} == {(name, code) for name, _, code in drawn}
+    assert {(each.__name__, each.code) for each in tree(KotaeError)} == {
+        (name, code) for name, _, code in drawn
+    }
     assert {each.code: each.status for each in tree(KotaeError)} == {
         code: 500 if status == "–" else int(status) for _, status, code in drawn
     }

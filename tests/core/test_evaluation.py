@@ -6,16 +6,24 @@ from pathlib import Path
 import pytest
 
 from service.core.errors import SettingsInvalid
-from service.core.evaluation import Question, Report, Text, evaluate, read
+from service.core.evaluation import (
+    EvaluationQuestion,
+    EvaluationReport,
+    EvaluationText,
+    evaluate,
+    read_lines,
+)
 from service.core.settings import Settings
 from tests.core.search.test_embeddings import TEXTS, Letters
 
 ANIMALS = ("Penguins sleep in caves.", "Ospreys catch herring.", "Badgers dig burrows at dusk.")
 
 
-async def measured(folder: Path, *questions: Question, others: tuple[Question, ...] = ()) -> Report:
+async def measured(
+    folder: Path, *questions: EvaluationQuestion, others: tuple[EvaluationQuestion, ...] = ()
+) -> EvaluationReport:
     """A report on the animals."""
-    corpus = [Text(str(n), text) for n, text in enumerate(ANIMALS)]
+    corpus = [EvaluationText(str(n), text) for n, text in enumerate(ANIMALS)]
     return await evaluate(Settings(_env_file=None), folder, corpus, questions, others)
 
 
@@ -23,10 +31,13 @@ async def test_the_measures(tmp_path: Path) -> None:
     """A text found first, one found second and one not found give what the definitions say."""
     report = await measured(
         tmp_path,
-        Question("Where do penguins sleep?", ["0"], ["caves"]),
-        Question("Do penguins dig burrows at dusk?", ["0"]),
-        Question("Who sings opera?", ["1"]),
-        others=(Question("Who sings opera?", kind="far"), Question("Where do penguins sleep?", kind="near")),
+        EvaluationQuestion("Where do penguins sleep?", ["0"], ["caves"]),
+        EvaluationQuestion("Do penguins dig burrows at dusk?", ["0"]),
+        EvaluationQuestion("Who sings opera?", ["1"]),
+        others=(
+            EvaluationQuestion("Who sings opera?", kind="far"),
+            EvaluationQuestion("Where do penguins sleep?", kind="near"),
+        ),
     )
     assert (report.texts, report.chunks, report.questions) == (3, 3, 3)
     assert (report.recall_at_1, report.recall_at_3, report.recall_at_5) == (1 / 3, 2 / 3, 2 / 3)
@@ -40,7 +51,7 @@ def test_a_wrong_line_is_named(tmp_path: Path) -> None:
     """A line that is not what it should be is told by file and number."""
     (tmp_path / "bad.jsonl").write_text('{"id": "1", "text": "x"}\n{"id": 2}\n')
     with pytest.raises(SettingsInvalid, match=r"bad\.jsonl, line 2"):
-        read(tmp_path / "bad.jsonl", Text)
+        read_lines(tmp_path / "bad.jsonl", EvaluationText)
 
 
 SETTINGS = Settings(_env_file=None)
@@ -49,8 +60,8 @@ SETTINGS = Settings(_env_file=None)
 async def test_evaluation_ranks_with_vectors(tmp_path: Path) -> None:
     """`kotae eval` gives every text its vector before it asks, and searches as the service would."""
     embedder = Letters()
-    corpus = [Text(id=str(n), text=text) for n, text in enumerate(TEXTS)]
-    asked = [Question(question="Who built the clock?", relevant=["2"])]
+    corpus = [EvaluationText(id=str(n), text=text) for n, text in enumerate(TEXTS)]
+    asked = [EvaluationQuestion(question="Who built the clock?", relevant=["2"])]
     report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], embedder=embedder)
     assert report.recall_at_1 == 1
     assert sorted(embedder.embedded) == sorted([*TEXTS, asked[0].question])
@@ -60,8 +71,8 @@ async def test_evaluation_makes_no_vector_twice(tmp_path: Path) -> None:
     """In a folder that was kept, another corpus is measured alone, and only what is new in it gets a vector."""
     embedder = Letters()
     for n, texts in enumerate((TEXTS[:2], TEXTS[1:])):
-        corpus = [Text(id=text, text=text) for text in texts]
-        asked = [Question(question="Who built the clock?", relevant=[TEXTS[2]])]
+        corpus = [EvaluationText(id=text, text=text) for text in texts]
+        asked = [EvaluationQuestion(question="Who built the clock?", relevant=[TEXTS[2]])]
         report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], embedder=embedder)
         assert (report.chunks, report.recall_at_1) == (2, n)
     assert sorted(embedder.embedded) == sorted([*TEXTS, *2 * [asked[0].question]])

@@ -12,7 +12,10 @@ import service
 from service.core.lazy import MODULES, LazyModule
 
 PACKAGE = Path(service.__file__).parent
-SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {
+    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text())
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
 def test_only_lazy_imports_modules_by_name() -> None:
@@ -21,7 +24,11 @@ def test_only_lazy_imports_modules_by_name() -> None:
     files = [
         file
         for file, tree in SOURCES.items()
-        if dynamic & {getattr(node, "id", getattr(node, "attr", getattr(node, "name", None))) for node in ast.walk(tree)}
+        if dynamic
+        & {
+            getattr(node, "id", getattr(node, "attr", getattr(node, "name", None)))
+            for node in ast.walk(tree)
+        }
     ]
 
     assert files == ["core/lazy.py"]
@@ -34,7 +41,9 @@ def lazy_declarations() -> Iterator[tuple[str, str, str]]:
             match node:
                 case ast.Assign(
                     targets=[ast.Name(id=variable)],
-                    value=ast.Call(func=ast.Name(id="LazyModule"), args=[ast.Constant(value=str(module))]),
+                    value=ast.Call(
+                        func=ast.Name(id="LazyModule"), args=[ast.Constant(value=str(module))]
+                    ),
                 ):
                     yield file, variable, module
 
@@ -48,14 +57,18 @@ def typed_imports(tree: ast.Module) -> dict[str, str]:
                 for statement in body:
                     prefix = f"{statement.module}." if isinstance(statement, ast.ImportFrom) else ""
                     assert isinstance(statement, ast.Import | ast.ImportFrom)
-                    imports |= {alias.asname or alias.name: prefix + alias.name for alias in statement.names}
+                    imports |= {
+                        alias.asname or alias.name: prefix + alias.name for alias in statement.names
+                    }
     return imports
 
 
 def test_each_lazy_module_has_the_type_of_the_module_it_loads() -> None:
     """Under `TYPE_CHECKING` the same module is imported by the same name."""
     wrong = [
-        (file, variable, module) for file, variable, module in lazy_declarations() if typed_imports(SOURCES[file]).get(variable) != module
+        (file, variable, module)
+        for file, variable, module in lazy_declarations()
+        if typed_imports(SOURCES[file]).get(variable) != module
     ]
 
     assert wrong == []
@@ -109,4 +122,6 @@ print(*[name for name in MODULES if name in sys.modules])
 
 def run(program: str) -> str:
     """What a fresh interpreter prints for a program."""
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, text=True
+    ).stdout.strip()

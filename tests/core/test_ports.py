@@ -4,7 +4,13 @@ import ast
 from pathlib import Path
 
 import service
-from service.core.ports import KEY_PREFIX, USER_PREFIX, QuotaLimits, QuotaSubject, list_subject_names
+from service.core.ports import (
+    KEY_PREFIX,
+    USER_PREFIX,
+    QuotaLimits,
+    QuotaSubject,
+    list_subject_names,
+)
 
 
 def test_names_of_rows_and_of_subjects_are_the_same() -> None:

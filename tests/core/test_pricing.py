@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core import pricing
-from service.core.pricing import NANO, PriceBook, Usage, format_usd, to_nano
+from service.core.pricing import NANO, PriceBook, Usage, format_usd, to_nano_usd
 from service.core.settings import ModelPrice
 
 AT = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)
@@ -30,21 +30,33 @@ def test_a_formatted_amount_is_exact(nano: int) -> None:
 @given(tokens, tokens, tokens)
 def test_cached_tokens_are_part_of_the_prompt(prompt: int, completion: int, cached: int) -> None:
     """A cached token costs its own price instead of the full one, never both."""
-    book = PriceBook({"m": ModelPrice(input=Decimal(3), output=Decimal(15), cached_input=Decimal("0.3"))})
+    book = PriceBook(
+        {"m": ModelPrice(input=Decimal(3), output=Decimal(15), cached_input=Decimal("0.3"))}
+    )
     cached = min(cached, prompt)
 
-    cost = book.cost("m", Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached), AT)
+    cost = book.compute_cost(
+        "m", Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached), AT
+    )
 
     assert cost is not None
     assert cost.nano_usd == (prompt - cached) * 3000 + cached * 300 + completion * 15_000
 
 
 @given(tokens, tokens, tokens, tokens)
-def test_cost_never_falls_when_usage_grows(prompt: int, completion: int, more_prompt: int, more_completion: int) -> None:
+def test_cost_never_falls_when_usage_grows(
+    prompt: int, completion: int, more_prompt: int, more_completion: int
+) -> None:
     """More tokens never cost less."""
     book = PriceBook({})
-    less = book.cost("gpt-4o-mini", Usage(prompt_tokens=prompt, completion_tokens=completion), AT)
-    more = book.cost("gpt-4o-mini", Usage(prompt_tokens=prompt + more_prompt, completion_tokens=completion + more_completion), AT)
+    less = book.compute_cost(
+        "gpt-4o-mini", Usage(prompt_tokens=prompt, completion_tokens=completion), AT
+    )
+    more = book.compute_cost(
+        "gpt-4o-mini",
+        Usage(prompt_tokens=prompt + more_prompt, completion_tokens=completion + more_completion),
+        AT,
+    )
 
     assert less is not None
     assert more is not None
@@ -53,7 +65,9 @@ def test_cost_never_falls_when_usage_grows(prompt: int, completion: int, more_pr
 
 def test_the_listed_price_is_the_list_s() -> None:
     """10,000 prompt tokens, 8,000 of them cached, of gpt-4o-mini are $0.0009."""
-    cost = PriceBook({}).cost("gpt-4o-mini", Usage(prompt_tokens=10_000, completion_tokens=0, cached_tokens=8000), AT)
+    cost = PriceBook({}).compute_cost(
+        "gpt-4o-mini", Usage(prompt_tokens=10_000, completion_tokens=0, cached_tokens=8000), AT
+    )
 
     assert cost is not None
     assert format_usd(cost.nano_usd) == "0.0009"
@@ -65,15 +79,25 @@ def test_the_rates_taken_from_the_list_are_its_arithmetic() -> None:
     choose, linear = random.Random(1), 0
     for provider in get_snapshot().providers:
         for model in provider.models:
-            found = model.calc_price(genai_prices.Usage(input_tokens=1, output_tokens=1), provider, genai_request_timestamp=AT)
+            found = model.calc_price(
+                genai_prices.Usage(input_tokens=1, output_tokens=1),
+                provider,
+                genai_request_timestamp=AT,
+            )
             rates = pricing._rates(found.model_price)
             linear += rates is not None
             for share in (0, 0.5, 1):
                 prompt, completion = choose.randrange(500_000), choose.randrange(100_000)
-                usage = Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=int(prompt * share))
+                usage = Usage(
+                    prompt_tokens=prompt,
+                    completion_tokens=completion,
+                    cached_tokens=int(prompt * share),
+                )
                 listed = pricing._asked(found.model_price, prompt, usage.cached_tokens, completion)
                 cost = pricing._listed_cost(pricing._Listed(found, "", rates), usage)
-                assert (cost and cost.nano_usd) == (None if listed is None else to_nano(listed)), (provider.id, model.id)
+                assert (cost and cost.nano_usd) == (
+                    None if listed is None else to_nano_usd(listed)
+                ), (provider.id, model.id)
     assert linear > 1000
 
 
@@ -81,21 +105,29 @@ def test_the_provider_s_own_address_decides_between_equal_names() -> None:
     """A model of the same name may cost differently elsewhere; an unknown address falls back to the name."""
     book = PriceBook({}, "http://127.0.0.1:9/v1")
 
-    assert book.cost("gpt-4o-mini", Usage(prompt_tokens=1_000_000, completion_tokens=0), AT) is not None
+    assert (
+        book.compute_cost("gpt-4o-mini", Usage(prompt_tokens=1_000_000, completion_tokens=0), AT)
+        is not None
+    )
 
 
 def test_an_unknown_model_has_no_cost() -> None:
     """Unknown is None, never 0."""
-    assert PriceBook({}).cost("my-own-model", Usage(prompt_tokens=1, completion_tokens=1), AT) is None
+    assert (
+        PriceBook({}).compute_cost("my-own-model", Usage(prompt_tokens=1, completion_tokens=1), AT)
+        is None
+    )
 
 
 def test_rounding_is_half_to_even() -> None:
     """Half a nano-dollar goes to the even neighbour."""
-    assert [to_nano(Decimal(half) / NANO / 2) for half in (1, 3, 5)] == [0, 2, 2]
+    assert [to_nano_usd(Decimal(half) / NANO / 2) for half in (1, 3, 5)] == [0, 2, 2]
 
 
 def test_a_price_book_without_the_model_has_no_cost() -> None:
     """No price, no cost: the account is null."""
-    from_nowhere = PriceBook({}).cost("no-such-model", Usage(prompt_tokens=1, completion_tokens=1), datetime.now(UTC))
+    from_nowhere = PriceBook({}).compute_cost(
+        "no-such-model", Usage(prompt_tokens=1, completion_tokens=1), datetime.now(UTC)
+    )
 
     assert from_nowhere is None

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from service.core.pricing import Usage
-from service.core.records import Outcome, Status, UsageSource, answer_object, charge
+from service.core.records import Outcome, Status, UsageSource, charge_of_row, create_answer_object
 from tests.records import intent, outcome
 
 HELD = intent(held_tokens=700, held_nano_usd=90)
@@ -15,9 +15,18 @@ USAGE = Usage(prompt_tokens=10, completion_tokens=5)
     ("record", "charged"),
     [
         (outcome(HELD, usage=USAGE, cost_nano_usd=1500), (15, 1500)),
-        (outcome(HELD, usage=USAGE, cost_nano_usd=None, usage_source=UsageSource.ESTIMATED), (15, 0)),
-        (outcome(HELD, usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN), (700, 90)),
-        (outcome(intent(), usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN), (0, 0)),
+        (
+            outcome(HELD, usage=USAGE, cost_nano_usd=None, usage_source=UsageSource.ESTIMATED),
+            (15, 0),
+        ),
+        (
+            outcome(HELD, usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN),
+            (700, 90),
+        ),
+        (
+            outcome(intent(), usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN),
+            (0, 0),
+        ),
     ],
     ids=["priced", "unpriced", "unknown", "unknown without a hold"],
 )
@@ -33,20 +42,29 @@ def test_unknown_usage_is_charged_as_held(record: Outcome, charged: tuple[int, i
         "held_nano_usd": record.intent.held_nano_usd,
     }
 
-    assert record.charge() == charge(row) == charged
+    assert record.charge() == charge_of_row(row) == charged
 
 
 def test_an_answer_object_without_texts_has_all_other_fields() -> None:
     """The `done` event has the fields of the answer object but prompt and response."""
     record = outcome(intent(prompt="Why?"))
-    whole, lean = (msgspec.to_builtins(answer_object(record, texts=texts)) for texts in (True, False))
+    whole, lean = (
+        msgspec.to_builtins(create_answer_object(record, texts=texts)) for texts in (True, False)
+    )
 
     assert whole == lean | {"prompt": "Why?", "response": "Because."}
 
 
 def test_unknown_is_null() -> None:
     """Unknown tokens and costs are null in the answer object, never 0."""
-    unknown = outcome(usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN, status=Status.TIMEOUT)
-    answer = answer_object(unknown)
+    unknown = outcome(
+        usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN, status=Status.TIMEOUT
+    )
+    answer = create_answer_object(unknown)
 
-    assert (answer.prompt_tokens, answer.completion_tokens, answer.total_tokens, answer.estimated_cost) == (None, None, None, None)
+    assert (
+        answer.prompt_tokens,
+        answer.completion_tokens,
+        answer.total_tokens,
+        answer.estimated_cost,
+    ) == (None, None, None, None)

@@ -8,7 +8,7 @@ import pytest
 from service.cli.settings import format_env_example, format_reference
 from service.core.errors import SettingsInvalid
 from service.core.providers import embedders
-from service.core.settings import SECTIONS, Settings, describe, is_loopback, load_settings
+from service.core.settings import SECTIONS, Settings, describe_settings, is_loopback, load_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,11 @@ def test_reference_is_generated() -> None:
 
 def test_every_setting_has_a_description_and_a_section() -> None:
     """No setting is undocumented, and every section starts at a setting that exists."""
-    assert [setting.name for setting in describe() if len(setting.text) < 15 or not setting.section] == []
+    assert [
+        setting.name
+        for setting in describe_settings()
+        if len(setting.text) < 15 or not setting.section
+    ] == []
     assert set(SECTIONS) <= set(Settings.model_fields)
 
 
@@ -42,12 +46,14 @@ def test_every_setting_has_a_description_and_a_section() -> None:
 )
 def test_limits_are_described(name: str, limits: str) -> None:
     """The description of a setting contains its choices or its bounds."""
-    assert next(setting.limits for setting in describe() if setting.name == name) == limits
+    assert next(setting.limits for setting in describe_settings() if setting.name == name) == limits
 
 
-def test_the_example_file_with_everything_uncommented_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_file_with_everything_uncommented_is_valid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The defaults as written are values that the settings take."""
-    for setting in describe():
+    for setting in describe_settings():
         if setting.default:
             monkeypatch.setenv(setting.name, setting.default)
 
@@ -69,7 +75,9 @@ def test_the_example_file_with_everything_uncommented_is_valid(monkeypatch: pyte
         ("KOTAE_PRICES", '{"m": {"input": -1, "output": 1}}', "KOTAE_PRICES.M.INPUT"),
     ],
 )
-def test_a_bad_value_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
+def test_a_bad_value_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
     """The start ends with one line that names the setting."""
     monkeypatch.setenv(name, value)
 
@@ -88,7 +96,9 @@ def test_a_short_secret_is_refused_without_being_shown(monkeypatch: pytest.Monke
     assert "hunter2" not in str(caught.value)
 
 
-def test_an_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_env_file_is_read_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """.env in the working directory gives values; the environment overrides them."""
     (tmp_path / ".env").write_text("KOTAE_PORT=1111\nKOTAE_MODEL=from-file\n")
     monkeypatch.setenv("KOTAE_PORT", "2222")

@@ -42,11 +42,20 @@ def test_a_line_has_the_id_of_its_request(capsys: pytest.CaptureFixture[str]) ->
         log.error("writer.delayed")
 
     first, second = written(capsys)
-    assert (first["event"], first["level"], first["code"], first["request_id"]) == ("answer.failed", "error", "x", "r-1")
+    assert (first["event"], first["level"], first["code"], first["request_id"]) == (
+        "answer.failed",
+        "error",
+        "x",
+        "r-1",
+    )
     assert "request_id" not in second
 
 
-@pytest.mark.parametrize("value", [object(), "\ud800", float("nan"), {1, 2}, b"\xff"], ids=["object", "surrogate", "nan", "set", "bytes"])
+@pytest.mark.parametrize(
+    "value",
+    [object(), "\ud800", float("nan"), {1, 2}, b"\xff"],
+    ids=["object", "surrogate", "nan", "set", "bytes"],
+)
 def test_no_value_loses_its_line(capsys: pytest.CaptureFixture[str], value: object) -> None:
     """Whatever the value of an argument, the line is written, and is JSON."""
     with debug_log() as log:

@@ -9,7 +9,7 @@ import pytest
 from service.core import tokens
 from service.core.ports import Message
 from service.core.pricing import Usage
-from service.core.tokens import count, upper_bound
+from service.core.tokens import bound_tokens, count_tokens
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,21 @@ from service.core.tokens import count, upper_bound
 )
 def test_count(text: str, model: str, expected: int) -> None:
     """Tokens are counted with the encoding of the model; special tokens and lone surrogates are plain text."""
-    assert tokens.count(text, model) == expected
+    assert tokens.count_tokens(text, model) == expected
 
 
 @pytest.mark.parametrize(
     ("model", "expected"),
-    [("gpt-4", "cl100k_base"), ("gpt-4-turbo", "cl100k_base"), ("openai/gpt-3.5-turbo", "cl100k_base"), ("gpt-4o", "o200k_base")]
-    + [(model, "o200k_base") for model in ("gpt-4.1-mini", "gpt-5-mini", "o3", "extractive", "some-local-model", "")],
+    [
+        ("gpt-4", "cl100k_base"),
+        ("gpt-4-turbo", "cl100k_base"),
+        ("openai/gpt-3.5-turbo", "cl100k_base"),
+        ("gpt-4o", "o200k_base"),
+    ]
+    + [
+        (model, "o200k_base")
+        for model in ("gpt-4.1-mini", "gpt-5-mini", "o3", "extractive", "some-local-model", "")
+    ],
 )
 def test_encoding_of_a_model(model: str, expected: str) -> None:
     """The older models of OpenAI have their own encoding; all others are counted with the present one."""
@@ -42,23 +50,25 @@ def test_encoding_of_a_model(model: str, expected: str) -> None:
 @pytest.mark.parametrize("unit", ["a", "あ", " ", "\n", "1", "!", "👩‍👩‍👧"])
 def test_long_runs(unit: str) -> None:
     """A long text without a space is counted, also beyond what the library takes at once."""
-    assert tokens.count(unit * (1_200_000 // len(unit))) > 1000
+    assert tokens.count_tokens(unit * (1_200_000 // len(unit))) > 1000
 
 
 async def test_estimate() -> None:
     """An answer's usage counts the messages with their overhead, and the text."""
     messages = [Message("system", "hello world"), Message("user", "hello world")]
-    assert await tokens.estimate(messages, "hello world", "gpt-5-mini") == Usage(prompt_tokens=2 * (2 + 4) + 3, completion_tokens=2)
+    assert await tokens.estimate_usage(messages, "hello world", "gpt-5-mini") == Usage(
+        prompt_tokens=2 * (2 + 4) + 3, completion_tokens=2
+    )
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 8])
 def test_cut(most: int) -> None:
     """A cut text is a beginning of the text, has at most so many tokens, and no broken character."""
     text = "髙﨑さんの👩‍👩‍👧は、hello world と言いました。"
-    part = tokens.cut(text, most)
+    part = tokens.truncate_text(text, most)
     assert text.startswith(part)
-    assert tokens.count(part) <= most
-    assert tokens.cut(text, 1000) == text
+    assert tokens.count_tokens(part) <= most
+    assert tokens.truncate_text(text, 1000) == text
 
 
 @pytest.mark.slow
@@ -70,10 +80,20 @@ def test_import_is_cheap() -> None:
 
 async def test_many_may_count_at_once() -> None:
     """Counts that start together load the library once and agree."""
-    assert set(await asyncio.gather(*(tokens.count_async("hello world" * 1000) for _ in range(8)))) == {tokens.count("hello world" * 1000)}
+    assert set(
+        await asyncio.gather(*(tokens.count_tokens_async("hello world" * 1000) for _ in range(8)))
+    ) == {tokens.count_tokens("hello world" * 1000)}
 
 
 def test_the_upper_bound_is_one() -> None:
     """No text has more tokens than the bound, whatever its language."""
-    for text in ("", "Why?", "返品は何日以内にできますか？" * 20, "🙂" * 50, "\x00\x01" * 50, "zq" * 200, "é" * 99):
-        assert upper_bound([Message("user", text)]) >= count(text) + 7
+    for text in (
+        "",
+        "Why?",
+        "返品は何日以内にできますか？" * 20,
+        "🙂" * 50,
+        "\x00\x01" * 50,
+        "zq" * 200,
+        "é" * 99,
+    ):
+        assert bound_tokens([Message("user", text)]) >= count_tokens(text) + 7

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from service.core.auth.jwts import mint
+from service.core.auth.jwts import create_token
 from service.core.auth.principals import Role, Scope
 from service.core.auth.store import ApiKey
 from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
-from service.core.documents.library import Given
-from service.core.search.service import Retrieval
+from service.core.documents.library import NewDocument
+from service.core.search.service import SearchService
 from service.core.settings import Settings
 from service.main import create_app
 from tests.access import bearer, client, make_key
@@ -93,7 +93,15 @@ def declared() -> dict[tuple[str, str], tuple[Role, Scope | None] | None]:
         if route.path in MOUNTED:
             continue
         dependant: Any = getattr(route, "dependant", None)
-        needs = [each.call.requires for each in dependant.dependencies if hasattr(each.call, "requires")] if dependant else []
+        needs = (
+            [
+                each.call.requires
+                for each in dependant.dependencies
+                if hasattr(each.call, "requires")
+            ]
+            if dependant
+            else []
+        )
         for method in (route.methods or set()) - {"HEAD"}:
             found[method, str(route.path)] = needs[0] if needs else None
     return found
@@ -123,7 +131,9 @@ async def test_every_route_with_every_role(serve: Serve, way: str) -> None:
     ]
     for key in (None, "kt_wrong", *made):
         value = key.key if isinstance(key, ApiKey) else key
-        headers = {way: f"Bearer {value}" if way == "Authorization" else str(value)} if value else {}
+        headers = (
+            {way: f"Bearer {value}" if way == "Authorization" else str(value)} if value else {}
+        )
         async with http_client(service.url, headers=headers) as caller:
             for (method, path), needs in ROUTES.items():
                 answer = await request(caller, method, path)
@@ -131,7 +141,9 @@ async def test_every_route_with_every_role(serve: Serve, way: str) -> None:
                     assert answer.status_code in {200, 204, 303}, path
                 elif not isinstance(key, ApiKey):
                     is_problem(answer, 401, "unauthorized")
-                elif (needs[0] is ADMIN and key.role != "admin") or (needs[1] and needs[1] not in key.scopes):
+                elif (needs[0] is ADMIN and key.role != "admin") or (
+                    needs[1] and needs[1] not in key.scopes
+                ):
                     is_problem(answer, 403, "forbidden")
                 else:
                     assert answer.status_code not in {401, 403, 500}, (method, path, key)
@@ -143,13 +155,15 @@ async def test_in_open_mode_nothing_needs_a_credential(serve: Serve) -> None:
     for key in (None, "kt_wrong"):
         async with client(service, key) as caller:
             for method, path in ROUTES:
-                assert (await request(caller, method, path)).status_code not in {401, 403, 500}, path
+                assert (await request(caller, method, path)).status_code not in {401, 403, 500}, (
+                    path
+                )
 
 
 async def caller_of(service: Service, user_id: str, way: str) -> httpx2.AsyncClient:
     """A client of this user, let in by a key, by a JWT or by a session."""
     if way == "jwt":
-        return client(service, mint(service.rooms.settings, user_id, Role.USER, 60))
+        return client(service, create_token(service.services.settings, user_id, Role.USER, 60))
     key = await make_key(service, user_id)
     if way == "key":
         return client(service, key)
@@ -166,35 +180,67 @@ async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake, 
     boss = client(service, await make_key(service, "root", Role.ADMIN))
     alice, bob = await caller_of(service, "alice", way), await caller_of(service, "bob", way)
     async with aclosing(alice), aclosing(bob), aclosing(boss):
-        document = (await alice.post("/ai/upload", json={"title": "mine", "text": "The zebra code is 4711."})).json()["document_id"]
+        document = (
+            await alice.post(
+                "/ai/upload", json={"title": "mine", "text": "The zebra code is 4711."}
+            )
+        ).json()["document_id"]
         asked = (await alice.post("/ai/test", json={"prompt": "What is the zebra code?"})).json()
         begun = (await alice.post("/ai/answers", json={"prompt": "What is the zebra code?"})).json()
         await service.wait_idle()
         calls = len(fake.calls)
 
-        ids = {"document_id": document, "answer_id": asked["id"], "key_id": key.id, "user_id": "alice", "name": "default"}
+        ids = {
+            "document_id": document,
+            "answer_id": asked["id"],
+            "key_id": key.id,
+            "user_id": "alice",
+            "name": "default",
+        }
         reached = set()
         for (method, path), needs in ROUTES.items():
             if "{" not in path:
                 continue
             for answer_id in (asked["id"], begun["id"]):
-                answer = await bob.request(method, path.format(**ids | {"answer_id": answer_id}), json=BODIES.get((method, path)))
-                is_problem(answer, 403 if needs and needs[0] is ADMIN else 404, "forbidden" if needs and needs[0] is ADMIN else "not_found")
+                answer = await bob.request(
+                    method,
+                    path.format(**ids | {"answer_id": answer_id}),
+                    json=BODIES.get((method, path)),
+                )
+                is_problem(
+                    answer,
+                    403 if needs and needs[0] is ADMIN else 404,
+                    "forbidden" if needs and needs[0] is ADMIN else "not_found",
+                )
             reached.add(path)
         assert len(reached) >= 8
         ticket = begun["events_url"].partition("ticket=")[2]
-        is_problem(await bob.get(f"/ai/answers/{asked['id']}/events", params={"ticket": ticket}), 403, "ticket_invalid")
+        is_problem(
+            await bob.get(f"/ai/answers/{asked['id']}/events", params={"ticket": ticket}),
+            403,
+            "ticket_invalid",
+        )
         for event in (f"{asked['id']}.0", f"{begun['id']}.1"):
-            is_problem(await bob.get("/ai/stream", params={"prompt": "x", "last_event_id": event}), 404, "not_found")
+            is_problem(
+                await bob.get("/ai/stream", params={"prompt": "x", "last_event_id": event}),
+                404,
+                "not_found",
+            )
         is_problem(await bob.get("/ai/usage", params={"user_id": "alice"}), 404, "not_found")
 
         assert (await bob.get("/ai/documents")).json()["items"] == []
         assert (await bob.get("/ai/search", params={"q": "zebra code"})).json()["items"] == []
         question = {"prompt": "What is the zebra code?"}
-        for body in (question, question | {"documents": [document]}, question | {"user_id": "alice"}):
+        for body in (
+            question,
+            question | {"documents": [document]},
+            question | {"user_id": "alice"},
+        ):
             assert (await bob.post("/ai/test", json=body)).json()["status"] == "no_context"
         assert (await bob.get("/ai/keys", params={"user_id": "alice"})).json()["items"] == [
-            item for item in (await bob.get("/ai/keys")).json()["items"] if item["user_id"] == "alice"
+            item
+            for item in (await bob.get("/ai/keys")).json()["items"]
+            if item["user_id"] == "alice"
         ]
         await service.wait_idle()
         for accept in ("application/json", "text/csv", "application/x-ndjson"):
@@ -207,7 +253,10 @@ async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake, 
         assert (await alice.get(f"/ai/documents/{document}")).status_code == 200
         assert (await alice.get(f"/ai/logs/{asked['id']}")).status_code == 200
         assert (await boss.get(f"/ai/documents/{document}")).status_code == 200
-        assert {item["user_id"] for item in (await boss.get("/ai/logs")).json()["items"]} == {"alice", "bob"}
+        assert {item["user_id"] for item in (await boss.get("/ai/logs")).json()["items"]} == {
+            "alice",
+            "bob",
+        }
 
 
 WORDS = ("apple", "bridge", "candle", "dragon", "ember", "falcon")
@@ -215,22 +264,37 @@ TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
 
 
 @hypothesis_settings(max_examples=25)
-@given(given=st.lists(st.tuples(st.sampled_from("abc"), TEXTS, st.booleans()), min_size=1, max_size=6), asked=TEXTS)
-def test_retrieval_never_finds_a_chunk_of_another(migrated: Path, given: list[tuple[str, str, bool]], asked: str) -> None:
+@given(
+    given=st.lists(st.tuples(st.sampled_from("abc"), TEXTS, st.booleans()), min_size=1, max_size=6),
+    asked=TEXTS,
+)
+def test_retrieval_never_finds_a_chunk_of_another(
+    migrated: Path, given: list[tuple[str, str, bool]], asked: str
+) -> None:
     """Whatever tenants have given, a search finds one's own and shared documents, and no other, also after a deletion."""
 
     async def run(folder: Path) -> None:
         shutil.copy(migrated, folder / "kotae.db")
-        database, settings = Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}"), Settings(dictionary="none")
-        retrieval = Retrieval(database, settings)
+        database, settings = (
+            Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}"),
+            Settings(dictionary="none"),
+        )
+        retrieval = SearchService(database, settings)
         owners: dict[str, tuple[str, bool]] = {}
         for owner, text, shared in given:
-            (stored,) = await library.store(database, settings, ChunkWorkers(), [Given("", text, "utf-8")], user_id=owner, shared=shared)
+            (stored,) = await library.store_documents(
+                database,
+                settings,
+                ChunkWorkers(),
+                [NewDocument("", text, "utf-8")],
+                user_id=owner,
+                shared=shared,
+            )
             owners.setdefault(stored.document_id, (owner, shared))
         gone = next(iter(owners))
         for deleted in (False, True):
             if deleted:
-                await library.delete(database, gone, user_id=None)
+                await library.delete_document(database, gone, user_id=None)
             for who in "abcd":
                 for hit in (await retrieval.search(asked, user_id=who, limit=50)).items:
                     owner, shared = owners[hit.document_id]
@@ -257,7 +321,13 @@ async def test_shared_documents_are_context_for_everyone(serve: Serve, fake: Pro
         assert (await bob.get(f"/ai/documents/{document['document_id']}")).status_code == 200
         is_problem(await bob.delete(f"/ai/documents/{document['document_id']}"), 404, "not_found")
         is_problem(await bob.post("/ai/upload", json=shared), 403, "forbidden")
-        is_problem(await bob.post("/ai/upload", params={"shared": True}, files={"a": ("a.txt", b"Hello there.")}), 403, "forbidden")
+        is_problem(
+            await bob.post(
+                "/ai/upload", params={"shared": True}, files={"a": ("a.txt", b"Hello there.")}
+            ),
+            403,
+            "forbidden",
+        )
 
 
 async def test_only_admins_ask_on_behalf_of_others(serve: Serve, fake: ProviderFake) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from service.core.auth import store
-from service.core.auth.jwts import mint
+from service.core.auth.jwts import create_token
 from service.core.auth.principals import BOOTSTRAP, Role
 from service.core.database.engine import Database
 from service.core.ports import QuotaLimits
@@ -28,7 +28,9 @@ CANARIES = {
 
 
 @pytest.mark.slow
-async def test_no_secret_leaves_on_any_error_path(fake: ProviderFake, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+async def test_no_secret_leaves_on_any_error_path(
+    fake: ProviderFake, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """Keys, sessions, JWTs, tickets and the configured secrets are looked for in every output after every kind of refusal."""
     options = {
         "KOTAE_AUTH": "keys",
@@ -56,15 +58,21 @@ async def test_no_secret_leaves_on_any_error_path(fake: ProviderFake, capfd: pyt
         assert canary not in said, f"{name} in a response"
 
 
-async def say_everything(service: ServiceProcess, fake: ProviderFake, data_dir: Path) -> tuple[str, dict[str, str]]:
+async def say_everything(
+    service: ServiceProcess, fake: ProviderFake, data_dir: Path
+) -> tuple[str, dict[str, str]]:
     """Everything that the service answers to all kinds of requests, good and bad, and the secrets that they carried."""
     database = Database(f"sqlite+aiosqlite:///{data_dir / 'kotae.db'}")
-    key = await store.create_key(database, BOOTSTRAP, store.Wanted(user_id="alice"), keys_max=9)
-    limited = await store.create_key(database, BOOTSTRAP, store.Wanted(user_id="limited"), keys_max=9)
+    key = await store.create_key(database, BOOTSTRAP, store.NewKey(user_id="alice"), keys_max=9)
+    limited = await store.create_key(
+        database, BOOTSTRAP, store.NewKey(user_id="limited"), keys_max=9
+    )
     await store.put_user(database, "limited", limits=QuotaLimits(requests_per_minute=1))
     await database.close()
-    jwts = Settings(**HS | {"jwt_secret": SecretStr(CANARIES["jwt"]), "jwt_issuer": "i", "jwt_audience": "a"})
-    token = mint(jwts, "bob", Role.USER, 60)
+    jwts = Settings(
+        **HS | {"jwt_secret": SecretStr(CANARIES["jwt"]), "jwt_issuer": "i", "jwt_audience": "a"}
+    )
+    token = create_token(jwts, "bob", Role.USER, 60)
     said = ""
 
     async def ask(credential: str, method: str, path: str, **sent: Any) -> httpx2.Response:
@@ -78,7 +86,10 @@ async def say_everything(service: ServiceProcess, fake: ProviderFake, data_dir: 
     for credential in (str(key.key), token, CANARIES["secret"]):
         for behaviour in (
             Behaviour(),
-            Behaviour(status=401, body=f'{{"error": {{"message": "bad key {CANARIES["provider"]}"}}}}'.encode()),
+            Behaviour(
+                status=401,
+                body=f'{{"error": {{"message": "bad key {CANARIES["provider"]}"}}}}'.encode(),
+            ),
             Behaviour(status=500),
             Behaviour(cut_after="request"),
             Behaviour(malformed_after=1),
@@ -102,23 +113,45 @@ async def say_everything(service: ServiceProcess, fake: ProviderFake, data_dir: 
         ):
             await ask(credential, method, path, **sent)
         await ask(credential[:-1] + "~", "GET", "/ai/logs")
-        async with http_client(service.url, headers=bearer(credential) | {"X-API-Key": "other"}) as both:
+        async with http_client(
+            service.url, headers=bearer(credential) | {"X-API-Key": "other"}
+        ) as both:
             said += (await both.get("/ai/logs")).text
     for _ in range(2):
         await ask(str(limited.key), "POST", "/ai/test", json=ASK)
     session = (await ask(str(key.key), "POST", "/auth/session")).cookies["kotae"]
     async with http_client(service.url, cookies={"kotae": session}) as browser:
-        said += (await browser.get("/ai/logs")).text + (await browser.post("/ai/test", json=ASK)).text
-    ticket = (await ask(str(key.key), "POST", "/ai/answers", json=ASK)).json()["events_url"].partition("ticket=")[2]
+        said += (await browser.get("/ai/logs")).text + (
+            await browser.post("/ai/test", json=ASK)
+        ).text
+    ticket = (
+        (await ask(str(key.key), "POST", "/ai/answers", json=ASK))
+        .json()["events_url"]
+        .partition("ticket=")[2]
+    )
     said += (await service.client.get("/ai/answers/x/events", params={"ticket": ticket})).text
-    return said, {**CANARIES, "key": str(key.key), "limited": str(limited.key), "token": token, "session": session, "ticket": ticket}
+    return said, {
+        **CANARIES,
+        "key": str(key.key),
+        "limited": str(limited.key),
+        "token": token,
+        "session": session,
+        "ticket": ticket,
+    }
 
 
-async def test_secrets_are_in_no_output(serve: Serve, fake: ProviderFake, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+async def test_secrets_are_in_no_output(
+    serve: Serve, fake: ProviderFake, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """Neither the provider's key nor the service's secret reaches logs, problems, metrics or the database."""
     key = "sk-canary-key-1234567890"
     service = await serve(
-        auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, openai_api_key=key, model="m", log_level="debug"
+        auth="keys",
+        secret=SecretStr(SECRET),
+        openai_base_url=fake.base_url,
+        openai_api_key=key,
+        model="m",
+        log_level="debug",
     )
     said = ""
     for behaviour in (
@@ -128,10 +161,14 @@ async def test_secrets_are_in_no_output(serve: Serve, fake: ProviderFake, capfd:
     ):
         fake.next(behaviour)
         said += (await service.client.post("/ai/test", json=ASK)).text
-    said += (await service.client.get("/metrics")).text + (await service.client.get("/health/ready")).text
+    said += (await service.client.get("/metrics")).text + (
+        await service.client.get("/health/ready")
+    ).text
     await service.rows()
     captured = capfd.readouterr()
-    stored = b"".join(file.read_bytes() for file in (tmp_path / "data").rglob("*") if file.is_file())
+    stored = b"".join(
+        file.read_bytes() for file in (tmp_path / "data").rglob("*") if file.is_file()
+    )
 
     for canary in (key, SECRET):
         assert canary not in said + captured.out + captured.err

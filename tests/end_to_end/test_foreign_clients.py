@@ -50,7 +50,10 @@ async def test_curl(service: Service) -> None:
 
 async def test_httpx_sse(service: Service) -> None:
     """httpx-sse reads names, ids and data, and does not ask again."""
-    async with httpx.AsyncClient(timeout=20, trust_env=False) as client, aconnect_sse(client, "GET", await events_url(service)) as source:
+    async with (
+        httpx.AsyncClient(timeout=20, trust_env=False) as client,
+        aconnect_sse(client, "GET", await events_url(service)) as source,
+    ):
         found = [event async for event in source.aiter_sse()]
 
     assert [event.event for event in found] == ["start", *["message"] * (len(found) - 2), "done"]
@@ -64,10 +67,18 @@ async def test_clients_of_npm(service: Service, fake: ProviderFake, client: str)
     if not (node := shutil.which("node")):
         pytest.skip("not run: node is absent")
     if not (MODULES / "node_modules").exists():
-        pytest.skip("not run: the modules are not installed (make .cache/clients/.installed, which needs npm)")
+        pytest.skip(
+            "not run: the modules are not installed (make .cache/clients/.installed, which needs npm)"
+        )
 
     got: dict[str, Any] = json.loads(
-        await output(node, str(Path(__file__).parents[1] / "clients" / "read.mjs"), client, await events_url(service), str(MODULES))
+        await output(
+            node,
+            str(Path(__file__).parents[1] / "clients" / "read.mjs"),
+            client,
+            await events_url(service),
+            str(MODULES),
+        )
     )
 
     assert got["text"] == default_text(PROMPT)

@@ -14,7 +14,12 @@ FREE = {"prompt": "Say something.", "grounded": False}
 
 async def ask(serve: Serve, llmock: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
     """(the last event's payload, the streamed text, the row) of one streamed answer."""
-    service = await serve(openai_base_url=llmock.base_url(), openai_api_key="x", model="gpt-4o-mini", provider_idle_seconds=1)
+    service = await serve(
+        openai_base_url=llmock.base_url(),
+        openai_api_key="x",
+        model="gpt-4o-mini",
+        provider_idle_seconds=1,
+    )
     async with service.client.stream("POST", "/ai/stream", json=FREE) as response:
         found = await collect(response)
     return found[-1].json, text_of(found), await service.row()
@@ -39,7 +44,9 @@ async def test_a_flawless_answer(serve: Serve, llmock: Any) -> None:
         ("stall", "timeout", "provider_timeout"),
     ],
 )
-async def test_faults_in_the_stream(serve: Serve, llmock: Any, fault: str, status: str, code: str) -> None:
+async def test_faults_in_the_stream(
+    serve: Serve, llmock: Any, fault: str, status: str, code: str
+) -> None:
     """Each ends in a failure event with its code and one row with its status."""
     getattr(llmock, fault)()
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.core.grounding.prompt import GROUNDED_RULES, parse
+from service.core.grounding.prompt import GROUNDED_RULES, parse_messages
 from service.core.ports import Message
 from tests.conftest import Serve, Service
 from tests.core.grounding.test_prompt import IMAGES, INJECTIONS
@@ -35,7 +35,9 @@ async def upload(service: Service, **body: Any) -> dict[str, Any]:
         ("Library", EN, "When does the reading room close?", "8 pm"),
     ],
 )
-async def test_a_given_text_answers_a_question_and_is_cited(serve: Serve, title: str, text: str, question: str, expected: str) -> None:
+async def test_a_given_text_answers_a_question_and_is_cited(
+    serve: Serve, title: str, text: str, question: str, expected: str
+) -> None:
     """The answer holds what the text says, cites it by [n], and names the document as its source."""
     service = await serve()
     document = await upload(service, title=title, text=text)
@@ -45,15 +47,24 @@ async def test_a_given_text_answers_a_question_and_is_cited(serve: Serve, title:
     assert expected in answer["response"]
     assert "[1]" in answer["response"]
     assert [source["document_id"] for source in answer["sources"]] == [document["document_id"]]
-    assert (answer["status"], answer["model"], answer["estimated_cost"]) == ("completed", "extractive", "0")
+    assert (answer["status"], answer["model"], answer["estimated_cost"]) == (
+        "completed",
+        "extractive",
+        "0",
+    )
     assert answer["total_tokens"] == answer["prompt_tokens"] + answer["completion_tokens"] > 0
 
 
 @pytest.mark.parametrize(
     ("question", "told"),
-    [("量子コンピュータの発明者は誰ですか？", "見つかりません"), ("Who invented the quantum computer?", "could not find")],
+    [
+        ("量子コンピュータの発明者は誰ですか？", "見つかりません"),
+        ("Who invented the quantum computer?", "could not find"),
+    ],
 )
-async def test_what_is_in_no_document_is_refused_without_a_provider(serve: Serve, fake: ProviderFake, question: str, told: str) -> None:
+async def test_what_is_in_no_document_is_refused_without_a_provider(
+    serve: Serve, fake: ProviderFake, question: str, told: str
+) -> None:
     """The fixed refusal in the language of the question, no provider call, no tokens, no cost, and a row."""
     service = await serve(openai_base_url=fake.base_url, model="m", seeded=True)
 
@@ -62,18 +73,27 @@ async def test_what_is_in_no_document_is_refused_without_a_provider(serve: Serve
         found = await collect(response)
 
     assert told in answer["response"] == text_of(found)
-    assert (answer["status"], answer["usage_source"], answer["total_tokens"], answer["estimated_cost"]) == ("no_context", "none", 0, "0")
+    assert (
+        answer["status"],
+        answer["usage_source"],
+        answer["total_tokens"],
+        answer["estimated_cost"],
+    ) == ("no_context", "none", 0, "0")
     assert found[0].json["context"] == answer["sources"] == []
     assert [row["status"] for row in await service.rows()] == ["no_context", "no_context"]
     assert fake.calls == []
 
 
-async def test_the_model_gets_numbered_context_and_rules(service: Service, fake: ProviderFake) -> None:
+async def test_the_model_gets_numbered_context_and_rules(
+    service: Service, fake: ProviderFake
+) -> None:
     """What the provider receives is the rules, the delimited passages and the question; what it cites becomes the sources."""
     document = await upload(service, title="図書館", text=JA)
     fake.next(Behaviour(text="一人10冊までです。[1] [9]"))
 
-    answer = (await service.client.post("/ai/test", json={"prompt": "図書館の貸出は何冊までですか？"})).json()
+    answer = (
+        await service.client.post("/ai/test", json={"prompt": "図書館の貸出は何冊までですか？"})
+    ).json()
 
     system, user = (message["content"] for message in fake.calls[0].body["messages"])
     assert "[n]" in system or "[1]" in system
@@ -85,23 +105,34 @@ async def test_the_model_gets_numbered_context_and_rules(service: Service, fake:
 async def test_start_shows_the_context_and_done_the_cited_part(serve: Serve) -> None:
     """`start` carries the context given to the model; `sources` of `done` are those of it that were cited."""
     service = await serve(seeded=True)
-    async with service.client.stream("GET", "/ai/stream", params={"prompt": "How many days do I have to return an item?"}) as response:
+    async with service.client.stream(
+        "GET", "/ai/stream", params={"prompt": "How many days do I have to return an item?"}
+    ) as response:
         found = await collect(response)
 
     context, sources = found[0].json["context"], found[-1].json["sources"]
     assert [passage["n"] for passage in context] == list(range(1, len(context) + 1))
     assert sources
-    assert {source["chunk_id"] for source in sources} <= {passage["chunk_id"] for passage in context}
+    assert {source["chunk_id"] for source in sources} <= {
+        passage["chunk_id"] for passage in context
+    }
     cited = sources[0]["text"][slice(*sources[0]["sentence"])]
     assert cited.split("**")[-1] in text_of(found)
-    assert all(0 <= passage["sentence"][0] < passage["sentence"][1] <= len(passage["text"]) for passage in context)
+    assert all(
+        0 <= passage["sentence"][0] < passage["sentence"][1] <= len(passage["text"])
+        for passage in context
+    )
 
 
-async def test_citations_of_nothing_are_dropped_and_counted(service: Service, fake: ProviderFake) -> None:
+async def test_citations_of_nothing_are_dropped_and_counted(
+    service: Service, fake: ProviderFake
+) -> None:
     """A model that cites what it was not given: no source, and a metric that says so."""
     await upload(service, title="図書館", text=JA)
     fake.next(Behaviour(text="一人10冊まで、期間は2週間です。[1] [7] [8]"))
-    answer = (await service.client.post("/ai/test", json={"prompt": "図書館の貸出は何冊までですか？"})).json()
+    answer = (
+        await service.client.post("/ai/test", json={"prompt": "図書館の貸出は何冊までですか？"})
+    ).json()
     metrics = (await service.client.get("/metrics")).text
 
     (source,) = answer["sources"]
@@ -110,10 +141,16 @@ async def test_citations_of_nothing_are_dropped_and_counted(service: Service, fa
     assert 'kotae_citations_total{what="real"} 1.0' in metrics
 
 
-async def test_thirty_injections_reach_the_provider_as_data(serve: Serve, fake: ProviderFake) -> None:
+async def test_thirty_injections_reach_the_provider_as_data(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """Thirty documents with orders, forged parts, delimiters and images: the prompt has our rules, its parts and nothing else."""
-    service = await serve(openai_base_url=fake.base_url, model="m", context_chunks_max=50, context_tokens_max=100_000)
-    texts = [f"灯台の高さは{n}メートルです。\n\n{injection}" for n, injection in enumerate(INJECTIONS)]
+    service = await serve(
+        openai_base_url=fake.base_url, model="m", context_chunks_max=50, context_tokens_max=100_000
+    )
+    texts = [
+        f"灯台の高さは{n}メートルです。\n\n{injection}" for n, injection in enumerate(INJECTIONS)
+    ]
     texts = [text.replace("\0", "0") for text in texts]
     for text in texts:
         await upload(service, title=text[:200], text=text)
@@ -122,7 +159,7 @@ async def test_thirty_injections_reach_the_provider_as_data(serve: Serve, fake: 
 
     system, user = (message["content"] for message in fake.calls[0].body["messages"])
     assert system == GROUNDED_RULES
-    parsed = parse([Message("system", system), Message("user", user)])
+    parsed = parse_messages([Message("system", system), Message("user", user)])
     assert not isinstance(parsed, str)
     asked, passages = parsed
     assert asked == question
@@ -140,7 +177,9 @@ async def test_a_deleted_document_is_never_used_again(serve: Serve) -> None:
     question = {"prompt": "図書館の休館日はいつですか"}
     assert (await service.client.post("/ai/test", json=question)).json()["status"] == "completed"
 
-    assert (await service.client.delete(f"/ai/documents/{document['document_id']}")).status_code == 204
+    assert (
+        await service.client.delete(f"/ai/documents/{document['document_id']}")
+    ).status_code == 204
 
     assert (await service.client.post("/ai/test", json=question)).json()["status"] == "no_context"
     assert (await service.client.get(f"/ai/documents/{document['document_id']}")).status_code == 404
@@ -149,7 +188,11 @@ async def test_a_deleted_document_is_never_used_again(serve: Serve) -> None:
 async def test_ungrounded_is_not_retrieved(service: Service, fake: ProviderFake) -> None:
     """`grounded: false` asks the model freely, without context."""
     await upload(service, title="図書館", text=JA)
-    answer = (await service.client.post("/ai/test", json={"prompt": "図書館の休館日はいつですか", "grounded": False})).json()
+    answer = (
+        await service.client.post(
+            "/ai/test", json={"prompt": "図書館の休館日はいつですか", "grounded": False}
+        )
+    ).json()
 
     assert answer["sources"] == []
     assert JA[20:40] not in str(fake.calls[0].body["messages"])
@@ -158,12 +201,27 @@ async def test_ungrounded_is_not_retrieved(service: Service, fake: ProviderFake)
 async def test_search_shows_what_an_answer_would_be_drawn_from(serve: Serve) -> None:
     """GET /ai/search gives ranked chunks with scores and matched terms, and says whether they are enough."""
     service = await serve(seeded=True)
-    found = (await service.client.get("/ai/search", params={"q": "返品は何日以内にできますか"})).json()
-    nothing = (await service.client.get("/ai/search", params={"q": "量子コンピュータの発明者"})).json()
+    found = (
+        await service.client.get("/ai/search", params={"q": "返品は何日以内にできますか"})
+    ).json()
+    nothing = (
+        await service.client.get("/ai/search", params={"q": "量子コンピュータの発明者"})
+    ).json()
 
     assert found["answerable"] is True
-    assert found["items"][0].keys() >= {"document_id", "chunk_id", "title", "text", "score", "coverage", "matched", "sentence"}
-    assert [item["score"] for item in found["items"]] == sorted((item["score"] for item in found["items"]), reverse=True)
+    assert found["items"][0].keys() >= {
+        "document_id",
+        "chunk_id",
+        "title",
+        "text",
+        "score",
+        "coverage",
+        "matched",
+        "sentence",
+    }
+    assert [item["score"] for item in found["items"]] == sorted(
+        (item["score"] for item in found["items"]), reverse=True
+    )
     assert nothing["answerable"] is False
 
 
@@ -176,7 +234,9 @@ async def test_the_numbers_that_decided_are_on_the_row(serve: Serve) -> None:
         row = (await service.rows())[0]
         assert answer["relevance_share"] == row["relevance_share"] == found["share"]
         assert answer["relevance_terms"] == row["relevance_terms"] == found["terms"]
-    free = (await service.client.post("/ai/test", json={"prompt": "Hello", "grounded": False})).json()
+    free = (
+        await service.client.post("/ai/test", json={"prompt": "Hello", "grounded": False})
+    ).json()
     assert (free["relevance_share"], free["relevance_terms"]) == (None, None)
 
 
@@ -189,11 +249,19 @@ async def test_documents_narrow_a_question(serve: Serve) -> None:
     ]
     question = "休館日はいつですか？"
     for n, day in enumerate(("火曜日", "水曜日")):
-        answer = (await service.client.post("/ai/test", json={"prompt": question, "documents": [ids[n]]})).json()
-        found = (await service.client.get("/ai/search", params={"q": question, "documents": [ids[n]]})).json()
-        async with service.client.stream("GET", "/ai/stream", params={"prompt": question, "documents": [ids[n]]}) as response:
+        answer = (
+            await service.client.post("/ai/test", json={"prompt": question, "documents": [ids[n]]})
+        ).json()
+        found = (
+            await service.client.get("/ai/search", params={"q": question, "documents": [ids[n]]})
+        ).json()
+        async with service.client.stream(
+            "GET", "/ai/stream", params={"prompt": question, "documents": [ids[n]]}
+        ) as response:
             streamed = text_of(await collect(response))
         assert day in answer["response"] == streamed
         assert {item["document_id"] for item in found["items"]} == {ids[n]}
-    nothing = (await service.client.post("/ai/test", json={"prompt": question, "documents": ["unknown"]})).json()
+    nothing = (
+        await service.client.post("/ai/test", json={"prompt": question, "documents": ["unknown"]})
+    ).json()
     assert nothing["status"] == "no_context"

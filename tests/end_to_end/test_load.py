@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.core.accounting.log import LogFilter, export
+from service.core.accounting.log import LogFilter, export_pages
 from tests.conftest import Service, http_client
 from tests.fakes.provider import Ending, ProviderFake
 from tests.sse import events
@@ -24,7 +24,9 @@ CONCURRENCY = 100
         pytest.param(20_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1200)]),
     ],
 )
-async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Service, fake: ProviderFake, answers: int) -> None:
+async def test_every_answer_has_one_row_with_the_provider_s_tokens(
+    service: Service, fake: ProviderFake, answers: int
+) -> None:
     """Thousands of answers, 100 at once, a fifth cut by the client: one row each, none twice, tokens as the provider said."""
     choose, gate = random.Random(7), asyncio.Semaphore(CONCURRENCY)
     limits = httpx2.Limits(max_connections=CONCURRENCY * 2)
@@ -32,12 +34,18 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Serv
     async with http_client(service.url, timeout=60, limits=limits) as client:
 
         async def one(number: int, leave_after: int | None, plain: bool) -> None:
-            body = {"prompt": f"question {number}" + (" [[gap=0.02]]" if leave_after else ""), "grounded": False}
+            body = {
+                "prompt": f"question {number}" + (" [[gap=0.02]]" if leave_after else ""),
+                "grounded": False,
+            }
             async with gate:
                 if plain:
                     assert (await client.post("/ai/test", json=body)).status_code == 200
                     return
-                async with client.stream("POST", "/ai/stream", json=body) as response, aclosing(events(response)) as stream:
+                async with (
+                    client.stream("POST", "/ai/stream", json=body) as response,
+                    aclosing(events(response)) as stream,
+                ):
                     seen = []
                     async for event in stream:
                         seen.append(event.name)
@@ -50,24 +58,39 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(service: Serv
     await fake.wait_idle(30)
     await service.wait_idle()
 
-    rows: list[Any] = [row async for page in export(service.rooms.database, LogFilter()) for row in page]
+    rows: list[Any] = [
+        row async for page in export_pages(service.services.database, LogFilter()) for row in page
+    ]
     by_prompt = {row.prompt: row for row in rows}
     told = {call.prompt: call for call in fake.calls}
     assert len(rows) == len(by_prompt) == answers
     assert len(fake.calls) == len(told)
     assert told.keys() <= by_prompt.keys()
-    for prompt in by_prompt.keys() - told.keys():  # left at the first event, before the provider was reached
-        assert (by_prompt[prompt].status, by_prompt[prompt].usage_source in {"none", "unknown"}) == ("client_gone", True)
+    for prompt in (
+        by_prompt.keys() - told.keys()
+    ):  # left at the first event, before the provider was reached
+        assert (
+            by_prompt[prompt].status,
+            by_prompt[prompt].usage_source in {"none", "unknown"},
+        ) == ("client_gone", True)
     for prompt, call in told.items():
         row = by_prompt[prompt]
         if call.ended is Ending.FINISHED and row.usage_source == "provider":
             assert row.status == "completed"
-            assert (row.prompt_tokens, row.completion_tokens) == (call.usage["prompt_tokens"], call.usage["completion_tokens"])
+            assert (row.prompt_tokens, row.completion_tokens) == (
+                call.usage["prompt_tokens"],
+                call.usage["completion_tokens"],
+            )
             assert row.response == call.text
         else:
-            assert (row.status, row.usage_source) in {("client_gone", "estimated"), ("client_gone", "unknown")}
+            assert (row.status, row.usage_source) in {
+                ("client_gone", "estimated"),
+                ("client_gone", "unknown"),
+            }
             assert call.text.startswith(row.response)
     statuses = Counter(row.status for row in rows)
     assert statuses.keys() == {"completed", "client_gone"}
     assert statuses["completed"] >= answers * 4 // 5
-    assert service.rooms.queue.statistics().open == service.rooms.queue.statistics().waiting == 0
+    assert (
+        service.services.queue.statistics().open == service.services.queue.statistics().waiting == 0
+    )

@@ -23,7 +23,9 @@ FREE = {"prompt": "Say something.", "grounded": False}
 def rows(data_dir: Path) -> list[tuple[str, str]]:
     """(status, usage_source) of every row of the log, by reading the file."""
     with sqlite3.connect(data_dir / "kotae.db") as connection:
-        return connection.execute("SELECT status, usage_source FROM request_logs ORDER BY seq").fetchall()
+        return connection.execute(
+            "SELECT status, usage_source FROM request_logs ORDER BY seq"
+        ).fetchall()
 
 
 async def test_the_two_minutes_of_a_newcomer(tmp_path: Path) -> None:
@@ -32,9 +34,13 @@ async def test_the_two_minutes_of_a_newcomer(tmp_path: Path) -> None:
     seeded = await kotae("seed", data_dir=tmp_path)
     again = await kotae("seed", data_dir=tmp_path)
     async with serving(tmp_path) as service:
-        code, answer, _ = await kotae("ask", "返品は何日以内にできますか？", "--url", service.url, data_dir=tmp_path)
+        code, answer, _ = await kotae(
+            "ask", "返品は何日以内にできますか？", "--url", service.url, data_dir=tmp_path
+        )
         _, log, _ = await kotae("logs", "--url", service.url, data_dir=tmp_path)
-        refused = await kotae("ask", "x", "--model", "nobody", "--url", service.url, data_dir=tmp_path)
+        refused = await kotae(
+            "ask", "x", "--model", "nobody", "--url", service.url, data_dir=tmp_path
+        )
 
     assert "10 of them new" in seeded[1]
     assert "0 of them new" in again[1]
@@ -56,12 +62,19 @@ async def test_sigterm_when_idle(tmp_path: Path) -> None:
         assert time.monotonic() - began < 2 + service.start_seconds
 
 
-async def test_sigterm_lets_streams_end_within_the_grace(tmp_path: Path, fake: ProviderFake) -> None:
+async def test_sigterm_lets_streams_end_within_the_grace(
+    tmp_path: Path, fake: ProviderFake
+) -> None:
     """A stream that ends within the grace is completed and recorded; the process ends with 0."""
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=3))
-    async with serving(tmp_path, OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="m", KOTAE_SHUTDOWN_GRACE_SECONDS=15) as service:
-        async with service.client.stream("POST", "/ai/stream", json=FREE) as response, aclosing(events(response)) as stream:
+    async with serving(
+        tmp_path, OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="m", KOTAE_SHUTDOWN_GRACE_SECONDS=15
+    ) as service:
+        async with (
+            service.client.stream("POST", "/ai/stream", json=FREE) as response,
+            aclosing(events(response)) as stream,
+        ):
             first = await anext(stream)
             service.signal(signal.SIGTERM)
             await refuses(service)
@@ -87,11 +100,15 @@ async def refuses(service: ServiceProcess) -> None:
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-async def test_sigterm_interrupts_what_does_not_end(tmp_path: Path, fake: ProviderFake, signals: int) -> None:
+async def test_sigterm_interrupts_what_does_not_end(
+    tmp_path: Path, fake: ProviderFake, signals: int
+) -> None:
     """After the grace, or at once with a second signal, streams end with a failure, rows are written, exit is 0."""
     fake.default = Behaviour(hang_after=3)
     grace = 0.5 if signals == 1 else 60
-    async with serving(tmp_path, OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="m", KOTAE_SHUTDOWN_GRACE_SECONDS=grace) as service:
+    async with serving(
+        tmp_path, OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="m", KOTAE_SHUTDOWN_GRACE_SECONDS=grace
+    ) as service:
         streams = [asyncio.create_task(streamed(service)) for _ in range(20)]
         for call in await fake.wait_calls(20):
             await fake.wait_chunks(call, 3)
@@ -121,7 +138,10 @@ async def test_the_queue_is_written_at_the_end(tmp_path: Path) -> None:
     await kotae("seed", data_dir=tmp_path)
     async with serving(tmp_path) as service:
         answers = await asyncio.gather(
-            *(service.client.post("/ai/test", json={"prompt": "返品は何日以内にできますか？"}) for _ in range(50))
+            *(
+                service.client.post("/ai/test", json={"prompt": "返品は何日以内にできますか？"})
+                for _ in range(50)
+            )
         )
         service.signal(signal.SIGTERM)
 

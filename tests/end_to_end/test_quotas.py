@@ -19,7 +19,7 @@ from service.core.database.engine import Database
 from service.core.database.tables import quota_totals, request_logs
 from service.core.ports import QuotaLimits
 from service.core.quota.local import LIMITS
-from service.core.records import charge
+from service.core.records import charge_of_row
 from service.core.settings import ModelPrice
 from tests.access import bearer, client, make_key
 from tests.conftest import Serve, Service
@@ -34,7 +34,7 @@ ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 async def limited(service: Service, name: str = "alice", **limits: int) -> str:
     """A key of a user with these limits."""
     key = await make_key(service, name)
-    await store.put_user(service.rooms.database, name, limits=QuotaLimits(**limits))
+    await store.put_user(service.services.database, name, limits=QuotaLimits(**limits))
     return str(key.key)
 
 
@@ -44,12 +44,14 @@ async def room_for(service: Service, count: int) -> tuple[str, int]:
     async with client(service, key) as caller:
         assert (await caller.post("/ai/test", json=ASK)).status_code == 200
     await service.wait_idle()
-    async with service.rooms.database.reading() as session:
+    async with service.services.database.read_session() as session:
         query = sa.select(request_logs.c.held_tokens)
         held = int((await session.execute(query)).scalar_one())
-    used = service.rooms.quota.used("user:alice")["tokens_per_day"][0]
-    await store.put_user(service.rooms.database, "alice", limits=QuotaLimits(tokens_per_day=used + held * count))
-    service.rooms.door.forget()
+    used = service.services.quota.used("user:alice")["tokens_per_day"][0]
+    await store.put_user(
+        service.services.database, "alice", limits=QuotaLimits(tokens_per_day=used + held * count)
+    )
+    service.services.authenticator.clear_cache()
     return str(key.key), held
 
 
@@ -83,7 +85,9 @@ async def cut(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
 
 
 @pytest.mark.parametrize("way", [plain, streamed, cut])
-async def test_two_hundred_at_once_against_room_for_ten(serve: Serve, fake: ProviderFake, way: Any) -> None:
+async def test_two_hundred_at_once_against_room_for_ten(
+    serve: Serve, fake: ProviderFake, way: Any
+) -> None:
     """Exactly ten reach the provider, 190 are told 429; afterwards used is what the log says, and nothing is held."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     key, _ = await room_for(service, 10)
@@ -107,10 +111,12 @@ async def test_two_hundred_at_once_against_room_for_ten(serve: Serve, fake: Prov
     async with client(service, key) as caller:
         rows = (await caller.get("/ai/logs", params={"limit": 200})).json()["items"]
     assert len(rows) == 11
-    found = service.rooms.quota.used("user:alice")
+    found = service.services.quota.used("user:alice")
     assert found["tokens_per_day"] == (await charged(service, "user:alice"), 0)
-    assert {name: held for name, (_, held) in found.items()} == dict.fromkeys((*(name for name, *_ in LIMITS), "concurrent"), 0)
-    assert service.rooms.quota.statistics().holds == 0
+    assert {name: held for name, (_, held) in found.items()} == dict.fromkeys(
+        (*(name for name, *_ in LIMITS), "concurrent"), 0
+    )
+    assert service.services.quota.statistics().holds == 0
     if way is not cut:
         assert found["tokens_per_day"][0] == sum(row["total_tokens"] for row in rows)
 
@@ -118,8 +124,14 @@ async def test_two_hundred_at_once_against_room_for_ten(serve: Serve, fake: Prov
 async def charged(service: Service, subject: str) -> int:
     """What the database says was used today."""
     totals = quota_totals.c
-    async with service.rooms.database.reading() as session:
-        return int((await session.execute(sa.select(sa.func.sum(totals.tokens)).where(totals.subject == subject))).scalar_one())
+    async with service.services.database.read_session() as session:
+        return int(
+            (
+                await session.execute(
+                    sa.select(sa.func.sum(totals.tokens)).where(totals.subject == subject)
+                )
+            ).scalar_one()
+        )
 
 
 @pytest.mark.slow
@@ -127,8 +139,10 @@ async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderF
     """Of 200 at once ten get in; killed with them open, the next process holds nothing, and counts what the ten may have cost."""
     await migrate(tmp_path)
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}")
-    made = await store.create_key(database, BOOTSTRAP, store.Wanted(user_id="alice"), keys_max=9)
-    await store.put_user(database, "alice", limits=QuotaLimits(concurrent=10, tokens_per_day=100_000))
+    made = await store.create_key(database, BOOTSTRAP, store.NewKey(user_id="alice"), keys_max=9)
+    await store.put_user(
+        database, "alice", limits=QuotaLimits(concurrent=10, tokens_per_day=100_000)
+    )
     fake.default = Behaviour(hang_after=2)
     options = {"OPENAI_BASE_URL": fake.base_url, "KOTAE_MODEL": "m", "KOTAE_AUTH": "keys"}
     async with serving(tmp_path, **options) as first:
@@ -146,29 +160,37 @@ async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderF
     async with serving(tmp_path, **options) as second:
         second.client.headers.update(bearer(made))
         answer = await second.client.post("/ai/test", json=ASK)
-        left = int(re.search(r'"user-tokens-per-day";r=(\d+)', answer.headers["ratelimit"]).group(1))  # type: ignore[union-attr]
+        match = re.search(r'"user-tokens-per-day";r=(\d+)', answer.headers["ratelimit"])
+        assert match
+        left = int(match.group(1))
         assert '"user-concurrent";r=10' in answer.headers["ratelimit"]
         second.signal(signal.SIGTERM)
         await second.wait()
-    async with database.reading() as session:
+    async with database.read_session() as session:
         rows = (await session.execute(sa.select(request_logs))).mappings().all()
     await database.close()
 
     assert len(rows) == 11
     assert {row["status"] for row in rows} == {"interrupted", "completed"}
-    assert 100_000 - left == sum(charge(row)[0] for row in rows)
-    assert all(charge(row)[0] >= 100 for row in rows if row["status"] == "interrupted")
+    assert 100_000 - left == sum(charge_of_row(row)[0] for row in rows)
+    assert all(charge_of_row(row)[0] >= 100 for row in rows if row["status"] == "interrupted")
 
 
 async def test_a_refusal_is_whole(serve: Serve, fake: ProviderFake) -> None:
     """429 names its limit, says when, and carries the headers; accepted answers carry them too; nothing reaches the provider."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
-    async with client(service, await limited(service, requests_per_minute=2, tokens_per_day=50_000)) as alice:
+    async with client(
+        service, await limited(service, requests_per_minute=2, tokens_per_day=50_000)
+    ) as alice:
         first = await alice.post("/ai/test", json=ASK)
-        async with alice.stream("GET", "/ai/stream", params={"prompt": "Why?", "grounded": False}) as second:
+        async with alice.stream(
+            "GET", "/ai/stream", params={"prompt": "Why?", "grounded": False}
+        ) as second:
             await second.aread()
         third = await alice.post("/ai/stream", json=ASK)
-        beyond = await alice.post("/ai/test", json=ASK | {"prompt": "é" * 15_000, "max_tokens": 8192, "model": "m"})
+        beyond = await alice.post(
+            "/ai/test", json=ASK | {"prompt": "é" * 15_000, "max_tokens": 8192, "model": "m"}
+        )
 
     assert '"user-requests-per-minute";r=1;t=' in first.headers["ratelimit"]
     assert '"user-requests-per-minute";r=0;t=' in second.headers["ratelimit"]
@@ -184,11 +206,14 @@ async def test_what_never_fits_is_told_so_at_once(serve: Serve, fake: ProviderFa
     """A request whose bound is above the limit is a 400 of its own code, without Retry-After, with or without context."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", seeded=True)
     async with client(service, await limited(service, tokens_per_day=1000)) as alice:
-        for body in (ASK | {"max_tokens": 2000}, {"prompt": "返品は何日以内にできますか？", "max_tokens": 100}):
+        for body in (
+            ASK | {"max_tokens": 2000},
+            {"prompt": "返品は何日以内にできますか？", "max_tokens": 100},
+        ):
             response = await alice.post("/ai/test", json=body)
             is_problem(response, 400, "beyond_quota")
             assert "retry-after" not in response.headers
-    assert service.rooms.quota.statistics().holds == 0
+    assert service.services.quota.statistics().holds == 0
     assert fake.calls == []
 
 
@@ -198,33 +223,47 @@ async def test_money_is_held_by_price(serve: Serve, fake: ProviderFake) -> None:
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", prices=prices)
     async with client(service, await limited(service, cost_nano_usd_per_day=10_000_000)) as alice:
         answer = (await alice.post("/ai/test", json=ASK)).json()
-        is_problem(await alice.post("/ai/test", json=ASK | {"model": "nobody-knows"}), 400, "unpriced_model")
-    used = service.rooms.quota.used("user:alice")["cost_nano_usd_per_day"]
+        is_problem(
+            await alice.post("/ai/test", json=ASK | {"model": "nobody-knows"}),
+            400,
+            "unpriced_model",
+        )
+    used = service.services.quota.used("user:alice")["cost_nano_usd_per_day"]
 
     assert used == (round(float(answer["estimated_cost"]) * 1e9), 0)
     assert used[0] > 0
 
 
-async def test_a_refusal_of_the_service_gives_the_hold_back(serve: Serve, fake: ProviderFake) -> None:
+async def test_a_refusal_of_the_service_gives_the_hold_back(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """When the queue is full after the hold, nothing stays held and nothing is used."""
-    service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", queue_records_max=1)
+    service = await serve(
+        auth="keys", openai_base_url=fake.base_url, model="m", queue_records_max=1
+    )
     held = asyncio.Event()
     fake.default = Behaviour(hold=held)
     async with client(service, await limited(service, tokens_per_day=100_000)) as alice:
         first = asyncio.create_task(alice.post("/ai/test", json=ASK))
         await fake.wait_calls(1)
         is_problem(await alice.post("/ai/test", json=ASK), 503, "overloaded")
-        assert service.rooms.quota.used("user:alice")["concurrent"] == (0, 1)
+        assert service.services.quota.used("user:alice")["concurrent"] == (0, 1)
         held.set()
         await first
-    assert service.rooms.quota.used("user:alice")["requests_per_minute"] == (1, 0)
-    assert service.rooms.quota.statistics().holds == 0
+    assert service.services.quota.used("user:alice")["requests_per_minute"] == (1, 0)
+    assert service.services.quota.statistics().holds == 0
 
 
 async def test_a_refused_question_uses_no_tokens(serve: Serve) -> None:
     """What is refused for want of context counts as a request and costs nothing."""
     service = await serve(auth="keys")
     async with client(service, await limited(service, tokens_per_day=5000)) as alice:
-        assert (await alice.post("/ai/test", json={"prompt": "Who invented the quantum computer?"})).json()["status"] == "no_context"
-    found = service.rooms.quota.used("user:alice")
-    assert (found["tokens_per_day"], found["requests_per_minute"], found["concurrent"]) == ((0, 0), (1, 0), (0, 0))
+        assert (
+            await alice.post("/ai/test", json={"prompt": "Who invented the quantum computer?"})
+        ).json()["status"] == "no_context"
+    found = service.services.quota.used("user:alice")
+    assert (found["tokens_per_day"], found["requests_per_minute"], found["concurrent"]) == (
+        (0, 0),
+        (1, 0),
+        (0, 0),
+    )

@@ -31,10 +31,22 @@ async def execute(script: str, service: ServiceProcess, folder: Path) -> str:
     (folder / ".curlrc").write_text("fail-with-body\n")  # an error status is a failure
     (folder / "kotae").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m service "$@"\n')
     (folder / "kotae").chmod(0o755)
-    script = script.replace("http://127.0.0.1:8000", service.url).replace(".venv/bin/kotae", str(folder / "kotae"))
-    variables = environment(folder, KOTAE_PORT=service.url.rpartition(":")[2], PYTHONPATH=ROOT, CURL_HOME=folder)
+    script = script.replace("http://127.0.0.1:8000", service.url).replace(
+        ".venv/bin/kotae", str(folder / "kotae")
+    )
+    variables = environment(
+        folder, KOTAE_PORT=service.url.rpartition(":")[2], PYTHONPATH=ROOT, CURL_HOME=folder
+    )
     process = await asyncio.create_subprocess_exec(
-        "bash", "-euo", "pipefail", "-c", script, cwd=folder, env=variables, stdout=PIPE, stderr=STDOUT
+        "bash",
+        "-euo",
+        "pipefail",
+        "-c",
+        script,
+        cwd=folder,
+        env=variables,
+        stdout=PIPE,
+        stderr=STDOUT,
     )
     output = (await process.communicate())[0].decode()
     assert process.returncode == 0, output
@@ -44,11 +56,15 @@ async def execute(script: str, service: ServiceProcess, folder: Path) -> str:
 @pytest.mark.parametrize("page", [README, TUTORIAL], ids=["README", "tutorial"])
 def test_make_targets_exist(page: str) -> None:
     """Each `make` command of the page is a target that make can plan."""
-    targets = re.findall(r"^make ([a-z-]+)", "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)), re.MULTILINE)
+    targets = re.findall(
+        r"^make ([a-z-]+)", "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)), re.MULTILINE
+    )
 
     assert targets
     for target in targets:
-        subprocess.run(["make", "--dry-run", target], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            ["make", "--dry-run", target], cwd=ROOT, stdout=subprocess.DEVNULL, check=True
+        )
 
 
 def test_the_two_commands_of_the_readme() -> None:

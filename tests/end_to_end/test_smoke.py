@@ -14,7 +14,9 @@ async def test_a_fresh_service_answers_streams_and_ends(tmp_path: Path) -> None:
     """`kotae serve --migrate --seed` migrates, adds the samples, answers with sources, streams the same, and exits with 0."""
     async with serving(tmp_path, "--migrate", "--seed") as service:
         async with asyncio.timeout(20):
-            while (answer := (await service.client.post("/ai/test", json=QUESTION)).json())["status"] != "completed":
+            while (answer := (await service.client.post("/ai/test", json=QUESTION)).json())[
+                "status"
+            ] != "completed":
                 await asyncio.sleep(0.05)
         async with service.client.stream("POST", "/ai/stream", json=QUESTION) as response:
             events = await collect(response)

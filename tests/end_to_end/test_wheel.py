@@ -59,7 +59,16 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
     locked: list[str | Path] = ["--require-hashes", "-r", ROOT / "requirements" / "base.txt"]
     for packages in (locked, ["--no-deps", wheel]):
-        run(TOOLS / "uv", "pip", "install", "--python", python, *packages, cwd=folder, variables=os.environ | {"UV_SYSTEM_CERTS": "true"})
+        run(
+            TOOLS / "uv",
+            "pip",
+            "install",
+            "--python",
+            python,
+            *packages,
+            cwd=folder,
+            variables=os.environ | {"UV_SYSTEM_CERTS": "true"},
+        )
     return python.with_name("kotae")
 
 
@@ -92,7 +101,10 @@ def test_wheel_contains_what_the_service_reads(wheel: Path) -> None:
     names = set(files(wheel))
     expected = {
         f"service/{path.relative_to(ROOT / root)}"
-        for root, patterns in {"service": ["web/**/*", "samples/*", "**/*.py"], ".": ["alembic/versions/*.py"]}.items()
+        for root, patterns in {
+            "service": ["web/**/*", "samples/*", "**/*.py"],
+            ".": ["alembic/versions/*.py"],
+        }.items()
         for pattern in patterns
         for path in (ROOT / root).glob(pattern)
         if path.is_file()
@@ -122,8 +134,13 @@ async def test_installed_wheel_works_without_the_checkout(installed: Path, tmp_p
     variables = environment(tmp_path)
     run(installed, "migrate", cwd=tmp_path, variables=variables)
     async with serving(installed, tmp_path) as url, httpx2.AsyncClient(base_url=url) as client:
-        answer = await asyncio.to_thread(run, installed, "ask", QUESTION, "--url", url, cwd=tmp_path, variables=variables)
-        pages = [await client.get(path) for path in ("/", "/web/app.js", "/signin", "/docs", "/openapi.json")]
+        answer = await asyncio.to_thread(
+            run, installed, "ask", QUESTION, "--url", url, cwd=tmp_path, variables=variables
+        )
+        pages = [
+            await client.get(path)
+            for path in ("/", "/web/app.js", "/signin", "/docs", "/openapi.json")
+        ]
         documents = (await client.get("/ai/documents")).json()["items"]
 
     assert "30 days" in answer
@@ -133,7 +150,9 @@ async def test_installed_wheel_works_without_the_checkout(installed: Path, tmp_p
 
 def test_installed_wheel_is_not_the_checkout(installed: Path, tmp_path: Path) -> None:
     """The environment imports the wheel, although the tests run from a checkout."""
-    location = run(installed.with_name("python"), "-c", "import service; print(service.__file__)", cwd=tmp_path)
+    location = run(
+        installed.with_name("python"), "-c", "import service; print(service.__file__)", cwd=tmp_path
+    )
 
     assert Path(location.strip()).is_relative_to(installed.parents[1])
     assert sys.prefix not in location

@@ -21,7 +21,12 @@ CREATED = 1_700_000_000
 REASONING_TOKENS = 2
 BLOCK = b"a" * 65_536
 HTML = b"<!doctype html><html><title>Welcome</title><p>The gateway is having a rest.</p></html>"
-ERROR = {"message": "The server had an error while processing your request.", "type": "server_error", "param": None, "code": None}
+ERROR = {
+    "message": "The server had an error while processing your request.",
+    "type": "server_error",
+    "param": None,
+    "code": None,
+}
 _MARKER = re.compile(r"\[\[([a-z0-9_-]+=[^\[\]]*)\]\]")
 
 
@@ -44,27 +49,39 @@ class Behaviour:
     holds: Mapping[Point, Event] = field(default_factory=dict)  # the same, several times
 
     # the account; omitted unless the request asks for it, as OpenAI does
-    usage: Any = "given"  # None: omitted. A name of `usage_named`, or else the value to send as it is
-    usage_place: Literal["own", "finish", "every"] = "own"  # own: a chunk without choices. every: growing, on all chunks
+    usage: Any = (
+        "given"  # None: omitted. A name of `usage_named`, or else the value to send as it is
+    )
+    usage_place: Literal["own", "finish", "every"] = (
+        "own"  # own: a chunk without choices. every: growing, on all chunks
+    )
     usage_times: int = 1
     usage_unasked: bool = False  # sent even if the request does not ask
 
     # an answer that is none
     status: int = 200
-    body: bytes | None = None  # sent instead of an answer; default for an error status: OpenAI's error object
+    body: bytes | None = (
+        None  # sent instead of an answer; default for an error status: OpenAI's error object
+    )
     content_type: str | None = None
     headers: Sequence[tuple[str, str]] = ()
     retry_after: float | str | None = None
     refuse: bool = False  # a new connection is closed unread, a kept one when it asks; counted in `refused`, and no call
 
     # how it ends
-    cut: Literal["fin", "rst"] = "fin"  # a RST may overtake what was sent: the client need not have seen all of `Call.text`
+    cut: Literal["fin", "rst"] = (
+        "fin"  # a RST may overtake what was sent: the client need not have seen all of `Call.text`
+    )
     cut_after: Point | None = None
-    cut_inside: bool = False  # the cut comes in the middle of the next line instead of between two events
+    cut_inside: bool = (
+        False  # the cut comes in the middle of the next line instead of between two events
+    )
     cut_at_byte: int | None = None  # of the body, before transfer framing
     hang_after: Point | None = None  # say nothing more, and keep the connection open
     hang_comments: float | None = None  # while hanging, a comment every so many seconds
-    finish_reason: str | None = "stop"  # None: null. "absent": the stream ends without a finish chunk
+    finish_reason: str | None = (
+        "stop"  # None: null. "absent": the stream ends without a finish chunk
+    )
     finish_with_text: bool = False  # the finish reason rides on the last chunk of text
     done: bool = True  # [DONE]
     keep_alive: bool = True
@@ -78,13 +95,17 @@ class Behaviour:
     raw: bytes = b""  # any bytes, at that point
     huge_line_after: Point = 0
     huge_line_bytes: int = 0
-    role: Literal["empty", "null", "none"] = "empty"  # the chunk with the role: content "", content null, or no such chunk
+    role: Literal["empty", "null", "none"] = (
+        "empty"  # the chunk with the role: content "", content null, or no such chunk
+    )
     empty_choices: bool = False  # a first chunk with no choices, as Azure's prompt filter sends
     extra: bool = False  # fields that nobody knows
     comments: bool = False  # a comment before every chunk
     newline: Literal["\n", "\r\n", "\r"] = "\n"
     gzip: bool = False  # compressed, whatever the client accepts; with huge_line_bytes it is a bomb
-    framing: Literal["chunked", "close"] = "chunked"  # close: the body ends with the connection, so a FIN looks like an end
+    framing: Literal["chunked", "close"] = (
+        "chunked"  # close: the body ends with the connection, so a FIN looks like an end
+    )
     chunks_per_write: int = 1  # 0: everything in one write
     bytes_per_write: int = 0  # 0: whole chunks. 1 splits every multi-byte character
 
@@ -92,11 +113,19 @@ class Behaviour:
         """The deltas of the answer to this prompt."""
         if self.deltas is not None:
             return list(self.deltas)
-        return default_deltas(prompt, self.chunks) if self.text is None else re.findall(r"\S+\s*|^\s+", self.text)
+        return (
+            default_deltas(prompt, self.chunks)
+            if self.text is None
+            else re.findall(r"\S+\s*|^\s+", self.text)
+        )
 
     def usage_for(self, prompt: str, completion_tokens: int) -> Any:
         """The usage object that this behaviour sends."""
-        return usage_named(self.usage, prompt, completion_tokens) if isinstance(self.usage, str) else self.usage
+        return (
+            usage_named(self.usage, prompt, completion_tokens)
+            if isinstance(self.usage, str)
+            else self.usage
+        )
 
 
 class Piece(NamedTuple):
@@ -127,7 +156,9 @@ def prompt_of(body: Any) -> str:
         if isinstance(message, dict) and message.get("role") == "user":
             content = message.get("content")
             if isinstance(content, list):
-                return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+                return "".join(
+                    str(part.get("text", "")) for part in content if isinstance(part, dict)
+                )
             return str(content)
     return ""
 
@@ -154,7 +185,11 @@ def settings_of(marker: str) -> dict[str, Any]:
         elif name in ("body", "raw"):
             found[name] = value.encode()
         else:
-            found[name] = json.loads(value) if re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?|true|false", value) else value
+            found[name] = (
+                json.loads(value)
+                if re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?|true|false", value)
+                else value
+            )
     return found
 
 
@@ -170,7 +205,9 @@ def usage_named(name: str, prompt: str, completion_tokens: int) -> Any:
     }
     return {
         "given": given,
-        "plain": {key: given[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")},
+        "plain": {
+            key: given[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")
+        },
         "null": None,
         "empty": {},
         "nulls": dict.fromkeys(given),
@@ -181,7 +218,10 @@ def usage_named(name: str, prompt: str, completion_tokens: int) -> Any:
         "zero": {**given, "prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         "wrong-total": {**given, "total_tokens": 1},
         "cached-over": {**given, "prompt_tokens_details": {"cached_tokens": prompt_tokens + 1}},
-        "reasoning-over": {**given, "completion_tokens_details": {"reasoning_tokens": completion_tokens + 1}},
+        "reasoning-over": {
+            **given,
+            "completion_tokens_details": {"reasoning_tokens": completion_tokens + 1},
+        },
     }[name]
 
 
@@ -196,7 +236,9 @@ def stream_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) ->
         yield piece._replace(point=None)
         if huge:
             yield Piece(b'data: {"choices":[{"index":0,"delta":{"content":"')
-            yield from (Piece(BLOCK[: min(len(BLOCK), huge - at)]) for at in range(0, huge, len(BLOCK)))
+            yield from (
+                Piece(BLOCK[: min(len(BLOCK), huge - at)]) for at in range(0, huge, len(BLOCK))
+            )
             yield Piece(b'"}}]}' + _lines(behaviour))
         yield from (Piece(data) for data in faults)
         yield Piece(b"", point=piece.point)
@@ -211,7 +253,9 @@ def whole_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> 
     finish_reason = None if behaviour.finish_reason == "absent" else behaviour.finish_reason
     message = {"role": "assistant", "content": "".join(said), "refusal": None}
     answer: dict[str, Any] = _envelope(behaviour, body, "chat.completion")
-    answer["choices"] = [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}]
+    answer["choices"] = [
+        {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    ]
     if behaviour.usage is not None:
         answer["usage"] = usage
     if behaviour.huge_line_bytes:
@@ -222,7 +266,11 @@ def whole_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> 
     if behaviour.invalid_utf8_after is not None:
         data = data[:-1] + b',"\xff\xfe":0}'
     half = len(data) // 2
-    return [Piece(b"", point="headers"), Piece(data[:half], point=0), Piece(data[half:], point="usage", text="".join(said), usage=usage)]
+    return [
+        Piece(b"", point="headers"),
+        Piece(data[:half], point=0),
+        Piece(data[half:], point="usage", text="".join(said), usage=usage),
+    ]
 
 
 def error_body(behaviour: Behaviour) -> bytes:
@@ -240,17 +288,39 @@ def _answer(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Itera
     if behaviour.role == "none":
         yield Piece(b"", 0)
     else:
-        yield voice.chunk(0, {"role": "assistant", "content": None if behaviour.role == "null" else "", "refusal": None})
+        yield voice.chunk(
+            0,
+            {
+                "role": "assistant",
+                "content": None if behaviour.role == "null" else "",
+                "refusal": None,
+            },
+        )
     for n, text in enumerate(_forever(said) if behaviour.endless else said, 1):
-        finish_reason = behaviour.finish_reason if behaviour.finish_with_text and n == len(said) else None
-        yield voice.chunk(n, {"content": text}, finish_reason, text=text, usage_of=n if behaviour.usage_place == "every" else None)
+        finish_reason = (
+            behaviour.finish_reason if behaviour.finish_with_text and n == len(said) else None
+        )
+        yield voice.chunk(
+            n,
+            {"content": text},
+            finish_reason,
+            text=text,
+            usage_of=n if behaviour.usage_place == "every" else None,
+        )
     if behaviour.finish_with_text:
         yield Piece(b"", "finish")
     elif behaviour.finish_reason != "absent":
-        yield voice.chunk("finish", {}, behaviour.finish_reason, usage_of=len(said) if behaviour.usage_place != "own" else None)
+        yield voice.chunk(
+            "finish",
+            {},
+            behaviour.finish_reason,
+            usage_of=len(said) if behaviour.usage_place != "own" else None,
+        )
     if voice.tells_usage and behaviour.usage_place == "own":
         for n in range(behaviour.usage_times):
-            yield voice.chunk("usage" if n == behaviour.usage_times - 1 else None, usage_of=len(said))
+            yield voice.chunk(
+                "usage" if n == behaviour.usage_times - 1 else None, usage_of=len(said)
+            )
     if behaviour.done:
         yield Piece(b"data: [DONE]" + _lines(behaviour))
 
@@ -260,7 +330,9 @@ class _Voice:
 
     def __init__(self, behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> None:
         self._behaviour, self._body, self._prompt = behaviour, body, prompt
-        asked = behaviour.usage_unasked or bool((body.get("stream_options") or {}).get("include_usage"))
+        asked = behaviour.usage_unasked or bool(
+            (body.get("stream_options") or {}).get("include_usage")
+        )
         self.tells_usage = asked and behaviour.usage is not None
 
     def chunk(
@@ -273,13 +345,24 @@ class _Voice:
         usage_of: int | None = None,
     ) -> Piece:
         """One event; without a delta it has no choices. `usage_of`: that many completion tokens are accounted for."""
-        behaviour, extra = self._behaviour, {"mystery": {"deep": [1, None]}} if self._behaviour.extra else {}
+        behaviour, extra = (
+            self._behaviour,
+            {"mystery": {"deep": [1, None]}} if self._behaviour.extra else {},
+        )
         envelope = _envelope(behaviour, self._body, "chat.completion.chunk")
-        choice = {"index": 0, "delta": {**(delta or {}), **extra}, "logprobs": None, "finish_reason": finish_reason, **extra}
+        choice = {
+            "index": 0,
+            "delta": {**(delta or {}), **extra},
+            "logprobs": None,
+            "finish_reason": finish_reason,
+            **extra,
+        }
         envelope["choices"] = [] if delta is None else [choice]
         usage = None
         if self.tells_usage:
-            envelope["usage"] = usage = None if usage_of is None else behaviour.usage_for(self._prompt, usage_of)
+            envelope["usage"] = usage = (
+                None if usage_of is None else behaviour.usage_for(self._prompt, usage_of)
+            )
         comment = b": keep-alive" + _lines(behaviour) if behaviour.comments else b""
         return Piece(comment + b"data: " + _json(envelope) + _lines(behaviour), point, text, usage)
 
@@ -289,7 +372,10 @@ def _faults(behaviour: Behaviour, point: Point | None) -> Iterator[bytes]:
     if point == behaviour.malformed_after:
         yield b'data: {"choices":[{"index":0,"delta":{"content":"broken' + end
     if point == behaviour.invalid_utf8_after:
-        yield b'data: {"choices":[{"index":0,"delta":{"content":"\xff\xfe\xe3\x81"},"finish_reason":null}]}' + end
+        yield (
+            b'data: {"choices":[{"index":0,"delta":{"content":"\xff\xfe\xe3\x81"},"finish_reason":null}]}'
+            + end
+        )
     if point == behaviour.raw_after:
         yield behaviour.raw
     if point == behaviour.error_after:
@@ -302,8 +388,16 @@ def _forever(said: list[str]) -> Iterator[str]:
 
 
 def _envelope(behaviour: Behaviour, body: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    extra = {"mystery": "?", "service_tier": "default", "obfuscation": "aB3"} if behaviour.extra else {}
-    return {"id": "chatcmpl-fake", "object": kind, "created": CREATED, "model": body.get("model"), **extra}
+    extra = (
+        {"mystery": "?", "service_tier": "default", "obfuscation": "aB3"} if behaviour.extra else {}
+    )
+    return {
+        "id": "chatcmpl-fake",
+        "object": kind,
+        "created": CREATED,
+        "model": body.get("model"),
+        **extra,
+    }
 
 
 def _lines(behaviour: Behaviour) -> bytes:
@@ -311,4 +405,6 @@ def _lines(behaviour: Behaviour) -> bytes:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(
+        "utf-8", "surrogatepass"
+    )

@@ -86,7 +86,13 @@ class Connection(asyncio.Protocol):
         self._body += data
 
     def on_message_complete(self) -> None:
-        self._requests.append((f"{self._parser.get_method().decode()} {self._url.decode('latin-1')}", self._headers, self._body))
+        self._requests.append(
+            (
+                f"{self._parser.get_method().decode()} {self._url.decode('latin-1')}",
+                self._headers,
+                self._body,
+            )
+        )
         if not self._task:
             self._answer_next()
 
@@ -105,7 +111,10 @@ class Connection(asyncio.Protocol):
         try:
             self._call = self._truth.arrived(json.loads(raw), headers)
         except ValueError as error:  # not JSON, or not a behaviour: a mistake of the test
-            self.respond(HTTPStatus.BAD_REQUEST, json.dumps({"error": {"message": f"provider fake: {error}"}}).encode())
+            self.respond(
+                HTTPStatus.BAD_REQUEST,
+                json.dumps({"error": {"message": f"provider fake: {error}"}}).encode(),
+            )
             return
         if not self._call:
             self.transport.abort()
@@ -125,21 +134,35 @@ class Connection(asyncio.Protocol):
         self._truth.others.append(line)
         match line:
             case "GET /v1/models":
-                models = [{"id": name, "object": "model", "created": 0, "owned_by": "fake"} for name in self._models]
+                models = [
+                    {"id": name, "object": "model", "created": 0, "owned_by": "fake"}
+                    for name in self._models
+                ]
                 self.respond(HTTPStatus.OK, json.dumps({"object": "list", "data": models}).encode())
             case "GET /truth":
-                self.respond(HTTPStatus.OK, json.dumps(self._truth.truth()).encode("utf-8", "surrogatepass"))
+                self.respond(
+                    HTTPStatus.OK, json.dumps(self._truth.truth()).encode("utf-8", "surrogatepass")
+                )
             case _:
-                self.respond(HTTPStatus.NOT_FOUND, b'{"error":{"message":"no such route","type":"invalid_request_error"}}')
+                self.respond(
+                    HTTPStatus.NOT_FOUND,
+                    b'{"error":{"message":"no such route","type":"invalid_request_error"}}',
+                )
 
     def _answer_embeddings(self, raw: bytes) -> None:
         """Vectors of letters: texts that share them are near. The next of `embedding_statuses` refuses instead."""
         texts = json.loads(raw)["input"]
         self._truth.embedded.append(texts)
-        if self._truth.embedding_statuses and (status := self._truth.embedding_statuses.popleft()) != HTTPStatus.OK:
+        if (
+            self._truth.embedding_statuses
+            and (status := self._truth.embedding_statuses.popleft()) != HTTPStatus.OK
+        ):
             self.respond(status, b'{"error":{"message":"not now","type":"server_error"}}')
             return
-        data = [{"object": "embedding", "index": n, "embedding": letters(text)} for n, text in enumerate(texts)]
+        data = [
+            {"object": "embedding", "index": n, "embedding": letters(text)}
+            for n, text in enumerate(texts)
+        ]
         used = sum(len(text) for text in texts)
         reply: dict[str, object] = {"object": "list", "data": data[::-1], "model": "fake"}
         if self._truth.embedding_usage:
@@ -148,7 +171,11 @@ class Connection(asyncio.Protocol):
 
     def respond(self, status: int, body: bytes) -> None:
         """A plain answer in JSON."""
-        self.transport.write(b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body)
+        self.transport.write(
+            b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            % (status, len(body))
+            + body
+        )
 
     # what an exchange uses
 
@@ -188,7 +215,12 @@ class Exchange:
     """One call being answered."""
 
     def __init__(self, truth: Truth, connection: Connection, call: Call) -> None:
-        self._truth, self._connection, self._call, self._behaviour = truth, connection, call, call.behaviour
+        self._truth, self._connection, self._call, self._behaviour = (
+            truth,
+            connection,
+            call,
+            call.behaviour,
+        )
         self._pending: list[Piece] = []
         self._zip = zlib.compressobj(wbits=31) if self._behaviour.gzip else None
         self._length: int | None = None  # of the body; None: not announced
@@ -205,13 +237,21 @@ class Exchange:
                 ending = Ending.ERROR
             else:
                 await (self._send_stream() if call.stream else self._send_whole())
-                spoilt = behaviour.error_after is not None if call.stream else behaviour.malformed_after is not None
-                ending = Ending.CUT if spoilt or behaviour.finish_reason == "absent" else Ending.FINISHED
+                spoilt = (
+                    behaviour.error_after is not None
+                    if call.stream
+                    else behaviour.malformed_after is not None
+                )
+                ending = (
+                    Ending.CUT if spoilt or behaviour.finish_reason == "absent" else Ending.FINISHED
+                )
         except CutError:
             self._truth.ended(call, Ending.CUT)
             self._connection.cut(behaviour.cut)
             return
-        self._truth.ended(call, ending)  # what still comes is framing, for which a client need not wait
+        self._truth.ended(
+            call, ending
+        )  # what still comes is framing, for which a client need not wait
         await self._close_body()
         if not behaviour.keep_alive or behaviour.framing == "close":
             self._connection.cut("fin")
@@ -248,7 +288,10 @@ class Exchange:
 
     async def _send_head(self, content_type: str) -> None:
         behaviour = self._behaviour
-        headers = [("content-type", behaviour.content_type or content_type), ("x-request-id", f"req_{self._call.number}")]
+        headers = [
+            ("content-type", behaviour.content_type or content_type),
+            ("x-request-id", f"req_{self._call.number}"),
+        ]
         headers += behaviour.headers
         if behaviour.retry_after is not None:
             headers.append(("retry-after", str(behaviour.retry_after)))
@@ -257,9 +300,22 @@ class Exchange:
         if behaviour.framing == "close" or not behaviour.keep_alive:
             headers.append(("connection", "close"))
         if behaviour.framing == "chunked":
-            headers.append(("transfer-encoding", "chunked") if self._length is None else ("content-length", str(self._length)))
-        reason = HTTPStatus(behaviour.status).phrase if behaviour.status in HTTPStatus.__members__.values() else "Odd"
-        lines = [f"HTTP/1.1 {behaviour.status} {reason}", *(f"{name}: {value}" for name, value in headers), "", ""]
+            headers.append(
+                ("transfer-encoding", "chunked")
+                if self._length is None
+                else ("content-length", str(self._length))
+            )
+        reason = (
+            HTTPStatus(behaviour.status).phrase
+            if behaviour.status in HTTPStatus.__members__.values()
+            else "Odd"
+        )
+        lines = [
+            f"HTTP/1.1 {behaviour.status} {reason}",
+            *(f"{name}: {value}" for name, value in headers),
+            "",
+            "",
+        ]
         await self._connection.write("\r\n".join(lines).encode("latin-1"))
         self._call.status = behaviour.status
         self._truth.changed()
@@ -274,7 +330,11 @@ class Exchange:
         self._pending.append(piece)
         together = self._behaviour.chunks_per_write if self._behaviour.cut_at_byte is None else 1
         acts = piece.point is not None and self._acts_at(piece.point)
-        if acts or (together and sum(1 for each in self._pending if each.data) >= together) or len(piece.data) >= 65_536:
+        if (
+            acts
+            or (together and sum(1 for each in self._pending if each.data) >= together)
+            or len(piece.data) >= 65_536
+        ):
             await self._flush()
         if piece.point is not None and acts:
             if cut is not None and self._is(piece.point, cut):
@@ -298,11 +358,17 @@ class Exchange:
             data = self._zip.compress(data) + self._zip.flush(zlib.Z_SYNC_FLUSH)
         if not data:
             return
-        room = None if self._behaviour.cut_at_byte is None else self._behaviour.cut_at_byte - self._call.body_bytes
+        room = (
+            None
+            if self._behaviour.cut_at_byte is None
+            else self._behaviour.cut_at_byte - self._call.body_bytes
+        )
         sent = data if room is None else data[:room]
         chunked = self._behaviour.framing == "chunked" and self._length is None
         cut_here = room is not None and room <= len(data)
-        framed = b"%x\r\n%b" % (len(data), sent) + (b"" if cut_here else b"\r\n") if chunked else sent
+        framed = (
+            b"%x\r\n%b" % (len(data), sent) + (b"" if cut_here else b"\r\n") if chunked else sent
+        )
         step = self._behaviour.bytes_per_write or len(framed) or 1
         for at in range(0, len(framed), step):
             await self._connection.write(framed[at : at + step])
@@ -315,17 +381,28 @@ class Exchange:
     async def _close_body(self) -> None:
         if self._zip:
             rest = self._zip.flush()
-            await self._connection.write(b"%x\r\n%b\r\n" % (len(rest), rest) if self._behaviour.framing == "chunked" else rest)
+            await self._connection.write(
+                b"%x\r\n%b\r\n" % (len(rest), rest)
+                if self._behaviour.framing == "chunked"
+                else rest
+            )
         if self._behaviour.framing == "chunked" and self._length is None:
             await self._connection.write(LAST_CHUNK)
 
     def _is(self, point: Point, wanted: Point | None) -> bool:
         """Whether a point is the wanted one; in the body of a whole answer there is only one."""
-        return point == wanted or (not self._call.stream and point == 0 and wanted not in (None, "request", "headers"))
+        return point == wanted or (
+            not self._call.stream and point == 0 and wanted not in (None, "request", "headers")
+        )
 
     def _acts_at(self, point: Point) -> bool:
         behaviour = self._behaviour
-        wanted = [behaviour.cut_after, behaviour.hang_after, *behaviour.holds, *([behaviour.hold_after] if behaviour.hold else [])]
+        wanted = [
+            behaviour.cut_after,
+            behaviour.hang_after,
+            *behaviour.holds,
+            *([behaviour.hold_after] if behaviour.hold else []),
+        ]
         return any(self._is(point, each) for each in wanted)
 
     async def _reach(self, point: Point) -> None:

@@ -27,13 +27,28 @@ from tests.fakes.behaviour import HTML, Behaviour, Point, default_deltas, defaul
 from tests.fakes.connection import Connection
 from tests.fakes.truth import Call, Ending, Truth
 
-__all__ = ["HTML", "Behaviour", "Call", "Ending", "Point", "ProviderFake", "default_deltas", "default_text"]
+__all__ = [
+    "HTML",
+    "Behaviour",
+    "Call",
+    "Ending",
+    "Point",
+    "ProviderFake",
+    "default_deltas",
+    "default_text",
+]
 
 
 class ProviderFake(Truth):
     """The server. Start it with `async with`, or `start()` and `close()`."""
 
-    def __init__(self, default: Behaviour | None = None, *, port: int = 0, models: Iterable[str] = ("fake-model",)) -> None:
+    def __init__(
+        self,
+        default: Behaviour | None = None,
+        *,
+        port: int = 0,
+        models: Iterable[str] = ("fake-model",),
+    ) -> None:
         super().__init__(default)
         self._models = list(models)
         self._port = port
@@ -79,7 +94,12 @@ class ProviderFake(Truth):
         await self.start()
         return self
 
-    async def __aexit__(self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         await self.close()
 
 
@@ -91,9 +111,13 @@ async def _serve(port: int, behaviour: Behaviour) -> None:
 
 def main() -> None:
     """Serve until killed; the first line of output is the base URL."""
-    parser = argparse.ArgumentParser(description="An OpenAI-compatible provider fake; GET /truth tells what it has seen.")
+    parser = argparse.ArgumentParser(
+        description="An OpenAI-compatible provider fake; GET /truth tells what it has seen."
+    )
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--behaviour", default="", help="fields of a Behaviour, such as 'chunks=20 gap=0.01'")
+    parser.add_argument(
+        "--behaviour", default="", help="fields of a Behaviour, such as 'chunks=20 gap=0.01'"
+    )
     options = parser.parse_args()
     with suppress(KeyboardInterrupt):
         asyncio.run(_serve(options.port, Behaviour(**settings_of(options.behaviour))))

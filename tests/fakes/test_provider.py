@@ -38,7 +38,10 @@ async def client(fake: ProviderFake) -> AsyncIterator[AsyncOpenAI]:
 async def ask(client: AsyncOpenAI, prompt: str = PROMPT) -> openai.AsyncStream[ChatCompletionChunk]:
     """Ask for a stream with usage."""
     return await client.chat.completions.create(
-        model="m", messages=[{"role": "user", "content": prompt}], stream=True, stream_options={"include_usage": True}
+        model="m",
+        messages=[{"role": "user", "content": prompt}],
+        stream=True,
+        stream_options={"include_usage": True},
     )
 
 
@@ -55,7 +58,9 @@ def text_of(chunks: list[ChatCompletionChunk]) -> str:
 async def raw(fake: ProviderFake, stream: bool = True) -> bytes:
     """Everything that a bare socket receives until the other side closes, or falls silent after a hang or an end."""
     reader, writer = await connect(fake)
-    writer.write(request_bytes({"stream": stream, "messages": [{"role": "user", "content": PROMPT}]}))
+    writer.write(
+        request_bytes({"stream": stream, "messages": [{"role": "user", "content": PROMPT}]})
+    )
     got = b""
     try:
         while not complete(got) and (data := await asyncio.wait_for(reader.read(1 << 20), 5)):
@@ -77,7 +82,10 @@ async def connect(fake: ProviderFake) -> tuple[asyncio.StreamReader, asyncio.Str
 def request_bytes(body: dict[str, Any]) -> bytes:
     """A chat completion request."""
     data = json.dumps(body).encode()
-    return b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(data), data)
+    return b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
+        len(data),
+        data,
+    )
 
 
 def complete(got: bytes) -> bool:
@@ -85,7 +93,11 @@ def complete(got: bytes) -> bool:
     head, end, body = got.partition(b"\r\n\r\n")
     if b"transfer-encoding: chunked" in head:
         return got.endswith(b"\r\n0\r\n\r\n")
-    length = [int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"content-length")]
+    length = [
+        int(line.split(b":")[1])
+        for line in head.split(b"\r\n")
+        if line.startswith(b"content-length")
+    ]
     return bool(end) and bool(length) and len(body) >= length[0]
 
 
@@ -112,13 +124,18 @@ async def test_a_stream_is_what_openai_sends(fake: ProviderFake, client: AsyncOp
     assert usage.prompt_tokens_details
     assert usage.completion_tokens_details
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    assert (usage.prompt_tokens_details.cached_tokens, usage.completion_tokens_details.reasoning_tokens) == (3, 2)
+    assert (
+        usage.prompt_tokens_details.cached_tokens,
+        usage.completion_tokens_details.reasoning_tokens,
+    ) == (3, 2)
     assert [call.ended for call in await fake.wait_idle()] == [Ending.FINISHED]
 
 
 async def test_a_whole_answer(fake: ProviderFake, client: AsyncOpenAI) -> None:
     """Without `stream` the same text and usage come as one object."""
-    answer = await client.chat.completions.create(model="m", messages=[{"role": "user", "content": PROMPT}])
+    answer = await client.chat.completions.create(
+        model="m", messages=[{"role": "user", "content": PROMPT}]
+    )
     assert answer.choices[0].message.content == default_text(PROMPT) == fake.calls[0].text
     assert answer.usage
     assert answer.usage.to_dict() == fake.calls[0].usage
@@ -129,7 +146,10 @@ async def test_a_whole_answer(fake: ProviderFake, client: AsyncOpenAI) -> None:
 async def test_answers_can_be_told_apart(fake: ProviderFake, client: AsyncOpenAI) -> None:
     """Parallel prompts get different texts, each always the same."""
     prompts = [f"question {n}" for n in range(20)]
-    texts = [text_of(chunks) for chunks in await asyncio.gather(*(read(client, prompt) for prompt in prompts))]
+    texts = [
+        text_of(chunks)
+        for chunks in await asyncio.gather(*(read(client, prompt) for prompt in prompts))
+    ]
     assert texts == [default_text(prompt) for prompt in prompts]
     assert len(set(texts)) == 20
     assert {call.prompt: call.text for call in fake.calls} == dict(zip(prompts, texts, strict=True))
@@ -173,7 +193,9 @@ async def test_usage_that_is_wrong(fake: ProviderFake, usage: Any, sent: Any, st
     fake.next(Behaviour(usage=usage, usage_unasked=True))
     got = await raw(fake, stream=stream)
     objects = (
-        [json.loads(line[6:]) for line in dechunked(got).split(b"\n\n")[:-2]] if stream else [json.loads(got.partition(b"\r\n\r\n")[2])]
+        [json.loads(line[6:]) for line in dechunked(got).split(b"\n\n")[:-2]]
+        if stream
+        else [json.loads(got.partition(b"\r\n\r\n")[2])]
     )
     seen = objects[-1]["usage"]
     assert seen == sent or sent.items() <= seen.items()
@@ -187,8 +209,12 @@ async def test_usage_omitted(fake: ProviderFake, client: AsyncOpenAI) -> None:
     assert fake.calls[0].usages == []
 
 
-@pytest.mark.parametrize(("place", "times", "told"), [("own", 2, 2), ("finish", 1, 1), ("every", 1, 9)])
-async def test_usage_in_other_places(fake: ProviderFake, client: AsyncOpenAI, place: Any, times: int, told: int) -> None:
+@pytest.mark.parametrize(
+    ("place", "times", "told"), [("own", 2, 2), ("finish", 1, 1), ("every", 1, 9)]
+)
+async def test_usage_in_other_places(
+    fake: ProviderFake, client: AsyncOpenAI, place: Any, times: int, told: int
+) -> None:
     """Usage comes twice, or on the last chunk with choices, or on every chunk and growing."""
     fake.next(Behaviour(usage_place=place, usage_times=times))
     chunks = await read(client)
@@ -198,18 +224,31 @@ async def test_usage_in_other_places(fake: ProviderFake, client: AsyncOpenAI, pl
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(429, openai.RateLimitError), (500, openai.InternalServerError), (400, openai.BadRequestError)]
+    ("status", "error"),
+    [
+        (429, openai.RateLimitError),
+        (500, openai.InternalServerError),
+        (400, openai.BadRequestError),
+    ],
 )
 @pytest.mark.parametrize("body", [None, b"", HTML])
 async def test_error_statuses(
-    fake: ProviderFake, client: AsyncOpenAI, status: int, error: type[openai.APIStatusError], body: bytes | None
+    fake: ProviderFake,
+    client: AsyncOpenAI,
+    status: int,
+    error: type[openai.APIStatusError],
+    body: bytes | None,
 ) -> None:
     """A status error comes with OpenAI's body, none, or HTML, and with `Retry-After`; the next call is served."""
     fake.next(Behaviour(status=status, body=body, retry_after=7))
     with pytest.raises(error) as caught:
         await read(client)
     assert caught.value.response.headers["retry-after"] == "7"
-    assert (fake.calls[0].ended, fake.calls[0].text, fake.calls[0].status) == (Ending.ERROR, "", status)
+    assert (fake.calls[0].ended, fake.calls[0].text, fake.calls[0].status) == (
+        Ending.ERROR,
+        "",
+        status,
+    )
     assert text_of(await read(client)) == default_text(PROMPT)
 
 
@@ -261,7 +300,11 @@ async def test_cut_after_each_point(fake: ProviderFake, how: Any, point: Any) ->
     got = await raw(fake)
     call = fake.calls[0]
     chunks = 0 if point == "headers" else point if isinstance(point, int) else 8
-    assert (call.ended, call.chunks, call.text) == (Ending.CUT, chunks, default_text(PROMPT, chunks))
+    assert (call.ended, call.chunks, call.text) == (
+        Ending.CUT,
+        chunks,
+        default_text(PROMPT, chunks),
+    )
     assert (call.usage is not None) == (point == "usage")
     assert got.endswith(b"<RST>") == (how == "rst")
     assert got.count(b'"content":"') == (0 if point == "headers" else chunks + 1)
@@ -360,7 +403,9 @@ async def test_delays(fake: ProviderFake, client: AsyncOpenAI) -> None:
 
 @pytest.mark.parametrize("finish_reason", ["length", "content_filter", None])
 @pytest.mark.parametrize("with_text", [True, False])
-async def test_finish_reasons(fake: ProviderFake, client: AsyncOpenAI, finish_reason: str | None, with_text: bool) -> None:
+async def test_finish_reasons(
+    fake: ProviderFake, client: AsyncOpenAI, finish_reason: str | None, with_text: bool
+) -> None:
     """The finish reason is what the behaviour says, in a chunk of its own or on the last text."""
     fake.next(Behaviour(finish_reason=finish_reason, finish_with_text=with_text, usage=None))
     chunks = await read(client)
@@ -395,10 +440,15 @@ async def test_an_error_event(fake: ProviderFake, client: AsyncOpenAI) -> None:
 
 @pytest.mark.parametrize(
     ("behaviour", "error"),
-    [(Behaviour(malformed_after=2), json.JSONDecodeError), (Behaviour(invalid_utf8_after=2), UnicodeDecodeError)],
+    [
+        (Behaviour(malformed_after=2), json.JSONDecodeError),
+        (Behaviour(invalid_utf8_after=2), UnicodeDecodeError),
+    ],
     ids=["malformed", "utf-8"],
 )
-async def test_chunks_that_cannot_be_read(fake: ProviderFake, client: AsyncOpenAI, behaviour: Behaviour, error: type[Exception]) -> None:
+async def test_chunks_that_cannot_be_read(
+    fake: ProviderFake, client: AsyncOpenAI, behaviour: Behaviour, error: type[Exception]
+) -> None:
     """A malformed chunk, or one that is not UTF-8, comes where it should."""
     fake.next(behaviour)
     with pytest.raises(error):
@@ -430,7 +480,9 @@ async def test_raw_bytes(fake: ProviderFake) -> None:
     ],
     ids=str,
 )
-async def test_harmless_oddities(fake: ProviderFake, client: AsyncOpenAI, framing: Any, behaviour: dict[str, Any]) -> None:
+async def test_harmless_oddities(
+    fake: ProviderFake, client: AsyncOpenAI, framing: Any, behaviour: dict[str, Any]
+) -> None:
     """What is odd and allowed changes nothing in what the real client understands."""
     fake.next(Behaviour(**behaviour, framing=framing))
     chunks = await read(client)
@@ -457,7 +509,9 @@ async def test_a_huge_line(fake: ProviderFake) -> None:
     """One line of a million characters comes at its point."""
     fake.next(Behaviour(huge_line_bytes=1_000_000, huge_line_after=2))
     lines = dechunked(await raw(fake)).split(b"\n\n")
-    assert len(lines[3]) == 1_000_000 + len(b'data: {"choices":[{"index":0,"delta":{"content":""}}]}')
+    assert len(lines[3]) == 1_000_000 + len(
+        b'data: {"choices":[{"index":0,"delta":{"content":""}}]}'
+    )
 
 
 async def test_a_gzip_bomb(fake: ProviderFake) -> None:
@@ -481,8 +535,15 @@ async def test_endless(fake: ProviderFake) -> None:
 
 async def test_markers(fake: ProviderFake, client: AsyncOpenAI) -> None:
     """Parallel calls say in their prompts what is to be done to them."""
-    prompts = ["[[text=a-b-c usage=none]]?", "[[status=429 retry-after=3]]", "[[chunks=3]] [[finish-reason=length]]", "plain"]
-    results = await asyncio.gather(*(read(client, prompt) for prompt in prompts), return_exceptions=True)
+    prompts = [
+        "[[text=a-b-c usage=none]]?",
+        "[[status=429 retry-after=3]]",
+        "[[chunks=3]] [[finish-reason=length]]",
+        "plain",
+    ]
+    results = await asyncio.gather(
+        *(read(client, prompt) for prompt in prompts), return_exceptions=True
+    )
     assert isinstance(results[1], openai.RateLimitError)
     texts = [text_of(result) if isinstance(result, list) else "" for result in results]
     assert texts == ["a-b-c", "", default_text(prompts[2], 3), default_text("plain")]
@@ -533,16 +594,32 @@ async def test_a_process_of_its_own() -> None:
     """As a process it prints its address, takes a default behaviour, and tells the truth over HTTP."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.fakes.provider", "--port", str(port), "--behaviour", "chunks=3"]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2])
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fakes.provider",
+        "--port",
+        str(port),
+        "--behaviour",
+        "chunks=3",
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
     try:
         assert process.stdout
         base_url = (await process.stdout.readline()).decode().strip()
         assert base_url == f"http://127.0.0.1:{port}/v1"
         async with AsyncOpenAI(base_url=base_url, api_key="x", max_retries=0) as client:
             assert text_of(await read(client)) == default_text(PROMPT, 3)
-            truth = json.loads(await client.with_options(base_url=base_url.removesuffix("/v1")).get("/truth", cast_to=str))
+            truth = json.loads(
+                await client.with_options(base_url=base_url.removesuffix("/v1")).get(
+                    "/truth", cast_to=str
+                )
+            )
     finally:
         process.terminate()
         await process.wait()
-    assert [(call["prompt"], call["text"], call["ended"]) for call in truth["calls"]] == [(PROMPT, default_text(PROMPT, 3), "finished")]
+    assert [(call["prompt"], call["text"], call["ended"]) for call in truth["calls"]] == [
+        (PROMPT, default_text(PROMPT, 3), "finished")
+    ]

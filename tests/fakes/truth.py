@@ -54,7 +54,11 @@ class Call:
 
     def truth(self) -> dict[str, Any]:
         """The call as JSON."""
-        told = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("behaviour", "usages")}
+        told = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name not in ("behaviour", "usages")
+        }
         return told | {"usage": self.usage}
 
 
@@ -111,13 +115,19 @@ class Truth:
                 await waiter[1]
         except TimeoutError:
             seen = [f"{call.number}: {call.ended}, {call.chunks} chunks" for call in self.calls]
-            raise TimeoutError(f"after {seconds} s the fake has seen {len(self.calls)} calls: {seen}, {self.refused} refused") from None
+            raise TimeoutError(
+                f"after {seconds} s the fake has seen {len(self.calls)} calls: {seen}, {self.refused} refused"
+            ) from None
         finally:
             self._waiters.remove(waiter)
 
     def truth(self) -> dict[str, Any]:
         """Everything as JSON."""
-        return {"refused": self.refused, "others": self.others, "calls": [call.truth() for call in self.calls]}
+        return {
+            "refused": self.refused,
+            "others": self.others,
+            "calls": [call.truth() for call in self.calls],
+        }
 
     # what connections enter into it
 
@@ -138,7 +148,14 @@ class Truth:
             self._refuse()
             return None
         at = time.monotonic()
-        call = Call(number=len(self.calls), body=body, headers=headers, behaviour=behaviour, prompt=prompt, started_at=at)
+        call = Call(
+            number=len(self.calls),
+            body=body,
+            headers=headers,
+            behaviour=behaviour,
+            prompt=prompt,
+            started_at=at,
+        )
         self.calls.append(call)
         self.changed()
         return call

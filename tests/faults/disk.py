@@ -18,7 +18,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-PATCHED = ("open", "close", "pwrite", "pread", "posix_fallocate", "fdatasync", "fsync", "truncate", "unlink", "replace", "rename")
+PATCHED = (
+    "open",
+    "close",
+    "pwrite",
+    "pread",
+    "posix_fallocate",
+    "fdatasync",
+    "fsync",
+    "truncate",
+    "unlink",
+    "replace",
+    "rename",
+)
 
 
 class Died(BaseException):
@@ -121,7 +133,11 @@ class Disk:
         if calls > 0:
             self._planned = (calls - 1, what)
             return None
-        if isinstance(what, str) and what != "die" and (not name.startswith(str(self.data)) or (what == "sync" and not sync)):
+        if (
+            isinstance(what, str)
+            and what != "die"
+            and (not name.startswith(str(self.data)) or (what == "sync" and not sync))
+        ):
             return None  # it waits for a call that can go wrong so
         self._planned = None
         if isinstance(what, str):
@@ -158,9 +174,16 @@ class Disk:
         if (name := self.open_files.get(fd)) is None:
             return int(self._real["pwrite"](fd, data, offset))
         what = self._step(name)
-        if not what and self.full and self._on_disk(name) and offset + len(data) > os.fstat(fd).st_size:
+        if (
+            not what
+            and self.full
+            and self._on_disk(name)
+            and offset + len(data) > os.fstat(fd).st_size
+        ):
             what = "ENOSPC"
-        part = data[: len(data) // 2] if what else data  # a full disk takes what it can, and so does a death
+        part = (
+            data[: len(data) // 2] if what else data
+        )  # a full disk takes what it can, and so does a death
         written = int(self._real["pwrite"](fd, part, offset))
         if self._on_disk(name):
             self._files[name].unsafe.append((offset, bytes(part)))
@@ -176,7 +199,11 @@ class Disk:
     def _posix_fallocate(self, fd: int, offset: int, size: int) -> None:
         if (name := self.open_files.get(fd)) is not None:
             what = self._step(name)
-            self._fail("ENOSPC" if not what and (self.full if self._on_disk(name) else self.spool_full) else what)
+            self._fail(
+                "ENOSPC"
+                if not what and (self.full if self._on_disk(name) else self.spool_full)
+                else what
+            )
         self._real["posix_fallocate"](fd, offset, size)
 
     def _fdatasync(self, fd: int) -> None:
@@ -221,7 +248,9 @@ class Disk:
         self._real["replace"](old, new, **named)
         if ours and was in self._files:
             self._files[name] = self._files.pop(was)
-            self.open_files = {fd: name if path == was else path for fd, path in self.open_files.items()}
+            self.open_files = {
+                fd: name if path == was else path for fd, path in self.open_files.items()
+            }
 
     _rename = _replace
 

@@ -50,7 +50,7 @@ def use(folder: Path, spool: Path | None) -> None:
     for number in range(ANSWERS):
         one = intent(prompt=f"prompt {number} " + "p" * 1500)
         try:
-            journal.begin(one)
+            journal.append_intent(one)
         except JournalFull:
             say("full", one.id)
         else:
@@ -61,7 +61,7 @@ def use(folder: Path, spool: Path | None) -> None:
         if number % 3 != 1 and begun:
             last = begun.pop(0)
             failures = journal.statistics().failures
-            journal.finish(outcome(last, response="r" * 1500))
+            journal.append_outcome(outcome(last, response="r" * 1500))
             say("ended" if journal.statistics().failures == failures else "doubtful", last.id)
             ended.append(last.id)
         if number == ANSWERS // 2:

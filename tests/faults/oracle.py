@@ -10,7 +10,13 @@ from typing import Any
 
 from tests.fakes.provider import Call
 
-_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_nano_usd")
+_COUNTS = (
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "cost_nano_usd",
+)
 
 
 def log_of(data_dir: Path) -> list[dict[str, Any]]:
@@ -20,7 +26,9 @@ def log_of(data_dir: Path) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute("SELECT * FROM request_logs ORDER BY seq")]
 
 
-def check(data_dir: Path, calls: Iterable[Call], acknowledged: Iterable[str]) -> list[dict[str, Any]]:
+def check(
+    data_dir: Path, calls: Iterable[Call], acknowledged: Iterable[str]
+) -> list[dict[str, Any]]:
     """Assert all invariants and return the rows. `acknowledged`: prompts whose caller saw `done` or a 200."""
     rows = log_of(data_dir)
     by_prompt: dict[str, list[dict[str, Any]]] = {}
@@ -32,11 +40,18 @@ def check(data_dir: Path, calls: Iterable[Call], acknowledged: Iterable[str]) ->
         told.setdefault(call.prompt, []).append(call)
     missing = [prompt for prompt in told if prompt not in by_prompt]
     doubled = [prompt for prompt, found in by_prompt.items() if len(found) > 1]
-    assert (missing, doubled) == ([], [])  # I1, I2: one row for every answer that reached the provider
+    assert (missing, doubled) == (
+        [],
+        [],
+    )  # I1, I2: one row for every answer that reached the provider
 
     for prompt, found in by_prompt.items():
         _check_row(found[0], told.get(prompt, []))
-    not_final = [prompt for prompt in acknowledged if by_prompt[prompt][0]["usage_source"] not in ("provider", "none")]
+    not_final = [
+        prompt
+        for prompt in acknowledged
+        if by_prompt[prompt][0]["usage_source"] not in ("provider", "none")
+    ]
     assert not_final == []  # I7: what a caller saw acknowledged is recorded as the provider said
     _check_totals(data_dir, rows)
     return rows
@@ -45,11 +60,19 @@ def check(data_dir: Path, calls: Iterable[Call], acknowledged: Iterable[str]) ->
 def _check_row(row: dict[str, Any], calls: list[Call]) -> None:
     usages = [call.usage for call in calls if isinstance(call.usage, dict)]
     if row["usage_source"] == "provider":  # I3: as the provider reported it
-        assert any((row["prompt_tokens"], row["completion_tokens"]) == (u["prompt_tokens"], u["completion_tokens"]) for u in usages), row
+        assert any(
+            (row["prompt_tokens"], row["completion_tokens"])
+            == (u["prompt_tokens"], u["completion_tokens"])
+            for u in usages
+        ), row
     elif row["usage_source"] == "unknown":  # I5: never a silent 0
         assert row["prompt_tokens"] is row["completion_tokens"] is row["cost_nano_usd"] is None, row
     elif row["usage_source"] == "none":
-        assert (row["prompt_tokens"], row["completion_tokens"], row["cost_nano_usd"]) == (0, 0, 0), row
+        assert (row["prompt_tokens"], row["completion_tokens"], row["cost_nano_usd"]) == (
+            0,
+            0,
+            0,
+        ), row
     else:
         assert row["prompt_tokens"] > 0, row
         assert row["completion_tokens"] >= 0, row

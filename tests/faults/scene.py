@@ -100,7 +100,11 @@ async def wait_drained(service: ServiceProcess) -> None:
 
     async def drained() -> bool:
         body = await ready(service)
-        return (body["queue"]["open"], body["queue"]["waiting"], body["recovery"]["state"]) == (0, 0, "done")
+        return (body["queue"]["open"], body["queue"]["waiting"], body["recovery"]["state"]) == (
+            0,
+            0,
+            "done",
+        )
 
     await until(drained)
 
@@ -114,7 +118,11 @@ async def end(service: ServiceProcess, fake: ProviderFake) -> None:
 
 def settings_for(fake: ProviderFake, **settings: Any) -> dict[str, Any]:
     """The settings of a service that answers through the fake."""
-    return {"OPENAI_BASE_URL": fake.base_url, "KOTAE_MODEL": "gpt-4o-mini", "KOTAE_LOG_LEVEL": "error"} | settings
+    return {
+        "OPENAI_BASE_URL": fake.base_url,
+        "KOTAE_MODEL": "gpt-4o-mini",
+        "KOTAE_LOG_LEVEL": "error",
+    } | settings
 
 
 @contextmanager
@@ -168,7 +176,9 @@ async def frozen(folder: Path, seconds_max: float = 20) -> AsyncIterator[None]:
     code = subprocess.run(["fsfreeze", "-f", folder], check=False, capture_output=True, text=True)
     if code.returncode:
         pytest.skip(f"not run: fsfreeze: {code.stderr.strip()}")
-    guard = subprocess.Popen(["sh", "-c", f"timeout {seconds_max:g} cat; fsfreeze -u '{folder}'"], stdin=subprocess.PIPE)
+    guard = subprocess.Popen(
+        ["sh", "-c", f"timeout {seconds_max:g} cat; fsfreeze -u '{folder}'"], stdin=subprocess.PIPE
+    )
     try:
         yield
     finally:

@@ -38,10 +38,10 @@ class Caller:
     async def send(self, prompt: str, path: str = "/ai/stream", share: float = 1) -> None:
         """Send a request, or only its first part."""
         body = json.dumps({"prompt": prompt, "grounded": False}).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nhost: {self._address.netloc}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: {self._address.netloc}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._reader, self._writer = await asyncio.open_connection(
+            self._address.hostname, self._address.port
         )
-        self._reader, self._writer = await asyncio.open_connection(self._address.hostname, self._address.port)
         request = head.encode() + body
         self._writer.write(request[: int(len(request) * share)])
         await self._writer.drain()
@@ -57,14 +57,18 @@ class Caller:
     async def leave(self, how: Cut) -> None:
         """Close the socket: with a FIN, or with a RST."""
         if how == "rst":
-            self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
         self._writer.transport.abort() if how == "rst" else self._writer.close()
         await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
 
 
-def rows_of(service: Service, fake: ProviderFake, acknowledged: list[str]) -> dict[str, dict[str, Any]]:
+def rows_of(
+    service: Service, fake: ProviderFake, acknowledged: list[str]
+) -> dict[str, dict[str, Any]]:
     """The rows by prompt, after the oracle has seen them."""
-    rows = check(service.rooms.settings.data_dir, fake.calls, acknowledged)
+    rows = check(service.services.settings.data_dir, fake.calls, acknowledged)
     return {row["prompt"]: row for row in rows}
 
 
@@ -75,7 +79,9 @@ async def all_ended(service: Service, fake: ProviderFake) -> None:
 
 
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_client_that_leaves_after_any_event(service: Service, fake: ProviderFake, how: Cut) -> None:
+async def test_a_client_that_leaves_after_any_event(
+    service: Service, fake: ProviderFake, how: Cut
+) -> None:
     """Whenever the client leaves a stream, the provider is stopped, and the row has what came: estimated, or unknown if nothing."""
 
     async def leave_after(events: int) -> tuple[str, int]:
@@ -91,12 +97,15 @@ async def test_a_client_that_leaves_after_any_event(service: Service, fake: Prov
     rows = rows_of(service, fake, [])
     assert {call.ended for call in fake.calls} == {Ending.ABORTED}
     assert {prompt: (row["status"], row["usage_source"]) for prompt, row in rows.items()} == {
-        prompt: ("client_gone", "estimated" if events else "unknown") for prompt, events in left.items()
+        prompt: ("client_gone", "estimated" if events else "unknown")
+        for prompt, events in left.items()
     }
 
 
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_client_that_leaves_before_the_first_byte(service: Service, fake: ProviderFake, how: Cut) -> None:
+async def test_a_client_that_leaves_before_the_first_byte(
+    service: Service, fake: ProviderFake, how: Cut
+) -> None:
     """A request that was cut has no row; a whole one whose sender has gone has one, if it reached the provider."""
     for number in range(10):
         caller = Caller(service)
@@ -107,7 +116,9 @@ async def test_a_client_that_leaves_before_the_first_byte(service: Service, fake
             caller = Caller(service)
             await caller.send(f"[[gap=0.001]] {path} {number}", path)
             await caller.leave(how)
-    assert (await service.client.post("/ai/test", json={"prompt": "the last", "grounded": False})).status_code == 200
+    assert (
+        await service.client.post("/ai/test", json={"prompt": "the last", "grounded": False})
+    ).status_code == 200
     await all_ended(service, fake)
 
     rows = rows_of(service, fake, ["the last"])
@@ -116,7 +127,9 @@ async def test_a_client_that_leaves_before_the_first_byte(service: Service, fake
 
 
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_client_that_leaves_at_the_end(service: Service, fake: ProviderFake, how: Cut) -> None:
+async def test_a_client_that_leaves_at_the_end(
+    service: Service, fake: ProviderFake, how: Cut
+) -> None:
     """After `done` nothing changes the account: it is what the provider said."""
     prompts = [f"done {number}" for number in range(5)]
     for prompt in prompts:
@@ -127,13 +140,22 @@ async def test_a_client_that_leaves_at_the_end(service: Service, fake: ProviderF
     await all_ended(service, fake)
 
     rows = rows_of(service, fake, prompts)
-    assert [(row["status"], row["usage_source"]) for row in rows.values()] == [("completed", "provider")] * 5
+    assert [(row["status"], row["usage_source"]) for row in rows.values()] == [
+        ("completed", "provider")
+    ] * 5
 
 
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_client_that_leaves_is_drained_when_that_is_wanted(serve: Serve, fake: ProviderFake, how: Cut) -> None:
+async def test_a_client_that_leaves_is_drained_when_that_is_wanted(
+    serve: Serve, fake: ProviderFake, how: Cut
+) -> None:
     """With time to drain, the answer goes on after the client has left at any event, and its usage is exact."""
-    service = await serve(openai_base_url=fake.base_url, openai_api_key="sk-test", model="fake-model", drain_seconds=10)
+    service = await serve(
+        openai_base_url=fake.base_url,
+        openai_api_key="sk-test",
+        model="fake-model",
+        drain_seconds=10,
+    )
     goes_on = asyncio.Event()
 
     async def leave_after(events: int) -> None:
@@ -149,12 +171,16 @@ async def test_a_client_that_leaves_is_drained_when_that_is_wanted(serve: Serve,
     await all_ended(service, fake)
 
     rows = rows_of(service, fake, [])
-    assert [(row["status"], row["usage_source"]) for row in rows.values()] == [("completed", "provider")] * (CHUNKS + 1)
+    assert [(row["status"], row["usage_source"]) for row in rows.values()] == [
+        ("completed", "provider")
+    ] * (CHUNKS + 1)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_provider_that_is_cut_at_any_point(service: Service, fake: ProviderFake, how: Cut, stream: bool) -> None:
+async def test_a_provider_that_is_cut_at_any_point(
+    service: Service, fake: ProviderFake, how: Cut, stream: bool
+) -> None:
     """Wherever the provider's connection ends, there is one row: completed with its usage, or a failure that says what is known."""
 
     async def cut_after(point: str | int) -> tuple[str, str]:
@@ -163,13 +189,19 @@ async def test_a_provider_that_is_cut_at_any_point(service: Service, fake: Provi
         await caller.send(prompt, "/ai/stream" if stream else "/ai/test")
         await caller.read_until(rb"event: (done|failure).*?\n\n" if stream else rb"\r\n\r\n\{.*\}")
         await caller.leave("fin")
-        return prompt, "done" if b"event: done" in caller.seen or (b"HTTP/1.1 200" in caller.seen and not stream) else "failure"
+        return prompt, "done" if b"event: done" in caller.seen or (
+            b"HTTP/1.1 200" in caller.seen and not stream
+        ) else "failure"
 
     endings = dict(await asyncio.gather(*(cut_after(point) for point in POINTS)))
     await all_ended(service, fake)
 
-    rows = rows_of(service, fake, [prompt for prompt, ending in endings.items() if ending == "done"])
-    found = {row["prompt"].split()[-1]: (row["status"], row["usage_source"]) for row in rows.values()}
+    rows = rows_of(
+        service, fake, [prompt for prompt, ending in endings.items() if ending == "done"]
+    )
+    found = {
+        row["prompt"].split()[-1]: (row["status"], row["usage_source"]) for row in rows.values()
+    }
     cut = {("provider_error", "unknown"), ("provider_error", "estimated")}
     assert len(found) == len(POINTS)
     assert set(found.values()) <= cut | {("completed", "provider")}
@@ -179,13 +211,17 @@ async def test_a_provider_that_is_cut_at_any_point(service: Service, fake: Provi
     assert found["request"] == found["headers"] == ("provider_error", "unknown")
     if stream:
         assert how == "rst" or found["usage"] == ("completed", "provider")
-        assert how == "rst" or {found[str(point)] for point in range(1, CHUNKS + 1)} == {("provider_error", "estimated")}
+        assert how == "rst" or {found[str(point)] for point in range(1, CHUNKS + 1)} == {
+            ("provider_error", "estimated")
+        }
     else:
         assert set(found.values()) <= cut
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_usage_that_cannot_be_believed(service: Service, fake: ProviderFake, stream: bool) -> None:
+async def test_a_usage_that_cannot_be_believed(
+    service: Service, fake: ProviderFake, stream: bool
+) -> None:
     """Usage that is missing, null, negative or absurd is estimated; told twice it counts once."""
     strange = {
         "missing": Behaviour(usage=None),
@@ -199,7 +235,9 @@ async def test_a_usage_that_cannot_be_believed(service: Service, fake: ProviderF
     }
     for prompt, behaviour in strange.items():
         fake.next(behaviour)
-        response = await service.client.post("/ai/stream" if stream else "/ai/test", json={"prompt": prompt, "grounded": False})
+        response = await service.client.post(
+            "/ai/stream" if stream else "/ai/test", json={"prompt": prompt, "grounded": False}
+        )
         assert response.status_code == 200
     await all_ended(service, fake)
 
@@ -219,10 +257,15 @@ async def test_a_usage_that_cannot_be_believed(service: Service, fake: ProviderF
     ],
     ids=["line", "gzip", "comments", "comments after text", "text"],
 )
-async def test_a_provider_that_streams_too_much(serve: Serve, fake: ProviderFake, bomb: Behaviour, status: str) -> None:
+async def test_a_provider_that_streams_too_much(
+    serve: Serve, fake: ProviderFake, bomb: Behaviour, status: str
+) -> None:
     """A line or a text without end, a compressed bomb, endless comments: the answer fails in bounded memory and time."""
     service = await serve(
-        openai_base_url=fake.base_url, openai_api_key="sk-test", model="fake-model", answer_seconds_max=1.5 if status == "timeout" else 60
+        openai_base_url=fake.base_url,
+        openai_api_key="sk-test",
+        model="fake-model",
+        answer_seconds_max=1.5 if status == "timeout" else 60,
     )
     callers = Callers(service.client)
     for _ in range(2):  # what is loaded once is not what a bomb takes
@@ -235,7 +278,7 @@ async def test_a_provider_that_streams_too_much(serve: Serve, fake: ProviderFake
     await all_ended(service, fake)
 
     assert peak_megabytes() - before < 40
-    rows = check(service.rooms.settings.data_dir, fake.calls, [])
+    rows = check(service.services.settings.data_dir, fake.calls, [])
     assert [row["status"] for row in rows if row["prompt"] == "bomb"] == [status]
 
 
@@ -243,7 +286,9 @@ async def test_a_provider_that_streams_too_much(serve: Serve, fake: ProviderFake
 async def test_a_provider_whose_body_is_too_long(serve: Serve, gzip: str) -> None:
     """The body of a plain answer is read no further than the longest answer needs, and never decompressed."""
     async with provider_process(f"huge-line-bytes=100000000 gzip={gzip}") as base_url:
-        service = await serve(openai_base_url=base_url, openai_api_key="sk-test", model="fake-model")
+        service = await serve(
+            openai_base_url=base_url, openai_api_key="sk-test", model="fake-model"
+        )
         before = peak_megabytes(reset=True)
         response = await service.client.post("/ai/test", json={"prompt": "bomb", "grounded": False})
         row = await service.row()

@@ -20,7 +20,16 @@ from service.core.settings import Settings
 from tests.conftest import Serve, Service, running
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.faults.oracle import check, log_of
-from tests.faults.scene import Callers, end, read_only, ready, settings_for, until, wait_drained, wait_status
+from tests.faults.scene import (
+    Callers,
+    end,
+    read_only,
+    ready,
+    settings_for,
+    until,
+    wait_drained,
+    wait_status,
+)
 from tests.process import serving
 
 pytestmark = pytest.mark.slow
@@ -53,7 +62,12 @@ async def test_a_locked_database_stops_no_answer(tmp_path: Path, fake: ProviderF
 
 def service_settings(fake: ProviderFake, **settings: Any) -> dict[str, Any]:
     """The settings of a service in this process."""
-    return {"openai_base_url": fake.base_url, "openai_api_key": "sk-test", "model": "fake-model", "database_busy_seconds": 0.1} | settings
+    return {
+        "openai_base_url": fake.base_url,
+        "openai_api_key": "sk-test",
+        "model": "fake-model",
+        "database_busy_seconds": 0.1,
+    } | settings
 
 
 async def health(service: Service) -> str:
@@ -71,7 +85,10 @@ async def asked(service: Service, count: int) -> Callers:
 
 def outcomes_aside(data_dir: Path) -> list[str]:
     """The prompts of the records that were put aside."""
-    return [msgspec.json.decode(file.read_bytes(), type=Outcome).intent.prompt for file in (data_dir / "quarantine").glob("*")]
+    return [
+        msgspec.json.decode(file.read_bytes(), type=Outcome).intent.prompt
+        for file in (data_dir / "quarantine").glob("*")
+    ]
 
 
 async def is_now(service: Service, status: str) -> bool:
@@ -84,10 +101,18 @@ async def recovered(service: Service) -> bool:
     return bool((await service.client.get("/health/ready")).json()["recovery"]["state"] == "done")
 
 
-async def test_a_read_only_database_stops_no_answer(migrated: Path, tmp_path: Path, fake: ProviderFake) -> None:
+async def test_a_read_only_database_stops_no_answer(
+    migrated: Path, tmp_path: Path, fake: ProviderFake
+) -> None:
     """With a file that may only be read answers go on, health is degraded, and the next start brings the rows in."""
     shutil.copy(migrated, tmp_path / "kotae.db")
-    settings = Settings(**service_settings(fake), data_dir=tmp_path, port=0, journal_spool=str(tmp_path / "spool"), log_level="error")
+    settings = Settings(
+        **service_settings(fake),
+        data_dir=tmp_path,
+        port=0,
+        journal_spool=str(tmp_path / "spool"),
+        log_level="error",
+    )
     with read_only(tmp_path / "kotae.db"):
         async with running(settings, seeded=False) as service:
             callers = await asked(service, 20)
@@ -100,10 +125,18 @@ async def test_a_read_only_database_stops_no_answer(migrated: Path, tmp_path: Pa
     assert len(check(tmp_path, fake.calls, callers.acknowledged)) == 20
 
 
-async def test_a_database_that_may_be_written_again_is_written(migrated: Path, tmp_path: Path, fake: ProviderFake) -> None:
+async def test_a_database_that_may_be_written_again_is_written(
+    migrated: Path, tmp_path: Path, fake: ProviderFake
+) -> None:
     """A file that was read-only for a while gets its rows without a restart."""
     shutil.copy(migrated, tmp_path / "kotae.db")
-    settings = Settings(**service_settings(fake), data_dir=tmp_path, port=0, journal_spool=str(tmp_path / "spool"), log_level="error")
+    settings = Settings(
+        **service_settings(fake),
+        data_dir=tmp_path,
+        port=0,
+        journal_spool=str(tmp_path / "spool"),
+        log_level="error",
+    )
     with read_only(tmp_path / "kotae.db"):
         async with running(settings, seeded=False) as service:
             await asked(service, 20)
@@ -148,8 +181,17 @@ class Faulty:
         monkeypatch.setattr(Database, "transaction", transaction)
 
 
-@pytest.mark.parametrize("error", [DatabaseUnavailable("away"), RuntimeError("can't start new thread"), OSError(24, "Too many open files")])
-async def test_a_writer_that_fails_once(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        DatabaseUnavailable("away"),
+        RuntimeError("can't start new thread"),
+        OSError(24, "Too many open files"),
+    ],
+)
+async def test_a_writer_that_fails_once(
+    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     """One failure, of the database or of anything else, puts no record aside and loses none."""
     faulty = Faulty(monkeypatch)
 
@@ -162,7 +204,7 @@ async def test_a_writer_that_fails_once(serve: Serve, fake: ProviderFake, monkey
     callers = await asked(service, 1)
     await service.wait_idle()
 
-    data_dir = service.rooms.settings.data_dir
+    data_dir = service.services.settings.data_dir
     assert len(check(data_dir, fake.calls, callers.acknowledged)) == 1
     assert outcomes_aside(data_dir) == []
     assert await health(service) == "ready"
@@ -184,11 +226,13 @@ async def test_a_writer_that_always_fails_for_want_of_the_database(
     faulty.fault = None
     await service.wait_idle()
 
-    assert len(check(service.rooms.settings.data_dir, fake.calls, callers.acknowledged)) == 30
+    assert len(check(service.services.settings.data_dir, fake.calls, callers.acknowledged)) == 30
     assert await health(service) == "ready"
 
 
-async def test_a_writer_that_always_fails_for_another_reason(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_writer_that_always_fails_for_another_reason(
+    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What no try can write is put aside, whole, and health says degraded; the answers after it have rows."""
     faulty = Faulty(monkeypatch)
 
@@ -205,13 +249,15 @@ async def test_a_writer_that_always_fails_for_another_reason(serve: Serve, fake:
     await callers.ask_many(4)
     await service.wait_idle()
 
-    data_dir = service.rooms.settings.data_dir
+    data_dir = service.services.settings.data_dir
     assert sorted(outcomes_aside(data_dir)) == sorted(aside.acknowledged)
     assert len(check(data_dir, fake.calls[before:], callers.acknowledged)) == 4
     assert await health(service) == "degraded"
 
 
-async def test_a_writer_that_hangs(serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_writer_that_hangs(
+    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A transaction that does not return stops no answer; when it goes on, all rows are there."""
     faulty, goes_on = Faulty(monkeypatch), asyncio.Event()
 
@@ -224,5 +270,5 @@ async def test_a_writer_that_hangs(serve: Serve, fake: ProviderFake, monkeypatch
     goes_on.set()
     await service.wait_idle()
 
-    assert len(check(service.rooms.settings.data_dir, fake.calls, callers.acknowledged)) == 30
+    assert len(check(service.services.settings.data_dir, fake.calls, callers.acknowledged)) == 30
     assert await health(service) == "ready"

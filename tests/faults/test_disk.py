@@ -9,7 +9,18 @@ import pytest
 
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.faults.oracle import check
-from tests.faults.scene import Callers, end, ext4, fill, frozen, ready, settings_for, small_disk, wait_drained, wait_status
+from tests.faults.scene import (
+    Callers,
+    end,
+    ext4,
+    fill,
+    frozen,
+    ready,
+    settings_for,
+    small_disk,
+    wait_drained,
+    wait_status,
+)
 from tests.process import serving
 
 pytestmark = pytest.mark.slow
@@ -26,12 +37,17 @@ async def fill_journal(service_client: httpx2.AsyncClient) -> Callers:
     return callers
 
 
-async def test_a_full_spool_refuses_new_answers_and_ends_those_begun(tmp_path: Path, fake: ProviderFake) -> None:
+async def test_a_full_spool_refuses_new_answers_and_ends_those_begun(
+    tmp_path: Path, fake: ProviderFake
+) -> None:
     """Full, it is 503 before the provider is called; what was begun completes with its texts; with room again, it heals by itself."""
     data_dir, goes_on, ends = tmp_path / "data", asyncio.Event(), asyncio.Event()
     data_dir.mkdir()
     with small_disk(tmp_path / "spool", "8m") as spool:
-        async with serving(data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=spool, KOTAE_JOURNAL_BYTES_MAX=4_194_304)) as service:
+        async with serving(
+            data_dir,
+            **settings_for(fake, KOTAE_JOURNAL_SPOOL=spool, KOTAE_JOURNAL_BYTES_MAX=4_194_304),
+        ) as service:
             begun, kept = Callers(service.client, "begun"), Callers(service.client, "kept")
             fake.next(*[Behaviour(hold=goes_on, hold_after=2)] * 5)
             begun_tasks = [asyncio.create_task(begun.ask()) for _ in range(5)]
@@ -42,7 +58,9 @@ async def test_a_full_spool_refuses_new_answers_and_ends_those_begun(tmp_path: P
             ballast = fill(spool)
             full = await fill_journal(service.client)
             calls = len(fake.calls)
-            refused = await service.client.post("/ai/test", json={"prompt": LONG, "grounded": False})
+            refused = await service.client.post(
+                "/ai/test", json={"prompt": LONG, "grounded": False}
+            )
             seen = await ready(service)
             assert len(fake.calls) == calls
             goes_on.set()
@@ -56,10 +74,18 @@ async def test_a_full_spool_refuses_new_answers_and_ends_those_begun(tmp_path: P
             await wait_status(service, "ready")
             await end(service, fake)
 
-    assert (refused.status_code, refused.json()["code"], full.refused) == (503, "journal_full", ["journal_full"])
+    assert (refused.status_code, refused.json()["code"], full.refused) == (
+        503,
+        "journal_full",
+        ["journal_full"],
+    )
     assert seen["status"] == "degraded"
     assert after.refused == []
-    rows = check(data_dir, fake.calls, [*begun.acknowledged, *kept.acknowledged, *full.acknowledged, *after.acknowledged])
+    rows = check(
+        data_dir,
+        fake.calls,
+        [*begun.acknowledged, *kept.acknowledged, *full.acknowledged, *after.acknowledged],
+    )
     assert {row["status"] for row in rows} == {"completed"}
     assert all(row["response"] for row in rows)
 
@@ -69,7 +95,10 @@ async def test_a_small_spool_is_used_again_and_again(tmp_path: Path, fake: Provi
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     with small_disk(tmp_path / "spool", "1500k") as folder:
-        async with serving(data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=folder, KOTAE_JOURNAL_BYTES_MAX=2_097_152)) as service:
+        async with serving(
+            data_dir,
+            **settings_for(fake, KOTAE_JOURNAL_SPOOL=folder, KOTAE_JOURNAL_BYTES_MAX=2_097_152),
+        ) as service:
             callers = Callers(service.client, LONG)
             async with asyncio.timeout(20):
                 while len(callers.acknowledged) < 25:
@@ -85,7 +114,9 @@ async def test_a_small_spool_is_used_again_and_again(tmp_path: Path, fake: Provi
 async def test_a_full_data_folder_makes_rows_late(tmp_path: Path, fake: ProviderFake) -> None:
     """With no room for database and copies answers go on and health is degraded; with room again, all rows come by themselves."""
     with small_disk(tmp_path / "data", "16m") as data_dir:
-        async with serving(data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=tmp_path / "spool")) as service:
+        async with serving(
+            data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=tmp_path / "spool")
+        ) as service:
             callers = Callers(service.client)
             await callers.ask_many(20)
             await wait_drained(service)
@@ -125,7 +156,9 @@ async def test_a_frozen_disk_slows_no_answer(tmp_path: Path, fake: ProviderFake)
     """While the filesystem of the data folder stands still, answers are as fast as before; after the thaw all are in the log."""
     fake.default = Behaviour(chunks=4, gap=0.002)
     with ext4(tmp_path / "data", tmp_path / "image") as data_dir:
-        async with serving(data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=tmp_path / "spool")) as service:
+        async with serving(
+            data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=tmp_path / "spool")
+        ) as service:
             callers = Callers(service.client)
             await callers.ask_many(30)
             before = await callers.ask_many(100, at_once=2)
@@ -141,14 +174,18 @@ async def test_a_frozen_disk_slows_no_answer(tmp_path: Path, fake: ProviderFake)
 
         assert callers.refused == []
         assert median(during) < median(before) * 2 + 0.02
-        assert max(during) < 2  # of the three seconds that nothing reached the disk; bench/accounting.py has the p99
+        assert (
+            max(during) < 2
+        )  # of the three seconds that nothing reached the disk; bench/accounting.py has the p99
         assert len(check(data_dir, fake.calls, callers.acknowledged)) == 130 + len(during)
 
 
 async def test_health_on_a_frozen_disk(tmp_path: Path, fake: ProviderFake) -> None:
     """Health answers while the disk stands still, and does not say that all is well."""
     with ext4(tmp_path / "data", tmp_path / "image") as data_dir:
-        async with serving(data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=tmp_path / "spool")) as service:
+        async with serving(
+            data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=tmp_path / "spool")
+        ) as service:
             callers = Callers(service.client)
             await callers.ask()
             await wait_drained(service)
@@ -163,11 +200,15 @@ async def test_health_on_a_frozen_disk(tmp_path: Path, fake: ProviderFake) -> No
 
 
 @pytest.mark.parametrize("spool", ["none", "spool"])
-async def test_answers_that_wait_for_the_disk(tmp_path: Path, fake: ProviderFake, spool: str) -> None:
+async def test_answers_that_wait_for_the_disk(
+    tmp_path: Path, fake: ProviderFake, spool: str
+) -> None:
     """With KOTAE_JOURNAL_SYNC_MS=0 no answer reaches the provider before its intent is on the disk, however long that takes."""
     with ext4(tmp_path / "data", tmp_path / "image") as data_dir:
         folder = tmp_path / spool if spool != "none" else spool
-        async with serving(data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=folder, KOTAE_JOURNAL_SYNC_MS=0)) as service:
+        async with serving(
+            data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=folder, KOTAE_JOURNAL_SYNC_MS=0)
+        ) as service:
             callers = Callers(service.client)
             await callers.ask_many(20)
             await wait_drained(service)

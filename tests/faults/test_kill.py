@@ -56,12 +56,18 @@ class Load:
         pytest.param(200, marks=[pytest.mark.nightly, pytest.mark.timeout(4060)]),
     ],
 )
-async def test_no_row_is_lost_doubled_or_forgotten(tmp_path: Path, fake: ProviderFake, kills: int) -> None:
+async def test_no_row_is_lost_doubled_or_forgotten(
+    tmp_path: Path, fake: ProviderFake, kills: int
+) -> None:
     """After every kill and recovery: missing 0, doubled 0, acknowledged but not final 0, totals equal rows."""
     choose = random.Random(5)
     fake.default = Behaviour(chunks=6, gap=0.004)
     load = Load()
-    settings = {"OPENAI_BASE_URL": fake.base_url, "KOTAE_MODEL": "gpt-4o-mini", "KOTAE_LOG_LEVEL": "error"}
+    settings = {
+        "OPENAI_BASE_URL": fake.base_url,
+        "KOTAE_MODEL": "gpt-4o-mini",
+        "KOTAE_LOG_LEVEL": "error",
+    }
     for _ in range(kills):
         async with serving(tmp_path, **settings) as service:
             callers = asyncio.create_task(load.run(service))

@@ -23,14 +23,18 @@ STREAMS = 200
 GRACE = 0.5
 
 
-async def open_streams(service: ServiceProcess, fake: ProviderFake, count: int) -> list[asyncio.Task[str]]:
+async def open_streams(
+    service: ServiceProcess, fake: ProviderFake, count: int
+) -> list[asyncio.Task[str]]:
     """Streams that have said something and would never end; each task gives the code of its end, or "" without one."""
     before = len(fake.calls)
 
     async def one(number: int) -> str:
         with suppress(httpx2.TransportError):
             async with service.client.stream(
-                "POST", "/ai/stream", json={"prompt": f"[[hang-after=2]] {number}", "grounded": False}
+                "POST",
+                "/ai/stream",
+                json={"prompt": f"[[hang-after=2]] {number}", "grounded": False},
             ) as response:
                 return str((await collect(response))[-1].json.get("code", ""))
         return ""
@@ -55,7 +59,9 @@ async def start_again(tmp_path: Path, fake: ProviderFake, acknowledged: list[str
 async def test_many_open_streams(tmp_path: Path, fake: ProviderFake, signals: int) -> None:
     """After the grace, or at once with a second signal, each stream is told, each has its row, and the exit is 0 in time."""
     grace = GRACE if signals == 1 else 30
-    async with serving(tmp_path, **settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=grace)) as service:
+    async with serving(
+        tmp_path, **settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=grace)
+    ) as service:
         streams = await open_streams(service, fake, STREAMS)
         began = time.monotonic()
         service.signal(signal.SIGTERM)
@@ -79,9 +85,13 @@ async def refused(service: ServiceProcess) -> None:
 
 
 @pytest.mark.parametrize("busy_seconds", [0.2, 5])
-async def test_a_database_that_is_locked_to_the_end(tmp_path: Path, fake: ProviderFake, busy_seconds: float) -> None:
+async def test_a_database_that_is_locked_to_the_end(
+    tmp_path: Path, fake: ProviderFake, busy_seconds: float
+) -> None:
     """A writer that cannot write holds up the exit no longer than it may; what it keeps, the next start brings in."""
-    settings = settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=GRACE, KOTAE_DATABASE_BUSY_SECONDS=busy_seconds)
+    settings = settings_for(
+        fake, KOTAE_SHUTDOWN_GRACE_SECONDS=GRACE, KOTAE_DATABASE_BUSY_SECONDS=busy_seconds
+    )
     async with serving(tmp_path, **settings) as service:
         callers = Callers(service.client)
         await callers.ask()

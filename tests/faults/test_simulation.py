@@ -32,11 +32,17 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from service.core.accounting import journal as journals
 from service.core.accounting import log as request_log
-from service.core.accounting.journal import Journal, decode_frames, lean
+from service.core.accounting.journal import Journal, decode_frames, without_texts
 from service.core.accounting.outcomes import build_interrupted
 from service.core.database.tables import metadata, request_logs
 from service.core.errors import JournalFull
@@ -74,12 +80,20 @@ class Answer:
         """Every row that it may have."""
         interrupted = build_interrupted(self.intent)
         if not self.outcome:
-            return [interrupted] if self.begun and not self._lost(self.intent_safe) else [interrupted, None]
-        short = lean(self.outcome)
+            return (
+                [interrupted]
+                if self.begun and not self._lost(self.intent_safe)
+                else [interrupted, None]
+            )
+        short = without_texts(self.outcome)
         whole = {
             "full": [self.outcome],
             "lean": [msgspec.structs.replace(short, intent=self.intent)],
-            "maybe": [self.outcome, msgspec.structs.replace(short, intent=self.intent), interrupted],
+            "maybe": [
+                self.outcome,
+                msgspec.structs.replace(short, intent=self.intent),
+                interrupted,
+            ],
         }[self.written]
         if not self._lost(self.outcome_safe):
             return [*whole]
@@ -125,10 +139,22 @@ class World(RuleBasedStateMachine):
         place = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.disk = Disk(Path(tempfile.mkdtemp(prefix="kotae-simulation-", dir=place)))
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(journals, "time", SimpleNamespace(sleep=lambda _: None, time_ns=partial(next, count(10**6))))
+        self.patch.setattr(
+            journals,
+            "time",
+            SimpleNamespace(sleep=lambda _: None, time_ns=partial(next, count(10**6))),
+        )
         self.patch.setattr(journals, "log", SimpleNamespace(error=lambda *_, **__: None))
-        self.patch.setattr(recoveries, "log", SimpleNamespace(info=lambda *_, **__: None, exception=self._note_failure))
-        self.patch.setattr(recoveries, "asyncio", SimpleNamespace(to_thread=_at_once, CancelledError=asyncio.CancelledError))
+        self.patch.setattr(
+            recoveries,
+            "log",
+            SimpleNamespace(info=lambda *_, **__: None, exception=self._note_failure),
+        )
+        self.patch.setattr(
+            recoveries,
+            "asyncio",
+            SimpleNamespace(to_thread=_at_once, CancelledError=asyncio.CancelledError),
+        )
         self.patch.setattr(recoveries, "BATCH", 4)
         self.disk.install()
         self.database: dict[str, Outcome] = {}
@@ -158,7 +184,11 @@ class World(RuleBasedStateMachine):
 
     # what happens
 
-    @rule(script=st.binary(min_size=16, max_size=80), fault=st.sampled_from([None, None, None, "EIO", "ENOSPC"]), calls=st.integers(0, 30))
+    @rule(
+        script=st.binary(min_size=16, max_size=80),
+        fault=st.sampled_from([None, None, None, "EIO", "ENOSPC"]),
+        calls=st.integers(0, 30),
+    )
     def work(self, script: bytes, fault: str | None, calls: int) -> None:
         """The event loop and the thread at work: one operation for each byte."""
         self.faulty |= fault is not None and self.spool is None
@@ -179,8 +209,15 @@ class World(RuleBasedStateMachine):
         self.disk.close_all()
         self._bury()
 
-    @rule(seed_of_loss=st.integers(0, 2**32), script=st.binary(max_size=20), calls=st.integers(0, 30), failing=st.booleans())
-    def work_and_lose_power(self, seed_of_loss: int, script: bytes, calls: int, failing: bool) -> None:
+    @rule(
+        seed_of_loss=st.integers(0, 2**32),
+        script=st.binary(max_size=20),
+        calls=st.integers(0, 30),
+        failing=st.booleans(),
+    )
+    def work_and_lose_power(
+        self, seed_of_loss: int, script: bytes, calls: int, failing: bool
+    ) -> None:
         """The power goes in one of the calls, or behind the last; or a sync fails first, and it goes before the next one."""
         if failing:
             self._round()
@@ -202,12 +239,19 @@ class World(RuleBasedStateMachine):
         mine = self.journal._process
         self.journal.stop(1)
         assert not self.disk.open_files or self.journal._failures
-        if not self.journal._failures and not self.faulty and all(answer.released for answer in self.living.values()):
+        if (
+            not self.journal._failures
+            and not self.faulty
+            and all(answer.released for answer in self.living.values())
+        ):
             assert not [path for path in self._files() if path.name.startswith(mine)]
         self.disk.close_all()
         self._bury()
 
-    @rule(cut=st.sampled_from([None, None, None, 0, 1, 2]), calls=st.sampled_from([None, None, *range(12)]))
+    @rule(
+        cut=st.sampled_from([None, None, None, 0, 1, 2]),
+        calls=st.sampled_from([None, None, *range(12)]),
+    )
     def recover(self, cut: int | None, calls: int | None) -> None:
         """In the background of the process that runs. It may die, and the process with it."""
         recovery = SimulatedRecovery(self.disk, self, cut)
@@ -228,13 +272,22 @@ class World(RuleBasedStateMachine):
     def look(self) -> None:
         """A round that the disk takes leaves no file whose answers are all committed, but the one that is written to."""
         self._round()
-        if self.journal._failures or self.faulty:  # what could neither be made nor removed stays for the next start
+        if (
+            self.journal._failures or self.faulty
+        ):  # what could neither be made nor removed stays for the next start
             return
         current = self.journal._current.path.name if self.journal._current else None
         for path in self._files():
-            if path.name.startswith(self.journal._process) and path.suffix == ".journal" and path.name != current:
+            if (
+                path.name.startswith(self.journal._process)
+                and path.suffix == ".journal"
+                and path.name != current
+            ):
                 records = [record for record in decode_frames(path.read_bytes()) if record]
-                found = {record.id if isinstance(record, Intent) else record.intent.id for record in records}
+                found = {
+                    record.id if isinstance(record, Intent) else record.intent.id
+                    for record in records
+                }
                 assert any(not self.living[id_].released for id_ in found), path.name
 
     @invariant()
@@ -242,14 +295,25 @@ class World(RuleBasedStateMachine):
         """Whatever the thread and the disk do, the files that are written to take no more than they may."""
         place = self.spool or self.disk.data
         if hasattr(self, "journal") and place.is_dir():
-            mine = [path.stat().st_size for path in place.iterdir() if path.name.startswith(self.journal._process)]
+            mine = [
+                path.stat().st_size
+                for path in place.iterdir()
+                if path.name.startswith(self.journal._process)
+            ]
             assert sum(mine) <= BYTES_MAX or self.faulty
 
     # the operations
 
     def _play(self, script: Iterator[int]) -> None:
         commit, release = [self._commit] * 3, [self._release] * 2
-        table = [*[self._begin] * 4, *[self._finish] * 4, *commit, *release, self._redeliver, self._space]
+        table = [
+            *[self._begin] * 4,
+            *[self._finish] * 4,
+            *commit,
+            *release,
+            self._redeliver,
+            self._space,
+        ]
         for byte in script:
             World.steps += 1
             which, argument = byte & 15, byte >> 4
@@ -262,7 +326,10 @@ class World(RuleBasedStateMachine):
         """A round of the thread. From argument 8 on the next three operations come in the middle of it."""
         if self.journal._ending:
             return
-        written = [(one, one.begun, one.outcome is not None and one.written != "maybe") for one in self.living.values()]
+        written = [
+            (one, one.begun, one.outcome is not None and one.written != "maybe")
+            for one in self.living.values()
+        ]
 
         def synced() -> None:
             for one, begun, finished in written:
@@ -272,17 +339,26 @@ class World(RuleBasedStateMachine):
         self.journal.when_synced(synced)
         meanwhile = argument >= 8 and self.disk._planned is None
         if meanwhile:
-            self.disk.plan(argument - 8, lambda: self._play(byte for byte, _ in zip(script, range(3), strict=False) if byte & 15 != 15))
+            self.disk.plan(
+                argument - 8,
+                lambda: self._play(
+                    byte for byte, _ in zip(script, range(3), strict=False) if byte & 15 != 15
+                ),
+            )
         self.journal._round()
         if meanwhile:
             self.disk.plan(0, None)
 
     def _begin(self, argument: int) -> None:
         number = len(self.living) + len(self.dead) + len(self.settled)
-        answer = Answer(intent(id=f"{number:036d}", at=BEGAN, prompt=chr(97 + number % 26) * PROMPTS[argument % 6]))
+        answer = Answer(
+            intent(
+                id=f"{number:036d}", at=BEGAN, prompt=chr(97 + number % 26) * PROMPTS[argument % 6]
+            )
+        )
         try:
             self.living[answer.intent.id] = answer
-            self.journal.begin(answer.intent)
+            self.journal.append_intent(answer.intent)
             answer.begun = True
         except JournalFull:
             pass  # it may be read all the same, if the disk failed after the write
@@ -298,13 +374,15 @@ class World(RuleBasedStateMachine):
             answer.intent,
             status=Status.TIMEOUT if source is UsageSource.UNKNOWN else Status.COMPLETED,
             usage_source=source,
-            usage=None if source is UsageSource.UNKNOWN else Usage(prompt_tokens=number, completion_tokens=argument),
+            usage=None
+            if source is UsageSource.UNKNOWN
+            else Usage(prompt_tokens=number, completion_tokens=argument),
             cost_nano_usd=None if source is UsageSource.UNKNOWN else number * 1000 + argument,
             response=chr(65 + argument) * RESPONSES[(number + argument) % 6],
         )
         before = (self.journal._lean, self.journal._failures)
         answer.written = "maybe"
-        self.journal.finish(answer.outcome)
+        self.journal.append_outcome(answer.outcome)
         if self.journal._failures == before[1]:
             answer.written = "lean" if self.journal._lean > before[0] else "full"
         else:
@@ -312,7 +390,9 @@ class World(RuleBasedStateMachine):
 
     def _commit(self, argument: int) -> None:
         """The writer's transaction: the oldest, or from 8 on the newest."""
-        waiting = [answer for answer in self.living.values() if answer.outcome and not answer.committed]
+        waiting = [
+            answer for answer in self.living.values() if answer.outcome and not answer.committed
+        ]
         chosen = waiting[: 1 + argument] if argument < 8 else waiting[-(argument - 6) :]
         if chosen:
             self.apply([answer.outcome for answer in chosen if answer.outcome])
@@ -321,7 +401,9 @@ class World(RuleBasedStateMachine):
             answer.row = self.database[answer.intent.id]
 
     def _release(self, argument: int) -> None:
-        committed = [answer for answer in self.living.values() if answer.committed and not answer.released]
+        committed = [
+            answer for answer in self.living.values() if answer.committed and not answer.released
+        ]
         chosen = committed[: 2 + 2 * argument] if argument < 8 else committed[-(argument - 6) :]
         for answer in chosen:
             answer.released = True
@@ -330,7 +412,11 @@ class World(RuleBasedStateMachine):
     def _redeliver(self, argument: int) -> None:
         """Outcomes that somebody may still have come again, in the wrong order."""
         everyone = [*self.settled.values(), *self.dead.values(), *self.living.values()]
-        finished = [answer for answer in everyone if answer.outcome and answer.outcome.intent.id in self.database]
+        finished = [
+            answer
+            for answer in everyone
+            if answer.outcome and answer.outcome.intent.id in self.database
+        ]
         chosen = finished[:: -(argument + 1)][:6]
         if chosen:
             self.apply([answer.outcome for answer in chosen if answer.outcome])
@@ -353,7 +439,9 @@ class World(RuleBasedStateMachine):
     def _open(self) -> None:
         for folder in (self.disk.data, self.disk.spool):
             folder.mkdir(exist_ok=True)
-        self.journal = Journal(self.disk.data, self.spool, sync_ms=50, bytes_max=BYTES_MAX, segment_bytes=SEGMENT_BYTES)
+        self.journal = Journal(
+            self.disk.data, self.spool, sync_ms=50, bytes_max=BYTES_MAX, segment_bytes=SEGMENT_BYTES
+        )
         self.journal._thread = SimpleNamespace(join=lambda _: self.journal._run())  # type: ignore[assignment]
 
     def _bury(self, *, powerless: bool = False) -> None:
@@ -410,16 +498,28 @@ class World(RuleBasedStateMachine):
             session: Any = SimpleNamespace(execute=partial(_at_once, connection.execute))
             for outcomes in self.applied:
                 with suppress(StopIteration):
-                    request_log.apply(session, outcomes).send(None)
-            found = {str(row["id"]): dict(row) for row in connection.execute(sa.select(request_logs)).mappings()}
-            rows: int = connection.execute(sa.select(sa.func.count()).select_from(request_logs)).scalar_one()
+                    request_log.apply_outcomes(session, outcomes).send(None)
+            found = {
+                str(row["id"]): dict(row)
+                for row in connection.execute(sa.select(request_logs)).mappings()
+            }
+            rows: int = connection.execute(
+                sa.select(sa.func.count()).select_from(request_logs)
+            ).scalar_one()
         engine.dispose()
         assert rows == len(self.database)
         for id_, one in self.database.items():
-            assert {str(name): value for name, value in found[id_].items() if name != "seq"} == request_log._values(one)
+            assert {
+                str(name): value for name, value in found[id_].items() if name != "seq"
+            } == request_log._values(one)
 
     def _files(self) -> list[Path]:
-        return sorted(path for place in (self.disk.data, self.disk.spool) if place.is_dir() for path in place.iterdir())
+        return sorted(
+            path
+            for place in (self.disk.data, self.disk.spool)
+            if place.is_dir()
+            for path in place.iterdir()
+        )
 
     def _note_failure(self, *_: Any) -> None:
         pytest.fail("recovery failed")
@@ -432,7 +532,9 @@ class World(RuleBasedStateMachine):
         pytest.param(2_000_000, marks=[pytest.mark.nightly, pytest.mark.timeout(4090)]),
     ],
 )
-def test_whatever_happens_the_account_is_right(capsys: pytest.CaptureFixture[str], record_property: Any, steps: int) -> None:
+def test_whatever_happens_the_account_is_right(
+    capsys: pytest.CaptureFixture[str], record_property: Any, steps: int
+) -> None:
     """All that is promised of the journal, over many thousand steps of a world that goes wrong."""
     runs, steps_before = 0, World.steps
     while World.steps - steps_before < steps:
@@ -445,7 +547,10 @@ def test_whatever_happens_the_account_is_right(capsys: pytest.CaptureFixture[str
                     deadline=None,
                     database=None,
                     print_blob=False,
-                    phases=[Phase.generate, *([Phase.shrink] if "KOTAE_TEST_SHRINK" in os.environ else [])],
+                    phases=[
+                        Phase.generate,
+                        *([Phase.shrink] if "KOTAE_TEST_SHRINK" in os.environ else []),
+                    ],
                     suppress_health_check=list(HealthCheck),
                 ),
             )

@@ -60,7 +60,9 @@ def broken(tmp_path: Path, call: str, fault: str, *, for_ever: bool = False) -> 
 
 async def recovered(database: Database, folder: Path) -> int:
     """How many rows recovery makes of what a run left."""
-    recovery = Recovery(database, folder / "journal", folder / "spool", quarantine=folder / "quarantine")
+    recovery = Recovery(
+        database, folder / "journal", folder / "spool", quarantine=folder / "quarantine"
+    )
     recovery.start()
     await asyncio.wait_for(recovery.wait_done(), 20)
     assert recovery.statistics().state is RecoveryState.DONE
@@ -83,7 +85,9 @@ async def check_all(database: Database, said: Said) -> None:
         left = words["begun"] - words["applied"]
         assert left <= found.keys(), folder
         assert not found.keys() & words["full"], folder
-        assert made[folder] - len(found.keys() & words["begun"]) <= ("clean" not in words), folder  # written, and killed before it was told
+        assert made[folder] - len(found.keys() & words["begun"]) <= ("clean" not in words), (
+            folder
+        )  # written, and killed before it was told
         assert {found[name] for name in words["ended"] - words["applied"]} <= {"completed"}, folder
     assert await recovered(database, next(iter(said))) == 0
 
@@ -97,8 +101,12 @@ async def test_killed_before_any_call(database: Database, tmp_path: Path, call: 
     await check_all(database, said)
 
 
-@pytest.mark.parametrize(("call", "fault", "lasting"), FAULTS, ids=[" ".join(each) for each in FAULTS])
-async def test_failed_at_any_call(database: Database, tmp_path: Path, call: str, fault: str, lasting: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "fault", "lasting"), FAULTS, ids=[" ".join(each) for each in FAULTS]
+)
+async def test_failed_at_any_call(
+    database: Database, tmp_path: Path, call: str, fault: str, lasting: str
+) -> None:
     """Its N-th call failed or was cut short, for every N: the same, and what was refused has no row."""
     said = broken(tmp_path, call, fault, for_ever=lasting == "for ever")
 

@@ -33,7 +33,9 @@ def streams(data: bytes) -> None:
     text = "".join(delta.text for delta in [*whole.feed(data), *whole.end()])
     cut = len(data) // 3
     parts = StreamDecoder()
-    again = "".join(delta.text for delta in [*parts.feed(data[:cut]), *parts.feed(data[cut:]), *parts.end()])
+    again = "".join(
+        delta.text for delta in [*parts.feed(data[:cut]), *parts.feed(data[cut:]), *parts.end()]
+    )
     assert text == again
     with suppress(ProviderError):
         decode_completion(data)

@@ -110,7 +110,9 @@ def stand_in(tmp_path: Path) -> StandIn:
 @pytest.fixture
 async def model(stand_in: StandIn) -> AsyncIterator[LocalModel]:
     """A local model whose child is the stand-in."""
-    model = LocalModel(command=stand_in.command, start_seconds_max=20, stop_seconds_max=10, backoff_seconds=0.01)
+    model = LocalModel(
+        command=stand_in.command, start_seconds_max=20, stop_seconds_max=10, backoff_seconds=0.01
+    )
     yield model
     await model.stop()
 
@@ -177,7 +179,10 @@ async def test_a_session_of_its_own(model: LocalModel) -> None:
 
 async def test_packages_missing() -> None:
     """Without its packages `start` names them and the command that installs them."""
-    with pytest.raises(SettingsInvalid, match="needs llm-absent and absent-runtime, not installed here: make setup MODEL=smollm2"):
+    with pytest.raises(
+        SettingsInvalid,
+        match="needs llm-absent and absent-runtime, not installed here: make setup MODEL=smollm2",
+    ):
         await LocalModel(packages=("llm_absent", "absent_runtime")).start()
 
 
@@ -216,7 +221,9 @@ async def test_stop(model: LocalModel) -> None:
     await model.stop()
     assert ended(pid)
     await model.stop()
-    assert model.statistics() == local_model.LocalModelStatistics(LocalModelState.STOPPED, None, 0, None)
+    assert model.statistics() == local_model.LocalModelStatistics(
+        LocalModelState.STOPPED, None, 0, None
+    )
 
 
 async def test_stop_kills_what_does_not_obey(stand_in: StandIn) -> None:
@@ -235,7 +242,11 @@ async def test_a_dead_child_is_replaced(model: LocalModel) -> None:
     url, pid = await model.start(), model.statistics().pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    await wait_until(lambda: model.statistics().deaths == 1 and model.statistics().state is LocalModelState.SERVING)
+    await wait_until(
+        lambda: (
+            model.statistics().deaths == 1 and model.statistics().state is LocalModelState.SERVING
+        )
+    )
     assert model.statistics().exit_code == -signal.SIGKILL
     assert model.statistics().pid != pid
     assert await model.start() == url
@@ -257,13 +268,17 @@ async def test_a_child_that_cannot_start_again(stand_in: StandIn, model: LocalMo
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="not run: only Linux kills a child with its parent")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="not run: only Linux kills a child with its parent"
+)
 async def test_the_child_dies_with_its_parent(tmp_path: Path, stand_in: StandIn) -> None:
     """A parent that is killed takes the child along, even one that does not look at its standard input."""
     stand_in.behave(die_with_parent=True, deaf=True)
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    parent = await asyncio.create_subprocess_exec(sys.executable, str(script), *stand_in.command, stdout=asyncio.subprocess.PIPE)
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), *stand_in.command, stdout=asyncio.subprocess.PIPE
+    )
     assert parent.stdout is not None
     pid = int(await parent.stdout.readline())
     assert not ended(pid)
@@ -285,7 +300,12 @@ async def test_the_real_model() -> None:
         async with AsyncOpenAI(base_url=url, api_key=model.api_key, max_retries=0) as client:
             stream = await client.chat.completions.create(
                 model=local_model.ALIAS,
-                messages=[{"role": "user", "content": "Refunds take 5 days. How many days do refunds take?"}],
+                messages=[
+                    {
+                        "role": "user",
+                        "content": "Refunds take 5 days. How many days do refunds take?",
+                    }
+                ],
                 max_tokens=16,
                 stream=True,
                 stream_options={"include_usage": True},
@@ -294,11 +314,17 @@ async def test_the_real_model() -> None:
         usage = chunks[-1].usage
         assert usage is not None
         assert 1 <= usage.completion_tokens <= 16
-        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > usage.completion_tokens
+        assert (
+            usage.total_tokens
+            == usage.prompt_tokens + usage.completion_tokens
+            > usage.completion_tokens
+        )
         assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
         assert {chunk.model for chunk in chunks} == {local_model.ALIAS}
         async with AsyncOpenAI(base_url=url, api_key="another", max_retries=0) as stranger:
             with pytest.raises(AuthenticationError):
-                await stranger.chat.completions.create(model=local_model.ALIAS, messages=[{"role": "user", "content": "Hello"}])
+                await stranger.chat.completions.create(
+                    model=local_model.ALIAS, messages=[{"role": "user", "content": "Hello"}]
+                )
     finally:
         await model.stop()

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from service.core.auth import store
-from service.core.auth.authenticator import Door
+from service.core.auth.authenticator import Authenticator
 from service.core.auth.principals import BOOTSTRAP
-from service.core.auth.revocation import Watch
+from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
-from service.core.quota.local import Ledger
+from service.core.quota.local import LocalQuota
 from service.core.settings import Settings
 from service.workers.background import FAILURES_MAX
 from service.workers.reaper import Reaper
@@ -25,11 +25,17 @@ class Scene:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.door, self.watch, self.ledger = Door(Settings(auth="keys"), database), Watch(), Ledger(300)
+        self.door, self.watch, self.ledger = (
+            Authenticator(Settings(auth="keys"), database),
+            RevocationMonitor(),
+            LocalQuota(300),
+        )
 
     def reaper(self, wait_recovered: Callable[[], Awaitable[None]]) -> Reaper:
         """A reaper that ticks a hundred times a second."""
-        return Reaper(self.door, self.watch, self.ledger, self.database, wait_recovered, tick_seconds=0.01)
+        return Reaper(
+            self.door, self.watch, self.ledger, self.database, wait_recovered, tick_seconds=0.01
+        )
 
 
 async def recovered() -> None:
@@ -98,14 +104,14 @@ async def test_a_stop_does_not_wait_for_a_load(scene: Scene) -> None:
 async def test_a_stop_without_the_database_keeps_last_uses(scene: Scene) -> None:
     """At the end the last uses cannot be written: the stop does not fail, and the next write has them."""
     key = await made(scene.database)
-    await scene.door.admit(carrying(key))
+    await scene.door.authenticate(carrying(key))
     reaper = scene.reaper(recovered)
     reaper.start()
     await until(lambda: scene.ledger.statistics().loaded)
     with away(scene.database):
         await reaper.stop()
-    await scene.door.write_used()
-    async with scene.database.reading() as session:
+    await scene.door.write_last_used()
+    async with scene.database.read_session() as session:
         (listed,) = await store.list_keys(session, BOOTSTRAP)
 
     assert listed.last_used_at is not None
@@ -114,7 +120,7 @@ async def test_a_stop_without_the_database_keeps_last_uses(scene: Scene) -> None
 async def test_ticks_that_fail_degrade_and_heal(scene: Scene) -> None:
     """More than `FAILURES_MAX` failed ticks in a row are reported as degraded, one that succeeds ends that."""
     key = await made(scene.database)
-    scene.watch.enter(await scene.door.admit(carrying(key)), lambda: None)
+    scene.watch.watch_principal(await scene.door.authenticate(carrying(key)), lambda: None)
     reaper = scene.reaper(recovered)
     reaper.start()
     await until(lambda: scene.ledger.statistics().loaded)

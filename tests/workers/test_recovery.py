@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.accounting.journal import COPYING, HEADER, orphans
+from service.core.accounting.journal import COPYING, HEADER, find_orphans
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
 from service.workers.recovery import RecoveryState
@@ -14,14 +14,19 @@ from tests.records import intent, outcome
 
 
 @pytest.mark.parametrize("spool", [True, False])
-async def test_the_records_of_a_dead_process_become_rows(database: Database, tmp_path: Path, spool: bool) -> None:
+async def test_the_records_of_a_dead_process_become_rows(
+    database: Database, tmp_path: Path, spool: bool
+) -> None:
     """Outcomes are applied, intents without outcome are interrupted, and the files are removed; a second time changes nothing."""
     journal = opened(tmp_path, spool=spool, segment_bytes=30_000)
-    ended, cut = [intent(prompt=f"{n}") for n in range(20)], [intent(prompt="cut") for _ in range(3)]
+    ended, cut = (
+        [intent(prompt=f"{n}") for n in range(20)],
+        [intent(prompt="cut") for _ in range(3)],
+    )
     for begun in (*ended, *cut):
-        journal.begin(begun)
+        journal.append_intent(begun)
     for begun in ended:
-        journal.finish(outcome(begun, response=begun.prompt * 2))
+        journal.append_outcome(outcome(begun, response=begun.prompt * 2))
     drop_locks(journal)
 
     recovery = await recovered(database, tmp_path)
@@ -35,13 +40,15 @@ async def test_the_records_of_a_dead_process_become_rows(database: Database, tmp
     assert (await recovered(database, tmp_path)).statistics().segments == 0
 
 
-async def test_the_segments_of_a_living_process_are_left_alone(database: Database, tmp_path: Path) -> None:
+async def test_the_segments_of_a_living_process_are_left_alone(
+    database: Database, tmp_path: Path
+) -> None:
     """Nobody recovers what its owner still holds."""
     journal = opened(tmp_path)
-    journal.begin(intent())
+    journal.append_intent(intent())
 
     assert (await recovered(database, tmp_path)).statistics().segments == 0
-    assert orphans(tmp_path / "journal", tmp_path / "spool") == {}
+    assert find_orphans(tmp_path / "journal", tmp_path / "spool") == {}
     assert len(left(tmp_path)) == 1
     drop_locks(journal)
 
@@ -50,11 +57,11 @@ async def test_without_the_spool_the_copies_are_read(database: Database, tmp_pat
     """After a loss of power the disk has everything that was synced."""
     journal = opened(tmp_path)
     begun = intent()
-    journal.begin(begun)
-    journal.finish(outcome(begun))
+    journal.append_intent(begun)
+    journal.append_outcome(outcome(begun))
     journal._round()
     late = intent()
-    journal.begin(late)
+    journal.append_intent(late)
     drop_locks(journal)
     for file in (tmp_path / "spool").iterdir():
         file.unlink()
@@ -69,8 +76,8 @@ async def test_damage_is_kept_and_told(database: Database, tmp_path: Path) -> No
     journal = opened(tmp_path)
     intents = [intent() for _ in range(3)]
     for begun in intents:
-        journal.begin(begun)
-        journal.finish(outcome(begun))
+        journal.append_intent(begun)
+        journal.append_outcome(outcome(begun))
     drop_locks(journal)
     (file,) = left(tmp_path)
     data = bytearray(file.read_bytes())
@@ -80,21 +87,27 @@ async def test_damage_is_kept_and_told(database: Database, tmp_path: Path) -> No
     recovery = await recovered(database, tmp_path)
 
     statuses = {id_: status for id_, (status, _, _) in (await rows(database)).items()}
-    assert statuses == dict(zip([begun.id for begun in intents], ["completed", "completed", "interrupted"], strict=True))
+    assert statuses == dict(
+        zip([begun.id for begun in intents], ["completed", "completed", "interrupted"], strict=True)
+    )
     assert recovery.degraded()
     assert recovery.statistics().state is RecoveryState.DONE
     assert [path.suffix for path in left(tmp_path)] == [".bad"]
 
 
-async def test_a_copy_that_is_torn_is_not_what_remains(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_copy_that_is_torn_is_not_what_remains(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A recovery ends while it removes the files, of which one is the beginning of a copy: the next one finds no damage in what is left."""
     journal = opened(tmp_path)
     begun = intent()
-    journal.begin(begun)
-    journal.finish(outcome(begun))
+    journal.append_intent(begun)
+    journal.append_outcome(outcome(begun))
     drop_locks(journal)
     (file,) = left(tmp_path)
-    (tmp_path / "journal" / file.name).with_suffix(COPYING).write_bytes(file.read_bytes()[: len(HEADER) + 30])
+    (tmp_path / "journal" / file.name).with_suffix(COPYING).write_bytes(
+        file.read_bytes()[: len(HEADER) + 30]
+    )
     remove = Path.unlink
     removed: list[Path] = []
 
@@ -116,20 +129,24 @@ async def test_a_copy_that_is_torn_is_not_what_remains(database: Database, tmp_p
     assert [status for status, _, _ in (await rows(database)).values()] == ["completed"]
 
 
-async def test_a_record_that_no_database_takes_stops_no_recovery(database: Database, tmp_path: Path) -> None:
+async def test_a_record_that_no_database_takes_stops_no_recovery(
+    database: Database, tmp_path: Path
+) -> None:
     """Two rows of one key, or a number too large: the bad one goes to a file, the rest become rows."""
     journal = opened(tmp_path)
     good, large = intent(idempotency_key="k"), intent()
     twice = intent(idempotency_key="k", at=good.created_at + timedelta(milliseconds=1))
     for begun in (good, twice, large):
-        journal.begin(begun)
-    journal.finish(outcome(good))
-    journal.finish(outcome(twice))
-    journal.finish(outcome(large, response_time_ms=2**63))
+        journal.append_intent(begun)
+    journal.append_outcome(outcome(good))
+    journal.append_outcome(outcome(twice))
+    journal.append_outcome(outcome(large, response_time_ms=2**63))
     drop_locks(journal)
 
     recovery = await recovered(database, tmp_path)
 
     assert list(await rows(database)) == [good.id]
     assert recovery.degraded()
-    assert sorted(path.stem for path in (tmp_path / "quarantine").iterdir()) == sorted([twice.id, large.id])
+    assert sorted(path.stem for path in (tmp_path / "quarantine").iterdir()) == sorted(
+        [twice.id, large.id]
+    )

@@ -7,26 +7,40 @@ from service.core.database.tables import chunks
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import chunk_document
-from service.core.search.service import Retrieval
+from service.core.search.service import SearchService
 from service.core.settings import Settings
 from service.workers.reindexing import Reindexing, ReindexingState
 from tests.conftest import Serve
 
-OLD, NEW = Settings(_env_file=None, dictionary="none", chunk_characters=100, chunk_overlap_characters=0), Settings(_env_file=None)
-TEXT = "\n\n".join(f"第{n}章。灯台の管理人は毎朝レンズを磨きました。嵐の夜には{n}回鐘を鳴らします。" for n in range(1, 30))
+OLD, NEW = (
+    Settings(_env_file=None, dictionary="none", chunk_characters=100, chunk_overlap_characters=0),
+    Settings(_env_file=None),
+)
+TEXT = "\n\n".join(
+    f"第{n}章。灯台の管理人は毎朝レンズを磨きました。嵐の夜には{n}回鐘を鳴らします。"
+    for n in range(1, 30)
+)
 
 
 async def keep(database: Database, *texts: str) -> list[str]:
     """Documents indexed by the old rules."""
-    stored = await library.store(database, OLD, ChunkWorkers(), [library.Given("", text, "utf-8") for text in texts], user_id="u")
+    stored = await library.store_documents(
+        database,
+        OLD,
+        ChunkWorkers(),
+        [library.NewDocument("", text, "utf-8") for text in texts],
+        user_id="u",
+    )
     return [document.document_id for document in stored]
 
 
 async def words(database: Database) -> list[tuple[str, str, str]]:
     """Of every chunk: its document, text and words."""
-    async with database.reading() as session:
+    async with database.read_session() as session:
         found = await session.execute(
-            sa.select(chunks.c.document_id, chunks.c.text, chunks.c.words).order_by(chunks.c.document_id, chunks.c.n)
+            sa.select(chunks.c.document_id, chunks.c.text, chunks.c.words).order_by(
+                chunks.c.document_id, chunks.c.n
+            )
         )
         return [(row.document_id, row.text, row.words) for row in found]
 
@@ -38,16 +52,21 @@ async def test_every_document_becomes_as_if_stored_today(database: Database) -> 
     worker.start()
     await worker.wait_done()
 
-    async with database.reading() as session:
-        rows = [(await library.get(session, document_id, user_id="u")) for document_id in sorted(ids)]
+    async with database.read_session() as session:
+        rows = [
+            (await library.get_document(session, document_id, user_id="u"))
+            for document_id in sorted(ids)
+        ]
     fresh = [
         (row.document_id, piece["text"], piece["words"])
         for row in rows
-        for piece in chunk_document({"id": row.document_id, "title": row.title, "text": row.text}, NEW)
+        for piece in chunk_document(
+            {"id": row.document_id, "title": row.title, "text": row.text}, NEW
+        )
     ]
     assert await words(database) == fresh
     assert sum(row.chunks for row in rows) == len(fresh)
-    assert await library.outdated(database, NEW) == []
+    assert await library.list_outdated(database, NEW) == []
     found = worker.statistics()
     assert (found.state, found.documents, found.done) == (ReindexingState.DONE, 2, 2)
 
@@ -55,11 +74,11 @@ async def test_every_document_becomes_as_if_stored_today(database: Database) -> 
 async def test_searches_go_on_and_a_deleted_document_stays_deleted(database: Database) -> None:
     """Between any two documents that are made anew a search finds every document that is there, and none that is not."""
     ids = await keep(database, *(f"灯台{n}の管理人は毎朝レンズを磨きました。" for n in range(8)))
-    retrieval = Retrieval(database, NEW)
-    await library.delete(database, ids[3], user_id="u")
+    retrieval = SearchService(database, NEW)
+    await library.delete_document(database, ids[3], user_id="u")
     there = set(ids) - {ids[3]}
     for document_id in ids:
-        await library.remake(database, NEW, ChunkWorkers(), document_id)
+        await library.reindex_document(database, NEW, ChunkWorkers(), document_id)
         found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
         assert {hit.document_id for hit in found.items} == there
 

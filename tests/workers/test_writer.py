@@ -12,7 +12,7 @@ import pytest
 from service.core.accounting import log as request_log
 from service.core.accounting.journal import Journal
 from service.core.accounting.log import LogFilter
-from service.core.accounting.queue import LocalQueue
+from service.core.accounting.queue import JournaledQueue
 from service.core.database.engine import Database
 from service.core.records import Outcome
 from service.core.telemetry import Metrics
@@ -29,31 +29,35 @@ async def impatient(database: Database) -> AsyncIterator[Database]:
     await other.close()
 
 
-def queue_in(tmp_path: Path) -> LocalQueue:
+def queue_in(tmp_path: Path) -> JournaledQueue:
     """A queue with a journal in a folder of the test, not synced by a thread."""
     (tmp_path / "journal").mkdir(exist_ok=True)
-    return LocalQueue(1000, Journal(tmp_path / "journal", None, sync_ms=50, bytes_max=2**26))
+    return JournaledQueue(1000, Journal(tmp_path / "journal", None, sync_ms=50, bytes_max=2**26))
 
 
-def put(queue: LocalQueue, count: int, **fields: Any) -> list[Outcome]:
+def put(queue: JournaledQueue, count: int, **fields: Any) -> list[Outcome]:
     """That many ended answers."""
     outcomes = [outcome(**fields) for _ in range(count)]
     for each in outcomes:
-        queue.begin(each.intent)
-        queue.finish(each)
+        queue.add_intent(each.intent)
+        queue.add_outcome(each)
     return outcomes
 
 
 async def written(database: Database) -> list[str]:
     """The ids in the log, in the order of commit."""
-    async with database.reading() as session:
-        items = (await request_log.page(session, LogFilter(), limit=1000)).items
+    async with database.read_session() as session:
+        items = (await request_log.read_page(session, LogFilter(), limit=1000)).items
     return sorted(item.id for item in items)
 
 
-def writer_for(database: Database, queue: LocalQueue, tmp_path: Path, batch_max: int = 10) -> Writer:
+def writer_for(
+    database: Database, queue: JournaledQueue, tmp_path: Path, batch_max: int = 10
+) -> Writer:
     """A writer whose quarantine is a folder of the test."""
-    return Writer(database, queue, Metrics(), batch_max=batch_max, quarantine=tmp_path / "quarantine")
+    return Writer(
+        database, queue, Metrics(), batch_max=batch_max, quarantine=tmp_path / "quarantine"
+    )
 
 
 async def test_everything_is_written_before_it_stops(database: Database, tmp_path: Path) -> None:
@@ -90,10 +94,14 @@ async def test_a_locked_database_is_waited_for(impatient: Database, tmp_path: Pa
     assert not writer.degraded()
 
 
-async def test_a_batch_that_takes_long_degrades_the_writer(database: Database, tmp_path: Path) -> None:
+async def test_a_batch_that_takes_long_degrades_the_writer(
+    database: Database, tmp_path: Path
+) -> None:
     """Even if the database has refused nothing yet."""
     queue = queue_in(tmp_path)
-    writer = Writer(database, queue, Metrics(), batch_max=10, quarantine=tmp_path / "quarantine", late_seconds=0)
+    writer = Writer(
+        database, queue, Metrics(), batch_max=10, quarantine=tmp_path / "quarantine", late_seconds=0
+    )
     assert database.file
     lock = sqlite3.connect(database.file, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
@@ -145,8 +153,8 @@ async def test_redelivery_changes_nothing(database: Database, tmp_path: Path) ->
     begun = intent()
     for _ in range(2):
         queue = queue_in(tmp_path)
-        queue.begin(begun)
-        queue.finish(outcome(begun))
+        queue.add_intent(begun)
+        queue.add_outcome(outcome(begun))
         writer = writer_for(database, queue, tmp_path)
         writer.start()
         assert await writer.stop(10)

@@ -58,7 +58,7 @@ Export = dict[tuple[str, str], tuple[int, int]]
 """(day, model without the date of its snapshot) → (prompt tokens, completion tokens)."""
 
 
-class Report:
+class AuditReport:
     """What was compared, and what differs: all of it counted, the first `SHOWN_MAX` in words."""
 
     def __init__(self) -> None:
@@ -71,29 +71,38 @@ class Report:
         """Whether nothing differs."""
         return not self.different.total()
 
-    def differ(self, kind: str, text: str) -> None:
+    def add_difference(self, kind: str, text: str) -> None:
         """Note a difference."""
         self.different[kind] += 1
         if len(self.told) < SHOWN_MAX:
             self.told.append(text)
 
-    def text(self) -> str:
+    def to_text(self) -> str:
         """A table for people, then the differences."""
         lines = [f"{'compared':32}{'checked':>14}{'different':>12}"]
-        lines += [f"{kind:32}{count:>14,}{self.different[kind]:>12,}" for kind, count in self.compared.items()]
+        lines += [
+            f"{kind:32}{count:>14,}{self.different[kind]:>12,}"
+            for kind, count in self.compared.items()
+        ]
         lines += ["", *self.told] if self.told else ["", "all agrees"]
         more = self.different.total() - len(self.told)
         return "\n".join([*lines, f"… and {more:,} more"] if more else lines)
 
 
-async def audit(database: Database, data_dir: Path, *, since: date | None = None, export: Export | None = None) -> Report:
+async def audit_log(
+    database: Database, data_dir: Path, *, since: date | None = None, export: Export | None = None
+) -> AuditReport:
     """Compare everything from the day `since` on. Raises `KotaeError` if something cannot be read."""
     if database.file and not database.file.exists():
         raise KotaeError(f"there is no database at {database.file}")
-    await database.require_newest()
-    report = Report()
+    await database.require_current_schema()
+    report = AuditReport()
     report.compared.update(dict.fromkeys((ROWS, TOTALS, CHARGES, FILES), 0))
-    wanted = None if export is None else {key: told for key, told in export.items() if since is None or key[0] >= str(since)}
+    wanted = (
+        None
+        if export is None
+        else {key: told for key, told in export.items() if since is None or key[0] >= str(since)}
+    )
     try:
         await _days(database, report, since, wanted)
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -102,16 +111,28 @@ async def audit(database: Database, data_dir: Path, *, since: date | None = None
     return report
 
 
-async def _days(database: Database, report: Report, since: date | None, export: Export | None) -> None:
+async def _days(
+    database: Database, report: AuditReport, since: date | None, export: Export | None
+) -> None:
     """Go through the days that have rows or totals, each in a snapshot of its own."""
     first, last = (min(export)[0], max(export)[0]) if export else ("", "")
     open_keys = dict(export or {})
-    low_id, low_day = (first_id(_start_of(since)), str(since - timedelta(days=1))) if since else ("", "")
+    low_id, low_day = (
+        (first_id(_start_of(since)), str(since - timedelta(days=1))) if since else ("", "")
+    )
     while True:
-        async with database.reading() as session:
-            answer_id = (await session.execute(sa.select(sa.func.min(request_logs.c.id)).where(request_logs.c.id > low_id))).scalar()
+        async with database.read_session() as session:
+            answer_id = (
+                await session.execute(
+                    sa.select(sa.func.min(request_logs.c.id)).where(request_logs.c.id > low_id)
+                )
+            ).scalar()
             total_days = [
-                (await session.execute(sa.select(sa.func.min(table.c.day)).where(table.c.day > low_day))).scalar()
+                (
+                    await session.execute(
+                        sa.select(sa.func.min(table.c.day)).where(table.c.day > low_day)
+                    )
+                ).scalar()
                 for table in (daily_totals, quota_totals)
             ]
             total_day = min((found for found in total_days if found is not None), default=None)
@@ -120,13 +141,20 @@ async def _days(database: Database, report: Report, since: date | None, export: 
             moment = _moment(answer_id) if answer_id is not None else None
             if answer_id is not None and moment is None:
                 report.compared[ROWS] += 1
-                report.differ(ROWS, f"answer {answer_id!r}: its id is no UUIDv7 of our time")
+                report.add_difference(
+                    ROWS, f"answer {answer_id!r}: its id is no UUIDv7 of our time"
+                )
                 low_id = answer_id
                 continue
-            day = min([*([str(moment.date())] if moment else []), *([total_day] if total_day is not None else [])])
+            day = min(
+                [
+                    *([str(moment.date())] if moment else []),
+                    *([total_day] if total_day is not None else []),
+                ]
+            )
             low_day = day
             if (parsed := _date(day)) is None:
-                report.differ(TOTALS, f"totals of {day!r}: this is no day")
+                report.add_difference(TOTALS, f"totals of {day!r}: this is no day")
                 continue
             low_id = max(low_id, first_id(_start_of(parsed + timedelta(days=1))))
             await _rows(session, parsed, report)
@@ -139,18 +167,31 @@ async def _days(database: Database, report: Report, since: date | None, export: 
         report.compared[EXPORT] += 0
 
 
-async def _rows(session: ReadSession, day: date, report: Report) -> None:
-    names = ("id", "created_at", "status", "usage_source", "rank", *_TOKENS, "cost_nano_usd", "price")
-    query = sa.select(*(request_logs.c[name] for name in names)).where(*_of_day(day)).order_by(request_logs.c.id)
+async def _rows(session: ReadSession, day: date, report: AuditReport) -> None:
+    names = (
+        "id",
+        "created_at",
+        "status",
+        "usage_source",
+        "rank",
+        *_TOKENS,
+        "cost_nano_usd",
+        "price",
+    )
+    query = (
+        sa.select(*(request_logs.c[name] for name in names))
+        .where(*_of_day(day))
+        .order_by(request_logs.c.id)
+    )
     found = await session.stream(query, execution_options={"yield_per": _BATCH})
     async for rows in found.mappings().partitions():
         report.compared[ROWS] += len(rows)
         for row in rows:
-            for sense in senses(row):
-                report.differ(ROWS, f"answer {row['id']}: {sense}")
+            for sense in check_row(row):
+                report.add_difference(ROWS, f"answer {row['id']}: {sense}")
 
 
-def senses(row: Mapping[Any, Any]) -> Iterator[str]:
+def check_row(row: Mapping[Any, Any]) -> Iterator[str]:
     """What is wrong with a row by itself; nothing, if it is as docs/explanation/accounting.md says."""
     status, source = row["status"], row["usage_source"]
     if source not in _SOURCES.get(status, ()):
@@ -189,15 +230,24 @@ def _senses_known(row: Mapping[Any, Any]) -> Iterator[str]:
         yield "a price without a cost" if cost is None else "a cost without a price"
 
 
-async def _totals(session: ReadSession, day: date, report: Report) -> None:
+async def _totals(session: ReadSession, day: date, report: AuditReport) -> None:
     """Rows and totals side by side: those of the log, then what counts toward quotas (`events.charge`, in SQL)."""
     logs = request_logs.c
-    counts: dict[str, sa.ColumnElement[Any]] = {name: logs[name] for name in (*_TOKENS, "cost_nano_usd")}
-    counts |= {"answers": sa.literal(1), "unpriced": sa.case((logs.cost_nano_usd.is_(None), 1), else_=0)}
-    await _compare(session, day, report, TOTALS, daily_totals, [{name: logs[name] for name in _KEY}], counts)
+    counts: dict[str, sa.ColumnElement[Any]] = {
+        name: logs[name] for name in (*_TOKENS, "cost_nano_usd")
+    }
+    counts |= {
+        "answers": sa.literal(1),
+        "unpriced": sa.case((logs.cost_nano_usd.is_(None), 1), else_=0),
+    }
+    await _compare(
+        session, day, report, TOTALS, daily_totals, [{name: logs[name] for name in _KEY}], counts
+    )
 
     unknown = logs.usage_source == UsageSource.UNKNOWN
-    known_tokens = sa.func.coalesce(logs.prompt_tokens, 0) + sa.func.coalesce(logs.completion_tokens, 0)
+    known_tokens = sa.func.coalesce(logs.prompt_tokens, 0) + sa.func.coalesce(
+        logs.completion_tokens, 0
+    )
     charges: dict[str, sa.ColumnElement[Any]] = {
         "requests": sa.literal(1),
         "tokens": sa.case((unknown, logs.held_tokens), else_=known_tokens),
@@ -205,7 +255,9 @@ async def _totals(session: ReadSession, day: date, report: Report) -> None:
     }
     subjects: list[dict[str, sa.ColumnElement[Any]]] = [
         {"subject": sa.literal(USER_PREFIX).concat(logs.user_id)},
-        {"subject": sa.literal(KEY_PREFIX).concat(logs.key_id)},  # NULL, like the key, where there was none
+        {
+            "subject": sa.literal(KEY_PREFIX).concat(logs.key_id)
+        },  # NULL, like the key, where there was none
     ]
     await _compare(session, day, report, CHARGES, quota_totals, subjects, charges)
 
@@ -213,7 +265,7 @@ async def _totals(session: ReadSession, day: date, report: Report) -> None:
 async def _compare(
     session: ReadSession,
     day: date,
-    report: Report,
+    report: AuditReport,
     kind: str,
     table: sa.Table,
     keys: Sequence[Mapping[str, sa.ColumnElement[Any]]],
@@ -231,29 +283,48 @@ async def _compare(
         .group_by(*of.values())
         for of in keys
     ]
-    kept = sa.select(*(table.c[name] for name in key), *(sa.literal(0) for _ in names), *(table.c[name] for name in names))
-    both = sa.union_all(*made, kept.where(table.c.day == str(day))).subquery().c
-    sums = {name: sa.func.sum(both[name]) for name in [*names, *(f"stored_{name}" for name in names)]}
-    query = sa.select(*(both[name] for name in key), *(each.label(name) for name, each in sums.items())).group_by(
-        *(both[name] for name in key)
+    kept = sa.select(
+        *(table.c[name] for name in key),
+        *(sa.literal(0) for _ in names),
+        *(table.c[name] for name in names),
     )
-    query = query.having(sa.or_(*(sums[name] != sums[f"stored_{name}"] for name in names))).order_by(*(both[name] for name in key))
+    both = sa.union_all(*made, kept.where(table.c.day == str(day))).subquery().c
+    sums = {
+        name: sa.func.sum(both[name]) for name in [*names, *(f"stored_{name}" for name in names)]
+    }
+    query = sa.select(
+        *(both[name] for name in key), *(each.label(name) for name, each in sums.items())
+    ).group_by(*(both[name] for name in key))
+    query = query.having(
+        sa.or_(*(sums[name] != sums[f"stored_{name}"] for name in names))
+    ).order_by(*(both[name] for name in key))
     count = sa.select(sa.func.count()).select_from(table).where(table.c.day == str(day))
     report.compared[kind] += (await session.execute(count)).scalar_one()
     found = await session.stream(query, execution_options={"yield_per": _BATCH})
     async for row in found.mappings():
         unequal = [name for name in names if row[name] != row[f"stored_{name}"]]
-        told = "; ".join(f"{name} {row[name]} in the rows, {row[f'stored_{name}']} in the totals" for name in unequal)
-        report.differ(kind, f"{_TOLD_AS[kind]} of {day} {' '.join(row[name] for name in key)}: {told}")
+        told = "; ".join(
+            f"{name} {row[name]} in the rows, {row[f'stored_{name}']} in the totals"
+            for name in unequal
+        )
+        report.add_difference(
+            kind, f"{_TOLD_AS[kind]} of {day} {' '.join(row[name] for name in key)}: {told}"
+        )
 
 
-async def _export(session: ReadSession, day: date, open_keys: Export, report: Report) -> None:
+async def _export(session: ReadSession, day: date, open_keys: Export, report: AuditReport) -> None:
     """The day's rows by model against the export's. What is compared leaves `open_keys`."""
     logs = request_logs.c
     estimated = sa.func.sum(sa.case((logs.usage_source == UsageSource.ESTIMATED, 1), else_=0))
     unknown = sa.func.sum(sa.case((logs.usage_source == UsageSource.UNKNOWN, 1), else_=0))
     query = (
-        sa.select(logs.model, sa.func.sum(logs.prompt_tokens), sa.func.sum(logs.completion_tokens), estimated, unknown)
+        sa.select(
+            logs.model,
+            sa.func.sum(logs.prompt_tokens),
+            sa.func.sum(logs.completion_tokens),
+            estimated,
+            unknown,
+        )
         .where(*_of_day(day), logs.usage_source != UsageSource.NONE, logs.model != EXTRACTIVE)
         .group_by(logs.model)
     )
@@ -263,27 +334,41 @@ async def _export(session: ReadSession, day: date, open_keys: Export, report: Re
         sums[:] = [total + (count or 0) for total, count in zip(sums, counts, strict=True)]
     models = set(ours) | {model for told_day, model in open_keys if told_day == str(day)}
     for model in sorted(models):
-        _compare_export(report, str(day), model, open_keys.pop((str(day), model), None), ours.get(model))
+        _compare_export(
+            report, str(day), model, open_keys.pop((str(day), model), None), ours.get(model)
+        )
 
 
-def _compare_export(report: Report, day: str, model: str, told: tuple[int, int] | None, ours: list[int] | None) -> None:
+def _compare_export(
+    report: AuditReport, day: str, model: str, told: tuple[int, int] | None, ours: list[int] | None
+) -> None:
     report.compared[EXPORT] += 1
     prompt, completion, estimated, unknown = ours or [0] * 4
     if (prompt, completion) != (told or (0, 0)):
         theirs = f"{told[0]} prompt and {told[1]} completion tokens" if told else "nothing"
-        doubts = f" ({estimated} answers estimated, {unknown} unknown)" if estimated or unknown else ""
-        report.differ(EXPORT, f"{day} {model}: {prompt} prompt and {completion} completion tokens here{doubts}, {theirs} in the export")
+        doubts = (
+            f" ({estimated} answers estimated, {unknown} unknown)" if estimated or unknown else ""
+        )
+        report.add_difference(
+            EXPORT,
+            f"{day} {model}: {prompt} prompt and {completion} completion tokens here{doubts}, {theirs} in the export",
+        )
 
 
-def _files(data_dir: Path, report: Report) -> None:
+def _files(data_dir: Path, report: AuditReport) -> None:
     """Records that are not in the log: those that the database refused, and journals whose process is gone."""
     for file in sorted((data_dir / "quarantine").glob("*.json")):
         report.compared[FILES] += 1
-        report.differ(FILES, f"quarantine/{file.name}: the database has refused this record")
+        report.add_difference(
+            FILES, f"quarantine/{file.name}: the database has refused this record"
+        )
     for file in sorted((data_dir / "journal").glob("*")):
         report.compared[FILES] += 1
         if not _in_use(file):
-            report.differ(FILES, f"journal/{file.name}: left by a process that is gone; the next start brings it in, unless it is .bad")
+            report.add_difference(
+                FILES,
+                f"journal/{file.name}: left by a process that is gone; the next start brings it in, unless it is .bad",
+            )
 
 
 def _in_use(file: Path) -> bool:
@@ -306,8 +391,13 @@ def read_export(file: Path) -> Export:
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             rows = csv.DictReader(lines)
-            header = {name.strip().lower().replace(" ", "_"): name for name in rows.fieldnames or ()}
-            names = [_column(header, wanted) for wanted in (_DATE_COLUMNS, _MODEL_COLUMNS, _PROMPT_COLUMNS, _COMPLETION_COLUMNS)]
+            header = {
+                name.strip().lower().replace(" ", "_"): name for name in rows.fieldnames or ()
+            }
+            names = [
+                _column(header, wanted)
+                for wanted in (_DATE_COLUMNS, _MODEL_COLUMNS, _PROMPT_COLUMNS, _COMPLETION_COLUMNS)
+            ]
             for row in rows:
                 try:
                     at, model, prompt, completion = ((row[name] or "").strip() for name in names)
@@ -319,7 +409,9 @@ def read_export(file: Path) -> Export:
                 except (ValueError, ArithmeticError) as error:
                     raise KotaeError(f"{file}, line {rows.line_num}: {error}") from error
                 if len(sums) > EXPORT_KEYS_MAX:
-                    raise KotaeError(f"{file} has more than {EXPORT_KEYS_MAX:,} days and models: give a shorter period")
+                    raise KotaeError(
+                        f"{file} has more than {EXPORT_KEYS_MAX:,} days and models: give a shorter period"
+                    )
     except OSError as error:
         raise KotaeError(f"{file} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -331,7 +423,9 @@ def _column(header: dict[str, str], wanted: tuple[str, ...]) -> str:
     for name in wanted:
         if name in header:
             return header[name]
-    raise KotaeError(f"the export has no column {' or '.join(wanted[:3])}; it has: {', '.join(header) or 'none'}")
+    raise KotaeError(
+        f"the export has no column {' or '.join(wanted[:3])}; it has: {', '.join(header) or 'none'}"
+    )
 
 
 def _day_of(text: str) -> str:
@@ -351,7 +445,9 @@ def _count(text: str) -> int:
 
 def _of_day(day: date) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     """Ids begin with their time, so a day of rows is an interval of ids."""
-    return request_logs.c.id >= first_id(_start_of(day)), request_logs.c.id < first_id(_start_of(day + timedelta(days=1)))
+    return request_logs.c.id >= first_id(_start_of(day)), request_logs.c.id < first_id(
+        _start_of(day + timedelta(days=1))
+    )
 
 
 def _start_of(day: date) -> datetime:

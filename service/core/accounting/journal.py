@@ -48,7 +48,9 @@ from service.core.telemetry import log
 
 HEADER = b"KOTAEJ01"
 SEGMENT_BYTES = 4 * 1024 * 1024
-COPYING = ".copying"  # suffix of a copy that is being made; it becomes the copy when all of it is safe
+COPYING = (
+    ".copying"  # suffix of a copy that is being made; it becomes the copy when all of it is safe
+)
 _SHARED = Path("/dev/shm")  # noqa: S108 - anybody's: see `existing_spool`
 SPOOL_BYTES_MIN = 16 * 1024 * 1024  # a tmpfs with less room for us is not used
 LEAN_BYTES = 8192  # more than any lean outcome has; see the bounds of its fields in `tables` and the settings
@@ -78,7 +80,10 @@ def encode_frame(record: Intent | Outcome, version: int = VERSION) -> bytes:
     payload = msgspec.msgpack.encode(record)
     kind = _INTENT if isinstance(record, Intent) else _OUTCOME
     checked = struct.pack(">BBHI", kind, version, 0, len(payload))
-    return _HEAD.pack(_MARK, kind, version, 0, len(payload), zlib.crc32(payload, zlib.crc32(checked))) + payload
+    return (
+        _HEAD.pack(_MARK, kind, version, 0, len(payload), zlib.crc32(payload, zlib.crc32(checked)))
+        + payload
+    )
 
 
 def decode_frames(data: bytes) -> Iterator[Intent | Outcome | None]:
@@ -168,7 +173,10 @@ class _Segment:
 
     def _copy(self, fd: int, path: Path, end: int) -> None:
         """Bring the copy up to `end`. One whose sync failed is not touched until a new one is safe and takes its place."""
-        anew, copy_fd = self.copy_fd is None, self.copy_fd if self.copy_fd is not None else _create(path.with_suffix(COPYING))
+        anew, copy_fd = (
+            self.copy_fd is None,
+            self.copy_fd if self.copy_fd is not None else _create(path.with_suffix(COPYING)),
+        )
         try:
             _write_at(copy_fd, os.pread(fd, end - self.synced, self.synced), self.synced)
             os.fdatasync(copy_fd)
@@ -183,7 +191,13 @@ class _Segment:
 
     def drop_spool(self) -> None:
         """For the thread: a full segment that nobody will write to, and that is copied, needs its copy only."""
-        if self.copy_path and self.fd is not None and self.sealed and not self.reserved and self.synced == self.offset:
+        if (
+            self.copy_path
+            and self.fd is not None
+            and self.sealed
+            and not self.reserved
+            and self.synced == self.offset
+        ):
             fd, self.fd = self.fd, None
             os.close(fd)
             self.path.unlink(missing_ok=True)
@@ -206,9 +220,21 @@ class _Segment:
 class Journal:
     """The journal of one process. `begin`, `finish` and `release` are called on the event loop and never block on a spool."""
 
-    def __init__(self, folder: Path, spool: Path | None, *, sync_ms: float, bytes_max: int, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spool: Path | None,
+        *,
+        sync_ms: float,
+        bytes_max: int,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
         self._folder, self._spool = folder, spool
-        self._sync_ms, self._bytes_max, self._segment_bytes = sync_ms, bytes_max, min(segment_bytes, bytes_max // 2)
+        self._sync_ms, self._bytes_max, self._segment_bytes = (
+            sync_ms,
+            bytes_max,
+            min(segment_bytes, bytes_max // 2),
+        )
         self._process = f"{_boot()}-{os.getpid()}-{time.time_ns()}"
         self._count = 0
         self._segments: list[_Segment] = []
@@ -246,7 +272,7 @@ class Journal:
             with suppress(OSError):  # something is left in it, or somebody else's
                 self._spool.rmdir()
 
-    def begin(self, intent: Intent) -> None:
+    def append_intent(self, intent: Intent) -> None:
         """Write the intent and reserve room for its outcome. Raises `JournalFull`; then nothing was begun."""
         frame = encode_frame(intent)
         try:
@@ -254,13 +280,15 @@ class Journal:
             segment.append(frame)
         except OSError as error:
             self._refused += 1
-            raise JournalFull(f"the journal cannot take another answer: {error.strerror}") from error
+            raise JournalFull(
+                f"the journal cannot take another answer: {error.strerror}"
+            ) from error
         self._refused = 0
         segment.reserved += LEAN_BYTES
         self._homes[intent.id] = segment
         self._hold(segment, intent.id)
 
-    def finish(self, outcome: Outcome) -> None:
+    def append_outcome(self, outcome: Outcome) -> None:
         """Write the outcome of a begun intent, full or, for want of space, lean. Never raises."""
         home = self._homes.pop(outcome.intent.id)
         try:
@@ -270,9 +298,13 @@ class Journal:
                 segment.append(frame)
             except OSError:
                 segment = home
-                segment.append(encode_frame(lean(outcome)))
+                segment.append(encode_frame(without_texts(outcome)))
                 self._lean += 1
-        except (OSError, ValueError, OverflowError) as error:  # a broken file; a record that cannot be encoded
+        except (
+            OSError,
+            ValueError,
+            OverflowError,
+        ) as error:  # a broken file; a record that cannot be encoded
             self._failures += 1
             log.error("outcome.not_journaled", answer_id=outcome.intent.id, error=str(error))
         else:
@@ -304,7 +336,9 @@ class Journal:
             spool=self._spool is not None,
             segments=len(segments),
             bytes=sum(segment.size for segment in segments),
-            unsynced_bytes=sum(segment.offset - segment.synced for segment in segments if segment.fd is not None),
+            unsynced_bytes=sum(
+                segment.offset - segment.synced for segment in segments if segment.fd is not None
+            ),
             lean=self._lean,
             failures=self._failures + self._refused,
         )
@@ -319,13 +353,20 @@ class Journal:
     def _rotate(self, size: int) -> None:
         if self._current and not self._current.holds:
             self._retire(self._current)  # first of all: its room may be the last there is
-        if sum(segment.size for segment in self._segments if segment.fd is not None) + size > self._bytes_max:
+        if (
+            sum(segment.size for segment in self._segments if segment.fd is not None) + size
+            > self._bytes_max
+        ):
             raise OSError(28, "KOTAE_JOURNAL_BYTES_MAX is reached")
         self._count += 1
         name = f"{self._process}-{self._count:06d}.journal"
         if self._spool:
-            self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)  # the end of another process may have taken it away
-        new = _Segment((self._spool or self._folder) / name, size, self._folder / name if self._spool else None)
+            self._spool.mkdir(
+                parents=True, exist_ok=True, mode=0o700
+            )  # the end of another process may have taken it away
+        new = _Segment(
+            (self._spool or self._folder) / name, size, self._folder / name if self._spool else None
+        )
         old, self._current = self._current, new
         self._segments.append(new)
         if old:
@@ -342,7 +383,9 @@ class Journal:
             segment.retired = True
             if segment is self._current:
                 self._current = None
-            with suppress(OSError):  # its room is free at once; the thread that removes it may be held up by the disk
+            with suppress(
+                OSError
+            ):  # its room is free at once; the thread that removes it may be held up by the disk
                 os.truncate(segment.path, 0)
 
     def _run(self) -> None:
@@ -377,10 +420,12 @@ class Journal:
                 call()
 
 
-def lean(outcome: Outcome) -> Outcome:
+def without_texts(outcome: Outcome) -> Outcome:
     """The account without its texts; what a price says is cut, its number is on the cost."""
     intent = msgspec.structs.replace(outcome.intent, prompt="")
-    return msgspec.structs.replace(outcome, intent=intent, response="", sources=[], price=outcome.price and outcome.price[:500])
+    return msgspec.structs.replace(
+        outcome, intent=intent, response="", sources=[], price=outcome.price and outcome.price[:500]
+    )
 
 
 def choose_spool(data_dir: Path, wanted: str, bytes_max: int) -> tuple[Path | None, int]:
@@ -392,17 +437,19 @@ def choose_spool(data_dir: Path, wanted: str, bytes_max: int) -> tuple[Path | No
         return (None if wanted == "none" else Path(wanted)), bytes_max
     try:
         status = os.statvfs(_SHARED)
-        room = min(bytes_max, status.f_bavail * status.f_frsize // 2)  # half of what is free: it is shared
+        room = min(
+            bytes_max, status.f_bavail * status.f_frsize // 2
+        )  # half of what is free: it is shared
         if not os.path.ismount(_SHARED) or room < SPOOL_BYTES_MIN:
             return None, bytes_max
         _folder_of(data_dir).mkdir(mode=0o700, exist_ok=True)
     except OSError:
         return None, bytes_max
-    folder = existing_spool(data_dir, wanted)
+    folder = find_spool(data_dir, wanted)
     return folder, (room if folder else bytes_max)
 
 
-def existing_spool(data_dir: Path, wanted: str) -> Path | None:
+def find_spool(data_dir: Path, wanted: str) -> Path | None:
     """Where an earlier process may have left its segments, whether or not there is room for more.
 
     The shared folder is anybody's: one of our name that is not ours, or open to others, is not used.
@@ -414,23 +461,41 @@ def existing_spool(data_dir: Path, wanted: str) -> Path | None:
         found = folder.lstat()
     except OSError:
         return None
-    return folder if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mode & 0o077 == 0 else None
+    return (
+        folder
+        if stat.S_ISDIR(found.st_mode)
+        and found.st_uid == os.getuid()
+        and found.st_mode & 0o077 == 0
+        else None
+    )
 
 
 def _folder_of(data_dir: Path) -> Path:
-    return _SHARED / f"kotae-{os.getuid()}-{hashlib.sha256(str(data_dir).encode()).hexdigest()[:16]}"
+    return (
+        _SHARED / f"kotae-{os.getuid()}-{hashlib.sha256(str(data_dir).encode()).hexdigest()[:16]}"
+    )
 
 
-def orphans(folder: Path, spool: Path | None) -> dict[str, list[tuple[int, Path, list[Path]]]]:
+def find_orphans(folder: Path, spool: Path | None) -> dict[str, list[tuple[int, Path, list[Path]]]]:
     """Segments of processes that are gone, by process: (locked descriptor, file to read, all files of that segment).
 
     Where a segment is on the spool it is read there: the copy may be behind. The caller reads, then removes or closes.
     """
     found: dict[str, list[tuple[int, Path, list[Path]]]] = {}
     places = [place for place in (spool, folder) if place and place.is_dir()]
-    stems = {path.stem for place in places for path in place.iterdir() if path.suffix in (".journal", COPYING)}
+    stems = {
+        path.stem
+        for place in places
+        for path in place.iterdir()
+        if path.suffix in (".journal", COPYING)
+    }
     for stem in sorted(stems):
-        paths = [path for suffix in (".journal", COPYING) for place in places if (path := place / f"{stem}{suffix}").exists()]
+        paths = [
+            path
+            for suffix in (".journal", COPYING)
+            for place in places
+            if (path := place / f"{stem}{suffix}").exists()
+        ]
         locks = [fd for path in paths if (fd := _lock(path)) is not None]
         if len(locks) < len(paths) or not paths:
             for fd in locks:

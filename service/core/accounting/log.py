@@ -23,33 +23,64 @@ from service.core.encoding import first_id
 from service.core.errors import InvalidCursor, NotFound
 from service.core.ports import list_subject_names
 from service.core.pricing import Usage, format_usd
-from service.core.records import RANKS, Answer, Intent, Outcome, Status, charge
+from service.core.records import RANKS, Answer, Intent, Outcome, Status, charge_of_row
 
 PAGE_MAX = 200
-LOOK_MAX = 10_000  # rows of the leading filter that one page looks at: entries of an index, a few ms
+LOOK_MAX = (
+    10_000  # rows of the leading filter that one page looks at: entries of an index, a few ms
+)
 TAIL_LOOK_MAX = 2_000  # rows that one tail looks at: these are read whole
 _EXPORT_PAGE = 500
-_FILTERS = ("user_id", "model", "endpoint", "status")  # the likely most selective first: see `_leading`
+_FILTERS = (
+    "user_id",
+    "model",
+    "endpoint",
+    "status",
+)  # the likely most selective first: see `_leading`
 _KEY = ("day", "user_id", "endpoint", "model", "status", "usage_source")
-_COUNTS = ("answers", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_nano_usd", "unpriced")
+_COUNTS = (
+    "answers",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "cost_nano_usd",
+    "unpriced",
+)
 _TOTALLED = [
-    request_logs.c[name] for name in ("id", "rank", "created_at", "key_id", "held_tokens", "held_nano_usd", *_KEY[1:], *_COUNTS[1:-1])
+    request_logs.c[name]
+    for name in (
+        "id",
+        "rank",
+        "created_at",
+        "key_id",
+        "held_tokens",
+        "held_nano_usd",
+        *_KEY[1:],
+        *_COUNTS[1:-1],
+    )
 ]
 _CHARGES = ("requests", "tokens", "cost_nano_usd")
 
 _insert = insert(request_logs)
 _upsert = _insert.on_conflict_do_update(
     index_elements=["id"],
-    set_={column.name: _insert.excluded[column.name] for column in request_logs.c if column.name not in ("seq", "id")},
+    set_={
+        column.name: _insert.excluded[column.name]
+        for column in request_logs.c
+        if column.name not in ("seq", "id")
+    },
     where=request_logs.c.rank < _insert.excluded.rank,
 )
 _insert_total = insert(daily_totals)
 _add = _insert_total.on_conflict_do_update(
-    index_elements=list(_KEY), set_={name: daily_totals.c[name] + _insert_total.excluded[name] for name in _COUNTS}
+    index_elements=list(_KEY),
+    set_={name: daily_totals.c[name] + _insert_total.excluded[name] for name in _COUNTS},
 )
 _insert_charge = insert(quota_totals)
 _charge = _insert_charge.on_conflict_do_update(
-    index_elements=["day", "subject"], set_={name: quota_totals.c[name] + _insert_charge.excluded[name] for name in _CHARGES}
+    index_elements=["day", "subject"],
+    set_={name: quota_totals.c[name] + _insert_charge.excluded[name] for name in _CHARGES},
 )
 
 
@@ -74,7 +105,7 @@ class LogPage(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
-async def apply(session: Session, outcomes: Sequence[Outcome]) -> int:
+async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
     """Write the rows and their totals. Returns how many rows are new.
 
     Idempotent in any order and number: a row is inserted once, replaced only by a record that knows more (`RANKS`), and
@@ -85,9 +116,15 @@ async def apply(session: Session, outcomes: Sequence[Outcome]) -> int:
         known = best.get(outcome.intent.id)
         if known is None or _rank(outcome) > _rank(known):
             best[outcome.intent.id] = outcome
-    found = (await session.execute(sa.select(*_TOTALLED).where(request_logs.c.id.in_(best)))).mappings()
+    found = (
+        await session.execute(sa.select(*_TOTALLED).where(request_logs.c.id.in_(best)))
+    ).mappings()
     there = {row["id"]: {str(key): value for key, value in row.items()} for row in found}
-    accepted = [outcome for id_, outcome in best.items() if id_ not in there or there[id_]["rank"] < _rank(outcome)]
+    accepted = [
+        outcome
+        for id_, outcome in best.items()
+        if id_ not in there or there[id_]["rank"] < _rank(outcome)
+    ]
     if accepted:
         rows = [_values(outcome) for outcome in accepted]
         await session.execute(_upsert, rows)
@@ -97,7 +134,9 @@ async def apply(session: Session, outcomes: Sequence[Outcome]) -> int:
     return sum(outcome.intent.id not in there for outcome in accepted)
 
 
-async def _add_totals(session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]) -> None:
+async def _add_totals(
+    session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]
+) -> None:
     sums: dict[tuple[str, ...], list[int]] = {}
     for sign, rows in ((1, added), (-1, replaced)):
         for row in rows:
@@ -105,21 +144,27 @@ async def _add_totals(session: Session, added: Sequence[Mapping[str, Any]], repl
             for n, value in enumerate(_counts(row)):
                 counts[n] += sign * value
     names = [*_KEY, *_COUNTS]
-    await session.execute(_add, [dict(zip(names, [*key, *counts], strict=True)) for key, counts in sums.items()])
+    await session.execute(
+        _add, [dict(zip(names, [*key, *counts], strict=True)) for key, counts in sums.items()]
+    )
 
 
-async def _add_charges(session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]) -> None:
+async def _add_charges(
+    session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]
+) -> None:
     """What counts toward quotas, of the user and of the key that asked."""
     sums: dict[tuple[str, str], list[int]] = {}
     for sign, rows in ((1, added), (-1, replaced)):
         for row in rows:
-            day, (tokens, nano_usd) = row["created_at"].strftime("%Y-%m-%d"), charge(row)
+            day, (tokens, nano_usd) = row["created_at"].strftime("%Y-%m-%d"), charge_of_row(row)
             for subject in list_subject_names(row["user_id"], row["key_id"]):
                 counts = sums.setdefault((day, subject), [0, 0, 0])
                 for n, value in enumerate((1, tokens, nano_usd)):
                     counts[n] += sign * value
     names = ("day", "subject", *_CHARGES)
-    await session.execute(_charge, [dict(zip(names, [*key, *counts], strict=True)) for key, counts in sums.items()])
+    await session.execute(
+        _charge, [dict(zip(names, [*key, *counts], strict=True)) for key, counts in sums.items()]
+    )
 
 
 def _total_key(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -130,7 +175,7 @@ def _counts(row: Mapping[str, Any]) -> list[int]:
     return [1, *(row[name] or 0 for name in _COUNTS[1:-1]), row["cost_nano_usd"] is None]
 
 
-async def page(
+async def read_page(
     session: ReadSession,
     which: LogFilter,
     *,
@@ -145,16 +190,20 @@ async def page(
     lead, others = _conditions(which)
     where, end = [*lead, *others, *interval], None
     if others:
-        looked = sa.select(request_logs.c.id).where(*lead, *interval).order_by(request_logs.c.id.desc())
+        looked = (
+            sa.select(request_logs.c.id).where(*lead, *interval).order_by(request_logs.c.id.desc())
+        )
         end = (await session.execute(looked.offset(look_max - 1).limit(1))).scalar()
         where += [] if end is None else [request_logs.c.id >= end]
-    query = sa.select(request_logs).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
+    query = (
+        sa.select(request_logs).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
+    )
     rows = (await session.execute(query)).mappings().all()
     items = [_answer(row) for row in rows[:limit]]
     return LogPage(items, items[-1].id if len(rows) > limit else end)
 
 
-async def tail(
+async def read_tail(
     session: ReadSession,
     which: LogFilter,
     *,
@@ -163,38 +212,60 @@ async def tail(
     look_max: int = TAIL_LOOK_MAX,
 ) -> LogPage:
     """What was committed after the row `after` (an answer's id), in the order of commit. Raises `InvalidCursor`."""
-    seq = (await session.execute(sa.select(request_logs.c.seq).where(request_logs.c.id == _checked(after)))).scalar()
+    seq = (
+        await session.execute(
+            sa.select(request_logs.c.seq).where(request_logs.c.id == _checked(after))
+        )
+    ).scalar()
     if seq is None:
         raise InvalidCursor("`after` names no answer in the log")
     lead, others = _conditions(which, tailing=True)
     lead.append(request_logs.c.seq > seq)
     where, end = [*lead, *others], None
     if others:
-        looked = sa.select(request_logs.c.seq, request_logs.c.id).where(*lead).order_by(request_logs.c.seq)
+        looked = (
+            sa.select(request_logs.c.seq, request_logs.c.id)
+            .where(*lead)
+            .order_by(request_logs.c.seq)
+        )
         end = (await session.execute(looked.offset(look_max - 1).limit(1))).first()
         where += [] if end is None else [request_logs.c.seq <= end.seq]
-    rows = (await session.execute(sa.select(request_logs).where(*where).order_by(request_logs.c.seq).limit(limit))).mappings().all()
+    rows = (
+        (
+            await session.execute(
+                sa.select(request_logs).where(*where).order_by(request_logs.c.seq).limit(limit)
+            )
+        )
+        .mappings()
+        .all()
+    )
     items = [_answer(row) for row in rows]
     if end is not None and len(items) < limit:
         return LogPage(items, end.id)
     return LogPage(items, items[-1].id if items else after)
 
 
-async def get(session: ReadSession, answer_id: str, *, user_id: str | None) -> Answer:
+async def read_row(session: ReadSession, answer_id: str, *, user_id: str | None) -> Answer:
     """One row. Raises `NotFound`, also for somebody else's; `user_id` None may see every row."""
-    row = (await session.execute(sa.select(request_logs).where(request_logs.c.id == answer_id))).mappings().first()
+    row = (
+        (await session.execute(sa.select(request_logs).where(request_logs.c.id == answer_id)))
+        .mappings()
+        .first()
+    )
     if row is None or user_id not in {None, row["user_id"]}:
         raise NotFound("no answer has this id")
     return _answer(row)
 
 
-async def keyed(session: ReadSession, user_id: str, idempotency_key: str) -> Outcome | None:
+async def find_by_key(session: ReadSession, user_id: str, idempotency_key: str) -> Outcome | None:
     """The outcome of the request that came with this key, as its row has it; None if there is no such row."""
     columns = request_logs.c
-    return await _outcome(session, columns.user_id == user_id, columns.idempotency_key == idempotency_key)
+    return await _outcome(
+        session, columns.user_id == user_id, columns.idempotency_key == idempotency_key
+    )
 
 
-async def recorded(session: ReadSession, answer_id: str) -> Outcome | None:
+async def find_outcome(session: ReadSession, answer_id: str) -> Outcome | None:
     """The outcome of an answer, whosever it is, as its row has it; None if there is no such row."""
     return await _outcome(session, request_logs.c.id == answer_id)
 
@@ -205,21 +276,29 @@ async def _outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> Outc
         return None
     fields: dict[str, Any] = {str(name): value for name, value in row.items()}
     usage = msgspec.convert(fields, Usage) if fields["prompt_tokens"] is not None else None
-    return msgspec.convert(fields | {"intent": msgspec.convert(fields, Intent), "usage": usage}, Outcome)
+    return msgspec.convert(
+        fields | {"intent": msgspec.convert(fields, Intent), "usage": usage}, Outcome
+    )
 
 
-async def export(database: Database, which: LogFilter, *, look_max: int = LOOK_MAX) -> AsyncGenerator[list[Answer], None]:
+async def export_pages(
+    database: Database, which: LogFilter, *, look_max: int = LOOK_MAX
+) -> AsyncGenerator[list[Answer], None]:
     """Every row that fits, newest first, a page at a time; no session is held between pages."""
     cursor: str | None = None
     while True:
-        async with database.reading() as session:
-            found = await page(session, which, limit=_EXPORT_PAGE, cursor=cursor, look_max=look_max)
+        async with database.read_session() as session:
+            found = await read_page(
+                session, which, limit=_EXPORT_PAGE, cursor=cursor, look_max=look_max
+            )
         yield found.items
         if (cursor := found.next_cursor) is None:
             return
 
 
-def _conditions(which: LogFilter, *, tailing: bool = False) -> tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[bool]]]:
+def _conditions(
+    which: LogFilter, *, tailing: bool = False
+) -> tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[bool]]]:
     """(the leading filter, whose index is followed; the others, written so that no index is chosen for them)."""
     leading = which.user_id is not None and "user_id" if tailing else _leading(which)
     lead, others = [], []
@@ -239,7 +318,9 @@ def _leading(which: LogFilter) -> str | None:
     return next((name for name in _FILTERS if getattr(which, name) is not None), None)
 
 
-def _interval(which: LogFilter, answer_id: sa.ColumnElement[str] = request_logs.c.id) -> list[sa.ColumnElement[bool]]:
+def _interval(
+    which: LogFilter, answer_id: sa.ColumnElement[str] = request_logs.c.id
+) -> list[sa.ColumnElement[bool]]:
     # Ids begin with their time, so that an interval of time is an interval of ids: no further index is needed.
     return [
         *([answer_id >= first_id(which.since)] if which.since is not None else []),

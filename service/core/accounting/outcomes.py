@@ -74,7 +74,7 @@ class AnswerAccount:
 
     def remaining_cost_max(self, text: str) -> int | None:
         """Nano-dollars that the rest of the answer may cost at most; None without a price."""
-        rest = max(self._completion_tokens_max - tokens.rough(text), 0)
+        rest = max(self._completion_tokens_max - tokens.approximate_tokens(text), 0)
         cost = self._price_usage(Usage(prompt_tokens=0, completion_tokens=rest))
         return None if cost is None else cost.nano_usd
 
@@ -83,11 +83,22 @@ class AnswerAccount:
 
         Also None for an interrupted answer: a tokenizer takes a second to load.
         """
-        if self.usage or status is Status.INTERRUPTED or self._decide_source(status, text) is not UsageSource.ESTIMATED:
+        if (
+            self.usage
+            or status is Status.INTERRUPTED
+            or self._decide_source(status, text) is not UsageSource.ESTIMATED
+        ):
             return None
         return await self._count_tokens(text)
 
-    def finish(self, status: Status, text: str = "", error_code: str | None = None, *, estimate: Usage | None = None) -> Outcome:
+    def finish(
+        self,
+        status: Status,
+        text: str = "",
+        error_code: str | None = None,
+        *,
+        estimate: Usage | None = None,
+    ) -> Outcome:
         """Record the outcome, once, and return it.
 
         Where tokens must be estimated and there is no `estimate`, the length of the texts decides.
@@ -112,7 +123,7 @@ class AnswerAccount:
                 attempts=self.attempts,
                 sources=self._read_sources(text) if self._read_sources else [],
             )
-            self._recorder.record(self._outcome)
+            self._recorder.record_outcome(self._outcome)
         return self._outcome
 
     def _decide_source(self, status: Status, text: str) -> UsageSource:
@@ -128,19 +139,21 @@ class AnswerAccount:
         if source is not UsageSource.ESTIMATED:
             return _NO_USAGE if source is UsageSource.NONE else self.usage
         estimate = estimate or Usage(
-            prompt_tokens=sum(tokens.rough(message.content) for message in self._messages),
-            completion_tokens=tokens.rough(text),
+            prompt_tokens=sum(
+                tokens.approximate_tokens(message.content) for message in self._messages
+            ),
+            completion_tokens=tokens.approximate_tokens(text),
         )
         most = min(estimate.completion_tokens, self._completion_tokens_max)
         return msgspec.structs.replace(estimate, completion_tokens=most)
 
     def _price_usage(self, usage: Usage) -> Cost | None:
-        return self._prices.cost(self._intent.model, usage, self._intent.created_at)
+        return self._prices.compute_cost(self._intent.model, usage, self._intent.created_at)
 
     async def _count_tokens(self, text: str) -> Usage | None:
         """Count with the model's tokenizer; None if that fails."""
         try:
-            return await tokens.estimate(self._messages, text, self._intent.model)
+            return await tokens.estimate_usage(self._messages, text, self._intent.model)
         except Exception:  # noqa: BLE001 - an answer ends in an outcome, whatever happens
             log.exception("estimate.failed", answer_id=self._intent.id)
             return None

@@ -12,7 +12,7 @@ from service.core.ports import QueueStatistics
 from service.core.records import Intent, Outcome
 
 
-class LocalQueue:
+class JournaledQueue:
     """See `RecordQueue`. `capacity` bounds begun answers and uncommitted outcomes together."""
 
     def __init__(self, capacity: int, journal: Journal) -> None:
@@ -24,28 +24,28 @@ class LocalQueue:
         self._committed = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
-    def begin(self, intent: Intent) -> None:
+    def add_intent(self, intent: Intent) -> None:
         """See `RecordQueue.begin`."""
         if len(self._open) + self._finished - self._committed >= self._capacity:
             raise Overloaded("too many answers wait for the database")
-        self._journal.begin(intent)
+        self._journal.append_intent(intent)
         self._open.add(intent.id)
 
-    def finish(self, outcome: Outcome) -> None:
+    def add_outcome(self, outcome: Outcome) -> None:
         """See `RecordQueue.finish`. A second outcome of one answer is a mistake in the caller: KeyError."""
         self._open.remove(outcome.intent.id)
-        self._journal.finish(outcome)
+        self._journal.append_outcome(outcome)
         self._finished += 1
         self._queue.put_nowait(outcome)
 
-    async def take(self, most: int) -> list[Outcome]:
+    async def take_batch(self, most: int) -> list[Outcome]:
         """See `RecordQueue.take`."""
         outcomes = [await self._queue.get()]
         while len(outcomes) < most and not self._queue.empty():
             outcomes.append(self._queue.get_nowait())
         return outcomes
 
-    def committed(self, outcomes: list[Outcome]) -> None:
+    def mark_committed(self, outcomes: list[Outcome]) -> None:
         """See `RecordQueue.committed`."""
         self._journal.release([outcome.intent.id for outcome in outcomes])
         self._committed += len(outcomes)
@@ -77,4 +77,6 @@ class LocalQueue:
 
     def statistics(self) -> QueueStatistics:
         """See `RecordQueue.statistics`."""
-        return QueueStatistics(open=len(self._open), waiting=self._finished - self._committed, capacity=self._capacity)
+        return QueueStatistics(
+            open=len(self._open), waiting=self._finished - self._committed, capacity=self._capacity
+        )

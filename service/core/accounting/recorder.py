@@ -19,15 +19,15 @@ class Recorder:
 
     def begin(self, intent: Intent) -> None:
         """Record the intent: there will be a row. Raises `Overloaded` and `JournalFull`."""
-        self._queue.begin(intent)
+        self._queue.add_intent(intent)
 
     async def wait_synced(self) -> None:
         """Wait until the records so far survive a power loss, where that is configured."""
         await self._queue.wait_synced()
 
-    def record(self, outcome: Outcome) -> None:
+    def record_outcome(self, outcome: Outcome) -> None:
         """Record the outcome of an intent that was begun."""
-        self._queue.finish(outcome)
+        self._queue.add_outcome(outcome)
         tokens, nano_usd = outcome.charge()
         self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd)
         self._update_metrics(outcome)
@@ -41,7 +41,9 @@ class Recorder:
         metrics.answers.labels(intent.endpoint, outcome.status, outcome.usage_source).inc()
         metrics.answer_seconds.labels(intent.endpoint).observe(outcome.response_time_ms / 1000)
         if outcome.first_token_ms is not None:
-            metrics.first_token_seconds.labels(intent.endpoint).observe(outcome.first_token_ms / 1000)
+            metrics.first_token_seconds.labels(intent.endpoint).observe(
+                outcome.first_token_ms / 1000
+            )
         if usage and outcome.usage_source is not UsageSource.NONE:
             metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
             metrics.tokens.labels("completion").inc(usage.completion_tokens)
@@ -51,4 +53,6 @@ class Recorder:
             metrics.unpriced.inc()
             if intent.model not in self._unpriced and len(self._unpriced) < UNPRICED_MAX:
                 self._unpriced.add(intent.model)
-                log.warning("model.unpriced", model=intent.model, remedy="give its price in KOTAE_PRICES")
+                log.warning(
+                    "model.unpriced", model=intent.model, remedy="give its price in KOTAE_PRICES"
+                )

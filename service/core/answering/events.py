@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from service.core.encoding import to_json
-from service.core.records import Intent, Outcome, Passage, answer_object
+from service.core.records import Intent, Outcome, Passage, create_answer_object
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -21,13 +21,18 @@ def start_event(intent: Intent, context: list[Passage], *, degraded: bool = Fals
 
     `degraded`: a stream that should be resumable is not, for want of room.
     """
-    start = {"id": intent.id, "model": intent.model, "grounded": intent.grounded, "context": context}
+    start = {
+        "id": intent.id,
+        "model": intent.model,
+        "grounded": intent.grounded,
+        "context": context,
+    }
     return Event(0, "start", to_json(start | {"resumable": False} if degraded else start))
 
 
 def done_event(seq: int, outcome: Outcome) -> Event:
     """The last event of an answer that has an end."""
-    return Event(seq, "done", to_json(answer_object(outcome, texts=False)))
+    return Event(seq, "done", to_json(create_answer_object(outcome, texts=False)))
 
 
 def failure_event(seq: int, problem: dict[str, Any]) -> Event:
@@ -37,7 +42,12 @@ def failure_event(seq: int, problem: dict[str, Any]) -> Event:
 
 def encode_event(answer_id: str, event: Event) -> bytes:
     """A named event as bytes of an event stream, with its id `{answer}.{seq}`."""
-    return b"event: %s\nid: %s.%d\ndata: %s\n\n" % (event.name.encode(), answer_id.encode(), event.seq, event.payload)
+    return b"event: %s\nid: %s.%d\ndata: %s\n\n" % (
+        event.name.encode(),
+        answer_id.encode(),
+        event.seq,
+        event.payload,
+    )
 
 
 def encode_delta(answer_id: str, seq: int, text: str) -> bytes:
@@ -48,4 +58,8 @@ def encode_delta(answer_id: str, seq: int, text: str) -> bytes:
 def parse_event_id(text: str) -> tuple[str, int] | None:
     """(answer id, seq) of an event id, or None if it is not one of ours."""
     answer_id, _, seq = text.rpartition(".")
-    return (answer_id, int(seq)) if len(answer_id) == 36 and seq.isascii() and seq.isdigit() and len(seq) < 10 else None
+    return (
+        (answer_id, int(seq))
+        if len(answer_id) == 36 and seq.isascii() and seq.isdigit() and len(seq) < 10
+        else None
+    )

@@ -27,20 +27,20 @@ from typing import Any
 import msgspec
 
 from service.core.answering.streams import Stream
-from service.core.encoding import clean, to_json
+from service.core.encoding import replace_surrogates, to_json
 from service.core.errors import IdempotencyConflict, ShuttingDown
 from service.core.ports import RecordQueue
 from service.core.telemetry import log
 
 
-class Key(msgspec.Struct, frozen=True):
+class IdempotencyKey(msgspec.Struct, frozen=True):
     """Two users may use the same name."""
 
     user_id: str
     name: str
 
 
-class Begun(msgspec.Struct, frozen=True):
+class StartedAnswer(msgspec.Struct, frozen=True):
     """An answer. `replayed`: an earlier request has begun it."""
 
     stream: Stream
@@ -49,7 +49,7 @@ class Begun(msgspec.Struct, frozen=True):
 
 class _Entry(msgspec.Struct, frozen=True):
     body_hash: str
-    task: asyncio.Task[Begun]
+    task: asyncio.Task[StartedAnswer]
 
 
 def hash_request(
@@ -66,24 +66,28 @@ def hash_request(
 
     The hashes are in the log: a change of this encoding would turn every repetition across it into a conflict.
     """
-    asked = [1, stream, clean(prompt), grounded, model, max_tokens, temperature]
-    asked += [] if documents is None else [documents]  # a field of later days: without it the hash is that of then
+    asked = [1, stream, replace_surrogates(prompt), grounded, model, max_tokens, temperature]
+    asked += (
+        [] if documents is None else [documents]
+    )  # a field of later days: without it the hash is that of then
     return hashlib.sha256(to_json(asked)).hexdigest()
 
 
-def check_same(known: str | None, body_hash: str) -> None:
+def require_same_request(known: str | None, body_hash: str) -> None:
     """Raises `IdempotencyConflict` if the key came with another request before."""
     if known != body_hash:
-        raise IdempotencyConflict("this Idempotency-Key came with another request before; send another key, or the same request")
+        raise IdempotencyConflict(
+            "this Idempotency-Key came with another request before; send another key, or the same request"
+        )
 
 
-class Keys:
+class IdempotencyRegistry:
     """The keys of this process; see the module. `stop` before the event loop ends."""
 
     def __init__(self, queue: RecordQueue) -> None:
         self._queue = queue
-        self._entries: dict[Key, _Entry] = {}
-        self._ended: list[Key] = []  # their rows are on the way
+        self._entries: dict[IdempotencyKey, _Entry] = {}
+        self._ended: list[IdempotencyKey] = []  # their rows are on the way
         self._forgetting: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -91,18 +95,25 @@ class Keys:
         """How many keys are held."""
         return len(self._entries)
 
-    async def answer(self, key: Key, body_hash: str, begin: Callable[[], Coroutine[Any, Any, Begun]]) -> Begun:
+    async def start_once(
+        self,
+        key: IdempotencyKey,
+        body_hash: str,
+        begin: Callable[[], Coroutine[Any, Any, StartedAnswer]],
+    ) -> StartedAnswer:
         """The answer of this key: a running one, or what `begin` finds or begins.
 
         Raises `IdempotencyConflict`, and what `begin` raises: to everyone who waits for it.
         """
         while (entry := self._entries.get(key)) is not None and entry.body_hash != body_hash:
             if entry.task.done():
-                check_same(entry.body_hash, body_hash)
+                require_same_request(entry.body_hash, body_hash)
             await asyncio.wait([entry.task])  # it may yet be refused; then the key is free
         first = entry is None
         if entry is None:
-            entry = self._entries[key] = _Entry(body_hash, asyncio.create_task(self._begin(key, begin), name="begin keyed"))
+            entry = self._entries[key] = _Entry(
+                body_hash, asyncio.create_task(self._begin(key, begin), name="begin keyed")
+            )
             entry.task.add_done_callback(_look)
         try:
             begun = await asyncio.shield(entry.task)
@@ -110,7 +121,7 @@ class Keys:
             if entry.task.cancelled():
                 raise ShuttingDown("this process is ending") from None
             raise
-        return begun if first else Begun(begun.stream, replayed=True)
+        return begun if first else StartedAnswer(begun.stream, replayed=True)
 
     async def stop(self) -> None:
         """Begin nothing more, and forget nothing more. Idempotent."""
@@ -124,7 +135,9 @@ class Keys:
             with suppress(asyncio.CancelledError, Exception):  # whoever waits for it has been told
                 await task
 
-    async def _begin(self, key: Key, begin: Callable[[], Coroutine[Any, Any, Begun]]) -> Begun:
+    async def _begin(
+        self, key: IdempotencyKey, begin: Callable[[], Coroutine[Any, Any, StartedAnswer]]
+    ) -> StartedAnswer:
         try:
             begun = await begin()
         except BaseException:
@@ -136,7 +149,7 @@ class Keys:
             begun.stream.when_finished(partial(self._end, key))
         return begun
 
-    def _end(self, key: Key) -> None:
+    def _end(self, key: IdempotencyKey) -> None:
         """The outcome is in the queue: forget the key when the database has it."""
         self._ended.append(key)
         if self._forgetting is None and not self._stopping:
@@ -153,10 +166,12 @@ class Keys:
     def _forgot(self, task: asyncio.Task[None]) -> None:
         self._forgetting = None
         if not task.cancelled() and (error := task.exception()):
-            log.error("keys.not_forgotten", keys=len(self._ended), exc_info=error)  # the next end tries again
+            log.error(
+                "keys.not_forgotten", keys=len(self._ended), exc_info=error
+            )  # the next end tries again
 
 
-def _look(task: asyncio.Task[Begun]) -> None:
+def _look(task: asyncio.Task[StartedAnswer]) -> None:
     """A refusal that nobody waits for any more is no fault."""
     if not task.cancelled():
         task.exception()

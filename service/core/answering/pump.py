@@ -19,7 +19,13 @@ import msgspec
 
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.answering.streams import Stream
-from service.core.errors import KotaeError, ProviderError, ProviderTimeout, ShuttingDown, retry_delay
+from service.core.errors import (
+    KotaeError,
+    ProviderError,
+    ProviderTimeout,
+    ShuttingDown,
+    retry_delay,
+)
 from service.core.ports import Delta, Provider, ProviderRequest
 from service.core.records import Status
 from service.core.telemetry import log
@@ -29,7 +35,7 @@ RETRY_SECONDS = 0.2  # after the first attempt, doubled after each further one
 RETRY_SECONDS_MAX = 3  # a provider that asks for a longer wait is not waited for
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class PumpLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of one answer.
 
     `leave_seconds`: how long the pump continues without a reader; None: a reader is not expected.
@@ -53,7 +59,7 @@ class Pump:
         account: AnswerAccount,
         request: ProviderRequest,
         provider: Provider,
-        limits: Limits,
+        limits: PumpLimits,
         turn: AbstractAsyncContextManager[None],
     ) -> None:
         self.stream = stream
@@ -67,7 +73,10 @@ class Pump:
         self._leave_timer: asyncio.TimerHandle | None = None
         stream.on_stop = partial(self.stop, Status.STOPPED)
         if limits.leave_seconds is not None:
-            stream.on_reader, stream.on_abandoned = self._cancel_leave_timer, self._start_leave_timer
+            stream.on_reader, stream.on_abandoned = (
+                self._cancel_leave_timer,
+                self._start_leave_timer,
+            )
             self._set_leave_timer(max(limits.leave_seconds, limits.attach_seconds))
 
     def stop(self, status: Status) -> None:
@@ -82,11 +91,15 @@ class Pump:
         try:
             error = await self._call_within_deadline()
             status = self._decide_status(error)
-            await self._finish(status, None if status is Status.COMPLETED else self._explain_failure(status, error))
+            await self._finish(
+                status, None if status is Status.COMPLETED else self._explain_failure(status, error)
+            )
         except asyncio.CancelledError:  # the process ends: nothing can be awaited any more
             if self.stream.outcome is None:
                 error = _build_shutting_down()
-                self.stream.finish(self._account.finish(Status.INTERRUPTED, self.stream.text, error.code), error)
+                self.stream.finish(
+                    self._account.finish(Status.INTERRUPTED, self.stream.text, error.code), error
+                )
             raise
 
     async def _call_within_deadline(self) -> KotaeError | None:
@@ -97,12 +110,16 @@ class Pump:
                     await self._call_provider()
         except TimeoutError:
             if self._ending is None:
-                return ProviderTimeout(f"the answer was not finished within {self._limits.answer_seconds_max:g} seconds")
+                return ProviderTimeout(
+                    f"the answer was not finished within {self._limits.answer_seconds_max:g} seconds"
+                )
         except KotaeError as error:
             return error
         except Exception:  # noqa: BLE001 - an answer ends in an outcome, whatever happens
             log.exception("answer.broken", answer_id=self.stream.intent.id)
-            return KotaeError("something went wrong in the service; the request id finds it in the log")
+            return KotaeError(
+                "something went wrong in the service; the request id finds it in the log"
+            )
         finally:
             self._scope = None
             self._cancel_leave_timer()
@@ -123,7 +140,12 @@ class Pump:
                 wait = self._retry_wait(error)
                 if wait is None:
                     raise
-                log.info("attempt.failed", answer_id=self.stream.intent.id, attempt=account.attempts, code=error.code)
+                log.info(
+                    "attempt.failed",
+                    answer_id=self.stream.intent.id,
+                    attempt=account.attempts,
+                    code=error.code,
+                )
                 await asyncio.sleep(wait)
             else:
                 account.end_attempt()
@@ -134,7 +156,7 @@ class Pump:
         texts = [delta.text for delta in deltas if delta.text]
         if texts:
             account.first_text_at = account.first_text_at or time.perf_counter()
-            self.stream.say(texts)
+            self.stream.append_texts(texts)
         for delta in deltas:
             account.finish_reason = delta.finish_reason or account.finish_reason
             account.usage = delta.usage or account.usage
@@ -159,7 +181,13 @@ class Pump:
         """The error that the readers of an incomplete answer get."""
         if error is not None:
             cause = type(error.__cause__).__name__ if error.__cause__ else None
-            log.warning("answer.failed", answer_id=self.stream.intent.id, code=error.code, attempts=self._account.attempts, cause=cause)
+            log.warning(
+                "answer.failed",
+                answer_id=self.stream.intent.id,
+                code=error.code,
+                attempts=self._account.attempts,
+                cause=cause,
+            )
         return _build_shutting_down() if status is Status.INTERRUPTED else error
 
     async def _finish(self, status: Status, error: KotaeError | None) -> None:
@@ -186,7 +214,9 @@ class Pump:
 
     def _set_leave_timer(self, seconds: float) -> None:
         self._cancel_leave_timer()
-        self._leave_timer = asyncio.get_running_loop().call_later(seconds, self.stop, Status.CLIENT_GONE)
+        self._leave_timer = asyncio.get_running_loop().call_later(
+            seconds, self.stop, Status.CLIENT_GONE
+        )
 
 
 def _build_shutting_down() -> ShuttingDown:

@@ -9,13 +9,13 @@ import asyncio
 from collections.abc import Iterator
 from functools import partial
 
-from service.core.answering.streams import Buffers, Stream
+from service.core.answering.streams import BufferBudget, Stream
 
 
-class Shelf:
+class StreamRegistry:
     """See the module."""
 
-    def __init__(self, buffers: Buffers, *, kept_max: int, keep_seconds: float) -> None:
+    def __init__(self, buffers: BufferBudget, *, kept_max: int, keep_seconds: float) -> None:
         self.buffers = buffers
         self._kept_max = kept_max
         self._keep_seconds = keep_seconds
@@ -27,29 +27,31 @@ class Shelf:
         return iter(list(self._streams.values()))
 
     @property
-    def kept(self) -> int:
+    def stream_count(self) -> int:
         """How many ended streams are kept."""
         return len(self._kept)
 
-    def put(self, stream: Stream) -> None:
+    def add_stream(self, stream: Stream) -> None:
         """Take a stream, from its beginning on."""
         self._streams[stream.intent.id] = stream
         stream.when_finished(partial(self._ended, stream))
 
-    def find(self, answer_id: str) -> Stream | None:
+    def find_stream(self, answer_id: str) -> Stream | None:
         """The stream of an answer, if it runs or has just ended."""
         return self._streams.get(answer_id)
 
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether another stream may outlive its reader."""
-        while self.buffers.full and self._kept:
+        while self.buffers.is_full and self._kept:
             self._forget_oldest()
-        return not self.buffers.full
+        return not self.buffers.is_full
 
     def _ended(self, stream: Stream) -> None:
         answer_id = stream.intent.id
-        self._kept[answer_id] = asyncio.get_running_loop().call_later(self._keep_seconds if stream.kept else 0, self._forget, answer_id)
-        while len(self._kept) > self._kept_max or (self.buffers.full and len(self._kept) > 1):
+        self._kept[answer_id] = asyncio.get_running_loop().call_later(
+            self._keep_seconds if stream.kept else 0, self._forget, answer_id
+        )
+        while len(self._kept) > self._kept_max or (self.buffers.is_full and len(self._kept) > 1):
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:

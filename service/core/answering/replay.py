@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from service.core.accounting import log as request_log
-from service.core.answering.streams import Stream, replay
+from service.core.answering.streams import Stream, replay_stream
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
 from service.core.ports import RecordQueue
@@ -18,7 +18,7 @@ RECOVERY_SECONDS = 5  # how long a request waits for the rows of the process bef
 COMMIT_SECONDS = 2  # and for the row of an answer that has just ended
 
 
-class Recall:
+class ReplayLookup:
     """See the module. `wait_recovered` waits until the rows of earlier processes are in the database.
 
     A lookup waits for it for up to `recovery_seconds`.
@@ -35,7 +35,7 @@ class Recall:
         self._database, self._queue = database, queue
         self._wait_recovered, self._recovery_seconds = wait_recovered, recovery_seconds
 
-    async def by_id(self, answer_id: str) -> Stream | None:
+    async def find_by_id(self, answer_id: str) -> Stream | None:
         """The stream of an ended answer, made from its row. Raises `DatabaseUnavailable`."""
         if (outcome := await self._recorded(answer_id)) is None:
             await self._require_recovered()
@@ -43,19 +43,21 @@ class Recall:
                 async with asyncio.timeout(COMMIT_SECONDS):
                     await self._queue.wait_committed()
             except TimeoutError as error:
-                raise DatabaseUnavailable("the rows of the latest answers are not written yet") from error
+                raise DatabaseUnavailable(
+                    "the rows of the latest answers are not written yet"
+                ) from error
             outcome = await self._recorded(answer_id)
-        return replay(outcome) if outcome else None
+        return replay_stream(outcome) if outcome else None
 
-    async def by_key(self, user_id: str, idempotency_key: str) -> Outcome | None:
+    async def find_by_key(self, user_id: str, idempotency_key: str) -> Outcome | None:
         """How the answer ended that a user asked for with this key, if it is in the database. Raises `DatabaseUnavailable`."""
         await self._require_recovered()
-        async with self._database.reading() as session:
-            return await request_log.keyed(session, user_id, idempotency_key)
+        async with self._database.read_session() as session:
+            return await request_log.find_by_key(session, user_id, idempotency_key)
 
     async def _recorded(self, answer_id: str) -> Outcome | None:
-        async with self._database.reading() as session:
-            return await request_log.recorded(session, answer_id)
+        async with self._database.read_session() as session:
+            return await request_log.find_outcome(session, answer_id)
 
     async def _require_recovered(self) -> None:
         if self._wait_recovered:
@@ -63,4 +65,6 @@ class Recall:
                 async with asyncio.timeout(self._recovery_seconds):
                     await self._wait_recovered()
             except TimeoutError as error:
-                raise DatabaseUnavailable("the rows of an earlier process are still being written") from error
+                raise DatabaseUnavailable(
+                    "the rows of an earlier process are still being written"
+                ) from error

@@ -20,17 +20,24 @@ from array import array
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Callable
 
-from service.core.answering.events import Event, done_event, encode_delta, encode_event, failure_event, start_event
+from service.core.answering.events import (
+    Event,
+    done_event,
+    encode_delta,
+    encode_event,
+    failure_event,
+    start_event,
+)
 from service.core.errors import KotaeError, by_code
 from service.core.records import Intent, Outcome, Passage
 
 PIECE_CHARACTERS_MAX = 8192  # a longer piece of text leaves as several events
 BATCH_BYTES = 16_384  # a batch ends with the piece that reaches this: what one slow reader may hold
 PIECES_MAX = 1024  # of more pieces the older half becomes one, which only a reader that is far behind will notice
-GOODBYE = b""  # the batch that says that the process is ending
+SHUTDOWN_NOTICE = b""  # the batch that says that the process is ending
 
 
-class Buffers:
+class BufferBudget:
     """How much all streams hold, in bytes, and how much they may."""
 
     def __init__(self, bytes_max: int) -> None:
@@ -38,7 +45,7 @@ class Buffers:
         self.held = 0
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether there is no room for another stream that outlives its reader."""
         return self.held >= self.bytes_max
 
@@ -51,7 +58,13 @@ class Stream:
     """
 
     def __init__(
-        self, intent: Intent, context: list[Passage], *, kept: bool = False, degraded: bool = False, buffers: Buffers | None = None
+        self,
+        intent: Intent,
+        context: list[Passage],
+        *,
+        kept: bool = False,
+        degraded: bool = False,
+        buffers: BufferBudget | None = None,
     ) -> None:
         self.intent = intent
         self.context = context
@@ -93,7 +106,7 @@ class Stream:
         """The seq of the newest event."""
         return self.characters + (self.outcome is not None)
 
-    def say(self, texts: list[str]) -> None:
+    def append_texts(self, texts: list[str]) -> None:
         """Append pieces of text, none of them empty, and wake the readers once."""
         end = self.characters
         for text in texts:
@@ -112,7 +125,9 @@ class Stream:
         for call in self._finished:
             call()
         self._finished.clear()
-        self.on_abandoned = self.on_reader = self.on_stop = _nothing  # else stream and pump keep each other until a collection
+        self.on_abandoned = self.on_reader = self.on_stop = (
+            _nothing  # else stream and pump keep each other until a collection
+        )
 
     def when_finished(self, call: Callable[[], None]) -> None:
         """Call this at the end, after the outcome is there; now, if it is."""
@@ -126,7 +141,7 @@ class Stream:
         if self.outcome is None and not self._readers:
             self.on_abandoned()
 
-    def say_goodbye(self) -> None:
+    def announce_shutdown(self) -> None:
         """Tell every reader, by a batch `GOODBYE`, that this process ends."""
         self._leaving = True
         self._wake()
@@ -143,7 +158,7 @@ class Stream:
             raise self.error
         return self.outcome
 
-    async def read(self, after: int = -1) -> AsyncGenerator[bytes, None]:
+    async def read_events(self, after: int = -1) -> AsyncGenerator[bytes, None]:
         """Yield what comes after the event `after`, as bytes of an event stream, in batches of what is ready, to the end.
 
         Close it (`contextlib.aclosing`) to leave: the closing is what tells the pump that this reader has gone.
@@ -162,7 +177,7 @@ class Stream:
                     return
                 elif self._leaving and not greeted:
                     greeted = True
-                    yield GOODBYE
+                    yield SHUTDOWN_NOTICE
                 else:
                     await self._wait()
         finally:
@@ -176,11 +191,15 @@ class Stream:
         """The next batch after a position, and the position after it."""
         out = bytearray()
         if position < 0:
-            out += encode_event(self.intent.id, start_event(self.intent, self.context, degraded=self.degraded))
+            out += encode_event(
+                self.intent.id, start_event(self.intent, self.context, degraded=self.degraded)
+            )
             position = 0
         for n in range(bisect_right(self._ends, position), len(self._texts)):
             end, text = self._ends[n], self._texts[n]
-            if position + len(text) == end and len(text) <= PIECE_CHARACTERS_MAX:  # nearly always: the next piece, whole
+            if (
+                position + len(text) == end and len(text) <= PIECE_CHARACTERS_MAX
+            ):  # nearly always: the next piece, whole
                 position = end
                 out += encode_delta(self.intent.id, end, text)
                 if len(out) >= BATCH_BYTES:
@@ -201,13 +220,19 @@ class Stream:
     def _terminal(self, seq: int) -> Event:
         assert self.outcome is not None  # noqa: S101 - the caller has looked
         if self.error:
-            return failure_event(seq, problem(self.error, self.intent.request_id) | {"answer_id": self.intent.id})
+            return failure_event(
+                seq,
+                create_problem(self.error, self.intent.request_id) | {"answer_id": self.intent.id},
+            )
         return done_event(seq, self.outcome)
 
     def _join_read(self) -> None:
         """After the end the pieces of a long text, and of one that all have read, give way to the text that the outcome has."""
         ended = self.outcome
-        if ended is not None and (len(self._texts) > PIECES_MAX // 2 or (self._was_read and not self._readers and len(self._texts) > 1)):
+        if ended is not None and (
+            len(self._texts) > PIECES_MAX // 2
+            or (self._was_read and not self._readers and len(self._texts) > 1)
+        ):
             self._texts, self._ends = [ended.response], array("I", [len(ended.response)])
 
     def _join(self, count: int) -> None:
@@ -239,18 +264,18 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
-def replay(outcome: Outcome) -> Stream:
+def replay_stream(outcome: Outcome) -> Stream:
     """The stream of an answer that has long ended, from its row: its cited sources, its text in one piece, its end."""
     stream = Stream(outcome.intent, outcome.sources)
     if outcome.response:
-        stream.say([outcome.response])
+        stream.append_texts([outcome.response])
     failed = by_code(outcome.error_code) if outcome.error_code else None
     detail = "this is how the answer ended; to ask again, send a new request (with another key, if it has an Idempotency-Key)"
     stream.finish(outcome, failed(detail) if failed else None)
     return stream
 
 
-def problem(error: KotaeError, request_id: str) -> dict[str, object]:
+def create_problem(error: KotaeError, request_id: str) -> dict[str, object]:
     """The problem object of an error (RFC 9457): what `application/problem+json` and a `failure` event carry."""
     return {
         "type": f"urn:kotae:problem:{error.code}",

@@ -21,8 +21,14 @@ import msgspec
 from cachetools import FIFOCache
 
 from service.core.auth import store
-from service.core.auth.credentials import Given, digest, explicit, is_key, is_session
-from service.core.auth.jwts import Jwts
+from service.core.auth.credentials import (
+    Credentials,
+    hash_credential,
+    is_key,
+    is_session,
+    parse_explicit,
+)
+from service.core.auth.jwts import JwtVerifier
 from service.core.auth.principals import BOOTSTRAP, LOCAL, Principal, Role, Scope
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable, JwksUnavailable, Unauthorized
@@ -40,18 +46,18 @@ _WRONG = "the credential is not valid here: it is wrong, expired or revoked"
 _MISSING = "send an API key as bearer token, in X-API-Key, or as the password of HTTP Basic"
 
 
-class _Known(msgspec.Struct):
+class _CachedPrincipal(msgspec.Struct):
     principal: Principal
     verified_at: float  # of the monotonic clock
 
 
-class _User(msgspec.Struct, frozen=True):
+class _CachedUser(msgspec.Struct, frozen=True):
     limits: QuotaLimits | None
     disabled: bool
     read_at: float  # of the monotonic clock
 
 
-class Door:
+class Authenticator:
     """Verifies credentials. One per process."""
 
     def __init__(
@@ -59,67 +65,85 @@ class Door:
         settings: Settings,
         database: Database,
         *,
-        jwts: Jwts | None = None,
+        jwts: JwtVerifier | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
         cache_max: int = CACHE_MAX,
     ) -> None:
         self._open = settings.auth == "open"
-        self._secret_hash = digest(settings.secret.get_secret_value()) if settings.secret else None
+        self._secret_hash = (
+            hash_credential(settings.secret.get_secret_value()) if settings.secret else None
+        )
         self._database = database
         self._jwts = jwts
         self._monotonic, self._clock = monotonic, clock
-        self._known: FIFOCache[str, _Known] = FIFOCache(cache_max)
-        self._users: FIFOCache[str, _User] = FIFOCache(cache_max)
+        self._known: FIFOCache[str, _CachedPrincipal] = FIFOCache(cache_max)
+        self._users: FIFOCache[str, _CachedUser] = FIFOCache(cache_max)
         self._used: dict[str, datetime] = {}
-        self._asked: dict[tuple[str, str, int], asyncio.Task[Any]] = {}  # the looks into the database that are under way
-        self._generation = 0  # of what is known: a verification that began before a change is not kept after it
+        self._asked: dict[
+            tuple[str, str, int], asyncio.Task[Any]
+        ] = {}  # the looks into the database that are under way
+        self._generation = (
+            0  # of what is known: a verification that began before a change is not kept after it
+        )
 
     def __len__(self) -> int:
         """How many credentials are known."""
         return len(self._known)
 
-    async def admit(self, given: Given) -> Principal:
+    async def authenticate(self, given: Credentials) -> Principal:
         """Who sent this. Raises `Unauthorized`, or `DatabaseUnavailable` when nobody can tell."""
         if self._open:
             return LOCAL
-        credential = explicit(given) or given.session
+        credential = parse_explicit(given) or given.session
         if credential is None:
             raise Unauthorized(_MISSING)
-        hashed = digest(credential)
+        hashed = hash_credential(credential)
         known = self._known.get(hashed)
         if known is None or self._monotonic() - known.verified_at > FRESH_SECONDS:
-            known = await self._once("credential", hashed, partial(self._verified, credential, hashed, known))
+            known = await self._once(
+                "credential", hashed, partial(self._verified, credential, hashed, known)
+            )
         principal = known.principal
         if principal.ends_at is not None and principal.ends_at <= self._clock():
             self._known.pop(hashed, None)
             raise Unauthorized(_WRONG)
-        if principal.key_id is not None and (principal.key_id in self._used or len(self._used) < USED_MAX):
+        if principal.key_id is not None and (
+            principal.key_id in self._used or len(self._used) < USED_MAX
+        ):
             self._used[principal.key_id] = datetime.fromtimestamp(self._clock(), UTC)
         return principal
 
     def origin(self, principal: Principal) -> str:
         """By what a session of this principal is bound to the credential that it is exchanged for."""
         if principal.credential == "secret" and self._secret_hash:
-            return f"secret:{digest(self._secret_hash)[:16]}"
+            return f"secret:{hash_credential(self._secret_hash)[:16]}"
         return principal.credential
 
-    async def still_valid(self, principals: Iterable[Principal]) -> dict[tuple[str, str], bool]:
+    async def is_still_valid(self, principals: Iterable[Principal]) -> dict[tuple[str, str], bool]:
         """Whether what these were admitted by may still be used, by credential and user: for what goes on long."""
         found: dict[tuple[str, str], bool] = {}
-        async with self._database.reading() as session:
+        async with self._database.read_session() as session:
             for principal in principals:
                 rows: list[Mapping[Any, Any] | None] = []
                 if principal.key_id is not None:
                     rows.append(await store.find_key_by_id(session, principal.key_id))
                 if principal.credential.startswith("session:"):
-                    rows.append(await store.find_session(session, principal.credential.removeprefix("session:")))
+                    rows.append(
+                        await store.find_session(
+                            session, principal.credential.removeprefix("session:")
+                        )
+                    )
                 if not rows:
-                    rows.append({**await store.find_user(session, principal.user_id), "expires_at": None})
-                found[principal.credential, principal.user_id] = all(row is not None and store.is_alive(row, self._clock()) for row in rows)
+                    rows.append(
+                        {**await store.find_user(session, principal.user_id), "expires_at": None}
+                    )
+                found[principal.credential, principal.user_id] = all(
+                    row is not None and store.is_alive(row, self._clock()) for row in rows
+                )
         return found
 
-    async def limits_of(self, user_id: str) -> QuotaLimits | None:
+    async def read_limits(self, user_id: str) -> QuotaLimits | None:
         """The limits of a user on whose behalf an admin asks; known for `FRESH_SECONDS`, as credentials are."""
         return (await self._user(user_id)).limits
 
@@ -128,13 +152,13 @@ class Door:
         if not self._open and (await self._user(user_id)).disabled:
             raise Unauthorized(_WRONG)
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Verify everybody anew: something about users, keys or plans was changed here."""
         self._generation += 1
         self._known.clear()
         self._users.clear()
 
-    async def write_used(self) -> None:
+    async def write_last_used(self) -> None:
         """Write when keys were last used, all in one transaction. Raises `DatabaseUnavailable`; nothing is lost then."""
         used, self._used = self._used, {}
         try:
@@ -144,28 +168,32 @@ class Door:
             self._used = used | self._used
             raise
 
-    async def _user(self, user_id: str) -> "_User":
+    async def _user(self, user_id: str) -> "_CachedUser":
         found = self._users.get(user_id)
         if found is None or self._monotonic() - found.read_at > FRESH_SECONDS:
             found = await self._once("user", user_id, partial(self._read_user, user_id, found))
         return found
 
-    async def _read_user(self, user_id: str, found: "_User | None") -> "_User":
+    async def _read_user(self, user_id: str, found: "_CachedUser | None") -> "_CachedUser":
         at = self._monotonic()
         try:
-            async with self._database.reading() as session:
+            async with self._database.read_session() as session:
                 row = await store.find_user(session, user_id)
         except DatabaseUnavailable:
             if found is None or at - found.read_at > STALE_SECONDS:
                 raise
             return found
-        found = _User(store.user_limits(row, Role.USER), bool(row["disabled"]), at)
+        found = _CachedUser(store.user_limits(row, Role.USER), bool(row["disabled"]), at)
         self._users[user_id] = found
         return found
 
     async def _once(self, kind: str, name: str, look: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """What `look` finds, also for those who ask the same before it has. Nobody's leaving ends it for the others."""
-        about = (kind, name, self._generation)  # who comes after a change does not get what was read before it
+        about = (
+            kind,
+            name,
+            self._generation,
+        )  # who comes after a change does not get what was read before it
         task = self._asked.get(about)
         if task is None:
             task = self._asked[about] = asyncio.create_task(look())
@@ -178,7 +206,9 @@ class Door:
         if not task.cancelled():
             task.exception()  # those who asked have it, if any are left
 
-    async def _verified(self, credential: str, hashed: str, known: _Known | None) -> _Known:
+    async def _verified(
+        self, credential: str, hashed: str, known: _CachedPrincipal | None
+    ) -> _CachedPrincipal:
         at, generation = self._monotonic(), self._generation
         try:
             principal = await self._verify(credential, hashed)
@@ -190,7 +220,7 @@ class Door:
         except Unauthorized:
             self._known.pop(hashed, None)
             raise
-        known = _Known(principal, at)
+        known = _CachedPrincipal(principal, at)
         if generation == self._generation:
             self._known[hashed] = known
         return known
@@ -206,26 +236,40 @@ class Door:
             return await self._verify_jwt(self._jwts, credential)
         raise Unauthorized(_WRONG)
 
-    async def _verify_jwt(self, jwts: Jwts, token: str) -> Principal:
+    async def _verify_jwt(self, jwts: JwtVerifier, token: str) -> Principal:
         claims = await jwts.verify(token)
-        async with self._database.reading() as session:
+        async with self._database.read_session() as session:
             user = await store.find_user(session, claims.user_id)
         if user["disabled"]:
             raise Unauthorized(_WRONG)
         limits = store.user_limits(user, claims.role)
-        return Principal(user_id=claims.user_id, role=claims.role, credential="jwt", ends_at=claims.ends_at, limits=limits)
+        return Principal(
+            user_id=claims.user_id,
+            role=claims.role,
+            credential="jwt",
+            ends_at=claims.ends_at,
+            limits=limits,
+        )
 
     async def _verify_key(self, hashed: str) -> Principal:
-        async with self._database.reading() as session:
+        async with self._database.read_session() as session:
             row = await store.find_key(session, hashed)
-        if row is None or not hmac.compare_digest(row["hash"], hashed) or not store.is_alive(row, self._clock()):
+        if (
+            row is None
+            or not hmac.compare_digest(row["hash"], hashed)
+            or not store.is_alive(row, self._clock())
+        ):
             raise Unauthorized(_WRONG)
         return _of_key(row)
 
     async def _verify_session(self, hashed: str) -> Principal:
-        async with self._database.reading() as session:
+        async with self._database.read_session() as session:
             row = await store.find_session(session, hashed)
-            if row is None or not hmac.compare_digest(row["hash"], hashed) or not store.is_alive(row, self._clock()):
+            if (
+                row is None
+                or not hmac.compare_digest(row["hash"], hashed)
+                or not store.is_alive(row, self._clock())
+            ):
                 raise Unauthorized(_WRONG)
             kind, _, rest = row["origin"].partition(":")
             key = await store.find_key_by_id(session, rest) if kind == _KEY else None
@@ -256,5 +300,7 @@ def _of_key(row: Mapping[Any, Any]) -> Principal:
         key_id=row["id"],
         ends_at=row["expires_at"].timestamp() if row["expires_at"] else None,
         limits=store.user_limits(row, role),
-        key_limits=msgspec.convert(row["key_limits"], QuotaLimits) if row["key_limits"] is not None else None,
+        key_limits=msgspec.convert(row["key_limits"], QuotaLimits)
+        if row["key_limits"] is not None
+        else None,
     )

@@ -21,7 +21,7 @@ PREFIX_CHARACTERS = 10
 _RANDOM = re.compile(r"k[ts]_[A-Za-z0-9_-]{43}")
 
 
-class Given(msgspec.Struct, frozen=True, kw_only=True):
+class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     """What a request carries: the values of its `Authorization` and `X-API-Key` headers, and its session cookie."""
 
     authorization: Sequence[str] = ()
@@ -29,12 +29,12 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None
 
 
-def new_key() -> str:
+def generate_key() -> str:
     """A new API key."""
     return "kt_" + secrets.token_urlsafe(32)
 
 
-def new_session() -> str:
+def generate_session() -> str:
     """The value of a new session's cookie."""
     return "ks_" + secrets.token_urlsafe(32)
 
@@ -49,30 +49,34 @@ def is_session(credential: str) -> bool:
     return credential.startswith("ks_") and _RANDOM.fullmatch(credential) is not None
 
 
-def digest(credential: str) -> str:
+def hash_credential(credential: str) -> str:
     """SHA-256, hexadecimal."""
     return hashlib.sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def prefix(key: str) -> str:
+def key_prefix(key: str) -> str:
     """What of a key may be shown."""
     return key[:PREFIX_CHARACTERS]
 
 
-def explicit(given: Given) -> str | None:
+def parse_explicit(given: Credentials) -> str | None:
     """The credential of the headers; None if there is no such header. Raises `Unauthorized`.
 
     Whichever header it comes in, the decision is the same; two that differ are refused, because some proxy or program
     on the way believes another one than we do.
     """
-    found = {_of_authorization(value) for value in given.authorization} | {value.strip() for value in given.api_key}
+    found = {_of_authorization(value) for value in given.authorization} | {
+        value.strip() for value in given.api_key
+    }
     if not found:
         return None
     if len(found) > 1:
         raise Unauthorized("the request carries two different credentials")
     (credential,) = found
     if not credential or len(credential) > CREDENTIAL_CHARACTERS_MAX:
-        raise Unauthorized("send an API key as bearer token, in X-API-Key, or as the password of HTTP Basic")
+        raise Unauthorized(
+            "send an API key as bearer token, in X-API-Key, or as the password of HTTP Basic"
+        )
     return credential
 
 

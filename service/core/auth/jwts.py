@@ -51,7 +51,7 @@ class Claims(msgspec.Struct, frozen=True):
     ends_at: float
 
 
-class Jwts:
+class JwtVerifier:
     """Checks tokens as the settings say. `fetch` gets a key set, within `fetch_seconds`; `clock` is monotonic."""
 
     def __init__(
@@ -65,7 +65,11 @@ class Jwts:
         assert settings.jwt_algorithm is not None  # noqa: S101 - whoever makes this has looked
         self._algorithm = settings.jwt_algorithm
         self._issuer, self._audience = settings.jwt_issuer, settings.jwt_audience
-        self._user_claim, self._roles_claim, self._admin_role = settings.jwt_user_claim, settings.jwt_roles_claim, settings.jwt_admin_role
+        self._user_claim, self._roles_claim, self._admin_role = (
+            settings.jwt_user_claim,
+            settings.jwt_roles_claim,
+            settings.jwt_admin_role,
+        )
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
         self._url = settings.jwt_jwks_url
         self._fetch, self._fetch_seconds, self._clock = fetch or _get, fetch_seconds, clock
@@ -100,7 +104,11 @@ class Jwts:
     def _read(self, claims: dict[str, Any]) -> Claims:
         user_id, roles = claims.get(self._user_claim), claims.get(self._roles_claim, [])
         roles = roles.split() if isinstance(roles, str) else roles
-        if not isinstance(user_id, str) or not 0 < len(user_id) <= USER_CHARACTERS_MAX or not user_id.isprintable():
+        if (
+            not isinstance(user_id, str)
+            or not 0 < len(user_id) <= USER_CHARACTERS_MAX
+            or not user_id.isprintable()
+        ):
             raise Unauthorized(_WRONG)
         if not isinstance(roles, list):
             raise Unauthorized(_WRONG)
@@ -153,7 +161,10 @@ class Jwts:
         for n, entry in enumerate(entries[:KEYS_MAX] if isinstance(entries, list) else []):
             if not isinstance(entry, dict) or entry.get("kty") != _FAMILIES[self._algorithm[:2]]:
                 continue
-            if entry.get("use", "sig") != "sig" or entry.get("alg", self._algorithm) != self._algorithm:
+            if (
+                entry.get("use", "sig") != "sig"
+                or entry.get("alg", self._algorithm) != self._algorithm
+            ):
                 continue
             try:
                 keys[str(entry.get("kid", f"#{n}"))] = jwt.PyJWK(entry, self._algorithm)
@@ -164,10 +175,12 @@ class Jwts:
         return keys
 
 
-def mint(settings: Settings, user_id: str, role: Role, seconds: float) -> str:
+def create_token(settings: Settings, user_id: str, role: Role, seconds: float) -> str:
     """A token for development, by the shared secret. Raises `SettingsInvalid` if there is none."""
     if settings.jwt_secret is None or settings.jwt_algorithm is None:
-        raise SettingsInvalid("tokens are made here with KOTAE_JWT_ALGORITHM=HS256 and KOTAE_JWT_SECRET only")
+        raise SettingsInvalid(
+            "tokens are made here with KOTAE_JWT_ALGORITHM=HS256 and KOTAE_JWT_SECRET only"
+        )
     at = datetime.now(UTC)
     claims = {
         settings.jwt_user_claim: user_id,
@@ -186,7 +199,9 @@ async def _get(url: str) -> bytes:
     Raises `httpx2.HTTPError`, or `ValueError` for a body of more than `SET_BYTES_MAX` bytes.
     """
     body = bytearray()
-    client = httpx2.AsyncClient(timeout=FETCH_SECONDS, trust_env=False, headers={"Accept-Encoding": "identity"})
+    client = httpx2.AsyncClient(
+        timeout=FETCH_SECONDS, trust_env=False, headers={"Accept-Encoding": "identity"}
+    )
     async with client, client.stream("GET", url) as response:
         response.raise_for_status()  # raises for redirects too
         async for part in response.aiter_raw():

@@ -48,33 +48,35 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     key_limits: QuotaLimits | None = None
 
     @property
-    def admin(self) -> bool:
+    def is_admin(self) -> bool:
         """Whether everything is theirs to see."""
         return self.role is Role.ADMIN
 
     @property
     def on_behalf(self) -> bool:
         """Whether a `user_id` in a body is believed."""
-        return self.admin
+        return self.is_admin
 
     @property
-    def sees(self) -> str | None:
+    def visible_user_id(self) -> str | None:
         """Whose documents and logs are this principal's to see; None is everyone's."""
-        return None if self.admin else self.user_id
+        return None if self.is_admin else self.user_id
 
     @property
-    def subjects(self) -> tuple[QuotaSubject, ...]:
+    def quota_subjects(self) -> tuple[QuotaSubject, ...]:
         """Who is charged for what this principal asks for themselves."""
         return (QuotaSubject.for_user(self.user_id, self.limits), *self.key_subjects)
 
     @property
     def key_subjects(self) -> tuple[QuotaSubject, ...]:
         """The key, if one asks."""
-        return (QuotaSubject.for_key(self.key_id, self.key_limits),) if self.key_id is not None else ()
+        return (
+            (QuotaSubject.for_key(self.key_id, self.key_limits),) if self.key_id is not None else ()
+        )
 
-    def require(self, role: Role, scope: Scope) -> None:
+    def require_scope(self, role: Role, scope: Scope) -> None:
         """Raises `Forbidden` if a route that needs these is not for this principal."""
-        if role is Role.ADMIN and not self.admin:
+        if role is Role.ADMIN and not self.is_admin:
             raise Forbidden("this is for admins")
         if scope not in self.scopes:
             raise Forbidden(f"this credential has not the scope {scope.value!r}")

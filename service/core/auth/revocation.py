@@ -7,13 +7,13 @@ for those that cannot be revoked.
 
 from collections.abc import Callable
 
-from service.core.auth.authenticator import Door
+from service.core.auth.authenticator import Authenticator
 from service.core.auth.principals import Principal
 
 FOR_GOOD = frozenset({"open", "secret"})  # credentials that end with the process
 
 
-class Watch:
+class RevocationMonitor:
     """What is in progress in this process; as many entries as answers and readers."""
 
     def __init__(self) -> None:
@@ -23,7 +23,9 @@ class Watch:
         """How much is in progress."""
         return len(self._entries)
 
-    def enter(self, principal: Principal | None, end: Callable[[], None]) -> Callable[[], None]:
+    def watch_principal(
+        self, principal: Principal | None, end: Callable[[], None]
+    ) -> Callable[[], None]:
         """Something goes on until the returned function is called; `end` ends it, and may be called more than once."""
         if principal is None or principal.credential in FOR_GOOD:
             return _nothing
@@ -31,12 +33,18 @@ class Watch:
         self._entries[token] = (principal, end)
         return lambda: self._entries.pop(token, None) and None
 
-    async def look(self, door: Door) -> int:
+    async def check_principals(self, door: Authenticator) -> int:
         """End what may not go on; returns how much that was. Raises `DatabaseUnavailable`."""
         if not self._entries:
             return 0
-        valid = await door.still_valid({(each.credential, each.user_id): each for each, _ in self._entries.values()}.values())
-        over = [end for each, end in self._entries.values() if not valid.get((each.credential, each.user_id), True)]
+        valid = await door.is_still_valid(
+            {(each.credential, each.user_id): each for each, _ in self._entries.values()}.values()
+        )
+        over = [
+            end
+            for each, end in self._entries.values()
+            if not valid.get((each.credential, each.user_id), True)
+        ]
         for end in over:
             end()
         return len(over)

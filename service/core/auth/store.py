@@ -14,11 +14,16 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from service.core.auth.credentials import digest, new_key, new_session, prefix
+from service.core.auth.credentials import (
+    generate_key,
+    generate_session,
+    hash_credential,
+    key_prefix,
+)
 from service.core.auth.principals import EVERYTHING, Principal, Role, Scope
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import api_keys, plans, sessions, users
-from service.core.encoding import new_id, now
+from service.core.encoding import create_id, utc_now
 from service.core.errors import Forbidden, KeyReplaced, KeysFull, NotFound
 from service.core.ports import QuotaLimits
 
@@ -54,7 +59,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     limits: QuotaLimits | None = None
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class NewKey(msgspec.Struct, frozen=True, kw_only=True):
     """A key to be made."""
 
     user_id: str
@@ -65,20 +70,20 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     limits: QuotaLimits | None = None
 
 
-async def create_key(database: Database, by: Principal, wanted: Wanted, *, keys_max: int) -> ApiKey:
+async def create_key(database: Database, by: Principal, wanted: NewKey, *, keys_max: int) -> ApiKey:
     """Make a key; the result has it. Raises `Forbidden` for more than `by` has, `KeysFull`, `DatabaseUnavailable`."""
     async with database.transaction() as session:
         return await _insert_key(session, by, wanted, keys_max=keys_max)
 
 
-async def _insert_key(session: Session, by: Principal, wanted: Wanted, *, keys_max: int) -> ApiKey:
+async def _insert_key(session: Session, by: Principal, wanted: NewKey, *, keys_max: int) -> ApiKey:
     _check_child(by, wanted)
-    key, at = new_key(), now()
-    key_id = new_id(at)
+    key, at = generate_key(), utc_now()
+    key_id = create_id(at)
     row = {
         "id": key_id,
-        "hash": digest(key),
-        "prefix": prefix(key),
+        "hash": hash_credential(key),
+        "prefix": key_prefix(key),
         "name": wanted.name,
         "user_id": wanted.user_id,
         "role": wanted.role.value,
@@ -87,17 +92,23 @@ async def _insert_key(session: Session, by: Principal, wanted: Wanted, *, keys_m
         "created_at": at,
         "expires_at": wanted.expires_at,
     }
-    await session.execute(insert(users).values(id=wanted.user_id, disabled=False, created_at=at).on_conflict_do_nothing())
+    await session.execute(
+        insert(users)
+        .values(id=wanted.user_id, disabled=False, created_at=at)
+        .on_conflict_do_nothing()
+    )
     alive = sa.and_(api_keys.c.user_id == wanted.user_id, _alive(at))
     if (await session.execute(sa.select(sa.func.count()).where(alive))).scalar_one() >= keys_max:
-        raise KeysFull(f"the user has {keys_max} keys, which is KOTAE_KEYS_MAX: revoke some, or raise it")
+        raise KeysFull(
+            f"the user has {keys_max} keys, which is KOTAE_KEYS_MAX: revoke some, or raise it"
+        )
     await session.execute(sa.insert(api_keys).values(**row))
     return msgspec.structs.replace(_shown(await _key(session, key_id, by)), key=key)
 
 
-def _check_child(by: Principal, wanted: Wanted) -> None:
+def _check_child(by: Principal, wanted: NewKey) -> None:
     """A key has nothing that its maker has not. Raises `Forbidden`."""
-    if by.admin and by.scopes >= wanted.scopes:
+    if by.is_admin and by.scopes >= wanted.scopes:
         return
     if wanted.user_id != by.user_id or wanted.role is Role.ADMIN:
         raise Forbidden("only admins make keys of others, or of admins")
@@ -105,11 +116,17 @@ def _check_child(by: Principal, wanted: Wanted) -> None:
         raise Forbidden("a key has no scope that its maker has not")
     if by.key_limits is not None:
         raise Forbidden("a key with limits of its own makes no keys: they would escape its limits")
-    if by.ends_at is not None and (wanted.expires_at is None or wanted.expires_at.timestamp() > by.ends_at):
-        raise Forbidden("a key does not outlive the credential that made it: give an earlier expires_at")
+    if by.ends_at is not None and (
+        wanted.expires_at is None or wanted.expires_at.timestamp() > by.ends_at
+    ):
+        raise Forbidden(
+            "a key does not outlive the credential that made it: give an earlier expires_at"
+        )
 
 
-async def list_keys(session: ReadSession, by: Principal, *, user_id: str | None = None) -> list[ApiKey]:
+async def list_keys(
+    session: ReadSession, by: Principal, *, user_id: str | None = None
+) -> list[ApiKey]:
     """The keys that `by` may see, newest first, `KEYS_PAGE_MAX` at most; those of `user_id` alone, if given."""
     query = sa.select(*_SHOWN).where(_owned(by)).order_by(api_keys.c.id.desc()).limit(KEYS_PAGE_MAX)
     if user_id is not None:
@@ -117,19 +134,21 @@ async def list_keys(session: ReadSession, by: Principal, *, user_id: str | None 
     return [_shown(row) for row in (await session.execute(query)).mappings()]
 
 
-async def rotate_key(database: Database, by: Principal, key_id: str, *, grace_seconds: float, keys_max: int) -> ApiKey:
+async def rotate_key(
+    database: Database, by: Principal, key_id: str, *, grace_seconds: float, keys_max: int
+) -> ApiKey:
     """Create a key in place of another one, which stays valid for the grace period: both in one transaction, or neither.
 
     A key is rotated once: of two rotations at the same time the second raises `KeyReplaced`, because the new key is shown
     once only. Raises `NotFound`, also for a revoked or expired key, `Forbidden` and `KeysFull`.
     """
     async with database.transaction() as session:
-        at, old = now(), await _key(session, key_id, by)
+        at, old = utc_now(), await _key(session, key_id, by)
         if old["revoked_at"] or (old["expires_at"] and old["expires_at"] <= at):
             raise NotFound("this key is revoked or expired: make a new one")
         if old["replaced_by"]:
             raise KeyReplaced(f"this key was rotated: key {old['replaced_by']} replaces it")
-        wanted = msgspec.convert({str(name): value for name, value in old.items()}, Wanted)
+        wanted = msgspec.convert({str(name): value for name, value in old.items()}, NewKey)
         # A key with limits of its own may be rotated by itself: the new one has the same limits.
         rotating = msgspec.structs.replace(by, key_limits=None) if by.key_id == key_id else by
         new = await _insert_key(session, rotating, wanted, keys_max=keys_max + 1)
@@ -143,13 +162,24 @@ async def revoke_key(database: Database, by: Principal, key_id: str) -> None:
     """End a key now. Idempotent. Raises `NotFound`."""
     async with database.transaction() as session:
         await _key(session, key_id, by)
-        await session.execute(sa.update(api_keys).where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None)).values(revoked_at=now()))
+        await session.execute(
+            sa.update(api_keys)
+            .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+            .values(revoked_at=utc_now())
+        )
 
 
 async def find_key(session: ReadSession, key_hash: str) -> Mapping[Any, Any] | None:
     """The key of this hash with its user and the limits in force; None if there is none."""
-    own = (*(api_keys.c[name] for name in ("id", "hash", "user_id", "role", "scopes", "expires_at", "revoked_at")),)
-    query = sa.select(*own, api_keys.c.limits.label("key_limits"), *_USER).join(users, users.c.id == api_keys.c.user_id)
+    own = (
+        *(
+            api_keys.c[name]
+            for name in ("id", "hash", "user_id", "role", "scopes", "expires_at", "revoked_at")
+        ),
+    )
+    query = sa.select(*own, api_keys.c.limits.label("key_limits"), *_USER).join(
+        users, users.c.id == api_keys.c.user_id
+    )
     return (await session.execute(query.where(api_keys.c.hash == key_hash))).mappings().first()
 
 
@@ -161,7 +191,9 @@ async def find_session(session: ReadSession, session_hash: str) -> Mapping[Any, 
 
 async def find_key_by_id(session: ReadSession, key_id: str) -> Mapping[Any, Any] | None:
     """As `find_key`, by the id."""
-    found = (await session.execute(sa.select(api_keys.c.hash).where(api_keys.c.id == key_id))).scalar()
+    found = (
+        await session.execute(sa.select(api_keys.c.hash).where(api_keys.c.id == key_id))
+    ).scalar()
     return None if found is None else await find_key(session, found)
 
 
@@ -174,9 +206,15 @@ async def find_user(session: ReadSession, user_id: str) -> Mapping[Any, Any]:
 
 async def touch_keys(database: Database, used: Mapping[str, datetime]) -> None:
     """Note when keys were last used."""
-    statement = sa.update(api_keys).where(api_keys.c.id == sa.bindparam("key_id")).values(last_used_at=sa.bindparam("at"))
+    statement = (
+        sa.update(api_keys)
+        .where(api_keys.c.id == sa.bindparam("key_id"))
+        .values(last_used_at=sa.bindparam("at"))
+    )
     async with database.transaction() as session:
-        await session.execute(statement, [{"key_id": key_id, "at": at} for key_id, at in used.items()])
+        await session.execute(
+            statement, [{"key_id": key_id, "at": at} for key_id, at in used.items()]
+        )
 
 
 async def begin_session(
@@ -191,15 +229,27 @@ async def begin_session(
 
     A user has at most `sessions_max` sessions; the oldest are ended.
     """
-    value, at = new_session(), now()
+    value, at = generate_session(), utc_now()
     end = at + timedelta(seconds=seconds)
     if by.ends_at is not None:
         end = min(end, datetime.fromtimestamp(by.ends_at, UTC))
-    row = {"hash": digest(value), "user_id": by.user_id, "role": by.role.value, "scopes": sorted(by.scopes), "origin": origin}
+    row = {
+        "hash": hash_credential(value),
+        "user_id": by.user_id,
+        "role": by.role.value,
+        "scopes": sorted(by.scopes),
+        "origin": origin,
+    }
     async with database.transaction() as session:
         await session.execute(sa.delete(sessions).where(sessions.c.expires_at <= at))
-        kept = sa.select(sessions.c.hash).where(sessions.c.user_id == by.user_id).order_by(sessions.c.created_at.desc())
-        await session.execute(sa.delete(sessions).where(sessions.c.hash.in_(kept.offset(sessions_max - 1).limit(-1))))
+        kept = (
+            sa.select(sessions.c.hash)
+            .where(sessions.c.user_id == by.user_id)
+            .order_by(sessions.c.created_at.desc())
+        )
+        await session.execute(
+            sa.delete(sessions).where(sessions.c.hash.in_(kept.offset(sessions_max - 1).limit(-1)))
+        )
         await session.execute(sa.insert(sessions).values(**row, created_at=at, expires_at=end))
     return value, end
 
@@ -212,13 +262,20 @@ async def end_session(database: Database, session_hash: str) -> None:
 
 async def list_users(session: ReadSession, *, limit: int, after: str = "") -> list[User]:
     """Users by id, those after `after`."""
-    query = sa.select(users.c.id, users.c.disabled, users.c.plan, users.c.limits).where(users.c.id > after)
-    return [_user(row) for row in (await session.execute(query.order_by(users.c.id).limit(limit))).mappings()]
+    query = sa.select(users.c.id, users.c.disabled, users.c.plan, users.c.limits).where(
+        users.c.id > after
+    )
+    return [
+        _user(row)
+        for row in (await session.execute(query.order_by(users.c.id).limit(limit))).mappings()
+    ]
 
 
 async def get_user(session: ReadSession, user_id: str) -> User:
     """What is known of a user; of one without a row, nothing."""
-    query = sa.select(users.c.id, users.c.disabled, users.c.plan, users.c.limits).where(users.c.id == user_id)
+    query = sa.select(users.c.id, users.c.disabled, users.c.plan, users.c.limits).where(
+        users.c.id == user_id
+    )
     row = (await session.execute(query)).mappings().first()
     return User(id=user_id) if row is None else _user(row)
 
@@ -230,21 +287,30 @@ async def put_user(database: Database, user_id: str, **values: Any) -> User:
     async with database.transaction() as session:
         if (plan := values.get("plan")) is not None:
             await _require_plan(session, plan)
-        row = {"id": user_id, "disabled": False, "created_at": now()} | values
-        await session.execute(insert(users).values(**row).on_conflict_do_update(index_elements=["id"], set_=values))
+        row = {"id": user_id, "disabled": False, "created_at": utc_now()} | values
+        await session.execute(
+            insert(users).values(**row).on_conflict_do_update(index_elements=["id"], set_=values)
+        )
         return await get_user(session, user_id)
 
 
 async def list_plans(session: ReadSession) -> dict[str, QuotaLimits]:
     """Every plan."""
-    return {row.name: msgspec.convert(row.limits, QuotaLimits) for row in await session.execute(sa.select(plans).order_by(plans.c.name))}
+    return {
+        row.name: msgspec.convert(row.limits, QuotaLimits)
+        for row in await session.execute(sa.select(plans).order_by(plans.c.name))
+    }
 
 
 async def put_plan(database: Database, name: str, limits: QuotaLimits) -> None:
     """Make or change a plan."""
     values = {"limits": msgspec.to_builtins(limits)}
     async with database.transaction() as session:
-        await session.execute(insert(plans).values(name=name, **values).on_conflict_do_update(index_elements=["name"], set_=values))
+        await session.execute(
+            insert(plans)
+            .values(name=name, **values)
+            .on_conflict_do_update(index_elements=["name"], set_=values)
+        )
 
 
 async def delete_plan(database: Database, name: str) -> None:
@@ -275,15 +341,22 @@ def is_alive(row: Mapping[Any, Any], at: float | None = None) -> bool:
 
 
 def _alive(at: datetime) -> sa.ColumnElement[bool]:
-    return sa.and_(api_keys.c.revoked_at.is_(None), sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > at))
+    return sa.and_(
+        api_keys.c.revoked_at.is_(None),
+        sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > at),
+    )
 
 
 def _owned(by: Principal) -> sa.ColumnElement[bool]:
-    return sa.true() if by.sees is None else api_keys.c.user_id == by.sees
+    return sa.true() if by.visible_user_id is None else api_keys.c.user_id == by.visible_user_id
 
 
 async def _key(session: ReadSession, key_id: str, by: Principal) -> Mapping[Any, Any]:
-    row = (await session.execute(sa.select(*_SHOWN).where(api_keys.c.id == key_id, _owned(by)))).mappings().first()
+    row = (
+        (await session.execute(sa.select(*_SHOWN).where(api_keys.c.id == key_id, _owned(by))))
+        .mappings()
+        .first()
+    )
     if row is None:
         raise NotFound("no key has this id")
     return row
@@ -292,7 +365,7 @@ async def _key(session: ReadSession, key_id: str, by: Principal) -> Mapping[Any,
 def _shown(row: Mapping[Any, Any]) -> ApiKey:
     values = {str(name): value for name, value in row.items()}
     if values["limits"] is not None:
-        values["limits"] = msgspec.convert(values["limits"], QuotaLimits).wire()
+        values["limits"] = msgspec.convert(values["limits"], QuotaLimits).to_wire()
     return msgspec.convert(values, ApiKey)
 
 
@@ -304,6 +377,12 @@ _SHOWN = tuple(column for column in api_keys.c if column.name != "hash")
 _USER = (
     sa.func.coalesce(users.c.disabled, False).label("disabled"),
     users.c.limits.label("user_limits"),
-    sa.select(plans.c.limits).where(plans.c.name == users.c.plan).scalar_subquery().label("plan_limits"),
-    sa.select(plans.c.limits).where(plans.c.name == DEFAULT_PLAN).scalar_subquery().label("default_limits"),
+    sa.select(plans.c.limits)
+    .where(plans.c.name == users.c.plan)
+    .scalar_subquery()
+    .label("plan_limits"),
+    sa.select(plans.c.limits)
+    .where(plans.c.name == DEFAULT_PLAN)
+    .scalar_subquery()
+    .label("default_limits"),
 )

@@ -19,7 +19,7 @@ from cachetools import TTLCache
 from itsdangerous import BadData, URLSafeSerializer
 
 from service.core.errors import Overloaded, TicketInvalid
-from service.core.ports import Grant, Issued
+from service.core.ports import IssuedTicket, TicketGrant
 
 USED_MAX = 200_000  # used tickets remembered: some 3,000 new ones a second
 _VERSION = 1
@@ -40,7 +40,9 @@ class SignedTickets:
         clock: Callable[[], float] = time.time,
         used_max: int = USED_MAX,
     ) -> None:
-        self._signer = URLSafeSerializer(key, salt="kotae stream ticket", signer_kwargs={"digest_method": _sha256})
+        self._signer = URLSafeSerializer(
+            key, salt="kotae stream ticket", signer_kwargs={"digest_method": _sha256}
+        )
         self._seconds = seconds
         self._resume_seconds = resume_seconds
         self._clock = clock
@@ -48,18 +50,22 @@ class SignedTickets:
         # Nonces. The cache drops an entry at the end of its interval, when a ticket is still valid: hence the second.
         self._used: TTLCache[str, None] = TTLCache(used_max, seconds + 1, timer=clock)
 
-    def issue(self, grant: Grant) -> Issued:
+    def issue(self, grant: TicketGrant) -> IssuedTicket:
         """See `Tickets.issue`."""
         at = self._clock()
         nonce = secrets.token_urlsafe(16)
-        ticket = self._signer.dumps([_VERSION, nonce, at, grant.answer_id, grant.user_id, grant.sees])
-        return Issued(ticket if isinstance(ticket, str) else ticket.decode(), at + self._seconds)
+        ticket = self._signer.dumps(
+            [_VERSION, nonce, at, grant.answer_id, grant.user_id, grant.sees]
+        )
+        return IssuedTicket(
+            ticket if isinstance(ticket, str) else ticket.decode(), at + self._seconds
+        )
 
-    def redeem(self, ticket: str, answer_id: str, *, resuming: bool) -> Grant:
+    def redeem(self, ticket: str, answer_id: str, *, resuming: bool) -> TicketGrant:
         """See `Tickets.redeem`."""
         try:
             version, nonce, at, *rest = self._signer.loads(ticket)
-            grant = msgspec.convert(rest, Grant)
+            grant = msgspec.convert(rest, TicketGrant)
         except (BadData, ValueError) as error:  # msgspec's errors are ValueErrors
             raise TicketInvalid("this is not a ticket of this service") from error
         now = self._clock()
@@ -71,15 +77,21 @@ class SignedTickets:
 
     def _use(self, nonce: str, at: float, now: float) -> None:
         if now > at + self._seconds or at < self._began:
-            raise TicketInvalid("this ticket has expired: it is for one use, soon after it was given")
+            raise TicketInvalid(
+                "this ticket has expired: it is for one use, soon after it was given"
+            )
         if nonce in self._used:
-            raise TicketInvalid("this ticket was used already; only a reconnect with Last-Event-ID may present it again")
-        if len(self._used) >= self._used.maxsize:  # never evict: an evicted ticket could be used again
+            raise TicketInvalid(
+                "this ticket was used already; only a reconnect with Last-Event-ID may present it again"
+            )
+        if (
+            len(self._used) >= self._used.maxsize
+        ):  # never evict: an evicted ticket could be used again
             raise Overloaded("too many tickets at once")
         self._used[nonce] = None
 
 
-def load_key(file: Path) -> bytes:
+def load_ticket_key(file: Path) -> bytes:
     """The signing key in this file, made at the first start and readable by its owner alone."""
     new = file.with_name(f"{file.name}.{os.getpid()}")
     if not file.exists():

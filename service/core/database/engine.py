@@ -44,7 +44,11 @@ LOCK_SECONDS = 0.5  # longest wait of one BEGIN for the lock: it cannot be inter
 LOCK_PAUSE_SECONDS = 0.02
 _PACKAGE = Path(__file__).parents[2]
 # Inside a wheel the migrations are part of the package; in a checkout they are beside it.
-MIGRATIONS = next(folder for folder in (_PACKAGE / "alembic", _PACKAGE.parent / "alembic") if (folder / "env.py").exists())
+MIGRATIONS = next(
+    folder
+    for folder in (_PACKAGE / "alembic", _PACKAGE.parent / "alembic")
+    if (folder / "env.py").exists()
+)
 READERS = 4  # connections, each with a thread of its own
 
 T = TypeVar("T")
@@ -60,7 +64,11 @@ class Database:
         self.file = Path(name) if name and name != ":memory:" else None
         self._writer = self._engine(pool_size=1, write=True)
         self._reader = self._engine(pool_size=READERS, write=False)
-        self._blocking = self._prepared(create_engine(make_url(url).set(drivername="sqlite"), poolclass=QueuePool, **self._pool(READERS)))
+        self._blocking = self._prepared(
+            create_engine(
+                make_url(url).set(drivername="sqlite"), poolclass=QueuePool, **self._pool(READERS)
+            )
+        )
         self._threads = anyio.CapacityLimiter(READERS)
 
     def _engine(self, *, pool_size: int, write: bool, foreign_keys: bool = True) -> AsyncEngine:
@@ -77,7 +85,9 @@ class Database:
             "connect_args": {"timeout": timeout},
         }
 
-    def _prepared(self, engine: sqlalchemy.Engine, *, write: bool = False, foreign_keys: bool = True) -> sqlalchemy.Engine:
+    def _prepared(
+        self, engine: sqlalchemy.Engine, *, write: bool = False, foreign_keys: bool = True
+    ) -> sqlalchemy.Engine:
         @event.listens_for(engine, "connect")
         def _prepare(connection: Any, entry: ConnectionPoolEntry) -> None:
             entry.info["file"] = self._identity()
@@ -96,7 +106,9 @@ class Database:
 
         @event.listens_for(engine, "checkout")
         def _require_file(_connection: Any, entry: ConnectionPoolEntry, _proxy: Any) -> None:
-            if entry.info["file"] != self._identity():  # deleted, or replaced by a backup: nobody would read what we wrote
+            if (
+                entry.info["file"] != self._identity()
+            ):  # deleted, or replaced by a backup: nobody would read what we wrote
                 raise sqlalchemy.exc.DisconnectionError("another file has the database's name")
 
         @event.listens_for(engine, "handle_error")
@@ -114,13 +126,13 @@ class Database:
         return engine
 
     @asynccontextmanager
-    async def reading(self) -> AsyncGenerator[ReadSession]:
+    async def read_session(self) -> AsyncGenerator[ReadSession]:
         """A short read on one snapshot. Raises `DatabaseUnavailable`."""
         with _translated():
             async with self._reader.connect() as connection:
                 yield ReadSession(connection)
 
-    async def look(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
+    async def run_blocking_read(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
         """Do blocking reads on one snapshot, in a thread: of a statement of `reading` each step is a hop to another and back.
 
         Raises `DatabaseUnavailable`.
@@ -176,7 +188,7 @@ class Database:
             try:
                 async with engine.connect() as connection:
                     await connection.begin()
-                    await connection.run_sync(migrations.run, MIGRATIONS, revision)
+                    await connection.run_sync(migrations.run_migration, MIGRATIONS, revision)
                     await connection.commit()
             except OperationalError as error:
                 if "locked" not in str(error.orig) or time.monotonic() > until:
@@ -185,23 +197,25 @@ class Database:
             else:
                 return
 
-    async def revision(self) -> tuple[str | None, str]:
+    async def read_revision(self) -> tuple[str | None, str]:
         """(the schema's revision, the newest one). Raises `DatabaseUnavailable`."""
         newest = max(
             file.name.partition("_")[0] for file in (MIGRATIONS / "versions").glob("[0-9]*_*.py")
         )  # a test holds them to be in order
-        async with self.reading() as session:
+        async with self.read_session() as session:
             return await session.run_sync(_revision), newest
 
-    async def require_newest(self) -> None:
+    async def require_current_schema(self) -> None:
         """Raises `SettingsInvalid` if the schema is not the one that this version needs."""
-        found, newest = await self.revision()
+        found, newest = await self.read_revision()
         if found != newest:
-            raise SettingsInvalid(f"the database is at revision {found or 'none'}, this version needs {newest}: run `kotae migrate`")
+            raise SettingsInvalid(
+                f"the database is at revision {found or 'none'}, this version needs {newest}: run `kotae migrate`"
+            )
 
     async def ping(self) -> None:
         """Read something. Raises `DatabaseUnavailable`."""
-        async with self.reading() as session:
+        async with self.read_session() as session:
             await session.execute(sqlalchemy.text("SELECT 1 FROM alembic_version"))
 
     async def close(self) -> None:
@@ -222,7 +236,9 @@ class Database:
 def _revision(connection: sqlalchemy.Connection) -> str | None:
     if not sqlalchemy.inspect(connection).has_table("alembic_version"):
         return None
-    found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    found: str | None = connection.exec_driver_sql(
+        "SELECT version_num FROM alembic_version"
+    ).scalar()
     return found
 
 
@@ -232,11 +248,20 @@ class _translated:  # noqa: N801 - reads as a word in a with statement
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         if isinstance(error, PoolTimeout):
             raise DatabaseUnavailable("every connection to the database is in use") from error
-        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError | ProgrammingError):
+        if isinstance(error, DBAPIError) and not isinstance(
+            error, IntegrityError | ProgrammingError
+        ):
             raise DatabaseUnavailable(f"the database says: {error.orig}") from error
         # Of a search, which asks the driver itself.
-        if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+        if isinstance(error, sqlite3.Error) and not isinstance(
+            error, sqlite3.IntegrityError | sqlite3.ProgrammingError
+        ):
             raise DatabaseUnavailable(f"the database says: {error}") from error

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from alembic import command
 
 
-def run(connection: Connection, scripts: Path, revision: str) -> None:
+def run_migration(connection: Connection, scripts: Path, revision: str) -> None:
     """Bring the schema behind this connection to a revision, up or down.
 
     `scripts` is the folder of Alembic's `env.py`.
@@ -17,5 +17,7 @@ def run(connection: Connection, scripts: Path, revision: str) -> None:
     config.set_main_option("script_location", str(scripts))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    direction = command.downgrade if revision == "base" or revision.startswith("-") else command.upgrade
+    direction = (
+        command.downgrade if revision == "base" or revision.startswith("-") else command.upgrade
+    )
     direction(config, revision)

@@ -59,8 +59,12 @@ _Count = BigInteger().with_variant(Integer, "sqlite")
 request_logs = Table(
     "request_logs",
     metadata,
-    Column("seq", _Count, primary_key=True, autoincrement=True),  # the order of commit, which tailing follows
-    Column("id", String(36), nullable=False, unique=True),  # UUIDv7: the order of time, which pages follow
+    Column(
+        "seq", _Count, primary_key=True, autoincrement=True
+    ),  # the order of commit, which tailing follows
+    Column(
+        "id", String(36), nullable=False, unique=True
+    ),  # UUIDv7: the order of time, which pages follow
     Column("created_at", UtcDateTime, nullable=False),
     Column("user_id", String(200), nullable=False),
     Column("endpoint", String(50), nullable=False),
@@ -83,14 +87,18 @@ request_logs = Table(
     Column("sources", JSON, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("request_id", String(64), nullable=False),
-    Column("rank", Integer, nullable=False, server_default="2"),  # how much is known: see `events.RANKS`
+    Column(
+        "rank", Integer, nullable=False, server_default="2"
+    ),  # how much is known: see `events.RANKS`
     Column("idempotency_key", String(255)),
     Column("body_hash", String(64)),  # of the request that the key came with
     Column("key_id", String(36)),  # of the API key that asked
     Column("asked_by", String(200)),  # the admin who asked on behalf of `user_id`
     Column("held_tokens", Integer),  # of the quota: what counts where nobody knows the usage
     Column("held_nano_usd", BigInteger),
-    Column("relevance_share", Float),  # the two numbers that decide whether a question can be answered
+    Column(
+        "relevance_share", Float
+    ),  # the two numbers that decide whether a question can be answered
     Column("relevance_terms", Float),
     Column("relevance_cosine", Float),  # by which their least was moved; None: it took no part
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
@@ -154,8 +162,12 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", String(36), primary_key=True),
-    Column("hash", String(64), nullable=False, unique=True),  # SHA-256 of the key, hexadecimal: the key itself is nowhere
-    Column("prefix", String(16), nullable=False),  # its first characters, by which people know it again
+    Column(
+        "hash", String(64), nullable=False, unique=True
+    ),  # SHA-256 of the key, hexadecimal: the key itself is nowhere
+    Column(
+        "prefix", String(16), nullable=False
+    ),  # its first characters, by which people know it again
     Column("name", String(100), nullable=False),
     Column("user_id", String(200), ForeignKey("users.id"), nullable=False),
     Column("role", String(10), nullable=False),
@@ -165,7 +177,9 @@ api_keys = Table(
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
-    Column("replaced_by", String(36)),  # the id of the key that a rotation created in place of this one
+    Column(
+        "replaced_by", String(36)
+    ),  # the id of the key that a rotation created in place of this one
     Index(None, "user_id", "id"),
 )
 
@@ -176,7 +190,9 @@ sessions = Table(
     Column("user_id", String(200), nullable=False),
     Column("role", String(10), nullable=False),
     Column("scopes", JSON, nullable=False),
-    Column("origin", String(100), nullable=False),  # the credential that it was exchanged for: it ends with it
+    Column(
+        "origin", String(100), nullable=False
+    ),  # the credential that it was exchanged for: it ends with it
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
     Index(None, "expires_at"),
@@ -195,7 +211,9 @@ documents = Table(
     Column("chunks", Integer, nullable=False),
     Column("encoding", String(20), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("indexed_by", String(200), nullable=False, server_default=""),  # what cut it and made its terms
+    Column(
+        "indexed_by", String(200), nullable=False, server_default=""
+    ),  # what cut it and made its terms
     UniqueConstraint("user_id", "content_hash"),
 )
 
@@ -203,14 +221,18 @@ chunks = Table(
     "chunks",
     metadata,
     Column("id", _Count, primary_key=True, autoincrement=True),
-    Column("document_id", String(36), ForeignKey("documents.id", ondelete="CASCADE"), nullable=False),
+    Column(
+        "document_id", String(36), ForeignKey("documents.id", ondelete="CASCADE"), nullable=False
+    ),
     Column("n", Integer, nullable=False),  # 1, 2, … within the document
     Column("start", Integer, nullable=False),  # characters into the document's text
     Column("end", Integer, nullable=False),
     Column("text", Text, nullable=False),
     Column("words", Text, nullable=False),  # terms in order, separated by spaces
     Column("grams", Text, nullable=False),
-    Column("content_hash", String(64)),  # SHA-256 of the text, by which vectors know it; None until it is made anew
+    Column(
+        "content_hash", String(64)
+    ),  # SHA-256 of the text, by which vectors know it; None until it is made anew
     UniqueConstraint("document_id", "n"),
     Index(None, "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,

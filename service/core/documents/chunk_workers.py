@@ -29,7 +29,7 @@ import msgspec
 from service.core.documents.chunker import ChunkRow, ChunkRules, ChunkTask, chunk_documents
 from service.core.settings import child_environment
 from service.core.telemetry import log
-from service.core.text.decoding import parts
+from service.core.text.decoding import split_parts
 
 COMMAND = (sys.executable, "-P", "-m", "service.core.documents.chunker")
 THREAD_CHARACTERS_MAX = 50_000  # of the documents of one call: up to 0.2 s in the thread
@@ -63,7 +63,9 @@ class ChunkWorkers:
     ) -> None:
         self._process = process or ChunkProcess()
         self._thread_characters_max = thread_characters_max
-        self._thread = anyio.Lock()  # several threads would be no faster, but the event loop would wait for each
+        self._thread = (
+            anyio.Lock()
+        )  # several threads would be no faster, but the event loop would wait for each
 
     async def chunk_documents(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
         """Return the chunk rows of documents by document id."""
@@ -132,8 +134,15 @@ class ChunkProcess:
             child = self._take_idle() or _Child(self._command, self._memory_bytes_max)
             try:
                 with anyio.fail_after(self._seconds_max(documents)):
-                    rows = await anyio.to_thread.run_sync(child.chunk_documents, documents, rules, abandon_on_cancel=True)
-            except (OSError, EOFError, msgspec.MsgspecError, KeyError) as error:  # see `_Child.chunk_documents`
+                    rows = await anyio.to_thread.run_sync(
+                        child.chunk_documents, documents, rules, abandon_on_cancel=True
+                    )
+            except (
+                OSError,
+                EOFError,
+                msgspec.MsgspecError,
+                KeyError,
+            ) as error:  # see `_Child.chunk_documents`
                 _end_in_thread(child)
                 raise ChunkProcessDied(repr(error)) from error
             except BaseException:
@@ -201,10 +210,15 @@ class _Child:
     def _start(self) -> None:
         with self._child_connection as stdin:
             process = subprocess.Popen(  # noqa: S603 - a constant
-                self._command, stdin=stdin.fileno(), stdout=subprocess.DEVNULL, env=child_environment()
+                self._command,
+                stdin=stdin.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=child_environment(),
             )
         with suppress(ProcessLookupError):  # now, not in the child: its imports take half a second
-            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+            os.setpriority(
+                os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+            )
             if sys.platform == "linux":
                 limits = (self._memory_bytes_max, self._memory_bytes_max)
                 resource.prlimit(process.pid, resource.RLIMIT_AS, limits)
@@ -216,10 +230,14 @@ class _Child:
 
     def _send_task(self, documents: Sequence[Document], rules: ChunkRules) -> None:
         """Send texts in parts: encoding a large one at once would hold the interpreter lock for long."""
-        described = [(document["id"], document["title"], len(document["text"])) for document in documents]
-        task = ChunkTask(described, rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters)
+        described = [
+            (document["id"], document["title"], len(document["text"])) for document in documents
+        ]
+        task = ChunkTask(
+            described, rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters
+        )
         self._connection.send_bytes(msgspec.msgpack.encode(task))
-        for part in parts("".join(document["text"] for document in documents)):
+        for part in split_parts("".join(document["text"] for document in documents)):
             self._connection.send_bytes(part.encode())
         self._connection.send_bytes(b"")
 

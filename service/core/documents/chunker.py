@@ -22,9 +22,9 @@ from typing import Any, Protocol, TypedDict
 
 import msgspec
 
-from service.core.text.chunking import is_heading, split, title_of
-from service.core.text.decoding import parts
-from service.core.text.tokenizer import japanese_share, tokenizer
+from service.core.text.chunking import derive_title, is_heading, split_chunks
+from service.core.text.decoding import split_parts
+from service.core.text.tokenizer import compute_japanese_share, get_tokenizer
 
 HEADLINE_CHARACTERS_MAX = 100  # a longer first line is a paragraph, not the title of every chunk
 LANGUAGE_CHARACTERS = 20_000  # the beginning of a text, from which its language is determined
@@ -73,16 +73,18 @@ def chunk_document(document: Mapping[str, Any], rules: ChunkRules) -> Iterator[C
     """
     text, title = document["text"], document["title"]
     heading, position = "", 0
-    begins_with_title = title == title_of(text)
-    terms_of = tokenizer(rules.dictionary).terms
+    begins_with_title = title == derive_title(text)
+    terms_of = get_tokenizer(rules.dictionary).extract_terms
     # A Japanese character says about as much as two Latin letters.
-    scale = 1 if japanese_share(text[:LANGUAGE_CHARACTERS]) >= 0.1 else 2
-    pieces = split(text, rules.chunk_characters * scale, rules.chunk_overlap_characters * scale)
+    scale = 1 if compute_japanese_share(text[:LANGUAGE_CHARACTERS]) >= 0.1 else 2
+    pieces = split_chunks(
+        text, rules.chunk_characters * scale, rules.chunk_overlap_characters * scale
+    )
     for n, piece in enumerate(pieces, 1):
         heading = _last_heading(text, position, piece.start) or heading
         above = "" if is_heading(text, piece.start) else heading
         first_or_long = n == 1 or len(title) > HEADLINE_CHARACTERS_MAX
-        has_title = title == title_of(above) or (begins_with_title and first_or_long)
+        has_title = title == derive_title(above) or (begins_with_title and first_or_long)
         terms = terms_of(f"{'' if has_title else title}\n{above}\n{piece.text}")
         position = piece.start
         yield {
@@ -97,7 +99,9 @@ def chunk_document(document: Mapping[str, Any], rules: ChunkRules) -> Iterator[C
         }
 
 
-def chunk_documents(documents: Sequence[Mapping[str, Any]], rules: ChunkRules) -> dict[str, list[ChunkRow]]:
+def chunk_documents(
+    documents: Sequence[Mapping[str, Any]], rules: ChunkRules
+) -> dict[str, list[ChunkRow]]:
     """Return the chunk rows of documents by document id.
 
     Runs in a thread of the service and regularly yields the interpreter lock to the event loop.
@@ -128,7 +132,9 @@ def main() -> None:
 
 def _process_task(connection: Connection) -> None:
     task = msgspec.msgpack.decode(connection.recv_bytes(), type=ChunkTask)
-    tokenizer(task.dictionary).terms("\u3042")  # loads the dictionary, also for a task without documents
+    get_tokenizer(task.dictionary).extract_terms(
+        "\u3042"
+    )  # loads the dictionary, also for a task without documents
     text = b"".join(iter(connection.recv_bytes, b"")).decode()
     documents = []
     for document_id, title, characters in task.documents:
@@ -143,7 +149,7 @@ def _process_task(connection: Connection) -> None:
 def hash_text(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     digest = hashlib.sha256()
-    for part in parts(text):
+    for part in split_parts(text):
         digest.update(part.encode())
     return digest.hexdigest()
 

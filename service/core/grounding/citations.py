@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import msgspec
 
 from service.core.records import Passage
-from service.core.text.sentences import sentences
-from service.core.text.tokenizer import fold
+from service.core.text.sentences import split_sentences
+from service.core.text.tokenizer import fold_text
 
-_CITATION = re.compile(r"[\[［【]\s{0,3}(\d{1,4}(?:\s{0,3}[,、，;；\-–~〜]\s{0,3}\d{1,4}){0,50})\s{0,3}[\]］】]")
+_CITATION = re.compile(
+    r"[\[［【]\s{0,3}(\d{1,4}(?:\s{0,3}[,、，;；\-–~〜]\s{0,3}\d{1,4}){0,50})\s{0,3}[\]］】]"
+)
 CLAIM_CHARACTERS_MAX = 2_000
 _RANGE = re.compile(r"(\d+)\s*[\-–~〜]\s*(\d+)")
 
@@ -35,7 +37,10 @@ def read_citations(text: str, passages: Sequence[Passage]) -> Citations:
                 claims.setdefault(number, []).append(claim)
             else:
                 dropped += 1
-    sources = [msgspec.structs.replace(given[n], sentence=_supporting("".join(claims[n]), given[n].text)) for n in sorted(claims)]
+    sources = [
+        msgspec.structs.replace(given[n], sentence=_supporting("".join(claims[n]), given[n].text))
+        for n in sorted(claims)
+    ]
     return Citations(sources, real, dropped)
 
 
@@ -48,11 +53,11 @@ def _numbers(inside: str) -> set[int]:
 
 def _supporting(claim: str, text: str) -> tuple[int, int]:
     """Where the sentence stands that shares the most with a claim, by runs of three characters."""
-    spans = sentences(text) or [(0, len(text))]
+    spans = split_sentences(text) or [(0, len(text))]
     asked = _threes(claim[-CLAIM_CHARACTERS_MAX:])
     return max(spans, key=lambda span: len(asked & _threes(text[slice(*span)])))
 
 
 def _threes(text: str) -> set[str]:
-    plain = fold(text)
+    plain = fold_text(text)
     return {plain[i : i + 3] for i in range(len(plain) - 2)}

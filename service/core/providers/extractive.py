@@ -21,16 +21,20 @@ import msgspec
 
 from service.core import tokens
 from service.core.encoding import to_json
-from service.core.grounding.extraction import FREE, quote
-from service.core.grounding.prompt import parse
+from service.core.grounding.extraction import FREE, quote_answer
+from service.core.grounding.prompt import parse_messages
 from service.core.ports import Message
 from service.core.pricing import Usage
 from service.core.settings import EXTRACTIVE
-from service.core.text.tokenizer import language
+from service.core.text.tokenizer import detect_language
 
-PIECE = re.compile(r"\s*(?:[^\s\u2e80-\uffef]+(?:\s+[^\s\u2e80-\uffef]+){0,2}|[\u2e80-\uffef]{1,8})|\s+")  # a few words, or some Japanese
+PIECE = re.compile(
+    r"\s*(?:[^\s\u2e80-\uffef]+(?:\s+[^\s\u2e80-\uffef]+){0,2}|[\u2e80-\uffef]{1,8})|\s+"
+)  # a few words, or some Japanese
 TOKENS_DEFAULT = 1024
-INLINE_CHARACTERS = 1_000  # of a prompt; choosing among more can take longer than a loop should wait
+INLINE_CHARACTERS = (
+    1_000  # of a prompt; choosing among more can take longer than a loop should wait
+)
 
 
 class _StreamOptions(msgspec.Struct):
@@ -59,7 +63,14 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
         content = await request.aread()
         if request.url.path.endswith("/models"):
             return _json(
-                request, 200, {"object": "list", "data": [{"id": EXTRACTIVE, "object": "model", "created": 0, "owned_by": "kotae"}]}
+                request,
+                200,
+                {
+                    "object": "list",
+                    "data": [
+                        {"id": EXTRACTIVE, "object": "model", "created": 0, "owned_by": "kotae"}
+                    ],
+                },
             )
         if not request.url.path.endswith("/chat/completions"):
             return _error(request, 404, f"there is no {request.url.path}")
@@ -72,14 +83,19 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
             return _json(request, 200, reply.completion())
         usage = body.stream_options is not None and body.stream_options.include_usage
         return httpx2.Response(
-            200, headers={"content-type": "text/event-stream; charset=utf-8"}, stream=_Events(reply, usage=usage), request=request
+            200,
+            headers={"content-type": "text/event-stream; charset=utf-8"},
+            stream=_Events(reply, usage=usage),
+            request=request,
         )
 
 
-def answer(messages: list[Message], dictionary: str = "auto") -> str:
+def answer_extractively(messages: list[Message], dictionary: str = "auto") -> str:
     """The text that this model gives for a prompt. Pure."""
-    asked = parse(messages)
-    return FREE[language(asked)] if isinstance(asked, str) else quote(*asked, dictionary)
+    asked = parse_messages(messages)
+    return (
+        FREE[detect_language(asked)] if isinstance(asked, str) else quote_answer(*asked, dictionary)
+    )
 
 
 class _Reply(msgspec.Struct, frozen=True):
@@ -95,13 +111,23 @@ class _Reply(msgspec.Struct, frozen=True):
     def completion(self) -> dict[str, Any]:
         """The body of an answer in one piece."""
         message = {"role": "assistant", "content": self.text, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": self.finish_reason, "logprobs": None}
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": self.finish_reason,
+            "logprobs": None,
+        }
         return self._envelope("chat.completion", [choice]) | {"usage": self._usage()}
 
     def chunks(self, *, usage: bool) -> list[bytes]:
         """The events of a stream."""
-        pieces: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, *({"content": piece} for piece in PIECE.findall(self.text))]
-        events = [self._chunk([{"index": 0, "delta": piece, "finish_reason": None}]) for piece in pieces]
+        pieces: list[dict[str, Any]] = [
+            {"role": "assistant", "content": ""},
+            *({"content": piece} for piece in PIECE.findall(self.text)),
+        ]
+        events = [
+            self._chunk([{"index": 0, "delta": piece, "finish_reason": None}]) for piece in pieces
+        ]
         events.append(self._chunk([{"index": 0, "delta": {}, "finish_reason": self.finish_reason}]))
         if usage:
             events.append(self._chunk([]) | {"usage": self._usage()})
@@ -111,7 +137,13 @@ class _Reply(msgspec.Struct, frozen=True):
         return self._envelope("chat.completion.chunk", choices)
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
 
     def _usage(self) -> dict[str, Any]:
         return {
@@ -126,18 +158,20 @@ class _Reply(msgspec.Struct, frozen=True):
 async def _reply(body: _Body, dictionary: str) -> _Reply:
     text = await _in_time(body.messages, dictionary)
     limit = body.max_completion_tokens or body.max_tokens or TOKENS_DEFAULT
-    usage = await tokens.estimate(body.messages, text, body.model)
+    usage = await tokens.estimate_usage(body.messages, text, body.model)
     finish_reason = "stop"
     if usage.completion_tokens > limit:
-        text, finish_reason = tokens.cut(text, limit, body.model), "length"
+        text, finish_reason = tokens.truncate_text(text, limit, body.model), "length"
         usage = msgspec.structs.replace(usage, completion_tokens=limit)
-    return _Reply(body.model, text, finish_reason, usage, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
+    return _Reply(
+        body.model, text, finish_reason, usage, f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    )
 
 
 async def _in_time(messages: list[Message], dictionary: str) -> str:
     if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
-        return answer(messages, dictionary)
-    return await anyio.to_thread.run_sync(answer, messages, dictionary)
+        return answer_extractively(messages, dictionary)
+    return await anyio.to_thread.run_sync(answer_extractively, messages, dictionary)
 
 
 class _Events(httpx2.AsyncByteStream):
@@ -156,8 +190,21 @@ class _Events(httpx2.AsyncByteStream):
 
 
 def _json(request: httpx2.Request, status: int, body: dict[str, Any]) -> httpx2.Response:
-    return httpx2.Response(status, headers={"content-type": "application/json"}, content=to_json(body), request=request)
+    return httpx2.Response(
+        status, headers={"content-type": "application/json"}, content=to_json(body), request=request
+    )
 
 
 def _error(request: httpx2.Request, status: int, message: str) -> httpx2.Response:
-    return _json(request, status, {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}})
+    return _json(
+        request,
+        status,
+        {
+            "error": {
+                "message": message,
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
+        },
+    )

@@ -25,7 +25,13 @@ from typing import cast
 import aiohappyeyeballs
 import httptools
 
-from service.core.errors import ProviderCut, ProviderError, ProviderInvalid, ProviderTimeout, ProviderUnreachable
+from service.core.errors import (
+    ProviderCut,
+    ProviderError,
+    ProviderInvalid,
+    ProviderTimeout,
+    ProviderUnreachable,
+)
 
 KEEP_ALIVE_SECONDS = 3  # shorter than what servers allow (uvicorn: 5), so that a request rarely meets a closing connection
 TAIL_SECONDS = 0.1  # wait for the end of a body of which enough was read, without which the connection cannot be used again
@@ -35,10 +41,10 @@ CLOSE_SECONDS = 1  # longest wait for sockets to close
 _EYEBALLS_SECONDS = 0.25  # head start of one address family over the other (RFC 8305 §5)
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """One connection, and the exchange on it: `send`, `wait_head`, `read` until empty, `close`."""
 
-    def __init__(self, pool: "Connections", idle_seconds: float) -> None:
+    def __init__(self, pool: "ConnectionPool", idle_seconds: float) -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[None] = self._loop.create_future()
@@ -113,7 +119,7 @@ class Connection(asyncio.Protocol):
         self._stop_watching()
         if self._complete and self._keep and not self._transport.is_closing():
             self._kept_since = self._loop.time()
-            self._pool.keep(self)
+            self._pool.return_connection(self)
         else:
             self._transport.abort()
 
@@ -161,7 +167,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected."""
-        self._transport = cast(asyncio.Transport, transport)  # what `create_connection` makes; uvloop's has not its class
+        self._transport = cast(
+            asyncio.Transport, transport
+        )  # what `create_connection` makes; uvloop's has not its class
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -194,7 +202,7 @@ class Connection(asyncio.Protocol):
             self._fail(lost)
         if self._drop:
             self._end()
-        self._pool.forget(self)
+        self._pool.discard_connection(self)
         self._lost.set_result(None)
 
     # the parser
@@ -202,7 +210,9 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """The first byte of an answer."""
         if self._complete:
-            raise ValueError("a second answer to one request")  # the parser turns it into its own error
+            raise ValueError(
+                "a second answer to one request"
+            )  # the parser turns it into its own error
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
@@ -235,7 +245,7 @@ class Connection(asyncio.Protocol):
             self._complete, self._keep = True, self._parser.should_keep_alive()
 
 
-class Connections:
+class ConnectionPool:
     """The connections to one server. `aclose` before the event loop ends.
 
     An idle connection is closed after `keep_alive_seconds`. `tail_seconds`: how long `Connection.close` waits for the end
@@ -256,23 +266,23 @@ class Connections:
         self._host, self._port, self._tls = host, port, tls
         self._connect_seconds, self._idle_seconds = connect_seconds, idle_seconds
         self.keep_alive_seconds, self.tail_seconds = keep_alive_seconds, tail_seconds
-        self._all: set[Connection] = set()
-        self._kept: deque[Connection] = deque()  # the longest kept first
+        self._all: set[HttpConnection] = set()
+        self._kept: deque[HttpConnection] = deque()  # the longest kept first
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def exchange(self, request: bytes) -> Connection:
+    async def send_request(self, request: bytes) -> HttpConnection:
         """Send a request on a connection that is free or new. Raises `ProviderUnreachable`."""
         connection = self._free() or await self._connect()
         connection.send(request)
         return connection
 
-    def keep(self, connection: Connection) -> None:
+    def return_connection(self, connection: HttpConnection) -> None:
         """It may be used again."""
         self._kept.append(connection)
         if self._sweeper is None:
             self._sweep_later()
 
-    def forget(self, connection: Connection) -> None:
+    def discard_connection(self, connection: HttpConnection) -> None:
         """It is closed."""
         self._all.discard(connection)
 
@@ -286,7 +296,7 @@ class Connections:
         if lost:
             await asyncio.wait(lost, timeout=CLOSE_SECONDS)
 
-    def _free(self) -> Connection | None:
+    def _free(self) -> HttpConnection | None:
         """The last used: so that those which are not needed become old."""
         while self._kept:
             connection = self._kept.pop()
@@ -294,19 +304,25 @@ class Connections:
                 return connection
         return None
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> HttpConnection:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_seconds):
                 found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-                sock = await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=_EYEBALLS_SECONDS)
+                sock = await aiohappyeyeballs.start_connection(
+                    found, happy_eyeballs_delay=_EYEBALLS_SECONDS
+                )
                 _, connection = await loop.create_connection(
-                    partial(Connection, self, self._idle_seconds),
+                    partial(HttpConnection, self, self._idle_seconds),
                     sock=sock,
                     ssl=self._tls,
                     server_hostname=self._host if self._tls else None,
                 )
-        except (OSError, UnicodeError, RuntimeError) as error:  # TLS and time are OSErrors; uvloop has RuntimeErrors for some
+        except (
+            OSError,
+            UnicodeError,
+            RuntimeError,
+        ) as error:  # TLS and time are OSErrors; uvloop has RuntimeErrors for some
             raise ProviderUnreachable("no connection to the provider") from error
         self._all.add(connection)
         return connection

@@ -22,8 +22,13 @@ from service.core.encoding import to_json
 from service.core.errors import ProviderCut, ProviderError, ProviderInvalid
 from service.core.lazy import LazyModule, load_module
 from service.core.ports import Delta, ProviderRequest
-from service.core.providers.chat_stream import ERROR_BYTES_MAX, StreamDecoder, decode_completion, refusal
-from service.core.providers.http1 import Connection, Connections
+from service.core.providers.chat_stream import (
+    ERROR_BYTES_MAX,
+    StreamDecoder,
+    decode_completion,
+    error_from_refusal,
+)
+from service.core.providers.http1 import ConnectionPool, HttpConnection
 
 if TYPE_CHECKING:
     from service.core.providers import sdk
@@ -65,10 +70,14 @@ class OpenAIProvider:
     ) -> None:
         url = httpx2.URL(base_url or OPENAI_URL)
         # Reading the certificates of all authorities takes a while; an address without TLS is never asked for one.
-        tls = httpx2.create_ssl_context() if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls = (
+            httpx2.create_ssl_context()
+            if url.scheme == "https"
+            else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
 
-        def create_sdk() -> "sdk.Sdk":
-            return sdk.Sdk(
+        def create_sdk() -> "sdk.SdkClient":
+            return sdk.SdkClient(
                 url=url,
                 api_key=api_key,
                 tls=tls,
@@ -78,15 +87,26 @@ class OpenAIProvider:
             )
 
         self._create_sdk = create_sdk
-        self._sdk: sdk.Sdk | None = None
+        self._sdk: sdk.SdkClient | None = None
         self._loading = asyncio.Lock()
         self._connections = None
         if transport is None and not url.userinfo and not _proxied(url):
-            port, tls_needed = url.port or (443 if url.scheme == "https" else 80), tls if url.scheme == "https" else None
-            self._connections = Connections(url.host, port, tls_needed, connect_seconds=connect_seconds, idle_seconds=idle_seconds)
+            port, tls_needed = (
+                url.port or (443 if url.scheme == "https" else 80),
+                tls if url.scheme == "https" else None,
+            )
+            self._connections = ConnectionPool(
+                url.host,
+                port,
+                tls_needed,
+                connect_seconds=connect_seconds,
+                idle_seconds=idle_seconds,
+            )
         self._head = b""
         # OpenAI's newer models refuse the old name, most compatible servers do not know the new one.
-        self._max_tokens_field = "max_completion_tokens" if url.host == "api.openai.com" else "max_tokens"
+        self._max_tokens_field = (
+            "max_completion_tokens" if url.host == "api.openai.com" else "max_tokens"
+        )
         # Every byte of text takes at most six as a JSON escape; the rest is the envelope.
         self._body_bytes_max = answer_bytes_max * 6 + 65_536
         self._answer_bytes_max = answer_bytes_max
@@ -97,7 +117,9 @@ class OpenAIProvider:
         tail = False
         try:
             if exchange.encoding() not in {b"", b"identity"}:
-                raise ProviderInvalid("the provider sent a compressed body, though none was accepted")
+                raise ProviderInvalid(
+                    "the provider sent a compressed body, though none was accepted"
+                )
             if request.stream:
                 async for deltas in self._streamed(exchange):
                     yield deltas
@@ -112,12 +134,16 @@ class OpenAIProvider:
         exchange: Exchange = await (await self._client()).post(body, "/embeddings")
         try:
             if exchange.encoding() not in {b"", b"identity"}:
-                raise ProviderInvalid("the provider sent a compressed body, though none was accepted")
+                raise ProviderInvalid(
+                    "the provider sent a compressed body, though none was accepted"
+                )
             reply = bytearray()
             while data := await exchange.read():
                 reply += data
                 if len(reply) > EMBEDDINGS_BYTES_MAX:
-                    raise ProviderInvalid(f"the vectors are longer than {EMBEDDINGS_BYTES_MAX} bytes")
+                    raise ProviderInvalid(
+                        f"the vectors are longer than {EMBEDDINGS_BYTES_MAX} bytes"
+                    )
             return bytes(reply)
         finally:
             await exchange.close()
@@ -133,7 +159,7 @@ class OpenAIProvider:
         if self._sdk:
             await self._sdk.aclose()
 
-    async def _client(self) -> "sdk.Sdk":
+    async def _client(self) -> "sdk.SdkClient":
         """The SDK's client, loaded when it is first needed, in a thread: it takes a while."""
         if self._sdk is None:
             async with self._loading:  # one thread, however many wait for it
@@ -158,7 +184,9 @@ class OpenAIProvider:
         if self._connections is None:
             return await (await self._client()).post(body)
         self._head = self._head or await (await self._client()).head()
-        connection = await self._connections.exchange(b"%scontent-length: %d\r\n\r\n%s" % (self._head, len(body), body))
+        connection = await self._connections.send_request(
+            b"%scontent-length: %d\r\n\r\n%s" % (self._head, len(body), body)
+        )
         try:
             await connection.wait_head()
             refused = None if 200 <= connection.status < 300 else await _refused(connection)
@@ -204,10 +232,13 @@ class OpenAIProvider:
 def _proxied(url: httpx2.URL) -> bool:
     """Whether the environment names a proxy for this address."""
     proxies = urllib.request.getproxies()
-    return bool((proxies.get(url.scheme) or proxies.get("all")) and not urllib.request.proxy_bypass(url.host))
+    return bool(
+        (proxies.get(url.scheme) or proxies.get("all"))
+        and not urllib.request.proxy_bypass(url.host)
+    )
 
 
-async def _refused(connection: Connection) -> ProviderError:
+async def _refused(connection: HttpConnection) -> ProviderError:
     """What an error status says, with the beginning of its body."""
     body = bytearray()
     with suppress(ProviderError):
@@ -219,7 +250,9 @@ async def _refused(connection: Connection) -> ProviderError:
         said = None
     if isinstance(said, dict):
         said = said.get("error", said)
-    return refusal(connection.status, connection.headers.get(b"retry-after", b"").decode("latin-1"), said)
+    return error_from_refusal(
+        connection.status, connection.headers.get(b"retry-after", b"").decode("latin-1"), said
+    )
 
 
 def load() -> None:

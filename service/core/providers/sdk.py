@@ -22,8 +22,15 @@ import anyio
 import httpx2
 import openai
 
-from service.core.errors import ProviderCut, ProviderError, ProviderInvalid, ProviderRefused, ProviderTimeout, ProviderUnreachable
-from service.core.providers.chat_stream import ERROR_BYTES_MAX, refusal
+from service.core.errors import (
+    ProviderCut,
+    ProviderError,
+    ProviderInvalid,
+    ProviderRefused,
+    ProviderTimeout,
+    ProviderUnreachable,
+)
+from service.core.providers.chat_stream import ERROR_BYTES_MAX, error_from_refusal
 from service.core.providers.http1 import KEEP_ALIVE_SECONDS, TAIL_SECONDS
 
 CONNECTIONS_MAX = 2000
@@ -32,7 +39,7 @@ _SENT_NOTHING = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout,
 _FOREIGN = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
 
 
-class Sdk:
+class SdkClient:
     """The SDK's client for one provider. `transport` replaces the network by something in this process."""
 
     def __init__(
@@ -47,7 +54,9 @@ class Sdk:
     ) -> None:
         timeout = httpx2.Timeout(idle_seconds, connect=connect_seconds, pool=connect_seconds)
         limits = httpx2.Limits(
-            max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX, keepalive_expiry=KEEP_ALIVE_SECONDS
+            max_connections=CONNECTIONS_MAX,
+            max_keepalive_connections=CONNECTIONS_MAX,
+            keepalive_expiry=KEEP_ALIVE_SECONDS,
         )
         self._client = openai.AsyncOpenAI(
             base_url=url,
@@ -55,7 +64,11 @@ class Sdk:
             max_retries=0,
             timeout=timeout,
             http_client=httpx2.AsyncClient(
-                transport=transport, verify=tls, timeout=timeout, limits=limits, event_hooks={"response": [_bound_error_body]}
+                transport=transport,
+                verify=tls,
+                timeout=timeout,
+                limits=limits,
+                event_hooks={"response": [_bound_error_body]},
             ),
             default_headers={"Accept-Encoding": "identity"},
         )
@@ -65,9 +78,15 @@ class Sdk:
         written = _Written()
         async with httpx2.AsyncClient(transport=written) as http_client:
             await _post(self._client.with_options(http_client=http_client), b"")
-        headers = [b"%s: %s" % header for header in written.headers if header[0].lower() != b"content-length"]
+        headers = [
+            b"%s: %s" % header
+            for header in written.headers
+            if header[0].lower() != b"content-length"
+        ]
         head = [b"POST %s HTTP/1.1" % written.path, *headers]
-        if any(_BROKEN.search(line) for line in head):  # a key with a line end in it would go on as another header
+        if any(
+            _BROKEN.search(line) for line in head
+        ):  # a key with a line end in it would go on as another header
             raise ProviderRefused("the key or the base URL has characters that no header may have")
         return b"\r\n".join([*head, b""])
 
@@ -76,14 +95,14 @@ class Sdk:
         try:
             return SdkExchange(await _post(self._client, body, path))
         except _FOREIGN as error:
-            raise translate(error) from error
+            raise translate_error(error) from error
 
     async def models(self) -> list[str]:
         """The models that the provider offers. Raises `ProviderError`s."""
         try:
             return [model.id async for model in self._client.models.list()]
         except _FOREIGN as error:
-            raise translate(error) from error
+            raise translate_error(error) from error
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
@@ -96,7 +115,9 @@ class SdkExchange:
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
         # One that was made whole, in this process, is read already.
-        self._parts = _once(response.content) if response.is_stream_consumed else response.aiter_raw()
+        self._parts = (
+            _once(response.content) if response.is_stream_consumed else response.aiter_raw()
+        )
 
     def encoding(self) -> bytes:
         """See `Exchange.encoding`."""
@@ -107,7 +128,7 @@ class SdkExchange:
         try:
             return await anext(self._parts, b"")
         except _FOREIGN as error:
-            raise translate(error) from error
+            raise translate_error(error) from error
 
     async def close(self, *, tail: bool = False) -> None:
         """See `Exchange.close`."""
@@ -116,7 +137,10 @@ class SdkExchange:
                 with anyio.move_on_after(TAIL_SECONDS):
                     async for _ in self._parts:
                         pass
-        with anyio.CancelScope(shield=True), suppress(Exception):  # closing must not hide what went wrong
+        with (
+            anyio.CancelScope(shield=True),
+            suppress(Exception),
+        ):  # closing must not hide what went wrong
             await self._response.aclose()
 
 
@@ -157,21 +181,30 @@ class _Written(httpx2.AsyncBaseTransport):
         return httpx2.Response(200, request=request)
 
 
-async def _post(client: openai.AsyncOpenAI, body: bytes, path: str = "/chat/completions") -> httpx2.Response:
+async def _post(
+    client: openai.AsyncOpenAI, body: bytes, path: str = "/chat/completions"
+) -> httpx2.Response:
     """The SDK's low-level call: `stream` leaves the body unread, and this `cast_to` hands out the raw response."""
     post: Any = client.post
     options = {"headers": {"Content-Type": "application/json"}}
-    response: httpx2.Response = await post(path, content=body, options=options, cast_to=httpx2.Response, stream=True)
+    response: httpx2.Response = await post(
+        path, content=body, options=options, cast_to=httpx2.Response, stream=True
+    )
     return response
 
 
-def translate(error: Exception) -> ProviderError:
+def translate_error(error: Exception) -> ProviderError:
     """The one map from the SDK's and its transports' exceptions to ours. Total: a test enumerates theirs."""
     if any(isinstance(cause, _SENT_NOTHING) for cause in _causes(error)):
         return ProviderUnreachable("no connection to the provider")
     if isinstance(error, openai.APIStatusError):
-        return refusal(error.status_code, error.response.headers.get("retry-after", ""), error.body)
-    if any(isinstance(cause, openai.APITimeoutError | httpx2.TimeoutException | TimeoutError) for cause in _causes(error)):
+        return error_from_refusal(
+            error.status_code, error.response.headers.get("retry-after", ""), error.body
+        )
+    if any(
+        isinstance(cause, openai.APITimeoutError | httpx2.TimeoutException | TimeoutError)
+        for cause in _causes(error)
+    ):
         return ProviderTimeout("the provider was silent for too long")
     if isinstance(error, openai.APIConnectionError | httpx2.TransportError | httpx2.StreamError):
         return ProviderCut("the connection to the provider broke")

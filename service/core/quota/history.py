@@ -17,8 +17,8 @@ from service.core.database.tables import daily_totals, quota_totals, request_log
 from service.core.encoding import first_id
 from service.core.ports import list_subject_names
 from service.core.pricing import format_usd
-from service.core.quota.local import DAY, MINUTE, MONTH, Ledger
-from service.core.records import charge
+from service.core.quota.local import DAY, MINUTE, MONTH, LocalQuota
+from service.core.records import charge_of_row
 
 DAYS_MAX = 400
 ROWS_MAX = 5000
@@ -37,7 +37,7 @@ class UsageTotal(msgspec.Struct, frozen=True, kw_only=True):
     unpriced: int
 
 
-async def rebuild(session: ReadSession, ledger: Ledger, started: datetime) -> None:
+async def rebuild_usage(session: ReadSession, ledger: LocalQuota, started: datetime) -> None:
     """Bring into the ledger what was used before this process `started`. Raises `DatabaseUnavailable`."""
     minute: dict[str, list[int]] = {}
     day: dict[str, list[int]] = {}
@@ -51,11 +51,23 @@ async def rebuild(session: ReadSession, ledger: Ledger, started: datetime) -> No
         if row.day == today:
             _sum(day, row.subject, amount, 1)
     since = min(started, datetime.fromtimestamp(starts[MINUTE], UTC))
-    names = ("id", "created_at", "user_id", "key_id", "usage_source", "prompt_tokens", "completion_tokens", "cost_nano_usd", "held_tokens")
+    names = (
+        "id",
+        "created_at",
+        "user_id",
+        "key_id",
+        "usage_source",
+        "prompt_tokens",
+        "completion_tokens",
+        "cost_nano_usd",
+        "held_tokens",
+    )
     columns = [request_logs.c[name] for name in (*names, "held_nano_usd")]
-    for own in (await session.execute(sa.select(*columns).where(request_logs.c.id >= first_id(since)))).mappings():
+    for own in (
+        await session.execute(sa.select(*columns).where(request_logs.c.id >= first_id(since)))
+    ).mappings():
         for subject in list_subject_names(own["user_id"], own["key_id"]):
-            amount = (1, *charge(own))
+            amount = (1, *charge_of_row(own))
             if own["created_at"] < started:
                 if own["created_at"].timestamp() >= starts[MINUTE]:
                     _sum(minute, subject, amount, 1)
@@ -67,13 +79,19 @@ async def rebuild(session: ReadSession, ledger: Ledger, started: datetime) -> No
     ledger.load(day, month, minute)
 
 
-async def totals_of(session: ReadSession, *, user_id: str | None, since: date, until: date) -> list[UsageTotal]:
+async def read_totals(
+    session: ReadSession, *, user_id: str | None, since: date, until: date
+) -> list[UsageTotal]:
     """Sums by day, model and endpoint, newest first; of everybody if `user_id` is None. `until` is exclusive."""
     columns = daily_totals.c
     key = (columns.day, columns.model, columns.endpoint)
     names = ("answers", "prompt_tokens", "completion_tokens", "cost_nano_usd", "unpriced")
     query = sa.select(*key, *(sa.func.sum(columns[name]).label(name) for name in names))
-    query = query.where(columns.day >= str(since), columns.day < str(until)).group_by(*key).order_by(columns.day.desc(), *key[1:])
+    query = (
+        query.where(columns.day >= str(since), columns.day < str(until))
+        .group_by(*key)
+        .order_by(columns.day.desc(), *key[1:])
+    )
     if user_id is not None:
         query = query.where(columns.user_id == user_id)
     found = []

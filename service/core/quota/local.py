@@ -27,7 +27,13 @@ from functools import lru_cache
 
 import msgspec
 
-from service.core.errors import BeyondQuota, DatabaseUnavailable, Overloaded, QuotaExceeded, UnpricedModel
+from service.core.errors import (
+    BeyondQuota,
+    DatabaseUnavailable,
+    Overloaded,
+    QuotaExceeded,
+    UnpricedModel,
+)
 from service.core.ports import QuotaLimits, QuotaSubject, QuotaWindow
 
 MINUTE, DAY, MONTH = 0, 1, 2
@@ -46,7 +52,7 @@ LIMITS = (  # field of QuotaLimits, window, kind, unit
 CONCURRENT = ("concurrent", "concurrent-requests")
 
 
-class Account:
+class UsageAccount:
     """One user or key: for each window when it began, what was used and what is held (requests, tokens, nano-dollars)."""
 
     __slots__ = ("held", "open", "starts", "used")
@@ -68,13 +74,13 @@ class Account:
 
 class _Hold(msgspec.Struct):
     subjects: Sequence[QuotaSubject]
-    accounts: list[Account]
+    accounts: list[UsageAccount]
     starts: tuple[int, int, int]
     amount: tuple[int, int, int]
     expires_at: float
 
 
-class LedgerStatistics(msgspec.Struct, frozen=True):
+class LocalQuotaStatistics(msgspec.Struct, frozen=True):
     """`expired`: holds that nobody ended. `late`: those whose truth came after all."""
 
     loaded: bool
@@ -84,7 +90,7 @@ class LedgerStatistics(msgspec.Struct, frozen=True):
     late: int
 
 
-class Ledger:
+class LocalQuota:
     """The quota of one process. Callers with a limit wait up to `load_seconds` for `load`."""
 
     def __init__(
@@ -96,14 +102,20 @@ class Ledger:
     ) -> None:
         self._ttl_seconds, self._load_seconds = ttl_seconds, load_seconds
         self._clock = clock
-        self._accounts: dict[str, Account] = {}
-        self._holds: dict[str, _Hold] = {}  # in the order of their expiry: it is the same time for all
-        self._gone: dict[str, _Hold] = {}  # expired, and waiting for late truth; bounded as holds are
+        self._accounts: dict[str, UsageAccount] = {}
+        self._holds: dict[
+            str, _Hold
+        ] = {}  # in the order of their expiry: it is the same time for all
+        self._gone: dict[
+            str, _Hold
+        ] = {}  # expired, and waiting for late truth; bounded as holds are
         self._month = (0, 0)
         self._expired = self._late = 0
         self._loaded = asyncio.Event()
 
-    async def hold(self, name: str, subjects: Sequence[QuotaSubject], *, tokens: int, nano_usd: int | None) -> None:
+    async def hold(
+        self, name: str, subjects: Sequence[QuotaSubject], *, tokens: int, nano_usd: int | None
+    ) -> None:
         """Hold for the answer `name`. Raises `QuotaExceeded`, `BeyondQuota`, `UnpricedModel`, `Overloaded`; then nothing is held."""
         if not self._loaded.is_set() and any(subject.limits is not None for subject in subjects):
             await self._wait_loaded()
@@ -156,7 +168,9 @@ class Ledger:
     def expire(self) -> int:
         """Let go of the holds whose time is over; returns how many."""
         count, at = 0, self._clock()
-        while self._holds and (name := next(iter(self._holds))) and self._holds[name].expires_at <= at:
+        while (
+            self._holds and (name := next(iter(self._holds))) and self._holds[name].expires_at <= at
+        ):
             held = self._holds.pop(name)
             self._let_go(held)
             if len(self._gone) >= ACCOUNTS_MAX:
@@ -176,10 +190,18 @@ class Ledger:
         if account is None:
             return dict.fromkeys((*(name for name, *_ in LIMITS), CONCURRENT[0]), (0, 0))
         account.roll(self._starts(self._clock()))
-        found = {name: (account.used[window][kind], account.held[window][kind]) for name, window, kind, _ in LIMITS}
+        found = {
+            name: (account.used[window][kind], account.held[window][kind])
+            for name, window, kind, _ in LIMITS
+        }
         return found | {CONCURRENT[0]: (0, account.open)}
 
-    def load(self, day: Mapping[str, Sequence[int]], month: Mapping[str, Sequence[int]], minute: Mapping[str, Sequence[int]]) -> None:
+    def load(
+        self,
+        day: Mapping[str, Sequence[int]],
+        month: Mapping[str, Sequence[int]],
+        minute: Mapping[str, Sequence[int]],
+    ) -> None:
         """Add what earlier processes have used: (requests, tokens, nano-dollars) by subject, of the windows of now."""
         starts = self._starts(self._clock())
         for window, found in ((MINUTE, minute), (DAY, day), (MONTH, month)):
@@ -188,9 +210,11 @@ class Ledger:
                 if account is None:
                     if len(self._accounts) >= ACCOUNTS_MAX:
                         continue
-                    account = self._accounts[subject] = Account(starts)
+                    account = self._accounts[subject] = UsageAccount(starts)
                 account.roll(starts)
-                account.used[window] = [have + more for have, more in zip(account.used[window], amount, strict=True)]
+                account.used[window] = [
+                    have + more for have, more in zip(account.used[window], amount, strict=True)
+                ]
         self._loaded.set()
 
     async def _wait_loaded(self) -> None:
@@ -198,22 +222,28 @@ class Ledger:
             async with asyncio.timeout(self._load_seconds):
                 await self._loaded.wait()
         except TimeoutError as error:
-            raise DatabaseUnavailable("what was used before this process began is not known yet") from error
+            raise DatabaseUnavailable(
+                "what was used before this process began is not known yet"
+            ) from error
 
     def starts(self) -> tuple[int, int, int]:
         """When the windows of now began, in seconds since 1970: minute, day, month."""
         return self._starts(self._clock())
 
-    def statistics(self) -> LedgerStatistics:
+    def statistics(self) -> LocalQuotaStatistics:
         """A frozen look at the ledger."""
-        return LedgerStatistics(
-            loaded=self._loaded.is_set(), accounts=len(self._accounts), holds=len(self._holds), expired=self._expired, late=self._late
+        return LocalQuotaStatistics(
+            loaded=self._loaded.is_set(),
+            accounts=len(self._accounts),
+            holds=len(self._holds),
+            expired=self._expired,
+            late=self._late,
         )
 
     def _check(
         self,
         subject: QuotaSubject,
-        account: Account,
+        account: UsageAccount,
         limits: QuotaLimits,
         whole: Sequence[int],
         more: Sequence[int],
@@ -223,7 +253,9 @@ class Ledger:
         """Raises if `whole` can never fit a limit, or `more` does not fit now."""
         for name, window, kind, limit, _, _ in _set(limits):
             if kind == COST and nano_usd is None:
-                raise UnpricedModel(f"{name.replace('nano_usd', 'usd')} is limited, and the model has no known price")
+                raise UnpricedModel(
+                    f"{name.replace('nano_usd', 'usd')} is limited, and the model has no known price"
+                )
             used, held = account.used[window][kind], account.held[window][kind]
             if whole[kind] > limit:
                 raise BeyondQuota(
@@ -231,16 +263,30 @@ class Ledger:
                     extra={"limit": _shown(name), "of": subject.of},
                 )
             if more[kind] > 0 and used + held + more[kind] > limit:
-                wait = SOON_SECONDS if used + whole[kind] <= limit else _seconds(self._end(window) - at)
+                wait = (
+                    SOON_SECONDS
+                    if used + whole[kind] <= limit
+                    else _seconds(self._end(window) - at)
+                )
                 self._refuse(subject, name, limit, more[kind], [subject], wait)
 
     def _refuse(
-        self, subject: QuotaSubject, name: str, limit: int, needed: int, subjects: Sequence[QuotaSubject], retry_after_seconds: int
+        self,
+        subject: QuotaSubject,
+        name: str,
+        limit: int,
+        needed: int,
+        subjects: Sequence[QuotaSubject],
+        retry_after_seconds: int,
     ) -> None:
         error = QuotaExceeded(
             f"the {_shown(name)} of this {subject.of} ({limit}) has no room for {needed} more",
             retry_after_seconds=retry_after_seconds,
-            extra={"limit": _shown(name), "of": subject.of, "violated-policies": [policy(subject.of, name)]},
+            extra={
+                "limit": _shown(name),
+                "of": subject.of,
+                "violated-policies": [format_policy(subject.of, name)],
+            },
         )
         error.windows = self.windows(subjects)
         raise error
@@ -252,7 +298,7 @@ class Ledger:
         for subject in subjects:
             if subject.limits is None:
                 continue
-            account = self._accounts.get(subject.name) or Account(starts)
+            account = self._accounts.get(subject.name) or UsageAccount(starts)
             account.roll(starts)
             for _, window, kind, limit, shown, unit in _set(subject.limits):
                 yield QuotaWindow(
@@ -266,12 +312,19 @@ class Ledger:
                     reset_seconds=_seconds(ends[window] - at),
                 )
             if (most := subject.limits.concurrent) is not None:
-                yield QuotaWindow(name=CONCURRENT[0], of=subject.of, unit=CONCURRENT[1], limit=most, used=0, held=account.open)
+                yield QuotaWindow(
+                    name=CONCURRENT[0],
+                    of=subject.of,
+                    unit=CONCURRENT[1],
+                    limit=most,
+                    used=0,
+                    held=account.open,
+                )
 
-    def _account(self, subject: QuotaSubject, starts: Sequence[int]) -> Account:
+    def _account(self, subject: QuotaSubject, starts: Sequence[int]) -> UsageAccount:
         account = self._accounts.get(subject.name)
         if account is None:
-            account = Account(starts)
+            account = UsageAccount(starts)
             if len(self._accounts) >= ACCOUNTS_MAX:
                 self._prune(starts)
             if len(self._accounts) < ACCOUNTS_MAX:
@@ -283,7 +336,11 @@ class Ledger:
 
     def _prune(self, starts: Sequence[int]) -> None:
         """Forget whose month is over."""
-        old = [name for name, account in self._accounts.items() if not account.open and account.starts[MONTH] < starts[MONTH]]
+        old = [
+            name
+            for name, account in self._accounts.items()
+            if not account.open and account.starts[MONTH] < starts[MONTH]
+        ]
         for name in old:
             del self._accounts[name]
 
@@ -296,7 +353,9 @@ class Ledger:
     def _starts(self, at: float) -> tuple[int, int, int]:
         seconds = int(at)
         if not self._month[0] <= seconds < self._month[1]:
-            first = datetime.fromtimestamp(seconds, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+            first = datetime.fromtimestamp(seconds, UTC).replace(
+                day=1, hour=0, minute=0, second=0, microsecond=0
+            )
             begin = int(first.timestamp())
             self._month = (begin, begin + calendar.monthrange(first.year, first.month)[1] * 86_400)
         return seconds - seconds % 60, seconds - seconds % 86_400, self._month[0]
@@ -309,16 +368,21 @@ class Ledger:
 @lru_cache(maxsize=1024)
 def _set(limits: QuotaLimits) -> tuple[tuple[str, int, int, int, str, str], ...]:
     """Those limits that are set: name, window, kind, limit, name as shown, unit."""
-    found = ((name, window, kind, getattr(limits, name), _shown(name), unit) for name, window, kind, unit in LIMITS)
+    found = (
+        (name, window, kind, getattr(limits, name), _shown(name), unit)
+        for name, window, kind, unit in LIMITS
+    )
     return tuple(each for each in found if each[3] is not None)
 
 
-def policy(of: str, name: str) -> str:
+def format_policy(of: str, name: str) -> str:
     """The name of a limit in the `RateLimit` headers, such as `user-tokens-per-day`."""
     return f"{of}-{_shown(name).replace('_', '-')}"
 
 
-def _add(sums: list[list[int]], account: Account, starts: Sequence[int], amount: Sequence[int]) -> None:
+def _add(
+    sums: list[list[int]], account: UsageAccount, starts: Sequence[int], amount: Sequence[int]
+) -> None:
     """Add to every window that is still the one in which the answer began."""
     for window, start in enumerate(starts):
         if account.starts[window] == start:
@@ -333,7 +397,13 @@ def _shown(name: str) -> str:
 
 
 def _unit(name: str) -> str:
-    return "tokens" if name.startswith("tokens") else "nano-dollars" if name.startswith("cost") else "requests"
+    return (
+        "tokens"
+        if name.startswith("tokens")
+        else "nano-dollars"
+        if name.startswith("cost")
+        else "requests"
+    )
 
 
 def _seconds(seconds: float) -> int:

@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 K1, B = 0.6, 0.75
 HALF = 1 << 16
 CHUNKS_AT_ONCE = 12  # arrays so small that memory at hand serves them; for larger ones the kernel would be asked, at many times the cost
-DENSE_MAX = 1_000_000  # numbers of chunks that are summed up by place, however few of them are there
+DENSE_MAX = (
+    1_000_000  # numbers of chunks that are summed up by place, however few of them are there
+)
 
 SPACE = ord(" ")
 BASE = 0xD6E8FEB86659FD93  # of the polynomial: any odd number of 64 bits has an inverse
 
 # Odd numbers of 64 bits (Knuth's and others' multipliers): a word, a phrase and a gram of the same letters differ by them.
-_WORD, _AFTER, _GRAM = (np.uint64(each) for each in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9))
+_WORD, _AFTER, _GRAM = (
+    np.uint64(each) for each in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+)
 
 Numbers = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -45,13 +49,25 @@ def digests(stored: Sequence[tuple[int, str, str, str | None]]) -> dict[int, Dig
     made = {}
     for begin in range(0, len(stored), CHUNKS_AT_ONCE):
         some = stored[begin : begin + CHUNKS_AT_ONCE]
-        hashes = _hashes(" ".join(text for _, words, grams, _ in some for text in (words, grams) if text))
-        as_word, as_gram, as_phrase = _codes(hashes * _WORD), _codes(hashes * _GRAM), _codes(hashes[:-1] * _WORD + hashes[1:] * _AFTER)
+        hashes = _hashes(
+            " ".join(text for _, words, grams, _ in some for text in (words, grams) if text)
+        )
+        as_word, as_gram, as_phrase = (
+            _codes(hashes * _WORD),
+            _codes(hashes * _GRAM),
+            _codes(hashes[:-1] * _WORD + hashes[1:] * _AFTER),
+        )
         first = 0
         for id_, words, grams, content_hash in some:
             middle = first + _count(words)
             last = middle + _count(grams)
-            codes = np.concatenate([as_word[first:middle], as_phrase[first : max(first, middle - 1)], as_gram[middle:last]])
+            codes = np.concatenate(
+                [
+                    as_word[first:middle],
+                    as_phrase[first : max(first, middle - 1)],
+                    as_gram[middle:last],
+                ]
+            )
             made[id_] = Digest(codes, middle - first, last - middle, content_hash)
             first = last
     return made
@@ -67,7 +83,9 @@ class Observed(msgspec.Struct, frozen=True):
     content_hashes: list[str | None]
 
 
-def numbered(words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Sequence[str]) -> Codes:
+def numbered(
+    words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Sequence[str]
+) -> Codes:
     """The numbers of a question's terms, in this order."""
     hashes = _hashes(" ".join([*words, *(a for a, _ in phrases), *(b for _, b in phrases), *grams]))
     before, after, last = len(words), len(words) + len(phrases), len(words) + 2 * len(phrases)
@@ -96,11 +114,21 @@ def idf(frequency: float, total: int) -> float:
 class Occurrences:
     """The terms of a question in some chunks, and what they are worth there."""
 
-    def __init__(self, words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Sequence[str], chunks: Observed) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        phrases: Sequence[tuple[str, str]],
+        grams: Sequence[str],
+        chunks: Observed,
+    ) -> None:
         self._words, self._grams, self._often = words, grams, chunks.often
         self._phrases = slice(len(words), len(words) + len(phrases))
-        self._kinds = np.repeat([0, 0, 1], [len(words), len(phrases), len(grams)])  # phrases are as many as words, but for one
-        self._lengths = chunks.lengths / np.maximum(chunks.lengths.mean(axis=0) if chunks.ids else 1, 1e-9)
+        self._kinds = np.repeat(
+            [0, 0, 1], [len(words), len(phrases), len(grams)]
+        )  # phrases are as many as words, but for one
+        self._lengths = chunks.lengths / np.maximum(
+            chunks.lengths.mean(axis=0) if chunks.ids else 1, 1e-9
+        )
 
     def of_phrases(self) -> list[float]:
         """How often each phrase stands in all of them."""
@@ -115,12 +143,16 @@ class Occurrences:
     def standing(self, chunk: int) -> tuple[list[str], list[str]]:
         """The words, and the grams, that stand in this chunk."""
         there = (self._often[chunk] > 0).tolist()
-        return list(compress(self._words, there)), list(compress(self._grams, there[self._phrases.stop :]))
+        return list(compress(self._words, there)), list(
+            compress(self._grams, there[self._phrases.stop :])
+        )
 
     def scores(self, worth: Sequence[float], b: float) -> list[float]:
         """The score of each chunk, where `worth` is the idf of each term times the weight of its kind."""
         norms = (K1 * (1 - b + b * self._lengths))[:, self._kinds]
-        scores: list[float] = (self._often / (self._often + norms) @ (np.asarray(worth) * (K1 + 1))).tolist()
+        scores: list[float] = (
+            self._often / (self._often + norms) @ (np.asarray(worth) * (K1 + 1))
+        ).tolist()
         return scores
 
 
@@ -148,7 +180,9 @@ def located(asked: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids, Ids]:
     if not len(asked) or not len(chunks):
         nothing = np.zeros(0, dtype=np.int64)
         return nothing, nothing, nothing
-    likely = np.zeros(HALF, dtype=bool)  # by half of the bits: nearly all that was not asked for is gone after one look
+    likely = np.zeros(
+        HALF, dtype=bool
+    )  # by half of the bits: nearly all that was not asked for is gone after one look
     likely[_half(asked)] = True
     some, at, before = [], [], 0
     for begin in range(0, len(chunks), CHUNKS_AT_ONCE):
@@ -162,7 +196,11 @@ def located(asked: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids, Ids]:
     columns = order[np.minimum(np.searchsorted(asked, left, sorter=order), len(asked) - 1)]
     same = asked[columns] == left
     places = np.concatenate(at)[same]
-    return places, np.searchsorted(np.cumsum([len(one) for one in chunks]), places, side="right"), columns[same]
+    return (
+        places,
+        np.searchsorted(np.cumsum([len(one) for one in chunks]), places, side="right"),
+        columns[same],
+    )
 
 
 def weighed(postings: Iterable[tuple[Ids, float]]) -> tuple[Ids, Numbers]:

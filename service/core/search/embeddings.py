@@ -23,13 +23,13 @@ from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.database.engine import Database
 from service.core.database.tables import chunks, vectors
-from service.core.encoding import new_id, now
+from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout, retry_delay
-from service.core.ports import Embedded, Embedder, Message, Nearness
+from service.core.ports import Embedder, EmbeddingResult, Message, Similarities
 from service.core.pricing import PriceBook
 from service.core.records import Intent, Status
 from service.core.search import fts5_merge
-from service.core.search.vector_matrix import Matrix, unit
+from service.core.search.vector_matrix import VectorMatrix, unit
 from service.core.telemetry import log
 
 EMBEDDER = "kotae.embeddings"  # whose the rows are
@@ -41,29 +41,35 @@ RETRY_SECONDS_MAX = 3
 AT_ONCE = 1000  # vectors loaded, or looked for, by one statement
 
 
-class Text(msgspec.Struct, frozen=True):
+class MissingText(msgspec.Struct, frozen=True):
     """A text that has no vector yet."""
 
     content_hash: str
     text: str
 
 
-class Vectors:
+class EmbeddingStore:
     """The vectors of one model. See `Near`."""
 
     def __init__(
-        self, database: Database, embedder: Embedder, recorder: Recorder | None, prices: PriceBook | None, *, attempts_max: int = 3
+        self,
+        database: Database,
+        embedder: Embedder,
+        recorder: Recorder | None,
+        prices: PriceBook | None,
+        *,
+        attempts_max: int = 3,
     ) -> None:
         self._database, self._embedder = database, embedder
         self._recorder, self._prices, self._attempts_max = recorder, prices, attempts_max
-        self._matrix = Matrix(TEXTS_MAX)  # by content hash
+        self._matrix = VectorMatrix(TEXTS_MAX)  # by content hash
 
     @property
     def at_once(self) -> int:
         """Most texts of one `make`."""
         return self._embedder.at_once
 
-    async def near(self, query: str) -> Nearness | None:
+    async def find_similar(self, query: str) -> Similarities | None:
         """See `Near.near`."""
         if not len(self._matrix):
             return None
@@ -74,18 +80,18 @@ class Vectors:
             return None
         return await anyio.to_thread.run_sync(self._matrix.near, made.vectors[0])
 
-    async def load(self) -> None:
+    async def load_vectors(self) -> None:
         """Bring what is in the database into memory, in place of what is there."""
-        mine, after = Matrix(TEXTS_MAX), ""
+        mine, after = VectorMatrix(TEXTS_MAX), ""
         while len(mine) < TEXTS_MAX and (found := await self._page(after)):
             mine.keep(found)
             after = max(found)
         self._matrix = mine
 
-    async def sweep(self) -> int:
+    async def delete_unused(self) -> int:
         """Drop from memory what is not in the database any more, and say how many that were."""
         count = sa.select(sa.func.count()).where(vectors.c.model == self._embedder.model)
-        async with self._database.reading() as session:
+        async with self._database.read_session() as session:
             there = int((await session.execute(count)).scalar_one())
         names, gone = self._matrix.names() if there < len(self._matrix) else [], 0
         for begin in range(0, len(names), AT_ONCE):
@@ -95,9 +101,11 @@ class Vectors:
             gone += len(missing)
         return gone
 
-    async def missing(self, after: str) -> list[Text]:
+    async def list_missing(self, after: str) -> list[MissingText]:
         """Texts of chunks that have no vector, in the order of their hash, behind `after`: as many as one call takes."""
-        has = sa.exists().where(vectors.c.model == self._embedder.model, vectors.c.content_hash == chunks.c.content_hash)
+        has = sa.exists().where(
+            vectors.c.model == self._embedder.model, vectors.c.content_hash == chunks.c.content_hash
+        )
         query = (
             sa.select(chunks.c.content_hash, sa.func.min(chunks.c.text).label("text"))
             .where(chunks.c.content_hash > after, ~has)
@@ -105,39 +113,58 @@ class Vectors:
             .order_by(chunks.c.content_hash)
             .limit(self.at_once)
         )
-        async with self._database.reading() as session:
-            return [Text(row[0], row[1]) for row in await session.execute(query)]
+        async with self._database.read_session() as session:
+            return [MissingText(row[0], row[1]) for row in await session.execute(query)]
 
-    async def version(self) -> int:
+    async def read_version(self) -> int:
         """Of the index: it changes with every chunk."""
-        return await fts5_merge.version(self._database)
+        return await fts5_merge.read_version(self._database)
 
-    async def progress(self) -> tuple[int, int]:
+    async def read_progress(self) -> tuple[int, int]:
         """(texts that should have a vector, those that have one)."""
-        wanted = sa.select(chunks.c.content_hash).where(chunks.c.content_hash.is_not(None)).distinct()
+        wanted = (
+            sa.select(chunks.c.content_hash).where(chunks.c.content_hash.is_not(None)).distinct()
+        )
         mine = sa.select(vectors.c.content_hash).where(vectors.c.model == self._embedder.model)
         texts, done = wanted.subquery(), wanted.where(chunks.c.content_hash.in_(mine)).subquery()
-        counts = [sa.select(sa.func.count()).select_from(each).scalar_subquery() for each in (texts, done)]
-        async with self._database.reading() as session:
+        counts = [
+            sa.select(sa.func.count()).select_from(each).scalar_subquery() for each in (texts, done)
+        ]
+        async with self._database.read_session() as session:
             found = (await session.execute(sa.select(*counts))).one()
             return found[0], found[1]
 
-    async def make(self, texts: Sequence[Text]) -> None:
+    async def embed_texts(self, texts: Sequence[MissingText]) -> None:
         """Embed and keep. What was deleted meanwhile is not kept. Raises `KotaeError`s."""
         made = await self._embed([each.text for each in texts], query=False)
         hashes = [each.content_hash for each in texts]
         async with self._database.transaction() as session:
-            there = set((await session.execute(sa.select(chunks.c.content_hash).where(chunks.c.content_hash.in_(hashes)))).scalars())
-            kept = {name: unit(vector) for name, vector in zip(hashes, made.vectors, strict=True) if name in there}
+            there = set(
+                (
+                    await session.execute(
+                        sa.select(chunks.c.content_hash).where(chunks.c.content_hash.in_(hashes))
+                    )
+                ).scalars()
+            )
+            kept = {
+                name: unit(vector)
+                for name, vector in zip(hashes, made.vectors, strict=True)
+                if name in there
+            }
             if kept:
-                rows = [{"model": self._embedder.model, "content_hash": name, "vector": vector} for name, vector in kept.items()]
+                rows = [
+                    {"model": self._embedder.model, "content_hash": name, "vector": vector}
+                    for name, vector in kept.items()
+                ]
                 await session.execute(sa.insert(vectors).prefix_with("OR REPLACE"), rows)
         self._matrix.keep(kept)
 
     async def _known(self, hashes: list[str]) -> set[str]:
         """Those of these texts that have a vector in the database."""
-        query = sa.select(vectors.c.content_hash).where(vectors.c.model == self._embedder.model, vectors.c.content_hash.in_(hashes))
-        async with self._database.reading() as session:
+        query = sa.select(vectors.c.content_hash).where(
+            vectors.c.model == self._embedder.model, vectors.c.content_hash.in_(hashes)
+        )
+        async with self._database.read_session() as session:
             return set((await session.execute(query)).scalars())
 
     async def _page(self, after: str) -> dict[str, bytes]:
@@ -147,10 +174,10 @@ class Vectors:
             .order_by(vectors.c.content_hash)
             .limit(AT_ONCE)
         )
-        async with self._database.reading() as session:
+        async with self._database.read_session() as session:
             return {row[0]: row[1] for row in await session.execute(query)}
 
-    async def _embed(self, texts: list[str], *, query: bool) -> Embedded:
+    async def _embed(self, texts: list[str], *, query: bool) -> EmbeddingResult:
         seconds = QUERY_SECONDS if query else None
         if not self._embedder.metered or self._recorder is None or self._prices is None:
             return await _in_time(self._embedder.embed(texts, query=query), seconds)
@@ -169,9 +196,11 @@ class Vectors:
         account.finish(Status.COMPLETED)
         return embedded
 
-    def _open_account(self, recorder: Recorder, prices: PriceBook, texts: list[str]) -> AnswerAccount:
-        created_at = now()
-        answer_id = new_id(created_at)
+    def _open_account(
+        self, recorder: Recorder, prices: PriceBook, texts: list[str]
+    ) -> AnswerAccount:
+        created_at = utc_now()
+        answer_id = create_id(created_at)
         intent = Intent(
             id=answer_id,
             created_at=created_at,
@@ -184,9 +213,13 @@ class Vectors:
         )
         recorder.begin(intent)
         messages = [Message("user", text) for text in texts]
-        return AnswerAccount(intent, messages, recorder, prices, completion_tokens_max=0, started=time.perf_counter())
+        return AnswerAccount(
+            intent, messages, recorder, prices, completion_tokens_max=0, started=time.perf_counter()
+        )
 
-    async def _call(self, account: AnswerAccount, texts: list[str], *, query: bool) -> Embedded:
+    async def _call(
+        self, account: AnswerAccount, texts: list[str], *, query: bool
+    ) -> EmbeddingResult:
         """Call the provider until it answers. Only an attempt that was surely not billed is retried."""
         while True:
             account.attempts += 1
@@ -199,10 +232,14 @@ class Vectors:
             else:
                 account.end_attempt()
                 return embedded
-            await asyncio.sleep(retry_delay(account.attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX))
+            await asyncio.sleep(
+                retry_delay(
+                    account.attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX
+                )
+            )
 
 
-async def _in_time(made: Awaitable[Embedded], seconds: float | None) -> Embedded:
+async def _in_time(made: Awaitable[EmbeddingResult], seconds: float | None) -> EmbeddingResult:
     try:
         async with asyncio.timeout(seconds):
             return await made

@@ -10,23 +10,25 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from service.core.ports import Nearness
-from service.core.search.index import Index, Seen
+from service.core.ports import Similarities
+from service.core.search.index import Index, Visibility
 from service.core.search.ranking import Thresholds, hit, parse, rank
-from service.core.search.results import NOTHING, Found
+from service.core.search.results import NOTHING, SearchResults
 from service.core.settings import Settings
 from service.core.text.tokenizer import Tokenizer
 
 
-class Search:
+class SearchEngine:
     """Made once for a database: its index remembers."""
 
     def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
         self._tokenizer = tokenizer
-        self._thresholds = Thresholds(settings.relevance_share_min, settings.relevance_terms_min, settings.cosine_even)
+        self._thresholds = Thresholds(
+            settings.relevance_share_min, settings.relevance_terms_min, settings.cosine_even
+        )
         self._index = Index()
 
-    def find(
+    def search(
         self,
         connection: sa.Connection,
         query: str,
@@ -34,20 +36,30 @@ class Search:
         user_id: str | None,
         within: Sequence[str] | None,
         limit: int,
-        nearness: Nearness | None,
-    ) -> Found:
+        nearness: Similarities | None,
+    ) -> SearchResults:
         """See `Retrieval.search`."""
         asked = parse(query, self._tokenizer)
         if not asked.words and not asked.grams:
             return NOTHING
-        index, seen = self._index.at(connection, asked), Seen(user_id, within)
+        index, seen = self._index.at(connection, asked), Visibility(user_id, within)
         counts = index.counts()
         ids = index.candidates(counts, seen)
         if nearness:
             ids = list(dict.fromkeys([*ids, *index.nearest(nearness, seen)]))
         chunks = index.observed(ids)
-        cosines = nearness.of(name or "" for name in chunks.content_hashes) if nearness else None
-        ranked = rank(asked, chunks, counts, limit=limit, thresholds=self._thresholds, cosines=cosines)
+        cosines = (
+            nearness.get_cosines(name or "" for name in chunks.content_hashes) if nearness else None
+        )
+        ranked = rank(
+            asked, chunks, counts, limit=limit, thresholds=self._thresholds, cosines=cosines
+        )
         rows = index.rows([place.id for place in ranked.places])
         hits = [hit(place, rows[place.id]) for place in ranked.places]
-        return Found(items=hits, answerable=ranked.answerable, share=ranked.share, terms=ranked.terms, cosine=ranked.cosine)
+        return SearchResults(
+            items=hits,
+            answerable=ranked.answerable,
+            share=ranked.share,
+            terms=ranked.terms,
+            cosine=ranked.cosine,
+        )

@@ -18,20 +18,20 @@ PAUSE_SECONDS = 0.05  # between two transactions, in which others may write
 WORKED_CHANGES = 2  # in total_changes(): fewer, and there was nothing to merge
 
 
-async def version(database: Database) -> int:
+async def read_version(database: Database) -> int:
     """The version of the index: another one, and something was added or deleted. Raises `DatabaseUnavailable`."""
-    async with database.reading() as session:
+    async with database.read_session() as session:
         return int((await session.exec_driver_sql("SELECT version FROM index_state")).scalar_one())
 
 
-async def loose(database: Database) -> bool:
+async def count_loose_pages(database: Database) -> bool:
     """Whether a merge is worth it. Raises `DatabaseUnavailable`."""
-    async with database.reading() as session:
+    async with database.read_session() as session:
         sizes = sorted((await session.exec_driver_sql(_SIZES)).scalars())
     return sum(sizes[:-1]) > LOOSE_SHARE * sizes[-1] if sizes else False
 
 
-async def merge(database: Database, pause_seconds: float = PAUSE_SECONDS) -> None:
+async def merge_segments(database: Database, pause_seconds: float = PAUSE_SECONDS) -> None:
     """Make the index one segment. Raises `DatabaseUnavailable`; the steps done until then stay done."""
     first = True
     while await merge_step(database, first=first):
@@ -47,7 +47,9 @@ async def merge_step(database: Database, *, first: bool, pages_max: int = PAGES_
     pages = -pages_max if first else pages_max
     async with database.transaction() as session:
         before = await _changes(session)
-        await session.exec_driver_sql("INSERT INTO chunk_terms(chunk_terms, rank) VALUES ('merge', ?)", (pages,))
+        await session.exec_driver_sql(
+            "INSERT INTO chunk_terms(chunk_terms, rank) VALUES ('merge', ?)", (pages,)
+        )
         return await _changes(session) - before >= WORKED_CHANGES
 
 

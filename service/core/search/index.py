@@ -23,23 +23,27 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from service.core.ports import Nearness
+from service.core.ports import Similarities
 from service.core.search.bm25 import Digest, Observed, digests, heaviest, idf
 from service.core.search.cache import BoundedCache
-from service.core.search.postings.fts5 import Fts5Postings, Version
+from service.core.search.postings.fts5 import Fts5Postings, IndexVersion
 from service.core.search.ranking import GRAM_WEIGHT, Counts, Query, Row
 
 CANDIDATES_MAX = 70
 TIED_SHARE = 0.5  # of the best: chunks that many others equal are worth telling apart
 NEAR_CANDIDATES = 30
-NEAR_LOOKED = (50, 500, 5_000)  # of the nearest texts, step by step: whose they are is found out by looking
+NEAR_LOOKED = (
+    50,
+    500,
+    5_000,
+)  # of the nearest texts, step by step: whose they are is found out by looking
 SEEN_LOOKED = 300  # of the best chunks, at a time, likewise
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_LEAST = 3  # looked up even if they are not rare
 CODES_KEPT, CHARACTERS_KEPT = 8_000_000, 5_000_000
 
 
-class Seen(msgspec.Struct, frozen=True):
+class Visibility(msgspec.Struct, frozen=True):
     """Whose documents, and which of them, may be found. None: every one."""
 
     user_id: str | None
@@ -55,7 +59,9 @@ class Seen(msgspec.Struct, frozen=True):
         """A clause for a query of `chunks AS c` and `documents AS d`, with `values`."""
         clauses = [
             "AND (d.user_id = :user_id OR d.shared)" if self.user_id is not None else "",
-            "AND c.document_id IN (SELECT value FROM json_each(:within))" if self.within is not None else "",
+            "AND c.document_id IN (SELECT value FROM json_each(:within))"
+            if self.within is not None
+            else "",
         ]
         return " ".join(clauses)
 
@@ -69,8 +75,12 @@ class _Chunks:
     """What is known of chunks, in whatever version of the index they are."""
 
     def __init__(self) -> None:
-        self.digests: BoundedCache[int, Digest] = BoundedCache(CODES_KEPT, lambda one: len(one.codes) + 80)
-        self.rows: BoundedCache[int, Row] = BoundedCache(CHARACTERS_KEPT, lambda row: len(row.text) + 400)
+        self.digests: BoundedCache[int, Digest] = BoundedCache(
+            CODES_KEPT, lambda one: len(one.codes) + 80
+        )
+        self.rows: BoundedCache[int, Row] = BoundedCache(
+            CHARACTERS_KEPT, lambda row: len(row.text) + 400
+        )
 
 
 class Index:
@@ -81,7 +91,7 @@ class Index:
         self._forget()
 
     def _forget(self) -> None:
-        self._version = Version(0)
+        self._version = IndexVersion(0)
         self._known = _Chunks()
 
     def at(self, connection: sa.Connection, query: Query) -> "Snapshot":
@@ -94,14 +104,18 @@ class Index:
             self._file = file
             self._forget()
         if number != self._version.number:
-            self._version = Version(number)
-        return Snapshot(cursor, query, Fts5Postings(cursor.execute, self._version, query), self._known, chunks)
+            self._version = IndexVersion(number)
+        return Snapshot(
+            cursor, query, Fts5Postings(cursor.execute, self._version, query), self._known, chunks
+        )
 
 
 class Snapshot:
     """One version of the index, for one question. All of it blocks."""
 
-    def __init__(self, cursor: Any, query: Query, postings: Fts5Postings, known: _Chunks, chunks: int) -> None:
+    def __init__(
+        self, cursor: Any, query: Query, postings: Fts5Postings, known: _Chunks, chunks: int
+    ) -> None:
         self._execute = cursor.execute
         self._query, self._postings, self._known, self._chunks = query, postings, known, chunks
 
@@ -109,16 +123,22 @@ class Snapshot:
         """How many chunks there are, and have each term of the question."""
         found, query = self._postings.frequencies(), self._query
         return Counts(
-            self._chunks, {word: found["words", word] for word in query.words}, {gram: found["grams", gram] for gram in query.grams}
+            self._chunks,
+            {word: found["words", word] for word in query.words},
+            {gram: found["grams", gram] for gram in query.grams},
         )
 
-    def candidates(self, counts: Counts, seen: Seen) -> list[int]:
+    def candidates(self, counts: Counts, seen: Visibility) -> list[int]:
         """The ids of the chunks that may answer, of those that may be seen."""
         words = _rarest(counts.words, WORDS_LEAST, POSTINGS_MAX)
         grams = _rarest(counts.grams, 1, GRAM_POSTINGS_MAX)
         rarities = {("words", term): idf(counts.words[term], counts.total) for term in words}
-        rarities |= {("grams", term): GRAM_WEIGHT * idf(counts.grams[term], counts.total) for term in grams}
-        worth = heaviest(*self._postings.weighed(rarities), CANDIDATES_MAX + 1 if seen.everything else None)
+        rarities |= {
+            ("grams", term): GRAM_WEIGHT * idf(counts.grams[term], counts.total) for term in grams
+        }
+        worth = heaviest(
+            *self._postings.weighed(rarities), CANDIDATES_MAX + 1 if seen.everything else None
+        )
         best = self._visible(list(worth), seen, CANDIDATES_MAX + 1)
         chosen = best[:CANDIDATES_MAX]
         if words and len(best) > CANDIDATES_MAX and worth[best[-1]] >= TIED_SHARE * worth[best[0]]:
@@ -127,15 +147,18 @@ class Snapshot:
             chosen = list(dict.fromkeys([*self._visible(matched, seen, CANDIDATES_MAX), *chosen]))
         return chosen
 
-    def nearest(self, nearness: Nearness, seen: Seen) -> list[int]:
+    def nearest(self, nearness: Similarities, seen: Visibility) -> list[int]:
         """The chunks nearest in meaning, of those that may be seen: of all texts first, and of more if those are somebody else's."""
         ids: list[int] = []
         looked = 0
         for most in NEAR_LOOKED:
-            some = nearness.nearest(most)[looked:]
+            some = nearness.find_nearest(most)[looked:]
             looked += len(some)
             place = {content_hash: n for n, content_hash in enumerate(some)}
-            found = self._execute(_NEAREST.format(condition=seen.condition), seen.values | {"hashes": json.dumps(some)})
+            found = self._execute(
+                _NEAREST.format(condition=seen.condition),
+                seen.values | {"hashes": json.dumps(some)},
+            )
             ids += [row[0] for row in sorted(found, key=lambda row: place[row[1]])]
             if len(ids) >= NEAR_CANDIDATES or not some:
                 break
@@ -143,13 +166,15 @@ class Snapshot:
 
     def observed(self, ids: Sequence[int]) -> Observed:
         """The question's terms in these chunks."""
-        return self._postings.observed(self._known.digests.get_many(ids, partial(_digests, self._execute)))
+        return self._postings.observed(
+            self._known.digests.get_many(ids, partial(_digests, self._execute))
+        )
 
     def rows(self, ids: Sequence[int]) -> dict[int, Row]:
         """The chunks themselves."""
         return self._known.rows.get_many(ids, partial(_rows, self._execute))
 
-    def _visible(self, ids: list[int], seen: Seen, most: int) -> list[int]:
+    def _visible(self, ids: list[int], seen: Visibility, most: int) -> list[int]:
         """The first of these that may be seen."""
         if seen.everything:
             return ids[:most]
@@ -157,7 +182,9 @@ class Snapshot:
         for begin in range(0, len(ids), SEEN_LOOKED):
             some = ids[begin : begin + SEEN_LOOKED]
             values = seen.values | {"ids": json.dumps(some)}
-            found = {row[0] for row in self._execute(_VISIBLE.format(condition=seen.condition), values)}
+            found = {
+                row[0] for row in self._execute(_VISIBLE.format(condition=seen.condition), values)
+            }
             visible += [id_ for id_ in some if id_ in found]
             if len(visible) >= most:
                 break
@@ -173,7 +200,9 @@ _NEAREST = """
 SELECT c.id, c.content_hash FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
 WHERE c.content_hash IN (SELECT value FROM json_each(:hashes)) {condition}
 """
-_TERMS = "SELECT id, words, grams, content_hash FROM chunks WHERE id IN (SELECT value FROM json_each(?))"
+_TERMS = (
+    "SELECT id, words, grams, content_hash FROM chunks WHERE id IN (SELECT value FROM json_each(?))"
+)
 _ROWS = """
 SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELECT value FROM json_each(?))

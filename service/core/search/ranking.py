@@ -26,14 +26,16 @@ import msgspec
 
 from service.core.search.bm25 import K1, B, Codes, Observed, Occurrences, idf, numbered
 from service.core.search.proximity import gathered
-from service.core.search.results import Hit, best_sentence
-from service.core.text.tokenizer import Tokenizer, language
+from service.core.search.results import Hit, find_best_sentence
+from service.core.text.tokenizer import Tokenizer, detect_language
 
 WORDS_MAX = 200
 GRAMS_MAX = 400
 LIMIT_MAX = 100
 
-JUDGED_B = 0.4  # the length of a chunk says less about whether it answers than about which of two does
+JUDGED_B = (
+    0.4  # the length of a chunk says less about whether it answers than about which of two does
+)
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 LATIN_GRAM_WEIGHT = 0.2  # a Latin word has many grams, which say much the same
 PROXIMITY_WEIGHT = 0.2  # of the best possible score of the terms
@@ -45,7 +47,10 @@ COSINE_SLOPE = 6  # of the logarithm of the least share and terms
 COMPARED = 10  # the best by words: all of them need a cosine for any to count
 TOP = 3  # the hits that abstention looks at
 TOGETHER = 1.5  # the least of share · √terms, as a multiple of that of both at their least
-LATIN_SHARE, LATIN_TERMS = 1.2, 1.45  # English says the same with fewer rare words: by these the numbers compare with Japanese
+LATIN_SHARE, LATIN_TERMS = (
+    1.2,
+    1.45,
+)  # English says the same with fewer rare words: by these the numbers compare with Japanese
 SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.93
 BARE_CHARACTERS_MAX = 80
 BARE_SHARE = 0.6  # of the least share, for words alone: a typing error still finds what is written much like it
@@ -83,7 +88,10 @@ class Query(msgspec.Struct, frozen=True):
     def columns(self) -> dict[Term, int]:
         """Of each word and gram: which of the numbers is its."""
         words = {("words", word): n for n, word in enumerate(self.words)}
-        return words | {("grams", gram): n for n, gram in enumerate(self.grams, len(self.codes) - len(self.grams))}
+        return words | {
+            ("grams", gram): n
+            for n, gram in enumerate(self.grams, len(self.codes) - len(self.grams))
+        }
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -133,12 +141,19 @@ class Ranked(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse(text: str, tokenizer: Tokenizer) -> Query:
     """A question's terms, the first `WORDS_MAX` words and `GRAMS_MAX` grams of them."""
-    found = tokenizer.terms(text)
+    found = tokenizer.extract_terms(text)
     words = list(dict.fromkeys(found.words))[:WORDS_MAX]
     phrases = list(dict.fromkeys((a, b) for a, b in pairwise(found.words) if a != b))[:WORDS_MAX]
     grams = list(dict.fromkeys(found.grams))[:GRAMS_MAX]
     bare = len(text) <= BARE_CHARACTERS_MAX and not _SENTENCE.search(text)
-    return Query(words, phrases, grams, numbered(words, phrases, grams), bare=bare, latin=language(text) == "en")
+    return Query(
+        words,
+        phrases,
+        grams,
+        numbered(words, phrases, grams),
+        bare=bare,
+        latin=detect_language(text) == "en",
+    )
 
 
 def rank(
@@ -155,15 +170,28 @@ def rank(
     `cosines`: by content hash, how near chunks are in meaning; None ranks by words alone.
     """
     found = Occurrences(query.words, query.phrases, query.grams, candidates)
-    words, grams = _rarities(query.words, counts.words, counts.total), _rarities(query.grams, counts.grams, counts.total)
-    phrases = [idf(often, counts.total) for often in found.of_phrases()]  # of the candidates: that is nearly all there are
+    words, grams = (
+        _rarities(query.words, counts.words, counts.total),
+        _rarities(query.grams, counts.grams, counts.total),
+    )
+    phrases = [
+        idf(often, counts.total) for often in found.of_phrases()
+    ]  # of the candidates: that is nearly all there are
     gram_weight = LATIN_GRAM_WEIGHT if query.latin else GRAM_WEIGHT
-    worth = [*words.values(), *(PHRASE_WEIGHT * each for each in phrases), *(gram_weight * each for each in grams.values())]
+    worth = [
+        *words.values(),
+        *(PHRASE_WEIGHT * each for each in phrases),
+        *(gram_weight * each for each in grams.values()),
+    ]
     best = (K1 + 1) * math.fsum(worth)
     most = best * (1 + PROXIMITY_WEIGHT)
     scores = found.scores(worth, B)
     whole = found.whole()
-    near = [cosines.get(name or "") for name in candidates.content_hashes] if cosines else [None] * len(scores)
+    near = (
+        [cosines.get(name or "") for name in candidates.content_hashes]
+        if cosines
+        else [None] * len(scores)
+    )
     placed = [one / (most or 1) for one in scores]
     placed = fuse(placed, near) if cosines else placed
     for i, together in _together(query, words, candidates, placed).items():
@@ -176,16 +204,35 @@ def rank(
     top = max((judged[i] for i in best_placed), default=0.0)
     share = top / best * (LATIN_SHARE if query.latin else 1) if best else 0.0
     rare = top / ((K1 + 1) * math.log(1 + counts.total)) * (LATIN_TERMS if query.latin else 1)
-    nearest = [cosine for i in best_placed if (cosine := near[i]) is not None] if thresholds.cosine_even else []
-    cosine = max(nearest) if nearest and len(nearest) == len(best_placed) else None  # while one waits, words alone decide
-    enough = _enough(query, share, rare, thresholds, cosine, whole=any(whole[i] for i in best_placed))
+    nearest = (
+        [cosine for i in best_placed if (cosine := near[i]) is not None]
+        if thresholds.cosine_even
+        else []
+    )
+    cosine = (
+        max(nearest) if nearest and len(nearest) == len(best_placed) else None
+    )  # while one waits, words alone decide
+    enough = _enough(
+        query, share, rare, thresholds, cosine, whole=any(whole[i] for i in best_placed)
+    )
 
     def place(i: int) -> Placed:
         matched, close = found.standing(i)
         weights = {gram: grams[gram] for gram in close} | {word: words[word] for word in matched}
-        return Placed(candidates.ids[i], round(scores[i], 4), round(scores[i] / most, 4) if most else 0.0, matched, near[i], weights)
+        return Placed(
+            candidates.ids[i],
+            round(scores[i], 4),
+            round(scores[i] / most, 4) if most else 0.0,
+            matched,
+            near[i],
+            weights,
+        )
 
-    places = [place(i) for i in order[: max(1, min(limit, LIMIT_MAX))] if scores[i] > 0 or near[i] is not None]
+    places = [
+        place(i)
+        for i in order[: max(1, min(limit, LIMIT_MAX))]
+        if scores[i] > 0 or near[i] is not None
+    ]
     return Ranked(
         places=places,
         answerable=bool(places) and enough,
@@ -195,14 +242,26 @@ def rank(
     )
 
 
-def _together(query: Query, words: Mapping[str, float], candidates: Observed, placed: Sequence[float]) -> dict[int, float]:
+def _together(
+    query: Query, words: Mapping[str, float], candidates: Observed, placed: Sequence[float]
+) -> dict[int, float]:
     """Of the best so far: the share of the question's words, by what they are worth, that stand near each other."""
     best = sorted(range(len(placed)), key=placed.__getitem__, reverse=True)[:GATHERED]
-    found = gathered(query.codes[: len(words)], list(words.values()), [candidates.words[i] for i in best])
+    found = gathered(
+        query.codes[: len(words)], list(words.values()), [candidates.words[i] for i in best]
+    )
     return dict(zip(best, (found / (math.fsum(words.values()) or 1)).tolist(), strict=True))
 
 
-def _enough(query: Query, share: float, terms: float, thresholds: Thresholds, cosine: float | None, *, whole: bool) -> bool:
+def _enough(
+    query: Query,
+    share: float,
+    terms: float,
+    thresholds: Thresholds,
+    cosine: float | None,
+    *,
+    whole: bool,
+) -> bool:
     """The abstention; see the module. `whole`: all words of the question stand in one of the best chunks."""
     least = thresholds.at(cosine)
     both = share >= least.share_min and terms >= least.terms_min
@@ -222,13 +281,22 @@ def fuse(coverages: Sequence[float], cosines: Sequence[float | None]) -> list[fl
     for its own.
     """
     best = sorted(range(len(coverages)), key=coverages.__getitem__, reverse=True)[:COMPARED]
-    known = [] if any(cosines[i] is None for i in best) else [cosine for cosine in cosines if cosine is not None]
+    known = (
+        []
+        if any(cosines[i] is None for i in best)
+        else [cosine for cosine in cosines if cosine is not None]
+    )
     mean = math.fsum(known) / len(known) if known else 0.0
-    deviation = math.sqrt(math.fsum((cosine - mean) ** 2 for cosine in known) / len(known)) if known else 0.0
+    deviation = (
+        math.sqrt(math.fsum((cosine - mean) ** 2 for cosine in known) / len(known))
+        if known
+        else 0.0
+    )
     if deviation < 1e-9:
         return list(coverages)
     return [
-        coverage + (0 if cosine is None else COSINE_WEIGHT * min(COSINE_MOST, (cosine - mean) / deviation))
+        coverage
+        + (0 if cosine is None else COSINE_WEIGHT * min(COSINE_MOST, (cosine - mean) / deviation))
         for coverage, cosine in zip(coverages, cosines, strict=True)
     ]
 
@@ -249,6 +317,6 @@ def hit(place: Placed, row: Row) -> Hit:
         score=place.score,
         coverage=place.coverage,
         matched=place.matched,
-        sentence=best_sentence(row.text, place.weights),
+        sentence=find_best_sentence(row.text, place.weights),
         cosine=msgspec.UNSET if place.cosine is None else round(place.cosine, 4),
     )

@@ -7,8 +7,8 @@ from itertools import accumulate
 
 import msgspec
 
-from service.core.text.sentences import sentences
-from service.core.text.tokenizer import fold
+from service.core.text.sentences import split_sentences
+from service.core.text.tokenizer import fold_text
 
 _ENDING = re.compile("(?<=[^\u3041-\u309f])[\u3041-\u309f]+$")  # hiragana behind other letters
 SENTENCES_KEPT = 3000  # chunks whose sentences are remembered, some 4 KB each
@@ -31,10 +31,12 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float
     matched: list[str]
     sentence: tuple[int, int]
-    cosine: float | msgspec.UnsetType = msgspec.UNSET  # nearness in meaning, where there is a vector
+    cosine: float | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # nearness in meaning, where there is a vector
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class SearchResults(msgspec.Struct, frozen=True, kw_only=True):
     """The hits, best first; and whether they can answer, with the two numbers that decided it, and the cosine if it took part."""
 
     items: list[Hit]
@@ -44,15 +46,15 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     cosine: float | msgspec.UnsetType = msgspec.UNSET
 
 
-NOTHING = Found(items=[], answerable=False, share=0, terms=0)
+NOTHING = SearchResults(items=[], answerable=False, share=0, terms=0)
 
 
-def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
+def find_best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
     """Where the sentence stands in which most of these terms, by weight, occur as letters; the first of equals.
 
     Of an inflected Japanese word what stays the same is looked for: 鳴る also stands in 鳴ったら.
     """
-    spans, plain, ends = plain_sentences(text)
+    spans, plain, ends = split_plain_sentences(text)
     if len(spans) == 1:
         return spans[0]
     worth = [0.0] * len(spans)
@@ -67,8 +69,8 @@ def best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=SENTENCES_KEPT)
-def plain_sentences(text: str) -> tuple[list[tuple[int, int]], str, list[int]]:
+def split_plain_sentences(text: str) -> tuple[list[tuple[int, int]], str, list[int]]:
     """The sentences; how they read when made plain, each a line; and where those lines end."""
-    spans = sentences(text) or [(0, len(text))]
-    plain = [fold(text[start:end]) + "\n" for start, end in spans]
+    spans = split_sentences(text) or [(0, len(text))]
+    plain = [fold_text(text[start:end]) + "\n" for start, end in spans]
     return spans, "".join(plain), list(accumulate(map(len, plain)))

@@ -13,26 +13,32 @@ from numpy.typing import NDArray
 GROWTH = 1024  # rows that it grows by, at the least
 
 
-class Cosines:
+class MatrixSimilarities:
     """How near each text is to one question. See `Nearness`."""
 
     def __init__(self, names: list[str], rows: dict[str, int], found: NDArray[np.float32]) -> None:
         self._names, self._rows, self._found = names, rows, found
 
-    def nearest(self, most: int) -> list[str]:
+    def find_nearest(self, most: int) -> list[str]:
         """See `Nearness.nearest`."""
         found = self._found
         first = max(0, len(found) - most)
         rows = np.argpartition(found, first)[first:] if first else np.arange(len(found))
-        return [name for row in rows[np.argsort(-found[rows])].tolist() if (name := self._names[row])]
+        return [
+            name for row in rows[np.argsort(-found[rows])].tolist() if (name := self._names[row])
+        ]
 
-    def of(self, names: Iterable[str]) -> dict[str, float]:
+    def get_cosines(self, names: Iterable[str]) -> dict[str, float]:
         """See `Nearness.of`."""
         known = ((name, self._rows.get(name, len(self._found))) for name in names)
-        return {name: float(self._found[row]) for name, row in known if row < len(self._found) and self._names[row] == name}
+        return {
+            name: float(self._found[row])
+            for name, row in known
+            if row < len(self._found) and self._names[row] == name
+        }
 
 
-class Matrix:
+class VectorMatrix:
     """At most `most` vectors of one length, that of the first; others are left out."""
 
     def __init__(self, most: int) -> None:
@@ -64,7 +70,9 @@ class Matrix:
         places = dict(zip(added, [*free, *range(len(self._names), end)], strict=True))
         rows = [self._rows[name] if name in self._rows else places[name] for name in fitting]
         self._grow(end, width)
-        self._values[rows] = _unit(np.frombuffer(b"".join(fitting.values()), dtype="<f4").reshape(-1, width))
+        self._values[rows] = _unit(
+            np.frombuffer(b"".join(fitting.values()), dtype="<f4").reshape(-1, width)
+        )
         # The names last: who finds one finds its vector.
         self._names += [""] * (end - len(self._names))
         for name, row in places.items():
@@ -79,11 +87,15 @@ class Matrix:
                 self._values[row] = 0
                 self._free.append(row)
 
-    def near(self, vector: bytes) -> Cosines | None:
+    def near(self, vector: bytes) -> MatrixSimilarities | None:
         """What all have in common with this one; None: it does not compare. May run in a thread."""
         names, values = self._names.copy(), self._values
         asked = np.frombuffer(unit(vector), dtype="<f4")
-        return Cosines(names, self._rows, values[: len(names)] @ asked) if len(asked) == values.shape[1] else None
+        return (
+            MatrixSimilarities(names, self._rows, values[: len(names)] @ asked)
+            if len(asked) == values.shape[1]
+            else None
+        )
 
     def _grow(self, rows: int, width: int) -> None:
         if rows > len(self._values):

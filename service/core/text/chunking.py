@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from service.core.text.sentences import LIST_MARKER, sentences
+from service.core.text.sentences import LIST_MARKER, split_sentences
 
 TITLE_CHARACTERS_MAX = 300
 _FIRST_LINE = re.compile(r"\S.{0,999}")  # its beginning
@@ -20,13 +20,13 @@ class Piece(msgspec.Struct, frozen=True):
     text: str
 
 
-def split(text: str, aim: int, overlap: int) -> list[Piece]:
+def split_chunks(text: str, aim: int, overlap: int) -> list[Piece]:
     """Chunks of whole sentences, about `aim` characters each and at most twice as long.
 
     A chunk repeats up to `overlap` characters of whole sentences of the one before, but nothing across a heading. Only
     a sentence longer than `2 * aim` is cut.
     """
-    units = [unit for span in sentences(text) for unit in _cut(text, *span, aim)]
+    units = [unit for span in split_sentences(text) for unit in _cut(text, *span, aim)]
     pieces = []
     first = 0
     while first < len(units):
@@ -51,11 +51,15 @@ def _fill(text: str, units: list[tuple[int, int]], first: int, aim: int) -> int:
             while is_heading(text, units[last][0]):
                 last -= 1
         elif units[last + 1][1] - units[first][0] <= 2 * aim:
-            last += 1  # a heading and its first sentence belong together, even a little over the aim
+            last += (
+                1  # a heading and its first sentence belong together, even a little over the aim
+            )
     return last
 
 
-def _next(text: str, units: list[tuple[int, int]], first: int, last: int, aim: int, overlap: int) -> int:
+def _next(
+    text: str, units: list[tuple[int, int]], first: int, last: int, aim: int, overlap: int
+) -> int:
     """The first unit of the next chunk: back as far as the overlap allows, and never without something new."""
     begin = last + 1
     if begin >= len(units) or is_heading(text, units[begin][0]):
@@ -70,7 +74,7 @@ def _next(text: str, units: list[tuple[int, int]], first: int, last: int, aim: i
     return begin
 
 
-def title_of(text: str) -> str:
+def derive_title(text: str) -> str:
     """What a text is called that was given no title: its first line that says something."""
     match = _FIRST_LINE.search(text)
     first = match[0].splitlines()[0].strip() if match else ""
@@ -98,7 +102,10 @@ def _cut(text: str, start: int, end: int, aim: int) -> Iterator[tuple[int, int]]
     """A sentence as it is, or in parts of at most `aim` characters, cut after a comma or a space where there is one."""
     if end - start > 2 * aim:
         while end - start > aim:
-            cut = max(text.rfind(stop, start + aim // 2, start + aim) for stop in "、，, \n") + 1 or start + aim
+            cut = (
+                max(text.rfind(stop, start + aim // 2, start + aim) for stop in "、，, \n") + 1
+                or start + aim
+            )
             while cut < end and cut < start + aim + 16 and unicodedata.combining(text[cut]):
                 cut += 1
             yield start, cut

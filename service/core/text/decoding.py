@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import charset_normalizer
 
-from service.core.encoding import clean
+from service.core.encoding import replace_surrogates
 from service.core.errors import NotText
 
 T = TypeVar("T", str, bytes)
@@ -51,10 +51,12 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fc]")
 _ALL_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fc\uff66-\uff9d]")
 _PLAIN = re.compile("[\t\n\r -~\u3000-\u30ff\uff01-\uff9f]")
-_LIKELY = re.compile("[\t\n\r -~\u2010-\u2027\u2190-\u2193\u2460-\u24ff\u25a0-\u25ff\u3000-\u30ff\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f]")
+_LIKELY = re.compile(
+    "[\t\n\r -~\u2010-\u2027\u2190-\u2193\u2460-\u24ff\u25a0-\u25ff\u3000-\u30ff\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f]"
+)
 
 
-def decode(data: bytes) -> tuple[str, str]:
+def decode_text(data: bytes) -> tuple[str, str]:
     """(text, name of its encoding as Python knows it). Raises `NotText` with the reason."""
     if not data.strip():
         raise NotText("The file is empty.")
@@ -63,7 +65,7 @@ def decode(data: bytes) -> tuple[str, str]:
             raise NotText(f"This is {what}, not a text.")
     for text, encoding in _readings(data):
         try:
-            return tidy(text), encoding
+            return normalize_text(text), encoding
         except NotText as reason:
             refusal = reason
             if encoding in {"utf-8-sig", "utf-16", "utf-32"}:
@@ -71,27 +73,31 @@ def decode(data: bytes) -> tuple[str, str]:
     raise refusal
 
 
-def tidy(text: str) -> str:
+def normalize_text(text: str) -> str:
     """The text as we keep it: newlines as LF, no byte order mark, no lone surrogate. Raises `NotText` if it is none."""
     text = text.removeprefix("\ufeff")
-    if any(clean(part) is not part for part in parts(text)):
-        text = clean(text)
+    if any(replace_surrogates(part) is not part for part in split_parts(text)):
+        text = replace_surrogates(text)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     controls = 0
-    for part in parts(text):
+    for part in split_parts(text):
         found = _CONTROL.findall(part)
         if "\0" in found:
-            raise NotText("The file contains NUL characters: it is binary, or in an encoding that is not supported.")
+            raise NotText(
+                "The file contains NUL characters: it is binary, or in an encoding that is not supported."
+            )
         controls += len(found)
     if not text or text.isspace():
         raise NotText("The file contains nothing but white space.")
     if controls > max(len(text) * CONTROL_SHARE_MAX, 0 if len(text) < 16 else 1):
-        raise NotText("The file contains control characters: it is binary, or in an encoding that is not supported.")
+        raise NotText(
+            "The file contains control characters: it is binary, or in an encoding that is not supported."
+        )
     return text
 
 
-def parts(text: T) -> Iterator[T]:
+def split_parts(text: T) -> Iterator[T]:
     """All of it in order, `PART` at a time."""
     return (text[begin : begin + PART] for begin in range(0, len(text), PART))
 
@@ -108,8 +114,13 @@ def _readings(data: bytes) -> Iterator[tuple[str, str]]:
     yield from _by_kana(data)
     if found := charset_normalizer.from_bytes(data, cp_isolation=CANDIDATES).best():
         yield from _strictly(data, found.encoding)
-    elif (text := _strict(data, "cp932")) is not None and len(_LIKELY.findall(text)) >= len(text) * 0.9:
-        yield text, "cp932"  # the vendor's own characters (①, 髙), of which the detector is shy in short texts
+    elif (text := _strict(data, "cp932")) is not None and len(_LIKELY.findall(text)) >= len(
+        text
+    ) * 0.9:
+        yield (
+            text,
+            "cp932",
+        )  # the vendor's own characters (①, 髙), of which the detector is shy in short texts
     yield from _broken_utf_8(data)
     raise NotText("The file is binary, or in an encoding that is not supported.")
 
@@ -120,7 +131,9 @@ def _marked(data: bytes) -> Iterator[tuple[str, str]]:
             try:
                 yield data.decode(encoding), encoding
             except UnicodeDecodeError as error:
-                raise NotText(f"The byte order mark says {encoding}, but the bytes are not: {error.reason}.") from error
+                raise NotText(
+                    f"The byte order mark says {encoding}, but the bytes are not: {error.reason}."
+                ) from error
 
 
 def _strictly(data: bytes, *encodings: str) -> Iterator[tuple[str, str]]:
@@ -132,7 +145,9 @@ def _strictly(data: bytes, *encodings: str) -> Iterator[tuple[str, str]]:
 def _strict(data: bytes, encoding: str) -> str | None:
     decoder = codecs.getincrementaldecoder(encoding)()
     try:
-        return "".join([*(decoder.decode(part) for part in parts(data)), decoder.decode(b"", final=True)])
+        return "".join(
+            [*(decoder.decode(part) for part in split_parts(data)), decoder.decode(b"", final=True)]
+        )
     except UnicodeDecodeError:
         return None
 

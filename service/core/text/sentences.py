@@ -4,7 +4,9 @@ import re
 from collections.abc import Iterator
 
 _CLOSERS = "」』）)】〕》〉”’\"'］\\]*_"
-LIST_MARKER = re.compile(r"[ \t\u3000]*(?:[-*+•・◦▪–][ \t\u3000]+|[・•]|\(?\d{1,3}[.)][ \t\u3000]+)?(?=\S)")
+LIST_MARKER = re.compile(
+    r"[ \t\u3000]*(?:[-*+•・◦▪–][ \t\u3000]+|[・•]|\(?\d{1,3}[.)][ \t\u3000]+)?(?=\S)"
+)
 _BORDER = re.compile(
     r"[ \t\u3000]*(?:#{1,6}[ \t]|[-*+•・◦▪–][ \t]|[・•■●◆▼○]|\(?\d{1,3}[.)][ \t]|\||>|```|[-=*_]{3,}[ \t]*$|[A-Z]\w{0,12}:[ \t])"
 )
@@ -22,7 +24,7 @@ _ABBREVIATION = re.compile(
 _JAPANESE = re.compile("[\u3005-\u30ff\u4e00-\u9fff\uff10-\uff9f「『（]")
 
 
-def sentences(text: str) -> list[tuple[int, int]]:
+def split_sentences(text: str) -> list[tuple[int, int]]:
     """Offsets of the sentences, in order. List markers are left out; a heading, a list item or a row is its own."""
     found: list[tuple[int, int]] = []
     for start, end in _blocks(text):
@@ -47,7 +49,12 @@ def _wrapped(text: str, start: int, end: int) -> bool:
         return False
     line = text[start:end]
     wide = sum(1 for character in line if character > "\u2e7f")
-    if len(line) + wide < 50 or line[-1] in "。！？｡!?.:：;；」）" or line.endswith("  ") or line.lstrip().startswith(("#", "|")):
+    if (
+        len(line) + wide < 50
+        or line[-1] in "。！？｡!?.:：;；」）"
+        or line.endswith("  ")
+        or line.lstrip().startswith(("#", "|"))
+    ):
         return False
     return not _BORDER.match(text, following, min(following + 40, len(text)))
 
@@ -79,16 +86,29 @@ def _ends(text: str, start: int, first: int, last: int, end: int) -> bool:
         return False
     if mark in "。！？｡":
         # 「はい。」と言った: the sentence goes on after its quotation.
-        return not (last - first > 1 and text[last - 1] in "」』）" and after and after in "とっでのにをはが、")
+        return not (
+            last - first > 1
+            and text[last - 1] in "」』）"
+            and after
+            and after in "とっでのにをはが、"
+        )
     if not after or after.isspace():
         return not after or _ends_before_space(text, start, first, last, end)
     if mark == "．":
         return not after.isdigit()
-    return mark in "!?" and first > start and bool(_JAPANESE.match(after) and _JAPANESE.match(text[first - 1]))
+    return (
+        mark in "!?"
+        and first > start
+        and bool(_JAPANESE.match(after) and _JAPANESE.match(text[first - 1]))
+    )
 
 
 def _ends_before_space(text: str, start: int, first: int, last: int, end: int) -> bool:
     """Western full stops: not before a small letter, and not after an abbreviation or an initial."""
     if text[last : min(last + 20, end)].lstrip()[:1].islower():
         return False
-    return text[first] != "." or last - first > 1 or not _ABBREVIATION.search(text, max(start, first - 12), first)
+    return (
+        text[first] != "."
+        or last - first > 1
+        or not _ABBREVIATION.search(text, max(start, first - 12), first)
+    )

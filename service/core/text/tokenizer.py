@@ -42,16 +42,22 @@ _KANJI = (
 _KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
 _HIRAGANA = "\u3041-\u3096\u309d-\u309f"
 _JAPANESE = re.compile(f"[{_HIRAGANA}{_KATAKANA}\uff66-\uff9f{_KANJI}]")
-_RUN = re.compile(f"(?P<japanese>[{_KANJI}{_KATAKANA}{_HIRAGANA}]+)|(?:(?![{_KANJI}{_KATAKANA}{_HIRAGANA}_])\\w)+")
+_RUN = re.compile(
+    f"(?P<japanese>[{_KANJI}{_KATAKANA}{_HIRAGANA}]+)|(?:(?![{_KANJI}{_KATAKANA}{_HIRAGANA}_])\\w)+"
+)
 _SCRIPT = re.compile(f"[{_KANJI}]+|[{_KATAKANA}]+")
 _IS_KANJI = re.compile(f"[{_KANJI}]")
 _IS_KATAKANA = re.compile(f"[{_KATAKANA}]")
 _CJK_RUN = re.compile(f"[{_KANJI}{_KATAKANA}{_HIRAGANA}\uac00-\ud7a3]{{2,}}")
-_HIRAGANA_ONLY = frozenset(chr(code) for code in (*range(0x3041, 0x3097), *range(0x309D, 0x30A0), ord("ー")))
+_HIRAGANA_ONLY = frozenset(
+    chr(code) for code in (*range(0x3041, 0x3097), *range(0x309D, 0x30A0), ord("ー"))
+)
 _ASKING = re.compile("[何誰幾]")  # 何年, 誰: what is asked for, not what is asked about
 _ACCENTED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _MARKS = re.compile("[\u0300-\u036f]+")
-_GROUPED = re.compile(r",(?<=\d,)(?=\d{3}(?!\d))")  # the comma first: the rest is looked at where there is one
+_GROUPED = re.compile(
+    r",(?<=\d,)(?=\d{3}(?!\d))"
+)  # the comma first: the rest is looked at where there is one
 _POSSESSIVE = re.compile(r"['’ʼ](?:s|d|m|t|ll|re|ve)\b")
 
 STOP_WORDS = frozenset(
@@ -76,11 +82,13 @@ class Tokenizer:
 
     def __init__(self, *, dictionary: bool) -> None:
         self._lexicon = _Lexicon() if dictionary else None
-        self.name = f"runs-{RULES}" if self._lexicon is None else f"sudachi-{RULES}-{self._lexicon.version}"
+        self.name = (
+            f"runs-{RULES}" if self._lexicon is None else f"sudachi-{RULES}-{self._lexicon.version}"
+        )
 
-    def terms(self, text: str) -> Terms:
+    def extract_terms(self, text: str) -> Terms:
         """The terms of a text. Any text; linear."""
-        plain = fold(text)
+        plain = fold_text(text)
         words: list[str] = []
         grams: list[str] = []
         for match in _RUN.finditer(plain):
@@ -92,17 +100,21 @@ class Tokenizer:
                 words.append(word)
                 grams += fours
         for run in _CJK_RUN.findall(plain):
-            grams += [a + b for a, b in pairwise(run) if a not in _HIRAGANA_ONLY or b not in _HIRAGANA_ONLY]
+            grams += [
+                a + b
+                for a, b in pairwise(run)
+                if a not in _HIRAGANA_ONLY or b not in _HIRAGANA_ONLY
+            ]
         return Terms([word for word in words if word], grams)
 
 
 @lru_cache
-def tokenizer(dictionary: str) -> Tokenizer:
+def get_tokenizer(dictionary: str) -> Tokenizer:
     """The tokenizer of a setting: `auto` takes the dictionary if it is installed, `none` never."""
     return Tokenizer(dictionary=dictionary == "auto" and Dictionary is not None)
 
 
-def fold(text: str) -> str:
+def fold_text(text: str) -> str:
     """The text with what does not matter to a reader made the same: width, case, Latin accents, digit grouping."""
     plain = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()
     if not plain.isascii():
@@ -112,12 +124,12 @@ def fold(text: str) -> str:
     return _POSSESSIVE.sub("", plain) if "'" in plain or not plain.isascii() else plain
 
 
-def language(text: str) -> str:
+def detect_language(text: str) -> str:
     """The language of a text: "ja" where a Japanese letter stands, else "en"."""
     return "ja" if _JAPANESE.search(text) else "en"
 
 
-def japanese_share(text: str) -> float:
+def compute_japanese_share(text: str) -> float:
     """The share of a text's characters that are Japanese letters."""
     return len(_JAPANESE.findall(text)) / len(text) if text else 0.0
 
@@ -132,8 +144,12 @@ def _unaccented(character: str) -> str:
 
 
 # What holds a sentence together; the second column of a part of speech tells する, ある, ない from what says something.
-_GRAMMAR = frozenset(["助詞", "助動詞", "補助記号", "記号", "空白", "代名詞", "連体詞", "接続詞", "感動詞"])
-_ASKED = re.compile("[何誰幾]|いつ|いく[らつ]$|なぜ$|どう$|いかが$|教える$")  # asking, not what is asked about
+_GRAMMAR = frozenset(
+    ["助詞", "助動詞", "補助記号", "記号", "空白", "代名詞", "連体詞", "接続詞", "感動詞"]
+)
+_ASKED = re.compile(
+    "[何誰幾]|いつ|いく[らつ]$|なぜ$|どう$|いかが$|教える$"
+)  # asking, not what is asked about
 _DEPENDENT = frozenset(["非自立可能", "助動詞語幹"])
 
 
@@ -141,7 +157,9 @@ class _Lexicon:
     """SudachiPy and its small dictionary, loaded at first use. Its tokenizers are not made for threads: each has its own."""
 
     def __init__(self) -> None:
-        self.version = "-".join(importlib.metadata.version(name) for name in ("sudachipy", "sudachidict-small"))
+        self.version = "-".join(
+            importlib.metadata.version(name) for name in ("sudachipy", "sudachidict-small")
+        )
         self._lock = threading.Lock()
         self._dictionary: Any = None
         self._is_said: Any = None
@@ -151,7 +169,9 @@ class _Lexicon:
     def words(self, run: str) -> list[str]:
         """The words of a run of Japanese; "" for what is none."""
         return [
-            known if (known := self._known.get(morpheme.word_id())) is not None else self._look_up(morpheme)
+            known
+            if (known := self._known.get(morpheme.word_id())) is not None
+            else self._look_up(morpheme)
             for start in range(0, len(run), RUN_CHARACTERS_MAX)
             for morpheme in self._tokenizer().tokenize(run[start : start + RUN_CHARACTERS_MAX])
         ]
@@ -174,8 +194,12 @@ class _Lexicon:
             with self._lock:
                 if self._dictionary is None:
                     self._dictionary = Dictionary(dict="small")
-                    self._is_said = self._dictionary.pos_matcher(lambda pos: pos[0] not in _GRAMMAR and pos[1] not in _DEPENDENT)
-            self._own.tokenizer = self._dictionary.tokenizer(mode=SplitMode.A, fields={"pos", "dictionary_form"})
+                    self._is_said = self._dictionary.pos_matcher(
+                        lambda pos: pos[0] not in _GRAMMAR and pos[1] not in _DEPENDENT
+                    )
+            self._own.tokenizer = self._dictionary.tokenizer(
+                mode=SplitMode.A, fields={"pos", "dictionary_form"}
+            )
         return self._own.tokenizer
 
 
@@ -183,13 +207,19 @@ def _runs(run: str) -> list[str]:
     """The words of a run of Japanese, without a dictionary."""
     words = []
     for part in _SCRIPT.findall(run):
-        words += [_word(part)] if _IS_KATAKANA.match(part) else [half for rest in _ASKING.split(part) for half in _halves(rest)]
+        words += (
+            [_word(part)]
+            if _IS_KATAKANA.match(part)
+            else [half for rest in _ASKING.split(part) for half in _halves(rest)]
+        )
     return words
 
 
 def _word(word: str) -> str:
     # サーバー and サーバ are one word; so short a word as キー keeps its mark.
-    return (word.rstrip("ー") if len(word) >= 4 and _IS_KATAKANA.match(word) else word)[:WORD_CHARACTERS_MAX]
+    return (word.rstrip("ー") if len(word) >= 4 and _IS_KATAKANA.match(word) else word)[
+        :WORD_CHARACTERS_MAX
+    ]
 
 
 def _halves(run: str) -> list[str]:
@@ -203,7 +233,11 @@ def _halves(run: str) -> list[str]:
 @lru_cache(maxsize=65_536)
 def _latin(run: str) -> tuple[str, tuple[str, ...]]:
     """The stem of a word, and its grams if it is written in plain letters."""
-    word = _stem(run) if run.isascii() and 2 < len(run) <= WORD_CHARACTERS_MAX else run[:WORD_CHARACTERS_MAX]
+    word = (
+        _stem(run)
+        if run.isascii() and 2 < len(run) <= WORD_CHARACTERS_MAX
+        else run[:WORD_CHARACTERS_MAX]
+    )
     return word, tuple(_fours(run)) if run.isascii() else ()
 
 

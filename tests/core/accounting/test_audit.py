@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.core.accounting.audit import SHOWN_MAX, Report, audit, read_export
+from service.core.accounting.audit import SHOWN_MAX, AuditReport, audit_log, read_export
 from service.core.accounting.journal import Journal
 from service.core.database.engine import Database
-from service.core.encoding import new_id
+from service.core.encoding import create_id
 from service.core.errors import KotaeError
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
@@ -32,13 +32,22 @@ NONE: dict[str, Any] = {
     "cost_nano_usd": 0,
     "price": None,
 }
-UNKNOWN: dict[str, Any] = {"usage_source": UsageSource.UNKNOWN, "usage": None, "cost_nano_usd": None, "price": None}
+UNKNOWN: dict[str, Any] = {
+    "usage_source": UsageSource.UNKNOWN,
+    "usage": None,
+    "cost_nano_usd": None,
+    "price": None,
+}
 
 
 def clean_log() -> list[Outcome]:
     """Rows of three days, of every kind that is right."""
     kinds: list[dict[str, Any]] = [
-        {"usage": Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=10, reasoning_tokens=5)},
+        {
+            "usage": Usage(
+                prompt_tokens=10, completion_tokens=5, cached_tokens=10, reasoning_tokens=5
+            )
+        },
         {"status": Status.CLIENT_GONE, "usage_source": UsageSource.ESTIMATED},
         {"status": Status.TIMEOUT, **UNKNOWN},
         {"status": Status.NO_CONTEXT, **NONE},
@@ -47,7 +56,13 @@ def clean_log() -> list[Outcome]:
     ]
     return [
         outcome(
-            intent(at=START + timedelta(days=n // 2), user_id="ab"[n % 2], key_id=None if n else "k1", held_tokens=700, held_nano_usd=90),
+            intent(
+                at=START + timedelta(days=n // 2),
+                user_id="ab"[n % 2],
+                key_id=None if n else "k1",
+                held_tokens=700,
+                held_nano_usd=90,
+            ),
             **kind,
         )
         for n, kind in enumerate(kinds)
@@ -61,44 +76,77 @@ async def log(database: Database) -> Database:
     return database
 
 
-async def changed(database: Database, *statements: str) -> Report:
+async def changed(database: Database, *statements: str) -> AuditReport:
     """The report after a change that the service would never make."""
     assert database.file
     with closing(sqlite3.connect(database.file)) as connection:
         for statement in statements:
             assert connection.execute(statement).rowcount == 1
         connection.commit()
-    return await audit(database, database.file.parent)
+    return await audit_log(database, database.file.parent)
 
 
 async def test_a_clean_log_agrees(log: Database, tmp_path: Path) -> None:
     """Every kind of row that is right passes, and everything was looked at."""
-    report = await audit(log, tmp_path)
+    report = await audit_log(log, tmp_path)
 
     assert report.told == []
     assert report.agrees
     assert list(report.compared.values()) == [6, 6, 7, 0]
-    assert "all agrees" in report.text()
+    assert "all agrees" in report.to_text()
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("UPDATE daily_totals SET cost_nano_usd = cost_nano_usd + 1 WHERE status = 'client_gone'", "cost_nano_usd 1500 in the rows, 1501"),
-        ("UPDATE daily_totals SET answers = 0 WHERE status = 'timeout'", "answers 1 in the rows, 0 in the totals"),
-        ("UPDATE daily_totals SET unpriced = 0 WHERE status = 'timeout'", "unpriced 1 in the rows, 0 in the totals"),
-        ("UPDATE daily_totals SET reasoning_tokens = 4 WHERE reasoning_tokens = 5", "reasoning_tokens 5 in the rows, 4 in the totals"),
-        ("DELETE FROM daily_totals WHERE status = 'timeout'", "answers 1 in the rows, 0 in the totals"),
+        (
+            "UPDATE daily_totals SET cost_nano_usd = cost_nano_usd + 1 WHERE status = 'client_gone'",
+            "cost_nano_usd 1500 in the rows, 1501",
+        ),
+        (
+            "UPDATE daily_totals SET answers = 0 WHERE status = 'timeout'",
+            "answers 1 in the rows, 0 in the totals",
+        ),
+        (
+            "UPDATE daily_totals SET unpriced = 0 WHERE status = 'timeout'",
+            "unpriced 1 in the rows, 0 in the totals",
+        ),
+        (
+            "UPDATE daily_totals SET reasoning_tokens = 4 WHERE reasoning_tokens = 5",
+            "reasoning_tokens 5 in the rows, 4 in the totals",
+        ),
+        (
+            "DELETE FROM daily_totals WHERE status = 'timeout'",
+            "answers 1 in the rows, 0 in the totals",
+        ),
         (
             "UPDATE daily_totals SET day = '2026-02-01' WHERE status = 'timeout'",
             "2026-02-01 a /ai/test m timeout unknown: answers 0 in the",
         ),
-        ("UPDATE daily_totals SET day = 'someday' WHERE status = 'timeout'", "'someday': this is no day"),
-        ("UPDATE quota_totals SET tokens = tokens + 1 WHERE subject = 'key:k1'", "quotas of 2026-03-01 key:k1: tokens 15 in the rows, 16"),
-        ("DELETE FROM quota_totals WHERE subject = 'user:a' AND day = '2026-03-02'", "tokens 700 in the rows, 0 in the totals"),
-        ("UPDATE quota_totals SET cost_nano_usd = 0 WHERE subject = 'user:b' AND day = '2026-03-01'", "cost_nano_usd 1500 in the rows, 0"),
-        ("UPDATE quota_totals SET day = '2027-01-01' WHERE subject = 'key:k1'", "quotas of 2027-01-01 key:k1: requests 0 in the rows, 1"),
-        ("DELETE FROM request_logs WHERE status = 'no_context'", "answers 0 in the rows, 1 in the totals"),
+        (
+            "UPDATE daily_totals SET day = 'someday' WHERE status = 'timeout'",
+            "'someday': this is no day",
+        ),
+        (
+            "UPDATE quota_totals SET tokens = tokens + 1 WHERE subject = 'key:k1'",
+            "quotas of 2026-03-01 key:k1: tokens 15 in the rows, 16",
+        ),
+        (
+            "DELETE FROM quota_totals WHERE subject = 'user:a' AND day = '2026-03-02'",
+            "tokens 700 in the rows, 0 in the totals",
+        ),
+        (
+            "UPDATE quota_totals SET cost_nano_usd = 0 WHERE subject = 'user:b' AND day = '2026-03-01'",
+            "cost_nano_usd 1500 in the rows, 0",
+        ),
+        (
+            "UPDATE quota_totals SET day = '2027-01-01' WHERE subject = 'key:k1'",
+            "quotas of 2027-01-01 key:k1: requests 0 in the rows, 1",
+        ),
+        (
+            "DELETE FROM request_logs WHERE status = 'no_context'",
+            "answers 0 in the rows, 1 in the totals",
+        ),
     ],
 )
 async def test_totals_that_differ_are_found(log: Database, change: str, told: str) -> None:
@@ -122,7 +170,11 @@ async def test_totals_that_differ_are_found(log: Database, change: str, told: st
         ("prompt_tokens = -1", "status = 'client_gone'", "a negative count"),
         ("cached_tokens = 11", "status = 'client_gone'", "11 cached of 10 prompt tokens"),
         ("reasoning_tokens = 6", "status = 'client_gone'", "6 reasoning of 5 completion tokens"),
-        ("usage_source = 'unknown', rank = 0", "status = 'client_gone'", "usage unknown with tokens"),
+        (
+            "usage_source = 'unknown', rank = 0",
+            "status = 'client_gone'",
+            "usage unknown with tokens",
+        ),
         ("cost_nano_usd = NULL", "status = 'no_context'", "although the provider was never called"),
         ("cost_nano_usd = NULL", "status = 'client_gone'", "a price without a cost"),
         ("cost_nano_usd = 7", "price IS NULL AND status = 'completed'", "a cost without a price"),
@@ -130,12 +182,18 @@ async def test_totals_that_differ_are_found(log: Database, change: str, told: st
         ("status = 'done'", "status = 'timeout'", "status done with usage unknown"),
         ("usage_source = 'guess'", "status = 'client_gone'", "status client_gone with usage guess"),
         ("rank = 2", "status = 'timeout'", "rank 2 with usage unknown"),
-        ("created_at = '2026-03-02 12:00:00.001000'", "status = 'timeout'", "its id is not of 2026-03-02T12:00:00.001000Z"),
+        (
+            "created_at = '2026-03-02 12:00:00.001000'",
+            "status = 'timeout'",
+            "its id is not of 2026-03-02T12:00:00.001000Z",
+        ),
         ("id = 'zzz'", "status = 'timeout'", "'zzz': its id is no UUIDv7"),
         ("id = '!'", "status = 'timeout'", "'!': its id is no UUIDv7"),
     ],
 )
-async def test_rows_that_make_no_sense_are_found(log: Database, change: str, where: str, told: str) -> None:
+async def test_rows_that_make_no_sense_are_found(
+    log: Database, change: str, where: str, told: str
+) -> None:
     """Each rule of docs/explanation/accounting.md."""
     report = await changed(log, f"UPDATE request_logs SET {change} WHERE {where}")
 
@@ -146,7 +204,9 @@ async def test_rows_that_make_no_sense_are_found(log: Database, change: str, whe
 async def test_a_bad_id_is_told_once(log: Database) -> None:
     """However many days of totals come after it."""
     later = "UPDATE daily_totals SET day = '2026-04-01' WHERE status = 'timeout'"
-    report = await changed(log, "UPDATE request_logs SET id = '~' WHERE status = 'client_gone'", later)
+    report = await changed(
+        log, "UPDATE request_logs SET id = '~' WHERE status = 'client_gone'", later
+    )
 
     assert report.different["rows of the log"] == 1
 
@@ -154,23 +214,35 @@ async def test_a_bad_id_is_told_once(log: Database) -> None:
 async def test_what_cannot_be_read_is_said(log: Database) -> None:
     """A value that is of no type of ours is an error of one line, not a traceback."""
     with pytest.raises(KotaeError, match="cannot be read"):
-        await changed(log, "UPDATE request_logs SET created_at = 'yesterday' WHERE status = 'timeout'")
+        await changed(
+            log, "UPDATE request_logs SET created_at = 'yesterday' WHERE status = 'timeout'"
+        )
 
 
 async def test_records_put_aside_are_found(log: Database, tmp_path: Path) -> None:
     """Quarantined records and the journals of processes that are gone; not the journal of one that lives."""
-    for folder, name in (("quarantine", "x.json"), ("journal", "old.journal"), ("journal", "torn.journal.bad")):
+    for folder, name in (
+        ("quarantine", "x.json"),
+        ("journal", "old.journal"),
+        ("journal", "torn.journal.bad"),
+    ):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / name).write_bytes(b"KOTAEJ01")
-    living = Journal(tmp_path / "journal", None, sync_ms=1000, bytes_max=1 << 20, segment_bytes=1 << 16)
+    living = Journal(
+        tmp_path / "journal", None, sync_ms=1000, bytes_max=1 << 20, segment_bytes=1 << 16
+    )
     living.start()
     try:
-        living.begin(intent())
-        report = await audit(log, tmp_path)
+        living.append_intent(intent())
+        report = await audit_log(log, tmp_path)
     finally:
         living.stop(5)
 
-    assert [each.partition(":")[0] for each in report.told] == ["quarantine/x.json", "journal/old.journal", "journal/torn.journal.bad"]
+    assert [each.partition(":")[0] for each in report.told] == [
+        "quarantine/x.json",
+        "journal/old.journal",
+        "journal/torn.journal.bad",
+    ]
     assert report.compared["records put aside"] == 4
 
 
@@ -178,18 +250,24 @@ async def test_a_later_start_leaves_earlier_days_alone(log: Database, tmp_path: 
     """`since` is the first day that is looked at."""
     await changed(log, "DELETE FROM daily_totals WHERE status = 'client_gone'")
 
-    assert (await audit(log, tmp_path, since=date(2026, 3, 2))).compared["rows of the log"] == 4
-    assert (await audit(log, tmp_path, since=date(2026, 3, 2))).agrees
-    assert not (await audit(log, tmp_path, since=date(2026, 3, 1))).agrees
+    assert (await audit_log(log, tmp_path, since=date(2026, 3, 2))).compared["rows of the log"] == 4
+    assert (await audit_log(log, tmp_path, since=date(2026, 3, 2))).agrees
+    assert not (await audit_log(log, tmp_path, since=date(2026, 3, 1))).agrees
 
 
 async def test_many_differences_are_counted_and_some_told(log: Database, tmp_path: Path) -> None:
     """The report is bounded."""
-    await write(log, [outcome(intent(at=START + timedelta(minutes=n)), price=None) for n in range(SHOWN_MAX + 5)])
-    report = await audit(log, tmp_path)
+    await write(
+        log,
+        [
+            outcome(intent(at=START + timedelta(minutes=n)), price=None)
+            for n in range(SHOWN_MAX + 5)
+        ],
+    )
+    report = await audit_log(log, tmp_path)
 
     assert len(report.told) == SHOWN_MAX
-    assert "… and 5 more" in report.text()
+    assert "… and 5 more" in report.to_text()
 
 
 EXPORTS = [
@@ -200,11 +278,13 @@ EXPORTS = [
 
 
 @pytest.mark.parametrize("text", EXPORTS)
-async def test_an_export_that_says_the_same_agrees(log: Database, tmp_path: Path, text: str) -> None:
+async def test_an_export_that_says_the_same_agrees(
+    log: Database, tmp_path: Path, text: str
+) -> None:
     """The usual spellings of columns and days; a model's dated name is the model."""
     file = tmp_path / "usage.csv"
     file.write_text(text)
-    report = await audit(log, tmp_path, export=read_export(file))
+    report = await audit_log(log, tmp_path, export=read_export(file))
 
     # Of 2 March there is one answer, of unknown usage: no tokens here, none there.
     assert report.told == []
@@ -214,20 +294,28 @@ async def test_an_export_that_says_the_same_agrees(log: Database, tmp_path: Path
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        ("2026-03-01,m,21,10", "2026-03-01 m: 20 prompt and 10 completion tokens here (1 answers estimated, 0 unknown), 21 prompt"),
+        (
+            "2026-03-01,m,21,10",
+            "2026-03-01 m: 20 prompt and 10 completion tokens here (1 answers estimated, 0 unknown), 21 prompt",
+        ),
         (
             "2026-03-01,other,1,1",
             "2026-03-01 m: 20 prompt and 10 completion tokens here (1 answers estimated, 0 unknown), nothing in the export",
         ),
-        ("2026-03-01,m,20,10\n2026-03-01,other,1,1", "2026-03-01 other: 0 prompt and 0 completion tokens here, 1 prompt"),
+        (
+            "2026-03-01,m,20,10\n2026-03-01,other,1,1",
+            "2026-03-01 other: 0 prompt and 0 completion tokens here, 1 prompt",
+        ),
         ("2026-03-01,m,20,10\n2026-02-01,m,1,1", "2026-02-01 m: 0 prompt"),
     ],
 )
-async def test_an_export_that_says_otherwise_is_told(log: Database, tmp_path: Path, lines: str, told: str) -> None:
+async def test_an_export_that_says_otherwise_is_told(
+    log: Database, tmp_path: Path, lines: str, told: str
+) -> None:
     """More, less, a model or a day that only one of the two knows."""
     file = tmp_path / "usage.csv"
     file.write_text(f"date,model,input_tokens,output_tokens\n{lines}\n")
-    report = await audit(log, tmp_path, export=read_export(file))
+    report = await audit_log(log, tmp_path, export=read_export(file))
 
     assert told in "\n".join(report.told)
 
@@ -245,7 +333,9 @@ async def test_an_export_that_says_otherwise_is_told(log: Database, tmp_path: Pa
         (b"date,model\xff,input_tokens\n", "no CSV in UTF-8"),
     ],
 )
-def test_an_export_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+def test_an_export_that_cannot_be_read_is_refused(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
     """One sentence says which column or line."""
     file = tmp_path / "usage.csv"
     file.write_bytes(content)
@@ -259,7 +349,12 @@ def histories(draw: st.DrawFn) -> list[list[Outcome]]:
     told = []
     for n in range(draw(st.integers(1, 6))):
         at = START + timedelta(hours=draw(st.integers(0, 60)))
-        begun = intent(id=new_id(at)[:-2] + f"{n:02}", at=at, user_id=draw(st.sampled_from("ab")), model=draw(st.sampled_from("mn")))
+        begun = intent(
+            id=create_id(at)[:-2] + f"{n:02}",
+            at=at,
+            user_id=draw(st.sampled_from("ab")),
+            model=draw(st.sampled_from("mn")),
+        )
         prompt, completion = draw(st.integers(0, 10**12)), draw(st.integers(0, 10**12))
         usage = Usage(
             prompt_tokens=prompt,
@@ -268,7 +363,11 @@ def histories(draw: st.DrawFn) -> list[list[Outcome]]:
             reasoning_tokens=draw(st.integers(0, completion)),
         )
         cost = draw(st.none() | st.integers(0, 10**15))
-        priced: dict[str, Any] = {"usage": usage, "cost_nano_usd": cost, "price": None if cost is None else "p"}
+        priced: dict[str, Any] = {
+            "usage": usage,
+            "cost_nano_usd": cost,
+            "price": None if cost is None else "p",
+        }
         versions = [
             outcome(begun, status=Status.INTERRUPTED, **UNKNOWN),
             outcome(begun, status=Status.CLIENT_GONE, usage_source=UsageSource.ESTIMATED, **priced),
@@ -300,12 +399,12 @@ def _copy(file: Path) -> Iterator[Path]:
 def test_whatever_is_heard_the_account_agrees(migrated: Path, batches: list[list[Outcome]]) -> None:
     """Random records in random order, delivered more than once: the audit finds nothing."""
 
-    async def run(file: Path) -> Report:
+    async def run(file: Path) -> AuditReport:
         database = Database(f"sqlite+aiosqlite:///{file}")
         try:
             for batch in batches:
                 await write(database, batch)
-            return await audit(database, file.parent)
+            return await audit_log(database, file.parent)
         finally:
             await database.close()
 
@@ -318,7 +417,9 @@ async def test_the_command_ends_with_what_it_found(log: Database, tmp_path: Path
     """0: all agrees, 1: something differs, 2: it could not look."""
     file = tmp_path / "usage.csv"
     file.write_text(EXPORTS[0])
-    agreeing = await kotae("audit", "--since", "2026-03-01", "--usage", str(file), data_dir=tmp_path)
+    agreeing = await kotae(
+        "audit", "--since", "2026-03-01", "--usage", str(file), data_dir=tmp_path
+    )
     unreadable = await kotae("audit", "--usage", str(tmp_path / "none.csv"), data_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     absent = await kotae("audit", data_dir=tmp_path / "empty")
@@ -328,5 +429,7 @@ async def test_the_command_ends_with_what_it_found(log: Database, tmp_path: Path
     assert agreeing[0] == 0, agreeing
     assert "all agrees" in agreeing[1]
     assert (differing[0], "answers 1 in the rows, 2 in the totals" in differing[1]) == (1, True)
-    assert [(code, error.count("\n"), "Traceback" in error) for code, _, error in (unreadable, absent)] == [(2, 1, False)] * 2
+    assert [
+        (code, error.count("\n"), "Traceback" in error) for code, _, error in (unreadable, absent)
+    ] == [(2, 1, False)] * 2
     assert not (tmp_path / "empty" / "kotae.db").exists()

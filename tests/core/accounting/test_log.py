@@ -29,8 +29,8 @@ async def test_a_row_is_written_once(database: Database) -> None:
 
     assert await write(database, [first]) == 1
     assert await write(database, [first, second, second]) == 1
-    async with database.reading() as session:
-        assert len((await request_log.page(session, LogFilter(), limit=10)).items) == 2
+    async with database.read_session() as session:
+        assert len((await request_log.read_page(session, LogFilter(), limit=10)).items) == 2
 
 
 FILTERS = {"user_id": "x", "endpoint": "x", "model": "x", "status": "timeout"}
@@ -44,43 +44,73 @@ async def plans(database: Database, ask: Callable[[ReadSession], Awaitable[objec
     said: list[tuple[str, Any]] = []
     engine = database._reader.sync_engine
 
-    def listen(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+    def listen(
+        _connection: object, _cursor: object, statement: str, parameters: Any, *_: object
+    ) -> None:
         said.append((statement, parameters))
 
     sa.event.listen(engine, "before_cursor_execute", listen)
-    async with database.reading() as session:
+    async with database.read_session() as session:
         await ask(session)
     sa.event.remove(engine, "before_cursor_execute", listen)
     assert database.file
     with closing(sqlite3.connect(database.file)) as connection:
-        explained = [connection.execute(f"EXPLAIN QUERY PLAN {sql}", given) for sql, given in said if sql.startswith("SELECT")]
+        explained = [
+            connection.execute(f"EXPLAIN QUERY PLAN {sql}", given)
+            for sql, given in said
+            if sql.startswith("SELECT")
+        ]
         return ["; ".join(step[3] for step in steps) for steps in explained]
 
 
 @pytest.mark.parametrize("which", COMBINED, ids="+".join)
-@pytest.mark.parametrize("window", [{}, {"since": START, "until": START + timedelta(hours=1)}], ids=["ever", "hour"])
-async def test_pages_follow_the_index_of_one_filter(database: Database, which: dict[str, str], window: dict[str, datetime]) -> None:
+@pytest.mark.parametrize(
+    "window", [{}, {"since": START, "until": START + timedelta(hours=1)}], ids=["ever", "hour"]
+)
+async def test_pages_follow_the_index_of_one_filter(
+    database: Database, which: dict[str, str], window: dict[str, datetime]
+) -> None:
     """Whatever is combined, one index in the order of the page is followed: nothing is sorted, no table is scanned."""
-    found = await plans(database, lambda session: request_log.page(session, LogFilter(**which, **window), limit=50))  # type: ignore[arg-type]
+    found = await plans(
+        database,
+        lambda session: request_log.read_page(
+            session,
+            LogFilter(**which, **window),  # type: ignore[arg-type]
+            limit=50,
+        ),
+    )
 
     leading = next(name for name in ("user_id", "status", "model", "endpoint") if name in which)
     assert len(found) == (2 if len(which) > 1 else 1)
-    assert all(plan.startswith("SEARCH") and f"INDEX ix_request_logs_{leading}_id" in plan for plan in found), found
+    assert all(
+        plan.startswith("SEARCH") and f"INDEX ix_request_logs_{leading}_id" in plan
+        for plan in found
+    ), found
     assert all("; " not in plan for plan in found), found
     assert len(which) == 1 or "COVERING" in found[0]
 
 
 async def totals(database: Database) -> dict[str, int]:
     """The sum of the totals."""
-    names = ("answers", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_nano_usd", "unpriced")
+    names = (
+        "answers",
+        "prompt_tokens",
+        "completion_tokens",
+        "cached_tokens",
+        "reasoning_tokens",
+        "cost_nano_usd",
+        "unpriced",
+    )
     columns = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in names)
-    async with database.reading() as session:
-        return dict((await session.execute(sa.text(f"SELECT {columns} FROM daily_totals"))).mappings().one())
+    async with database.read_session() as session:
+        return dict(
+            (await session.execute(sa.text(f"SELECT {columns} FROM daily_totals"))).mappings().one()
+        )
 
 
 async def sums(database: Database) -> dict[str, int]:
     """The same, made from the rows."""
-    async with database.reading() as session:
+    async with database.read_session() as session:
         query = """SELECT count(*) AS answers, coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
             coalesce(sum(completion_tokens), 0) AS completion_tokens, coalesce(sum(cached_tokens), 0) AS cached_tokens,
             coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens, coalesce(sum(cost_nano_usd), 0) AS cost_nano_usd,
@@ -93,8 +123,16 @@ def versions(seed: int) -> list[Outcome]:
     begun = intent(at=START + timedelta(hours=seed), user_id="ab"[seed % 2])
     told = Usage(prompt_tokens=100 + seed, completion_tokens=50, cached_tokens=seed)
     return [
-        outcome(begun, status=Status.INTERRUPTED, usage_source=UsageSource.UNKNOWN, usage=None, cost_nano_usd=None),
-        outcome(begun, status=Status.CLIENT_GONE, usage_source=UsageSource.ESTIMATED, cost_nano_usd=seed),
+        outcome(
+            begun,
+            status=Status.INTERRUPTED,
+            usage_source=UsageSource.UNKNOWN,
+            usage=None,
+            cost_nano_usd=None,
+        ),
+        outcome(
+            begun, status=Status.CLIENT_GONE, usage_source=UsageSource.ESTIMATED, cost_nano_usd=seed
+        ),
         outcome(begun, usage=told, cost_nano_usd=1000 + seed),
         outcome(begun, usage=told, cost_nano_usd=1000 + seed),
     ]
@@ -113,8 +151,8 @@ async def test_records_in_any_order_and_number_give_the_same_log(database: Datab
         assert await totals(database) == await sums(database)
     await write(database, told)
 
-    async with database.reading() as session:
-        rows = (await request_log.page(session, LogFilter(), limit=100)).items
+    async with database.read_session() as session:
+        rows = (await request_log.read_page(session, LogFilter(), limit=100)).items
     assert [(row.status, row.usage_source, row.prompt_tokens) for row in reversed(rows)] == [
         ("completed", "provider", 100 + seed) for seed in range(20)
     ]
@@ -127,18 +165,30 @@ async def test_what_is_known_is_not_forgotten(database: Database) -> None:
     for record in (truth, estimated, unknown):
         await write(database, [record])
 
-    async with database.reading() as session:
-        row = (await request_log.page(session, LogFilter(), limit=1)).items[0]
+    async with database.read_session() as session:
+        row = (await request_log.read_page(session, LogFilter(), limit=1)).items[0]
     assert (row.usage_source, row.estimated_cost) == ("provider", "0.000001001")
 
 
 async def test_what_becomes_known_later_replaces_what_was_held(database: Database) -> None:
     """When a record that knows more arrives, the charge changes by the difference."""
     begun = intent(held_tokens=1000)
-    unknown = outcome(begun, usage=None, usage_source=UsageSource.UNKNOWN, status=Status.INTERRUPTED, cost_nano_usd=None, price=None)
+    unknown = outcome(
+        begun,
+        usage=None,
+        usage_source=UsageSource.UNKNOWN,
+        status=Status.INTERRUPTED,
+        cost_nano_usd=None,
+        price=None,
+    )
     async with database.transaction() as session:
-        await request_log.apply(session, [unknown])
-        await request_log.apply(session, [outcome(begun)])
-    async with database.reading() as session:
+        await request_log.apply_outcomes(session, [unknown])
+        await request_log.apply_outcomes(session, [outcome(begun)])
+    async with database.read_session() as session:
         row = (await session.execute(sa.select(quota_totals))).mappings().one()
-    assert (row["subject"], row["requests"], row["tokens"], row["cost_nano_usd"]) == ("user:local", 1, 15, 1500)
+    assert (row["subject"], row["requests"], row["tokens"], row["cost_nano_usd"]) == (
+        "user:local",
+        1,
+        15,
+        1500,
+    )

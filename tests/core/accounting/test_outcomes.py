@@ -14,12 +14,12 @@ import service
 from service.core import tokens
 from service.core.accounting.journal import Journal
 from service.core.accounting.outcomes import AnswerAccount, build_interrupted
-from service.core.accounting.queue import LocalQueue
+from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
 from service.core.errors import ProviderBusy, ProviderError, ProviderUnreachable
 from service.core.ports import Message
 from service.core.pricing import PriceBook, Usage
-from service.core.quota.local import Ledger
+from service.core.quota.local import LocalQuota
 from service.core.records import Outcome, Passage, Status, UsageSource
 from service.core.settings import ModelPrice
 from service.core.telemetry import Metrics
@@ -32,16 +32,16 @@ OpenAccount = Callable[..., AnswerAccount]
 
 
 @pytest.fixture
-def queue(tmp_path: Path) -> LocalQueue:
+def queue(tmp_path: Path) -> JournaledQueue:
     """A record queue whose journal is not synced by a thread."""
     (tmp_path / "journal").mkdir()
-    return LocalQueue(100, Journal(tmp_path / "journal", None, sync_ms=5, bytes_max=2**25))
+    return JournaledQueue(100, Journal(tmp_path / "journal", None, sync_ms=5, bytes_max=2**25))
 
 
 @pytest.fixture
-def open_account(queue: LocalQueue) -> OpenAccount:
+def open_account(queue: JournaledQueue) -> OpenAccount:
     """Opens accounts of answers that have begun; fields of the intent by name."""
-    recorder = Recorder(queue, Ledger(60), Metrics())
+    recorder = Recorder(queue, LocalQuota(60), Metrics())
 
     def open_account(
         attempts: int = 1,
@@ -73,7 +73,9 @@ def end_attempts(account: AnswerAccount, *errors: ProviderError | None) -> None:
 
 
 @pytest.mark.parametrize("status", Status)
-def test_a_reported_usage_is_recorded_as_reported(open_account: OpenAccount, status: Status) -> None:
+def test_a_reported_usage_is_recorded_as_reported(
+    open_account: OpenAccount, status: Status
+) -> None:
     """However the answer ended, tokens that the provider reported are not changed, and priced."""
     account = open_account()
     account.usage = Usage(prompt_tokens=10, completion_tokens=500)
@@ -84,8 +86,12 @@ def test_a_reported_usage_is_recorded_as_reported(open_account: OpenAccount, sta
 
 
 @pytest.mark.parametrize("errors", [[], [ProviderUnreachable()], [ProviderUnreachable()] * 3])
-@pytest.mark.parametrize("status", [Status.PROVIDER_ERROR, Status.TIMEOUT, Status.STOPPED, Status.INTERRUPTED])
-def test_without_a_request_nothing_was_used(open_account: OpenAccount, errors: list[ProviderError], status: Status) -> None:
+@pytest.mark.parametrize(
+    "status", [Status.PROVIDER_ERROR, Status.TIMEOUT, Status.STOPPED, Status.INTERRUPTED]
+)
+def test_without_a_request_nothing_was_used(
+    open_account: OpenAccount, errors: list[ProviderError], status: Status
+) -> None:
     """No attempt, or none that had a connection: `none`, 0 tokens and cost 0, even without a price."""
     account = open_account(model="no-such-model")
     end_attempts(account, *errors)
@@ -96,8 +102,12 @@ def test_without_a_request_nothing_was_used(open_account: OpenAccount, errors: l
     assert (outcome.cost_nano_usd, outcome.price) == (0, None)
 
 
-@pytest.mark.parametrize("status", [Status.PROVIDER_ERROR, Status.TIMEOUT, Status.STOPPED, Status.INTERRUPTED])
-def test_an_attempt_in_progress_may_have_been_billed(open_account: OpenAccount, status: Status) -> None:
+@pytest.mark.parametrize(
+    "status", [Status.PROVIDER_ERROR, Status.TIMEOUT, Status.STOPPED, Status.INTERRUPTED]
+)
+def test_an_attempt_in_progress_may_have_been_billed(
+    open_account: OpenAccount, status: Status
+) -> None:
     """An attempt that did not end counts as sent: usage `unknown`, no tokens, no cost."""
     account = open_account()
     end_attempts(account, ProviderUnreachable())
@@ -116,7 +126,9 @@ def test_a_refused_attempt_may_have_been_billed(open_account: OpenAccount) -> No
     assert account.finish(Status.PROVIDER_ERROR).usage_source is UsageSource.UNKNOWN
 
 
-@pytest.mark.parametrize("status", [status for status in Status if status not in {Status.NO_CONTEXT, Status.INTERRUPTED}])
+@pytest.mark.parametrize(
+    "status", [status for status in Status if status not in {Status.NO_CONTEXT, Status.INTERRUPTED}]
+)
 async def test_text_without_a_usage_is_counted(open_account: OpenAccount, status: Status) -> None:
     """An estimate is the tokenizer's count of the prompt and of the text received."""
     account = open_account()
@@ -124,21 +136,28 @@ async def test_text_without_a_usage_is_counted(open_account: OpenAccount, status
     outcome = account.finish(status, "Because it is.", estimate=estimate)
 
     assert outcome.usage_source is UsageSource.ESTIMATED
-    assert outcome.usage == await tokens.estimate(MESSAGES, "Because it is.", "m")
+    assert outcome.usage == await tokens.estimate_usage(MESSAGES, "Because it is.", "m")
 
 
-async def test_a_process_that_ends_does_not_wait_for_the_tokenizer(open_account: OpenAccount) -> None:
+async def test_a_process_that_ends_does_not_wait_for_the_tokenizer(
+    open_account: OpenAccount,
+) -> None:
     """An interrupted answer is estimated by the length of its texts."""
     account = open_account()
     assert await account.estimate_usage(Status.INTERRUPTED, "Because it is.") is None
     outcome = account.finish(Status.INTERRUPTED, "Because it is.")
 
     assert outcome.usage_source is UsageSource.ESTIMATED
-    assert outcome.usage == Usage(prompt_tokens=tokens.rough("Why?"), completion_tokens=tokens.rough("Because it is."))
+    assert outcome.usage == Usage(
+        prompt_tokens=tokens.approximate_tokens("Why?"),
+        completion_tokens=tokens.approximate_tokens("Because it is."),
+    )
 
 
 @pytest.mark.parametrize("estimate", [None, Usage(prompt_tokens=3, completion_tokens=5000)])
-def test_an_estimate_is_bounded_by_the_limit_of_the_request(open_account: OpenAccount, estimate: Usage | None) -> None:
+def test_an_estimate_is_bounded_by_the_limit_of_the_request(
+    open_account: OpenAccount, estimate: Usage | None
+) -> None:
     """Estimated completion tokens never exceed `max_tokens`."""
     outcome = open_account().finish(Status.CLIENT_GONE, "word " * 1000, estimate=estimate)
 
@@ -155,7 +174,7 @@ def test_a_model_without_a_price_has_no_cost(open_account: OpenAccount) -> None:
     assert (outcome.cost_nano_usd, outcome.price) == (None, None)
 
 
-async def test_an_answer_is_recorded_once(open_account: OpenAccount, queue: LocalQueue) -> None:
+async def test_an_answer_is_recorded_once(open_account: OpenAccount, queue: JournaledQueue) -> None:
     """`finish` is idempotent: however often it is called, the first outcome is the one recorded."""
     account = open_account()
     account.usage = REPORTED
@@ -164,7 +183,7 @@ async def test_an_answer_is_recorded_once(open_account: OpenAccount, queue: Loca
     second = account.finish(Status.INTERRUPTED, "", "shutting_down")
 
     assert second is first
-    assert await queue.take(10) == [first]
+    assert await queue.take_batch(10) == [first]
 
 
 def test_sources_are_read_from_the_text(open_account: OpenAccount) -> None:
@@ -176,7 +195,9 @@ def test_sources_are_read_from_the_text(open_account: OpenAccount) -> None:
 
 
 @pytest.mark.parametrize(("model", "cost"), [("m", 99 * 2000), ("no-such-model", None)])
-def test_the_rest_of_an_answer_has_a_price(open_account: OpenAccount, model: str, cost: int | None) -> None:
+def test_the_rest_of_an_answer_has_a_price(
+    open_account: OpenAccount, model: str, cost: int | None
+) -> None:
     """What may still come is the limit of the request less the text so far; without a price it is None."""
     assert open_account(model=model).remaining_cost_max("word") == cost
 
@@ -186,7 +207,11 @@ def test_an_answer_whose_process_died_is_unknown() -> None:
     outcome = build_interrupted(intent())
 
     assert (outcome.status, outcome.usage_source) == (Status.INTERRUPTED, UsageSource.UNKNOWN)
-    assert (outcome.usage, outcome.cost_nano_usd, outcome.error_code) == (None, None, "shutting_down")
+    assert (outcome.usage, outcome.cost_nano_usd, outcome.error_code) == (
+        None,
+        None,
+        "shutting_down",
+    )
 
 
 def test_outcomes_are_constructed_in_one_module() -> None:
@@ -197,7 +222,9 @@ def test_outcomes_are_constructed_in_one_module() -> None:
         str(file.relative_to(root))
         for file in root.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Outcome"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Outcome"
     }
 
     assert constructing == {"core/accounting/outcomes.py"}

@@ -7,11 +7,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.core.accounting.journal import Journal
-from service.core.accounting.queue import LocalQueue
+from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
 from service.core.ports import QuotaSubject
 from service.core.pricing import Usage
-from service.core.quota.local import Ledger
+from service.core.quota.local import LocalQuota
 from service.core.records import Outcome, Status, UsageSource
 from service.core.telemetry import Metrics
 from tests.conftest import Service
@@ -26,15 +26,15 @@ class Books:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        self.queue = LocalQueue(100, Journal(folder, None, sync_ms=5, bytes_max=2**25))
-        self.ledger, self.metrics = Ledger(60), Metrics()
+        self.queue = JournaledQueue(100, Journal(folder, None, sync_ms=5, bytes_max=2**25))
+        self.ledger, self.metrics = LocalQuota(60), Metrics()
         self.recorder = Recorder(self.queue, self.ledger, self.metrics)
 
     def record(self, **fields: Any) -> Outcome:
         """Begin and record an answer."""
         ended = outcome(intent(model=fields.pop("model", "m")), **fields)
         self.recorder.begin(ended.intent)
-        self.recorder.record(ended)
+        self.recorder.record_outcome(ended)
         return ended
 
     def metric(self, name: str, **labels: str) -> float | None:
@@ -51,9 +51,11 @@ def books(tmp_path: Path) -> Books:
 async def test_an_outcome_settles_its_hold(books: Books) -> None:
     """What was held becomes what was used."""
     begun = intent()
-    await books.ledger.hold(begun.id, [QuotaSubject("alice", "user", None)], tokens=1000, nano_usd=None)
+    await books.ledger.hold(
+        begun.id, [QuotaSubject("alice", "user", None)], tokens=1000, nano_usd=None
+    )
     books.recorder.begin(begun)
-    books.recorder.record(outcome(begun))
+    books.recorder.record_outcome(outcome(begun))
 
     assert books.ledger.used("alice")["tokens_per_day"] == (15, 0)
 
@@ -78,8 +80,12 @@ def test_tokens_and_cost_are_counted(books: Books) -> None:
 
 def test_an_answer_without_usage_is_not_unpriced(books: Books) -> None:
     """Only known tokens without a price count as unpriced."""
-    books.record(usage=None, usage_source=UsageSource.UNKNOWN, cost_nano_usd=None, status=Status.TIMEOUT)
-    books.record(usage=NO_USAGE, usage_source=UsageSource.NONE, cost_nano_usd=0, status=Status.NO_CONTEXT)
+    books.record(
+        usage=None, usage_source=UsageSource.UNKNOWN, cost_nano_usd=None, status=Status.TIMEOUT
+    )
+    books.record(
+        usage=NO_USAGE, usage_source=UsageSource.NONE, cost_nano_usd=0, status=Status.NO_CONTEXT
+    )
 
     assert books.metric("kotae_unpriced_answers_total") == 0
 

@@ -12,9 +12,14 @@ import httpx2
 import pytest
 
 from service.core.accounting import log as request_log
-from service.core.answering.answers import Ask
-from service.core.answering.idempotency import Begun, Key, Keys, hash_request
-from service.core.answering.streams import Stream, replay
+from service.core.answering.answers import AnswerRequest
+from service.core.answering.idempotency import (
+    IdempotencyKey,
+    IdempotencyRegistry,
+    StartedAnswer,
+    hash_request,
+)
+from service.core.answering.streams import Stream, replay_stream
 from service.core.errors import IdempotencyConflict, KotaeError, Overloaded
 from service.core.records import Intent, Status, UsageSource
 from tests.conftest import Serve, Service
@@ -29,14 +34,20 @@ KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 REPLAYED = "idempotent-replayed"
 
 
-async def ask(service: Service | ServiceProcess, headers: dict[str, str] = KEY, **body: Any) -> httpx2.Response:
+async def ask(
+    service: Service | ServiceProcess, headers: dict[str, str] = KEY, **body: Any
+) -> httpx2.Response:
     """POST /ai/test with a key."""
     return await service.client.post("/ai/test", json=FREE | body, headers=headers)
 
 
-async def streamed(service: Service | ServiceProcess, headers: dict[str, str] = KEY, **body: Any) -> tuple[list[Event], bool]:
+async def streamed(
+    service: Service | ServiceProcess, headers: dict[str, str] = KEY, **body: Any
+) -> tuple[list[Event], bool]:
     """The events of POST /ai/stream with a key, and whether they are a replay."""
-    async with service.client.stream("POST", "/ai/stream", json=FREE | body, headers=headers) as response:
+    async with service.client.stream(
+        "POST", "/ai/stream", json=FREE | body, headers=headers
+    ) as response:
         assert response.status_code == 200
         return await collect(response), response.headers.get(REPLAYED) == "true"
 
@@ -51,18 +62,22 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 async def wait_forgotten(service: Service) -> None:
     """Until every key is in the database and nowhere else."""
     await service.wait_idle()
-    await wait_until(lambda: service.rooms.answers.statistics().keyed == 0)
+    await wait_until(lambda: service.services.answers.statistics().keyed == 0)
 
 
 async def put(service: Service, begun: Intent, **fields: Any) -> None:
     """Write a row as the writer does."""
-    async with service.rooms.database.transaction() as session:
-        await request_log.apply(session, [outcome(begun, **fields)])
+    async with service.services.database.transaction() as session:
+        await request_log.apply_outcomes(session, [outcome(begun, **fields)])
 
 
 def keyed_intent(*, stream: bool = False) -> Intent:
     """The intent of the request that `ask` or `streamed` sends."""
-    return intent(idempotency_key=KEY["Idempotency-Key"], body_hash=hash_request(stream=stream, **ASKED), prompt=FREE["prompt"])
+    return intent(
+        idempotency_key=KEY["Idempotency-Key"],
+        body_hash=hash_request(stream=stream, **ASKED),
+        prompt=FREE["prompt"],
+    )
 
 
 # the same answer
@@ -80,7 +95,9 @@ async def test_the_same_request_gets_the_same_answer(service: Service, fake: Pro
     assert await service.row() == first.json()
 
 
-async def test_the_row_answers_when_memory_has_forgotten(service: Service, fake: ProviderFake) -> None:
+async def test_the_row_answers_when_memory_has_forgotten(
+    service: Service, fake: ProviderFake
+) -> None:
     """Once its row is committed the answer is made from it, byte for byte the same."""
     first = await ask(service)
     await wait_forgotten(service)
@@ -89,16 +106,20 @@ async def test_the_row_answers_when_memory_has_forgotten(service: Service, fake:
     assert again.content == first.content
     assert again.headers[REPLAYED] == "true"
     assert len(fake.calls) == 1
-    assert service.rooms.answers.statistics().keyed == 0
+    assert service.services.answers.statistics().keyed == 0
 
 
-async def test_memory_answers_while_the_database_is_behind(service: Service, fake: ProviderFake) -> None:
+async def test_memory_answers_while_the_database_is_behind(
+    service: Service, fake: ProviderFake
+) -> None:
     """An answer whose row waits behind a locked database is replayed all the same, and written once."""
-    with sqlite3.connect(service.rooms.settings.data_dir / "kotae.db", isolation_level=None) as other:
+    with sqlite3.connect(
+        service.services.settings.data_dir / "kotae.db", isolation_level=None
+    ) as other:
         other.execute("BEGIN IMMEDIATE")
         first = await ask(service)
         again = await ask(service)
-        assert service.rooms.queue.statistics().waiting == 1
+        assert service.services.queue.statistics().waiting == 1
         other.execute("ROLLBACK")
     other.close()
 
@@ -107,7 +128,9 @@ async def test_memory_answers_while_the_database_is_behind(service: Service, fak
     assert await service.row() == first.json()
 
 
-async def test_without_a_key_every_request_is_a_new_one(service: Service, fake: ProviderFake) -> None:
+async def test_without_a_key_every_request_is_a_new_one(
+    service: Service, fake: ProviderFake
+) -> None:
     """Two requests without a key are two answers, and neither is a replay."""
     first, second = await ask(service, {}), await ask(service, {})
 
@@ -116,7 +139,9 @@ async def test_without_a_key_every_request_is_a_new_one(service: Service, fake: 
     assert REPLAYED not in second.headers
 
 
-async def test_what_is_written_out_is_the_same_request(service: Service, fake: ProviderFake) -> None:
+async def test_what_is_written_out_is_the_same_request(
+    service: Service, fake: ProviderFake
+) -> None:
     """A default that is spelled out, or another spelling of the JSON, is no other request."""
     first = await ask(service, temperature=1)
     again = await service.client.post(
@@ -137,7 +162,11 @@ async def test_a_stream_is_replayed_from_its_row(service: Service, fake: Provide
 
     assert (was_replay, is_replay) == (False, True)
     assert [event.name for event in again] == ["start", "", "done"]
-    assert (again[0].json, text_of(again), again[-1].json) == (first[0].json, text_of(first), first[-1].json)
+    assert (again[0].json, text_of(again), again[-1].json) == (
+        first[0].json,
+        text_of(first),
+        first[-1].json,
+    )
     assert [event.last_id for event in again] == [
         f"{first[0].json['id']}.{seq}" for seq in (0, len(text_of(first)), len(text_of(first)) + 1)
     ]
@@ -161,12 +190,16 @@ async def test_a_grounded_answer_is_replayed_with_its_sources(serve: Serve) -> N
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
-async def test_a_refusal_for_want_of_context_is_replayed(service: Service, fake: ProviderFake, forgotten: bool) -> None:
+async def test_a_refusal_for_want_of_context_is_replayed(
+    service: Service, fake: ProviderFake, forgotten: bool
+) -> None:
     """What was refused because nothing relevant was known is refused again, although documents may have come."""
     first = await ask(service, grounded=True)
     if forgotten:
         await wait_forgotten(service)
-    await service.client.post("/ai/upload", json={"title": "Something", "text": "Say something: something was said."})
+    await service.client.post(
+        "/ai/upload", json={"title": "Something", "text": "Say something: something was said."}
+    )
     again = await ask(service, grounded=True)
 
     assert first.json()["status"] == "no_context"
@@ -199,7 +232,9 @@ async def test_a_storm_of_streams_is_one_answer(service: Service, fake: Provider
     assert (await service.row())["status"] == "completed"
 
 
-async def test_a_storm_of_two_requests_with_one_key_answers_one_of_them(service: Service, fake: ProviderFake) -> None:
+async def test_a_storm_of_two_requests_with_one_key_answers_one_of_them(
+    service: Service, fake: ProviderFake
+) -> None:
     """When two different requests race for a key, one of them gets it and every other copy of the second a conflict."""
     found = await asyncio.gather(*(ask(service, max_tokens=1 + n % 2) for n in range(20)))
 
@@ -225,7 +260,9 @@ async def test_a_running_answer_is_attached_to(service: Service, fake: ProviderF
 
 
 @asynccontextmanager
-async def reading(service: Service, count: int) -> AsyncGenerator[tuple[AsyncGenerator[Event, None], list[Event]]]:
+async def reading(
+    service: Service, count: int
+) -> AsyncGenerator[tuple[AsyncGenerator[Event, None], list[Event]]]:
     """A keyed stream of which `count` events were read."""
     async with (
         service.client.stream("POST", "/ai/stream", json=FREE, headers=KEY) as response,
@@ -234,7 +271,9 @@ async def reading(service: Service, count: int) -> AsyncGenerator[tuple[AsyncGen
         yield stream, [await anext(stream) for _ in range(count)]
 
 
-async def test_a_client_that_leaves_does_not_stop_the_other(service: Service, fake: ProviderFake) -> None:
+async def test_a_client_that_leaves_does_not_stop_the_other(
+    service: Service, fake: ProviderFake
+) -> None:
     """When the first of two readers leaves, the second reads to the end."""
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=3))
@@ -248,7 +287,9 @@ async def test_a_client_that_leaves_does_not_stop_the_other(service: Service, fa
     assert seen[-1].json["status"] == "completed"
 
 
-async def test_a_client_that_was_cut_comes_back_with_its_key(service: Service, fake: ProviderFake) -> None:
+async def test_a_client_that_was_cut_comes_back_with_its_key(
+    service: Service, fake: ProviderFake
+) -> None:
     """A stream with a key goes on without its reader, who comes back and gets everything, paid once."""
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=3))
@@ -263,11 +304,13 @@ async def test_a_client_that_was_cut_comes_back_with_its_key(service: Service, f
     assert (await service.row())["status"] == "completed"
 
 
-async def test_a_stream_that_nobody_comes_back_to_is_stopped(serve: Serve, fake: ProviderFake) -> None:
+async def test_a_stream_that_nobody_comes_back_to_is_stopped(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """A key is no reason to go on for ever: the provider is stopped, and the row's end is what the key gets."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0)
     fake.next(Behaviour(hang_after=3))
-    request = Ask(
+    request = AnswerRequest(
         prompt=FREE["prompt"],
         grounded=False,
         endpoint="/ai/stream",
@@ -277,8 +320,8 @@ async def test_a_stream_that_nobody_comes_back_to_is_stopped(serve: Serve, fake:
         stream=True,
         attach_seconds=0.2,
     )
-    begun = await service.rooms.answers.answer_once(request, KEY["Idempotency-Key"])
-    async with aclosing(begun.stream.read(-1)) as batches:
+    begun = await service.services.answers.answer_once(request, KEY["Idempotency-Key"])
+    async with aclosing(begun.stream.read_events(-1)) as batches:
         while b"delta" not in await anext(batches):
             pass
 
@@ -310,7 +353,15 @@ async def test_a_plain_answer_is_there_for_who_left(service: Service, fake: Prov
 
 @pytest.mark.parametrize("forgotten", [False, True])
 @pytest.mark.parametrize(
-    "changed", [{"prompt": "Other."}, {"grounded": True}, {"model": "other"}, {"max_tokens": 9}, {"temperature": 0}], ids=str
+    "changed",
+    [
+        {"prompt": "Other."},
+        {"grounded": True},
+        {"model": "other"},
+        {"max_tokens": 9},
+        {"temperature": 0},
+    ],
+    ids=str,
 )
 async def test_another_request_with_the_key_is_a_conflict(
     service: Service, fake: ProviderFake, changed: dict[str, Any], forgotten: bool
@@ -327,7 +378,9 @@ async def test_another_request_with_the_key_is_a_conflict(
     assert len(fake.calls) == 1
 
 
-async def test_the_other_route_with_the_key_is_a_conflict(service: Service, fake: ProviderFake) -> None:
+async def test_the_other_route_with_the_key_is_a_conflict(
+    service: Service, fake: ProviderFake
+) -> None:
     """A key of POST /ai/test is not one of POST /ai/stream, and the other way round."""
     await ask(service)
     stream = await service.client.post("/ai/stream", json=FREE, headers=KEY)
@@ -350,7 +403,9 @@ async def test_users_have_keys_of_their_own(service: Service, fake: ProviderFake
 
 @pytest.mark.parametrize("key", [b"", b"a b", b"\xc3\xa9", b"x" * 256, b"a\tb"])
 @pytest.mark.parametrize("route", ["/ai/test", "/ai/stream"])
-async def test_a_key_that_is_none_is_refused(service: Service, fake: ProviderFake, route: str, key: bytes) -> None:
+async def test_a_key_that_is_none_is_refused(
+    service: Service, fake: ProviderFake, route: str, key: bytes
+) -> None:
     """A key is 1 to 255 visible ASCII characters; anything else is refused before anything begins."""
     response = await service.client.post(route, json=FREE, headers={b"Idempotency-Key": key})
 
@@ -361,7 +416,9 @@ async def test_a_key_that_is_none_is_refused(service: Service, fake: ProviderFak
 
 async def test_two_keys_are_refused(service: Service, fake: ProviderFake) -> None:
     """A request with two keys has none that could be meant."""
-    response = await service.client.post("/ai/test", json=FREE, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")])
+    response = await service.client.post(
+        "/ai/test", json=FREE, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    )
 
     assert response.status_code == 422
     assert fake.calls == []
@@ -391,7 +448,12 @@ async def test_the_longest_key_is_taken(service: Service) -> None:
     ids=["500", "400", "429", "504"],
 )
 async def test_a_failure_is_replayed(
-    service: Service, fake: ProviderFake, behaviour: Behaviour, status: int, code: str, forgotten: bool
+    service: Service,
+    fake: ProviderFake,
+    behaviour: Behaviour,
+    status: int,
+    code: str,
+    forgotten: bool,
 ) -> None:
     """A failed answer fails again with the same code and id, and is not tried again: it may have been billed."""
     fake.next(behaviour)
@@ -400,7 +462,11 @@ async def test_a_failure_is_replayed(
         await wait_forgotten(service)
     again = await ask(service)
 
-    assert (first.status_code, first.json()["code"]) == (again.status_code, again.json()["code"]) == (status, code)
+    assert (
+        (first.status_code, first.json()["code"])
+        == (again.status_code, again.json()["code"])
+        == (status, code)
+    )
     assert again.json()["answer_id"] == first.json()["answer_id"] == (await service.row())["id"]
     assert (REPLAYED in first.headers, again.headers[REPLAYED]) == (False, "true")
     assert again.json()["request_id"] == again.headers["x-request-id"]
@@ -409,7 +475,9 @@ async def test_a_failure_is_replayed(
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
-async def test_a_failed_stream_is_replayed(service: Service, fake: ProviderFake, forgotten: bool) -> None:
+async def test_a_failed_stream_is_replayed(
+    service: Service, fake: ProviderFake, forgotten: bool
+) -> None:
     """A stream that broke off says the same text and the same failure again."""
     fake.next(Behaviour(cut_after=3))
     first, _ = await streamed(service)
@@ -425,14 +493,32 @@ async def test_a_failed_stream_is_replayed(service: Service, fake: ProviderFake,
     assert len(fake.calls) == 1
 
 
-async def test_an_answer_that_a_crash_interrupted_is_replayed_as_its_row_says(service: Service, fake: ProviderFake) -> None:
+async def test_an_answer_that_a_crash_interrupted_is_replayed_as_its_row_says(
+    service: Service, fake: ProviderFake
+) -> None:
     """The row of an answer whose process died answers for it; the provider is not called again."""
-    unknown: dict[str, Any] = {"status": Status.INTERRUPTED, "usage_source": UsageSource.UNKNOWN, "usage": None, "response": ""}
+    unknown: dict[str, Any] = {
+        "status": Status.INTERRUPTED,
+        "usage_source": UsageSource.UNKNOWN,
+        "usage": None,
+        "response": "",
+    }
     begun = keyed_intent()
-    await put(service, begun, error_code="shutting_down", cost_nano_usd=None, finish_reason=None, **unknown)
+    await put(
+        service,
+        begun,
+        error_code="shutting_down",
+        cost_nano_usd=None,
+        finish_reason=None,
+        **unknown,
+    )
     again = await ask(service)
 
-    assert (again.status_code, again.json()["code"], again.json()["answer_id"]) == (503, "shutting_down", begun.id)
+    assert (again.status_code, again.json()["code"], again.json()["answer_id"]) == (
+        503,
+        "shutting_down",
+        begun.id,
+    )
     assert "another key" in again.json()["detail"]
     assert fake.calls == []
 
@@ -458,7 +544,9 @@ async def test_a_refused_request_leaves_its_key_free(serve: Serve, fake: Provide
     assert len(fake.calls) == 2
 
 
-async def test_a_refused_request_leaves_its_key_free_for_another(service: Service, fake: ProviderFake) -> None:
+async def test_a_refused_request_leaves_its_key_free_for_another(
+    service: Service, fake: ProviderFake
+) -> None:
     """Nothing was begun, so another request may have the key."""
     refused = await ask(service, model="extractive", prompt="x" * 20_001)
     answered = await ask(service)
@@ -467,9 +555,11 @@ async def test_a_refused_request_leaves_its_key_free_for_another(service: Servic
     assert answered.status_code == 200
 
 
-async def test_without_the_database_a_new_key_is_refused(service: Service, fake: ProviderFake) -> None:
+async def test_without_the_database_a_new_key_is_refused(
+    service: Service, fake: ProviderFake
+) -> None:
     """Nobody knows whether the key is new, so nothing is begun; when the database is back the key is free."""
-    with sqlite3.connect(service.rooms.settings.data_dir / "kotae.db") as other:
+    with sqlite3.connect(service.services.settings.data_dir / "kotae.db") as other:
         other.execute("ALTER TABLE request_logs RENAME TO away")
         other.commit()
         refused = await ask(service)
@@ -488,7 +578,9 @@ async def test_without_the_database_a_new_key_is_refused(service: Service, fake:
 @asynccontextmanager
 async def process(data_dir: Path, fake: ProviderFake) -> AsyncGenerator[ServiceProcess]:
     """A service as a process of its own."""
-    async with serving(data_dir, OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="fake-model") as running:
+    async with serving(
+        data_dir, OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="fake-model"
+    ) as running:
         yield running
 
 
@@ -511,7 +603,10 @@ async def test_a_restart_remembers(tmp_path: Path, fake: ProviderFake) -> None:
         conflict = await ask(running, prompt="Other.")
 
     assert again.content == first.content
-    assert (text_of(events_again), events_again[-1].json) == (text_of(events_first), events_first[-1].json)
+    assert (text_of(events_again), events_again[-1].json) == (
+        text_of(events_first),
+        events_first[-1].json,
+    )
     assert failed_again.json()["code"] == failed.json()["code"] == "provider_error"
     assert failed_again.json()["answer_id"] == failed.json()["answer_id"]
     assert conflict.status_code == 409
@@ -536,7 +631,9 @@ async def test_a_killed_process_is_remembered(tmp_path: Path, fake: ProviderFake
 
 
 @pytest.mark.slow
-async def test_a_process_killed_in_the_middle_is_remembered(tmp_path: Path, fake: ProviderFake) -> None:
+async def test_a_process_killed_in_the_middle_is_remembered(
+    tmp_path: Path, fake: ProviderFake
+) -> None:
     """The answer that a kill cut off is replayed as interrupted; the provider, which may have billed, is not called again."""
     fake.next(Behaviour(hang_after="request"))
     async with process(tmp_path, fake) as running:
@@ -560,20 +657,26 @@ async def test_a_process_killed_in_the_middle_is_remembered(tmp_path: Path, fake
 
 def test_the_hash_of_a_request_never_changes() -> None:
     """Hashes are in the log: another encoding would turn repetitions into conflicts."""
-    found = hash_request(stream=False, prompt="Why? 🙂", grounded=True, model=None, max_tokens=7, temperature=0.5)
+    found = hash_request(
+        stream=False, prompt="Why? 🙂", grounded=True, model=None, max_tokens=7, temperature=0.5
+    )
 
     assert found == "7bf58ce6e6a506fcd3e3c6604d1533cb69a698ab64ac739ed1c99ef24fdca593"
 
 
 def test_a_lone_surrogate_can_be_hashed() -> None:
     """A prompt that is no Unicode is hashed as it is stored."""
-    assert hash_request(**ASKED | {"prompt": "\ud800"}, stream=True) == hash_request(**ASKED | {"prompt": "�"}, stream=True)
+    assert hash_request(**ASKED | {"prompt": "\ud800"}, stream=True) == hash_request(
+        **ASKED | {"prompt": "�"}, stream=True
+    )
 
 
-def beginning(result: Begun | KotaeError, go: asyncio.Event) -> Callable[[], Coroutine[Any, Any, Begun]]:
+def beginning(
+    result: StartedAnswer | KotaeError, go: asyncio.Event
+) -> Callable[[], Coroutine[Any, Any, StartedAnswer]]:
     """A beginning that comes to this result when it may."""
 
-    async def begin() -> Begun:
+    async def begin() -> StartedAnswer:
         await go.wait()
         if isinstance(result, KotaeError):
             raise result
@@ -584,10 +687,14 @@ def beginning(result: Begun | KotaeError, go: asyncio.Event) -> Callable[[], Cor
 
 async def test_who_leaves_during_the_beginning_takes_nothing_with_it(service: Service) -> None:
     """A first client that is cancelled while its answer begins does not cancel it for the second."""
-    keys, key, go = Keys(service.rooms.queue), Key("u", "k"), asyncio.Event()
-    found = Begun(replay(outcome()), replayed=True)
-    first = asyncio.create_task(keys.answer(key, "h", beginning(found, go)))
-    second = asyncio.create_task(keys.answer(key, "h", beginning(Overloaded(), go)))
+    keys, key, go = (
+        IdempotencyRegistry(service.services.queue),
+        IdempotencyKey("u", "k"),
+        asyncio.Event(),
+    )
+    found = StartedAnswer(replay_stream(outcome()), replayed=True)
+    first = asyncio.create_task(keys.start_once(key, "h", beginning(found, go)))
+    second = asyncio.create_task(keys.start_once(key, "h", beginning(Overloaded(), go)))
     await wait_until(lambda: len(keys) == 1)
     first.cancel()
     await asyncio.wait([first])
@@ -599,11 +706,15 @@ async def test_who_leaves_during_the_beginning_takes_nothing_with_it(service: Se
 
 async def test_a_conflict_with_what_is_then_refused_is_none(service: Service) -> None:
     """A request that found its key taken by another one gets it when the other was refused."""
-    keys, key, go = Keys(service.rooms.queue), Key("u", "k"), asyncio.Event()
-    found = Begun(replay(outcome()), replayed=True)
-    first = asyncio.create_task(keys.answer(key, "one", beginning(Overloaded(), go)))
+    keys, key, go = (
+        IdempotencyRegistry(service.services.queue),
+        IdempotencyKey("u", "k"),
+        asyncio.Event(),
+    )
+    found = StartedAnswer(replay_stream(outcome()), replayed=True)
+    first = asyncio.create_task(keys.start_once(key, "one", beginning(Overloaded(), go)))
     await wait_until(lambda: len(keys) == 1)
-    second = asyncio.create_task(keys.answer(key, "two", beginning(found, go)))
+    second = asyncio.create_task(keys.start_once(key, "two", beginning(found, go)))
     go.set()
 
     assert (await second).stream is found.stream
@@ -613,11 +724,17 @@ async def test_a_conflict_with_what_is_then_refused_is_none(service: Service) ->
 
 async def test_a_conflict_with_what_has_begun_is_one(service: Service) -> None:
     """A request that found its key taken waits until the other has begun, and is refused."""
-    keys, key, go = Keys(service.rooms.queue), Key("u", "k"), asyncio.Event()
+    keys, key, go = (
+        IdempotencyRegistry(service.services.queue),
+        IdempotencyKey("u", "k"),
+        asyncio.Event(),
+    )
     running = Stream(intent(), [])
-    first = asyncio.create_task(keys.answer(key, "one", beginning(Begun(running, replayed=False), go)))
+    first = asyncio.create_task(
+        keys.start_once(key, "one", beginning(StartedAnswer(running, replayed=False), go))
+    )
     await wait_until(lambda: len(keys) == 1)
-    other = asyncio.create_task(keys.answer(key, "two", beginning(Overloaded(), go)))
+    other = asyncio.create_task(keys.start_once(key, "two", beginning(Overloaded(), go)))
     go.set()
 
     with pytest.raises(IdempotencyConflict):
@@ -629,8 +746,10 @@ async def test_a_conflict_with_what_has_begun_is_one(service: Service) -> None:
 
 async def test_the_end_of_the_process_refuses_what_has_not_begun(service: Service) -> None:
     """Whoever waits for a beginning at the end of the process is told to come back to the next."""
-    keys, never = Keys(service.rooms.queue), asyncio.Event()
-    waiting = asyncio.create_task(keys.answer(Key("u", "k"), "h", beginning(Overloaded(), never)))
+    keys, never = IdempotencyRegistry(service.services.queue), asyncio.Event()
+    waiting = asyncio.create_task(
+        keys.start_once(IdempotencyKey("u", "k"), "h", beginning(Overloaded(), never))
+    )
     await wait_until(lambda: len(keys) == 1)
     await keys.stop()
 

@@ -11,14 +11,14 @@ import pytest
 
 from service.core.accounting.journal import Journal
 from service.core.accounting.outcomes import AnswerAccount
-from service.core.accounting.queue import LocalQueue
+from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
-from service.core.answering.pump import Limits, Pump
+from service.core.answering.pump import Pump, PumpLimits
 from service.core.answering.streams import Stream
 from service.core.errors import KotaeError, ProviderBusy, ProviderUnreachable, ShuttingDown
 from service.core.ports import Delta, Message, Provider, ProviderRequest
 from service.core.pricing import PriceBook, Usage
-from service.core.quota.local import Ledger
+from service.core.quota.local import LocalQuota
 from service.core.records import Outcome, Status, UsageSource
 from service.core.telemetry import Metrics
 from tests.conftest import Serve, Service
@@ -28,7 +28,9 @@ from tests.sse import events, text_of
 from tests.streams import begin, reading, streamed
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
-LIMITS = Limits(answer_seconds_max=20, attempts_max=3, leave_seconds=None, leave_nano_usd_max=None)
+LIMITS = PumpLimits(
+    answer_seconds_max=20, attempts_max=3, leave_seconds=None, leave_nano_usd_max=None
+)
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)
 
 
@@ -37,7 +39,10 @@ async def test_a_client_that_leaves_is_drained_when_asked(serve: Serve, fake: Pr
     service = await serve(openai_base_url=fake.base_url, model="fake-model", drain_seconds=20)
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=3))
-    async with service.client.stream("POST", "/ai/stream", json=FREE) as response, aclosing(events(response)) as stream:
+    async with (
+        service.client.stream("POST", "/ai/stream", json=FREE) as response,
+        aclosing(events(response)) as stream,
+    ):
         await anext(stream)
         await fake.wait_calls(1)
     held.set()
@@ -49,35 +54,91 @@ async def test_a_client_that_leaves_is_drained_when_asked(serve: Serve, fake: Pr
 
 FAILURES: list[tuple[str, Behaviour, int, str, str, str]] = [
     ("500", Behaviour(status=500), 502, "provider_error", "provider_error", "unknown"),
-    ("500 without body", Behaviour(status=500, body=b""), 502, "provider_error", "provider_error", "unknown"),
-    ("500 with an endless body", Behaviour(status=500, body=b"x" * 50_000_000), 502, "provider_error", "provider_error", "unknown"),
-    ("500 with a compressed body", Behaviour(status=500, gzip=True), 502, "provider_error", "provider_error", "unknown"),
+    (
+        "500 without body",
+        Behaviour(status=500, body=b""),
+        502,
+        "provider_error",
+        "provider_error",
+        "unknown",
+    ),
+    (
+        "500 with an endless body",
+        Behaviour(status=500, body=b"x" * 50_000_000),
+        502,
+        "provider_error",
+        "provider_error",
+        "unknown",
+    ),
+    (
+        "500 with a compressed body",
+        Behaviour(status=500, gzip=True),
+        502,
+        "provider_error",
+        "provider_error",
+        "unknown",
+    ),
     ("401", Behaviour(status=401), 502, "provider_refused", "provider_error", "unknown"),
     ("404", Behaviour(status=404), 502, "provider_refused", "provider_error", "unknown"),
     ("400", Behaviour(status=400), 400, "provider_rejected", "provider_error", "unknown"),
     ("504", Behaviour(status=504), 504, "provider_timeout", "timeout", "unknown"),
-    ("429 for long", Behaviour(status=429, retry_after=60), 503, "provider_busy", "provider_error", "unknown"),
-    ("cut before headers", Behaviour(cut_after="request"), 502, "provider_cut", "provider_error", "unknown"),
-    ("HTML", Behaviour(body=b"<html>", content_type="text/html"), 502, "provider_invalid", "provider_error", "unknown"),
+    (
+        "429 for long",
+        Behaviour(status=429, retry_after=60),
+        503,
+        "provider_busy",
+        "provider_error",
+        "unknown",
+    ),
+    (
+        "cut before headers",
+        Behaviour(cut_after="request"),
+        502,
+        "provider_cut",
+        "provider_error",
+        "unknown",
+    ),
+    (
+        "HTML",
+        Behaviour(body=b"<html>", content_type="text/html"),
+        502,
+        "provider_invalid",
+        "provider_error",
+        "unknown",
+    ),
     ("silence", Behaviour(hang_after="request"), 504, "provider_timeout", "timeout", "unknown"),
     ("gzip", Behaviour(gzip=True), 502, "provider_invalid", "provider_error", "unknown"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "http_status", "code", "status", "source"), [case[1:] for case in FAILURES], ids=[case[0] for case in FAILURES]
+    ("behaviour", "http_status", "code", "status", "source"),
+    [case[1:] for case in FAILURES],
+    ids=[case[0] for case in FAILURES],
 )
 async def test_a_failed_plain_answer_is_a_problem_and_a_row(
-    serve: Serve, fake: ProviderFake, behaviour: Behaviour, http_status: int, code: str, status: str, source: str
+    serve: Serve,
+    fake: ProviderFake,
+    behaviour: Behaviour,
+    http_status: int,
+    code: str,
+    status: str,
+    source: str,
 ) -> None:
     """Whatever the provider does, the caller gets a typed problem and the log one row with the right status."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3)
+    service = await serve(
+        openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3
+    )
     fake.next(behaviour)
 
     response = await service.client.post("/ai/test", json=FREE)
 
     problem, row = response.json(), await service.row()
-    assert (response.status_code, problem["status"], problem["code"]) == (http_status, http_status, code)
+    assert (response.status_code, problem["status"], problem["code"]) == (
+        http_status,
+        http_status,
+        code,
+    )
     assert response.headers["content-type"] == "application/problem+json"
     assert problem["request_id"] == row["request_id"] == response.headers["x-request-id"]
     assert problem["answer_id"] == row["id"]
@@ -89,24 +150,50 @@ async def test_a_failed_plain_answer_is_a_problem_and_a_row(
 STREAM_FAILURES: list[tuple[str, Behaviour, str, str]] = [
     ("cut by RST", Behaviour(cut="rst", cut_after=3, gap=0.01), "provider_cut", "provider_error"),
     ("cut by FIN", Behaviour(cut_after=3), "provider_cut", "provider_error"),
-    ("cut inside a line", Behaviour(cut_after=3, cut_inside=True), "provider_cut", "provider_error"),
+    (
+        "cut inside a line",
+        Behaviour(cut_after=3, cut_inside=True),
+        "provider_cut",
+        "provider_error",
+    ),
     ("a clean end too early", Behaviour(finish_reason="absent"), "provider_cut", "provider_error"),
-    ("the same without [DONE]", Behaviour(finish_reason="absent", done=False, usage=None), "provider_cut", "provider_error"),
-    ("the same, ended by the connection", Behaviour(cut_after=3, framing="close"), "provider_cut", "provider_error"),
+    (
+        "the same without [DONE]",
+        Behaviour(finish_reason="absent", done=False, usage=None),
+        "provider_cut",
+        "provider_error",
+    ),
+    (
+        "the same, ended by the connection",
+        Behaviour(cut_after=3, framing="close"),
+        "provider_cut",
+        "provider_error",
+    ),
     ("an error event", Behaviour(error_after=3), "provider_error", "provider_error"),
     ("broken JSON", Behaviour(malformed_after=3), "provider_invalid", "provider_error"),
     ("broken UTF-8", Behaviour(invalid_utf8_after=3), "provider_invalid", "provider_error"),
     ("silence in the middle", Behaviour(hang_after=3), "provider_timeout", "timeout"),
-    ("a huge line", Behaviour(huge_line_after=3, huge_line_bytes=3_000_000), "provider_invalid", "provider_error"),
+    (
+        "a huge line",
+        Behaviour(huge_line_after=3, huge_line_bytes=3_000_000),
+        "provider_invalid",
+        "provider_error",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("behaviour", "code", "status"), [case[1:] for case in STREAM_FAILURES], ids=[case[0] for case in STREAM_FAILURES])
+@pytest.mark.parametrize(
+    ("behaviour", "code", "status"),
+    [case[1:] for case in STREAM_FAILURES],
+    ids=[case[0] for case in STREAM_FAILURES],
+)
 async def test_a_stream_that_fails_says_so_and_is_accounted(
     serve: Serve, fake: ProviderFake, behaviour: Behaviour, code: str, status: str
 ) -> None:
     """After byte one an error is a `failure` event; the row keeps the text so far, with estimated usage."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3)
+    service = await serve(
+        openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3
+    )
     fake.next(behaviour)
 
     found = await streamed(service)
@@ -115,14 +202,18 @@ async def test_a_stream_that_fails_says_so_and_is_accounted(
     assert found[-1].name == "failure"
     assert (found[-1].json["code"], found[-1].json["answer_id"]) == (code, row["id"])
     assert (row["status"], row["error_code"]) == (status, code)
-    assert row["usage_source"] == ("provider" if code == "provider_cut" and fake.calls[0].usage else "estimated")
+    assert row["usage_source"] == (
+        "provider" if code == "provider_cut" and fake.calls[0].usage else "estimated"
+    )
     assert row["response"] == text_of(found)
     assert row["completion_tokens"] > 0
 
 
 @pytest.mark.parametrize("usage", [None, "null", "negative", "huge"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_usage_that_was_not_told_is_estimated(service: Service, fake: ProviderFake, usage: Any, stream: bool) -> None:
+async def test_usage_that_was_not_told_is_estimated(
+    service: Service, fake: ProviderFake, usage: Any, stream: bool
+) -> None:
     """A completed answer without a credible usage is estimated from its texts, and says so."""
     fake.next(Behaviour(usage=usage))
 
@@ -156,7 +247,9 @@ async def test_usage_that_was_not_told_is_estimated(service: Service, fake: Prov
     ],
     ids=lambda behaviour: repr(behaviour)[:0] or None,
 )
-async def test_unusual_but_whole_streams_are_completed(service: Service, fake: ProviderFake, behaviour: Behaviour) -> None:
+async def test_unusual_but_whole_streams_are_completed(
+    service: Service, fake: ProviderFake, behaviour: Behaviour
+) -> None:
     """What real servers do beside the letter changes neither text nor account."""
     fake.next(behaviour)
 
@@ -168,15 +261,24 @@ async def test_unusual_but_whole_streams_are_completed(service: Service, fake: P
     assert row["total_tokens"] == fake.calls[0].usage["total_tokens"]
 
 
-async def test_a_provider_that_cannot_be_reached_cost_nothing(serve: Serve, fake: ProviderFake) -> None:
+async def test_a_provider_that_cannot_be_reached_cost_nothing(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """No connection: every attempt is counted, the row is 0 because the provider was never called."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", provider_attempts_max=2)
+    service = await serve(
+        openai_base_url=fake.base_url, model="fake-model", provider_attempts_max=2
+    )
     async with fake.away():
         response = await service.client.post("/ai/test", json=FREE)
 
     row = await service.row()
     assert (response.status_code, response.json()["code"]) == (502, "provider_unreachable")
-    assert (row["attempts"], row["usage_source"], row["total_tokens"], row["estimated_cost"]) == (2, "none", 0, "0")
+    assert (row["attempts"], row["usage_source"], row["total_tokens"], row["estimated_cost"]) == (
+        2,
+        "none",
+        0,
+        "0",
+    )
 
 
 async def test_a_busy_provider_is_tried_again(service: Service, fake: ProviderFake) -> None:
@@ -215,9 +317,17 @@ async def test_an_answer_has_a_greatest_length(serve: Serve, fake: ProviderFake)
 
 async def test_a_stream_whose_rest_is_dear_is_not_drained(serve: Serve, fake: ProviderFake) -> None:
     """Beyond the cost cap the provider is stopped at once, though drain_seconds would allow to read on."""
-    service = await serve(openai_base_url=fake.base_url, model="gpt-4o-mini", drain_seconds=20, drain_cost_usd_max="0.0001")
+    service = await serve(
+        openai_base_url=fake.base_url,
+        model="gpt-4o-mini",
+        drain_seconds=20,
+        drain_cost_usd_max="0.0001",
+    )
     fake.next(Behaviour(hang_after=3))
-    async with service.client.stream("POST", "/ai/stream", json=FREE) as response, aclosing(events(response)) as stream:
+    async with (
+        service.client.stream("POST", "/ai/stream", json=FREE) as response,
+        aclosing(events(response)) as stream,
+    ):
         await anext(stream)
         await fake.wait_chunks((await fake.wait_calls(1))[0], 3)
 
@@ -225,14 +335,16 @@ async def test_a_stream_whose_rest_is_dear_is_not_drained(serve: Serve, fake: Pr
     assert (await service.row())["status"] == "client_gone"
 
 
-async def test_an_answer_outlives_its_last_reader_for_a_while(serve: Serve, fake: ProviderFake) -> None:
+async def test_an_answer_outlives_its_last_reader_for_a_while(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """The pump goes on for resume_seconds without a reader, then stops as client_gone."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0.2)
     fake.next(Behaviour(hang_after=2))
     started = await begin(service)
     async with reading(service, started["events_url"]) as stream:
         await anext(stream)
-    (pump,) = service.rooms.answers._pumps.values()
+    (pump,) = service.services.answers._pumps.values()
     async with asyncio.timeout(10):
         while pump.stream.readers:
             await asyncio.sleep(0.001)
@@ -245,7 +357,9 @@ async def test_an_answer_outlives_its_last_reader_for_a_while(serve: Serve, fake
 
 async def test_an_answer_that_nobody_fetches_is_given_up(serve: Serve, fake: ProviderFake) -> None:
     """Without a reader an answer ends when its ticket does; who asks for it keeps it going."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0, ticket_seconds=0.2)
+    service = await serve(
+        openai_base_url=fake.base_url, model="fake-model", resume_seconds=0, ticket_seconds=0.2
+    )
     fake.default = Behaviour(hang_after=2)
     await begin(service)
 
@@ -285,13 +399,26 @@ class Running:
 
     def __init__(self, provider: Provider, folder: Path, *, sync_ms: int = 50) -> None:
         folder.mkdir()
-        self.queue = LocalQueue(100, Journal(folder, None, sync_ms=sync_ms, bytes_max=2**26))
-        recorder = Recorder(self.queue, Ledger(60), Metrics())
+        self.queue = JournaledQueue(100, Journal(folder, None, sync_ms=sync_ms, bytes_max=2**26))
+        recorder = Recorder(self.queue, LocalQuota(60), Metrics())
         begun = intent()
         recorder.begin(begun)
         self.stream = Stream(begun, [])
-        request = ProviderRequest(model=begun.model, messages=[Message("user", "Why?")], max_tokens=10**6, temperature=None, stream=True)
-        account = AnswerAccount(begun, request.messages, recorder, PriceBook({}), completion_tokens_max=10**6, started=time.perf_counter())
+        request = ProviderRequest(
+            model=begun.model,
+            messages=[Message("user", "Why?")],
+            max_tokens=10**6,
+            temperature=None,
+            stream=True,
+        )
+        account = AnswerAccount(
+            begun,
+            request.messages,
+            recorder,
+            PriceBook({}),
+            completion_tokens_max=10**6,
+            started=time.perf_counter(),
+        )
         self.pump = Pump(self.stream, account, request, provider, LIMITS, nullcontext())
         self.task = asyncio.create_task(self.pump.run())
 
@@ -303,7 +430,7 @@ class Running:
 
     async def outcome(self) -> Outcome:
         """The one outcome that was recorded, which is also that of the stream."""
-        (outcome,) = await self.queue.take(10)
+        (outcome,) = await self.queue.take_batch(10)
         assert self.stream.outcome is outcome
         return outcome
 
@@ -339,7 +466,11 @@ async def test_an_answer_cancelled_before_its_first_call_used_nothing(tmp_path: 
     await running.cancel()
     outcome = await running.outcome()
 
-    assert (outcome.status, outcome.usage_source, outcome.attempts) == (Status.INTERRUPTED, UsageSource.NONE, 0)
+    assert (outcome.status, outcome.usage_source, outcome.attempts) == (
+        Status.INTERRUPTED,
+        UsageSource.NONE,
+        0,
+    )
 
 
 async def test_an_unexpected_error_ends_in_an_outcome(tmp_path: Path) -> None:
@@ -355,7 +486,10 @@ async def test_an_unexpected_error_ends_in_an_outcome(tmp_path: Path) -> None:
 
 async def test_attempts_are_counted(tmp_path: Path) -> None:
     """An attempt that surely was not billed is retried, and the outcome counts both."""
-    script = Script([ProviderBusy("busy", retry_after_seconds=0)], [[Delta("Because.", finish_reason="stop", usage=USAGE)]])
+    script = Script(
+        [ProviderBusy("busy", retry_after_seconds=0)],
+        [[Delta("Because.", finish_reason="stop", usage=USAGE)]],
+    )
     running = Running(script, tmp_path / "journal")
     await running.task
     outcome = await running.outcome()
@@ -363,7 +497,9 @@ async def test_attempts_are_counted(tmp_path: Path) -> None:
     assert (outcome.status, outcome.usage, outcome.attempts) == (Status.COMPLETED, USAGE, 2)
 
 
-async def test_an_answer_stopped_between_attempts_that_reached_nobody_used_nothing(tmp_path: Path) -> None:
+async def test_an_answer_stopped_between_attempts_that_reached_nobody_used_nothing(
+    tmp_path: Path,
+) -> None:
     """Stopped while it waits for its next attempt, none having had a connection: usage `none`."""
     script = Script([ProviderUnreachable("no connection", retry_after_seconds=3)])
     running = Running(script, tmp_path / "journal")
@@ -372,7 +508,11 @@ async def test_an_answer_stopped_between_attempts_that_reached_nobody_used_nothi
     await running.task
     outcome = await running.outcome()
 
-    assert (outcome.status, outcome.usage_source, outcome.attempts) == (Status.STOPPED, UsageSource.NONE, 1)
+    assert (outcome.status, outcome.usage_source, outcome.attempts) == (
+        Status.STOPPED,
+        UsageSource.NONE,
+        1,
+    )
 
 
 async def test_a_wait_that_is_too_long_is_not_waited_for(tmp_path: Path) -> None:

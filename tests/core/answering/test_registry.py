@@ -2,8 +2,8 @@
 
 import asyncio
 
-from service.core.answering.registry import Shelf
-from service.core.answering.streams import Buffers, Stream
+from service.core.answering.registry import StreamRegistry
+from service.core.answering.streams import BufferBudget, Stream
 from tests.conftest import Serve
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.records import outcome
@@ -12,11 +12,17 @@ from tests.streams import begin, reading
 
 async def test_full_buffers_degrade_new_streams_visibly(serve: Serve, fake: ProviderFake) -> None:
     """When running answers fill the memory for streams, a new one says that it cannot be resumed, and ends with its reader."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_bytes_max=1_048_576)
-    fake.next(Behaviour(deltas=["x" * 600_000], hang_after=1), Behaviour(deltas=["x" * 600_000], hang_after=1), Behaviour(hang_after=2))
+    service = await serve(
+        openai_base_url=fake.base_url, model="fake-model", resume_bytes_max=1_048_576
+    )
+    fake.next(
+        Behaviour(deltas=["x" * 600_000], hang_after=1),
+        Behaviour(deltas=["x" * 600_000], hang_after=1),
+        Behaviour(hang_after=2),
+    )
     async with asyncio.timeout(10):
         running = [await begin(service) for _ in range(2)]
-        while not service.rooms.answers._shelf.buffers.full:
+        while not service.services.answers._shelf.buffers.is_full:
             await asyncio.sleep(0.005)
 
     third = await begin(service)
@@ -36,17 +42,19 @@ async def test_full_buffers_degrade_new_streams_visibly(serve: Serve, fake: Prov
 
 async def test_ended_streams_give_way_to_new_ones() -> None:
     """Of what is kept after its end the oldest goes first, in number and in bytes, and what it held is given back."""
-    shelf = Shelf(Buffers(1000), kept_max=3, keep_seconds=60)
+    shelf = StreamRegistry(BufferBudget(1000), kept_max=3, keep_seconds=60)
     streams = []
     for n in range(6):
         ended = outcome(response="x" * (100 if n < 5 else 2000))
         stream = Stream(ended.intent, [], kept=True, buffers=shelf.buffers)
-        shelf.put(stream)
-        stream.say([ended.response])
+        shelf.add_stream(stream)
+        stream.append_texts([ended.response])
         stream.finish(ended, None)
         streams.append(stream)
-        assert shelf.kept <= 3
+        assert shelf.stream_count <= 3
 
-    assert [shelf.find(stream.intent.id) is not None for stream in streams] == [False] * 5 + [True]
-    assert shelf.has_room()
+    assert [shelf.find_stream(stream.intent.id) is not None for stream in streams] == [
+        False
+    ] * 5 + [True]
+    assert shelf.has_capacity()
     assert shelf.buffers.held == 0

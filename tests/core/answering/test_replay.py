@@ -8,8 +8,8 @@ import pytest
 
 from service.core.accounting import log as request_log
 from service.core.accounting.journal import Journal
-from service.core.accounting.queue import LocalQueue
-from service.core.answering.replay import Recall
+from service.core.accounting.queue import JournaledQueue
+from service.core.answering.replay import ReplayLookup
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
 from tests.conftest import Serve
@@ -22,9 +22,13 @@ FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 
 
 @pytest.mark.parametrize("kept", [True, False])
-async def test_an_ended_answer_goes_on_after_every_character(serve: Serve, fake: ProviderFake, kept: bool) -> None:
+async def test_an_ended_answer_goes_on_after_every_character(
+    serve: Serve, fake: ProviderFake, kept: bool
+) -> None:
     """After each position of an ended answer the exact rest follows, from the buffer or from the log row."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=15 if kept else 0)
+    service = await serve(
+        openai_base_url=fake.base_url, model="fake-model", resume_seconds=15 if kept else 0
+    )
     url = f"/ai/answers/{(await begin(service))['id']}/events"
     whole = await everything(service, url)
     text, answer_id = text_of(whole), whole[0].json["id"]
@@ -67,18 +71,20 @@ async def test_the_log_is_waited_for(serve: Serve, fake: ProviderFake) -> None:
 
 
 @pytest.fixture
-def queue(tmp_path: Path) -> LocalQueue:
+def queue(tmp_path: Path) -> JournaledQueue:
     """An empty queue."""
-    return LocalQueue(10, Journal(tmp_path / "journal", None, sync_ms=50, bytes_max=2**26))
+    return JournaledQueue(10, Journal(tmp_path / "journal", None, sync_ms=50, bytes_max=2**26))
 
 
-async def test_a_key_waits_for_the_rows_of_the_process_before(database: Database, queue: LocalQueue) -> None:
+async def test_a_key_waits_for_the_rows_of_the_process_before(
+    database: Database, queue: JournaledQueue
+) -> None:
     """A key is not taken for new while recovery may still bring its row."""
     recovered, begun = asyncio.Event(), intent(idempotency_key="k")
-    recall = Recall(database, queue, recovered.wait)
-    lookup = asyncio.create_task(recall.by_key(begun.user_id, "k"))
+    recall = ReplayLookup(database, queue, recovered.wait)
+    lookup = asyncio.create_task(recall.find_by_key(begun.user_id, "k"))
     async with database.transaction() as session:
-        await request_log.apply(session, [outcome(begun)])
+        await request_log.apply_outcomes(session, [outcome(begun)])
     recovered.set()
 
     result = await lookup
@@ -86,8 +92,8 @@ async def test_a_key_waits_for_the_rows_of_the_process_before(database: Database
     assert result.intent.id == begun.id
 
 
-async def test_a_key_does_not_wait_for_ever(database: Database, queue: LocalQueue) -> None:
+async def test_a_key_does_not_wait_for_ever(database: Database, queue: JournaledQueue) -> None:
     """When the rows of the process before do not come, the lookup fails."""
-    recall = Recall(database, queue, asyncio.Event().wait, recovery_seconds=0)
+    recall = ReplayLookup(database, queue, asyncio.Event().wait, recovery_seconds=0)
     with pytest.raises(DatabaseUnavailable):
-        await recall.by_key("local", "k")
+        await recall.find_by_key("local", "k")

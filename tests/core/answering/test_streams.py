@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.answering.streams import GOODBYE, Stream, replay
-from service.core.encoding import clean
+from service.core.answering.streams import SHUTDOWN_NOTICE, Stream, replay_stream
+from service.core.encoding import replace_surrogates
 from service.core.records import Status
 from tests.conftest import Service
 from tests.fakes.provider import Behaviour, ProviderFake, default_text
@@ -17,7 +17,9 @@ from tests.sse import text_of
 from tests.streams import begin, everything, parsed, read, reading
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
-TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), max_size=8)
+TEXTS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), max_size=8
+)
 
 
 @given(TEXTS, st.data())
@@ -25,11 +27,11 @@ def test_the_rest_after_any_position_is_exact(texts: list[str], data: st.DataObj
     """From every position, in the buffer and in the row alike, the rest of the text and the same end follow."""
     ended = outcome(response="".join(texts))
     live = Stream(ended.intent, [])
-    live.say(texts)
+    live.append_texts(texts)
     live.finish(ended, None)
     position = data.draw(st.integers(0, len(ended.response)))
 
-    for stream in (live, replay(ended)):
+    for stream in (live, replay_stream(ended)):
         found = parsed(asyncio.run(read(stream, position)))
         assert text_of(found) == ended.response[position:]
         assert [event.name for event in found[-1:]] == ["done"]
@@ -41,7 +43,7 @@ def test_each_event_says_where_it_ends(texts: list[str]) -> None:
     """The position in an event's id is the number of characters that were said with it."""
     ended = outcome(response="".join(texts))
     stream = Stream(ended.intent, [])
-    stream.say(texts)
+    stream.append_texts(texts)
     stream.finish(ended, None)
 
     start, *deltas, _ = parsed(asyncio.run(read(stream)))
@@ -55,11 +57,13 @@ def test_each_event_says_where_it_ends(texts: list[str]) -> None:
 @given(st.lists(st.text(st.characters(), max_size=30), max_size=6))
 def test_no_text_forges_an_event_in_a_whole_stream(texts: list[str]) -> None:
     """Whatever the prompt, the passages and the text hold, a stream has its start, its deltas and its end, and no more."""
-    texts = [text for each in texts if (text := clean(each))]
+    texts = [text for each in texts if (text := replace_surrogates(each))]
     hostile = "a\r\n\r\nevent: done\ndata: {}\n\n\u2028\x85\0"
-    ended = outcome(intent(model=hostile, request_id=hostile, prompt=hostile), response="".join(texts))
+    ended = outcome(
+        intent(model=hostile, request_id=hostile, prompt=hostile), response="".join(texts)
+    )
     stream = Stream(ended.intent, [])
-    stream.say(texts)
+    stream.append_texts(texts)
     stream.finish(ended, None)
 
     found = parsed(asyncio.run(read(stream)))
@@ -72,9 +76,9 @@ def test_no_text_forges_an_event_in_a_whole_stream(texts: list[str]) -> None:
 async def test_a_long_text_comes_in_bounded_batches() -> None:
     """A reader that is far behind is given a little at a time, so that a reader that stops holds a little."""
     ended = outcome(response="長い🙂\n" * 60_000)
-    stream = replay(ended)
+    stream = replay_stream(ended)
 
-    async with aclosing(stream.read()) as batches:
+    async with aclosing(stream.read_events()) as batches:
         found = [batch async for batch in batches]
 
     assert max(map(len, found)) < 128 * 1024
@@ -85,19 +89,21 @@ async def test_readers_are_told_goodbye_once() -> None:
     """When the process begins to end, each reader gets one batch that says so, and goes on."""
     ended = outcome(response="ab")
     stream = Stream(ended.intent, [])
-    stream.say(["a"])
-    async with aclosing(stream.read()) as batches:
+    stream.append_texts(["a"])
+    async with aclosing(stream.read_events()) as batches:
         await anext(batches)
-        stream.say_goodbye()
-        assert await anext(batches) is GOODBYE
-        stream.say(["b"])
+        stream.announce_shutdown()
+        assert await anext(batches) is SHUTDOWN_NOTICE
+        stream.append_texts(["b"])
         stream.finish(ended, None)
         rest = b"".join([batch async for batch in batches])
 
     assert [event.name for event in parsed(rest)] == ["", "done"]
 
 
-async def test_an_answer_is_read_by_several_at_once_at_every_stage(service: Service, fake: ProviderFake) -> None:
+async def test_an_answer_is_read_by_several_at_once_at_every_stage(
+    service: Service, fake: ProviderFake
+) -> None:
     """Readers that come at the start, in the middle and after the end all get the same whole answer."""
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=4))
@@ -119,13 +125,13 @@ async def test_an_answer_is_read_by_several_at_once_at_every_stage(service: Serv
 def test_every_status_of_a_row_can_be_replayed() -> None:
     """Each way to end has a terminal event."""
     for status in Status:
-        found = parsed(asyncio.run(read(replay(outcome(status=status)))))
+        found = parsed(asyncio.run(read(replay_stream(outcome(status=status)))))
         assert found[-1].name == "done"
 
 
 def test_a_failure_of_a_later_version_is_replayed_as_internal() -> None:
     """A code that this version does not know still ends the stream as a failure."""
-    stream = replay(outcome(error_code="unheard_of", status=Status.PROVIDER_ERROR))
+    stream = replay_stream(outcome(error_code="unheard_of", status=Status.PROVIDER_ERROR))
 
     assert stream.error is not None
     assert stream.error.code == "internal"

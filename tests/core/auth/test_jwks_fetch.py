@@ -16,20 +16,26 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import RSAAlgorithm
 
-from service.core.auth.jwts import SET_BYTES_MAX, Jwts
+from service.core.auth.jwts import SET_BYTES_MAX, JwtVerifier
 from service.core.errors import JwksUnavailable
 from service.core.settings import Settings
 from tests.core.auth.test_jwts import KEY, RS, token
 
 GOOD = token(KEY, "RS256", {"kid": "k1"})
-KEY_SET = json.dumps({"keys": [RSAAlgorithm.to_jwk(KEY.public_key(), as_dict=True) | {"kid": "k1"}]}).encode()
+KEY_SET = json.dumps(
+    {"keys": [RSAAlgorithm.to_jwk(KEY.public_key(), as_dict=True) | {"kid": "k1"}]}
+).encode()
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 def response(body: bytes, status: str = "200 OK", **headers: str) -> Answer:
     """Answer with this body."""
-    lines = [f"HTTP/1.1 {status}", f"content-length: {len(body)}", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [
+        f"HTTP/1.1 {status}",
+        f"content-length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
@@ -62,13 +68,15 @@ async def issuer(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIter
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     async with server:
-        running.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks"
+        running.url = (
+            f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks"
+        )
         yield running
 
 
-def checks(url: str, fetch_seconds: float = 20) -> Jwts:
+def checks(url: str, fetch_seconds: float = 20) -> JwtVerifier:
     """A verifier that fetches its key set from this address."""
-    return Jwts(Settings(**RS | {"jwt_jwks_url": url}), fetch_seconds=fetch_seconds)
+    return JwtVerifier(Settings(**RS | {"jwt_jwks_url": url}), fetch_seconds=fetch_seconds)
 
 
 async def test_a_key_set_is_fetched_once() -> None:
@@ -84,10 +92,16 @@ async def test_a_key_set_is_fetched_once() -> None:
     assert b"cookie" not in request.lower()
 
 
-@pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
+@pytest.mark.parametrize(
+    "status",
+    ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"],
+)
 async def test_a_redirect_is_refused(status: str) -> None:
     """The address that a redirect names is not requested: an issuer cannot send the service to an internal address."""
-    async with issuer(response(KEY_SET)) as elsewhere, issuer(response(KEY_SET, status, location=elsewhere.url)) as running:
+    async with (
+        issuer(response(KEY_SET)) as elsewhere,
+        issuer(response(KEY_SET, status, location=elsewhere.url)) as running,
+    ):
         with pytest.raises(JwksUnavailable):
             await checks(running.url).verify(GOOD)
 
@@ -155,7 +169,11 @@ async def test_the_environment_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -
     assert proxy.requests == []
 
 
-@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{"], ids=["before the head", "in the body"])
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{"],
+    ids=["before the head", "in the body"],
+)
 async def test_a_silent_issuer_is_not_waited_for(sent: bytes) -> None:
     """The whole fetch has one deadline, whether the head or the body does not come."""
     released = asyncio.Event()
@@ -181,15 +199,31 @@ async def test_an_issuer_that_does_not_listen_is_unavailable() -> None:
 
 def self_signed(folder: Path) -> ssl.SSLContext:
     """A server's TLS context with a certificate for 127.0.0.1 that no authority has signed."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    key, name = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")]),
+    )
     at = datetime.now(UTC)
     certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), at - timedelta(days=1), at + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        x509.CertificateBuilder(
+            name,
+            name,
+            key.public_key(),
+            x509.random_serial_number(),
+            at - timedelta(days=1),
+            at + timedelta(days=1),
+        )
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
         .sign(key, hashes.SHA256())
     )
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "issuer.pem").write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "issuer.pem").write_bytes(
+        private + certificate.public_bytes(serialization.Encoding.PEM)
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "issuer.pem")
     return context

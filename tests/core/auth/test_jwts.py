@@ -14,7 +14,13 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from pydantic import SecretStr
 
 from service.core.auth import store
-from service.core.auth.jwts import AGAIN_SECONDS, FRESH_SECONDS, STALE_SECONDS, Jwts, mint
+from service.core.auth.jwts import (
+    AGAIN_SECONDS,
+    FRESH_SECONDS,
+    STALE_SECONDS,
+    JwtVerifier,
+    create_token,
+)
 from service.core.auth.principals import Role
 from service.core.errors import JwksUnavailable, SettingsInvalid, Unauthorized
 from service.core.settings import Settings, load_settings
@@ -29,16 +35,28 @@ HS: dict[str, Any] = {
 RS = HS | {"jwt_algorithm": "RS256", "jwt_secret": None, "jwt_jwks_url": "https://id.test/jwks"}
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+PUBLIC = KEY.public_key().public_bytes(
+    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+)
 
 
 def claims(**changed: Any) -> dict[str, Any]:
     """Good claims, with changes; None leaves one out."""
-    good = {"sub": "alice", "iss": "https://id.test", "aud": "kotae", "exp": int(time.time()) + 600} | changed
+    good = {
+        "sub": "alice",
+        "iss": "https://id.test",
+        "aud": "kotae",
+        "exp": int(time.time()) + 600,
+    } | changed
     return {name: value for name, value in good.items() if value is not None}
 
 
-def token(key: Any = SECRET, algorithm: str | None = "HS256", headers: dict[str, Any] | None = None, **changed: Any) -> str:
+def token(
+    key: Any = SECRET,
+    algorithm: str | None = "HS256",
+    headers: dict[str, Any] | None = None,
+    **changed: Any,
+) -> str:
     """A token; good unless something is changed."""
     return jwt.encode(claims(**changed), key, algorithm=algorithm, headers=headers)
 
@@ -57,7 +75,9 @@ def hs_with(public: bytes) -> str:
 def raw_signed(header: dict[str, Any], key: bytes) -> str:
     """Any header, and an HMAC that fits."""
     unsigned = raw(header, claims()).rpartition(".")[0]
-    signed = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(unsigned.encode(), key)
+    signed = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(
+        unsigned.encode(), key
+    )
     return f"{unsigned}.{base64.urlsafe_b64encode(signed).rstrip(b'=').decode()}"
 
 
@@ -100,16 +120,26 @@ BAD = {
 async def test_a_bad_token_is_refused(name: str) -> None:
     """Whatever is wrong with it, and however it is said, the token stands for nobody."""
     with pytest.raises(Unauthorized):
-        await Jwts(Settings(**HS)).verify(BAD[name])
+        await JwtVerifier(Settings(**HS)).verify(BAD[name])
 
 
 async def test_a_good_token_says_who_and_what() -> None:
     """User and role come from the configured claims; roles may be a list or words."""
-    settings = Settings(**HS, jwt_user_claim="email", jwt_roles_claim="groups", jwt_admin_role="boss")
-    for groups, role in ((["boss"], Role.ADMIN), ("staff boss", Role.ADMIN), ([], Role.USER), ("bosses", Role.USER), (["Boss"], Role.USER)):
-        found = await Jwts(settings).verify(token(email="alice@x", groups=groups))
+    settings = Settings(
+        **HS, jwt_user_claim="email", jwt_roles_claim="groups", jwt_admin_role="boss"
+    )
+    for groups, role in (
+        (["boss"], Role.ADMIN),
+        ("staff boss", Role.ADMIN),
+        ([], Role.USER),
+        ("bosses", Role.USER),
+        (["Boss"], Role.USER),
+    ):
+        found = await JwtVerifier(settings).verify(token(email="alice@x", groups=groups))
         assert (found.user_id, found.role) == ("alice@x", role)
-    assert (await Jwts(Settings(**HS)).verify(token(aud=["other", "kotae"]))).user_id == "alice"
+    assert (
+        await JwtVerifier(Settings(**HS)).verify(token(aud=["other", "kotae"]))
+    ).user_id == "alice"
 
 
 class Issuer:
@@ -128,16 +158,24 @@ class Issuer:
             raise httpx2.ConnectError("away")
         entries = []
         for kid, key in self.keys.items():
-            algorithm: Any = ECAlgorithm if isinstance(key, ec.EllipticCurvePrivateKey) else RSAAlgorithm
+            algorithm: Any = (
+                ECAlgorithm if isinstance(key, ec.EllipticCurvePrivateKey) else RSAAlgorithm
+            )
             entries.append(json.loads(algorithm.to_jwk(key.public_key())) | {"kid": kid})
         return json.dumps(
-            {"keys": [{"kty": "oct", "k": "AAAA", "kid": "oct"}, *entries, {"kty": "RSA", "use": "enc", "kid": "enc"}]}
+            {
+                "keys": [
+                    {"kty": "oct", "k": "AAAA", "kid": "oct"},
+                    *entries,
+                    {"kty": "RSA", "use": "enc", "kid": "enc"},
+                ]
+            }
         ).encode()
 
 
-def checks(issuer: Issuer, **changed: Any) -> Jwts:
+def checks(issuer: Issuer, **changed: Any) -> JwtVerifier:
     """Jwts that ask this issuer."""
-    return Jwts(Settings(**RS | changed), fetch=issuer, clock=lambda: issuer.now)
+    return JwtVerifier(Settings(**RS | changed), fetch=issuer, clock=lambda: issuer.now)
 
 
 async def test_public_keys_are_for_their_algorithm_alone() -> None:
@@ -149,7 +187,10 @@ async def test_public_keys_are_for_their_algorithm_alone() -> None:
     for bad in (
         hs_with(PUBLIC),
         token(OTHER, "RS256", {"kid": "k1"}),
-        *(token(KEY, "RS256", {"kid": kid}) for kid in ("k2", "../../dev/null", "k1' OR '1'='1", "oct", "enc", "")),
+        *(
+            token(KEY, "RS256", {"kid": kid})
+            for kid in ("k2", "../../dev/null", "k1' OR '1'='1", "oct", "enc", "")
+        ),
         raw({"alg": "RS256", "kid": 7}, claims(), b"x"),
         raw({"alg": "RS256", "kid": ["k1"]}, claims(), b"x"),
         token(KEY, "RS512", {"kid": "k1"}),
@@ -162,7 +203,9 @@ async def test_public_keys_are_for_their_algorithm_alone() -> None:
 async def test_elliptic_keys_work_too() -> None:
     """ES256 is a setting away."""
     key = ec.generate_private_key(ec.SECP256R1())
-    assert (await checks(Issuer(e=key), jwt_algorithm="ES256").verify(token(key, "ES256", {"kid": "e"}))).user_id == "alice"
+    assert (
+        await checks(Issuer(e=key), jwt_algorithm="ES256").verify(token(key, "ES256", {"kid": "e"}))
+    ).user_id == "alice"
 
 
 async def test_a_rotated_key_is_found_and_a_forged_one_makes_no_traffic() -> None:
@@ -209,8 +252,14 @@ async def test_an_issuer_that_is_away_is_waited_for() -> None:
         ({"jwt_algorithm": None}, "KOTAE_JWT_ALGORITHM"),
         ({"jwt_algorithm": "none"}, "JWT_ALGORITHM"),
         ({"jwt_algorithm": "RS256"}, "KOTAE_JWT_JWKS_URL"),
-        ({"jwt_algorithm": "RS256", "jwt_secret": None, "jwt_jwks_url": "http://id.test/jwks"}, "https"),
-        ({"jwt_algorithm": "RS256", "jwt_secret": None, "jwt_jwks_url": "file:///etc/passwd"}, "https"),
+        (
+            {"jwt_algorithm": "RS256", "jwt_secret": None, "jwt_jwks_url": "http://id.test/jwks"},
+            "https",
+        ),
+        (
+            {"jwt_algorithm": "RS256", "jwt_secret": None, "jwt_jwks_url": "file:///etc/passwd"},
+            "https",
+        ),
         ({"auth": "open"}, "KOTAE_AUTH=keys"),
     ],
 )
@@ -224,19 +273,28 @@ def test_half_a_configuration_is_refused_at_start(changed: dict[str, Any], told:
 async def test_a_token_through_the_routes(serve: Serve) -> None:
     """A token is a credential like a key: its user's things, its role, ended by disabling its user, refused one letter off."""
     service = await serve(**HS)
-    good = mint(service.rooms.settings, "alice", Role.USER, 60)
+    good = create_token(service.services.settings, "alice", Role.USER, 60)
     async with client(service, good) as alice:
         assert (await alice.get("/ai/logs")).status_code == 200
-        assert (await alice.get("/ai/logs", headers={"Authorization": "", "X-API-Key": good})).status_code == 401
+        assert (
+            await alice.get("/ai/logs", headers={"Authorization": "", "X-API-Key": good})
+        ).status_code == 401
         is_problem(await alice.get("/metrics"), 403, "forbidden")
         other = good[:-1] + ("A" if good[-1] != "A" else "B")
-        is_problem(await alice.get("/ai/logs", headers=bearer(other[:-2] + "xx")), 401, "unauthorized")
-        await store.put_user(service.rooms.database, "alice", disabled=True)
-        service.rooms.door.forget()
+        is_problem(
+            await alice.get("/ai/logs", headers=bearer(other[:-2] + "xx")), 401, "unauthorized"
+        )
+        await store.put_user(service.services.database, "alice", disabled=True)
+        service.services.authenticator.clear_cache()
         is_problem(await alice.get("/ai/logs"), 401, "unauthorized")
-    async with client(service, mint(service.rooms.settings, "root", Role.ADMIN, 60)) as root:
+    async with client(
+        service, create_token(service.services.settings, "root", Role.ADMIN, 60)
+    ) as root:
         assert (await root.get("/metrics")).status_code == 200
-    async with http_client(service.url, headers={"X-API-Key": mint(service.rooms.settings, "bob", Role.USER, 60)}) as bob:
+    async with http_client(
+        service.url,
+        headers={"X-API-Key": create_token(service.services.settings, "bob", Role.USER, 60)},
+    ) as bob:
         assert (await bob.get("/ai/logs")).status_code == 200
 
 
@@ -245,4 +303,6 @@ async def test_a_token_of_100_kb_is_refused_unread(serve: Serve) -> None:
     service = await serve(**HS)
     async with http_client(service.url) as caller:
         for size in (10_000, 100_000):
-            assert (await caller.get("/ai/logs", headers=bearer(token(filler="x" * size)))).status_code in {400, 401, 431}
+            assert (
+                await caller.get("/ai/logs", headers=bearer(token(filler="x" * size)))
+            ).status_code in {400, 401, 431}

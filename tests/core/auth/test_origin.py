@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.core.auth.origin import check_session, check_source
+from service.core.auth.origin import check_csrf, check_origin
 from service.core.errors import ForeignHost, ForeignOrigin
 from service.core.settings import Settings
 
@@ -24,13 +24,15 @@ HOSTS = [
 def test_a_foreign_host_is_refused(host: str) -> None:
     """In open mode only loopback names are answered to, however the header is spelt."""
     with pytest.raises(ForeignHost):
-        check_source(Settings(), host=host, origin=None, fetch_site=None, page=False)
+        check_origin(Settings(), host=host, origin=None, fetch_site=None, page=False)
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:1", "[::1]:8000", "127.1.2.3"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:1", "[::1]:8000", "127.1.2.3"]
+)
 def test_a_loopback_host_is_served(host: str) -> None:
     """Every way to name this machine works."""
-    check_source(Settings(), host=host, origin=None, fetch_site=None, page=False)
+    check_origin(Settings(), host=host, origin=None, fetch_site=None, page=False)
 
 
 @pytest.mark.parametrize(
@@ -47,19 +49,38 @@ def test_a_loopback_host_is_served(host: str) -> None:
 def test_a_page_of_another_origin_is_refused(origin: str | None, fetch_site: str | None) -> None:
     """A page that is not ours cannot use this service through the user's browser, not even one of this machine."""
     with pytest.raises(ForeignOrigin):
-        check_source(Settings(), host="localhost:8000", origin=origin, fetch_site=fetch_site, page=False)
+        check_origin(
+            Settings(), host="localhost:8000", origin=origin, fetch_site=fetch_site, page=False
+        )
 
 
 def test_own_pages_allowed_origins_and_links_are_served() -> None:
     """Our own page, a page of an allowed origin, and a link to our page from anywhere."""
     settings = Settings(allowed_origins=["https://app.example"])
-    check_source(settings, host="localhost:8000", origin="http://localhost:8000", fetch_site="same-origin", page=False)
-    check_source(settings, host="localhost:8000", origin="https://app.example", fetch_site="cross-site", page=False)
-    check_source(settings, host="localhost:8000", origin=None, fetch_site="cross-site", page=True)
+    check_origin(
+        settings,
+        host="localhost:8000",
+        origin="http://localhost:8000",
+        fetch_site="same-origin",
+        page=False,
+    )
+    check_origin(
+        settings,
+        host="localhost:8000",
+        origin="https://app.example",
+        fetch_site="cross-site",
+        page=False,
+    )
+    check_origin(settings, host="localhost:8000", origin=None, fetch_site="cross-site", page=True)
 
 
-@pytest.mark.parametrize(("method", "fetch_site", "origin"), [("DELETE", None, None), ("PUT", "", None), ("PATCH", None, "")])
-def test_a_change_by_cookie_says_where_it_comes_from(method: str, fetch_site: str | None, origin: str | None) -> None:
+@pytest.mark.parametrize(
+    ("method", "fetch_site", "origin"),
+    [("DELETE", None, None), ("PUT", "", None), ("PATCH", None, "")],
+)
+def test_a_change_by_cookie_says_where_it_comes_from(
+    method: str, fetch_site: str | None, origin: str | None
+) -> None:
     """Every browser says it; what does not is no browser of ours."""
     with pytest.raises(ForeignOrigin):
-        check_session(method=method, origin=origin, fetch_site=fetch_site, accept="*/*")
+        check_csrf(method=method, origin=origin, fetch_site=fetch_site, accept="*/*")

@@ -10,7 +10,7 @@ import pytest
 
 from service.core.auth import store
 from service.core.auth.principals import BOOTSTRAP, LOCAL, Role
-from service.core.auth.revocation import Watch
+from service.core.auth.revocation import RevocationMonitor
 from tests.access import client, make_key
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake
@@ -22,22 +22,28 @@ ASK = {"prompt": "Why?", "grounded": False}
 
 async def revoke(service: Service, key: store.ApiKey) -> None:
     """As the command line does, behind the service's back."""
-    await store.revoke_key(service.rooms.database, BOOTSTRAP, key.id)
+    await store.revoke_key(service.services.database, BOOTSTRAP, key.id)
 
 
 async def disable(service: Service, key: store.ApiKey) -> None:
     """As the command line does."""
-    await store.put_user(service.rooms.database, key.user_id, disabled=True)
+    await store.put_user(service.services.database, key.user_id, disabled=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [revoke, disable])
-async def test_open_streams_end_within_five_seconds(serve: Serve, fake: ProviderFake, end: Any) -> None:
+async def test_open_streams_end_within_five_seconds(
+    serve: Serve, fake: ProviderFake, end: Any
+) -> None:
     """The provider is left, the row says stopped, every kind of stream of that credential ends; another's goes on."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     fake.default = Behaviour(hang_after=2)
     hers, his = await make_key(service, "alice"), await make_key(service, "bob")
-    async with client(service, hers) as alice, client(service, his) as bob, client(service) as browser:
+    async with (
+        client(service, hers) as alice,
+        client(service, his) as bob,
+        client(service) as browser,
+    ):
         begun = (await alice.post("/ai/answers", json=ASK)).json()
         begun_by_bob = (await bob.post("/ai/answers", json=ASK)).json()
         posted = alice.stream("POST", "/ai/stream", json=ASK)
@@ -59,15 +65,17 @@ async def test_open_streams_end_within_five_seconds(serve: Serve, fake: Provider
         await bob.delete(f"/ai/answers/{begun_by_bob['id']}")
     rows = await rows_of(service, "alice")
     assert {row["status"] for row in rows} == {"stopped"}
-    assert len(service.rooms.watch) == 0
-    assert service.rooms.quota.statistics().holds == 0
+    assert len(service.services.revocation) == 0
+    assert service.services.quota.statistics().holds == 0
 
 
 async def rows_of(service: Service, user_id: str) -> list[dict[str, Any]]:
     """The log of a user, read by an admin."""
     await service.wait_idle()
     async with client(service, await make_key(service, "root", Role.ADMIN)) as root:
-        items: list[dict[str, Any]] = (await root.get("/ai/logs", params={"user_id": user_id})).json()["items"]
+        items: list[dict[str, Any]] = (
+            await root.get("/ai/logs", params={"user_id": user_id})
+        ).json()["items"]
         return items
 
 
@@ -84,13 +92,18 @@ async def read(response: httpx2.Response) -> list[str]:
 
 
 @pytest.mark.slow
-async def test_a_reader_whose_key_is_revoked_is_cut_off_and_the_answer_goes_on(serve: Serve, fake: ProviderFake) -> None:
+async def test_a_reader_whose_key_is_revoked_is_cut_off_and_the_answer_goes_on(
+    serve: Serve, fake: ProviderFake
+) -> None:
     """An admin who reads another's stream loses it with the key; the answer is not the admin's to end."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     held = asyncio.Event()
     fake.default = Behaviour(hold=held, hold_after=2)
     boss = await make_key(service, "root", Role.ADMIN)
-    async with client(service, await make_key(service, "alice")) as alice, client(service, boss) as root:
+    async with (
+        client(service, await make_key(service, "alice")) as alice,
+        client(service, boss) as root,
+    ):
         begun = (await alice.post("/ai/answers", json=ASK)).json()
         async with root.stream("GET", f"/ai/answers/{begun['id']}/events") as response:
             reading = asyncio.create_task(read(response))
@@ -109,15 +122,17 @@ async def test_a_ticket_of_a_disabled_user_opens_nothing(serve: Serve, fake: Pro
     async with client(service, key) as alice, client(service) as browser:
         begun = (await alice.post("/ai/answers", json=ASK)).json()
         await disable(service, key)
-        service.rooms.door.forget()
+        service.services.authenticator.clear_cache()
         is_problem(await browser.get(begun["events_url"]), 401, "unauthorized")
-        resumed = await browser.get(begun["events_url"], headers={"Last-Event-ID": f"{begun['id']}.0"})
+        resumed = await browser.get(
+            begun["events_url"], headers={"Last-Event-ID": f"{begun['id']}.0"}
+        )
         is_problem(resumed, 401, "unauthorized")
 
 
 def test_what_cannot_be_revoked_is_not_watched() -> None:
     """Open mode and the secret end with the process: nothing is kept for them."""
-    watch = Watch()
+    watch = RevocationMonitor()
     for principal in (None, LOCAL, BOOTSTRAP):
-        watch.enter(principal, lambda: None)()
+        watch.watch_principal(principal, lambda: None)()
     assert len(watch) == 0

@@ -25,7 +25,9 @@ def alembic(data_dir: Path, *arguments: str) -> str:
     """What the alembic command line says."""
     environment = {**os.environ, "KOTAE_DATA_DIR": str(data_dir)}
     command = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments]
-    done = subprocess.run(command, cwd=data_dir, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=data_dir, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -33,7 +35,7 @@ def alembic(data_dir: Path, *arguments: str) -> str:
 @pytest.mark.slow
 async def test_the_newest_revision_is_the_last_file_s(tmp_path: Path, database: Database) -> None:
     """The service knows it by the names of the files, without loading alembic."""
-    assert (await database.revision())[1] in alembic(tmp_path, "heads").split()
+    assert (await database.read_revision())[1] in alembic(tmp_path, "heads").split()
 
 
 @pytest.mark.slow
@@ -52,22 +54,32 @@ def test_autogenerate_never_touches_a_foreign_table(tmp_path: Path) -> None:
 
     alembic(tmp_path, "downgrade", "base")
     alembic(tmp_path, "upgrade", "head")
-    assert sqlite3.connect(tmp_path / "kotae.db").execute("SELECT * FROM invoices").fetchall() == [(1, "x")]
+    assert sqlite3.connect(tmp_path / "kotae.db").execute("SELECT * FROM invoices").fetchall() == [
+        (1, "x")
+    ]
 
 
 async def test_down_and_up_on_data(database: Database) -> None:
     """With rows, documents and their index there, the schema goes to nothing and comes back, empty and working."""
     settings = Settings()
-    await library.seed(database, settings, ChunkWorkers(), user_id="local")
+    await library.seed_documents(database, settings, ChunkWorkers(), user_id="local")
     await write(database, [outcome()])
 
     await database.migrate("base")
-    async with database.reading() as session:
-        tables = set((await session.execute(sa.text("SELECT name FROM sqlite_master WHERE type IN ('table', 'trigger')"))).scalars())
+    async with database.read_session() as session:
+        tables = set(
+            (
+                await session.execute(
+                    sa.text("SELECT name FROM sqlite_master WHERE type IN ('table', 'trigger')")
+                )
+            ).scalars()
+        )
     await database.migrate()
 
     assert tables <= {"alembic_version", "sqlite_sequence"}
-    assert len(await library.seed(database, settings, ChunkWorkers(), user_id="local")) == 10
+    assert (
+        len(await library.seed_documents(database, settings, ChunkWorkers(), user_id="local")) == 10
+    )
     await write(database, [outcome()])
 
 
@@ -90,6 +102,6 @@ async def test_several_migrate_at_once(tmp_path: Path) -> None:
     databases = [Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}") for _ in range(6)]
     await asyncio.gather(*(database.migrate() for database in databases))
 
-    assert await databases[0].revision() == ("0009", "0009")
+    assert await databases[0].read_revision() == ("0009", "0009")
     for database in databases:
         await database.close()

@@ -28,9 +28,19 @@ from service.core.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
 TEXT = "\n\n".join(
-    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。The keeper rings bell {n}." for n in range(400)
+    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。The keeper rings bell {n}."
+    for n in range(400)
 )
-ROW = {"document_id": "d0", "n": 1, "start": 0, "end": 0, "text": "", "words": "", "grams": "", "content_hash": ""}
+ROW = {
+    "document_id": "d0",
+    "n": 1,
+    "start": 0,
+    "end": 0,
+    "text": "",
+    "words": "",
+    "grams": "",
+    "content_hash": "",
+}
 
 
 def document(text: str, n: int = 0) -> dict[str, str]:
@@ -78,18 +88,26 @@ async def process() -> AsyncIterator[ChunkProcess]:
 
 async def test_the_child_returns_the_same_rows_as_the_thread(process: ChunkProcess) -> None:
     """For several documents, long, short and empty."""
-    documents = [document(text, n) for n, text in enumerate((TEXT, "灯台。", "", "Harbour. " * 900))]
+    documents = [
+        document(text, n) for n, text in enumerate((TEXT, "灯台。", "", "Harbour. " * 900))
+    ]
 
-    assert await process.chunk_documents(documents, SETTINGS) == chunk_documents(documents, SETTINGS)
+    assert await process.chunk_documents(documents, SETTINGS) == chunk_documents(
+        documents, SETTINGS
+    )
 
 
 @pytest.mark.parametrize(("characters", "in_child"), [(999, False), (1001, True)])
-async def test_much_text_is_split_by_the_child(process: ChunkProcess, characters: int, in_child: bool) -> None:
+async def test_much_text_is_split_by_the_child(
+    process: ChunkProcess, characters: int, in_child: bool
+) -> None:
     """What counts are the characters of all documents of a call."""
     workers = ChunkWorkers(process, thread_characters_max=1000)
     documents = [document(TEXT[:500]), document(TEXT[: characters - 500], 1)]
 
-    assert await workers.chunk_documents(documents, SETTINGS) == chunk_documents(documents, SETTINGS)
+    assert await workers.chunk_documents(documents, SETTINGS) == chunk_documents(
+        documents, SETTINGS
+    )
     assert (process._idle is not None) is in_child
 
 
@@ -105,7 +123,12 @@ def test_documents_are_sent_to_the_child_in_bounded_batches() -> None:
     lengths = [1, BATCH_CHARACTERS_MAX - 1, 1, BATCH_CHARACTERS_MAX + 1, 2, 3]
     documents = [document("x" * length, n) for n, length in enumerate(lengths)]
 
-    assert [[item["id"] for item in batch] for batch in _batches(documents)] == [["d0", "d1"], ["d2"], ["d3"], ["d4", "d5"]]
+    assert [[item["id"] for item in batch] for batch in _batches(documents)] == [
+        ["d0", "d1"],
+        ["d2"],
+        ["d3"],
+        ["d4", "d5"],
+    ]
 
 
 async def test_the_child_is_kept_for_the_next_task() -> None:
@@ -151,11 +174,16 @@ async def test_the_child_has_a_lower_priority() -> None:
     assert priority == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="not run: only Linux can limit the memory of another process")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="not run: only Linux can limit the memory of another process"
+)
 async def test_the_memory_of_the_child_is_limited() -> None:
     """A child that needs more fails."""
     program = child_program("len(bytearray(2**29))")
-    with closing(ChunkProcess(program, memory_bytes_max=2**29)) as process, pytest.raises(ChunkProcessDied):
+    with (
+        closing(ChunkProcess(program, memory_bytes_max=2**29)) as process,
+        pytest.raises(ChunkProcessDied),
+    ):
         await ask(process)
 
 
@@ -206,13 +234,24 @@ async def test_a_child_that_is_cancelled_while_it_starts_is_killed() -> None:
         tuple(word.replace("str(", "list(") for word in child_program("''")),
         tuple(word.replace("'d0'", "'d1'") for word in child_program("''")),
     ],
-    ids=["exits", "does not start", "breaks off", "frame too large", "not a row", "row of another document"],
+    ids=[
+        "exits",
+        "does not start",
+        "breaks off",
+        "frame too large",
+        "not a row",
+        "row of another document",
+    ],
 )
-async def test_a_child_that_fails_loses_no_document(database: Database, command: tuple[str, ...]) -> None:
+async def test_a_child_that_fails_loses_no_document(
+    database: Database, command: tuple[str, ...]
+) -> None:
     """The text is split in the service instead."""
     text = TEXT[:5000]
     with closing(ChunkWorkers(ChunkProcess(command), thread_characters_max=0)) as workers:
-        (stored,) = await library.store(database, SETTINGS, workers, [library.Given("T", text, "utf-8")], user_id="u")
+        (stored,) = await library.store_documents(
+            database, SETTINGS, workers, [library.NewDocument("T", text, "utf-8")], user_id="u"
+        )
 
     assert stored.chunks == len(chunk_documents([document(text)], SETTINGS)["d0"])
 
@@ -231,7 +270,9 @@ def test_the_child_ends_with_the_service() -> None:
         "asyncio.run(main())"
     )
     # The child inherits the pipe of standard error, so `run` returns when both have ended.
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=20)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=20
+    )
 
     assert (result.returncode, result.stderr) == (-signal.SIGKILL, "")
     assert int(result.stdout) > 0

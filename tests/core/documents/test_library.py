@@ -14,7 +14,9 @@ from service.core.errors import DocumentsFull, InvalidCursor, NotFound, NotText
 from service.core.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
-TEXT = "# Lighthouse\n\n" + " ".join(f"Sentence number {i} says something about the lighthouse." for i in range(60))
+TEXT = "# Lighthouse\n\n" + " ".join(
+    f"Sentence number {i} says something about the lighthouse." for i in range(60)
+)
 
 
 async def keep(
@@ -27,14 +29,16 @@ async def keep(
     shared: bool = False,
 ) -> tuple[library.Document, bool]:
     """Store a text."""
-    given = library.Given(title or "", text, "utf-8")
-    (document,) = await library.store(database, settings, ChunkWorkers(), [given], user_id=user_id, shared=shared)
+    given = library.NewDocument(title or "", text, "utf-8")
+    (document,) = await library.store_documents(
+        database, settings, ChunkWorkers(), [given], user_id=user_id, shared=shared
+    )
     return document, document.created is True
 
 
 async def rows(database: Database, table: str) -> int:
     """How many rows a table has."""
-    async with database.reading() as session:
+    async with database.read_session() as session:
         return int((await session.execute(sa.text(f"SELECT count(*) FROM {table}"))).scalar_one())
 
 
@@ -43,9 +47,14 @@ async def test_a_document_is_kept_whole(database: Database) -> None:
     document, created = await keep(database)
     assert created
     assert document.created is True
-    assert (document.title, document.characters, document.encoding, document.shared) == ("Lighthouse", len(TEXT), "utf-8", False)
-    async with database.reading() as session:
-        read = await library.get(session, document.document_id, user_id="a")
+    assert (document.title, document.characters, document.encoding, document.shared) == (
+        "Lighthouse",
+        len(TEXT),
+        "utf-8",
+        False,
+    )
+    async with database.read_session() as session:
+        read = await library.get_document(session, document.document_id, user_id="a")
         found = (await session.execute(sa.select(chunks).order_by(chunks.c.n))).mappings().all()
         made_by = (await session.execute(sa.select(table.c.indexed_by))).scalar_one()
     assert read.text == TEXT
@@ -59,7 +68,12 @@ async def test_the_same_text_twice_is_one_document(database: Database) -> None:
     """A second upload of the same text by its owner is the first one; another owner has one of its own."""
     first, _ = await keep(database, title="one")
     second, created = await keep(database, TEXT.replace("\n", "\r\n"), title="two")
-    assert (second.document_id, second.title, second.created, created) == (first.document_id, "one", False, False)
+    assert (second.document_id, second.title, second.created, created) == (
+        first.document_id,
+        "one",
+        False,
+        False,
+    )
     other, created = await keep(database, user_id="b")
     assert created
     assert other.document_id != first.document_id
@@ -111,7 +125,7 @@ async def test_pages(database: Database) -> None:
     ids = [(await keep(database, f"text {i}"))[0].document_id for i in range(7)]
     seen, cursor = [], None
     while True:
-        async with database.reading() as session:
+        async with database.read_session() as session:
             page = await library.list_documents(session, user_id="a", limit=3, cursor=cursor)
         seen += [one.document_id for one in page.items]
         if (cursor := page.next_cursor) is None:
@@ -119,7 +133,7 @@ async def test_pages(database: Database) -> None:
     assert sorted(seen) == sorted(ids)
     assert seen == sorted(seen, reverse=True)
     assert set(seen[:1]) <= set(ids)
-    async with database.reading() as session:
+    async with database.read_session() as session:
         with pytest.raises(InvalidCursor):
             await library.list_documents(session, user_id="a", limit=3, cursor="x' OR 1")
 
@@ -128,35 +142,41 @@ async def test_no_one_reads_or_deletes_anothers(database: Database) -> None:
     """A foreign document is not there: not listed, not read, not deleted. A shared one is read, and deleted by its owner only."""
     mine = (await keep(database, "mine", "a"))[0].document_id
     shared = (await keep(database, "shared", "a", shared=True))[0].document_id
-    async with database.reading() as session:
-        assert [one.document_id for one in (await library.list_documents(session, user_id="b", limit=9)).items] == [shared]
-        assert {one.document_id for one in (await library.list_documents(session, user_id=None, limit=9)).items} == {mine, shared}
-        assert (await library.get(session, shared, user_id="b")).text == "shared"
+    async with database.read_session() as session:
+        assert [
+            one.document_id
+            for one in (await library.list_documents(session, user_id="b", limit=9)).items
+        ] == [shared]
+        assert {
+            one.document_id
+            for one in (await library.list_documents(session, user_id=None, limit=9)).items
+        } == {mine, shared}
+        assert (await library.get_document(session, shared, user_id="b")).text == "shared"
         for document_id in (mine, "unknown", "\ud800"):
             with pytest.raises(NotFound):
-                await library.get(session, document_id, user_id="b")
+                await library.get_document(session, document_id, user_id="b")
     for document_id in (mine, shared, "unknown", "\ud800"):
         with pytest.raises(NotFound):
-            await library.delete(database, document_id, user_id="b")
+            await library.delete_document(database, document_id, user_id="b")
     assert await rows(database, "documents") == 2
-    await library.delete(database, mine, user_id="a")
-    await library.delete(database, shared, user_id=None)
+    await library.delete_document(database, mine, user_id="a")
+    await library.delete_document(database, shared, user_id=None)
     assert await rows(database, "documents") == 0
 
 
 async def test_a_delete_takes_everything_with_it(database: Database) -> None:
     """With the document go its chunks and every term of the index."""
     document, _ = await keep(database)
-    await library.delete(database, document.document_id, user_id="a")
+    await library.delete_document(database, document.document_id, user_id="a")
     assert await rows(database, "chunks") == 0
     assert await rows(database, "chunk_vocabulary") == 0
 
 
 async def test_seeding_is_idempotent(database: Database) -> None:
     """The samples are kept once, in both languages, shared with everyone, whoever asks and however often."""
-    first = await library.seed(database, SETTINGS, ChunkWorkers(), user_id="a")
+    first = await library.seed_documents(database, SETTINGS, ChunkWorkers(), user_id="a")
     assert len(first) >= 10
     assert all(one.shared and one.created and 600 <= one.characters <= 2500 for one in first)
-    again = await library.seed(database, SETTINGS, ChunkWorkers(), user_id="b")
+    again = await library.seed_documents(database, SETTINGS, ChunkWorkers(), user_id="b")
     assert [one.document_id for one in again] == [one.document_id for one in first]
     assert not any(one.created for one in again)

@@ -13,9 +13,15 @@ def test_a_source_says_which_sentence_was_cited() -> None:
     text = "The tower is 90 metres high. It was built in 1712. Tickets cost 5 euros."
     given_ = passages("Unrelated words stand here.", text)
     found = read_citations("It was built in 1712 [2]. See also [7], [1][9].", given_)
-    assert [(one.n, one.text[slice(*one.sentence or ())]) for one in found.sources][1] == (2, "It was built in 1712.")
+    assert [(one.n, one.text[slice(*one.sentence or ())]) for one in found.sources][1] == (
+        2,
+        "It was built in 1712.",
+    )
     assert (found.real, found.dropped) == (2, 2)
-    (source,) = read_citations("塔は1712年に建てられました。[1]", passages("塔の高さは90メートルです。塔は1712年に建てられた。")).sources
+    (source,) = read_citations(
+        "塔は1712年に建てられました。[1]",
+        passages("塔の高さは90メートルです。塔は1712年に建てられた。"),
+    ).sources
     assert source.text[slice(*source.sentence or ())] == "塔は1712年に建てられた。"
 
 

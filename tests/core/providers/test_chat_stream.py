@@ -15,25 +15,42 @@ from service.core.providers.chat_stream import LINE_BYTES_MAX, StreamDecoder, de
 
 def chunk(content: str | None = None, **more: Any) -> dict[str, Any]:
     """A chunk object."""
-    return {"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": None}], "usage": None} | more
+    return {
+        "choices": [{"index": 0, "delta": {"content": content}, "finish_reason": None}],
+        "usage": None,
+    } | more
 
 
 def sse(*objects: Any, newline: bytes = b"\n") -> bytes:
     """Objects as an event stream."""
-    return b"".join(b"data: " + json.dumps(each, ensure_ascii=False).encode() + newline * 2 for each in objects)
+    return b"".join(
+        b"data: " + json.dumps(each, ensure_ascii=False).encode() + newline * 2 for each in objects
+    )
 
 
 def fed(data: bytes, size: int) -> tuple[list[Delta], StreamDecoder]:
     """What a decoder makes of data read in runs of `size` bytes."""
     decoder = StreamDecoder()
-    deltas = [delta for at in range(0, len(data), size) for delta in decoder.feed(data[at : at + size])]
+    deltas = [
+        delta for at in range(0, len(data), size) for delta in decoder.feed(data[at : at + size])
+    ]
     return deltas + decoder.end(), decoder
 
 
-@given(st.lists(st.text(), min_size=1), st.integers(1, 64), st.sampled_from([b"\n", b"\r\n", b"\r"]))
-def test_any_split_of_the_bytes_gives_the_same_text(texts: list[str], size: int, newline: bytes) -> None:
+@given(
+    st.lists(st.text(), min_size=1), st.integers(1, 64), st.sampled_from([b"\n", b"\r\n", b"\r"])
+)
+def test_any_split_of_the_bytes_gives_the_same_text(
+    texts: list[str], size: int, newline: bytes
+) -> None:
     """However a stream is cut into reads, and whatever ends its lines, the text is the one that was sent."""
-    data = b": hello" + newline + sse(*(chunk(text) for text in texts), newline=newline) + b"data: [DONE]" + newline * 2
+    data = (
+        b": hello"
+        + newline
+        + sse(*(chunk(text) for text in texts), newline=newline)
+        + b"data: [DONE]"
+        + newline * 2
+    )
 
     deltas, decoder = fed(data, size)
 
@@ -51,17 +68,34 @@ def test_any_bytes_are_read_or_refused(data: bytes, size: int) -> None:
 
 def test_null_content_role_only_and_empty_choices_are_no_text() -> None:
     """What carries no text gives none."""
-    deltas, _ = fed(sse(chunk(None), {"choices": [{"delta": {"role": "assistant"}}]}, {"choices": []}, {"choices": None}, chunk("x")), 1000)
+    deltas, _ = fed(
+        sse(
+            chunk(None),
+            {"choices": [{"delta": {"role": "assistant"}}]},
+            {"choices": []},
+            {"choices": None},
+            chunk("x"),
+        ),
+        1000,
+    )
 
     assert [delta.text for delta in deltas] == ["", "", "", "", "x"]
 
 
 @given(st.text(), st.sampled_from("🙂𠮷"), st.text(), st.integers(1, 64), st.booleans())
-def test_a_character_whose_halves_come_apart_is_whole(before: str, character: str, after: str, size: int, empty_between: bool) -> None:
+def test_a_character_whose_halves_come_apart_is_whole(
+    before: str, character: str, after: str, size: int, empty_between: bool
+) -> None:
     """An emoji that a provider escapes half in one chunk and half in the next is that emoji, and counts once."""
     first, second = json.dumps(character)[1:-1][:6], json.dumps(character)[1:-1][6:]
-    parts = [json.dumps(before)[:-1] + first + '"', *(['""'] if empty_between else []), '"' + second + json.dumps(after)[1:]]
-    data = b"".join(b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part.encode() for part in parts)
+    parts = [
+        json.dumps(before)[:-1] + first + '"',
+        *(['""'] if empty_between else []),
+        '"' + second + json.dumps(after)[1:],
+    ]
+    data = b"".join(
+        b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part.encode() for part in parts
+    )
 
     deltas, decoder = fed(data + b"data: [DONE]\n\n", size)
 
@@ -72,7 +106,10 @@ def test_a_character_whose_halves_come_apart_is_whole(before: str, character: st
 @pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b""])
 def test_a_half_that_stays_alone_is_replaced(end: bytes) -> None:
     """The first half of a character at the end of all, or before something else, becomes one replacement character."""
-    halves = b"".join(b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part for part in (b'"a\\ud83d"', b'"b\\ude42\\ud83d"'))
+    halves = b"".join(
+        b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part
+        for part in (b'"a\\ud83d"', b'"b\\ude42\\ud83d"')
+    )
 
     deltas, _ = fed(halves + end, 1000)
 

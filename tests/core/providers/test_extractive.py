@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from service.core import tokens
 from service.core.grounding.extraction import FREE
-from service.core.grounding.prompt import free_messages, grounded_messages
+from service.core.grounding.prompt import build_free_messages, build_grounded_messages
 from service.core.ports import Message
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.records import Passage
@@ -38,77 +38,120 @@ RULES = Passage(
 async def client() -> AsyncIterator[AsyncOpenAI]:
     """The real client with the embedded model as its network."""
     async with httpx2.AsyncClient(transport=ExtractiveTransport()) as http_client:
-        yield AsyncOpenAI(base_url="http://extractive.invalid/v1", api_key="none", http_client=http_client, max_retries=0)
+        yield AsyncOpenAI(
+            base_url="http://extractive.invalid/v1",
+            api_key="none",
+            http_client=http_client,
+            max_retries=0,
+        )
 
 
 def wire(messages: list[Message]) -> list[ChatCompletionMessageParam]:
     """Messages as the client takes them."""
     return [
-        {"role": "system", "content": one.content} if one.role == "system" else {"role": "user", "content": one.content} for one in messages
+        {"role": "system", "content": one.content}
+        if one.role == "system"
+        else {"role": "user", "content": one.content}
+        for one in messages
     ]
 
 
-async def complete(client: AsyncOpenAI, messages: list[Message], max_tokens: int = 200) -> ChatCompletion:
+async def complete(
+    client: AsyncOpenAI, messages: list[Message], max_tokens: int = 200
+) -> ChatCompletion:
     """One answer in one piece."""
-    return await client.chat.completions.create(model=EXTRACTIVE, messages=wire(messages), max_tokens=max_tokens)
+    return await client.chat.completions.create(
+        model=EXTRACTIVE, messages=wire(messages), max_tokens=max_tokens
+    )
 
 
 async def test_a_completion(client: AsyncOpenAI) -> None:
     """The real client reads an answer in one piece, with its citation and a usage that was counted."""
-    messages = grounded_messages("How long do refunds take?", [POLICY, RULES])
+    messages = build_grounded_messages("How long do refunds take?", [POLICY, RULES])
     reply = await complete(client, messages)
     assert reply.choices[0].message.content == "Refunds take five business days. [1]"
     assert reply.choices[0].finish_reason == "stop"
     assert reply.usage
-    usage = await tokens.estimate(messages, "Refunds take five business days. [1]", EXTRACTIVE)
-    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (usage.prompt_tokens, usage.completion_tokens)
+    usage = await tokens.estimate_usage(
+        messages, "Refunds take five business days. [1]", EXTRACTIVE
+    )
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (
+        usage.prompt_tokens,
+        usage.completion_tokens,
+    )
     assert reply.usage.total_tokens == usage.total_tokens
 
 
 @pytest.mark.parametrize("with_usage", [True, False])
 async def test_a_stream(client: AsyncOpenAI, with_usage: bool) -> None:
     """A stream is a role, pieces, a finish reason and, if asked for, a usage without choices; its text is the answer."""
-    messages = grounded_messages("返品は何日以内にできますか？", [POLICY, RULES])
+    messages = build_grounded_messages("返品は何日以内にできますか？", [POLICY, RULES])
     stream = await client.chat.completions.create(
-        model=EXTRACTIVE, messages=wire(messages), stream=True, stream_options={"include_usage": with_usage}
+        model=EXTRACTIVE,
+        messages=wire(messages),
+        stream=True,
+        stream_options={"include_usage": with_usage},
     )
     chunks = [chunk async for chunk in stream]
     if with_usage:
         last = chunks.pop()
         assert last.choices == []
         assert last.usage
-        assert last.usage.completion_tokens == tokens.count("未開封の商品は30日以内に返品できます。[2]")
+        assert last.usage.completion_tokens == tokens.count_tokens(
+            "未開封の商品は30日以内に返品できます。[2]"
+        )
     assert all(chunk.usage is None for chunk in chunks)
     assert chunks[0].choices[0].delta.role == "assistant"
     assert len(chunks) > 4
     assert chunks[-1].choices[0].finish_reason == "stop"
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "未開封の商品は30日以内に返品できます。[2]"
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        == "未開封の商品は30日以内に返品できます。[2]"
+    )
 
 
 async def test_the_stream_ends_with_done() -> None:
     """The bytes of a stream are events, one object each, the last one [DONE]."""
     async with httpx2.AsyncClient(transport=ExtractiveTransport()) as http_client:
-        body = {"model": EXTRACTIVE, "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
-        response = await http_client.post("http://extractive.invalid/v1/chat/completions", json=body)
+        body = {
+            "model": EXTRACTIVE,
+            "stream": True,
+            "messages": [{"role": "user", "content": "Hello"}],
+        }
+        response = await http_client.post(
+            "http://extractive.invalid/v1/chat/completions", json=body
+        )
     *events, last, rest = response.text.split("\n\n")
     assert (last, rest) == ("data: [DONE]", "")
-    assert all(json.loads(event.removeprefix("data: "))["object"] == "chat.completion.chunk" for event in events)
+    assert all(
+        json.loads(event.removeprefix("data: "))["object"] == "chat.completion.chunk"
+        for event in events
+    )
 
 
 @pytest.mark.parametrize("most", [1, 5])
 async def test_max_tokens(client: AsyncOpenAI, most: int) -> None:
     """No more tokens than allowed are said, and the finish reason says so."""
-    reply = await complete(client, grounded_messages("How long do refunds take?", [POLICY]), most)
+    reply = await complete(
+        client, build_grounded_messages("How long do refunds take?", [POLICY]), most
+    )
     assert reply.choices[0].finish_reason == "length"
     assert reply.usage
     assert reply.usage.completion_tokens == most
-    assert "Refunds take five business days. [1]".startswith(reply.choices[0].message.content or "?")
+    assert "Refunds take five business days. [1]".startswith(
+        reply.choices[0].message.content or "?"
+    )
 
 
-@pytest.mark.parametrize(("question", "language"), [("Hello, who are you?", "en"), ("こんにちは。あなたは誰ですか？", "ja")])
+@pytest.mark.parametrize(
+    ("question", "language"),
+    [("Hello, who are you?", "en"), ("こんにちは。あなたは誰ですか？", "ja")],
+)
 async def test_without_context(client: AsyncOpenAI, question: str, language: str) -> None:
     """Without context the model says, in the language of the question, that it can only quote."""
-    assert (await complete(client, free_messages(question))).choices[0].message.content == FREE[language]
+    assert (await complete(client, build_free_messages(question))).choices[
+        0
+    ].message.content == FREE[language]
 
 
 async def test_errors_are_those_of_a_server(client: AsyncOpenAI) -> None:

@@ -7,7 +7,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from service.core.errors import ProviderCut, ProviderInvalid, ProviderTimeout, ProviderUnreachable
-from service.core.providers.http1 import AHEAD_BYTES_MAX, HEAD_BYTES_MAX, Connection, Connections
+from service.core.providers.http1 import (
+    AHEAD_BYTES_MAX,
+    HEAD_BYTES_MAX,
+    ConnectionPool,
+    HttpConnection,
+)
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
@@ -39,12 +44,16 @@ class Server:
 
 
 @asynccontextmanager
-async def served(*answers: list[bytes | None], **options: float) -> AsyncIterator[tuple[Connections, Server]]:
+async def served(
+    *answers: list[bytes | None], **options: float
+) -> AsyncIterator[tuple[ConnectionPool, Server]]:
     """A server with these answers, and connections to it."""
     server = Server(list(answers))
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    connections = Connections("127.0.0.1", port, None, **({"connect_seconds": 5, "idle_seconds": 5} | options))
+    connections = ConnectionPool(
+        "127.0.0.1", port, None, **({"connect_seconds": 5, "idle_seconds": 5} | options)
+    )
     try:
         yield connections, server
     finally:
@@ -53,20 +62,20 @@ async def served(*answers: list[bytes | None], **options: float) -> AsyncIterato
         await listener.wait_closed()
 
 
-async def asked(connections: Connections) -> Connection:
+async def asked(connections: ConnectionPool) -> HttpConnection:
     """A connection whose answer has begun."""
-    connection = await connections.exchange(REQUEST)
+    connection = await connections.send_request(REQUEST)
     await connection.wait_head()
     return connection
 
 
-async def all_of(connection: Connection) -> bytes:
+async def all_of(connection: HttpConnection) -> bytes:
     """The body of the answer, its head waited for."""
     await connection.wait_head()
     return await body(connection)
 
 
-async def body(connection: Connection) -> bytes:
+async def body(connection: HttpConnection) -> bytes:
     """The rest of the answer."""
     parts = []
     while data := await connection.read():
@@ -83,7 +92,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_a_whole_answer_frees_its_connection_for_the_next() -> None:
     """Two exchanges one after another need one connection."""
-    async with served([WHOLE], [b"HTTP/1.1 404 No\r\nX-Why: that\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhey\r\n0\r\n\r\n"]) as (
+    async with served(
+        [WHOLE],
+        [
+            b"HTTP/1.1 404 No\r\nX-Why: that\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhey\r\n0\r\n\r\n"
+        ],
+    ) as (
         connections,
         server,
     ):
@@ -91,14 +105,21 @@ async def test_a_whole_answer_frees_its_connection_for_the_next() -> None:
         assert (first.status, await body(first)) == (200, b"hi")
         await first.close()
         second = await asked(connections)
-        assert (second.status, second.headers[b"x-why"], await body(second)) == (404, b"that", b"hey")
+        assert (second.status, second.headers[b"x-why"], await body(second)) == (
+            404,
+            b"that",
+            b"hey",
+        )
         await second.close()
         assert server.accepted == 1
 
 
 async def test_an_unfinished_answer_closes_its_connection() -> None:
     """Who leaves in the middle stops the provider, and the next exchange has a connection of its own."""
-    async with served([b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi"], [WHOLE]) as (connections, server):
+    async with served([b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi"], [WHOLE]) as (
+        connections,
+        server,
+    ):
         first = await asked(connections)
         assert await first.read() == b"hi"
         await first.close()
@@ -111,7 +132,10 @@ async def test_an_unfinished_answer_closes_its_connection() -> None:
 
 async def test_the_tail_of_an_answer_is_waited_for_by_nobody() -> None:
     """An answer whose end is near is left to itself: close returns at once, and then the connection is free again."""
-    async with served([b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", b"...", WHOLE]) as (connections, server):
+    async with served([b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", b"...", WHOLE]) as (
+        connections,
+        server,
+    ):
         server.answers = [[b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", b"..."], [WHOLE]]
         first = await asked(connections)
         await first.close(tail=True)
@@ -169,7 +193,11 @@ async def test_heads_that_only_announce_another() -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"
     async with served([b"HTTP/1.1 100 Continue\r\n\r\n" + hints, WHOLE]) as (connections, _):
         connection = await asked(connections)
-        assert (connection.status, connection.headers, await body(connection)) == (200, {b"content-length": b"2"}, b"hi")
+        assert (connection.status, connection.headers, await body(connection)) == (
+            200,
+            {b"content-length": b"2"},
+            b"hi",
+        )
         await connection.close()
 
 
@@ -183,7 +211,10 @@ async def test_a_body_that_ends_with_its_connection() -> None:
 
 async def test_what_came_before_a_cut_is_read_before_it_is_raised() -> None:
     """A body that is shorter than its length is a fault, after its bytes."""
-    async with served([b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", None]) as (connections, server):
+    async with served([b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", None]) as (
+        connections,
+        server,
+    ):
         connection = await asked(connections)
         await until(lambda: not server.answers and not connections._all)
         assert await connection.read() == b"hi"
@@ -205,7 +236,7 @@ async def test_what_came_before_a_cut_is_read_before_it_is_raised() -> None:
 async def test_what_is_not_the_protocol(answer: bytes) -> None:
     """It is said to be invalid, and its connection is closed."""
     async with served([answer]) as (connections, _):
-        connection = await connections.exchange(REQUEST)
+        connection = await connections.send_request(REQUEST)
         with pytest.raises(ProviderInvalid):
             await all_of(connection)
         await connection.close()
@@ -214,8 +245,10 @@ async def test_what_is_not_the_protocol(answer: bytes) -> None:
 
 async def test_silence_is_a_timeout() -> None:
     """Before the head and within the body, counted from the last byte."""
-    async with served([], [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi"], idle_seconds=0.05) as (connections, _):
-        connection = await connections.exchange(REQUEST)
+    async with served(
+        [], [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi"], idle_seconds=0.05
+    ) as (connections, _):
+        connection = await connections.send_request(REQUEST)
         with pytest.raises(ProviderTimeout):
             await connection.wait_head()
         await connection.close()
@@ -247,4 +280,4 @@ async def test_no_connection_is_told_from_a_lost_one() -> None:
     async with served() as (connections, _):
         pass
     with pytest.raises(ProviderUnreachable):
-        await connections.exchange(REQUEST)
+        await connections.send_request(REQUEST)

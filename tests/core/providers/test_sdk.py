@@ -5,7 +5,7 @@ import openai
 import pytest
 
 from service.core.errors import ProviderError, ProviderUnreachable
-from service.core.providers.sdk import translate
+from service.core.providers.sdk import translate_error
 
 REQUEST = httpx2.Request("POST", "http://provider.test/v1/chat/completions")
 
@@ -20,7 +20,12 @@ def made(kind: type[Exception]) -> Exception:
     error = kind.__new__(kind)
     Exception.__init__(error, "m")
     if isinstance(error, openai.APIStatusError):
-        error.response, error.status_code, error.code, error.body = httpx2.Response(418, request=REQUEST), 418, None, None
+        error.response, error.status_code, error.code, error.body = (
+            httpx2.Response(418, request=REQUEST),
+            418,
+            None,
+            None,
+        )
     return error
 
 
@@ -30,7 +35,7 @@ FOREIGN = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
 @pytest.mark.parametrize("kind", [each for root in FOREIGN for each in concrete(root)])
 def test_every_exception_has_a_translation(kind: type[Exception]) -> None:
     """Whatever the SDK or its transports raise becomes one of our provider errors."""
-    assert isinstance(translate(made(kind)), ProviderError)
+    assert isinstance(translate_error(made(kind)), ProviderError)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,7 @@ def test_statuses(status: int, code: str) -> None:
     """Each status has one meaning."""
     response = httpx2.Response(status, request=REQUEST)
 
-    assert translate(openai.APIStatusError("m", response=response, body=None)).code == code
+    assert translate_error(openai.APIStatusError("m", response=response, body=None)).code == code
 
 
 def test_only_a_connection_that_never_was_may_be_tried_again() -> None:
@@ -55,15 +60,17 @@ def test_only_a_connection_that_never_was_may_be_tried_again() -> None:
     never = openai.APIConnectionError(request=REQUEST)
     never.__cause__ = httpx2.ConnectError("refused")
 
-    assert not translate(broken).may_retry
-    assert isinstance(translate(never), ProviderUnreachable)
+    assert not translate_error(broken).may_retry
+    assert isinstance(translate_error(never), ProviderUnreachable)
 
 
 def test_the_words_of_a_refusal_are_not_passed_on() -> None:
     """Providers repeat parts of the key in their 401."""
     response = httpx2.Response(401, request=REQUEST)
     error = openai.AuthenticationError(
-        "Incorrect API key provided: sk-abc", response=response, body={"message": "Incorrect API key provided: sk-abc"}
+        "Incorrect API key provided: sk-abc",
+        response=response,
+        body={"message": "Incorrect API key provided: sk-abc"},
     )
 
-    assert "sk-abc" not in translate(error).detail
+    assert "sk-abc" not in translate_error(error).detail

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from service.core.accounting import log as request_log
 from service.core.database.engine import Database
 from service.core.pricing import Usage
-from service.core.quota.history import rebuild
+from service.core.quota.history import rebuild_usage
 from service.core.records import Status, UsageSource
 from tests.core.quota.test_local import Clock, ledger, user
 from tests.records import intent, outcome
@@ -17,22 +17,36 @@ async def test_the_past_counts_once(database: Database) -> None:
     """At start the ledger learns what was used: of this month, today and this minute; its own rows are not counted twice."""
     clock = Clock()
     at = datetime.fromtimestamp(NOON, UTC)
-    moments = [at - timedelta(days=40), at - timedelta(days=3), at - timedelta(hours=2), at - timedelta(seconds=2), at]
+    moments = [
+        at - timedelta(days=40),
+        at - timedelta(days=3),
+        at - timedelta(hours=2),
+        at - timedelta(seconds=2),
+        at,
+    ]
     for n, moment in enumerate(moments):
-        rows = [outcome(intent(at=moment, user_id="alice", key_id="k"), usage=Usage(prompt_tokens=10**n, completion_tokens=0))]
+        rows = [
+            outcome(
+                intent(at=moment, user_id="alice", key_id="k"),
+                usage=Usage(prompt_tokens=10**n, completion_tokens=0),
+            )
+        ]
         async with database.transaction() as session:
-            await request_log.apply(session, rows)
-            await request_log.apply(session, rows)
+            await request_log.apply_outcomes(session, rows)
+            await request_log.apply_outcomes(session, rows)
     unknown = outcome(
-        intent(at=moments[2], user_id="alice", held_tokens=500_000), usage=None, usage_source=UsageSource.UNKNOWN, status=Status.TIMEOUT
+        intent(at=moments[2], user_id="alice", held_tokens=500_000),
+        usage=None,
+        usage_source=UsageSource.UNKNOWN,
+        status=Status.TIMEOUT,
     )
     async with database.transaction() as session:
-        await request_log.apply(session, [unknown])
+        await request_log.apply_outcomes(session, [unknown])
     book = ledger(clock, loaded=False)
     await book.hold("own", user(), tokens=10**4, nano_usd=0)
     book.settle("own", tokens=10**4, nano_usd=1500)
-    async with database.reading() as session:
-        await rebuild(session, book, at)
+    async with database.read_session() as session:
+        await rebuild_usage(session, book, at)
 
     found = book.used("user:alice")
     assert found["tokens_per_month"] == (510 + 11_000 + 500_000 - 400, 0)

@@ -10,9 +10,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.core.errors import BeyondQuota, DatabaseUnavailable, KotaeError, QuotaExceeded, UnpricedModel
+from service.core.errors import (
+    BeyondQuota,
+    DatabaseUnavailable,
+    KotaeError,
+    QuotaExceeded,
+    UnpricedModel,
+)
 from service.core.ports import QuotaLimits, QuotaSubject
-from service.core.quota.local import LOAD_SECONDS, Ledger
+from service.core.quota.local import LOAD_SECONDS, LocalQuota
 
 ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 NOON = datetime(2027, 3, 31, 12, 0, 5, tzinfo=UTC).timestamp()
@@ -29,9 +35,11 @@ class Clock:
         return self.now
 
 
-def ledger(clock: Clock | None = None, *, loaded: bool = True, load_seconds: float = LOAD_SECONDS) -> Ledger:
+def ledger(
+    clock: Clock | None = None, *, loaded: bool = True, load_seconds: float = LOAD_SECONDS
+) -> LocalQuota:
     """An empty ledger."""
-    made = Ledger(TTL, load_seconds=load_seconds, clock=clock or Clock())
+    made = LocalQuota(TTL, load_seconds=load_seconds, clock=clock or Clock())
     if loaded:
         made.load({}, {}, {})
     return made
@@ -68,7 +76,11 @@ async def test_a_refused_hold_takes_nothing_of_anybody() -> None:
     with pytest.raises(QuotaExceeded) as caught:
         await book.hold("b", who, tokens=1, nano_usd=0)
 
-    assert caught.value.extra == {"limit": "requests_per_minute", "of": "key", "violated-policies": ["key-requests-per-minute"]}
+    assert caught.value.extra == {
+        "limit": "requests_per_minute",
+        "of": "key",
+        "violated-policies": ["key-requests-per-minute"],
+    }
     assert book.used("user:alice")["requests_per_minute"] == (0, 1)
     assert book.statistics().holds == 1
 
@@ -86,7 +98,9 @@ async def test_a_refused_hold_takes_nothing_of_anybody() -> None:
         ({"concurrent": 0}, 1),
     ],
 )
-async def test_a_refusal_says_when_to_come_back(limits: dict[str, int], retry_after: int | None) -> None:
+async def test_a_refusal_says_when_to_come_back(
+    limits: dict[str, int], retry_after: int | None
+) -> None:
     """At the end of the window; at once if only holds are in the way; never, with another code, if it cannot fit."""
     book = ledger()
     await book.hold("before", user(), tokens=100, nano_usd=5)
@@ -128,9 +142,10 @@ async def test_an_answer_belongs_to_the_window_in_which_it_began() -> None:
     clock.now += 2
     await book.hold("b", who, tokens=60, nano_usd=None)
     book.settle("a", tokens=80, nano_usd=0)
-    assert {name: book.used("user:alice")[name] for name in ("tokens_per_minute", "tokens_per_day", "tokens_per_month")} == dict.fromkeys(
-        ("tokens_per_minute", "tokens_per_day", "tokens_per_month"), (0, 60)
-    )
+    assert {
+        name: book.used("user:alice")[name]
+        for name in ("tokens_per_minute", "tokens_per_day", "tokens_per_month")
+    } == dict.fromkeys(("tokens_per_minute", "tokens_per_day", "tokens_per_month"), (0, 60))
     clock.now -= 3600  # a clock that goes back opens no window anew
     with pytest.raises(QuotaExceeded):
         await book.hold("c", who, tokens=60, nano_usd=None)
@@ -145,7 +160,10 @@ async def test_a_hold_that_nobody_ends_expires_and_late_truth_counts() -> None:
     await book.hold("b", who, tokens=100, nano_usd=None)
     book.settle("a", tokens=40, nano_usd=0)
     book.settle("a", tokens=40, nano_usd=0)
-    assert book.used("user:alice")["tokens_per_day"] == (40, 100)  # above the limit: the one way there is
+    assert book.used("user:alice")["tokens_per_day"] == (
+        40,
+        100,
+    )  # above the limit: the one way there is
     assert (book.statistics().expired, book.statistics().late) == (1, 1)
 
 
@@ -160,7 +178,9 @@ async def test_who_has_a_limit_is_refused_while_the_past_is_not_known() -> None:
 async def test_who_has_a_limit_waits_for_the_past() -> None:
     """What was used before counts for a request that came before it was loaded."""
     book = ledger(loaded=False)
-    waiting = asyncio.create_task(book.hold("c", user(tokens_per_day=100), tokens=10, nano_usd=None))
+    waiting = asyncio.create_task(
+        book.hold("c", user(tokens_per_day=100), tokens=10, nano_usd=None)
+    )
     await asyncio.sleep(0)
     book.load({"user:alice": (1, 95, 0)}, {}, {})
     with pytest.raises(QuotaExceeded):
@@ -176,13 +196,20 @@ class Book(RuleBasedStateMachine):
         self.number = 0
         self.open: dict[str, tuple[int, float]] = {}
         self.expired: set[str] = set()
-        self.truth: list[tuple[float, int]] = []  # (when it began, tokens) of everything that was ever settled
+        self.truth: list[
+            tuple[float, int]
+        ] = []  # (when it began, tokens) of everything that was ever settled
         self.late = 0
 
     @initialize(limit=st.integers(1, 500), concurrent=st.integers(1, 5))
     def begin(self, limit: int, concurrent: int) -> None:
         """A user with limits in every window."""
-        self.limits = {"tokens_per_day": limit, "tokens_per_minute": limit, "concurrent": concurrent, "requests_per_minute": 8}
+        self.limits = {
+            "tokens_per_day": limit,
+            "tokens_per_minute": limit,
+            "concurrent": concurrent,
+            "requests_per_minute": 8,
+        }
         self.who = user(**self.limits)
         self.book = ledger(self.clock)
 
@@ -265,7 +292,11 @@ class Book(RuleBasedStateMachine):
         sums = {}
         for window in ("minute", "day"):
             seconds = {"minute": 60, "day": 86_400}[window]
-            begun = [held for held, began in self.open.values() if began >= self.clock.now // seconds * seconds]
+            begun = [
+                held
+                for held, began in self.open.values()
+                if began >= self.clock.now // seconds * seconds
+            ]
             used = self.used(window)
             sums[window] = (used[0] + len(begun) + requests, used[1] + sum(begun) + tokens)
         limit = self.limits["tokens_per_day"]

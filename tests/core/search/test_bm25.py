@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.search import bm25
-from service.core.search.bm25 import K1, Digest, Occurrences, digests, heaviest, idf, numbered, numbers, observed, weighed
+from service.core.search.bm25 import (
+    K1,
+    Digest,
+    Occurrences,
+    digests,
+    heaviest,
+    idf,
+    numbered,
+    numbers,
+    observed,
+    weighed,
+)
 
 TERM = st.text("abcあ漢", min_size=1, max_size=3)
 TERMS = st.lists(TERM, max_size=30)
@@ -17,22 +28,38 @@ TERMS = st.lists(TERM, max_size=30)
 
 def digested(*chunks: tuple[list[str], list[str]]) -> dict[int, Digest]:
     """Of chunks with these words and grams."""
-    return digests([(n, " ".join(words), " ".join(grams), None) for n, (words, grams) in enumerate(chunks)])
+    return digests(
+        [(n, " ".join(words), " ".join(grams), None) for n, (words, grams) in enumerate(chunks)]
+    )
 
 
-def occurrences(words: list[str], phrases: list[tuple[str, str]], grams: list[str], chunks: dict[int, Digest]) -> Occurrences:
+def occurrences(
+    words: list[str], phrases: list[tuple[str, str]], grams: list[str], chunks: dict[int, Digest]
+) -> Occurrences:
     """Of a question's terms in some chunks."""
     return Occurrences(words, phrases, grams, observed(numbered(words, phrases, grams), chunks))
 
 
-def plainly(asked: list[object], worth: list[float], there: list[object], length: float, b: float) -> float:
+def plainly(
+    asked: list[object], worth: list[float], there: list[object], length: float, b: float
+) -> float:
     """BM25 of one kind of term in one chunk."""
     often = Counter(there)
-    return sum(worth[n] * often[term] * (K1 + 1) / (often[term] + K1 * (1 - b + b * length)) for n, term in enumerate(asked) if often[term])
+    return sum(
+        worth[n] * often[term] * (K1 + 1) / (often[term] + K1 * (1 - b + b * length))
+        for n, term in enumerate(asked)
+        if often[term]
+    )
 
 
-@given(st.lists(st.tuples(TERMS, TERMS), min_size=1, max_size=30), st.lists(TERM, unique=True), st.lists(TERM, unique=True))
-def test_scores_are_those_of_the_formula(chunks: list[tuple[list[str], list[str]]], words: list[str], grams: list[str]) -> None:
+@given(
+    st.lists(st.tuples(TERMS, TERMS), min_size=1, max_size=30),
+    st.lists(TERM, unique=True),
+    st.lists(TERM, unique=True),
+)
+def test_scores_are_those_of_the_formula(
+    chunks: list[tuple[list[str], list[str]]], words: list[str], grams: list[str]
+) -> None:
     """Of words, phrases and grams together, in each chunk, however many chunks there are."""
     phrases = [(a, b) for a, b in pairwise(words) if a != b]
     worth = [1 + n / 7 for n in range(len(words) + len(phrases) + len(grams))]
@@ -47,9 +74,14 @@ def test_scores_are_those_of_the_formula(chunks: list[tuple[list[str], list[str]
     ]
     assert found.scores(worth, 0.75) == pytest.approx(wanted)
     assert found.whole() == [set(words) <= set(w) for w, _ in chunks]
-    there = [([word for word in words if word in w], [gram for gram in grams if gram in g]) for w, g in chunks]
+    there = [
+        ([word for word in words if word in w], [gram for gram in grams if gram in g])
+        for w, g in chunks
+    ]
     assert [found.standing(n) for n in range(len(chunks))] == there
-    assert found.of_phrases() == [sum(Counter(pairwise(w))[phrase] for w, _ in chunks) for phrase in phrases]
+    assert found.of_phrases() == [
+        sum(Counter(pairwise(w))[phrase] for w, _ in chunks) for phrase in phrases
+    ]
 
 
 def test_the_same_letters_are_other_terms_as_word_phrase_and_gram() -> None:
@@ -64,11 +96,22 @@ def test_nothing_asked_or_nothing_to_look_at_is_no_error() -> None:
     assert occurrences([], [], [], digested((["a", "b"], []))).scores([], 0.75) == [0.0]
 
 
-@given(st.lists(st.tuples(st.sets(st.integers(1, 60), max_size=20), st.floats(0.1, 5)), max_size=8), st.integers(1, 20), st.booleans())
-def test_the_heaviest_chunks_come_first_and_the_older_of_equals(postings: list[tuple[set[int], float]], most: int, far_apart: bool) -> None:
+@given(
+    st.lists(st.tuples(st.sets(st.integers(1, 60), max_size=20), st.floats(0.1, 5)), max_size=8),
+    st.integers(1, 20),
+    st.booleans(),
+)
+def test_the_heaviest_chunks_come_first_and_the_older_of_equals(
+    postings: list[tuple[set[int], float]], most: int, far_apart: bool
+) -> None:
     """Whether their numbers lie close together or millions apart."""
     step = 10 * bm25.DENSE_MAX if far_apart else 1
-    found = heaviest(*weighed((numbers(str([step * n for n in sorted(some)])), weight) for some, weight in postings), most)
+    found = heaviest(
+        *weighed(
+            (numbers(str([step * n for n in sorted(some)])), weight) for some, weight in postings
+        ),
+        most,
+    )
     ids, weights = list(found), list(found.values())
     sums: Counter[int] = Counter()
     for some, weight in postings:

@@ -22,8 +22,13 @@ def found(asked: list[str], worth: list[float], chunks: list[list[str]]) -> list
 def test_the_best_window_of_each_chunk_counts(chunks: list[list[str]], asked: list[str]) -> None:
     """Each word once in a window, and no window reaches into the next chunk."""
     worth = {word: 1 + n / 7 for n, word in enumerate(asked)}
-    windows = [[set(words[begin : begin + WINDOW]) for begin in range(len(words))] for words in chunks]
-    wanted = [max((sum(worth.get(word, 0) for word in window) for window in some), default=0) for some in windows]
+    windows = [
+        [set(words[begin : begin + WINDOW]) for begin in range(len(words))] for words in chunks
+    ]
+    wanted = [
+        max((sum(worth.get(word, 0) for word in window) for window in some), default=0)
+        for some in windows
+    ]
     assert found(asked, list(worth.values()), chunks) == pytest.approx(wanted)
 
 

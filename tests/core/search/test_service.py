@@ -20,13 +20,13 @@ from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable
 from service.core.grounding.citations import read_citations
-from service.core.grounding.extraction import quote
-from service.core.grounding.prompt import context_from
+from service.core.grounding.extraction import quote_answer
+from service.core.grounding.prompt import build_context
 from service.core.search.ranking import parse
-from service.core.search.results import NOTHING, Found
-from service.core.search.service import SEARCHES_AT_ONCE, Retrieval
+from service.core.search.results import NOTHING, SearchResults
+from service.core.search.service import SEARCHES_AT_ONCE, SearchService
 from service.core.settings import Settings
-from service.core.text.tokenizer import tokenizer
+from service.core.text.tokenizer import get_tokenizer
 
 SETTINGS = Settings(_env_file=None)
 
@@ -36,11 +36,23 @@ JAPANESE = [
     ("送料はいくらですか？", "tea-shop-shipping-and-refunds-ja", "600円"),
     ("送料が無料になるのはいくらからですか", "tea-shop-shipping-and-refunds-ja", "8,000円以上"),
     ("返金はいつ行われますか？", "tea-shop-shipping-and-refunds-ja", "5営業日以内"),
-    ("開封した茶葉は返品できますか？", "tea-shop-shipping-and-refunds-ja", "返品をお受けできません"),
-    ("急須が割れて届いたらどうすればいいですか", "tea-shop-shipping-and-refunds-ja", "7日以内に写真"),
+    (
+        "開封した茶葉は返品できますか？",
+        "tea-shop-shipping-and-refunds-ja",
+        "返品をお受けできません",
+    ),
+    (
+        "急須が割れて届いたらどうすればいいですか",
+        "tea-shop-shipping-and-refunds-ja",
+        "7日以内に写真",
+    ),
     ("ギフト包装の料金は？", "tea-shop-shipping-and-refunds-ja", "300円"),
     ("ポイントの有効期限を教えてください", "tea-shop-shipping-and-refunds-ja", "12か月"),
-    ("電話の受付時間は何時から何時までですか？", "tea-shop-shipping-and-refunds-ja", "午前10時から午後5時"),
+    (
+        "電話の受付時間は何時から何時までですか？",
+        "tea-shop-shipping-and-refunds-ja",
+        "午前10時から午後5時",
+    ),
     ("在宅勤務は週に何日までできますか？", "office-handbook-ja", "週に3日"),
     ("有給休暇は年に何日ありますか？", "office-handbook-ja", "20日"),
     ("有給休暇は何日まで繰り越せますか？", "office-handbook-ja", "5日まで"),
@@ -73,10 +85,18 @@ ENGLISH = [
     ("When is shipping free?", "tea-shop-shipping-and-refunds-en", "8,000 yen"),
     ("How long do refunds take?", "tea-shop-shipping-and-refunds-en", "five business days"),
     ("Can I return opened tea?", "tea-shop-shipping-and-refunds-en", "cannot be returned"),
-    ("What should I do if my teapot arrives broken?", "tea-shop-shipping-and-refunds-en", "photograph"),
+    (
+        "What should I do if my teapot arrives broken?",
+        "tea-shop-shipping-and-refunds-en",
+        "photograph",
+    ),
     ("What is the price of gift wrapping?", "tea-shop-shipping-and-refunds-en", "300 yen"),
     ("When do points expire?", "tea-shop-shipping-and-refunds-en", "twelve months"),
-    ("What is the phone number of customer support?", "tea-shop-shipping-and-refunds-en", "054-555-0142"),
+    (
+        "What is the phone number of customer support?",
+        "tea-shop-shipping-and-refunds-en",
+        "054-555-0142",
+    ),
     ("What are the core hours?", "office-handbook-en", "11 a.m. to 3 p.m."),
     ("How many days of paid holiday do employees get?", "office-handbook-en", "20 days"),
     ("How many days a week can I work from home?", "office-handbook-en", "three days"),
@@ -101,7 +121,11 @@ ENGLISH = [
     ("Where does Kotae keep its data?", "about-kotae-en", "SQLite"),
     ("What happens if no document fits the question?", "about-kotae-en", "does not call the model"),
     ("What does the name Kotae mean?", "about-kotae-en", "answer"),
-    ("How does a browser continue a stream after the connection breaks?", "about-kotae-en", "Last-Event-ID"),
+    (
+        "How does a browser continue a stream after the connection breaks?",
+        "about-kotae-en",
+        "Last-Event-ID",
+    ),
 ]
 OFF_TOPIC = [
     "日本の首都はどこですか？",
@@ -134,29 +158,49 @@ OFF_TOPIC = [
 ]
 
 
-async def look(database: Database, query: str, user_id: str | None = "u", limit: int = 5, within: list[str] | None = None) -> Found:
+async def look(
+    database: Database,
+    query: str,
+    user_id: str | None = "u",
+    limit: int = 5,
+    within: list[str] | None = None,
+) -> SearchResults:
     """A search with the default thresholds."""
-    return await Retrieval(database, SETTINGS).search(query, user_id=user_id, limit=limit, within=within)
+    return await SearchService(database, SETTINGS).search(
+        query, user_id=user_id, limit=limit, within=within
+    )
 
 
-async def keep(database: Database, text: str, user_id: str = "u", *, shared: bool = False, title: str = "T") -> str:
+async def keep(
+    database: Database, text: str, user_id: str = "u", *, shared: bool = False, title: str = "T"
+) -> str:
     """Store a text; its id."""
-    given = [library.Given(title, text, "utf-8")]
-    (document,) = await library.store(database, SETTINGS, ChunkWorkers(), given, user_id=user_id, shared=shared)
+    given = [library.NewDocument(title, text, "utf-8")]
+    (document,) = await library.store_documents(
+        database, SETTINGS, ChunkWorkers(), given, user_id=user_id, shared=shared
+    )
     return document.document_id
 
 
 async def test_the_samples_answer_sensible_questions(database: Database) -> None:
     """Every question about the samples finds its document first, is answerable, and is answered with the right sentence."""
-    seeded = await library.seed(database, SETTINGS, ChunkWorkers(), user_id="local")
-    names = dict(zip((one.document_id for one in seeded), sorted(path.stem for path in library.SAMPLES.glob("*.md")), strict=True))
+    seeded = await library.seed_documents(database, SETTINGS, ChunkWorkers(), user_id="local")
+    names = dict(
+        zip(
+            (one.document_id for one in seeded),
+            sorted(path.stem for path in library.SAMPLES.glob("*.md")),
+            strict=True,
+        )
+    )
     assert len(JAPANESE) >= 20
     assert len(ENGLISH) >= 20
     wrong = []
     for question, name, expected in JAPANESE + ENGLISH:
         found = await look(database, question)
-        context = context_from(found.items, SETTINGS.context_tokens_max, SETTINGS.context_chunks_max)
-        answer = quote(question, context)
+        context = build_context(
+            found.items, SETTINGS.context_tokens_max, SETTINGS.context_chunks_max
+        )
+        answer = quote_answer(question, context)
         if (
             not found.answerable
             or names[found.items[0].document_id] != name
@@ -169,7 +213,7 @@ async def test_the_samples_answer_sensible_questions(database: Database) -> None
 
 async def test_the_samples_do_not_answer_others(database: Database) -> None:
     """A question about something else is not answerable."""
-    await library.seed(database, SETTINGS, ChunkWorkers(), user_id="local")
+    await library.seed_documents(database, SETTINGS, ChunkWorkers(), user_id="local")
     assert sum(question.isascii() for question in OFF_TOPIC) >= 10
     assert sum(not question.isascii() for question in OFF_TOPIC) >= 10
     assert [question for question in OFF_TOPIC if (await look(database, question)).answerable] == []
@@ -184,7 +228,11 @@ async def test_two_owners(database: Database) -> None:
     assert {hit.document_id for hit in (await look(database, query, "a")).items} == {mine, shared}
     assert {hit.document_id for hit in (await look(database, query, "b")).items} == {other, shared}
     assert {hit.document_id for hit in (await look(database, query, "nobody")).items} == {shared}
-    assert {hit.document_id for hit in (await look(database, query, None)).items} == {mine, other, shared}
+    assert {hit.document_id for hit in (await look(database, query, None)).items} == {
+        mine,
+        other,
+        shared,
+    }
 
 
 async def test_a_hit_says_where_and_why(database: Database) -> None:
@@ -192,7 +240,11 @@ async def test_a_hit_says_where_and_why(database: Database) -> None:
     document_id = await keep(database, "Penguins sleep in caves.", title="Birds")
     found = await look(database, "Where do penguins sleep?")
     (hit,) = found.items
-    assert (hit.chunk_id, hit.title, hit.text) == (f"{document_id}.1", "Birds", "Penguins sleep in caves.")
+    assert (hit.chunk_id, hit.title, hit.text) == (
+        f"{document_id}.1",
+        "Birds",
+        "Penguins sleep in caves.",
+    )
     assert hit.matched == ["penguin", "sleep"]
     assert 0.5 < hit.coverage <= 1
     assert hit.sentence == (0, len(hit.text))
@@ -233,13 +285,18 @@ async def test_no_query_is_a_program(database: Database, query: str) -> None:
     await keep(database, "Penguins sleep in caves. 灯台は岬にあります。")
     found = await look(database, query)
     assert all("Penguins" in hit.text for hit in found.items)
-    asked = parse(query, tokenizer("auto"))
+    asked = parse(query, get_tokenizer("auto"))
     if not (asked.words or asked.grams):
         assert found == NOTHING
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(query=st.text(max_size=60) | st.text(st.sampled_from('"*():^-+ ANDORTNEAR penguin'), max_size=40))
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    query=st.text(max_size=60)
+    | st.text(st.sampled_from('"*():^-+ ANDORTNEAR penguin'), max_size=40)
+)
 async def test_search_never_raises(database: Database, query: str) -> None:
     """No text makes a search fail."""
     assert (await look(database, query)).items == []
@@ -269,8 +326,11 @@ QUESTIONS = ["ｻｰﾊﾞｰのﾊﾞｯｸｱｯﾌﾟ", "ＫＯＴＡＥの�
 @pytest.mark.parametrize("question", QUESTIONS)
 async def test_variants_rank_alike(database: Database, question: str) -> None:
     """Width, case and composition of a question change neither hits nor scores."""
-    await library.seed(database, SETTINGS, ChunkWorkers(), user_id="local")
-    await keep(database, "サーバーのバックアップは毎晩です。KOTAEの返品期限は30日。Cafe opening hours: nine to five. がぎぐげごのパ行。")
+    await library.seed_documents(database, SETTINGS, ChunkWorkers(), user_id="local")
+    await keep(
+        database,
+        "サーバーのバックアップは毎晩です。KOTAEの返品期限は30日。Cafe opening hours: nine to five. がぎぐげごのパ行。",
+    )
     found = await look(database, question)
     assert found.items
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
@@ -278,10 +338,12 @@ async def test_variants_rank_alike(database: Database, question: str) -> None:
         assert await look(database, variant) == await look(database, variant.upper()) == found
 
 
-async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(database: Database) -> None:
+async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(
+    database: Database,
+) -> None:
     """Nothing but that is raised, and the next search is as good as any."""
     await keep(database, "Otters sleep in kelp.")
-    retrieval = Retrieval(database, SETTINGS)
+    retrieval = SearchService(database, SETTINGS)
     for name, back in (("chunk_terms", "elsewhere"), ("elsewhere", "chunk_terms")):
         async with database.transaction() as session:
             await session.exec_driver_sql(f"ALTER TABLE {name} RENAME TO {back}")
@@ -296,7 +358,8 @@ async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(da
 TICK = 0.002
 SEARCHES = 50
 LONG = "\n\n".join(
-    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。The keeper rings bell {n}." for n in range(4000)
+    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。The keeper rings bell {n}."
+    for n in range(4000)
 )
 
 T = TypeVar("T")
@@ -342,9 +405,15 @@ def switch_interval() -> Iterator[None]:
 @pytest.mark.usefixtures("switch_interval")
 async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Database) -> None:
     """While a large text is stored and many search, the loop is late no more than beside one thread that merely computes."""
-    retrieval, stop = Retrieval(database, SETTINGS), threading.Event()
+    retrieval, stop = SearchService(database, SETTINGS), threading.Event()
     with closing(ChunkWorkers()) as workers:
-        await library.store(database, SETTINGS, workers, [library.Given("", LONG[:50_000], "utf-8")], user_id="u")
+        await library.store_documents(
+            database,
+            SETTINGS,
+            workers,
+            [library.NewDocument("", LONG[:50_000], "utf-8")],
+            user_id="u",
+        )
         thread = asyncio.create_task(asyncio.to_thread(compute, stop))
         async with measure_lateness() as beside_a_thread:
             await asyncio.sleep(1)
@@ -352,10 +421,14 @@ async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Da
         await thread
 
         async with measure_lateness() as beside_retrieval:
-            given = [library.Given("", LONG, "utf-8")]
-            storing = asyncio.create_task(library.store(database, SETTINGS, workers, given, user_id="u"))
+            given = [library.NewDocument("", LONG, "utf-8")]
+            storing = asyncio.create_task(
+                library.store_documents(database, SETTINGS, workers, given, user_id="u")
+            )
             questions = [f"灯台の管理人は{n}回磨きますか" for n in range(SEARCHES)]
-            await asyncio.gather(*(retrieval.search(question, user_id="u", limit=5) for question in questions))
+            await asyncio.gather(
+                *(retrieval.search(question, user_id="u", limit=5) for question in questions)
+            )
             (document,) = await storing
 
     assert document.created
@@ -367,7 +440,7 @@ class CountingDatabase(Database):
 
     most = now = 0
 
-    async def look(self, work: Callable[[sa.Connection], T]) -> T:
+    async def run_blocking_read(self, work: Callable[[sa.Connection], T]) -> T:
         """The same, counted."""
         lock = threading.Lock()
 
@@ -381,17 +454,19 @@ class CountingDatabase(Database):
                 with lock:
                     self.now -= 1
 
-        return await super().look(counted)
+        return await super().run_blocking_read(counted)
 
 
 async def test_one_search_computes_at_a_time(database: Database) -> None:
     """Of many that search at once, each gets its answer, and no two ever computed side by side."""
-    given = [library.Given("", LONG[:20_000], "utf-8")]
-    await library.store(database, SETTINGS, ChunkWorkers(), given, user_id="u")
+    given = [library.NewDocument("", LONG[:20_000], "utf-8")]
+    await library.store_documents(database, SETTINGS, ChunkWorkers(), given, user_id="u")
     counting = CountingDatabase(database._url)
-    retrieval = Retrieval(counting, SETTINGS)
+    retrieval = SearchService(counting, SETTINGS)
     questions = [f"灯台の管理人は{n}回" for n in range(SEARCHES)]
-    results = await asyncio.gather(*(retrieval.search(question, user_id="u", limit=5) for question in questions))
+    results = await asyncio.gather(
+        *(retrieval.search(question, user_id="u", limit=5) for question in questions)
+    )
     await counting.close()
 
     assert all(result.items for result in results)

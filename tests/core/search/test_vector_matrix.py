@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.search.vector_matrix import GROWTH, Matrix
+from service.core.search.vector_matrix import GROWTH, VectorMatrix
 
 NAMES = st.sampled_from("abcdefgh")
 POINTS = st.tuples(*[st.sampled_from([-2.0, -1.0, 0.5, 1.0, 3.0])] * 2)
@@ -18,10 +18,15 @@ def vector(*values: float) -> bytes:
     return array("f", values).tobytes()
 
 
-@given(st.lists(st.one_of(st.dictionaries(NAMES, POINTS, max_size=4), st.lists(NAMES, max_size=4))), POINTS)
-def test_any_order_of_adding_and_dropping(steps: list[dict[str, tuple[float, ...]] | list[str]], asked: tuple[float, ...]) -> None:
+@given(
+    st.lists(st.one_of(st.dictionaries(NAMES, POINTS, max_size=4), st.lists(NAMES, max_size=4))),
+    POINTS,
+)
+def test_any_order_of_adding_and_dropping(
+    steps: list[dict[str, tuple[float, ...]] | list[str]], asked: tuple[float, ...]
+) -> None:
     """The cosines are those of what was kept last and not dropped, nearest first."""
-    matrix = Matrix(6)
+    matrix = VectorMatrix(6)
     kept: dict[str, tuple[float, ...]] = {}
     for step in steps:
         if isinstance(step, dict):
@@ -37,31 +42,35 @@ def test_any_order_of_adding_and_dropping(steps: list[dict[str, tuple[float, ...
     if found is None:
         assert not kept
         return
-    expected = {name: math.cos(math.atan2(*point) - math.atan2(*asked)) for name, point in kept.items()}
-    assert found.of([*kept, "nobody"]) == pytest.approx(expected, abs=1e-5)
+    expected = {
+        name: math.cos(math.atan2(*point) - math.atan2(*asked)) for name, point in kept.items()
+    }
+    assert found.get_cosines([*kept, "nobody"]) == pytest.approx(expected, abs=1e-5)
     for most in (2, 10):
-        nearest = [expected[name] for name in found.nearest(most)]
-        assert nearest == pytest.approx(sorted(expected.values(), reverse=True)[: len(nearest)], abs=1e-5)
+        nearest = [expected[name] for name in found.find_nearest(most)]
+        assert nearest == pytest.approx(
+            sorted(expected.values(), reverse=True)[: len(nearest)], abs=1e-5
+        )
         assert most == 2 or len(nearest) == len(kept)  # rows that are free are among the two, too
 
 
 def test_a_row_given_to_another_text_answers_for_neither() -> None:
     """What changes after a question was compared does not change what it found."""
-    matrix = Matrix(10)
+    matrix = VectorMatrix(10)
     matrix.keep({"old": vector(1, 0), "other": vector(0, 1)})
     found = matrix.near(vector(1, 0))
     assert found is not None
     matrix.drop(["old"])
     matrix.keep({"new": vector(0.6, 0.8)})
-    assert found.of(["old", "new", "other"]) == {"other": 0}
+    assert found.get_cosines(["old", "new", "other"]) == {"other": 0}
     again = matrix.near(vector(1, 0))
     assert again is not None
-    assert again.of(["new"]) == {"new": pytest.approx(0.6)}
+    assert again.get_cosines(["new"]) == {"new": pytest.approx(0.6)}
 
 
 def test_what_does_not_compare_is_left_out() -> None:
     """Vectors of another length are not kept, and a question of another length is not compared."""
-    matrix = Matrix(10)
+    matrix = VectorMatrix(10)
     assert matrix.near(vector(1, 0)) is None
     matrix.keep({"two": vector(1, 0), "three": vector(1, 0, 0)})
     assert matrix.names() == ["two"]
@@ -70,9 +79,9 @@ def test_what_does_not_compare_is_left_out() -> None:
 
 def test_it_grows() -> None:
     """More than one step of growth keeps what was there."""
-    matrix = Matrix(10_000)
+    matrix = VectorMatrix(10_000)
     for n in range(GROWTH + 2):
         matrix.keep({str(n): vector(1, n)})
     found = matrix.near(vector(1, 0))
     assert found is not None
-    assert found.nearest(3) == ["0", "1", "2"]
+    assert found.find_nearest(3) == ["0", "1", "2"]

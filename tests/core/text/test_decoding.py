@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.errors import NotText
-from service.core.text.decoding import PART, decode, tidy
+from service.core.text.decoding import PART, decode_text, normalize_text
 
 JAPANESE = "営業時間は午前9時から午後6時までです。\nお問い合わせはお電話でどうぞ。"
 NARROW = "ｶﾀｶﾅﾊﾝｶｸﾃｽﾄﾃﾞｽ｡ 在庫はｻｰﾊﾞｰ室です。"
@@ -39,7 +39,7 @@ WESTERN = "Crème brûlée à la carte costs €5 – a naïve price."
 )
 def test_encodings(text: str, codec: str, name: str) -> None:
     """Every encoding that Japanese and Western texts come in is read as what it is."""
-    assert decode(text.encode(codec)) == (text, name)
+    assert decode_text(text.encode(codec)) == (text, name)
 
 
 @pytest.mark.parametrize("before", range(4))
@@ -47,8 +47,8 @@ def test_encodings(text: str, codec: str, name: str) -> None:
 def test_a_character_may_begin_in_one_part_and_end_in_the_next(codec: str, before: int) -> None:
     """A large file is read in parts; their borders fall where they fall."""
     text = "a" * (PART - 4 + before) + JAPANESE + "\U00020bb7" * (codec == "utf-8")
-    assert decode(text.encode(codec)) == (text, codec)
-    assert tidy("\ufeff" + text.replace("\n", "\r\n") + "\ud800") == text + "\ufffd"
+    assert decode_text(text.encode(codec)) == (text, codec)
+    assert normalize_text("\ufeff" + text.replace("\n", "\r\n") + "\ud800") == text + "\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -71,25 +71,25 @@ def test_a_character_may_begin_in_one_part_and_end_in_the_next(codec: str, befor
 def test_what_is_not_a_text_is_refused(data: bytes) -> None:
     """Nothing, pictures, archives, programs and other binary data are no texts."""
     with pytest.raises(NotText):
-        decode(data)
+        decode_text(data)
 
 
 @given(st.binary(max_size=300))
 def test_decode_never_fails_otherwise(data: bytes) -> None:
     """Any bytes are a text or `NotText`."""
     try:
-        text, _ = decode(data)
+        text, _ = decode_text(data)
     except NotText:
         return
-    assert tidy(text) == text
+    assert normalize_text(text) == text
     text.encode()
 
 
 def test_a_cut_file_is_still_read() -> None:
     """A file that ends in the middle of a character loses that character alone."""
-    assert decode((JAPANESE * 20).encode()[:-1]) == ((JAPANESE * 20)[:-1] + "\ufffd", "utf-8")
+    assert decode_text((JAPANESE * 20).encode()[:-1]) == ((JAPANESE * 20)[:-1] + "\ufffd", "utf-8")
 
 
 def test_newlines_marks_and_surrogates_are_tidied() -> None:
     """Newlines become LF; a byte order mark and lone surrogates go; the rest stays as it was."""
-    assert tidy("\ufeffa\r\nb\rc \ud800 ｶﾞ é") == "a\nb\nc \ufffd ｶﾞ é"
+    assert normalize_text("\ufeffa\r\nb\rc \ud800 ｶﾞ é") == "a\nb\nc \ufffd ｶﾞ é"

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.text.tokenizer import Terms, language, tokenizer
+from service.core.text.tokenizer import Terms, detect_language, get_tokenizer
 
 
 def terms(text: str) -> Terms:
     """The terms with the dictionary."""
-    return tokenizer("auto").terms(text)
+    return get_tokenizer("auto").extract_terms(text)
 
 
 @pytest.mark.parametrize(
@@ -34,16 +34,19 @@ def test_words_of_the_dictionary(text: str, words: list[str]) -> None:
 @pytest.mark.parametrize("name", ["auto", "none"])
 def test_a_tokenizer_says_its_rules(name: str) -> None:
     """Its name tells tokenizers apart whose terms differ."""
-    assert tokenizer(name).name.startswith({"auto": "sudachi-", "none": "runs-"}[name])
+    assert get_tokenizer(name).name.startswith({"auto": "sudachi-", "none": "runs-"}[name])
 
 
 def test_without_the_package_runs_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the dictionary is not installed the fallback is taken, and its name says so."""
     monkeypatch.setattr("service.core.text.tokenizer.Dictionary", None)
-    tokenizer.cache_clear()
-    found = tokenizer("auto")
-    tokenizer.cache_clear()
-    assert (found.name, found.terms("返金期限").words) == (tokenizer("none").name, ["返金", "期限"])
+    get_tokenizer.cache_clear()
+    found = get_tokenizer("auto")
+    get_tokenizer.cache_clear()
+    assert (found.name, found.extract_terms("返金期限").words) == (
+        get_tokenizer("none").name,
+        ["返金", "期限"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_without_the_package_runs_do(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_words(text: str, words: list[str]) -> None:
     """Without the dictionary, too, words are what a reader would look for, whatever the width, case or inflection."""
-    assert tokenizer("none").terms(text).words == words
+    assert get_tokenizer("none").extract_terms(text).words == words
 
 
 def test_grams() -> None:
@@ -83,7 +86,10 @@ def test_terms_are_tokens(text: str) -> None:
     for term in found.words + found.grams:
         assert term
         assert len(term) <= 40
-        assert all(unicodedata.category(character)[0] in "LNM" or unicodedata.category(character) == "Co" for character in term)
+        assert all(
+            unicodedata.category(character)[0] in "LNM" or unicodedata.category(character) == "Co"
+            for character in term
+        )
 
 
 @given(st.text())
@@ -100,10 +106,13 @@ def test_the_index_keeps_every_character_of_a_term() -> None:
         word
         for character in characters
         for name in ("auto", "none")
-        for word in tokenizer(name).terms(f"a{character}").words + tokenizer(name).terms(character).words
+        for word in get_tokenizer(name).extract_terms(f"a{character}").words
+        + get_tokenizer(name).extract_terms(character).words
     }
     database = sqlite3.connect(":memory:")
-    database.execute("""CREATE VIRTUAL TABLE t USING fts5(w, tokenize="unicode61 remove_diacritics 0 categories 'L* N* M* Co'")""")
+    database.execute(
+        """CREATE VIRTUAL TABLE t USING fts5(w, tokenize="unicode61 remove_diacritics 0 categories 'L* N* M* Co'")"""
+    )
     database.execute("CREATE VIRTUAL TABLE v USING fts5vocab(t, row)")
     database.executemany("INSERT INTO t VALUES (?)", ((word,) for word in made))
     kept = {term for (term,) in database.execute("SELECT term FROM v")}
@@ -113,15 +122,21 @@ def test_the_index_keeps_every_character_of_a_term() -> None:
 
 def test_many_threads_stem_alike() -> None:
     """The stemmer, which is not made for threads, gives each of them its own word."""
-    texts = [f"running{i} relational{i}ly generalizations{i}ness" + "abcdefgh"[i % 8] + "ingly hopefulness" for i in range(2000)]
+    texts = [
+        f"running{i} relational{i}ly generalizations{i}ness"
+        + "abcdefgh"[i % 8]
+        + "ingly hopefulness"
+        for i in range(2000)
+    ]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(terms, texts))
     assert all(found.words[-1] == "hope" for found in together)
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("返品", "ja"), ("ｶﾅ", "ja"), ("Wi-Fiは？", "ja"), ("What?", "en"), ("", "en"), ("Où?", "en")]
+    ("text", "expected"),
+    [("返品", "ja"), ("ｶﾅ", "ja"), ("Wi-Fiは？", "ja"), ("What?", "en"), ("", "en"), ("Où?", "en")],
 )
 def test_language(text: str, expected: str) -> None:
     """A text with a Japanese letter is Japanese; any other is English."""
-    assert language(text) == expected
+    assert detect_language(text) == expected

@@ -17,19 +17,21 @@ from service.core.search.ranking import Query, Term
 COUNTS_KEPT, POSTINGS_KEPT = 100_000, 1_000_000
 
 
-class Version:
+class IndexVersion:
     """What is known of one version of the index."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.counts: BoundedCache[Term, int] = BoundedCache(COUNTS_KEPT, lambda _: 1)
-        self.postings: BoundedCache[Term, Ids] = BoundedCache(POSTINGS_KEPT, lambda ids: len(ids) + 20)
+        self.postings: BoundedCache[Term, Ids] = BoundedCache(
+            POSTINGS_KEPT, lambda ids: len(ids) + 20
+        )
 
 
 class Fts5Postings:
     """The posting lists of the terms of one question. All of it blocks."""
 
-    def __init__(self, execute: Any, version: Version, query: Query) -> None:
+    def __init__(self, execute: Any, version: IndexVersion, query: Query) -> None:
         self._execute, self._version, self._query = execute, version, query
 
     def frequencies(self) -> dict[Term, int]:
@@ -58,7 +60,9 @@ class Fts5Postings:
 
         By FTS5's `bm25(…, w, w)`, which is BM25 with k1 = 1.2 / w: weights of 2 give the k1 of 0.6 of the ranking.
         """
-        found = self._execute(_MATCH, {"match": _expression("words", words), "most": -1 if most is None else most})
+        found = self._execute(
+            _MATCH, {"match": _expression("words", words), "most": -1 if most is None else most}
+        )
         return [row[0] for row in found]
 
     def observed(self, chunks: Mapping[int, Digest]) -> Observed:
@@ -66,7 +70,9 @@ class Fts5Postings:
         return observed(self._query.codes, chunks)
 
 
-_FREQUENCIES = "SELECT col, term, doc FROM chunk_vocabulary WHERE term IN (SELECT value FROM json_each(?))"
+_FREQUENCIES = (
+    "SELECT col, term, doc FROM chunk_vocabulary WHERE term IN (SELECT value FROM json_each(?))"
+)
 _POSTINGS = "SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value) FROM json_each(?)"
 _MATCH = """
 SELECT rowid FROM chunk_terms WHERE chunk_terms MATCH :match

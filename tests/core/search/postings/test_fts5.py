@@ -9,39 +9,55 @@ import sqlalchemy as sa
 from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
-from service.core.search.postings.fts5 import Fts5Postings, Version
+from service.core.search.postings.fts5 import Fts5Postings, IndexVersion
 from service.core.search.ranking import parse
 from service.core.settings import Settings
-from service.core.text.tokenizer import tokenizer
+from service.core.text.tokenizer import get_tokenizer
 
 T = TypeVar("T")
-TEXTS = ("A lantern.", "A lantern in the old tower.", "A lantern, and one more lantern.", "An old harbour.")
+TEXTS = (
+    "A lantern.",
+    "A lantern in the old tower.",
+    "A lantern, and one more lantern.",
+    "An old harbour.",
+)
 
 
 @pytest.fixture
 async def indexed(database: Database) -> Database:
     """A database with one chunk per text, with ids from 1 on."""
-    given = [library.Given("T", text, "utf-8") for text in TEXTS]
-    await library.store(database, Settings(_env_file=None), ChunkWorkers(), given, user_id="u")
+    given = [library.NewDocument("T", text, "utf-8") for text in TEXTS]
+    await library.store_documents(
+        database, Settings(_env_file=None), ChunkWorkers(), given, user_id="u"
+    )
     return database
 
 
-async def read(database: Database, question: str, call: Callable[[Fts5Postings], T], version: Version | None = None) -> T:
+async def read(
+    database: Database,
+    question: str,
+    call: Callable[[Fts5Postings], T],
+    version: IndexVersion | None = None,
+) -> T:
     """Call the posting lists of a question."""
-    query = parse(question, tokenizer("auto"))
+    query = parse(question, get_tokenizer("auto"))
 
     def look(connection: sa.Connection) -> T:
         execute = connection.connection.cursor().execute
-        return call(Fts5Postings(execute, version or Version(1), query))
+        return call(Fts5Postings(execute, version or IndexVersion(1), query))
 
-    return await database.look(look)
+    return await database.run_blocking_read(look)
 
 
 async def test_frequencies_count_chunks(indexed: Database) -> None:
     """The document frequency of a term is the number of chunks that contain it; 0 if there is none."""
     found = await read(indexed, "lantern tower otter", Fts5Postings.frequencies)
 
-    assert {term: n for (column, term), n in found.items() if column == "words"} == {"lantern": 3, "tower": 1, "otter": 0}
+    assert {term: n for (column, term), n in found.items() if column == "words"} == {
+        "lantern": 3,
+        "tower": 1,
+        "otter": 0,
+    }
 
 
 async def test_weights_belong_to_chunks(indexed: Database) -> None:
@@ -49,7 +65,12 @@ async def test_weights_belong_to_chunks(indexed: Database) -> None:
     weights = {("words", "tower"): 2.5, ("words", "lantern"): 0.5}
     ids, worth = await read(indexed, "lantern tower", lambda postings: postings.weighed(weights))
 
-    assert list(zip(ids.tolist(), worth.tolist(), strict=True)) == [(2, 2.5), (1, 0.5), (2, 0.5), (3, 0.5)]
+    assert list(zip(ids.tolist(), worth.tolist(), strict=True)) == [
+        (2, 2.5),
+        (1, 0.5),
+        (2, 0.5),
+        (3, 0.5),
+    ]
 
 
 async def test_matches_are_ordered_by_bm25(indexed: Database) -> None:
@@ -57,19 +78,33 @@ async def test_matches_are_ordered_by_bm25(indexed: Database) -> None:
     ordered = await read(indexed, "lantern", lambda postings: postings.matched(["lantern"], None))
 
     assert ordered == [3, 1, 2]
-    assert await read(indexed, "lantern", lambda postings: postings.matched(["lantern"], 2)) == [3, 1]
+    assert await read(indexed, "lantern", lambda postings: postings.matched(["lantern"], 2)) == [
+        3,
+        1,
+    ]
 
 
 async def test_operators_are_terms(indexed: Database) -> None:
     """A question with FTS5's query syntax is read as terms."""
-    assert await read(indexed, 'lantern" OR NEAR(* ^', lambda postings: postings.matched(["or", "near"], None)) == []
+    assert (
+        await read(
+            indexed, 'lantern" OR NEAR(* ^', lambda postings: postings.matched(["or", "near"], None)
+        )
+        == []
+    )
 
 
 async def test_one_version_is_read_once(indexed: Database) -> None:
     """Frequencies of one version of the index come from its cache."""
-    version = Version(1)
+    version = IndexVersion(1)
     before = await read(indexed, "harbour", Fts5Postings.frequencies, version)
-    await library.store(indexed, Settings(_env_file=None), ChunkWorkers(), [library.Given("T", "A harbour.", "utf-8")], user_id="u")
+    await library.store_documents(
+        indexed,
+        Settings(_env_file=None),
+        ChunkWorkers(),
+        [library.NewDocument("T", "A harbour.", "utf-8")],
+        user_id="u",
+    )
 
     assert await read(indexed, "harbour", Fts5Postings.frequencies, version) == before
     assert await read(indexed, "harbour", Fts5Postings.frequencies) != before
