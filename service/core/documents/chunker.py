@@ -1,7 +1,7 @@
 """Splits documents into chunks and determines the terms of each, in this process or in a child.
 
 The child (`python -m service.core.documents.chunker`) is started by `chunk_workers.py`. Both sides
-exchange frames (bytes with a length prefix) over a socket, which is the standard input of the child:
+exchange frames (bytes with a length prefix) over a socket, the standard input of the child:
 
 - request: a `ChunkTask` in MessagePack; the texts of its documents, concatenated, as UTF-8, in any
   number of frames; an empty frame
@@ -58,7 +58,7 @@ class ChunkRow(TypedDict):
 
 
 class ChunkTask(msgspec.Struct, frozen=True):
-    """A request to the child without the texts: `ChunkRules`, and (id, title, characters) of each document."""
+    """A request without the texts: `ChunkRules`, and (id, title, characters) of each document."""
 
     documents: list[tuple[str, str, int]]
     dictionary: str

@@ -28,7 +28,7 @@ from service.core.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
 TEXT = "\n\n".join(
-    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。The keeper rings bell {n}."
+    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、鐘を鳴らします。The keeper rings bell {n}."
     for n in range(400)
 )
 ROW = {
@@ -49,7 +49,7 @@ def document(text: str, n: int = 0) -> dict[str, str]:
 
 
 def child_program(expression: str) -> tuple[str, ...]:
-    """The command of a child that answers each task with one row, whose text is the value of a Python expression."""
+    """The command of a child that answers each task with one row: the value of an expression."""
     program = f"""
 import os, resource, time
 import msgspec
