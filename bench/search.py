@@ -3,7 +3,7 @@
     python -m bench.search [--chunks 2500 20000] [--languages ja en] [--questions 500] [--json .data/bench-search.json]
     python -m bench.search --languages en --corpus corpus.jsonl --queries queries.jsonl
 
-A service of its own for each language and size, which gets its texts through `POST /ai/upload`, a hundred files at a time,
+A service of its own for each language and size, which gets its texts through `POST /ai/upload`, twenty files at a time,
 each some one chunk long, on all cores. Then, when the index is merged, questions on one core, one after another over a kept
 connection, each once: first those that warm it up, then those that count. At last the questions that the texts can answer go to
 `POST /ai/test`, each grounded and not, in alternating order, with a provider that answers at once: the difference is what search
@@ -33,7 +33,7 @@ from bench.processes import HERE, Caller, Cores, Failed, Process, free_port, mac
 from service.core.settings import child_environment
 from service.workers.merging import LOOK_SECONDS
 
-FILES_AT_ONCE = 100
+FILES_AT_ONCE = 20  # as many as an upload may have
 CHARACTERS = {"ja": 600, "en": 1200}  # of a text: about one chunk
 WARM_UP = 150
 KOTAE = Path(sys.executable).parent / "kotae"
@@ -159,7 +159,6 @@ def serving(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
         "KOTAE_DATA_DIR": str(folder),
         "KOTAE_LOG_LEVEL": "warning",
     }
-    env |= {"KOTAE_UPLOAD_FILES_MAX": str(FILES_AT_ONCE)}
     service = Process(
         "kotae",
         [KOTAE, "serve", "--migrate", "--port", ports[1]],

@@ -29,6 +29,7 @@ from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers
 from service.core.errors import KotaeError
 from service.core.lazy import LazyModule, load_module
+from service.core.limits import ServiceLimits
 from service.core.ports import Embedder, VectorSearch, Worker
 from service.core.pricing import PriceBook
 from service.core.providers.embedders import create_embedder
@@ -72,15 +73,16 @@ class State(TypedDict):
     services: Services
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, limits: ServiceLimits | None = None) -> FastAPI:
     """The service as an ASGI application. Its lifespan opens and closes everything."""
+    limits = limits or ServiceLimits()
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[State]:
         async with AsyncExitStack() as stack:
             try:
-                services = await _open_services(settings, metrics, stack)
+                services = await _open_services(settings, limits, metrics, stack)
             except KotaeError as error:
                 app.state.refusal = error  # for the server, which says it in one line
                 raise
@@ -103,18 +105,20 @@ def create_app(settings: Settings) -> FastAPI:
         )  # as they are: an included router is walked through at every request
     pages.mount_pages(app)
     problems.install_error_handlers(app)
-    app.add_middleware(RequestMiddleware, settings=settings, metrics=metrics)
+    app.add_middleware(RequestMiddleware, settings=settings, limits=limits, metrics=metrics)
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # the documented way to replace it
     return app
 
 
-async def _open_services(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Services:
+async def _open_services(
+    settings: Settings, limits: ServiceLimits, metrics: Metrics, stack: AsyncExitStack
+) -> Services:
     """Open what a service needs; the stack ends the answers, then writes what waits, then closes the database."""
     workers: dict[str, Worker] = {}
-    database = Database(settings.database, settings.database_busy_seconds)
+    database = Database(settings.database)
     stack.push_async_callback(database.close)
     await database.require_current_schema()
-    queue, recovery = _record(settings, metrics, database, workers, stack)
+    queue, recovery = _record(settings, limits, metrics, database, workers, stack)
     door, ledger, watch = _let_in(settings, database, recovery, workers, stack)
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
@@ -128,7 +132,7 @@ async def _open_services(settings: Settings, metrics: Metrics, stack: AsyncExitS
     recorder = Recorder(queue, ledger, metrics)
     embedder = create_embedder(settings)
     near = (
-        await _vectors(embedder, settings, database, recorder, prices, workers, stack)
+        await _vectors(embedder, limits, database, recorder, prices, workers, stack)
         if embedder
         else None
     )
@@ -143,6 +147,7 @@ async def _open_services(settings: Settings, metrics: Metrics, stack: AsyncExitS
         provider=provider,
         prices=prices,
         metrics=metrics,
+        limits=limits,
         quota=ledger,
         revocation=watch,
         wait_recovered=recovery.wait_done,
@@ -151,6 +156,7 @@ async def _open_services(settings: Settings, metrics: Metrics, stack: AsyncExitS
     log.info("service.started", model=settings.default_model, auth=settings.auth)
     return Services(
         settings=settings,
+        limits=limits,
         database=database,
         queue=queue,
         workers=workers,
@@ -171,6 +177,7 @@ async def _open_services(settings: Settings, metrics: Metrics, stack: AsyncExitS
 
 def _record(
     settings: Settings,
+    limits: ServiceLimits,
     metrics: Metrics,
     database: Database,
     workers: dict[str, Worker],
@@ -193,10 +200,8 @@ def _record(
     )
     journal.start()
     stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
-    queue = JournaledQueue(settings.queue_records_max, journal)
-    writer = workers["writer"] = Writer(
-        database, queue, metrics, batch_max=settings.writer_batch_max, quarantine=quarantine
-    )
+    queue = JournaledQueue(limits.queue_records_max, journal)
+    writer = workers["writer"] = Writer(database, queue, metrics, quarantine=quarantine)
     writer.start()
     stack.push_async_callback(_write_out, writer)
     return queue, recovery
@@ -257,7 +262,7 @@ async def _write_out(writer: Writer) -> None:
 
 async def _vectors(
     embedder: Embedder,
-    settings: Settings,
+    limits: ServiceLimits,
     database: Database,
     recorder: Recorder,
     prices: PriceBook,
@@ -268,7 +273,7 @@ async def _vectors(
     await anyio.to_thread.run_sync(load_module, embedding)
     stack.push_async_callback(embedder.aclose)
     vectors = embeddings.EmbeddingStore(
-        database, embedder, recorder, prices, attempts_max=settings.provider_attempts_max
+        database, embedder, recorder, prices, attempts_max=limits.attempts_max
     )
     _start(embedding.Embedding(vectors), workers, stack)
     return vectors
@@ -302,7 +307,6 @@ def _provider(
     return OpenAIProvider(
         base_url=base_url,
         api_key=api_key,
-        connect_seconds=settings.provider_connect_seconds,
         idle_seconds=settings.provider_idle_seconds,
         answer_bytes_max=settings.answer_bytes_max,
         transport=transport,

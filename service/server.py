@@ -61,7 +61,6 @@ class Server(uvicorn.Server):
             )
         )
         self._app = app
-        self._send_buffer_bytes = settings.send_buffer_bytes
         self._grace_seconds = settings.shutdown_grace_seconds
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -75,7 +74,7 @@ class Server(uvicorn.Server):
         if self.started:
             for listener in (listener for server in self.servers for listener in server.sockets):
                 listener.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer_bytes
+                    socket.SOL_SOCKET, socket.SO_SNDBUF, self.connections.limits.send_buffer_bytes
                 )  # inherited
             self._announce(
                 self._app.state.services.settings, self.servers[0].sockets[0].getsockname()[1]

@@ -18,8 +18,10 @@ from hypothesis import settings as hypothesis_settings
 from service.api.dependencies import Services
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.limits import ServiceLimits
 from service.core.settings import Settings
 from service.core.telemetry import configure_logging
+from service.http_server.connections import HttpLimits
 from service.main import create_app
 from service.server import Server
 from tests.fakes.provider import ProviderFake
@@ -100,10 +102,16 @@ Serve = Callable[..., Awaitable[Service]]
 
 @pytest.fixture
 async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
-    """Starts real services, with settings as named arguments; `seeded=True` gives one the sample documents."""
+    """Starts real services, with settings as named arguments; `seeded=True` inserts the sample documents."""
     async with AsyncExitStack() as stack:
 
-        async def start(*, seeded: bool = False, **overrides: Any) -> Service:
+        async def start(
+            *,
+            seeded: bool = False,
+            limits: ServiceLimits | None = None,
+            http_limits: HttpLimits | None = None,
+            **overrides: Any,
+        ) -> Service:
             data_dir = Path(overrides.setdefault("data_dir", tmp_path / "data"))
             data_dir.mkdir(exist_ok=True)
             if not (data_dir / "kotae.db").exists():
@@ -115,7 +123,9 @@ async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
                 "journal_spool": str(tmp_path / "spool"),
             } | overrides
             settings = Settings(**values)
-            return await stack.enter_async_context(running(settings, seeded=seeded))
+            return await stack.enter_async_context(
+                running(settings, seeded=seeded, limits=limits, http_limits=http_limits)
+            )
 
         yield start
 
@@ -124,10 +134,14 @@ class PromptServer(Server):
     """The server, without the pauses of `uvicorn.Server` at the end: it polls every 0.1 s whether to exit, then sleeps 0.1 s."""
 
     def __init__(
-        self, app: FastAPI, settings: Settings, announce: Callable[[Settings, int], None]
+        self,
+        app: FastAPI,
+        settings: Settings,
+        announce: Callable[[Settings, int], None],
+        limits: HttpLimits | None,
     ) -> None:
         self._exit_requested = asyncio.Event()
-        super().__init__(app, settings, announce)
+        super().__init__(app, settings, announce, limits)
 
     @property
     def should_exit(self) -> bool:
@@ -161,11 +175,17 @@ class PromptServer(Server):
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, seeded: bool = False) -> AsyncIterator[Service]:
+async def running(
+    settings: Settings,
+    *,
+    seeded: bool = False,
+    limits: ServiceLimits | None = None,
+    http_limits: HttpLimits | None = None,
+) -> AsyncIterator[Service]:
     """Run a service on a free port of this event loop."""
     listening = asyncio.get_running_loop().create_future()
-    app = create_app(settings)
-    server = PromptServer(app, settings, lambda _, port: listening.set_result(port))
+    app = create_app(settings, limits)
+    server = PromptServer(app, settings, lambda _, port: listening.set_result(port), http_limits)
     task = asyncio.create_task(server.serve())
     await asyncio.wait([listening, task], return_when=asyncio.FIRST_COMPLETED)
     assert listening.done(), "the service did not start"

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 
+from service.http_server.connections import HttpLimits
 from tests.conftest import Serve
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.sse import Parser
@@ -11,7 +12,7 @@ from tests.sse import Parser
 
 async def test_the_system_does_not_hide_a_slow_reader(serve: Serve) -> None:
     """The send buffer of the listener, and so of every connection, is the configured one."""
-    service = await serve(send_buffer_bytes=32_768)
+    service = await serve(http_limits=HttpLimits(send_buffer_bytes=32_768))
 
     assert service.server.servers[0].sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) in {
         32_768,

@@ -112,7 +112,7 @@ async def stream_answer(
     begun = await _begin(asked, key, services)
     response = create_stream_response(
         begun.stream,
-        services.settings,
+        services.limits,
         enter=partial(services.revocation.watch_principal, principal),
     )
     response.headers.update((_REPLAYED if begun.replayed else {}) | _quota(asked, services))
@@ -161,7 +161,7 @@ async def stream_answer_to_event_source(
     begun = await _begin(asked, key, services)
     response = create_stream_response(
         begun.stream,
-        services.settings,
+        services.limits,
         enter=partial(services.revocation.watch_principal, principal),
     )
     response.headers.update((_REPLAYED if begun.replayed else {}) | _quota(asked, services))
@@ -292,7 +292,7 @@ async def _go_on(
         raise NotFound("this answer has no such event")
     return create_stream_response(
         found,
-        services.settings,
+        services.limits,
         after=place[1],
         enter=partial(services.revocation.watch_principal, principal),
     )

@@ -18,6 +18,7 @@ from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers
+from service.core.limits import ServiceLimits
 from service.core.ports import RecordQueue, Tickets, Worker
 from service.core.quota.local import LocalQuota
 from service.core.search.service import SearchService
@@ -32,6 +33,7 @@ class Services:
     """Everything that a route may use; made once, in `service.main`."""
 
     settings: Settings
+    limits: ServiceLimits
     database: Database
     queue: RecordQueue
     workers: Mapping[str, Worker]

@@ -201,14 +201,14 @@ async def _given_json(request: Request, services: Services) -> TextBody:
 
 async def _given_files(request: Request, services: Services) -> list[NewDocument]:
     """Read every file before any is stored. Raises `TooLarge`, `NotText`, `InvalidRequest`."""
-    settings = services.settings
-    async with request.form(max_files=settings.upload_files_max + 1, max_fields=100) as form:
+    files_max = services.limits.upload_files_max
+    async with request.form(max_files=files_max + 1, max_fields=100) as form:
         files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not files:
             raise InvalidRequest("the form has no file")
-        if len(files) > settings.upload_files_max:
-            raise TooLarge(f"more than {settings.upload_files_max} files in one upload")
-        return await anyio.to_thread.run_sync(_read, files, settings.upload_file_bytes_max)
+        if len(files) > files_max:
+            raise TooLarge(f"more than {files_max} files in one upload")
+        return await anyio.to_thread.run_sync(_read, files, services.settings.upload_file_bytes_max)
 
 
 def _read(files: list[UploadFile], bytes_max: int) -> list[NewDocument]:

@@ -47,7 +47,6 @@ async def create_key(body: KeyBody, services: ServicesDep, principal: Keying) ->
             expires_at=_end(body),
             limits=body.limits.limits() if body.limits else None,
         ),
-        keys_max=services.settings.keys_max,
     )
     log.info("key.created", key_id=made.id)
     return json_response(made, 201)
@@ -72,13 +71,7 @@ async def rotate_key(
 ) -> Response:
     """Create a key in place of this one, which stays valid for the grace period. A key is rotated once."""
     grace = RotateBody().grace_seconds if body is None else body.grace_seconds
-    made = await store.rotate_key(
-        services.database,
-        principal,
-        key_id,
-        grace_seconds=grace,
-        keys_max=services.settings.keys_max,
-    )
+    made = await store.rotate_key(services.database, principal, key_id, grace_seconds=grace)
     services.authenticator.clear_cache()
     log.info("key.rotated", key_id=key_id, new_key_id=made.id)
     return json_response(made, 201)

@@ -20,6 +20,7 @@ from service.api.problems import create_problem_response
 from service.core.auth.origin import check_origin
 from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, TooLarge
+from service.core.limits import ServiceLimits
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log, set_request_id
 
@@ -58,9 +59,12 @@ _CORS_RESPONSE_HEADERS = [
 class RequestMiddleware:
     """Wraps the application; see the module."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, limits: ServiceLimits, metrics: Metrics
+    ) -> None:
         self._app = app
         self._settings = settings
+        self._limits = limits
         self._metrics = metrics
         self._admitted: ASGIApp = self._respond
         self._refusal_headers: dict[str, str] = {}
@@ -138,7 +142,7 @@ class RequestMiddleware:
     def _body_limit(self, path: str) -> int:
         settings = self._settings
         if path == "/ai/upload":
-            return settings.upload_file_bytes_max * settings.upload_files_max + 65_536
+            return settings.upload_file_bytes_max * self._limits.upload_files_max + 65_536
         return settings.prompt_characters_max * JSON_BYTES_MAX + 65_536
 
     def _account(self, scope: Scope, status: int, seconds: float) -> None:

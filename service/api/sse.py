@@ -21,7 +21,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
 from service.core.answering.answers import SHUTDOWN_NOTICE, Stream
-from service.core.settings import Settings
+from service.core.limits import ServiceLimits
 from service.core.telemetry import log
 
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -42,11 +42,13 @@ class StreamResponse(EventSourceResponse):
     `enter` puts a reader under watch.
     """
 
-    def __init__(self, stream: Stream, settings: Settings, after: int, enter: Enter | None) -> None:
+    def __init__(
+        self, stream: Stream, limits: ServiceLimits, after: int, enter: Enter | None
+    ) -> None:
         self._enter = enter
         self._batches = stream.read_events(after)
         super().__init__(self._batches)
-        self._ping_seconds, self._send_seconds = settings.ping_seconds, settings.send_seconds_max
+        self._ping_seconds, self._send_seconds = limits.ping_seconds, limits.send_seconds_max
         self._sending_since: float | None = None
         self._dropped = False
         self._pinging: asyncio.Task[None] | None = None
@@ -132,10 +134,10 @@ class StreamResponse(EventSourceResponse):
 
 
 def create_stream_response(
-    stream: Stream, settings: Settings, after: int = -1, enter: Enter | None = None
+    stream: Stream, limits: ServiceLimits, after: int = -1, enter: Enter | None = None
 ) -> StreamResponse:
     """The events of a stream that come after `after`, to its end, as server-sent events."""
-    return StreamResponse(stream, settings, after, enter)
+    return StreamResponse(stream, limits, after, enter)
 
 
 def _spread_ms() -> int:

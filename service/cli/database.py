@@ -22,7 +22,7 @@ def run_on_database(settings: Settings, work: Callable[[Database], Awaitable[T]]
 
 async def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
     """Do something with the database of the settings, and close it."""
-    database = Database(settings.database, settings.database_busy_seconds)
+    database = Database(settings.database)
     try:
         return await work(database)
     finally:

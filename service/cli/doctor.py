@@ -99,7 +99,6 @@ async def _examine_provider(settings: Settings) -> tuple[bool, str, str]:
     provider = OpenAIProvider(
         base_url=settings.openai_base_url,
         api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else None,
-        connect_seconds=settings.provider_connect_seconds,
         idle_seconds=10,
         answer_bytes_max=settings.answer_bytes_max,
     )

@@ -42,10 +42,8 @@ def create_key(
         name=name,
         expires_at=utc_now() + timedelta(days=expires_days) if expires_days else None,
     )
-    settings = load_settings()
     made = run_on_database(
-        settings,
-        lambda database: store.create_key(database, BOOTSTRAP, wanted, keys_max=settings.keys_max),
+        load_settings(), lambda database: store.create_key(database, BOOTSTRAP, wanted)
     )
     _show_made(made)
 
@@ -79,12 +77,11 @@ def rotate_key(
     grace: Annotated[float, typer.Option(min=0, help="Hours that the old key stays valid.")] = 24,
 ) -> None:
     """Make a key in the place of another one."""
-    settings = load_settings()
     _show_made(
         run_on_database(
-            settings,
+            load_settings(),
             lambda database: store.rotate_key(
-                database, BOOTSTRAP, key_id, grace_seconds=grace * 3600, keys_max=settings.keys_max
+                database, BOOTSTRAP, key_id, grace_seconds=grace * 3600
             ),
         )
     )

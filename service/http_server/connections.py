@@ -41,6 +41,7 @@ class HttpLimits:
     body_bytes_per_second_min: int = 1024
     idle_seconds: float = 5  # between requests
     linger_seconds: float = 5  # in which the rest of a refused request is discarded
+    send_buffer_bytes: int = 65_536  # of the kernel, per connection (SO_SNDBUF)
     send_seconds: float = 35  # without the client reading
 
 

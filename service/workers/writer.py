@@ -22,6 +22,7 @@ from service.core.telemetry import Metrics, log
 from service.workers.quarantine import quarantine_records
 
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 5  # after the first refusal of a batch, and after many
+BATCH_MAX = 500  # records in one transaction
 TRIES_ALONE = 3  # of one record, before it is put aside
 LATE_SECONDS = (
     5  # a batch that is not in the database by then is late, even if nobody has refused it
@@ -45,8 +46,8 @@ class Writer:
         queue: RecordQueue,
         metrics: Metrics,
         *,
-        batch_max: int,
         quarantine: Path,
+        batch_max: int = BATCH_MAX,
         late_seconds: float = LATE_SECONDS,
     ) -> None:
         self._database = database

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from service.api.documents import SEARCHES_WAITING_MAX
+from service.core.limits import ServiceLimits
 from tests.conftest import Serve
 from tests.end_to_end.test_grounding import EN, JA
 from tests.problems import is_problem
@@ -72,7 +73,9 @@ async def test_the_same_text_twice_is_one_document(serve: Serve) -> None:
 
 async def test_uploads_have_limits(serve: Serve) -> None:
     """A file, a number of files and a number of documents over their limits are refused with the limit."""
-    service = await serve(upload_file_bytes_max=1000, upload_files_max=2, documents_max=1)
+    service = await serve(
+        upload_file_bytes_max=1000, limits=ServiceLimits(upload_files_max=2), documents_max=1
+    )
     large = await service.client.post("/ai/upload", files={"files": ("large.txt", b"word " * 300)})
     many = await service.client.post(
         "/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(3)]

@@ -4,6 +4,8 @@ import asyncio
 import socket
 from urllib.parse import urlsplit
 
+from service.core.limits import ServiceLimits
+from service.http_server.connections import HttpLimits
 from tests.conftest import Serve
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.sse import Parser, text_of
@@ -17,8 +19,8 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(
     service = await serve(
         openai_base_url=fake.base_url,
         model="fake-model",
-        send_seconds_max=0.3,
-        send_buffer_bytes=4096,
+        limits=ServiceLimits(send_seconds_max=0.3),
+        http_limits=HttpLimits(send_buffer_bytes=4096),
     )
     fake.next(Behaviour(chunks=20_000, chunks_per_write=0))
     started = await begin(service)
@@ -49,7 +51,9 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(
 
 async def test_silence_is_filled_with_comments(serve: Serve, fake: ProviderFake) -> None:
     """While the provider says nothing, comments keep the connection awake; retry is said once."""
-    service = await serve(openai_base_url=fake.base_url, model="fake-model", ping_seconds=0.05)
+    service = await serve(
+        openai_base_url=fake.base_url, model="fake-model", limits=ServiceLimits(ping_seconds=0.05)
+    )
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=1))
     parser, found = Parser(), []

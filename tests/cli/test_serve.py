@@ -1,5 +1,6 @@
 """`kotae serve`: refusals to start, and limits of the process."""
 
+import json
 import resource
 from pathlib import Path
 
@@ -25,6 +26,17 @@ async def test_known_mistakes_are_one_line(tmp_path: Path) -> None:
         assert code != 0
         assert told in said
         assert "Traceback" not in said
+
+
+async def test_an_ignored_variable_is_logged(tmp_path: Path) -> None:
+    """A variable that looks like a setting and is none is named in a warning, with a remedy."""
+    _, _, logged = await kotae(
+        "serve", "--port", "0", data_dir=tmp_path, KOTAE_DATABASE_BUSY_SECONDS="1"
+    )
+
+    warning = next(json.loads(line) for line in logged.splitlines() if "setting.ignored" in line)
+    assert (warning["level"], warning["name"]) == ("warning", "KOTAE_DATABASE_BUSY_SECONDS")
+    assert "?timeout=" in warning["remedy"]
 
 
 async def test_it_may_open_as_many_files_as_it_is_allowed(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ import pytest
 from service.cli.settings import format_env_example, format_reference
 from service.core.errors import SettingsInvalid
 from service.core.providers import embedders
-from service.core.settings import SECTIONS, Settings, describe_settings, is_loopback, load_settings
+from service.core.settings import (
+    REMOVED,
+    SECTIONS,
+    Settings,
+    describe_settings,
+    find_unknown_variables,
+    is_loopback,
+    load_settings,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +45,7 @@ def test_every_setting_has_a_description_and_a_section() -> None:
     ("name", "limits"),
     [
         ("KOTAE_PORT", "0 to 65535"),
-        ("KOTAE_PING_SECONDS", "more than 0 to 300"),
+        ("KOTAE_TICKET_SECONDS", "more than 0 to 60"),
         ("KOTAE_DOCUMENTS_MAX", "1 or more"),
         ("KOTAE_AUTH", "open, keys"),
         ("KOTAE_LOCAL_MODEL", "smollm2"),
@@ -71,7 +79,6 @@ def test_the_example_file_with_everything_uncommented_is_valid(
         ("KOTAE_HOST", "0.0.0.0", "KOTAE_AUTH=keys"),
         ("KOTAE_DATABASE_URL", "postgresql://x", "KOTAE_DATABASE_URL"),
         ("KOTAE_MAX_TOKENS", "9999", "KOTAE_MAX_TOKENS_MAX"),
-        ("KOTAE_CHUNK_OVERLAP_CHARACTERS", "399", "KOTAE_CHUNK_OVERLAP_CHARACTERS"),
         ("KOTAE_PRICES", '{"m": {"input": -1, "output": 1}}', "KOTAE_PRICES.M.INPUT"),
     ],
 )
@@ -105,6 +112,27 @@ def test_an_env_file_is_read_and_the_environment_wins(
 
     loaded = load_settings()
     assert (loaded.port, loaded.model) == (2222, "from-file")
+
+
+def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Variables that look like settings and are none are named with a remedy, from the environment and from .env."""
+    (tmp_path / ".env").write_text("KOTAE_WRITER_BATCH_MAX=10\nOTHER=1\nKOTAE_MODEL=m\n")
+    monkeypatch.setenv("KOTAE_DATABASE_BUSY_SECONDS", "1")
+    monkeypatch.setenv("KOTAE_HOTS", "127.0.0.1")
+
+    unknown = find_unknown_variables()
+    assert (
+        unknown["KOTAE_DATABASE_BUSY_SECONDS"]
+        == "it was removed: add ?timeout=SECONDS to KOTAE_DATABASE_URL"
+    )
+    assert unknown["KOTAE_HOTS"] == "it is not a setting: see `kotae settings`"
+    assert unknown["KOTAE_WRITER_BATCH_MAX"] == "it was removed: the value is fixed"
+    assert not {"OTHER", "KOTAE_MODEL"} & unknown.keys()
+
+
+def test_removed_variables_are_no_settings() -> None:
+    """No setting is listed as removed."""
+    assert REMOVED.keys() & {setting.name for setting in describe_settings()} == set()
 
 
 @pytest.mark.parametrize(

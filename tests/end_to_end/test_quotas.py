@@ -17,6 +17,7 @@ from service.core.auth import store
 from service.core.auth.principals import BOOTSTRAP
 from service.core.database.engine import Database
 from service.core.database.tables import quota_totals, request_logs
+from service.core.limits import ServiceLimits
 from service.core.ports import QuotaLimits
 from service.core.quota.local import LIMITS
 from service.core.records import charge_of_row
@@ -239,7 +240,10 @@ async def test_a_refusal_of_the_service_gives_the_hold_back(
 ) -> None:
     """When the queue is full after the hold, nothing stays held and nothing is used."""
     service = await serve(
-        auth="keys", openai_base_url=fake.base_url, model="m", queue_records_max=1
+        auth="keys",
+        openai_base_url=fake.base_url,
+        model="m",
+        limits=ServiceLimits(queue_records_max=1),
     )
     held = asyncio.Event()
     fake.default = Behaviour(hold=held)

@@ -38,7 +38,12 @@ pytestmark = pytest.mark.slow
 async def test_a_locked_database_stops_no_answer(tmp_path: Path, fake: ProviderFake) -> None:
     """While another connection holds the database, answers are neither refused nor slower, health is degraded, and all rows come."""
     fake.default = Behaviour(chunks=4, gap=0.002)
-    async with serving(tmp_path, **settings_for(fake, KOTAE_DATABASE_BUSY_SECONDS=0.2)) as service:
+    async with serving(
+        tmp_path,
+        **settings_for(
+            fake, KOTAE_DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/kotae.db?timeout=0.2"
+        ),
+    ) as service:
         callers = Callers(service.client)
         await callers.ask_many(20)
         before = await callers.ask_many(100)
@@ -60,14 +65,15 @@ async def test_a_locked_database_stops_no_answer(tmp_path: Path, fake: ProviderF
     assert len(check(tmp_path, fake.calls, callers.acknowledged)) == 320
 
 
-def service_settings(fake: ProviderFake, **settings: Any) -> dict[str, Any]:
-    """The settings of a service in this process."""
+def service_settings(fake: ProviderFake, data_dir: Path) -> dict[str, Any]:
+    """The settings of a service in this process, whose statements soon give up on a locked database."""
     return {
         "openai_base_url": fake.base_url,
         "openai_api_key": "sk-test",
         "model": "fake-model",
-        "database_busy_seconds": 0.1,
-    } | settings
+        "data_dir": data_dir,
+        "database_url": f"sqlite+aiosqlite:///{data_dir}/kotae.db?timeout=0.1",
+    }
 
 
 async def health(service: Service) -> str:
@@ -107,8 +113,7 @@ async def test_a_read_only_database_stops_no_answer(
     """With a file that may only be read answers go on, health is degraded, and the next start brings the rows in."""
     shutil.copy(migrated, tmp_path / "kotae.db")
     settings = Settings(
-        **service_settings(fake),
-        data_dir=tmp_path,
+        **service_settings(fake, tmp_path),
         port=0,
         journal_spool=str(tmp_path / "spool"),
         log_level="error",
@@ -131,8 +136,7 @@ async def test_a_database_that_may_be_written_again_is_written(
     """A file that was read-only for a while gets its rows without a restart."""
     shutil.copy(migrated, tmp_path / "kotae.db")
     settings = Settings(
-        **service_settings(fake),
-        data_dir=tmp_path,
+        **service_settings(fake, tmp_path),
         port=0,
         journal_spool=str(tmp_path / "spool"),
         log_level="error",
@@ -190,7 +194,11 @@ class Faulty:
     ],
 )
 async def test_a_writer_that_fails_once(
-    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, error: Exception
+    serve: Serve,
+    fake: ProviderFake,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
 ) -> None:
     """One failure, of the database or of anything else, puts no record aside and loses none."""
     faulty = Faulty(monkeypatch)
@@ -200,7 +208,7 @@ async def test_a_writer_that_fails_once(
             raise error
 
     faulty.fault = once
-    service = await serve(**service_settings(fake))
+    service = await serve(**service_settings(fake, tmp_path / "data"))
     callers = await asked(service, 1)
     await service.wait_idle()
 
@@ -211,7 +219,7 @@ async def test_a_writer_that_fails_once(
 
 
 async def test_a_writer_that_always_fails_for_want_of_the_database(
-    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As long as the database is away answers go on and health is degraded; when it is back, all rows are there."""
     faulty = Faulty(monkeypatch)
@@ -220,7 +228,7 @@ async def test_a_writer_that_always_fails_for_want_of_the_database(
         raise DatabaseUnavailable("away")
 
     faulty.fault = always
-    service = await serve(**service_settings(fake))
+    service = await serve(**service_settings(fake, tmp_path / "data"))
     callers = await asked(service, 30)
     await until(lambda: is_now(service, "degraded"))
     faulty.fault = None
@@ -231,7 +239,7 @@ async def test_a_writer_that_always_fails_for_want_of_the_database(
 
 
 async def test_a_writer_that_always_fails_for_another_reason(
-    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What no try can write is put aside, whole, and health says degraded; the answers after it have rows."""
     faulty = Faulty(monkeypatch)
@@ -240,7 +248,7 @@ async def test_a_writer_that_always_fails_for_another_reason(
         raise RuntimeError("broken")
 
     faulty.fault = always
-    service = await serve(**service_settings(fake))
+    service = await serve(**service_settings(fake, tmp_path / "data"))
     aside = await asked(service, 4)
     await service.wait_idle()
     faulty.fault = None
@@ -256,7 +264,7 @@ async def test_a_writer_that_always_fails_for_another_reason(
 
 
 async def test_a_writer_that_hangs(
-    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A transaction that does not return stops no answer; when it goes on, all rows are there."""
     faulty, goes_on = Faulty(monkeypatch), asyncio.Event()
@@ -265,7 +273,7 @@ async def test_a_writer_that_hangs(
         await goes_on.wait()
 
     faulty.fault = hang
-    service = await serve(**service_settings(fake))
+    service = await serve(**service_settings(fake, tmp_path / "data"))
     callers = await asked(service, 30)
     goes_on.set()
     await service.wait_idle()

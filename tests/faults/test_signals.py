@@ -90,7 +90,9 @@ async def test_a_database_that_is_locked_to_the_end(
 ) -> None:
     """A writer that cannot write holds up the exit no longer than it may; what it keeps, the next start brings in."""
     settings = settings_for(
-        fake, KOTAE_SHUTDOWN_GRACE_SECONDS=GRACE, KOTAE_DATABASE_BUSY_SECONDS=busy_seconds
+        fake,
+        KOTAE_SHUTDOWN_GRACE_SECONDS=GRACE,
+        KOTAE_DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/kotae.db?timeout={busy_seconds}",
     )
     async with serving(tmp_path, **settings) as service:
         callers = Callers(service.client)

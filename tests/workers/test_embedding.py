@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from service.core.accounting.audit import audit_log
 from service.core.database.tables import chunks
+from service.core.limits import ServiceLimits
 from service.core.search.embeddings import EMBEDDER, ENDPOINT
 from tests.conftest import Serve, Service
 from tests.core.search.test_embeddings import TEXTS, keep
@@ -142,7 +143,7 @@ async def test_a_provider_that_is_down_costs_no_answer(serve: Serve, fake: Provi
         openai_base_url=fake.base_url,
         model="fake-model",
         embeddings="openai",
-        provider_attempts_max=1,
+        limits=ServiceLimits(attempts_max=1),
         seeded=True,
     )
     async with service.services.database.read_session() as session:
@@ -179,7 +180,7 @@ async def test_nobody_reached_is_nothing_billed(serve: Serve, fake: ProviderFake
             openai_base_url=fake.base_url,
             model="fake-model",
             embeddings="openai",
-            provider_attempts_max=1,
+            limits=ServiceLimits(attempts_max=1),
         )
         await keep(service.services.database, TEXTS[0], user_id="local")
         async with asyncio.timeout(20):

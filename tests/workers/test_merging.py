@@ -124,7 +124,7 @@ async def test_an_empty_index_is_left_alone(database: Database) -> None:
 async def test_a_locked_database_is_waited_for(scattered: Database) -> None:
     """While another process holds the lock a look fails; the worker says so, goes on looking, and merges when it can."""
     assert scattered.file
-    impatient = Database(f"sqlite+aiosqlite:///{scattered.file}", busy_seconds=0.05)
+    impatient = Database(f"sqlite+aiosqlite:///{scattered.file}?timeout=0.05")
     worker = Merging(impatient, look_seconds=0.01)
     lock = sqlite3.connect(scattered.file, isolation_level=None)
     try:

@@ -13,7 +13,7 @@ from service.workers.reindexing import Reindexing, ReindexingState
 from tests.conftest import Serve
 
 OLD, NEW = (
-    Settings(_env_file=None, dictionary="none", chunk_characters=100, chunk_overlap_characters=0),
+    Settings(_env_file=None, dictionary="none", chunk_characters=100),
     Settings(_env_file=None),
 )
 TEXT = "\n\n".join(

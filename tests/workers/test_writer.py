@@ -24,7 +24,7 @@ from tests.records import intent, outcome
 async def impatient(database: Database) -> AsyncIterator[Database]:
     """The same database file, by connections that wait for a lock for a moment only."""
     assert database.file
-    other = Database(f"sqlite+aiosqlite:///{database.file}", busy_seconds=0.02)
+    other = Database(f"sqlite+aiosqlite:///{database.file}?timeout=0.02")
     yield other
     await other.close()
 

@@ -42,8 +42,9 @@ from service.core.encoding import create_id, replace_surrogates, utc_now
 from service.core.errors import NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
+from service.core.limits import ServiceLimits
 from service.core.ports import Message, Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
-from service.core.pricing import PriceBook, Usage, to_nano_usd
+from service.core.pricing import PriceBook, Usage
 from service.core.records import Intent, Passage, Status
 from service.core.search.results import SearchResults
 from service.core.search.service import SearchService
@@ -125,11 +126,13 @@ class Answers:
         provider: Provider | None,
         prices: PriceBook,
         metrics: Metrics,
+        limits: ServiceLimits,
         quota: Quota,
         revocation: RevocationMonitor,
         wait_recovered: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
+        self._limits = limits
         self._recorder = recorder
         self._retrieval = retrieval
         self._extractive = extractive
@@ -410,11 +413,11 @@ class Answers:
         )
         limits = PumpLimits(
             answer_seconds_max=settings.answer_seconds_max,
-            attempts_max=settings.provider_attempts_max,
+            attempts_max=self._limits.attempts_max,
             leave_seconds=self._leave_seconds(ask),
             leave_nano_usd_max=None
             if ask.resumable or ask.idempotency_key
-            else to_nano_usd(settings.drain_cost_usd_max),
+            else self._limits.drain_nano_usd_max,
             attach_seconds=ask.attach_seconds,
         )
         turn = nullcontext() if provider is self._extractive else self._turns

@@ -29,6 +29,7 @@ from service.core.ports import QuotaLimits
 
 DEFAULT_PLAN = "default"
 KEYS_PAGE_MAX = 1000
+USER_KEYS_MAX = 100  # valid at once
 SESSIONS_PER_USER_MAX = 20  # the oldest gives way
 
 
@@ -70,7 +71,9 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True):
     limits: QuotaLimits | None = None
 
 
-async def create_key(database: Database, by: Principal, wanted: NewKey, *, keys_max: int) -> ApiKey:
+async def create_key(
+    database: Database, by: Principal, wanted: NewKey, *, keys_max: int = USER_KEYS_MAX
+) -> ApiKey:
     """Make a key; the result has it. Raises `Forbidden` for more than `by` has, `KeysFull`, `DatabaseUnavailable`."""
     async with database.transaction() as session:
         return await _insert_key(session, by, wanted, keys_max=keys_max)
@@ -99,9 +102,7 @@ async def _insert_key(session: Session, by: Principal, wanted: NewKey, *, keys_m
     )
     alive = sa.and_(api_keys.c.user_id == wanted.user_id, _alive(at))
     if (await session.execute(sa.select(sa.func.count()).where(alive))).scalar_one() >= keys_max:
-        raise KeysFull(
-            f"the user has {keys_max} keys, which is KOTAE_KEYS_MAX: revoke some, or raise it"
-        )
+        raise KeysFull(f"the user has {keys_max} valid keys, which is the maximum: revoke some")
     await session.execute(sa.insert(api_keys).values(**row))
     return msgspec.structs.replace(_shown(await _key(session, key_id, by)), key=key)
 
@@ -135,7 +136,12 @@ async def list_keys(
 
 
 async def rotate_key(
-    database: Database, by: Principal, key_id: str, *, grace_seconds: float, keys_max: int
+    database: Database,
+    by: Principal,
+    key_id: str,
+    *,
+    grace_seconds: float,
+    keys_max: int = USER_KEYS_MAX,
 ) -> ApiKey:
     """Create a key in place of another one, which stays valid for the grace period: both in one transaction, or neither.
 

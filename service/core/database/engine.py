@@ -49,17 +49,30 @@ MIGRATIONS = next(
     for folder in (_PACKAGE / "alembic", _PACKAGE.parent / "alembic")
     if (folder / "env.py").exists()
 )
+BUSY_SECONDS = (
+    5.0  # longest wait of a statement for a locked database; `?timeout=` in the URL overrides it
+)
 READERS = 4  # connections, each with a thread of its own
 
 T = TypeVar("T")
 
 
+def _read_timeout(url: str) -> float:
+    value = make_url(url).query.get("timeout", BUSY_SECONDS)
+    try:
+        return float(value)  # type: ignore[arg-type]  # a repeated parameter is a tuple: a TypeError
+    except (TypeError, ValueError) as error:
+        raise SettingsInvalid(
+            f"KOTAE_DATABASE_URL: timeout={value} is not a number of seconds"
+        ) from error
+
+
 class Database:
     """The engines. `open()` before use, `close()` after: an unclosed aiosqlite thread would keep the process alive."""
 
-    def __init__(self, url: str, busy_seconds: float = 5) -> None:
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._busy_seconds = busy_seconds
+        self._busy_seconds = _read_timeout(url)
         name = make_url(url).database
         self.file = Path(name) if name and name != ":memory:" else None
         self._writer = self._engine(pool_size=1, write=True)

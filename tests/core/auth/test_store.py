@@ -78,7 +78,7 @@ async def test_a_key_with_an_end_makes_none_without(database: Database) -> None:
 
 
 async def test_keys_have_a_limit(database: Database) -> None:
-    """One more than KOTAE_KEYS_MAX is a refusal; revoked and expired ones do not count."""
+    """One key more than the maximum is a refusal; revoked and expired ones do not count."""
     keys = [
         await store.create_key(database, BOOTSTRAP, NewKey(user_id="a"), keys_max=3)
         for _ in range(3)

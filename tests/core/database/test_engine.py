@@ -1,11 +1,12 @@
 import ast
+import asyncio
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from service.core.database.engine import Database
-from service.core.errors import DatabaseUnavailable
+from service.core.errors import DatabaseUnavailable, SettingsInvalid
 
 
 async def test_a_reading_session_cannot_write(database: Database) -> None:
@@ -21,6 +22,25 @@ async def test_up_and_down(database: Database) -> None:
     await database.migrate("base")
     await database.migrate()
     assert await database.read_revision() == ("0009", "0009")
+
+
+async def test_the_url_limits_the_wait_for_a_lock(database: Database) -> None:
+    """A statement gives up on a locked database after the `timeout` of the URL."""
+    impatient = Database(f"sqlite+aiosqlite:///{database.file}?timeout=0.05")
+    try:
+        async with asyncio.timeout(3), database.transaction():
+            with pytest.raises(DatabaseUnavailable, match="locked"):
+                async with impatient.transaction():
+                    pass
+    finally:
+        await impatient.close()
+
+
+@pytest.mark.parametrize("timeout", ["soon", "1&timeout=2"])
+def test_an_invalid_timeout_is_refused(timeout: str) -> None:
+    """A `timeout` that is not one number is a mistake in the setting."""
+    with pytest.raises(SettingsInvalid, match="KOTAE_DATABASE_URL"):
+        Database(f"sqlite+aiosqlite:///kotae.db?timeout={timeout}")
 
 
 SERVICE = Path(__file__).parents[3] / "service"

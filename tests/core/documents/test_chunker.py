@@ -43,7 +43,7 @@ async def test_a_chunk_is_found_by_the_heading_above_it(database: Database) -> N
 )
 def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -> None:
     """Whatever the text, a chunk's offsets slice the original, and the best sentence's offsets slice the chunk."""
-    small = Settings(_env_file=None, chunk_characters=50, chunk_overlap_characters=10)
+    small = Settings(_env_file=None, chunk_characters=50)
     for piece in chunk_document({"id": "d", "title": "T", "text": text}, small):
         assert piece["text"] == text[piece["start"] : piece["end"]]
         low, high = find_best_sentence(piece["text"], {"灯台": 1.0, "a": 2.0})
