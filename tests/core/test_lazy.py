@@ -91,7 +91,7 @@ def test_an_unlisted_module_is_refused() -> None:
     [
         ("engine.__name__", False),
         ("getattr(engine, '__wrapped__', None)", False),
-        ("engine.Search", True),
+        ("engine.SearchEngine", True),
         ("lazy.load_module(engine)", True),
     ],
 )
