@@ -36,7 +36,7 @@ from service.core.pricing import Usage
 from service.core.records import Intent, Outcome, Status, UsageSource
 from service.core.settings import child_environment
 from service.core.telemetry import Metrics, configure_logging
-from service.workers.recovery import Recovery
+from service.workers.recovery import JournalRecovery
 from service.workers.writer import Writer
 
 RATE = 50
@@ -289,7 +289,7 @@ async def replay(folder: Path) -> dict[str, float]:
     dead_journal(folder)
     database = Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}")
     await database.migrate()
-    recovery = Recovery(database, folder / "journal", None, quarantine=folder / "quarantine")
+    recovery = JournalRecovery(database, folder / "journal", None, quarantine=folder / "quarantine")
     started = time.perf_counter()
     recovery.start()
     await recovery.wait_done()

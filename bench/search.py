@@ -31,7 +31,7 @@ from urllib.parse import quote, urlsplit
 from bench.load import spread
 from bench.processes import HERE, Caller, Cores, Failed, Process, free_port, machine, save
 from service.core.settings import child_environment
-from service.workers.merging import LOOK_SECONDS
+from service.workers.merging import CHECK_SECONDS
 
 FILES_AT_ONCE = 20  # as many as an upload may have
 CHARACTERS = {"ja": 600, "en": 1200}  # of a text: about one chunk
@@ -227,7 +227,7 @@ def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
 
 def wait_rested(caller: Asker) -> None:
     """Wait until the service has merged what was uploaded, which it does some seconds later."""
-    until = time.monotonic() + LOOK_SECONDS
+    until = time.monotonic() + CHECK_SECONDS
     while time.monotonic() < until or caller.ask("GET", "/health/ready")[1].get("merging", {}).get(
         "pending"
     ):

@@ -40,13 +40,13 @@ from service.core.quota.local import LocalQuota
 from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
-from service.workers.background import Background
+from service.workers.background import BackgroundWorker
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
-from service.workers.merging import Merging
+from service.workers.merging import IndexMerger
 from service.workers.reaper import Reaper
-from service.workers.recovery import Recovery
-from service.workers.reindexing import Reindexing
+from service.workers.recovery import JournalRecovery
+from service.workers.reindexing import Reindexer
 from service.workers.writer import Writer
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ async def _open_services(
     door, ledger, watch = _let_in(settings, database, recovery, workers, stack)
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
-    _start(Reindexing(database, settings, chunk_workers), workers, stack)
-    _start(Merging(database), workers, stack)
+    _start("reindexing", Reindexer(database, settings, chunk_workers), workers, stack)
+    _start("merging", IndexMerger(database), workers, stack)
     if settings.local_model:
         settings = await _with_local_model(settings, workers, stack)
     prices = PriceBook(settings.prices, settings.openai_base_url)
@@ -182,19 +182,19 @@ def _record(
     database: Database,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
-) -> tuple[JournaledQueue, Recovery]:
+) -> tuple[JournaledQueue, JournalRecovery]:
     """Where records go: the journal, the queue, the writer; and what brings in those of earlier processes."""
     folder, quarantine = settings.data_dir / "journal", settings.data_dir / "quarantine"
     spool, journal_bytes_max = choose_spool(
         settings.data_dir, settings.journal_spool, settings.journal_bytes_max
     )
-    recovery = Recovery(
+    recovery = JournalRecovery(
         database,
         folder,
         find_spool(settings.data_dir, settings.journal_spool),
         quarantine=quarantine,
     )
-    _start(recovery, workers, stack)
+    _start("recovery", recovery, workers, stack)
     journal = workers["journal"] = Journal(
         folder, spool, sync_ms=settings.journal_sync_ms, bytes_max=journal_bytes_max
     )
@@ -210,7 +210,7 @@ def _record(
 def _let_in(
     settings: Settings,
     database: Database,
-    recovery: Recovery,
+    recovery: JournalRecovery,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> tuple[Authenticator, LocalQuota, RevocationMonitor]:
@@ -219,7 +219,7 @@ def _let_in(
         settings, database, jwts=JwtVerifier(settings) if settings.jwt_algorithm else None
     )
     ledger, watch = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS), RevocationMonitor()
-    _start(Reaper(door, watch, ledger, database, recovery.wait_done), workers, stack)
+    _start("reaper", Reaper(door, watch, ledger, database, recovery.wait_done), workers, stack)
     return door, ledger, watch
 
 
@@ -246,9 +246,12 @@ def _providers(
     return extractive, provider
 
 
-def _start(worker: Background, workers: dict[str, Worker], stack: AsyncExitStack) -> None:
+def _start(
+    name: str, worker: BackgroundWorker, workers: dict[str, Worker], stack: AsyncExitStack
+) -> None:
+    """Start a worker that health reports by this name; the stack stops it."""
     worker.start()
-    workers[worker.name] = worker
+    workers[name] = worker
     stack.push_async_callback(worker.stop)
 
 
@@ -275,7 +278,7 @@ async def _vectors(
     vectors = embeddings.EmbeddingStore(
         database, embedder, recorder, prices, attempts_max=limits.attempts_max
     )
-    _start(embedding.Embedding(vectors), workers, stack)
+    _start("embedding", embedding.EmbeddingWorker(vectors), workers, stack)
     return vectors
 
 

@@ -1,105 +1,92 @@
-"""One task that works beside the requests: what the workers have in common that run from a start to a stop."""
+"""Tasks that run beside the requests. A worker owns one and starts and stops it."""
 
 import asyncio
-from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from typing import Any, Protocol
 
-import msgspec
-
-from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
-from service.core.search import fts5_merge
+from service.core.ports import Worker
 from service.core.telemetry import log
 
-FAILURES_MAX = 10  # ticks in a row that may fail before it is worth saying
+FAILURES_MAX = 10  # failed ticks in a row, beyond which a worker is degraded
 
 
-class Background(ABC):
-    """A `Worker` that runs `_run` between `start` and `stop`. `name` is what health and a stack of tasks call it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._task: asyncio.Task[None] | None = None
+class BackgroundWorker(Worker, Protocol):
+    """A worker with a task of its own."""
 
     def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.create_task(self._run(), name=self.name)
+        """Start the task."""
 
     async def stop(self) -> None:
-        """Leave what is not done to the next start. Idempotent."""
+        """Stop the task; the next start does what is left. Idempotent."""
+
+
+class BackgroundTask:
+    """A task that runs `run` between `start` and `stop`."""
+
+    def __init__(self, name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._name, self._run = name, run
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the task has ended without being stopped."""
+        return self._task is not None and self._task.done()
+
+    def start(self) -> None:
+        """Start the task."""
+        self._task = asyncio.create_task(self._run(), name=self._name)
+
+    async def stop(self) -> None:
+        """Cancel the task and wait for its end. Idempotent."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
 
-    async def wait_done(self) -> None:
-        """Wait until it has ended, however that was."""
+    async def wait_ended(self) -> None:
+        """Wait until the task has ended, for whatever reason."""
         if self._task:
             await asyncio.wait([self._task])
 
-    @abstractmethod
+
+class PeriodicTask:
+    """A task that calls `tick` at an interval. A tick that fails is repeated at the next one."""
+
+    def __init__(
+        self, name: str, tick: Callable[[], Awaitable[None]], interval_seconds: float
+    ) -> None:
+        self._name, self._tick, self._interval_seconds = name, tick, interval_seconds
+        self._task = BackgroundTask(name, self._run)
+        self.ticks = 0  # begun
+        self.failures = 0  # in a row
+
+    @property
     def degraded(self) -> bool:
-        """See `Worker.degraded`."""
+        """Whether more than `FAILURES_MAX` ticks in a row have failed, or the task has ended."""
+        return self.failures > FAILURES_MAX or self._task.has_ended
 
-    @abstractmethod
-    def statistics(self) -> msgspec.Struct:
-        """See `Worker.statistics`."""
+    def start(self) -> None:
+        """Start the task; the first tick is one interval away."""
+        self._task.start()
 
-    @abstractmethod
-    async def _run(self) -> None: ...
-
-
-class Periodic(Background):
-    """One that looks at something now and then. What fails is tried again at the next tick."""
-
-    def __init__(self, name: str, tick_seconds: float) -> None:
-        super().__init__(name)
-        self._tick_seconds = tick_seconds
-        self._ticks = self._failures = 0  # failures: in a row
-
-    def degraded(self) -> bool:
-        """Whether it has failed for long, or the task has died."""
-        return self._failures > FAILURES_MAX or (self._task is not None and self._task.done())
-
-    @abstractmethod
-    async def tick(self) -> None:
-        """One look. Raises `DatabaseUnavailable`."""
+    async def stop(self) -> None:
+        """Cancel the task and wait for its end. Idempotent."""
+        await self._task.stop()
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._tick_seconds)
-            self._ticks += 1
+            await asyncio.sleep(self._interval_seconds)
+            self.ticks += 1
             try:
-                await self.tick()
+                await self._tick()
             except DatabaseUnavailable as error:
-                self._failures += 1
-                log.warning(f"{self.name}.delayed", failures=self._failures, error=str(error))
-            except Exception:  # noqa: BLE001 - a tick that breaks must not end the next ones
-                self._failures += 1
-                log.exception(f"{self.name}.broken")
+                self.failures += 1
+                log.warning(f"{self._name}.delayed", failures=self.failures, error=str(error))
+            except Exception:  # noqa: BLE001 - a tick that fails must not end the next ones
+                self.failures += 1
+                log.exception(f"{self._name}.broken")
             else:
-                self._failures = 0
-
-
-class Resting(Periodic):
-    """One that does something about each version of the index, once nothing was added or deleted from one tick to the next."""
-
-    def __init__(self, name: str, tick_seconds: float, database: Database) -> None:
-        super().__init__(name, tick_seconds)
-        self._database = database
-        self._seen = self._done = (
-            0  # versions of the index: at the last tick, and the last one about which it was done
-        )
-
-    @abstractmethod
-    async def work(self) -> None:
-        """Do it. Raises `DatabaseUnavailable`."""
-
-    async def tick(self) -> None:
-        """Look at the index; work if it rests. Raises `DatabaseUnavailable`."""
-        version = await fts5_merge.read_version(self._database)
-        if version == self._seen != self._done:
-            await self.work()
-            self._done = version
-        self._seen = version
+                self.failures = 0

@@ -12,7 +12,7 @@ import msgspec
 from service.core.errors import KotaeError, retry_delay
 from service.core.search.embeddings import EmbeddingStore
 from service.core.telemetry import log
-from service.workers.background import Background
+from service.workers.background import BackgroundTask
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS, RETRY_SECONDS_MAX = 1, 60  # after the first failed call, and after many
@@ -36,22 +36,30 @@ class EmbeddingStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class Embedding(Background):
-    """Runs as one task, and never ends by itself."""
+class EmbeddingWorker:
+    """Runs as one task that does not end by itself."""
 
     def __init__(self, vectors: EmbeddingStore) -> None:
-        super().__init__("embedding")
+        self._task = BackgroundTask("embedding", self._run)
         self._vectors = vectors
         self._state = EmbeddingState.RUNNING
         self._texts = self._done = self._failures = 0
         self._version = -1  # of the index, when it was last gone through to its end
+
+    def start(self) -> None:
+        """See `BackgroundWorker.start`."""
+        self._task.start()
+
+    async def stop(self) -> None:
+        """See `BackgroundWorker.stop`."""
+        await self._task.stop()
 
     def degraded(self) -> bool:
         """Whether it makes no progress."""
         return self._state in {EmbeddingState.DELAYED, EmbeddingState.FAILED}
 
     def statistics(self) -> EmbeddingStatistics:
-        """A frozen look at it."""
+        """An immutable snapshot of the counters."""
         return EmbeddingStatistics(
             state=self._state, texts=self._texts, done=self._done, failures=self._failures
         )

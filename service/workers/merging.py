@@ -1,18 +1,18 @@
-"""Merging: when uploads rest, the index becomes one segment again (`core/search/fts5_merge.py`), so that searches are quick."""
+"""Merges the segments of the full-text index when uploads pause (`core/search/fts5_merge.py`)."""
 
 import msgspec
 
 from service.core.database.engine import Database
 from service.core.search import fts5_merge
-from service.workers.background import Resting
+from service.workers.background import PeriodicTask
 
-LOOK_SECONDS = 5.0  # between two looks; uploads rest if nothing has changed from one to the next
+CHECK_SECONDS = 5.0  # between two checks; uploads pause if nothing has changed from one to the next
 
 
 class MergingStatistics(msgspec.Struct, frozen=True):
-    """`pending`: whether the index has changed since a merge was last thought of, as of the last look. `merges`: since the start.
+    """`pending`: whether the index has changed since it was last considered, as of the last check.
 
-    `failures`: looks in a row that did not do their work.
+    `merges`: since the start. `failures`: failed checks in a row.
     """
 
     pending: bool
@@ -20,21 +20,45 @@ class MergingStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class Merging(Resting):
-    """Looks at the index every `look_seconds`."""
+class IndexMerger:
+    """Checks the version of the index every `check_seconds`."""
 
-    def __init__(self, database: Database, look_seconds: float = LOOK_SECONDS) -> None:
-        super().__init__("merging", look_seconds, database)
+    def __init__(self, database: Database, check_seconds: float = CHECK_SECONDS) -> None:
+        self._database = database
+        self._task = PeriodicTask("merging", self.check_index, check_seconds)
+        self._checked_version = 0  # of the index, at the last check
+        self._merged_version = 0  # the last one for which a merge was considered
         self._merges = 0
 
+    def start(self) -> None:
+        """See `BackgroundWorker.start`."""
+        self._task.start()
+
+    async def stop(self) -> None:
+        """See `BackgroundWorker.stop`."""
+        await self._task.stop()
+
+    def degraded(self) -> bool:
+        """Whether checks keep failing."""
+        return self._task.degraded
+
     def statistics(self) -> MergingStatistics:
-        """A frozen look at it."""
+        """An immutable snapshot of the counters."""
         return MergingStatistics(
-            pending=self._seen != self._done, merges=self._merges, failures=self._failures
+            pending=self._checked_version != self._merged_version,
+            merges=self._merges,
+            failures=self._task.failures,
         )
 
-    async def work(self) -> None:
-        """Merge what is worth it. Raises `DatabaseUnavailable`."""
+    async def check_index(self) -> None:
+        """Merge if the index has changed, but not since the last check. Raises `DatabaseUnavailable`."""
+        version = await fts5_merge.read_version(self._database)
+        if version == self._checked_version != self._merged_version:
+            await self._merge_index()
+            self._merged_version = version
+        self._checked_version = version
+
+    async def _merge_index(self) -> None:
         if await fts5_merge.count_loose_pages(self._database):
             await fts5_merge.merge_segments(self._database)
             self._merges += 1

@@ -7,7 +7,6 @@ processes used, once recovery has brought that into the log.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import msgspec
 
@@ -19,7 +18,7 @@ from service.core.errors import DatabaseUnavailable
 from service.core.quota.history import rebuild_usage
 from service.core.quota.local import LocalQuota
 from service.core.telemetry import log
-from service.workers.background import Periodic
+from service.workers.background import BackgroundTask, PeriodicTask
 
 TICK_SECONDS = 1.0
 USED_TICKS = 30  # last uses are written every so many ticks
@@ -32,7 +31,7 @@ class ReaperStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class Reaper(Periodic):
+class Reaper:
     """Runs as one task, and as a second one until the quota has learned."""
 
     def __init__(
@@ -45,34 +44,36 @@ class Reaper(Periodic):
         *,
         tick_seconds: float = TICK_SECONDS,
     ) -> None:
-        super().__init__("reaper", tick_seconds)
+        self._task = PeriodicTask("reaper", self.run_checks, tick_seconds)
+        self._loading = BackgroundTask("quota load", self._load_quota)
+        self._tick_seconds = tick_seconds
         self._door, self._watch, self._ledger, self._database = door, watch, ledger, database
         self._wait_recovered = wait_recovered
         self._started = utc_now()
-        self._loading: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
-        self._loading = asyncio.create_task(self._load(), name="quota load")
-        super().start()
+        """See `BackgroundWorker.start`."""
+        self._loading.start()
+        self._task.start()
 
     async def stop(self) -> None:
-        """End, and write what is not written."""
-        if self._loading:
-            self._loading.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._loading
-        await super().stop()
+        """Stop, and write the last uses of keys that are not written yet. Idempotent."""
+        await self._loading.stop()
+        await self._task.stop()
         try:
             await self._door.write_last_used()
         except DatabaseUnavailable as error:
             log.warning("last_uses.lost", error=str(error))
 
-    def statistics(self) -> ReaperStatistics:
-        """A frozen look at the reaper."""
-        return ReaperStatistics(ticks=self._ticks, failures=self._failures)
+    def degraded(self) -> bool:
+        """Whether ticks keep failing."""
+        return self._task.degraded
 
-    async def _load(self) -> None:
+    def statistics(self) -> ReaperStatistics:
+        """An immutable snapshot of the counters."""
+        return ReaperStatistics(ticks=self._task.ticks, failures=self._task.failures)
+
+    async def _load_quota(self) -> None:
         try:
             await self._wait_recovered()
         except DatabaseUnavailable as error:  # those rows will be missing; readiness says so
@@ -87,12 +88,12 @@ class Reaper(Periodic):
             else:
                 return
 
-    async def tick(self) -> None:
-        """One look. Raises `DatabaseUnavailable`."""
+    async def run_checks(self) -> None:
+        """Do the work of one tick. Raises `DatabaseUnavailable`."""
         if expired := self._ledger.expire():
             log.warning("holds.expired", holds=expired)
         if ended := await self._watch.check_principals(self._door):
             self._door.clear_cache()  # what was revoked elsewhere may still be known here
             log.info("revoked.ended", count=ended)
-        if self._ticks % USED_TICKS == 0:
+        if self._task.ticks % USED_TICKS == 0:
             await self._door.write_last_used()

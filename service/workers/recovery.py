@@ -21,7 +21,7 @@ from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.records import Intent, Outcome
 from service.core.telemetry import log
-from service.workers.background import Background
+from service.workers.background import BackgroundTask
 from service.workers.quarantine import quarantine_records
 
 BATCH = 500
@@ -47,21 +47,29 @@ class RecoveryStatistics(msgspec.Struct, frozen=True):
     quarantined: int
 
 
-class Recovery(Background):
+class JournalRecovery:
     """One recovery, at start."""
 
     def __init__(
         self, database: Database, folder: Path, spool: Path | None, *, quarantine: Path
     ) -> None:
-        super().__init__("recovery")
+        self._task = BackgroundTask("recovery", self._run)
         self._database = database
         self._folder, self._spool, self._quarantine = folder, spool, quarantine
         self._state = RecoveryState.RUNNING
         self._segments = self._rows = self._interrupted = self._bad_frames = self._quarantined = 0
 
+    def start(self) -> None:
+        """See `BackgroundWorker.start`."""
+        self._task.start()
+
+    async def stop(self) -> None:
+        """See `BackgroundWorker.stop`."""
+        await self._task.stop()
+
     async def wait_done(self) -> None:
         """Wait until every row of earlier processes is in the database. Raises `DatabaseUnavailable` if that failed."""
-        await super().wait_done()
+        await self._task.wait_ended()
         if self._state is RecoveryState.FAILED:
             raise DatabaseUnavailable("the journal of an earlier process could not be recovered")
 
@@ -70,7 +78,7 @@ class Recovery(Background):
         return self._state is RecoveryState.FAILED or self._bad_frames > 0 or self._quarantined > 0
 
     def statistics(self) -> RecoveryStatistics:
-        """A frozen look at recovery."""
+        """An immutable snapshot of the counters."""
         return RecoveryStatistics(
             state=self._state,
             segments=self._segments,

@@ -20,7 +20,7 @@ from service.core.documents.library import ChunkWorkers
 from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.settings import Settings
 from service.core.telemetry import log
-from service.workers.background import Background
+from service.workers.background import BackgroundTask
 
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.1, 1  # while the database is unavailable
 T = TypeVar("T")
@@ -42,21 +42,33 @@ class ReindexingStatistics(msgspec.Struct, frozen=True):
     done: int
 
 
-class Reindexing(Background):
+class Reindexer:
     """One pass over the documents, at start."""
 
     def __init__(self, database: Database, settings: Settings, chunk_workers: ChunkWorkers) -> None:
-        super().__init__("reindexing")
+        self._task = BackgroundTask("reindexing", self._run)
         self._database, self._settings, self._chunk_workers = database, settings, chunk_workers
         self._state = ReindexingState.RUNNING
         self._documents = self._done = 0
+
+    def start(self) -> None:
+        """See `BackgroundWorker.start`."""
+        self._task.start()
+
+    async def stop(self) -> None:
+        """See `BackgroundWorker.stop`."""
+        await self._task.stop()
+
+    async def wait_done(self) -> None:
+        """Wait until the pass has ended, for whatever reason."""
+        await self._task.wait_ended()
 
     def degraded(self) -> bool:
         """Whether it stopped before its end."""
         return self._state is ReindexingState.FAILED
 
     def statistics(self) -> ReindexingStatistics:
-        """A frozen look at it."""
+        """An immutable snapshot of the counters."""
         return ReindexingStatistics(state=self._state, documents=self._documents, done=self._done)
 
     async def _run(self) -> None:

@@ -19,14 +19,13 @@ from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.ports import RecordQueue
 from service.core.records import Outcome
 from service.core.telemetry import Metrics, log
+from service.workers.background import BackgroundTask
 from service.workers.quarantine import quarantine_records
 
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 5  # after the first refusal of a batch, and after many
 BATCH_MAX = 500  # records in one transaction
 TRIES_ALONE = 3  # of one record, before it is put aside
-LATE_SECONDS = (
-    5  # a batch that is not in the database by then is late, even if nobody has refused it
-)
+LATE_SECONDS = 5  # after which a batch is late, even if the database has not refused it
 
 
 class WriterStatistics(msgspec.Struct, frozen=True):
@@ -56,40 +55,31 @@ class Writer:
         self._batch_max = batch_max
         self._quarantine = quarantine
         self._late_seconds = late_seconds
-        self._task: asyncio.Task[None] | None = None
+        self._task = BackgroundTask("writer", self._run)
         self._written = 0
         self._failures = 0
         self._quarantined = 0
         self._taken_at: float | None = None  # when the batch in hand was taken; None: there is none
 
     def start(self) -> None:
-        """Begin to write."""
-        self._task = asyncio.create_task(self._run(), name="writer")
+        """Start to write."""
+        self._task.start()
 
     async def stop(self, seconds: float) -> bool:
         """Write what waits, for `seconds` at most, and end. Returns whether nothing was left."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._queue.wait_committed()
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._task.stop()
         return self._queue.statistics().waiting == 0
 
     def degraded(self) -> bool:
         """Whether the database has refused twice in a row or hangs, a record was put aside, or the task has died."""
         late = self._taken_at is not None and time.monotonic() - self._taken_at > self._late_seconds
-        return (
-            late
-            or self._failures > 1
-            or self._quarantined > 0
-            or (self._task is not None and self._task.done())
-        )
+        return late or self._failures > 1 or self._quarantined > 0 or self._task.has_ended
 
     def statistics(self) -> WriterStatistics:
-        """A frozen look at the writer."""
+        """An immutable snapshot of the counters."""
         return WriterStatistics(
             written=self._written, failures=self._failures, quarantined=self._quarantined
         )

@@ -49,7 +49,7 @@ from service.core.errors import JournalFull
 from service.core.pricing import Usage
 from service.core.records import RANKS, Intent, Outcome, Status, UsageSource
 from service.workers import recovery as recoveries
-from service.workers.recovery import Recovery, RecoveryState
+from service.workers.recovery import JournalRecovery, RecoveryState
 from tests.faults.disk import Died, Disk
 from tests.records import intent, outcome
 
@@ -103,7 +103,7 @@ class Answer:
         return self.powerless and not safe
 
 
-class SimulatedRecovery(Recovery):
+class SimulatedRecovery(JournalRecovery):
     """Recovery into the dictionary; it dies before its batch number `cut`."""
 
     def __init__(self, disk: Disk, world: "World", cut: int | None) -> None:

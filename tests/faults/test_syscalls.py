@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.core.database.engine import Database
-from service.workers.recovery import Recovery, RecoveryState
+from service.workers.recovery import JournalRecovery, RecoveryState
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def broken(tmp_path: Path, call: str, fault: str, *, for_ever: bool = False) -> 
 
 async def recovered(database: Database, folder: Path) -> int:
     """How many rows recovery makes of what a run left."""
-    recovery = Recovery(
+    recovery = JournalRecovery(
         database, folder / "journal", folder / "spool", quarantine=folder / "quarantine"
     )
     recovery.start()

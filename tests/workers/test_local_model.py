@@ -28,8 +28,8 @@ behaviour = json.loads(arguments.behaviour.read_text())
 with arguments.behaviour.with_name("starts").open("a") as starts:
     starts.write("|")
 if behaviour.get("die_with_parent"):
-    from service.workers.local_model import die_with
-    die_with(arguments.parent)
+    from service.workers.local_model import end_with_parent
+    end_with_parent(arguments.parent)
 if behaviour.get("deaf"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "exit" in behaviour:

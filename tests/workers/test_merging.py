@@ -13,7 +13,7 @@ from service.core.errors import DatabaseUnavailable
 from service.core.search import fts5_merge
 from service.core.search.service import SearchService
 from service.core.settings import Settings
-from service.workers.merging import Merging
+from service.workers.merging import IndexMerger
 from tests.conftest import Serve
 
 SETTINGS = Settings(_env_file=None)
@@ -90,13 +90,13 @@ async def test_a_merge_that_was_cut_short_is_gone_on_with(scattered: Database) -
 
 async def test_the_worker_waits_for_uploads_to_rest_and_merges_once(scattered: Database) -> None:
     """A look that finds something new only remembers it; one that finds the same merges, and the next ones do nothing."""
-    worker = Merging(scattered)
-    await worker.tick()
+    worker = IndexMerger(scattered)
+    await worker.check_index()
     await give(scattered, 100)
-    await worker.tick()
+    await worker.check_index()
     assert (worker.statistics().pending, worker.statistics().merges) == (True, 0)
-    await worker.tick()
-    await worker.tick()
+    await worker.check_index()
+    await worker.check_index()
     assert (worker.statistics().pending, worker.statistics().merges) == (False, 1)
     assert len(await sizes(scattered)) == 1
 
@@ -115,9 +115,9 @@ async def test_a_small_document_does_not_write_a_large_index_anew(scattered: Dat
 async def test_an_empty_index_is_left_alone(database: Database) -> None:
     """There is nothing to merge."""
     assert not await fts5_merge.count_loose_pages(database)
-    worker = Merging(database)
+    worker = IndexMerger(database)
     for _ in range(3):
-        await worker.tick()
+        await worker.check_index()
     assert worker.statistics().merges == 0
 
 
@@ -125,13 +125,13 @@ async def test_a_locked_database_is_waited_for(scattered: Database) -> None:
     """While another process holds the lock a look fails; the worker says so, goes on looking, and merges when it can."""
     assert scattered.file
     impatient = Database(f"sqlite+aiosqlite:///{scattered.file}?timeout=0.05")
-    worker = Merging(impatient, look_seconds=0.01)
+    worker = IndexMerger(impatient, check_seconds=0.01)
     lock = sqlite3.connect(scattered.file, isolation_level=None)
     try:
         lock.execute("BEGIN IMMEDIATE")
-        await worker.tick()
+        await worker.check_index()
         with pytest.raises(DatabaseUnavailable):
-            await worker.tick()
+            await worker.check_index()
         worker.start()
         async with asyncio.timeout(10):
             while not worker.degraded():

@@ -9,7 +9,7 @@ from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import chunk_document
 from service.core.search.service import SearchService
 from service.core.settings import Settings
-from service.workers.reindexing import Reindexing, ReindexingState
+from service.workers.reindexing import Reindexer, ReindexingState
 from tests.conftest import Serve
 
 OLD, NEW = (
@@ -48,7 +48,7 @@ async def words(database: Database) -> list[tuple[str, str, str]]:
 async def test_every_document_becomes_as_if_stored_today(database: Database) -> None:
     """Afterwards each document has the chunks and words that the rules of today give it, and nothing is outdated."""
     ids = await keep(database, TEXT, TEXT.replace("灯台", "港"))
-    worker = Reindexing(database, NEW, ChunkWorkers())
+    worker = Reindexer(database, NEW, ChunkWorkers())
     worker.start()
     await worker.wait_done()
 

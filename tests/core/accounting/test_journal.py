@@ -23,7 +23,7 @@ from service.core.accounting.log import LogFilter
 from service.core.database.engine import Database
 from service.core.errors import JournalFull
 from service.core.records import Intent, Outcome, Passage
-from service.workers.recovery import Recovery
+from service.workers.recovery import JournalRecovery
 from tests.records import intent, outcome
 
 INTENTS = [intent(prompt=f"prompt {n} 質問") for n in range(4)]
@@ -64,9 +64,9 @@ def begin_all(journal: Journal, **fields: Any) -> list[Intent]:
         begun.append(one)
 
 
-async def recovered(database: Database, tmp_path: Path) -> Recovery:
+async def recovered(database: Database, tmp_path: Path) -> JournalRecovery:
     """A recovery, done."""
-    recovery = Recovery(
+    recovery = JournalRecovery(
         database, tmp_path / "journal", tmp_path / "spool", quarantine=tmp_path / "quarantine"
     )
     recovery.start()
