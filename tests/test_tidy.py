@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(path.relative_to(ROOT / "service").as_posix() for path in (ROOT / "service").rglob("*.py") if path.name != "__init__.py")
+MODULES = sorted(
+    path.relative_to(ROOT / "service").as_posix()
+    for path in (ROOT / "service").rglob("*.py")
+    if path.name != "__init__.py"
+)
 MAP = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
 
 # Modules without a test file of their name, and where their behavior is tested instead.
@@ -23,7 +27,6 @@ TESTED_ELSEWHERE = {
     "core/providers/embedders.py": "the suite of its port: tests/contracts/test_embedder.py",
     "core/search/engine.py": "through its only caller: tests/core/search/test_service.py",
     "core/search/fts5_merge.py": "through its only caller: tests/workers/test_merging.py",
-    "core/search/postings/fts5.py": "through its only caller: tests/core/search/test_index.py",
     "http_server/connections.py": "over raw sockets: tests/attacks",
     "http_server/exchange.py": "over raw sockets: tests/attacks",
     "http_server/head.py": "over raw sockets: tests/attacks",
@@ -47,7 +50,9 @@ def test_every_module_is_on_the_map(module: str) -> None:
 
 def test_the_map_names_modules_that_exist() -> None:
     """The map names no module that was renamed or removed."""
-    assert {name for name in MAP if name.split("/")[0] not in {"service", "tests"}} - set(MODULES) == set()
+    assert {name for name in MAP if name.split("/")[0] not in {"service", "tests"}} - set(
+        MODULES
+    ) == set()
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -59,5 +64,9 @@ def test_every_module_has_a_test_file_of_its_name(module: str) -> None:
 def test_exceptions_name_modules_and_tests_that_exist() -> None:
     """An exception ends with its module and with the tests that it refers to."""
     assert TESTED_ELSEWHERE.keys() - set(MODULES) == set()
-    named = {path for reason in TESTED_ELSEWHERE.values() for path in re.findall(r"tests/[\w/]+(?:\.py)?", reason)}
+    named = {
+        path
+        for reason in TESTED_ELSEWHERE.values()
+        for path in re.findall(r"tests/[\w/]+(?:\.py)?", reason)
+    }
     assert {path for path in named if not (ROOT / path).exists()} == set()

@@ -9,7 +9,12 @@ from service.core.settings import Settings
 
 
 @pytest.mark.parametrize(
-    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000"), ("0.0.0.0", "http://127.0.0.1:8000")]
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+    ],
 )
 def test_a_service_that_listens_everywhere_is_reached_on_loopback(host: str, url: str) -> None:
     """The address of a configured service; IPv6 addresses are in brackets."""
@@ -30,7 +35,10 @@ def test_the_api_key_precedes_the_secret(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("response", "message"),
     [
-        (httpx2.Response(404, json={"title": "Not found", "detail": "no such key"}), "Not found: no such key"),
+        (
+            httpx2.Response(404, json={"title": "Not found", "detail": "no such key"}),
+            "Not found: no such key",
+        ),
         (httpx2.Response(502, text="<html>"), "Bad Gateway: 502"),
     ],
     ids=["problem", "HTML of a proxy"],

@@ -223,7 +223,7 @@ async def read_seconds(database: Database, which: LogFilter, cursor: str | None)
     for _ in range(7):
         began = time.perf_counter()
         async with database.read_session() as session:
-            assert (await request_log.page(session, which, limit=50, cursor=cursor)).items
+            assert (await request_log.read_page(session, which, limit=50, cursor=cursor)).items
         seconds.append(time.perf_counter() - began)
     return min(seconds)
 
