@@ -62,7 +62,7 @@ test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps 
 	$(call uv_pip_install,--require-hashes -r requirements/nightly.txt)
 	$(python) -m tests.fuzz.decoders frames -max_total_time=300
 	$(python) -m tests.fuzz.decoders streams -max_total_time=300
-	$(pytest) -m nightly $(ARGS)
+	$(python) -m pytest -m nightly $(ARGS)
 
 lint: .venv/.dev ## check format, style, types, imports, migrations and the Dockerfile
 	$(bin)/ruff format --check
