@@ -55,14 +55,14 @@ pytest := $(python) -m pytest -n 2 --dist worksteal
 test: .venv/.dev ## run the fast tests: the inner loop, a minute
 	$(pytest) -m 'not slow and not nightly' $(ARGS)
 
-test-all: .venv/.dev .cache/clients/.installed ## run all tests but the nightly ones; ARGS='-m slow' leaves out those of `make test`
+test-all: .venv/.dev .cache/clients/.installed ## run all tests but the nightly ones; ARGS='-m slow' leaves out the fast ones
 	$(pytest) -m 'not nightly' $(ARGS)
 
 test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing
 	$(call uv_pip_install,--require-hashes -r requirements/nightly.txt)
 	$(python) -m tests.fuzz.decoders frames -max_total_time=300
 	$(python) -m tests.fuzz.decoders streams -max_total_time=300
-	$(pytest) -m nightly $(ARGS)
+	$(python) -m pytest -m nightly $(ARGS)
 
 lint: .venv/.dev ## check format, style, types, imports, migrations and the Dockerfile
 	$(bin)/ruff format --check

@@ -1,9 +1,8 @@
-"""Fixtures that every test may use: a migrated database, a provider fake, and a real service on a port of its own."""
+"""Fixtures for all tests: a migrated database, a provider fake, a real service on a free port."""
 
 import asyncio
 import os
 import shutil
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI
 from hypothesis import settings as hypothesis_settings
 
@@ -23,7 +23,7 @@ from service.core.settings import Settings
 from service.core.telemetry import configure_logging
 from service.http_server.connections import HttpLimits
 from service.main import create_app
-from service.server import Server
+from service.server import TICK_SECONDS, Server
 from tests.fakes.provider import ProviderFake
 from tests.schema import migrated_database
 
@@ -93,16 +93,16 @@ class Service:
 
 
 def http_client(url: str, **options: Any) -> httpx2.AsyncClient:
-    """A client for plain HTTP: reading the certificates of the system would take 20 ms each time."""
+    """A client without TLS: reading the certificates of the system takes 20 ms each time."""
     return httpx2.AsyncClient(base_url=url, verify=False, **{"timeout": 20, **options})
 
 
 Serve = Callable[..., Awaitable[Service]]
 
 
-@pytest.fixture
-async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
-    """Starts real services, with settings as named arguments; `seeded=True` inserts the sample documents."""
+@asynccontextmanager
+async def service_starter(migrated: Path, folder: Path) -> AsyncIterator[Serve]:
+    """Start services whose files are in this folder, and stop them with the block."""
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -112,7 +112,7 @@ async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
             http_limits: HttpLimits | None = None,
             **overrides: Any,
         ) -> Service:
-            data_dir = Path(overrides.setdefault("data_dir", tmp_path / "data"))
+            data_dir = Path(overrides.setdefault("data_dir", folder / "data"))
             data_dir.mkdir(exist_ok=True)
             if not (data_dir / "kotae.db").exists():
                 shutil.copy(migrated, data_dir / "kotae.db")
@@ -120,7 +120,7 @@ async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
                 "port": 0,
                 "shutdown_grace_seconds": 0.2,
                 "log_level": "error",
-                "journal_spool": str(tmp_path / "spool"),
+                "journal_spool": str(folder / "spool"),
             } | overrides
             settings = Settings(**values)
             return await stack.enter_async_context(
@@ -130,8 +130,44 @@ async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
         yield start
 
 
+@pytest.fixture
+async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
+    """Starts real services, with settings as arguments; `seeded=True` inserts the samples."""
+    async with service_starter(migrated, tmp_path) as start:
+        yield start
+
+
+# For tests that share a service of their module, which runs in an event loop of the module.
+shared_loop = pytest.mark.asyncio(loop_scope="module")
+shared_fixture = pytest_asyncio.fixture(scope="module", loop_scope="module")
+
+
+@shared_fixture
+async def serve_shared(
+    migrated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Serve]:
+    """Like `serve`, for a service that the tests of a module share: they change nothing in it."""
+    async with service_starter(migrated, tmp_path_factory.mktemp("shared")) as start:
+        yield start
+
+
+@shared_fixture
+async def shared_fake() -> AsyncIterator[ProviderFake]:
+    """The provider of `shared_service`."""
+    async with ProviderFake() as fake:
+        yield fake
+
+
+@shared_fixture
+async def shared_service(serve_shared: Serve, shared_fake: ProviderFake) -> Service:
+    """Like `service`, shared by the tests of a module: they change nothing in it."""
+    return await serve_shared(
+        openai_base_url=shared_fake.base_url, openai_api_key="sk-test", model="fake-model"
+    )
+
+
 class PromptServer(Server):
-    """The server, without the pauses of `uvicorn.Server` at the end: it polls every 0.1 s whether to exit, then sleeps 0.1 s."""
+    """A server that exits at once: `uvicorn.Server` checks every 0.1 s, longer than most tests."""
 
     def __init__(
         self,
@@ -145,7 +181,7 @@ class PromptServer(Server):
 
     @property
     def should_exit(self) -> bool:
-        """Whether the server was told to exit."""
+        """True once the server was told to exit."""
         return self._exit_requested.is_set()
 
     @should_exit.setter
@@ -154,24 +190,13 @@ class PromptServer(Server):
             self._exit_requested.set()
 
     async def main_loop(self) -> None:
-        """Wait for the request to exit."""
-        await self.on_tick(0)
-        await self._exit_requested.wait()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listener, then the connections, then the lifespan."""
-        state = self.server_state
-        for server in self.servers:
-            server.close()
-        for connection in list(state.connections):
-            connection.shutdown()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
-                while state.connections or state.tasks:
-                    await asyncio.sleep(0.001)
-        for task in state.tasks:
-            task.cancel()
-        await self.lifespan.shutdown()
+        """Tick until the server is told to exit."""
+        ticks = 0
+        while not await self.on_tick(ticks):
+            ticks += 1
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._exit_requested.wait()
 
 
 @asynccontextmanager

@@ -246,14 +246,3 @@ def test_every_dependency_has_a_reason() -> None:
     assert [
         name for line in required if (name := re.split(r"[\[>=; ]", line)[0]) not in reasons
     ] == []
-
-
-def test_the_map_of_the_house_is_true() -> None:
-    """Every room that CONTRIBUTING.md names is there."""
-    services = re.findall(
-        r"`((?:core|api|workers|main|server|__main__)[\w/]*(?:\.py|/))`",
-        (ROOT / "CONTRIBUTING.md").read_text(),
-    )
-
-    assert len(services) > 25
-    assert [room for room in services if not (ROOT / "service" / room).exists()] == []

@@ -8,7 +8,7 @@ from service.core.errors import ForeignOrigin, SettingsInvalid
 from service.core.settings import load_settings
 from tests.access import bearer, client, make_key
 from tests.api.test_middleware import ASK
-from tests.conftest import Serve, Service
+from tests.conftest import Serve, Service, shared_fixture, shared_loop
 from tests.fakes.provider import ProviderFake
 from tests.problems import is_problem
 from tests.sse import collect, text_of
@@ -91,17 +91,27 @@ async def test_an_allowed_origin_reads_answers_streams_and_problems(
     assert "accept" in words(logs, "vary")
 
 
+@shared_fixture
+async def shared_with_origin(serve_shared: Serve) -> Service:
+    """A service that allows one other origin."""
+    return await serve_shared(allowed_origins=[APP])
+
+
+@shared_loop
 @pytest.mark.parametrize("origin", REFUSED)
-async def test_another_origin_is_refused_and_told_nothing(serve: Serve, origin: str) -> None:
+async def test_another_origin_is_refused_and_told_nothing(
+    shared_with_origin: Service, origin: str
+) -> None:
     """Neither its preflight nor its request is served, and no header lets its page read the refusal."""
-    service = await serve(allowed_origins=[APP])
-    preflight = await service.client.options("/ai/test", headers=PREFLIGHT | {"Origin": origin})
-    request = await service.client.post("/ai/test", json=ASK, headers={"Origin": origin})
+    preflight = await shared_with_origin.client.options(
+        "/ai/test", headers=PREFLIGHT | {"Origin": origin}
+    )
+    request = await shared_with_origin.client.post("/ai/test", json=ASK, headers={"Origin": origin})
     for response in (preflight, request):
         is_problem(response, 403, "foreign_origin")
         assert told(response) == set()
         assert "origin" in words(response, "vary")
-    assert await service.rows() == []  # nothing was answered
+    assert await shared_with_origin.rows() == []  # nothing was answered
 
 
 async def test_without_the_setting_nothing_is_said(service: Service) -> None:

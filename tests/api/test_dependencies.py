@@ -6,12 +6,20 @@ from pydantic import SecretStr
 from service.core.settings import Settings
 from service.main import create_app
 from tests.access import SECRET
-from tests.conftest import Serve, Service, http_client
+from tests.conftest import Serve, Service, http_client, shared_fixture, shared_loop
 from tests.problems import is_problem
 
 ASK = {"prompt": "Why?", "grounded": False}
+PATHS = create_app(Settings()).openapi()["paths"]
 
 
+@shared_fixture
+async def shared_with_secret(serve_shared: Serve) -> Service:
+    """A service that requires its secret."""
+    return await serve_shared(auth="keys", secret=SecretStr(SECRET))
+
+
+@shared_loop
 @pytest.mark.parametrize(
     "authorization",
     [
@@ -26,13 +34,12 @@ ASK = {"prompt": "Why?", "grounded": False}
     ],
 )
 async def test_with_a_secret_every_route_but_health_wants_it(
-    serve: Serve, authorization: str | None
+    shared_with_secret: Service, authorization: str | None
 ) -> None:
     """Without the right secret there is a 401 with a challenge, on every route of the service."""
-    service = await serve(auth="keys", secret=SecretStr(SECRET))
     headers = {"Authorization": authorization} if authorization else {}
-    async with http_client(service.url, headers=headers) as stranger:
-        for path, methods in create_app(Settings()).openapi()["paths"].items():
+    async with http_client(shared_with_secret.url, headers=headers) as stranger:
+        for path, methods in PATHS.items():
             for method in methods:
                 if not path.startswith("/health") and (method, path) != ("delete", "/auth/session"):
                     body = ASK if method == "post" else None

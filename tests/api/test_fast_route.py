@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Service
+from tests.conftest import Service, shared_loop
 from tests.fakes.provider import ProviderFake
 from tests.streams import FREE
 
@@ -51,18 +51,19 @@ async def test_both_paths_give_the_same_answer(
     assert fake.calls[0].body == fake.calls[1].body
 
 
+@shared_loop
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b'{"prompt": 1}', b'{"prompt": "x", "unknown": 1}', b"\xff", b"[" * 100_000],
     ids=lambda body: repr(body[:9]),
 )
 async def test_both_paths_refuse_the_same_bodies(
-    service: Service, fake: ProviderFake, content: bytes
+    shared_service: Service, shared_fake: ProviderFake, content: bytes
 ) -> None:
     """A body that the fast path does not take is refused in FastAPI's words."""
     fast, slow = [
         (
-            await service.client.post(
+            await shared_service.client.post(
                 "/ai/test", content=content, headers={"Content-Type": content_type}
             )
         ).json()
@@ -75,4 +76,4 @@ async def test_both_paths_refuse_the_same_bodies(
         slow.get("errors"),
     )
     assert fast["status"] in {400, 422}
-    assert fake.calls == []
+    assert shared_fake.calls == []

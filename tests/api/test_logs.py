@@ -14,7 +14,7 @@ import pytest
 from service.core.accounting import log as request_log
 from service.core.accounting.log import LogFilter
 from service.core.records import Answer, Status
-from tests.conftest import Serve, Service
+from tests.conftest import Serve, Service, shared_fixture, shared_loop
 from tests.core.accounting.test_log import COMBINED, plans
 from tests.records import intent, outcome
 from tests.rows import write
@@ -22,10 +22,8 @@ from tests.rows import write
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-@pytest.fixture
-async def filled(serve: Serve) -> Service:
-    """A service whose log has 25 rows, a minute apart, of users a and b in turn, committed out of order."""
-    service = await serve()
+async def fill(service: Service) -> Service:
+    """Insert 25 rows, a minute apart, of users a and b in turn, committed out of order."""
     outcomes = [
         outcome(
             intent(
@@ -42,6 +40,18 @@ async def filled(serve: Serve) -> Service:
     return service
 
 
+@pytest.fixture
+async def filled(serve: Serve) -> Service:
+    """A service with these rows, for tests that insert others."""
+    return await fill(await serve())
+
+
+@shared_fixture
+async def shared_log(serve_shared: Serve) -> Service:
+    """A service with these rows, for tests that only read."""
+    return await fill(await serve_shared())
+
+
 async def get(service: Service, **params: Any) -> dict[str, Any]:
     """One page."""
     response = await service.client.get("/ai/logs", params=params)
@@ -55,11 +65,12 @@ def numbers(page: dict[str, Any]) -> list[int]:
     return [int(item["prompt"].split()[1]) for item in page["items"]]
 
 
-async def test_pages_go_from_newest_to_oldest_and_end(filled: Service) -> None:
+@shared_loop
+async def test_pages_go_from_newest_to_oldest_and_end(shared_log: Service) -> None:
     """Following next_cursor shows every row once, newest first; the last page has no cursor."""
     seen, cursor = [], None
     while True:
-        page = await get(filled, limit=7, **({"cursor": cursor} if cursor else {}))
+        page = await get(shared_log, limit=7, **({"cursor": cursor} if cursor else {}))
         seen += numbers(page)
         if (cursor := page["next_cursor"]) is None:
             break
@@ -76,6 +87,7 @@ async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> N
     assert numbers(first) + numbers(second) == list(range(24, 14, -1))
 
 
+@shared_loop
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
@@ -90,9 +102,11 @@ async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> N
         ({"user_id": "' OR 1=1 --"}, []),
     ],
 )
-async def test_filters(filled: Service, params: dict[str, str], expected: Sequence[int]) -> None:
+async def test_filters(
+    shared_log: Service, params: dict[str, str], expected: Sequence[int]
+) -> None:
     """Each filter narrows, and they narrow together; since is inclusive, until exclusive."""
-    assert numbers(await get(filled, **params)) == list(expected)
+    assert numbers(await get(shared_log, **params)) == list(expected)
 
 
 async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) -> None:
@@ -109,20 +123,24 @@ async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) ->
     assert (again["items"], again["next_cursor"]) == ([], seen["next_cursor"])
 
 
+@shared_loop
 @pytest.mark.parametrize(
     "params", [{"cursor": "x"}, {"after": "x"}, {"after": "01a2095b-6360-75d3-bf35-48878f818b4d"}]
 )
-async def test_a_cursor_of_somebody_else_s_is_400(filled: Service, params: dict[str, str]) -> None:
+async def test_a_cursor_of_somebody_else_s_is_400(
+    shared_log: Service, params: dict[str, str]
+) -> None:
     """What this service did not give out is refused, not guessed at."""
-    response = await filled.client.get("/ai/logs", params=params)
+    response = await shared_log.client.get("/ai/logs", params=params)
 
     assert (response.status_code, response.json()["code"]) == (400, "invalid_cursor")
 
 
+@shared_loop
 @pytest.mark.parametrize("limit", [0, 201, "many"])
-async def test_a_page_has_a_greatest_size(filled: Service, limit: Any) -> None:
+async def test_a_page_has_a_greatest_size(shared_log: Service, limit: Any) -> None:
     """A limit out of bounds is a 422 problem."""
-    response = await filled.client.get("/ai/logs", params={"limit": limit})
+    response = await shared_log.client.get("/ai/logs", params={"limit": limit})
 
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
 
@@ -140,17 +158,19 @@ async def test_a_poller_is_told_that_nothing_changed(filled: Service) -> None:
     assert changed.status_code == 200
 
 
-async def test_one_row(filled: Service) -> None:
+@shared_loop
+async def test_one_row(shared_log: Service) -> None:
     """GET /ai/logs/{id} is the item of the list; an unknown id is 404."""
-    item = (await get(filled, limit=1))["items"][0]
+    item = (await get(shared_log, limit=1))["items"][0]
 
-    assert (await filled.client.get(f"/ai/logs/{item['id']}")).json() == item
-    assert (await filled.client.get("/ai/logs/nothing")).status_code == 404
+    assert (await shared_log.client.get(f"/ai/logs/{item['id']}")).json() == item
+    assert (await shared_log.client.get("/ai/logs/nothing")).status_code == 404
 
 
-async def test_an_export_as_ndjson_has_every_row_that_fits(filled: Service) -> None:
+@shared_loop
+async def test_an_export_as_ndjson_has_every_row_that_fits(shared_log: Service) -> None:
     """One JSON object a line, newest first, filters in force."""
-    response = await filled.client.get(
+    response = await shared_log.client.get(
         "/ai/logs", params={"user_id": "a", "limit": 1}, headers={"Accept": "application/x-ndjson"}
     )
 
@@ -222,11 +242,12 @@ async def test_the_log_has_what_ended_before_it_was_asked(serve: Serve) -> None:
         ] == answer
 
 
+@shared_loop
 @pytest.mark.parametrize("which", [{}, *COMBINED, {"since": START}], ids="+".join)
-async def test_tails_follow_the_order_of_commit(filled: Service, which: dict[str, Any]) -> None:
+async def test_tails_follow_the_order_of_commit(shared_log: Service, which: dict[str, Any]) -> None:
     """A tail goes by `seq`, a user's by an index of it: it neither sorts nor reads what was there before."""
-    database = filled.services.database
-    first = (await get(filled, limit=1))["items"][0]["id"]
+    database = shared_log.services.database
+    first = (await get(shared_log, limit=1))["items"][0]["id"]
     found = await plans(
         database,
         lambda session: request_log.read_tail(session, LogFilter(**which), limit=50, after=first),
@@ -250,6 +271,7 @@ def number(item: Answer) -> int:
     return int(str(item.prompt).split()[1])
 
 
+@shared_loop
 @pytest.mark.parametrize(
     ("which", "expected"),
     [
@@ -261,10 +283,10 @@ def number(item: Answer) -> int:
     ],
 )
 async def test_a_page_ends_early_rather_than_look_at_everything(
-    filled: Service, which: dict[str, Any], expected: list[int]
+    shared_log: Service, which: dict[str, Any], expected: list[int]
 ) -> None:
     """With several filters a page may be short or empty and have a cursor: followed to the end, it shows every row once."""
-    database, filters = filled.services.database, log_filter(which)
+    database, filters = shared_log.services.database, log_filter(which)
     seen: list[int] = []
     pages, cursor = 0, None
     while True:
@@ -286,22 +308,23 @@ async def test_a_page_ends_early_rather_than_look_at_everything(
     assert [number(item) for item in exported] == expected
 
 
+@shared_loop
 @pytest.mark.parametrize(
     "which",
     [{"model": "m1"}, {"user_id": "b", "model": "m1"}, {"status": "timeout"}, {"model": "none"}],
 )
 async def test_a_tail_goes_on_where_it_stopped_looking(
-    filled: Service, which: dict[str, Any]
+    shared_log: Service, which: dict[str, Any]
 ) -> None:
     """A tail with filters looks at some rows at a time; its cursor goes on, and shows nobody the id of another's answer."""
-    everything = await get(filled, limit=200)
+    everything = await get(shared_log, limit=200)
     ids = {item["id"]: item for item in everything["items"]}
     seen: list[int] = []
     after = next(
         item["id"] for item in everything["items"] if item["prompt"] == "prompt 1"
     )  # the first that was committed
     for _ in range(10):
-        async with filled.services.database.read_session() as session:
+        async with shared_log.services.database.read_session() as session:
             page = await request_log.read_tail(
                 session, log_filter(which), limit=2, after=after, look_max=3
             )

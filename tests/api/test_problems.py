@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.api.problems import create_quota_headers
-from tests.conftest import Service
+from tests.conftest import Service, shared_loop
 from tests.core.quota.test_local import ledger, user
 from tests.fakes.provider import ProviderFake
 from tests.problems import is_problem
@@ -13,6 +13,7 @@ from tests.problems import is_problem
 ASK = {"prompt": "Why?", "grounded": False}
 
 
+@shared_loop
 @pytest.mark.parametrize(
     ("method", "path", "sent", "status", "code"),
     [
@@ -36,8 +37,8 @@ ASK = {"prompt": "Why?", "grounded": False}
     ],
 )  # fmt: skip
 async def test_every_refusal_is_a_problem(
-    service: Service,
-    fake: ProviderFake,
+    shared_service: Service,
+    shared_fake: ProviderFake,
     method: str,
     path: str,
     sent: dict[str, Any],
@@ -48,13 +49,14 @@ async def test_every_refusal_is_a_problem(
     if "content" in sent and path != "/ai/upload":
         sent = sent | {"headers": {"Content-Type": "application/json"}}
 
-    is_problem(await service.client.request(method, path, **sent), status, code)
-    assert fake.calls == []
+    is_problem(await shared_service.client.request(method, path, **sent), status, code)
+    assert shared_fake.calls == []
 
 
-async def test_a_mistake_is_named_and_not_repeated(service: Service) -> None:
+@shared_loop
+async def test_a_mistake_is_named_and_not_repeated(shared_service: Service) -> None:
     """A validation problem says where and what, without what was sent."""
-    response = await service.client.post("/ai/test", json=ASK | {"max_tokens": "hunter2"})
+    response = await shared_service.client.post("/ai/test", json=ASK | {"max_tokens": "hunter2"})
 
     assert is_problem(response, 422, "invalid_request")["errors"][0]["where"] == "body.max_tokens"
     assert "hunter2" not in response.text

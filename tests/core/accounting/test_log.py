@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,8 @@ import sqlalchemy as sa
 from service.core.accounting import log as request_log
 from service.core.accounting.log import LogFilter
 from service.core.database.engine import Database, ReadSession
-from service.core.database.tables import quota_totals
+from service.core.database.tables import quota_totals, request_logs
+from service.core.encoding import new_id
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
 from tests.records import intent, outcome
@@ -192,3 +194,61 @@ async def test_what_becomes_known_later_replaces_what_was_held(database: Databas
         15,
         1500,
     )
+
+
+async def fill(database: Database, rows: int) -> None:
+    """Copies of one row, a second apart, of a hundred users, ten models and two statuses."""
+    await write(database, [outcome(intent(at=START))])
+    assert database.file
+    with closing(sqlite3.connect(database.file)) as connection, connection:
+        connection.row_factory = sqlite3.Row
+        (row,) = connection.execute("SELECT * FROM request_logs").fetchall()
+        columns = [name for name in row.keys() if name != "seq"]  # noqa: SIM118 - a sqlite3.Row iterates over its values
+        values = ", ".join(f":{name}" for name in columns)
+        copies = (
+            dict(row)
+            | {"id": new_id(START + timedelta(seconds=n)), "user_id": f"user {n % 100}"}
+            | {"model": f"model {n % 10}", "status": "completed" if n % 1000 else "timeout"}
+            for n in range(1, rows)
+        )
+        connection.executemany(
+            f"INSERT INTO request_logs ({', '.join(columns)}) VALUES ({values})",
+            copies,
+        )
+
+
+async def read_seconds(database: Database, which: LogFilter, cursor: str | None) -> float:
+    """The shortest of several reads of a page."""
+    seconds = []
+    for _ in range(7):
+        began = time.perf_counter()
+        async with database.read_session() as session:
+            assert (await request_log.read_page(session, which, limit=50, cursor=cursor)).items
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+async def test_pages_of_a_large_log_are_as_quick_as_of_a_small_one(database: Database) -> None:
+    """Pages, filtered or not, newest or older, do not take longer with a million rows."""
+    rows = 1_000_000
+    filters = [
+        LogFilter(),
+        LogFilter(user_id="user 7"),
+        LogFilter(model="model 7"),
+        LogFilter(user_id="user 7", model="model 7"),
+    ]
+    await fill(database, 10_000)
+    small = [await read_seconds(database, which, None) for which in filters]
+    async with database.transaction() as session:
+        await session.execute(sa.delete(request_logs))
+    await fill(database, rows)
+    large = [
+        [await read_seconds(database, which, cursor) for which in filters]
+        for cursor in (None, new_id(START + timedelta(seconds=rows // 2)))
+    ]
+
+    for seconds in large:
+        for now, before in zip(seconds, small, strict=True):
+            assert now < 3 * before + 0.005

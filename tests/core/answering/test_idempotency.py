@@ -22,7 +22,7 @@ from service.core.answering.idempotency import (
 from service.core.answering.streams import Stream, replay_stream
 from service.core.errors import IdempotencyConflict, KotaeError, Overloaded
 from service.core.records import Intent, Status, UsageSource
-from tests.conftest import Serve, Service
+from tests.conftest import Serve, Service, shared_loop
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
 from tests.process import ServiceProcess, serving
 from tests.records import intent, outcome
@@ -401,27 +401,29 @@ async def test_users_have_keys_of_their_own(service: Service, fake: ProviderFake
     assert (len(fake.calls), len(await service.rows())) == (2, 2)
 
 
+@shared_loop
 @pytest.mark.parametrize("key", [b"", b"a b", b"\xc3\xa9", b"x" * 256, b"a\tb"])
 @pytest.mark.parametrize("route", ["/ai/test", "/ai/stream"])
 async def test_a_key_that_is_none_is_refused(
-    service: Service, fake: ProviderFake, route: str, key: bytes
+    shared_service: Service, shared_fake: ProviderFake, route: str, key: bytes
 ) -> None:
     """A key is 1 to 255 visible ASCII characters; anything else is refused before anything begins."""
-    response = await service.client.post(route, json=FREE, headers={b"Idempotency-Key": key})
+    response = await shared_service.client.post(route, json=FREE, headers={b"Idempotency-Key": key})
 
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
     assert "255" in response.json()["detail"]
-    assert fake.calls == []
+    assert shared_fake.calls == []
 
 
-async def test_two_keys_are_refused(service: Service, fake: ProviderFake) -> None:
+@shared_loop
+async def test_two_keys_are_refused(shared_service: Service, shared_fake: ProviderFake) -> None:
     """A request with two keys has none that could be meant."""
-    response = await service.client.post(
+    response = await shared_service.client.post(
         "/ai/test", json=FREE, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
     )
 
     assert response.status_code == 422
-    assert fake.calls == []
+    assert shared_fake.calls == []
 
 
 async def test_the_longest_key_is_taken(service: Service) -> None:

@@ -256,6 +256,7 @@ async def test_a_child_that_fails_loses_no_document(
     assert stored.chunks == len(chunk_documents([document(text)], SETTINGS)["d0"])
 
 
+@pytest.mark.slow
 def test_the_child_ends_with_the_service() -> None:
     """Even if the service is killed: the child waits at a socket, which is closed then."""
     program = (

@@ -402,6 +402,7 @@ def switch_interval() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("switch_interval")
 async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Database) -> None:
     """While a large text is stored and many search, the loop is late no more than beside one thread that merely computes."""

@@ -1,0 +1,72 @@
+"""The layout of the code: every module is on the map in CONTRIBUTING.md and has a test file of its name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    path.relative_to(ROOT / "service").as_posix()
+    for path in (ROOT / "service").rglob("*.py")
+    if path.name != "__init__.py"
+)
+MAP = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
+
+# Modules without a test file of their name, and where their behavior is tested instead.
+TESTED_ELSEWHERE = {
+    "api/responses.py": "two functions that every route test uses",
+    "cli/app.py": "the commands themselves: tests/cli, tests/end_to_end/test_process.py",
+    "cli/audit.py": "with the audit: tests/core/accounting/test_audit.py",
+    "cli/database.py": "tests/cli/test_keys.py, test_users.py and tests/end_to_end/test_process.py",
+    "cli/logs.py": "with `kotae ask`: tests/cli/test_ask.py",
+    "cli/plans.py": "with `kotae users`: tests/cli/test_users.py",
+    "core/accounting/queue.py": "the suite of its port: tests/contracts/test_record_queue.py",
+    "core/auth/tickets.py": "the suite of its port: tests/contracts/test_tickets.py",
+    "core/database/tables.py": "declarations; `make lint` compares them with the migrations",
+    "core/providers/embedders.py": "the suite of its port: tests/contracts/test_embedder.py",
+    "core/search/engine.py": "through its only caller: tests/core/search/test_service.py",
+    "core/search/fts5_merge.py": "through its only caller: tests/workers/test_merging.py",
+    "http_server/connections.py": "over raw sockets: tests/attacks",
+    "http_server/exchange.py": "over raw sockets: tests/attacks",
+    "http_server/head.py": "over raw sockets: tests/attacks",
+    "http_server/protocol.py": "over raw sockets: tests/attacks",
+    "main.py": "by every test with a `service`",
+    "workers/quarantine.py": "with the writer and recovery: tests/workers",
+}
+
+
+def mirrored_test(module: str) -> Path:
+    """The test file that mirrors a module of service/."""
+    path = Path(module)
+    return ROOT / "tests" / path.parent / f"test_{path.name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_is_on_the_map(module: str) -> None:
+    """CONTRIBUTING.md tells where to find what, for each module of service/."""
+    assert module in MAP
+
+
+def test_the_map_names_modules_that_exist() -> None:
+    """The map names no module that was renamed or removed."""
+    assert {name for name in MAP if name.split("/")[0] not in {"service", "tests"}} - set(
+        MODULES
+    ) == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_test_file_of_its_name(module: str) -> None:
+    """The file is in the same folder of tests/, or the module is on the list of exceptions with a reason."""
+    assert mirrored_test(module).exists() != (module in TESTED_ELSEWHERE)
+
+
+def test_exceptions_name_modules_and_tests_that_exist() -> None:
+    """An exception ends with its module and with the tests that it refers to."""
+    assert TESTED_ELSEWHERE.keys() - set(MODULES) == set()
+    named = {
+        path
+        for reason in TESTED_ELSEWHERE.values()
+        for path in re.findall(r"tests/[\w/]+(?:\.py)?", reason)
+    }
+    assert {path for path in named if not (ROOT / path).exists()} == set()
