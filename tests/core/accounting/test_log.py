@@ -16,7 +16,7 @@ from service.core.accounting import log as request_log
 from service.core.accounting.log import LogFilter
 from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import quota_totals, request_logs
-from service.core.encoding import new_id
+from service.core.encoding import create_id
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
 from tests.records import intent, outcome
@@ -207,7 +207,7 @@ async def fill(database: Database, rows: int) -> None:
         values = ", ".join(f":{name}" for name in columns)
         copies = (
             dict(row)
-            | {"id": new_id(START + timedelta(seconds=n)), "user_id": f"user {n % 100}"}
+            | {"id": create_id(START + timedelta(seconds=n)), "user_id": f"user {n % 100}"}
             | {"model": f"model {n % 10}", "status": "completed" if n % 1000 else "timeout"}
             for n in range(1, rows)
         )
@@ -246,7 +246,7 @@ async def test_pages_of_a_large_log_are_as_quick_as_of_a_small_one(database: Dat
     await fill(database, rows)
     large = [
         [await read_seconds(database, which, cursor) for which in filters]
-        for cursor in (None, new_id(START + timedelta(seconds=rows // 2)))
+        for cursor in (None, create_id(START + timedelta(seconds=rows // 2)))
     ]
 
     for seconds in large:
