@@ -3,16 +3,15 @@
 import asyncio
 import os
 import shutil
-import socket
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
 from hypothesis import settings as hypothesis_settings
 
 from service.api.dependencies import Rooms
@@ -20,6 +19,7 @@ from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.settings import Settings
 from service.core.telemetry import configure_logging
+from service.http_server.connections import HttpLimits
 from service.main import create_app
 from service.server import Server
 from tests.fakes.provider import ProviderFake
@@ -100,10 +100,13 @@ Serve = Callable[..., Awaitable[Service]]
 
 @pytest.fixture
 async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
-    """Starts real services, with settings as named arguments; `seeded=True` gives one the sample documents."""
+    """Starts real services, with settings as named arguments; `seeded=True` gives one the sample documents.
+
+    `limits` are those of its connections.
+    """
     async with AsyncExitStack() as stack:
 
-        async def start(*, seeded: bool = False, **overrides: Any) -> Service:
+        async def start(*, seeded: bool = False, limits: HttpLimits | None = None, **overrides: Any) -> Service:
             data_dir = Path(overrides.setdefault("data_dir", tmp_path / "data"))
             data_dir.mkdir(exist_ok=True)
             if not (data_dir / "kotae.db").exists():
@@ -115,55 +118,17 @@ async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
                 "journal_spool": str(tmp_path / "spool"),
             } | overrides
             settings = Settings(**values)
-            return await stack.enter_async_context(running(settings, seeded=seeded))
+            return await stack.enter_async_context(running(settings, seeded=seeded, limits=limits))
 
         yield start
 
 
-class PromptServer(Server):
-    """The server, without the pauses of `uvicorn.Server` at the end: it polls every 0.1 s whether to exit, then sleeps 0.1 s."""
-
-    def __init__(self, app: FastAPI, settings: Settings, announce: Callable[[Settings, int], None]) -> None:
-        self._exit_requested = asyncio.Event()
-        super().__init__(app, settings, announce)
-
-    @property
-    def should_exit(self) -> bool:
-        """Whether the server was told to exit."""
-        return self._exit_requested.is_set()
-
-    @should_exit.setter
-    def should_exit(self, value: bool) -> None:
-        if value:
-            self._exit_requested.set()
-
-    async def main_loop(self) -> None:
-        """Wait for the request to exit."""
-        await self.on_tick(0)
-        await self._exit_requested.wait()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listener, then the connections, then the lifespan."""
-        state = self.server_state
-        for server in self.servers:
-            server.close()
-        for connection in list(state.connections):
-            connection.shutdown()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
-                while state.connections or state.tasks:
-                    await asyncio.sleep(0.001)
-        for task in state.tasks:
-            task.cancel()
-        await self.lifespan.shutdown()
-
-
 @asynccontextmanager
-async def running(settings: Settings, *, seeded: bool = False) -> AsyncIterator[Service]:
+async def running(settings: Settings, *, seeded: bool = False, limits: HttpLimits | None = None) -> AsyncIterator[Service]:
     """Run a service on a free port of this event loop."""
     listening = asyncio.get_running_loop().create_future()
     app = create_app(settings)
-    server = PromptServer(app, settings, lambda _, port: listening.set_result(port))
+    server = Server(app, settings, lambda _, port: listening.set_result(port), limits)
     task = asyncio.create_task(server.serve())
     await asyncio.wait([listening, task], return_when=asyncio.FIRST_COMPLETED)
     assert listening.done(), "the service did not start"
@@ -174,7 +139,7 @@ async def running(settings: Settings, *, seeded: bool = False) -> AsyncIterator[
     headers = {"Authorization": f"Bearer {settings.secret.get_secret_value()}"} if settings.secret else {}
     async with http_client(url, headers=headers) as client:
         yield Service(url, client, rooms, server)
-    server.should_exit = True
+    server.handle_exit(signal.SIGTERM, None)
     await asyncio.wait_for(task, 20)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from service.api.dependencies import Keying, RoomsDep
+from service.api.json_bodies import BodyRoute
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, KeyBody, RotateBody, UserId, problems, ref
 from service.core.auth import store
@@ -15,7 +16,7 @@ from service.core.encoding import now
 from service.core.errors import InvalidRequest
 from service.core.telemetry import log
 
-router = APIRouter(prefix="/ai/keys", tags=["keys"])
+router = APIRouter(prefix="/ai/keys", tags=["keys"], route_class=BodyRoute)
 
 _REFUSALS = REFUSALS | problems(_403="`forbidden`: more than you have yourself; `foreign_origin`", _409="`keys_full`: revoke some")
 _ROTATE_REFUSALS = _REFUSALS | problems(_409="`key_replaced`: it was rotated before; `keys_full`: revoke some")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 SWEEP_TICKS = 5  # ticks of the server, ten per second, in which every connection is checked once
+DISCARDED_BYTES_PER_TICK = 4_194_304  # of all refused requests together
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class LimitedConnection(Protocol):
         """Close at once, without sending what waits to be sent."""
 
     def resume_reading(self) -> None:
-        """Read again after a rest."""
+        """Read again, at a tick."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class ConnectionTable:
         self._stalled: OrderedDict[LimitedConnection, None] = OrderedDict()  # waiting for their clients to read
         self._sweep: Iterator[LimitedConnection] = iter(())
         self._sweep_size = 0  # connections that are checked in one tick
+        self._discardable = DISCARDED_BYTES_PER_TICK
         self._resting: list[LimitedConnection] = []
         self._buffered: Counter[LimitedConnection] = Counter()
         self._dropped: Counter[str] = Counter()
@@ -123,9 +125,12 @@ class ConnectionTable:
         elif connection in self._open:
             self._stalled[connection] = None
 
-    def rest(self, connection: LimitedConnection) -> None:
-        """Let a connection read again at the next tick."""
-        self._resting.append(connection)
+    def discard_bytes(self, connection: LimitedConnection, size: int) -> bool:
+        """Whether more can be discarded before the next tick, at which the connection reads again."""
+        self._discardable -= size
+        if self._discardable < 0:
+            self._resting.append(connection)
+        return self._discardable >= 0
 
     def drop(self, connection: LimitedConnection, reason: str) -> None:
         """Close a connection at once, and count it."""
@@ -136,10 +141,10 @@ class ConnectionTable:
     def tick(self) -> None:
         """Check the next part of all connections. Called ten times per second."""
         self.now = self._monotonic()
-        if self._resting:
-            resting, self._resting = self._resting, []
-            for connection in resting:
-                connection.resume_reading()
+        self._discardable = DISCARDED_BYTES_PER_TICK
+        resting, self._resting = self._resting, []
+        for connection in resting:
+            connection.resume_reading()
         for checked, connection in enumerate(self._sweep, 1):
             if connection in self._open and (size := connection.check_deadlines(self.now)):
                 self._buffered[connection] = size

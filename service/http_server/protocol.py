@@ -93,12 +93,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser in pieces. What is discarded is read slowly, since it is not worth the processor's time."""
-        if self._discarding:
-            self.flow.pause_reading()
-            self._table.rest(self)
-            return
+        """Feed the parser in pieces. What is discarded is read slowly: it is not worth the time of the event loop."""
         size = len(data)
+        if self._discarding:
+            if not self._table.discard_bytes(self, size):
+                self.flow.pause_reading()
+            return
         if size <= FEED_BYTES:
             self._feed(data, size)
             return
@@ -108,7 +108,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._feed(piece, len(piece))
 
     def resume_reading(self) -> None:
-        """Read again after a rest."""
+        """Read again, at a tick."""
         if not self.transport.is_closing():
             self.flow.resume_reading()
 
