@@ -64,6 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._upgrading = False  # the complete head asks for another protocol
         self._head_bytes = 0  # received since the last complete message
         self._framing_bytes = 0  # chunk sizes, chunk extensions and trailers of the body being received
+        self._trailer_bytes = 0  # of its complete trailers
         self._ahead_bytes = 0  # received while requests are waiting
         self._discarding = False  # what arrives is not parsed any more
         self._closing = False
@@ -130,7 +131,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Begin a head."""
         if self._discarding or (self._waiting and len(self._waiting) + 1 >= self._limits.pipelined_max):
             raise _TooManyRequests
-        self._in_head = True
+        self._in_head, self._trailer_bytes = True, 0
         self.url, self.headers = b"", []
         self._hosts, self._transfer_encoding = (), b""
         self.expect_100_continue = False
@@ -138,6 +139,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header. Trailers are ignored: nothing uses them, and they must not replace headers."""
         if not self._in_head:
+            self._trailer_bytes += len(name) + len(value) + 4
             return
         name = name.lower()
         if name == b"host":
@@ -176,6 +178,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._upgrading:
             return
         exchange = self.cycle
+        if self._trailer_bytes > self._limits.framing_bytes_max:
+            self._refuse(self._framing_too_large())
         exchange.more_body = False
         exchange.message_event.set()
         if not exchange.keep_alive:
@@ -265,11 +269,14 @@ class HttpProtocol(HttpToolsProtocol):
         elif exchange.more_body:
             allowed = limits.framing_bytes_max + limits.framing_bytes_per_body_byte * exchange.received
             if self._framing_bytes > allowed:
-                self._refuse(HeadTooLarge("chunk sizes, chunk extensions or trailers are too large"))
+                self._refuse(self._framing_too_large())
         if self._waiting:
             self._ahead_bytes += size
             if self._ahead_bytes > limits.pipelined_bytes_max:
                 self._stop_reading_ahead()
+
+    def _framing_too_large(self) -> HeadTooLarge:
+        return HeadTooLarge(f"chunk extensions or trailers are larger than {self._limits.framing_bytes_max} bytes")
 
     # Exchanges
 
@@ -330,7 +337,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._discarding = True
         if not self._in_head and self.cycle is not None and self.cycle.more_body:
-            self.cycle.refusal = error
+            self.cycle.refusal, self.cycle.keep_alive = error, False
             self.cycle.message_event.set()
         else:
             self._begin(self._exchange(RequestHead("1.1", "GET", b"", [], (), b"", refusal=error), keep_alive=False))
