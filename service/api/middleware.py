@@ -97,7 +97,7 @@ class Edge:
         started = time.perf_counter()
         try:
             if "kotae.refusal" in scope:
-                raise scope["kotae.refusal"]
+                raise scope.pop("kotae.refusal")  # its traceback will refer to the scope
             check_source(
                 self._settings,
                 host=headers.get(b"host", ""),

@@ -95,7 +95,9 @@ class ConnectionTable:
         """Enter a new connection; another one is dropped if there are too many, or this one if all others are busy."""
         self._open[connection] = self._idle[connection] = None
         if len(self._open) > self.limits.connections_max + self.limits.connections_reserved:
-            self.drop(self._choose_victim() or connection, "connections_max")
+            idle = next(iter(self._idle))
+            if idle is not connection or not self.drop_stalled():
+                self.drop(idle, "connections_max")
 
     def discard(self, connection: LimitedConnection) -> None:
         """Remove a connection that is closed. Idempotent."""
@@ -132,6 +134,12 @@ class ConnectionTable:
             self._resting.append(connection)
         return self._discardable >= 0
 
+    def drop_stalled(self) -> bool:
+        """Drop the busy connection whose client has not read for the longest time, if there is one."""
+        if stalled := next(iter(self._stalled), None):
+            self.drop(stalled, "connections_max")
+        return stalled is not None
+
     def drop(self, connection: LimitedConnection, reason: str) -> None:
         """Close a connection at once, and count it."""
         self._dropped[reason] += 1
@@ -163,6 +171,3 @@ class ConnectionTable:
                 self.drop(connection, "buffered_bytes_max")
                 excess -= size
         self._buffered.clear()
-
-    def _choose_victim(self) -> LimitedConnection | None:
-        return next(iter(self._idle), None) or next(iter(self._stalled), None)

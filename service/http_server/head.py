@@ -45,7 +45,7 @@ class RequestHead:
                 raise MalformedRequest("the transfer encoding is not supported; it can be `chunked`, in HTTP/1.1")
             self.path, self.query = parse_target(self.url, self.hosts[0] if self.hosts else b"")
         except KotaeError as error:
-            self.refusal = error
+            self.refusal = error.with_traceback(None)  # which refers to this object
 
     def _count_bytes(self) -> int:
         """The size of the head without white space around values."""

@@ -80,7 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._extensions = {"kotae.drop": {"now": transport.abort}}
         self._table.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature of a callback
         """Disconnect the application; requests that are waiting are not answered."""
         self._table.discard(self)
         self.connections.discard(self)
@@ -90,8 +90,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._active.disconnected = not self._active.response_complete
             self._active.message_event.set()
         self.flow.resume_writing()
-        if exc is None:
-            self.transport.close()
+        self.parser = self.cycle = self._active = None  # type: ignore[assignment]  # cycles would wait for the collector
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser in pieces. What is discarded is read slowly: it is not worth the time of the event loop."""
@@ -193,6 +192,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._table.set_idle(self)
         self._since = self._table.now
+        exchange.body.clear()
         self.flow.resume_reading()
         if not exchange.keep_alive:
             self._close()
@@ -285,7 +285,7 @@ class HttpProtocol(HttpToolsProtocol):
         if "%" in path:
             path = unquote(path)
         if refusal is None and self._table.busy >= self._limits.connections_max and not path.startswith(_HEALTH):
-            refusal = Overloaded("too many requests are being answered")
+            refusal = None if self._table.drop_stalled() else Overloaded("too many requests are being answered")
         scope: HTTPScope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},

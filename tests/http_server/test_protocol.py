@@ -1,12 +1,15 @@
 """HTTP/1.1 over raw sockets: what is refused and how, pipelining, deadlines, and the end of connections."""
 
 import asyncio
+import gc
 import json
 from dataclasses import replace
 
 import pytest
 
 from service.http_server.connections import HttpLimits
+from service.http_server.exchange import HttpExchange
+from service.http_server.protocol import HttpProtocol
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, Ending, ProviderFake
 from tests.http_server.raw import RawClient, talk
@@ -377,3 +380,28 @@ async def test_a_client_that_does_not_read_is_dropped(serve: Serve) -> None:
 
     assert service.server.connections.statistics().dropped == {"send_seconds": 1}
     await client.close()
+
+
+UNFINISHED = LIVE[:20]
+
+
+async def test_closed_connections_are_freed(service: Service) -> None:
+    """No cycle of references keeps a connection, and what it has received, until a collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        for request in (LIVE + CLOSE + b"\r\n", post(b"/ai/test", ASK, b"Connection: close"), MALFORMED["no host"], UNFINISHED):
+            client = await RawClient.connect(service)
+            await client.send(request)
+            if request is not UNFINISHED:
+                await client.receive()
+            await client.close()
+        async with asyncio.timeout(20):
+            while len(service.server.connections):
+                await asyncio.sleep(0.01)
+        await service.wait_idle()
+        left = [type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, (HttpProtocol, HttpExchange))]
+    finally:
+        gc.enable()
+
+    assert left == []
