@@ -64,7 +64,8 @@ class Server(uvicorn.Server):
         self._grace_seconds = settings.shutdown_grace_seconds
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._hurried = asyncio.Event()
+        self._provider_calls_max = settings.provider_calls_max
+        self._stopping, self._hurried = asyncio.Event(), asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say where."""
@@ -79,6 +80,15 @@ class Server(uvicorn.Server):
             self._announce(
                 self._app.state.services.settings, self.servers[0].sockets[0].getsockname()[1]
             )
+
+    async def main_loop(self) -> None:
+        """Tick until the process ends. Unlike uvicorn, do not wait for the next tick then."""
+        counter = 0
+        stopping = asyncio.create_task(self._stopping.wait())
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 864_000
+            await asyncio.wait([stopping], timeout=TICK_SECONDS)
+        stopping.cancel()
 
     async def on_tick(self, counter: int) -> bool:
         """Enforce the deadlines of connections, ten times per second."""
@@ -125,6 +135,7 @@ class Server(uvicorn.Server):
     def _begin_end(self, hurry: bool) -> None:
         answers: Answers = self._app.state.services.answers
         answers.refuse_new()
+        self._stopping.set()
         if hurry:
             self._hurried.set()
 
@@ -133,11 +144,12 @@ class Server(uvicorn.Server):
             connection.shutdown()
 
     def _limit_connections(self, files_max: int) -> None:
-        """An answer may need two connections, one of them to the provider: allow as many as there can be files."""
-        possible = max(1, (files_max - FILES_RESERVED) // 2)
-        if possible < self.connections.limits.connections_max:
+        """Allow no more connections than there can be open files, besides those to the provider."""
+        limits = self.connections.limits
+        possible = max(files_max - FILES_RESERVED - self._provider_calls_max, files_max // 2)
+        if possible < limits.connections_max:
             log.warning("connections.limited", connections_max=possible, files_max=files_max)
-            self.connections.limits = replace(self.connections.limits, connections_max=possible)
+            self.connections.limits = replace(limits, connections_max=possible)
 
     async def _wait_idle(self, answers: Answers, seconds: float) -> None:
         """Wait until no answer is in progress and no connection is busy, not longer than `seconds`."""

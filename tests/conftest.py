@@ -3,8 +3,9 @@
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import httpx2
 import pytest
 import pytest_asyncio
-from fastapi import FastAPI
 from hypothesis import settings as hypothesis_settings
 
 from service.api.dependencies import Services
@@ -23,7 +23,7 @@ from service.core.settings import Settings
 from service.core.telemetry import configure_logging
 from service.http_server.connections import HttpLimits
 from service.main import create_app
-from service.server import TICK_SECONDS, Server
+from service.server import Server
 from tests.fakes.provider import ProviderFake
 from tests.schema import migrated_database
 
@@ -166,39 +166,6 @@ async def shared_service(serve_shared: Serve, shared_fake: ProviderFake) -> Serv
     )
 
 
-class PromptServer(Server):
-    """A server that exits at once: `uvicorn.Server` checks every 0.1 s, longer than most tests."""
-
-    def __init__(
-        self,
-        app: FastAPI,
-        settings: Settings,
-        announce: Callable[[Settings, int], None],
-        limits: HttpLimits | None,
-    ) -> None:
-        self._exit_requested = asyncio.Event()
-        super().__init__(app, settings, announce, limits)
-
-    @property
-    def should_exit(self) -> bool:
-        """True once the server was told to exit."""
-        return self._exit_requested.is_set()
-
-    @should_exit.setter
-    def should_exit(self, value: bool) -> None:
-        if value:
-            self._exit_requested.set()
-
-    async def main_loop(self) -> None:
-        """Tick until the server is told to exit."""
-        ticks = 0
-        while not await self.on_tick(ticks):
-            ticks += 1
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_SECONDS):
-                    await self._exit_requested.wait()
-
-
 @asynccontextmanager
 async def running(
     settings: Settings,
@@ -210,7 +177,7 @@ async def running(
     """Run a service on a free port of this event loop."""
     listening = asyncio.get_running_loop().create_future()
     app = create_app(settings, limits)
-    server = PromptServer(app, settings, lambda _, port: listening.set_result(port), http_limits)
+    server = Server(app, settings, lambda _, port: listening.set_result(port), http_limits)
     task = asyncio.create_task(server.serve())
     await asyncio.wait([listening, task], return_when=asyncio.FIRST_COMPLETED)
     assert listening.done(), "the service did not start"
@@ -225,7 +192,7 @@ async def running(
     )
     async with http_client(url, headers=headers) as client:
         yield Service(url, client, services, server)
-    server.should_exit = True
+    server.handle_exit(signal.SIGTERM, None)
     await asyncio.wait_for(task, 20)
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from service.api.dependencies import AdminDocumenting, Documenting, Services, ServicesDep
+from service.api.json_bodies import THREAD_BYTES_MIN, describe_errors, read_body, validate_json
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, DocumentIds, TextBody, problem_schemas, schema_ref
 from service.core.documents import library
@@ -18,7 +19,10 @@ from service.core.encoding import replace_surrogates
 from service.core.errors import Forbidden, InvalidRequest, NotText, Overloaded, TooLarge
 from service.core.search.results import SearchResults
 from service.core.text import decoding
+from service.core.text.decoding import split_parts
+from service.core.text.json_object import decode_members
 
+FIELDS_MAX, FIELD_BYTES_MAX = 100, 1_024  # of a form, besides its files; none is used
 SEARCHES_WAITING_MAX = (
     200  # a few seconds' worth; those of answers are as many as there may be answers
 )
@@ -180,29 +184,48 @@ def _is_form(request: Request) -> bool:
 
 
 async def _given_json(request: Request, services: Services) -> TextBody:
-    if not request.headers.get("content-type", "").startswith("application/json"):
-        raise InvalidRequest("send multipart/form-data with files, or application/json with a text")
-    sent, bytes_max = await request.body(), services.settings.upload_file_bytes_max
-    try:
-        body = TextBody.model_validate_json(sent)
-    except ValidationError as error:
-        raise RequestValidationError(
-            [
-                {**item, "loc": ("body", *item["loc"])}
-                for item in error.errors(include_input=False, include_url=False)
-            ]
-        ) from error
+    """The text of a JSON body. Raises `RequestValidationError`, `InvalidRequest`, `TooLarge`."""
+    raw, bytes_max = await read_body(request), services.settings.upload_file_bytes_max
+    if len(raw) < THREAD_BYTES_MIN:
+        return _decode_text(raw, bytes_max)
+    return await anyio.to_thread.run_sync(_decode_text, raw, bytes_max)
+
+
+def _decode_text(raw: bytes, bytes_max: int) -> TextBody:
+    body = validate_json(raw, TextBody) if len(raw) < THREAD_BYTES_MIN else _decode_large_text(raw)
     if (
-        len(sent) > bytes_max and len(body.text.encode("utf-8", "surrogatepass")) > bytes_max
-    ):  # JSON is never the shorter of the two
+        len(raw) > bytes_max
+        and sum(len(part.encode("utf-8", "surrogatepass")) for part in split_parts(body.text))
+        > bytes_max
+    ):
         raise TooLarge(f"the text is larger than {bytes_max} bytes")
     return body
+
+
+def _decode_large_text(raw: bytes) -> TextBody:
+    """As `validate_json`, in split_parts, and with one error at most. The model does not see the text: it would copy it."""
+    try:
+        members = decode_members(raw, TextBody.model_fields)
+    except ValueError as error:
+        raise RequestValidationError([{"loc": ("body",), "msg": str(error)}]) from None
+    text = members.get("text")
+    if isinstance(text, str):
+        members["text"] = "x" if any(not part.isspace() for part in split_parts(text)) else ""
+    try:
+        body = TextBody.model_validate(members)
+    except ValidationError as error:
+        raise RequestValidationError(describe_errors(error)) from None
+    return body.model_copy(update={"text": text})
 
 
 async def _given_files(request: Request, services: Services) -> list[NewDocument]:
     """Read every file before any is stored. Raises `TooLarge`, `NotText`, `InvalidRequest`."""
     files_max = services.limits.upload_files_max
-    async with request.form(max_files=files_max + 1, max_fields=100) as form:
+    async with request.form(
+        max_files=files_max + 1,
+        max_fields=FIELDS_MAX,
+        max_part_size=FIELD_BYTES_MAX,
+    ) as form:
         files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not files:
             raise InvalidRequest("the form has no file")

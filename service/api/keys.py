@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from service.api.dependencies import Keying, ServicesDep
+from service.api.json_bodies import BodyRoute
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, KeyBody, RotateBody, UserId, problem_schemas, schema_ref
 from service.core.auth import store
@@ -15,7 +16,7 @@ from service.core.encoding import utc_now
 from service.core.errors import InvalidRequest
 from service.core.telemetry import log
 
-router = APIRouter(prefix="/ai/keys", tags=["keys"])
+router = APIRouter(prefix="/ai/keys", tags=["keys"], route_class=BodyRoute)
 
 _REFUSALS = REFUSALS | problem_schemas(
     _403="`forbidden`: more than you have yourself; `foreign_origin`",

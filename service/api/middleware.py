@@ -24,7 +24,11 @@ from service.core.limits import ServiceLimits
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log, set_request_id
 
-JSON_BYTES_MAX = 16  # bytes of body per character of prompt or text: JSON may write one as twelve
+# Limits of bodies. A character has up to 4 bytes, which JSON may write as 12; an ASCII character should be one byte.
+BODY_BYTES = 65_536  # of any body, besides what follows
+JSON_BYTES_PER_CHARACTER = 16  # of a prompt
+JSON_BYTES_PER_TEXT_BYTE = 3  # of an uploaded text
+_PROMPT_PATHS = {"/ai/test", "/ai/stream", "/ai/answers"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PAGES = {"/", "/docs", "/signin"}
 _QUIET = {"/health/live", "/health/ready", "/metrics"}
@@ -96,6 +100,7 @@ class RequestMiddleware:
         scope["kotae.content_length"] = int(
             headers.get(b"content-length", "0")
         )  # the server has checked it
+        scope["kotae.content_type"] = headers.get(b"content-type", "")
         scope["kotae.status"] = 0
         await self._admit(scope, headers, receive, _Reply(send, scope).send)
 
@@ -106,7 +111,7 @@ class RequestMiddleware:
         started = time.perf_counter()
         try:
             if "kotae.refusal" in scope:
-                raise scope["kotae.refusal"]
+                raise scope.pop("kotae.refusal")  # its traceback will refer to the scope
             check_origin(
                 self._settings,
                 host=headers.get(b"host", ""),
@@ -124,7 +129,7 @@ class RequestMiddleware:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Limit the body, call the application, and turn exceptions into problems."""
-        limit = self._body_limit(scope["path"])
+        limit = self._body_limit(scope["path"], scope["kotae.content_type"])
         if scope["kotae.content_length"] > limit:
             await create_problem_response(
                 TooLarge(f"the body is larger than {limit} bytes"), scope["request_id"]
@@ -139,11 +144,18 @@ class RequestMiddleware:
             problem = KotaeError("the request id finds the cause in the log")
             await create_problem_response(problem, scope["request_id"])(scope, receive, send)
 
-    def _body_limit(self, path: str) -> int:
+    def _body_limit(self, path: str, content_type: str) -> int:
         settings = self._settings
         if path == "/ai/upload":
-            return settings.upload_file_bytes_max * self._limits.upload_files_max + 65_536
-        return settings.prompt_characters_max * JSON_BYTES_MAX + 65_536
+            factor = (
+                self._limits.upload_files_max
+                if content_type.startswith("multipart/")
+                else JSON_BYTES_PER_TEXT_BYTE
+            )
+            return settings.upload_file_bytes_max * factor + BODY_BYTES
+        if path in _PROMPT_PATHS:
+            return settings.prompt_characters_max * JSON_BYTES_PER_CHARACTER + BODY_BYTES
+        return BODY_BYTES
 
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         route = str(getattr(scope.get("route"), "path", "unmatched"))

@@ -15,6 +15,10 @@ from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorize
 from service.core.ports import QuotaWindow
 
 MEDIA_TYPE = "application/problem+json"
+ERRORS_MAX = 50  # of a request, in `errors`
+ERROR_CHARACTERS_MAX = (
+    200  # of the place of an error, which can contain the name of an unknown field
+)
 _INTEGER_MAX = 999_999_999_999_999
 CHALLENGE = 'Bearer realm="Kotae"'  # Basic is taken, not asked for: a browser would ask in a window of its own
 
@@ -82,18 +86,24 @@ async def _kotae_error(request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     """Say what is wrong where, and do not repeat what was sent: it may be a secret in the wrong field."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    mistakes = [
-        {"where": ".".join(str(part) for part in item["loc"]), "what": item["msg"]}
-        for item in error.errors()
+    items = error.errors()
+    errors = [
+        {
+            "where": ".".join(str(part) for part in item["loc"])[:ERROR_CHARACTERS_MAX],
+            "what": item["msg"],
+        }
+        for item in items[:ERRORS_MAX]
     ]
-    detail = "; ".join(f"{mistake['where']}: {mistake['what']}" for mistake in mistakes[:5])
+    detail = "; ".join(f"{error['where']}: {error['what']}" for error in errors[:5])
+    omitted = {"errors_omitted": len(items) - ERRORS_MAX} if len(items) > ERRORS_MAX else {}
     return _plain(
         request,
         422,
         "invalid_request",
         "The request is not valid",
         detail=detail,
-        errors=mistakes[:50],
+        errors=errors,
+        **omitted,
     )
 
 

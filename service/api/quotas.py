@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 
 from service.api.dependencies import AdminKeying, Reading, ServicesDep
+from service.api.json_bodies import BodyRoute
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
@@ -24,7 +25,7 @@ from service.core.pricing import format_usd
 from service.core.quota import history
 from service.core.telemetry import log
 
-router = APIRouter(prefix="/ai", tags=["quotas"])
+router = APIRouter(prefix="/ai", tags=["quotas"], route_class=BodyRoute)
 
 USERS_PAGE = 200
 _MISSING = problem_schemas(_404="`not_found`: no such user or plan, or not yours")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 SWEEP_TICKS = 5  # ticks of the server, ten per second, in which every connection is checked once
+DISCARDED_BYTES_PER_TICK = 4_194_304  # of all refused requests together
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class LimitedConnection(Protocol):
         """Close at once, without sending what waits to be sent."""
 
     def resume_reading(self) -> None:
-        """Read again after a rest."""
+        """Read again, at a tick."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class ConnectionTable:
         )  # waiting for their clients to read
         self._sweep: Iterator[LimitedConnection] = iter(())
         self._sweep_size = 0  # connections that are checked in one tick
+        self._discardable = DISCARDED_BYTES_PER_TICK
         self._resting: list[LimitedConnection] = []
         self._buffered: Counter[LimitedConnection] = Counter()
         self._dropped: Counter[str] = Counter()
@@ -100,7 +102,9 @@ class ConnectionTable:
         """Enter a new connection; another one is dropped if there are too many, or this one if all others are busy."""
         self._open[connection] = self._idle[connection] = None
         if len(self._open) > self.limits.connections_max + self.limits.connections_reserved:
-            self.drop(self._choose_victim() or connection, "connections_max")
+            idle = next(iter(self._idle))
+            if idle is not connection or not self.drop_stalled():
+                self.drop(idle, "connections_max")
 
     def discard(self, connection: LimitedConnection) -> None:
         """Remove a connection that is closed. Idempotent."""
@@ -130,9 +134,18 @@ class ConnectionTable:
         elif connection in self._open:
             self._stalled[connection] = None
 
-    def rest(self, connection: LimitedConnection) -> None:
-        """Let a connection read again at the next tick."""
-        self._resting.append(connection)
+    def discard_bytes(self, connection: LimitedConnection, size: int) -> bool:
+        """Whether more can be discarded before the next tick, at which the connection reads again."""
+        self._discardable -= size
+        if self._discardable < 0:
+            self._resting.append(connection)
+        return self._discardable >= 0
+
+    def drop_stalled(self) -> bool:
+        """Drop the busy connection whose client has not read for the longest time, if there is one."""
+        if stalled := next(iter(self._stalled), None):
+            self.drop(stalled, "connections_max")
+        return stalled is not None
 
     def drop(self, connection: LimitedConnection, reason: str) -> None:
         """Close a connection at once, and count it."""
@@ -143,10 +156,10 @@ class ConnectionTable:
     def tick(self) -> None:
         """Check the next part of all connections. Called ten times per second."""
         self.now = self._monotonic()
-        if self._resting:
-            resting, self._resting = self._resting, []
-            for connection in resting:
-                connection.resume_reading()
+        self._discardable = DISCARDED_BYTES_PER_TICK
+        resting, self._resting = self._resting, []
+        for connection in resting:
+            connection.resume_reading()
         for checked, connection in enumerate(self._sweep, 1):
             if connection in self._open and (size := connection.check_deadlines(self.now)):
                 self._buffered[connection] = size
@@ -165,6 +178,3 @@ class ConnectionTable:
                 self.drop(connection, "buffered_bytes_max")
                 excess -= size
         self._buffered.clear()
-
-    def _choose_victim(self) -> LimitedConnection | None:
-        return next(iter(self._idle), None) or next(iter(self._stalled), None)

@@ -26,6 +26,7 @@ class HttpExchange(RequestResponseCycle):
     received_at = 0.0
     refusal: KotaeError | None = None  # raised where the application waits for the body
     receiving = False  # the application waits for the body
+    _refused = False
     _delimited = True  # the response ends before the connection does
     _measured_from: tuple[float, int] | None = None  # a time, and the bytes received until then
 
@@ -50,15 +51,21 @@ class HttpExchange(RequestResponseCycle):
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
-        if not (self.disconnected or self.response_complete or self.refusal):
+        if not (self.disconnected or self.response_complete or self.refusal or self._refused):
             self.flow.resume_reading()
             self.receiving = True
             await self.message_event.wait()
             self.receiving = False
             self.message_event.clear()
-        if self.refusal and not (self.disconnected or self.response_started):
-            raise self.refusal
-        if self.disconnected or self.response_complete or self.refusal:
+        if self.refusal:
+            self._refused, refusal, self.refusal = (
+                True,
+                self.refusal,
+                None,
+            )  # its traceback will refer to this object
+            if not (self.disconnected or self.response_started):
+                raise refusal
+        if self.disconnected or self.response_complete or self._refused:
             return {"type": "http.disconnect"}
         message: HTTPRequestEvent = {
             "type": "http.request",

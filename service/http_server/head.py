@@ -39,6 +39,8 @@ class RequestHead:
                 or exactly
             ):
                 check_size(self.url, self.headers, limits)
+                if exactly and self._count_bytes() > limits.head_bytes_max:
+                    raise head_too_large(limits)
             if self.version not in {"1.1", "1.0"} or self.method == "CONNECT":
                 raise MalformedRequest("only HTTP/1.1 and HTTP/1.0 are supported, without CONNECT")
             if len(self.hosts) != 1 and (self.hosts or self.version == "1.1"):
@@ -51,17 +53,24 @@ class RequestHead:
                 )
             self.path, self.query = parse_target(self.url, self.hosts[0] if self.hosts else b"")
         except KotaeError as error:
-            self.refusal = error
+            self.refusal = error.with_traceback(None)  # which refers to this object
+
+    def _count_bytes(self) -> int:
+        """The size of the head without white space around values."""
+        request_line = f"{self.method}  HTTP/{self.version}\r\n"
+        return (
+            len(self.url)
+            + len(request_line)
+            + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            + 2
+        )
 
 
 def check_size(url: bytes, headers: Sequence[tuple[bytes, bytes]], limits: HttpLimits) -> None:
-    """Raises `UrlTooLong` or `HeadTooLarge`, also for a head that is not complete. White space is not counted."""
+    """Raises `UrlTooLong` or `HeadTooLarge`, also for a head that is not complete."""
     if len(url) > limits.url_bytes_max:
         raise UrlTooLong(f"the URL is longer than {limits.url_bytes_max} bytes")
-    size = len(url) + sum(
-        len(name) + len(value) + 4 for name, value in headers[: limits.headers_max]
-    )
-    if len(headers) > limits.headers_max or size > limits.head_bytes_max:
+    if len(headers) > limits.headers_max:
         raise head_too_large(limits)
 
 

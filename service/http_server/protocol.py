@@ -72,6 +72,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._framing_bytes = (
             0  # chunk sizes, chunk extensions and trailers of the body being received
         )
+        self._trailer_bytes = 0  # of its complete trailers
         self._ahead_bytes = 0  # received while requests are waiting
         self._discarding = False  # what arrives is not parsed any more
         self._closing = False
@@ -87,7 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._extensions = {"kotae.drop": {"now": transport.abort}}
         self._table.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature of a callback
         """Disconnect the application; requests that are waiting are not answered."""
         self._table.discard(self)
         self.connections.discard(self)
@@ -97,16 +98,15 @@ class HttpProtocol(HttpToolsProtocol):
             self._active.disconnected = not self._active.response_complete
             self._active.message_event.set()
         self.flow.resume_writing()
-        if exc is None:
-            self.transport.close()
+        self.parser = self.cycle = self._active = None  # type: ignore[assignment]  # cycles would wait for the collector
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser in pieces. What is discarded is read slowly, since it is not worth the processor's time."""
-        if self._discarding:
-            self.flow.pause_reading()
-            self._table.rest(self)
-            return
+        """Feed the parser in pieces. What is discarded is read slowly: it is not worth the time of the event loop."""
         size = len(data)
+        if self._discarding:
+            if not self._table.discard_bytes(self, size):
+                self.flow.pause_reading()
+            return
         if size <= FEED_BYTES:
             self._feed(data, size)
             return
@@ -116,7 +116,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._feed(piece, len(piece))
 
     def resume_reading(self) -> None:
-        """Read again after a rest."""
+        """Read again, at a tick."""
         if not self.transport.is_closing():
             self.flow.resume_reading()
 
@@ -140,7 +140,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._waiting and len(self._waiting) + 1 >= self._limits.pipelined_max
         ):
             raise _TooManyRequests
-        self._in_head = True
+        self._in_head, self._trailer_bytes = True, 0
         self.url, self.headers = b"", []
         self._hosts, self._transfer_encoding = (), b""
         self.expect_100_continue = False
@@ -148,6 +148,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header. Trailers are ignored: nothing uses them, and they must not replace headers."""
         if not self._in_head:
+            self._trailer_bytes += len(name) + len(value) + 4
             return
         name = name.lower()
         if name == b"host":
@@ -197,6 +198,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._upgrading:
             return
         exchange = self.cycle
+        if self._trailer_bytes > self._limits.framing_bytes_max:
+            self._refuse(self._framing_too_large())
         exchange.more_body = False
         exchange.message_event.set()
         if not exchange.keep_alive:
@@ -210,6 +213,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._table.set_idle(self)
         self._since = self._table.now
+        exchange.body.clear()
         self.flow.resume_reading()
         if not exchange.keep_alive:
             self._close()
@@ -294,13 +298,16 @@ class HttpProtocol(HttpToolsProtocol):
                 limits.framing_bytes_max + limits.framing_bytes_per_body_byte * exchange.received
             )
             if self._framing_bytes > allowed:
-                self._refuse(
-                    HeadTooLarge("chunk sizes, chunk extensions or trailers are too large")
-                )
+                self._refuse(self._framing_too_large())
         if self._waiting:
             self._ahead_bytes += size
             if self._ahead_bytes > limits.pipelined_bytes_max:
                 self._stop_reading_ahead()
+
+    def _framing_too_large(self) -> HeadTooLarge:
+        return HeadTooLarge(
+            f"chunk extensions or trailers are larger than {self._limits.framing_bytes_max} bytes"
+        )
 
     # Exchanges
 
@@ -313,7 +320,11 @@ class HttpProtocol(HttpToolsProtocol):
             and self._table.busy >= self._limits.connections_max
             and not path.startswith(_HEALTH)
         ):
-            refusal = Overloaded("too many requests are being answered")
+            refusal = (
+                None
+                if self._table.drop_stalled()
+                else Overloaded("too many requests are being answered")
+            )
         scope: HTTPScope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -365,7 +376,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._discarding = True
         if not self._in_head and self.cycle is not None and self.cycle.more_body:
-            self.cycle.refusal = error
+            self.cycle.refusal, self.cycle.keep_alive = error, False
             self.cycle.message_event.set()
         else:
             self._begin(

@@ -14,9 +14,21 @@ KEY = "0123456789abcdef0123456789abcdef"
 async def victim(tmp_path: Path) -> AsyncIterator[ServiceProcess]:
     """A service that wants credentials, with the embedded model."""
     async with serving(tmp_path, "--seed", KOTAE_AUTH="keys", KOTAE_SECRET=KEY) as service:
-        service.client.headers["Authorization"] = f"Bearer {KEY}"
-        for _ in range(20):  # everything is loaded
-            await service.client.post(
-                "/ai/test", json={"prompt": "How many days?", "grounded": False}
-            )
+        await warm(service)
         yield service
+
+
+@pytest.fixture
+async def small_victim(tmp_path: Path) -> AsyncIterator[ServiceProcess]:
+    """The same with few connections."""
+    settings = {"KOTAE_AUTH": "keys", "KOTAE_SECRET": KEY, "KOTAE_CONNECTIONS_MAX": 200}
+    async with serving(tmp_path, "--seed", **settings) as service:
+        await warm(service)
+        yield service
+
+
+async def warm(service: ServiceProcess) -> None:
+    """Ask until everything is loaded."""
+    service.client.headers["Authorization"] = f"Bearer {KEY}"
+    for _ in range(20):
+        await service.client.post("/ai/test", json={"prompt": "How many days?", "grounded": False})

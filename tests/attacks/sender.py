@@ -4,11 +4,12 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 PIECE = 65_536
+CONNECTIONS = 1_000  # held at once
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
@@ -108,6 +109,49 @@ def send_again_and_again(target: Target, make_blocks: Callable[[], Iterable[byte
             Outcome(statuses_of(data), sent, int(closed), 1, data[-2000:].decode("latin-1"))
         )
     return add(outcomes)
+
+
+def ask_again_and_again(
+    target: Target, path: str, body: bytes, content_type: str = "application/json"
+) -> Outcome:
+    """The same request again and again, each on a connection of its own."""
+    head = target.head(
+        "POST", path, f"Content-Type: {content_type}", f"Content-Length: {len(body)}"
+    )
+    blocks = [body[begin : begin + PIECE] for begin in range(0, len(body), PIECE)]
+    return send_again_and_again(target, lambda: [head + b"Connection: close\r\n\r\n", *blocks])
+
+
+def hold_connections(
+    target: Target, pieces: Sequence[bytes], *, shut: bool = False, **options: int
+) -> Outcome:
+    """Many connections, each of which is sent the pieces one by one, in turns; closed ones are replaced."""
+    ends, opened, closed, sent = time.monotonic() + target.seconds, 0, 0, 0
+    clients: dict[socket.socket, int] = {}
+    with ExitStack() as stack:
+        while time.monotonic() < ends:
+            while len(clients) < CONNECTIONS and time.monotonic() < ends:
+                client = stack.enter_context(target.connect(**options))
+                client.setblocking(False)
+                clients[client] = 0
+                opened += 1
+            for client, place in list(clients.items()):
+                try:
+                    if place < len(pieces):
+                        sent += client.send(pieces[place])
+                        clients[client] = place + 1
+                        if shut:
+                            client.shutdown(socket.SHUT_WR)
+                    elif not options and client.recv(PIECE) == b"":
+                        raise ConnectionError
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    closed += 1
+                    del clients[client]
+                    client.close()
+            time.sleep(0.01)
+    return Outcome(Counter(), sent, closed, opened)
 
 
 def add(outcomes: Iterable[Outcome]) -> Outcome:

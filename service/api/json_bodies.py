@@ -1,0 +1,186 @@
+"""JSON bodies: read after the caller is known, and rejected at a cost that does not depend on their size.
+
+Validation by pydantic builds an object for every value and every error, also those of fields that no model has: a body
+of 10 MB with a million unknown fields took half a minute and a gigabyte. Therefore a body is decoded by msgspec into a
+struct with the fields of the model, which stops at the first unknown field and at the first array or object where there
+should be none. The model then validates what is left. Only of a small body are all errors listed.
+
+JSON is UTF-8; of a field that occurs twice the last value counts; lone surrogates become U+FFFD; nesting beyond
+what the model has is an error.
+"""
+
+import json
+import re
+from functools import lru_cache
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import anyio.to_thread
+import msgspec
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from service.core.errors import InvalidRequest
+
+EXPLAINED_BYTES_MAX = 4_096  # of a body whose errors are all listed
+THREAD_BYTES_MIN = 65_536  # of a body that is decoded in a thread
+_JSON_TYPE = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+_PLACE = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?", re.DOTALL)
+
+Model = TypeVar("Model", bound=BaseModel)
+Scalar = str | int | float | bool | None
+
+
+class BodyRoute(APIRoute):
+    """A route that authenticates before it reads the body, and passes on only bodies of the right shape."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        calls = [dependency.call for dependency in self.dependant.dependencies]
+        self._authenticate = next((call for call in calls if hasattr(call, "requires")), None)
+        annotations = [parameter.field_info.annotation for parameter in self.dependant.body_params]
+        self._models = [
+            model for annotation in annotations for model in get_args(annotation) or (annotation,)
+        ]
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request that this route matches."""
+        if not self._models or scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        if self._authenticate:
+            await self._authenticate(request)
+        raw = await read_body(request)
+        if raw or type(None) not in self._models:
+            decode_json(raw, self._models[0])
+        await super().handle(scope, replay_body(raw, receive), send)
+
+
+async def read_model(request: Request, model: type[Model]) -> Model:
+    """The body as a model. Raises `RequestValidationError` and what `read_body` does."""
+    raw = await read_body(request)
+    if len(raw) < THREAD_BYTES_MIN:
+        return validate_json(raw, model)
+    return await anyio.to_thread.run_sync(validate_json, raw, model)
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body of a request that has JSON, or none. Raises `InvalidRequest` for another content type."""
+    content_type = request.headers.get("content-type")
+    try:
+        raw = await request.body()
+    except ClientDisconnect:
+        raise HTTPException(400, "the body ended early") from None
+    if raw and not _JSON_TYPE.fullmatch(content_type or ""):
+        raise InvalidRequest(
+            "the body must be JSON, with the header Content-Type: application/json"
+        )
+    return raw
+
+
+def replay_body(raw: bytes, receive: Receive) -> Receive:
+    """A `receive` that begins with a body that has been read."""
+    unread = [raw]
+
+    async def receive_again() -> Message:
+        return (
+            {"type": "http.request", "body": unread.pop(), "more_body": False}
+            if unread
+            else await receive()
+        )
+
+    return receive_again
+
+
+def validate_json(raw: bytes, model: type[Model]) -> Model:
+    """The body as a model. Raises `RequestValidationError`."""
+    try:
+        return model.model_validate(decode_json(raw, model), from_attributes=True)
+    except ValidationError as error:
+        raise RequestValidationError(describe_errors(error)) from None
+
+
+def decode_json(raw: bytes, model: type[Model]) -> msgspec.Struct:
+    """The body as a struct that the model can be validated from. Raises `RequestValidationError`."""
+    decode = decoder(model).decode
+    try:
+        return decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        refusal = error
+    try:
+        return decode(_ESCAPE.sub(_replace_lone_surrogate, raw.removeprefix(_BYTE_ORDER_MARK)))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise RequestValidationError(list_errors(raw, model, refusal)) from None
+
+
+@lru_cache
+def decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Decodes JSON objects that have no other fields than the model, in the same form."""
+    return msgspec.json.Decoder(_struct_of(model))
+
+
+def _struct_of(model: type[BaseModel]) -> type[msgspec.Struct]:
+    fields: list[Any] = [
+        (
+            name,
+            _type_of(field.annotation),
+            *([] if field.is_required() else [field.get_default(call_default_factory=True)]),
+        )
+        for name, field in model.model_fields.items()
+    ]
+    return msgspec.defstruct(model.__name__, fields, forbid_unknown_fields=True, kw_only=True)
+
+
+def _type_of(annotation: Any) -> Any:
+    """What JSON may be there: an object of known fields, an array of scalars, or a scalar."""
+    if get_origin(annotation) is Annotated:
+        return _type_of(get_args(annotation)[0])
+    if get_origin(annotation) is list:
+        return list[Scalar] | None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _struct_of(annotation) | None
+    if get_origin(annotation) in {Union, UnionType}:
+        return next(
+            (kind for part in get_args(annotation) if (kind := _type_of(part)) != Scalar), Scalar
+        )
+    return Scalar
+
+
+def _replace_lone_surrogate(match: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if match[1] else match[0]
+
+
+def list_errors(raw: bytes, model: type[BaseModel], error: Exception) -> list[dict[str, Any]]:
+    """What is wrong with a body: everything of a small one, else what was found first."""
+    if len(raw) <= EXPLAINED_BYTES_MAX:
+        try:
+            model.model_validate(json.loads(raw))
+        except ValidationError as invalid:
+            return describe_errors(invalid)
+        except (ValueError, RecursionError):
+            pass
+    match = _PLACE.fullmatch(str(error))
+    what, where = (match["what"], match["where"]) if match else (str(error), None)
+    return [
+        {
+            "loc": ("body", *(where or "").strip(".").split(".")) if where else ("body",),
+            "msg": what[:200],
+        }
+    ]
+
+
+def describe_errors(error: ValidationError) -> list[dict[str, Any]]:
+    """The errors of a body, without what was sent: it may be a secret in the wrong field."""
+    errors = error.errors(include_input=False, include_url=False, include_context=False)
+    return [{**item, "loc": ("body", *item["loc"])} for item in errors]

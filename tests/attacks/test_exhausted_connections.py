@@ -1,0 +1,35 @@
+"""Connections that are held or opened in large numbers must not keep other clients out."""
+
+import pytest
+
+from tests.attacks.conftest import KEY
+from tests.attacks.measure import attack
+from tests.process import ServiceProcess
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "silent_connections",
+        "slow_heads",
+        "heads_without_end",
+        "slow_bodies",
+        "half_closed_connections",
+        "unread_responses",
+    ],
+)
+async def test_held_connections_keep_nobody_out(small_victim: ServiceProcess, program: str) -> None:
+    """A stranger who holds five times as many connections as are allowed delays nobody, also not those who connect anew."""
+    report = await attack(small_victim, program, key=KEY, reconnect=True)
+
+    report.check(megabytes_max=40)
+    assert report.outcome.closed > 0
+
+
+async def test_connection_attempts_keep_nobody_out(victim: ServiceProcess) -> None:
+    """A stranger who connects as often as possible delays nobody."""
+    report = await attack(victim, "connection_attempts", key=KEY, reconnect=True)
+
+    report.check(megabytes_max=40)
