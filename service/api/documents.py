@@ -203,7 +203,7 @@ def _decode_text(raw: bytes, bytes_max: int) -> TextBody:
 
 
 def _decode_large_text(raw: bytes) -> TextBody:
-    """As `validate_json`, in split_parts, and with one error at most. The model does not see the text: it would copy it."""
+    """As `validate_json`, in parts, and with one error at most. The model does not see the text: it would copy it."""
     try:
         members = decode_members(raw, TextBody.model_fields)
     except ValueError as error:
