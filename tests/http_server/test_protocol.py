@@ -330,7 +330,7 @@ async def test_a_response_to_http_1_0_ends_with_the_connection(service: Service)
 
 async def test_a_slow_head_is_refused(serve: Serve) -> None:
     """A head that does not become complete gets 408, although bytes of it keep coming."""
-    service = await serve(limits=replace(LIMITS, head_seconds=0.3))
+    service = await serve(http_limits=replace(LIMITS, head_seconds=0.3))
     client = await RawClient.connect(service)
 
     async def drip() -> None:
@@ -348,7 +348,7 @@ async def test_a_slow_head_is_refused(serve: Serve) -> None:
 
 async def test_silent_connections_are_closed(serve: Serve) -> None:
     """A connection without a request, or without another one, is closed without a response."""
-    service = await serve(limits=replace(LIMITS, head_seconds=0.2, idle_seconds=0.2))
+    service = await serve(http_limits=replace(LIMITS, head_seconds=0.2, idle_seconds=0.2))
     silent, served = await RawClient.connect(service), await RawClient.connect(service)
     await served.send(LIVE + b"\r\n")
     await served.receive()
@@ -361,7 +361,7 @@ async def test_silent_connections_are_closed(serve: Serve) -> None:
 
 async def test_a_body_that_does_not_come_is_refused(serve: Serve) -> None:
     """A body of which nothing more arrives gets 408."""
-    service = await serve(limits=replace(LIMITS, body_seconds=0.3))
+    service = await serve(http_limits=replace(LIMITS, body_seconds=0.3))
     replies = [
         await talk(service, post(path)[:-1]) for path in (b"/ai/test", b"/ai/upload", b"/ai/keys")
     ]
@@ -373,7 +373,7 @@ async def test_a_body_that_does_not_come_is_refused(serve: Serve) -> None:
 
 async def test_a_body_that_comes_too_slowly_is_refused(serve: Serve) -> None:
     """A body that arrives byte by byte gets 408, although it is never silent for long."""
-    service = await serve(limits=replace(LIMITS, slow_body_seconds=0.3))
+    service = await serve(http_limits=replace(LIMITS, slow_body_seconds=0.3))
     client = await RawClient.connect(service)
     await client.send(post(b"/ai/test", b" " * 10_000)[:-10_000])
 
@@ -392,7 +392,7 @@ async def test_a_body_that_comes_too_slowly_is_refused(serve: Serve) -> None:
 
 async def test_too_many_connections_drop_idle_ones(serve: Serve) -> None:
     """A new connection is served however many idle ones there are; the oldest of them gives way."""
-    service = await serve(limits=replace(LIMITS, connections_max=5, connections_reserved=1))
+    service = await serve(http_limits=replace(LIMITS, connections_max=5, connections_reserved=1))
     idle = [await RawClient.connect(service) for _ in range(20)]
     (reply,) = await talk(service, LIVE + CLOSE + b"\r\n")
 
@@ -408,7 +408,7 @@ async def test_busy_connections_leave_room_for_health_checks(
 ) -> None:
     """When all connections are busy, other requests get 503, health checks are answered, and no stream is dropped."""
     limits = replace(LIMITS, connections_max=3, connections_reserved=2)
-    service = await serve(limits=limits, openai_base_url=fake.base_url, model="fake-model")
+    service = await serve(http_limits=limits, openai_base_url=fake.base_url, model="fake-model")
     fake.default = Behaviour(hang_after=1)
     streams = [await RawClient.connect(service) for _ in range(3)]
     for client in streams:
@@ -430,7 +430,9 @@ async def test_busy_connections_leave_room_for_health_checks(
 
 async def test_a_client_that_does_not_read_is_dropped(serve: Serve) -> None:
     """A response that the client does not take is given up."""
-    service = await serve(limits=replace(LIMITS, send_seconds=0.3), send_buffer_bytes=4096)
+    service = await serve(
+        http_limits=replace(LIMITS, send_seconds=0.3, send_buffer_bytes=4096)
+    )
     client = await RawClient.connect(service)
     client.writer.transport.pause_reading()  # type: ignore[attr-defined]
     await client.send(b"GET /web/swagger/swagger-ui-bundle.js HTTP/1.1\r\n" + HOST + b"\r\n")
