@@ -7,7 +7,7 @@ from service.cli.app import app
 
 
 async def run(*arguments: str, **settings: str) -> tuple[int, str]:
-    """Run a command with these settings: (exit status, output). `tests.process.kotae` does it in a process."""
+    """Run a command in this process: (exit status, output)."""
     done = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(app, arguments, env=settings))
     return done.exit_code, done.output
 

@@ -19,7 +19,7 @@ from tests.schema import migrated_database
 
 
 class ServiceProcess:
-    """A running `kotae serve`. `start_seconds`, what its start took, tells how fast this machine is now."""
+    """A running `kotae serve`. `start_seconds`: duration of its start, a measure of the machine."""
 
     def __init__(self, process: Process, url: str, start_seconds: float) -> None:
         self.process = process
@@ -74,7 +74,7 @@ async def kotae(*arguments: str, data_dir: Path, **settings: Any) -> tuple[int, 
 
 
 async def migrate(data_dir: Path) -> None:
-    """Give the folder a migrated database, unless it has one. A copy of a template: Alembic takes half a second."""
+    """Copy a migrated database into the folder, unless it has one: Alembic takes half a second."""
     if not (data_dir / "kotae.db").exists():
         shutil.copy(await asyncio.to_thread(migrated_database), data_dir / "kotae.db")
 
@@ -83,7 +83,7 @@ async def migrate(data_dir: Path) -> None:
 async def serving(
     data_dir: Path, *arguments: str, **settings: Any
 ) -> AsyncGenerator[ServiceProcess, None]:
-    """Start `kotae serve` on a free port and wait until it says where. Unless it migrates, its database is migrated."""
+    """Start `kotae serve` on a free port, with a migrated database, and wait until it listens."""
     if "--migrate" not in arguments:
         await migrate(data_dir)
     began = time.monotonic()

@@ -12,7 +12,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="kotae-migrated-")
 
 @cache
 def migrated_database() -> Path:
-    """A migrated database file, of which tests take copies. Blocks, and needs a thread without an event loop."""
+    """A migrated database file to copy. Blocks; call it in a thread without an event loop."""
     file = Path(_FOLDER.name) / "kotae.db"
 
     async def migrate() -> None:

@@ -41,7 +41,7 @@ async def test_ready_says_that_it_stops(service: Service) -> None:
 
 
 async def test_ready_reports_a_database_that_is_away(service: Service) -> None:
-    """Without the database the service is degraded, not away: answers go on, and the response says what is wrong."""
+    """Without the database the service is degraded: it still answers, and reports the cause."""
     with away(service.services.database):
         ready = await service.client.get("/health/ready")
         answer = await service.client.post("/ai/test", json=ASK)

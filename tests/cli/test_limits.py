@@ -8,7 +8,7 @@ from service.core.ports import QuotaLimits
 
 
 def test_limits_are_parsed() -> None:
-    """Amounts in USD become nano-dollars, everything else is an integer; what is not given is not limited."""
+    """Amounts in USD become nano-dollars, all other limits are integers."""
     limits = parse_limits(["tokens_per_day=5000", "cost_usd_per_month=1.50", " concurrent =3"])
 
     assert limits == QuotaLimits(

@@ -31,7 +31,7 @@ USAGE = Usage(prompt_tokens=10, completion_tokens=5)
     ids=["priced", "unpriced", "unknown", "unknown without a hold"],
 )
 def test_unknown_usage_is_charged_as_held(record: Outcome, charged: tuple[int, int]) -> None:
-    """Quotas are charged with the usage; where it is unknown, with what was held. A row is charged like its record."""
+    """A record and its row charge quotas with the usage; if that is unknown, with the hold."""
     used = record.usage
     row = {
         "usage_source": record.usage_source,

@@ -16,7 +16,7 @@ from service.core.telemetry import Metrics, configure_logging, set_request_id
 
 @contextmanager
 def debug_log() -> Iterator[FilteringBoundLogger]:
-    """A logger at the debug level, as the service configures it, on the standard error of the test."""
+    """A logger of the service at the debug level, on the standard error of the test."""
     root, config = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers, root.level
     configure_logging("debug", "json")

@@ -75,6 +75,7 @@ def test_the_two_commands_of_the_readme() -> None:
     assert re.findall(r"^make ([a-z]+)", block[1], re.MULTILINE) == ["run", "test"]
 
 
+@pytest.mark.slow
 @needs_curl
 async def test_readme_answers_from_the_readers_document(tmp_path: Path) -> None:
     """The commands of README.md upload a document and answer a question from it, as README.md shows."""

@@ -11,7 +11,7 @@ QUESTION = {"prompt": "How many days do I have to return a product?"}
 
 
 async def test_a_fresh_service_answers_streams_and_ends(tmp_path: Path) -> None:
-    """`kotae serve --migrate --seed` migrates, adds the samples, answers with sources, streams the same, and exits with 0."""
+    """`kotae serve --migrate --seed` answers from the samples, streams the same, and exits with 0."""
     async with serving(tmp_path, "--migrate", "--seed") as service:
         async with asyncio.timeout(20):
             while (answer := (await service.client.post("/ai/test", json=QUESTION)).json())[

@@ -1,4 +1,4 @@
-"""The reaper while the database is away: what fails is repeated, and health reports a failure that lasts."""
+"""The reaper without its database: failed work is repeated, a lasting failure is reported."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -102,7 +102,7 @@ async def test_a_stop_does_not_wait_for_a_load(scene: Scene) -> None:
 
 
 async def test_a_stop_without_the_database_keeps_last_uses(scene: Scene) -> None:
-    """At the end the last uses cannot be written: the stop does not fail, and the next write has them."""
+    """A stop that cannot write the last uses does not fail, and keeps them for the next write."""
     key = await made(scene.database)
     await scene.door.authenticate(carrying(key))
     reaper = scene.reaper(recovered)
@@ -118,7 +118,7 @@ async def test_a_stop_without_the_database_keeps_last_uses(scene: Scene) -> None
 
 
 async def test_ticks_that_fail_degrade_and_heal(scene: Scene) -> None:
-    """More than `FAILURES_MAX` failed ticks in a row are reported as degraded, one that succeeds ends that."""
+    """Degraded after more than `FAILURES_MAX` failed ticks in a row, until one succeeds."""
     key = await made(scene.database)
     scene.watch.watch_principal(await scene.door.authenticate(carrying(key)), lambda: None)
     reaper = scene.reaper(recovered)

@@ -80,7 +80,7 @@ def checks(url: str, fetch_seconds: float = 20) -> JwtVerifier:
 
 
 async def test_a_key_set_is_fetched_once() -> None:
-    """The set of the issuer verifies its tokens; it is requested by one plain GET without credentials."""
+    """The set verifies the issuer's tokens; it is requested once, without credentials."""
     async with issuer(response(KEY_SET)) as running:
         jwts = checks(running.url)
         users = [(await jwts.verify(GOOD)).user_id for _ in range(2)]
@@ -97,7 +97,7 @@ async def test_a_key_set_is_fetched_once() -> None:
     ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"],
 )
 async def test_a_redirect_is_refused(status: str) -> None:
-    """The address that a redirect names is not requested: an issuer cannot send the service to an internal address."""
+    """An issuer cannot redirect the service to an internal address."""
     async with (
         issuer(response(KEY_SET)) as elsewhere,
         issuer(response(KEY_SET, status, location=elsewhere.url)) as running,
@@ -150,7 +150,7 @@ async def test_an_endless_key_set_is_left() -> None:
 
 
 async def test_a_compressed_key_set_is_refused() -> None:
-    """Compression is not offered, and a body that is compressed all the same is not decompressed."""
+    """Compression is not offered, and a compressed body is not decompressed."""
     packed = zlib.compress(KEY_SET, wbits=31)
     async with issuer(response(packed, **{"content-encoding": "gzip"})) as running:
         with pytest.raises(JwksUnavailable):
@@ -230,7 +230,7 @@ def self_signed(folder: Path) -> ssl.SSLContext:
 
 
 async def test_an_unknown_certificate_is_refused(tmp_path: Path) -> None:
-    """Over TLS the issuer must have a certificate of a known authority; no request is sent to another."""
+    """Without a certificate of a known authority, an issuer receives no request."""
     async with issuer(response(KEY_SET), self_signed(tmp_path)) as running:
         with pytest.raises(JwksUnavailable):
             await checks(running.url).verify(GOOD)
