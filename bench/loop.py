@@ -1,15 +1,16 @@
-"""Streams beside searches and an upload: what computing costs those who are reading.
+"""Benchmark of streams during searches and an upload: the effect of computation on readers.
 
     python -m bench.loop [--turns 3] [--seconds 12] [--json .data/bench-loop.json]
 
-The same `--streams` readers of `POST /ai/stream`, 20 events a second each, in turns: alone; beside the tools, which ask 50 times a
-second something of the provider that it answers at once; and beside 50 `GET /ai/search` a second over some 2,000 chunks, Japanese
-and English, while 5 MB of text are uploaded. The second shows what the tools cost each other on their core: what the third has more is
-the service's. All turns have fresh streams on one service that has been searched before, and count what arrives while all
-are open and, in the third, while the upload lasts.
+The same number of readers of `POST /ai/stream`, 20 events per second each, in turns: without other
+load (`alone`); with load generators that send 50 requests per second to the provider (`tools`);
+and during 50 `GET /ai/search` per second over about 2,000 Japanese and English chunks while 5 MB
+of text are uploaded (`beside`). The second turn shows the cost of the load generators, so the rest
+of the third is the cost of the service. Each turn opens new streams on one warmed-up service and
+counts events while all are open and, in the third, while the upload lasts.
 
-The provider keeps to a schedule that does not drift: an event's lateness is its distance from its place in it, counted from
-the most punctual event of its stream. A gap is the time between two events of one stream, 50 ms on schedule.
+The provider sends on a fixed schedule. The lateness of an event is relative to the most punctual
+event of its stream; a gap is the time between two events of a stream, 50 ms on schedule.
 """
 
 import argparse
@@ -32,17 +33,18 @@ import uvloop
 from bench.processes import Caller, Cores, Failed, Loader, machine, save
 from bench.streams import Bench, Reader, lateness
 
-TURNS = ("alone", "tools", "beside")
+CONDITIONS = ("alone", "tools", "beside")
 INTERVAL_MS = 50
-SEARCHES = 25  # a second, in each language
+SEARCHES = 25  # per second, for each language
 UPLOAD_BYTES = 5_000_000  # the default of KOTAE_UPLOAD_FILE_BYTES_MAX
-CORPUS_BYTES = 1_400_000  # of each language: together some 2,000 chunks
+CORPUS_BYTES = 1_400_000  # per language: together about 2,000 chunks
 UPLOAD_SECONDS_MAX = 120
 QUESTIONS = (
     "第%d灯台の管理人は嵐の夜に鐘を何回鳴らしますか",
     "How often does the keeper of lighthouse %d ring the bell in a storm?",
 )
-JAPANESE = "灯台 管理人 嵐 夜 鐘 港 漁師 船 霧 岬 望遠鏡 図書館 記録 天気 潮 レンズ 塗装 階段 修理 点検 朝 海岸 地図 案内 規則"
+JAPANESE = """灯台 管理人 嵐 夜 鐘 港 漁師 船 霧 岬 望遠鏡 図書館 記録 天気 潮 レンズ 塗装 階段
+修理 点検 朝 海岸 地図 案内 規則"""
 JAPANESE_ENDS = (
     "を確認します。",
     "について記録を残します。",
@@ -50,70 +52,76 @@ JAPANESE_ENDS = (
     "が始まると連絡します。",
     "は毎年見直されます。",
 )
-ENGLISH = "lighthouse keeper storm night bell harbour fisherman ship fog cape telescope library record weather tide lens paint stairs"
+ENGLISH = """lighthouse keeper storm night bell harbour fisherman ship fog cape telescope library
+record weather tide lens paint stairs"""
 ENGLISH_VERBS = ("checks", "records", "repairs", "watches", "describes", "reviews")
 
 
-def text(language: str, size: int, choose: random.Random) -> str:
-    """Sections of plain sentences, as many as fit into so many bytes."""
+def generate_text(language: str, size: int, choose: random.Random) -> str:
+    """Generate sections of simple sentences up to a number of bytes."""
     parts: list[str] = []
     length = n = 0
     while True:
         n += 1
-        part = _japanese(n, choose) if language == "ja" else _english(n, choose)
+        part = _generate_japanese(n, choose) if language == "ja" else _generate_english(n, choose)
         length += len(part.encode())
         if length > size:
             return "".join(parts)
         parts.append(part)
 
 
-def _japanese(n: int, choose: random.Random) -> str:
+def _generate_japanese(n: int, choose: random.Random) -> str:
     words = JAPANESE.split()
     lines = [
-        f"{choose.choice(words)}の{choose.choice(words)}と{choose.choice(words)}{choose.choice(JAPANESE_ENDS)}"
+        "{}の{}と{}{}".format(
+            *(choose.choice(words) for _ in range(3)), choose.choice(JAPANESE_ENDS)
+        )
         for _ in range(12)
     ]
-    return f"## 第{n}灯台\n\n第{n}灯台の管理人は嵐の夜に鐘を{n % 7 + 1}回鳴らします。{''.join(lines)}\n\n"
+    fact = f"第{n}灯台の管理人は嵐の夜に鐘を{n % 7 + 1}回鳴らします。"
+    return f"## 第{n}灯台\n\n{fact}{''.join(lines)}\n\n"
 
 
-def _english(n: int, choose: random.Random) -> str:
+def _generate_english(n: int, choose: random.Random) -> str:
     words = ENGLISH.split()
     lines = [
-        f"The {choose.choice(words)} {choose.choice(ENGLISH_VERBS)} the {choose.choice(words)} near the {choose.choice(words)}."
+        f"The {choose.choice(words)} {choose.choice(ENGLISH_VERBS)} the {choose.choice(words)}"
+        f" near the {choose.choice(words)}."
         for _ in range(12)
     ]
-    return f"## Lighthouse {n}\n\nThe keeper of lighthouse {n} rings the bell {n % 7 + 1} times in a storm. {' '.join(lines)}\n\n"
+    fact = f"The keeper of lighthouse {n} rings the bell {n % 7 + 1} times in a storm."
+    return f"## Lighthouse {n}\n\n{fact} {' '.join(lines)}\n\n"
 
 
-def give(url: str, title: str, content: str) -> dict[str, Any]:
-    """Upload a text as a file. Returns the document."""
+def upload_text(url: str, title: str, content: str) -> dict[str, Any]:
+    """Upload a text as a file and return the document."""
     with closing(Caller(url, UPLOAD_SECONDS_MAX)) as caller:
         (document,) = caller.give([(f"{title}.txt", content)], good=(201,))
     return document
 
 
-def forget(url: str, document: dict[str, Any]) -> None:
-    """Delete it again, so that every turn searches the same."""
+def delete_document(url: str, document: dict[str, Any]) -> None:
+    """Delete a document, so that every turn searches the same ones."""
     with closing(Caller(url, UPLOAD_SECONDS_MAX)) as caller:
         caller.ask("DELETE", f"/ai/documents/{document['document_id']}", good=(204,))
 
 
 def warm_up(url: str) -> None:
-    """Search once in each language: the first search loads what searches need."""
+    """Search once per language: the first search loads modules and dictionary."""
     with closing(Caller(url)) as caller:
         for question in QUESTIONS:
             caller.ask("GET", f"/ai/search?q={quote(question, safe='')}")
 
 
 class Turns:
-    """The turns of one service."""
+    """Runs turns with one service."""
 
     def __init__(self, bench: Bench, cores: Cores, streams: int, seconds: float) -> None:
         self._bench, self._cores, self._streams = bench, cores, streams
         self._chunks = round(seconds * 1000 / INTERVAL_MS)
 
     async def alone(self) -> dict[str, float]:
-        """The streams and nothing else."""
+        """Measure streams without other load."""
         began, readers, cpu = await self._begin()
         await self._end(readers)
         return self._figures(readers, began, began + 3600) | {
@@ -121,7 +129,7 @@ class Turns:
         }
 
     async def tools(self) -> dict[str, float]:
-        """The streams, and the load generators, which ask the provider and not the service."""
+        """Measure streams while the load generators call the provider."""
         began, readers, _ = await self._begin()
         with self._loading(
             [f"{self._bench.provider_url}/stats" for _ in QUESTIONS], contains='"requests":'
@@ -132,26 +140,26 @@ class Turns:
         return self._figures(readers, began, began + 3600)
 
     async def beside(self, content: str) -> dict[str, float]:
-        """The streams, and who computes beside them."""
+        """Measure streams during searches and an upload."""
         began, readers, cpu = await self._begin()
         paths = [
             f"{self._bench.url}/ai/search?q={quote(question, safe='%')}" for question in QUESTIONS
         ]
         with self._loading(paths, contains='"answerable":') as loaders:
             upload = asyncio.create_task(
-                asyncio.to_thread(give, self._bench.url, "upload", content)
+                asyncio.to_thread(upload_text, self._bench.url, "upload", content)
             )
             document = await upload
             ended = time.perf_counter()
             await self._end(readers)
-            found = [await asyncio.to_thread(loader.result) for loader in loaders]
+            results = [await asyncio.to_thread(loader.result) for loader in loaders]
         figures = self._figures(readers, began, ended)
         figures["service_cpu_seconds"] = (self._bench.service.cpu_seconds() or 0) - cpu
-        await asyncio.to_thread(forget, self._bench.url, document)
+        await asyncio.to_thread(delete_document, self._bench.url, document)
         return figures | {
             "upload_seconds": ended - began,
-            "search_p50_ms": statistics.mean(each["latency_ms"]["p50"] for each in found),
-            "search_p99_ms": max(each["latency_ms"]["p99"] for each in found),
+            "search_p50_ms": statistics.mean(result["latency_ms"]["p50"] for result in results),
+            "search_p99_ms": max(result["latency_ms"]["p99"] for result in results),
         }
 
     @contextmanager
@@ -199,7 +207,9 @@ class Turns:
         late, gaps = [], []
         for reader in readers:
             late += [
-                each for at, each in lateness(reader.times, INTERVAL_MS) if began <= at < ended
+                lateness_ms
+                for at, lateness_ms in lateness(reader.times, INTERVAL_MS)
+                if began <= at < ended
             ]
             times = [at for at in reader.times if began <= at < ended]
             gaps += [(b - a) * 1000 for a, b in pairwise(times)]
@@ -208,50 +218,54 @@ class Turns:
         return {
             "seconds": ended - began,
             "events": len(late),
-            "late_p50_ms": _share(late, 0.5),
-            "late_p99_ms": _share(late, 0.99),
-            "gap_p99_ms": _share(gaps, 0.99),
+            "late_p50_ms": _quantile(late, 0.5),
+            "late_p99_ms": _quantile(late, 0.99),
+            "gap_p99_ms": _quantile(gaps, 0.99),
             "gap_max_ms": gaps[-1],
         }
 
 
-def _share(ordered: list[float], share: float) -> float:
+def _quantile(ordered: list[float], share: float) -> float:
     return ordered[int(len(ordered) * share)]
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Fill, then the turns."""
+    """Fill the index and run the turns."""
     cores = Cores.split()
     if cores.tools:
         os.sched_setaffinity(0, cores.tools)
     choose = random.Random(7)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in TURNS}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONDITIONS}
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
         bench = Bench(Path(folder), cores)
         with bench.running():
             chunks = sum(
-                give(bench.url, language, text(language, CORPUS_BYTES, choose))["chunks"]
+                upload_text(bench.url, language, generate_text(language, CORPUS_BYTES, choose))[
+                    "chunks"
+                ]
                 for language in ("ja", "en")
             )
             turns = Turns(bench, cores, options.streams, options.seconds)
             warm_up(bench.url)
             for _ in range(options.turns):
-                found["alone"].append(await turns.alone())
-                found["tools"].append(await turns.tools())
+                results["alone"].append(await turns.alone())
+                results["tools"].append(await turns.tools())
                 half = UPLOAD_BYTES // 2
-                found["beside"].append(
-                    await turns.beside(text("ja", half, choose) + text("en", half, choose))
+                results["beside"].append(
+                    await turns.beside(
+                        generate_text("ja", half, choose) + generate_text("en", half, choose)
+                    )
                 )
-    return {"chunks": chunks, "turns": found, "machine": machine(cores)}
+    return {"chunks": chunks, "turns": results, "machine": machine(cores)}
 
 
-def table(turns: dict[str, list[dict[str, float]]]) -> str:
-    """Medians and every turn, for people."""
-    lines = [f"{'':24}" + "".join(f"{which:>10}" for which in TURNS) + "   each turn"]
+def format_table(turns: dict[str, list[dict[str, float]]]) -> str:
+    """Format medians and the values of each turn."""
+    lines = [f"{'':24}" + "".join(f"{condition:>10}" for condition in CONDITIONS) + "   each turn"]
     for name in turns["beside"][0]:
         cells = []
-        for which in TURNS:
-            values = [each[name] for each in turns[which] if name in each]
+        for condition in CONDITIONS:
+            values = [turn[name] for turn in turns[condition] if name in turn]
             cells.append(
                 (
                     f"{statistics.median(values):.1f}" if values else "–",
@@ -268,7 +282,7 @@ def table(turns: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--turns", type=int, default=3)
@@ -280,7 +294,7 @@ def main() -> None:
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
     save(options.json, figures)
-    print(table(figures["turns"]))
+    print(format_table(figures["turns"]))
     print(f"\n{figures['chunks']} chunks; {figures['machine']}\nfigures: {options.json}")
 
 

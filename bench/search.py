@@ -1,16 +1,17 @@
-"""Search at size: how long `GET /ai/search` takes, what grounding adds to an answer, how fast texts are indexed.
+"""Benchmark of search: latency of `GET /ai/search`, overhead of grounding, speed of indexing.
 
-    python -m bench.search [--chunks 2500 20000] [--languages ja en] [--questions 500] [--json .data/bench-search.json]
+    python -m bench.search [--chunks 2500 20000] [--languages ja en] [--questions 500]
     python -m bench.search --languages en --corpus corpus.jsonl --queries queries.jsonl
 
-A service of its own for each language and size, which gets its texts through `POST /ai/upload`, twenty files at a time,
-each some one chunk long, on all cores. Then, when the index is merged, questions on one core, one after another over a kept
-connection, each once: first those that warm it up, then those that count. At last the questions that the texts can answer go to
-`POST /ai/test`, each grounded and not, in alternating order, with a provider that answers at once: the difference is what search
-and the context add.
+For each language and size a separate service receives texts of about one chunk through `POST
+/ai/upload`, twenty files at a time, on all cores. When the index is merged, distinct questions
+are searched one after another on one core over one connection, after a warm-up. Finally the
+answerable questions are sent to `POST /ai/test`, grounded and not, in alternating order, with a
+provider that answers immediately: the difference is the overhead of search and context.
 
-Without files the texts are made: sentences of common words, of which few are very common, around names that few texts have. With
-files (as of `kotae eval`) they are those of `--corpus`, and beyond them texts mixed of their sentences.
+Without files the texts are generated: sentences of common words, few of which are very frequent,
+with rare names. With files (as for `kotae eval`) the texts of `--corpus` are used, followed by
+random combinations of their sentences.
 """
 
 import argparse
@@ -34,27 +35,32 @@ from service.core.settings import child_environment
 from service.workers.merging import CHECK_SECONDS
 
 FILES_AT_ONCE = 20  # as many as an upload may have
-CHARACTERS = {"ja": 600, "en": 1200}  # of a text: about one chunk
+CHARACTERS = {"ja": 600, "en": 1200}  # per text: about one chunk
 WARM_UP = 150
 KOTAE = Path(sys.executable).parent / "kotae"
 
 NOUNS = {
-    "ja": """灯台 管理人 港 漁師 霧 岬 望遠鏡 図書館 記録 天気 潮 階段 修理 点検 海岸 地図 案内 規則 学校 先生 試験
-    建物 工事 費用 予算 会議 計画 歴史 文化 祭り 音楽 楽器 演奏 劇場 絵画 博物館 展示 研究 実験 装置 温度
-    圧力 電気 発電 工場 製品 輸出 貿易 市場 価格 銀行 法律 裁判 選挙 議会 政府 軍隊 戦争 条約 国境 山地 河川
-    森林 動物 植物 種子 農業 収穫 料理 祖父 家族 結婚 病院 医師 治療 薬品 鉄道 駅 列車 道路 橋 空港 飛行機
-    船舶 通信 放送 新聞 出版 作家 小説 翻訳""",
-    "en": """lighthouse keeper harbour fisherman fog cape telescope library record weather tide stairway repair inspection
-    coast map guide rule school teacher examination building construction cost budget meeting plan history culture
-    festival music instrument performance theatre painting museum exhibition research experiment device
-    temperature pressure electricity generator factory product export trade market price bank law court election
-    parliament government army war treaty border mountain river forest animal plant seed farming harvest cooking
-    grandfather family marriage hospital doctor treatment medicine railway station train road bridge airport
-    aircraft vessel communication broadcast newspaper publisher writer novel translation""",
+    "ja": """灯台 管理人 港 漁師 霧 岬 望遠鏡 図書館 記録 天気 潮 階段 修理 点検 海岸 地図 案内
+    規則 学校 先生 試験 建物 工事 費用 予算 会議 計画 歴史 文化 祭り 音楽 楽器 演奏 劇場 絵画
+    博物館 展示 研究 実験 装置 温度 圧力 電気 発電 工場 製品 輸出 貿易 市場 価格 銀行 法律 裁判
+    選挙 議会 政府 軍隊 戦争 条約 国境 山地 河川 森林 動物 植物 種子 農業 収穫 料理 祖父 家族
+    結婚 病院 医師 治療 薬品 鉄道 駅 列車 道路 橋 空港 飛行機 船舶 通信 放送 新聞 出版 作家 小説
+    翻訳""",
+    "en": """lighthouse keeper harbour fisherman fog cape telescope library record weather tide
+    stairway repair inspection coast map guide rule school teacher examination building
+    construction cost budget meeting plan history culture festival music instrument performance
+    theatre painting museum exhibition research experiment device temperature pressure
+    electricity generator factory product export trade market price bank law court election
+    parliament government army war treaty border mountain river forest animal plant seed farming
+    harvest cooking grandfather family marriage hospital doctor treatment medicine railway
+    station train road bridge airport aircraft vessel communication broadcast newspaper publisher
+    writer novel translation""",
 }
 VERBS = {
-    "ja": "調べる 支える 変える 始める 終える 伝える 記す 導く 集める 守る 作る 直す 比べる 広げる 減らす".split(),  # noqa: SIM905
-    "en": "examines supports changes begins ends carries describes leads gathers protects makes mends compares widens reduces".split(),  # noqa: SIM905
+    "ja": """調べる 支える 変える 始める 終える 伝える 記す 導く 集める 守る 作る 直す 比べる
+    広げる 減らす""".split(),  # noqa: SIM905
+    "en": """examines supports changes begins ends carries describes leads gathers protects makes
+    mends compares widens reduces""".split(),  # noqa: SIM905
 }
 SYLLABLES = {
     "ja": "ア カ サ タ ナ ハ マ ラ リ ル レ ロ ミ ノ キ ト".split(),  # noqa: SIM905
@@ -63,17 +69,17 @@ SYLLABLES = {
 
 
 @dataclass
-class Texts:
-    """(title, text) each, and questions."""
+class Corpus:
+    """Pairs of title and text, and questions."""
 
     texts: list[tuple[str, str]]
     questions: list[str]
 
 
-def made(language: str, count: int, questions: int, choose: random.Random) -> Texts:
-    """Texts around names, and questions about one sentence each."""
+def generate_texts(language: str, count: int, questions: int, choose: random.Random) -> Corpus:
+    """Generate texts about rare names, and questions about one sentence each."""
     nouns, verbs = NOUNS[language].split(), VERBS[language]
-    often = [1 / (n + 1) for n in range(len(nouns))]
+    weights = [1 / (n + 1) for n in range(len(nouns))]
     names = ["".join(choose.choices(SYLLABLES[language], k=4)) for _ in range(max(count // 3, 10))]
     pattern, asking, gap = (
         ("{0}の{1}は{2}の{3}を{4}{5}と{6}が知られる。", "{0}の{1}は{2}の{3}をどうしますか", "")
@@ -84,65 +90,70 @@ def made(language: str, count: int, questions: int, choose: random.Random) -> Te
             " ",
         )
     )
-    texts, asked = [], []
+    texts, candidates = [], []
     for n in range(count):
         own = [name.capitalize() for name in choose.sample(names, 2)]
         sentences: list[str] = []
         while sum(map(len, sentences)) < CHARACTERS[language]:
             words = [
                 choose.choice(own),
-                *choose.choices(nouns, often, k=3),
+                *choose.choices(nouns, weights, k=3),
                 choose.choice(verbs),
                 *choose.choices(nouns, k=2),
             ]
             sentences.append(pattern.format(*words))
-        asked.append(asking.format(*words))
+        candidates.append(asking.format(*words))
         texts.append((f"{own[0]} {n}", gap.join(sentences)))
-    return Texts(texts, choose.choices(asked, k=questions))
+    return Corpus(texts, choose.choices(candidates, k=questions))
 
 
-def read(
+def read_texts(
     language: str, corpus: Path, queries: Path, count: int, questions: int, choose: random.Random
-) -> Texts:
-    """Texts of a file, `count` of them, and questions."""
+) -> Corpus:
+    """Read `count` texts and questions from files."""
     lines = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     texts = [(line.get("title") or "", line["text"]) for line in lines][:count]
     mark = "。" if language == "ja" else ". "
-    sentences = [each + mark for line in lines for each in line["text"].split(mark) if each.strip()]
+    sentences = [
+        sentence + mark
+        for line in lines
+        for sentence in line["text"].split(mark)
+        if sentence.strip()
+    ]
     size = statistics.mean(len(line["text"]) for line in lines)
     while len(texts) < count:
         mixed = ""
         while len(mixed) < size:
             mixed += choose.choice(sentences)
         texts.append((f"mixed {len(texts)}", mixed))
-    asked = [
+    candidates = [
         json.loads(line)["question"] for line in queries.read_text(encoding="utf-8").splitlines()
     ]
-    return Texts(texts, choose.sample(asked, min(questions, len(asked))))
+    return Corpus(texts, choose.sample(candidates, min(questions, len(candidates))))
 
 
-class Asker(Caller):
-    """Asks what is measured here."""
+class SearchCaller(Caller):
+    """Sends the requests that are measured."""
 
     def search(self, question: str) -> tuple[float, dict[str, Any]]:
-        """(seconds, what was found)."""
+        """Search and return the seconds and the response."""
         return self.ask("GET", f"/ai/search?q={quote(question, safe='')}")
 
     def answer(self, question: str, *, grounded: bool) -> float:
-        """Seconds until the whole answer was there."""
-        seconds, told = self.ask(
+        """Return the seconds of an answer."""
+        seconds, answer = self.ask(
             "POST", "/ai/test", json.dumps({"prompt": question, "grounded": grounded}).encode()
         )
-        if told["status"] != "completed":
-            raise Failed(f"{question}: {told['status']}")
+        if answer["status"] != "completed":
+            raise Failed(f"{question}: {answer['status']}")
         return seconds
 
 
 @contextmanager
-def serving(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
-    """A service with a provider fake."""
+def run_service(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
+    """Run a service with a provider fake."""
     provider, url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-    ports = [str(urlsplit(each).port) for each in (provider, url)]
+    ports = [str(urlsplit(address).port) for address in (provider, url)]
     command: list[str | Path] = [
         sys.executable,
         HERE / "provider.py",
@@ -175,34 +186,36 @@ def serving(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
         fake.stop()
 
 
-def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
-    """One service from its first text to its last answer."""
+def measure(texts: Corpus, cores: Cores) -> dict[str, Any]:
+    """Run all measurements with one service."""
     with (
         tempfile.TemporaryDirectory(prefix="kotae-search-") as folder,
-        serving(Path(folder), cores) as (url, service),
+        run_service(Path(folder), cores) as (url, service),
     ):
-        caller = Asker(url)
+        caller = SearchCaller(url)
         caller.search("warm-up")
         began, cpu, chunks = time.perf_counter(), service.cpu_seconds() or 0, 0
         for begin in range(0, len(texts.texts), FILES_AT_ONCE):
-            some = [
+            batch = [
                 ("a.txt", f"{title}\n\n{text}")
                 for title, text in texts.texts[begin : begin + FILES_AT_ONCE]
             ]
             chunks += sum(
-                document["chunks"] for document in caller.give(some) if document["created"]
+                document["chunks"] for document in caller.give(batch) if document["created"]
             )
         seconds, used = time.perf_counter() - began, (service.cpu_seconds() or 0) - cpu
-        wait_rested(caller)
+        wait_merged(caller)
         service.pin(cores.service)
         before, after = texts.questions[:WARM_UP], texts.questions[WARM_UP:]
         for question in before:
             caller.search(question)
         cpu = service.cpu_seconds() or 0
-        found = [caller.search(question) for question in after]
+        results = [caller.search(question) for question in after]
         per_search = ((service.cpu_seconds() or 0) - cpu) / len(after)
         answerable = [
-            question for question, (_, told) in zip(after, found, strict=True) if told["answerable"]
+            question
+            for question, (_, answer) in zip(after, results, strict=True)
+            if answer["answerable"]
         ]
         plain: list[float] = []
         grounded: list[float] = []
@@ -213,7 +226,7 @@ def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
             "chunks": chunks,
             "chunks_per_second": round(chunks / seconds),
             "chunks_per_processor_second": round(chunks / used) if used else None,
-            "search_ms": percentiles([each for each, _ in found]),
+            "search_ms": percentiles([seconds for seconds, _ in results]),
             "search_processor_ms": round(per_search * 1000, 2),
             "answerable": len(answerable) / len(after),
             "grounded_ms": percentiles(grounded),
@@ -225,25 +238,25 @@ def measure(texts: Texts, cores: Cores) -> dict[str, Any]:
         }
 
 
-def wait_rested(caller: Asker) -> None:
-    """Wait until the service has merged what was uploaded, which it does some seconds later."""
+def wait_merged(caller: SearchCaller) -> None:
+    """Wait until the service has merged the index, some seconds after the uploads."""
     until = time.monotonic() + CHECK_SECONDS
     while time.monotonic() < until or caller.ask("GET", "/health/ready")[1].get("merging", {}).get(
         "pending"
     ):
         time.sleep(0.5)
-        caller.ask("GET", "/health/live")  # an idle connection would be closed
+        caller.ask("GET", "/health/live")  # keeps the connection open
     time.sleep(1)
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """As of the load generator, with the 95th."""
+    """Return percentiles as the load generator does, and the 95th."""
     ordered = sorted(seconds) or [0.0]
     return {**spread(seconds), "p95": round(ordered[round(0.95 * (len(ordered) - 1))] * 1000, 3)}
 
 
-def show(name: str, figures: dict[str, Any]) -> None:
-    """A line of the table."""
+def print_row(name: str, figures: dict[str, Any]) -> None:
+    """Print a row of the table."""
     cells = [name, f"{figures['chunks_per_second']} ({figures['chunks_per_processor_second']})"]
     cells += [
         "; ".join(f"{figures['search_ms'][p]:.1f}" for p in ("p50", "p95", "p99")),
@@ -255,7 +268,7 @@ def show(name: str, figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -264,10 +277,10 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[2500, 20_000],
-        help="texts of about one chunk each",
+        help="number of texts of about one chunk",
     )
     parser.add_argument("--languages", nargs="+", choices=["ja", "en"], default=["ja", "en"])
-    parser.add_argument("--questions", type=int, default=500, help="that count; more warm it up")
+    parser.add_argument("--questions", type=int, default=500, help="measured, after the warm-up")
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--queries", type=Path)
     parser.add_argument("--json", type=Path, default=Path(".data/bench-search.json"))
@@ -281,13 +294,15 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for language in options.languages:
         for count in options.chunks:
-            asked, choose = options.questions + WARM_UP, random.Random(7)
+            question_count, choose = options.questions + WARM_UP, random.Random(7)
             if options.corpus and options.queries:
-                texts = read(language, options.corpus, options.queries, count, asked, choose)
+                texts = read_texts(
+                    language, options.corpus, options.queries, count, question_count, choose
+                )
             else:
-                texts = made(language, count, asked, choose)
-            found = figures[f"{language} {count}"] = measure(texts, cores)
-            show(f"{language}, {found['chunks']}", found)
+                texts = generate_texts(language, count, question_count, choose)
+            results = figures[f"{language} {count}"] = measure(texts, cores)
+            print_row(f"{language}, {results['chunks']}", results)
     save(options.json, {"machine": machine(cores), "figures": figures})
 
 

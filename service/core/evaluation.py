@@ -1,9 +1,9 @@
-"""How good the retrieval is, measured on texts and questions of one's own (`kotae eval`).
+"""Evaluation of retrieval on a corpus with questions (`kotae eval`).
 
-Texts are indexed as the service would, in a database of their own; every question is a search as the service makes it.
-The measures are those of the field (Manning, Raghavan and Schütze, "Introduction to Information Retrieval", 2008, ch. 8):
-recall at k (is a relevant text among the first k), the mean reciprocal rank and nDCG with binary relevance, both of the
-first ten. A text found by several chunks counts once, where it first stands.
+Texts are indexed as by the service, in a separate database; each question is searched as by the
+service. Metrics (Manning, Raghavan and Schütze, "Introduction to Information Retrieval", 2008, ch.
+8): recall at k (is a relevant text among the first k), mean reciprocal rank, and nDCG with binary
+relevance, both of the first ten. A text with several hits counts at its first one.
 """
 
 import math
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 else:
     embeddings = LazyModule("service.core.search.embeddings")
 
-STORED_AT_ONCE = 50
-HITS = 30  # of a search: enough for ten texts
+UPLOADED_AT_ONCE = 50
+HITS = 30  # per search; enough for ten texts
 RANKS = 10
 USER = "eval"
 
 
 class EvaluationText(msgspec.Struct, frozen=True):
-    """A line of the corpus."""
+    """A line of the corpus file."""
 
     id: str
     text: str
@@ -51,7 +51,10 @@ class EvaluationText(msgspec.Struct, frozen=True):
 
 
 class EvaluationQuestion(msgspec.Struct, frozen=True):
-    """A line of the questions: with the ids of the texts that answer it and, if known, what the answer may say."""
+    """A line of the question file.
+
+    `relevant`: ids of the texts that answer it. `answers`: acceptable substrings of the answer.
+    """
 
     question: str
     relevant: list[str] = []
@@ -60,7 +63,10 @@ class EvaluationQuestion(msgspec.Struct, frozen=True):
 
 
 class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Shares of 1, but for the milliseconds. `contained`: answers of the extractive model that say the known answer."""
+    """Metrics between 0 and 1, and times.
+
+    `contained`: share of extractive answers that contain a reference answer.
+    """
 
     texts: int
     chunks: int
@@ -78,9 +84,12 @@ class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     ms_p95: float
 
     def format_lines(self) -> list[str]:
-        """The report, for people."""
+        """Return the report as lines of text."""
         return [
-            f"{self.texts} texts, {self.chunks} chunks, indexed at {self.chunks_per_second:.0f} chunks/s; {self.questions} questions",
+            (
+                f"{self.texts} texts, {self.chunks} chunks, indexed at"
+                f" {self.chunks_per_second:.0f} chunks/s; {self.questions} questions"
+            ),
             f"R@1 {self.recall_at_1:.4f}  R@3 {self.recall_at_3:.4f}  R@5 {self.recall_at_5:.4f}",
             f"MRR {self.mrr_at_10:.4f}  nDCG@10 {self.ndcg_at_10:.4f}",
             f"answerable questions answered {self.answerable:.4f}",
@@ -99,25 +108,25 @@ class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
 
 T = TypeVar("T")
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Opens a progress display for a step of a name and a length, and returns what advances it."""
+"""Displays the progress of a step of this name and length, and yields a function to advance it."""
 
 
 @contextmanager
 def no_progress(_label: str, _length: int) -> Iterator[Callable[[int], None]]:
-    """Show nothing."""
+    """Display no progress."""
     yield lambda _: None
 
 
-def read_lines(path: Path, shape: type[T]) -> list[T]:
-    """The lines of a JSONL file. Raises `SettingsInvalid` with the line that is wrong."""
-    found = []
+def read_lines(path: Path, line_type: type[T]) -> list[T]:
+    """Read a JSONL file. Raises `SettingsInvalid` with the number of an invalid line."""
+    lines = []
     for n, line in enumerate(path.read_bytes().splitlines(), 1):
         if line.strip():
             try:
-                found.append(msgspec.json.decode(line, type=shape))
+                lines.append(msgspec.json.decode(line, type=line_type))
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise SettingsInvalid(f"{path}, line {n}: {error}") from error
-    return found
+    return lines
 
 
 async def evaluate(
@@ -130,10 +139,11 @@ async def evaluate(
     *,
     embedder: Embedder | None = None,
 ) -> EvaluationReport:
-    """Index, ask, measure. `folder` gets the database. `others` are questions that the corpus does not answer.
+    """Index a corpus, search it, and compute the metrics. The database is created in `folder`.
 
-    With an `embedder` every text has its vector before anything is asked; its calls have no rows here. Of a database that
-    is there, from the last time, only the vectors are used.
+    `others` are questions that the corpus does not answer. With an `embedder`, all texts are
+    embedded before the first search, without log rows. Of an existing database, only the vectors
+    are reused.
     """
     database = Database(f"sqlite+aiosqlite:///{folder / 'eval.db'}")
     try:
@@ -142,31 +152,31 @@ async def evaluate(
             await session.execute(sa.delete(tables.documents))
         began = time.perf_counter()
         with closing(ChunkWorkers()) as chunk_workers:
-            ids, chunks = await _index(database, settings, chunk_workers, corpus, progress)
+            ids, chunks = await _index_corpus(database, settings, chunk_workers, corpus, progress)
         seconds = time.perf_counter() - began
-        near = await _embed(database, embedder, chunks, progress) if embedder else None
-        asking = _Asking(SearchService(database, settings, near), settings, ids)
+        vectors = await _embed_corpus(database, embedder, chunks, progress) if embedder else None
+        evaluator = _Evaluator(SearchService(database, settings, vectors), settings, ids)
         with progress("questions", len(questions)) as advance:
             for question in questions:
-                await asking.ask(question)
+                await evaluator.ask_question(question)
                 advance(1)
-        refused: dict[str, list[bool]] = {}
+        answered: dict[str, list[bool]] = {}
         with progress("off-topic", len(others)) as advance:
             for question in others:
-                found = await asking.retrieval.search(question.question, user_id=USER, limit=1)
-                refused.setdefault(question.kind, []).append(found.answerable)
+                results = await evaluator.search.search(question.question, user_id=USER, limit=1)
+                answered.setdefault(question.kind, []).append(results.answerable)
                 advance(1)
     finally:
         await database.close()
-    return asking.report(
+    return evaluator.create_report(
         texts=len(corpus),
         chunks=chunks,
         seconds=seconds,
-        off_topic={kind: compute_mean(rates) for kind, rates in sorted(refused.items())},
+        off_topic={kind: compute_mean(rates) for kind, rates in sorted(answered.items())},
     )
 
 
-async def _index(
+async def _index_corpus(
     database: Database,
     settings: Settings,
     chunk_workers: ChunkWorkers,
@@ -176,33 +186,29 @@ async def _index(
     ids: dict[str, str] = {}
     chunks = 0
     with progress("texts", len(corpus)) as advance:
-        for begin in range(0, len(corpus), STORED_AT_ONCE):
-            part = corpus[begin : begin + STORED_AT_ONCE]
-            given = [library.NewDocument(text.title or "", text.text, "utf-8") for text in part]
-            for text, document in zip(
-                part,
-                await library.store_documents(
-                    database, settings, chunk_workers, given, user_id=USER
-                ),
-                strict=True,
-            ):
+        for begin in range(0, len(corpus), UPLOADED_AT_ONCE):
+            part = corpus[begin : begin + UPLOADED_AT_ONCE]
+            new = [library.NewDocument(text.title or "", text.text, "utf-8") for text in part]
+            stored = await library.store_documents(
+                database, settings, chunk_workers, new, user_id=USER
+            )
+            for text, document in zip(part, stored, strict=True):
                 ids.setdefault(document.document_id, text.id)
                 chunks += document.chunks if document.created else 0
             advance(len(part))
-    await fts5_merge.merge_segments(
-        database, pause_seconds=0
-    )  # as a service does when uploads rest
+    # As the service does when uploads pause.
+    await fts5_merge.merge_segments(database, pause_seconds=0)
     return ids, chunks
 
 
-async def _embed(
-    database: Database, embedder: Embedder, most: int, progress: Progress
+async def _embed_corpus(
+    database: Database, embedder: Embedder, texts_max: int, progress: Progress
 ) -> VectorSearch:
     await anyio.to_thread.run_sync(load_module, embeddings)
     vectors = embeddings.EmbeddingStore(database, embedder, None, None)
     await vectors.load_vectors()
     after = ""
-    with progress("vectors", most) as advance:
+    with progress("vectors", texts_max) as advance:
         while texts := await vectors.list_missing(after):
             await vectors.embed_texts(texts)
             after = texts[-1].content_hash
@@ -210,43 +216,43 @@ async def _embed(
     return vectors
 
 
-class _Asking:
-    """Asks questions and keeps what came of them."""
+class _Evaluator:
+    """Searches for questions and collects the results."""
 
-    def __init__(self, retrieval: SearchService, settings: Settings, ids: dict[str, str]) -> None:
-        self.retrieval = retrieval
+    def __init__(self, search: SearchService, settings: Settings, ids: dict[str, str]) -> None:
+        self.search = search
         self._settings, self._ids = settings, ids
         self._ranks: list[int | None] = []
         self._answerable: list[bool] = []
         self._contained: list[bool] = []
         self._ms: list[float] = []
 
-    async def ask(self, question: EvaluationQuestion) -> None:
+    async def ask_question(self, question: EvaluationQuestion) -> None:
         began = time.perf_counter()
-        found = await self.retrieval.search(question.question, user_id=USER, limit=HITS)
+        results = await self.search.search(question.question, user_id=USER, limit=HITS)
         self._ms.append((time.perf_counter() - began) * 1000)
-        texts = list(dict.fromkeys(self._ids[hit.document_id] for hit in found.items))
+        texts = list(dict.fromkeys(self._ids[hit.document_id] for hit in results.items))
         self._ranks.append(
             next((n for n, text in enumerate(texts[:RANKS], 1) if text in question.relevant), None)
         )
-        self._answerable.append(found.answerable)
+        self._answerable.append(results.answerable)
         context = prompt.build_context(
-            found.items, self._settings.context_tokens_max, self._settings.context_chunks_max
+            results.items, self._settings.context_tokens_max, self._settings.context_chunks_max
         )
         if (
             question.answers
-            and found.answerable
-            and any(self._ids[one.document_id] in question.relevant for one in context)
+            and results.answerable
+            and any(self._ids[passage.document_id] in question.relevant for passage in context)
         ):
             answer = await anyio.to_thread.run_sync(
                 quote_answer, question.question, context, self._settings.dictionary
             )
-            self._contained.append(any(known in answer for known in question.answers))
+            self._contained.append(any(reference in answer for reference in question.answers))
 
-    def report(
+    def create_report(
         self, *, texts: int, chunks: int, seconds: float, off_topic: dict[str, float]
     ) -> EvaluationReport:
-        def within(k: int) -> float:
+        def compute_recall(k: int) -> float:
             return compute_mean(rank is not None and rank <= k for rank in self._ranks)
 
         times = sorted(self._ms) or [0.0]
@@ -255,9 +261,9 @@ class _Asking:
             chunks=chunks,
             chunks_per_second=chunks / seconds if seconds else 0.0,
             questions=len(self._ranks),
-            recall_at_1=within(1),
-            recall_at_3=within(3),
-            recall_at_5=within(5),
+            recall_at_1=compute_recall(1),
+            recall_at_3=compute_recall(3),
+            recall_at_5=compute_recall(5),
             mrr_at_10=compute_mean(1 / rank if rank else 0 for rank in self._ranks),
             ndcg_at_10=compute_mean(1 / math.log2(rank + 1) if rank else 0 for rank in self._ranks),
             answerable=compute_mean(self._answerable),
@@ -269,6 +275,6 @@ class _Asking:
 
 
 def compute_mean(values: Iterable[float]) -> float:
-    """The mean; 0 of nothing."""
-    kept = list(values)
-    return sum(kept) / len(kept) if kept else 0.0
+    """Return the mean, or 0 if there are no values."""
+    collected = list(values)
+    return sum(collected) / len(collected) if collected else 0.0

@@ -1,7 +1,7 @@
-"""Back-fill: every text that has no vector gets one, in the background, while searches go on by words.
+"""Back-fill of vectors: embeds texts that have none, while searches rank by words.
 
-It looks again when the index has changed, and takes what was deleted out of memory. A call that fails is tried again later,
-ever later: a provider that refuses a text is not asked for it all the time.
+The worker runs again when the index has changed, and removes deleted texts from memory. Failed
+calls are retried with exponential backoff.
 """
 
 import asyncio
@@ -15,20 +15,20 @@ from service.core.telemetry import log
 from service.workers.background import BackgroundTask
 
 POLL_SECONDS = 0.5
-RETRY_SECONDS, RETRY_SECONDS_MAX = 1, 60  # after the first failed call, and after many
+RETRY_SECONDS, RETRY_SECONDS_MAX = 1, 60  # after the first failed call; limit of the backoff
 
 
 class EmbeddingState(StrEnum):
-    """Where it is."""
+    """The state of the back-fill."""
 
-    RUNNING = "running"  # some texts have no vector yet
-    DONE = "done"  # all have one
-    DELAYED = "delayed"  # the last call failed; it will be tried again
-    FAILED = "failed"  # it stopped at something unexpected; the next start tries again
+    RUNNING = "running"  # some texts have no vector
+    DONE = "done"  # all texts have a vector
+    DELAYED = "delayed"  # the last call failed and will be retried
+    FAILED = "failed"  # stopped by an unexpected error until the next start
 
 
 class EmbeddingStatistics(msgspec.Struct, frozen=True):
-    """`texts`: distinct texts of chunks. `done`: how many of them have a vector. `failures`: calls since the last that went well."""
+    """`texts`: distinct texts of chunks. `done`: those with a vector. `failures`: consecutive."""
 
     state: EmbeddingState
     texts: int
@@ -44,7 +44,7 @@ class EmbeddingWorker:
         self._vectors = vectors
         self._state = EmbeddingState.RUNNING
         self._texts = self._done = self._failures = 0
-        self._version = -1  # of the index, when it was last gone through to its end
+        self._version = -1  # of the index at the last complete pass
 
     def start(self) -> None:
         """See `BackgroundWorker.start`."""
@@ -55,7 +55,7 @@ class EmbeddingWorker:
         await self._task.stop()
 
     def degraded(self) -> bool:
-        """Whether it makes no progress."""
+        """Return whether it makes no progress."""
         return self._state in {EmbeddingState.DELAYED, EmbeddingState.FAILED}
 
     def statistics(self) -> EmbeddingStatistics:
@@ -66,19 +66,19 @@ class EmbeddingWorker:
 
     async def _run(self) -> None:
         try:
-            while not await self._went(loading=True):
+            while not await self._try_pass(loading=True):
                 pass
             while True:
-                if await self._went():
+                if await self._try_pass():
                     await asyncio.sleep(POLL_SECONDS)
-        except Exception:  # noqa: BLE001 - searches go on by words
+        except Exception:  # noqa: BLE001 - searches continue by words
             self._state = EmbeddingState.FAILED
             log.exception("vectors.failed")
 
-    async def _went(self, *, loading: bool = False) -> bool:
-        """One look at what is to be done, and doing it. False: it failed, and the wait is over."""
+    async def _try_pass(self, *, loading: bool = False) -> bool:
+        """Load the vectors or run one pass. Returns False after a failure and its backoff."""
         try:
-            await (self._vectors.load_vectors() if loading else self._pass())
+            await (self._vectors.load_vectors() if loading else self._run_pass())
         except KotaeError as error:
             self._state = EmbeddingState.DELAYED
             self._failures += 1
@@ -94,7 +94,7 @@ class EmbeddingWorker:
         self._failures = 0
         return True
 
-    async def _pass(self) -> None:
+    async def _run_pass(self) -> None:
         version = await self._vectors.read_version()
         if version == self._version and self._state is EmbeddingState.DONE:
             return

@@ -51,7 +51,7 @@ class IndexMerger:
         )
 
     async def check_index(self) -> None:
-        """Merge if the index has changed, but not since the last check. Raises `DatabaseUnavailable`."""
+        """Merge if the index changed before the last check. Raises `DatabaseUnavailable`."""
         version = await fts5_merge.read_version(self._database)
         if version == self._checked_version != self._merged_version:
             await self._merge_index()
@@ -59,6 +59,6 @@ class IndexMerger:
         self._checked_version = version
 
     async def _merge_index(self) -> None:
-        if await fts5_merge.count_loose_pages(self._database):
+        if await fts5_merge.needs_merge(self._database):
             await fts5_merge.merge_segments(self._database)
             self._merges += 1

@@ -1,9 +1,10 @@
-"""Re-indexing: what was indexed by other rules is made anew, in the background of the start, while searches go on.
+"""Re-indexing after the start: replaces the chunks of documents that were indexed by other rules.
 
-A document knows what cut it and made its terms (`documents.index_name`): the tokenizer, the dictionary and its version,
-the length of chunks. Where that is not what it would be today, after an update or a changed setting, its chunks are
-replaced, a document at a time, each in one transaction: a search sees the old ones or the new ones. Until then its old
-words meet questions cut by the new rules; the grams are the same in both, so little is lost for that while.
+A document records the rules that determined its chunks (`library.index_name`): tokenizer,
+dictionary version, chunk length. If an update or a setting has changed them, its chunks are
+replaced, one document per transaction, so that a search sees either the old or the new ones. Until
+then its words may differ from those of queries; the grams are the same under all rules, so most
+matches remain.
 """
 
 import asyncio
@@ -27,15 +28,15 @@ T = TypeVar("T")
 
 
 class ReindexingState(StrEnum):
-    """Where it is."""
+    """The state of the pass."""
 
-    RUNNING = "running"  # some documents are still to be made anew
-    DONE = "done"  # all are of today
-    FAILED = "failed"  # it stopped at something unexpected; the next start tries again
+    RUNNING = "running"  # some documents are outdated
+    DONE = "done"  # all documents are current
+    FAILED = "failed"  # stopped by an unexpected error until the next start
 
 
 class ReindexingStatistics(msgspec.Struct, frozen=True):
-    """`documents`: how many had to be made anew. `done`: how many of them are."""
+    """`documents`: number of outdated documents at the start. `done`: those re-indexed since."""
 
     state: ReindexingState
     documents: int
@@ -64,7 +65,7 @@ class Reindexer:
         await self._task.wait_ended()
 
     def degraded(self) -> bool:
-        """Whether it stopped before its end."""
+        """Return whether it stopped before its end."""
         return self._state is ReindexingState.FAILED
 
     def statistics(self) -> ReindexingStatistics:
@@ -73,7 +74,7 @@ class Reindexer:
 
     async def _run(self) -> None:
         try:
-            outdated = await self._patiently(
+            outdated = await self._retry_while_unavailable(
                 partial(library.list_outdated, self._database, self._settings)
             )
             self._documents = len(outdated)
@@ -85,9 +86,9 @@ class Reindexer:
                     self._chunk_workers,
                     document_id,
                 )
-                await self._patiently(work)
+                await self._retry_while_unavailable(work)
                 self._done += 1
-        except Exception:  # noqa: BLE001 - searches go on with what is there
+        except Exception:  # noqa: BLE001 - searches continue with the old chunks
             self._state = ReindexingState.FAILED
             log.exception("index.failed")
             return
@@ -95,8 +96,8 @@ class Reindexer:
         if self._done:
             log.info("index.renewed", documents=self._done)
 
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do it, waiting for the database as long as it takes."""
+    async def _retry_while_unavailable(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Run the work, retrying while the database is unavailable."""
         failures = 0
         while True:
             try:

@@ -123,7 +123,7 @@ async def test_too_many_waiting_searches_are_refused(serve: Serve) -> None:
     """Those that wait get their turn; one more is told to come back, before anything was done for it."""
     service = await serve(seeded=True)
     retrieval = service.services.retrieval
-    async with retrieval._turn, asyncio.timeout(20):
+    async with retrieval._semaphore, asyncio.timeout(20):
         searches = [
             retrieval.search("返品", user_id=None, limit=1) for _ in range(SEARCHES_WAITING_MAX)
         ]

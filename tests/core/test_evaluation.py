@@ -1,4 +1,4 @@
-"""Measuring the retrieval."""
+"""Evaluation of retrieval."""
 
 import math
 from pathlib import Path
@@ -19,17 +19,17 @@ from tests.core.search.test_embeddings import TEXTS, Letters
 ANIMALS = ("Penguins sleep in caves.", "Ospreys catch herring.", "Badgers dig burrows at dusk.")
 
 
-async def measured(
+async def evaluate_animals(
     folder: Path, *questions: EvaluationQuestion, others: tuple[EvaluationQuestion, ...] = ()
 ) -> EvaluationReport:
-    """A report on the animals."""
+    """Evaluate questions about the animals."""
     corpus = [EvaluationText(str(n), text) for n, text in enumerate(ANIMALS)]
     return await evaluate(Settings(_env_file=None), folder, corpus, questions, others)
 
 
-async def test_the_measures(tmp_path: Path) -> None:
-    """A text found first, one found second and one not found give what the definitions say."""
-    report = await measured(
+async def test_metrics_follow_their_definitions(tmp_path: Path) -> None:
+    """A text ranked first, one ranked second and a missing one give the defined metrics."""
+    report = await evaluate_animals(
         tmp_path,
         EvaluationQuestion("Where do penguins sleep?", ["0"], ["caves"]),
         EvaluationQuestion("Do penguins dig burrows at dusk?", ["0"]),
@@ -47,8 +47,8 @@ async def test_the_measures(tmp_path: Path) -> None:
     assert report.off_topic_answered == {"far": 0, "near": 1}
 
 
-def test_a_wrong_line_is_named(tmp_path: Path) -> None:
-    """A line that is not what it should be is told by file and number."""
+def test_an_invalid_line_is_reported(tmp_path: Path) -> None:
+    """The error names the file and the number of the line."""
     (tmp_path / "bad.jsonl").write_text('{"id": "1", "text": "x"}\n{"id": 2}\n')
     with pytest.raises(SettingsInvalid, match=r"bad\.jsonl, line 2"):
         read_lines(tmp_path / "bad.jsonl", EvaluationText)
@@ -58,21 +58,21 @@ SETTINGS = Settings(_env_file=None)
 
 
 async def test_evaluation_ranks_with_vectors(tmp_path: Path) -> None:
-    """`kotae eval` gives every text its vector before it asks, and searches as the service would."""
+    """With an embedder, all texts are embedded before the first search."""
     embedder = Letters()
     corpus = [EvaluationText(id=str(n), text=text) for n, text in enumerate(TEXTS)]
-    asked = [EvaluationQuestion(question="Who built the clock?", relevant=["2"])]
-    report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], embedder=embedder)
+    questions = [EvaluationQuestion(question="Who built the clock?", relevant=["2"])]
+    report = await evaluate(SETTINGS, tmp_path, corpus, questions, [], embedder=embedder)
     assert report.recall_at_1 == 1
-    assert sorted(embedder.embedded) == sorted([*TEXTS, asked[0].question])
+    assert sorted(embedder.embedded) == sorted([*TEXTS, questions[0].question])
 
 
-async def test_evaluation_makes_no_vector_twice(tmp_path: Path) -> None:
-    """In a folder that was kept, another corpus is measured alone, and only what is new in it gets a vector."""
+async def test_evaluation_reuses_vectors(tmp_path: Path) -> None:
+    """In an existing folder only the new corpus is searched, and only new texts are embedded."""
     embedder = Letters()
     for n, texts in enumerate((TEXTS[:2], TEXTS[1:])):
         corpus = [EvaluationText(id=text, text=text) for text in texts]
-        asked = [EvaluationQuestion(question="Who built the clock?", relevant=[TEXTS[2]])]
-        report = await evaluate(SETTINGS, tmp_path, corpus, asked, [], embedder=embedder)
+        questions = [EvaluationQuestion(question="Who built the clock?", relevant=[TEXTS[2]])]
+        report = await evaluate(SETTINGS, tmp_path, corpus, questions, [], embedder=embedder)
         assert (report.chunks, report.recall_at_1) == (2, n)
-    assert sorted(embedder.embedded) == sorted([*TEXTS, *2 * [asked[0].question]])
+    assert sorted(embedder.embedded) == sorted([*TEXTS, *2 * [questions[0].question]])

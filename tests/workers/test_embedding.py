@@ -11,33 +11,35 @@ from service.core.database.tables import chunks
 from service.core.limits import ServiceLimits
 from service.core.search.embeddings import EMBEDDER, ENDPOINT
 from tests.conftest import Serve, Service
-from tests.core.search.test_embeddings import TEXTS, keep
+from tests.core.search.test_embeddings import TEXTS, store_texts
 from tests.fakes.provider import ProviderFake
 
 
 async def wait_filled(service: Service, texts: int) -> dict[str, Any]:
-    """Until so many texts have their vector, as /health/ready says."""
+    """Wait until `texts` texts have a vector according to /health/ready."""
     async with asyncio.timeout(20):
         while True:
-            found: dict[str, Any] = (await service.client.get("/health/ready")).json()["embedding"]
-            if found["state"] == "done" and found["texts"] == found["done"] == texts:
-                return found
+            results: dict[str, Any] = (await service.client.get("/health/ready")).json()[
+                "embedding"
+            ]
+            if results["state"] == "done" and results["texts"] == results["done"] == texts:
+                return results
             await asyncio.sleep(0.01)
 
 
 async def test_off_by_default(serve: Serve, fake: ProviderFake) -> None:
-    """Without the setting nobody is asked for a vector, and nothing speaks of them."""
+    """Without the setting no vector is computed, and no response mentions vectors."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", seeded=True)
-    found = (await service.client.get("/ai/search", params={"q": "送料はいくらですか？"})).json()
-    assert found["items"]
-    assert "cosine" not in found["items"][0]
+    results = (await service.client.get("/ai/search", params={"q": "送料はいくらですか？"})).json()
+    assert results["items"]
+    assert "cosine" not in results["items"][0]
     assert "embedding" not in (await service.client.get("/health/ready")).json()
     assert fake.embedded == []
     assert fake.others == []
 
 
-async def test_the_service_fills_searches_and_meters(serve: Serve, fake: ProviderFake) -> None:
-    """Back-filled in batches through a refusal; every call is a row with the provider's usage and its cost, without texts."""
+async def test_back_filling_is_metered(serve: Serve, fake: ProviderFake) -> None:
+    """Each call, also after a refusal, has a row with usage and cost and without texts."""
     fake.embedding_statuses.append(429)
     service = await serve(
         openai_base_url=fake.base_url,
@@ -50,14 +52,14 @@ async def test_the_service_fills_searches_and_meters(serve: Serve, fake: Provide
     async with service.services.database.read_session() as session:
         texts = set((await session.execute(sa.select(chunks.c.text))).scalars())
     await wait_filled(service, len(texts))
-    found = (await service.client.get("/ai/search", params={"q": "送料はいくらですか？"})).json()
-    assert found["items"][0]["cosine"] > 0
+    results = (await service.client.get("/ai/search", params={"q": "送料はいくらですか？"})).json()
+    assert results["items"][0]["cosine"] > 0
     assert {text for batch in fake.embedded for text in batch} == texts | {"送料はいくらですか？"}
 
     rows = await service.rows(endpoint=ENDPOINT)
     assert sum(row["attempts"] for row in rows) == len(fake.embedded) == len(rows) + 1
-    answered = sum(len(text) for batch in fake.embedded[1:] for text in batch)
-    assert sum(row["prompt_tokens"] for row in rows) == answered
+    characters = sum(len(text) for batch in fake.embedded[1:] for text in batch)
+    assert sum(row["prompt_tokens"] for row in rows) == characters
     assert {
         (row["user_id"], row["status"], row["usage_source"], row["prompt"]) for row in rows
     } == {(EMBEDDER, "completed", "provider", "")}
@@ -70,7 +72,7 @@ async def test_the_service_fills_searches_and_meters(serve: Serve, fake: Provide
 
 
 def metric(exposition: str, name: str) -> float:
-    """The sum of a metric's samples, whatever their labels."""
+    """Return the sum of a metric over its labels."""
     samples = [
         line for line in exposition.splitlines() if line.partition(" ")[0].partition("{")[0] == name
     ]
@@ -78,7 +80,7 @@ def metric(exposition: str, name: str) -> float:
 
 
 async def test_a_billed_embedding_call_is_in_the_metrics(serve: Serve, fake: ProviderFake) -> None:
-    """Tokens, cost and calls in the metrics are those of the rows."""
+    """Tokens, cost and calls in the metrics equal those of the rows."""
     service = await serve(
         openai_base_url=fake.base_url,
         model="fake-model",
@@ -86,7 +88,7 @@ async def test_a_billed_embedding_call_is_in_the_metrics(serve: Serve, fake: Pro
         embeddings_model="fake-vectors",
         prices={"fake-vectors": {"input": "1", "output": "0"}},
     )
-    await keep(service.services.database, TEXTS[0], user_id="local")
+    await store_texts(service.services.database, TEXTS[0], user_id="local")
     await wait_filled(service, 1)
     (row,) = await service.rows(endpoint=ENDPOINT)
 
@@ -95,8 +97,8 @@ async def test_a_billed_embedding_call_is_in_the_metrics(serve: Serve, fake: Pro
     assert metric(metrics, "kotae_cost_usd_total") == pytest.approx(float(row["estimated_cost"]))
     assert metric(metrics, "kotae_provider_attempts_total") == row["attempts"] == 1
     assert (
-        f'kotae_answers_total{{endpoint="{ENDPOINT}",status="completed",usage_source="provider"}} 1.0'
-        in metrics
+        f'kotae_answers_total{{endpoint="{ENDPOINT}",status="completed",'
+        'usage_source="provider"} 1.0' in metrics
     )
 
 
@@ -110,7 +112,7 @@ async def test_an_embedding_call_without_a_price_is_counted_as_unpriced(
         embeddings="openai",
         embeddings_model="fake-vectors",
     )
-    await keep(service.services.database, TEXTS[0], user_id="local")
+    await store_texts(service.services.database, TEXTS[0], user_id="local")
     await wait_filled(service, 1)
     (row,) = await service.rows(endpoint=ENDPOINT)
 
@@ -118,27 +120,29 @@ async def test_an_embedding_call_without_a_price_is_counted_as_unpriced(
     assert metric((await service.client.get("/metrics")).text, "kotae_unpriced_answers_total") == 1
 
 
-async def test_the_cosine_that_took_part_is_told(serve: Serve, fake: ProviderFake) -> None:
-    """The search, the answer and its row say the cosine that moved the least of the words, where a setting lets it."""
+async def test_the_cosine_is_reported(serve: Serve, fake: ProviderFake) -> None:
+    """The search, the answer and its row have the cosine that adjusted the thresholds."""
     service = await serve(
         openai_base_url=fake.base_url, model="fake-model", embeddings="openai", relevance_cosine=0.5
     )
-    await keep(service.services.database, TEXTS[0], user_id="local")
+    await store_texts(service.services.database, TEXTS[0], user_id="local")
     await wait_filled(service, 1)
     question = "Who polishes the lens?"
-    found = (await service.client.get("/ai/search", params={"q": question})).json()
+    results = (await service.client.get("/ai/search", params={"q": question})).json()
     answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
     (row,) = await service.rows(endpoint="/ai/test")
     assert (
-        found["cosine"]
-        == found["items"][0]["cosine"]
+        results["cosine"]
+        == results["items"][0]["cosine"]
         == answer["relevance_cosine"]
         == row["relevance_cosine"]
     )
 
 
-async def test_a_provider_that_is_down_costs_no_answer(serve: Serve, fake: ProviderFake) -> None:
-    """A question whose vector is refused is answered by words; the call has its row, with the error."""
+async def test_a_failing_provider_does_not_prevent_answers(
+    serve: Serve, fake: ProviderFake
+) -> None:
+    """If the embedding of a question fails, words decide, and the call has a row with the error."""
     service = await serve(
         openai_base_url=fake.base_url,
         model="fake-model",
@@ -150,20 +154,20 @@ async def test_a_provider_that_is_down_costs_no_answer(serve: Serve, fake: Provi
         texts = set((await session.execute(sa.select(chunks.c.text))).scalars())
     await wait_filled(service, len(texts))
     fake.embedding_statuses.append(500)
-    found = (await service.client.get("/ai/search", params={"q": "送料はいくらですか？"})).json()
-    assert "cosine" not in found["items"][0]
-    assert found["answerable"]
+    results = (await service.client.get("/ai/search", params={"q": "送料はいくらですか？"})).json()
+    assert "cosine" not in results["items"][0]
+    assert results["answerable"]
     failed = [row for row in await service.rows(endpoint=ENDPOINT) if row["status"] != "completed"]
     assert [(row["status"], row["usage_source"], row["estimated_cost"]) for row in failed] == [
         ("provider_error", "unknown", None)
     ]
 
 
-async def test_a_usage_that_nobody_told_is_estimated(serve: Serve, fake: ProviderFake) -> None:
-    """A provider that sends vectors without a usage: its rows are `estimated`, and the account agrees."""
+async def test_missing_usage_is_estimated(serve: Serve, fake: ProviderFake) -> None:
+    """Rows of a provider that reports no usage are `estimated`, and the audit passes."""
     fake.embedding_usage = False
     service = await serve(openai_base_url=fake.base_url, model="fake-model", embeddings="openai")
-    await keep(service.services.database, TEXTS[0], user_id="local")
+    await store_texts(service.services.database, TEXTS[0], user_id="local")
     await wait_filled(service, 1)
     (row,) = await service.rows(endpoint=ENDPOINT)
     assert row["usage_source"] == "estimated"
@@ -173,8 +177,8 @@ async def test_a_usage_that_nobody_told_is_estimated(serve: Serve, fake: Provide
     ).told == []
 
 
-async def test_nobody_reached_is_nothing_billed(serve: Serve, fake: ProviderFake) -> None:
-    """Without a connection the rows say that nothing was used, /health/ready is degraded, and searches go on by words."""
+async def test_unreachable_providers_bill_nothing(serve: Serve, fake: ProviderFake) -> None:
+    """Without a connection rows have no usage, health is degraded, and words decide."""
     async with fake.away():
         service = await serve(
             openai_base_url=fake.base_url,
@@ -182,7 +186,7 @@ async def test_nobody_reached_is_nothing_billed(serve: Serve, fake: ProviderFake
             embeddings="openai",
             limits=ServiceLimits(attempts_max=1),
         )
-        await keep(service.services.database, TEXTS[0], user_id="local")
+        await store_texts(service.services.database, TEXTS[0], user_id="local")
         async with asyncio.timeout(20):
             while (await service.client.get("/health/ready")).json()["embedding"][
                 "state"

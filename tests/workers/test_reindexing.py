@@ -1,4 +1,4 @@
-"""What was indexed by other rules is made anew."""
+"""Re-indexing of documents that were indexed by other rules."""
 
 import sqlalchemy as sa
 
@@ -22,8 +22,8 @@ TEXT = "\n\n".join(
 )
 
 
-async def keep(database: Database, *texts: str) -> list[str]:
-    """Documents indexed by the old rules."""
+async def store_outdated(database: Database, *texts: str) -> list[str]:
+    """Store documents indexed by the old rules."""
     stored = await library.store_documents(
         database,
         OLD,
@@ -34,20 +34,20 @@ async def keep(database: Database, *texts: str) -> list[str]:
     return [document.document_id for document in stored]
 
 
-async def words(database: Database) -> list[tuple[str, str, str]]:
-    """Of every chunk: its document, text and words."""
+async def read_words(database: Database) -> list[tuple[str, str, str]]:
+    """Return document, text and words of each chunk."""
     async with database.read_session() as session:
-        found = await session.execute(
+        results = await session.execute(
             sa.select(chunks.c.document_id, chunks.c.text, chunks.c.words).order_by(
                 chunks.c.document_id, chunks.c.n
             )
         )
-        return [(row.document_id, row.text, row.words) for row in found]
+        return [(row.document_id, row.text, row.words) for row in results]
 
 
-async def test_every_document_becomes_as_if_stored_today(database: Database) -> None:
-    """Afterwards each document has the chunks and words that the rules of today give it, and nothing is outdated."""
-    ids = await keep(database, TEXT, TEXT.replace("灯台", "港"))
+async def test_documents_become_as_if_stored_now(database: Database) -> None:
+    """After the pass all chunks are those of the new rules, and nothing is outdated."""
+    ids = await store_outdated(database, TEXT, TEXT.replace("灯台", "港"))
     worker = Reindexer(database, NEW, ChunkWorkers())
     worker.start()
     await worker.wait_done()
@@ -57,35 +57,37 @@ async def test_every_document_becomes_as_if_stored_today(database: Database) -> 
             (await library.get_document(session, document_id, user_id="u"))
             for document_id in sorted(ids)
         ]
-    fresh = [
+    expected = [
         (row.document_id, piece["text"], piece["words"])
         for row in rows
         for piece in chunk_document(
             {"id": row.document_id, "title": row.title, "text": row.text}, NEW
         )
     ]
-    assert await words(database) == fresh
-    assert sum(row.chunks for row in rows) == len(fresh)
+    assert await read_words(database) == expected
+    assert sum(row.chunks for row in rows) == len(expected)
     assert await library.list_outdated(database, NEW) == []
-    found = worker.statistics()
-    assert (found.state, found.documents, found.done) == (ReindexingState.DONE, 2, 2)
+    results = worker.statistics()
+    assert (results.state, results.documents, results.done) == (ReindexingState.DONE, 2, 2)
 
 
-async def test_searches_go_on_and_a_deleted_document_stays_deleted(database: Database) -> None:
-    """Between any two documents that are made anew a search finds every document that is there, and none that is not."""
-    ids = await keep(database, *(f"灯台{n}の管理人は毎朝レンズを磨きました。" for n in range(8)))
-    retrieval = SearchService(database, NEW)
+async def test_searches_continue_and_deleted_documents_stay_deleted(database: Database) -> None:
+    """After each re-indexed document a search finds exactly the existing documents."""
+    ids = await store_outdated(
+        database, *(f"灯台{n}の管理人は毎朝レンズを磨きました。" for n in range(8))
+    )
+    service = SearchService(database, NEW)
     await library.delete_document(database, ids[3], user_id="u")
     there = set(ids) - {ids[3]}
     for document_id in ids:
         await library.reindex_document(database, NEW, ChunkWorkers(), document_id)
-        found = await retrieval.search("灯台の管理人のレンズ", user_id="u", limit=20)
-        assert {hit.document_id for hit in found.items} == there
+        results = await service.search("灯台の管理人のレンズ", user_id="u", limit=20)
+        assert {hit.document_id for hit in results.items} == there
 
 
-async def test_the_service_tells_how_far_it_is(serve: Serve) -> None:
-    """/health/ready says how many documents have to be made anew and how many are."""
+async def test_reindexing_is_in_the_health_report(serve: Serve) -> None:
+    """/health/ready contains the number of outdated and of re-indexed documents."""
     service = await serve(dictionary="none", seeded=True)
-    begun = (await service.client.get("/health/ready")).json()["reindexing"]
-    assert begun["state"] in {"running", "done"}
-    assert begun["documents"] == begun["done"] == 0
+    reindexing = (await service.client.get("/health/ready")).json()["reindexing"]
+    assert reindexing["state"] in {"running", "done"}
+    assert reindexing["documents"] == reindexing["done"] == 0

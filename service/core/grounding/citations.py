@@ -17,7 +17,7 @@ _RANGE = re.compile(r"(\d+)\s*[\-–~〜]\s*(\d+)")
 
 
 class Citations(msgspec.Struct, frozen=True):
-    """What an answer cites: its sources, in the order of their numbers, and how many citations were of them or of nothing."""
+    """The cited passages by number, and the number of valid and of dropped citations."""
 
     sources: list[Passage]
     real: int
@@ -25,39 +25,44 @@ class Citations(msgspec.Struct, frozen=True):
 
 
 def read_citations(text: str, passages: Sequence[Passage]) -> Citations:
-    """The passages that a text cites, each with the sentence that fits best what cites it. A number never given is dropped."""
-    given = {passage.n: passage for passage in passages}
+    """Return the passages that a text cites, each with the sentence that best supports the claim.
+
+    Citations of numbers that do not exist are dropped.
+    """
+    by_number = {passage.n: passage for passage in passages}
     claims: dict[int, list[str]] = {}
     real = dropped = begin = 0
     for match in _CITATION.finditer(text):
         claim, begin = text[begin : match.start()].strip(), match.end()
-        for number in _numbers(match.group(1)):
-            if number in given:
+        for number in _parse_numbers(match.group(1)):
+            if number in by_number:
                 real += 1
                 claims.setdefault(number, []).append(claim)
             else:
                 dropped += 1
     sources = [
-        msgspec.structs.replace(given[n], sentence=_supporting("".join(claims[n]), given[n].text))
+        msgspec.structs.replace(
+            by_number[n], sentence=_find_supporting_sentence("".join(claims[n]), by_number[n].text)
+        )
         for n in sorted(claims)
     ]
     return Citations(sources, real, dropped)
 
 
-def _numbers(inside: str) -> set[int]:
-    numbers = {int(number) for number in re.findall(r"\d+", inside)}
-    for low, high in _RANGE.findall(inside):
+def _parse_numbers(citation: str) -> set[int]:
+    numbers = {int(number) for number in re.findall(r"\d+", citation)}
+    for low, high in _RANGE.findall(citation):
         numbers.update(range(int(low), min(int(high), int(low) + 100) + 1))
     return numbers
 
 
-def _supporting(claim: str, text: str) -> tuple[int, int]:
-    """Where the sentence stands that shares the most with a claim, by runs of three characters."""
+def _find_supporting_sentence(claim: str, text: str) -> tuple[int, int]:
+    """Return the span of the sentence that shares the most trigrams with a claim."""
     spans = split_sentences(text) or [(0, len(text))]
-    asked = _threes(claim[-CLAIM_CHARACTERS_MAX:])
-    return max(spans, key=lambda span: len(asked & _threes(text[slice(*span)])))
+    trigrams = _split_trigrams(claim[-CLAIM_CHARACTERS_MAX:])
+    return max(spans, key=lambda span: len(trigrams & _split_trigrams(text[slice(*span)])))
 
 
-def _threes(text: str) -> set[str]:
-    plain = fold_text(text)
-    return {plain[i : i + 3] for i in range(len(plain) - 2)}
+def _split_trigrams(text: str) -> set[str]:
+    folded = fold_text(text)
+    return {folded[i : i + 3] for i in range(len(folded) - 2)}

@@ -1,15 +1,16 @@
-"""Which sentences of the context answer a question: the embedded model's whole mind. Pure.
+"""Sentence selection for the extractive model.
 
-A sentence is scored by the terms it shares with the question, weighed by how rare they are within the context; terms of
-the heading, title or question it stands under count in part, so that "within 30 days" under "Refunds" can answer. The
-kind of the question (when, how many, why, …) favours sentences that hold that kind of thing. The answer is the best
-sentence, and further ones only while they add much that the question asked and nobody said yet.
+A sentence is scored by the terms it shares with the question, weighted by their rarity within the
+context. Terms of the heading, title or question above it count in part, so that "within 30 days"
+under "Refunds" can answer. Sentences that contain the kind of thing the question asks for (when,
+how many, why, …) score higher. The answer is the best sentence, and further ones only while they
+cover much of the question that is not covered yet.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -21,27 +22,23 @@ from service.core.text.sentences import split_sentences
 from service.core.text.tokenizer import Tokenizer, detect_language, get_tokenizer
 
 SENTENCES_MAX = 3  # of an answer
-SENTENCES_READ_MAX = 2_000  # of the context; what comes after is not looked at
-COVERED_MIN = 0.12  # of the question's weight: below it no sentence fits
-GAIN_MIN = 0.2  # of the weight that the context can say at all, which a further sentence must add
-RIVAL_MIN = 0.92  # of what the best sentence is worth: so good a rival is quoted too
-CUE_MIN = 0.5  # the same for a rival that holds the kind of thing that was asked for, which the best does not
-FURTHER_MIN = 0.25  # of what the best sentence is worth
-ABOVE_WEIGHT = 0.55  # of a term that stands only in the heading above
-BEFORE_WEIGHT = 0.3  # of a term that stands only in the sentence before
-BEFORE_REASON_WEIGHT = (
-    0.8  # the same for a sentence that gives a reason, which is a reason for what was said before
-)
+SENTENCES_READ_MAX = 2_000  # of the context; further sentences are ignored
+COVERED_MIN = 0.12  # of the question's weight; with less the model refuses
+GAIN_MIN = 0.2  # of the weight that the context covers, which a further sentence must add
+RIVAL_MIN = 0.92  # of the best score: such a rival is quoted too
+CUE_MIN = 0.5  # the same for a rival that matches the cues of the question if the best does not
+FURTHER_MIN = 0.25  # of the best score
+ABOVE_WEIGHT = 0.55  # of a term that occurs only in the heading above
+BEFORE_WEIGHT = 0.3  # of a term that occurs only in the previous sentence
+BEFORE_REASON_WEIGHT = 0.8  # the same for a sentence that gives a reason for the previous one
 PHRASE_WEIGHT = 0.35
-GRAM_WEIGHT, LATIN_GRAM_WEIGHT = (
-    0.3,
-    0.08,
-)  # a Latin word has many grams, which together weigh as much as half a word
+# A Latin word has many grams, which together weigh as much as half a word.
+GRAM_WEIGHT, LATIN_GRAM_WEIGHT = 0.3, 0.08
 CUE_WEIGHT = 0.35
-LENGTH_CHARACTERS = 1500  # a sentence as long as this is worth half
-LATER_WEIGHT = 0.03  # by which a passage found later is worth less, for each place
-FRAME_WEIGHT = 0.3  # of words that belong to asking rather than to what is asked
-_FRAME = frozenset(
+LENGTH_CHARACTERS = 1500  # a sentence of this length scores half
+LATER_WEIGHT = 0.03  # decrease of the score per rank of the passage
+FRAME_WEIGHT = 0.3  # of words that belong to the form of a question
+_FRAME_WORDS = frozenset(
     [
         "long",
         "take",
@@ -74,24 +71,26 @@ _FIGURE = (
     r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|hundred|thousand)\b"
 )
 _TIME = (
-    _FIGURE
-    + r"|曜日?|毎[日週月年]|午前|午後|\b(?:mon|tues|wednes|thurs|fri|satur|sun)days?\b|\b(?:week|month|year)s?\b"
+    _FIGURE + r"|曜日?|毎[日週月年]|午前|午後"
+    r"|\b(?:mon|tues|wednes|thurs|fri|satur|sun)days?\b|\b(?:week|month|year)s?\b"
     r"|\b(?:january|february|march|april|june|july|august|september|october|november|december)\b"
 )
-# (what a question says, what its answer is likely to hold); both in lower case but for names
-_CUES = tuple(
-    (re.compile(asked), re.compile(holds))
-    for asked, holds in (
+# (pattern of the question, pattern of its answer); lower case except for names
+_CUE_PATTERNS = tuple(
+    (re.compile(question), re.compile(answer))
+    for question, answer in (
         (
             (
-                r"\bwhen\b|\b(?:what|which) (?:time|year|day|date)\b|\bhow (?:long|soon|often)\b|\bhours\b"
+                r"\bwhen\b|\b(?:what|which) (?:time|year|day|date)\b"
+                r"|\bhow (?:long|soon|often)\b|\bhours\b"
                 r"|いつ|何(?:年|月|日|時|分|曜)|どのくらいの(?:期間|時間)|期限|期間|時間は"
             ),
             _TIME,
         ),
         (
             (
-                r"\bhow (?:many|much|big|heavy|hot|far|tall|high|old|large|small)\b|\bcost\b|\bprice\b|\btemperature\b"
+                r"\bhow (?:many|much|big|heavy|hot|far|tall|high|old|large|small)\b"
+                r"|\bcost\b|\bprice\b|\btemperature\b"
                 r"|いくら|いくつ|どのくらい|どれくらい|何[^かがをもでと]{1,2}|料金|重さ|温度"
             ),
             _FIGURE + r"|無料|\bfree\b",
@@ -111,8 +110,8 @@ _CUES = tuple(
         (r"\bwho\b|誰|だれ", r"\bby\b|[A-Z][a-z]+ [A-Z][a-z]+|さん|氏|者|係|担当"),
     )
 )
-# What a reader recognises without being told its name.
-_SHOWS = (
+# Things that are recognized by their form, and their names.
+_PATTERN_NAMES = (
     (re.compile(r"\S@\S+\.\S"), "e-mail email address メールアドレス 連絡先"),
     (re.compile(r"\d{2,5}-\d{2,4}-?\d{3,4}"), "phone telephone number 電話番号 連絡先"),
     (re.compile(r"https?://"), "URL web site address link サイト"),
@@ -128,161 +127,189 @@ _EMPHASIS = re.compile(r"\*\*|__|`")
 _BREAK = re.compile(r"[ \t\u3000]*\n[ \t\u3000]*")
 
 
-_Kind = str | tuple[str, str]  # a word; a phrase, or ("", gram)
+_Term = str | tuple[str, str]  # a word; a phrase; ("", gram)
 
 
 class _Sentence(msgspec.Struct, frozen=True):
-    """A sentence that may be quoted, with the kinds of terms that it and what is above and before it have."""
+    """A candidate, with its terms and those of the heading above and the sentence before it."""
 
     n: int
     text: str
-    own: frozenset[_Kind]
-    above: frozenset[_Kind]
-    before: frozenset[_Kind]
+    own: frozenset[_Term]
+    above: frozenset[_Term]
+    before: frozenset[_Term]
 
 
 def quote_answer(question: str, passages: Sequence[Passage], dictionary: str = "auto") -> str:
-    """The answer: sentences of the passages, each with its citation, or that none fits. In the question's language."""
-    using = get_tokenizer(dictionary)
-    asked = _kinds(question, using)
-    found = list(_readable(passages, using))
+    """Return sentences of the passages that answer a question, with citations, or the refusal."""
+    tokenizer = get_tokenizer(dictionary)
+    query = _extract_terms(question, tokenizer)
+    sentences = list(_iterate_sentences(passages, tokenizer))
     same = [
         sentence
-        for sentence in found
+        for sentence in sentences
         if detect_language(sentence.text) == detect_language(question)
     ]
-    # The other language only where the context has nothing to say in this one: an answer never mixes them.
-    for candidates in (same, [sentence for sentence in found if sentence not in same]):
-        if chosen := _choose(question, asked, candidates):
-            gap = "" if detect_language(chosen[0].text) == "ja" else " "
+    # Answers never mix languages; the other one is used only if this one has no answer.
+    for candidates in (same, [sentence for sentence in sentences if sentence not in same]):
+        if selected := _Selection(question, query, candidates).select():
+            gap = "" if detect_language(selected[0].text) == "ja" else " "
             return gap.join(
-                f"{one.text}{'' if one.text[-1] in '。！？' else ' '}[{one.n}]" for one in chosen
+                f"{sentence.text}{'' if sentence.text[-1] in '。！？' else ' '}[{sentence.n}]"
+                for sentence in selected
             )
     return refusal_text(question)
 
 
-def _readable(passages: Sequence[Passage], using: Tokenizer) -> Iterator[_Sentence]:
-    """Every sentence that could be an answer, once: no headings, no questions, nothing without a term."""
-    seen: set[str] = set()
+def _iterate_sentences(passages: Sequence[Passage], tokenizer: Tokenizer) -> Iterator[_Sentence]:
+    """Yield distinct sentences with terms, except headings and questions."""
+    texts: set[str] = set()
     for passage in passages:
-        title = _kinds(passage.title, using)
-        above, before = title, frozenset[_Kind]()
+        title = _extract_terms(passage.title, tokenizer)
+        above, before = title, frozenset[_Term]()
         for start, end in split_sentences(passage.text)[:SENTENCES_READ_MAX]:
-            text = _clean(passage.text[start:end])
-            own = _kinds(passage.text[start:end], using).union(
-                *(_kinds(names, using) for shape, names in _SHOWS if shape.search(text))
+            text = _clean_sentence(passage.text[start:end])
+            own = _extract_terms(passage.text[start:end], tokenizer).union(
+                *(
+                    _extract_terms(names, tokenizer)
+                    for pattern, names in _PATTERN_NAMES
+                    if pattern.search(text)
+                )
             )
             if is_heading(passage.text, start) or _QUESTION.search(text):
                 above, before = title | own, frozenset()
                 continue
-            if own and text and text not in seen:
-                seen.add(text)
+            if own and text and text not in texts:
+                texts.add(text)
                 yield _Sentence(passage.n, text, own, above, before)
             before = own
-            if len(seen) >= SENTENCES_READ_MAX:
+            if len(texts) >= SENTENCES_READ_MAX:
                 return
 
 
-def _choose(question: str, asked: frozenset[_Kind], candidates: list[_Sentence]) -> list[_Sentence]:
-    """The fewest sentences that say what was asked."""
-    if not asked or not candidates:
-        return []
-    weight = _weights(asked, candidates)
-    total = sum(weight.values())
-    cues = [holds for asks, holds in _CUES if asks.search(question.lower())]
-    why = bool(_WHY.search(question.lower()))
+class _Selection:
+    """Scores candidates for a question and selects the fewest that answer it."""
 
-    def covered(one: _Sentence) -> float:
-        before = BEFORE_REASON_WEIGHT if why and _REASON.search(one.text) else BEFORE_WEIGHT
+    def __init__(self, question: str, query: frozenset[_Term], candidates: list[_Sentence]) -> None:
+        self._query, self._candidates = query, candidates
+        self._weights = _weigh_terms(query, candidates)
+        self._cues = [answer for asks, answer in _CUE_PATTERNS if asks.search(question.lower())]
+        self._asks_why = bool(_WHY.search(question.lower()))
+
+    def select(self) -> list[_Sentence]:
+        """Return the best sentence, a rival of it, and sentences that cover further terms."""
+        if not self._query or not self._candidates:
+            return []
+        best = max(self._candidates, key=self._score)
+        if self._cover(best) < COVERED_MIN * sum(self._weights.values()) or not (
+            self._query & best.own or self._query & best.above
+        ):
+            return []
+        selected = [best, *self._find_rival(best)]
+        covered = frozenset().union(*(sentence.own | sentence.above for sentence in selected))
+        while len(selected) < SENTENCES_MAX:
+            further = self._find_further(best, covered)
+            if further is None:
+                break
+            selected.append(further)
+            covered |= further.own
+        return selected
+
+    def _sum_weights(self, terms: Iterable[_Term]) -> float:
+        return sum(self._weights[term] for term in terms)
+
+    def _cover(self, sentence: _Sentence) -> float:
+        """Return the weight of the question's terms that a sentence covers."""
+        gives_reason = self._asks_why and _REASON.search(sentence.text)
+        before_weight = BEFORE_REASON_WEIGHT if gives_reason else BEFORE_WEIGHT
+        above = (self._query & sentence.above) - sentence.own
+        before = (self._query & sentence.before) - sentence.own - sentence.above
         return (
-            sum(weight[kind] for kind in asked & one.own)
-            + sum(weight[kind] * ABOVE_WEIGHT for kind in (asked & one.above) - one.own)
-            + sum(weight[kind] * before for kind in (asked & one.before) - one.own - one.above)
+            self._sum_weights(self._query & sentence.own)
+            + sum(self._weights[term] * ABOVE_WEIGHT for term in above)
+            + sum(self._weights[term] * before_weight for term in before)
         )
 
-    def worth(one: _Sentence) -> float:
-        cue = sum(1 for holds in cues if holds.search(one.text)) / len(cues) if cues else 0
-        cue += why and bool(_REASON.search(one.text))
-        # A longer sentence shares more by chance; a later passage was found less relevant.
+    def _score(self, sentence: _Sentence) -> float:
+        """Score a sentence. Long ones match more by chance, later passages are less relevant."""
+        cue = float(self._asks_why and bool(_REASON.search(sentence.text)))
+        if self._cues:
+            cue += sum(1 for cue in self._cues if cue.search(sentence.text)) / len(self._cues)
         return (
-            covered(one)
+            self._cover(sentence)
             * (1 + CUE_WEIGHT * cue)
-            / (1 + len(one.text) / LENGTH_CHARACTERS)
-            / (1 + LATER_WEIGHT * (one.n - 1))
+            / (1 + len(sentence.text) / LENGTH_CHARACTERS)
+            / (1 + LATER_WEIGHT * (sentence.n - 1))
         )
 
-    best = max(candidates, key=worth)
-    if covered(best) < COVERED_MIN * total or not (asked & best.own or asked & best.above):
-        return []
-    chosen = [best, *_missing(best, candidates, worth, cues)]
-    sayable = sum(weight[kind] for kind in asked if any(kind in one.own for one in candidates))
-    said = frozenset().union(*(one.own | one.above for one in chosen))
-    while len(chosen) < SENTENCES_MAX:
+    def _matches_cue(self, sentence: _Sentence) -> bool:
+        return any(cue.search(sentence.text) for cue in self._cues)
+
+    def _find_rival(self, best: _Sentence) -> list[_Sentence]:
+        """Return a sentence that matches the cues if the best does not, or one nearly as good."""
+        needs_cue = bool(self._cues) and not self._matches_cue(best)
+        score_min = (CUE_MIN if needs_cue else RIVAL_MIN) * self._score(best)
+        rivals = [
+            sentence
+            for sentence in self._candidates
+            if sentence is not best
+            and (not needs_cue or self._matches_cue(sentence))
+            and self._score(sentence) >= score_min
+        ]
+        return [max(rivals, key=self._score)] if rivals else []
+
+    def _find_further(self, best: _Sentence, covered: frozenset[_Term]) -> _Sentence | None:
+        """Return the sentence that covers most of what is not covered, if it is enough."""
+        score_min = FURTHER_MIN * self._score(best)
         gains = {
-            one: (asked & one.own) - said
-            for one in candidates
-            if worth(one) >= FURTHER_MIN * worth(best)
+            sentence: (self._query & sentence.own) - covered
+            for sentence in self._candidates
+            if self._score(sentence) >= score_min
         }
-        # One word more may be there by chance; two are another part of the question.
+        # One more word may occur by chance; two are another part of the question.
         enough = [
-            one for one, new in gains.items() if sum(isinstance(kind, str) for kind in new) >= 2
+            sentence
+            for sentence, terms in gains.items()
+            if sum(isinstance(term, str) for term in terms) >= 2
         ]
-        further = max(
-            enough, key=lambda one: sum(weight[kind] for kind in gains[one]), default=None
+        further = max(enough, key=lambda sentence: self._sum_weights(gains[sentence]), default=None)
+        available = self._sum_weights(
+            term
+            for term in self._query
+            if any(term in sentence.own for sentence in self._candidates)
         )
-        if further is None or sum(weight[kind] for kind in gains[further]) < GAIN_MIN * sayable:
-            break
-        chosen.append(further)
-        said |= further.own
-    return chosen
+        if further is None or self._sum_weights(gains[further]) < GAIN_MIN * available:
+            return None
+        return further
 
 
-def _missing(
-    best: _Sentence,
-    candidates: list[_Sentence],
-    worth: Callable[[_Sentence], float],
-    cues: list[re.Pattern[str]],
-) -> list[_Sentence]:
-    """A sentence that says the kind of thing that was asked for, if the best does not; or one that is nearly as good."""
-    others = [one for one in candidates if one is not best]
-    if cues and not any(holds.search(best.text) for holds in cues):
-        others = [
-            one
-            for one in others
-            if any(holds.search(one.text) for holds in cues) and worth(one) >= CUE_MIN * worth(best)
-        ]
-    else:
-        others = [one for one in others if worth(one) >= RIVAL_MIN * worth(best)]
-    return [max(others, key=worth)] if others else []
-
-
-def _weights(asked: frozenset[_Kind], candidates: list[_Sentence]) -> dict[_Kind, float]:
-    """What each kind of term is worth: its weight by kind times its rarity among the sentences."""
-    frequency = Counter(kind for one in candidates for kind in asked & one.own)
+def _weigh_terms(query: frozenset[_Term], candidates: list[_Sentence]) -> dict[_Term, float]:
+    """Return the weight of each term: that of its kind times its idf among the sentences."""
+    frequency = Counter(term for sentence in candidates for term in query & sentence.own)
     size = len(candidates)
     return {
-        kind: _kind_weight(kind)
-        * math.log(1 + (size - frequency[kind] + 0.5) / (frequency[kind] + 0.5))
-        for kind in asked
+        term: _weigh_kind(term)
+        * math.log(1 + (size - frequency[term] + 0.5) / (frequency[term] + 0.5))
+        for term in query
     }
 
 
-def _kind_weight(kind: _Kind) -> float:
-    if isinstance(kind, str):
-        return FRAME_WEIGHT if kind in _FRAME else 1.0
-    if kind[0]:
+def _weigh_kind(term: _Term) -> float:
+    if isinstance(term, str):
+        return FRAME_WEIGHT if term in _FRAME_WORDS else 1.0
+    if term[0]:
         return PHRASE_WEIGHT
-    return LATIN_GRAM_WEIGHT if kind[1].isascii() else GRAM_WEIGHT
+    return LATIN_GRAM_WEIGHT if term[1].isascii() else GRAM_WEIGHT
 
 
-def _kinds(text: str, using: Tokenizer) -> frozenset[_Kind]:
-    """Words as strings, phrases as pairs, grams as pairs that begin with nothing."""
-    found = using.extract_terms(text)
-    pairs = pairwise(found.words)
-    return frozenset[_Kind]([*found.words, *pairs, *(("", gram) for gram in found.grams)])
+def _extract_terms(text: str, tokenizer: Tokenizer) -> frozenset[_Term]:
+    """Return words as strings, phrases as pairs, and grams as pairs with an empty string."""
+    terms = tokenizer.extract_terms(text)
+    phrases = pairwise(terms.words)
+    return frozenset[_Term]([*terms.words, *phrases, *(("", gram) for gram in terms.grams)])
 
 
-def _clean(sentence: str) -> str:
-    """A sentence as it is quoted: on one line, without emphasis, labels and citations of its own, which would be ours."""
+def _clean_sentence(sentence: str) -> str:
+    """Return a sentence on one line, without emphasis, labels and citations."""
     text = _CITATION.sub("", _EMPHASIS.sub("", _LABEL.sub("", sentence)))
     return _BREAK.sub("" if detect_language(text) == "ja" else " ", text).strip().strip("|").strip()

@@ -1,8 +1,9 @@
-"""BM25 of many chunks at once, as arrays (Robertson and Zaragoza, 2009). Pure.
+"""BM25 of many chunks at once, with arrays (Robertson and Zaragoza, 2009).
 
-A chunk is known by a number for each of its words, phrases and grams, as often as they stand there: 32 bits of a polynomial in
-its bytes, modulo 2^64 (Karp and Rabin, 1987). A term of a question shares its number with another in the candidates once in some
-2,000 searches, and then a chunk has one term too many.
+A chunk is represented by one code for each occurrence of a word, phrase or gram: the upper 32 bits
+of a polynomial hash of its bytes modulo 2^64 (Karp and Rabin, 1987). About once in 2,000 searches
+a term of the query has the code of another term of a candidate, which then counts as an
+occurrence.
 """
 
 import math
@@ -16,17 +17,16 @@ from numpy.typing import NDArray
 
 K1, B = 0.6, 0.75
 HALF = 1 << 16
-CHUNKS_AT_ONCE = 12  # arrays so small that memory at hand serves them; for larger ones the kernel would be asked, at many times the cost
-DENSE_MAX = (
-    1_000_000  # numbers of chunks that are summed up by place, however few of them are there
-)
+CHUNKS_AT_ONCE = 12  # arrays of this size are reused by the allocator; larger ones cost page faults
+DENSE_MAX = 1_000_000  # range of ids up to which weights are summed in an array indexed by id
 
 SPACE = ord(" ")
-BASE = 0xD6E8FEB86659FD93  # of the polynomial: any odd number of 64 bits has an inverse
+BASE = 0xD6E8FEB86659FD93  # of the polynomial; any odd number has an inverse modulo 2^64
 
-# Odd numbers of 64 bits (Knuth's and others' multipliers): a word, a phrase and a gram of the same letters differ by them.
-_WORD, _AFTER, _GRAM = (
-    np.uint64(each) for each in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+# Odd 64-bit multipliers, so that a word, a phrase and a gram of the same letters get different
+# codes.
+_WORD_FACTOR, _NEXT_WORD_FACTOR, _GRAM_FACTOR = (
+    np.uint64(factor) for factor in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 )
 
 Numbers = NDArray[np.float64]
@@ -35,227 +35,242 @@ Hashes = NDArray[np.uint64]
 Codes = NDArray[np.uint32]
 
 
-class Digest(msgspec.Struct, frozen=True):
-    """A chunk: the numbers of its words, phrases and grams, as often as they stand there; how many words and grams it has."""
+class ChunkTerms(msgspec.Struct, frozen=True):
+    """The terms of a chunk: the codes of its words, then of its phrases and grams."""
 
     codes: Codes
-    words: int
-    grams: int
+    word_count: int
+    gram_count: int
     content_hash: str | None = None
 
 
-def digests(stored: Sequence[tuple[int, str, str, str | None]]) -> dict[int, Digest]:
-    """Of chunks as the index has them, by id: (id, words and grams in order, each separated by spaces, content hash)."""
-    made = {}
-    for begin in range(0, len(stored), CHUNKS_AT_ONCE):
-        some = stored[begin : begin + CHUNKS_AT_ONCE]
-        hashes = _hashes(
-            " ".join(text for _, words, grams, _ in some for text in (words, grams) if text)
+def encode_chunks(rows: Sequence[tuple[int, str, str, str | None]]) -> dict[int, ChunkTerms]:
+    """Encode chunks, by id.
+
+    A row is (id, words in order, grams, content hash); terms are separated by spaces.
+    """
+    chunks = {}
+    for begin in range(0, len(rows), CHUNKS_AT_ONCE):
+        batch = rows[begin : begin + CHUNKS_AT_ONCE]
+        hashes = _hash_terms(
+            " ".join(text for _, words, grams, _ in batch for text in (words, grams) if text)
         )
-        as_word, as_gram, as_phrase = (
-            _codes(hashes * _WORD),
-            _codes(hashes * _GRAM),
-            _codes(hashes[:-1] * _WORD + hashes[1:] * _AFTER),
-        )
+        word_codes = _truncate_hashes(hashes * _WORD_FACTOR)
+        gram_codes = _truncate_hashes(hashes * _GRAM_FACTOR)
+        phrase_codes = _truncate_hashes(hashes[:-1] * _WORD_FACTOR + hashes[1:] * _NEXT_WORD_FACTOR)
         first = 0
-        for id_, words, grams, content_hash in some:
-            middle = first + _count(words)
-            last = middle + _count(grams)
+        for id_, words, grams, content_hash in batch:
+            middle = first + _count_terms(words)
+            last = middle + _count_terms(grams)
             codes = np.concatenate(
                 [
-                    as_word[first:middle],
-                    as_phrase[first : max(first, middle - 1)],
-                    as_gram[middle:last],
+                    word_codes[first:middle],
+                    phrase_codes[first : max(first, middle - 1)],
+                    gram_codes[middle:last],
                 ]
             )
-            made[id_] = Digest(codes, middle - first, last - middle, content_hash)
+            chunks[id_] = ChunkTerms(codes, middle - first, last - middle, content_hash)
             first = last
-    return made
+    return chunks
 
 
-class Observed(msgspec.Struct, frozen=True):
-    """What ranking reads of some chunks: how often each term of a question stands in each."""
+class TermCounts(msgspec.Struct, frozen=True):
+    """How often each term of a query occurs in each of some chunks."""
 
     ids: list[int]
-    often: Numbers  # a row a chunk; a column a word, phrase or gram, in this order
-    lengths: Numbers  # a row a chunk: how many words and grams it has
-    words: list[Codes]  # of each chunk, in order
+    counts: Numbers  # one row per chunk; one column per word, phrase and gram, in this order
+    lengths: Numbers  # one row per chunk: number of words, number of grams
+    word_codes: list[Codes]  # of each chunk, in order
     content_hashes: list[str | None]
 
 
-def numbered(
+def encode_query(
     words: Sequence[str], phrases: Sequence[tuple[str, str]], grams: Sequence[str]
 ) -> Codes:
-    """The numbers of a question's terms, in this order."""
-    hashes = _hashes(" ".join([*words, *(a for a, _ in phrases), *(b for _, b in phrases), *grams]))
+    """Return the codes of a query's words, phrases and grams, in this order."""
+    hashes = _hash_terms(
+        " ".join([*words, *(a for a, _ in phrases), *(b for _, b in phrases), *grams])
+    )
     before, after, last = len(words), len(words) + len(phrases), len(words) + 2 * len(phrases)
-    as_phrase = hashes[before:after] * _WORD + hashes[after:last] * _AFTER
-    return _codes(np.concatenate([hashes[:before] * _WORD, as_phrase, hashes[last:] * _GRAM]))
-
-
-def observed(asked: Codes, chunks: Mapping[int, Digest]) -> Observed:
-    """Some chunks, by their digests."""
-    found = chunks.values()
-    return Observed(
-        list(chunks),
-        _counted(asked, [one.codes for one in found]),
-        np.array([(one.words, one.grams) for one in found], dtype=float).reshape(-1, 2),
-        [one.codes[: one.words] for one in found],
-        [one.content_hash for one in found],
+    phrase_hashes = hashes[before:after] * _WORD_FACTOR + hashes[after:last] * _NEXT_WORD_FACTOR
+    return _truncate_hashes(
+        np.concatenate(
+            [hashes[:before] * _WORD_FACTOR, phrase_hashes, hashes[last:] * _GRAM_FACTOR]
+        )
     )
 
 
-def idf(frequency: float, total: int) -> float:
-    """What a term is worth that stands in so many of all chunks: never negative."""
+def count_terms(query_codes: Codes, chunks: Mapping[int, ChunkTerms]) -> TermCounts:
+    """Count the terms of a query in chunks."""
+    terms = chunks.values()
+    return TermCounts(
+        list(chunks),
+        _count_codes(query_codes, [chunk.codes for chunk in terms]),
+        np.array([(chunk.word_count, chunk.gram_count) for chunk in terms], dtype=float).reshape(
+            -1, 2
+        ),
+        [chunk.codes[: chunk.word_count] for chunk in terms],
+        [chunk.content_hash for chunk in terms],
+    )
+
+
+def compute_idf(frequency: float, total: int) -> float:
+    """Return the inverse document frequency of a term that occurs in `frequency` of `total` chunks.
+
+    It is never negative.
+    """
     frequency = min(frequency, total)
     return math.log(1 + (total - frequency + 0.5) / (frequency + 0.5))
 
 
-class Occurrences:
-    """The terms of a question in some chunks, and what they are worth there."""
+class Bm25Scorer:
+    """Scores chunks for the terms of a query."""
 
     def __init__(
         self,
         words: Sequence[str],
         phrases: Sequence[tuple[str, str]],
         grams: Sequence[str],
-        chunks: Observed,
+        chunks: TermCounts,
     ) -> None:
-        self._words, self._grams, self._often = words, grams, chunks.often
+        self._words, self._grams, self._counts = words, grams, chunks.counts
         self._phrases = slice(len(words), len(words) + len(phrases))
-        self._kinds = np.repeat(
-            [0, 0, 1], [len(words), len(phrases), len(grams)]
-        )  # phrases are as many as words, but for one
+        # A chunk has one phrase fewer than words, so that both have the same relative length.
+        self._length_columns = np.repeat([0, 0, 1], [len(words), len(phrases), len(grams)])
         self._lengths = chunks.lengths / np.maximum(
             chunks.lengths.mean(axis=0) if chunks.ids else 1, 1e-9
         )
 
-    def of_phrases(self) -> list[float]:
-        """How often each phrase stands in all of them."""
-        often: list[float] = self._often[:, self._phrases].sum(axis=0).tolist()
-        return often
+    def count_phrases(self) -> list[float]:
+        """Return how often each phrase occurs in all chunks together."""
+        counts: list[float] = self._counts[:, self._phrases].sum(axis=0).tolist()
+        return counts
 
-    def whole(self) -> list[bool]:
-        """Whether all words stand in it, of each chunk."""
-        whole: list[bool] = np.all(self._often[:, : len(self._words)] > 0, axis=1).tolist()
-        return whole
+    def have_all_words(self) -> list[bool]:
+        """Return for each chunk whether it contains all words."""
+        complete: list[bool] = np.all(self._counts[:, : len(self._words)] > 0, axis=1).tolist()
+        return complete
 
-    def standing(self, chunk: int) -> tuple[list[str], list[str]]:
-        """The words, and the grams, that stand in this chunk."""
-        there = (self._often[chunk] > 0).tolist()
-        return list(compress(self._words, there)), list(
-            compress(self._grams, there[self._phrases.stop :])
+    def list_matches(self, chunk: int) -> tuple[list[str], list[str]]:
+        """Return the words and the grams that occur in this chunk."""
+        occurs = (self._counts[chunk] > 0).tolist()
+        return list(compress(self._words, occurs)), list(
+            compress(self._grams, occurs[self._phrases.stop :])
         )
 
-    def scores(self, worth: Sequence[float], b: float) -> list[float]:
-        """The score of each chunk, where `worth` is the idf of each term times the weight of its kind."""
-        norms = (K1 * (1 - b + b * self._lengths))[:, self._kinds]
+    def compute_scores(self, weights: Sequence[float], b: float) -> list[float]:
+        """Return the score of each chunk. `weights`: of each term, its idf times its kind's."""
+        norms = (K1 * (1 - b + b * self._lengths))[:, self._length_columns]
         scores: list[float] = (
-            self._often / (self._often + norms) @ (np.asarray(worth) * (K1 + 1))
+            self._counts / (self._counts + norms) @ (np.asarray(weights) * (K1 + 1))
         ).tolist()
         return scores
 
 
-def heaviest(ids: Ids, weights: Numbers, most: int | None) -> dict[int, float]:
-    """The chunks whose weights are most together, heaviest first and the older of equals, each with its weight."""
+def select_heaviest(ids: Ids, weights: Numbers, limit: int | None) -> dict[int, float]:
+    """Return the chunks with the largest sums of weights, in descending order, then by id."""
     if not len(ids):
         return {}
     first = ids.min()
     if ids.max() - first < DENSE_MAX:
         sums = np.bincount(ids - first, weights)
-        chosen = np.flatnonzero(sums)
-        sums, ids = sums[chosen], chosen + first
+        selected = np.flatnonzero(sums)
+        sums, ids = sums[selected], selected + first
     else:
-        ids, places = np.unique(ids, return_inverse=True)
-        sums = np.bincount(places, weights)
-    if most is not None and most < len(sums):
-        chosen = np.flatnonzero(sums >= np.partition(sums, -most)[-most])
-        sums, ids = sums[chosen], ids[chosen]
-    order = np.argsort(-sums, kind="stable")[:most]
+        ids, positions = np.unique(ids, return_inverse=True)
+        sums = np.bincount(positions, weights)
+    if limit is not None and limit < len(sums):
+        selected = np.flatnonzero(sums >= np.partition(sums, -limit)[-limit])
+        sums, ids = sums[selected], ids[selected]
+    order = np.argsort(-sums, kind="stable")[:limit]
     return dict(zip(ids[order].tolist(), sums[order].tolist(), strict=True))
 
 
-def located(asked: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids, Ids]:
-    """Where the numbers asked for stand in these chunks, one chunk after the other; in which chunk that is, and which number."""
-    if not len(asked) or not len(chunks):
-        nothing = np.zeros(0, dtype=np.int64)
-        return nothing, nothing, nothing
-    likely = np.zeros(
-        HALF, dtype=bool
-    )  # by half of the bits: nearly all that was not asked for is gone after one look
-    likely[_half(asked)] = True
-    some, at, before = [], [], 0
+def locate_codes(query_codes: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids, Ids]:
+    """Find the codes of a query in chunks, as if these were one sequence.
+
+    Returns parallel arrays: position in the sequence, number of the chunk, number of the code.
+    """
+    if not len(query_codes) or not len(chunks):
+        empty = np.zeros(0, dtype=np.int64)
+        return empty, empty, empty
+    # A table of the lower halves of the codes rejects nearly everything else with one lookup.
+    likely = np.zeros(HALF, dtype=bool)
+    likely[_take_halves(query_codes)] = True
+    candidates, positions, offset = [], [], 0
     for begin in range(0, len(chunks), CHUNKS_AT_ONCE):
-        every = np.concatenate(chunks[begin : begin + CHUNKS_AT_ONCE])
-        found = likely.take(_half(every)).nonzero()[0]
-        some.append(every[found])
-        at.append(found + before)
-        before += len(every)
-    left = np.concatenate(some)
-    order = np.argsort(asked, kind="stable")
-    columns = order[np.minimum(np.searchsorted(asked, left, sorter=order), len(asked) - 1)]
-    same = asked[columns] == left
-    places = np.concatenate(at)[same]
-    return (
-        places,
-        np.searchsorted(np.cumsum([len(one) for one in chunks]), places, side="right"),
-        columns[same],
-    )
+        codes = np.concatenate(chunks[begin : begin + CHUNKS_AT_ONCE])
+        matches = likely.take(_take_halves(codes)).nonzero()[0]
+        candidates.append(codes[matches])
+        positions.append(matches + offset)
+        offset += len(codes)
+    remaining = np.concatenate(candidates)
+    order = np.argsort(query_codes, kind="stable")
+    columns = order[
+        np.minimum(np.searchsorted(query_codes, remaining, sorter=order), len(query_codes) - 1)
+    ]
+    equal = query_codes[columns] == remaining
+    places = np.concatenate(positions)[equal]
+    ends = np.cumsum([len(codes) for codes in chunks])
+    return places, np.searchsorted(ends, places, side="right"), columns[equal]
 
 
-def weighed(postings: Iterable[tuple[Ids, float]]) -> tuple[Ids, Numbers]:
-    """The ids of all of these, one after the other, and the weight of each."""
-    found = list(postings)
-    ids = np.concatenate([ids for ids, _ in found] or [np.zeros(0, dtype=np.int64)])
-    return ids, np.repeat([weight for _, weight in found], [len(ids) for ids, _ in found])
+def join_postings(postings: Iterable[tuple[Ids, float]]) -> tuple[Ids, Numbers]:
+    """Concatenate posting lists, and repeat the weight of its term for each id."""
+    lists = list(postings)
+    ids = np.concatenate([ids for ids, _ in lists] or [np.zeros(0, dtype=np.int64)])
+    return ids, np.repeat([weight for _, weight in lists], [len(ids) for ids, _ in lists])
 
 
-def numbers(found: str) -> Ids:
-    """Of a JSON list of integers."""
-    return np.array(msgspec.json.decode(found, type=list[int]), dtype=np.int64)
+def decode_ids(text: str) -> Ids:
+    """Decode a JSON list of integers."""
+    return np.array(msgspec.json.decode(text, type=list[int]), dtype=np.int64)
 
 
-def _codes(made: Hashes) -> Codes:
-    """The upper half of the bits, which all of the lower ones have gone into."""
-    return (made >> np.uint64(32)).astype(np.uint32)
+def _truncate_hashes(hashes: Hashes) -> Codes:
+    """Return the upper halves, which depend on all lower bits."""
+    return (hashes >> np.uint64(32)).astype(np.uint32)
 
 
-def _count(terms: str) -> int:
+def _count_terms(terms: str) -> int:
     return terms.count(" ") + 1 if terms else 0
 
 
-def _hashes(terms: str) -> Hashes:
-    """Of each of these, separated by single spaces: the sum of its bytes b_i times BASE^i, from sums over all that is before it."""
+def _hash_terms(terms: str) -> Hashes:
+    """Hash terms separated by single spaces: Σ b_i · BASE^i over the bytes, by prefix sums."""
     text = np.frombuffer(terms.encode(), dtype=np.uint8)
     if not len(text):
         return np.zeros(0, dtype=np.uint64)
-    powers, inverses = _powers(1 << len(text).bit_length())
+    powers, inverses = _compute_powers(1 << len(text).bit_length())
     sums = np.zeros(len(text) + 1, dtype=np.uint64)
     np.multiply(text, powers[: len(text)], out=sums[1:])
     np.add.accumulate(sums, out=sums)
     spaces = (text == SPACE).nonzero()[0]
-    around = np.empty(len(spaces) + 2, dtype=np.int64)
-    around[0], around[1:-1], around[-1] = -1, spaces, len(text)
-    starts, ends = around[:-1] + 1, around[1:]
-    made: Hashes = (sums[ends] - sums[starts]) * inverses[starts]
-    return made
+    borders = np.empty(len(spaces) + 2, dtype=np.int64)
+    borders[0], borders[1:-1], borders[-1] = -1, spaces, len(text)
+    starts, ends = borders[:-1] + 1, borders[1:]
+    hashes: Hashes = (sums[ends] - sums[starts]) * inverses[starts]
+    return hashes
 
 
 @lru_cache(maxsize=32)
-def _powers(most: int) -> tuple[Hashes, Hashes]:
-    """BASE^i and BASE^-i modulo 2^64, for each i below `most`."""
-    up, down = (np.full(most, each, dtype=np.uint64) for each in (BASE, pow(BASE, -1, 2**64)))
-    up[0] = down[0] = 1
-    return np.cumprod(up), np.cumprod(down)
+def _compute_powers(size: int) -> tuple[Hashes, Hashes]:
+    """Return BASE^i and BASE^-i modulo 2^64 for each i below `size`."""
+    powers, inverses = (
+        np.full(size, factor, dtype=np.uint64) for factor in (BASE, pow(BASE, -1, 2**64))
+    )
+    powers[0] = inverses[0] = 1
+    return np.cumprod(powers), np.cumprod(inverses)
 
 
-def _half(codes: Codes) -> NDArray[np.uint16]:
-    """One half of the bits of each, without a copy."""
+def _take_halves(codes: Codes) -> NDArray[np.uint16]:
+    """Return 16 of the bits of each code, without a copy."""
     return codes.view(np.uint16)[::2]
 
 
-def _counted(asked: Codes, chunks: Sequence[Codes]) -> Numbers:
-    """How often each of the numbers asked for stands in each chunk: a row a chunk, a column a number."""
-    _, rows, columns = located(asked, chunks)
-    counted = np.bincount(rows * len(asked) + columns, minlength=len(chunks) * len(asked))
-    return counted.reshape(len(chunks), len(asked)).astype(float)
+def _count_codes(query_codes: Codes, chunks: Sequence[Codes]) -> Numbers:
+    """Count each code of a query in each chunk: one row per chunk, one column per code."""
+    _, rows, columns = locate_codes(query_codes, chunks)
+    width = len(query_codes)
+    counts = np.bincount(rows * width + columns, minlength=len(chunks) * width)
+    return counts.reshape(len(chunks), width).astype(float)

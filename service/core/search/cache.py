@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """A cache whose entries have sizes. Beyond `size_max` in total they are evicted in insertion order (FIFO)."""
+    """A cache of entries with sizes. Beyond `size_max` in total, the oldest are evicted (FIFO)."""
 
     def __init__(self, size_max: int, getsizeof: Callable[[V], int]) -> None:
         self._cache: FIFOCache[K, V] = FIFOCache(size_max, getsizeof)

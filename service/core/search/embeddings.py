@@ -1,14 +1,17 @@
-"""Vectors of chunks: kept by the hash of the text, made in the background, compared in memory.
+"""Vectors of chunks: stored by content hash, computed in the background, compared in memory.
 
-A text has one vector for each model, however many documents contain it (`vectors`), and keeps it when documents are cut
-anew. All of the model in use are also one matrix in memory (`matrix.py`), so that a question costs one product: about
-0.1 ms for 1,000 chunks of 384 numbers, 1.5 KB of memory each. What is found is looked up in `chunks` by the search itself:
-a deleted document is not there, whatever the matrix still has; `sweep` takes it out of there.
+A text has one vector per model, however many documents contain it (`vectors`), and keeps it when
+documents are re-indexed. The vectors of the model in use are also in memory (`vector_matrix.py`),
+so that a query costs one matrix product: about 0.1 ms for 1,000 chunks of 384 dimensions, 1.5 KB
+of memory each. A search looks up the results in `chunks`, so a deleted document is never returned,
+even while its vectors are still in memory; `delete_unused` removes them.
 
-A call that may be billed has a row in the log: endpoint `/v1/embeddings`, of the user `EMBEDDER`, with the usage as the
-provider said it and without the texts. Nobody's quota is charged for it. Retried is what surely was not billed.
+A call that may be billed has a row in the log: endpoint `/v1/embeddings`, user `EMBEDDER`, with
+the usage reported by the provider and without the texts. It is charged to no quota. Only attempts
+that were certainly not billed are retried.
 
-Limits: `TEXTS_MAX` vectors in memory (what is beyond them is ranked by words), `QUERY_SECONDS` for a question's vector.
+Limits: `TEXTS_MAX` vectors in memory (further texts are ranked by words), `QUERY_SECONDS` for the
+vector of a query.
 """
 
 import asyncio
@@ -29,16 +32,16 @@ from service.core.ports import Embedder, EmbeddingResult, Message, Similarities
 from service.core.pricing import PriceBook
 from service.core.records import Intent, Status
 from service.core.search import fts5_merge
-from service.core.search.vector_matrix import VectorMatrix, unit
+from service.core.search.vector_matrix import VectorMatrix, normalize_vector
 from service.core.telemetry import log
 
-EMBEDDER = "kotae.embeddings"  # whose the rows are
+EMBEDDER = "kotae.embeddings"  # user id of the log rows
 ENDPOINT = "/v1/embeddings"
 TEXTS_MAX = 200_000
 QUERY_SECONDS = 3
 RETRY_SECONDS = 0.3  # after the first attempt, doubled after each further one
 RETRY_SECONDS_MAX = 3
-AT_ONCE = 1000  # vectors loaded, or looked for, by one statement
+AT_ONCE = 1000  # vectors loaded or looked up by one statement
 
 
 class MissingText(msgspec.Struct, frozen=True):
@@ -49,7 +52,7 @@ class MissingText(msgspec.Struct, frozen=True):
 
 
 class EmbeddingStore:
-    """The vectors of one model. See `Near`."""
+    """The vectors of one model. Implements `VectorSearch`."""
 
     def __init__(
         self,
@@ -66,49 +69,53 @@ class EmbeddingStore:
 
     @property
     def at_once(self) -> int:
-        """Most texts of one `make`."""
+        """The maximum number of texts of one call."""
         return self._embedder.at_once
 
     async def find_similar(self, query: str) -> Similarities | None:
-        """See `Near.near`."""
+        """See `VectorSearch.find_similar`."""
         if not len(self._matrix):
             return None
         try:
-            made = await self._embed([query], query=True)
+            result = await self._embed([query], query=True)
         except KotaeError as error:
             log.warning("vector.missed", code=error.code, error=str(error))
             return None
-        return await anyio.to_thread.run_sync(self._matrix.near, made.vectors[0])
+        return await anyio.to_thread.run_sync(self._matrix.compare, result.vectors[0])
 
     async def load_vectors(self) -> None:
-        """Bring what is in the database into memory, in place of what is there."""
-        mine, after = VectorMatrix(TEXTS_MAX), ""
-        while len(mine) < TEXTS_MAX and (found := await self._page(after)):
-            mine.keep(found)
-            after = max(found)
-        self._matrix = mine
+        """Replace the vectors in memory by those in the database."""
+        matrix, after = VectorMatrix(TEXTS_MAX), ""
+        while len(matrix) < TEXTS_MAX and (page := await self._read_page(after)):
+            matrix.store(page)
+            after = max(page)
+        self._matrix = matrix
 
     async def delete_unused(self) -> int:
-        """Drop from memory what is not in the database any more, and say how many that were."""
+        """Remove vectors from memory that are no longer in the database. Returns their number."""
         count = sa.select(sa.func.count()).where(vectors.c.model == self._embedder.model)
         async with self._database.read_session() as session:
-            there = int((await session.execute(count)).scalar_one())
-        names, gone = self._matrix.names() if there < len(self._matrix) else [], 0
+            stored = int((await session.execute(count)).scalar_one())
+        names = self._matrix.list_names() if stored < len(self._matrix) else []
+        removed = 0
         for begin in range(0, len(names), AT_ONCE):
-            some = names[begin : begin + AT_ONCE]
-            missing = set(some) - await self._known(some)
-            self._matrix.drop(missing)
-            gone += len(missing)
-        return gone
+            batch = names[begin : begin + AT_ONCE]
+            missing = set(batch) - await self._read_stored(batch)
+            self._matrix.remove(missing)
+            removed += len(missing)
+        return removed
 
     async def list_missing(self, after: str) -> list[MissingText]:
-        """Texts of chunks that have no vector, in the order of their hash, behind `after`: as many as one call takes."""
-        has = sa.exists().where(
+        """Return texts without a vector whose hash follows `after`, ordered by hash.
+
+        At most `at_once`, the size of one call.
+        """
+        has_vector = sa.exists().where(
             vectors.c.model == self._embedder.model, vectors.c.content_hash == chunks.c.content_hash
         )
         query = (
             sa.select(chunks.c.content_hash, sa.func.min(chunks.c.text).label("text"))
-            .where(chunks.c.content_hash > after, ~has)
+            .where(chunks.c.content_hash > after, ~has_vector)
             .group_by(chunks.c.content_hash)
             .order_by(chunks.c.content_hash)
             .limit(self.at_once)
@@ -117,57 +124,60 @@ class EmbeddingStore:
             return [MissingText(row[0], row[1]) for row in await session.execute(query)]
 
     async def read_version(self) -> int:
-        """Of the index: it changes with every chunk."""
+        """Return the version of the index, which changes with every chunk."""
         return await fts5_merge.read_version(self._database)
 
     async def read_progress(self) -> tuple[int, int]:
-        """(texts that should have a vector, those that have one)."""
-        wanted = (
+        """Return the number of distinct texts, and of those that have a vector."""
+        hashes = (
             sa.select(chunks.c.content_hash).where(chunks.c.content_hash.is_not(None)).distinct()
         )
-        mine = sa.select(vectors.c.content_hash).where(vectors.c.model == self._embedder.model)
-        texts, done = wanted.subquery(), wanted.where(chunks.c.content_hash.in_(mine)).subquery()
+        with_vector = sa.select(vectors.c.content_hash).where(
+            vectors.c.model == self._embedder.model
+        )
+        done = hashes.where(chunks.c.content_hash.in_(with_vector))
         counts = [
-            sa.select(sa.func.count()).select_from(each).scalar_subquery() for each in (texts, done)
+            sa.select(sa.func.count()).select_from(query.subquery()).scalar_subquery()
+            for query in (hashes, done)
         ]
         async with self._database.read_session() as session:
-            found = (await session.execute(sa.select(*counts))).one()
-            return found[0], found[1]
+            row = (await session.execute(sa.select(*counts))).one()
+            return row[0], row[1]
 
     async def embed_texts(self, texts: Sequence[MissingText]) -> None:
-        """Embed and keep. What was deleted meanwhile is not kept. Raises `KotaeError`s."""
-        made = await self._embed([each.text for each in texts], query=False)
-        hashes = [each.content_hash for each in texts]
+        """Compute and store vectors, except of texts deleted since. Raises `KotaeError`s."""
+        result = await self._embed([text.text for text in texts], query=False)
+        hashes = [text.content_hash for text in texts]
         async with self._database.transaction() as session:
-            there = set(
+            present = set(
                 (
                     await session.execute(
                         sa.select(chunks.c.content_hash).where(chunks.c.content_hash.in_(hashes))
                     )
                 ).scalars()
             )
-            kept = {
-                name: unit(vector)
-                for name, vector in zip(hashes, made.vectors, strict=True)
-                if name in there
+            new = {
+                content_hash: normalize_vector(vector)
+                for content_hash, vector in zip(hashes, result.vectors, strict=True)
+                if content_hash in present
             }
-            if kept:
+            if new:
                 rows = [
-                    {"model": self._embedder.model, "content_hash": name, "vector": vector}
-                    for name, vector in kept.items()
+                    {"model": self._embedder.model, "content_hash": content_hash, "vector": vector}
+                    for content_hash, vector in new.items()
                 ]
                 await session.execute(sa.insert(vectors).prefix_with("OR REPLACE"), rows)
-        self._matrix.keep(kept)
+        self._matrix.store(new)
 
-    async def _known(self, hashes: list[str]) -> set[str]:
-        """Those of these texts that have a vector in the database."""
+    async def _read_stored(self, hashes: list[str]) -> set[str]:
+        """Return those of these texts that have a vector in the database."""
         query = sa.select(vectors.c.content_hash).where(
             vectors.c.model == self._embedder.model, vectors.c.content_hash.in_(hashes)
         )
         async with self._database.read_session() as session:
             return set((await session.execute(query)).scalars())
 
-    async def _page(self, after: str) -> dict[str, bytes]:
+    async def _read_page(self, after: str) -> dict[str, bytes]:
         query = (
             sa.select(vectors.c.content_hash, vectors.c.vector)
             .where(vectors.c.model == self._embedder.model, vectors.c.content_hash > after)
@@ -180,21 +190,21 @@ class EmbeddingStore:
     async def _embed(self, texts: list[str], *, query: bool) -> EmbeddingResult:
         seconds = QUERY_SECONDS if query else None
         if not self._embedder.metered or self._recorder is None or self._prices is None:
-            return await _in_time(self._embedder.embed(texts, query=query), seconds)
+            return await _limit_time(self._embedder.embed(texts, query=query), seconds)
         account = self._open_account(self._recorder, self._prices, texts)
         try:
             await account.wait_synced()
-            embedded = await _in_time(self._call(account, texts, query=query), seconds)
+            result = await _limit_time(self._call_provider(account, texts, query=query), seconds)
         except KotaeError as error:
             status = Status.TIMEOUT if isinstance(error, ProviderTimeout) else Status.PROVIDER_ERROR
             account.finish(status, error_code=error.code)
             raise
-        except BaseException:  # the process ends
+        except BaseException:  # cancelled: the process ends
             account.finish(Status.INTERRUPTED)
             raise
-        account.usage, account.finish_reason = embedded.usage, "stop"
+        account.usage, account.finish_reason = result.usage, "stop"
         account.finish(Status.COMPLETED)
-        return embedded
+        return result
 
     def _open_account(
         self, recorder: Recorder, prices: PriceBook, texts: list[str]
@@ -217,21 +227,21 @@ class EmbeddingStore:
             intent, messages, recorder, prices, completion_tokens_max=0, started=time.perf_counter()
         )
 
-    async def _call(
+    async def _call_provider(
         self, account: AnswerAccount, texts: list[str], *, query: bool
     ) -> EmbeddingResult:
-        """Call the provider until it answers. Only an attempt that was surely not billed is retried."""
+        """Call the provider, retrying attempts that were certainly not billed."""
         while True:
             account.attempts += 1
             try:
-                embedded = await self._embedder.embed(texts, query=query)
+                result = await self._embedder.embed(texts, query=query)
             except ProviderError as error:
                 account.end_attempt(error)
                 if not error.may_retry or account.attempts >= self._attempts_max:
                     raise
             else:
                 account.end_attempt()
-                return embedded
+                return result
             await asyncio.sleep(
                 retry_delay(
                     account.attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX
@@ -239,9 +249,9 @@ class EmbeddingStore:
             )
 
 
-async def _in_time(made: Awaitable[EmbeddingResult], seconds: float | None) -> EmbeddingResult:
+async def _limit_time(call: Awaitable[EmbeddingResult], seconds: float | None) -> EmbeddingResult:
     try:
         async with asyncio.timeout(seconds):
-            return await made
+            return await call
     except TimeoutError as error:
         raise ProviderTimeout(f"no vector within {seconds} seconds") from error

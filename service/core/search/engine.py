@@ -1,9 +1,9 @@
-"""One search, from a question to what is found. All of it blocks.
+"""One search, from query to results. Blocking.
 
-    question → terms → counts → candidates (`index.py`) → one re-ranker and the abstention (`ranking.py`)
+    query → terms → statistics → candidates (`index.py`) → ranking and abstention (`ranking.py`)
 
-With embeddings the chunks nearest in meaning join the candidates, and their cosines the ranking; without an answer from
-whoever embeds, or where a chunk has no vector yet, words alone decide.
+With embeddings, the chunks nearest in meaning join the candidates, and their cosines the ranking.
+If the embedder does not answer, or a chunk has no vector yet, words decide.
 """
 
 from collections.abc import Sequence
@@ -11,55 +11,57 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from service.core.ports import Similarities
-from service.core.search.index import Index, Visibility
-from service.core.search.ranking import Thresholds, hit, parse, rank
+from service.core.search.index import SearchIndex, Visibility
+from service.core.search.ranking import Thresholds, build_hit, parse_query, rank_chunks
 from service.core.search.results import NOTHING, SearchResults
 from service.core.settings import Settings
 from service.core.text.tokenizer import Tokenizer
 
 
 class SearchEngine:
-    """Made once for a database: its index remembers."""
+    """Searches one database. Its index has caches, so it is created once."""
 
     def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
         self._tokenizer = tokenizer
         self._thresholds = Thresholds(
             settings.relevance_share_min, settings.relevance_terms_min, settings.cosine_even
         )
-        self._index = Index()
+        self._index = SearchIndex()
 
     def search(
         self,
         connection: sa.Connection,
-        query: str,
+        text: str,
         *,
         user_id: str | None,
         within: Sequence[str] | None,
         limit: int,
-        nearness: Similarities | None,
+        similarities: Similarities | None,
     ) -> SearchResults:
-        """See `Retrieval.search`."""
-        asked = parse(query, self._tokenizer)
-        if not asked.words and not asked.grams:
+        """See `SearchService.search`."""
+        query = parse_query(text, self._tokenizer)
+        if not query.words and not query.grams:
             return NOTHING
-        index, seen = self._index.at(connection, asked), Visibility(user_id, within)
-        counts = index.counts()
-        ids = index.candidates(counts, seen)
-        if nearness:
-            ids = list(dict.fromkeys([*ids, *index.nearest(nearness, seen)]))
-        chunks = index.observed(ids)
+        visibility = Visibility(user_id, within)
+        snapshot = self._index.open_snapshot(connection, query)
+        statistics = snapshot.read_statistics()
+        ids = snapshot.select_candidates(statistics, visibility)
+        if similarities:
+            ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities, visibility)]))
+        candidates = snapshot.count_terms(ids)
         cosines = (
-            nearness.get_cosines(name or "" for name in chunks.content_hashes) if nearness else None
+            similarities.get_cosines(name or "" for name in candidates.content_hashes)
+            if similarities
+            else None
         )
-        ranked = rank(
-            asked, chunks, counts, limit=limit, thresholds=self._thresholds, cosines=cosines
+        ranking = rank_chunks(
+            query, candidates, statistics, limit=limit, thresholds=self._thresholds, cosines=cosines
         )
-        rows = index.rows([place.id for place in ranked.places])
-        hits = [hit(place, rows[place.id]) for place in ranked.places]
+        chunks = snapshot.read_chunks([ranked.id for ranked in ranking.chunks])
         return SearchResults(
-            items=hits,
-            answerable=ranked.answerable,
-            share=ranked.share,
-            terms=ranked.terms,
-            cosine=ranked.cosine,
+            items=[build_hit(ranked, chunks[ranked.id]) for ranked in ranking.chunks],
+            answerable=ranking.answerable,
+            share=ranking.share,
+            terms=ranking.terms,
+            cosine=ranking.cosine,
         )

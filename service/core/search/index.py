@@ -1,17 +1,17 @@
-"""The index: how often terms occur, which chunks have them, and what stands in those.
+"""The search index: document frequencies, candidates, and the terms and texts of chunks.
 
-*Counts*: how many chunks have each term of a question.
-*Candidates*: of the question's words the rarest, as many as occur in `POSTINGS_MAX` chunks together, and likewise of its
-grams; the chunks in which most of them stand, by weight. So what a search costs does not grow with the collection, and the
-ranking sees every term again. Where too many chunks have the same few words for that to tell them apart, such as all those
-of a question of one word, the best of them are looked for by BM25 over the whole collection.
+*Candidates*: of the query's words, the rarest with `POSTINGS_MAX` postings in total, and likewise
+of its grams; the chunks that contain most of them, by idf. So the cost of a search does not grow
+with the collection; the ranking considers all terms again. Where this cannot distinguish the
+chunks because too many contain the same few words, as with queries of one word, the best by BM25
+over the whole collection are added.
 
-Posting lists come from FTS5 (`postings/fts5.py`), which caches what it read of one version of the index. The terms of a chunk
-(`CODES_KEPT` of 4 bytes) and its text (`CHARACTERS_KEPT`, of one or two bytes each) are cached across versions, since a chunk
-never changes and its id is never given again. Entries are evicted in insertion order.
+Posting lists come from FTS5 (`postings/fts5.py`), which caches them for one version of the index.
+The terms of chunks (`CODES_CACHED`, 4 bytes each) and their texts (`CHARACTERS_CACHED`, one or two
+bytes each) are cached across versions, since chunks never change and ids are never reused. Entries
+are evicted in insertion order.
 
-How often a term occurs is counted over all documents, also those that the caller may not see: scores may move by it, texts never
-show.
+Document frequencies count all documents, including those that the caller may not see.
 """
 
 import json
@@ -24,39 +24,43 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.ports import Similarities
-from service.core.search.bm25 import Digest, Observed, digests, heaviest, idf
+from service.core.search.bm25 import (
+    ChunkTerms,
+    TermCounts,
+    compute_idf,
+    encode_chunks,
+    select_heaviest,
+)
 from service.core.search.cache import BoundedCache
 from service.core.search.postings.fts5 import Fts5Postings, IndexVersion
-from service.core.search.ranking import GRAM_WEIGHT, Counts, Query, Row
+from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk
 
 CANDIDATES_MAX = 70
-TIED_SHARE = 0.5  # of the best: chunks that many others equal are worth telling apart
-NEAR_CANDIDATES = 30
-NEAR_LOOKED = (
-    50,
-    500,
-    5_000,
-)  # of the nearest texts, step by step: whose they are is found out by looking
-SEEN_LOOKED = 300  # of the best chunks, at a time, likewise
+TIED_SHARE = (
+    0.5  # of the best weight: if the last candidate reaches it, the weights do not distinguish
+)
+NEAREST_MAX = 30
+NEAREST_LIMITS = (50, 500, 5_000)  # nearest texts looked up, step by step, until enough are visible
+VISIBLE_AT_ONCE = 300  # best chunks whose visibility is checked by one statement
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
-WORDS_LEAST = 3  # looked up even if they are not rare
-CODES_KEPT, CHARACTERS_KEPT = 8_000_000, 5_000_000
+WORDS_MIN = 3  # looked up even if they are not rare
+CODES_CACHED, CHARACTERS_CACHED = 8_000_000, 5_000_000
 
 
 class Visibility(msgspec.Struct, frozen=True):
-    """Whose documents, and which of them, may be found. None: every one."""
+    """The owner and the ids of the documents that may be found. None: any."""
 
     user_id: str | None
     within: Sequence[str] | None
 
     @property
-    def everything(self) -> bool:
-        """Whether nothing is left out."""
+    def is_unrestricted(self) -> bool:
+        """Whether all documents are visible."""
         return self.user_id is None and self.within is None
 
     @property
     def condition(self) -> str:
-        """A clause for a query of `chunks AS c` and `documents AS d`, with `values`."""
+        """A condition for queries of `chunks AS c` and `documents AS d`, with `parameters`."""
         clauses = [
             "AND (d.user_id = :user_id OR d.shared)" if self.user_id is not None else "",
             "AND c.document_id IN (SELECT value FROM json_each(:within))"
@@ -66,129 +70,134 @@ class Visibility(msgspec.Struct, frozen=True):
         return " ".join(clauses)
 
     @property
-    def values(self) -> dict[str, Any]:
-        """What the clause names."""
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the condition."""
         return {"user_id": self.user_id, "within": json.dumps(self.within)}
 
 
-class _Chunks:
-    """What is known of chunks, in whatever version of the index they are."""
+class _ChunkCache:
+    """Chunks of any version of the index."""
 
     def __init__(self) -> None:
-        self.digests: BoundedCache[int, Digest] = BoundedCache(
-            CODES_KEPT, lambda one: len(one.codes) + 80
+        self.terms: BoundedCache[int, ChunkTerms] = BoundedCache(
+            CODES_CACHED, lambda chunk: len(chunk.codes) + 80
         )
-        self.rows: BoundedCache[int, Row] = BoundedCache(
-            CHARACTERS_KEPT, lambda row: len(row.text) + 400
+        self.stored: BoundedCache[int, StoredChunk] = BoundedCache(
+            CHARACTERS_CACHED, lambda chunk: len(chunk.text) + 400
         )
 
 
-class Index:
+class SearchIndex:
     """The index of one database, with its caches."""
 
     def __init__(self) -> None:
         self._file: Any = None
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._version = IndexVersion(0)
-        self._known = _Chunks()
+        self._chunks = _ChunkCache()
 
-    def at(self, connection: sa.Connection, query: Query) -> "Snapshot":
-        """The index as this connection's transaction sees it, for a question."""
-        # The driver's: SQLAlchemy's part of a search's many small statements would take longer than SQLite's.
+    def open_snapshot(self, connection: sa.Connection, query: Query) -> "Snapshot":
+        """Return the index for a query as the transaction of this connection sees it."""
+        # Statements bypass SQLAlchemy, whose overhead exceeds the time SQLite needs for them.
         cursor = connection.connection.cursor()
         number, chunks = cursor.execute(_STATE).fetchone()
         file = connection.info.get("file")
-        if file != self._file or number < self._version.number:  # a backup has taken its place
+        if file != self._file or number < self._version.number:  # replaced by a backup
             self._file = file
-            self._forget()
+            self._clear()
         if number != self._version.number:
             self._version = IndexVersion(number)
         return Snapshot(
-            cursor, query, Fts5Postings(cursor.execute, self._version, query), self._known, chunks
+            cursor, query, Fts5Postings(cursor.execute, self._version, query), self._chunks, chunks
         )
 
 
 class Snapshot:
-    """One version of the index, for one question. All of it blocks."""
+    """One version of the index, for one query. All methods block."""
 
     def __init__(
-        self, cursor: Any, query: Query, postings: Fts5Postings, known: _Chunks, chunks: int
+        self, cursor: Any, query: Query, postings: Fts5Postings, cache: _ChunkCache, chunks: int
     ) -> None:
         self._execute = cursor.execute
-        self._query, self._postings, self._known, self._chunks = query, postings, known, chunks
+        self._query, self._postings, self._cache, self._chunks = query, postings, cache, chunks
 
-    def counts(self) -> Counts:
-        """How many chunks there are, and have each term of the question."""
-        found, query = self._postings.frequencies(), self._query
-        return Counts(
+    def read_statistics(self) -> CollectionStatistics:
+        """Return the number of chunks, and the document frequencies of the query's terms."""
+        frequencies, query = self._postings.read_frequencies(), self._query
+        return CollectionStatistics(
             self._chunks,
-            {word: found["words", word] for word in query.words},
-            {gram: found["grams", gram] for gram in query.grams},
+            {word: frequencies["words", word] for word in query.words},
+            {gram: frequencies["grams", gram] for gram in query.grams},
         )
 
-    def candidates(self, counts: Counts, seen: Visibility) -> list[int]:
-        """The ids of the chunks that may answer, of those that may be seen."""
-        words = _rarest(counts.words, WORDS_LEAST, POSTINGS_MAX)
-        grams = _rarest(counts.grams, 1, GRAM_POSTINGS_MAX)
-        rarities = {("words", term): idf(counts.words[term], counts.total) for term in words}
-        rarities |= {
-            ("grams", term): GRAM_WEIGHT * idf(counts.grams[term], counts.total) for term in grams
+    def select_candidates(
+        self, statistics: CollectionStatistics, visibility: Visibility
+    ) -> list[int]:
+        """Return the ids of the visible chunks to rank."""
+        words = _select_rarest(statistics.words, WORDS_MIN, POSTINGS_MAX)
+        grams = _select_rarest(statistics.grams, 1, GRAM_POSTINGS_MAX)
+        total = statistics.total
+        weights = {("words", word): compute_idf(statistics.words[word], total) for word in words}
+        weights |= {
+            ("grams", gram): GRAM_WEIGHT * compute_idf(statistics.grams[gram], total)
+            for gram in grams
         }
-        worth = heaviest(
-            *self._postings.weighed(rarities), CANDIDATES_MAX + 1 if seen.everything else None
-        )
-        best = self._visible(list(worth), seen, CANDIDATES_MAX + 1)
-        chosen = best[:CANDIDATES_MAX]
-        if words and len(best) > CANDIDATES_MAX and worth[best[-1]] >= TIED_SHARE * worth[best[0]]:
-            words = _rarest(counts.words, WORDS_LEAST, MATCHED_POSTINGS_MAX)
-            matched = self._postings.matched(words, CANDIDATES_MAX if seen.everything else None)
-            chosen = list(dict.fromkeys([*self._visible(matched, seen, CANDIDATES_MAX), *chosen]))
-        return chosen
-
-    def nearest(self, nearness: Similarities, seen: Visibility) -> list[int]:
-        """The chunks nearest in meaning, of those that may be seen: of all texts first, and of more if those are somebody else's."""
-        ids: list[int] = []
-        looked = 0
-        for most in NEAR_LOOKED:
-            some = nearness.find_nearest(most)[looked:]
-            looked += len(some)
-            place = {content_hash: n for n, content_hash in enumerate(some)}
-            found = self._execute(
-                _NEAREST.format(condition=seen.condition),
-                seen.values | {"hashes": json.dumps(some)},
+        limit = CANDIDATES_MAX + 1 if visibility.is_unrestricted else None
+        sums = select_heaviest(*self._postings.read_weighted(weights), limit)
+        best = self._filter_visible(list(sums), visibility, CANDIDATES_MAX + 1)
+        selected = best[:CANDIDATES_MAX]
+        if words and len(best) > CANDIDATES_MAX and sums[best[-1]] >= TIED_SHARE * sums[best[0]]:
+            words = _select_rarest(statistics.words, WORDS_MIN, MATCHED_POSTINGS_MAX)
+            limit = CANDIDATES_MAX if visibility.is_unrestricted else None
+            matches = self._filter_visible(
+                self._postings.find_matches(words, limit), visibility, CANDIDATES_MAX
             )
-            ids += [row[0] for row in sorted(found, key=lambda row: place[row[1]])]
-            if len(ids) >= NEAR_CANDIDATES or not some:
-                break
-        return ids[:NEAR_CANDIDATES]
+            selected = list(dict.fromkeys([*matches, *selected]))
+        return selected
 
-    def observed(self, ids: Sequence[int]) -> Observed:
-        """The question's terms in these chunks."""
-        return self._postings.observed(
-            self._known.digests.get_many(ids, partial(_digests, self._execute))
+    def select_nearest(self, similarities: Similarities, visibility: Visibility) -> list[int]:
+        """Return the visible chunks nearest in meaning, reading further if others' are nearer."""
+        ids: list[int] = []
+        offset = 0
+        for limit in NEAREST_LIMITS:
+            hashes = similarities.find_nearest(limit)[offset:]
+            offset += len(hashes)
+            ranks = {content_hash: n for n, content_hash in enumerate(hashes)}
+            rows = self._execute(
+                _NEAREST.format(condition=visibility.condition),
+                visibility.parameters | {"hashes": json.dumps(hashes)},
+            )
+            ids += [row[0] for row in sorted(rows, key=lambda row: ranks[row[1]])]
+            if len(ids) >= NEAREST_MAX or not hashes:
+                break
+        return ids[:NEAREST_MAX]
+
+    def count_terms(self, ids: Sequence[int]) -> TermCounts:
+        """Count the query's terms in these chunks."""
+        return self._postings.count_terms(
+            self._cache.terms.get_many(ids, partial(_read_terms, self._execute))
         )
 
-    def rows(self, ids: Sequence[int]) -> dict[int, Row]:
-        """The chunks themselves."""
-        return self._known.rows.get_many(ids, partial(_rows, self._execute))
+    def read_chunks(self, ids: Sequence[int]) -> dict[int, StoredChunk]:
+        """Return these chunks as they are stored."""
+        return self._cache.stored.get_many(ids, partial(_read_stored, self._execute))
 
-    def _visible(self, ids: list[int], seen: Visibility, most: int) -> list[int]:
-        """The first of these that may be seen."""
-        if seen.everything:
-            return ids[:most]
+    def _filter_visible(self, ids: list[int], visibility: Visibility, limit: int) -> list[int]:
+        """Return the first of these chunks that are visible."""
+        if visibility.is_unrestricted:
+            return ids[:limit]
         visible: list[int] = []
-        for begin in range(0, len(ids), SEEN_LOOKED):
-            some = ids[begin : begin + SEEN_LOOKED]
-            values = seen.values | {"ids": json.dumps(some)}
-            found = {
-                row[0] for row in self._execute(_VISIBLE.format(condition=seen.condition), values)
-            }
-            visible += [id_ for id_ in some if id_ in found]
-            if len(visible) >= most:
+        for begin in range(0, len(ids), VISIBLE_AT_ONCE):
+            batch = ids[begin : begin + VISIBLE_AT_ONCE]
+            parameters = visibility.parameters | {"ids": json.dumps(batch)}
+            rows = self._execute(_VISIBLE.format(condition=visibility.condition), parameters)
+            visible_ids = {row[0] for row in rows}
+            visible += [id_ for id_ in batch if id_ in visible_ids]
+            if len(visible) >= limit:
                 break
-        return visible[:most]
+        return visible[:limit]
 
 
 _STATE = "SELECT version, chunks FROM index_state"
@@ -200,29 +209,30 @@ _NEAREST = """
 SELECT c.id, c.content_hash FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
 WHERE c.content_hash IN (SELECT value FROM json_each(:hashes)) {condition}
 """
-_TERMS = (
-    "SELECT id, words, grams, content_hash FROM chunks WHERE id IN (SELECT value FROM json_each(?))"
-)
-_ROWS = """
+_TERMS = """
+SELECT id, words, grams, content_hash FROM chunks WHERE id IN (SELECT value FROM json_each(?))
+"""
+_STORED = """
 SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text
-FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id IN (SELECT value FROM json_each(?))
+FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
+WHERE c.id IN (SELECT value FROM json_each(?))
 """
 
 
-def _digests(execute: Any, ids: Sequence[int]) -> dict[int, Digest]:
-    return digests(execute(_TERMS, (json.dumps(ids),)).fetchall())
+def _read_terms(execute: Any, ids: Sequence[int]) -> dict[int, ChunkTerms]:
+    return encode_chunks(execute(_TERMS, (json.dumps(ids),)).fetchall())
 
 
-def _rows(execute: Any, ids: Sequence[int]) -> dict[int, Row]:
-    return {id_: Row(*row) for id_, *row in execute(_ROWS, (json.dumps(ids),))}
+def _read_stored(execute: Any, ids: Sequence[int]) -> dict[int, StoredChunk]:
+    return {id_: StoredChunk(*row) for id_, *row in execute(_STORED, (json.dumps(ids),))}
 
 
-def _rarest(counted: dict[str, int], least: int, postings_max: int) -> list[str]:
-    """The rarest terms that occur at all: `least` of them, and more while together they occur `postings_max` times."""
-    chosen: list[str] = []
+def _select_rarest(frequencies: dict[str, int], terms_min: int, postings_max: int) -> list[str]:
+    """Return the rarest terms that occur: `terms_min`, then up to `postings_max` postings."""
+    selected: list[str] = []
     postings = 0
-    for term, n in sorted(counted.items(), key=itemgetter(1)):
-        postings += n
-        if n and (len(chosen) < least or postings <= postings_max):
-            chosen.append(term)
-    return chosen
+    for term, frequency in sorted(frequencies.items(), key=itemgetter(1)):
+        postings += frequency
+        if frequency and (len(selected) < terms_min or postings <= postings_max):
+            selected.append(term)
+    return selected

@@ -1,4 +1,4 @@
-"""How near to each other a question's words stand in a text: what the best window of some words side by side has of them. Pure.
+"""Proximity: how much of a query the best window of adjacent words of a chunk contains.
 
 After T. Tao and C. Zhai, "An exploration of proximity measures in information retrieval", 2007.
 """
@@ -7,38 +7,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.core.search.bm25 import Codes, Ids, Numbers, located
+from service.core.search.bm25 import Codes, Ids, Numbers, locate_codes
 
-WINDOW = 8  # words side by side; those of grammar are none
+WINDOW = 8  # adjacent words; stop words and particles are not indexed
 NOWHERE = -1
 _INSIDE = np.arange(WINDOW)
 _BEYOND = np.full(WINDOW, 1 << 62)
 
 
-def gathered(asked: Codes, worth: Sequence[float], chunks: Sequence[Codes]) -> Numbers:
-    """The most that any window has of what the words asked for are worth, each counted once, of each chunk.
+def score_windows(query_codes: Codes, weights: Sequence[float], chunks: Sequence[Codes]) -> Numbers:
+    """Return for each chunk the largest sum of weights of distinct query words within a window.
 
-    A chunk is the numbers of its words, in order.
+    A chunk is given as the codes of its words, in order.
     """
-    most = np.zeros(len(chunks))
-    places, rows, terms = located(asked, chunks)
+    best = np.zeros(len(chunks))
+    places, rows, terms = locate_codes(query_codes, chunks)
     if not len(places):
-        return most
-    # One window begins at each word that was found, and those found next stand in it, or behind it: the first of the next chunk surely.
+        return best
+    # A window begins at each occurrence; the following occurrences are inside it or beyond its end.
+    # Adding WINDOW per chunk keeps windows from reaching into the next chunk.
     begins = np.arange(len(places))[:, None]
     inside = begins + _INSIDE
     places = np.concatenate([places + rows * WINDOW, _BEYOND])
-    new = np.concatenate([_before(terms), _INSIDE])[inside] < begins
-    value = np.concatenate([np.asarray(worth)[terms], np.zeros(WINDOW)])[inside]
-    sums = (value * (new & (places[inside] < places[: len(terms), None] + WINDOW))).sum(axis=1)
+    is_first = np.concatenate([_find_previous(terms), _INSIDE])[inside] < begins
+    values = np.concatenate([np.asarray(weights)[terms], np.zeros(WINDOW)])[inside]
+    in_window = places[inside] < places[: len(terms), None] + WINDOW
+    sums = (values * (is_first & in_window)).sum(axis=1)
     firsts = np.concatenate([[0], np.flatnonzero(rows[1:] != rows[:-1]) + 1])
-    most[rows[firsts]] = np.maximum.reduceat(sums, firsts)
-    return most
+    best[rows[firsts]] = np.maximum.reduceat(sums, firsts)
+    return best
 
 
-def _before(terms: Ids) -> Ids:
-    """Which of these is the last before each that is the same."""
+def _find_previous(terms: Ids) -> Ids:
+    """Return for each element the position of the previous equal one, or NOWHERE."""
     order = np.argsort(terms, kind="stable")
-    before = np.full(len(terms), NOWHERE)
-    before[order[1:]] = np.where(terms[order[1:]] == terms[order[:-1]], order[:-1], NOWHERE)
-    return before
+    previous = np.full(len(terms), NOWHERE)
+    previous[order[1:]] = np.where(terms[order[1:]] == terms[order[:-1]], order[:-1], NOWHERE)
+    return previous

@@ -1,20 +1,24 @@
-"""Which of some chunks answer a question, and whether they can answer it at all. Pure.
+"""Ranking of candidates, and the decision whether they can answer the query (abstention).
 
-*Ranking*: BM25 over words, phrases (words side by side) and grams of the chunks' own terms, added up (`bm25.py`); and for the best of
-them, how many of the question's words stand near each other (`proximity.py`). How often a term occurs comes from the index; the number
-of chunks is taken as 1,000 at least, so that scores mean the same in a small collection. Where the numbers come from:
+*Ranking*: the sum of BM25 over words, phrases (adjacent words) and grams of the chunks (`bm25.py`)
+and, for the best of them, the proximity of the query's words (`proximity.py`). Document
+frequencies come from the index. The number of chunks counts as at least 1,000, so that scores are
+comparable between small and large collections. The sources of the constants are in
 `docs/explanation/retrieval.md`.
-*Abstention*: `share` is the BM25 of the best chunk as a share of the best possible for this question; `terms` is the
-same BM25 counted in matches of the rarest possible term. Both must reach their least, and together more: a question that
-barely reaches one of them needs the more of the other. One or two words alone, as one
-types into a search box, are enough if all of them stand in one chunk, or 0.6 of the least share is reached. A sentence
-that has no more words than that ("And buildings?") needs all of them or half of the best possible score, and a part of the
-least in terms.
 
-*Fusion*: with cosines (`KOTAE_EMBEDDINGS`) the order is that of coverage + 0.075 · z(cosine), z, 2.5 at most, over the candidates that
-have a vector; one that has none yet has a z of 0, the mean. The two numbers above stay those of the words; the cosine of
-the nearest of the best says how much of them is enough: less where the meaning is near, more where it is far. Words alone
-are never asked for more: they have hardly any meaning to be near to.
+*Abstention*: `share` is the BM25 of the best chunk as a share of the best possible one for the
+query; `terms` is the same BM25 in multiples of a match of the rarest possible term. Both must
+reach a threshold, and their combination a higher one: a query that barely reaches one of them
+needs more of the other. One or two bare words, as in a search box, suffice if all of them occur in
+one chunk or `share` reaches 0.6 of its threshold. A sentence with no more words than that ("And
+buildings?") requires all of them, or half of the best possible score, and most of the `terms`
+threshold.
+
+*Fusion*: with cosines (`KOTAE_EMBEDDINGS`), candidates are ordered by coverage + 0.075 ·
+z(cosine), where z, at most 2.5, is computed over the candidates that have a vector; one without a
+vector gets 0, the mean. `share` and `terms` remain those of the words. The largest cosine of the
+best chunks scales both thresholds: down if the meaning is near, up if it is far. Bare words are
+exempt from stricter thresholds: their embeddings carry little meaning.
 """
 
 import math
@@ -24,8 +28,16 @@ from itertools import pairwise
 
 import msgspec
 
-from service.core.search.bm25 import K1, B, Codes, Observed, Occurrences, idf, numbered
-from service.core.search.proximity import gathered
+from service.core.search.bm25 import (
+    K1,
+    B,
+    Bm25Scorer,
+    Codes,
+    TermCounts,
+    compute_idf,
+    encode_query,
+)
+from service.core.search.proximity import score_windows
 from service.core.search.results import Hit, find_best_sentence
 from service.core.text.tokenizer import Tokenizer, detect_language
 
@@ -33,69 +45,65 @@ WORDS_MAX = 200
 GRAMS_MAX = 400
 LIMIT_MAX = 100
 
-JUDGED_B = (
-    0.4  # the length of a chunk says less about whether it answers than about which of two does
-)
+# Whether a chunk answers depends less on its length than which of two answers better.
+ABSTENTION_B = 0.4
 PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
-LATIN_GRAM_WEIGHT = 0.2  # a Latin word has many grams, which say much the same
+LATIN_GRAM_WEIGHT = 0.2  # a Latin word has many grams, which are largely redundant
 PROXIMITY_WEIGHT = 0.2  # of the best possible score of the terms
-GATHERED = 10  # so many of the best: in no other does it matter how near the words stand
+PROXIMITY_CHUNKS = 10  # the best chunks, for which proximity is computed
 CHUNKS_FLOOR = 1000
 COSINE_WEIGHT = 0.075
-COSINE_MOST = 2.5  # standard deviations: one chunk that is far nearer than all others is not worth as much more
-COSINE_SLOPE = 6  # of the logarithm of the least share and terms
-COMPARED = 10  # the best by words: all of them need a cosine for any to count
-TOP = 3  # the hits that abstention looks at
-TOGETHER = 1.5  # the least of share · √terms, as a multiple of that of both at their least
-LATIN_SHARE, LATIN_TERMS = (
-    1.2,
-    1.45,
-)  # English says the same with fewer rare words: by these the numbers compare with Japanese
+COSINE_DEVIATIONS_MAX = 2.5  # limits the influence of one chunk that is far nearer than all others
+COSINE_SLOPE = 6  # change of the logarithm of the thresholds per unit of cosine
+COMPARED_CHUNKS = 10  # the best by words: cosines count only if all of these have one
+TOP = 3  # the hits that abstention considers
+COMBINED_MIN = 1.5  # minimum of share · √terms, as a multiple of its value at both thresholds
+# English expresses the same with fewer rare words: these factors make its numbers comparable.
+LATIN_SHARE, LATIN_TERMS = 1.2, 1.45
 SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.93
 BARE_CHARACTERS_MAX = 80
-BARE_SHARE = 0.6  # of the least share, for words alone: a typing error still finds what is written much like it
+BARE_SHARE = 0.6  # of the share threshold, for bare words: tolerates a typing error
 _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
 
-Term = tuple[str, str]  # "words" or "grams", and itself
+Term = tuple[str, str]  # kind ("words" or "grams") and term
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """What the two numbers must reach where the cosine is `cosine_even`; 0: whatever it is."""
+    """The abstention thresholds at a cosine of `cosine_even`; 0 disables their adjustment."""
 
     share_min: float
     terms_min: float
     cosine_even: float = 0
 
-    def at(self, cosine: float | None) -> "Thresholds":
-        """What they must reach where the nearest of the best has this cosine."""
+    def adjust(self, cosine: float | None) -> "Thresholds":
+        """Return the thresholds where the nearest of the best chunks has this cosine."""
         if not self.cosine_even or cosine is None:
             return self
-        ease = math.exp(COSINE_SLOPE * (self.cosine_even - cosine))
-        return Thresholds(self.share_min * ease, self.terms_min * ease)
+        factor = math.exp(COSINE_SLOPE * (self.cosine_even - cosine))
+        return Thresholds(self.share_min * factor, self.terms_min * factor)
 
 
 class Query(msgspec.Struct, frozen=True):
-    """The distinct terms of a question, in order."""
+    """The distinct terms of a query, in order."""
 
     words: list[str]
     phrases: list[tuple[str, str]]
     grams: list[str]
-    codes: Codes  # their numbers, in this order
-    bare: bool  # words alone, not a sentence
+    codes: Codes  # of words, phrases and grams, in this order
+    bare: bool  # words only, not a sentence
     latin: bool
 
     @property
-    def columns(self) -> dict[Term, int]:
-        """Of each word and gram: which of the numbers is its."""
-        words = {("words", word): n for n, word in enumerate(self.words)}
-        return words | {
-            ("grams", gram): n
-            for n, gram in enumerate(self.grams, len(self.codes) - len(self.grams))
-        }
+    def terms(self) -> list[Term]:
+        """All words and grams."""
+        return [
+            *(("words", word) for word in self.words),
+            *(("grams", gram) for gram in self.grams),
+        ]
 
 
-class Row(msgspec.Struct, frozen=True):
-    """A chunk as it is shown."""
+class StoredChunk(msgspec.Struct, frozen=True):
+    """A chunk as it is stored, with the title of its document."""
 
     document_id: str
     n: int
@@ -105,8 +113,8 @@ class Row(msgspec.Struct, frozen=True):
     text: str
 
 
-class Counts(msgspec.Struct, frozen=True):
-    """Of the whole collection: how many chunks there are, and how many have each term of the question."""
+class CollectionStatistics(msgspec.Struct, frozen=True):
+    """The number of chunks, and the document frequency of each word and gram of a query."""
 
     chunks: int
     words: dict[str, int]
@@ -114,209 +122,252 @@ class Counts(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """The number of chunks that scores are made with: in a small collection they mean the same as in a large one."""
+        """The number of chunks that scores are computed with."""
         return max(self.chunks, CHUNKS_FLOOR)
 
 
-class Placed(msgspec.Struct, frozen=True):
-    """A candidate that was found: which, and with what."""
+class RankedChunk(msgspec.Struct, frozen=True):
+    """A candidate with its score."""
 
     id: int
     score: float
     coverage: float
     matched: list[str]
     cosine: float | None
-    weights: dict[str, float]  # what each term of the question is worth that stands in it
+    weights: dict[str, float]  # idf of the query's terms that occur in it
 
 
-class Ranked(msgspec.Struct, frozen=True, kw_only=True):
-    """See `Found`."""
+class Ranking(msgspec.Struct, frozen=True, kw_only=True):
+    """The best candidates and the abstention. See `SearchResults`."""
 
-    places: list[Placed]
+    chunks: list[RankedChunk]
     answerable: bool
     share: float
     terms: float
     cosine: float | msgspec.UnsetType
 
 
-def parse(text: str, tokenizer: Tokenizer) -> Query:
-    """A question's terms, the first `WORDS_MAX` words and `GRAMS_MAX` grams of them."""
-    found = tokenizer.extract_terms(text)
-    words = list(dict.fromkeys(found.words))[:WORDS_MAX]
-    phrases = list(dict.fromkeys((a, b) for a, b in pairwise(found.words) if a != b))[:WORDS_MAX]
-    grams = list(dict.fromkeys(found.grams))[:GRAMS_MAX]
+def parse_query(text: str, tokenizer: Tokenizer) -> Query:
+    """Return the terms of a query, at most `WORDS_MAX` words and `GRAMS_MAX` grams."""
+    terms = tokenizer.extract_terms(text)
+    words = list(dict.fromkeys(terms.words))[:WORDS_MAX]
+    phrases = list(dict.fromkeys((a, b) for a, b in pairwise(terms.words) if a != b))[:WORDS_MAX]
+    grams = list(dict.fromkeys(terms.grams))[:GRAMS_MAX]
     bare = len(text) <= BARE_CHARACTERS_MAX and not _SENTENCE.search(text)
     return Query(
         words,
         phrases,
         grams,
-        numbered(words, phrases, grams),
+        encode_query(words, phrases, grams),
         bare=bare,
         latin=detect_language(text) == "en",
     )
 
 
-def rank(
+def rank_chunks(
     query: Query,
-    candidates: Observed,
-    counts: Counts,
+    candidates: TermCounts,
+    statistics: CollectionStatistics,
     *,
     limit: int,
     thresholds: Thresholds,
     cosines: Mapping[str, float] | None = None,
-) -> Ranked:
-    """The candidates by score; whether they can answer it. Of equals the one with all words of the question comes first.
+) -> Ranking:
+    """Rank candidates and decide whether they can answer the query.
 
-    `cosines`: by content hash, how near chunks are in meaning; None ranks by words alone.
+    Of equal candidates those that contain all words of the query come first. `cosines`: similarity
+    by content hash; None ranks by words.
     """
-    found = Occurrences(query.words, query.phrases, query.grams, candidates)
-    words, grams = (
-        _rarities(query.words, counts.words, counts.total),
-        _rarities(query.grams, counts.grams, counts.total),
-    )
-    phrases = [
-        idf(often, counts.total) for often in found.of_phrases()
-    ]  # of the candidates: that is nearly all there are
-    gram_weight = LATIN_GRAM_WEIGHT if query.latin else GRAM_WEIGHT
-    worth = [
-        *words.values(),
-        *(PHRASE_WEIGHT * each for each in phrases),
-        *(gram_weight * each for each in grams.values()),
-    ]
-    best = (K1 + 1) * math.fsum(worth)
-    most = best * (1 + PROXIMITY_WEIGHT)
-    scores = found.scores(worth, B)
-    whole = found.whole()
-    near = (
-        [cosines.get(name or "") for name in candidates.content_hashes]
-        if cosines
-        else [None] * len(scores)
-    )
-    placed = [one / (most or 1) for one in scores]
-    placed = fuse(placed, near) if cosines else placed
-    for i, together in _together(query, words, candidates, placed).items():
-        more = PROXIMITY_WEIGHT * best * together
-        scores[i] += more
-        placed[i] += more / (most or 1)
-    order = sorted(range(len(scores)), key=lambda i: (placed[i], whole[i]), reverse=True)
-    best_placed = order[:TOP]
-    judged = found.scores(worth, JUDGED_B)
-    top = max((judged[i] for i in best_placed), default=0.0)
-    share = top / best * (LATIN_SHARE if query.latin else 1) if best else 0.0
-    rare = top / ((K1 + 1) * math.log(1 + counts.total)) * (LATIN_TERMS if query.latin else 1)
-    nearest = (
-        [cosine for i in best_placed if (cosine := near[i]) is not None]
-        if thresholds.cosine_even
-        else []
-    )
-    cosine = (
-        max(nearest) if nearest and len(nearest) == len(best_placed) else None
-    )  # while one waits, words alone decide
-    enough = _enough(
-        query, share, rare, thresholds, cosine, whole=any(whole[i] for i in best_placed)
-    )
+    return _Ranker(query, candidates, statistics, cosines).rank(limit, thresholds)
 
-    def place(i: int) -> Placed:
-        matched, close = found.standing(i)
-        weights = {gram: grams[gram] for gram in close} | {word: words[word] for word in matched}
-        return Placed(
-            candidates.ids[i],
-            round(scores[i], 4),
-            round(scores[i] / most, 4) if most else 0.0,
-            matched,
-            near[i],
+
+class _Ranker:
+    """The ranking of one query: scores, order, abstention."""
+
+    def __init__(
+        self,
+        query: Query,
+        candidates: TermCounts,
+        statistics: CollectionStatistics,
+        cosines: Mapping[str, float] | None,
+    ) -> None:
+        self._query, self._candidates, self._total = query, candidates, statistics.total
+        self._scorer = Bm25Scorer(query.words, query.phrases, query.grams, candidates)
+        self._words = _compute_idfs(query.words, statistics.words, self._total)
+        self._grams = _compute_idfs(query.grams, statistics.grams, self._total)
+        self._weights = self._weigh_terms()
+        self._term_score_max = (K1 + 1) * math.fsum(self._weights)
+        self._score_max = self._term_score_max * (1 + PROXIMITY_WEIGHT)
+        self._complete = self._scorer.have_all_words()
+        self._cosines: list[float | None] = (
+            [cosines.get(content_hash or "") for content_hash in candidates.content_hashes]
+            if cosines
+            else [None] * len(candidates.ids)
+        )
+        self._scores, self._values = self._score_chunks(fused=bool(cosines))
+
+    def rank(self, limit: int, thresholds: Thresholds) -> Ranking:
+        """Order the candidates, and apply the thresholds to the best of them."""
+        order = sorted(
+            range(len(self._scores)),
+            key=lambda i: (self._values[i], self._complete[i]),
+            reverse=True,
+        )
+        best = order[:TOP]
+        share, terms = self._measure_relevance(best)
+        cosine = self._find_nearest_cosine(best) if thresholds.cosine_even else None
+        answerable = _is_answerable(
+            self._query,
+            share,
+            terms,
+            thresholds,
+            cosine,
+            complete=any(self._complete[i] for i in best),
+        )
+        chunks = [
+            self._describe_chunk(i)
+            for i in order[: max(1, min(limit, LIMIT_MAX))]
+            if self._scores[i] > 0 or self._cosines[i] is not None
+        ]
+        return Ranking(
+            chunks=chunks,
+            answerable=bool(chunks) and answerable,
+            share=round(share, 4),
+            terms=round(terms, 4),
+            cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
+        )
+
+    def _weigh_terms(self) -> list[float]:
+        """Return the weights of words, phrases and grams: idf times the weight of the kind.
+
+        The frequency of a phrase is that among the candidates, which contain nearly all
+        occurrences.
+        """
+        phrases = [compute_idf(count, self._total) for count in self._scorer.count_phrases()]
+        gram_weight = LATIN_GRAM_WEIGHT if self._query.latin else GRAM_WEIGHT
+        return [
+            *self._words.values(),
+            *(PHRASE_WEIGHT * idf for idf in phrases),
+            *(gram_weight * idf for idf in self._grams.values()),
+        ]
+
+    def _score_chunks(self, *, fused: bool) -> tuple[list[float], list[float]]:
+        """Return the scores of the candidates, and the values by which they are ordered."""
+        scores = self._scorer.compute_scores(self._weights, B)
+        values = [score / (self._score_max or 1) for score in scores]
+        values = fuse_scores(values, self._cosines) if fused else values
+        best = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:PROXIMITY_CHUNKS]
+        for i, proximity in zip(best, self._measure_proximity(best), strict=True):
+            increase = PROXIMITY_WEIGHT * self._term_score_max * proximity
+            scores[i] += increase
+            values[i] += increase / (self._score_max or 1)
+        return scores, values
+
+    def _measure_proximity(self, chunks: Sequence[int]) -> list[float]:
+        """Return for each of these chunks the share of the query's words, by idf, in one window."""
+        idfs = list(self._words.values())
+        sums = score_windows(
+            self._query.codes[: len(idfs)], idfs, [self._candidates.word_codes[i] for i in chunks]
+        )
+        proximities: list[float] = (sums / (math.fsum(idfs) or 1)).tolist()
+        return proximities
+
+    def _measure_relevance(self, best: Sequence[int]) -> tuple[float, float]:
+        """Return `share` and `terms` of the best candidates."""
+        scores = self._scorer.compute_scores(self._weights, ABSTENTION_B)
+        top, score_max = max((scores[i] for i in best), default=0.0), self._term_score_max
+        share = top / score_max * (LATIN_SHARE if self._query.latin else 1) if score_max else 0.0
+        rarest = (K1 + 1) * math.log(1 + self._total)
+        return share, top / rarest * (LATIN_TERMS if self._query.latin else 1)
+
+    def _find_nearest_cosine(self, best: Sequence[int]) -> float | None:
+        """Return the largest cosine of the best candidates; None if one has no vector yet."""
+        cosines = [cosine for i in best if (cosine := self._cosines[i]) is not None]
+        return max(cosines) if cosines and len(cosines) == len(best) else None
+
+    def _describe_chunk(self, i: int) -> RankedChunk:
+        words, grams = self._scorer.list_matches(i)
+        weights = {gram: self._grams[gram] for gram in grams}
+        weights |= {word: self._words[word] for word in words}
+        return RankedChunk(
+            self._candidates.ids[i],
+            round(self._scores[i], 4),
+            round(self._scores[i] / self._score_max, 4) if self._score_max else 0.0,
+            words,
+            self._cosines[i],
             weights,
         )
 
-    places = [
-        place(i)
-        for i in order[: max(1, min(limit, LIMIT_MAX))]
-        if scores[i] > 0 or near[i] is not None
-    ]
-    return Ranked(
-        places=places,
-        answerable=bool(places) and enough,
-        share=round(share, 4),
-        terms=round(rare, 4),
-        cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
-    )
 
-
-def _together(
-    query: Query, words: Mapping[str, float], candidates: Observed, placed: Sequence[float]
-) -> dict[int, float]:
-    """Of the best so far: the share of the question's words, by what they are worth, that stand near each other."""
-    best = sorted(range(len(placed)), key=placed.__getitem__, reverse=True)[:GATHERED]
-    found = gathered(
-        query.codes[: len(words)], list(words.values()), [candidates.words[i] for i in best]
-    )
-    return dict(zip(best, (found / (math.fsum(words.values()) or 1)).tolist(), strict=True))
-
-
-def _enough(
+def _is_answerable(
     query: Query,
     share: float,
     terms: float,
     thresholds: Thresholds,
     cosine: float | None,
     *,
-    whole: bool,
+    complete: bool,
 ) -> bool:
-    """The abstention; see the module. `whole`: all words of the question stand in one of the best chunks."""
-    least = thresholds.at(cosine)
-    both = share >= least.share_min and terms >= least.terms_min
-    if both and share * math.sqrt(terms) >= TOGETHER * least.share_min * math.sqrt(least.terms_min):
+    """Decide the abstention; see the module. `complete`: one of the best chunks has all words."""
+    adjusted = thresholds.adjust(cosine)
+    both = share >= adjusted.share_min and terms >= adjusted.terms_min
+    combined_min = COMBINED_MIN * adjusted.share_min * math.sqrt(adjusted.terms_min)
+    if both and share * math.sqrt(terms) >= combined_min:
         return True
     if not 0 < len(query.words) <= SHORT_WORDS:
         return False
     if query.bare:
-        return whole or share >= BARE_SHARE * thresholds.share_min
-    return (whole or share >= SHORT_SHARE_MIN) and terms >= SHORT_TERMS * least.terms_min
+        return complete or share >= BARE_SHARE * thresholds.share_min
+    return (complete or share >= SHORT_SHARE_MIN) and terms >= SHORT_TERMS * adjusted.terms_min
 
 
-def fuse(coverages: Sequence[float], cosines: Sequence[float | None]) -> list[float]:
-    """A sum: coverage + `COSINE_WEIGHT` · z(cosine), z being `COSINE_MOST` at most. A candidate without a cosine has the mean one.
+def fuse_scores(coverages: Sequence[float], cosines: Sequence[float | None]) -> list[float]:
+    """Return coverage + `COSINE_WEIGHT` · z(cosine) for each candidate.
 
-    If one of the `COMPARED` best by words has none, words alone decide: else what has a vector already would pass what waits
-    for its own.
+    z is 0 without a cosine. If one of the `COMPARED_CHUNKS` best by words has no cosine, the
+    coverages are returned: otherwise chunks with a vector would pass those that wait for theirs.
     """
-    best = sorted(range(len(coverages)), key=coverages.__getitem__, reverse=True)[:COMPARED]
-    known = (
+    best = sorted(range(len(coverages)), key=coverages.__getitem__, reverse=True)[:COMPARED_CHUNKS]
+    present = (
         []
         if any(cosines[i] is None for i in best)
         else [cosine for cosine in cosines if cosine is not None]
     )
-    mean = math.fsum(known) / len(known) if known else 0.0
+    mean = math.fsum(present) / len(present) if present else 0.0
     deviation = (
-        math.sqrt(math.fsum((cosine - mean) ** 2 for cosine in known) / len(known))
-        if known
+        math.sqrt(math.fsum((cosine - mean) ** 2 for cosine in present) / len(present))
+        if present
         else 0.0
     )
     if deviation < 1e-9:
         return list(coverages)
-    return [
-        coverage
-        + (0 if cosine is None else COSINE_WEIGHT * min(COSINE_MOST, (cosine - mean) / deviation))
-        for coverage, cosine in zip(coverages, cosines, strict=True)
-    ]
+
+    def weigh(cosine: float | None) -> float:
+        if cosine is None:
+            return 0
+        return COSINE_WEIGHT * min(COSINE_DEVIATIONS_MAX, (cosine - mean) / deviation)
+
+    return [coverage + weigh(cosine) for coverage, cosine in zip(coverages, cosines, strict=True)]
 
 
-def _rarities(asked: Iterable[str], counted: Mapping[str, int], total: int) -> dict[str, float]:
-    return {term: idf(counted.get(term, 0), total) for term in asked}
+def _compute_idfs(
+    terms: Iterable[str], frequencies: Mapping[str, int], total: int
+) -> dict[str, float]:
+    return {term: compute_idf(frequencies.get(term, 0), total) for term in terms}
 
 
-def hit(place: Placed, row: Row) -> Hit:
-    """A chunk that was found, as it is shown."""
+def build_hit(ranked: RankedChunk, chunk: StoredChunk) -> Hit:
+    """Combine a ranked chunk with its stored text."""
     return Hit(
-        document_id=row.document_id,
-        chunk_id=f"{row.document_id}.{row.n}",
-        start=row.start,
-        end=row.end,
-        title=row.title,
-        text=row.text,
-        score=place.score,
-        coverage=place.coverage,
-        matched=place.matched,
-        sentence=find_best_sentence(row.text, place.weights),
-        cosine=msgspec.UNSET if place.cosine is None else round(place.cosine, 4),
+        document_id=chunk.document_id,
+        chunk_id=f"{chunk.document_id}.{chunk.n}",
+        start=chunk.start,
+        end=chunk.end,
+        title=chunk.title,
+        text=chunk.text,
+        score=ranked.score,
+        coverage=ranked.coverage,
+        matched=ranked.matched,
+        sentence=find_best_sentence(chunk.text, ranked.weights),
+        cosine=msgspec.UNSET if ranked.cosine is None else round(ranked.cosine, 4),
     )

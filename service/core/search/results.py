@@ -1,4 +1,4 @@
-"""What a search finds, as it is shown. Pure."""
+"""The results of a search, as they are encoded in responses."""
 
 import re
 from bisect import bisect_right
@@ -10,15 +10,15 @@ import msgspec
 from service.core.text.sentences import split_sentences
 from service.core.text.tokenizer import fold_text
 
-_ENDING = re.compile("(?<=[^\u3041-\u309f])[\u3041-\u309f]+$")  # hiragana behind other letters
-SENTENCES_KEPT = 3000  # chunks whose sentences are remembered, some 4 KB each
+_ENDING = re.compile("(?<=[^\u3041-\u309f])[\u3041-\u309f]+$")  # hiragana after another script
+SENTENCES_CACHE_CHUNKS = 3000  # about 4 KB each
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
-    """A chunk found: `start` and `end` are where it stands in its document.
+    """A chunk that matches a query. `start` and `end` are its position in its document.
 
-    `coverage` is the share of the best possible score that it has, `matched` the question's words in it, `sentence` where
-    in `text` the sentence stands that matches best.
+    `coverage`: score as a share of the best possible one. `matched`: words of the query in the
+    chunk. `sentence`: position in `text` of the sentence that matches best.
     """
 
     document_id: str
@@ -31,13 +31,15 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float
     matched: list[str]
     sentence: tuple[int, int]
-    cosine: float | msgspec.UnsetType = (
-        msgspec.UNSET
-    )  # nearness in meaning, where there is a vector
+    cosine: float | msgspec.UnsetType = msgspec.UNSET  # similarity, where the chunk has a vector
 
 
 class SearchResults(msgspec.Struct, frozen=True, kw_only=True):
-    """The hits, best first; and whether they can answer, with the two numbers that decided it, and the cosine if it took part."""
+    """Hits, best first, and whether they can answer the query.
+
+    `share` and `terms` are the numbers that abstention compares with its thresholds, `cosine` the
+    similarity, if it took part.
+    """
 
     items: list[Hit]
     answerable: bool
@@ -50,27 +52,28 @@ NOTHING = SearchResults(items=[], answerable=False, share=0, terms=0)
 
 
 def find_best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
-    """Where the sentence stands in which most of these terms, by weight, occur as letters; the first of equals.
+    """Return the position of the sentence whose terms have the largest sum of weights.
 
-    Of an inflected Japanese word what stays the same is looked for: 鳴る also stands in 鳴ったら.
+    Of equal sentences it is the first. Terms are searched as substrings, Japanese ones without
+    their inflected ending, so that 鳴る matches 鳴ったら.
     """
-    spans, plain, ends = split_plain_sentences(text)
+    spans, folded, ends = split_folded_sentences(text)
     if len(spans) == 1:
         return spans[0]
-    worth = [0.0] * len(spans)
+    sums = [0.0] * len(spans)
     for term, weight in weights.items():
         stem = term if term.isascii() else _ENDING.sub("", term)
-        at = plain.find(stem)
+        at = folded.find(stem)
         while at >= 0:
             n = bisect_right(ends, at)
-            worth[n] += weight
-            at = plain.find(stem, ends[n])
-    return spans[worth.index(max(worth))]
+            sums[n] += weight
+            at = folded.find(stem, ends[n])
+    return spans[sums.index(max(sums))]
 
 
-@lru_cache(maxsize=SENTENCES_KEPT)
-def split_plain_sentences(text: str) -> tuple[list[tuple[int, int]], str, list[int]]:
-    """The sentences; how they read when made plain, each a line; and where those lines end."""
+@lru_cache(maxsize=SENTENCES_CACHE_CHUNKS)
+def split_folded_sentences(text: str) -> tuple[list[tuple[int, int]], str, list[int]]:
+    """Return the spans of sentences, their folded text (one per line), and the line ends."""
     spans = split_sentences(text) or [(0, len(text))]
-    plain = [fold_text(text[start:end]) + "\n" for start, end in spans]
-    return spans, "".join(plain), list(accumulate(map(len, plain)))
+    folded = [fold_text(text[start:end]) + "\n" for start, end in spans]
+    return spans, "".join(folded), list(accumulate(map(len, folded)))

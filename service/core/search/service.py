@@ -1,11 +1,12 @@
-"""Who may search when: one search at a time, of the documents that one may see (`search.py` does it).
+"""Search: runs one search at a time over the documents that the caller may see (`engine.py`).
 
-All of a search is one visit of a thread: it computes for a few milliseconds, and its statements are many and short. One
-computes at a time, and others wait: of several that compute side by side none is quicker, but the event loop, which runs every
-stream, would have to wait for each of them whenever its turn comes (docs/decisions/0014).
+A search runs in a thread as a whole: it computes for a few milliseconds and consists of many short
+statements. One computes at a time and others wait: concurrent searches would not be faster, but
+the event loop, which serves all streams, would compete with each of them for the interpreter lock
+(docs/decisions/0014).
 
-Limits: `WORDS_MAX` and `GRAMS_MAX` distinct terms of a question, those of `index.py` and `fts5.py` on what is looked at and remembered,
-`LIMIT_MAX` chunks returned.
+Limits: `QUERY_CHARACTERS_MAX`; `WORDS_MAX`, `GRAMS_MAX` and `LIMIT_MAX` in `ranking.py`; the
+postings and caches of `index.py` and `postings/fts5.py`.
 """
 
 from collections.abc import Sequence
@@ -32,39 +33,47 @@ SEARCHES_AT_ONCE = 1
 
 
 class SearchService:
-    """Searches one database. Made once: it remembers what it read of the index."""
+    """Searches one database. Created once, since it caches parts of the index."""
 
     def __init__(
-        self, database: Database, settings: Settings, near: VectorSearch | None = None
+        self, database: Database, settings: Settings, vectors: VectorSearch | None = None
     ) -> None:
         self._database = database
-        self._near = near
+        self._vectors = vectors
         self._settings = settings
-        self._turn = anyio.Semaphore(SEARCHES_AT_ONCE, fast_acquire=True)
+        self._semaphore = anyio.Semaphore(SEARCHES_AT_ONCE, fast_acquire=True)
 
     @property
     def waiting_searches(self) -> int:
-        """How many searches wait for their turn."""
-        return self._turn.statistics().tasks_waiting
+        """The number of searches that wait for their turn."""
+        return self._semaphore.statistics().tasks_waiting
 
     async def search(
         self, query: str, *, user_id: str | None, limit: int, within: Sequence[str] | None = None
     ) -> SearchResults:
-        """The chunks that answer a question, of the documents that `user_id` may see: its own and shared ones; None sees all.
+        """Return the chunks that answer a query, from the documents that `user_id` may see.
 
-        `within`: of these documents alone. Any text is a question. Raises `DatabaseUnavailable` only.
+        Those are the user's own and shared documents; None sees all. `within` restricts the search
+        to documents with these ids. Any text is a query. Raises `DatabaseUnavailable` only.
         """
         query = query[:QUERY_CHARACTERS_MAX]
-        nearness = await self._near.find_similar(query) if self._near and query.strip() else None
+        similarities = (
+            await self._vectors.find_similar(query) if self._vectors and query.strip() else None
+        )
 
-        def look(connection: sa.Connection) -> SearchResults:
-            return self._search.search(
-                connection, query, user_id=user_id, within=within, limit=limit, nearness=nearness
+        def run_search(connection: sa.Connection) -> SearchResults:
+            return self._engine.search(
+                connection,
+                query,
+                user_id=user_id,
+                within=within,
+                limit=limit,
+                similarities=similarities,
             )
 
-        async with self._turn:
-            return await self._database.run_blocking_read(look)
+        async with self._semaphore:
+            return await self._database.run_blocking_read(run_search)
 
     @cached_property
-    def _search(self) -> "engine.SearchEngine":
+    def _engine(self) -> "engine.SearchEngine":
         return engine.SearchEngine(get_tokenizer(self._settings.dictionary), self._settings)

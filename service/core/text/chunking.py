@@ -9,40 +9,44 @@ import msgspec
 from service.core.text.sentences import LIST_MARKER, split_sentences
 
 TITLE_CHARACTERS_MAX = 300
-_FIRST_LINE = re.compile(r"\S.{0,999}")  # its beginning
+_FIRST_LINE = re.compile(r"\S.{0,999}")  # at most its first 1,000 characters
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """A chunk: `text` is `whole[start:end]`."""
+    """A chunk. `start` and `end` are its position in the document."""
 
     start: int
     end: int
     text: str
 
 
-def split_chunks(text: str, aim: int, overlap: int) -> list[Piece]:
-    """Chunks of whole sentences, about `aim` characters each and at most twice as long.
+def split_chunks(text: str, target: int, overlap: int) -> list[Piece]:
+    """Split a text into chunks of whole sentences, about `target` characters each.
 
-    A chunk repeats up to `overlap` characters of whole sentences of the one before, but nothing across a heading. Only
-    a sentence longer than `2 * aim` is cut.
+    A chunk has at most twice the target. It repeats up to `overlap` characters of the previous
+    one, as whole sentences, but nothing across a heading. Only sentences longer than twice the
+    target are split.
     """
-    units = [unit for span in split_sentences(text) for unit in _cut(text, *span, aim)]
+    units = [unit for span in split_sentences(text) for unit in _split_unit(text, *span, target)]
     pieces = []
     first = 0
     while first < len(units):
-        last = _fill(text, units, first, aim)
-        start, end = _line_start(text, units, first), units[last][1]
+        last = _fill_chunk(text, units, first, target)
+        start, end = _find_line_start(text, units, first), units[last][1]
         pieces.append(Piece(start, end, text[start:end]))
-        first = _next(text, units, first, last, aim, overlap)
+        first = _find_next_start(text, units, first, last, target, overlap)
     return pieces
 
 
-def _fill(text: str, units: list[tuple[int, int]], first: int, aim: int) -> int:
-    """The last unit of the chunk that begins with `first`. A section that begins late ends it: its heading goes with it."""
+def _fill_chunk(text: str, units: list[tuple[int, int]], first: int, target: int) -> int:
+    """Return the last unit of the chunk that begins with `first`.
+
+    A heading in the second half of a chunk begins the next one, so that it stays with its section.
+    """
     last, body = first, not is_heading(text, units[first][0])
-    while last + 1 < len(units) and units[last + 1][1] - units[first][0] <= aim:
+    while last + 1 < len(units) and units[last + 1][1] - units[first][0] <= target:
         heading = is_heading(text, units[last + 1][0])
-        if heading and body and units[last][1] - units[first][0] >= aim // 2:
+        if heading and body and units[last][1] - units[first][0] >= target // 2:
             break
         last += 1
         body = body or not heading
@@ -50,24 +54,23 @@ def _fill(text: str, units: list[tuple[int, int]], first: int, aim: int) -> int:
         if body:
             while is_heading(text, units[last][0]):
                 last -= 1
-        elif units[last + 1][1] - units[first][0] <= 2 * aim:
-            last += (
-                1  # a heading and its first sentence belong together, even a little over the aim
-            )
+        elif units[last + 1][1] - units[first][0] <= 2 * target:
+            # A heading and its first sentence stay together, even beyond the target.
+            last += 1
     return last
 
 
-def _next(
-    text: str, units: list[tuple[int, int]], first: int, last: int, aim: int, overlap: int
+def _find_next_start(
+    text: str, units: list[tuple[int, int]], first: int, last: int, target: int, overlap: int
 ) -> int:
-    """The first unit of the next chunk: back as far as the overlap allows, and never without something new."""
+    """Return the first unit of the next chunk, which overlaps the current one if allowed."""
     begin = last + 1
     if begin >= len(units) or is_heading(text, units[begin][0]):
         return begin
     while (
         begin - 1 > first
         and units[last][1] - units[begin - 1][0] <= overlap
-        and units[last + 1][1] - units[begin - 1][0] <= aim
+        and units[last + 1][1] - units[begin - 1][0] <= target
         and not is_heading(text, units[begin - 1][0])
     ):
         begin -= 1
@@ -75,19 +78,19 @@ def _next(
 
 
 def derive_title(text: str) -> str:
-    """What a text is called that was given no title: its first line that says something."""
+    """Return the title of a text without one: its first line that is not blank."""
     match = _FIRST_LINE.search(text)
-    first = match[0].splitlines()[0].strip() if match else ""
-    return (first.lstrip("#").strip() or first)[:TITLE_CHARACTERS_MAX]
+    line = match[0].splitlines()[0].strip() if match else ""
+    return (line.lstrip("#").strip() or line)[:TITLE_CHARACTERS_MAX]
 
 
 def is_heading(text: str, start: int) -> bool:
-    """Whether a Markdown heading begins here."""
+    """Return whether a Markdown heading begins at this position."""
     return text.startswith("#", start)
 
 
-def _line_start(text: str, units: list[tuple[int, int]], index: int) -> int:
-    """Where a unit's line begins, list marker included, if nothing but the marker stands before it."""
+def _find_line_start(text: str, units: list[tuple[int, int]], index: int) -> int:
+    """Return the start of a unit, including the list marker in front of it."""
     start = units[index][0]
     floor = max(units[index - 1][1] if index else 0, start - 16)
     line = text.rfind("\n", floor, start) + 1 or floor
@@ -98,15 +101,19 @@ def _line_start(text: str, units: list[tuple[int, int]], index: int) -> int:
     return begin
 
 
-def _cut(text: str, start: int, end: int, aim: int) -> Iterator[tuple[int, int]]:
-    """A sentence as it is, or in parts of at most `aim` characters, cut after a comma or a space where there is one."""
-    if end - start > 2 * aim:
-        while end - start > aim:
+def _split_unit(text: str, start: int, end: int, target: int) -> Iterator[tuple[int, int]]:
+    """Yield a sentence, in parts of at most `target` characters if it is too long.
+
+    Parts end after a comma or a space where possible.
+    """
+    if end - start > 2 * target:
+        while end - start > target:
             cut = (
-                max(text.rfind(stop, start + aim // 2, start + aim) for stop in "、，, \n") + 1
-                or start + aim
+                max(text.rfind(stop, start + target // 2, start + target) for stop in "、，, \n")
+                + 1
+                or start + target
             )
-            while cut < end and cut < start + aim + 16 and unicodedata.combining(text[cut]):
+            while cut < end and cut < start + target + 16 and unicodedata.combining(text[cut]):
                 cut += 1
             yield start, cut
             start = cut

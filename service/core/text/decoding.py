@@ -1,15 +1,17 @@
-"""Bytes → text → sentences → chunks. Pure.
+"""Decoding of uploaded files.
 
-What is kept of a text: everything but a byte order mark, the flavour of its newlines and lone surrogates. Offsets count
-characters of that text, and every piece is exactly `text[start:end]`.
+The text is stored without a byte order mark, with LF newlines and without lone surrogates; nothing
+else is changed.
 
-Encodings are tried from the certain to the likely: a byte order mark; strict UTF-8; the escape sequences of ISO-2022-JP;
-UTF-16 whose reading makes sense; then charset-normalizer among the few encodings that Japanese and Western texts come
-in. Left to choose freely it takes short EUC-JP texts for Big5 or Korean. Last, UTF-8 with a few broken bytes, such as
-a file that was cut in the middle of a character.
+Encodings are tried from certain to likely: byte order mark; escape sequences of ISO-2022-JP;
+strict UTF-8; UTF-16 that yields plausible characters; then charset-normalizer, restricted to the
+few encodings in which Japanese and Western texts occur (unrestricted, it mistakes short EUC-JP
+texts for Big5 or Korean); finally UTF-8 with a few invalid bytes, such as a file truncated within
+a character.
 
-Every function is linear in its input, also on input made to hurt: no pattern here looks further than a fixed distance. A large
-text is looked at in `parts`: one call for all of it would keep the interpreter's lock to its end, and every stream would wait.
+All functions take linear time, also on adversarial input: no pattern matches beyond a fixed
+distance. Large texts are processed in parts (`split_parts`): a single call would hold the
+interpreter lock until its end and block all streams.
 """
 
 import codecs
@@ -25,10 +27,10 @@ from service.core.errors import NotText
 T = TypeVar("T", str, bytes)
 
 CANDIDATES = ["cp932", "euc_jp", "iso2022_jp", "cp1252"]
-PART = 100_000  # characters or bytes: less than a millisecond
-CONTROL_SHARE_MAX = 0.01  # of a text's characters; more than that is no text
+PART_SIZE = 100_000  # characters or bytes, processed in less than a millisecond
+CONTROL_SHARE_MAX = 0.01  # of the characters; with more control characters it is not a text
 
-_MARKS = (
+_BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -50,31 +52,35 @@ _ISO_2022_JP = re.compile(rb"\x1b(?:\$[@B]|\([JI])")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fc]")
 _ALL_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fc\uff66-\uff9d]")
-_PLAIN = re.compile("[\t\n\r -~\u3000-\u30ff\uff01-\uff9f]")
+_COMMON = re.compile("[\t\n\r -~\u3000-\u30ff\uff01-\uff9f]")
 _LIKELY = re.compile(
-    "[\t\n\r -~\u2010-\u2027\u2190-\u2193\u2460-\u24ff\u25a0-\u25ff\u3000-\u30ff\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f]"
+    "[\t\n\r -~\u2010-\u2027\u2190-\u2193\u2460-\u24ff\u25a0-\u25ff"
+    "\u3000-\u30ff\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f]"
 )
 
 
 def decode_text(data: bytes) -> tuple[str, str]:
-    """(text, name of its encoding as Python knows it). Raises `NotText` with the reason."""
+    """Return the text and Python's name of its encoding. Raises `NotText` with the reason."""
     if not data.strip():
-        raise NotText("The file is empty.")
-    for signature, what in _SIGNATURES:
+        raise NotText("the file is empty")
+    for signature, file_type in _SIGNATURES:
         if data.startswith(signature):
-            raise NotText(f"This is {what}, not a text.")
-    for text, encoding in _readings(data):
+            raise NotText(f"the file is {file_type}, not a text")
+    for text, encoding in _decode_candidates(data):
         try:
             return normalize_text(text), encoding
-        except NotText as reason:
-            refusal = reason
+        except NotText as error:
+            refusal = error
             if encoding in {"utf-8-sig", "utf-16", "utf-32"}:
                 raise
     raise refusal
 
 
 def normalize_text(text: str) -> str:
-    """The text as we keep it: newlines as LF, no byte order mark, no lone surrogate. Raises `NotText` if it is none."""
+    """Return the text with LF newlines, without byte order mark and lone surrogates.
+
+    Raises `NotText`.
+    """
     text = text.removeprefix("\ufeff")
     if any(replace_surrogates(part) is not part for part in split_parts(text)):
         text = replace_surrogates(text)
@@ -82,67 +88,67 @@ def normalize_text(text: str) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     controls = 0
     for part in split_parts(text):
-        found = _CONTROL.findall(part)
-        if "\0" in found:
+        matches = _CONTROL.findall(part)
+        if "\0" in matches:
             raise NotText(
-                "The file contains NUL characters: it is binary, or in an encoding that is not supported."
+                "the file contains NUL characters: it is binary or has an unknown encoding"
             )
-        controls += len(found)
+        controls += len(matches)
     if not text or text.isspace():
-        raise NotText("The file contains nothing but white space.")
+        raise NotText("the file contains only white space")
     if controls > max(len(text) * CONTROL_SHARE_MAX, 0 if len(text) < 16 else 1):
         raise NotText(
-            "The file contains control characters: it is binary, or in an encoding that is not supported."
+            "the file contains control characters: it is binary or has an unknown encoding"
         )
     return text
 
 
 def split_parts(text: T) -> Iterator[T]:
-    """All of it in order, `PART` at a time."""
-    return (text[begin : begin + PART] for begin in range(0, len(text), PART))
+    """Yield the input in order, `PART_SIZE` at a time."""
+    return (text[begin : begin + PART_SIZE] for begin in range(0, len(text), PART_SIZE))
 
 
-def _readings(data: bytes) -> Iterator[tuple[str, str]]:
-    """What the bytes may say, most certain first. Raises `NotText` when nothing is left."""
-    yield from _marked(data)
+def _decode_candidates(data: bytes) -> Iterator[tuple[str, str]]:
+    """Yield possible texts with encodings, most certain first. Raises `NotText` at the end."""
+    yield from _decode_marked(data)
     if b"\x1b" in data and _ISO_2022_JP.search(data):
-        yield from _strictly(data, "iso2022_jp", "iso2022_jp_ext")
-    yield from _strictly(data, "utf-8")
-    yield from _utf_16(data)
-    if _strict(data, "utf-8") is not None:
-        raise NotText("The file is binary.")
-    yield from _by_kana(data)
-    if found := charset_normalizer.from_bytes(data, cp_isolation=CANDIDATES).best():
-        yield from _strictly(data, found.encoding)
-    elif (text := _strict(data, "cp932")) is not None and len(_LIKELY.findall(text)) >= len(
-        text
-    ) * 0.9:
-        yield (
-            text,
-            "cp932",
-        )  # the vendor's own characters (①, 髙), of which the detector is shy in short texts
-    yield from _broken_utf_8(data)
-    raise NotText("The file is binary, or in an encoding that is not supported.")
+        yield from _try_encodings(data, "iso2022_jp", "iso2022_jp_ext")
+    yield from _try_encodings(data, "utf-8")
+    yield from _decode_utf_16(data)
+    if _decode_strictly(data, "utf-8") is not None:
+        raise NotText("the file is binary")
+    yield from _decode_by_kana(data)
+    if match := charset_normalizer.from_bytes(data, cp_isolation=CANDIDATES).best():
+        yield from _try_encodings(data, match.encoding)
+    elif (text := _decode_strictly(data, "cp932")) is not None and _is_likely(text, 0.9):
+        # Vendor characters (①, 髙), which the detector does not recognize in short texts.
+        yield text, "cp932"
+    yield from _decode_broken_utf_8(data)
+    raise NotText("the file is binary or has an unknown encoding")
 
 
-def _marked(data: bytes) -> Iterator[tuple[str, str]]:
-    for mark, encoding in _MARKS:
+def _is_likely(text: str, share_min: float) -> bool:
+    return len(_LIKELY.findall(text)) >= len(text) * share_min
+
+
+def _decode_marked(data: bytes) -> Iterator[tuple[str, str]]:
+    for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             try:
                 yield data.decode(encoding), encoding
             except UnicodeDecodeError as error:
                 raise NotText(
-                    f"The byte order mark says {encoding}, but the bytes are not: {error.reason}."
+                    f"the byte order mark indicates {encoding}, but it is invalid: {error.reason}"
                 ) from error
 
 
-def _strictly(data: bytes, *encodings: str) -> Iterator[tuple[str, str]]:
+def _try_encodings(data: bytes, *encodings: str) -> Iterator[tuple[str, str]]:
     for encoding in encodings:
-        if (text := _strict(data, encoding)) is not None:
+        if (text := _decode_strictly(data, encoding)) is not None:
             yield text, encoding
 
 
-def _strict(data: bytes, encoding: str) -> str | None:
+def _decode_strictly(data: bytes, encoding: str) -> str | None:
     decoder = codecs.getincrementaldecoder(encoding)()
     try:
         return "".join(
@@ -152,36 +158,30 @@ def _strict(data: bytes, encoding: str) -> str | None:
         return None
 
 
-def _by_kana(data: bytes) -> Iterator[tuple[str, str]]:
-    """EUC-JP or CP932, where kana decide: the bytes of the one's kana are no kana in the other."""
+def _decode_by_kana(data: bytes) -> Iterator[tuple[str, str]]:
+    """Decode EUC-JP or CP932 by kana: bytes that are kana in one are not kana in the other."""
     for encoding, kana in (("euc_jp", _ALL_KANA), ("cp932", _KANA)):
-        text = _strict(data, encoding)
+        text = _decode_strictly(data, encoding)
         if text is not None and len(kana.findall(text, 0, 2000)) >= 0.2 * min(len(text), 2000):
             yield text, encoding
 
 
-def _utf_16(data: bytes) -> Iterator[tuple[str, str]]:
-    """UTF-16 without a mark, where one byte order gives letters that go together: a fifth plain ones, all likely."""
+def _decode_utf_16(data: bytes) -> Iterator[tuple[str, str]]:
+    """Decode UTF-16 without a mark if a fifth of the characters is common, and 95 % plausible."""
     for encoding in ("utf-16-le", "utf-16-be"):
-        head = _strict(data[:2000], encoding) if len(data) % 2 == 0 else None
+        head = _decode_strictly(data[:2000], encoding) if len(data) % 2 == 0 else None
         if (
             head
-            and len(_PLAIN.findall(head)) >= len(head) * 0.2
-            and len(_LIKELY.findall(head)) >= len(head) * 0.95
-            and (text := _strict(data, encoding)) is not None
+            and len(_COMMON.findall(head)) >= len(head) * 0.2
+            and _is_likely(head, 0.95)
+            and (text := _decode_strictly(data, encoding)) is not None
         ):
             yield text, encoding
 
 
-def _broken_utf_8(data: bytes) -> Iterator[tuple[str, str]]:
+def _decode_broken_utf_8(data: bytes) -> Iterator[tuple[str, str]]:
     text = data.decode("utf-8", "replace")
     broken = text.count("\ufffd")
     whole = sum(1 for character in text if character > "\x7f") - broken
     if broken * 10 <= whole and broken * 100 <= len(text):
         yield text, "utf-8"
-
-
-# --- sentences
-
-
-# --- chunks

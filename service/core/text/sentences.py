@@ -8,11 +8,12 @@ LIST_MARKER = re.compile(
     r"[ \t\u3000]*(?:[-*+•・◦▪–][ \t\u3000]+|[・•]|\(?\d{1,3}[.)][ \t\u3000]+)?(?=\S)"
 )
 _BORDER = re.compile(
-    r"[ \t\u3000]*(?:#{1,6}[ \t]|[-*+•・◦▪–][ \t]|[・•■●◆▼○]|\(?\d{1,3}[.)][ \t]|\||>|```|[-=*_]{3,}[ \t]*$|[A-Z]\w{0,12}:[ \t])"
+    r"[ \t\u3000]*(?:#{1,6}[ \t]|[-*+•・◦▪–][ \t]|[・•■●◆▼○]|\(?\d{1,3}[.)][ \t]"
+    r"|\||>|```|[-=*_]{3,}[ \t]*$|[A-Z]\w{0,12}:[ \t])"
 )
 _LINE = re.compile(r"[^\n]+")
-# What may end a sentence: a quotation is passed over whole, so that a full stop inside it ends nothing.
-# One class of characters first, so that most of a text is passed over quickly; then what each of them begins.
+# Possible ends of sentences. Quotations are matched as a whole, so that a full stop inside them is
+# skipped. The leading character class skips most of a text quickly.
 _END = re.compile(
     rf"[「『（。！？｡．!?.](?:(?<=「)[^「」\n]{{0,80}}」|(?<=『)[^『』\n]{{0,80}}』|(?<=（)[^（）\n]{{0,80}}）"
     rf"|(?<=[。！？｡．!?.])[。！？｡．!?.]*[{_CLOSERS}]{{0,8}})"
@@ -25,25 +26,28 @@ _JAPANESE = re.compile("[\u3005-\u30ff\u4e00-\u9fff\uff10-\uff9f「『（]")
 
 
 def split_sentences(text: str) -> list[tuple[int, int]]:
-    """Offsets of the sentences, in order. List markers are left out; a heading, a list item or a row is its own."""
-    found: list[tuple[int, int]] = []
-    for start, end in _blocks(text):
-        found += _within(text, start, end)
-    return found
+    """Return the spans of the sentences, in order, without list markers.
+
+    Headings, list items and table rows are sentences.
+    """
+    spans: list[tuple[int, int]] = []
+    for start, end in _iterate_blocks(text):
+        spans += _split_block(text, start, end)
+    return spans
 
 
-def _blocks(text: str) -> Iterator[tuple[int, int]]:
-    """Lines that are not empty, where a line that was only wrapped goes on in the next."""
+def _iterate_blocks(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the spans of nonempty lines, with wrapped lines joined."""
     start = None
     for line in _LINE.finditer(text):
         start = line.start() if start is None else start
-        if not _wrapped(text, *line.span()):
+        if not _is_wrapped(text, *line.span()):
             yield start, line.end()
             start = None
 
 
-def _wrapped(text: str, start: int, end: int) -> bool:
-    """Whether the line that ends at a newline is a wrapped one: long, unfinished, and the next begins nothing new."""
+def _is_wrapped(text: str, start: int, end: int) -> bool:
+    """Return whether a line is continued: long, unfinished, and the next one begins nothing new."""
     following = end + 1
     if not 25 <= end - start <= 200 or following >= len(text) or text[following] in "\n \t\u3000":
         return False
@@ -59,15 +63,15 @@ def _wrapped(text: str, start: int, end: int) -> bool:
     return not _BORDER.match(text, following, min(following + 40, len(text)))
 
 
-def _within(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The sentences of one block."""
+def _split_block(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the spans of the sentences of a block."""
     marker = LIST_MARKER.match(text, start, end)
     if marker is None:
         return
     start = marker.end()
     if text[start] != "#":
         for match in _END.finditer(text, start, end):
-            if _ends(text, start, match.start(), match.end(), end):
+            if _ends_sentence(text, start, match.start(), match.end(), end):
                 yield start, match.end()
                 start = match.end()
                 while start < end and text[start].isspace():
@@ -78,14 +82,14 @@ def _within(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _ends(text: str, start: int, first: int, last: int, end: int) -> bool:
-    """Whether what stands at `first:last` ends the sentence that began at `start`."""
+def _ends_sentence(text: str, start: int, first: int, last: int, end: int) -> bool:
+    """Return whether the match at `first:last` ends the sentence that began at `start`."""
     mark = text[first]
     after = text[last] if last < end else ""
     if mark in "「『（":
         return False
     if mark in "。！？｡":
-        # 「はい。」と言った: the sentence goes on after its quotation.
+        # 「はい。」と言った: the sentence continues after the quotation.
         return not (
             last - first > 1
             and text[last - 1] in "」』）"
@@ -104,7 +108,10 @@ def _ends(text: str, start: int, first: int, last: int, end: int) -> bool:
 
 
 def _ends_before_space(text: str, start: int, first: int, last: int, end: int) -> bool:
-    """Western full stops: not before a small letter, and not after an abbreviation or an initial."""
+    """Return whether a mark before a space ends a sentence.
+
+    It does not before a lower-case letter, nor after an abbreviation or an initial.
+    """
     if text[last : min(last + 20, end)].lstrip()[:1].islower():
         return False
     return (

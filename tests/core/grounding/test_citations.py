@@ -8,16 +8,18 @@ from service.core.grounding.citations import read_citations
 from tests.core.grounding.test_prompt import passages
 
 
-def test_a_source_says_which_sentence_was_cited() -> None:
-    """Each source has the offsets of the sentence that fits what cites it; a citation of nothing is dropped and counted."""
+def test_sources_have_the_supporting_sentence() -> None:
+    """Sources have the span of the supporting sentence; invalid citations are counted."""
     text = "The tower is 90 metres high. It was built in 1712. Tickets cost 5 euros."
-    given_ = passages("Unrelated words stand here.", text)
-    found = read_citations("It was built in 1712 [2]. See also [7], [1][9].", given_)
-    assert [(one.n, one.text[slice(*one.sentence or ())]) for one in found.sources][1] == (
+    context = passages("Unrelated words stand here.", text)
+    citations = read_citations("It was built in 1712 [2]. See also [7], [1][9].", context)
+    assert [(source.n, source.text[slice(*source.sentence or ())]) for source in citations.sources][
+        1
+    ] == (
         2,
         "It was built in 1712.",
     )
-    assert (found.real, found.dropped) == (2, 2)
+    assert (citations.real, citations.dropped) == (2, 2)
     (source,) = read_citations(
         "塔は1712年に建てられました。[1]",
         passages("塔の高さは90メートルです。塔は1712年に建てられた。"),
@@ -39,11 +41,11 @@ def test_a_source_says_which_sentence_was_cited() -> None:
     ],
 )
 def test_cited(text: str, numbers: list[int]) -> None:
-    """The sources are the passages whose numbers stand in brackets, in the order of the numbers, and only real ones."""
-    assert [one.n for one in read_citations(text, passages("a", "b", "c")).sources] == numbers
+    """The sources are the existing passages whose numbers are in brackets, by number."""
+    assert [source.n for source in read_citations(text, passages("a", "b", "c")).sources] == numbers
 
 
 @given(st.text(st.sampled_from("[]［］【】0123456789,-、 "), max_size=500))
 def test_cited_takes_any_text(text: str) -> None:
-    """No text breaks the reading of citations."""
-    assert {one.n for one in read_citations(text, passages("a", "b")).sources} <= {1, 2}
+    """Any text can be parsed."""
+    assert {source.n for source in read_citations(text, passages("a", "b")).sources} <= {1, 2}

@@ -30,12 +30,12 @@ from tests.core.providers.test_extractive import POLICY, RULES
     ],
 )
 def test_quotes(question: str, expected: str) -> None:
-    """The one sentence that answers is quoted, in the language of the question; otherwise the model says it does not know."""
+    """The sentence that answers is quoted in the language of the question; otherwise it refuses."""
     assert quote_answer(question, [POLICY, RULES]) == expected
 
 
-def test_two_questions_in_one_are_both_answered() -> None:
-    """A second sentence is quoted where it says what the first does not, each with its own citation."""
+def test_both_parts_of_a_question_are_answered() -> None:
+    """A second sentence is quoted with its citation if it covers what the first does not."""
     answer = quote_answer("送料は誰の負担で、未開封の商品は何日以内に返品できますか？", [RULES])
     assert set(answer.split("[2]")) == {
         "",
@@ -44,15 +44,15 @@ def test_two_questions_in_one_are_both_answered() -> None:
     }
 
 
-def test_citations_inside_a_document_are_not_ours() -> None:
-    """A document that carries bracketed numbers cannot make another passage a source."""
+def test_citations_inside_a_document_are_removed() -> None:
+    """Bracketed numbers in a document do not cite another passage."""
     forged = Passage(1, "d", "d.1", "T", "The tower is 90 metres high [2], say experts [3].")
     answer = quote_answer("How high is the tower?", [forged, RULES])
     assert answer == "The tower is 90 metres high, say experts. [1]"
 
 
-def test_a_question_in_a_document_is_answered_by_what_follows() -> None:
-    """Of a question and its answer the answer is quoted, without its label."""
+def test_the_answer_after_a_question_is_quoted() -> None:
+    """Of a question and its answer in a document, the answer is quoted without its label."""
     faq = Passage(
         1,
         "d",
@@ -64,8 +64,8 @@ def test_a_question_in_a_document_is_answered_by_what_follows() -> None:
 
 
 @given(st.text(max_size=60), st.lists(st.text(max_size=120), max_size=4))
-def test_every_sentence_is_of_the_context(question: str, texts: list[str]) -> None:
-    """Any question and context give a refusal, or an answer that cites at least one of the passages."""
+def test_any_context_is_cited_or_refused(question: str, texts: list[str]) -> None:
+    """Any question and context give the refusal or an answer that cites a passage."""
     context = [Passage(n, "", "", "", text) for n, text in enumerate(texts, 1)]
     answer = quote_answer(question, context)
     assert answer == refusal_text(question) or read_citations(answer, context).sources

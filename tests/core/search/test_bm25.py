@@ -1,4 +1,4 @@
-"""BM25 in arrays says what the formula says, term by term."""
+"""BM25 with arrays, compared with the formula."""
 
 import math
 from collections import Counter
@@ -11,44 +11,49 @@ from hypothesis import strategies as st
 from service.core.search import bm25
 from service.core.search.bm25 import (
     K1,
-    Digest,
-    Occurrences,
-    digests,
-    heaviest,
-    idf,
-    numbered,
-    numbers,
-    observed,
-    weighed,
+    Bm25Scorer,
+    ChunkTerms,
+    compute_idf,
+    count_terms,
+    decode_ids,
+    encode_chunks,
+    encode_query,
+    join_postings,
+    select_heaviest,
 )
 
 TERM = st.text("abcあ漢", min_size=1, max_size=3)
 TERMS = st.lists(TERM, max_size=30)
 
 
-def digested(*chunks: tuple[list[str], list[str]]) -> dict[int, Digest]:
-    """Of chunks with these words and grams."""
-    return digests(
+def encode(*chunks: tuple[list[str], list[str]]) -> dict[int, ChunkTerms]:
+    """Encode chunks with these words and grams."""
+    return encode_chunks(
         [(n, " ".join(words), " ".join(grams), None) for n, (words, grams) in enumerate(chunks)]
     )
 
 
-def occurrences(
-    words: list[str], phrases: list[tuple[str, str]], grams: list[str], chunks: dict[int, Digest]
-) -> Occurrences:
-    """Of a question's terms in some chunks."""
-    return Occurrences(words, phrases, grams, observed(numbered(words, phrases, grams), chunks))
+def create_scorer(
+    words: list[str],
+    phrases: list[tuple[str, str]],
+    grams: list[str],
+    chunks: dict[int, ChunkTerms],
+) -> Bm25Scorer:
+    """Return the scorer of a query for ids chunks."""
+    return Bm25Scorer(
+        words, phrases, grams, count_terms(encode_query(words, phrases, grams), chunks)
+    )
 
 
-def plainly(
-    asked: list[object], worth: list[float], there: list[object], length: float, b: float
+def compute_bm25(
+    query: list[object], weights: list[float], terms: list[object], length: float, b: float
 ) -> float:
-    """BM25 of one kind of term in one chunk."""
-    often = Counter(there)
+    """Return BM25 of one kind of terms in one chunk."""
+    counts = Counter(terms)
     return sum(
-        worth[n] * often[term] * (K1 + 1) / (often[term] + K1 * (1 - b + b * length))
-        for n, term in enumerate(asked)
-        if often[term]
+        weights[n] * counts[term] * (K1 + 1) / (counts[term] + K1 * (1 - b + b * length))
+        for n, term in enumerate(query)
+        if counts[term]
     )
 
 
@@ -57,43 +62,45 @@ def plainly(
     st.lists(TERM, unique=True),
     st.lists(TERM, unique=True),
 )
-def test_scores_are_those_of_the_formula(
+def test_scores_equal_the_formula(
     chunks: list[tuple[list[str], list[str]]], words: list[str], grams: list[str]
 ) -> None:
-    """Of words, phrases and grams together, in each chunk, however many chunks there are."""
+    """Words, phrases and grams are summed for each of any number of chunks."""
     phrases = [(a, b) for a, b in pairwise(words) if a != b]
-    worth = [1 + n / 7 for n in range(len(words) + len(phrases) + len(grams))]
-    found = occurrences(words, phrases, grams, digested(*chunks))
+    weights = [1 + n / 7 for n in range(len(words) + len(phrases) + len(grams))]
+    scorer = create_scorer(words, phrases, grams, encode(*chunks))
     means = [max(sum(len(chunk[kind]) for chunk in chunks) / len(chunks), 1e-9) for kind in (0, 1)]
     first, second = len(words), len(words) + len(phrases)
     wanted = [
-        plainly(list(words), worth[:first], list(w), len(w) / means[0], 0.75)
-        + plainly(list(phrases), worth[first:second], list(pairwise(w)), len(w) / means[0], 0.75)
-        + plainly(list(grams), worth[second:], list(g), len(g) / means[1], 0.75)
+        compute_bm25(list(words), weights[:first], list(w), len(w) / means[0], 0.75)
+        + compute_bm25(
+            list(phrases), weights[first:second], list(pairwise(w)), len(w) / means[0], 0.75
+        )
+        + compute_bm25(list(grams), weights[second:], list(g), len(g) / means[1], 0.75)
         for w, g in chunks
     ]
-    assert found.scores(worth, 0.75) == pytest.approx(wanted)
-    assert found.whole() == [set(words) <= set(w) for w, _ in chunks]
-    there = [
+    assert scorer.compute_scores(weights, 0.75) == pytest.approx(wanted)
+    assert scorer.have_all_words() == [set(words) <= set(w) for w, _ in chunks]
+    terms = [
         ([word for word in words if word in w], [gram for gram in grams if gram in g])
         for w, g in chunks
     ]
-    assert [found.standing(n) for n in range(len(chunks))] == there
-    assert found.of_phrases() == [
+    assert [scorer.list_matches(n) for n in range(len(chunks))] == terms
+    assert scorer.count_phrases() == [
         sum(Counter(pairwise(w))[phrase] for w, _ in chunks) for phrase in phrases
     ]
 
 
-def test_the_same_letters_are_other_terms_as_word_phrase_and_gram() -> None:
-    """A gram of a chunk is not taken for a word of the question."""
-    found = occurrences(["abc"], [], [], digested((["xyz"], ["abc"])))
-    assert found.scores([1.0], 0.75) == [0.0]
+def test_words_and_grams_of_the_same_letters_differ() -> None:
+    """A gram of a chunk does not match a word of the query."""
+    scorer = create_scorer(["abc"], [], [], encode((["xyz"], ["abc"])))
+    assert scorer.compute_scores([1.0], 0.75) == [0.0]
 
 
-def test_nothing_asked_or_nothing_to_look_at_is_no_error() -> None:
-    """No candidates: no scores. No terms: scores of 0."""
-    assert occurrences(["a"], [], [], {}).scores([1.0], 0.75) == []
-    assert occurrences([], [], [], digested((["a", "b"], []))).scores([], 0.75) == [0.0]
+def test_empty_queries_and_candidates_are_scored() -> None:
+    """Without candidates terms are no scores; without terms they are 0."""
+    assert create_scorer(["a"], [], [], {}).compute_scores([1.0], 0.75) == []
+    assert create_scorer([], [], [], encode((["a", "b"], []))).compute_scores([], 0.75) == [0.0]
 
 
 @given(
@@ -101,29 +108,33 @@ def test_nothing_asked_or_nothing_to_look_at_is_no_error() -> None:
     st.integers(1, 20),
     st.booleans(),
 )
-def test_the_heaviest_chunks_come_first_and_the_older_of_equals(
-    postings: list[tuple[set[int], float]], most: int, far_apart: bool
+def test_heaviest_chunks_come_first(
+    postings: list[tuple[set[int], float]], limit: int, far_apart: bool
 ) -> None:
-    """Whether their numbers lie close together or millions apart."""
+    """Chunks are ordered by weight, then by id, whether their ids are adjacent or far apart."""
     step = 10 * bm25.DENSE_MAX if far_apart else 1
-    found = heaviest(
-        *weighed(
-            (numbers(str([step * n for n in sorted(some)])), weight) for some, weight in postings
-        ),
-        most,
+    lists = [([step * n for n in sorted(numbers)], weight) for numbers, weight in postings]
+    heaviest = select_heaviest(
+        *join_postings((decode_ids(str(numbers)), weight) for numbers, weight in lists), limit
     )
-    ids, weights = list(found), list(found.values())
+    ids, weights = list(heaviest), list(heaviest.values())
     sums: Counter[int] = Counter()
-    for some, weight in postings:
-        for n in some:
-            sums[step * n] += weight  # type: ignore[assignment]
-    assert weights == pytest.approx(sorted(sums.values(), reverse=True)[:most])
+    for numbers, weight in lists:
+        for n in numbers:
+            sums[n] += weight  # type: ignore[assignment]
+    assert weights == pytest.approx(sorted(sums.values(), reverse=True)[:limit])
     assert [sums[n] for n in ids] == pytest.approx(weights)
-    assert len(found) == min(len(sums), most)
+    assert len(heaviest) == min(len(sums), limit)
     assert all(a < b for (a, x), (b, y) in pairwise(zip(ids, weights, strict=True)) if x == y)
 
 
-def test_idf_is_never_negative_and_falls_with_frequency() -> None:
-    """Also of a term that stands everywhere, or in more chunks than there are."""
-    assert idf(0, 1000) == pytest.approx(math.log(2002))
-    assert idf(3, 1000) > idf(500, 1000) > idf(1000, 1000) == idf(2000, 1000) > 0
+def test_idf_is_positive_and_falls_with_frequency() -> None:
+    """Terms that occur in every chunk, or in more than the total, have a positive idf."""
+    assert compute_idf(0, 1000) == pytest.approx(math.log(2002))
+    assert (
+        compute_idf(3, 1000)
+        > compute_idf(500, 1000)
+        > compute_idf(1000, 1000)
+        == compute_idf(2000, 1000)
+        > 0
+    )

@@ -15,7 +15,7 @@ def read(keys: list[int]) -> dict[int, str]:
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9)), max_size=60))
 def test_the_cache_is_bounded(ranges: list[tuple[int, int]]) -> None:
-    """Every read returns all of its values, and the sizes of the entries never exceed the maximum."""
+    """Every read returns all values, and the total size never exceeds the maximum."""
     cache: BoundedCache[int, str] = BoundedCache(SIZE_MAX, len)
     for first, count in ranges:
         keys = list(range(first, first + count))
@@ -38,7 +38,7 @@ def test_only_missing_keys_are_read() -> None:
 
 
 def test_the_oldest_entry_is_evicted_first() -> None:
-    """Entries are evicted in insertion order, whatever was read since."""
+    """Entries are evicted in insertion order, regardless of later reads."""
     cache: BoundedCache[int, str] = BoundedCache(3, len)
     for key in (1, 8, 15, 1, 22):  # each of size 1
         cache.get_many([key], read)

@@ -1,4 +1,4 @@
-"""Search by meaning: vectors are made in the background, kept by text, metered, and never needed."""
+"""Semantic search: vectors are stored by text, computed in the background, and optional."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ TEXTS = [
 
 
 class Letters:
-    """An embedder without a provider: vectors of letters."""
+    """An embedder without a provider: letter frequencies."""
 
     model, at_once, metered = "letters", 2, False
 
@@ -38,11 +38,11 @@ class Letters:
         return EmbeddingResult([embedders._floats(letters(text)) for text in texts], None)
 
     async def aclose(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing."""
 
 
-async def keep(database: Database, *texts: str, user_id: str = "u") -> list[str]:
-    """Documents of one chunk each."""
+async def store_texts(database: Database, *texts: str, user_id: str = "u") -> list[str]:
+    """Store documents of one chunk each and return their ids."""
     stored = await library.store_documents(
         database,
         SETTINGS,
@@ -53,120 +53,122 @@ async def keep(database: Database, *texts: str, user_id: str = "u") -> list[str]
     return [document.document_id for document in stored]
 
 
-async def fill(made: EmbeddingStore, most: int = 100) -> int:
-    """Give `most` texts their vector."""
+async def embed_missing(store: EmbeddingStore, texts_max: int = 100) -> int:
+    """Embed up to `texts_max` texts and return their number."""
     n = 0
-    while n < most and (texts := await made.list_missing("")):
-        await made.embed_texts(texts[: most - n])
-        n += len(texts[: most - n])
+    while n < texts_max and (texts := await store.list_missing("")):
+        await store.embed_texts(texts[: texts_max - n])
+        n += len(texts[: texts_max - n])
     return n
 
 
-async def count(database: Database) -> int:
-    """How many vectors there are."""
+async def count_vectors(database: Database) -> int:
+    """Return the number of stored vectors."""
     async with database.read_session() as session:
         return int(
             (await session.execute(sa.select(sa.func.count()).select_from(vectors))).scalar_one()
         )
 
 
-async def test_a_chunk_that_shares_no_term_is_found_by_meaning(database: Database) -> None:
+async def test_chunks_without_common_terms_are_found_by_meaning(database: Database) -> None:
     """The nearest chunks join the candidates."""
-    await keep(database, *TEXTS)
-    made = EmbeddingStore(database, Letters(), None, None)
-    await fill(made)
-    question = "sneb teh dnalb"  # letters of no text's words in order
+    await store_texts(database, *TEXTS)
+    store = EmbeddingStore(database, Letters(), None, None)
+    await embed_missing(store)
+    question = "sneb teh dnalb"  # no word of a text
     assert (
         await SearchService(database, SETTINGS).search(question, user_id="u", limit=5)
     ).items == []
-    found = await SearchService(database, SETTINGS, made).search(question, user_id="u", limit=5)
-    assert {hit.text for hit in found.items} == set(TEXTS)
-    assert not found.answerable
+    results = await SearchService(database, SETTINGS, store).search(question, user_id="u", limit=5)
+    assert {hit.text for hit in results.items} == set(TEXTS)
+    assert not results.answerable
 
 
-async def test_everything_works_before_all_vectors_are_there(database: Database) -> None:
-    """With none, one, two or all of the vectors, every question finds its text first."""
-    await keep(database, *TEXTS)
-    made = EmbeddingStore(database, Letters(), None, None)
-    retrieval = SearchService(database, SETTINGS, made)
+async def test_search_works_while_vectors_are_missing(database: Database) -> None:
+    """With none, one, two or all of the vectors, each query ranks its text first."""
+    await store_texts(database, *TEXTS)
+    store = EmbeddingStore(database, Letters(), None, None)
+    service = SearchService(database, SETTINGS, store)
     for _ in range(4):
         for question, text in (
             ("lens of the lighthouse", TEXTS[0]),
             ("When is tea picked?", TEXTS[1]),
             ("Clara Winter", TEXTS[2]),
         ):
-            assert (await retrieval.search(question, user_id="u", limit=5)).items[0].text == text
-        await fill(made, 1)
-    assert await made.read_progress() == (3, 3)
+            assert (await service.search(question, user_id="u", limit=5)).items[0].text == text
+        await embed_missing(store, 1)
+    assert await store.read_progress() == (3, 3)
 
 
-async def test_meaning_shows_nobody_elses_texts(database: Database) -> None:
-    """Neighbours are those of the documents that the caller may see and has named."""
-    mine = await keep(database, TEXTS[0], TEXTS[1])
-    await keep(database, TEXTS[2], user_id="v")
-    made = EmbeddingStore(database, Letters(), None, None)
-    await fill(made)
-    retrieval = SearchService(database, SETTINGS, made)
-    found = await retrieval.search(TEXTS[2], user_id="u", limit=10)
-    assert {hit.document_id for hit in found.items} == set(mine)
-    found = await retrieval.search(TEXTS[2], user_id="u", limit=10, within=[mine[0]])
-    assert {hit.document_id for hit in found.items} == {mine[0]}
+async def test_nearest_texts_are_visible(database: Database) -> None:
+    """The nearest texts are selected from visible documents and those in `within`."""
+    own = await store_texts(database, TEXTS[0], TEXTS[1])
+    await store_texts(database, TEXTS[2], user_id="v")
+    store = EmbeddingStore(database, Letters(), None, None)
+    await embed_missing(store)
+    service = SearchService(database, SETTINGS, store)
+    results = await service.search(TEXTS[2], user_id="u", limit=10)
+    assert {hit.document_id for hit in results.items} == set(own)
+    results = await service.search(TEXTS[2], user_id="u", limit=10, within=[own[0]])
+    assert {hit.document_id for hit in results.items} == {own[0]}
 
 
-async def test_many_nearer_texts_of_others_hide_no_neighbour(database: Database) -> None:
-    """However many texts of others are nearer, one's own neighbours are found behind them."""
-    await keep(database, *(f"Clara Winter, {n}" for n in range(60)), user_id="v")
-    (mine,) = await keep(database, TEXTS[1])
-    made = EmbeddingStore(database, Letters(), None, None)
-    await fill(made)
-    found = await SearchService(database, SETTINGS, made).search(
+async def test_nearer_texts_of_others_hide_nothing(database: Database) -> None:
+    """The caller's texts are found, however many texts of others are nearer."""
+    await store_texts(database, *(f"Clara Winter, {n}" for n in range(60)), user_id="v")
+    (own,) = await store_texts(database, TEXTS[1])
+    store = EmbeddingStore(database, Letters(), None, None)
+    await embed_missing(store)
+    results = await SearchService(database, SETTINGS, store).search(
         "Clara Winter", user_id="u", limit=10
     )
-    assert [hit.document_id for hit in found.items] == [mine]
+    assert [hit.document_id for hit in results.items] == [own]
 
 
 async def test_a_text_is_embedded_once(database: Database) -> None:
-    """The same text of two owners has one vector, a restart makes none, and cutting anew keeps it."""
-    (document_id,) = await keep(database, TEXTS[0])
-    await keep(database, TEXTS[0], user_id="v")
+    """Two owners of a text share a vector; a restart and re-indexing keep it."""
+    (document_id,) = await store_texts(database, TEXTS[0])
+    await store_texts(database, TEXTS[0], user_id="v")
     embedder = Letters()
-    await fill(EmbeddingStore(database, embedder, None, None))
+    await embed_missing(EmbeddingStore(database, embedder, None, None))
     await library.reindex_document(database, SETTINGS, ChunkWorkers(), document_id)
-    again = EmbeddingStore(database, embedder, None, None)
-    await again.load_vectors()
-    assert await fill(again) == 0
+    restarted = EmbeddingStore(database, embedder, None, None)
+    await restarted.load_vectors()
+    assert await embed_missing(restarted) == 0
     assert embedder.embedded == [TEXTS[0]]
-    nearness = await again.find_similar(TEXTS[0])
-    assert nearness is not None
-    assert list(nearness.get_cosines(nearness.find_nearest(10)).values()) == [
+    similarities = await restarted.find_similar(TEXTS[0])
+    assert similarities is not None
+    assert list(similarities.get_cosines(similarities.find_nearest(10)).values()) == [
         pytest.approx(1, abs=1e-5)
     ]
 
 
-async def test_a_deleted_documents_vectors_are_gone(database: Database) -> None:
-    """The vector goes with the last document that has its text, and is found by nobody."""
-    ids = await keep(database, TEXTS[0], TEXTS[1])
-    (twin,) = await keep(database, TEXTS[0], user_id="v")
-    made = EmbeddingStore(database, Letters(), None, None)
-    await fill(made)
+async def test_vectors_are_deleted_with_the_last_document(database: Database) -> None:
+    """A vector is deleted with the last document that contains its text."""
+    ids = await store_texts(database, TEXTS[0], TEXTS[1])
+    (twin,) = await store_texts(database, TEXTS[0], user_id="v")
+    store = EmbeddingStore(database, Letters(), None, None)
+    await embed_missing(store)
     await library.delete_document(database, ids[0], user_id="u")
-    assert await count(database) == 2
-    assert await made.delete_unused() == 0
+    assert await count_vectors(database) == 2
+    assert await store.delete_unused() == 0
     await library.delete_document(database, twin, user_id="v")
-    assert await count(database) == 1
-    assert await made.delete_unused() == 1
-    nearness = await made.find_similar(TEXTS[0])
-    assert nearness is not None
-    assert nearness.find_nearest(10) == [hash_text(TEXTS[1])]
-    found = await SearchService(database, SETTINGS, made).search(TEXTS[0], user_id=None, limit=10)
-    assert [hit.document_id for hit in found.items] == [ids[1]]
+    assert await count_vectors(database) == 1
+    assert await store.delete_unused() == 1
+    similarities = await store.find_similar(TEXTS[0])
+    assert similarities is not None
+    assert similarities.find_nearest(10) == [hash_text(TEXTS[1])]
+    results = await SearchService(database, SETTINGS, store).search(
+        TEXTS[0], user_id=None, limit=10
+    )
+    assert [hit.document_id for hit in results.items] == [ids[1]]
 
 
-async def test_a_vector_made_too_late_is_not_kept(database: Database) -> None:
-    """A document deleted while its text was being embedded leaves no vector."""
-    (document_id,) = await keep(database, TEXTS[0])
-    made = EmbeddingStore(database, Letters(), None, None)
-    texts = await made.list_missing("")
+async def test_vectors_of_deleted_texts_are_not_stored(database: Database) -> None:
+    """A document deleted while its text is embedded leaves no vector."""
+    (document_id,) = await store_texts(database, TEXTS[0])
+    store = EmbeddingStore(database, Letters(), None, None)
+    texts = await store.list_missing("")
     await library.delete_document(database, document_id, user_id="u")
-    await made.embed_texts(texts)
-    assert await count(database) == 0
+    await store.embed_texts(texts)
+    assert await count_vectors(database) == 0

@@ -5,68 +5,72 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from service.core.search.bm25 import Observed, digests, observed
+from service.core.search.bm25 import TermCounts, count_terms, encode_chunks
 from service.core.search.ranking import (
-    TOGETHER,
-    Counts,
+    COMBINED_MIN,
+    CollectionStatistics,
     Query,
-    Ranked,
+    Ranking,
     Thresholds,
-    fuse,
-    parse,
-    rank,
+    fuse_scores,
+    parse_query,
+    rank_chunks,
 )
 from service.core.text.tokenizer import get_tokenizer
 from tests.core.search.test_embeddings import TEXTS
 
-MADE = get_tokenizer("auto")
+TOKENIZER = get_tokenizer("auto")
 
 
-def seen(query: Query, **texts: str) -> Observed:
-    """Chunks as a question sees them, by the hash of their content."""
-    known = [(content_hash, MADE.extract_terms(text)) for content_hash, text in texts.items()]
+def encode(query: Query, **texts: str) -> TermCounts:
+    """Count the terms of a query in texts, which are named by their content hash."""
+    texts_by_hash = [
+        (content_hash, TOKENIZER.extract_terms(text)) for content_hash, text in texts.items()
+    ]
     rows = [
         (n, " ".join(terms.words), " ".join(terms.grams), content_hash)
-        for n, (content_hash, terms) in enumerate(known)
+        for n, (content_hash, terms) in enumerate(texts_by_hash)
     ]
-    return observed(query.codes, digests(rows))
+    return count_terms(query.codes, encode_chunks(rows))
 
 
-def asked(text: str, chunks: int) -> tuple[Query, Counts]:
-    """A question, each of whose terms stands in one of so many chunks."""
-    query = parse(text, MADE)
-    return query, Counts(chunks, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1))
+def parse(text: str, chunks: int) -> tuple[Query, CollectionStatistics]:
+    """Return a query whose terms each occur in one of `chunks` chunks, and its statistics."""
+    query = parse_query(text, TOKENIZER)
+    return query, CollectionStatistics(
+        chunks, dict.fromkeys(query.words, 1), dict.fromkeys(query.grams, 1)
+    )
 
 
-def test_a_missing_cosine_is_the_mean_one() -> None:
-    """Nearer than the mean rises, farther falls; a low candidate without a vector keeps its place by words."""
-    placed = fuse([0.6] * 10 + [0.3], [0.9, 0.7] * 5 + [None])
-    assert placed[:2] == [pytest.approx(0.675), pytest.approx(0.525)]
-    assert placed[10] == 0.3
+def test_a_missing_cosine_counts_as_the_mean() -> None:
+    """Chunks nearer than the mean rise, others fall; a low one without a vector keeps its value."""
+    values = fuse_scores([0.6] * 10 + [0.3], [0.9, 0.7] * 5 + [None])
+    assert values[:2] == [pytest.approx(0.675), pytest.approx(0.525)]
+    assert values[10] == 0.3
 
 
-def test_what_waits_for_its_vector_is_not_passed() -> None:
-    """While one of the best by words has no vector, words alone decide."""
-    assert fuse([0.5, 0.4, 0.2], [None, 0.9, 0.7]) == [0.5, 0.4, 0.2]
+def test_chunks_that_wait_for_a_vector_are_not_passed() -> None:
+    """While one of the best by words has no vector, words decide."""
+    assert fuse_scores([0.5, 0.4, 0.2], [None, 0.9, 0.7]) == [0.5, 0.4, 0.2]
 
 
 @given(st.lists(st.floats(0, 1), max_size=20))
-def test_without_any_cosine_words_decide(coverages: list[float]) -> None:
-    """No vector, one vector, and equal vectors change nothing."""
+def test_words_decide_without_distinct_cosines(coverages: list[float]) -> None:
+    """No vector, one vector and equal vectors change nothing."""
     for near in (
         [None] * len(coverages),
         [0.8, *[None] * 20][: len(coverages)],
         [0.8] * len(coverages),
     ):
-        assert fuse(coverages, near) == coverages
+        assert fuse_scores(coverages, near) == coverages
 
 
-def test_a_cosine_eases_and_tightens() -> None:
-    """What the words barely answer is refused when even the nearest chunk is far; what they barely refuse is answered near."""
-    query, counts = asked("Who polishes the lens of the lighthouse?", 1)
-    chunk = seen(query, h=TEXTS[0])
-    alone = rank(query, chunk, counts, limit=5, thresholds=Thresholds(0, 0))
-    assert alone.cosine is UNSET
+def test_the_cosine_adjusts_the_thresholds() -> None:
+    """Near the thresholds, a far nearest chunk causes a refusal, and a near one an answer."""
+    query, statistics = parse("Who polishes the lens of the lighthouse?", 1)
+    chunk = encode(query, h=TEXTS[0])
+    words_only = rank_chunks(query, chunk, statistics, limit=5, thresholds=Thresholds(0, 0))
+    assert words_only.cosine is UNSET
     for margin, even, cosine, answerable in (
         (0.99, 0.0, 0.5, True),
         (0.99, 0.85, 0.86, True),
@@ -75,94 +79,106 @@ def test_a_cosine_eases_and_tightens() -> None:
         (1.01, 0.85, 0.84, False),
         (1.01, 0.85, 0.90, True),
     ):
-        least = Thresholds(alone.share * margin / TOGETHER, alone.terms * margin, even)
-        found = rank(query, chunk, counts, limit=5, thresholds=least, cosines={"h": cosine})
-        assert found.answerable is answerable
-        assert (found.share, found.terms, found.cosine) == (
-            alone.share,
-            alone.terms,
+        least = Thresholds(
+            words_only.share * margin / COMBINED_MIN, words_only.terms * margin, even
+        )
+        ranking = rank_chunks(
+            query, chunk, statistics, limit=5, thresholds=least, cosines={"h": cosine}
+        )
+        assert ranking.answerable is answerable
+        assert (ranking.share, ranking.terms, ranking.cosine) == (
+            words_only.share,
+            words_only.terms,
             cosine if even else UNSET,
         )
-        assert found.places[0].cosine == cosine
+        assert ranking.chunks[0].cosine == cosine
 
 
-def test_words_alone_are_not_asked_for_more() -> None:
-    """One or two words as typed into a search box are enough as without a cosine, however far their meaning is."""
-    query, counts = asked("lighthouse lens", 1)
-    assert rank(
+def test_bare_words_are_exempt_from_the_cosine() -> None:
+    """One or two bare words suffice as without a cosine, however far their meaning is."""
+    query, statistics = parse("lighthouse lens", 1)
+    assert rank_chunks(
         query,
-        seen(query, h=TEXTS[0]),
-        counts,
+        encode(query, h=TEXTS[0]),
+        statistics,
         limit=5,
         thresholds=Thresholds(0.27, 1.55, 0.9),
         cosines={"h": 0.1},
     ).answerable
 
 
-def test_a_cosine_that_waits_does_not_count() -> None:
-    """While one of the best chunks has no vector, its question is judged by words alone."""
-    query, counts = asked("Who polishes the lens of the lighthouse?", 2)
-    candidates = seen(query, one=TEXTS[0], two=TEXTS[1])
-    found = rank(
+def test_incomplete_cosines_do_not_count() -> None:
+    """While one of the best chunks has no vector, the thresholds are those of words."""
+    query, statistics = parse("Who polishes the lens of the lighthouse?", 2)
+    candidates = encode(query, one=TEXTS[0], two=TEXTS[1])
+    ranking = rank_chunks(
         query,
         candidates,
-        counts,
+        statistics,
         limit=5,
         thresholds=Thresholds(0.1, 0.1, 0.99),
         cosines={"one": 0.1},
     )
-    assert found.answerable
-    assert found.cosine is UNSET
+    assert ranking.answerable
+    assert ranking.cosine is UNSET
 
 
-def chunks(query: Query, *words: str) -> Observed:
-    """Chunks with these words, numbered from 1, as a question sees them."""
-    return observed(query.codes, digests([(n, each, "", None) for n, each in enumerate(words, 1)]))
+def encode_words(query: Query, *words: str) -> TermCounts:
+    """Count the terms of a query in chunks with these words, numbered from 1."""
+    return count_terms(
+        query.codes, encode_chunks([(n, text, "", None) for n, text in enumerate(words, 1)])
+    )
 
 
 def test_ranking_prefers_more_and_rarer_words() -> None:
-    """More of the question's words, rarer ones, and words side by side rank higher."""
-    query = parse("common rare", get_tokenizer("auto"))
-    some = chunks(query, "common x y z", "rare x y z", "rare x y common", "x common rare y")
-    found = rank(
+    """More words of the query, rarer ones and adjacent ones rank higher."""
+    query = parse_query("common rare", get_tokenizer("auto"))
+    candidates = encode_words(
+        query, "common x y z", "rare x y z", "rare x y common", "x common rare y"
+    )
+    ranking = rank_chunks(
         query,
-        some,
-        Counts(1000, {"common": 500, "rare": 3}, {}),
+        candidates,
+        CollectionStatistics(1000, {"common": 500, "rare": 3}, {}),
         limit=10,
         thresholds=Thresholds(0.27, 0),
     )
-    assert [place.id for place in found.places] == [4, 3, 2, 1]
-    assert found.answerable
+    assert [chunk.id for chunk in ranking.chunks] == [4, 3, 2, 1]
+    assert ranking.answerable
 
 
 def test_words_near_each_other_rank_higher() -> None:
-    """Of chunks that have the same words the one that has them together; its score and its coverage say so."""
-    query = parse("oak elm ash", get_tokenizer("auto"))
+    """Of chunks with the same words, the one with nearby words has a higher score and coverage."""
+    query = parse_query("oak elm ash", get_tokenizer("auto"))
     far = " ".join(["oak", *["x"] * 9, "elm", *["x"] * 9, "ash"])
     near = " ".join([*["x"] * 12, "oak", "x", "ash", "x", "elm", *["x"] * 6])
-    counts = Counts(1000, dict.fromkeys(query.words, 3), {})
-    found = rank(query, chunks(query, far, near), counts, limit=2, thresholds=Thresholds(0, 0))
-    assert [place.id for place in found.places] == [2, 1]
-    assert found.places[0].score > found.places[1].score
-    assert found.places[0].coverage > found.places[1].coverage
+    statistics = CollectionStatistics(1000, dict.fromkeys(query.words, 3), {})
+    ranking = rank_chunks(
+        query, encode_words(query, far, near), statistics, limit=2, thresholds=Thresholds(0, 0)
+    )
+    assert [chunk.id for chunk in ranking.chunks] == [2, 1]
+    assert ranking.chunks[0].score > ranking.chunks[1].score
+    assert ranking.chunks[0].coverage > ranking.chunks[1].coverage
 
 
 def test_the_thresholds_decide() -> None:
-    """A long question is answerable only if the share and the rare terms reach their least, and both together more."""
-    query = parse("oak elm ash fir", get_tokenizer("auto"))
-    counts = Counts(1000, dict.fromkeys(query.words, 3), {})
+    """A long query needs both numbers and their combination to reach the thresholds."""
+    query = parse_query("oak elm ash fir", get_tokenizer("auto"))
+    statistics = CollectionStatistics(1000, dict.fromkeys(query.words, 3), {})
 
-    def judged(share_min: float, terms_min: float, *, empty: bool = False) -> Ranked:
-        some = chunks(query) if empty else chunks(query, "oak elm x y")
-        return rank(query, some, counts, limit=1, thresholds=Thresholds(share_min, terms_min))
+    def rank_with(share_min: float, terms_min: float, *, empty: bool = False) -> Ranking:
+        candidates = encode_words(query) if empty else encode_words(query, "oak elm x y")
+        return rank_chunks(
+            query, candidates, statistics, limit=1, thresholds=Thresholds(share_min, terms_min)
+        )
 
-    found = judged(0.2, 0.5)
-    assert found.answerable
-    assert not judged(found.share + 0.01, 0).answerable
-    assert not judged(0, found.terms + 0.01).answerable
-    assert not judged(0, 0, empty=True).answerable
-    share, terms = found.share - 0.0001, found.terms - 0.0001  # they are rounded
-    assert judged(share / TOGETHER - 0.01, terms).answerable
-    assert not judged(share / TOGETHER + 0.01, terms).answerable
-    assert judged(share, terms / TOGETHER**2 - 0.01).answerable
-    assert not judged(share, terms / TOGETHER**2 + 0.01).answerable
+    ranking = rank_with(0.2, 0.5)
+    assert ranking.answerable
+    assert not rank_with(ranking.share + 0.01, 0).answerable
+    assert not rank_with(0, ranking.terms + 0.01).answerable
+    assert not rank_with(0, 0, empty=True).answerable
+    share, terms = ranking.share - 0.0001, ranking.terms - 0.0001  # rounding
+    assert rank_with(share / COMBINED_MIN - 0.01, terms).answerable
+    assert not rank_with(share / COMBINED_MIN + 0.01, terms).answerable
+    assert rank_with(share, terms / COMBINED_MIN**2 - 0.01).answerable
+    assert not rank_with(share, terms / COMBINED_MIN**2 + 0.01).answerable

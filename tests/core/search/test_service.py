@@ -22,7 +22,7 @@ from service.core.errors import DatabaseUnavailable
 from service.core.grounding.citations import read_citations
 from service.core.grounding.extraction import quote_answer
 from service.core.grounding.prompt import build_context
-from service.core.search.ranking import parse
+from service.core.search.ranking import parse_query
 from service.core.search.results import NOTHING, SearchResults
 from service.core.search.service import SEARCHES_AT_ONCE, SearchService
 from service.core.settings import Settings
@@ -158,23 +158,23 @@ OFF_TOPIC = [
 ]
 
 
-async def look(
+async def search(
     database: Database,
     query: str,
     user_id: str | None = "u",
     limit: int = 5,
     within: list[str] | None = None,
 ) -> SearchResults:
-    """A search with the default thresholds."""
+    """Search with the default thresholds."""
     return await SearchService(database, SETTINGS).search(
         query, user_id=user_id, limit=limit, within=within
     )
 
 
-async def keep(
+async def store_text(
     database: Database, text: str, user_id: str = "u", *, shared: bool = False, title: str = "T"
 ) -> str:
-    """Store a text; its id."""
+    """Store a text and return its id."""
     given = [library.NewDocument(title, text, "utf-8")]
     (document,) = await library.store_documents(
         database, SETTINGS, ChunkWorkers(), given, user_id=user_id, shared=shared
@@ -183,32 +183,32 @@ async def keep(
 
 
 async def test_the_samples_answer_sensible_questions(database: Database) -> None:
-    """Every question about the samples finds its document first, is answerable, and is answered with the right sentence."""
+    """Every question ranks its document first, is answerable, and is answered correctly."""
     seeded = await library.seed_documents(database, SETTINGS, ChunkWorkers(), user_id="local")
     names = dict(
         zip(
-            (one.document_id for one in seeded),
+            (document.document_id for document in seeded),
             sorted(path.stem for path in library.SAMPLES.glob("*.md")),
             strict=True,
         )
     )
     assert len(JAPANESE) >= 20
     assert len(ENGLISH) >= 20
-    wrong = []
+    failures = []
     for question, name, expected in JAPANESE + ENGLISH:
-        found = await look(database, question)
+        results = await search(database, question)
         context = build_context(
-            found.items, SETTINGS.context_tokens_max, SETTINGS.context_chunks_max
+            results.items, SETTINGS.context_tokens_max, SETTINGS.context_chunks_max
         )
         answer = quote_answer(question, context)
         if (
-            not found.answerable
-            or names[found.items[0].document_id] != name
+            not results.answerable
+            or names[results.items[0].document_id] != name
             or expected not in answer
             or not read_citations(answer, context).sources
         ):
-            wrong.append((question, found.answerable, found.share, found.terms, answer))
-    assert wrong == []
+            failures.append((question, results.answerable, results.share, results.terms, answer))
+    assert failures == []
 
 
 async def test_the_samples_do_not_answer_others(database: Database) -> None:
@@ -216,30 +216,37 @@ async def test_the_samples_do_not_answer_others(database: Database) -> None:
     await library.seed_documents(database, SETTINGS, ChunkWorkers(), user_id="local")
     assert sum(question.isascii() for question in OFF_TOPIC) >= 10
     assert sum(not question.isascii() for question in OFF_TOPIC) >= 10
-    assert [question for question in OFF_TOPIC if (await look(database, question)).answerable] == []
+    assert [
+        question for question in OFF_TOPIC if (await search(database, question)).answerable
+    ] == []
 
 
 async def test_two_owners(database: Database) -> None:
-    """A search sees the caller's documents and the shared ones; a search for nobody in particular sees all."""
-    mine = await keep(database, "The password of the harbour crane is tulip.", "a")
-    other = await keep(database, "The password of the harbour crane is violet.", "b")
-    shared = await keep(database, "The password of the harbour crane is secret.", "c", shared=True)
+    """A search returns the caller's documents and shared ones; without a user it returns all."""
+    mine = await store_text(database, "The password of the harbour crane is tulip.", "a")
+    other = await store_text(database, "The password of the harbour crane is violet.", "b")
+    shared = await store_text(
+        database, "The password of the harbour crane is secret.", "c", shared=True
+    )
     query = "What is the password of the harbour crane?"
-    assert {hit.document_id for hit in (await look(database, query, "a")).items} == {mine, shared}
-    assert {hit.document_id for hit in (await look(database, query, "b")).items} == {other, shared}
-    assert {hit.document_id for hit in (await look(database, query, "nobody")).items} == {shared}
-    assert {hit.document_id for hit in (await look(database, query, None)).items} == {
+    assert {hit.document_id for hit in (await search(database, query, "a")).items} == {mine, shared}
+    assert {hit.document_id for hit in (await search(database, query, "b")).items} == {
+        other,
+        shared,
+    }
+    assert {hit.document_id for hit in (await search(database, query, "nobody")).items} == {shared}
+    assert {hit.document_id for hit in (await search(database, query, None)).items} == {
         mine,
         other,
         shared,
     }
 
 
-async def test_a_hit_says_where_and_why(database: Database) -> None:
-    """A hit names its chunk, the words that matched and how much of the question they are."""
-    document_id = await keep(database, "Penguins sleep in caves.", title="Birds")
-    found = await look(database, "Where do penguins sleep?")
-    (hit,) = found.items
+async def test_a_hit_has_its_position_and_matches(database: Database) -> None:
+    """A hit has its chunk, the matched words and the share of the query that they cover."""
+    document_id = await store_text(database, "Penguins sleep in caves.", title="Birds")
+    results = await search(database, "Where do penguins sleep?")
+    (hit,) = results.items
     assert (hit.chunk_id, hit.title, hit.text) == (
         f"{document_id}.1",
         "Birds",
@@ -248,7 +255,7 @@ async def test_a_hit_says_where_and_why(database: Database) -> None:
     assert hit.matched == ["penguin", "sleep"]
     assert 0.5 < hit.coverage <= 1
     assert hit.sentence == (0, len(hit.text))
-    assert found.answerable
+    assert results.answerable
 
 
 @pytest.mark.parametrize(
@@ -280,14 +287,14 @@ async def test_a_hit_says_where_and_why(database: Database) -> None:
         "x " * 50_000,
     ],
 )
-async def test_no_query_is_a_program(database: Database, query: str) -> None:
-    """Any text is a question and none is a query language; a query without a term finds nothing."""
-    await keep(database, "Penguins sleep in caves. 灯台は岬にあります。")
-    found = await look(database, query)
-    assert all("Penguins" in hit.text for hit in found.items)
-    asked = parse(query, get_tokenizer("auto"))
-    if not (asked.words or asked.grams):
-        assert found == NOTHING
+async def test_any_text_is_a_query(database: Database, query: str) -> None:
+    """No text is interpreted as a query language; a query without terms returns nothing."""
+    await store_text(database, "Penguins sleep in caves. 灯台は岬にあります。")
+    results = await search(database, query)
+    assert all("Penguins" in hit.text for hit in results.items)
+    parsed = parse_query(query, get_tokenizer("auto"))
+    if not (parsed.words or parsed.grams):
+        assert results == NOTHING
 
 
 @settings(
@@ -299,7 +306,7 @@ async def test_no_query_is_a_program(database: Database, query: str) -> None:
 )
 async def test_search_never_raises(database: Database, query: str) -> None:
     """No text makes a search fail."""
-    assert (await look(database, query)).items == []
+    assert (await search(database, query)).items == []
 
 
 @pytest.mark.parametrize(
@@ -314,10 +321,10 @@ async def test_search_never_raises(database: Database, query: str) -> None:
         ("Refunding was easy.", "refunds"),
     ],
 )
-async def test_spelling_does_not_matter(database: Database, text: str, query: str) -> None:
-    """Width, accents, inflection, long vowels and compounds are no obstacle."""
-    document_id = await keep(database, text)
-    assert [hit.document_id for hit in (await look(database, query)).items] == [document_id]
+async def test_spelling_variants_match(database: Database, text: str, query: str) -> None:
+    """Differences in width, accents, inflection, long vowels and compounds do not matter."""
+    document_id = await store_text(database, text)
+    assert [hit.document_id for hit in (await search(database, query)).items] == [document_id]
 
 
 QUESTIONS = ["ｻｰﾊﾞｰのﾊﾞｯｸｱｯﾌﾟ", "ＫＯＴＡＥの返品期限", "Café opening HOURS", "がぎぐげごのパ行"]
@@ -325,40 +332,42 @@ QUESTIONS = ["ｻｰﾊﾞｰのﾊﾞｯｸｱｯﾌﾟ", "ＫＯＴＡＥの�
 
 @pytest.mark.parametrize("question", QUESTIONS)
 async def test_variants_rank_alike(database: Database, question: str) -> None:
-    """Width, case and composition of a question change neither hits nor scores."""
+    """The width, case and composition of a query change neither hits nor scores."""
     await library.seed_documents(database, SETTINGS, ChunkWorkers(), user_id="local")
-    await keep(
+    await store_text(
         database,
-        "サーバーのバックアップは毎晩です。KOTAEの返品期限は30日。Cafe opening hours: nine to five. がぎぐげごのパ行。",
+        "サーバーのバックアップは毎晩です。KOTAEの返品期限は30日。"
+        "Cafe opening hours: nine to five. がぎぐげごのパ行。",
     )
-    found = await look(database, question)
-    assert found.items
+    results = await search(database, question)
+    assert results.items
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         variant = unicodedata.normalize(form, question)
-        assert await look(database, variant) == await look(database, variant.upper()) == found
+        assert await search(database, variant) == await search(database, variant.upper()) == results
 
 
-async def test_a_database_that_fails_in_the_middle_of_a_search_is_unavailable(
+async def test_a_failing_database_is_unavailable(
     database: Database,
 ) -> None:
-    """Nothing but that is raised, and the next search is as good as any."""
-    await keep(database, "Otters sleep in kelp.")
-    retrieval = SearchService(database, SETTINGS)
+    """A search raises only `DatabaseUnavailable`, and the next one succeeds."""
+    await store_text(database, "Otters sleep in kelp.")
+    service = SearchService(database, SETTINGS)
     for name, back in (("chunk_terms", "elsewhere"), ("elsewhere", "chunk_terms")):
         async with database.transaction() as session:
             await session.exec_driver_sql(f"ALTER TABLE {name} RENAME TO {back}")
         if back == "elsewhere":
             with pytest.raises(DatabaseUnavailable, match="chunk_terms"):
-                await retrieval.search("Where do otters sleep?", user_id="u", limit=5)
-    assert (await retrieval.search("Where do otters sleep?", user_id="u", limit=5)).answerable
+                await service.search("Where do otters sleep?", user_id="u", limit=5)
+    assert (await service.search("Where do otters sleep?", user_id="u", limit=5)).answerable
 
 
-# searches beside the event loop
+# effects of searches on the event loop
 
 TICK = 0.002
 SEARCHES = 50
 LONG = "\n\n".join(
-    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。The keeper rings bell {n}."
+    f"第{n}章。灯台の管理人は毎朝レンズを{n}回磨き、嵐の夜には鐘を鳴らします。"
+    f"The keeper rings bell {n}."
     for n in range(4000)
 )
 
@@ -367,35 +376,35 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def measure_lateness() -> AsyncIterator[list[float]]:
-    """How much later than requested a timer fires, which every stream of the event loop would feel."""
-    late: list[float] = []
+    """Measure how late a timer fires, as streams of the event loop would be delayed."""
+    lateness: list[float] = []
 
     async def tick() -> None:
         while True:
             began = time.perf_counter()
             await asyncio.sleep(TICK)
-            late.append(time.perf_counter() - began - TICK)
+            lateness.append(time.perf_counter() - began - TICK)
 
     task = asyncio.create_task(tick())
-    yield late
+    yield lateness
     task.cancel()
     await asyncio.wait([task])
 
 
 def quantile(values: list[float], share: float) -> float:
-    """The value that this share of them does not exceed."""
+    """Return the value that this share of the values does not exceed."""
     return sorted(values)[int(len(values) * share)]
 
 
 def compute(stop: threading.Event) -> None:
-    """Hold the interpreter lock as any computing thread does: the reference on this machine."""
+    """Compute in a loop: the reference for holding the interpreter lock on this machine."""
     while not stop.is_set():
         sum(range(500))
 
 
 @pytest.fixture
 def switch_interval() -> Iterator[None]:
-    """The switch interval of the service."""
+    """Use the switch interval of the service."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(entry.SWITCH_SECONDS)
     yield
@@ -404,9 +413,9 @@ def switch_interval() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("switch_interval")
-async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Database) -> None:
-    """While a large text is stored and many search, the loop is late no more than beside one thread that merely computes."""
-    retrieval, stop = SearchService(database, SETTINGS), threading.Event()
+async def test_searches_and_an_upload_do_not_block_the_loop(database: Database) -> None:
+    """During an upload and many searches, timers are about as late as beside one busy thread."""
+    service, stop = SearchService(database, SETTINGS), threading.Event()
     with closing(ChunkWorkers()) as workers:
         await library.store_documents(
             database,
@@ -428,7 +437,7 @@ async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Da
             )
             questions = [f"灯台の管理人は{n}回磨きますか" for n in range(SEARCHES)]
             await asyncio.gather(
-                *(retrieval.search(question, user_id="u", limit=5) for question in questions)
+                *(service.search(question, user_id="u", limit=5) for question in questions)
             )
             (document,) = await storing
 
@@ -437,38 +446,38 @@ async def test_searches_and_an_upload_leave_the_loop_to_the_streams(database: Da
 
 
 class CountingDatabase(Database):
-    """Counts how many blocking reads run at once."""
+    """Counts concurrent blocking reads."""
 
-    most = now = 0
+    running_max = running = 0
 
     async def run_blocking_read(self, work: Callable[[sa.Connection], T]) -> T:
-        """The same, counted."""
+        """Run the read and count it."""
         lock = threading.Lock()
 
         def counted(connection: sa.Connection) -> T:
             with lock:
-                self.now += 1
-                self.most = max(self.most, self.now)
+                self.running += 1
+                self.running_max = max(self.running_max, self.running)
             try:
                 return work(connection)
             finally:
                 with lock:
-                    self.now -= 1
+                    self.running -= 1
 
         return await super().run_blocking_read(counted)
 
 
 async def test_one_search_computes_at_a_time(database: Database) -> None:
-    """Of many that search at once, each gets its answer, and no two ever computed side by side."""
+    """Concurrent searches all return results, and no two compute at the same time."""
     given = [library.NewDocument("", LONG[:20_000], "utf-8")]
     await library.store_documents(database, SETTINGS, ChunkWorkers(), given, user_id="u")
     counting = CountingDatabase(database._url)
-    retrieval = SearchService(counting, SETTINGS)
+    service = SearchService(counting, SETTINGS)
     questions = [f"灯台の管理人は{n}回" for n in range(SEARCHES)]
     results = await asyncio.gather(
-        *(retrieval.search(question, user_id="u", limit=5) for question in questions)
+        *(service.search(question, user_id="u", limit=5) for question in questions)
     )
     await counting.close()
 
     assert all(result.items for result in results)
-    assert counting.most == SEARCHES_AT_ONCE == 1
+    assert counting.running_max == SEARCHES_AT_ONCE == 1

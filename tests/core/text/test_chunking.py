@@ -16,13 +16,13 @@ TEXTS = st.text(
 
 
 @given(TEXTS, st.integers(20, 120), st.integers(0, 40))
-def test_pieces_slice_the_text(text: str, aim: int, overlap: int) -> None:
-    """Every piece is `text[start:end]`, none is empty or far too long, each goes further, and every sentence is in one."""
-    pieces = split_chunks(text, aim, overlap)
+def test_pieces_slice_the_text(text: str, target: int, overlap: int) -> None:
+    """Pieces are slices of limited length in ascending order that cover all sentences."""
+    pieces = split_chunks(text, target, overlap)
     assert all(
         piece.text == text[piece.start : piece.end] and piece.text.strip() for piece in pieces
     )
-    assert all(len(piece.text) <= 2 * aim + 40 for piece in pieces)
+    assert all(len(piece.text) <= 2 * target + 40 for piece in pieces)
     assert all(
         a.start < b.start and a.end < b.end and b.start - a.end < 1000 for a, b in pairwise(pieces)
     )
@@ -35,7 +35,7 @@ def test_pieces_slice_the_text(text: str, aim: int, overlap: int) -> None:
 
 
 def test_chunks_end_at_sentences_and_overlap_by_sentences() -> None:
-    """A chunk begins and ends with whole sentences, and repeats at most `overlap` characters of the one before."""
+    """Chunks consist of whole sentences and repeat at most `overlap` characters."""
     text = "".join(f"これは{i}番目の短い文です。" for i in range(100))
     pieces = split_chunks(text, 100, 30)
     assert all(
@@ -46,7 +46,7 @@ def test_chunks_end_at_sentences_and_overlap_by_sentences() -> None:
 
 
 def test_a_heading_stays_with_its_text() -> None:
-    """No chunk but the last ends with a heading."""
+    """No chunk except the last ends with a heading."""
     text = "".join(
         f"## Part {i}\n\nSome words of the text. More words of it.\n\n" for i in range(30)
     )
@@ -54,8 +54,8 @@ def test_a_heading_stays_with_its_text() -> None:
         assert not is_heading(piece.text.splitlines()[-1], 0)
 
 
-def test_only_a_sentence_far_too_long_is_cut() -> None:
-    """A sentence up to twice the aim stays whole; a longer one is cut after a comma where it has one."""
+def test_only_sentences_that_are_far_too_long_are_split() -> None:
+    """A sentence up to twice the target stays whole; a longer one is split after commas."""
     assert len(split_chunks("あ" * 190 + "。", 100, 20)) == 1
     pieces = split_chunks(("あ" * 70 + "、") * 10, 100, 20)
     assert all(piece.text.endswith("、") and len(piece.text) <= 100 for piece in pieces)
@@ -80,7 +80,7 @@ def test_only_a_sentence_far_too_long_is_cut() -> None:
     ],
 )
 def test_time_is_linear(unit: str) -> None:
-    """A megabyte made to hurt is cut in the time of a megabyte: eight times the text takes far less than 64 times as long."""
+    """Eight times as much adversarial text takes far less than 64 times as long."""
     text = unit * (1_000_000 // len(unit))
     began = time.perf_counter()
     split_chunks(text[:125_000], 400, 80)

@@ -1,11 +1,11 @@
-"""Bytes to text to sentences to chunks."""
+"""Decoding of files."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.errors import NotText
-from service.core.text.decoding import PART, decode_text, normalize_text
+from service.core.text.decoding import PART_SIZE, decode_text, normalize_text
 
 JAPANESE = "営業時間は午前9時から午後6時までです。\nお問い合わせはお電話でどうぞ。"
 NARROW = "ｶﾀｶﾅﾊﾝｶｸﾃｽﾄﾃﾞｽ｡ 在庫はｻｰﾊﾞｰ室です。"
@@ -38,15 +38,15 @@ WESTERN = "Crème brûlée à la carte costs €5 – a naïve price."
     ],
 )
 def test_encodings(text: str, codec: str, name: str) -> None:
-    """Every encoding that Japanese and Western texts come in is read as what it is."""
+    """The encodings of Japanese and Western texts are detected."""
     assert decode_text(text.encode(codec)) == (text, name)
 
 
 @pytest.mark.parametrize("before", range(4))
 @pytest.mark.parametrize("codec", ["utf-8", "cp932", "euc_jp", "iso2022_jp"])
-def test_a_character_may_begin_in_one_part_and_end_in_the_next(codec: str, before: int) -> None:
-    """A large file is read in parts; their borders fall where they fall."""
-    text = "a" * (PART - 4 + before) + JAPANESE + "\U00020bb7" * (codec == "utf-8")
+def test_characters_may_span_two_parts(codec: str, before: int) -> None:
+    """The borders of the parts of a large file may fall inside a character."""
+    text = "a" * (PART_SIZE - 4 + before) + JAPANESE + "\U00020bb7" * (codec == "utf-8")
     assert decode_text(text.encode(codec)) == (text, codec)
     assert normalize_text("\ufeff" + text.replace("\n", "\r\n") + "\ud800") == text + "\ufffd"
 
@@ -68,15 +68,15 @@ def test_a_character_may_begin_in_one_part_and_end_in_the_next(codec: str, befor
         b"\xff\xfe\x00\xd8a\x00",
     ],
 )
-def test_what_is_not_a_text_is_refused(data: bytes) -> None:
-    """Nothing, pictures, archives, programs and other binary data are no texts."""
+def test_binary_files_are_refused(data: bytes) -> None:
+    """Empty files, images, archives, programs and other binary data are refused."""
     with pytest.raises(NotText):
         decode_text(data)
 
 
 @given(st.binary(max_size=300))
-def test_decode_never_fails_otherwise(data: bytes) -> None:
-    """Any bytes are a text or `NotText`."""
+def test_only_not_text_is_raised(data: bytes) -> None:
+    """Any bytes decode to a text or raise `NotText`."""
     try:
         text, _ = decode_text(data)
     except NotText:
@@ -85,11 +85,11 @@ def test_decode_never_fails_otherwise(data: bytes) -> None:
     text.encode()
 
 
-def test_a_cut_file_is_still_read() -> None:
-    """A file that ends in the middle of a character loses that character alone."""
+def test_a_truncated_file_is_decoded() -> None:
+    """A file that ends within a character loses only that character."""
     assert decode_text((JAPANESE * 20).encode()[:-1]) == ((JAPANESE * 20)[:-1] + "\ufffd", "utf-8")
 
 
-def test_newlines_marks_and_surrogates_are_tidied() -> None:
-    """Newlines become LF; a byte order mark and lone surrogates go; the rest stays as it was."""
+def test_newlines_marks_and_surrogates_are_normalized() -> None:
+    """Newlines become LF, the byte order mark is removed, surrogates become U+FFFD."""
     assert normalize_text("\ufeffa\r\nb\rc \ud800 ｶﾞ é") == "a\nb\nc \ufffd ｶﾞ é"

@@ -43,5 +43,5 @@ from service.core.text.sentences import split_sentences
     ],
 )
 def test_sentences(text: str, expected: list[str]) -> None:
-    """Sentences end where a reader would say so, in both languages."""
+    """Sentence boundaries are found in both languages."""
     assert [text[start:end] for start, end in split_sentences(text)] == expected

@@ -12,7 +12,7 @@ from service.core.text.tokenizer import Terms, detect_language, get_tokenizer
 
 
 def terms(text: str) -> Terms:
-    """The terms with the dictionary."""
+    """Return the terms with the dictionary."""
     return get_tokenizer("auto").extract_terms(text)
 
 
@@ -27,23 +27,23 @@ def terms(text: str) -> Terms:
     ],
 )
 def test_words_of_the_dictionary(text: str, words: list[str]) -> None:
-    """With the dictionary Japanese words are units of meaning in their dictionary form, without grammar."""
+    """With the dictionary, Japanese words are content words in their dictionary form."""
     assert terms(text).words == words
 
 
 @pytest.mark.parametrize("name", ["auto", "none"])
-def test_a_tokenizer_says_its_rules(name: str) -> None:
-    """Its name tells tokenizers apart whose terms differ."""
+def test_names_identify_the_rules(name: str) -> None:
+    """Tokenizers with different terms have different names."""
     assert get_tokenizer(name).name.startswith({"auto": "sudachi-", "none": "runs-"}[name])
 
 
-def test_without_the_package_runs_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the dictionary is not installed the fallback is taken, and its name says so."""
+def test_without_the_package_runs_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package, terms and name are those of the fallback."""
     monkeypatch.setattr("service.core.text.tokenizer.Dictionary", None)
     get_tokenizer.cache_clear()
-    found = get_tokenizer("auto")
+    extracted = get_tokenizer("auto")
     get_tokenizer.cache_clear()
-    assert (found.name, found.extract_terms("返金期限").words) == (
+    assert (extracted.name, extracted.extract_terms("返金期限").words) == (
         get_tokenizer("none").name,
         ["返金", "期限"],
     )
@@ -69,21 +69,21 @@ def test_without_the_package_runs_do(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_words(text: str, words: list[str]) -> None:
-    """Without the dictionary, too, words are what a reader would look for, whatever the width, case or inflection."""
+    """Without the dictionary, words do not depend on width, case or inflection."""
     assert get_tokenizer("none").extract_terms(text).words == words
 
 
 def test_grams() -> None:
-    """Grams are pairs of Japanese characters but for hiragana alone, and four letters of Latin words."""
+    """Grams are pairs of Japanese characters except hiragana, and four letters of Latin words."""
     assert terms("お茶の味はいい").grams == ["お茶", "茶の", "の味", "味は"]
     assert terms("shipping by tea").grams == ["ship", "hipp", "ippi", "ppin", "ping", "tea"]
 
 
 @given(st.text())
 def test_terms_are_tokens(text: str) -> None:
-    """Every term consists of letters, numbers and marks only, and is short."""
-    found = terms(text)
-    for term in found.words + found.grams:
+    """Terms are short and consist of letters, numbers and marks."""
+    extracted = terms(text)
+    for term in extracted.words + extracted.grams:
         assert term
         assert len(term) <= 40
         assert all(
@@ -94,15 +94,15 @@ def test_terms_are_tokens(text: str) -> None:
 
 @given(st.text())
 def test_width_and_case_do_not_matter(text: str) -> None:
-    """Full width and half width, composed and decomposed, are the same terms."""
+    """Normalization forms of a text have the same terms."""
     assert terms(unicodedata.normalize("NFKC", text)) == terms(text)
 
 
 @pytest.mark.slow
-def test_the_index_keeps_every_character_of_a_term() -> None:
-    """FTS5 keeps every lower-case letter, number and mark as it is, so no term is split or changed by the index."""
+def test_the_index_preserves_terms() -> None:
+    """FTS5 neither splits nor changes terms."""
     characters = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
-    made = {
+    produced = {
         word
         for character in characters
         for name in ("auto", "none")
@@ -111,17 +111,19 @@ def test_the_index_keeps_every_character_of_a_term() -> None:
     }
     database = sqlite3.connect(":memory:")
     database.execute(
-        """CREATE VIRTUAL TABLE t USING fts5(w, tokenize="unicode61 remove_diacritics 0 categories 'L* N* M* Co'")"""
+        """CREATE VIRTUAL TABLE t USING fts5(
+            w, tokenize="unicode61 remove_diacritics 0 categories 'L* N* M* Co'"
+        )"""
     )
     database.execute("CREATE VIRTUAL TABLE v USING fts5vocab(t, row)")
-    database.executemany("INSERT INTO t VALUES (?)", ((word,) for word in made))
-    kept = {term for (term,) in database.execute("SELECT term FROM v")}
+    database.executemany("INSERT INTO t VALUES (?)", ((word,) for word in produced))
+    indexed = {term for (term,) in database.execute("SELECT term FROM v")}
     database.close()
-    assert made - kept == set()
+    assert produced - indexed == set()
 
 
 def test_many_threads_stem_alike() -> None:
-    """The stemmer, which is not made for threads, gives each of them its own word."""
+    """Concurrent calls of the stemmer, which is not thread-safe, do not mix their words."""
     texts = [
         f"running{i} relational{i}ly generalizations{i}ness"
         + "abcdefgh"[i % 8]
@@ -130,7 +132,7 @@ def test_many_threads_stem_alike() -> None:
     ]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(terms, texts))
-    assert all(found.words[-1] == "hope" for found in together)
+    assert all(extracted.words[-1] == "hope" for extracted in together)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.search.postings.fts5 import Fts5Postings, IndexVersion
-from service.core.search.ranking import parse
+from service.core.search.ranking import parse_query
 from service.core.settings import Settings
 from service.core.text.tokenizer import get_tokenizer
 
@@ -36,36 +36,38 @@ async def indexed(database: Database) -> Database:
 async def read(
     database: Database,
     question: str,
-    call: Callable[[Fts5Postings], T],
+    read_postings: Callable[[Fts5Postings], T],
     version: IndexVersion | None = None,
 ) -> T:
-    """Call the posting lists of a question."""
-    query = parse(question, get_tokenizer("auto"))
+    """Read from the posting lists of a query."""
+    query = parse_query(question, get_tokenizer("auto"))
 
-    def look(connection: sa.Connection) -> T:
+    def run(connection: sa.Connection) -> T:
         execute = connection.connection.cursor().execute
-        return call(Fts5Postings(execute, version or IndexVersion(1), query))
+        return read_postings(Fts5Postings(execute, version or IndexVersion(1), query))
 
-    return await database.run_blocking_read(look)
+    return await database.run_blocking_read(run)
 
 
 async def test_frequencies_count_chunks(indexed: Database) -> None:
-    """The document frequency of a term is the number of chunks that contain it; 0 if there is none."""
-    found = await read(indexed, "lantern tower otter", Fts5Postings.frequencies)
+    """The document frequency of a term is the number of chunks that contain it, or 0."""
+    frequencies = await read(indexed, "lantern tower otter", Fts5Postings.read_frequencies)
 
-    assert {term: n for (column, term), n in found.items() if column == "words"} == {
+    assert {term: n for (column, term), n in frequencies.items() if column == "words"} == {
         "lantern": 3,
         "tower": 1,
         "otter": 0,
     }
 
 
-async def test_weights_belong_to_chunks(indexed: Database) -> None:
+async def test_postings_have_the_weight_of_their_term(indexed: Database) -> None:
     """Each posting has the weight of its term, one term after the other."""
     weights = {("words", "tower"): 2.5, ("words", "lantern"): 0.5}
-    ids, worth = await read(indexed, "lantern tower", lambda postings: postings.weighed(weights))
+    ids, repeated = await read(
+        indexed, "lantern tower", lambda postings: postings.read_weighted(weights)
+    )
 
-    assert list(zip(ids.tolist(), worth.tolist(), strict=True)) == [
+    assert list(zip(ids.tolist(), repeated.tolist(), strict=True)) == [
         (2, 2.5),
         (1, 0.5),
         (2, 0.5),
@@ -74,30 +76,36 @@ async def test_weights_belong_to_chunks(indexed: Database) -> None:
 
 
 async def test_matches_are_ordered_by_bm25(indexed: Database) -> None:
-    """More occurrences and a shorter chunk come first, and only as many as asked for are returned."""
-    ordered = await read(indexed, "lantern", lambda postings: postings.matched(["lantern"], None))
+    """More occurrences and shorter chunks come first, up to the limit."""
+    ordered = await read(
+        indexed, "lantern", lambda postings: postings.find_matches(["lantern"], None)
+    )
 
     assert ordered == [3, 1, 2]
-    assert await read(indexed, "lantern", lambda postings: postings.matched(["lantern"], 2)) == [
+    assert await read(
+        indexed, "lantern", lambda postings: postings.find_matches(["lantern"], 2)
+    ) == [
         3,
         1,
     ]
 
 
 async def test_operators_are_terms(indexed: Database) -> None:
-    """A question with FTS5's query syntax is read as terms."""
+    """Query syntax of FTS5 is read as terms."""
     assert (
         await read(
-            indexed, 'lantern" OR NEAR(* ^', lambda postings: postings.matched(["or", "near"], None)
+            indexed,
+            'lantern" OR NEAR(* ^',
+            lambda postings: postings.find_matches(["or", "near"], None),
         )
         == []
     )
 
 
-async def test_one_version_is_read_once(indexed: Database) -> None:
-    """Frequencies of one version of the index come from its cache."""
+async def test_frequencies_are_cached_by_version(indexed: Database) -> None:
+    """Frequencies of a version come from its cache, even if the index has changed."""
     version = IndexVersion(1)
-    before = await read(indexed, "harbour", Fts5Postings.frequencies, version)
+    before = await read(indexed, "harbour", Fts5Postings.read_frequencies, version)
     await library.store_documents(
         indexed,
         Settings(_env_file=None),
@@ -106,5 +114,5 @@ async def test_one_version_is_read_once(indexed: Database) -> None:
         user_id="u",
     )
 
-    assert await read(indexed, "harbour", Fts5Postings.frequencies, version) == before
-    assert await read(indexed, "harbour", Fts5Postings.frequencies) != before
+    assert await read(indexed, "harbour", Fts5Postings.read_frequencies, version) == before
+    assert await read(indexed, "harbour", Fts5Postings.read_frequencies) != before
