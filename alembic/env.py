@@ -1,4 +1,4 @@
-"""Runs the migrations, on the database of the settings or on the connection that the caller hands in."""
+"""Runs the migrations on the configured database or on the connection of the caller."""
 
 import asyncio
 from typing import Any, Literal
@@ -12,26 +12,26 @@ from service.core.database.tables import UtcDateTime, metadata
 from service.core.settings import load_settings
 
 
-def ours(name: str | None, kind: str, parents: Any) -> bool:
-    """Whether autogenerate may look at this: tables that are not in our metadata belong to somebody else."""
+def include_name(name: str | None, kind: str, parents: Any) -> bool:
+    """Restrict autogenerate to tables in the metadata: others are not part of Kotae."""
     table = name if kind == "table" else parents.get("table_name")
     return table is None or table in metadata.tables
 
 
-def render(kind: str, thing: Any, _: Any) -> str | Literal[False]:
-    """Keep our code out of migrations: they must run the same when it has changed."""
+def render_item(kind: str, item: Any, _: Any) -> str | Literal[False]:
+    """Avoid references to Kotae's types in migrations, which must not change with the code."""
     return (
-        "sa.DateTime(timezone=True)" if kind == "type" and isinstance(thing, UtcDateTime) else False
+        "sa.DateTime(timezone=True)" if kind == "type" and isinstance(item, UtcDateTime) else False
     )
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the database to the revision asked for, in one transaction."""
+def run_migrations(connection: Connection) -> None:
+    """Migrate to the requested revision in one transaction."""
     context.configure(
         connection=connection,
         target_metadata=metadata,
-        include_name=ours,
-        render_item=render,
+        include_name=include_name,
+        render_item=render_item,
         render_as_batch=True,  # SQLite cannot alter a table in place
         compare_type=True,
         transaction_per_migration=True,
@@ -41,12 +41,12 @@ def migrate(connection: Connection) -> None:
 
 
 async def migrate_settings_database() -> None:
-    """Connect as the settings say. A NullPool, so that nothing outlives the command."""
+    """Migrate the configured database. The NullPool closes the connection with the command."""
     settings = load_settings()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(settings.database, poolclass=NullPool)
     async with engine.connect() as connection:
-        await connection.run_sync(migrate)
+        await connection.run_sync(run_migrations)
         await connection.commit()
     await engine.dispose()
 
@@ -60,7 +60,7 @@ if context.is_offline_mode():
     )
     with context.begin_transaction():
         context.run_migrations()
-elif (handed_in := context.config.attributes.get("connection")) is not None:
-    migrate(handed_in)
+elif (caller_connection := context.config.attributes.get("connection")) is not None:
+    run_migrations(caller_connection)
 else:
     asyncio.run(migrate_settings_database())

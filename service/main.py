@@ -34,8 +34,7 @@ from service.core.ports import Embedder, VectorSearch, Worker
 from service.core.pricing import PriceBook
 from service.core.providers.embedders import create_embedder
 from service.core.providers.extractive import ExtractiveTransport
-from service.core.providers.openai import OpenAIProvider
-from service.core.providers.openai import load as load_sdk
+from service.core.providers.openai import OpenAIProvider, load_sdk
 from service.core.quota.local import LocalQuota
 from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings

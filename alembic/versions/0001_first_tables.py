@@ -13,8 +13,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# An external-content FTS5 table over the terms that we made ourselves: the tokenizer has only to split at spaces, so
-# every letter, digit, mark and private-use character is a token character. Triggers keep it in step with `chunks`.
+# An external-content FTS5 table over terms that Kotae extracted: the tokenizer only splits at spaces,
+# so every letter, digit, mark and private-use character is a token character. Triggers update it.
 FULL_TEXT = (
     """CREATE VIRTUAL TABLE chunk_terms USING fts5(
         words, grams, content='chunks', content_rowid='id',
@@ -24,10 +24,12 @@ FULL_TEXT = (
         INSERT INTO chunk_terms(rowid, words, grams) VALUES (new.id, new.words, new.grams);
     END""",
     """CREATE TRIGGER chunks_after_delete AFTER DELETE ON chunks BEGIN
-        INSERT INTO chunk_terms(chunk_terms, rowid, words, grams) VALUES ('delete', old.id, old.words, old.grams);
+        INSERT INTO chunk_terms(chunk_terms, rowid, words, grams)
+        VALUES ('delete', old.id, old.words, old.grams);
     END""",
     """CREATE TRIGGER chunks_after_update AFTER UPDATE OF words, grams ON chunks BEGIN
-        INSERT INTO chunk_terms(chunk_terms, rowid, words, grams) VALUES ('delete', old.id, old.words, old.grams);
+        INSERT INTO chunk_terms(chunk_terms, rowid, words, grams)
+        VALUES ('delete', old.id, old.words, old.grams);
         INSERT INTO chunk_terms(rowid, words, grams) VALUES (new.id, new.words, new.grams);
     END""",
     "CREATE VIRTUAL TABLE chunk_vocabulary USING fts5vocab(chunk_terms, col)",

@@ -13,12 +13,13 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# Plain ADD COLUMN, not a batch: a batch would copy the whole log.
+# ADD COLUMN instead of a batch operation, which would copy the log.
 TOTALS_OF_WHAT_IS_THERE = """
 INSERT INTO daily_totals
 SELECT substr(created_at, 1, 10), user_id, endpoint, model, status, usage_source, count(*),
-       coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), coalesce(sum(cached_tokens), 0),
-       coalesce(sum(reasoning_tokens), 0), coalesce(sum(cost_nano_usd), 0), sum(cost_nano_usd IS NULL)
+       coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),
+       coalesce(sum(cached_tokens), 0), coalesce(sum(reasoning_tokens), 0),
+       coalesce(sum(cost_nano_usd), 0), sum(cost_nano_usd IS NULL)
 FROM request_logs GROUP BY 1, 2, 3, 4, 5, 6
 """
 
@@ -38,7 +39,8 @@ def upgrade() -> None:
         unique=True,
     )
     op.execute(
-        "UPDATE request_logs SET rank = CASE usage_source WHEN 'unknown' THEN 0 WHEN 'estimated' THEN 1 ELSE 2 END"
+        "UPDATE request_logs SET rank = "
+        "CASE usage_source WHEN 'unknown' THEN 0 WHEN 'estimated' THEN 1 ELSE 2 END"
     )
     counts = (
         "answers",

@@ -11,7 +11,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# Four of the five take the place of a narrower one: a write changes one index more than before.
+# Four of the five replace a narrower one, so a write updates one more index.
 OLD = (("user_id", "id"), ("endpoint", "id"), ("model", "id"), ("status", "id"))
 NEW = (
     ("user_id", "id", "status", "model", "endpoint"),

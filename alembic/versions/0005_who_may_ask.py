@@ -1,4 +1,4 @@
-"""users, keys, sessions, plans, and what counts toward a quota
+"""users, keys, sessions, plans, quota totals
 
 Revision ID: 0005
 Revises: 0003
@@ -21,12 +21,14 @@ COLUMNS = (
 )
 CHARGES_OF_WHAT_IS_THERE = """
 INSERT INTO quota_totals
-SELECT day, 'user:' || user_id, sum(answers), sum(prompt_tokens + completion_tokens), sum(cost_nano_usd) FROM daily_totals GROUP BY 1, 2
+SELECT day, 'user:' || user_id, sum(answers), sum(prompt_tokens + completion_tokens),
+       sum(cost_nano_usd)
+FROM daily_totals GROUP BY 1, 2
 """
 
 
 def upgrade() -> None:
-    for name, kind in COLUMNS:  # plain ADD COLUMN: a batch would copy the whole log
+    for name, kind in COLUMNS:  # ADD COLUMN: a batch operation would copy the log
         op.add_column("request_logs", sa.Column(name, kind, nullable=True))
     op.create_table(
         "users",

@@ -13,7 +13,7 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-# Whoever remembers how often terms occur asks for the version first.
+# Caches of document frequencies are valid for one version.
 TRIGGERS = {
     "insert": "UPDATE index_state SET version = version + 1, chunks = chunks + 1",
     "delete": "UPDATE index_state SET version = version + 1, chunks = chunks - 1",
@@ -42,7 +42,7 @@ def upgrade() -> None:
         sa.Column("vector", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("model", "content_hash", name=op.f("pk_vectors")),
     )
-    # Nothing that is there was made by the rules of today: "" is made anew by the service, in the background.
+    # Existing documents are reindexed in the background: "" differs from any `indexed_by`.
     op.add_column(
         "documents", sa.Column("indexed_by", sa.String(200), nullable=False, server_default="")
     )

@@ -45,5 +45,5 @@ async def get_metrics(services: ServicesDep, _: AdminReading) -> Response:
     services.metrics.in_progress.set(services.answers.statistics().in_progress)
     services.metrics.records_waiting.set(services.queue.statistics().waiting)
     return Response(
-        services.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        services.metrics.format_exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
     )

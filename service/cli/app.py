@@ -9,7 +9,7 @@ from service.cli import ask, audit, doctor, evaluate, keys, logs, plans, serve, 
 from service.core.errors import KotaeError
 
 app = typer.Typer(
-    help="Kotae: answers from the texts it was given, with an exact account of each.",
+    help="Kotae: a self-hosted question-answering server with exact accounting.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,7 +32,7 @@ app.add_typer(plans.plans, name="plans")
 
 
 def main() -> None:
-    """Run the command line; a known error is one line on standard error, never a traceback."""
+    """Run the command line. Expected errors are printed as one line, without a traceback."""
     try:
         app()
     except KotaeError as error:
@@ -40,9 +40,9 @@ def main() -> None:
         sys.exit(2)
     except httpx2.TransportError as error:
         print(
-            f"kotae: no service answers ({error}); start one with `kotae serve`, or pass --url",
+            f"kotae: no service responds ({error}); start one with `kotae serve`, or pass --url",
             file=sys.stderr,
         )
         sys.exit(1)
-    except BrokenPipeError:  # the reader of a pipe has left
+    except BrokenPipeError:  # the reader of the pipe has exited
         sys.exit(0)

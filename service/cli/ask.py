@@ -11,14 +11,14 @@ from service.core.errors import KotaeError
 def ask(
     prompt: str,
     url: Url = None,
-    free: Annotated[bool, typer.Option("--free", help="Ask without the documents.")] = False,
-    model: Annotated[str | None, typer.Option(help="Instead of the default model.")] = None,
+    free: Annotated[bool, typer.Option("--free", help="Answer without the documents.")] = False,
+    model: Annotated[str | None, typer.Option(help="Model to use. Default: KOTAE_MODEL.")] = None,
 ) -> None:
     """Ask a running service and stream the answer to the terminal."""
     body = {"prompt": prompt, "grounded": not free} | ({"model": model} if model else {})
     with (
         open_client(url) as client,
-        # The service limits what it sends: no event is too large.
+        # The service limits the size of events.
         client.sse("/ai/stream", method="POST", json=body, max_event_size=None) as source,
     ):
         raise_for_problem(source.response)

@@ -1,4 +1,4 @@
-"""`kotae audit`: check the rows against the totals and a provider's export."""
+"""`kotae audit`: compare the rows with the totals and with a provider's export."""
 
 import asyncio
 from datetime import datetime
@@ -8,27 +8,26 @@ from typing import Annotated
 import typer
 
 from service.cli.database import with_database
-from service.core.accounting.audit import audit_log as compare
-from service.core.accounting.audit import read_export
+from service.core.accounting.audit import audit_log, read_export
 from service.core.settings import load_settings
 
 
 def audit(
     since: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The first day that is looked at.")
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day to check.")
     ] = None,
     usage: Annotated[
         Path | None,
-        typer.Option(help="A provider's usage export (CSV), to compare tokens by day and model."),
+        typer.Option(help="Usage export of the provider (CSV), compared by day and model."),
     ] = None,
 ) -> None:
-    """Check the account: rows against totals, and against a provider's export. Ends with 1 if anything differs."""
+    """Compare log rows with totals and a provider's export. Exit code 1 if they differ."""
     loaded = load_settings()
     export = read_export(usage) if usage else None
     day = since.date() if since else None
     report = asyncio.run(
         with_database(
-            loaded, lambda database: compare(database, loaded.data_dir, since=day, export=export)
+            loaded, lambda database: audit_log(database, loaded.data_dir, since=day, export=export)
         )
     )
     print(report.to_text())

@@ -9,7 +9,7 @@ from service.core.errors import KotaeError
 from service.core.settings import Settings, load_settings
 
 Url = Annotated[
-    str | None, typer.Option(help="Where the service listens. Default: KOTAE_HOST and KOTAE_PORT.")
+    str | None, typer.Option(help="URL of the service. Default: from KOTAE_HOST and KOTAE_PORT.")
 ]
 
 
@@ -43,9 +43,8 @@ def raise_for_problem(response: httpx2.Response) -> None:
     if response.status_code >= 400:
         response.read()
         problem = response.json() if "json" in response.headers.get("content-type", "") else {}
-        raise KotaeError(
-            f"{problem.get('title', response.reason_phrase)}: {problem.get('detail', response.status_code)}"
-        )
+        title = problem.get("title", response.reason_phrase)
+        raise KotaeError(f"{title}: {problem.get('detail', response.status_code)}")
 
 
 def summarize(item: dict[str, Any]) -> str:

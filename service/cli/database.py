@@ -1,4 +1,4 @@
-"""Running a command's work on the database of the settings."""
+"""Runs commands on the configured database."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def run_on_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
-    """Run `work` on the up-to-date database of the settings. Raises `SettingsInvalid` for an outdated schema."""
+    """Run `work` on the configured database. Raises `SettingsInvalid` for an outdated schema."""
 
     async def run(database: Database) -> T:
         await database.require_current_schema()
@@ -21,7 +21,7 @@ def run_on_database(settings: Settings, work: Callable[[Database], Awaitable[T]]
 
 
 async def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
-    """Do something with the database of the settings, and close it."""
+    """Run `work` on the configured database, and close it."""
     database = Database(settings.database)
     try:
         return await work(database)
@@ -29,6 +29,6 @@ async def with_database(settings: Settings, work: Callable[[Database], Awaitable
         await database.close()
 
 
-def shown_database(settings: Settings) -> str:
+def describe_database(settings: Settings) -> str:
     """The database as shown to users: its URL, or the path of the default file."""
     return settings.database if settings.database_url else str(settings.data_dir / "kotae.db")

@@ -10,36 +10,33 @@ from pathlib import Path
 import typer
 
 from service import __version__
-from service.cli.database import shown_database, with_database
+from service.cli.database import describe_database, with_database
 from service.core.database.engine import Database
 from service.core.errors import KotaeError, ProviderError
 from service.core.providers.openai import OpenAIProvider
 from service.core.settings import Settings, load_settings
 
-SQLITE_SAFE = (
-    3,
-    51,
-    3,
-)  # before it, two connections that write and checkpoint at once may corrupt a WAL
+# Before it, two connections that write and checkpoint concurrently can corrupt a WAL.
+SQLITE_SAFE = (3, 51, 3)
 
 
 def doctor() -> None:
-    """Check versions, disk, database and provider, and say what to do."""
+    """Check versions, disk, database and provider. Prints a remedy for each problem."""
     loaded = load_settings()
-    bad = [_report(*check) for check in asyncio.run(_examine(loaded))].count(False)
+    bad = [_print_check(*check) for check in asyncio.run(_run_checks(loaded))].count(False)
     raise typer.Exit(1 if bad else 0)
 
 
-def _report(good: bool, what: str, remedy: str) -> bool:
+def _print_check(good: bool, text: str, remedy: str) -> bool:
     print(
-        f"{'ok ' if good else 'BAD'}  {what}" + ("" if good or not remedy else f"\n     → {remedy}")
+        f"{'ok ' if good else 'BAD'}  {text}" + ("" if good or not remedy else f"\n     → {remedy}")
     )
     return good
 
 
-async def _examine(settings: Settings) -> list[tuple[bool, str, str]]:
+async def _run_checks(settings: Settings) -> list[tuple[bool, str, str]]:
     version = sqlite3.sqlite_version_info
-    free = shutil.disk_usage(_existing(settings.data_dir)).free
+    free = shutil.disk_usage(_find_existing_parent(settings.data_dir)).free
     checks = [
         (True, f"kotae {__version__}, python {platform.python_version()}", ""),
         (
@@ -48,53 +45,53 @@ async def _examine(settings: Settings) -> list[tuple[bool, str, str]]:
             + (
                 ""
                 if version >= SQLITE_SAFE
-                else " (before 3.51.3: safe here, because one connection alone writes and checkpoints)"
+                else " (before 3.51.3: safe, as only one connection writes and checkpoints)"
             ),
             "",
         ),
         (
             free > 1_000_000_000,
             f"disk: {free / 1e9:.1f} GB free for {settings.data_dir}",
-            "make room, or move KOTAE_DATA_DIR",
+            "free disk space, or move KOTAE_DATA_DIR",
         ),
         (
-            os.access(_existing(settings.data_dir), os.W_OK),
-            f"{settings.data_dir} can be written",
-            "change its owner, or KOTAE_DATA_DIR",
+            os.access(_find_existing_parent(settings.data_dir), os.W_OK),
+            f"{settings.data_dir} is writable",
+            "change its owner or KOTAE_DATA_DIR",
         ),
-        await _examine_database(settings),
+        await _check_database(settings),
     ]
     if settings.has_provider:
-        checks.append(await _examine_provider(settings))
+        checks.append(await _check_provider(settings))
     else:
         checks.append(
             (
                 True,
-                "provider: none; the extractive model answers (set OPENAI_API_KEY or OPENAI_BASE_URL for another)",
+                "provider: none, the extractive model answers; see OPENAI_BASE_URL",
                 "",
             )
         )
     return checks
 
 
-async def _examine_database(settings: Settings) -> tuple[bool, str, str]:
-    where = shown_database(settings)
+async def _check_database(settings: Settings) -> tuple[bool, str, str]:
+    where = describe_database(settings)
     try:
-        found, newest = await with_database(settings, Database.read_revision)
+        revision, newest = await with_database(settings, Database.read_revision)
     except KotaeError as error:
         return (
             False,
             f"database {where}: {error.detail}",
-            "see that the file exists and nothing locks it; `kotae migrate` makes it",
+            "check that the file exists and is not locked; `kotae migrate` creates it",
         )
     return (
-        found == newest,
-        f"database {where}: revision {found or 'none'}, newest {newest}",
+        revision == newest,
+        f"database {where}: revision {revision or 'none'}, newest {newest}",
         "run `kotae migrate`",
     )
 
 
-async def _examine_provider(settings: Settings) -> tuple[bool, str, str]:
+async def _check_provider(settings: Settings) -> tuple[bool, str, str]:
     url = settings.openai_base_url or "OpenAI"
     provider = OpenAIProvider(
         base_url=settings.openai_base_url,
@@ -103,7 +100,7 @@ async def _examine_provider(settings: Settings) -> tuple[bool, str, str]:
         answer_bytes_max=settings.answer_bytes_max,
     )
     try:
-        models = await provider.models()
+        models = await provider.list_models()
     except ProviderError as error:
         return (
             False,
@@ -112,15 +109,13 @@ async def _examine_provider(settings: Settings) -> tuple[bool, str, str]:
         )
     finally:
         await provider.aclose()
-    there = settings.default_model in models
-    return (
-        there,
-        f"provider {url}: {len(models)} models, {settings.default_model!r} {'among' if there else 'not among'} them",
-        "set KOTAE_MODEL",
-    )
+    has_model = settings.default_model in models
+    including = "including" if has_model else "without"
+    text = f"provider {url}: {len(models)} models, {including} {settings.default_model!r}"
+    return (has_model, text, "set KOTAE_MODEL")
 
 
-def _existing(path: Path) -> Path:
+def _find_existing_parent(path: Path) -> Path:
     """The path, or its nearest parent that exists."""
     while not path.exists():
         path = path.parent

@@ -1,4 +1,4 @@
-"""`kotae eval`: measure retrieval on the user's own texts and questions."""
+"""`kotae eval`: measure retrieval on your texts and questions."""
 
 import asyncio
 import sys
@@ -17,32 +17,33 @@ from service.core.settings import Settings, load_settings
 
 
 def evaluate(
-    corpus: Annotated[Path, typer.Option(help="JSONL: {id, text, title?} a line.")],
+    corpus: Annotated[Path, typer.Option(help="JSONL file of {id, text, title?}.")],
     queries: Annotated[
-        Path, typer.Option(help="JSONL: {question, relevant: [ids], answers?: [texts]} a line.")
+        Path, typer.Option(help="JSONL file of {question, relevant: [ids], answers?: [texts]}.")
     ],
     offtopic: Annotated[
-        Path | None, typer.Option(help="JSONL: {question, kind?}: what the corpus does not answer.")
+        Path | None,
+        typer.Option(help="JSONL file of {question, kind?}: questions without an answer."),
     ] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(
-            help="A folder for the vectors of texts: the next run does not make them again."
-        ),
+        typer.Option(help="Directory to keep embedding vectors in; the next run reuses them."),
     ] = None,
 ) -> None:
-    """Measure the retrieval on texts of your own: recall, abstention, speed. Settings apply, such as the thresholds."""
+    """Measure recall, abstention and speed of retrieval on your texts, with your settings."""
     loaded = load_settings()
     texts, questions = read_lines(corpus, EvaluationText), read_lines(queries, EvaluationQuestion)
     others = read_lines(offtopic, EvaluationQuestion) if offtopic else []
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kotae-eval-") as folder:
-        report = asyncio.run(_measured(loaded, keep or Path(folder), texts, questions, others))
+        report = asyncio.run(
+            _run_evaluation(loaded, keep or Path(folder), texts, questions, others)
+        )
     print("\n".join(report.format_lines()))
 
 
-async def _measured(
+async def _run_evaluation(
     loaded: Settings,
     folder: Path,
     texts: list[EvaluationText],

@@ -1,6 +1,7 @@
-"""The commands about who may ask: keys and users. They work on the database, whether the service runs or not.
+"""`kotae keys`: create, list, rotate and revoke API keys.
 
-A running service notices within a few seconds: it asks the database again before it believes a credential for long.
+The commands change the database, whether or not the service runs. A running service applies changes
+within a few seconds, because it caches credentials only that long.
 """
 
 from datetime import timedelta
@@ -21,36 +22,38 @@ keys = typer.Typer(help="API keys: create, list, rotate, revoke.", no_args_is_he
 
 @keys.command("create")
 def create_key(
-    user: Annotated[str, typer.Option(help="Whose key it is.")],
+    user: Annotated[str, typer.Option(help="Owner of the key.")],
     role: Annotated[
-        Role, typer.Option(help="user: their own things. admin: everybody's.")
+        Role, typer.Option(help="user: access to own data. admin: access to all data.")
     ] = Role.USER,
     scopes: Annotated[
         str, typer.Option(help="Comma-separated: ask, documents, logs, keys. Default: all.")
     ] = "",
     expires_days: Annotated[
         float | None,
-        typer.Option("--expires", min=0.001, help="Days until it ends. Default: never."),
+        typer.Option("--expires", min=0.001, help="Days until the key expires. Default: never."),
     ] = None,
-    name: Annotated[str, typer.Option(help="By which people know it.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the key, for people.")] = "",
 ) -> None:
-    """Make a key and print it, this once."""
-    wanted = NewKey(
+    """Create a key and print it. It is not shown again."""
+    new_key = NewKey(
         user_id=user,
         role=role,
-        scopes=frozenset(_scope(one) for one in scopes.split(",")) if scopes else EVERYTHING,
+        scopes=frozenset(_parse_scope(scope) for scope in scopes.split(","))
+        if scopes
+        else EVERYTHING,
         name=name,
         expires_at=utc_now() + timedelta(days=expires_days) if expires_days else None,
     )
-    made = run_on_database(
-        load_settings(), lambda database: store.create_key(database, BOOTSTRAP, wanted)
+    key = run_on_database(
+        load_settings(), lambda database: store.create_key(database, BOOTSTRAP, new_key)
     )
-    _show_made(made)
+    _print_key(key)
 
 
 @keys.command("list")
-def list_keys(user: Annotated[str | None, typer.Option(help="Of this user alone.")] = None) -> None:
-    """Show keys, newest first: what they are known by, never the keys themselves."""
+def list_keys(user: Annotated[str | None, typer.Option(help="Only of this user.")] = None) -> None:
+    """List keys, newest first, by id and prefix."""
 
     async def read(database: Database) -> list[ApiKey]:
         async with database.read_session() as session:
@@ -66,9 +69,9 @@ def list_keys(user: Annotated[str | None, typer.Option(help="Of this user alone.
         )
         used = f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
         end = f"until {key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else "no end"
-        print(
-            f"{key.id}  {key.prefix}…  {key.user_id}  {key.role}  {','.join(key.scopes)}  {state}  {end}  {used}  {key.name}"
-        )
+        scopes = ",".join(key.scopes)
+        columns = f"{key.id}  {key.prefix}…  {key.user_id}  {key.role}  {scopes}"
+        print(f"{columns}  {state}  {end}  {used}  {key.name}")
 
 
 @keys.command("rotate")
@@ -76,8 +79,8 @@ def rotate_key(
     key_id: str,
     grace: Annotated[float, typer.Option(min=0, help="Hours that the old key stays valid.")] = 24,
 ) -> None:
-    """Make a key in the place of another one."""
-    _show_made(
+    """Create a key that replaces another one."""
+    _print_key(
         run_on_database(
             load_settings(),
             lambda database: store.rotate_key(
@@ -89,19 +92,17 @@ def rotate_key(
 
 @keys.command("revoke")
 def revoke_key(key_id: str) -> None:
-    """End a key now."""
+    """Revoke a key immediately."""
     run_on_database(load_settings(), lambda database: store.revoke_key(database, BOOTSTRAP, key_id))
     print(f"revoked: {key_id}")
 
 
-def _scope(text: str) -> Scope:
+def _parse_scope(text: str) -> Scope:
     try:
         return Scope(text.strip())
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is none of {', '.join(Scope)}") from error
 
 
-def _show_made(key: ApiKey) -> None:
-    print(
-        f"{key.key}\n{key.id} of {key.user_id}, {key.role}. This is the only time that the key is shown."
-    )
+def _print_key(key: ApiKey) -> None:
+    print(f"{key.key}\n{key.id} of {key.user_id}, {key.role}. The key is not shown again.")

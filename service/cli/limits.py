@@ -13,26 +13,26 @@ Limit = Annotated[
     typer.Option(
         "--limit",
         metavar="NAME=VALUE",
-        help="As in the API, such as tokens_per_day=50000 or cost_usd_per_month=20. Repeat.",
+        help="A limit as in the API, such as tokens_per_day=50000. Repeatable.",
     ),
 ]
 
 
-def parse_limits(given: list[str]) -> QuotaLimits:
-    """Parse NAME=VALUE options. Raises `typer.BadParameter` for unknown names and invalid numbers."""
-    found: dict[str, int] = {}
-    for one in given:
-        shown, _, value = one.partition("=")
-        name = shown.strip().replace("usd", "nano_usd")
+def parse_limits(options: list[str]) -> QuotaLimits:
+    """Parse NAME=VALUE options. Raises `typer.BadParameter`."""
+    values: dict[str, int] = {}
+    for option in options:
+        public_name, _, value = option.partition("=")
+        name = public_name.strip().replace("usd", "nano_usd")
         if name not in QuotaLimits.__struct_fields__:
-            known = ", ".join(
+            names = ", ".join(
                 field.replace("nano_usd", "usd") for field in QuotaLimits.__struct_fields__
             )
-            raise typer.BadParameter(f"{shown!r} is none of {known}")
+            raise typer.BadParameter(f"{public_name!r} is none of {names}")
         try:
-            found[name] = to_nano_usd(Decimal(value)) if "nano_usd" in name else int(value)
+            values[name] = to_nano_usd(Decimal(value)) if "nano_usd" in name else int(value)
         except (ArithmeticError, ValueError) as error:
-            raise typer.BadParameter(f"{one!r} has no number") from error
-        if found[name] < 0:
-            raise typer.BadParameter(f"{one!r} is less than nothing")
-    return QuotaLimits(**found)
+            raise typer.BadParameter(f"{option!r} has no number") from error
+        if values[name] < 0:
+            raise typer.BadParameter(f"{option!r} is negative")
+    return QuotaLimits(**values)

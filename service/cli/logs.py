@@ -11,16 +11,16 @@ from service.cli.client import Url, get_json, open_client, summarize
 def logs(
     url: Url = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on, and show each answer as it is recorded.")
+        bool, typer.Option("--follow", "-f", help="Print new answers as they are recorded.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
 ) -> None:
-    """Show the last answers of a running service."""
+    """Print the latest answers of a running service."""
     with open_client(url) as client:
         last, items = "", get_json(client, "/ai/logs", limit=limit)["items"][::-1]
         while True:
             for item in items:
-                print(_log_line(item))
+                print(_format_row(item))
             last = items[-1]["id"] if items else last
             if not follow:
                 return
@@ -32,6 +32,7 @@ def logs(
             )
 
 
-def _log_line(item: dict[str, Any]) -> str:
+def _format_row(item: dict[str, Any]) -> str:
     prompt = " ".join(item["prompt"].split())
-    return f"{item['created_at']}  {item['user_id']}  {item['endpoint']}  {summarize(item)}  {prompt[:60]}"
+    columns = (item["created_at"], item["user_id"], item["endpoint"], summarize(item), prompt[:60])
+    return "  ".join(columns)

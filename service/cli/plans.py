@@ -10,14 +10,14 @@ from service.core.ports import QuotaLimits
 from service.core.settings import load_settings
 
 plans = typer.Typer(
-    help="Plans, which are named sets of limits; `default` is for users without one.",
+    help="Plans: named sets of limits. Users without a plan have the plan `default`.",
     no_args_is_help=True,
 )
 
 
 @plans.command("list")
 def list_plans() -> None:
-    """Show plans."""
+    """List plans."""
 
     async def read(database: Database) -> dict[str, QuotaLimits]:
         async with database.read_session() as session:
@@ -30,9 +30,9 @@ def list_plans() -> None:
 @plans.command("set")
 def set_plan(
     name: str,
-    limit: Limit = [],  # noqa: B006 - typer's, and not changed
+    limit: Limit = [],  # noqa: B006 - not modified
 ) -> None:
-    """Make or change a plan: what is not given is not limited."""
+    """Create or replace a plan. Limits that are not given do not apply."""
     limits = parse_limits(limit)
     run_on_database(load_settings(), lambda database: store.put_plan(database, name, limits))
     print(f"{name}: {limits.to_wire()}")
@@ -40,6 +40,6 @@ def set_plan(
 
 @plans.command("delete")
 def delete_plan(name: str) -> None:
-    """Delete a plan; whoever had it has the default one."""
+    """Delete a plan. Its users get the plan `default`."""
     run_on_database(load_settings(), lambda database: store.delete_plan(database, name))
     print(f"deleted: {name}")

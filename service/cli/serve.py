@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from service.cli.client import service_url
-from service.cli.database import shown_database, with_database
+from service.cli.database import describe_database, with_database
 from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.library import ChunkWorkers
@@ -18,20 +18,22 @@ from service.server import Server
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Instead of KOTAE_HOST.")] = None,
+    host: Annotated[str | None, typer.Option(help="Overrides KOTAE_HOST.")] = None,
     port: Annotated[
-        int | None, typer.Option(help="Instead of KOTAE_PORT; 0 takes a free one.")
+        int | None, typer.Option(help="Overrides KOTAE_PORT. 0 selects a free port.")
     ] = None,
     migrate_first: Annotated[
-        bool, typer.Option("--migrate", help="Bring the database up to date first.")
+        bool, typer.Option("--migrate", help="Migrate the database first.")
     ] = False,
     seed_first: Annotated[
         bool, typer.Option("--seed", help="Insert the sample documents first.")
     ] = False,
 ) -> None:
     """Start the service."""
-    given = {"host": host, "port": port}
-    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    options = {"host": host, "port": port}
+    settings = load_settings(
+        **{name: value for name, value in options.items() if value is not None}
+    )
     configure_logging(settings.log_level, settings.log_format)
     for name, remedy in find_unknown_variables().items():
         log.warning("setting.ignored", name=name, remedy=remedy)
@@ -39,23 +41,25 @@ def serve(
         migrate()
     if seed_first:
         seed()
-    server = Server(create_app(settings), settings, _announce)
+    server = Server(create_app(settings), settings, _print_examples)
     server.run()
     if not server.started:  # the reason is in the log
         raise typer.Exit(1)
 
 
 def migrate(
-    revision: Annotated[str, typer.Argument(help="A revision; `base` undoes all.")] = "head",
+    revision: Annotated[
+        str, typer.Argument(help="Target revision; `base` removes the schema.")
+    ] = "head",
 ) -> None:
-    """Bring the database to a revision, the newest by default."""
+    """Migrate the database to a revision, by default the newest."""
     settings = load_settings()
     asyncio.run(with_database(settings, lambda database: database.migrate(revision)))
-    print(f"migrated to {revision}: {shown_database(settings)}")
+    print(f"migrated to {revision}: {describe_database(settings)}")
 
 
 def seed() -> None:
-    """Insert the sample documents, Japanese and English; twice changes nothing."""
+    """Insert the sample documents in Japanese and English. Idempotent."""
     settings = load_settings()
 
     async def store_samples(database: Database) -> list[library.Document]:
@@ -63,14 +67,14 @@ def seed() -> None:
             return await library.seed_documents(database, settings, chunk_workers, user_id="local")
 
     stored = asyncio.run(with_database(settings, store_samples))
-    print(
-        f"{len(stored)} sample documents, {sum(document.created is True for document in stored)} of them new"
-    )
+    created = sum(document.created is True for document in stored)
+    print(f"{len(stored)} sample documents, {created} of them new")
 
 
-def _announce(settings: Settings, port: int) -> None:
+def _print_examples(settings: Settings, port: int) -> None:
     url = service_url(settings, port)
-    key = "$KOTAE_SECRET" if settings.secret else "$KEY"  # one that `kotae keys create` has printed
+    key = "$KOTAE_SECRET" if settings.secret else "$KEY"  # as printed by `kotae keys create`
+    question = '{"prompt": "How many days do I have to return an item?"}'
     auth = "" if settings.auth == "open" else f' -H "Authorization: Bearer {key}"'
     json_type = "-H 'Content-Type: application/json'"
     print(
@@ -78,7 +82,7 @@ def _announce(settings: Settings, port: int) -> None:
 Kotae answers with {settings.default_model}. Paste one of these:
 
   curl -s {url}/ai/test{auth} {json_type} -d '{{"prompt": "返品は何日以内にできますか？"}}'
-  curl -N {url}/ai/stream{auth} {json_type} -d '{{"prompt": "How many days do I have to return an item?"}}'
+  curl -N {url}/ai/stream{auth} {json_type} -d '{question}'
   {url}/
 """,
         flush=True,

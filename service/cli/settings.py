@@ -22,11 +22,11 @@ This page is generated: `kotae settings-reference > docs/reference/settings.md`,
 
 
 def token(
-    user: Annotated[str, typer.Option(help="Whose token it is.")],
+    user: Annotated[str, typer.Option(help="User of the token.")],
     role: Annotated[Role, typer.Option(help="user or admin.")] = Role.USER,
-    minutes: Annotated[float, typer.Option(min=0.1, max=1440, help="Until it ends.")] = 60,
+    minutes: Annotated[float, typer.Option(min=0.1, max=1440, help="Lifetime.")] = 60,
 ) -> None:
-    """Make a JWT for development, by KOTAE_JWT_SECRET."""
+    """Create a JWT for development, signed with KOTAE_JWT_SECRET."""
     print(create_token(load_settings(), user, role, minutes * 60))
 
 
@@ -73,7 +73,6 @@ def format_reference() -> str:
         ]
         for setting in settings:
             default = f"`{setting.default}`" if setting.default else "–"
-            lines += [
-                f"| `{setting.name}` | {default} | {setting.limits or '–'} | {setting.text.replace('|', '&#124;')} |"
-            ]
+            text = setting.text.replace("|", "&#124;")
+            lines += [f"| `{setting.name}` | {default} | {setting.limits or '–'} | {text} |"]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ users = typer.Typer(help="Users: list, disable, enable, quota, usage.", no_args_
 
 @users.command("list")
 def list_users() -> None:
-    """Show users."""
+    """List users."""
 
     async def read(database: Database) -> list[store.User]:
         async with database.read_session() as session:
@@ -26,20 +26,19 @@ def list_users() -> None:
 
     for user in run_on_database(load_settings(), read):
         limits = user.limits.to_wire() if user.limits else ""
-        print(
-            f"{user.id}  {'disabled' if user.disabled else 'enabled'}  plan {user.plan or store.DEFAULT_PLAN}  {limits}"
-        )
+        state = "disabled" if user.disabled else "enabled"
+        print(f"{user.id}  {state}  plan {user.plan or store.DEFAULT_PLAN}  {limits}")
 
 
 @users.command("disable")
 def disable_user(user: str) -> None:
-    """Refuse everything that this user sends, whatever the credential."""
+    """Reject all requests of a user, with any credential."""
     _set_disabled(user, disabled=True)
 
 
 @users.command("enable")
 def enable_user(user: str) -> None:
-    """Take requests of this user again."""
+    """Accept requests of a disabled user again."""
     _set_disabled(user, disabled=False)
 
 
@@ -47,11 +46,11 @@ def enable_user(user: str) -> None:
 def set_quota(
     user: str,
     plan: Annotated[
-        str | None, typer.Option(help="A plan; without it and without limits: the default plan.")
+        str | None, typer.Option(help="A plan. Without plan and limits: the plan `default`.")
     ] = None,
-    limit: Limit = [],  # noqa: B006 - typer's, and not changed
+    limit: Limit = [],  # noqa: B006 - not modified
 ) -> None:
-    """Give a user a plan, or limits of their own."""
+    """Assign a plan or individual limits to a user."""
     own = parse_limits(limit) if limit else None
     if own is not None and plan is not None:
         raise typer.BadParameter("give a plan or limits, not both")
@@ -63,10 +62,10 @@ def set_quota(
 
 @users.command("usage")
 def show_usage(
-    user: Annotated[str | None, typer.Argument(help="Default: everybody together.")] = None,
+    user: Annotated[str | None, typer.Argument(help="Default: all users together.")] = None,
     days: Annotated[int, typer.Option(min=1, max=DAYS_MAX)] = 30,
 ) -> None:
-    """Show what was used, by day, model and endpoint."""
+    """Print usage by day, model and endpoint."""
     until = utc_now().date() + timedelta(days=1)
 
     async def read(database: Database) -> list[UsageTotal]:
@@ -75,12 +74,11 @@ def show_usage(
                 session, user_id=user, since=until - timedelta(days=days), until=until
             )
 
-    for one in run_on_database(load_settings(), read):
-        unpriced = f"  {one.unpriced} of unknown cost" if one.unpriced else ""
-        tokens = f"{one.prompt_tokens:,} + {one.completion_tokens:,} tokens"
-        print(
-            f"{one.day}  {one.model}  {one.endpoint}  {one.answers:,} answers  {tokens}  ${one.cost}{unpriced}"
-        )
+    for total in run_on_database(load_settings(), read):
+        unpriced = f"  {total.unpriced} of unknown cost" if total.unpriced else ""
+        tokens = f"{total.prompt_tokens:,} + {total.completion_tokens:,} tokens"
+        group = f"{total.day}  {total.model}  {total.endpoint}"
+        print(f"{group}  {total.answers:,} answers  {tokens}  ${total.cost}{unpriced}")
 
 
 def _set_disabled(user: str, *, disabled: bool) -> None:

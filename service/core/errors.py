@@ -1,56 +1,56 @@
-"""Every error that Kotae raises on purpose.
+"""The error hierarchy: class, HTTP status, code, remedy.
 
-    KotaeError                     500 internal               a fault of ours; the request id finds it in the log
-    ├── SettingsInvalid            –   settings_invalid       the start ends with it: correct the named variable
-    ├── NotFound                   404 not_found              no such thing, or not yours
-    ├── Unauthorized               401 unauthorized           send a key as bearer token, X-API-Key or Basic password
-    ├── Forbidden                  403 forbidden              ask with a credential of the needed role or scope
-    ├── QuotaExceeded              429 quota_exceeded         come back after `Retry-After`; `limit` says which one is used up
-    ├── BeyondQuota                400 beyond_quota           ask for less: this never fits the limit that `limit` names
-    ├── UnpricedModel              400 unpriced_model         name a model with a price, or give its price in KOTAE_PRICES
-    ├── KeysFull                   409 keys_full              revoke keys
-    ├── KeyReplaced                409 key_replaced           the key was rotated: rotate the one that replaces it
-    ├── ForeignHost                400 foreign_host           add the name to KOTAE_ALLOWED_HOSTS
-    ├── ForeignOrigin              403 foreign_origin         add the page's origin to KOTAE_ALLOWED_ORIGINS
-    ├── TicketInvalid              403 ticket_invalid         used, expired or for another answer: ask again
-    ├── InvalidRequest             422 invalid_request        the payload has not the shape of the route
-    ├── MalformedRequest           400 malformed_request      send HTTP/1.1 as RFC 9112 defines it, with one Host header
-    ├── RequestTimeout             408 request_timeout        send the head, then the body, without long pauses
-    ├── UrlTooLong                 414 url_too_long           send a long prompt in the body of POST /ai/answers
-    ├── HeadTooLarge               431 head_too_large         send fewer or smaller headers
-    ├── InvalidCursor              400 invalid_cursor         pass `next_cursor`, or an answer's id, unchanged
-    ├── UnknownModel               400 unknown_model          name a model that is configured
-    ├── NotText                    415 not_text               give plain text or Markdown
-    ├── TooLarge                   413 too_large              send less, or raise the named limit
-    ├── DocumentsFull              409 documents_full         delete documents, or raise the limit
-    ├── IdempotencyConflict        409 idempotency_conflict   another request has this key: send another key
-    ├── Overloaded                 503 overloaded             come back after `Retry-After`
-    ├── JournalFull                503 journal_full           make room on the disk; nothing was begun
-    ├── ShuttingDown               503 shutting_down          come back after `Retry-After`: the next process answers
-    ├── DatabaseUnavailable        503 database_unavailable   come back; see /health/ready
-    ├── JwksUnavailable            503 jwks_unavailable       come back; see that KOTAE_JWT_JWKS_URL can be read
-    └── ProviderError              502 provider_error         the provider failed while answering
-        ├── ProviderUnreachable    502 provider_unreachable   it did not take the request; nothing was billed
-        ├── ProviderBusy           503 provider_busy          it is out of capacity or of quota; come back
-        ├── ProviderRefused        502 provider_refused       our key, URL or model is wrong: see `kotae doctor`
-        ├── ProviderRejected       400 provider_rejected      it did not accept this prompt or these options
-        ├── ProviderTimeout        504 provider_timeout       it was silent for too long; it may have billed
-        ├── ProviderCut            502 provider_cut           it ended the answer in the middle
-        └── ProviderInvalid        502 provider_invalid       it sent what is not the protocol, or too much of it
+    KotaeError                   500 internal              search the log for the request id
+    ├── SettingsInvalid          –   settings_invalid      correct the named setting
+    ├── NotFound                 404 not_found             check the id and the owner
+    ├── Unauthorized             401 unauthorized          send a key (Bearer, X-API-Key, Basic)
+    ├── Forbidden                403 forbidden             use a credential with the role or scope
+    ├── QuotaExceeded            429 quota_exceeded        retry after `Retry-After`; see `limit`
+    ├── BeyondQuota              400 beyond_quota          request less; `limit` is always exceeded
+    ├── UnpricedModel            400 unpriced_model        use a priced model or set KOTAE_PRICES
+    ├── KeysFull                 409 keys_full             revoke unused keys
+    ├── KeyReplaced              409 key_replaced          rotate the key that replaced this one
+    ├── ForeignHost              400 foreign_host          add the name to KOTAE_ALLOWED_HOSTS
+    ├── ForeignOrigin            403 foreign_origin        add the origin to KOTAE_ALLOWED_ORIGINS
+    ├── TicketInvalid            403 ticket_invalid        create a new answer
+    ├── InvalidRequest           422 invalid_request       correct the shape of the payload
+    ├── MalformedRequest         400 malformed_request     send HTTP/1.1 (RFC 9112), one Host header
+    ├── RequestTimeout           408 request_timeout       send head and body without long pauses
+    ├── UrlTooLong               414 url_too_long          send long prompts to POST /ai/answers
+    ├── HeadTooLarge             431 head_too_large        send fewer or smaller headers
+    ├── InvalidCursor            400 invalid_cursor        pass `next_cursor` or an id unchanged
+    ├── UnknownModel             400 unknown_model         use a configured model
+    ├── NotText                  415 not_text              upload plain text or Markdown
+    ├── TooLarge                 413 too_large             send less, or raise the named limit
+    ├── DocumentsFull            409 documents_full        delete documents, or raise the limit
+    ├── IdempotencyConflict      409 idempotency_conflict  use a new key for a different request
+    ├── Overloaded               503 overloaded            retry after `Retry-After`
+    ├── JournalFull              503 journal_full          free disk space; nothing was started
+    ├── ShuttingDown             503 shutting_down         retry after `Retry-After`
+    ├── DatabaseUnavailable      503 database_unavailable  retry; see /health/ready
+    ├── JwksUnavailable          503 jwks_unavailable      check KOTAE_JWT_JWKS_URL, then retry
+    └── ProviderError            502 provider_error        the provider failed while answering
+        ├── ProviderUnreachable  502 provider_unreachable  not connected, so nothing was billed
+        ├── ProviderBusy         503 provider_busy         out of capacity or quota: retry
+        ├── ProviderRefused      502 provider_refused      key, URL or model: run `kotae doctor`
+        ├── ProviderRejected     400 provider_rejected     change the prompt or the options
+        ├── ProviderTimeout      504 provider_timeout      no data for too long; may be billed
+        ├── ProviderCut          502 provider_cut          the answer ended early
+        └── ProviderInvalid      502 provider_invalid      not the protocol, or too large
 
-`code` is stable: clients and tests hold on to it. 422 is for the shape of a payload only. `may_retry` says that the
-provider surely did not begin to answer, so that trying again cannot be billed twice.
+`code` is stable: clients may depend on it. 422 means that the payload has the wrong shape.
+`may_retry` means that the provider did not start to answer, so a retry cannot be billed twice.
 """
 
 import random
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-_DOUBLINGS_MAX = 30  # of a retry delay: far beyond any maximum, and a float still holds the product
+_DOUBLINGS_MAX = 30  # of a retry delay, beyond any maximum; avoids an overflow of the float
 
 
 class KotaeError(Exception):
-    """Base of the tree. `str(error)` is the detail shown to the caller: it never holds a secret."""
+    """Base class. `str(error)` is the detail shown to the caller and never contains secrets."""
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
@@ -66,78 +66,80 @@ class KotaeError(Exception):
     ) -> None:
         super().__init__(detail)
         self.extra = extra or {}
-        self.retry_after_asked = retry_after_seconds
+        self.retry_after_requested = retry_after_seconds
 
     @property
     def detail(self) -> str:
-        """The sentence for the caller."""
+        """The message for the caller."""
         return str(self) or self.title
 
     @property
     def retry_after_seconds(self) -> int | None:
-        """When coming back makes sense: as asked for by whoever refused, else the default of this error, else never."""
+        """The value of `Retry-After`: of this instance, or the default of the class, or None."""
         return (
-            self.retry_after_default if self.retry_after_asked is None else self.retry_after_asked
+            self.retry_after_default
+            if self.retry_after_requested is None
+            else self.retry_after_requested
         )
 
 
 class SettingsInvalid(KotaeError):
-    """A setting has a bad value; the start ends."""
+    """A setting has an invalid value. The service does not start."""
 
     code, title = "settings_invalid", "Settings are invalid"
 
 
 class NotFound(KotaeError):
-    """Nothing has this id, or it belongs to somebody else: the caller cannot tell which."""
+    """Nothing has this id, or it belongs to another user: the response is the same."""
 
     code, status, title = "not_found", 404, "Not found"
 
 
 class Unauthorized(KotaeError):
-    """No credential, or a wrong one."""
+    """The credential is missing or invalid."""
 
-    code, status, title = "unauthorized", 401, "Credentials are missing or wrong"
+    code, status, title = "unauthorized", 401, "Invalid or missing credentials"
 
 
 class Forbidden(KotaeError):
-    """Known, but not for this: the route needs another role or scope."""
+    """The credential lacks the role or scope that the route requires."""
 
     code, status, title = "forbidden", 403, "Not allowed"
 
 
 class QuotaExceeded(KotaeError):
-    """A limit of the user or the key is used up for now. `windows` is where the limits stand."""
+    """A limit of the user or the key is exhausted for now. `windows`: the usage of each limit."""
 
-    code, status, title, retry_after_default = "quota_exceeded", 429, "The quota is used up", 60
+    code, status, title, retry_after_default = "quota_exceeded", 429, "Quota exceeded", 60
     windows: Sequence[Any] = ()
 
 
 class BeyondQuota(KotaeError):
-    """The request's upper bound is larger than a limit: it never fits, so there is no use in coming back."""
+    """The upper bound of the request exceeds a limit, so a retry cannot succeed."""
 
-    code, status, title = "beyond_quota", 400, "The request is larger than its quota"
+    code, status, title = "beyond_quota", 400, "The request exceeds its quota"
 
 
 class UnpricedModel(KotaeError):
-    """Cost is limited, and nobody knows what this model costs."""
+    """Cost is limited and the price of the model is unknown."""
 
     code, status, title = "unpriced_model", 400, "The model has no known price"
 
 
 class KeysFull(KotaeError):
-    """The user has as many keys as the settings allow."""
+    """The user has the maximum number of keys."""
 
-    code, status, title = "keys_full", 409, "No room for more keys"
+    code, status, title = "keys_full", 409, "Key limit reached"
 
 
 class KeyReplaced(KotaeError):
-    """The key was rotated before: another key replaces it, and was shown once to whoever rotated it."""
+    """The key was already rotated. The key that replaced it was shown once, at that time."""
 
-    code, status, title = "key_replaced", 409, "The key was rotated already"
+    code, status, title = "key_replaced", 409, "The key was already rotated"
 
 
 class ForeignHost(KotaeError):
-    """The `Host` header names somebody else: a rebound DNS name, or a proxy not yet allowed."""
+    """The `Host` header is not allowed: DNS rebinding, or a proxy that is not configured."""
 
     code, status, title = "foreign_host", 400, "This host name is not served here"
 
@@ -145,17 +147,17 @@ class ForeignHost(KotaeError):
 class ForeignOrigin(KotaeError):
     """A page of another site sent this request."""
 
-    code, status, title = "foreign_origin", 403, "Requests from this origin are refused"
+    code, status, title = "foreign_origin", 403, "Requests from this origin are not allowed"
 
 
 class TicketInvalid(KotaeError):
-    """A stream ticket that was used already, has expired, is for another answer, or is none."""
+    """A stream ticket that is malformed, used, expired or for another answer."""
 
     code, status, title = "ticket_invalid", 403, "The ticket is not valid"
 
 
 class InvalidRequest(KotaeError):
-    """The payload has not the shape that the route documents."""
+    """The payload does not have the documented shape."""
 
     code, status, title = "invalid_request", 422, "The request is not valid"
 
@@ -185,7 +187,7 @@ class HeadTooLarge(KotaeError):
 
 
 class InvalidCursor(KotaeError):
-    """A cursor that this service did not make."""
+    """A cursor that this service did not create."""
 
     code, status, title = "invalid_cursor", 400, "The cursor is not valid"
 
@@ -193,53 +195,53 @@ class InvalidCursor(KotaeError):
 class UnknownModel(KotaeError):
     """The request names a model that is not configured."""
 
-    code, status, title = "unknown_model", 400, "The model is not known"
+    code, status, title = "unknown_model", 400, "Unknown model"
 
 
 class NotText(KotaeError):
-    """The bytes given are not a text in any encoding we read."""
+    """The bytes are not text in a supported encoding."""
 
-    code, status, title = "not_text", 415, "This is not a text"
+    code, status, title = "not_text", 415, "Not a text"
 
 
 class TooLarge(KotaeError):
-    """A body, a file or a number of files is over its limit."""
+    """A body, a file or the number of files exceeds its limit."""
 
     code, status, title = "too_large", 413, "Too large"
 
 
 class DocumentsFull(KotaeError):
-    """As many documents are kept as the settings allow."""
+    """The maximum number of documents is stored."""
 
-    code, status, title = "documents_full", 409, "No room for more documents"
+    code, status, title = "documents_full", 409, "Document limit reached"
 
 
 class IdempotencyConflict(KotaeError):
-    """The key came with another request before; nothing was begun."""
+    """The key was used for a different request; nothing was started."""
 
     code, status, title = "idempotency_conflict", 409, "The key belongs to another request"
 
 
 class Overloaded(KotaeError):
-    """A limit on work in progress is reached; nothing was begun."""
+    """A limit on concurrent work is reached; nothing was started."""
 
     code, status, title, retry_after_default = "overloaded", 503, "Too busy", 1
 
 
 class JournalFull(KotaeError):
-    """The journal has no room for another answer: the disk is full, or the database has been away for long."""
+    """The journal cannot accept another answer: the disk is full, or the database unavailable."""
 
     code, status, title, retry_after_default = "journal_full", 503, "The journal is full", 5
 
 
 class ShuttingDown(KotaeError):
-    """The process is ending; nothing was begun, or the answer was interrupted."""
+    """The process is shutting down; nothing was started, or the answer was interrupted."""
 
     code, status, title, retry_after_default = "shutting_down", 503, "Shutting down", 2
 
 
 class DatabaseUnavailable(KotaeError):
-    """The database is locked, full or away."""
+    """The database is locked, full, damaged or unreachable."""
 
     code, status, title, retry_after_default = (
         "database_unavailable",
@@ -250,7 +252,7 @@ class DatabaseUnavailable(KotaeError):
 
 
 class JwksUnavailable(KotaeError):
-    """The keys of the tokens' issuer were never read, or too long ago."""
+    """The issuer's keys could not be fetched, and cached ones are missing or too old."""
 
     code, status, title, retry_after_default = (
         "jwks_unavailable",
@@ -261,20 +263,20 @@ class JwksUnavailable(KotaeError):
 
 
 class ProviderError(KotaeError):
-    """The provider failed while it answered."""
+    """The provider failed while answering."""
 
     code, status, title = "provider_error", 502, "The provider failed"
     may_retry: ClassVar[bool] = False
 
 
 class ProviderUnreachable(ProviderError):
-    """No connection: the request was not taken."""
+    """The connection failed; the request was not sent."""
 
     code, title, may_retry = "provider_unreachable", "The provider cannot be reached", True
 
 
 class ProviderBusy(ProviderError):
-    """429, or 503 before any answer."""
+    """429 or 503 before an answer."""
 
     code, status, title, may_retry, retry_after_default = (
         "provider_busy",
@@ -286,19 +288,19 @@ class ProviderBusy(ProviderError):
 
 
 class ProviderRefused(ProviderError):
-    """401, 403 or 404: the configuration is wrong, not the request."""
+    """401, 403 or 404: the configuration of this service is wrong, not the request."""
 
     code, title = "provider_refused", "The provider refused our configuration"
 
 
 class ProviderRejected(ProviderError):
-    """400, 409, 413 or 422: this prompt or these options are not accepted."""
+    """400, 409, 413 or 422: the prompt or the options are not accepted."""
 
     code, status, title = "provider_rejected", 400, "The provider rejected the request"
 
 
 class ProviderTimeout(ProviderError):
-    """Silence, or the answer's deadline, after the request was sent."""
+    """The read timeout or the deadline of the answer passed after the request was sent."""
 
     code, status, title = "provider_timeout", 504, "The provider took too long"
 
@@ -306,24 +308,24 @@ class ProviderTimeout(ProviderError):
 class ProviderCut(ProviderError):
     """The stream ended without a finish reason."""
 
-    code, title = "provider_cut", "The provider ended the answer in the middle"
+    code, title = "provider_cut", "The provider ended the answer early"
 
 
 class ProviderInvalid(ProviderError):
-    """What came is not the protocol, or more than the limits allow."""
+    """The response violates the protocol or a limit."""
 
-    code, title = "provider_invalid", "The provider sent an invalid answer"
+    code, title = "provider_invalid", "The provider sent an invalid response"
 
 
-def by_code(code: str) -> type[KotaeError]:
-    """The class of a code, as rows have it; `KotaeError` itself for one that is not in the tree."""
+def get_error_class(code: str) -> type[KotaeError]:
+    """The class of a code, such as that of a log row; `KotaeError` for an unknown code."""
     tree = [KotaeError]
-    for each in tree:
-        tree += each.__subclasses__()
-    return next((each for each in tree if each.code == code), KotaeError)
+    for error_class in tree:
+        tree += error_class.__subclasses__()
+    return next((error_class for error_class in tree if error_class.code == code), KotaeError)
 
 
 def retry_delay(failures: int, *, first_seconds: float, seconds_max: float) -> float:
-    """Seconds to wait after this many failures in a row, counted from 1: doubled each time, with jitter of ±50 %."""
+    """Exponential backoff with ±50 % jitter: seconds to wait after `failures` (≥ 1) in a row."""
     delay = first_seconds * 2.0 ** min(failures - 1, _DOUBLINGS_MAX)
     return min(delay * random.uniform(0.5, 1.5), seconds_max)  # noqa: S311 - not for secrets

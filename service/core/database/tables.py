@@ -1,7 +1,7 @@
-"""The tables, as SQLAlchemy Core knows them. No logic. Migrations in `alembic/versions` make them.
+"""The tables in SQLAlchemy Core. The migrations in `alembic/versions` create them.
 
-`chunk_terms`, the full-text index over `chunks.words` and `chunks.grams`, is made by a migration by hand: SQLAlchemy has
-no notion of FTS5 tables.
+`chunk_terms`, the full-text index over `chunks.words` and `chunks.grams`, is created by SQL in a
+migration, because SQLAlchemy does not support FTS5 tables.
 """
 
 from datetime import UTC, datetime
@@ -39,32 +39,30 @@ metadata = MetaData(
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Aware datetimes in, aware UTC datetimes out; SQLite keeps no offset, so none but UTC is stored."""
+    """Aware datetimes, stored as UTC: SQLite does not store an offset."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ARG002 - the library's signature
-        """Store UTC."""
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ARG002 - signature of the base class
+        """Convert to UTC without an offset."""
         return value.astimezone(UTC).replace(tzinfo=None) if value else None
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - the library's signature
-        """Read UTC."""
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - signature of the base class
+        """Add the UTC offset."""
         return value.replace(tzinfo=UTC) if value else None
 
 
-# Integer is what SQLite needs for a rowid alias; BigInteger what any other database needs for the same count.
+# SQLite requires Integer for a rowid alias; other databases need BigInteger for the same range.
 _Count = BigInteger().with_variant(Integer, "sqlite")
 
 request_logs = Table(
     "request_logs",
     metadata,
-    Column(
-        "seq", _Count, primary_key=True, autoincrement=True
-    ),  # the order of commit, which tailing follows
-    Column(
-        "id", String(36), nullable=False, unique=True
-    ),  # UUIDv7: the order of time, which pages follow
+    # Commit order, which tailing follows.
+    Column("seq", _Count, primary_key=True, autoincrement=True),
+    # UUIDv7: order of creation, which pages follow.
+    Column("id", String(36), nullable=False, unique=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("user_id", String(200), nullable=False),
     Column("endpoint", String(50), nullable=False),
@@ -87,22 +85,19 @@ request_logs = Table(
     Column("sources", JSON, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("request_id", String(64), nullable=False),
-    Column(
-        "rank", Integer, nullable=False, server_default="2"
-    ),  # how much is known: see `events.RANKS`
+    # Completeness of the usage, see `records.RANKS`: a record with a lower rank never overwrites.
+    Column("rank", Integer, nullable=False, server_default="2"),
     Column("idempotency_key", String(255)),
-    Column("body_hash", String(64)),  # of the request that the key came with
-    Column("key_id", String(36)),  # of the API key that asked
-    Column("asked_by", String(200)),  # the admin who asked on behalf of `user_id`
-    Column("held_tokens", Integer),  # of the quota: what counts where nobody knows the usage
+    Column("body_hash", String(64)),  # of the first request with this idempotency key
+    Column("key_id", String(36)),  # the API key of the request
+    Column("asked_by", String(200)),  # the admin who sent the request on behalf of `user_id`
+    Column("held_tokens", Integer),  # quota held; it is charged where the usage is unknown
     Column("held_nano_usd", BigInteger),
-    Column(
-        "relevance_share", Float
-    ),  # the two numbers that decide whether a question can be answered
+    Column("relevance_share", Float),  # the two scores that decide about abstention
     Column("relevance_terms", Float),
-    Column("relevance_cosine", Float),  # by which their least was moved; None: it took no part
+    Column("relevance_cosine", Float),  # adjusts their thresholds; None: not used
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
-    # Pages by one filter, in order; the columns behind `id` let further filters be looked up without reading the row.
+    # Pages by one filter, in order. The columns after `id` cover further filters.
     Index(None, "user_id", "id", "status", "model", "endpoint"),
     Index(None, "status", "id", "model", "endpoint"),
     Index(None, "model", "id", "status", "endpoint"),
@@ -111,7 +106,7 @@ request_logs = Table(
     sqlite_autoincrement=True,
 )
 
-# Sums over request_logs, changed in the same transaction as the rows: they can always be made anew from them.
+# Sums over request_logs, updated in the same transaction as the rows; they can be recomputed.
 daily_totals = Table(
     "daily_totals",
     metadata,
@@ -127,10 +122,10 @@ daily_totals = Table(
     Column("cached_tokens", BigInteger, nullable=False),
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("cost_nano_usd", BigInteger, nullable=False),
-    Column("unpriced", BigInteger, nullable=False),  # answers whose cost nobody knows
+    Column("unpriced", BigInteger, nullable=False),  # answers with unknown cost
 )
 
-# What counts toward quotas, by day and by `user:…` or `key:…`; changed together with daily_totals.
+# Usage charged to quotas, by day and subject (`user:…` or `key:…`); updated with daily_totals.
 quota_totals = Table(
     "quota_totals",
     metadata,
@@ -146,8 +141,8 @@ users = Table(
     metadata,
     Column("id", String(200), primary_key=True),
     Column("disabled", Boolean, nullable=False),
-    Column("plan", String(50)),  # None: the plan named `default`, if there is one
-    Column("limits", JSON),  # of this user alone, instead of a plan's
+    Column("plan", String(50)),  # None: the plan named `default`, if it exists
+    Column("limits", JSON),  # override those of the plan
     Column("created_at", UtcDateTime, nullable=False),
 )
 
@@ -162,24 +157,19 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", String(36), primary_key=True),
-    Column(
-        "hash", String(64), nullable=False, unique=True
-    ),  # SHA-256 of the key, hexadecimal: the key itself is nowhere
-    Column(
-        "prefix", String(16), nullable=False
-    ),  # its first characters, by which people know it again
+    # Hexadecimal SHA-256 of the key; the key itself is not stored.
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("prefix", String(16), nullable=False),  # first characters of the key, for people
     Column("name", String(100), nullable=False),
     Column("user_id", String(200), ForeignKey("users.id"), nullable=False),
     Column("role", String(10), nullable=False),
     Column("scopes", JSON, nullable=False),
-    Column("limits", JSON),  # of this key, beside those of its user
+    Column("limits", JSON),  # apply in addition to those of the user
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
-    Column(
-        "replaced_by", String(36)
-    ),  # the id of the key that a rotation created in place of this one
+    Column("replaced_by", String(36)),  # the id of the key that a rotation created
     Index(None, "user_id", "id"),
 )
 
@@ -190,9 +180,8 @@ sessions = Table(
     Column("user_id", String(200), nullable=False),
     Column("role", String(10), nullable=False),
     Column("scopes", JSON, nullable=False),
-    Column(
-        "origin", String(100), nullable=False
-    ),  # the credential that it was exchanged for: it ends with it
+    # The credential that was exchanged for the session, which ends with it.
+    Column("origin", String(100), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
     Index(None, "expires_at"),
@@ -211,9 +200,8 @@ documents = Table(
     Column("chunks", Integer, nullable=False),
     Column("encoding", String(20), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    Column(
-        "indexed_by", String(200), nullable=False, server_default=""
-    ),  # what cut it and made its terms
+    # `library.index_name` when the chunks and terms were created.
+    Column("indexed_by", String(200), nullable=False, server_default=""),
     UniqueConstraint("user_id", "content_hash"),
 )
 
@@ -225,20 +213,19 @@ chunks = Table(
         "document_id", String(36), ForeignKey("documents.id", ondelete="CASCADE"), nullable=False
     ),
     Column("n", Integer, nullable=False),  # 1, 2, … within the document
-    Column("start", Integer, nullable=False),  # characters into the document's text
+    Column("start", Integer, nullable=False),  # offset in the document's text, in characters
     Column("end", Integer, nullable=False),
     Column("text", Text, nullable=False),
     Column("words", Text, nullable=False),  # terms in order, separated by spaces
     Column("grams", Text, nullable=False),
-    Column(
-        "content_hash", String(64)
-    ),  # SHA-256 of the text, by which vectors know it; None until it is made anew
+    # SHA-256 of the text, the key in `vectors`; None until the document is reindexed.
+    Column("content_hash", String(64)),
     UniqueConstraint("document_id", "n"),
     Index(None, "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,
 )
 
-# One row, kept by triggers on chunks: how many there are, and a number that every change makes larger.
+# One row, updated by triggers on chunks: their number, and a version that every change increments.
 index_state = Table(
     "index_state",
     metadata,
@@ -247,7 +234,7 @@ index_state = Table(
     Column("chunks", BigInteger, nullable=False),
 )
 
-# What an embedding model made of a text: a cache, by the text's hash.
+# Cache of embedding vectors, by the hash of the text.
 vectors = Table(
     "vectors",
     metadata,

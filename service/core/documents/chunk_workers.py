@@ -1,8 +1,8 @@
-"""Where documents are split into chunks: in a thread of the service or in a child process.
+"""Splits documents into chunks in a thread of the service or in a child process.
 
-Chunking is computation in Python: a thread that does it holds the interpreter lock, and every
-stream waits for the lock. So only little text is split in a thread; more goes to a child process
-with a lower priority. The child starts in half a second and uses 120 MiB, so it is kept for
+Chunking is computation in Python: a thread that does it holds the interpreter lock, for which every
+stream waits. Therefore only short texts are split in a thread; longer ones go to a child process
+with a lower priority. The child starts in half a second and uses 120 MiB. It is ended
 `KEEP_SECONDS` after its last task.
 
 The child is isolated, as the text comes from outside: its environment contains no secrets, its
@@ -41,7 +41,7 @@ MEMORY_BYTES_MAX = 4 * 1024**3  # address space of the child
 FRAME_BYTES_MAX = 64 * 1024**2
 NICENESS = 10
 
-Document = Mapping[str, Any]  # with `id`, `title` and `text`
+ChunkInput = Mapping[str, Any]  # with `id`, `title` and `text`
 Rows = dict[str, list[ChunkRow]]  # of chunks, by document id
 
 
@@ -63,16 +63,17 @@ class ChunkWorkers:
     ) -> None:
         self._process = process or ChunkProcess()
         self._thread_characters_max = thread_characters_max
-        self._thread = anyio.Lock()  # several threads would not be faster, only delay streams more
+        # Several threads would not be faster, but would delay the event loop more.
+        self._thread = anyio.Lock()
 
-    async def chunk_documents(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
+    async def chunk_documents(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
         """Return the chunk rows of documents by document id."""
         if not documents:
             return {}
         if sum(len(document["text"]) for document in documents) <= self._thread_characters_max:
             return await self._chunk_in_thread(documents, rules)
         rows: Rows = {}
-        for batch in _batches(documents):
+        for batch in _group_batches(documents):
             try:
                 rows |= await self._process.chunk_documents(batch, rules)
             except ChunkProcessDied as error:
@@ -85,17 +86,17 @@ class ChunkWorkers:
         """End the child."""
         self._process.close()
 
-    async def _chunk_in_thread(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
+    async def _chunk_in_thread(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
         async with self._thread:
             return await anyio.to_thread.run_sync(chunk_documents, documents, rules)
 
 
-def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """Group documents in order, up to `BATCH_CHARACTERS_MAX` characters each.
+def _group_batches(documents: Sequence[ChunkInput]) -> Iterator[list[ChunkInput]]:
+    """Group documents in order, up to `BATCH_CHARACTERS_MAX` per batch.
 
-    Other uploads get their turn between two batches.
+    Other uploads can use the child between two batches.
     """
-    batch: list[Document] = []
+    batch: list[ChunkInput] = []
     characters = 0
     for document in documents:
         characters += len(document["text"])
@@ -110,7 +111,7 @@ def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
 class ChunkProcess:
     """A child process that splits documents, one task at a time. It is started when needed.
 
-    It is ended `keep_seconds` after its last task, killed if a task takes longer than
+    It is ended `keep_seconds` after its last task, killed if a task takes more than
     `task_seconds_max`, and restricted to `memory_bytes_max` of address space.
     """
 
@@ -129,7 +130,7 @@ class ChunkProcess:
         self._idle: _Child | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
 
-    async def chunk_documents(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
+    async def chunk_documents(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
         """Return the chunk rows of documents by document id. Raises `ChunkProcessDied`."""
         async with self._turn:
             child = self._take_idle() or _Child(self._command, self._memory_bytes_max)
@@ -153,7 +154,7 @@ class ChunkProcess:
             self._idle_timer = asyncio.get_running_loop().call_later(self._keep_seconds, self.close)
             return rows
 
-    def _seconds_max(self, documents: Sequence[Document]) -> float:
+    def _seconds_max(self, documents: Sequence[ChunkInput]) -> float:
         characters = sum(len(document["text"]) for document in documents)
         return self._task_seconds_max + characters / CHARACTERS_PER_SECOND_MIN
 
@@ -175,7 +176,7 @@ def _end_in_thread(child: "_Child") -> None:
 
 
 class _Child:
-    """One child process. `chunk_documents` and `end` block; two threads may call them at once."""
+    """A child process. `chunk_documents` and `end` block; two threads may call them at once."""
 
     def __init__(self, command: Sequence[str], memory_bytes_max: int) -> None:
         self._command, self._memory_bytes_max = command, memory_bytes_max
@@ -189,11 +190,11 @@ class _Child:
         """Whether it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
-    def chunk_documents(self, documents: Sequence[Document], rules: ChunkRules) -> Rows:
-        """Return the chunk rows of documents by document id. The first call starts the process.
+    def chunk_documents(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
+        """Return the chunk rows of documents by document id. Starts the process if necessary.
 
-        Raises `OSError` or `EOFError` when the process does not start or ends early, `MsgspecError`
-        or `KeyError` when it returns something else than rows of these documents.
+        Raises `OSError` or `EOFError` if the process does not start or ends early, `MsgspecError`
+        or `KeyError` if it returns anything other than rows of these documents.
         """
         if self._process is None:
             self._start()
@@ -201,7 +202,7 @@ class _Child:
         return self._receive_rows(documents)
 
     def end(self) -> None:
-        """Kill the process and wait for its end. If it is being started, `_start` does so."""
+        """Kill the process and wait for its end. A process that is being started is killed then."""
         with self._lock:
             self._ended = True
         if self._process:
@@ -216,7 +217,9 @@ class _Child:
                 stdout=subprocess.DEVNULL,
                 env=child_environment(),
             )
-        with suppress(ProcessLookupError):  # now, not in the child: its imports take half a second
+        with suppress(
+            ProcessLookupError
+        ):  # set here, because the child's imports take half a second
             os.setpriority(
                 os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
             )
@@ -229,8 +232,8 @@ class _Child:
         if ended:
             self.end()
 
-    def _send_task(self, documents: Sequence[Document], rules: ChunkRules) -> None:
-        """Send texts in parts: encoding a large one at once holds the interpreter lock for long."""
+    def _send_task(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> None:
+        """Send texts in parts: encoding a long text holds the interpreter lock."""
         described = [
             (document["id"], document["title"], len(document["text"])) for document in documents
         ]
@@ -242,7 +245,7 @@ class _Child:
             self._connection.send_bytes(part.encode())
         self._connection.send_bytes(b"")
 
-    def _receive_rows(self, documents: Sequence[Document]) -> Rows:
+    def _receive_rows(self, documents: Sequence[ChunkInput]) -> Rows:
         rows: Rows = {document["id"]: [] for document in documents}
         while frame := self._connection.recv_bytes(FRAME_BYTES_MAX):
             for row in msgspec.msgpack.decode(frame, type=list[ChunkRow]):

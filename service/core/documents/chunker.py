@@ -1,7 +1,8 @@
 """Splits documents into chunks and determines the terms of each, in this process or in a child.
 
 The child (`python -m service.core.documents.chunker`) is started by `chunk_workers.py`. Both sides
-exchange frames (bytes with a length prefix) over a socket, the standard input of the child:
+exchange frames (bytes with a length prefix) over a socket, which is the standard input of the
+child:
 
 - request: a `ChunkTask` in MessagePack; the texts of its documents, concatenated, as UTF-8, in any
   number of frames; an empty frame
@@ -58,7 +59,7 @@ class ChunkRow(TypedDict):
 
 
 class ChunkTask(msgspec.Struct, frozen=True):
-    """A request without the texts: `ChunkRules`, and (id, title, characters) of each document."""
+    """A request to the child: `ChunkRules`, and (id, title, characters) of each document."""
 
     documents: list[tuple[str, str, int]]
     dictionary: str
@@ -69,19 +70,19 @@ class ChunkTask(msgspec.Struct, frozen=True):
 def chunk_document(document: Mapping[str, Any], rules: ChunkRules) -> Iterator[ChunkRow]:
     """Yield the chunk rows of a document, which has an `id`, a `title` and a `text`.
 
-    A chunk is also indexed by the title and by the heading above it, each of them once.
+    A chunk is also indexed by the title and by the heading above it, once each.
     """
     text, title = document["text"], document["title"]
     heading, position = "", 0
     begins_with_title = title == derive_title(text)
     terms_of = get_tokenizer(rules.dictionary).extract_terms
-    # A Japanese character says about as much as two Latin letters.
+    # A Japanese character carries about as much information as two Latin letters.
     scale = 1 if compute_japanese_share(text[:LANGUAGE_CHARACTERS]) >= 0.1 else 2
     pieces = split_chunks(
         text, rules.chunk_characters * scale, rules.chunk_overlap_characters * scale
     )
     for n, piece in enumerate(pieces, 1):
-        heading = _last_heading(text, position, piece.start) or heading
+        heading = _find_last_heading(text, position, piece.start) or heading
         above = "" if is_heading(text, piece.start) else heading
         first_or_long = n == 1 or len(title) > HEADLINE_CHARACTERS_MAX
         has_title = title == derive_title(above) or (begins_with_title and first_or_long)
@@ -132,9 +133,8 @@ def main() -> None:
 
 def _process_task(connection: Connection) -> None:
     task = msgspec.msgpack.decode(connection.recv_bytes(), type=ChunkTask)
-    get_tokenizer(task.dictionary).extract_terms(
-        "\u3042"
-    )  # loads the dictionary, also for a task without documents
+    # Loads the dictionary, also for a task without documents.
+    get_tokenizer(task.dictionary).extract_terms("\u3042")
     text = b"".join(iter(connection.recv_bytes, b"")).decode()
     documents = []
     for document_id, title, characters in task.documents:
@@ -154,7 +154,7 @@ def hash_text(text: str) -> str:
     return digest.hexdigest()
 
 
-def _last_heading(text: str, start: int, end: int) -> str:
+def _find_last_heading(text: str, start: int, end: int) -> str:
     """The last Markdown heading that begins in `text[start:end]`, or an empty string."""
     newline = text.rfind("\n#", start, end)
     at = start if newline < 0 and is_heading(text, start) else newline + 1

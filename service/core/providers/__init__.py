@@ -1,1 +1,1 @@
-"""Those who generate text, all behind the `Provider` port of `service.core.ports`."""
+"""Implementations of the `Provider` and `Embedder` ports."""

@@ -1,11 +1,11 @@
-"""The wire of OpenAI-compatible chat completions: bytes → `Delta`s, each byte looked at once. Pure.
+"""Decodes OpenAI-compatible chat completions from bytes to `Delta`s, without I/O.
 
-The stream is server-sent events whose data are `chat.completion.chunk` objects, the last one `[DONE]`
-(https://platform.openai.com/docs/api-reference/chat-streaming). What real servers do beside the letter is taken as it
-is meant: CRLF line ends, comments, a null `content`, role-only and empty-choices chunks, usage on every chunk (the last
-one counts), unknown fields, an error object in the middle of a stream, an emoji whose escaped halves come in two chunks.
-What is not the protocol raises
-`ProviderInvalid`. A usage that cannot be true (negative, fractional, null, beyond `TOKENS_MAX`) counts as not told.
+A stream consists of server-sent events whose data are `chat.completion.chunk` objects, followed by
+`[DONE]` (https://platform.openai.com/docs/api-reference/chat-streaming). Common deviations of real
+servers are accepted: CRLF line ends, comments, a null `content`, role-only and empty-choices
+chunks, usage on every chunk (the last one counts), unknown fields, an error object within a stream,
+and an emoji whose escaped surrogates are in two chunks. Anything else raises `ProviderInvalid`. An
+implausible usage (negative, fractional, null, above `TOKENS_MAX`) is treated as missing.
 """
 
 import json
@@ -26,8 +26,8 @@ from service.core.ports import Delta
 from service.core.pricing import Usage
 
 TOKENS_MAX = 100_000_000
-ERROR_BYTES_MAX = 65_536  # most that is read of the body of an error status
-LINE_BYTES_MAX = 1_048_576  # longest line of a stream; a chunk of one token is about 250 bytes
+ERROR_BYTES_MAX = 65_536  # maximum to read of the body of an error response
+LINE_BYTES_MAX = 1_048_576  # a chunk of one token has about 250 bytes
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
@@ -40,20 +40,20 @@ class _CompletionDetails(msgspec.Struct):
     reasoning_tokens: _Tokens | None = None
 
 
-class _Usage(msgspec.Struct):
+class _WireUsage(msgspec.Struct):
     prompt_tokens: _Tokens
     completion_tokens: _Tokens
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
 
-class _Text(msgspec.Struct):
+class _ChoiceText(msgspec.Struct):
     content: str | None = None
 
 
 class _Choice(msgspec.Struct):
-    delta: _Text | None = None
-    message: _Text | None = None
+    delta: _ChoiceText | None = None
+    message: _ChoiceText | None = None
     finish_reason: str | None = None
 
 
@@ -63,54 +63,56 @@ class _Completion(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_completion = msgspec.json.Decoder(_Completion)
-_usage = msgspec.json.Decoder(_Usage)
+_completion_decoder = msgspec.json.Decoder(_Completion)
+_usage_decoder = msgspec.json.Decoder(_WireUsage)
 
 
 class StreamDecoder:
-    """Takes the bytes of one stream as they come.
+    """Incremental decoder of one stream.
 
-    `done` turns true at `[DONE]`. `error` is set by the first event that is wrong or says that the answer failed; what
-    came before it is still good. After either, everything else is ignored.
+    `done` is set at `[DONE]`, `error` at the first event that is invalid or reports a failure;
+    earlier deltas remain valid. Everything after either is ignored.
     """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._incomplete_line = b""
         self._after_cr = False
-        self._data: list[bytes] = []
-        self._half = (
-            ""  # the first half of a character whose second one may come with the next chunk
-        )
+        self._data_lines: list[bytes] = []
+        self._high_surrogate = ""  # the low one may be in the next chunk
         self.done = False
         self.error: ProviderError | None = None
 
     def feed(self, data: bytes) -> list[Delta]:
-        """The deltas that these bytes complete."""
+        """Decode bytes and return the deltas that they complete."""
         deltas: list[Delta] = []
-        if self._plain(data, deltas):
+        if self._feed_whole_events(data, deltas):
             return deltas
         if b"\r" in data or self._after_cr:
-            data = self._with_newlines(data)
-        lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
-        self._rest = lines.pop()
+            data = self._normalize_newlines(data)
+        lines = (
+            (self._incomplete_line + data).split(b"\n")
+            if self._incomplete_line
+            else data.split(b"\n")
+        )
+        self._incomplete_line = lines.pop()
         for line in lines:
             if self.done or self.error:
                 break
             if line.startswith(b"data:"):
-                self._data.append(line[6:] if line[5:6] == b" " else line[5:])
-            elif not line and self._data:
-                self._event(deltas)
-        if len(self._rest) > LINE_BYTES_MAX and not self.done:
+                self._data_lines.append(line[6:] if line[5:6] == b" " else line[5:])
+            elif not line and self._data_lines:
+                self._decode_pending_event(deltas)
+        if len(self._incomplete_line) > LINE_BYTES_MAX and not self.done:
             self.error = self.error or ProviderInvalid(
                 "the provider sent a line of more than a megabyte"
             )
         return deltas
 
-    def _plain(self, data: bytes, deltas: list[Delta]) -> bool:
-        """Take bytes that are whole events of one line each, as they nearly always come; False for any others."""
+    def _feed_whole_events(self, data: bytes, deltas: list[Delta]) -> bool:
+        """Fast path for the usual case: complete events of one line each. False for other bytes."""
         if (
-            self._rest
-            or self._data
+            self._incomplete_line
+            or self._data_lines
             or self._after_cr
             or self.done
             or self.error
@@ -125,144 +127,141 @@ class StreamDecoder:
             if not event.startswith(b"data: "):
                 return False
         for event in events:
-            self._take(event[6:], deltas)
+            self._decode_event(event[6:], deltas)
             if self.done or self.error:
                 break
         return True
 
     def end(self) -> list[Delta]:
-        """The stream has ended: the delta of a last event that lacks its closing blank line, if it is whole."""
+        """Decode the last event, which may lack its blank line, and return the deltas."""
         deltas: list[Delta] = []
         if not self.done and not self.error:
             self.feed(b"\n")
-            if self._data:
-                self._event(deltas)
-        self._give_up_half(deltas)
+            if self._data_lines:
+                self._decode_pending_event(deltas)
+        self._flush_surrogate(deltas)
         return deltas
 
-    def _with_newlines(self, data: bytes) -> bytes:
-        """CRLF and CR as LF, also where a CRLF is split between two reads."""
+    def _normalize_newlines(self, data: bytes) -> bytes:
+        """Replace CRLF and CR with LF, also where a CRLF is split between two reads."""
         if self._after_cr and data.startswith(b"\n"):
             data = data[1:]
         self._after_cr = data.endswith(b"\r")
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
-    def _event(self, deltas: list[Delta]) -> None:
-        data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
-        self._data.clear()
-        self._take(data, deltas)
+    def _decode_pending_event(self, deltas: list[Delta]) -> None:
+        data = self._data_lines[0] if len(self._data_lines) == 1 else b"\n".join(self._data_lines)
+        self._data_lines.clear()
+        self._decode_event(data, deltas)
 
-    def _take(self, data: bytes, deltas: list[Delta]) -> None:
+    def _decode_event(self, data: bytes, deltas: list[Delta]) -> None:
         if data[:1] != b"{" and data.strip() == b"[DONE]":
-            self._give_up_half(deltas)
+            self._flush_surrogate(deltas)
             self.done = True
         elif data:
             try:
-                delta = _delta(data)
+                delta = _decode_delta(data)
             except ProviderError as error:
                 self.error = error
             else:
-                whole = delta.text.isascii() and not self._half
-                deltas.append(delta if whole else self._joined(delta))
+                whole = delta.text.isascii() and not self._high_surrogate
+                deltas.append(delta if whole else self._join_surrogates(delta))
 
-    def _joined(self, delta: Delta) -> Delta:
-        """The delta behind the half that is held back, without one at its own end; other halves become U+FFFD."""
-        text = self._half + delta.text
-        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+    def _join_surrogates(self, delta: Delta) -> Delta:
+        """Prepend the pending high surrogate, hold back a new one, replace others by U+FFFD."""
+        text = self._high_surrogate + delta.text
+        self._high_surrogate = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
         return Delta(
-            replace_surrogates(text.removesuffix(self._half)), delta.finish_reason, delta.usage
+            replace_surrogates(text.removesuffix(self._high_surrogate)),
+            delta.finish_reason,
+            delta.usage,
         )
 
-    def _give_up_half(self, deltas: list[Delta]) -> None:
-        if self._half:
-            deltas.append(Delta(replace_surrogates(self._half)))
-            self._half = ""
+    def _flush_surrogate(self, deltas: list[Delta]) -> None:
+        if self._high_surrogate:
+            deltas.append(Delta(replace_surrogates(self._high_surrogate)))
+            self._high_surrogate = ""
 
 
 def decode_completion(data: bytes) -> Delta:
-    """The whole of a non-streamed answer. Raises `ProviderInvalid`, or `ProviderError` for an error object."""
-    delta = _delta(data)
+    """Decode a response that is not streamed. Raises `ProviderInvalid`, `ProviderError`."""
+    delta = _decode_delta(data)
     return Delta(replace_surrogates(delta.text), delta.finish_reason, delta.usage)
 
 
-def _delta(data: bytes) -> Delta:
+def _decode_delta(data: bytes) -> Delta:
     try:
-        completion = _parsed(data)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # of which msgspec's, json's and Unicode's errors are
-        raise ProviderInvalid(
-            "the provider sent something that is not a chat completion"
-        ) from error
+        completion = _parse_completion(data)
+    # Errors of msgspec, json and Unicode are ValueErrors.
+    except (ValueError, RecursionError) as error:
+        raise ProviderInvalid("the provider sent an invalid chat completion") from error
     if bytes(completion.error) != b"null":
         raise ProviderError("the provider reported an error in the middle of the answer")
     text, finish_reason = "", None
     if completion.choices:
         choice = completion.choices[0]
-        said = choice.delta or choice.message
-        text = (said.content or "") if said else ""
+        message = choice.delta or choice.message
+        text = (message.content or "") if message else ""
         finish_reason = choice.finish_reason
-    usage = None if bytes(completion.usage) == b"null" else _told_usage(completion.usage)
+    usage = None if bytes(completion.usage) == b"null" else _parse_usage(completion.usage)
     return Delta(text, finish_reason, usage)
 
 
-def _parsed(data: bytes) -> _Completion:
+def _parse_completion(data: bytes) -> _Completion:
     try:
-        return _completion.decode(data)
+        return _completion_decoder.decode(data)
     except msgspec.ValidationError:
         raise
-    except (
-        msgspec.DecodeError
-    ):  # msgspec refuses lone surrogates, which JSON allows and models do send
-        given = json.loads(data)
-        completion = _completion.decode(replace_surrogates(json.dumps(given, ensure_ascii=False)))
-        for choice, raw in zip(completion.choices or [], given["choices"] or [], strict=True):
-            for said, name in ((choice.delta, "delta"), (choice.message, "message")):
-                if said:
-                    said.content = raw[name].get("content")
+    except msgspec.DecodeError:  # lone surrogates: JSON allows them and models send them
+        decoded = json.loads(data)
+        completion = _completion_decoder.decode(
+            replace_surrogates(json.dumps(decoded, ensure_ascii=False))
+        )
+        for choice, raw in zip(completion.choices or [], decoded["choices"] or [], strict=True):
+            for message, name in ((choice.delta, "delta"), (choice.message, "message")):
+                if message:
+                    message.content = raw[name].get("content")
         return completion
 
 
-def _told_usage(raw: msgspec.Raw) -> Usage | None:
+def _parse_usage(raw: msgspec.Raw) -> Usage | None:
     try:
-        told = _usage.decode(raw)
-    except msgspec.MsgspecError:  # null, or numbers that cannot be true
+        usage = _usage_decoder.decode(raw)
+    except msgspec.MsgspecError:  # null or implausible numbers
         return None
-    cached = told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else 0
+    cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
     reasoning = (
-        told.completion_tokens_details.reasoning_tokens if told.completion_tokens_details else 0
+        usage.completion_tokens_details.reasoning_tokens if usage.completion_tokens_details else 0
     )
     return Usage(
-        prompt_tokens=told.prompt_tokens,
-        completion_tokens=told.completion_tokens,
-        cached_tokens=min(cached or 0, told.prompt_tokens),
-        reasoning_tokens=min(reasoning or 0, told.completion_tokens),
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=min(cached or 0, usage.prompt_tokens),
+        reasoning_tokens=min(reasoning or 0, usage.completion_tokens),
     )
 
 
-def error_from_refusal(status: int, retry_after: str, said: object) -> ProviderError:
-    """The error of a status. `said`: the error object of the body, if it has one."""
-    said = said if isinstance(said, dict) else {}
+def error_from_refusal(status: int, retry_after: str, error_object: object) -> ProviderError:
+    """The exception for an error status. `error_object`: that of the body, or None."""
+    error_object = error_object if isinstance(error_object, dict) else {}
     if status in {429, 503}:
         return ProviderBusy(
-            f"the provider answered {status}", retry_after_seconds=_retry_after(retry_after)
+            f"the provider answered {status}", retry_after_seconds=_parse_retry_after(retry_after)
         )
     if status in {408, 504}:
         return ProviderTimeout(f"the provider answered {status}")
     if status >= 500:
         return ProviderError(f"the provider answered {status}")
-    if status in {401, 403} or (status == 404 and said.get("code") != "model_not_found"):
-        # Its words may repeat parts of the key; they are not passed on.
+    if status in {401, 403} or (status == 404 and error_object.get("code") != "model_not_found"):
+        # The message may contain parts of the key, so it is not passed on.
         return ProviderRefused(
             f"the provider answered {status}: check the key, the base URL and the model"
         )
-    return ProviderRejected(
-        f"the provider answered {status}: {str(said.get('message') or 'no reason given')[:500]}"
-    )
+    message = str(error_object.get("message") or "no reason given")[:500]
+    return ProviderRejected(f"the provider answered {status}: {message}")
 
 
-def _retry_after(value: str) -> int | None:
+def _parse_retry_after(value: str) -> int | None:
     return (
         min(int(value), 3600) if value.isascii() and value.isdigit() and len(value) < 10 else None
     )

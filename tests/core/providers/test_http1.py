@@ -8,8 +8,8 @@ import pytest
 
 from service.core.errors import ProviderCut, ProviderInvalid, ProviderTimeout, ProviderUnreachable
 from service.core.providers.http1 import (
-    AHEAD_BYTES_MAX,
     HEAD_BYTES_MAX,
+    UNREAD_BYTES_MAX,
     ConnectionPool,
     HttpConnection,
 )
@@ -139,7 +139,7 @@ async def test_the_tail_of_an_answer_is_waited_for_by_nobody() -> None:
         server.answers = [[b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhi", b"..."], [WHOLE]]
         first = await asked(connections)
         await first.close(tail=True)
-        await until(lambda: len(connections._kept) == 1)
+        await until(lambda: len(connections._idle_connections) == 1)
         second = await asked(connections)
         assert await body(second) == b"hi"
         await second.close()
@@ -160,7 +160,7 @@ async def test_a_connection_that_the_server_has_closed_is_not_used_again() -> No
     async with served([WHOLE, None], [last], [WHOLE]) as (connections, server):
         first = await asked(connections)
         await first.close()
-        await until(lambda: not first.usable())
+        await until(lambda: not first.is_usable())
         for number in (2, 3):
             connection = await asked(connections)
             assert await body(connection) == b"hi"
@@ -173,7 +173,7 @@ async def test_kept_connections_are_closed_in_time() -> None:
     async with served([WHOLE], keep_alive_seconds=0.02) as (connections, server):
         await (await asked(connections)).close()
         await until(lambda: server.gone == 1)
-        assert not connections._all
+        assert not connections._connections
 
 
 async def test_what_nobody_asked_for_is_nobodys_answer() -> None:
@@ -216,7 +216,7 @@ async def test_what_came_before_a_cut_is_read_before_it_is_raised() -> None:
         server,
     ):
         connection = await asked(connections)
-        await until(lambda: not server.answers and not connections._all)
+        await until(lambda: not server.answers and not connections._connections)
         assert await connection.read() == b"hi"
         with pytest.raises(ProviderCut):
             await connection.read()
@@ -240,7 +240,7 @@ async def test_what_is_not_the_protocol(answer: bytes) -> None:
         with pytest.raises(ProviderInvalid):
             await all_of(connection)
         await connection.close()
-        await until(lambda: not connections._all)
+        await until(lambda: not connections._connections)
 
 
 async def test_silence_is_a_timeout() -> None:
@@ -264,12 +264,12 @@ async def test_a_reader_that_does_not_read_stops_the_socket() -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (len(piece) * pieces)
     async with served([head, *[piece] * pieces]) as (connections, server):
         connection = await asked(connections)
-        await until(lambda: connection._ahead > AHEAD_BYTES_MAX)
+        await until(lambda: connection._unread_bytes > UNREAD_BYTES_MAX)
         sent = -1
         while sent != server.sent:  # until the buffers of the system are full
             sent = server.sent
             await asyncio.sleep(0.05)
-        assert connection._ahead < AHEAD_BYTES_MAX * 2
+        assert connection._unread_bytes < UNREAD_BYTES_MAX * 2
         assert server.sent < len(piece) * pieces
         assert len(await body(connection)) == len(piece) * pieces
         await connection.close()

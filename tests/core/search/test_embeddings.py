@@ -35,7 +35,7 @@ class Letters:
 
     async def embed(self, texts: Any, *, query: bool) -> EmbeddingResult:
         self.embedded += texts
-        return EmbeddingResult([embedders._floats(letters(text)) for text in texts], None)
+        return EmbeddingResult([embedders._pack_floats(letters(text)) for text in texts], None)
 
     async def aclose(self) -> None:
         """Do nothing."""
