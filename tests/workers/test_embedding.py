@@ -63,7 +63,7 @@ async def test_the_service_fills_searches_and_meters(serve: Serve, fake: Provide
     } == {(EMBEDDER, "completed", "provider", "")}
     assert (
         await audit_log(service.services.database, service.services.settings.data_dir)
-    ).told == []
+    ).details == []
     assert all(
         float(row["estimated_cost"]) == pytest.approx(row["prompt_tokens"] / 1e6) for row in rows
     )
@@ -170,7 +170,7 @@ async def test_a_usage_that_nobody_told_is_estimated(serve: Serve, fake: Provide
     assert row["prompt_tokens"] > 0
     assert (
         await audit_log(service.services.database, service.services.settings.data_dir)
-    ).told == []
+    ).details == []
 
 
 async def test_nobody_reached_is_nothing_billed(serve: Serve, fake: ProviderFake) -> None:
@@ -199,4 +199,4 @@ async def test_nobody_reached_is_nothing_billed(serve: Serve, fake: ProviderFake
     }
     assert (
         await audit_log(service.services.database, service.services.settings.data_dir)
-    ).told == []
+    ).details == []
