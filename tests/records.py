@@ -8,8 +8,8 @@ from service.core.pricing import Usage
 from service.core.records import Intent, Outcome, Status, UsageSource
 
 
-def intent(*, at: datetime | None = None, **fields: Any) -> Intent:
-    """An intent; any field may be given."""
+def build_intent(*, at: datetime | None = None, **fields: Any) -> Intent:
+    """Build an intent; keyword arguments set its fields."""
     at = at or utc_now()
     defaults: dict[str, Any] = {
         "id": create_id(at),
@@ -24,10 +24,10 @@ def intent(*, at: datetime | None = None, **fields: Any) -> Intent:
     return Intent(**(defaults | fields))
 
 
-def outcome(begun: Intent | None = None, **fields: Any) -> Outcome:
-    """A completed outcome; any field may be given."""
+def build_outcome(intent: Intent | None = None, **fields: Any) -> Outcome:
+    """Build a completed outcome; keyword arguments set its fields."""
     defaults: dict[str, Any] = {
-        "intent": begun or intent(),
+        "intent": intent or build_intent(),
         "status": Status.COMPLETED,
         "usage_source": UsageSource.PROVIDER,
         "usage": Usage(prompt_tokens=10, completion_tokens=5),

@@ -1,4 +1,4 @@
-"""Streams of answers in tests: begin one, read it to its end or event by event."""
+"""Streams of answers in tests: start one, read all of it or event by event."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -12,25 +12,25 @@ from tests.sse import Event, Parser, collect, events
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 
 
-async def streamed(service: Service, **body: Any) -> list[Event]:
-    """The events of POST /ai/stream."""
+async def post_stream(service: Service, **body: Any) -> list[Event]:
+    """Return the events of POST /ai/stream."""
     async with service.client.stream("POST", "/ai/stream", json=FREE | body) as response:
         assert response.status_code == 200
         return await collect(response)
 
 
-def parsed(data: bytes) -> list[Event]:
-    """The events of some bytes."""
+def parse_events(data: bytes) -> list[Event]:
+    """Parse bytes into events."""
     return Parser().feed(data)
 
 
-async def read(stream: Stream, after: int = -1) -> bytes:
-    """Everything after a position."""
+async def read_stream(stream: Stream, after: int = -1) -> bytes:
+    """Read everything after a position."""
     async with aclosing(stream.read_events(after)) as batches:
         return b"".join([batch async for batch in batches])
 
 
-async def begin(service: Service, **body: Any) -> dict[str, Any]:
+async def start_answer(service: Service, **body: Any) -> dict[str, Any]:
     """POST /ai/answers."""
     response = await service.client.post("/ai/answers", json=FREE | body)
     assert response.status_code == 202, response.text
@@ -39,10 +39,10 @@ async def begin(service: Service, **body: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def reading(
+async def open_events(
     service: Service, url: str, last_id: str | None = None
 ) -> AsyncGenerator[AsyncGenerator[Event, None], None]:
-    """The events at a URL as they come."""
+    """Open the events at a URL."""
     headers = {"Last-Event-ID": last_id} if last_id else {}
     async with (
         service.client.stream("GET", url, headers=headers) as response,
@@ -52,8 +52,8 @@ async def reading(
         yield stream
 
 
-async def everything(service: Service, url: str, last_id: str | None = None) -> list[Event]:
-    """All events at a URL, to the end."""
+async def read_all_events(service: Service, url: str, last_id: str | None = None) -> list[Event]:
+    """Read all events at a URL."""
     async with service.client.stream(
         "GET", url, headers={"Last-Event-ID": last_id} if last_id else {}
     ) as response:
@@ -61,8 +61,8 @@ async def everything(service: Service, url: str, last_id: str | None = None) -> 
         return await collect(response)
 
 
-async def forget(service: Service) -> None:
-    """Until the streams that ended are no longer in memory."""
+async def wait_evicted(service: Service) -> None:
+    """Wait until no ended stream is in memory."""
     async with asyncio.timeout(10):
         while service.services.answers.statistics().kept:
             await asyncio.sleep(0.002)

@@ -260,7 +260,7 @@ async def get_answer(answer_id: str, services: ServicesDep, principal: Asking) -
     found = await services.answers.find_stream(answer_id, principal.visible_user_id)
     if found.outcome:
         return json_response(create_answer_object(found.outcome))
-    found.touch()
+    found.restart_leave_timer()
     return json_response(
         AnswerInProgress.from_intent(found.intent, found.text), 202, {"Retry-After": "1"}
     )

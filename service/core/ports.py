@@ -1,4 +1,4 @@
-"""The ports: what a second implementation would have to promise. One contract suite each, in `tests/contracts/`."""
+"""The ports: protocols with several implementations, tested by `tests/contracts/`."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Protocol
@@ -10,14 +10,14 @@ from service.core.records import Intent, Outcome
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message to a model. `role` is `system` or `user`."""
+    """A message to a model. `role` is `system` or `user`."""
 
     role: str
     content: str
 
 
 class ProviderRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt to be made. `stream` False lets a provider that can answer in one piece do so."""
+    """A request for one attempt. With `stream` False the provider may send a single body."""
 
     model: str
     messages: list[Message]
@@ -27,7 +27,7 @@ class ProviderRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What a provider says next. Any of the three may be absent; `usage` is the last word on tokens."""
+    """An increment of an answer. Every field may be absent; the last `usage` counts."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -35,13 +35,13 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class Provider(Protocol):
-    """Whoever generates text."""
+    """A service that generates text."""
 
     def stream(self, request: ProviderRequest) -> AsyncGenerator[list[Delta], None]:
-        """Make one attempt and yield what arrives, what arrived together in one list.
+        """Make one attempt and yield the deltas, those that arrived together in one list.
 
-        Closing the generator closes the connection. Raises `ProviderError`s only; never retries by itself; ends
-        without an error only after a finish reason.
+        Closing the generator closes the connection. Raises only `ProviderError`s; never retries;
+        ends without an error only after a finish reason.
         """
         ...
 
@@ -51,61 +51,64 @@ class Provider(Protocol):
 
 
 class EmbeddingResult(msgspec.Struct, frozen=True):
-    """Vectors, one for each text in its order, each float32 in little-endian order; `usage`: what the maker says it billed."""
+    """One vector per text, in order, as little-endian float32; `usage` as billed."""
 
     vectors: list[bytes]
     usage: Usage | None
 
 
 class Embedder(Protocol):
-    """Whoever turns texts into vectors whose cosine says how near they are in meaning."""
+    """Converts texts to vectors whose cosine is their similarity in meaning."""
 
     @property
     def model(self) -> str:
-        """What the vectors come from: those of different names do not compare."""
+        """The name of the model. Vectors of different models cannot be compared."""
         ...
 
     @property
     def at_once(self) -> int:
-        """Most texts of one call."""
+        """The maximum number of texts per call."""
         ...
 
     @property
     def metered(self) -> bool:
-        """Whether a call may be billed, and so has a row in the log."""
+        """True if a call may be billed, and therefore has a log row."""
         ...
 
     async def embed(self, texts: Sequence[str], *, query: bool) -> EmbeddingResult:
-        """One attempt. `query`: these are questions, not what may answer them. Raises `ProviderError`s only; any text will do."""
+        """Make one attempt. `query`: the texts are questions, not passages.
+
+        Accepts any text. Raises only `ProviderError`s.
+        """
         ...
 
     async def aclose(self) -> None:
-        """Let go of what it holds. Idempotent."""
+        """Release all resources. Idempotent."""
         ...
 
 
 class Similarities(Protocol):
-    """How near, in meaning, texts are to one question: cosines, by the hash of the text."""
+    """The similarity of texts to one question: cosines, by the hash of the text."""
 
     def find_nearest(self, most: int) -> list[str]:
-        """The nearest texts, nearest first; some may have been deleted meanwhile. Fast, may be called in a thread."""
+        """Return the nearest texts, nearest first; some may be deleted. Fast and thread-safe."""
         ...
 
     def get_cosines(self, names: Iterable[str]) -> dict[str, float]:
-        """The cosines of these texts, of those that have a vector. Fast, may be called in a thread."""
+        """Return the cosines of those texts that have a vector. Fast and thread-safe."""
         ...
 
 
 class VectorSearch(Protocol):
-    """Who knows what is near to a question in meaning."""
+    """Finds texts that are similar in meaning to a question."""
 
     async def find_similar(self, query: str) -> Similarities | None:
-        """None: nobody could tell. Never raises."""
+        """Return the similarities; None if they are unavailable. Never raises."""
         ...
 
 
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one user or one key may use; None: as much as they like. Money in nano-dollars."""
+    """The limits of one user or one key; None: unlimited. Costs in nano-dollars."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -117,11 +120,11 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     @property
     def limits_cost(self) -> bool:
-        """Whether money has a limit."""
+        """True if cost is limited."""
         return self.cost_nano_usd_per_day is not None or self.cost_nano_usd_per_month is not None
 
     def to_wire(self) -> dict[str, Any]:
-        """As the wire shows them: what is not limited is absent, money is a decimal string in USD."""
+        """Return the limits for the API: without None, costs as decimal strings in USD."""
         return {
             name.replace("nano_usd", "usd"): format_usd(value) if "nano_usd" in name else value
             for name, value in msgspec.structs.asdict(self).items()
@@ -132,11 +135,11 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 USER_PREFIX, KEY_PREFIX = (
     "user:",
     "key:",
-)  # of the names of quota subjects, which the table `quota_totals` stores
+)  # of subject names, which `quota_totals` stores
 
 
 class QuotaSubject(msgspec.Struct, frozen=True):
-    """Who is charged for an answer: a user and, if one was used, an API key. `of` is `user` or `key`."""
+    """A user or an API key that is charged for an answer. `of` is `user` or `key`."""
 
     name: str
     of: str
@@ -144,22 +147,22 @@ class QuotaSubject(msgspec.Struct, frozen=True):
 
     @classmethod
     def for_user(cls, user_id: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
-        """The subject of a user with the limits in force for them."""
+        """Build the subject of a user with the limits in force for them."""
         return cls(USER_PREFIX + user_id, "user", limits)
 
     @classmethod
     def for_key(cls, key_id: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
-        """The subject of an API key with the limits of the key itself."""
+        """Build the subject of an API key with the limits of the key itself."""
         return cls(KEY_PREFIX + key_id, "key", limits)
 
 
 def list_subject_names(user_id: str, key_id: str | None) -> list[str]:
-    """The names of the subjects that a log row is charged to."""
+    """Return the names of the subjects that a log row is charged to."""
     return [USER_PREFIX + user_id, *([KEY_PREFIX + key_id] if key_id else [])]
 
 
 class QuotaWindow(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a limit stands. Without `seconds` it has no window: it counts what is in progress."""
+    """The state of a limit. Without `seconds` it counts answers in progress."""
 
     name: str
     of: str
@@ -172,49 +175,54 @@ class QuotaWindow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quota(Protocol):
-    """Who keeps what is used and held. For every limit and at every moment `used + held ≤ limit`; see `quota.ledger`."""
+    """Counts used and held quota. At any time, for every limit: `used + held ≤ limit`."""
 
     async def hold(
         self, name: str, subjects: Sequence[QuotaSubject], *, tokens: int, nano_usd: int | None
     ) -> None:
-        """Hold the upper bound of an answer, of all subjects or of none.
+        """Hold the upper bound of an answer, for all subjects or for none.
 
-        `nano_usd` None: nobody knows the price. Raises `QuotaExceeded`, `BeyondQuota`, `UnpricedModel`, `Overloaded`, and
-        `DatabaseUnavailable` when it cannot tell what was used: it never lets in what it does not know.
+        `nano_usd` None: the price is unknown. Raises `QuotaExceeded`, `BeyondQuota`,
+        `UnpricedModel`, `Overloaded`, and `DatabaseUnavailable` if the usage cannot be read: it
+        fails closed.
         """
         ...
 
     async def grow(self, name: str, *, tokens: int, nano_usd: int | None) -> None:
-        """Change a hold to another bound. Raises as `hold` does, and leaves the hold as it was."""
+        """Change a hold to another bound. Raises as `hold` does, and then leaves it unchanged."""
         ...
 
     def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:
-        """The truth. Synchronous, never fails, once: what comes again changes nothing."""
+        """Replace a hold by the actual usage. Synchronous, never fails; only the first counts."""
         ...
 
     def release(self, name: str) -> None:
-        """Nothing was used. Synchronous, never fails; idempotent."""
+        """Release a hold: nothing was used. Synchronous, never fails; idempotent."""
         ...
 
     def windows(self, subjects: Sequence[QuotaSubject]) -> list[QuotaWindow]:
-        """Where the limits of these stand."""
+        """Return the state of the limits of these subjects."""
         ...
 
 
 class Worker(Protocol):
-    """Something that runs beside the requests."""
+    """A background task of the service."""
 
     def degraded(self) -> bool:
-        """Whether it does not do its work as it should."""
+        """True when the worker is unhealthy."""
         ...
 
     def statistics(self) -> msgspec.Struct:
-        """A frozen look at it."""
+        """Return an immutable snapshot of the counters."""
         ...
 
 
 class QueueStatistics(msgspec.Struct, frozen=True):
-    """`open`: answers begun and not ended. `waiting`: outcomes not yet committed. `capacity`: most of both together."""
+    """An immutable snapshot of the counters.
+
+    `open`: answers without an outcome. `waiting`: uncommitted outcomes. `capacity`: the limit of
+    their sum.
+    """
 
     open: int
     waiting: int
@@ -222,39 +230,42 @@ class QueueStatistics(msgspec.Struct, frozen=True):
 
 
 class RecordQueue(Protocol):
-    """Where records wait for the database. What was taken survives the death of the process."""
+    """A queue of records for the database. Accepted records survive the process."""
 
     def add_intent(self, intent: Intent) -> None:
-        """Take the intent, and with it the room for its outcome. Raises `Overloaded` or `JournalFull` when there is none."""
+        """Add the intent and reserve space for its outcome. Raises `Overloaded`, `JournalFull`."""
         ...
 
     async def wait_synced(self) -> None:
-        """Wait until what was taken by now survives the loss of power, if that is configured; else return at once."""
+        """Wait until the records so far survive a power loss, if that is configured."""
         ...
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Take the outcome of a begun intent. Never waits, never refuses: its room was taken by `begin`."""
+        """Add the outcome of an intent. Never waits or rejects: its space is reserved."""
         ...
 
-    async def take_batch(self, most: int) -> list[Outcome]:
-        """Wait for outcomes and return up to `most`, oldest first. They stay counted until `committed`."""
+    async def take_batch(self, count_max: int) -> list[Outcome]:
+        """Wait for outcomes and return up to `count_max`, oldest first.
+
+        They count as waiting until `mark_committed`.
+        """
         ...
 
     def mark_committed(self, outcomes: list[Outcome]) -> None:
-        """These are in the database."""
+        """Mark these outcomes as stored in the database."""
         ...
 
     async def wait_committed(self) -> None:
-        """Wait until every outcome taken by now is in the database. The caller sets the bound."""
+        """Wait until every outcome added so far is in the database. The caller sets a timeout."""
         ...
 
     def statistics(self) -> QueueStatistics:
-        """A frozen look at the queue."""
+        """Return an immutable snapshot of the counters."""
         ...
 
 
 class TicketGrant(msgspec.Struct, frozen=True, array_like=True):
-    """What a ticket lets its bearer do: read one answer, as this user. `sees` as `Principal.sees`: None is everyone's."""
+    """The permission of a ticket: read one answer as this user. `sees`: see `Principal`."""
 
     answer_id: str
     user_id: str
@@ -262,22 +273,22 @@ class TicketGrant(msgspec.Struct, frozen=True, array_like=True):
 
 
 class IssuedTicket(msgspec.Struct, frozen=True):
-    """A ticket, and until when it may be used first (seconds since the epoch)."""
+    """A ticket, and the time before which it must be redeemed (seconds since the epoch)."""
 
     ticket: str
     expires_at: float
 
 
 class Tickets(Protocol):
-    """One-time tickets to the events of one answer: a credential that may stand in a URL. No one can guess or change one."""
+    """One-time tickets to the events of one answer: unforgeable credentials for URLs."""
 
     def issue(self, grant: TicketGrant) -> IssuedTicket:
-        """Give a ticket out."""
+        """Issue a ticket."""
         ...
 
     def redeem(self, ticket: str, answer_id: str, *, resuming: bool) -> TicketGrant:
-        """What the ticket grants. Its first use must be soon, and there is only one; `resuming` after it is no other use.
+        """Return the grant of a ticket. It can be redeemed once, shortly after it was issued.
 
-        Raises `TicketInvalid`.
+        `resuming` continues an earlier use. Raises `TicketInvalid`.
         """
         ...

@@ -1,8 +1,8 @@
-"""Usage × price → nano-dollars, in integers and decimals only; never a float.
+"""Pricing: usage × price → nano-dollars, in integers and decimals, never floats.
 
-A price is looked up once per answer and its snapshot goes onto the log row, so that a later price list changes no
-account. Prices come from the settings first, then from the data inside `genai-prices` (offline). A model without a
-price costs `None`, which the account shows as null: unknown is never written as zero.
+A price is looked up once per answer and its snapshot is stored in the log row, so later price lists
+do not change accounts. Prices come from the settings first, then from the data of `genai-prices`
+(offline). The cost of a model without a price is None, never 0.
 """
 
 from datetime import UTC, datetime
@@ -17,11 +17,11 @@ from service.core.settings import EXTRACTIVE, ModelPrice
 
 NANO = 1_000_000_000
 _MILLION = Decimal(1_000_000)
-_RATED = 1_000_000  # tokens of a question to the list, which has its prices per million
+_PROBE_TOKENS = 1_000_000  # prices are per million tokens
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one answer. Cached tokens are part of the prompt's, reasoning tokens part of the completion's."""
+    """Tokens of one answer. Cached and reasoning tokens are included in the other two."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -30,42 +30,44 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and completion; the parts are inside them already."""
+        """Prompt and completion tokens."""
         return self.prompt_tokens + self.completion_tokens
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer cost, and the price it was computed from, as written on the row."""
+    """The cost of an answer, and the price it was computed from, as stored in the row."""
 
     nano_usd: int
     price: str
 
 
 class PriceBook:
-    """The prices in force. `own` are those of the settings, by model name."""
+    """The prices in force. `own_prices` are those of the settings, by model."""
 
-    def __init__(self, own: dict[str, ModelPrice], provider_url: str | None = None) -> None:
-        self._own = own
+    def __init__(self, own_prices: dict[str, ModelPrice], provider_url: str | None = None) -> None:
+        self._own_prices = own_prices
         self._provider_url = provider_url
 
     def preload(self, model: str) -> None:
-        """Load the list, which takes half a second, and look a model up. For a thread, before the first answer."""
-        _listed(
+        """Load the price list, which takes half a second, and look up a model. For a thread."""
+        _find_listed(
             model, self._provider_url, datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         )
 
     def compute_cost(self, model: str, usage: Usage, at: datetime) -> Cost | None:
-        """The cost of `usage` in integer nano-dollars, rounded half to even once; None if the model has no price."""
-        if own := self._own.get(model):
-            return _own_cost(model, own, usage)
+        """Return the cost in integer nano-dollars, rounded half to even; None without a price."""
+        if own := self._own_prices.get(model):
+            return _compute_own_cost(model, own, usage)
         if model == EXTRACTIVE:
             return Cost(nano_usd=0, price="own: computed here, free")
-        # The hour is precise enough for prices that change by date or by time of day, and lets the lookup be cached.
-        found = _listed(model, self._provider_url, at.replace(minute=0, second=0, microsecond=0))
-        return None if found is None else _listed_cost(found, usage)
+        # Prices change by date or time of day; whole hours are precise enough and can be cached.
+        listed = _find_listed(
+            model, self._provider_url, at.replace(minute=0, second=0, microsecond=0)
+        )
+        return None if listed is None else _compute_listed_cost(listed, usage)
 
 
-def _own_cost(model: str, price: ModelPrice, usage: Usage) -> Cost:
+def _compute_own_cost(model: str, price: ModelPrice, usage: Usage) -> Cost:
     cached_price = price.input if price.cached_input is None else price.cached_input
     usd = (
         (usage.prompt_tokens - usage.cached_tokens) * price.input
@@ -74,12 +76,13 @@ def _own_cost(model: str, price: ModelPrice, usage: Usage) -> Cost:
     ) / _MILLION
     return Cost(
         nano_usd=to_nano_usd(usd),
-        price=f"settings: {model} input {price.input} cached {cached_price} output {price.output} USD/Mtok",
+        price=f"settings: {model} input {price.input} cached {cached_price}"
+        f" output {price.output} USD/Mtok",
     )
 
 
 class _Rates(msgspec.Struct, frozen=True):
-    """USD of one answer and of one token of each kind. `cached` None: the list has no price for these."""
+    """USD per answer and per token of each kind. `cached` None: the list has no such price."""
 
     answer: Decimal
     prompt: Decimal
@@ -87,46 +90,59 @@ class _Rates(msgspec.Struct, frozen=True):
     completion: Decimal
 
 
-class _Listed(msgspec.Struct, frozen=True):
-    """A listed price. `rates` None: it goes by tiers, and each usage has to be asked for."""
+class _ListedPrice(msgspec.Struct, frozen=True):
+    """A price of the list. `rates` None: it is tiered and must be computed by the library."""
 
-    found: Any
+    calculation: Any
     label: str
     rates: _Rates | None
 
 
 @lru_cache(maxsize=1024)
-def _listed(model: str, provider_url: str | None, at: datetime) -> _Listed | None:
-    """The listed price of a model, by the provider's address where it is a known one, else by the model's name alone."""
+def _find_listed(model: str, provider_url: str | None, at: datetime) -> _ListedPrice | None:
+    """Return the listed price of a model: by the provider's URL if known, else by name."""
     probe = genai_prices.Usage(input_tokens=1, output_tokens=1)
     for url in (provider_url, None) if provider_url else (None,):
         try:
-            found = genai_prices.calc_price(
+            calculation = genai_prices.calc_price(
                 probe, model_ref=model, provider_api_url=url, genai_request_timestamp=at
             )
         except LookupError:
             continue
-        label = f"genai-prices {genai_prices.__version__}: {found.provider.id} {found.model.id} {found.model_price}"
-        return _Listed(found, label, _rates(found.model_price))
+        price = calculation.model_price
+        names = f"{calculation.provider.id} {calculation.model.id}"
+        label = f"genai-prices {genai_prices.__version__}: {names} {price}"
+        return _ListedPrice(calculation, label, _derive_rates(price))
     return None
 
 
-def _rates(price: genai_prices.types.ModelPrice) -> _Rates | None:
-    """The list's arithmetic takes 150 µs a call; where it is linear, which a test shows of every model, it is taken down once."""
+def _derive_rates(price: genai_prices.types.ModelPrice) -> _Rates | None:
+    """Return the rates of a linear price; the library's own computation takes 150 µs.
+
+    A test compares them for every listed model.
+    """
     if any(isinstance(value, genai_prices.types.TieredPrices) for value in vars(price).values()):
         return None
-    answer, prompt = _asked(price, 0, 0, 0), _asked(price, _RATED, 0, 0)
-    cached, completion = _asked(price, _RATED, _RATED, 0), _asked(price, 0, 0, _RATED)
+    answer, prompt = (
+        _compute_listed_usd(price, 0, 0, 0),
+        _compute_listed_usd(price, _PROBE_TOKENS, 0, 0),
+    )
+    cached, completion = (
+        _compute_listed_usd(price, _PROBE_TOKENS, _PROBE_TOKENS, 0),
+        _compute_listed_usd(price, 0, 0, _PROBE_TOKENS),
+    )
     if answer is None or prompt is None or completion is None:
         return None
-    per_cached = None if cached is None else (cached - answer) / _RATED
-    return _Rates(answer, (prompt - answer) / _RATED, per_cached, (completion - answer) / _RATED)
+    per_cached = None if cached is None else (cached - answer) / _PROBE_TOKENS
+    return _Rates(
+        answer, (prompt - answer) / _PROBE_TOKENS, per_cached, (completion - answer) / _PROBE_TOKENS
+    )
 
 
-def _asked(
+def _compute_listed_usd(
     price: genai_prices.types.ModelPrice, prompt: int, cached: int, completion: int
 ) -> Decimal | None:
-    """USD as the list computes them; None if it has no price for a kind of token that was used."""
+    """Return the cost in USD as the library computes it; None if a token kind has no price."""
     try:
         usage = genai_prices.Usage(
             input_tokens=prompt, output_tokens=completion, cache_read_tokens=cached or None
@@ -136,11 +152,11 @@ def _asked(
         return None
 
 
-def _listed_cost(listed: _Listed, usage: Usage) -> Cost | None:
+def _compute_listed_cost(listed: _ListedPrice, usage: Usage) -> Cost | None:
     prompt, cached, completion = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
     rates = listed.rates
     if rates is None:
-        usd = _asked(listed.found.model_price, prompt, cached, completion)
+        usd = _compute_listed_usd(listed.calculation.model_price, prompt, cached, completion)
     elif not cached:
         usd = rates.answer + prompt * rates.prompt + completion * rates.completion
     elif rates.cached is None:
@@ -156,12 +172,12 @@ def _listed_cost(listed: _Listed, usage: Usage) -> Cost | None:
 
 
 def to_nano_usd(usd: Decimal) -> int:
-    """Dollars to integer nano-dollars, half to even."""
+    """Convert dollars to integer nano-dollars, rounded half to even."""
     return int((usd * NANO).to_integral_value(ROUND_HALF_EVEN))
 
 
 def format_usd(nano_usd: int) -> str:
-    """Nano-dollars as the wire's decimal string: exact, no exponent, no trailing zeros ("0.000123", "0")."""
+    """Format nano-dollars as an exact decimal string without trailing zeros ("0.000123")."""
     sign = "-" if nano_usd < 0 else ""
     whole, part = divmod(abs(nano_usd), NANO)
     return f"{sign}{whole}.{part:09d}".rstrip("0").rstrip(".")

@@ -1,11 +1,6 @@
-"""What a stream says, what a record says, and their encodings.
+"""Records: what the journal and the queue carry and a log row is made of.
 
-*Events* are what a client sees of a stream (server-sent events); *records* are what goes to the queue and becomes a log
-row. Both carry `VERSION` where they may be read by another process than the one that wrote them.
-
-An event's payload is JSON on one line: msgspec escapes CR and LF, the only characters that end a line in an event
-stream besides each other, so that no text can end an event or begin another
-(https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation).
+Records carry `VERSION`, because another process may read them than the one that wrote them.
 """
 
 from collections.abc import Mapping
@@ -23,25 +18,25 @@ VERSION = 1
 class Status(StrEnum):
     """How an answer ended."""
 
-    COMPLETED = "completed"  # the provider said that it finished
-    NO_CONTEXT = "no_context"  # refused: nothing relevant was found, the provider was not called
-    STOPPED = "stopped"  # the caller asked to stop
-    CLIENT_GONE = "client_gone"  # the caller left and the answer was cancelled
+    COMPLETED = "completed"  # the provider reported the end
+    NO_CONTEXT = "no_context"  # refused without a provider call: no relevant passage
+    STOPPED = "stopped"  # stopped by the caller
+    CLIENT_GONE = "client_gone"  # the client disconnected and the answer was cancelled
     PROVIDER_ERROR = "provider_error"  # the provider failed, before or during the answer
-    TIMEOUT = "timeout"  # the provider was silent too long, or the deadline passed
-    INTERRUPTED = "interrupted"  # this process ended in the middle
+    TIMEOUT = "timeout"  # read timeout of the provider, or the deadline
+    INTERRUPTED = "interrupted"  # this process ended first
 
 
 class UsageSource(StrEnum):
     """Where the token counts come from."""
 
     PROVIDER = "provider"  # as the provider reported them
-    ESTIMATED = "estimated"  # counted here, from the prompt and what was received
-    UNKNOWN = "unknown"  # the provider may have billed, and nothing was received to count
-    NONE = "none"  # the provider did no work
+    ESTIMATED = "estimated"  # counted here, from the prompt and the text received
+    UNKNOWN = "unknown"  # the provider may have billed; nothing was received to count
+    NONE = "none"  # no request reached a provider
 
 
-# How much a row knows. A record may replace one that knows less, never one that knows as much.
+# A record replaces a row only if its usage source has a higher rank.
 RANKS = {
     UsageSource.UNKNOWN: 0,
     UsageSource.ESTIMATED: 1,
@@ -51,9 +46,10 @@ RANKS = {
 
 
 class Passage(msgspec.Struct, frozen=True):
-    """A chunk as given to the model, numbered as the model sees it; or it and its neighbours, by the id of the best.
+    """One or more chunks as given to the model, numbered; has the id of the best one.
 
-    `sentence`: where in `text` the sentence stands that fits the question best, or, in `sources`, what cites it.
+    `sentence`: the range in `text` of the sentence that matches the question best or, in `sources`,
+    the one cited.
     """
 
     n: int
@@ -65,7 +61,7 @@ class Passage(msgspec.Struct, frozen=True):
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
-    """A record: an answer begins. Everything a row needs should nothing more ever be heard of it."""
+    """A record: an answer starts. It has everything that a row needs if no outcome follows."""
 
     id: str
     created_at: datetime
@@ -80,16 +76,14 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     relevance_share: float | None = None
     relevance_terms: float | None = None
     relevance_cosine: float | None = None
-    key_id: str | None = None  # of the API key that asked
-    asked_by: str | None = None  # the admin who asked on behalf of `user_id`
-    held_tokens: int | None = (
-        None  # the upper bound that was held of the quota; it counts if nobody knows the usage
-    )
+    key_id: str | None = None  # of the API key used
+    asked_by: str | None = None  # the admin who acted for `user_id`
+    held_tokens: int | None = None  # the quota held, charged if the usage stays unknown
     held_nano_usd: int | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """A record: an answer ended. `cost_nano_usd` None means that the model has no known price."""
+    """A record: an answer ended. `cost_nano_usd` None: the model has no known price."""
 
     intent: Intent
     status: Status
@@ -106,22 +100,22 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     sources: list[Passage]
     version: int = VERSION
 
-    def charge(self) -> tuple[int, int]:
-        """(tokens, nano-dollars) that count toward quotas; as `charge`, for a row."""
+    def compute_charge(self) -> tuple[int, int]:
+        """Return (tokens, nano-dollars) charged to quotas; `compute_row_charge` for a record."""
         if self.usage_source is UsageSource.UNKNOWN:
             return self.intent.held_tokens or 0, self.intent.held_nano_usd or 0
         return self.usage.total_tokens if self.usage else 0, self.cost_nano_usd or 0
 
 
-def charge_of_row(row: Mapping[Any, Any]) -> tuple[int, int]:
-    """(tokens, nano-dollars) that a log row counts toward quotas; what nobody knows counts as what was held for it."""
+def compute_row_charge(row: Mapping[Any, Any]) -> tuple[int, int]:
+    """Return (tokens, nano-dollars) that a row charges to quotas: if unknown, the hold."""
     if row["usage_source"] == UsageSource.UNKNOWN:
         return row["held_tokens"] or 0, row["held_nano_usd"] or 0
     return (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0), row["cost_nano_usd"] or 0
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer object of the wire; a log row has the same names. Costs are USD as decimal strings."""
+    """The answer object of the API and the log. Costs are decimal strings in USD."""
 
     id: str
     prompt: str | msgspec.UnsetType
@@ -154,7 +148,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
-    """The answer object of an outcome; without `texts` it leaves out prompt and response, as the `done` event does."""
+    """Build the answer object; without `texts` it has no prompt and response (`done`)."""
     intent, usage = outcome.intent, outcome.usage
     return Answer(
         id=intent.id,

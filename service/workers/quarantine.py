@@ -1,4 +1,4 @@
-"""Where records go that the database will never take: one JSON file each, so that nothing is lost and nothing is held up."""
+"""Quarantine: one JSON file for each record that the database rejects permanently."""
 
 import asyncio
 from pathlib import Path
@@ -9,10 +9,10 @@ from service.core.records import Outcome
 from service.core.telemetry import log
 
 
-async def quarantine_records(folder: Path, outcome: Outcome, error: Exception) -> None:
+async def quarantine_record(folder: Path, outcome: Outcome, error: Exception) -> None:
     """Write the record to its file. Raises OSError."""
     file = folder / f"{outcome.intent.id}.json"
-    await asyncio.to_thread(_write, file, msgspec.json.encode(outcome))
+    await asyncio.to_thread(_write_file, file, msgspec.json.encode(outcome))
     log.error(
         "record.quarantined",
         answer_id=outcome.intent.id,
@@ -21,6 +21,6 @@ async def quarantine_records(folder: Path, outcome: Outcome, error: Exception) -
     )
 
 
-def _write(file: Path, data: bytes) -> None:
+def _write_file(file: Path, data: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)

@@ -1,9 +1,10 @@
-"""Recovery: what the journal of a dead process holds becomes rows, once, in the background of the next start.
+"""Recovery: the journals of dead processes become rows, once, after startup.
 
-Outcomes are applied as the writer applies them; an intent without an outcome becomes a row `interrupted`, its usage
-`unknown`, for nobody knows how far the provider came. Applying is idempotent, so a recovery that is itself killed is
-simply done again. A process's segments are read in order and together, because an outcome may stand in a later one than
-its intent. Files are removed when their rows are committed; one with a frame that cannot be read is kept as `.bad`.
+Outcomes are applied as the writer applies them; an intent without an outcome becomes a row with
+status `interrupted` and usage `unknown`, because the progress of the provider is unknown. Applying
+is idempotent, so an interrupted recovery is repeated. The segments of a process are read together
+in order: an outcome may be in a later segment than its intent. Files are removed once their rows
+are committed; a file with an invalid frame is kept as `.bad`.
 """
 
 import asyncio
@@ -22,22 +23,22 @@ from service.core.errors import DatabaseUnavailable, retry_delay
 from service.core.records import Intent, Outcome
 from service.core.telemetry import log
 from service.workers.background import BackgroundTask
-from service.workers.quarantine import quarantine_records
+from service.workers.quarantine import quarantine_record
 
 BATCH = 500
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.1, 1  # while the database is unavailable
 
 
 class RecoveryState(StrEnum):
-    """Where recovery is."""
+    """The state of recovery."""
 
-    RUNNING = "running"  # orphaned segments are being looked for, or applied
-    DONE = "done"  # nothing is left of processes that are gone
-    FAILED = "failed"  # it stopped at something unexpected; the files are still there
+    RUNNING = "running"  # finding or applying orphaned segments
+    DONE = "done"  # no journal of a dead process is left
+    FAILED = "failed"  # unexpected error; the files are kept
 
 
 class RecoveryStatistics(msgspec.Struct, frozen=True):
-    """`rows`: new in the log. `interrupted`: those of them whose end nobody knows. `bad_frames`: runs of unreadable bytes."""
+    """`rows`: new rows. `interrupted`: those without an outcome. `bad_frames`: unreadable."""
 
     state: RecoveryState
     segments: int
@@ -48,7 +49,7 @@ class RecoveryStatistics(msgspec.Struct, frozen=True):
 
 
 class JournalRecovery:
-    """One recovery, at start."""
+    """The recovery at startup."""
 
     def __init__(
         self, database: Database, folder: Path, spool: Path | None, *, quarantine: Path
@@ -68,17 +69,17 @@ class JournalRecovery:
         await self._task.stop()
 
     async def wait_done(self) -> None:
-        """Wait until every row of earlier processes is in the database. Raises `DatabaseUnavailable` if that failed."""
+        """Wait until the rows of earlier processes are stored. Raises `DatabaseUnavailable`."""
         await self._task.wait_ended()
         if self._state is RecoveryState.FAILED:
             raise DatabaseUnavailable("the journal of an earlier process could not be recovered")
 
     def degraded(self) -> bool:
-        """Whether something is in the journal that could not become a row."""
+        """True if the journal contains something that could not become a row."""
         return self._state is RecoveryState.FAILED or self._bad_frames > 0 or self._quarantined > 0
 
     def statistics(self) -> RecoveryStatistics:
-        """An immutable snapshot of the counters."""
+        """Return an immutable snapshot of the counters."""
         return RecoveryStatistics(
             state=self._state,
             segments=self._segments,
@@ -93,8 +94,8 @@ class JournalRecovery:
             for segments in (
                 await asyncio.to_thread(find_orphans, self._folder, self._spool)
             ).values():
-                await self._recover(segments)
-        except Exception:  # noqa: BLE001 - a service whose past is damaged still answers, and says so
+                await self._recover_process(segments)
+        except Exception:  # noqa: BLE001 - the service answers, degraded
             self._state = RecoveryState.FAILED
             log.exception("recovery.failed")
             return
@@ -108,27 +109,27 @@ class JournalRecovery:
                 bad_frames=self._bad_frames,
             )
 
-    async def _recover(self, segments: list[tuple[int, Path, list[Path]]]) -> None:
-        """Apply the segments of one process, then let go of them."""
+    async def _recover_process(self, segments: list[tuple[int, Path, list[Path]]]) -> None:
+        """Apply the segments of one process, then remove them."""
         bad: set[Path] = set()
         try:
             outcomes, interrupted = await asyncio.to_thread(
-                self._read, [path for _, path, _ in segments], bad
+                self._read_records, [path for _, path, _ in segments], bad
             )
             for begin in range(0, len(outcomes), BATCH):
-                await self._apply(outcomes[begin : begin + BATCH])
+                await self._apply_batch(outcomes[begin : begin + BATCH])
             self._segments += len(segments)
             self._interrupted += interrupted
-            await asyncio.to_thread(_let_go, segments, bad)
+            await asyncio.to_thread(_remove_files, segments, bad)
         finally:
             for lock, _, _ in segments:
                 os.close(lock)
 
-    def _read(self, paths: list[Path], bad: set[Path]) -> tuple[list[Outcome], int]:
-        """The outcomes of a process, and how many of them it never came to."""
+    def _read_records(self, paths: list[Path], bad: set[Path]) -> tuple[list[Outcome], int]:
+        """Return the outcomes of a process, and how many of them have only an intent."""
         intents: dict[str, Intent] = {}
         outcomes: dict[str, Outcome] = {}
-        for path, record in _records(paths):
+        for path, record in _iterate_records(paths):
             if record is None:
                 bad.add(path)
                 self._bad_frames += 1
@@ -136,12 +137,14 @@ class JournalRecovery:
                 intents[record.id] = record
             else:
                 outcomes[record.intent.id] = record
-        whole = [_with_prompt(outcome, intents.get(id_)) for id_, outcome in outcomes.items()]
-        lost = [build_interrupted(intent) for id_, intent in intents.items() if id_ not in outcomes]
-        return sorted(whole + lost, key=lambda outcome: outcome.intent.id), len(lost)
+        complete = [_restore_prompt(outcome, intents.get(id_)) for id_, outcome in outcomes.items()]
+        unfinished = [
+            build_interrupted(intent) for id_, intent in intents.items() if id_ not in outcomes
+        ]
+        return sorted(complete + unfinished, key=lambda outcome: outcome.intent.id), len(unfinished)
 
-    async def _apply(self, outcomes: list[Outcome]) -> None:
-        """Apply a batch, waiting for the database as long as it takes; of a batch with a bad record, each alone."""
+    async def _apply_batch(self, outcomes: list[Outcome]) -> None:
+        """Apply a batch, retrying while the database is unavailable; isolate a bad record."""
         failures = 0
         while True:
             try:
@@ -155,27 +158,27 @@ class JournalRecovery:
                         failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX
                     )
                 )
-            except Exception as error:  # noqa: BLE001 - whatever a record does to the database must not end the recovery
+            except Exception as error:  # noqa: BLE001 - no record may end recovery
                 if len(outcomes) == 1:
                     self._quarantined += 1
-                    await quarantine_records(self._quarantine, outcomes[0], error)
+                    await quarantine_record(self._quarantine, outcomes[0], error)
                 else:
                     for outcome in outcomes:
-                        await self._apply([outcome])
+                        await self._apply_batch([outcome])
                 return
             else:
                 self._rows += new
                 return
 
 
-def _records(paths: list[Path]) -> Iterator[tuple[Path, Intent | Outcome | None]]:
+def _iterate_records(paths: list[Path]) -> Iterator[tuple[Path, Intent | Outcome | None]]:
     for path in paths:
         for record in decode_frames(path.read_bytes()):
             yield path, record
 
 
-def _with_prompt(outcome: Outcome, intent: Intent | None) -> Outcome:
-    """A lean outcome gets its prompt back from the intent."""
+def _restore_prompt(outcome: Outcome, intent: Intent | None) -> Outcome:
+    """Restore the prompt of a lean outcome from its intent."""
     return (
         msgspec.structs.replace(outcome, intent=intent)
         if intent and not outcome.intent.prompt
@@ -183,15 +186,15 @@ def _with_prompt(outcome: Outcome, intent: Intent | None) -> Outcome:
     )
 
 
-def _let_go(segments: list[tuple[int, Path, list[Path]]], bad: set[Path]) -> None:
-    """Remove the files; keep one that has something unreadable, under a name that is not read again.
+def _remove_files(segments: list[tuple[int, Path, list[Path]]], bad: set[Path]) -> None:
+    """Remove the files; rename those with invalid frames, so that they are not read again.
 
-    Of each segment the one that was read goes last: should this process die meanwhile, the next one would read what is left, and a copy
-    may end in the middle of a frame.
+    The file that was read is removed last: if this process dies in between, the next one reads what
+    is left, and a copy may end within a frame.
     """
-    for _, read, paths in segments:
+    for _, path_read, paths in segments:
         for path in reversed(paths):
-            if path is read and path in bad:
+            if path is path_read and path in bad:
                 path.rename(path.with_suffix(".bad"))
             else:
                 path.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
-"""The writer: takes outcomes from the queue and puts them into the database, many in one transaction.
+"""The writer: moves outcomes from the queue to the database, in batched transactions.
 
-It is the only one that writes log rows. Its rules: an outcome leaves the queue's count only when it is committed; the
-order is kept; a database that is locked, full or away is waited for, and meanwhile the answers go on; a record that the
-database will never take is put aside as a file, so that it neither is lost nor stops the ones behind it. "Never" is
-three failures of that record alone that are not the database's state: one such failure may be the machine's.
+It is the only component that writes log rows. An outcome is counted as waiting until it is
+committed, and the order is preserved. While the database is locked, full or unreachable, the writer
+retries and answers continue. A record that the database rejects permanently is written to a
+quarantine file, so that it is neither lost nor blocks others. Permanently means three failures of
+that record in a transaction of its own, for reasons other than an unavailable database: a single
+failure may be caused by the machine.
 """
 
 import asyncio
@@ -20,16 +22,16 @@ from service.core.ports import RecordQueue
 from service.core.records import Outcome
 from service.core.telemetry import Metrics, log
 from service.workers.background import BackgroundTask
-from service.workers.quarantine import quarantine_records
+from service.workers.quarantine import quarantine_record
 
-RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 5  # after the first refusal of a batch, and after many
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 5  # delay after the first failure, maximum delay
 BATCH_MAX = 500  # records in one transaction
-TRIES_ALONE = 3  # of one record, before it is put aside
-LATE_SECONDS = 5  # after which a batch is late, even if the database has not refused it
+TRIES_ALONE = 3  # for one record, before it is quarantined
+LATE_SECONDS = 5  # an uncommitted batch is late after this time, even without a failure
 
 
 class WriterStatistics(msgspec.Struct, frozen=True):
-    """`failures`: refused batches since the last that went well."""
+    """An immutable snapshot. `failures`: failed batches since the last success."""
 
     written: int
     failures: int
@@ -37,7 +39,7 @@ class WriterStatistics(msgspec.Struct, frozen=True):
 
 
 class Writer:
-    """Runs as one task between `start` and `stop`."""
+    """One task between `start` and `stop`."""
 
     def __init__(
         self,
@@ -59,14 +61,14 @@ class Writer:
         self._written = 0
         self._failures = 0
         self._quarantined = 0
-        self._taken_at: float | None = None  # when the batch in hand was taken; None: there is none
+        self._batch_started_at: float | None = None  # monotonic; None without a batch
 
     def start(self) -> None:
-        """Start to write."""
+        """Start the task."""
         self._task.start()
 
     async def stop(self, seconds: float) -> bool:
-        """Write what waits, for `seconds` at most, and end. Returns whether nothing was left."""
+        """Write the waiting outcomes within `seconds`, then end. Returns whether none is left."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._queue.wait_committed()
@@ -74,65 +76,68 @@ class Writer:
         return self._queue.statistics().waiting == 0
 
     def degraded(self) -> bool:
-        """Whether the database has refused twice in a row or hangs, a record was put aside, or the task has died."""
-        late = self._taken_at is not None and time.monotonic() - self._taken_at > self._late_seconds
+        """True after two failures in a row, a late batch, a quarantined record, or a dead task."""
+        late = (
+            self._batch_started_at is not None
+            and time.monotonic() - self._batch_started_at > self._late_seconds
+        )
         return late or self._failures > 1 or self._quarantined > 0 or self._task.has_ended
 
     def statistics(self) -> WriterStatistics:
-        """An immutable snapshot of the counters."""
+        """Return an immutable snapshot of the counters."""
         return WriterStatistics(
             written=self._written, failures=self._failures, quarantined=self._quarantined
         )
 
     async def _run(self) -> None:
         while True:
-            self._taken_at = None
+            self._batch_started_at = None
             outcomes = await self._queue.take_batch(self._batch_max)
-            self._taken_at = time.monotonic()
-            while not await self._wrote(outcomes):
-                await _pause(self._failures)
+            self._batch_started_at = time.monotonic()
+            while not await self._write_batch(outcomes):
+                await _wait_backoff(self._failures)
             self._failures = 0
             self._queue.mark_committed(outcomes)
 
-    async def _wrote(self, outcomes: list[Outcome], tries: int = TRIES_ALONE) -> bool:
-        """One try at a batch. False: the database did not take it, try again. `tries`: how many one record alone has."""
+    async def _write_batch(self, outcomes: list[Outcome], tries: int = TRIES_ALONE) -> bool:
+        """Write a batch. Returns False if it must be retried. `tries`: left for a single record."""
         try:
-            new = await self._insert(outcomes)
+            new = await self._insert_rows(outcomes)
         except DatabaseUnavailable as error:
-            self._failed(error)
+            self._count_failure(error)
             return False
-        except Exception as error:  # noqa: BLE001 - whatever a record does to the database must not end the writer
+        except Exception as error:  # noqa: BLE001 - no record may end the writer
             if len(outcomes) > 1:
-                return await self._wrote_each(outcomes)
+                return await self._write_singly(outcomes)
             if tries > 1:
-                await _pause(TRIES_ALONE - tries + 1)
-                return await self._wrote(outcomes, tries - 1)
-            return await self._put_aside(outcomes[0], error)
+                await _wait_backoff(TRIES_ALONE - tries + 1)
+                return await self._write_batch(outcomes, tries - 1)
+            return await self._quarantine_outcome(outcomes[0], error)
         self._written += new
         self._metrics.records_written.inc(new)
         return True
 
-    async def _wrote_each(self, outcomes: list[Outcome]) -> bool:
-        """Some record of the batch is bad: one transaction each finds it. Those already written stay, by their id."""
+    async def _write_singly(self, outcomes: list[Outcome]) -> bool:
+        """Write each record in its own transaction to isolate a bad one. Rows are idempotent."""
         for outcome in outcomes:
-            if not await self._wrote([outcome]):
+            if not await self._write_batch([outcome]):
                 return False
         return True
 
-    async def _insert(self, outcomes: list[Outcome]) -> int:
+    async def _insert_rows(self, outcomes: list[Outcome]) -> int:
         async with self._database.transaction() as session:
             return await request_log.apply_outcomes(session, outcomes)
 
-    async def _put_aside(self, outcome: Outcome, error: Exception) -> bool:
+    async def _quarantine_outcome(self, outcome: Outcome, error: Exception) -> bool:
         try:
-            await quarantine_records(self._quarantine, outcome, error)
-        except OSError as failed:
-            self._failed(failed)
+            await quarantine_record(self._quarantine, outcome, error)
+        except OSError as write_error:
+            self._count_failure(write_error)
             return False
         self._quarantined += 1
         return True
 
-    def _failed(self, error: Exception) -> None:
+    def _count_failure(self, error: Exception) -> None:
         self._failures += 1
         self._metrics.writer_failures.inc()
         log.warning(
@@ -143,7 +148,7 @@ class Writer:
         )
 
 
-async def _pause(failures: int) -> None:
+async def _wait_backoff(failures: int) -> None:
     await asyncio.sleep(
         retry_delay(failures, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX)
     )

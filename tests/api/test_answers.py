@@ -13,7 +13,14 @@ from tests.conftest import Serve, Service, http_client
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
 from tests.problems import is_problem
 from tests.sse import collect, events, text_of
-from tests.streams import begin, everything, forget, parsed, reading, streamed
+from tests.streams import (
+    open_events,
+    parse_events,
+    post_stream,
+    read_all_events,
+    start_answer,
+    wait_evicted,
+)
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 FACTS = ("prompt_tokens", "completion_tokens", "usage_source", "status", "estimated_cost")
@@ -46,7 +53,7 @@ async def test_tokens_are_as_the_provider_said(service: Service, fake: ProviderF
 
 async def test_a_stream_says_start_deltas_done(service: Service, fake: ProviderFake) -> None:
     """The events come in order, with ids that count the characters, and their text is the provider's."""
-    found = await streamed(service)
+    found = await post_stream(service)
 
     start, *deltas, done = found
     assert (start.name, done.name) == ("start", "done")
@@ -63,7 +70,7 @@ async def test_a_stream_says_start_deltas_done(service: Service, fake: ProviderF
 
 async def test_a_stream_is_metered_as_exactly_as_a_plain_answer(service: Service) -> None:
     """The same prompt costs the same tokens, streamed or not; `done` is the row without its texts."""
-    done = (await streamed(service))[-1].json
+    done = (await post_stream(service))[-1].json
     plain = (await service.client.post("/ai/test", json=FREE)).json()
 
     assert {name: done[name] for name in FACTS} == {name: plain[name] for name in FACTS}
@@ -242,7 +249,7 @@ async def test_without_a_provider_only_the_extractive_model_answers(serve: Serve
 async def test_an_event_that_was_not_said_yet_is_404(service: Service, fake: ProviderFake) -> None:
     """A position beyond what a running answer has said, or of another answer, is unknown."""
     fake.next(Behaviour(hang_after=2))
-    answer_id = (await begin(service))["id"]
+    answer_id = (await start_answer(service))["id"]
     await fake.wait_chunks((await fake.wait_calls(1))[0], 2)
 
     for seen in (f"{answer_id}.5000", f"{create_id(utc_now())}.0", "x"):
@@ -278,7 +285,7 @@ async def test_an_answer_in_progress_says_what_it_has(service: Service, fake: Pr
     """GET of a running answer is 202 with its text so far; afterwards it is the answer object, the log row."""
     held = asyncio.Event()
     fake.next(Behaviour(deltas=["One ", "two."], hold=held, hold_after=1))
-    started = await begin(service)
+    started = await start_answer(service)
     path = f"/ai/answers/{started['id']}"
     await fake.wait_chunks((await fake.wait_calls(1))[0], 1)
     async with asyncio.timeout(10):
@@ -306,7 +313,7 @@ async def test_stopping_leaves_the_provider_and_keeps_the_text(
     fake.next(Behaviour(hang_after=3))
     asked = asyncio.create_task(service.client.post(route, json=FREE))
     call = (await fake.wait_calls(1))[0]
-    (stream,) = service.services.answers._shelf
+    (stream,) = service.services.answers._registry
     async with asyncio.timeout(10):
         while route != "/ai/test" and (not call.text or stream.text != call.text):
             await asyncio.sleep(0.002)
@@ -330,8 +337,8 @@ async def test_readers_of_a_stopped_answer_get_its_account(
 ) -> None:
     """Whoever reads while the answer is stopped gets `done` with the status stopped."""
     fake.next(Behaviour(hang_after=2))
-    started = await begin(service)
-    async with reading(service, started["events_url"]) as stream:
+    started = await start_answer(service)
+    async with open_events(service, started["events_url"]) as stream:
         seen = [await anext(stream) for _ in range(3)]
         await service.client.delete(f"/ai/answers/{started['id']}")
         seen += [event async for event in stream]
@@ -372,7 +379,7 @@ async def test_a_ticket_is_all_that_a_browser_needs_and_opens_once(
 
     assert text_of(found) == default_text(FREE["prompt"])
     assert (second.status_code, second.json()["code"]) == (403, "ticket_invalid")
-    assert text_of(parsed(reconnect.content)) == text_of(found[2:])
+    assert text_of(parse_events(reconnect.content)) == text_of(found[2:])
     assert by_query.status_code == 204
     assert (elsewhere.status_code, elsewhere.json()["code"]) == (403, "ticket_invalid")
     assert without.status_code == 401
@@ -406,7 +413,7 @@ async def test_b_never_attaches_to_the_stream_of_a(
             held.set()
             await service.wait_idle()
         if stage == "in the log":
-            await forget(service)
+            await wait_evicted(service)
 
         events_url, last = f"/ai/answers/{answer_id}/events", {"Last-Event-ID": f"{answer_id}.1"}
         attempts = [
@@ -422,7 +429,7 @@ async def test_b_never_attaches_to_the_stream_of_a(
 
     assert [attempt.status_code for attempt in attempts] == [404] * 5
     assert with_ticket.status_code == 403
-    assert text_of(parsed(mine.content)) == default_text(FREE["prompt"])
+    assert text_of(parse_events(mine.content)) == default_text(FREE["prompt"])
 
 
 async def test_a_begun_answer_is_found_again_by_its_key(
@@ -437,7 +444,7 @@ async def test_a_begun_answer_is_found_again_by_its_key(
     assert (first.status_code, second.status_code) == (202, 202)
     assert first.json()["id"] == second.json()["id"]
     assert second.headers["idempotent-replayed"] == "true"
-    assert text_of(await everything(service, second.json()["events_url"])) == default_text(
+    assert text_of(await read_all_events(service, second.json()["events_url"])) == default_text(
         FREE["prompt"]
     )
     assert len(fake.calls) == 1

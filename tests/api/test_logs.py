@@ -15,8 +15,8 @@ from service.core.accounting import log as request_log
 from service.core.accounting.log import LogFilter
 from service.core.records import Answer, Status
 from tests.conftest import Serve, Service, shared_fixture, shared_loop
-from tests.core.accounting.test_log import COMBINED, plans
-from tests.records import intent, outcome
+from tests.core.accounting.test_log import COMBINED, explain_queries
+from tests.records import build_intent, build_outcome
 from tests.rows import write
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -25,8 +25,8 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 async def fill(service: Service) -> Service:
     """Insert 25 rows, a minute apart, of users a and b in turn, committed out of order."""
     outcomes = [
-        outcome(
-            intent(
+        build_outcome(
+            build_intent(
                 at=START + timedelta(minutes=n),
                 user_id="ab"[n % 2],
                 model=f"m{n % 3}",
@@ -81,7 +81,7 @@ async def test_pages_go_from_newest_to_oldest_and_end(shared_log: Service) -> No
 async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> None:
     """Keyset pages do not repeat or skip a row when newer ones come."""
     first = await get(filled, limit=5)
-    await write(filled.services.database, [outcome(intent(prompt="prompt 99"))])
+    await write(filled.services.database, [build_outcome(build_intent(prompt="prompt 99"))])
     second = await get(filled, limit=5, cursor=first["next_cursor"])
 
     assert numbers(first) + numbers(second) == list(range(24, 14, -1))
@@ -113,8 +113,8 @@ async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) ->
     """`after` follows the order of commit: a row that began early and ended late is still seen, once."""
     newest = (await get(filled, limit=1))["items"][0]["id"]
     at_the_end = await get(filled, after=newest)
-    late = outcome(intent(at=START - timedelta(days=1), prompt="prompt 100"))
-    await write(filled.services.database, [late, outcome(intent(prompt="prompt 101"))])
+    late = build_outcome(build_intent(at=START - timedelta(days=1), prompt="prompt 100"))
+    await write(filled.services.database, [late, build_outcome(build_intent(prompt="prompt 101"))])
 
     seen = await get(filled, after=at_the_end["next_cursor"])
     again = await get(filled, after=seen["next_cursor"])
@@ -151,7 +151,7 @@ async def test_a_poller_is_told_that_nothing_changed(filled: Service) -> None:
     same = await filled.client.get(
         "/ai/logs", headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'}
     )
-    await write(filled.services.database, [outcome(intent(prompt="prompt 50"))])
+    await write(filled.services.database, [build_outcome(build_intent(prompt="prompt 50"))])
     changed = await filled.client.get("/ai/logs", headers={"If-None-Match": first.headers["etag"]})
 
     assert (same.status_code, same.content) == (304, b"")
@@ -196,7 +196,7 @@ async def test_an_export_as_csv_has_no_formula(serve: Serve) -> None:
     await write(
         service.services.database,
         [
-            outcome(intent(prompt=prompt, at=START + timedelta(minutes=n)))
+            build_outcome(build_intent(prompt=prompt, at=START + timedelta(minutes=n)))
             for n, prompt in enumerate(prompts)
         ],
     )
@@ -217,7 +217,7 @@ async def test_an_export_is_paged_inside(serve: Serve) -> None:
     await write(
         service.services.database,
         [
-            outcome(intent(at=START + timedelta(seconds=n), prompt=f"prompt {n}"))
+            build_outcome(build_intent(at=START + timedelta(seconds=n), prompt=f"prompt {n}"))
             for n in range(1203)
         ],
     )
@@ -248,7 +248,7 @@ async def test_tails_follow_the_order_of_commit(shared_log: Service, which: dict
     """A tail goes by `seq`, a user's by an index of it: it neither sorts nor reads what was there before."""
     database = shared_log.services.database
     first = (await get(shared_log, limit=1))["items"][0]["id"]
-    found = await plans(
+    found = await explain_queries(
         database,
         lambda session: request_log.read_tail(session, LogFilter(**which), limit=50, after=first),
     )
@@ -292,14 +292,14 @@ async def test_a_page_ends_early_rather_than_look_at_everything(
     while True:
         async with database.read_session() as session:
             page = await request_log.read_page(
-                session, filters, limit=50, cursor=cursor, look_max=2
+                session, filters, limit=50, cursor=cursor, scan_max=2
             )
         seen, pages = seen + [number(item) for item in page.items], pages + 1
         if (cursor := page.next_cursor) is None:
             break
     exported = [
         item
-        async for items in request_log.export_pages(database, filters, look_max=2)
+        async for items in request_log.export_pages(database, filters, scan_max=2)
         for item in items
     ]
 
@@ -326,7 +326,7 @@ async def test_a_tail_goes_on_where_it_stopped_looking(
     for _ in range(10):
         async with shared_log.services.database.read_session() as session:
             page = await request_log.read_tail(
-                session, log_filter(which), limit=2, after=after, look_max=3
+                session, log_filter(which), limit=2, after=after, scan_max=3
             )
         assert page.next_cursor is not None
         seen, after = seen + [number(item) for item in page.items], page.next_cursor

@@ -9,7 +9,7 @@ from service.http_server.connections import HttpLimits
 from tests.conftest import Serve
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.sse import Parser, text_of
-from tests.streams import begin, everything
+from tests.streams import read_all_events, start_answer
 
 
 async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(
@@ -23,7 +23,7 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(
         http_limits=HttpLimits(send_buffer_bytes=4096),
     )
     fake.next(Behaviour(chunks=20_000, chunks_per_write=0))
-    started = await begin(service)
+    started = await start_answer(service)
     where = urlsplit(service.url)
     with socket.socket() as stalled:
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -42,7 +42,7 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(
                 waiting.append(connection.transport.get_write_buffer_size())
                 await asyncio.sleep(0.01)
 
-        whole = await everything(service, f"/ai/answers/{started['id']}/events")
+        whole = await read_all_events(service, f"/ai/answers/{started['id']}/events")
 
     assert 0 < max(waiting) <= 16_384 * 2 + 8192
     assert text_of(whole) == fake.calls[0].text

@@ -10,7 +10,7 @@ from service.core.accounting.journal import Journal
 from service.core.accounting.queue import JournaledQueue
 from service.core.errors import Overloaded
 from service.core.ports import RecordQueue
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 
 CAPACITY = 3
 
@@ -32,11 +32,11 @@ def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordQueu
 
 async def test_outcomes_come_out_in_order(queue: RecordQueue) -> None:
     """Oldest first, at most as many as asked for."""
-    intents = [intent() for _ in range(3)]
+    intents = [build_intent() for _ in range(3)]
     for each in intents:
         queue.add_intent(each)
     for each in intents:
-        queue.add_outcome(outcome(each))
+        queue.add_outcome(build_outcome(each))
 
     assert [each.intent for each in await queue.take_batch(2)] == intents[:2]
     assert [each.intent for each in await queue.take_batch(2)] == intents[2:]
@@ -44,51 +44,51 @@ async def test_outcomes_come_out_in_order(queue: RecordQueue) -> None:
 
 async def test_there_is_room_for_every_outcome_that_was_begun(queue: RecordQueue) -> None:
     """`begin` refuses at the capacity; `finish` never does, whatever waits."""
-    intents = [intent() for _ in range(CAPACITY)]
+    intents = [build_intent() for _ in range(CAPACITY)]
     for each in intents:
         queue.add_intent(each)
     with pytest.raises(Overloaded):
-        queue.add_intent(intent())
+        queue.add_intent(build_intent())
 
     for each in intents:
-        queue.add_outcome(outcome(each))
+        queue.add_outcome(build_outcome(each))
 
     with pytest.raises(Overloaded):
-        queue.add_intent(intent())
+        queue.add_intent(build_intent())
     assert queue.statistics().waiting == CAPACITY
 
 
 async def test_only_commitment_makes_room(queue: RecordQueue) -> None:
     """What was taken still counts until it is in the database."""
-    intents = [intent() for _ in range(CAPACITY)]
+    intents = [build_intent() for _ in range(CAPACITY)]
     for each in intents:
         queue.add_intent(each)
-        queue.add_outcome(outcome(each))
+        queue.add_outcome(build_outcome(each))
     taken = await queue.take_batch(CAPACITY)
     with pytest.raises(Overloaded):
-        queue.add_intent(intent())
+        queue.add_intent(build_intent())
 
     queue.mark_committed(taken)
 
-    queue.add_intent(intent())
+    queue.add_intent(build_intent())
     assert queue.statistics().waiting == 0
 
 
 async def test_an_answer_ends_once(queue: RecordQueue) -> None:
     """A second outcome for one answer is a mistake that shows."""
-    begun = intent()
+    begun = build_intent()
     queue.add_intent(begun)
-    queue.add_outcome(outcome(begun))
+    queue.add_outcome(build_outcome(begun))
 
     with pytest.raises(KeyError):
-        queue.add_outcome(outcome(begun))
+        queue.add_outcome(build_outcome(begun))
 
 
 async def test_wait_committed_waits_for_what_has_ended(queue: RecordQueue) -> None:
     """It returns when everything that ended before the call is committed, and not earlier."""
-    begun = intent()
+    begun = build_intent()
     queue.add_intent(begun)
-    queue.add_outcome(outcome(begun))
+    queue.add_outcome(build_outcome(begun))
     waiting = asyncio.create_task(queue.wait_committed())
     taken = await queue.take_batch(1)
     await asyncio.sleep(0)
@@ -101,6 +101,6 @@ async def test_wait_committed_waits_for_what_has_ended(queue: RecordQueue) -> No
 
 async def test_wait_synced_returns(queue: RecordQueue) -> None:
     """Waiting for the disk ends, whether or not anything has to be waited for."""
-    queue.add_intent(intent())
+    queue.add_intent(build_intent())
 
     await asyncio.wait_for(queue.wait_synced(), 5)

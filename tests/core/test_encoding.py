@@ -1,4 +1,4 @@
-"""Ids: UUIDv7s that sort by time, and the time read from them."""
+"""Ids: UUIDv7s that sort by time, and their time."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.encoding import create_id, first_id, read_id_time, utc_now
+from service.core.encoding import compute_first_id, create_id, read_id_time, utc_now
 
 TIMES = st.datetimes(
     min_value=datetime(1970, 1, 1),  # noqa: DTZ001 - the strategy takes naive times
@@ -17,18 +17,18 @@ TIMES = st.datetimes(
 
 @given(TIMES, st.integers(1, 10**6))
 def test_ids_sort_by_time(at: datetime, milliseconds: int) -> None:
-    """An answer that begins later has the greater id."""
+    """An answer that starts later has the greater id."""
     assert create_id(at) < create_id(at + timedelta(milliseconds=milliseconds))
 
 
 def test_now_has_the_precision_of_an_id() -> None:
-    """created_at is cut to the millisecond that its id carries."""
+    """created_at is truncated to the millisecond of its id."""
     assert utc_now().microsecond % 1000 == 0
 
 
 @given(TIMES)
 def test_the_time_of_an_id_is_read_back(at: datetime) -> None:
-    """An id has the moment that it was made of, to the millisecond, in every year."""
+    """The time of an id is exact to the millisecond in every year."""
     at = at.replace(microsecond=at.microsecond // 1000 * 1000)
 
     assert read_id_time(create_id(at)) == at
@@ -36,8 +36,8 @@ def test_the_time_of_an_id_is_read_back(at: datetime) -> None:
 
 @given(TIMES, st.integers(1, 10**6))
 def test_a_first_id_separates_moments(at: datetime, milliseconds: int) -> None:
-    """Ids of a millisecond and later are not below its first id, earlier ones are."""
-    bound = first_id(at)
+    """The first id of a millisecond is a bound between earlier and later ids."""
+    bound = compute_first_id(at)
 
     assert bound <= create_id(at)
     assert (
@@ -50,13 +50,13 @@ def test_a_first_id_separates_moments(at: datetime, milliseconds: int) -> None:
     "at", [datetime.min.replace(tzinfo=UTC), datetime(1969, 12, 31, tzinfo=UTC)]
 )
 def test_before_1970_there_are_no_ids(at: datetime) -> None:
-    """The first id of an earlier moment is below all ids, and no error."""
-    assert first_id(at) < create_id(datetime(1970, 1, 1, tzinfo=UTC))
+    """The first id of a time before 1970 is below all ids."""
+    assert compute_first_id(at) < create_id(datetime(1970, 1, 1, tzinfo=UTC))
 
 
 def test_no_id_is_above_the_last_moment() -> None:
-    """The greatest moment of Python has a first id above all ids of our time."""
-    assert first_id(datetime.max.replace(tzinfo=UTC)) > create_id(utc_now())
+    """The first id of datetime.max is above all ids."""
+    assert compute_first_id(datetime.max.replace(tzinfo=UTC)) > create_id(utc_now())
 
 
 @pytest.mark.parametrize(
@@ -73,5 +73,5 @@ def test_no_id_is_above_the_last_moment() -> None:
     ],
 )
 def test_any_other_text_has_no_time(text: str) -> None:
-    """Only a UUIDv7 in the form that we write is an id."""
+    """Only a canonical UUIDv7 is an id."""
     assert read_id_time(text) is None

@@ -14,7 +14,7 @@ from service.core.ports import (
 
 
 def test_names_of_rows_and_of_subjects_are_the_same() -> None:
-    """What is held under a name is charged under that name."""
+    """Holds and charges use the same name."""
     limits = QuotaLimits(concurrent=1)
     user, key = QuotaSubject.for_user("alice", limits), QuotaSubject.for_key("k", limits)
 
@@ -23,7 +23,7 @@ def test_names_of_rows_and_of_subjects_are_the_same() -> None:
 
 
 def test_a_row_without_a_key_is_charged_to_its_user() -> None:
-    """There is no subject of no key."""
+    """Without a key there is one subject."""
     assert list_subject_names("alice", None) == ["user:alice"]
 
 

@@ -1,4 +1,4 @@
-"""Money in integers."""
+"""Pricing: exact money in integers."""
 
 import random
 from datetime import UTC, datetime
@@ -52,19 +52,19 @@ def test_cost_never_falls_when_usage_grows(
     less = book.compute_cost(
         "gpt-4o-mini", Usage(prompt_tokens=prompt, completion_tokens=completion), AT
     )
-    more = book.compute_cost(
+    larger = book.compute_cost(
         "gpt-4o-mini",
         Usage(prompt_tokens=prompt + more_prompt, completion_tokens=completion + more_completion),
         AT,
     )
 
     assert less is not None
-    assert more is not None
-    assert less.nano_usd <= more.nano_usd
+    assert larger is not None
+    assert less.nano_usd <= larger.nano_usd
 
 
-def test_the_listed_price_is_the_list_s() -> None:
-    """10,000 prompt tokens, 8,000 of them cached, of gpt-4o-mini are $0.0009."""
+def test_the_listed_price_is_applied() -> None:
+    """10,000 prompt tokens of gpt-4o-mini, 8,000 of them cached, cost $0.0009."""
     cost = PriceBook({}).compute_cost(
         "gpt-4o-mini", Usage(prompt_tokens=10_000, completion_tokens=0, cached_tokens=8000), AT
     )
@@ -74,17 +74,17 @@ def test_the_listed_price_is_the_list_s() -> None:
     assert "gpt-4o-mini" in cost.price
 
 
-def test_the_rates_taken_from_the_list_are_its_arithmetic() -> None:
-    """Of every listed model the cost is what the list itself computes, whatever is used."""
+def test_derived_rates_match_the_library() -> None:
+    """For every listed model, the derived rates give the cost that the library computes."""
     choose, linear = random.Random(1), 0
     for provider in get_snapshot().providers:
         for model in provider.models:
-            found = model.calc_price(
+            calculation = model.calc_price(
                 genai_prices.Usage(input_tokens=1, output_tokens=1),
                 provider,
                 genai_request_timestamp=AT,
             )
-            rates = pricing._rates(found.model_price)
+            rates = pricing._derive_rates(calculation.model_price)
             linear += rates is not None
             for share in (0, 0.5, 1):
                 prompt, completion = choose.randrange(500_000), choose.randrange(100_000)
@@ -93,16 +93,20 @@ def test_the_rates_taken_from_the_list_are_its_arithmetic() -> None:
                     completion_tokens=completion,
                     cached_tokens=int(prompt * share),
                 )
-                listed = pricing._asked(found.model_price, prompt, usage.cached_tokens, completion)
-                cost = pricing._listed_cost(pricing._Listed(found, "", rates), usage)
+                listed = pricing._compute_listed_usd(
+                    calculation.model_price, prompt, usage.cached_tokens, completion
+                )
+                cost = pricing._compute_listed_cost(
+                    pricing._ListedPrice(calculation, "", rates), usage
+                )
                 assert (cost and cost.nano_usd) == (
                     None if listed is None else to_nano_usd(listed)
                 ), (provider.id, model.id)
     assert linear > 1000
 
 
-def test_the_provider_s_own_address_decides_between_equal_names() -> None:
-    """A model of the same name may cost differently elsewhere; an unknown address falls back to the name."""
+def test_an_unknown_provider_url_falls_back_to_the_name() -> None:
+    """An unknown provider URL falls back to the price by the model's name."""
     book = PriceBook({}, "http://127.0.0.1:9/v1")
 
     assert (
@@ -120,12 +124,12 @@ def test_an_unknown_model_has_no_cost() -> None:
 
 
 def test_rounding_is_half_to_even() -> None:
-    """Half a nano-dollar goes to the even neighbour."""
+    """Half a nano-dollar is rounded to the even neighbour."""
     assert [to_nano_usd(Decimal(half) / NANO / 2) for half in (1, 3, 5)] == [0, 2, 2]
 
 
 def test_a_price_book_without_the_model_has_no_cost() -> None:
-    """No price, no cost: the account is null."""
+    """Without a price the cost is None."""
     from_nowhere = PriceBook({}).compute_cost(
         "no-such-model", Usage(prompt_tokens=1, completion_tokens=1), datetime.now(UTC)
     )

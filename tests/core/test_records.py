@@ -1,37 +1,47 @@
-"""Records: what an outcome charges to quotas, and the answer object made of it."""
+"""Records: charges to quotas, and the answer object."""
 
 import msgspec
 import pytest
 
 from service.core.pricing import Usage
-from service.core.records import Outcome, Status, UsageSource, charge_of_row, create_answer_object
-from tests.records import intent, outcome
+from service.core.records import (
+    Outcome,
+    Status,
+    UsageSource,
+    compute_row_charge,
+    create_answer_object,
+)
+from tests.records import build_intent, build_outcome
 
-HELD = intent(held_tokens=700, held_nano_usd=90)
+HELD = build_intent(held_tokens=700, held_nano_usd=90)
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)
 
 
 @pytest.mark.parametrize(
     ("record", "charged"),
     [
-        (outcome(HELD, usage=USAGE, cost_nano_usd=1500), (15, 1500)),
+        (build_outcome(HELD, usage=USAGE, cost_nano_usd=1500), (15, 1500)),
         (
-            outcome(HELD, usage=USAGE, cost_nano_usd=None, usage_source=UsageSource.ESTIMATED),
+            build_outcome(
+                HELD, usage=USAGE, cost_nano_usd=None, usage_source=UsageSource.ESTIMATED
+            ),
             (15, 0),
         ),
         (
-            outcome(HELD, usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN),
+            build_outcome(HELD, usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN),
             (700, 90),
         ),
         (
-            outcome(intent(), usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN),
+            build_outcome(
+                build_intent(), usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN
+            ),
             (0, 0),
         ),
     ],
     ids=["priced", "unpriced", "unknown", "unknown without a hold"],
 )
 def test_unknown_usage_is_charged_as_held(record: Outcome, charged: tuple[int, int]) -> None:
-    """A record and its row charge quotas with the usage; if that is unknown, with the hold."""
+    """Quotas are charged with the usage or, if unknown, with the hold; rows like records."""
     used = record.usage
     row = {
         "usage_source": record.usage_source,
@@ -42,12 +52,12 @@ def test_unknown_usage_is_charged_as_held(record: Outcome, charged: tuple[int, i
         "held_nano_usd": record.intent.held_nano_usd,
     }
 
-    assert record.charge() == charge_of_row(row) == charged
+    assert record.compute_charge() == compute_row_charge(row) == charged
 
 
 def test_an_answer_object_without_texts_has_all_other_fields() -> None:
-    """The `done` event has the fields of the answer object but prompt and response."""
-    record = outcome(intent(prompt="Why?"))
+    """The `done` event has the fields of the answer object except prompt and response."""
+    record = build_outcome(build_intent(prompt="Why?"))
     whole, lean = (
         msgspec.to_builtins(create_answer_object(record, texts=texts)) for texts in (True, False)
     )
@@ -57,7 +67,7 @@ def test_an_answer_object_without_texts_has_all_other_fields() -> None:
 
 def test_unknown_is_null() -> None:
     """Unknown tokens and costs are null in the answer object, never 0."""
-    unknown = outcome(
+    unknown = build_outcome(
         usage=None, cost_nano_usd=None, usage_source=UsageSource.UNKNOWN, status=Status.TIMEOUT
     )
     answer = create_answer_object(unknown)

@@ -24,8 +24,8 @@ from service.core.tokens import bound_tokens, count_tokens
         ("a\ud800b", "extractive", 3),
     ],
 )
-def test_count(text: str, model: str, expected: int) -> None:
-    """Tokens are counted with the encoding of the model; special tokens and lone surrogates are plain text."""
+def test_tokens_are_counted(text: str, model: str, expected: int) -> None:
+    """Tokens are counted with the model's encoding; special tokens and surrogates are text."""
     assert tokens.count_tokens(text, model) == expected
 
 
@@ -43,18 +43,18 @@ def test_count(text: str, model: str, expected: int) -> None:
     ],
 )
 def test_encoding_of_a_model(model: str, expected: str) -> None:
-    """The older models of OpenAI have their own encoding; all others are counted with the present one."""
-    assert tokens.encoding_name(model) == expected
+    """OpenAI's older models use cl100k_base; all others o200k_base."""
+    assert tokens.get_encoding_name(model) == expected
 
 
 @pytest.mark.parametrize("unit", ["a", "あ", " ", "\n", "1", "!", "👩‍👩‍👧"])
-def test_long_runs(unit: str) -> None:
-    """A long text without a space is counted, also beyond what the library takes at once."""
+def test_long_texts_are_counted(unit: str) -> None:
+    """Long texts without spaces are counted, also beyond the limit of the library."""
     assert tokens.count_tokens(unit * (1_200_000 // len(unit))) > 1000
 
 
-async def test_estimate() -> None:
-    """An answer's usage counts the messages with their overhead, and the text."""
+async def test_estimates_include_chat_overhead() -> None:
+    """The usage of an answer counts the messages with their overhead, and the text."""
     messages = [Message("system", "hello world"), Message("user", "hello world")]
     assert await tokens.estimate_usage(messages, "hello world", "gpt-5-mini") == Usage(
         prompt_tokens=2 * (2 + 4) + 3, completion_tokens=2
@@ -62,8 +62,8 @@ async def test_estimate() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 8])
-def test_cut(most: int) -> None:
-    """A cut text is a beginning of the text, has at most so many tokens, and no broken character."""
+def test_truncated_texts_are_prefixes(most: int) -> None:
+    """A truncated text is a prefix within the limit without broken characters."""
     text = "髙﨑さんの👩‍👩‍👧は、hello world と言いました。"
     part = tokens.truncate_text(text, most)
     assert text.startswith(part)
@@ -74,19 +74,22 @@ def test_cut(most: int) -> None:
 @pytest.mark.slow
 def test_import_is_cheap() -> None:
     """Importing the module does not load the library; the first count does."""
-    script = "import sys; from service.core import tokens; assert 'bpe_openai' not in sys.modules; tokens.count_tokens('a')"
+    script = (
+        "import sys; from service.core import tokens; assert 'bpe_openai' not in sys.modules;"
+        " tokens.count_tokens('a')"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-async def test_many_may_count_at_once() -> None:
-    """Counts that start together load the library once and agree."""
+async def test_parallel_counts_agree() -> None:
+    """Parallel first counts load the library once and agree."""
     assert set(
         await asyncio.gather(*(tokens.count_tokens_async("hello world" * 1000) for _ in range(8)))
     ) == {tokens.count_tokens("hello world" * 1000)}
 
 
-def test_the_upper_bound_is_one() -> None:
-    """No text has more tokens than the bound, whatever its language."""
+def test_no_text_exceeds_the_upper_bound() -> None:
+    """No text has more tokens than the bound, in any language."""
     for text in (
         "",
         "Why?",

@@ -20,7 +20,7 @@ from service.core.database.tables import quota_totals, request_logs
 from service.core.limits import ServiceLimits
 from service.core.ports import QuotaLimits
 from service.core.quota.local import LIMITS
-from service.core.records import charge_of_row
+from service.core.records import compute_row_charge
 from service.core.settings import ModelPrice
 from tests.access import bearer, client, make_key
 from tests.conftest import Serve, Service
@@ -173,8 +173,8 @@ async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderF
 
     assert len(rows) == 11
     assert {row["status"] for row in rows} == {"interrupted", "completed"}
-    assert 100_000 - left == sum(charge_of_row(row)[0] for row in rows)
-    assert all(charge_of_row(row)[0] >= 100 for row in rows if row["status"] == "interrupted")
+    assert 100_000 - left == sum(compute_row_charge(row)[0] for row in rows)
+    assert all(compute_row_charge(row)[0] >= 100 for row in rows if row["status"] == "interrupted")
 
 
 async def test_a_refusal_is_whole(serve: Serve, fake: ProviderFake) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from service.core.accounting.journal import Journal
 from service.core.errors import JournalFull
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 
 ANSWERS = 8
 _NOTHING = os.open("/dev/null", os.O_RDWR)
@@ -48,7 +48,7 @@ def use(folder: Path, spool: Path | None) -> None:
     journal = Journal(folder / "journal", spool, sync_ms=50, bytes_max=2**22, segment_bytes=20_000)
     begun, ended = [], []
     for number in range(ANSWERS):
-        one = intent(prompt=f"prompt {number} " + "p" * 1500)
+        one = build_intent(prompt=f"prompt {number} " + "p" * 1500)
         try:
             journal.append_intent(one)
         except JournalFull:
@@ -57,11 +57,11 @@ def use(folder: Path, spool: Path | None) -> None:
             say("begun", one.id)
             begun.append(one)
         if number % 2:
-            journal._round()
+            journal._sync_segments()
         if number % 3 != 1 and begun:
             last = begun.pop(0)
             failures = journal.statistics().failures
-            journal.append_outcome(outcome(last, response="r" * 1500))
+            journal.append_outcome(build_outcome(last, response="r" * 1500))
             say("ended" if journal.statistics().failures == failures else "doubtful", last.id)
             ended.append(last.id)
         if number == ANSWERS // 2:
@@ -69,7 +69,7 @@ def use(folder: Path, spool: Path | None) -> None:
                 say("applied", name)
             journal.release(ended)
             ended = []
-    journal._round()
+    journal._sync_segments()
     say("clean")
 
 

@@ -42,7 +42,7 @@ from hypothesis.stateful import (
 
 from service.core.accounting import journal as journals
 from service.core.accounting import log as request_log
-from service.core.accounting.journal import Journal, decode_frames, without_texts
+from service.core.accounting.journal import Journal, decode_frames, strip_texts
 from service.core.accounting.outcomes import build_interrupted
 from service.core.database.tables import metadata, request_logs
 from service.core.errors import JournalFull
@@ -51,7 +51,7 @@ from service.core.records import RANKS, Intent, Outcome, Status, UsageSource
 from service.workers import recovery as recoveries
 from service.workers.recovery import JournalRecovery, RecoveryState
 from tests.faults.disk import Died, Disk
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 
 SEED = int(os.environ.get("KOTAE_TEST_SEED", "1"))
 EXAMPLES = 25  # of one run of hypothesis
@@ -85,7 +85,7 @@ class Answer:
                 if self.begun and not self._lost(self.intent_safe)
                 else [interrupted, None]
             )
-        short = without_texts(self.outcome)
+        short = strip_texts(self.outcome)
         whole = {
             "full": [self.outcome],
             "lean": [msgspec.structs.replace(short, intent=self.intent)],
@@ -336,7 +336,7 @@ class World(RuleBasedStateMachine):
                 one.intent_safe |= begun
                 one.outcome_safe |= finished
 
-        self.journal.when_synced(synced)
+        self.journal.add_synced_callback(synced)
         meanwhile = argument >= 8 and self.disk._planned is None
         if meanwhile:
             self.disk.plan(
@@ -345,14 +345,14 @@ class World(RuleBasedStateMachine):
                     byte for byte, _ in zip(script, range(3), strict=False) if byte & 15 != 15
                 ),
             )
-        self.journal._round()
+        self.journal._sync_segments()
         if meanwhile:
             self.disk.plan(0, None)
 
     def _begin(self, argument: int) -> None:
         number = len(self.living) + len(self.dead) + len(self.settled)
         answer = Answer(
-            intent(
+            build_intent(
                 id=f"{number:036d}", at=BEGAN, prompt=chr(97 + number % 26) * PROMPTS[argument % 6]
             )
         )
@@ -370,7 +370,7 @@ class World(RuleBasedStateMachine):
         answer = open_[argument % len(open_)]
         number = int(answer.intent.id)
         source = SOURCES[(number + argument) % len(SOURCES)]
-        answer.outcome = outcome(
+        answer.outcome = build_outcome(
             answer.intent,
             status=Status.TIMEOUT if source is UsageSource.UNKNOWN else Status.COMPLETED,
             usage_source=source,
@@ -442,7 +442,7 @@ class World(RuleBasedStateMachine):
         self.journal = Journal(
             self.disk.data, self.spool, sync_ms=50, bytes_max=BYTES_MAX, segment_bytes=SEGMENT_BYTES
         )
-        self.journal._thread = SimpleNamespace(join=lambda _: self.journal._run())  # type: ignore[assignment]
+        self.journal._thread = SimpleNamespace(join=lambda _: self.journal._run_thread())  # type: ignore[assignment]
 
     def _bury(self, *, powerless: bool = False) -> None:
         """The process is gone; the next one starts."""
@@ -511,7 +511,7 @@ class World(RuleBasedStateMachine):
         for id_, one in self.database.items():
             assert {
                 str(name): value for name, value in found[id_].items() if name != "seq"
-            } == request_log._values(one)
+            } == request_log._build_row(one)
 
     def _files(self) -> list[Path]:
         return sorted(

@@ -430,9 +430,7 @@ async def test_busy_connections_leave_room_for_health_checks(
 
 async def test_a_client_that_does_not_read_is_dropped(serve: Serve) -> None:
     """A response that the client does not take is given up."""
-    service = await serve(
-        http_limits=replace(LIMITS, send_seconds=0.3, send_buffer_bytes=4096)
-    )
+    service = await serve(http_limits=replace(LIMITS, send_seconds=0.3, send_buffer_bytes=4096))
     client = await RawClient.connect(service)
     client.writer.transport.pause_reading()  # type: ignore[attr-defined]
     await client.send(b"GET /web/swagger/swagger-ui-bundle.js HTTP/1.1\r\n" + HOST + b"\r\n")

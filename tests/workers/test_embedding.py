@@ -65,7 +65,7 @@ async def test_back_filling_is_metered(serve: Serve, fake: ProviderFake) -> None
     } == {(EMBEDDER, "completed", "provider", "")}
     assert (
         await audit_log(service.services.database, service.services.settings.data_dir)
-    ).told == []
+    ).details == []
     assert all(
         float(row["estimated_cost"]) == pytest.approx(row["prompt_tokens"] / 1e6) for row in rows
     )
@@ -174,7 +174,7 @@ async def test_missing_usage_is_estimated(serve: Serve, fake: ProviderFake) -> N
     assert row["prompt_tokens"] > 0
     assert (
         await audit_log(service.services.database, service.services.settings.data_dir)
-    ).told == []
+    ).details == []
 
 
 async def test_unreachable_providers_bill_nothing(serve: Serve, fake: ProviderFake) -> None:
@@ -203,4 +203,4 @@ async def test_unreachable_providers_bill_nothing(serve: Serve, fake: ProviderFa
     }
     assert (
         await audit_log(service.services.database, service.services.settings.data_dir)
-    ).told == []
+    ).details == []

@@ -16,7 +16,7 @@ from service.core.settings import Settings
 from service.workers.background import FAILURES_MAX
 from service.workers.reaper import Reaper
 from tests.access import carrying, made
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 from tests.rows import away, write
 
 
@@ -57,7 +57,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_usage_is_loaded_when_the_database_is_back(scene: Scene) -> None:
     """A load that fails is repeated until it succeeds; until then no usage is known."""
-    await write(scene.database, [outcome(intent(user_id="alice"))])
+    await write(scene.database, [build_outcome(build_intent(user_id="alice"))])
     reaper = scene.reaper(recovered)
     with away(scene.database):
         reaper.start()
@@ -76,7 +76,7 @@ async def test_usage_is_loaded_without_the_rows_that_recovery_lost(scene: Scene)
     async def fail() -> None:
         raise DatabaseUnavailable("the rows could not be written")
 
-    await write(scene.database, [outcome(intent(user_id="alice"))])
+    await write(scene.database, [build_outcome(build_intent(user_id="alice"))])
     reaper = scene.reaper(fail)
     reaper.start()
     await until(lambda: scene.ledger.statistics().loaded)

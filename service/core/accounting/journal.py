@@ -1,30 +1,36 @@
-r"""The journal: records survive the process, and nobody waits for a disk.
+r"""The journal: an append-only log of records that survives the process.
 
-A *segment* is a file of this process alone: 8 bytes `KOTAEJ01`, then frames, then zeros to its end. A *frame* is
+A *segment* is a file written by one process: 8 bytes `KOTAEJ01`, then frames, then zeros to its
+end. A *frame* is
 
-    mark "\xc5KJ\x9d" | kind u8 | version u8 | zero u16 | length u32 | crc32 u32 | payload      (big-endian)
+    mark "\xc5KJ\x9d" | kind u8 | version u8 | zero u16 | length u32 | crc32 u32 | payload
 
-with the payload in MessagePack (`Intent` or `Outcome`) and the checksum over kind … length and payload. A frame is valid
-if its mark, its length (inside the file), its checksum and its version are right and its payload decodes. Reading goes
-on behind anything invalid, at the next mark that begins a valid frame: a torn tail, a flipped bit, a block of zeros or a
-frame of a later version never stops a replay.
+in big-endian order, with the payload in MessagePack (`Intent` or `Outcome`) and the checksum over
+kind, version, zero, length and payload. A frame is valid if its mark, length (within the file),
+checksum and version are valid and its payload decodes. Decoding continues after invalid data at the
+next mark that starts a valid frame: a torn tail, a flipped bit, a block of zeros or a frame of a
+later version never stops a replay.
 
-**Space.** Segments are allocated whole, so writing into one cannot fail for want of space. `begin` writes the intent
-and reserves room for a *lean* outcome (the account without its texts) in the same segment. `finish` writes the full
-outcome where it fits, in a new segment if need be; if the disk is full it writes the lean one into its reserved room.
-So a full disk refuses new answers, before the provider is called, and loses nothing that was begun but texts, and those
-only if the process dies before the writer has the outcome from memory.
+**Space.** Segments are allocated completely, so writing into one cannot fail with ENOSPC.
+`append_intent` writes the intent and reserves space for a *lean* outcome (without texts) in the
+same segment. `append_outcome` writes the full outcome if it fits, in a new segment if necessary; on
+a full disk it writes the lean outcome into the reserved space. A full disk therefore rejects new
+answers before the provider is called. Of running answers it loses at most the texts, and only if
+the process dies before the writer has stored the outcome from memory.
 
-**Speed.** Segments live on a tmpfs (the *spool*), where a write takes microseconds whatever the disks do; a thread copies
-them into the data folder and syncs each copy every `sync_ms`. Without a usable tmpfs they are in the data folder from
-the start, and a write may block with its filesystem: `statistics().spool` says which.
+**Latency.** Segments are created on a tmpfs (the *spool*), where a write takes microseconds
+regardless of the disk; a thread copies them into the data directory and syncs each copy every
+`sync_ms`. Without a usable tmpfs they are created in the data directory, and a write can block with
+its filesystem: `statistics().spool` reports which.
 
-**Life.** A segment holds the ids of answers whose row may still have to be made from it. When each is committed it is
-removed; when it is full, reserved by nobody and copied, only its copy is kept. Files are locked (`flock`) while their
-process lives: whoever gets the lock owns the replay (`read_segments`, used by `workers/recovery.py`).
+**Lifetime.** A segment holds the ids of the answers whose row may still depend on it. It is removed
+when all of them are committed; when it is full, has no reservations and is copied, only the copy is
+kept. Files are locked (`flock`) while their process is alive; the process that gets the lock
+replays them (`find_orphans`, used by `workers/recovery.py`).
 
-After the death of the process the spool has everything. After the loss of power the copies have everything older than
-`sync_ms` and the duration of one sync; with `sync_ms` 0 answers wait for the sync (`wait_synced`).
+**Durability.** If the process dies, the spool has everything. After a power loss the copies have
+everything older than `sync_ms` plus the duration of one sync; with `sync_ms` 0 answers wait for the
+sync (`wait_synced`).
 """
 
 import fcntl
@@ -48,12 +54,10 @@ from service.core.telemetry import log
 
 HEADER = b"KOTAEJ01"
 SEGMENT_BYTES = 4 * 1024 * 1024
-COPYING = (
-    ".copying"  # suffix of a copy that is being made; it becomes the copy when all of it is safe
-)
-_SHARED = Path("/dev/shm")  # noqa: S108 - anybody's: see `existing_spool`
-SPOOL_BYTES_MIN = 16 * 1024 * 1024  # a tmpfs with less room for us is not used
-LEAN_BYTES = 8192  # more than any lean outcome has; see the bounds of its fields in `tables` and the settings
+COPYING = ".copying"  # suffix of a new copy until it is synced
+_SHARED = Path("/dev/shm")  # noqa: S108 - shared: see `find_spool`
+SPOOL_BYTES_MIN = 16 * 1024 * 1024  # a tmpfs with less space is not used
+LEAN_BYTES = 8192  # upper bound of a lean outcome: `tables` and settings bound its fields
 _MARK = b"\xc5KJ\x9d"
 _HEAD = struct.Struct(">4sBBHII")
 _INTENT, _OUTCOME = 1, 2
@@ -61,10 +65,11 @@ _TYPES: dict[int, type[Intent] | type[Outcome]] = {_INTENT: Intent, _OUTCOME: Ou
 
 
 class JournalStatistics(msgspec.Struct, frozen=True):
-    """`spool`: whether records stay off the disk at first. `lean`: outcomes written without texts for want of space.
+    """An immutable snapshot of the counters.
 
-    `unsynced_bytes`: what the loss of power would take. `failures`: errors of the disk since its last success, and
-    answers refused since the last that was taken.
+    `spool`: whether records are written to a tmpfs first. `lean`: outcomes written without texts.
+    `unsynced_bytes`: lost in a power failure. `failures`: disk errors since the last success, plus
+    answers rejected since the last accepted one.
     """
 
     spool: bool
@@ -76,7 +81,7 @@ class JournalStatistics(msgspec.Struct, frozen=True):
 
 
 def encode_frame(record: Intent | Outcome, version: int = VERSION) -> bytes:
-    """A record as a frame of this version of the format."""
+    """Encode a record as a frame of this format version."""
     payload = msgspec.msgpack.encode(record)
     kind = _INTENT if isinstance(record, Intent) else _OUTCOME
     checked = struct.pack(">BBHI", kind, version, 0, len(payload))
@@ -87,15 +92,15 @@ def encode_frame(record: Intent | Outcome, version: int = VERSION) -> bytes:
 
 
 def decode_frames(data: bytes) -> Iterator[Intent | Outcome | None]:
-    """The records of a segment in order; None stands for each run of bytes that is no valid frame and not all zeros."""
+    """Decode a segment; None stands for a run of invalid bytes other than zeros."""
     position = len(HEADER) if data.startswith(HEADER) else 0
     while position < len(data):
-        if found := _frame_at(data, position):
-            yield found[0]
-            position = found[1]
+        if decoded := _decode_frame(data, position):
+            yield decoded[0]
+            position = decoded[1]
             continue
         following = data.find(_MARK, position + 1)
-        while following >= 0 and not _frame_at(data, following):
+        while following >= 0 and not _decode_frame(data, following):
             following = data.find(_MARK, following + 1)
         end = len(data) if following < 0 else following
         if data.count(0, position, end) < end - position:
@@ -103,7 +108,7 @@ def decode_frames(data: bytes) -> Iterator[Intent | Outcome | None]:
         position = end
 
 
-def _frame_at(data: bytes, position: int) -> tuple[Intent | Outcome, int] | None:
+def _decode_frame(data: bytes, position: int) -> tuple[Intent | Outcome, int] | None:
     if len(data) - position < _HEAD.size:
         return None
     mark, kind, version, _, length, crc = _HEAD.unpack_from(data, position)
@@ -120,18 +125,18 @@ def _frame_at(data: bytes, position: int) -> tuple[Intent | Outcome, int] | None
 
 
 class _Segment:
-    """One file of ours, locked; `copy_path` is where the thread copies it, if it is on the spool."""
+    """A locked segment file; `copy_path` is its copy in the data directory, if any."""
 
     def __init__(self, path: Path, size: int, copy_path: Path | None) -> None:
         self.path, self.size, self.copy_path = path, size, copy_path
         self.offset = len(HEADER)
-        self.reserved = 0
-        self.holds: set[str] = set()
+        self.reserved_bytes = 0
+        self.answer_ids: set[str] = set()
         self.sealed = False
-        self.retired = False  # its room is counted as free
-        self.synced = 0
+        self.retired = False  # its space counts as free
+        self.synced_bytes = 0
         self.copy_fd: int | None = None
-        self.fd: int | None = _create(path)
+        self.fd: int | None = _create_file(path)
         try:
             os.posix_fallocate(self.fd, 0, size)
             _write_at(self.fd, HEADER, 0)
@@ -141,69 +146,72 @@ class _Segment:
             raise
 
     @property
-    def free(self) -> int:
-        return self.size - self.offset - self.reserved
+    def free_bytes(self) -> int:
+        return self.size - self.offset - self.reserved_bytes
 
     def append(self, frame: bytes) -> None:
-        """Write behind what is there. Raises OSError, and then nothing has been written."""
-        assert self.fd is not None  # noqa: S101 - only sealed segments without reservations give up their file
+        """Write at the end. Raises OSError; then nothing has been written."""
+        assert self.fd is not None  # noqa: S101 - only sealed segments are closed
         _write_at(self.fd, frame, self.offset)
         self.offset += len(frame)
 
     def sync(self) -> None:
-        """For the thread: bring what is new to the disk. Raises OSError; then everything is written again next time.
+        """Sync new data to the disk, in the thread. Raises OSError; then all is written again.
 
-        For what a failed sync had to sync may count as clean although it is nowhere: a second sync would not see it.
+        After a failed fsync the kernel may mark lost pages as clean, so another fsync would succeed
+        without writing them.
         """
         end = self.offset
-        if self.synced == end or self.fd is None:
+        if self.synced_bytes == end or self.fd is None:
             return
         if self.copy_path:
-            self._copy(self.fd, self.copy_path, end)
+            self._copy_tail(self.fd, self.copy_path, end)
         else:
-            if not self.synced:  # new, or failed
+            if not self.synced_bytes:  # new, or the last sync failed
                 _write_at(self.fd, os.pread(self.fd, end, 0), 0)
-                if self.retired:  # meanwhile: it must not take its room again
+                if self.retired:  # in the meantime: free its space again
                     os.truncate(self.path, 0)
-            synced, self.synced = self.synced, 0
+            synced_before, self.synced_bytes = self.synced_bytes, 0
             os.fdatasync(self.fd)
-            if not synced:
+            if not synced_before:
                 _sync_folder(self.path.parent)
-        self.synced = end
+        self.synced_bytes = end
 
-    def _copy(self, fd: int, path: Path, end: int) -> None:
-        """Bring the copy up to `end`. One whose sync failed is not touched until a new one is safe and takes its place."""
-        anew, copy_fd = (
+    def _copy_tail(self, fd: int, path: Path, end: int) -> None:
+        """Update the copy up to `end`. After a failed sync, a new copy replaces it once synced."""
+        is_new, copy_fd = (
             self.copy_fd is None,
-            self.copy_fd if self.copy_fd is not None else _create(path.with_suffix(COPYING)),
+            self.copy_fd if self.copy_fd is not None else _create_file(path.with_suffix(COPYING)),
         )
         try:
-            _write_at(copy_fd, os.pread(fd, end - self.synced, self.synced), self.synced)
+            _write_at(
+                copy_fd, os.pread(fd, end - self.synced_bytes, self.synced_bytes), self.synced_bytes
+            )
             os.fdatasync(copy_fd)
-            if anew:
+            if is_new:
                 path.with_suffix(COPYING).replace(path)
                 _sync_folder(path.parent)
         except OSError:
-            self.copy_fd, self.synced = None, 0
+            self.copy_fd, self.synced_bytes = None, 0
             os.close(copy_fd)
             raise
         self.copy_fd = copy_fd
 
     def drop_spool(self) -> None:
-        """For the thread: a full segment that nobody will write to, and that is copied, needs its copy only."""
+        """Delete the spool file of a full, copied segment without reservations, in the thread."""
         if (
             self.copy_path
             and self.fd is not None
             and self.sealed
-            and not self.reserved
-            and self.synced == self.offset
+            and not self.reserved_bytes
+            and self.synced_bytes == self.offset
         ):
             fd, self.fd = self.fd, None
             os.close(fd)
             self.path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """For the thread: every answer in it has its row. Raises OSError; then it can be tried again."""
+        """Delete the files, in the thread. Raises OSError; then it can be repeated."""
         self.close()
         if self.copy_path:
             self.copy_path.unlink(missing_ok=True)
@@ -218,7 +226,11 @@ class _Segment:
 
 
 class Journal:
-    """The journal of one process. `begin`, `finish` and `release` are called on the event loop and never block on a spool."""
+    """The journal of one process.
+
+    `append_intent`, `append_outcome` and `release` run on the event loop and never block on a
+    spool.
+    """
 
     def __init__(
         self,
@@ -235,124 +247,126 @@ class Journal:
             bytes_max,
             min(segment_bytes, bytes_max // 2),
         )
-        self._process = f"{_boot()}-{os.getpid()}-{time.time_ns()}"
+        self._process = f"{_read_boot_id()}-{os.getpid()}-{time.time_ns()}"
         self._count = 0
         self._segments: list[_Segment] = []
         self._current: _Segment | None = None
-        self._homes: dict[str, _Segment] = {}  # where the room of each begun answer is reserved
+        self._reservations: dict[str, _Segment] = {}  # the segment with the space for each outcome
         self._holders: dict[str, set[_Segment]] = {}
-        self._dead: deque[_Segment] = deque()
+        self._retired: deque[_Segment] = deque()
         self._lean = 0
         self._failures = 0
         self._refused = 0
         self._wake = threading.Event()
         self._ending = False
-        self._synced_calls: deque[Callable[[], None]] = deque()
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._synced_callbacks: deque[Callable[[], None]] = deque()
+        self._thread = threading.Thread(target=self._run_thread, name="journal", daemon=True)
 
     @property
     def synchronous(self) -> bool:
-        """Whether answers wait for the disk."""
+        """True if answers wait for the disk."""
         return self._sync_ms == 0
 
     def start(self) -> None:
-        """Make the folders and start the thread."""
+        """Create the directories and start the thread."""
         for folder in filter(None, (self._folder, self._spool)):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """Sync what is there, remove what is done with, and end the thread. What is still held stays for the next process."""
-        if self._current and not self._current.holds:
-            self._retire(self._current)
+        """Sync, remove committed segments, and end the thread. The rest is left for recovery."""
+        if self._current and not self._current.answer_ids:
+            self._retire_segment(self._current)
         self._ending = True
         self._wake.set()
         self._thread.join(seconds)
         if self._spool:
-            with suppress(OSError):  # something is left in it, or somebody else's
+            with suppress(OSError):  # not empty
                 self._spool.rmdir()
 
     def append_intent(self, intent: Intent) -> None:
-        """Write the intent and reserve room for its outcome. Raises `JournalFull`; then nothing was begun."""
+        """Write the intent and reserve space for its outcome. Raises `JournalFull`."""
         frame = encode_frame(intent)
         try:
-            segment = self._room(len(frame) + LEAN_BYTES)
+            segment = self._ensure_space(len(frame) + LEAN_BYTES)
             segment.append(frame)
         except OSError as error:
             self._refused += 1
             raise JournalFull(
-                f"the journal cannot take another answer: {error.strerror}"
+                f"the journal cannot accept another answer: {error.strerror}"
             ) from error
         self._refused = 0
-        segment.reserved += LEAN_BYTES
-        self._homes[intent.id] = segment
-        self._hold(segment, intent.id)
+        segment.reserved_bytes += LEAN_BYTES
+        self._reservations[intent.id] = segment
+        self._add_holder(segment, intent.id)
 
     def append_outcome(self, outcome: Outcome) -> None:
-        """Write the outcome of a begun intent, full or, for want of space, lean. Never raises."""
-        home = self._homes.pop(outcome.intent.id)
+        """Write the outcome of a recorded intent, without texts if space is short. Never raises."""
+        home = self._reservations.pop(outcome.intent.id)
         try:
             frame = encode_frame(outcome)
             try:
-                segment = self._room(len(frame))
+                segment = self._ensure_space(len(frame))
                 segment.append(frame)
             except OSError:
                 segment = home
-                segment.append(encode_frame(without_texts(outcome)))
+                segment.append(encode_frame(strip_texts(outcome)))
                 self._lean += 1
         except (
             OSError,
             ValueError,
             OverflowError,
-        ) as error:  # a broken file; a record that cannot be encoded
+        ) as error:  # disk error; a record that cannot be encoded
             self._failures += 1
             log.error("outcome.not_journaled", answer_id=outcome.intent.id, error=str(error))
         else:
-            self._hold(segment, outcome.intent.id)
+            self._add_holder(segment, outcome.intent.id)
         finally:
-            home.reserved -= LEAN_BYTES
+            home.reserved_bytes -= LEAN_BYTES
 
     def release(self, answer_ids: list[str]) -> None:
-        """These are in the database: their records are needed no more."""
+        """Release the records of answers that are in the database."""
         for answer_id in answer_ids:
             for segment in self._holders.pop(answer_id, ()):
-                segment.holds.discard(answer_id)
-                if not segment.holds and segment is not self._current:
-                    self._retire(segment)
+                segment.answer_ids.discard(answer_id)
+                if not segment.answer_ids and segment is not self._current:
+                    self._retire_segment(segment)
 
-    def when_synced(self, call: Callable[[], None]) -> None:
-        """Call from the thread once everything written by now is on the disk."""
-        self._synced_calls.append(call)
+    def add_synced_callback(self, callback: Callable[[], None]) -> None:
+        """Call this from the thread once everything written so far is on the disk."""
+        self._synced_callbacks.append(callback)
         self._wake.set()
 
     def degraded(self) -> bool:
-        """Whether the disk refused the last thing it was asked, or the last answer was refused for want of room."""
+        """True if the last disk operation failed, or the last answer was rejected."""
         return self._failures > 0 or self._refused > 0
 
     def statistics(self) -> JournalStatistics:
-        """A frozen look at the journal."""
+        """Return an immutable snapshot of the counters."""
         segments = list(self._segments)
         return JournalStatistics(
             spool=self._spool is not None,
             segments=len(segments),
             bytes=sum(segment.size for segment in segments),
             unsynced_bytes=sum(
-                segment.offset - segment.synced for segment in segments if segment.fd is not None
+                segment.offset - segment.synced_bytes
+                for segment in segments
+                if segment.fd is not None
             ),
             lean=self._lean,
             failures=self._failures + self._refused,
         )
 
-    def _room(self, size: int) -> _Segment:
-        """The current segment, or a new one if it has not this much free. Raises OSError."""
-        if self._current is None or self._current.free < size:
-            self._rotate(max(self._segment_bytes, size + len(HEADER)))
-        assert self._current is not None  # noqa: S101 - _rotate has made it
+    def _ensure_space(self, size: int) -> _Segment:
+        """Return a segment with `size` free bytes, the current or a new one. Raises OSError."""
+        if self._current is None or self._current.free_bytes < size:
+            self._rotate_segment(max(self._segment_bytes, size + len(HEADER)))
+        assert self._current is not None  # noqa: S101 - set by _rotate_segment
         return self._current
 
-    def _rotate(self, size: int) -> None:
-        if self._current and not self._current.holds:
-            self._retire(self._current)  # first of all: its room may be the last there is
+    def _rotate_segment(self, size: int) -> None:
+        if self._current and not self._current.answer_ids:
+            self._retire_segment(self._current)  # first: its space may be needed for the next
         if (
             sum(segment.size for segment in self._segments if segment.fd is not None) + size
             > self._bytes_max
@@ -363,47 +377,47 @@ class Journal:
         if self._spool:
             self._spool.mkdir(
                 parents=True, exist_ok=True, mode=0o700
-            )  # the end of another process may have taken it away
-        new = _Segment(
+            )  # another process may have removed it at its end
+        segment = _Segment(
             (self._spool or self._folder) / name, size, self._folder / name if self._spool else None
         )
-        old, self._current = self._current, new
-        self._segments.append(new)
-        if old:
-            old.sealed = True
+        previous, self._current = self._current, segment
+        self._segments.append(segment)
+        if previous:
+            previous.sealed = True
 
-    def _hold(self, segment: _Segment, answer_id: str) -> None:
-        segment.holds.add(answer_id)
+    def _add_holder(self, segment: _Segment, answer_id: str) -> None:
+        segment.answer_ids.add(answer_id)
         self._holders.setdefault(answer_id, set()).add(segment)
 
-    def _retire(self, segment: _Segment) -> None:
+    def _retire_segment(self, segment: _Segment) -> None:
         if segment in self._segments:
             self._segments.remove(segment)
-            self._dead.append(segment)
+            self._retired.append(segment)
             segment.retired = True
             if segment is self._current:
                 self._current = None
             with suppress(
                 OSError
-            ):  # its room is free at once; the thread that removes it may be held up by the disk
+            ):  # frees the space now; a slow disk may delay the thread that removes it
                 os.truncate(segment.path, 0)
 
-    def _run(self) -> None:
+    def _run_thread(self) -> None:
         while not self._ending:
             self._wake.wait(self._sync_ms / 1000 if self._sync_ms else 1)
             self._wake.clear()
-            self._round()
-        self._round()
+            self._sync_segments()
+        self._sync_segments()
         for segment in self._segments:
             segment.close()
 
-    def _round(self) -> None:
-        """Sync every segment, drop what need not be kept, tell those who wait."""
-        calls = [self._synced_calls.popleft() for _ in range(len(self._synced_calls))]
+    def _sync_segments(self) -> None:
+        """Sync every segment, delete unneeded files, and call the callbacks."""
+        callbacks = [self._synced_callbacks.popleft() for _ in range(len(self._synced_callbacks))]
         try:
-            while self._dead:
-                self._dead[0].remove()
-                self._dead.popleft()
+            while self._retired:
+                self._retired[0].remove()
+                self._retired.popleft()
             for segment in list(self._segments):
                 segment.sync()
                 segment.drop_spool()
@@ -411,103 +425,105 @@ class Journal:
             if not self._failures:
                 log.error("journal.delayed", error=str(error))
             self._failures += 1
-            self._synced_calls.extendleft(reversed(calls))
+            self._synced_callbacks.extendleft(reversed(callbacks))
             time.sleep(0.05)
             return
         self._failures = 0
-        for call in calls:
-            with suppress(RuntimeError):  # the loop that waited is closed
-                call()
+        for callback in callbacks:
+            with suppress(RuntimeError):  # the event loop is closed
+                callback()
 
 
-def without_texts(outcome: Outcome) -> Outcome:
-    """The account without its texts; what a price says is cut, its number is on the cost."""
+def strip_texts(outcome: Outcome) -> Outcome:
+    """Return the outcome without texts. The price label is cut; the cost has its number."""
     intent = msgspec.structs.replace(outcome.intent, prompt="")
     return msgspec.structs.replace(
         outcome, intent=intent, response="", sources=[], price=outcome.price and outcome.price[:500]
     )
 
 
-def choose_spool(data_dir: Path, wanted: str, bytes_max: int) -> tuple[Path | None, int]:
-    """A folder of ours on a tmpfs, or None, openly, if there is none with room; and how many bytes may be on it.
+def choose_spool(data_dir: Path, setting: str, bytes_max: int) -> tuple[Path | None, int]:
+    """Return a directory on a tmpfs, or None, and the number of bytes that may be used.
 
-    `wanted`: `auto` for one under /dev/shm, `none`, or a path.
+    `setting`: `auto` for a directory under /dev/shm, `none`, or a path.
     """
-    if wanted != "auto":
-        return (None if wanted == "none" else Path(wanted)), bytes_max
+    if setting != "auto":
+        return (None if setting == "none" else Path(setting)), bytes_max
     try:
         status = os.statvfs(_SHARED)
-        room = min(
+        free_bytes = min(
             bytes_max, status.f_bavail * status.f_frsize // 2
-        )  # half of what is free: it is shared
-        if not os.path.ismount(_SHARED) or room < SPOOL_BYTES_MIN:
+        )  # half of the free space: it is shared
+        if not os.path.ismount(_SHARED) or free_bytes < SPOOL_BYTES_MIN:
             return None, bytes_max
-        _folder_of(data_dir).mkdir(mode=0o700, exist_ok=True)
+        _build_spool_path(data_dir).mkdir(mode=0o700, exist_ok=True)
     except OSError:
         return None, bytes_max
-    folder = find_spool(data_dir, wanted)
-    return folder, (room if folder else bytes_max)
+    folder = find_spool(data_dir, setting)
+    return folder, (free_bytes if folder else bytes_max)
 
 
-def find_spool(data_dir: Path, wanted: str) -> Path | None:
-    """Where an earlier process may have left its segments, whether or not there is room for more.
+def find_spool(data_dir: Path, setting: str) -> Path | None:
+    """Return where an earlier process may have left segments, even without free space.
 
-    The shared folder is anybody's: one of our name that is not ours, or open to others, is not used.
+    The shared directory is world-writable: a directory of our name that has another owner, or that
+    others can access, is not used.
     """
-    if wanted != "auto":
-        return None if wanted == "none" else Path(wanted)
-    folder = _folder_of(data_dir)
+    if setting != "auto":
+        return None if setting == "none" else Path(setting)
+    folder = _build_spool_path(data_dir)
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return None
     return (
         folder
-        if stat.S_ISDIR(found.st_mode)
-        and found.st_uid == os.getuid()
-        and found.st_mode & 0o077 == 0
+        if stat.S_ISDIR(status.st_mode)
+        and status.st_uid == os.getuid()
+        and status.st_mode & 0o077 == 0
         else None
     )
 
 
-def _folder_of(data_dir: Path) -> Path:
+def _build_spool_path(data_dir: Path) -> Path:
     return (
         _SHARED / f"kotae-{os.getuid()}-{hashlib.sha256(str(data_dir).encode()).hexdigest()[:16]}"
     )
 
 
 def find_orphans(folder: Path, spool: Path | None) -> dict[str, list[tuple[int, Path, list[Path]]]]:
-    """Segments of processes that are gone, by process: (locked descriptor, file to read, all files of that segment).
+    """Return the segments of dead processes, by process.
 
-    Where a segment is on the spool it is read there: the copy may be behind. The caller reads, then removes or closes.
+    Each is (locked descriptor, file to read, all files of that segment). A segment on the spool is
+    read there: its copy may be behind. The caller reads, then removes or closes them.
     """
-    found: dict[str, list[tuple[int, Path, list[Path]]]] = {}
-    places = [place for place in (spool, folder) if place and place.is_dir()]
+    orphans: dict[str, list[tuple[int, Path, list[Path]]]] = {}
+    folders = [folder_ for folder_ in (spool, folder) if folder_ and folder_.is_dir()]
     stems = {
         path.stem
-        for place in places
-        for path in place.iterdir()
+        for folder_ in folders
+        for path in folder_.iterdir()
         if path.suffix in (".journal", COPYING)
     }
     for stem in sorted(stems):
         paths = [
             path
             for suffix in (".journal", COPYING)
-            for place in places
-            if (path := place / f"{stem}{suffix}").exists()
+            for folder_ in folders
+            if (path := folder_ / f"{stem}{suffix}").exists()
         ]
-        locks = [fd for path in paths if (fd := _lock(path)) is not None]
+        locks = [fd for path in paths if (fd := _lock_file(path)) is not None]
         if len(locks) < len(paths) or not paths:
             for fd in locks:
                 os.close(fd)
             continue
         for fd in locks[1:]:
             os.close(fd)
-        found.setdefault(stem.rpartition("-")[0], []).append((locks[0], paths[0], paths))
-    return found
+        orphans.setdefault(stem.rpartition("-")[0], []).append((locks[0], paths[0], paths))
+    return orphans
 
 
-def _lock(path: Path) -> int | None:
+def _lock_file(path: Path) -> int | None:
     try:
         fd = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -520,14 +536,14 @@ def _lock(path: Path) -> int | None:
     return fd
 
 
-def _create(path: Path) -> int:
+def _create_file(path: Path) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return fd
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in it safe."""
+    """Sync the directory entries."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -536,12 +552,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:
-    """All of it or OSError: a short write is one too, and what it wrote is overwritten by the next."""
+    """Write all of it or raise OSError; the next write overwrites a short one."""
     if os.pwrite(fd, data, offset) != len(data):
         raise OSError(28, "short write")
 
 
-def _boot() -> str:
+def _read_boot_id() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
     return "00000000"

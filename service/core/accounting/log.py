@@ -1,11 +1,12 @@
-"""The log of answers: one row each, written once, read by pages.
+"""The request log: one row per answer, written once, read in pages.
 
-Pages go by id, which sorts by the time an answer began: newest first, keyset, so that page 1,000 costs what page 1
-costs. Tailing goes by `seq`, the order of commit: an answer that began early and ended late is not missed.
+Pages are ordered by id, which sorts by the time an answer started: newest first, with keyset
+pagination, so page 1,000 costs as much as page 1. Tailing is ordered by `seq`, the order of commit,
+so an answer that started early and ended late is not missed.
 
-Nothing here reads the whole log, however large it is and whatever is asked. One filter alone has an index that is in
-the order of the page. Of several, the index of one is followed (`_leading`), the others are looked up in it, and this for
-`LOOK_MAX` rows at most: a page may then end early, even empty, with a cursor to go on.
+No query scans the whole log. A single filter has an index in the order of the page. With several
+filters the index of one is used (`_choose_leading`) and the others are checked on its entries, at
+most `SCAN_MAX` of them: a page may then end early, even empty, with a cursor to continue.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -19,24 +20,22 @@ from sqlalchemy.engine import RowMapping
 
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import daily_totals, quota_totals, request_logs
-from service.core.encoding import first_id
+from service.core.encoding import compute_first_id
 from service.core.errors import InvalidCursor, NotFound
 from service.core.ports import list_subject_names
 from service.core.pricing import Usage, format_usd
-from service.core.records import RANKS, Answer, Intent, Outcome, Status, charge_of_row
+from service.core.records import RANKS, Answer, Intent, Outcome, Status, compute_row_charge
 
 PAGE_MAX = 200
-LOOK_MAX = (
-    10_000  # rows of the leading filter that one page looks at: entries of an index, a few ms
-)
-TAIL_LOOK_MAX = 2_000  # rows that one tail looks at: these are read whole
+SCAN_MAX = 10_000  # maximum index entries of the leading filter per page, a few ms
+TAIL_SCAN_MAX = 2_000  # maximum rows per tail; these are read completely
 _EXPORT_PAGE = 500
 _FILTERS = (
     "user_id",
     "model",
     "endpoint",
     "status",
-)  # the likely most selective first: see `_leading`
+)  # the most selective first: see `_choose_leading`
 _KEY = ("day", "user_id", "endpoint", "model", "status", "usage_source")
 _COUNTS = (
     "answers",
@@ -85,7 +84,10 @@ _charge = _insert_charge.on_conflict_do_update(
 
 
 class LogFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows; None means any. `since` is inclusive, `until` exclusive, both about when an answer began."""
+    """A filter of rows; None matches any value.
+
+    `since` is inclusive, `until` exclusive; both refer to the start of an answer.
+    """
 
     user_id: str | None = None
     endpoint: str | None = None
@@ -96,9 +98,9 @@ class LogFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogPage(msgspec.Struct, frozen=True):
-    """`next_cursor` is None on the last page, and there alone; when tailing it is where to go on, always.
+    """A page. `next_cursor` is None only on the last page; when tailing it is always set.
 
-    With several filters a page may have fewer rows than asked for, even none, and still not be the last.
+    With several filters a page may have fewer rows than requested, even none, before the last page.
     """
 
     items: list[Answer]
@@ -106,32 +108,32 @@ class LogPage(msgspec.Struct, frozen=True):
 
 
 async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
-    """Write the rows and their totals. Returns how many rows are new.
+    """Write the rows and their totals. Returns the number of new rows.
 
-    Idempotent in any order and number: a row is inserted once, replaced only by a record that knows more (`RANKS`), and
-    the totals change by the difference that this makes, in the same transaction.
+    Idempotent in any order and number: a row is inserted once and replaced only by a record of
+    higher rank (`RANKS`); the totals change by the difference in the same transaction.
     """
     best: dict[str, Outcome] = {}
     for outcome in outcomes:
-        known = best.get(outcome.intent.id)
-        if known is None or _rank(outcome) > _rank(known):
+        current = best.get(outcome.intent.id)
+        if current is None or _get_rank(outcome) > _get_rank(current):
             best[outcome.intent.id] = outcome
-    found = (
+    result = (
         await session.execute(sa.select(*_TOTALLED).where(request_logs.c.id.in_(best)))
     ).mappings()
-    there = {row["id"]: {str(key): value for key, value in row.items()} for row in found}
+    existing = {row["id"]: {str(key): value for key, value in row.items()} for row in result}
     accepted = [
         outcome
         for id_, outcome in best.items()
-        if id_ not in there or there[id_]["rank"] < _rank(outcome)
+        if id_ not in existing or existing[id_]["rank"] < _get_rank(outcome)
     ]
     if accepted:
-        rows = [_values(outcome) for outcome in accepted]
+        rows = [_build_row(outcome) for outcome in accepted]
         await session.execute(_upsert, rows)
-        replaced = [there[row["id"]] for row in rows if row["id"] in there]
+        replaced = [existing[row["id"]] for row in rows if row["id"] in existing]
         await _add_totals(session, rows, replaced)
         await _add_charges(session, rows, replaced)
-    return sum(outcome.intent.id not in there for outcome in accepted)
+    return sum(outcome.intent.id not in existing for outcome in accepted)
 
 
 async def _add_totals(
@@ -140,8 +142,8 @@ async def _add_totals(
     sums: dict[tuple[str, ...], list[int]] = {}
     for sign, rows in ((1, added), (-1, replaced)):
         for row in rows:
-            counts = sums.setdefault(_total_key(row), [0] * len(_COUNTS))
-            for n, value in enumerate(_counts(row)):
+            counts = sums.setdefault(_build_total_key(row), [0] * len(_COUNTS))
+            for n, value in enumerate(_list_counts(row)):
                 counts[n] += sign * value
     names = [*_KEY, *_COUNTS]
     await session.execute(
@@ -152,11 +154,14 @@ async def _add_totals(
 async def _add_charges(
     session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]
 ) -> None:
-    """What counts toward quotas, of the user and of the key that asked."""
+    """Add the charges to the quotas of the user and the key."""
     sums: dict[tuple[str, str], list[int]] = {}
     for sign, rows in ((1, added), (-1, replaced)):
         for row in rows:
-            day, (tokens, nano_usd) = row["created_at"].strftime("%Y-%m-%d"), charge_of_row(row)
+            day, (tokens, nano_usd) = (
+                row["created_at"].strftime("%Y-%m-%d"),
+                compute_row_charge(row),
+            )
             for subject in list_subject_names(row["user_id"], row["key_id"]):
                 counts = sums.setdefault((day, subject), [0, 0, 0])
                 for n, value in enumerate((1, tokens, nano_usd)):
@@ -167,68 +172,71 @@ async def _add_charges(
     )
 
 
-def _total_key(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _build_total_key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (row["created_at"].strftime("%Y-%m-%d"), *(str(row[name]) for name in _KEY[1:]))
 
 
-def _counts(row: Mapping[str, Any]) -> list[int]:
+def _list_counts(row: Mapping[str, Any]) -> list[int]:
     return [1, *(row[name] or 0 for name in _COUNTS[1:-1]), row["cost_nano_usd"] is None]
 
 
 async def read_page(
     session: ReadSession,
-    which: LogFilter,
+    log_filter: LogFilter,
     *,
     limit: int,
     cursor: str | None = None,
-    look_max: int = LOOK_MAX,
+    scan_max: int = SCAN_MAX,
 ) -> LogPage:
-    """Newest first. Raises `InvalidCursor`."""
-    interval = _interval(which)
+    """Read a page, newest first. Raises `InvalidCursor`."""
+    interval = _build_interval(log_filter)
     if cursor is not None:
-        interval.append(request_logs.c.id < _checked(cursor))
-    lead, others = _conditions(which)
+        interval.append(request_logs.c.id < _parse_cursor(cursor))
+    lead, others = _split_conditions(log_filter)
     where, end = [*lead, *others, *interval], None
     if others:
-        looked = (
+        scanned_ids = (
             sa.select(request_logs.c.id).where(*lead, *interval).order_by(request_logs.c.id.desc())
         )
-        end = (await session.execute(looked.offset(look_max - 1).limit(1))).scalar()
+        end = (await session.execute(scanned_ids.offset(scan_max - 1).limit(1))).scalar()
         where += [] if end is None else [request_logs.c.id >= end]
     query = (
         sa.select(request_logs).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
     )
     rows = (await session.execute(query)).mappings().all()
-    items = [_answer(row) for row in rows[:limit]]
+    items = [_build_answer(row) for row in rows[:limit]]
     return LogPage(items, items[-1].id if len(rows) > limit else end)
 
 
 async def read_tail(
     session: ReadSession,
-    which: LogFilter,
+    log_filter: LogFilter,
     *,
     limit: int,
     after: str,
-    look_max: int = TAIL_LOOK_MAX,
+    scan_max: int = TAIL_SCAN_MAX,
 ) -> LogPage:
-    """What was committed after the row `after` (an answer's id), in the order of commit. Raises `InvalidCursor`."""
+    """Read the rows committed after the answer `after`, in commit order.
+
+    Raises `InvalidCursor`.
+    """
     seq = (
         await session.execute(
-            sa.select(request_logs.c.seq).where(request_logs.c.id == _checked(after))
+            sa.select(request_logs.c.seq).where(request_logs.c.id == _parse_cursor(after))
         )
     ).scalar()
     if seq is None:
-        raise InvalidCursor("`after` names no answer in the log")
-    lead, others = _conditions(which, tailing=True)
+        raise InvalidCursor("`after` is not the id of an answer in the log")
+    lead, others = _split_conditions(log_filter, tailing=True)
     lead.append(request_logs.c.seq > seq)
     where, end = [*lead, *others], None
     if others:
-        looked = (
+        scanned_rows = (
             sa.select(request_logs.c.seq, request_logs.c.id)
             .where(*lead)
             .order_by(request_logs.c.seq)
         )
-        end = (await session.execute(looked.offset(look_max - 1).limit(1))).first()
+        end = (await session.execute(scanned_rows.offset(scan_max - 1).limit(1))).first()
         where += [] if end is None else [request_logs.c.seq <= end.seq]
     rows = (
         (
@@ -239,14 +247,14 @@ async def read_tail(
         .mappings()
         .all()
     )
-    items = [_answer(row) for row in rows]
+    items = [_build_answer(row) for row in rows]
     if end is not None and len(items) < limit:
         return LogPage(items, end.id)
     return LogPage(items, items[-1].id if items else after)
 
 
 async def read_row(session: ReadSession, answer_id: str, *, user_id: str | None) -> Answer:
-    """One row. Raises `NotFound`, also for somebody else's; `user_id` None may see every row."""
+    """Read one row. Raises `NotFound`, also for other users' rows; None: any user's."""
     row = (
         (await session.execute(sa.select(request_logs).where(request_logs.c.id == answer_id)))
         .mappings()
@@ -254,23 +262,23 @@ async def read_row(session: ReadSession, answer_id: str, *, user_id: str | None)
     )
     if row is None or user_id not in {None, row["user_id"]}:
         raise NotFound("no answer has this id")
-    return _answer(row)
+    return _build_answer(row)
 
 
 async def find_by_key(session: ReadSession, user_id: str, idempotency_key: str) -> Outcome | None:
-    """The outcome of the request that came with this key, as its row has it; None if there is no such row."""
+    """Return the outcome of the request with this key from its row; None without a row."""
     columns = request_logs.c
-    return await _outcome(
+    return await _read_outcome(
         session, columns.user_id == user_id, columns.idempotency_key == idempotency_key
     )
 
 
 async def find_outcome(session: ReadSession, answer_id: str) -> Outcome | None:
-    """The outcome of an answer, whosever it is, as its row has it; None if there is no such row."""
-    return await _outcome(session, request_logs.c.id == answer_id)
+    """Return the outcome of an answer of any user from its row; None without a row."""
+    return await _read_outcome(session, request_logs.c.id == answer_id)
 
 
-async def _outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> Outcome | None:
+async def _read_outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> Outcome | None:
     row = (await session.execute(sa.select(request_logs).where(*where))).mappings().first()
     if row is None:
         return None
@@ -282,63 +290,75 @@ async def _outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> Outc
 
 
 async def export_pages(
-    database: Database, which: LogFilter, *, look_max: int = LOOK_MAX
+    database: Database, log_filter: LogFilter, *, scan_max: int = SCAN_MAX
 ) -> AsyncGenerator[list[Answer], None]:
-    """Every row that fits, newest first, a page at a time; no session is held between pages."""
+    """Yield all matching rows, newest first, by pages. No session is held between pages."""
     cursor: str | None = None
     while True:
         async with database.read_session() as session:
-            found = await read_page(
-                session, which, limit=_EXPORT_PAGE, cursor=cursor, look_max=look_max
+            page = await read_page(
+                session, log_filter, limit=_EXPORT_PAGE, cursor=cursor, scan_max=scan_max
             )
-        yield found.items
-        if (cursor := found.next_cursor) is None:
+        yield page.items
+        if (cursor := page.next_cursor) is None:
             return
 
 
-def _conditions(
-    which: LogFilter, *, tailing: bool = False
+def _split_conditions(
+    log_filter: LogFilter, *, tailing: bool = False
 ) -> tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[bool]]]:
-    """(the leading filter, whose index is followed; the others, written so that no index is chosen for them)."""
-    leading = which.user_id is not None and "user_id" if tailing else _leading(which)
-    lead, others = [], []
+    """Return the leading filter, whose index is used, and the others.
+
+    The others are written so that no index is chosen for them.
+    """
+    if tailing:
+        leading_name = None if log_filter.user_id is None else "user_id"
+    else:
+        leading_name = _choose_leading(log_filter)
+    leading, others = [], []
     for name in _FILTERS:
-        if (value := getattr(which, name)) is not None:
-            if name == leading:
-                lead.append(request_logs.c[name] == value)
+        if (value := getattr(log_filter, name)) is not None:
+            if name == leading_name:
+                leading.append(request_logs.c[name] == value)
             else:
                 others.append(request_logs.c[name].concat("") == value)
-    return lead, others + (_interval(which, request_logs.c.id.concat("")) if tailing else [])
+    return leading, others + (
+        _build_interval(log_filter, request_logs.c.id.concat("")) if tailing else []
+    )
 
 
-def _leading(which: LogFilter) -> str | None:
-    """Which filter probably fits the fewest rows: nearly all answers are completed, few end otherwise."""
-    if which.user_id is None and which.status not in {None, Status.COMPLETED}:
+def _choose_leading(log_filter: LogFilter) -> str | None:
+    """Return the filter that probably matches the fewest rows: most answers are completed."""
+    if log_filter.user_id is None and log_filter.status not in {None, Status.COMPLETED}:
         return "status"
-    return next((name for name in _FILTERS if getattr(which, name) is not None), None)
+    return next((name for name in _FILTERS if getattr(log_filter, name) is not None), None)
 
 
-def _interval(
-    which: LogFilter, answer_id: sa.ColumnElement[str] = request_logs.c.id
+def _build_interval(
+    log_filter: LogFilter, answer_id: sa.ColumnElement[str] = request_logs.c.id
 ) -> list[sa.ColumnElement[bool]]:
-    # Ids begin with their time, so that an interval of time is an interval of ids: no further index is needed.
+    # Ids start with their time: an interval of time is an interval of ids, without another index.
     return [
-        *([answer_id >= first_id(which.since)] if which.since is not None else []),
-        *([answer_id < first_id(which.until)] if which.until is not None else []),
+        *(
+            [answer_id >= compute_first_id(log_filter.since)]
+            if log_filter.since is not None
+            else []
+        ),
+        *([answer_id < compute_first_id(log_filter.until)] if log_filter.until is not None else []),
     ]
 
 
-def _checked(cursor: str) -> str:
+def _parse_cursor(cursor: str) -> str:
     if len(cursor) != 36 or not cursor.isascii():
-        raise InvalidCursor("a cursor is the id of an answer")
+        raise InvalidCursor("the cursor is not the id of an answer")
     return cursor
 
 
-def _rank(outcome: Outcome) -> int:
+def _get_rank(outcome: Outcome) -> int:
     return RANKS[outcome.usage_source]
 
 
-def _values(outcome: Outcome) -> dict[str, Any]:
+def _build_row(outcome: Outcome) -> dict[str, Any]:
     intent, usage = outcome.intent, outcome.usage
     return {
         "id": intent.id,
@@ -364,7 +384,7 @@ def _values(outcome: Outcome) -> dict[str, Any]:
         "sources": msgspec.to_builtins(outcome.sources),
         "attempts": outcome.attempts,
         "request_id": intent.request_id,
-        "rank": _rank(outcome),
+        "rank": _get_rank(outcome),
         "idempotency_key": intent.idempotency_key,
         "body_hash": intent.body_hash,
         "relevance_share": intent.relevance_share,
@@ -377,11 +397,11 @@ def _values(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _answer(row: RowMapping) -> Answer:
+def _build_answer(row: RowMapping) -> Answer:
     prompt, completion, cost = row["prompt_tokens"], row["completion_tokens"], row["cost_nano_usd"]
     derived = {
         "total_tokens": None if prompt is None or completion is None else prompt + completion,
         "estimated_cost": None if cost is None else format_usd(cost),
     }
-    # The keys are SQLAlchemy's own strings, which msgspec does not take for strings.
+    # The keys are a subclass of str, which msgspec does not accept.
     return msgspec.convert({str(key): value for key, value in row.items()} | derived, Answer)

@@ -106,7 +106,7 @@ class AnswerAccount:
         if self._outcome is None:
             source = self._decide_source(status, text)
             usage = self._decide_usage(source, text, estimate)
-            free = source is UsageSource.NONE  # even where the model has no price
+            free = source is UsageSource.NONE  # also without a price
             cost = self._price_usage(usage) if usage and not free else None
             self._outcome = Outcome(
                 intent=self._intent,
@@ -144,8 +144,8 @@ class AnswerAccount:
             ),
             completion_tokens=tokens.approximate_tokens(text),
         )
-        most = min(estimate.completion_tokens, self._completion_tokens_max)
-        return msgspec.structs.replace(estimate, completion_tokens=most)
+        completion_tokens = min(estimate.completion_tokens, self._completion_tokens_max)
+        return msgspec.structs.replace(estimate, completion_tokens=completion_tokens)
 
     def _price_usage(self, usage: Usage) -> Cost | None:
         return self._prices.compute_cost(self._intent.model, usage, self._intent.created_at)
@@ -154,7 +154,7 @@ class AnswerAccount:
         """Count with the model's tokenizer; None if that fails."""
         try:
             return await tokens.estimate_usage(self._messages, text, self._intent.model)
-        except Exception:  # noqa: BLE001 - an answer ends in an outcome, whatever happens
+        except Exception:  # noqa: BLE001 - every answer ends with an outcome
             log.exception("estimate.failed", answer_id=self._intent.id)
             return None
 

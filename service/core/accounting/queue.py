@@ -1,7 +1,7 @@
-"""The record queue of one process: a bounded asyncio queue in memory, and the journal behind it.
+"""The record queue of one process: a bounded queue in memory, backed by the journal.
 
-`begin` takes the room of the outcome with the intent, in memory and in the journal, so that `finish` never has to wait,
-refuse or drop: whatever was begun has a place. The writer is fed from memory; the journal is read only by recovery.
+`add_intent` reserves space for the outcome, in memory and in the journal, so `add_outcome` never
+waits, rejects or drops. The writer is fed from memory; only recovery reads the journal.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from service.core.records import Intent, Outcome
 
 
 class JournaledQueue:
-    """See `RecordQueue`. `capacity` bounds begun answers and uncommitted outcomes together."""
+    """See `RecordQueue`. `capacity` bounds open answers plus uncommitted outcomes."""
 
     def __init__(self, capacity: int, journal: Journal) -> None:
         self._capacity = capacity
@@ -25,28 +25,28 @@ class JournaledQueue:
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     def add_intent(self, intent: Intent) -> None:
-        """See `RecordQueue.begin`."""
+        """See `RecordQueue.add_intent`."""
         if len(self._open) + self._finished - self._committed >= self._capacity:
             raise Overloaded("too many answers wait for the database")
         self._journal.append_intent(intent)
         self._open.add(intent.id)
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """See `RecordQueue.finish`. A second outcome of one answer is a mistake in the caller: KeyError."""
+        """See `RecordQueue.add_outcome`. A second outcome of one answer is a bug: KeyError."""
         self._open.remove(outcome.intent.id)
         self._journal.append_outcome(outcome)
         self._finished += 1
         self._queue.put_nowait(outcome)
 
-    async def take_batch(self, most: int) -> list[Outcome]:
-        """See `RecordQueue.take`."""
+    async def take_batch(self, count_max: int) -> list[Outcome]:
+        """See `RecordQueue.take_batch`."""
         outcomes = [await self._queue.get()]
-        while len(outcomes) < most and not self._queue.empty():
+        while len(outcomes) < count_max and not self._queue.empty():
             outcomes.append(self._queue.get_nowait())
         return outcomes
 
     def mark_committed(self, outcomes: list[Outcome]) -> None:
-        """See `RecordQueue.committed`."""
+        """See `RecordQueue.mark_committed`."""
         self._journal.release([outcome.intent.id for outcome in outcomes])
         self._committed += len(outcomes)
         for at, waiter in self._waiters:
@@ -58,10 +58,10 @@ class JournaledQueue:
         if self._journal.synchronous:
             loop, synced = asyncio.get_running_loop(), asyncio.Event()
 
-            def tell() -> None:
+            def set_synced() -> None:
                 loop.call_soon_threadsafe(synced.set)
 
-            self._journal.when_synced(tell)
+            self._journal.add_synced_callback(set_synced)
             await synced.wait()
 
     async def wait_committed(self) -> None:

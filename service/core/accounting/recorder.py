@@ -17,7 +17,7 @@ class Recorder:
         self._queue, self._quota, self._metrics = queue, quota, metrics
         self._unpriced: set[str] = set()
 
-    def begin(self, intent: Intent) -> None:
+    def record_intent(self, intent: Intent) -> None:
         """Record the intent: there will be a row. Raises `Overloaded` and `JournalFull`."""
         self._queue.add_intent(intent)
 
@@ -28,7 +28,7 @@ class Recorder:
     def record_outcome(self, outcome: Outcome) -> None:
         """Record the outcome of an intent that was begun."""
         self._queue.add_outcome(outcome)
-        tokens, nano_usd = outcome.charge()
+        tokens, nano_usd = outcome.compute_charge()
         self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd)
         self._update_metrics(outcome)
 

@@ -1,9 +1,9 @@
-"""The plot: admit → hold → retrieve → refuse or stream → account.
+"""The request flow: admit → hold → search → refuse or stream → account.
 
-`Answers.answer` reads top to bottom. The question and the longest answer are held of the quota before anything is looked
-up, the context when it is known; the outcome settles it.
-Everything that can refuse does so before it returns, which is before byte one;
-after that an error is an event of the stream. No session and no lock is held while the provider is called.
+`Answers.answer` reads from top to bottom. The quota is held for the prompt and the longest answer
+before the search, and grown to the context after it; the outcome settles it. All rejections happen
+before `answer` returns, which is before the first byte; later errors are events of the stream. No
+session and no lock is held while the provider is called.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, Settings
 from service.core.telemetry import Metrics, log
 
-# The public interface of this package: its other modules are imported here only.
+# The public interface of this package; its other modules are internal.
 __all__ = [
     "ATTACH_SECONDS",
     "SHUTDOWN_NOTICE",
@@ -65,14 +65,15 @@ __all__ = [
 ]
 
 ID_CHARACTERS = 36
-STOP_SECONDS = 1  # how long shutdown waits for pumps that it has stopped
+STOP_SECONDS = 1  # maximum wait of shutdown for stopped pumps
 
 
 class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request for an answer, as the edge understood it. `sees` is whose documents may be context: None is everyone's.
+    """A validated request for an answer.
 
-    `documents`: of these alone; None is all of them.
-    `resumable`: it goes on for a while without a reader, and its first one may take `attach_seconds` to come.
+    `sees`: the user whose documents may be context; None: the documents of all users. `documents`:
+    restricts the context to these documents; None: no restriction. `resumable`: the answer
+    continues for a while without a reader, and waits up to `attach_seconds` for its first one.
     """
 
     prompt: str
@@ -88,18 +89,19 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     temperature: float | None = None
     documents: list[str] | None = None
-    idempotency_key: str | None = None  # given with `body_hash`, by `answer_once`
+    idempotency_key: str | None = None  # set by `answer_once`, with `body_hash`
     body_hash: str | None = None
     key_id: str | None = None
     asked_by: str | None = None
-    subjects: tuple[QuotaSubject, ...] = ()  # who is charged
-    principal: Principal | None = None  # by whose credential; should it be revoked, the answer ends
+    subjects: tuple[QuotaSubject, ...] = ()  # charged for the answer
+    principal: Principal | None = None  # its revocation ends the answer
 
 
 class AnswersStatistics(msgspec.Struct, frozen=True):
-    """`in_progress`: answers that call a provider now. `kept`: streams that a client may come back to.
+    """An immutable snapshot of the counters.
 
-    `keyed`: idempotency keys whose answer is not yet in the database.
+    `in_progress`: answers that call a provider. `kept`: ended streams in memory. `keyed`:
+    idempotency keys whose answer is not in the database yet.
     """
 
     in_progress: int
@@ -109,7 +111,7 @@ class AnswersStatistics(msgspec.Struct, frozen=True):
 
 
 class Answers:
-    """Answers prompts. One per process; `stop` before the event loop ends.
+    """Answers prompts. One per process; call `stop` before the event loop ends.
 
     `wait_recovered` waits until the rows of earlier processes are in the database.
     """
@@ -120,7 +122,7 @@ class Answers:
         database: Database,
         queue: RecordQueue,
         recorder: Recorder,
-        retrieval: SearchService,
+        search_service: SearchService,
         *,
         extractive: Provider,
         provider: Provider | None,
@@ -134,261 +136,286 @@ class Answers:
         self._settings = settings
         self._limits = limits
         self._recorder = recorder
-        self._retrieval = retrieval
+        self._search_service = search_service
         self._extractive = extractive
         self._provider = provider
         self._prices = prices
         self._metrics = metrics
         self._quota = quota
         self._revocation = revocation
-        self._recall = ReplayLookup(database, queue, wait_recovered)
-        self._keys = IdempotencyRegistry(queue)
+        self._replay = ReplayLookup(database, queue, wait_recovered)
+        self._idempotency = IdempotencyRegistry(queue)
         self._pumps: dict[
             asyncio.Task[None], Pump
-        ] = {}  # the strong references that the event loop does not keep
-        self._shelf = StreamRegistry(
+        ] = {}  # strong references: the event loop keeps weak ones
+        self._registry = StreamRegistry(
             BufferBudget(settings.resume_bytes_max),
-            kept_max=settings.answers_max,
+            ended_max=settings.answers_max,
             keep_seconds=settings.resume_seconds,
         )
-        self._turns = asyncio.Semaphore(settings.provider_calls_max)  # who came first is first
+        self._call_slots = asyncio.Semaphore(
+            settings.provider_calls_max
+        )  # first come, first served
         self._stopping = False
 
-    async def answer(self, ask: AnswerRequest, *, started: float | None = None) -> Stream:
-        """Begin an answer and return its stream. Raises any `KotaeError` that refuses it before the first byte."""
+    async def answer(self, request: AnswerRequest, *, started: float | None = None) -> Stream:
+        """Start an answer and return its stream. Raises the `KotaeError` that rejects it."""
         started = started or time.perf_counter()
-        self._admit()
-        model, provider = self._choose(ask.model)
-        intent = self._intent(ask, model)
+        self._require_capacity()
+        model, provider = self._choose_model(request.model)
+        intent = self._build_intent(request, model)
         context: list[Passage] = []
         messages = (
             [Message("user", intent.prompt)]
-            if ask.grounded
+            if request.grounded
             else prompt.build_free_messages(intent.prompt)
         )
-        intent = await self._hold(ask, intent, messages)
+        intent = await self._hold_quota(request, intent, messages)
         try:
-            if ask.grounded:
-                found = await self._search(ask)
+            if request.grounded:
+                results = await self._search_documents(request)
                 intent = msgspec.structs.replace(
                     intent,
-                    relevance_share=found.share,
-                    relevance_terms=found.terms,
-                    relevance_cosine=found.cosine or None,
+                    relevance_share=results.share,
+                    relevance_terms=results.terms,
+                    relevance_cosine=results.cosine or None,
                 )
-                context = self._context(found) if found.answerable else []
+                context = self._build_context(results) if results.answerable else []
                 messages = prompt.build_grounded_messages(intent.prompt, context) if context else []
-                intent = await self._hold(ask, intent, messages, grow=True)
-            degraded = ask.resumable and not self._shelf.has_capacity()
-            if degraded:  # it ends when its reader leaves, and says so
+                intent = await self._hold_quota(request, intent, messages, grow=True)
+            degraded = request.resumable and not self._registry.has_capacity()
+            if degraded:  # not resumable: ends with its reader
                 self._metrics.streams_degraded.inc()
-                ask = msgspec.structs.replace(ask, resumable=False)
-            self._recorder.begin(intent)  # from here on there will be a row
+                request = msgspec.structs.replace(request, resumable=False)
+            self._recorder.record_intent(intent)  # from here on there will be a row
         except BaseException:
             self._quota.release(intent.id)
             raise
         stream = Stream(
-            intent, context, kept=ask.resumable, degraded=degraded, buffers=self._shelf.buffers
+            intent,
+            context,
+            resumable=request.resumable,
+            degraded=degraded,
+            buffers=self._registry.buffers,
         )
-        self._shelf.add_stream(stream)
-        account = self._open_account(stream, ask, messages, started)
-        if ask.grounded and not context:
-            await self._refuse(stream, account)
+        self._registry.add_stream(stream)
+        account = self._open_account(stream, request, messages, started)
+        if request.grounded and not context:
+            await self._send_refusal(stream, account)
         else:
-            self._start_pump(stream, account, ask, messages, provider)
+            self._start_pump(stream, account, request, messages, provider)
         return stream
 
-    async def answer_once(self, ask: AnswerRequest, idempotency_key: str) -> StartedAnswer:
-        """Begin the answer of this key, or return the one that it has. Raises what `answer` does, and `IdempotencyConflict`."""
+    async def answer_once(self, request: AnswerRequest, idempotency_key: str) -> StartedAnswer:
+        """Start the answer of an idempotency key, or return the existing one.
+
+        Raises the errors of `answer`, and `IdempotencyConflict`.
+        """
         body_hash = hash_request(
-            stream=ask.stream,
-            prompt=ask.prompt,
-            grounded=ask.grounded,
-            model=ask.model,
-            max_tokens=ask.max_tokens,
-            temperature=ask.temperature,
-            documents=ask.documents,
+            stream=request.stream,
+            prompt=request.prompt,
+            grounded=request.grounded,
+            model=request.model,
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            documents=request.documents,
         )
-        ask = msgspec.structs.replace(ask, idempotency_key=idempotency_key, body_hash=body_hash)
-        begin = partial(self._find_or_begin, ask, idempotency_key, body_hash, time.perf_counter())
-        begun = await self._keys.start_once(
-            IdempotencyKey(ask.user_id, idempotency_key), body_hash, begin
+        request = msgspec.structs.replace(
+            request, idempotency_key=idempotency_key, body_hash=body_hash
         )
-        begun.stream.touch()
-        return begun
+        start = partial(
+            self._find_or_start, request, idempotency_key, body_hash, time.perf_counter()
+        )
+        started_answer = await self._idempotency.start_once(
+            IdempotencyKey(request.user_id, idempotency_key), body_hash, start
+        )
+        started_answer.stream.restart_leave_timer()
+        return started_answer
 
     async def find_stream(self, answer_id: str, user_id: str | None) -> Stream:
-        """The stream of an answer, running, just ended or long ended, if it is this user's; None may see every one.
+        """Return the stream of an answer, running or ended, that this user may read.
 
-        Raises `NotFound`, also for somebody else's, and `DatabaseUnavailable`.
+        `user_id` None: an admin, who may read every stream. Raises `NotFound`, also for answers of
+        other users, and `DatabaseUnavailable`.
         """
-        stream = self._shelf.find_stream(answer_id)
+        stream = self._registry.find_stream(answer_id)
         if stream is None and len(answer_id) == ID_CHARACTERS:
-            stream = await self._recall.find_by_id(answer_id)
+            stream = await self._replay.find_by_id(answer_id)
         if stream is None or user_id not in {None, stream.intent.user_id}:
             raise NotFound("no answer has this id")
         return stream
 
     async def stop_answer(self, answer_id: str, user_id: str | None) -> None:
-        """Stop an answer on purpose: the provider is left at once, the text so far kept. One that has ended stays as it is.
+        """Stop an answer: close the provider call, keep the text received. Idempotent.
 
-        Raises what `find` does.
+        Raises the errors of `find_stream`.
         """
         (await self.find_stream(answer_id, user_id)).on_stop()
 
     def statistics(self) -> AnswersStatistics:
-        """A frozen look at what is going on."""
+        """Return an immutable snapshot of the counters."""
         return AnswersStatistics(
             in_progress=len(self._pumps),
-            kept=self._shelf.stream_count,
-            keyed=len(self._keys),
+            kept=self._registry.ended_count,
+            keyed=len(self._idempotency),
             stopping=self._stopping,
         )
 
     def refuse_new(self) -> None:
-        """From now on every new answer is refused; those in progress go on, and their readers know."""
+        """Reject new answers; those in progress continue, and their readers are notified."""
         self._stopping = True
-        for stream in self._shelf:
+        for stream in self._registry:
             stream.announce_shutdown()
 
     def interrupt_all(self) -> None:
-        """End every answer in progress as `interrupted`; each says so to its readers."""
+        """End all answers in progress as `interrupted`."""
         for pump in self._pumps.values():
             pump.stop(Status.INTERRUPTED)
 
     async def stop(self) -> None:
-        """Interrupt what is still in progress and wait until all of it is recorded. Idempotent."""
+        """Interrupt the answers in progress and wait until they are recorded. Idempotent."""
         self.refuse_new()
-        await self._keys.stop()
+        await self._idempotency.stop()
         self.interrupt_all()
         if self._pumps:
             await asyncio.wait(self._pumps, timeout=STOP_SECONDS)
         tasks = list(self._pumps)
         for task in tasks:
-            task.cancel()  # a provider that does not even close: the pump records at once
+            task.cancel()  # its provider does not close: the pump records at once
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def _find_or_begin(
-        self, ask: AnswerRequest, idempotency_key: str, body_hash: str, started: float
+    async def _find_or_start(
+        self, request: AnswerRequest, idempotency_key: str, body_hash: str, started: float
     ) -> StartedAnswer:
-        """What the log has for this key, or else a new answer. Raises `IdempotencyConflict`, and what `answer` does."""
-        found = await self._recall.find_by_key(ask.user_id, idempotency_key)
-        if found is None:
-            return StartedAnswer(await self.answer(ask, started=started), replayed=False)
-        require_same_request(found.intent.body_hash, body_hash)
-        return StartedAnswer(replay_stream(found), replayed=True)
+        """Return the logged answer of this key, or start a new one.
 
-    def _admit(self) -> None:
+        Raises the errors of `answer`, and `IdempotencyConflict`.
+        """
+        outcome = await self._replay.find_by_key(request.user_id, idempotency_key)
+        if outcome is None:
+            return StartedAnswer(await self.answer(request, started=started), replayed=False)
+        require_same_request(outcome.intent.body_hash, body_hash)
+        return StartedAnswer(replay_stream(outcome), replayed=True)
+
+    def _require_capacity(self) -> None:
         if self._stopping:
-            raise ShuttingDown("this process is ending")
+            raise ShuttingDown("this process is shutting down")
         if len(self._pumps) >= self._settings.answers_max:
             raise Overloaded(f"{self._settings.answers_max} answers are in progress")
 
-    def _choose(self, asked: str | None) -> tuple[str, Provider]:
-        model = asked or self._settings.default_model
+    def _choose_model(self, requested: str | None) -> tuple[str, Provider]:
+        model = requested or self._settings.default_model
         if (
-            asked
+            requested
             and self._settings.models
-            and asked not in {*self._settings.models, self._settings.default_model}
+            and requested not in {*self._settings.models, self._settings.default_model}
         ):
             raise UnknownModel(f"configured are: {', '.join(self._settings.models)}")
         if model == EXTRACTIVE:
             return model, self._extractive
         if self._provider is None:
             raise UnknownModel(
-                f"only {EXTRACTIVE!r} answers here: no provider is configured (OPENAI_API_KEY, OPENAI_BASE_URL)"
+                f"only {EXTRACTIVE!r} is available: no provider is configured"
+                " (OPENAI_API_KEY, OPENAI_BASE_URL)"
             )
         return model, self._provider
 
-    def _intent(self, ask: AnswerRequest, model: str) -> Intent:
+    def _build_intent(self, request: AnswerRequest, model: str) -> Intent:
         created_at = utc_now()
         return Intent(
             id=create_id(created_at),
             created_at=created_at,
-            endpoint=ask.endpoint,
+            endpoint=request.endpoint,
             model=model,
-            user_id=ask.user_id,
-            request_id=ask.request_id,
-            prompt=replace_surrogates(ask.prompt),
-            grounded=ask.grounded,
-            idempotency_key=ask.idempotency_key,
-            body_hash=ask.body_hash,
-            key_id=ask.key_id,
-            asked_by=ask.asked_by,
+            user_id=request.user_id,
+            request_id=request.request_id,
+            prompt=replace_surrogates(request.prompt),
+            grounded=request.grounded,
+            idempotency_key=request.idempotency_key,
+            body_hash=request.body_hash,
+            key_id=request.key_id,
+            asked_by=request.asked_by,
         )
 
-    async def _hold(
-        self, ask: AnswerRequest, intent: Intent, messages: list[Message], *, grow: bool = False
+    async def _hold_quota(
+        self, request: AnswerRequest, intent: Intent, messages: list[Message], *, grow: bool = False
     ) -> Intent:
-        """Hold, or grow the hold to, the upper bound of what the provider may bill for these; the intent says it.
+        """Hold, or grow the hold to, the upper bound of the cost, and note it in the intent.
 
-        Raises what `Quota.hold` does.
+        Raises the errors of `Quota.hold`.
         """
-        tokens_held, nano_usd = self._upper_bound(ask, intent, messages)
+        tokens_held, nano_usd = self._compute_upper_bound(request, intent, messages)
         try:
             if grow:
                 await self._quota.grow(intent.id, tokens=tokens_held, nano_usd=nano_usd)
             else:
                 await self._quota.hold(
-                    intent.id, ask.subjects, tokens=tokens_held, nano_usd=nano_usd
+                    intent.id, request.subjects, tokens=tokens_held, nano_usd=nano_usd
                 )
         except QuotaExceeded as error:
             self._metrics.quota_refusals.labels(error.extra["of"], error.extra["limit"]).inc()
             raise
         return msgspec.structs.replace(intent, held_tokens=tokens_held, held_nano_usd=nano_usd)
 
-    def _upper_bound(
-        self, ask: AnswerRequest, intent: Intent, messages: list[Message]
+    def _compute_upper_bound(
+        self, request: AnswerRequest, intent: Intent, messages: list[Message]
     ) -> tuple[int, int | None]:
-        """(tokens, nano-dollars) that these messages and the longest answer cost at most. Money only where it has a limit."""
-        most = Usage(
+        """Return (tokens, nano-dollars), the upper bound for these messages and the longest answer.
+
+        The cost is computed only if a subject has a cost limit.
+        """
+        usage_max = Usage(
             prompt_tokens=tokens.bound_tokens(messages),
-            completion_tokens=ask.max_tokens or self._settings.max_tokens,
+            completion_tokens=request.max_tokens or self._settings.max_tokens,
         )
         if not any(
-            subject.limits is not None and subject.limits.limits_cost for subject in ask.subjects
+            subject.limits is not None and subject.limits.limits_cost
+            for subject in request.subjects
         ):
-            return most.total_tokens, None
-        cost = self._prices.compute_cost(intent.model, most, intent.created_at)
-        return most.total_tokens, None if cost is None else cost.nano_usd
+            return usage_max.total_tokens, None
+        cost = self._prices.compute_cost(intent.model, usage_max, intent.created_at)
+        return usage_max.total_tokens, None if cost is None else cost.nano_usd
 
-    async def _search(self, ask: AnswerRequest) -> SearchResults:
+    async def _search_documents(self, request: AnswerRequest) -> SearchResults:
         limit = self._settings.context_chunks_max
-        found = await self._retrieval.search(
-            replace_surrogates(ask.prompt), user_id=ask.sees, limit=limit, within=ask.documents
+        results = await self._search_service.search(
+            replace_surrogates(request.prompt),
+            user_id=request.sees,
+            limit=limit,
+            within=request.documents,
         )
-        self._metrics.searches.labels(str(found.answerable).lower()).inc()
-        return found
+        self._metrics.searches.labels(str(results.answerable).lower()).inc()
+        return results
 
-    def _context(self, found: SearchResults) -> list[Passage]:
+    def _build_context(self, results: SearchResults) -> list[Passage]:
         return prompt.build_context(
-            found.items, self._settings.context_tokens_max, self._settings.context_chunks_max
+            results.items, self._settings.context_tokens_max, self._settings.context_chunks_max
         )
 
     def _open_account(
-        self, stream: Stream, ask: AnswerRequest, messages: list[Message], started: float
+        self, stream: Stream, request: AnswerRequest, messages: list[Message], started: float
     ) -> AnswerAccount:
         return AnswerAccount(
             stream.intent,
             messages,
             self._recorder,
             self._prices,
-            completion_tokens_max=ask.max_tokens or self._settings.max_tokens,
+            completion_tokens_max=request.max_tokens or self._settings.max_tokens,
             started=started,
             read_sources=partial(self._read_sources, stream.context) if stream.context else None,
         )
 
     def _read_sources(self, context: list[Passage], text: str) -> list[Passage]:
-        """The passages of the context that a text cites. Citations of anything else are counted and dropped."""
+        """Return the passages that a text cites, and count real and dropped citations."""
         citations = read_citations(text, context)
         self._metrics.citations.labels("real").inc(citations.real)
         self._metrics.citations.labels("dropped").inc(citations.dropped)
         return citations.sources
 
-    async def _refuse(self, stream: Stream, account: AnswerAccount) -> None:
-        """The fixed refusal: no provider, no tokens, no cost, still a row."""
+    async def _send_refusal(self, stream: Stream, account: AnswerAccount) -> None:
+        """Send the fixed refusal: no provider call, no tokens, no cost, one row."""
         text = prompt.refusal_text(stream.intent.prompt)
         stream.append_texts([text])
         account.first_text_at = time.perf_counter()
@@ -399,47 +426,49 @@ class Answers:
         self,
         stream: Stream,
         account: AnswerAccount,
-        ask: AnswerRequest,
+        request: AnswerRequest,
         messages: list[Message],
         provider: Provider,
     ) -> None:
         settings, intent = self._settings, stream.intent
-        request = ProviderRequest(
+        provider_request = ProviderRequest(
             model=intent.model,
             messages=messages,
-            max_tokens=ask.max_tokens or settings.max_tokens,
-            temperature=ask.temperature,
-            stream=ask.stream,
+            max_tokens=request.max_tokens or settings.max_tokens,
+            temperature=request.temperature,
+            stream=request.stream,
         )
         limits = PumpLimits(
             answer_seconds_max=settings.answer_seconds_max,
             attempts_max=self._limits.attempts_max,
-            leave_seconds=self._leave_seconds(ask),
+            leave_seconds=self._compute_leave_seconds(request),
             leave_nano_usd_max=None
-            if ask.resumable or ask.idempotency_key
+            if request.resumable or request.idempotency_key
             else self._limits.drain_nano_usd_max,
-            attach_seconds=ask.attach_seconds,
+            attach_seconds=request.attach_seconds,
         )
-        turn = nullcontext() if provider is self._extractive else self._turns
-        pump = Pump(stream, account, request, provider, limits, turn)
-        left = self._revocation.watch_principal(ask.principal, partial(pump.stop, Status.STOPPED))
+        call_slot = nullcontext() if provider is self._extractive else self._call_slots
+        pump = Pump(stream, account, provider_request, provider, limits, call_slot)
+        unwatch = self._revocation.watch_principal(
+            request.principal, partial(pump.stop, Status.STOPPED)
+        )
         task = asyncio.create_task(pump.run(), name=f"pump {intent.id}")
-        task.add_done_callback(lambda _: left())
+        task.add_done_callback(lambda _: unwatch())
         self._pumps[task] = pump
-        task.add_done_callback(self._pump_ended)
+        task.add_done_callback(self._discard_pump)
 
-    def _leave_seconds(self, ask: AnswerRequest) -> float | None:
-        """How long an answer goes on without a reader; None: it needs none. Who sent a key may come back with it."""
+    def _compute_leave_seconds(self, request: AnswerRequest) -> float | None:
+        """Return how long an answer continues without a reader; None: it needs no reader."""
         settings = self._settings
-        if not ask.stream:
+        if not request.stream:
             return None
-        if ask.resumable:
+        if request.resumable:
             return settings.resume_seconds
-        if ask.idempotency_key:
-            return max(settings.resume_seconds, settings.drain_seconds, ask.attach_seconds)
+        if request.idempotency_key:
+            return max(settings.resume_seconds, settings.drain_seconds, request.attach_seconds)
         return settings.drain_seconds
 
-    def _pump_ended(self, task: asyncio.Task[None]) -> None:
+    def _discard_pump(self, task: asyncio.Task[None]) -> None:
         del self._pumps[task]
         if not task.cancelled() and (error := task.exception()):
             log.error("pump.broken", task=task.get_name(), exc_info=error)

@@ -16,10 +16,10 @@ class Event(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-def start_event(intent: Intent, context: list[Passage], *, degraded: bool = False) -> Event:
-    """The first event: who answers, and from what. It leaves before the provider is called.
+def build_start_event(intent: Intent, context: list[Passage], *, degraded: bool = False) -> Event:
+    """Build the first event: model and context. It is sent before the provider is called.
 
-    `degraded`: a stream that should be resumable is not, for want of room.
+    `degraded`: the stream should be resumable, but the buffers are full.
     """
     start = {
         "id": intent.id,
@@ -30,18 +30,18 @@ def start_event(intent: Intent, context: list[Passage], *, degraded: bool = Fals
     return Event(0, "start", to_json(start | {"resumable": False} if degraded else start))
 
 
-def done_event(seq: int, outcome: Outcome) -> Event:
-    """The last event of an answer that has an end."""
+def build_done_event(seq: int, outcome: Outcome) -> Event:
+    """Build the last event of a complete answer."""
     return Event(seq, "done", to_json(create_answer_object(outcome, texts=False)))
 
 
-def failure_event(seq: int, problem: dict[str, Any]) -> Event:
-    """The last event of an answer that failed. Not "error": `EventSource` has an event of that name of its own."""
+def build_failure_event(seq: int, problem: dict[str, Any]) -> Event:
+    """Build the last event of a failed answer. `EventSource` reserves the name "error"."""
     return Event(seq, "failure", to_json(problem))
 
 
 def encode_event(answer_id: str, event: Event) -> bytes:
-    """A named event as bytes of an event stream, with its id `{answer}.{seq}`."""
+    """Encode a named event as bytes of an event stream, with the id `{answer}.{seq}`."""
     return b"event: %s\nid: %s.%d\ndata: %s\n\n" % (
         event.name.encode(),
         answer_id.encode(),
@@ -51,12 +51,15 @@ def encode_event(answer_id: str, event: Event) -> bytes:
 
 
 def encode_delta(answer_id: str, seq: int, text: str) -> bytes:
-    """A piece of the answer's text, up to the character `seq`: an unnamed event, which a plain `onmessage` receives."""
+    """Encode a part of the text that ends at character `seq`, as an unnamed event.
+
+    A plain `onmessage` handler receives unnamed events.
+    """
     return b'id: %s.%d\ndata: {"delta":%s}\n\n' % (answer_id.encode(), seq, to_json(text))
 
 
 def parse_event_id(text: str) -> tuple[str, int] | None:
-    """(answer id, seq) of an event id, or None if it is not one of ours."""
+    """Parse an event id into (answer id, seq); None if the text is not an event id."""
     answer_id, _, seq = text.rpartition(".")
     return (
         (answer_id, int(seq))

@@ -1,20 +1,23 @@
-"""One answer per key: a request that is sent again gets the answer that it has already.
+"""Idempotency keys: a repeated request gets the answer of the first one.
 
-A *key* is what a caller sends as `Idempotency-Key`. It belongs to one user and to one request, which is known again by
-the hash of what it asks. The first request with a key begins the answer; every other gets the same one: attached to it
-while it runs, made anew from its row (`replay`) later, for as long as the row is there.
+A *key* is the value of `Idempotency-Key`. It belongs to one user and one request, which is
+identified by the hash of its content. The first request with a key starts the answer. Later
+requests attach to it while it runs, and are answered from its row afterwards (see `replay`).
 
-`Keys` holds the keys whose answer is not, or not surely, in the database: being looked up, running, or waiting in the
-record queue. A key is entered without an await between looking and entering. It leaves when nothing was begun (refused:
-the key is free again), when its row was found, or when its row is committed. So there is no moment at which a key is in
-neither place, and one process never makes a second row for a key. The number of keys needs no limit of its own: it is
-bounded by the requests being served and the room of the record queue. Beginning is a task of its own, so that a
-client who leaves meanwhile takes nothing with it; what comes after the record was begun does not await.
+`IdempotencyRegistry` holds the keys whose answer may not be in the database yet: being looked up,
+running, or waiting in the record queue. A key is inserted without an await between lookup and
+insertion. It is removed when the request is rejected, when its row was found, or when its row is
+committed. A key is therefore always in the registry or in the database, and one process never
+writes two rows for a key. The registry needs no limit: it is bounded by the requests in progress
+and by the record queue. Starting an answer is a separate task, so a client that disconnects does
+not cancel it for others.
 
-Failure policy: closed. Without the database nobody knows whether a new key is new, so it is refused (503).
+Failure policy: closed. Without the database it is unknown whether a key is new, and the request is
+rejected (503).
 
-What this does not do: know of another process. Two on one database that get one key at the same time both call the
-provider; both accounts are kept, but the unique index admits one row, and the writer puts the other into quarantine.
+Limitation: keys are not shared between processes. If two processes on one database get the same key
+at the same time, both call the provider and both accounts are kept; the unique index admits one
+row, and the writer quarantines the other.
 """
 
 import asyncio
@@ -34,14 +37,14 @@ from service.core.telemetry import log
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True):
-    """Two users may use the same name."""
+    """A key of one user."""
 
     user_id: str
     name: str
 
 
 class StartedAnswer(msgspec.Struct, frozen=True):
-    """An answer. `replayed`: an earlier request has begun it."""
+    """An answer. `replayed`: an earlier request has started it."""
 
     stream: Stream
     replayed: bool
@@ -62,116 +65,118 @@ def hash_request(
     temperature: float | None,
     documents: list[str] | None = None,
 ) -> str:
-    """SHA-256, hexadecimal, of what was asked, as asked: None stays None, so that a changed default makes no other request.
+    """Return the SHA-256 of a request in hexadecimal.
 
-    The hashes are in the log: a change of this encoding would turn every repetition across it into a conflict.
+    Parameters that were not sent stay None, so a changed default is not a different request. Hashes
+    are stored in the log: changing this encoding would turn repeated requests into conflicts.
     """
-    asked = [1, stream, replace_surrogates(prompt), grounded, model, max_tokens, temperature]
-    asked += (
+    fields = [1, stream, replace_surrogates(prompt), grounded, model, max_tokens, temperature]
+    fields += (
         [] if documents is None else [documents]
-    )  # a field of later days: without it the hash is that of then
-    return hashlib.sha256(to_json(asked)).hexdigest()
+    )  # a later field: without it the hash does not change
+    return hashlib.sha256(to_json(fields)).hexdigest()
 
 
-def require_same_request(known: str | None, body_hash: str) -> None:
-    """Raises `IdempotencyConflict` if the key came with another request before."""
-    if known != body_hash:
+def require_same_request(first_hash: str | None, body_hash: str) -> None:
+    """Raise `IdempotencyConflict` if the key was used for a different request."""
+    if first_hash != body_hash:
         raise IdempotencyConflict(
-            "this Idempotency-Key came with another request before; send another key, or the same request"
+            "this Idempotency-Key was used for a different request;"
+            " send another key, or the same request"
         )
 
 
 class IdempotencyRegistry:
-    """The keys of this process; see the module. `stop` before the event loop ends."""
+    """The keys of this process; see the module. Call `stop` before the event loop ends."""
 
     def __init__(self, queue: RecordQueue) -> None:
         self._queue = queue
         self._entries: dict[IdempotencyKey, _Entry] = {}
-        self._ended: list[IdempotencyKey] = []  # their rows are on the way
-        self._forgetting: asyncio.Task[None] | None = None
+        self._finished_keys: list[IdempotencyKey] = []  # their rows are not committed yet
+        self._removal: asyncio.Task[None] | None = None
         self._stopping = False
 
     def __len__(self) -> int:
-        """How many keys are held."""
+        """Return the number of keys held."""
         return len(self._entries)
 
     async def start_once(
         self,
         key: IdempotencyKey,
         body_hash: str,
-        begin: Callable[[], Coroutine[Any, Any, StartedAnswer]],
+        start: Callable[[], Coroutine[Any, Any, StartedAnswer]],
     ) -> StartedAnswer:
-        """The answer of this key: a running one, or what `begin` finds or begins.
+        """Return the answer of this key: a running one, or the result of `start`.
 
-        Raises `IdempotencyConflict`, and what `begin` raises: to everyone who waits for it.
+        Raises `IdempotencyConflict`, and the errors of `start`, for every waiting request.
         """
         while (entry := self._entries.get(key)) is not None and entry.body_hash != body_hash:
             if entry.task.done():
                 require_same_request(entry.body_hash, body_hash)
-            await asyncio.wait([entry.task])  # it may yet be refused; then the key is free
-        first = entry is None
+            await asyncio.wait([entry.task])  # if it is rejected, the key is free
+        is_first = entry is None
         if entry is None:
             entry = self._entries[key] = _Entry(
-                body_hash, asyncio.create_task(self._begin(key, begin), name="begin keyed")
+                body_hash, asyncio.create_task(self._start_answer(key, start), name="begin keyed")
             )
-            entry.task.add_done_callback(_look)
+            entry.task.add_done_callback(_retrieve_exception)
         try:
-            begun = await asyncio.shield(entry.task)
+            started = await asyncio.shield(entry.task)
         except asyncio.CancelledError:
             if entry.task.cancelled():
-                raise ShuttingDown("this process is ending") from None
+                raise ShuttingDown("this process is shutting down") from None
             raise
-        return begun if first else StartedAnswer(begun.stream, replayed=True)
+        return started if is_first else StartedAnswer(started.stream, replayed=True)
 
     async def stop(self) -> None:
-        """Begin nothing more, and forget nothing more. Idempotent."""
+        """Start and remove nothing more. Idempotent."""
         self._stopping = True
         tasks: list[asyncio.Task[Any]] = [entry.task for entry in self._entries.values()]
-        if self._forgetting:
-            tasks.append(self._forgetting)
+        if self._removal:
+            tasks.append(self._removal)
         for task in tasks:
             task.cancel()
         for task in tasks:
-            with suppress(asyncio.CancelledError, Exception):  # whoever waits for it has been told
+            with suppress(asyncio.CancelledError, Exception):  # its waiters got the exception
                 await task
 
-    async def _begin(
-        self, key: IdempotencyKey, begin: Callable[[], Coroutine[Any, Any, StartedAnswer]]
+    async def _start_answer(
+        self, key: IdempotencyKey, start: Callable[[], Coroutine[Any, Any, StartedAnswer]]
     ) -> StartedAnswer:
         try:
-            begun = await begin()
+            started = await start()
         except BaseException:
             del self._entries[key]
             raise
-        if begun.replayed:
+        if started.replayed:
             del self._entries[key]
         else:
-            begun.stream.when_finished(partial(self._end, key))
-        return begun
+            started.stream.add_finish_callback(partial(self._schedule_removal, key))
+        return started
 
-    def _end(self, key: IdempotencyKey) -> None:
-        """The outcome is in the queue: forget the key when the database has it."""
-        self._ended.append(key)
-        if self._forgetting is None and not self._stopping:
-            self._forgetting = asyncio.create_task(self._forget(), name="forget keys")
-            self._forgetting.add_done_callback(self._forgot)
+    def _schedule_removal(self, key: IdempotencyKey) -> None:
+        """Remove the key once its outcome, which is in the queue, is committed."""
+        self._finished_keys.append(key)
+        if self._removal is None and not self._stopping:
+            self._removal = asyncio.create_task(self._remove_committed(), name="forget keys")
+            self._removal.add_done_callback(self._check_removal)
 
-    async def _forget(self) -> None:
-        while count := len(self._ended):
+    async def _remove_committed(self) -> None:
+        while count := len(self._finished_keys):
             await self._queue.wait_committed()
-            for key in self._ended[:count]:
+            for key in self._finished_keys[:count]:
                 del self._entries[key]
-            del self._ended[:count]
+            del self._finished_keys[:count]
 
-    def _forgot(self, task: asyncio.Task[None]) -> None:
-        self._forgetting = None
+    def _check_removal(self, task: asyncio.Task[None]) -> None:
+        self._removal = None
         if not task.cancelled() and (error := task.exception()):
             log.error(
-                "keys.not_forgotten", keys=len(self._ended), exc_info=error
-            )  # the next end tries again
+                "keys.not_forgotten", keys=len(self._finished_keys), exc_info=error
+            )  # the next finished answer retries
 
 
-def _look(task: asyncio.Task[StartedAnswer]) -> None:
-    """A refusal that nobody waits for any more is no fault."""
+def _retrieve_exception(task: asyncio.Task[StartedAnswer]) -> None:
+    """Retrieve the exception, so that asyncio does not log a rejection without waiters."""
     if not task.cancelled():
         task.exception()

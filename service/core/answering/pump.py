@@ -30,9 +30,9 @@ from service.core.ports import Delta, Provider, ProviderRequest
 from service.core.records import Status
 from service.core.telemetry import log
 
-ATTACH_SECONDS = 5  # how long a new stream may wait for its first reader
-RETRY_SECONDS = 0.2  # after the first attempt, doubled after each further one
-RETRY_SECONDS_MAX = 3  # a provider that asks for a longer wait is not waited for
+ATTACH_SECONDS = 5  # maximum wait of a new stream for its first reader
+RETRY_SECONDS = 0.2  # delay after the first attempt, doubled after each retry
+RETRY_SECONDS_MAX = 3  # a longer Retry-After ends the answer
 
 
 class PumpLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,14 +60,14 @@ class Pump:
         request: ProviderRequest,
         provider: Provider,
         limits: PumpLimits,
-        turn: AbstractAsyncContextManager[None],
+        call_slot: AbstractAsyncContextManager[None],
     ) -> None:
         self.stream = stream
         self._account = account
         self._request = request
         self._provider = provider
         self._limits = limits
-        self._turn = turn
+        self._call_slot = call_slot
         self._ending: Status | None = None
         self._scope: asyncio.Timeout | None = None
         self._leave_timer: asyncio.TimerHandle | None = None
@@ -94,7 +94,7 @@ class Pump:
             await self._finish(
                 status, None if status is Status.COMPLETED else self._explain_failure(status, error)
             )
-        except asyncio.CancelledError:  # the process ends: nothing can be awaited any more
+        except asyncio.CancelledError:  # the process ends: no await is possible
             if self.stream.outcome is None:
                 error = _build_shutting_down()
                 self.stream.finish(
@@ -111,14 +111,15 @@ class Pump:
         except TimeoutError:
             if self._ending is None:
                 return ProviderTimeout(
-                    f"the answer was not finished within {self._limits.answer_seconds_max:g} seconds"
+                    "the answer was not finished within"
+                    f" {self._limits.answer_seconds_max:g} seconds"
                 )
         except KotaeError as error:
             return error
-        except Exception:  # noqa: BLE001 - an answer ends in an outcome, whatever happens
+        except Exception:  # noqa: BLE001 - every answer ends with an outcome
             log.exception("answer.broken", answer_id=self.stream.intent.id)
             return KotaeError(
-                "something went wrong in the service; the request id finds it in the log"
+                "unexpected error in the service; the log has it under the request id"
             )
         finally:
             self._scope = None
@@ -131,13 +132,16 @@ class Pump:
         await account.wait_synced()
         while True:
             try:
-                async with self._turn, aclosing(self._provider.stream(self._request)) as batches:
+                async with (
+                    self._call_slot,
+                    aclosing(self._provider.stream(self._request)) as batches,
+                ):
                     account.attempts += 1
                     async for deltas in batches:
                         self._take_deltas(deltas)
             except ProviderError as error:
                 account.end_attempt(error)
-                wait = self._retry_wait(error)
+                wait = self._compute_retry_wait(error)
                 if wait is None:
                     raise
                 log.info(
@@ -161,7 +165,7 @@ class Pump:
             account.finish_reason = delta.finish_reason or account.finish_reason
             account.usage = delta.usage or account.usage
 
-    def _retry_wait(self, error: ProviderError) -> float | None:
+    def _compute_retry_wait(self, error: ProviderError) -> float | None:
         """Seconds until the next attempt, as the provider asks for or ours; None: do not retry."""
         attempts = self._account.attempts
         if not error.may_retry or self.stream.characters or attempts >= self._limits.attempts_max:
@@ -176,7 +180,7 @@ class Pump:
 
     def _decide_status(self, error: KotaeError | None) -> Status:
         if self._account.finish_reason and (error is None or self._account.usage):
-            return Status.COMPLETED  # whatever came after the finish reason
+            return Status.COMPLETED  # errors after the finish reason do not matter
         if error is not None:
             return Status.TIMEOUT if isinstance(error, ProviderTimeout) else Status.PROVIDER_ERROR
         return self._ending or Status.COMPLETED
@@ -212,9 +216,9 @@ class Pump:
 
     def _rest_is_cheap(self) -> bool:
         """Whether the rest costs no more than draining it is worth. Without a price: yes."""
-        most = self._limits.leave_nano_usd_max
-        rest = None if most is None else self._account.remaining_cost_max(self.stream.text)
-        return most is None or rest is None or rest <= most
+        cost_max = self._limits.leave_nano_usd_max
+        rest = None if cost_max is None else self._account.remaining_cost_max(self.stream.text)
+        return cost_max is None or rest is None or rest <= cost_max
 
     def _set_leave_timer(self, seconds: float) -> None:
         self._cancel_leave_timer()
@@ -224,4 +228,4 @@ class Pump:
 
 
 def _build_shutting_down() -> ShuttingDown:
-    return ShuttingDown("the service was stopped in the middle of the answer")
+    return ShuttingDown("the service was stopped during the answer")

@@ -1,7 +1,7 @@
-"""Ended answers, from their rows in the log: by their id, and by the key that a client gave.
+"""Replay lookup: ended answers from their log rows, by id or by idempotency key.
 
-A row may be on its way: from this process, whose queue is waited for, or from the one before, whose journal is being
-read. Nobody is told that there is nothing before both are in the database.
+A row may not be written yet: by this process, whose queue is awaited, or by the previous one, whose
+journal is being recovered. A lookup waits for both before it reports that there is no row.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from service.core.errors import DatabaseUnavailable
 from service.core.ports import RecordQueue
 from service.core.records import Outcome
 
-RECOVERY_SECONDS = 5  # how long a request waits for the rows of the process before
-COMMIT_SECONDS = 2  # and for the row of an answer that has just ended
+RECOVERY_SECONDS = 5  # maximum wait for the rows of an earlier process
+COMMIT_SECONDS = 2  # maximum wait for the row of an answer that has just ended
 
 
 class ReplayLookup:
-    """See the module. `wait_recovered` waits until the rows of earlier processes are in the database.
+    """See the module. `wait_recovered` waits for the rows of earlier processes.
 
     A lookup waits for it for up to `recovery_seconds`.
     """
@@ -36,26 +36,26 @@ class ReplayLookup:
         self._wait_recovered, self._recovery_seconds = wait_recovered, recovery_seconds
 
     async def find_by_id(self, answer_id: str) -> Stream | None:
-        """The stream of an ended answer, made from its row. Raises `DatabaseUnavailable`."""
-        if (outcome := await self._recorded(answer_id)) is None:
+        """Return the stream of an ended answer. Raises `DatabaseUnavailable`."""
+        if (outcome := await self._read_outcome(answer_id)) is None:
             await self._require_recovered()
             try:
                 async with asyncio.timeout(COMMIT_SECONDS):
                     await self._queue.wait_committed()
             except TimeoutError as error:
                 raise DatabaseUnavailable(
-                    "the rows of the latest answers are not written yet"
+                    "the rows of recent answers are not written yet"
                 ) from error
-            outcome = await self._recorded(answer_id)
+            outcome = await self._read_outcome(answer_id)
         return replay_stream(outcome) if outcome else None
 
     async def find_by_key(self, user_id: str, idempotency_key: str) -> Outcome | None:
-        """How the answer ended that a user asked for with this key, if it is in the database. Raises `DatabaseUnavailable`."""
+        """Return the outcome of a user's request with this key. Raises `DatabaseUnavailable`."""
         await self._require_recovered()
         async with self._database.read_session() as session:
             return await request_log.find_by_key(session, user_id, idempotency_key)
 
-    async def _recorded(self, answer_id: str) -> Outcome | None:
+    async def _read_outcome(self, answer_id: str) -> Outcome | None:
         async with self._database.read_session() as session:
             return await request_log.find_outcome(session, answer_id)
 

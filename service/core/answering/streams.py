@@ -1,17 +1,18 @@
-"""What an answer has said so far, for any number of readers.
+"""Streams: the text of one answer so far, for any number of readers.
 
-A `Stream` is a text that grows, with one writer, the pump, and readers that each keep a position in it. Nothing is
-copied per reader and nothing waits for one: a reader that does not read holds up neither the provider nor the account,
-and since the text of an answer is bounded, so is the stream. A reader that is behind gets what is ready in one batch, a
-bounded one, encoded when it is taken: what nobody reads is never encoded.
+A `Stream` is a growing text with one writer, the pump, and readers that each keep a position.
+Nothing is copied per reader and the writer never waits for a reader, so a slow reader delays
+neither the provider nor accounting. The length of an answer is bounded, and so is the stream. A
+reader that is behind gets the available text in bounded batches, which are encoded when they are
+read.
 
-A position, the `seq` of an event's id, counts characters: 0 is the `start` event, a piece of text has the number of
-characters up to its end, the terminal event comes one after the last. So a reader can go on after any event, from this
-buffer or from the row of the log alone, which has the text and not the pieces in which it came (`replay`, decision 8).
+A position, the `seq` of an event id, counts characters: 0 is the `start` event, a delta has the
+number of characters up to its end, the terminal event comes one after the last. A reader can
+therefore continue after any event, from this buffer or from the log row, which has the text but not
+its deltas (`replay_stream`, decision 8).
 
-When the last reader has gone before the end, `on_abandoned` is called: it is for the answer to decide what that means.
-`on_stop` ends the answer on purpose.
-`Buffers` counts what all streams of a process hold.
+`on_abandoned` is called when the last reader leaves before the end; `on_stop` ends the answer.
+`BufferBudget` counts the bytes that all streams of a process hold.
 """
 
 import asyncio
@@ -22,39 +23,40 @@ from collections.abc import AsyncGenerator, Callable
 
 from service.core.answering.events import (
     Event,
-    done_event,
+    build_done_event,
+    build_failure_event,
+    build_start_event,
     encode_delta,
     encode_event,
-    failure_event,
-    start_event,
 )
 from service.core.errors import KotaeError, get_error_class
 from service.core.records import Intent, Outcome, Passage
 
-PIECE_CHARACTERS_MAX = 8192  # a longer piece of text leaves as several events
-BATCH_BYTES = 16_384  # a batch ends with the piece that reaches this: what one slow reader may hold
-PIECES_MAX = 1024  # of more pieces the older half becomes one, which only a reader that is far behind will notice
-SHUTDOWN_NOTICE = b""  # the batch that says that the process is ending
+PIECE_CHARACTERS_MAX = 8192  # longer texts are sent as several events
+BATCH_BYTES = 16_384  # a batch ends with the delta that reaches this size
+PIECES_MAX = 1024  # beyond this, the older half is joined; only a slow reader gets fewer deltas
+SHUTDOWN_NOTICE = b""  # the batch that announces the shutdown of this process
 
 
 class BufferBudget:
-    """How much all streams hold, in bytes, and how much they may."""
+    """The bytes that all streams hold, and their limit."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
-        self.held = 0
+        self.held_bytes = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for another stream that outlives its reader."""
-        return self.held >= self.bytes_max
+        """True when no further stream may be resumable."""
+        return self.held_bytes >= self.bytes_max
 
 
 class Stream:
     """The events of one answer.
 
-    `kept`: it goes on for a while without a reader, and is kept for a while after its end. `degraded`: it would be, had
-    there been room; its `start` says so.
+    `resumable`: the answer continues for a while without a reader, and is kept for a while after
+    its end. `degraded`: it would be resumable, but the buffers were full; its `start` event reports
+    it.
     """
 
     def __init__(
@@ -62,38 +64,38 @@ class Stream:
         intent: Intent,
         context: list[Passage],
         *,
-        kept: bool = False,
+        resumable: bool = False,
         degraded: bool = False,
         buffers: BufferBudget | None = None,
     ) -> None:
         self.intent = intent
         self.context = context
-        self.kept = kept
+        self.resumable = resumable
         self.degraded = degraded
         self.outcome: Outcome | None = None
         self.error: KotaeError | None = None
-        self.on_abandoned: Callable[[], None] = _nothing
-        self.on_reader: Callable[[], None] = _nothing
-        self.on_stop: Callable[[], None] = _nothing
-        self._finished: list[Callable[[], None]] = []
+        self.on_abandoned: Callable[[], None] = _ignore_event
+        self.on_reader: Callable[[], None] = _ignore_event
+        self.on_stop: Callable[[], None] = _ignore_event
+        self._finish_callbacks: list[Callable[[], None]] = []
         self._texts: list[str] = []
-        self._ends = array("I")  # where each text ends, in characters
+        self._ends = array("I")  # the end of each text, in characters
         self._waiters: set[asyncio.Future[None]] = set()
         self._readers = 0
         self._was_read = False
-        self._leaving = False
+        self._shutting_down = False
         self._buffers = buffers
-        self._held = 0
-        self._hold(sum(sys.getsizeof(passage.text) for passage in context))
+        self._held_bytes = 0
+        self._count_bytes(sum(sys.getsizeof(passage.text) for passage in context))
 
     @property
     def readers(self) -> int:
-        """How many read now."""
+        """The number of current readers."""
         return self._readers
 
     @property
     def characters(self) -> int:
-        """How long the text is so far; the seq of the newest piece."""
+        """The length of the text so far; the seq of the newest delta."""
         return self._ends[-1] if self._ends else 0
 
     @property
@@ -107,99 +109,99 @@ class Stream:
         return self.characters + (self.outcome is not None)
 
     def append_texts(self, texts: list[str]) -> None:
-        """Append pieces of text, none of them empty, and wake the readers once."""
+        """Append non-empty texts, and wake the readers once."""
         end = self.characters
         for text in texts:
             self._ends.append(end := end + len(text))
         self._texts += texts
-        self._hold(sum(map(sys.getsizeof, texts)))
+        self._count_bytes(sum(map(sys.getsizeof, texts)))
         if len(self._texts) > PIECES_MAX:
-            self._join(len(self._texts) - PIECES_MAX // 2)
-        self._wake()
+            self._join_pieces(len(self._texts) - PIECES_MAX // 2)
+        self._wake_waiters()
 
     def finish(self, outcome: Outcome, error: KotaeError | None) -> None:
         """Append the terminal event. The outcome must have been recorded before this call."""
         self.outcome, self.error = outcome, error
-        self._wake()
-        self._join_read()
-        for call in self._finished:
-            call()
-        self._finished.clear()
+        self._wake_waiters()
+        self._compact_text()
+        for callback in self._finish_callbacks:
+            callback()
+        self._finish_callbacks.clear()
         self.on_abandoned = self.on_reader = self.on_stop = (
-            _nothing  # else stream and pump keep each other until a collection
+            _ignore_event  # breaks the reference cycle of stream and pump
         )
 
-    def when_finished(self, call: Callable[[], None]) -> None:
-        """Call this at the end, after the outcome is there; now, if it is."""
+    def add_finish_callback(self, callback: Callable[[], None]) -> None:
+        """Call this once the outcome is set; immediately if it is."""
         if self.outcome is None:
-            self._finished.append(call)
+            self._finish_callbacks.append(callback)
         else:
-            call()
+            callback()
 
-    def touch(self) -> None:
-        """Somebody has looked: without a reader, the time until the answer is given up begins anew."""
+    def restart_leave_timer(self) -> None:
+        """Restart the time that the answer continues without a reader, if it has none."""
         if self.outcome is None and not self._readers:
             self.on_abandoned()
 
     def announce_shutdown(self) -> None:
-        """Tell every reader, by a batch `GOODBYE`, that this process ends."""
-        self._leaving = True
-        self._wake()
+        """Send every reader the batch `SHUTDOWN_NOTICE`."""
+        self._shutting_down = True
+        self._wake_waiters()
 
-    def release(self) -> None:
-        """Give back what was counted in the buffers: nobody finds this stream any more. Idempotent."""
-        self._hold(-self._held)
+    def release_buffers(self) -> None:
+        """Subtract this stream from the buffer budget after its eviction. Idempotent."""
+        self._count_bytes(-self._held_bytes)
 
     async def wait_finished(self) -> Outcome:
-        """Wait for the end and return the outcome. Raises the answer's `KotaeError`, if it failed."""
+        """Wait for the end and return the outcome. Raises the `KotaeError` of a failed answer."""
         while self.outcome is None:
-            await self._wait()
+            await self._wait_change()
         if self.error:
             raise self.error
         return self.outcome
 
     async def read_events(self, after: int = -1) -> AsyncGenerator[bytes, None]:
-        """Yield what comes after the event `after`, as bytes of an event stream, in batches of what is ready, to the end.
+        """Yield the events after `after` as bytes of an event stream, in batches, to the end.
 
-        Close it (`contextlib.aclosing`) to leave: the closing is what tells the pump that this reader has gone.
+        Close it (`contextlib.aclosing`) to leave: closing notifies the pump.
         """
         self._readers += 1
         self._was_read = True
         self.on_reader()
-        greeted = False
+        notice_sent = False
         try:
             position = after
             while True:
-                batch, position = self._take(position)
+                batch, position = self._encode_batch(position)
                 if batch:
                     yield batch
                 elif self.outcome is not None:
                     return
-                elif self._leaving and not greeted:
-                    greeted = True
+                elif self._shutting_down and not notice_sent:
+                    notice_sent = True
                     yield SHUTDOWN_NOTICE
                 else:
-                    await self._wait()
+                    await self._wait_change()
         finally:
             self._readers -= 1
             if self._readers == 0:
-                self._join_read()
+                self._compact_text()
                 if self.outcome is None:
                     self.on_abandoned()
 
-    def _take(self, position: int) -> tuple[bytes, int]:
-        """The next batch after a position, and the position after it."""
+    def _encode_batch(self, position: int) -> tuple[bytes, int]:
+        """Return the next batch after a position, and the position after it."""
         out = bytearray()
         if position < 0:
             out += encode_event(
-                self.intent.id, start_event(self.intent, self.context, degraded=self.degraded)
+                self.intent.id, build_start_event(self.intent, self.context, degraded=self.degraded)
             )
             position = 0
         for n in range(bisect_right(self._ends, position), len(self._texts)):
             end, text = self._ends[n], self._texts[n]
             if (
                 position + len(text) == end and len(text) <= PIECE_CHARACTERS_MAX
-            ):  # nearly always: the next piece, whole
+            ):  # the common case: a complete text
                 position = end
                 out += encode_delta(self.intent.id, end, text)
                 if len(out) >= BATCH_BYTES:
@@ -214,39 +216,39 @@ class Stream:
                     return bytes(out), position
         if self.outcome is not None and position == self.characters:
             position += 1
-            out += encode_event(self.intent.id, self._terminal(position))
+            out += encode_event(self.intent.id, self._build_terminal_event(position))
         return bytes(out), position
 
-    def _terminal(self, seq: int) -> Event:
-        assert self.outcome is not None  # noqa: S101 - the caller has looked
+    def _build_terminal_event(self, seq: int) -> Event:
+        assert self.outcome is not None  # noqa: S101 - the caller has checked it
         if self.error:
-            return failure_event(
+            return build_failure_event(
                 seq,
                 create_problem(self.error, self.intent.request_id) | {"answer_id": self.intent.id},
             )
-        return done_event(seq, self.outcome)
+        return build_done_event(seq, self.outcome)
 
-    def _join_read(self) -> None:
-        """After the end the pieces of a long text, and of one that all have read, give way to the text that the outcome has."""
-        ended = self.outcome
-        if ended is not None and (
+    def _compact_text(self) -> None:
+        """Replace the deltas of an ended answer by its text: they are long, or were read."""
+        outcome = self.outcome
+        if outcome is not None and (
             len(self._texts) > PIECES_MAX // 2
             or (self._was_read and not self._readers and len(self._texts) > 1)
         ):
-            self._texts, self._ends = [ended.response], array("I", [len(ended.response)])
+            self._texts, self._ends = [outcome.response], array("I", [len(outcome.response)])
 
-    def _join(self, count: int) -> None:
-        """Make the first `count` pieces one: positions do not mind."""
+    def _join_pieces(self, count: int) -> None:
+        """Join the first `count` texts. Positions do not change."""
         if count > 1:
             self._texts[:count] = ["".join(self._texts[:count])]
             del self._ends[: count - 1]
 
-    def _hold(self, size: int) -> None:
-        self._held += size
+    def _count_bytes(self, size: int) -> None:
+        self._held_bytes += size
         if self._buffers:
-            self._buffers.held += size
+            self._buffers.held_bytes += size
 
-    async def _wait(self) -> None:
+    async def _wait_change(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -254,29 +256,32 @@ class Stream:
         finally:
             self._waiters.discard(waiter)
 
-    def _wake(self) -> None:
+    def _wake_waiters(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
 
-def _nothing() -> None:
-    """Nobody wants to know."""
+def _ignore_event() -> None:
+    """Do nothing: the default callback."""
 
 
 def replay_stream(outcome: Outcome) -> Stream:
-    """The stream of an answer that has long ended, from its row: its cited sources, its text in one piece, its end."""
+    """Build the stream of an ended answer from its row: sources, text in one delta, end."""
     stream = Stream(outcome.intent, outcome.sources)
     if outcome.response:
         stream.append_texts([outcome.response])
-    failed = get_error_class(outcome.error_code) if outcome.error_code else None
-    detail = "this is how the answer ended; to ask again, send a new request (with another key, if it has an Idempotency-Key)"
-    stream.finish(outcome, failed(detail) if failed else None)
+    error_class = get_error_class(outcome.error_code) if outcome.error_code else None
+    detail = (
+        "the answer ended with this error; to try again, send a new request"
+        " (with another key, if it has an Idempotency-Key)"
+    )
+    stream.finish(outcome, error_class(detail) if error_class else None)
     return stream
 
 
 def create_problem(error: KotaeError, request_id: str) -> dict[str, object]:
-    """The problem object of an error (RFC 9457): what `application/problem+json` and a `failure` event carry."""
+    """Build the problem object (RFC 9457) of an error response or a `failure` event."""
     return {
         "type": f"urn:kotae:problem:{error.code}",
         "title": error.title,

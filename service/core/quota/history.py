@@ -14,11 +14,11 @@ import sqlalchemy as sa
 
 from service.core.database.engine import ReadSession
 from service.core.database.tables import daily_totals, quota_totals, request_logs
-from service.core.encoding import first_id
+from service.core.encoding import compute_first_id
 from service.core.ports import list_subject_names
 from service.core.pricing import format_usd
 from service.core.quota.local import DAY, MINUTE, MONTH, LocalQuota
-from service.core.records import charge_of_row
+from service.core.records import compute_row_charge
 
 DAYS_MAX = 400
 ROWS_MAX = 5000
@@ -64,10 +64,12 @@ async def rebuild_usage(session: ReadSession, ledger: LocalQuota, started: datet
     )
     columns = [request_logs.c[name] for name in (*names, "held_nano_usd")]
     for own in (
-        await session.execute(sa.select(*columns).where(request_logs.c.id >= first_id(since)))
+        await session.execute(
+            sa.select(*columns).where(request_logs.c.id >= compute_first_id(since))
+        )
     ).mappings():
         for subject in list_subject_names(own["user_id"], own["key_id"]):
-            amount = (1, *charge_of_row(own))
+            amount = (1, *compute_row_charge(own))
             if own["created_at"] < started:
                 if own["created_at"].timestamp() >= starts[MINUTE]:
                     _sum(minute, subject, amount, 1)

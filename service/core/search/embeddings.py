@@ -221,7 +221,7 @@ class EmbeddingStore:
             prompt="",
             grounded=False,
         )
-        recorder.begin(intent)
+        recorder.record_intent(intent)
         messages = [Message("user", text) for text in texts]
         return AnswerAccount(
             intent, messages, recorder, prices, completion_tokens_max=0, started=time.perf_counter()

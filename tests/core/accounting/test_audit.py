@@ -1,4 +1,4 @@
-"""`kotae audit`: every kind of difference is found, and nothing where there is none."""
+"""The audit: it finds every kind of difference, and no others."""
 
 import asyncio
 import shutil
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.core.accounting.audit import SHOWN_MAX, AuditReport, audit_log, read_export
+from service.core.accounting.audit import DETAILS_MAX, AuditReport, audit_log, read_export
 from service.core.accounting.journal import Journal
 from service.core.database.engine import Database
 from service.core.encoding import create_id
@@ -22,7 +22,7 @@ from service.core.errors import KotaeError
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
 from tests.process import kotae
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 from tests.rows import write
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -40,8 +40,8 @@ UNKNOWN: dict[str, Any] = {
 }
 
 
-def clean_log() -> list[Outcome]:
-    """Rows of three days, of every kind that is right."""
+def build_clean_log() -> list[Outcome]:
+    """Build rows of three days, of every valid kind."""
     kinds: list[dict[str, Any]] = [
         {
             "usage": Usage(
@@ -55,8 +55,8 @@ def clean_log() -> list[Outcome]:
         {"status": Status.PROVIDER_ERROR, **NONE},
     ]
     return [
-        outcome(
-            intent(
+        build_outcome(
+            build_intent(
                 at=START + timedelta(days=n // 2),
                 user_id="ab"[n % 2],
                 key_id=None if n else "k1",
@@ -71,13 +71,13 @@ def clean_log() -> list[Outcome]:
 
 @pytest.fixture
 async def log(database: Database) -> Database:
-    """A database with a log in which everything agrees."""
-    await write(database, clean_log())
+    """A database with a consistent log."""
+    await write(database, build_clean_log())
     return database
 
 
-async def changed(database: Database, *statements: str) -> AuditReport:
-    """The report after a change that the service would never make."""
+async def audit_after(database: Database, *statements: str) -> AuditReport:
+    """Return the report after a change that the service would never make."""
     assert database.file
     with closing(sqlite3.connect(database.file)) as connection:
         for statement in statements:
@@ -86,21 +86,21 @@ async def changed(database: Database, *statements: str) -> AuditReport:
     return await audit_log(database, database.file.parent)
 
 
-async def test_a_clean_log_agrees(log: Database, tmp_path: Path) -> None:
-    """Every kind of row that is right passes, and everything was looked at."""
+async def test_a_consistent_log_agrees(log: Database, tmp_path: Path) -> None:
+    """Every valid kind of row passes, and everything was checked."""
     report = await audit_log(log, tmp_path)
 
-    assert report.told == []
+    assert report.details == []
     assert report.agrees
     assert list(report.compared.values()) == [6, 6, 7, 0]
     assert "all agrees" in report.to_text()
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (
-            "UPDATE daily_totals SET cost_nano_usd = cost_nano_usd + 1 WHERE status = 'client_gone'",
+            "UPDATE daily_totals SET cost_nano_usd = 1501 WHERE status = 'client_gone'",
             "cost_nano_usd 1500 in the rows, 1501",
         ),
         (
@@ -125,7 +125,7 @@ async def test_a_clean_log_agrees(log: Database, tmp_path: Path) -> None:
         ),
         (
             "UPDATE daily_totals SET day = 'someday' WHERE status = 'timeout'",
-            "'someday': this is no day",
+            "'someday': not a date",
         ),
         (
             "UPDATE quota_totals SET tokens = tokens + 1 WHERE subject = 'key:k1'",
@@ -136,7 +136,10 @@ async def test_a_clean_log_agrees(log: Database, tmp_path: Path) -> None:
             "tokens 700 in the rows, 0 in the totals",
         ),
         (
-            "UPDATE quota_totals SET cost_nano_usd = 0 WHERE subject = 'user:b' AND day = '2026-03-01'",
+            (
+                "UPDATE quota_totals SET cost_nano_usd = 0"
+                " WHERE subject = 'user:b' AND day = '2026-03-01'"
+            ),
             "cost_nano_usd 1500 in the rows, 0",
         ),
         (
@@ -149,21 +152,24 @@ async def test_a_clean_log_agrees(log: Database, tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_totals_that_differ_are_found(log: Database, change: str, told: str) -> None:
-    """Each count of each key, keys without rows and rows without keys."""
-    report = await changed(log, change)
+async def test_totals_that_differ_are_found(log: Database, change: str, expected: str) -> None:
+    """Every count of every key is compared, also keys without rows and rows without keys."""
+    report = await audit_after(log, change)
 
-    assert told in "\n".join(report.told)
+    assert expected in "\n".join(report.details)
     assert not report.agrees
 
 
 @pytest.mark.parametrize(
-    ("change", "where", "told"),
+    ("change", "where", "expected"),
     [
         ("cost_nano_usd = 5", "status = 'timeout'", "a cost without tokens"),
-        ("prompt_tokens = NULL", "status = 'client_gone'", "some of its tokens are known"),
+        ("prompt_tokens = NULL", "status = 'client_gone'", "some token counts are missing"),
         (
-            "prompt_tokens = NULL, completion_tokens = NULL, cached_tokens = NULL, reasoning_tokens = NULL, cost_nano_usd = NULL",
+            (
+                "prompt_tokens = NULL, completion_tokens = NULL, cached_tokens = NULL,"
+                " reasoning_tokens = NULL, cost_nano_usd = NULL"
+            ),
             "status = 'client_gone'",
             "usage estimated without tokens",
         ),
@@ -175,7 +181,11 @@ async def test_totals_that_differ_are_found(log: Database, change: str, told: st
             "status = 'client_gone'",
             "usage unknown with tokens",
         ),
-        ("cost_nano_usd = NULL", "status = 'no_context'", "although the provider was never called"),
+        (
+            "cost_nano_usd = NULL",
+            "status = 'no_context'",
+            "tokens or a cost without a provider call",
+        ),
         ("cost_nano_usd = NULL", "status = 'client_gone'", "a price without a cost"),
         ("cost_nano_usd = 7", "price IS NULL AND status = 'completed'", "a cost without a price"),
         ("status = 'completed'", "status = 'timeout'", "status completed with usage unknown"),
@@ -185,42 +195,42 @@ async def test_totals_that_differ_are_found(log: Database, change: str, told: st
         (
             "created_at = '2026-03-02 12:00:00.001000'",
             "status = 'timeout'",
-            "its id is not of 2026-03-02T12:00:00.001000Z",
+            "its id has another time than 2026-03-02T12:00:00.001000Z",
         ),
-        ("id = 'zzz'", "status = 'timeout'", "'zzz': its id is no UUIDv7"),
-        ("id = '!'", "status = 'timeout'", "'!': its id is no UUIDv7"),
+        ("id = 'zzz'", "status = 'timeout'", "'zzz': its id is not a valid UUIDv7"),
+        ("id = '!'", "status = 'timeout'", "'!': its id is not a valid UUIDv7"),
     ],
 )
-async def test_rows_that_make_no_sense_are_found(
-    log: Database, change: str, where: str, told: str
+async def test_invalid_rows_are_found(
+    log: Database, change: str, where: str, expected: str
 ) -> None:
-    """Each rule of docs/explanation/accounting.md."""
-    report = await changed(log, f"UPDATE request_logs SET {change} WHERE {where}")
+    """Each rule of docs/explanation/accounting.md is checked."""
+    report = await audit_after(log, f"UPDATE request_logs SET {change} WHERE {where}")
 
-    assert told in "\n".join(report.told)
+    assert expected in "\n".join(report.details)
     assert report.different["rows of the log"] >= 1
 
 
-async def test_a_bad_id_is_told_once(log: Database) -> None:
-    """However many days of totals come after it."""
+async def test_a_bad_id_is_reported_once(log: Database) -> None:
+    """A bad id is reported once, however many days of totals follow."""
     later = "UPDATE daily_totals SET day = '2026-04-01' WHERE status = 'timeout'"
-    report = await changed(
+    report = await audit_after(
         log, "UPDATE request_logs SET id = '~' WHERE status = 'client_gone'", later
     )
 
     assert report.different["rows of the log"] == 1
 
 
-async def test_what_cannot_be_read_is_said(log: Database) -> None:
-    """A value that is of no type of ours is an error of one line, not a traceback."""
+async def test_unreadable_values_are_reported(log: Database) -> None:
+    """A value of a wrong type is an error of one line, not a traceback."""
     with pytest.raises(KotaeError, match="cannot be read"):
-        await changed(
+        await audit_after(
             log, "UPDATE request_logs SET created_at = 'yesterday' WHERE status = 'timeout'"
         )
 
 
-async def test_records_put_aside_are_found(log: Database, tmp_path: Path) -> None:
-    """Quarantined records and the journals of processes that are gone; not the journal of one that lives."""
+async def test_records_outside_the_log_are_found(log: Database, tmp_path: Path) -> None:
+    """Quarantined records and journals of dead processes are reported, live ones are not."""
     for folder, name in (
         ("quarantine", "x.json"),
         ("journal", "old.journal"),
@@ -233,12 +243,12 @@ async def test_records_put_aside_are_found(log: Database, tmp_path: Path) -> Non
     )
     living.start()
     try:
-        living.append_intent(intent())
+        living.append_intent(build_intent())
         report = await audit_log(log, tmp_path)
     finally:
         living.stop(5)
 
-    assert [each.partition(":")[0] for each in report.told] == [
+    assert [detail.partition(":")[0] for detail in report.details] == [
         "quarantine/x.json",
         "journal/old.journal",
         "journal/torn.journal.bad",
@@ -246,61 +256,68 @@ async def test_records_put_aside_are_found(log: Database, tmp_path: Path) -> Non
     assert report.compared["records put aside"] == 4
 
 
-async def test_a_later_start_leaves_earlier_days_alone(log: Database, tmp_path: Path) -> None:
-    """`since` is the first day that is looked at."""
-    await changed(log, "DELETE FROM daily_totals WHERE status = 'client_gone'")
+async def test_days_before_since_are_skipped(log: Database, tmp_path: Path) -> None:
+    """`since` is the first day that is audited."""
+    await audit_after(log, "DELETE FROM daily_totals WHERE status = 'client_gone'")
 
     assert (await audit_log(log, tmp_path, since=date(2026, 3, 2))).compared["rows of the log"] == 4
     assert (await audit_log(log, tmp_path, since=date(2026, 3, 2))).agrees
     assert not (await audit_log(log, tmp_path, since=date(2026, 3, 1))).agrees
 
 
-async def test_many_differences_are_counted_and_some_told(log: Database, tmp_path: Path) -> None:
+async def test_described_differences_are_bounded(log: Database, tmp_path: Path) -> None:
     """The report is bounded."""
     await write(
         log,
         [
-            outcome(intent(at=START + timedelta(minutes=n)), price=None)
-            for n in range(SHOWN_MAX + 5)
+            build_outcome(build_intent(at=START + timedelta(minutes=n)), price=None)
+            for n in range(DETAILS_MAX + 5)
         ],
     )
     report = await audit_log(log, tmp_path)
 
-    assert len(report.told) == SHOWN_MAX
+    assert len(report.details) == DETAILS_MAX
     assert "… and 5 more" in report.to_text()
 
 
 EXPORTS = [
     "date,model,input_tokens,output_tokens\n2026-03-01,m,20,10\n2026-03-03,m,10,5\n",
-    "Day,Model,Prompt Tokens,Completion Tokens\n2026-03-01T00:00:00Z,m-2026-01-01,15,8\n2026-03-01T22:00-01:00,m,5,2\n2026-03-03,m,10,5\n",
+    (
+        "Day,Model,Prompt Tokens,Completion Tokens\n2026-03-01T00:00:00Z,m-2026-01-01,15,8\n"
+        "2026-03-01T22:00-01:00,m,5,2\n2026-03-03,m,10,5\n"
+    ),
     '\ufeffmodel,start_time,OUTPUT_TOKENS,INPUT_TOKENS\nm,1772366400,10,"20"\nm,1772539200,5,10\nm,1772625600,0,0\n',
 ]
 
 
 @pytest.mark.parametrize("text", EXPORTS)
-async def test_an_export_that_says_the_same_agrees(
-    log: Database, tmp_path: Path, text: str
-) -> None:
-    """The usual spellings of columns and days; a model's dated name is the model."""
+async def test_an_equal_export_agrees(log: Database, tmp_path: Path, text: str) -> None:
+    """Common names of columns, days and dated models are accepted."""
     file = tmp_path / "usage.csv"
     file.write_text(text)
     report = await audit_log(log, tmp_path, export=read_export(file))
 
-    # Of 2 March there is one answer, of unknown usage: no tokens here, none there.
-    assert report.told == []
+    # On 2 March there is one answer of unknown usage, without tokens on both sides.
+    assert report.details == []
     assert report.compared["days and models of the export"] >= 3
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
         (
             "2026-03-01,m,21,10",
-            "2026-03-01 m: 20 prompt and 10 completion tokens here (1 answers estimated, 0 unknown), 21 prompt",
+            (
+                "2026-03-01 m: 20 prompt and 10 completion tokens here"
+                " (1 answers estimated, 0 unknown), 21 prompt"
+            ),
         ),
         (
             "2026-03-01,other,1,1",
-            "2026-03-01 m: 20 prompt and 10 completion tokens here (1 answers estimated, 0 unknown), nothing in the export",
+            (
+                "2026-03-01 m: 20 prompt and 10 completion tokens here"
+                " (1 answers estimated, 0 unknown), nothing in the export"
+            ),
         ),
         (
             "2026-03-01,m,20,10\n2026-03-01,other,1,1",
@@ -309,19 +326,19 @@ async def test_an_export_that_says_the_same_agrees(
         ("2026-03-01,m,20,10\n2026-02-01,m,1,1", "2026-02-01 m: 0 prompt"),
     ],
 )
-async def test_an_export_that_says_otherwise_is_told(
-    log: Database, tmp_path: Path, lines: str, told: str
+async def test_differences_to_an_export_are_reported(
+    log: Database, tmp_path: Path, lines: str, expected: str
 ) -> None:
-    """More, less, a model or a day that only one of the two knows."""
+    """Different counts, and models or days missing on either side, are reported."""
     file = tmp_path / "usage.csv"
     file.write_text(f"date,model,input_tokens,output_tokens\n{lines}\n")
     report = await audit_log(log, tmp_path, export=read_export(file))
 
-    assert told in "\n".join(report.told)
+    assert expected in "\n".join(report.details)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"", "no column date"),
         (b"date,input_tokens,output_tokens\n", "no column model"),
@@ -330,26 +347,24 @@ async def test_an_export_that_says_otherwise_is_told(
         (b"date,model,input_tokens,output_tokens\n2026-03-01,m,many,1\n", "line 2"),
         (b"date,model,input_tokens,output_tokens\n2026-03-01,m,-1,1\n", "line 2"),
         (b"date,model,input_tokens,output_tokens\n2026-03-01\n", "line 2"),
-        (b"date,model\xff,input_tokens\n", "no CSV in UTF-8"),
+        (b"date,model\xff,input_tokens\n", "not CSV in UTF-8"),
     ],
 )
-def test_an_export_that_cannot_be_read_is_refused(
-    tmp_path: Path, content: bytes, told: str
-) -> None:
-    """One sentence says which column or line."""
+def test_unreadable_exports_are_rejected(tmp_path: Path, content: bytes, expected: str) -> None:
+    """The error names the column or the line."""
     file = tmp_path / "usage.csv"
     file.write_bytes(content)
-    with pytest.raises(KotaeError, match=told):
+    with pytest.raises(KotaeError, match=expected):
         read_export(file)
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[list[Outcome]]:
-    """Batches of what may be heard of some answers: of each some versions, any of them again, in any order."""
-    told = []
+def draw_histories(draw: st.DrawFn) -> list[list[Outcome]]:
+    """Batches of records: several versions of some answers, with duplicates, in any order."""
+    records = []
     for n in range(draw(st.integers(1, 6))):
         at = START + timedelta(hours=draw(st.integers(0, 60)))
-        begun = intent(
+        intent = build_intent(
             id=create_id(at)[:-2] + f"{n:02}",
             at=at,
             user_id=draw(st.sampled_from("ab")),
@@ -369,35 +384,37 @@ def histories(draw: st.DrawFn) -> list[list[Outcome]]:
             "price": None if cost is None else "p",
         }
         versions = [
-            outcome(begun, status=Status.INTERRUPTED, **UNKNOWN),
-            outcome(begun, status=Status.CLIENT_GONE, usage_source=UsageSource.ESTIMATED, **priced),
-            outcome(begun, **priced),
-            outcome(begun, status=Status.PROVIDER_ERROR, **NONE),
+            build_outcome(intent, status=Status.INTERRUPTED, **UNKNOWN),
+            build_outcome(
+                intent, status=Status.CLIENT_GONE, usage_source=UsageSource.ESTIMATED, **priced
+            ),
+            build_outcome(intent, **priced),
+            build_outcome(intent, status=Status.PROVIDER_ERROR, **NONE),
         ]
-        told += draw(st.lists(st.sampled_from(versions), min_size=1, max_size=5))
-    heard = draw(st.permutations(told))
-    sizes = draw(st.lists(st.integers(1, 5), min_size=len(heard), max_size=len(heard)))
-    return list(_batches(heard, sizes))
+        records += draw(st.lists(st.sampled_from(versions), min_size=1, max_size=5))
+    delivered = draw(st.permutations(records))
+    sizes = draw(st.lists(st.integers(1, 5), min_size=len(delivered), max_size=len(delivered)))
+    return list(_split_batches(delivered, sizes))
 
 
-def _batches(heard: list[Outcome], sizes: list[int]) -> Iterator[list[Outcome]]:
+def _split_batches(delivered: list[Outcome], sizes: list[int]) -> Iterator[list[Outcome]]:
     for size in sizes:
-        if heard:
-            yield heard[:size]
-            heard = heard[size:]
+        if delivered:
+            yield delivered[:size]
+            delivered = delivered[size:]
 
 
 @contextmanager
-def _copy(file: Path) -> Iterator[Path]:
+def _copy_database(file: Path) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         yield Path(shutil.copy(file, folder))
 
 
 @pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batches=histories())
-def test_whatever_is_heard_the_account_agrees(migrated: Path, batches: list[list[Outcome]]) -> None:
-    """Random records in random order, delivered more than once: the audit finds nothing."""
+@given(batches=draw_histories())
+def test_any_history_of_records_agrees(migrated: Path, batches: list[list[Outcome]]) -> None:
+    """After random records in random order, with duplicates, the audit finds nothing."""
 
     async def run(file: Path) -> AuditReport:
         database = Database(f"sqlite+aiosqlite:///{file}")
@@ -408,13 +425,13 @@ def test_whatever_is_heard_the_account_agrees(migrated: Path, batches: list[list
         finally:
             await database.close()
 
-    with _copy(migrated) as file:
-        assert asyncio.run(run(file)).told == []
+    with _copy_database(migrated) as file:
+        assert asyncio.run(run(file)).details == []
 
 
 @pytest.mark.slow
-async def test_the_command_ends_with_what_it_found(log: Database, tmp_path: Path) -> None:
-    """0: all agrees, 1: something differs, 2: it could not look."""
+async def test_exit_codes_of_the_command(log: Database, tmp_path: Path) -> None:
+    """Exit codes: 0 consistent, 1 differences, 2 not audited."""
     file = tmp_path / "usage.csv"
     file.write_text(EXPORTS[0])
     agreeing = await kotae(
@@ -423,7 +440,7 @@ async def test_the_command_ends_with_what_it_found(log: Database, tmp_path: Path
     unreadable = await kotae("audit", "--usage", str(tmp_path / "none.csv"), data_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     absent = await kotae("audit", data_dir=tmp_path / "empty")
-    await changed(log, "UPDATE daily_totals SET answers = 2 WHERE status = 'timeout'")
+    await audit_after(log, "UPDATE daily_totals SET answers = 2 WHERE status = 'timeout'")
     differing = await kotae("audit", data_dir=tmp_path)
 
     assert agreeing[0] == 0, agreeing

@@ -1,4 +1,4 @@
-"""The journal: what was written is read again, whatever happened to the file, and nothing that was begun lacks room."""
+"""The journal: records survive damage to its files, and begun answers have space."""
 
 import asyncio
 import os
@@ -17,21 +17,21 @@ from service.core.accounting.journal import (
     Journal,
     decode_frames,
     encode_frame,
-    without_texts,
+    strip_texts,
 )
 from service.core.accounting.log import LogFilter
 from service.core.database.engine import Database
 from service.core.errors import JournalFull
 from service.core.records import Intent, Outcome, Passage
 from service.workers.recovery import JournalRecovery
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 
-INTENTS = [intent(prompt=f"prompt {n} 質問") for n in range(4)]
-FRAMES = [encode_frame(record) for begun in INTENTS for record in (begun, outcome(begun))]
+INTENTS = [build_intent(prompt=f"prompt {n} 質問") for n in range(4)]
+FRAMES = [encode_frame(record) for intent in INTENTS for record in (intent, build_outcome(intent))]
 
 
-def opened(tmp_path: Path, *, spool: bool = True, **options: int) -> Journal:
-    """A journal whose thread does not run: the test is its disk."""
+def open_journal(tmp_path: Path, *, spool: bool = True, **options: int) -> Journal:
+    """Create a journal without its thread: the test syncs."""
     (tmp_path / "journal").mkdir(exist_ok=True)
     (tmp_path / "spool").mkdir(exist_ok=True)
     return Journal(
@@ -41,31 +41,31 @@ def opened(tmp_path: Path, *, spool: bool = True, **options: int) -> Journal:
     )
 
 
-def left(tmp_path: Path) -> list[Path]:
-    """The files of the journal."""
+def list_files(tmp_path: Path) -> list[Path]:
+    """List the files of the journal."""
     return sorted(path for place in ("journal", "spool") for path in (tmp_path / place).glob("*"))
 
 
 def drop_locks(journal: Journal) -> None:
-    """What the death of the process does: its descriptors are closed, its memory is gone."""
-    for segment in [*journal._segments, *journal._dead]:
+    """Close the descriptors, as the death of the process does."""
+    for segment in [*journal._segments, *journal._retired]:
         segment.close()
 
 
-def begin_all(journal: Journal, **fields: Any) -> list[Intent]:
-    """Begin answers until the journal is full; the begun ones."""
-    begun: list[Intent] = []
+def fill_journal(journal: Journal, **fields: Any) -> list[Intent]:
+    """Add intents until the journal is full, and return them."""
+    intents: list[Intent] = []
     while True:
-        one = intent(**fields)
+        intent = build_intent(**fields)
         try:
-            journal.append_intent(one)
+            journal.append_intent(intent)
         except JournalFull:
-            return begun
-        begun.append(one)
+            return intents
+        intents.append(intent)
 
 
-async def recovered(database: Database, tmp_path: Path) -> JournalRecovery:
-    """A recovery, done."""
+async def run_recovery(database: Database, tmp_path: Path) -> JournalRecovery:
+    """Run a recovery to its end."""
     recovery = JournalRecovery(
         database, tmp_path / "journal", tmp_path / "spool", quarantine=tmp_path / "quarantine"
     )
@@ -74,19 +74,19 @@ async def recovered(database: Database, tmp_path: Path) -> JournalRecovery:
     return recovery
 
 
-async def rows(database: Database) -> dict[str, tuple[str, str, str]]:
-    """(status, prompt, response) by id."""
+async def read_rows(database: Database) -> dict[str, tuple[str, str, str]]:
+    """Read (status, prompt, response) by id."""
     async with database.read_session() as session:
         page = await request_log.read_page(session, LogFilter(), limit=1000)
     return {row.id: (row.status, str(row.prompt), str(row.response)) for row in page.items}
 
 
-def test_records_are_read_as_they_were_written() -> None:
-    """Frames give their records back, in order, up to the zeros behind them."""
+def test_frames_round_trip() -> None:
+    """Frames decode to their records, in order, up to the trailing zeros."""
     records: list[Intent | Outcome] = [
-        intent(),
-        outcome(sources=[Passage(1, "d", "d.1", "題", "text\0\r\n")]),
-        intent(idempotency_key="k"),
+        build_intent(),
+        build_outcome(sources=[Passage(1, "d", "d.1", "題", "text\0\r\n")]),
+        build_intent(idempotency_key="k"),
     ]
 
     assert (
@@ -100,8 +100,8 @@ def test_records_are_read_as_they_were_written() -> None:
 
 
 @given(st.data())
-def test_a_damaged_file_loses_the_damaged_frames_only(data: st.DataObject) -> None:
-    """One changed run of bytes, anywhere: every frame outside of it is still read, and the damage is noticed."""
+def test_damage_loses_only_damaged_frames(data: st.DataObject) -> None:
+    """After one damaged run of bytes, all other frames are decoded and the damage is reported."""
     whole = HEADER + b"".join(FRAMES) + bytes(200)
     start = data.draw(st.integers(0, len(whole) - 1))
     noise = data.draw(st.binary(min_size=1, max_size=60))
@@ -113,34 +113,34 @@ def test_a_damaged_file_loses_the_damaged_frames_only(data: st.DataObject) -> No
         if damaged[position : position + len(frame)] == frame:
             expected += decode_frames(frame)
         position += len(frame)
-    found = list(decode_frames(damaged))
+    decoded = list(decode_frames(damaged))
 
-    assert [record for record in found if record is not None] == expected
-    assert None in found or len(expected) == len(FRAMES)
+    assert [record for record in decoded if record is not None] == expected
+    assert None in decoded or len(expected) == len(FRAMES)
 
 
 @given(st.integers(0, len(HEADER + b"".join(FRAMES))))
-def test_a_torn_file_gives_what_is_whole(size: int) -> None:
-    """Cut at any byte, the frames before the cut are read."""
+def test_complete_frames_of_a_torn_file_are_decoded(size: int) -> None:
+    """The frames before a cut at any byte are decoded."""
     whole = HEADER + b"".join(FRAMES)
     ends = [len(HEADER) + sum(map(len, FRAMES[: n + 1])) for n in range(len(FRAMES))]
 
-    found = [record for record in decode_frames(whole[:size]) if record is not None]
+    decoded = [record for record in decode_frames(whole[:size]) if record is not None]
 
-    assert len(found) == sum(end <= size for end in ends)
+    assert len(decoded) == sum(end <= size for end in ends)
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_can_be_read(data: bytes) -> None:
+def test_any_bytes_can_be_decoded(data: bytes) -> None:
     """No file makes the decoder raise."""
     assert all(
         record is None or isinstance(record, Intent | Outcome) for record in decode_frames(data)
     )
 
 
-def test_a_frame_of_another_version_is_passed_over() -> None:
-    """What a later version wrote is noticed and left alone, and the frames around it are read."""
-    foreign = encode_frame(intent(), version=99)
+def test_frames_of_other_versions_are_skipped() -> None:
+    """A frame of a later version is reported and skipped."""
+    foreign = encode_frame(build_intent(), version=99)
 
     assert [
         type(record).__name__ for record in decode_frames(HEADER + FRAMES[0] + foreign + FRAMES[1])
@@ -151,9 +151,9 @@ def test_a_frame_of_another_version_is_passed_over() -> None:
     ]
 
 
-def test_a_lean_outcome_has_room_at_its_longest() -> None:
-    """The room reserved with an intent is enough for the longest account without texts."""
-    long = intent(
+def test_the_longest_lean_outcome_fits() -> None:
+    """The reserved space fits the longest outcome without texts."""
+    long = build_intent(
         user_id="ん" * 200,
         model="ん" * 200,
         endpoint="x" * 50,
@@ -162,7 +162,7 @@ def test_a_lean_outcome_has_room_at_its_longest() -> None:
         body_hash="x" * 64,
         prompt="x" * 9000,
     )
-    longest = outcome(
+    longest = build_outcome(
         long,
         response="x" * 9000,
         finish_reason="ん" * 50,
@@ -171,80 +171,78 @@ def test_a_lean_outcome_has_room_at_its_longest() -> None:
         sources=[Passage(1, "x" * 9000, "", "", "")],
     )
 
-    assert len(encode_frame(without_texts(longest))) < LEAN_BYTES
+    assert len(encode_frame(strip_texts(longest))) < LEAN_BYTES
 
 
-def test_what_is_committed_is_removed(tmp_path: Path) -> None:
-    """When every answer has its row, the files are gone, on the spool and on the disk."""
+def test_committed_segments_are_removed(tmp_path: Path) -> None:
+    """When every answer has its row, the files are removed from spool and disk."""
     journal = Journal(
         tmp_path / "journal", tmp_path / "spool", sync_ms=1, bytes_max=2**26, segment_bytes=40_000
     )
     journal.start()
-    intents = [intent() for _ in range(50)]
-    for begun in intents:
-        journal.append_intent(begun)
-    for begun in intents:
-        journal.append_outcome(outcome(begun))
-    journal.release([begun.id for begun in intents])
+    intents = [build_intent() for _ in range(50)]
+    for intent in intents:
+        journal.append_intent(intent)
+    for intent in intents:
+        journal.append_outcome(build_outcome(intent))
+    journal.release([intent.id for intent in intents])
     journal.stop(5)
 
-    assert left(tmp_path) == []
+    assert list_files(tmp_path) == []
     assert journal.statistics().segments == 0
 
 
-async def test_a_full_journal_refuses_new_answers_and_loses_nothing_begun(
-    database: Database, tmp_path: Path
-) -> None:
-    """At the limit `begin` raises; every outcome still fits, lean where the full one does not; room makes it work again."""
-    journal = opened(tmp_path, bytes_max=100_000, segment_bytes=50_000)
-    begun = begin_all(journal, prompt="p" * 500)
+async def test_a_full_journal_loses_no_outcome(database: Database, tmp_path: Path) -> None:
+    """A full journal rejects intents; every outcome still fits, some without texts."""
+    journal = open_journal(tmp_path, bytes_max=100_000, segment_bytes=50_000)
+    intents = fill_journal(journal, prompt="p" * 500)
 
-    for one in begun:
-        journal.append_outcome(outcome(one, response="r" * 20_000))
+    for intent in intents:
+        journal.append_outcome(build_outcome(intent, response="r" * 20_000))
     assert journal.statistics().lean > 0
     drop_locks(journal)
-    await recovered(database, tmp_path)
+    await run_recovery(database, tmp_path)
 
-    found = await rows(database)
-    assert {status for status, _, _ in found.values()} == {"completed"}
-    assert {prompt for _, prompt, _ in found.values()} == {"p" * 500}
-    assert len(found) == len(begun)
+    stored = await read_rows(database)
+    assert {status for status, _, _ in stored.values()} == {"completed"}
+    assert {prompt for _, prompt, _ in stored.values()} == {"p" * 500}
+    assert len(stored) == len(intents)
 
 
-def test_room_makes_a_full_journal_take_answers_again(tmp_path: Path) -> None:
-    """When rows are committed, their segments make room."""
-    journal = opened(tmp_path, bytes_max=100_000, segment_bytes=50_000)
-    begun = begin_all(journal)
-    for one in begun:
-        journal.append_outcome(outcome(one))
-    journal.release([one.id for one in begun])
+def test_commits_free_a_full_journal(tmp_path: Path) -> None:
+    """Committed rows free the space of their segments."""
+    journal = open_journal(tmp_path, bytes_max=100_000, segment_bytes=50_000)
+    intents = fill_journal(journal)
+    for intent in intents:
+        journal.append_outcome(build_outcome(intent))
+    journal.release([intent.id for intent in intents])
 
-    journal.append_intent(intent())
+    journal.append_intent(build_intent())
     drop_locks(journal)
 
 
-def test_a_segment_that_goes_while_it_is_synced_takes_no_room_again(
+def test_a_segment_retired_during_a_sync_stays_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a spool the thread writes anew what it is about to sync. What is committed meanwhile has given up its room."""
-    journal = opened(tmp_path, spool=False, bytes_max=200_000, segment_bytes=50_000)
-    begun: list[Intent] = []
+    """A segment retired during its first sync without a spool does not grow again."""
+    journal = open_journal(tmp_path, spool=False, bytes_max=200_000, segment_bytes=50_000)
+    intents: list[Intent] = []
     while len(journal._segments) < 2:
-        begun.append(intent(prompt="p" * 5_000))
-        journal.append_intent(begun[-1])
-        journal.append_outcome(outcome(begun[-1]))
+        intents.append(build_intent(prompt="p" * 5_000))
+        journal.append_intent(intents[-1])
+        journal.append_outcome(build_outcome(intents[-1]))
     first, read = journal._segments[0].path, os.pread
 
-    def release_meanwhile(fd: int, size: int, offset: int) -> bytes:
+    def read_and_release(fd: int, size: int, offset: int) -> bytes:
         data = read(fd, size, offset)
-        journal.release([one.id for one in begun])
+        journal.release([intent.id for intent in intents])
         return data
 
-    monkeypatch.setattr(os, "pread", release_meanwhile)
-    journal._round()
+    monkeypatch.setattr(os, "pread", read_and_release)
+    journal._sync_segments()
 
     assert first.stat().st_size == 0
-    journal._round()
+    journal._sync_segments()
     assert not first.exists()
     drop_locks(journal)
 
@@ -252,8 +250,8 @@ def test_a_segment_that_goes_while_it_is_synced_takes_no_room_again(
 def test_a_full_spool_disk_is_a_full_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An allocation that fails refuses the answer, leaves no file behind, and heals by itself."""
-    journal = opened(tmp_path)
+    """A failed allocation rejects the answer and leaves no file; the next one may succeed."""
+    journal = open_journal(tmp_path)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -261,23 +259,23 @@ def test_a_full_spool_disk_is_a_full_journal(
     with monkeypatch.context() as patched:
         patched.setattr("os.posix_fallocate", full)
         with pytest.raises(JournalFull, match="No space left"):
-            journal.append_intent(intent())
-    assert left(tmp_path) == []
+            journal.append_intent(build_intent())
+    assert list_files(tmp_path) == []
     assert journal.degraded()
 
-    journal.append_intent(intent())
-    journal._round()
+    journal.append_intent(build_intent())
+    journal._sync_segments()
     assert not journal.degraded()
     drop_locks(journal)
 
 
 @pytest.mark.parametrize("call", ["os.pwrite", "os.fdatasync"])
-async def test_a_disk_that_fails_delays_the_copies_only(
+async def test_failed_syncs_are_repeated(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """While copies fail, answers go on and health says degraded; afterwards the copies are made anew, whole."""
-    journal = opened(tmp_path)
-    first, second = intent(), intent()
+    """While syncs fail, health is degraded; afterwards the copies are written completely."""
+    journal = open_journal(tmp_path)
+    first, second = build_intent(), build_intent()
     journal.append_intent(first)
 
     def failing(*_: object) -> None:
@@ -285,23 +283,21 @@ async def test_a_disk_that_fails_delays_the_copies_only(
 
     with monkeypatch.context() as patched:
         patched.setattr(call, failing)
-        journal._round()
+        journal._sync_segments()
         assert journal.degraded()
     journal.append_intent(second)
-    journal._round()
+    journal._sync_segments()
     assert not journal.degraded()
     drop_locks(journal)
     for file in (tmp_path / "spool").iterdir():
         file.unlink()
 
-    await recovered(database, tmp_path)
-    assert set(await rows(database)) == {first.id, second.id}
+    await run_recovery(database, tmp_path)
+    assert set(await read_rows(database)) == {first.id, second.id}
 
 
-def test_a_shared_folder_of_somebody_else_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A spool that others may read or that is not ours is refused, openly: the journal is on the disk then."""
+def test_an_accessible_spool_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool that is accessible to others is not used: the journal is on the disk."""
     size = 2**24
     chosen, room = journals.choose_spool(tmp_path, "auto", size)
     if chosen is None:
@@ -319,10 +315,8 @@ def test_a_shared_folder_of_somebody_else_is_not_used(
         chosen.rmdir()
 
 
-def test_a_small_tmpfs_is_used_for_half_of_its_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Containers have 64 MB there: the journal takes half, and less than 16 MiB is not worth it."""
+def test_half_of_a_small_tmpfs_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a 64 MB tmpfs is used, as in containers; less than 16 MiB is not used."""
     monkeypatch.setattr("os.path.ismount", lambda _: True)
     for free, expected in ((64 * 2**20, 32 * 2**20), (2**30, 2**28)):
         monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Rows of the log: written once, updated by records that know more, read through an index."""
+"""The request log: rows are written once, replaced by rank, and read through indexes."""
 
 import random
 import sqlite3
@@ -19,15 +19,15 @@ from service.core.database.tables import quota_totals, request_logs
 from service.core.encoding import create_id
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 from tests.rows import write
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 async def test_a_row_is_written_once(database: Database) -> None:
-    """A record that comes again changes nothing."""
-    first, second = outcome(), outcome()
+    """A duplicate record changes nothing."""
+    first, second = build_outcome(), build_outcome()
 
     assert await write(database, [first]) == 1
     assert await write(database, [first, second, second]) == 1
@@ -41,15 +41,17 @@ FILTERS = {"user_id": "x", "endpoint": "x", "model": "x", "status": "timeout"}
 COMBINED = [dict(chosen) for size in range(1, 5) for chosen in combinations(FILTERS.items(), size)]
 
 
-async def plans(database: Database, ask: Callable[[ReadSession], Awaitable[object]]) -> list[str]:
-    """How SQLite finds what each statement of a question wants."""
-    said: list[tuple[str, Any]] = []
+async def explain_queries(
+    database: Database, ask: Callable[[ReadSession], Awaitable[object]]
+) -> list[str]:
+    """Return the query plan of each SELECT statement."""
+    statements: list[tuple[str, Any]] = []
     engine = database._reader.sync_engine
 
     def listen(
         _connection: object, _cursor: object, statement: str, parameters: Any, *_: object
     ) -> None:
-        said.append((statement, parameters))
+        statements.append((statement, parameters))
 
     sa.event.listen(engine, "before_cursor_execute", listen)
     async with database.read_session() as session:
@@ -57,12 +59,12 @@ async def plans(database: Database, ask: Callable[[ReadSession], Awaitable[objec
     sa.event.remove(engine, "before_cursor_execute", listen)
     assert database.file
     with closing(sqlite3.connect(database.file)) as connection:
-        explained = [
-            connection.execute(f"EXPLAIN QUERY PLAN {sql}", given)
-            for sql, given in said
+        lines = [
+            connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)
+            for sql, parameters in statements
             if sql.startswith("SELECT")
         ]
-        return ["; ".join(step[3] for step in steps) for steps in explained]
+        return ["; ".join(step[3] for step in steps) for steps in lines]
 
 
 @pytest.mark.parametrize("which", COMBINED, ids="+".join)
@@ -72,8 +74,8 @@ async def plans(database: Database, ask: Callable[[ReadSession], Awaitable[objec
 async def test_pages_follow_the_index_of_one_filter(
     database: Database, which: dict[str, str], window: dict[str, datetime]
 ) -> None:
-    """Whatever is combined, one index in the order of the page is followed: nothing is sorted, no table is scanned."""
-    found = await plans(
+    """Every combination of filters follows one index in page order, without sort or scan."""
+    explained = await explain_queries(
         database,
         lambda session: request_log.read_page(
             session,
@@ -83,17 +85,17 @@ async def test_pages_follow_the_index_of_one_filter(
     )
 
     leading = next(name for name in ("user_id", "status", "model", "endpoint") if name in which)
-    assert len(found) == (2 if len(which) > 1 else 1)
+    assert len(explained) == (2 if len(which) > 1 else 1)
     assert all(
         plan.startswith("SEARCH") and f"INDEX ix_request_logs_{leading}_id" in plan
-        for plan in found
-    ), found
-    assert all("; " not in plan for plan in found), found
-    assert len(which) == 1 or "COVERING" in found[0]
+        for plan in explained
+    ), explained
+    assert all("; " not in plan for plan in explained), explained
+    assert len(which) == 1 or "COVERING" in explained[0]
 
 
-async def totals(database: Database) -> dict[str, int]:
-    """The sum of the totals."""
+async def read_totals(database: Database) -> dict[str, int]:
+    """Read the sum of the totals."""
     names = (
         "answers",
         "prompt_tokens",
@@ -110,60 +112,65 @@ async def totals(database: Database) -> dict[str, int]:
         )
 
 
-async def sums(database: Database) -> dict[str, int]:
-    """The same, made from the rows."""
+async def compute_sums(database: Database) -> dict[str, int]:
+    """Compute the same sums from the rows."""
     async with database.read_session() as session:
         query = """SELECT count(*) AS answers, coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
-            coalesce(sum(completion_tokens), 0) AS completion_tokens, coalesce(sum(cached_tokens), 0) AS cached_tokens,
-            coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens, coalesce(sum(cost_nano_usd), 0) AS cost_nano_usd,
+            coalesce(sum(completion_tokens), 0) AS completion_tokens,
+            coalesce(sum(cached_tokens), 0) AS cached_tokens,
+            coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens,
+            coalesce(sum(cost_nano_usd), 0) AS cost_nano_usd,
             coalesce(sum(cost_nano_usd IS NULL), 0) AS unpriced FROM request_logs"""
         return dict((await session.execute(sa.text(query))).mappings().one())
 
 
-def versions(seed: int) -> list[Outcome]:
-    """What may be heard of one answer: that it was interrupted, an estimate, and the truth, twice."""
-    begun = intent(at=START + timedelta(hours=seed), user_id="ab"[seed % 2])
-    told = Usage(prompt_tokens=100 + seed, completion_tokens=50, cached_tokens=seed)
+def build_versions(seed: int) -> list[Outcome]:
+    """Build the records of one answer: interrupted, estimated, and twice the final one."""
+    intent = build_intent(at=START + timedelta(hours=seed), user_id="ab"[seed % 2])
+    reported = Usage(prompt_tokens=100 + seed, completion_tokens=50, cached_tokens=seed)
     return [
-        outcome(
-            begun,
+        build_outcome(
+            intent,
             status=Status.INTERRUPTED,
             usage_source=UsageSource.UNKNOWN,
             usage=None,
             cost_nano_usd=None,
         ),
-        outcome(
-            begun, status=Status.CLIENT_GONE, usage_source=UsageSource.ESTIMATED, cost_nano_usd=seed
+        build_outcome(
+            intent,
+            status=Status.CLIENT_GONE,
+            usage_source=UsageSource.ESTIMATED,
+            cost_nano_usd=seed,
         ),
-        outcome(begun, usage=told, cost_nano_usd=1000 + seed),
-        outcome(begun, usage=told, cost_nano_usd=1000 + seed),
+        build_outcome(intent, usage=reported, cost_nano_usd=1000 + seed),
+        build_outcome(intent, usage=reported, cost_nano_usd=1000 + seed),
     ]
 
 
-async def test_records_in_any_order_and_number_give_the_same_log(database: Database) -> None:
-    """Redelivery, reordering and late truth: rows end with what is known best, totals equal their sum at every step."""
+async def test_record_order_and_duplicates_do_not_matter(database: Database) -> None:
+    """Duplicated and reordered records end with the best rows; totals are always their sum."""
     choose = random.Random(11)
-    told = [version for seed in range(20) for version in versions(seed)]
-    heard = told * 2
-    choose.shuffle(heard)
-    while heard:
+    records = [version for seed in range(20) for version in build_versions(seed)]
+    delivered = records * 2
+    choose.shuffle(delivered)
+    while delivered:
         size = choose.randint(1, 9)
-        batch, heard = heard[:size], heard[size:]
+        batch, delivered = delivered[:size], delivered[size:]
         await write(database, batch)
-        assert await totals(database) == await sums(database)
-    await write(database, told)
+        assert await read_totals(database) == await compute_sums(database)
+    await write(database, records)
 
     async with database.read_session() as session:
         rows = (await request_log.read_page(session, LogFilter(), limit=100)).items
     assert [(row.status, row.usage_source, row.prompt_tokens) for row in reversed(rows)] == [
         ("completed", "provider", 100 + seed) for seed in range(20)
     ]
-    assert await totals(database) == await sums(database)
+    assert await read_totals(database) == await compute_sums(database)
 
 
-async def test_what_is_known_is_not_forgotten(database: Database) -> None:
-    """A record that knows less, or as much, changes nothing."""
-    unknown, estimated, truth, _ = versions(1)
+async def test_records_of_lower_rank_change_nothing(database: Database) -> None:
+    """A record of equal or lower rank changes nothing."""
+    unknown, estimated, truth, _ = build_versions(1)
     for record in (truth, estimated, unknown):
         await write(database, [record])
 
@@ -172,11 +179,11 @@ async def test_what_is_known_is_not_forgotten(database: Database) -> None:
     assert (row.usage_source, row.estimated_cost) == ("provider", "0.000001001")
 
 
-async def test_what_becomes_known_later_replaces_what_was_held(database: Database) -> None:
-    """When a record that knows more arrives, the charge changes by the difference."""
-    begun = intent(held_tokens=1000)
-    unknown = outcome(
-        begun,
+async def test_a_later_record_replaces_the_held_charge(database: Database) -> None:
+    """A record of higher rank changes the charge by the difference."""
+    intent = build_intent(held_tokens=1000)
+    unknown = build_outcome(
+        intent,
         usage=None,
         usage_source=UsageSource.UNKNOWN,
         status=Status.INTERRUPTED,
@@ -185,7 +192,7 @@ async def test_what_becomes_known_later_replaces_what_was_held(database: Databas
     )
     async with database.transaction() as session:
         await request_log.apply_outcomes(session, [unknown])
-        await request_log.apply_outcomes(session, [outcome(begun)])
+        await request_log.apply_outcomes(session, [build_outcome(intent)])
     async with database.read_session() as session:
         row = (await session.execute(sa.select(quota_totals))).mappings().one()
     assert (row["subject"], row["requests"], row["tokens"], row["cost_nano_usd"]) == (
@@ -198,7 +205,7 @@ async def test_what_becomes_known_later_replaces_what_was_held(database: Databas
 
 async def fill(database: Database, rows: int) -> None:
     """Copies of one row, a second apart, of a hundred users, ten models and two statuses."""
-    await write(database, [outcome(intent(at=START))])
+    await write(database, [build_outcome(build_intent(at=START))])
     assert database.file
     with closing(sqlite3.connect(database.file)) as connection, connection:
         connection.row_factory = sqlite3.Row

@@ -1,4 +1,4 @@
-"""Outcomes: where the tokens come from, what they cost, and that there is exactly one of each answer."""
+"""Outcomes: usage sources, costs, and exactly one outcome per answer."""
 
 import ast
 import time
@@ -23,7 +23,7 @@ from service.core.quota.local import LocalQuota
 from service.core.records import Outcome, Passage, Status, UsageSource
 from service.core.settings import ModelPrice
 from service.core.telemetry import Metrics
-from tests.records import intent
+from tests.records import build_intent
 
 MESSAGES = [Message("user", "Why?")]
 PRICES = PriceBook({"m": ModelPrice(input=Decimal(1), output=Decimal(2))})
@@ -40,7 +40,7 @@ def queue(tmp_path: Path) -> JournaledQueue:
 
 @pytest.fixture
 def open_account(queue: JournaledQueue) -> OpenAccount:
-    """Opens accounts of answers that have begun; fields of the intent by name."""
+    """A function that opens accounts of answers; keyword arguments are fields of the intent."""
     recorder = Recorder(queue, LocalQuota(60), Metrics())
 
     def open_account(
@@ -48,10 +48,10 @@ def open_account(queue: JournaledQueue) -> OpenAccount:
         read_sources: Callable[[str], list[Passage]] | None = None,
         **fields: Any,
     ) -> AnswerAccount:
-        begun = intent(**fields)
-        recorder.begin(begun)
+        intent = build_intent(**fields)
+        recorder.record_intent(intent)
         account = AnswerAccount(
-            begun,
+            intent,
             MESSAGES,
             recorder,
             PRICES,
@@ -66,7 +66,7 @@ def open_account(queue: JournaledQueue) -> OpenAccount:
 
 
 def end_attempts(account: AnswerAccount, *errors: ProviderError | None) -> None:
-    """Attempts that ended so."""
+    """End one attempt per error."""
     account.attempts = len(errors)
     for error in errors:
         account.end_attempt(error)
@@ -76,7 +76,7 @@ def end_attempts(account: AnswerAccount, *errors: ProviderError | None) -> None:
 def test_a_reported_usage_is_recorded_as_reported(
     open_account: OpenAccount, status: Status
 ) -> None:
-    """However the answer ended, tokens that the provider reported are not changed, and priced."""
+    """Reported tokens are recorded unchanged and priced, for every status."""
     account = open_account()
     account.usage = Usage(prompt_tokens=10, completion_tokens=500)
     outcome = account.finish(status, "Because.")
@@ -92,7 +92,7 @@ def test_a_reported_usage_is_recorded_as_reported(
 def test_without_a_request_nothing_was_used(
     open_account: OpenAccount, errors: list[ProviderError], status: Status
 ) -> None:
-    """No attempt, or none that had a connection: `none`, 0 tokens and cost 0, even without a price."""
+    """Without a connected attempt: `none`, 0 tokens and cost 0, even without a price."""
     account = open_account(model="no-such-model")
     end_attempts(account, *errors)
     outcome = account.finish(status)
@@ -108,7 +108,7 @@ def test_without_a_request_nothing_was_used(
 def test_an_attempt_in_progress_may_have_been_billed(
     open_account: OpenAccount, status: Status
 ) -> None:
-    """An attempt that did not end counts as sent: usage `unknown`, no tokens, no cost."""
+    """An unfinished attempt counts as sent: usage `unknown`, no tokens, no cost."""
     account = open_account()
     end_attempts(account, ProviderUnreachable())
     account.attempts += 1
@@ -119,7 +119,7 @@ def test_an_attempt_in_progress_may_have_been_billed(
 
 
 def test_a_refused_attempt_may_have_been_billed(open_account: OpenAccount) -> None:
-    """One attempt that reached the provider is enough for `unknown`, whatever the others were."""
+    """One attempt that reached the provider is enough for `unknown`."""
     account = open_account()
     end_attempts(account, ProviderBusy(), ProviderUnreachable())
 
@@ -139,10 +139,10 @@ async def test_text_without_a_usage_is_counted(open_account: OpenAccount, status
     assert outcome.usage == await tokens.estimate_usage(MESSAGES, "Because it is.", "m")
 
 
-async def test_a_process_that_ends_does_not_wait_for_the_tokenizer(
+async def test_interrupted_answers_are_approximated(
     open_account: OpenAccount,
 ) -> None:
-    """An interrupted answer is estimated by the length of its texts."""
+    """An interrupted answer is estimated from the length of its texts."""
     account = open_account()
     assert await account.estimate_usage(Status.INTERRUPTED, "Because it is.") is None
     outcome = account.finish(Status.INTERRUPTED, "Because it is.")
@@ -198,13 +198,13 @@ def test_sources_are_read_from_the_text(open_account: OpenAccount) -> None:
 def test_the_rest_of_an_answer_has_a_price(
     open_account: OpenAccount, model: str, cost: int | None
 ) -> None:
-    """What may still come is the limit of the request less the text so far; without a price it is None."""
+    """The remaining cost is that of the limit less the text; None without a price."""
     assert open_account(model=model).remaining_cost_max("word") == cost
 
 
 def test_an_answer_whose_process_died_is_unknown() -> None:
     """Recovery writes neither tokens nor a cost for an intent without an outcome."""
-    outcome = build_interrupted(intent())
+    outcome = build_interrupted(build_intent())
 
     assert (outcome.status, outcome.usage_source) == (Status.INTERRUPTED, UsageSource.UNKNOWN)
     assert (outcome.usage, outcome.cost_nano_usd, outcome.error_code) == (

@@ -1,4 +1,4 @@
-"""The recorder: queue, quota and metrics learn the same of every outcome."""
+"""The recorder: queue, quota and metrics get the same outcomes."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from service.core.quota.local import LocalQuota
 from service.core.records import Outcome, Status, UsageSource
 from service.core.telemetry import Metrics
 from tests.conftest import Service
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0)
 
 
-class Books:
-    """A recorder with everything that it writes to."""
+class RecorderFixture:
+    """A recorder with a queue, a quota and metrics."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -31,72 +31,72 @@ class Books:
         self.recorder = Recorder(self.queue, self.ledger, self.metrics)
 
     def record(self, **fields: Any) -> Outcome:
-        """Begin and record an answer."""
-        ended = outcome(intent(model=fields.pop("model", "m")), **fields)
-        self.recorder.begin(ended.intent)
+        """Record the intent and the outcome of an answer."""
+        ended = build_outcome(build_intent(model=fields.pop("model", "m")), **fields)
+        self.recorder.record_intent(ended.intent)
         self.recorder.record_outcome(ended)
         return ended
 
     def metric(self, name: str, **labels: str) -> float | None:
-        """The value of a metric."""
+        """Return the value of a metric."""
         return self.metrics.registry.get_sample_value(name, labels)
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Books:
-    """A recorder of this test alone."""
-    return Books(tmp_path / "journal")
+def fixture(tmp_path: Path) -> RecorderFixture:
+    """A recorder per test."""
+    return RecorderFixture(tmp_path / "journal")
 
 
-async def test_an_outcome_settles_its_hold(books: Books) -> None:
-    """What was held becomes what was used."""
-    begun = intent()
-    await books.ledger.hold(
-        begun.id, [QuotaSubject("alice", "user", None)], tokens=1000, nano_usd=None
+async def test_an_outcome_settles_its_hold(fixture: RecorderFixture) -> None:
+    """The hold is replaced by the usage."""
+    intent = build_intent()
+    await fixture.ledger.hold(
+        intent.id, [QuotaSubject("alice", "user", None)], tokens=1000, nano_usd=None
     )
-    books.recorder.begin(begun)
-    books.recorder.record_outcome(outcome(begun))
+    fixture.recorder.record_intent(intent)
+    fixture.recorder.record_outcome(build_outcome(intent))
 
-    assert books.ledger.used("alice")["tokens_per_day"] == (15, 0)
+    assert fixture.ledger.used("alice")["tokens_per_day"] == (15, 0)
 
 
-def test_an_outcome_that_holds_nothing_is_recorded(books: Books) -> None:
+def test_an_outcome_that_holds_nothing_is_recorded(fixture: RecorderFixture) -> None:
     """An embedding call, which no quota is charged for, is recorded like an answer."""
-    books.record()
+    fixture.record()
 
-    assert books.queue.statistics().waiting == 1
-    assert books.ledger.statistics().holds == 0
+    assert fixture.queue.statistics().waiting == 1
+    assert fixture.ledger.statistics().holds == 0
 
 
-def test_tokens_and_cost_are_counted(books: Books) -> None:
+def test_tokens_and_cost_are_counted(fixture: RecorderFixture) -> None:
     """The metrics are the sum of the outcomes."""
-    books.record()
-    books.record()
+    fixture.record()
+    fixture.record()
 
-    assert books.metric("kotae_tokens_total", kind="prompt") == 20
-    assert books.metric("kotae_tokens_total", kind="completion") == 10
-    assert books.metric("kotae_cost_usd_total") == pytest.approx(2 * 1500 / 1e9)
+    assert fixture.metric("kotae_tokens_total", kind="prompt") == 20
+    assert fixture.metric("kotae_tokens_total", kind="completion") == 10
+    assert fixture.metric("kotae_cost_usd_total") == pytest.approx(2 * 1500 / 1e9)
 
 
-def test_an_answer_without_usage_is_not_unpriced(books: Books) -> None:
+def test_an_answer_without_usage_is_not_unpriced(fixture: RecorderFixture) -> None:
     """Only known tokens without a price count as unpriced."""
-    books.record(
+    fixture.record(
         usage=None, usage_source=UsageSource.UNKNOWN, cost_nano_usd=None, status=Status.TIMEOUT
     )
-    books.record(
+    fixture.record(
         usage=NO_USAGE, usage_source=UsageSource.NONE, cost_nano_usd=0, status=Status.NO_CONTEXT
     )
 
-    assert books.metric("kotae_unpriced_answers_total") == 0
+    assert fixture.metric("kotae_unpriced_answers_total") == 0
 
 
-def test_a_missing_price_is_logged_once_per_model(books: Books) -> None:
+def test_a_missing_price_is_logged_once_per_model(fixture: RecorderFixture) -> None:
     """Every such answer is counted, and the first of each model is logged."""
     with capture_logs() as logs:
         for model in ("a", "a", "b"):
-            books.record(model=model, cost_nano_usd=None, price=None)
+            fixture.record(model=model, cost_nano_usd=None, price=None)
 
-    assert books.metric("kotae_unpriced_answers_total") == 3
+    assert fixture.metric("kotae_unpriced_answers_total") == 3
     assert [entry["model"] for entry in logs if entry["event"] == "model.unpriced"] == ["a", "b"]
 
 

@@ -1,4 +1,4 @@
-"""How many at once: calls to the provider, answers waiting for their turn, and what is refused."""
+"""Limits of parallel answers: provider calls, waiting answers, and rejections."""
 
 import asyncio
 import statistics
@@ -14,14 +14,14 @@ from service.core.errors import NotFound
 from tests.conftest import Serve, http_client
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
 from tests.problems import is_problem
-from tests.streams import forget
+from tests.streams import wait_evicted
 
 CALLS, ANSWERS = 10, 20
-ASK = {"prompt": "Why?", "grounded": False}
+BODY = {"prompt": "Why?", "grounded": False}
 
 
-async def test_four_times_the_capacity(serve: Serve, fake: ProviderFake) -> None:
-    """Of 80 at once against room for 20, ten are with the provider, ten wait, 60 are refused at once; the 20 are whole."""
+async def test_overload_is_rejected_at_once(serve: Serve, fake: ProviderFake) -> None:
+    """Of 80 parallel requests with capacity for 20, ten run, ten wait, and 60 are rejected."""
     service = await serve(
         openai_base_url=fake.base_url, model="m", provider_calls_max=CALLS, answers_max=ANSWERS
     )
@@ -29,20 +29,18 @@ async def test_four_times_the_capacity(serve: Serve, fake: ProviderFake) -> None
     fake.default = Behaviour(hold=held)
     limits = httpx2.Limits(max_connections=4 * ANSWERS)
     async with http_client(service.url, timeout=30, limits=limits) as client:
-        asked = [
-            asyncio.create_task(client.post("/ai/test", json=ASK | {"prompt": f"question {n}"}))
+        requests = [
+            asyncio.create_task(client.post("/ai/test", json=BODY | {"prompt": f"question {n}"}))
             for n in range(4 * ANSWERS)
         ]
         async with asyncio.timeout(20):
-            while sum(one.done() for one in asked) < 3 * ANSWERS:
+            while sum(request.done() for request in requests) < 3 * ANSWERS:
                 await asyncio.sleep(0.01)
         await fake.wait_calls(CALLS)
         times = []
-        for _ in range(
-            30
-        ):  # refused ones, one after the other on a warm connection, while the service is full
+        for _ in range(30):  # rejections on a warm connection while the service is full
             began = time.perf_counter()
-            refused = await client.post("/ai/test", json=ASK)
+            refused = await client.post("/ai/test", json=BODY)
             times.append(time.perf_counter() - began)
             assert (
                 is_problem(refused, 503, "overloaded")["retry_after"]
@@ -51,29 +49,31 @@ async def test_four_times_the_capacity(serve: Serve, fake: ProviderFake) -> None
             )
         assert len(fake.calls) == CALLS
         held.set()
-        answers = await asyncio.gather(*asked)
+        answers = await asyncio.gather(*requests)
     whole = [answer.json() for answer in answers if answer.status_code == 200]
 
     assert statistics.median(times) < 0.1
     assert sorted(answer.status_code for answer in answers) == [200] * ANSWERS + [503] * 3 * ANSWERS
     assert len(fake.calls) == ANSWERS
-    said = {call.prompt: call.text for call in fake.calls}
-    assert all(answer["response"] == said[answer["prompt"]] for answer in whole)
+    texts = {call.prompt: call.text for call in fake.calls}
+    assert all(answer["response"] == texts[answer["prompt"]] for answer in whole)
     assert service.services.answers.statistics().in_progress == 0
 
 
-async def test_who_waits_and_leaves_was_never_called(serve: Serve, fake: ProviderFake) -> None:
-    """An answer that ends while it waits for its turn costs nothing, holds nothing, and takes no turn from the next."""
+async def test_an_answer_stopped_while_waiting_used_nothing(
+    serve: Serve, fake: ProviderFake
+) -> None:
+    """An answer stopped while it waits for a call slot costs and holds nothing."""
     service = await serve(openai_base_url=fake.base_url, model="m", provider_calls_max=1)
     held = asyncio.Event()
     fake.next(Behaviour(hold=held))
-    first = asyncio.create_task(service.client.post("/ai/test", json=ASK))
+    first = asyncio.create_task(service.client.post("/ai/test", json=BODY))
     await fake.wait_calls(1)
-    waiting = (await service.client.post("/ai/answers", json=ASK)).json()
+    waiting = (await service.client.post("/ai/answers", json=BODY)).json()
     assert (await service.client.delete(f"/ai/answers/{waiting['id']}")).status_code == 204
     held.set()
     assert (await first).status_code == 200
-    assert (await service.client.post("/ai/test", json=ASK)).status_code == 200
+    assert (await service.client.post("/ai/test", json=BODY)).status_code == 200
     await service.wait_idle()
     row = (await service.client.get(f"/ai/logs/{waiting['id']}")).json()
 
@@ -87,15 +87,15 @@ async def test_who_waits_and_leaves_was_never_called(serve: Serve, fake: Provide
     assert service.services.quota.statistics().holds == 0
 
 
-async def test_a_deadline_that_passes_before_the_first_call(
+async def test_a_timeout_before_the_first_call_used_nothing(
     serve: Serve, fake: ProviderFake
 ) -> None:
-    """An answer that times out while it waits for its turn used nothing, and the audit agrees."""
+    """An answer that times out while it waits for a call slot used nothing."""
     service = await serve(
         openai_base_url=fake.base_url, model="m", provider_calls_max=1, answer_seconds_max=0.2
     )
-    async with service.services.answers._turns:
-        is_problem(await service.client.post("/ai/test", json=ASK), 504, "provider_timeout")
+    async with service.services.answers._call_slots:
+        is_problem(await service.client.post("/ai/test", json=BODY), 504, "provider_timeout")
     row = await service.row()
 
     assert (row["status"], row["usage_source"], row["attempts"]) == ("timeout", "none", 0)
@@ -103,14 +103,14 @@ async def test_a_deadline_that_passes_before_the_first_call(
     assert fake.calls == []
     assert (
         await audit_log(service.services.database, service.services.settings.data_dir)
-    ).told == []
+    ).details == []
 
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 
 
-async def test_one_answer_too_many_is_refused(serve: Serve, fake: ProviderFake) -> None:
-    """At answers_max the next is told to come back, and the provider does not hear of it."""
+async def test_answers_beyond_the_limit_are_rejected(serve: Serve, fake: ProviderFake) -> None:
+    """At answers_max the next request is rejected with Retry-After, without a provider call."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", answers_max=1)
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after="request"))
@@ -129,8 +129,8 @@ async def test_one_answer_too_many_is_refused(serve: Serve, fake: ProviderFake) 
     assert len(fake.calls) == 1
 
 
-async def test_nobody_reaches_the_answer_of_another(serve: Serve, fake: ProviderFake) -> None:
-    """B finds A's answer neither running nor ended nor in the log, and cannot stop it; A and the admin can."""
+async def test_answers_of_other_users_are_hidden(serve: Serve, fake: ProviderFake) -> None:
+    """Only its user and admins can find or stop an answer, running, ended or logged."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0)
     answers, held = service.services.answers, asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=2))
@@ -160,7 +160,7 @@ async def test_nobody_reaches_the_answer_of_another(serve: Serve, fake: Provider
     held.set()
     await stream.wait_finished()
     await is_hidden()
-    await forget(service)
+    await wait_evicted(service)
     await service.wait_idle()
     await is_hidden()
     assert (await answers.find_stream(stream.intent.id, "a")).text == default_text("Mine?")

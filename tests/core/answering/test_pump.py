@@ -1,4 +1,4 @@
-"""The provider call of an answer: failures, retries, deadlines, readers who leave, usage, and the end of the process."""
+"""The pump: provider failures, retries, deadlines, readers, usage and shutdown."""
 
 import asyncio
 import time
@@ -24,9 +24,9 @@ from service.core.records import Outcome, Status, UsageSource
 from service.core.telemetry import Metrics
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
-from tests.records import intent
+from tests.records import build_intent
 from tests.sse import events, text_of
-from tests.streams import begin, reading, streamed
+from tests.streams import open_events, post_stream, start_answer
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 LIMITS = PumpLimits(
@@ -35,8 +35,10 @@ LIMITS = PumpLimits(
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)
 
 
-async def test_a_client_that_leaves_is_drained_when_asked(serve: Serve, fake: ProviderFake) -> None:
-    """With drain_seconds the rest is read, and the exact usage is on the row."""
+async def test_an_abandoned_stream_is_drained_if_configured(
+    serve: Serve, fake: ProviderFake
+) -> None:
+    """With drain_seconds the rest is read, and the row has the exact usage."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", drain_seconds=20)
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=3))
@@ -126,7 +128,7 @@ async def test_a_failed_plain_answer_is_a_problem_and_a_row(
     status: str,
     source: str,
 ) -> None:
-    """Whatever the provider does, the caller gets a typed problem and the log one row with the right status."""
+    """For every provider failure the caller gets a problem and the log a row."""
     service = await serve(
         openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3
     )
@@ -188,38 +190,38 @@ STREAM_FAILURES: list[tuple[str, Behaviour, str, str]] = [
     [case[1:] for case in STREAM_FAILURES],
     ids=[case[0] for case in STREAM_FAILURES],
 )
-async def test_a_stream_that_fails_says_so_and_is_accounted(
+async def test_a_failed_stream_is_a_failure_event_and_a_row(
     serve: Serve, fake: ProviderFake, behaviour: Behaviour, code: str, status: str
 ) -> None:
-    """After byte one an error is a `failure` event; the row keeps the text so far, with estimated usage."""
+    """After the first byte an error is a `failure` event; the row keeps text and usage."""
     service = await serve(
         openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3
     )
     fake.next(behaviour)
 
-    found = await streamed(service)
+    received = await post_stream(service)
 
     row = await service.row()
-    assert found[-1].name == "failure"
-    assert (found[-1].json["code"], found[-1].json["answer_id"]) == (code, row["id"])
+    assert received[-1].name == "failure"
+    assert (received[-1].json["code"], received[-1].json["answer_id"]) == (code, row["id"])
     assert (row["status"], row["error_code"]) == (status, code)
     assert row["usage_source"] == (
         "provider" if code == "provider_cut" and fake.calls[0].usage else "estimated"
     )
-    assert row["response"] == text_of(found)
+    assert row["response"] == text_of(received)
     assert row["completion_tokens"] > 0
 
 
 @pytest.mark.parametrize("usage", [None, "null", "negative", "huge"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_usage_that_was_not_told_is_estimated(
+async def test_missing_usage_is_estimated(
     service: Service, fake: ProviderFake, usage: Any, stream: bool
 ) -> None:
-    """A completed answer without a credible usage is estimated from its texts, and says so."""
+    """A completed answer without credible usage is estimated from its texts."""
     fake.next(Behaviour(usage=usage))
 
     if stream:
-        await streamed(service)
+        await post_stream(service)
     else:
         await service.client.post("/ai/test", json=FREE)
 
@@ -248,24 +250,22 @@ async def test_usage_that_was_not_told_is_estimated(
     ],
     ids=lambda behaviour: repr(behaviour)[:0] or None,
 )
-async def test_unusual_but_whole_streams_are_completed(
+async def test_unusual_but_complete_streams_are_completed(
     service: Service, fake: ProviderFake, behaviour: Behaviour
 ) -> None:
-    """What real servers do beside the letter changes neither text nor account."""
+    """Deviations of real servers from the protocol change neither text nor usage."""
     fake.next(behaviour)
 
-    found = await streamed(service)
+    received = await post_stream(service)
 
     row = await service.row()
     assert (row["status"], row["usage_source"]) == ("completed", "provider")
-    assert text_of(found) == row["response"] == default_text(FREE["prompt"])
+    assert text_of(received) == row["response"] == default_text(FREE["prompt"])
     assert row["total_tokens"] == fake.calls[0].usage["total_tokens"]
 
 
-async def test_a_provider_that_cannot_be_reached_cost_nothing(
-    serve: Serve, fake: ProviderFake
-) -> None:
-    """No connection: every attempt is counted, the row is 0 because the provider was never called."""
+async def test_an_unreachable_provider_costs_nothing(serve: Serve, fake: ProviderFake) -> None:
+    """Without a connection every attempt is counted, and tokens and cost are 0."""
     service = await serve(
         openai_base_url=fake.base_url, model="fake-model", limits=ServiceLimits(attempts_max=2)
     )
@@ -282,8 +282,8 @@ async def test_a_provider_that_cannot_be_reached_cost_nothing(
     )
 
 
-async def test_a_busy_provider_is_tried_again(service: Service, fake: ProviderFake) -> None:
-    """What was refused before any answer is tried again by us, and each try is counted."""
+async def test_a_busy_provider_is_retried(service: Service, fake: ProviderFake) -> None:
+    """A request rejected before any answer is retried, and each attempt is counted."""
     fake.next(Behaviour(status=429, retry_after=0), Behaviour(status=503, body=b"", retry_after=0))
 
     response = await service.client.post("/ai/test", json=FREE)
@@ -293,31 +293,31 @@ async def test_a_busy_provider_is_tried_again(service: Service, fake: ProviderFa
 
 
 async def test_an_answer_has_a_deadline(serve: Serve, fake: ProviderFake) -> None:
-    """An endless answer ends at answer_seconds_max, as a timeout with what was said."""
+    """An endless answer ends at answer_seconds_max as a timeout with the text so far."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", answer_seconds_max=0.4)
     fake.next(Behaviour(endless=True, gap=0.02))
 
-    found = await streamed(service)
+    received = await post_stream(service)
 
     row = await service.row()
-    assert found[-1].json["code"] == "provider_timeout"
+    assert received[-1].json["code"] == "provider_timeout"
     assert (row["status"], row["usage_source"]) == ("timeout", "estimated")
     assert await fake.wait_ended(fake.calls[0]) is Ending.ABORTED
 
 
-async def test_an_answer_has_a_greatest_length(serve: Serve, fake: ProviderFake) -> None:
+async def test_answers_are_bounded_in_length(serve: Serve, fake: ProviderFake) -> None:
     """A text beyond answer_bytes_max ends the answer; memory stays bounded."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", answer_bytes_max=2000)
     fake.next(Behaviour(endless=True))
 
-    found = await streamed(service)
+    received = await post_stream(service)
 
-    assert found[-1].json["code"] == "provider_invalid"
+    assert received[-1].json["code"] == "provider_invalid"
     assert len((await service.row())["response"].encode()) <= 2000 + 65_536
 
 
-async def test_a_stream_whose_rest_is_dear_is_not_drained(serve: Serve, fake: ProviderFake) -> None:
-    """Beyond the cost cap the provider is stopped at once, though drain_seconds would allow to read on."""
+async def test_an_expensive_rest_is_not_drained(serve: Serve, fake: ProviderFake) -> None:
+    """Beyond the cost limit the provider is stopped at once, despite drain_seconds."""
     service = await serve(
         openai_base_url=fake.base_url,
         model="gpt-4o-mini",
@@ -336,14 +336,12 @@ async def test_a_stream_whose_rest_is_dear_is_not_drained(serve: Serve, fake: Pr
     assert (await service.row())["status"] == "client_gone"
 
 
-async def test_an_answer_outlives_its_last_reader_for_a_while(
-    serve: Serve, fake: ProviderFake
-) -> None:
-    """The pump goes on for resume_seconds without a reader, then stops as client_gone."""
+async def test_an_answer_continues_without_a_reader(serve: Serve, fake: ProviderFake) -> None:
+    """The pump continues for resume_seconds without a reader, then ends as client_gone."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model", resume_seconds=0.2)
     fake.next(Behaviour(hang_after=2))
-    started = await begin(service)
-    async with reading(service, started["events_url"]) as stream:
+    started = await start_answer(service)
+    async with open_events(service, started["events_url"]) as stream:
         await anext(stream)
     (pump,) = service.services.answers._pumps.values()
     async with asyncio.timeout(10):
@@ -356,21 +354,23 @@ async def test_an_answer_outlives_its_last_reader_for_a_while(
     assert (await service.row())["status"] == "client_gone"
 
 
-async def test_an_answer_that_nobody_fetches_is_given_up(serve: Serve, fake: ProviderFake) -> None:
-    """Without a reader an answer ends when its ticket does; who asks for it keeps it going."""
+async def test_an_answer_without_a_first_reader_is_stopped(
+    serve: Serve, fake: ProviderFake
+) -> None:
+    """An answer without a reader ends when its ticket expires."""
     service = await serve(
         openai_base_url=fake.base_url, model="fake-model", resume_seconds=0, ticket_seconds=0.2
     )
     fake.default = Behaviour(hang_after=2)
-    await begin(service)
+    await start_answer(service)
 
     await fake.wait_idle()
 
     assert (await service.row())["status"] == "client_gone"
 
 
-class Script(Provider):
-    """A provider whose attempts are given as lists: batches of deltas, errors to raise, events to wait for."""
+class ScriptedProvider(Provider):
+    """A provider that plays scripts: lists of batches, errors to raise, events to await."""
 
     def __init__(self, *attempts: list[list[Delta] | Exception | asyncio.Event]) -> None:
         self.attempts = list(attempts)
@@ -395,25 +395,25 @@ class Script(Provider):
         """Nothing is open."""
 
 
-class Running:
-    """A pump that runs, with the stream and the queue that it writes to."""
+class RunningPump:
+    """A running pump, with its stream and record queue."""
 
     def __init__(self, provider: Provider, folder: Path, *, sync_ms: int = 50) -> None:
         folder.mkdir()
         self.queue = JournaledQueue(100, Journal(folder, None, sync_ms=sync_ms, bytes_max=2**26))
         recorder = Recorder(self.queue, LocalQuota(60), Metrics())
-        begun = intent()
-        recorder.begin(begun)
-        self.stream = Stream(begun, [])
+        recorded_intent = build_intent()
+        recorder.record_intent(recorded_intent)
+        self.stream = Stream(recorded_intent, [])
         request = ProviderRequest(
-            model=begun.model,
+            model=recorded_intent.model,
             messages=[Message("user", "Why?")],
             max_tokens=10**6,
             temperature=None,
             stream=True,
         )
         account = AnswerAccount(
-            begun,
+            recorded_intent,
             request.messages,
             recorder,
             PriceBook({}),
@@ -424,25 +424,25 @@ class Running:
         self.task = asyncio.create_task(self.pump.run())
 
     async def cancel(self) -> None:
-        """Cancel the task, as a process does that cannot wait any longer."""
+        """Cancel the task, as a process does at the end of its grace period."""
         self.task.cancel()
         with suppress(asyncio.CancelledError):
             await self.task
 
-    async def outcome(self) -> Outcome:
-        """The one outcome that was recorded, which is also that of the stream."""
+    async def take_outcome(self) -> Outcome:
+        """Return the single recorded outcome, which is also that of the stream."""
         (outcome,) = await self.queue.take_batch(10)
         assert self.stream.outcome is outcome
         return outcome
 
 
 async def test_a_cancelled_answer_is_recorded(tmp_path: Path) -> None:
-    """The process ends in the middle of a text: an estimated outcome, and an error for the readers."""
-    script = Script([[Delta("Because ")], asyncio.Event()])
-    running = Running(script, tmp_path / "journal")
+    """Cancelled during a text: an estimated outcome, and an error for the readers."""
+    script = ScriptedProvider([[Delta("Because ")], asyncio.Event()])
+    running = RunningPump(script, tmp_path / "journal")
     await script.waiting.wait()
     await running.cancel()
-    outcome = await running.outcome()
+    outcome = await running.take_outcome()
 
     assert (outcome.status, outcome.usage_source) == (Status.INTERRUPTED, UsageSource.ESTIMATED)
     assert (outcome.response, outcome.error_code) == ("Because ", "shutting_down")
@@ -450,22 +450,22 @@ async def test_a_cancelled_answer_is_recorded(tmp_path: Path) -> None:
 
 
 async def test_an_answer_cancelled_while_its_tokens_are_counted_is_recorded(tmp_path: Path) -> None:
-    """The process ends while a thread counts the tokens of a long text: the outcome does not wait for it."""
-    script = Script([[Delta("word " * 200_000, finish_reason="stop")]])
-    running = Running(script, tmp_path / "journal")
+    """Cancelled while a thread counts tokens: the outcome does not wait for it."""
+    script = ScriptedProvider([[Delta("word " * 200_000, finish_reason="stop")]])
+    running = RunningPump(script, tmp_path / "journal")
     await script.ended.wait()
     await running.cancel()
-    outcome = await running.outcome()
+    outcome = await running.take_outcome()
 
     assert (outcome.usage_source, len(outcome.response)) == (UsageSource.ESTIMATED, 1_000_000)
 
 
 async def test_an_answer_cancelled_before_its_first_call_used_nothing(tmp_path: Path) -> None:
-    """The process ends before the intent is on the disk, which a synchronous journal waits for."""
-    running = Running(Script(), tmp_path / "journal", sync_ms=0)
+    """Cancelled while a synchronous journal syncs the intent: usage `none`."""
+    running = RunningPump(ScriptedProvider(), tmp_path / "journal", sync_ms=0)
     await asyncio.sleep(0)
     await running.cancel()
-    outcome = await running.outcome()
+    outcome = await running.take_outcome()
 
     assert (outcome.status, outcome.usage_source, outcome.attempts) == (
         Status.INTERRUPTED,
@@ -475,10 +475,10 @@ async def test_an_answer_cancelled_before_its_first_call_used_nothing(tmp_path: 
 
 
 async def test_an_unexpected_error_ends_in_an_outcome(tmp_path: Path) -> None:
-    """A fault of ours in the middle of an attempt: it may have been billed, and the readers get an internal error."""
-    running = Running(Script([ValueError("a fault")]), tmp_path / "journal")
+    """A bug during an attempt: usage `unknown`, and an internal error for the readers."""
+    running = RunningPump(ScriptedProvider([ValueError("a fault")]), tmp_path / "journal")
     await running.task
-    outcome = await running.outcome()
+    outcome = await running.take_outcome()
 
     assert (outcome.status, outcome.usage_source) == (Status.PROVIDER_ERROR, UsageSource.UNKNOWN)
     assert running.stream.error is not None
@@ -486,28 +486,28 @@ async def test_an_unexpected_error_ends_in_an_outcome(tmp_path: Path) -> None:
 
 
 async def test_attempts_are_counted(tmp_path: Path) -> None:
-    """An attempt that surely was not billed is retried, and the outcome counts both."""
-    script = Script(
+    """An attempt that cannot have been billed is retried, and both are counted."""
+    script = ScriptedProvider(
         [ProviderBusy("busy", retry_after_seconds=0)],
         [[Delta("Because.", finish_reason="stop", usage=USAGE)]],
     )
-    running = Running(script, tmp_path / "journal")
+    running = RunningPump(script, tmp_path / "journal")
     await running.task
-    outcome = await running.outcome()
+    outcome = await running.take_outcome()
 
     assert (outcome.status, outcome.usage, outcome.attempts) == (Status.COMPLETED, USAGE, 2)
 
 
-async def test_an_answer_stopped_between_attempts_that_reached_nobody_used_nothing(
+async def test_an_answer_stopped_between_unsent_attempts_used_nothing(
     tmp_path: Path,
 ) -> None:
-    """Stopped while it waits for its next attempt, none having had a connection: usage `none`."""
-    script = Script([ProviderUnreachable("no connection", retry_after_seconds=3)])
-    running = Running(script, tmp_path / "journal")
+    """Stopped between two attempts, none of which had a connection: usage `none`."""
+    script = ScriptedProvider([ProviderUnreachable("no connection", retry_after_seconds=3)])
+    running = RunningPump(script, tmp_path / "journal")
     await script.ended.wait()
     running.pump.stop(Status.STOPPED)
     await running.task
-    outcome = await running.outcome()
+    outcome = await running.take_outcome()
 
     assert (outcome.status, outcome.usage_source, outcome.attempts) == (
         Status.STOPPED,
@@ -516,9 +516,11 @@ async def test_an_answer_stopped_between_attempts_that_reached_nobody_used_nothi
     )
 
 
-async def test_a_wait_that_is_too_long_is_not_waited_for(tmp_path: Path) -> None:
-    """A provider that asks for more than three seconds ends the answer."""
-    running = Running(Script([ProviderBusy("busy", retry_after_seconds=4)]), tmp_path / "journal")
+async def test_a_long_retry_after_ends_the_answer(tmp_path: Path) -> None:
+    """A Retry-After of more than three seconds ends the answer."""
+    running = RunningPump(
+        ScriptedProvider([ProviderBusy("busy", retry_after_seconds=4)]), tmp_path / "journal"
+    )
     await running.task
 
-    assert (await running.outcome()).error_code == "provider_busy"
+    assert (await running.take_outcome()).error_code == "provider_busy"

@@ -1,4 +1,4 @@
-"""Streams in memory: positions in the text, batches, several readers, replay."""
+"""Streams: positions in the text, batches, several readers, replay."""
 
 import asyncio
 from contextlib import aclosing
@@ -12,9 +12,9 @@ from service.core.encoding import replace_surrogates
 from service.core.records import Status
 from tests.conftest import Service
 from tests.fakes.provider import Behaviour, ProviderFake, default_text
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 from tests.sse import text_of
-from tests.streams import begin, everything, parsed, read, reading
+from tests.streams import open_events, parse_events, read_all_events, read_stream, start_answer
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 TEXTS = st.lists(
@@ -24,29 +24,29 @@ TEXTS = st.lists(
 
 @given(TEXTS, st.data())
 def test_the_rest_after_any_position_is_exact(texts: list[str], data: st.DataObject) -> None:
-    """From every position, in the buffer and in the row alike, the rest of the text and the same end follow."""
-    ended = outcome(response="".join(texts))
+    """After every position, the buffer and the row give the same rest and end."""
+    ended = build_outcome(response="".join(texts))
     live = Stream(ended.intent, [])
     live.append_texts(texts)
     live.finish(ended, None)
     position = data.draw(st.integers(0, len(ended.response)))
 
     for stream in (live, replay_stream(ended)):
-        found = parsed(asyncio.run(read(stream, position)))
-        assert text_of(found) == ended.response[position:]
-        assert [event.name for event in found[-1:]] == ["done"]
-        assert found[-1].last_id == f"{ended.intent.id}.{len(ended.response) + 1}"
+        events = parse_events(asyncio.run(read_stream(stream, position)))
+        assert text_of(events) == ended.response[position:]
+        assert [event.name for event in events[-1:]] == ["done"]
+        assert events[-1].last_id == f"{ended.intent.id}.{len(ended.response) + 1}"
 
 
 @given(TEXTS)
-def test_each_event_says_where_it_ends(texts: list[str]) -> None:
-    """The position in an event's id is the number of characters that were said with it."""
-    ended = outcome(response="".join(texts))
+def test_the_seq_of_an_event_is_its_end(texts: list[str]) -> None:
+    """The seq of an event is the number of characters up to its end."""
+    ended = build_outcome(response="".join(texts))
     stream = Stream(ended.intent, [])
     stream.append_texts(texts)
     stream.finish(ended, None)
 
-    start, *deltas, _ = parsed(asyncio.run(read(stream)))
+    start, *deltas, _ = parse_events(asyncio.run(read_stream(stream)))
 
     assert start.last_id.endswith(".0")
     for n, event in enumerate(deltas, 1):
@@ -56,38 +56,38 @@ def test_each_event_says_where_it_ends(texts: list[str]) -> None:
 
 @given(st.lists(st.text(st.characters(), max_size=30), max_size=6))
 def test_no_text_forges_an_event_in_a_whole_stream(texts: list[str]) -> None:
-    """Whatever the prompt, the passages and the text hold, a stream has its start, its deltas and its end, and no more."""
-    texts = [text for each in texts if (text := replace_surrogates(each))]
+    """No prompt, passage or text can add an event to a stream."""
+    texts = [text for raw_text in texts if (text := replace_surrogates(raw_text))]
     hostile = "a\r\n\r\nevent: done\ndata: {}\n\n\u2028\x85\0"
-    ended = outcome(
-        intent(model=hostile, request_id=hostile, prompt=hostile), response="".join(texts)
+    ended = build_outcome(
+        build_intent(model=hostile, request_id=hostile, prompt=hostile), response="".join(texts)
     )
     stream = Stream(ended.intent, [])
     stream.append_texts(texts)
     stream.finish(ended, None)
 
-    found = parsed(asyncio.run(read(stream)))
+    events = parse_events(asyncio.run(read_stream(stream)))
 
-    assert [event.name for event in found] == ["start", *[""] * len(texts), "done"]
-    assert [event.json["delta"] for event in found[1:-1]] == texts
-    assert found[0].json["model"] == found[-1].json["model"] == hostile
+    assert [event.name for event in events] == ["start", *[""] * len(texts), "done"]
+    assert [event.json["delta"] for event in events[1:-1]] == texts
+    assert events[0].json["model"] == events[-1].json["model"] == hostile
 
 
-async def test_a_long_text_comes_in_bounded_batches() -> None:
-    """A reader that is far behind is given a little at a time, so that a reader that stops holds a little."""
-    ended = outcome(response="長い🙂\n" * 60_000)
+async def test_batches_are_bounded() -> None:
+    """A reader that is behind gets small batches, so a stalled one holds little memory."""
+    ended = build_outcome(response="長い🙂\n" * 60_000)
     stream = replay_stream(ended)
 
     async with aclosing(stream.read_events()) as batches:
-        found = [batch async for batch in batches]
+        received = [batch async for batch in batches]
 
-    assert max(map(len, found)) < 128 * 1024
-    assert text_of(parsed(b"".join(found))) == ended.response
+    assert max(map(len, received)) < 128 * 1024
+    assert text_of(parse_events(b"".join(received))) == ended.response
 
 
-async def test_readers_are_told_goodbye_once() -> None:
-    """When the process begins to end, each reader gets one batch that says so, and goes on."""
-    ended = outcome(response="ab")
+async def test_readers_get_one_shutdown_notice() -> None:
+    """At shutdown each reader gets one notice, and continues."""
+    ended = build_outcome(response="ab")
     stream = Stream(ended.intent, [])
     stream.append_texts(["a"])
     async with aclosing(stream.read_events()) as batches:
@@ -98,40 +98,38 @@ async def test_readers_are_told_goodbye_once() -> None:
         stream.finish(ended, None)
         rest = b"".join([batch async for batch in batches])
 
-    assert [event.name for event in parsed(rest)] == ["", "done"]
+    assert [event.name for event in parse_events(rest)] == ["", "done"]
 
 
-async def test_an_answer_is_read_by_several_at_once_at_every_stage(
-    service: Service, fake: ProviderFake
-) -> None:
-    """Readers that come at the start, in the middle and after the end all get the same whole answer."""
+async def test_several_readers_get_the_same_answer(service: Service, fake: ProviderFake) -> None:
+    """Readers that attach at the start, in the middle or after the end get the same answer."""
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=4))
-    url = f"/ai/answers/{(await begin(service))['id']}/events"
+    url = f"/ai/answers/{(await start_answer(service))['id']}/events"
 
-    async with reading(service, url) as first:
+    async with open_events(service, url) as first:
         early = [await anext(first) for _ in range(3)]
-        second = asyncio.create_task(everything(service, url))
+        second = asyncio.create_task(read_all_events(service, url))
         held.set()
         early += [event async for event in first]
-    late = await everything(service, url)
+    late = await read_all_events(service, url)
 
-    for found in (early, await second, late):
-        assert text_of(found) == default_text(FREE["prompt"])
-        assert (found[0].name, found[-1].name) == ("start", "done")
+    for events in (early, await second, late):
+        assert text_of(events) == default_text(FREE["prompt"])
+        assert (events[0].name, events[-1].name) == ("start", "done")
     assert len(fake.calls) == 1
 
 
 def test_every_status_of_a_row_can_be_replayed() -> None:
-    """Each way to end has a terminal event."""
+    """Every status has a terminal event."""
     for status in Status:
-        found = parsed(asyncio.run(read(replay_stream(outcome(status=status)))))
-        assert found[-1].name == "done"
+        events = parse_events(asyncio.run(read_stream(replay_stream(build_outcome(status=status)))))
+        assert events[-1].name == "done"
 
 
 def test_a_failure_of_a_later_version_is_replayed_as_internal() -> None:
-    """A code that this version does not know still ends the stream as a failure."""
-    stream = replay_stream(outcome(error_code="unheard_of", status=Status.PROVIDER_ERROR))
+    """An unknown error code is replayed as `internal`."""
+    stream = replay_stream(build_outcome(error_code="unheard_of", status=Status.PROVIDER_ERROR))
 
     assert stream.error is not None
     assert stream.error.code == "internal"

@@ -15,7 +15,7 @@ from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable
 from service.core.settings import Settings
-from tests.records import outcome
+from tests.records import build_outcome
 from tests.rows import write
 
 ROOT = Path(__file__).parents[3]
@@ -63,7 +63,7 @@ async def test_down_and_up_on_data(database: Database) -> None:
     """With rows, documents and their index there, the schema goes to nothing and comes back, empty and working."""
     settings = Settings()
     await library.seed_documents(database, settings, ChunkWorkers(), user_id="local")
-    await write(database, [outcome()])
+    await write(database, [build_outcome()])
 
     await database.migrate("base")
     async with database.read_session() as session:
@@ -80,7 +80,7 @@ async def test_down_and_up_on_data(database: Database) -> None:
     assert (
         len(await library.seed_documents(database, settings, ChunkWorkers(), user_id="local")) == 10
     )
-    await write(database, [outcome()])
+    await write(database, [build_outcome()])
 
 
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:

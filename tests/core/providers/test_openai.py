@@ -2,14 +2,14 @@
 
 from tests.conftest import Service
 from tests.fakes.provider import ProviderFake
-from tests.streams import streamed
+from tests.streams import post_stream
 
 
 async def test_the_request_to_the_provider_is_what_was_asked(
     service: Service, fake: ProviderFake
 ) -> None:
     """Model, limits and temperature are passed on; a stream asks for its usage; the key is sent and nothing retries."""
-    await streamed(service, model="other", max_tokens=7, temperature=0.5)
+    await post_stream(service, model="other", max_tokens=7, temperature=0.5)
     call = fake.calls[0]
 
     assert (call.body["model"], call.body["max_tokens"], call.body["temperature"]) == (

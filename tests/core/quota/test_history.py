@@ -8,7 +8,7 @@ from service.core.pricing import Usage
 from service.core.quota.history import rebuild_usage
 from service.core.records import Status, UsageSource
 from tests.core.quota.test_local import Clock, ledger, user
-from tests.records import intent, outcome
+from tests.records import build_intent, build_outcome
 
 NOON = datetime(2027, 3, 31, 12, 0, 5, tzinfo=UTC).timestamp()
 
@@ -26,16 +26,16 @@ async def test_the_past_counts_once(database: Database) -> None:
     ]
     for n, moment in enumerate(moments):
         rows = [
-            outcome(
-                intent(at=moment, user_id="alice", key_id="k"),
+            build_outcome(
+                build_intent(at=moment, user_id="alice", key_id="k"),
                 usage=Usage(prompt_tokens=10**n, completion_tokens=0),
             )
         ]
         async with database.transaction() as session:
             await request_log.apply_outcomes(session, rows)
             await request_log.apply_outcomes(session, rows)
-    unknown = outcome(
-        intent(at=moments[2], user_id="alice", held_tokens=500_000),
+    unknown = build_outcome(
+        build_intent(at=moments[2], user_id="alice", held_tokens=500_000),
         usage=None,
         usage_source=UsageSource.UNKNOWN,
         status=Status.TIMEOUT,
