@@ -10,7 +10,7 @@ import typer
 
 from service.cli.database import run_on_database
 from service.core.auth import store
-from service.core.auth.principals import BOOTSTRAP, EVERYTHING, Role, Scope
+from service.core.auth.principals import ALL_SCOPES, BOOTSTRAP, Role, Scope
 from service.core.auth.store import ApiKey, NewKey
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
@@ -38,7 +38,7 @@ def create_key(
     wanted = NewKey(
         user_id=user,
         role=role,
-        scopes=frozenset(_scope(one) for one in scopes.split(",")) if scopes else EVERYTHING,
+        scopes=frozenset(_scope(one) for one in scopes.split(",")) if scopes else ALL_SCOPES,
         name=name,
         expires_at=utc_now() + timedelta(days=expires_days) if expires_days else None,
     )

@@ -8,7 +8,7 @@ ASK = {"prompt": "Why?", "grounded": False}
 
 
 async def test_health_and_metrics(service: Service) -> None:
-    """Live, ready with the state of its parts, and metrics that count what happened."""
+    """Liveness, readiness with the state of its parts, and request metrics."""
     await service.client.post("/ai/test", json=ASK)
     ready = await service.client.get("/health/ready")
     metrics = (await service.client.get("/metrics")).text
@@ -26,8 +26,8 @@ async def test_health_and_metrics(service: Service) -> None:
     assert 'kotae_http_requests_total{method="POST",route="/ai/test",status="200"} 1.0' in metrics
 
 
-async def test_ready_says_that_it_stops(service: Service) -> None:
-    """From the first signal on the service is not ready, and refuses new answers."""
+async def test_ready_reports_stopping(service: Service) -> None:
+    """After the first signal the service is not ready and refuses new answers."""
     service.services.answers.refuse_new()
     response = await service.client.get("/health/ready")
 
@@ -40,8 +40,8 @@ async def test_ready_says_that_it_stops(service: Service) -> None:
     )
 
 
-async def test_ready_reports_a_database_that_is_away(service: Service) -> None:
-    """Without the database the service is degraded, not away: answers go on, and the response says what is wrong."""
+async def test_ready_reports_an_unavailable_database(service: Service) -> None:
+    """Without the database the service is degraded: answers continue, readiness names the error."""
     with away(service.services.database):
         ready = await service.client.get("/health/ready")
         answer = await service.client.post("/ai/test", json=ASK)

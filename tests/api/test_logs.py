@@ -24,7 +24,7 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 
 @pytest.fixture
 async def filled(serve: Serve) -> Service:
-    """A service whose log has 25 rows, a minute apart, of users a and b in turn, committed out of order."""
+    """A log of 25 rows a minute apart, of users a and b in turn, committed out of order."""
     service = await serve()
     outcomes = [
         outcome(
@@ -42,7 +42,7 @@ async def filled(serve: Serve) -> Service:
     return service
 
 
-async def get(service: Service, **params: Any) -> dict[str, Any]:
+async def get_page(service: Service, **params: Any) -> dict[str, Any]:
     """One page."""
     response = await service.client.get("/ai/logs", params=params)
     assert response.status_code == 200, response.text
@@ -50,30 +50,30 @@ async def get(service: Service, **params: Any) -> dict[str, Any]:
     return body
 
 
-def numbers(page: dict[str, Any]) -> list[int]:
-    """Which of the filled rows a page has."""
+def list_numbers(page: dict[str, Any]) -> list[int]:
+    """The numbers of the rows on a page."""
     return [int(item["prompt"].split()[1]) for item in page["items"]]
 
 
 async def test_pages_go_from_newest_to_oldest_and_end(filled: Service) -> None:
-    """Following next_cursor shows every row once, newest first; the last page has no cursor."""
-    seen, cursor = [], None
+    """Following next_cursor lists every row once, newest first."""
+    listed, cursor = [], None
     while True:
-        page = await get(filled, limit=7, **({"cursor": cursor} if cursor else {}))
-        seen += numbers(page)
+        page = await get_page(filled, limit=7, **({"cursor": cursor} if cursor else {}))
+        listed += list_numbers(page)
         if (cursor := page["next_cursor"]) is None:
             break
 
-    assert seen == list(range(24, -1, -1))
+    assert listed == list(range(24, -1, -1))
 
 
-async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> None:
-    """Keyset pages do not repeat or skip a row when newer ones come."""
-    first = await get(filled, limit=5)
+async def test_new_row_does_not_shift_pages(filled: Service) -> None:
+    """Keyset pages neither repeat nor skip rows when newer ones arrive."""
+    first = await get_page(filled, limit=5)
     await write(filled.services.database, [outcome(intent(prompt="prompt 99"))])
-    second = await get(filled, limit=5, cursor=first["next_cursor"])
+    second = await get_page(filled, limit=5, cursor=first["next_cursor"])
 
-    assert numbers(first) + numbers(second) == list(range(24, 14, -1))
+    assert list_numbers(first) + list_numbers(second) == list(range(24, 14, -1))
 
 
 @pytest.mark.parametrize(
@@ -91,44 +91,44 @@ async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> N
     ],
 )
 async def test_filters(filled: Service, params: dict[str, str], expected: Sequence[int]) -> None:
-    """Each filter narrows, and they narrow together; since is inclusive, until exclusive."""
-    assert numbers(await get(filled, **params)) == list(expected)
+    """Filters combine; since is inclusive, until exclusive."""
+    assert list_numbers(await get_page(filled, **params)) == list(expected)
 
 
-async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) -> None:
-    """`after` follows the order of commit: a row that began early and ended late is still seen, once."""
-    newest = (await get(filled, limit=1))["items"][0]["id"]
-    at_the_end = await get(filled, after=newest)
+async def test_tail_includes_rows_committed_late(filled: Service) -> None:
+    """`after` follows the commit order: a row that started early and ended late is listed once."""
+    newest = (await get_page(filled, limit=1))["items"][0]["id"]
+    at_the_end = await get_page(filled, after=newest)
     late = outcome(intent(at=START - timedelta(days=1), prompt="prompt 100"))
     await write(filled.services.database, [late, outcome(intent(prompt="prompt 101"))])
 
-    seen = await get(filled, after=at_the_end["next_cursor"])
-    again = await get(filled, after=seen["next_cursor"])
+    tail = await get_page(filled, after=at_the_end["next_cursor"])
+    again = await get_page(filled, after=tail["next_cursor"])
 
-    assert numbers(seen) == [100, 101]
-    assert (again["items"], again["next_cursor"]) == ([], seen["next_cursor"])
+    assert list_numbers(tail) == [100, 101]
+    assert (again["items"], again["next_cursor"]) == ([], tail["next_cursor"])
 
 
 @pytest.mark.parametrize(
     "params", [{"cursor": "x"}, {"after": "x"}, {"after": "01a2095b-6360-75d3-bf35-48878f818b4d"}]
 )
-async def test_a_cursor_of_somebody_else_s_is_400(filled: Service, params: dict[str, str]) -> None:
-    """What this service did not give out is refused, not guessed at."""
+async def test_unknown_cursor_is_400(filled: Service, params: dict[str, str]) -> None:
+    """An unknown cursor is refused."""
     response = await filled.client.get("/ai/logs", params=params)
 
     assert (response.status_code, response.json()["code"]) == (400, "invalid_cursor")
 
 
 @pytest.mark.parametrize("limit", [0, 201, "many"])
-async def test_a_page_has_a_greatest_size(filled: Service, limit: Any) -> None:
+async def test_page_size_is_limited(filled: Service, limit: Any) -> None:
     """A limit out of bounds is a 422 problem."""
     response = await filled.client.get("/ai/logs", params={"limit": limit})
 
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
 
 
-async def test_a_poller_is_told_that_nothing_changed(filled: Service) -> None:
-    """The same ETag gives 304 without a body, until a row is added."""
+async def test_unchanged_page_is_304(filled: Service) -> None:
+    """An unchanged page is a 304 without a body, until a row is added."""
     first = await filled.client.get("/ai/logs")
     same = await filled.client.get(
         "/ai/logs", headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'}
@@ -140,16 +140,16 @@ async def test_a_poller_is_told_that_nothing_changed(filled: Service) -> None:
     assert changed.status_code == 200
 
 
-async def test_one_row(filled: Service) -> None:
+async def test_single_row_equals_the_list_item(filled: Service) -> None:
     """GET /ai/logs/{id} is the item of the list; an unknown id is 404."""
-    item = (await get(filled, limit=1))["items"][0]
+    item = (await get_page(filled, limit=1))["items"][0]
 
     assert (await filled.client.get(f"/ai/logs/{item['id']}")).json() == item
     assert (await filled.client.get("/ai/logs/nothing")).status_code == 404
 
 
-async def test_an_export_as_ndjson_has_every_row_that_fits(filled: Service) -> None:
-    """One JSON object a line, newest first, filters in force."""
+async def test_ndjson_export_contains_every_matching_row(filled: Service) -> None:
+    """One JSON object per line, newest first, filtered."""
     response = await filled.client.get(
         "/ai/logs", params={"user_id": "a", "limit": 1}, headers={"Accept": "application/x-ndjson"}
     )
@@ -160,8 +160,8 @@ async def test_an_export_as_ndjson_has_every_row_that_fits(filled: Service) -> N
     ]
 
 
-async def test_an_export_as_csv_has_no_formula(serve: Serve) -> None:
-    """A cell that a spreadsheet would run is neutralised; everything else is as it is in the log."""
+async def test_csv_export_contains_no_formulas(serve: Serve) -> None:
+    """Cells that a spreadsheet would evaluate are neutralised."""
     service = await serve()
     prompts = [
         "=1+1",
@@ -191,8 +191,8 @@ async def test_an_export_as_csv_has_no_formula(serve: Serve) -> None:
     assert rows[0]["created_at"] == "2026-03-01T00:07:00Z"
 
 
-async def test_an_export_is_paged_inside(serve: Serve) -> None:
-    """More rows than one page of the export come out once each."""
+async def test_export_spans_internal_pages(serve: Serve) -> None:
+    """An export of more rows than one internal page contains each row once."""
     service = await serve()
     await write(
         service.services.database,
@@ -209,8 +209,8 @@ async def test_an_export_is_paged_inside(serve: Serve) -> None:
     ]
 
 
-async def test_the_log_has_what_ended_before_it_was_asked(serve: Serve) -> None:
-    """An answer that was received is in the log that is asked for next."""
+async def test_log_contains_answers_that_ended_before_the_request(serve: Serve) -> None:
+    """The log contains every answer that was received before the request."""
     service = await serve(seeded=True)
 
     for _ in range(5):
@@ -224,10 +224,10 @@ async def test_the_log_has_what_ended_before_it_was_asked(serve: Serve) -> None:
 
 @pytest.mark.parametrize("which", [{}, *COMBINED, {"since": START}], ids="+".join)
 async def test_tails_follow_the_order_of_commit(filled: Service, which: dict[str, Any]) -> None:
-    """A tail goes by `seq`, a user's by an index of it: it neither sorts nor reads what was there before."""
+    """A tail uses an index on `seq`: it neither sorts nor reads earlier rows."""
     database = filled.services.database
-    first = (await get(filled, limit=1))["items"][0]["id"]
-    found = await plans(
+    first = (await get_page(filled, limit=1))["items"][0]["id"]
+    query_plans = await plans(
         database,
         lambda session: request_log.read_tail(session, LogFilter(**which), limit=50, after=first),
     )
@@ -237,15 +237,15 @@ async def test_tails_follow_the_order_of_commit(filled: Service, which: dict[str
         if "user_id" in which
         else "INTEGER PRIMARY KEY (rowid>?"
     )
-    assert all(expected in plan and "; " not in plan for plan in found[1:]), found
+    assert all(expected in plan and "; " not in plan for plan in query_plans[1:]), query_plans
 
 
-def log_filter(which: dict[str, Any]) -> LogFilter:
-    """The filter of some query parameters."""
-    return msgspec.convert(which, LogFilter)
+def log_filter(params: dict[str, Any]) -> LogFilter:
+    """A filter from query parameters."""
+    return msgspec.convert(params, LogFilter)
 
 
-def number(item: Answer) -> int:
+def get_number(item: Answer) -> int:
     """The number in the prompt of a row."""
     return int(str(item.prompt).split()[1])
 
@@ -260,19 +260,19 @@ def number(item: Answer) -> int:
         ({"status": "timeout", "model": "m1", "since": "2026-03-01T00:06:00Z"}, [10]),
     ],
 )
-async def test_a_page_ends_early_rather_than_look_at_everything(
+async def test_page_ends_early_instead_of_scanning_everything(
     filled: Service, which: dict[str, Any], expected: list[int]
 ) -> None:
-    """With several filters a page may be short or empty and have a cursor: followed to the end, it shows every row once."""
+    """With several filters a page may be short and have a cursor; every row is listed once."""
     database, filters = filled.services.database, log_filter(which)
-    seen: list[int] = []
+    listed: list[int] = []
     pages, cursor = 0, None
     while True:
         async with database.read_session() as session:
             page = await request_log.read_page(
                 session, filters, limit=50, cursor=cursor, look_max=2
             )
-        seen, pages = seen + [number(item) for item in page.items], pages + 1
+        listed, pages = listed + [get_number(item) for item in page.items], pages + 1
         if (cursor := page.next_cursor) is None:
             break
     exported = [
@@ -281,58 +281,58 @@ async def test_a_page_ends_early_rather_than_look_at_everything(
         for item in items
     ]
 
-    assert seen == expected
+    assert listed == expected
     assert pages > 1
-    assert [number(item) for item in exported] == expected
+    assert [get_number(item) for item in exported] == expected
 
 
 @pytest.mark.parametrize(
     "which",
     [{"model": "m1"}, {"user_id": "b", "model": "m1"}, {"status": "timeout"}, {"model": "none"}],
 )
-async def test_a_tail_goes_on_where_it_stopped_looking(
+async def test_tail_continues_where_it_stopped_scanning(
     filled: Service, which: dict[str, Any]
 ) -> None:
-    """A tail with filters looks at some rows at a time; its cursor goes on, and shows nobody the id of another's answer."""
-    everything = await get(filled, limit=200)
+    """A filtered tail scans a bounded number of rows per page and continues where it stopped."""
+    everything = await get_page(filled, limit=200)
     ids = {item["id"]: item for item in everything["items"]}
-    seen: list[int] = []
+    listed: list[int] = []
     after = next(
         item["id"] for item in everything["items"] if item["prompt"] == "prompt 1"
-    )  # the first that was committed
+    )  # the first row committed
     for _ in range(10):
         async with filled.services.database.read_session() as session:
             page = await request_log.read_tail(
                 session, log_filter(which), limit=2, after=after, look_max=3
             )
         assert page.next_cursor is not None
-        seen, after = seen + [number(item) for item in page.items], page.next_cursor
+        listed, after = listed + [get_number(item) for item in page.items], page.next_cursor
         assert which.get("user_id") is None or ids[after]["user_id"] == which["user_id"]
     committed = [*range(3, 25, 2), *range(0, 25, 2)]
     fits = [
         n
         for n in committed
         if all(
-            each
+            value
             == {
                 "model": f"m{n % 3}",
                 "user_id": "ab"[n % 2],
                 "status": "completed" if n % 5 else "timeout",
             }[name]
-            for name, each in which.items()
+            for name, value in which.items()
         )
     ]
 
-    assert seen == fits
+    assert listed == fits
 
 
 async def test_readers_of_the_log_do_not_wait_for_a_stuck_database(serve: Serve) -> None:
-    """While the writer waits for a lock, the log is served without what is late."""
+    """While the writer waits for a lock, the log is served without late rows."""
     service = await serve(seeded=True)
     async with service.services.database.transaction():
         await service.client.post("/ai/test", json={"prompt": "返品は何日以内にできますか？"})
         async with asyncio.timeout(3):
-            assert (await get(service))["items"] == []
+            assert (await get_page(service))["items"] == []
     assert len(await service.rows()) == 1
 
 
@@ -340,7 +340,7 @@ async def test_readers_of_the_log_do_not_wait_for_a_stuck_database(serve: Serve)
     "since", ["0001-01-01T00:00:00Z", "1960-01-01T00:00:00Z", "1970-01-01T00:00:00Z"]
 )
 async def test_since_may_be_before_any_answer(service: Service, since: str) -> None:
-    """A moment before 1970, which no id can carry, leaves nothing out."""
+    """A moment before 1970, which no id can represent, excludes nothing."""
     await service.client.post("/ai/test", json={"prompt": "Why?", "grounded": False})
 
     assert len(await service.rows(since=since)) == 1

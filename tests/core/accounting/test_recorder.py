@@ -57,7 +57,7 @@ async def test_an_outcome_settles_its_hold(books: Books) -> None:
     books.recorder.begin(begun)
     books.recorder.record_outcome(outcome(begun))
 
-    assert books.ledger.used("alice")["tokens_per_day"] == (15, 0)
+    assert books.ledger.get_usage("alice")["tokens_per_day"] == (15, 0)
 
 
 def test_an_outcome_that_holds_nothing_is_recorded(books: Books) -> None:
