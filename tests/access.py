@@ -13,19 +13,21 @@ from service.core.database.engine import Database
 from service.core.settings import Settings
 from tests.conftest import Service, http_client
 
-SECRET = "0123456789abcdef0123456789abcdef"  # long enough, and nobody's
+SECRET = "0123456789abcdef0123456789abcdef"  # long enough for the minimum length
 
 
-async def make_key(service: Service, user_id: str, role: Role = Role.USER, **wanted: Any) -> ApiKey:
-    """A key that was made by the command line."""
-    made = await store.create_key(
+async def make_key(
+    service: Service, user_id: str, role: Role = Role.USER, **options: Any
+) -> ApiKey:
+    """Create a key as the command line does."""
+    key = await store.create_key(
         service.services.database,
         BOOTSTRAP,
-        NewKey(user_id=user_id, role=role, **wanted),
+        NewKey(user_id=user_id, role=role, **options),
         keys_max=100,
     )
-    assert isinstance(made.key, str)
-    return made
+    assert isinstance(key.key, str)
+    return key
 
 
 def bearer(key: ApiKey | str | None) -> dict[str, str]:
@@ -35,13 +37,13 @@ def bearer(key: ApiKey | str | None) -> dict[str, str]:
 
 
 def client(service: Service, key: ApiKey | str | None = None, **options: Any) -> httpx2.AsyncClient:
-    """A client with a key, or with none."""
+    """A client with or without a credential."""
     headers = bearer(key) | options.pop("headers", {})
     return http_client(service.url, headers=headers, **options)
 
 
 class Clocks:
-    """Both clocks of a door, moved by hand."""
+    """Wall clock and monotonic clock of an authenticator, set by the test."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -50,21 +52,23 @@ class Clocks:
         return self.now
 
 
-async def made(
-    database: Database, user_id: str = "alice", by: Principal = BOOTSTRAP, **wanted: Any
+async def create_key(
+    database: Database, user_id: str = "alice", by: Principal = BOOTSTRAP, **options: Any
 ) -> ApiKey:
-    """A key, made."""
-    return await store.create_key(database, by, NewKey(user_id=user_id, **wanted), keys_max=100)
+    """Create a key."""
+    return await store.create_key(database, by, NewKey(user_id=user_id, **options), keys_max=100)
 
 
-def door(database: Database, clocks: Clocks | None = None, **settings: Any) -> Authenticator:
-    """A door with clocks that stand still."""
+def create_authenticator(
+    database: Database, clocks: Clocks | None = None, **settings: Any
+) -> Authenticator:
+    """An authenticator whose clocks only the test moves."""
     clocks = clocks or Clocks()
     return Authenticator(
         Settings(auth="keys", **settings), database, monotonic=clocks, clock=clocks
     )
 
 
-def carrying(key: ApiKey | str) -> Credentials:
-    """What a request with this key carries."""
+def create_credentials(key: ApiKey | str) -> Credentials:
+    """The credentials of a request with this key."""
     return Credentials(authorization=[f"Bearer {key.key if isinstance(key, ApiKey) else key}"])

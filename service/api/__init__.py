@@ -1,1 +1,1 @@
-"""The HTTP edge. FastAPI lives here and nowhere else; no SQL, no provider, no arithmetic."""
+"""The HTTP layer. FastAPI is imported only here."""

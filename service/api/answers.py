@@ -1,4 +1,4 @@
-"""POST /ai/test, POST and GET /ai/stream, and answers by their id: POST, GET and DELETE /ai/answers."""
+"""Questions (POST /ai/test, POST and GET /ai/stream) and answers by id (/ai/answers)."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from service.api.dependencies import Asking, Services, ServicesDep
+from service.api.dependencies import AskPrincipal, Services, ServicesDep
 from service.api.fast_route import KEY, AskRoute, KeyDep, asking
 from service.api.problems import create_problem_response, create_quota_headers
 from service.api.responses import json_response
@@ -38,27 +38,34 @@ router = APIRouter(prefix="/ai", tags=["answers"], route_class=AskRoute)
 
 _PROVIDER = problem_schemas(
     _400="`unknown_model`, `provider_rejected`, `foreign_host`",
-    _502="`provider_error`, `provider_unreachable`, `provider_refused`, `provider_cut`, `provider_invalid`",
-    _503="`overloaded`, `shutting_down`, `provider_busy`, `database_unavailable`: come back after `Retry-After`",
-    _504="`provider_timeout`: the provider was silent for too long; it may have billed",
+    _502="`provider_error`, `provider_unreachable`, `provider_refused`, `provider_cut`, "
+    "`provider_invalid`",
+    _503="`overloaded`, `shutting_down`, `provider_busy`, `database_unavailable`: retry after "
+    "`Retry-After`",
+    _504="`provider_timeout`: the provider did not respond in time; it may have billed",
 )
 _KEYED = problem_schemas(
-    _409="`idempotency_conflict`: the `Idempotency-Key` came with another request before"
+    _409="`idempotency_conflict`: the `Idempotency-Key` was used for a different request"
 )
 _REPLAYED = {"Idempotent-Replayed": "true"}
-_UNKNOWN = problem_schemas(_404="`not_found`: no answer or event has this id, or it is not yours")
+_UNKNOWN = problem_schemas(
+    _404="`not_found`: no answer or event has this id, or it belongs to another user"
+)
 _TICKET = problem_schemas(
     _403="`ticket_invalid`: used, expired or for another answer; `foreign_origin`"
 )
-_BEYOND = {"description": "Nothing comes after that event"}
+_BEYOND = {"description": "There are no events after this one"}
 _STREAM = {
-    "description": "Server-sent events: `start`, unnamed `{delta}` ones, then `done` or `failure`. Ids are `{answer}.{characters so far}`.",
+    "description": "Server-sent events: `start`, unnamed `{delta}` events, then `done` or "
+    "`failure`. Ids are `{answer}.{characters so far}`.",
     "content": {
         "text/event-stream": {
             "example": (
-                'retry: 2000\nevent: start\nid: 01a2….0\ndata: {"id":"01a2…","model":"extractive","grounded":true,"context":[…]}\n\n'
+                "retry: 2000\nevent: start\nid: 01a2….0\n"
+                'data: {"id":"01a2…","model":"extractive","grounded":true,"context":[…]}\n\n'
                 'id: 01a2….8\ndata: {"delta":"返品は30日以内"}\n\n'
-                'event: done\nid: 01a2….9\ndata: {"id":"01a2…","status":"completed","total_tokens":123,…}\n\n'
+                "event: done\nid: 01a2….9\n"
+                'data: {"id":"01a2…","status":"completed","total_tokens":123,…}\n\n'
             )
         }
     },
@@ -68,54 +75,62 @@ _STREAM = {
 async def read_last_event_id(
     last_event_id: Annotated[
         str | None,
-        Query(max_length=64, description="As the header, for clients that cannot send one"),
+        Query(max_length=64, description="Same as the header, for clients that cannot set headers"),
     ] = None,
     header: Annotated[str | None, Header(alias="Last-Event-ID", max_length=64)] = None,
 ) -> str | None:
-    """The id of the last event that the client has seen; None if it has seen none."""
+    """The id of the last event the client received; None if there was none."""
     return header or last_event_id or None
 
 
 @router.post(
     "/test",
     responses={
-        200: schema_ref(Answer, "The answer and its account"),
+        200: schema_ref(Answer, "The answer object"),
         **REFUSALS,
         **_PROVIDER,
         **_KEYED,
     },
 )
 async def create_answer(
-    body: AskBody, request: Request, services: ServicesDep, principal: Asking, key: KeyDep
+    body: AskBody, request: Request, services: ServicesDep, principal: AskPrincipal, key: KeyDep
 ) -> Response:
-    """Answer a prompt in one piece. A failed answer is a problem with an `answer_id`: it is in the log too."""
-    asked = await _ask(body, request, services, principal, stream=False)
-    begun = await _begin(asked, key, services)
-    headers = _REPLAYED if begun.replayed else {}
+    """Answer a prompt in one response. A failure is a problem with an `answer_id` and is logged."""
+    answer_request = await _build_request(body, request, services, principal, stream=False)
+    started = await _begin_answer(answer_request, key, services)
+    headers = _REPLAYED if started.replayed else {}
     try:
-        outcome = await begun.stream.wait_finished()
+        outcome = await started.stream.wait_finished()
     except KotaeError as error:
-        error.extra["answer_id"] = begun.stream.intent.id
+        error.extra["answer_id"] = started.stream.intent.id
         return create_problem_response(
-            error, request.scope["request_id"], headers | _quota(asked, services)
+            error,
+            request.scope["request_id"],
+            headers | _build_quota_headers(answer_request, services),
         )
-    headers = headers | _quota(asked, services)
+    headers = headers | _build_quota_headers(answer_request, services)
     return json_response(create_answer_object(outcome), headers=headers)
 
 
 @router.post("/stream", responses={200: _STREAM, **REFUSALS, **_PROVIDER, **_KEYED})
 async def stream_answer(
-    body: AskBody, request: Request, services: ServicesDep, principal: Asking, key: KeyDep
+    body: AskBody, request: Request, services: ServicesDep, principal: AskPrincipal, key: KeyDep
 ) -> Response:
-    """Answer a prompt as a stream. When the client leaves, the provider is stopped: at once, or later if it may come back."""
-    asked = await _ask(body, request, services, principal, stream=True)
-    begun = await _begin(asked, key, services)
+    """Answer a prompt as a stream.
+
+    After a disconnect the provider call is cancelled, immediately or later if the client may
+    return.
+    """
+    answer_request = await _build_request(body, request, services, principal, stream=True)
+    started = await _begin_answer(answer_request, key, services)
     response = create_stream_response(
-        begun.stream,
+        started.stream,
         services.limits,
         enter=partial(services.revocation.watch_principal, principal),
     )
-    response.headers.update((_REPLAYED if begun.replayed else {}) | _quota(asked, services))
+    response.headers.update(
+        (_REPLAYED if started.replayed else {}) | _build_quota_headers(answer_request, services)
+    )
     return response
 
 
@@ -128,8 +143,8 @@ _LastEventIdDep = Annotated[str | None, Depends(read_last_event_id)]
 async def stream_answer_to_event_source(
     request: Request,
     services: ServicesDep,
-    principal: Asking,
-    seen: _LastEventIdDep,
+    principal: AskPrincipal,
+    last_event_id: _LastEventIdDep,
     prompt: Annotated[NotBlank, Query(description="The question")],
     grounded: bool = True,
     model: Annotated[ModelName | None, Query()] = None,
@@ -141,13 +156,13 @@ async def stream_answer_to_event_source(
         str | None,
         Query(
             pattern=KEY.pattern,
-            description="An idempotency key: a reconnect that has seen no event yet does not ask twice",
+            description="An idempotency key: a reconnect without an event id finds its answer",
         ),
     ] = None,
 ) -> Response:
-    """The same for a browser's `EventSource`. A reconnect carries `Last-Event-ID` and resumes: it never asks twice."""
-    if seen:
-        return await _go_on(seen[:36], seen, services, principal)
+    """The same for a browser's `EventSource`. A reconnect with `Last-Event-ID` resumes."""
+    if last_event_id:
+        return await _resume_stream(last_event_id[:36], last_event_id, services, principal)
     body = AskBody(
         prompt=prompt,
         grounded=grounded,
@@ -157,14 +172,18 @@ async def stream_answer_to_event_source(
         user_id=user_id,
         documents=documents,
     )
-    asked = await _ask(body, request, services, principal, stream=True, resumable=True)
-    begun = await _begin(asked, key, services)
+    answer_request = await _build_request(
+        body, request, services, principal, stream=True, resumable=True
+    )
+    started = await _begin_answer(answer_request, key, services)
     response = create_stream_response(
-        begun.stream,
+        started.stream,
         services.limits,
         enter=partial(services.revocation.watch_principal, principal),
     )
-    response.headers.update((_REPLAYED if begun.replayed else {}) | _quota(asked, services))
+    response.headers.update(
+        (_REPLAYED if started.replayed else {}) | _build_quota_headers(answer_request, services)
+    )
     return response
 
 
@@ -172,17 +191,17 @@ async def stream_answer_to_event_source(
     "/answers",
     status_code=202,
     responses={
-        202: schema_ref(AnswerStarted, "The answer has begun; its events are at `events_url`"),
+        202: schema_ref(AnswerStarted, "The answer has started; its events are at `events_url`"),
         **REFUSALS,
         **_PROVIDER,
         **_KEYED,
     },
 )
 async def start_answer(
-    body: AskBody, request: Request, services: ServicesDep, principal: Asking, key: KeyDep
+    body: AskBody, request: Request, services: ServicesDep, principal: AskPrincipal, key: KeyDep
 ) -> Response:
-    """Begin an answer. Its events are at a URL with a one-time ticket: an `EventSource` needs no credential in it."""
-    asked = await _ask(
+    """Start an answer. `events_url` contains a one-time ticket instead of a credential."""
+    answer_request = await _build_request(
         body,
         request,
         services,
@@ -191,36 +210,40 @@ async def start_answer(
         resumable=True,
         attach_seconds=services.settings.ticket_seconds,
     )
-    begun = await _begin(asked, key, services)
-    intent = begun.stream.intent
+    started = await _begin_answer(answer_request, key, services)
+    intent = started.stream.intent
     issued = services.tickets.issue(
         TicketGrant(intent.id, principal.user_id, principal.visible_user_id)
     )
-    where = f"{request.scope.get('root_path', '')}/ai/answers/{intent.id}"
-    started = AnswerStarted(
+    location = f"{request.scope.get('root_path', '')}/ai/answers/{intent.id}"
+    body_out = AnswerStarted(
         id=intent.id,
-        events_url=f"{where}/events?ticket={issued.ticket}",
+        events_url=f"{location}/events?ticket={issued.ticket}",
         expires_at=datetime.fromtimestamp(issued.expires_at, UTC),
-        resumable=not begun.stream.degraded,
+        resumable=not started.stream.degraded,
     )
-    headers = {"Location": where} | (_REPLAYED if begun.replayed else {}) | _quota(asked, services)
-    return json_response(started, 202, headers)
+    headers = (
+        {"Location": location}
+        | (_REPLAYED if started.replayed else {})
+        | _build_quota_headers(answer_request, services)
+    )
+    return json_response(body_out, 202, headers)
 
 
 async def authorize_reader(
     answer_id: str,
     request: Request,
     services: ServicesDep,
-    seen: _LastEventIdDep,
+    last_event_id: _LastEventIdDep,
     ticket: Annotated[
         str | None,
-        Query(max_length=2000, description="From `events_url`, in place of a credential"),
+        Query(max_length=2000, description="From `events_url`; replaces a credential"),
     ] = None,
 ) -> Principal:
-    """Who reads here, by the ticket or else by a credential."""
+    """The reader's principal: from the ticket, or else from a credential."""
     if ticket is None:
         return await asking(request)
-    grant = services.tickets.redeem(ticket, answer_id, resuming=bool(seen))
+    grant = services.tickets.redeem(ticket, answer_id, resuming=bool(last_event_id))
     await services.authenticator.require_enabled(grant.user_id)
     return Principal(
         user_id=grant.user_id,
@@ -229,7 +252,7 @@ async def authorize_reader(
     )
 
 
-authorize_reader.requires = asking.requires  # type: ignore[attr-defined]  # a ticket was given to somebody who may
+authorize_reader.requires = asking.requires  # type: ignore[attr-defined]  # checked when the ticket was issued
 
 
 @router.get(
@@ -239,30 +262,30 @@ authorize_reader.requires = asking.requires  # type: ignore[attr-defined]  # a t
 async def stream_answer_events(
     answer_id: str,
     services: ServicesDep,
-    seen: _LastEventIdDep,
-    who: Annotated[Principal, Depends(authorize_reader)],
+    last_event_id: _LastEventIdDep,
+    reader: Annotated[Principal, Depends(authorize_reader)],
 ) -> Response:
-    """The events of an answer, running or ended, from its `start` or after `Last-Event-ID`. Any number may read at once."""
-    return await _go_on(answer_id, seen, services, who)
+    """The events of an answer, from `start` or after `Last-Event-ID`. Several clients may read."""
+    return await _resume_stream(answer_id, last_event_id, services, reader)
 
 
 @router.get(
     "/answers/{answer_id}",
     responses={
-        200: schema_ref(Answer, "The answer and its account"),
-        202: schema_ref(AnswerInProgress, "It is not finished: what is known so far"),
+        200: schema_ref(Answer, "The answer object"),
+        202: schema_ref(AnswerInProgress, "In progress: the text so far"),
         **REFUSALS,
         **_UNKNOWN,
     },
 )
-async def get_answer(answer_id: str, services: ServicesDep, principal: Asking) -> Response:
-    """An answer by its id. Who asks for one that runs keeps it running."""
-    found = await services.answers.find_stream(answer_id, principal.visible_user_id)
-    if found.outcome:
-        return json_response(create_answer_object(found.outcome))
-    found.restart_leave_timer()
+async def get_answer(answer_id: str, services: ServicesDep, principal: AskPrincipal) -> Response:
+    """An answer by its id. Polling a running answer keeps it running."""
+    stream = await services.answers.find_stream(answer_id, principal.visible_user_id)
+    if stream.outcome:
+        return json_response(create_answer_object(stream.outcome))
+    stream.restart_leave_timer()
     return json_response(
-        AnswerInProgress.from_intent(found.intent, found.text), 202, {"Retry-After": "1"}
+        AnswerInProgress.from_intent(stream.intent, stream.text), 202, {"Retry-After": "1"}
     )
 
 
@@ -272,48 +295,53 @@ async def get_answer(answer_id: str, services: ServicesDep, principal: Asking) -
     responses={**REFUSALS, **_UNKNOWN},
     response_class=Response,
 )
-async def stop_answer(answer_id: str, services: ServicesDep, principal: Asking) -> Response:
-    """Stop an answer: the provider is left at once, the text so far is kept. One that has ended stays as it is."""
+async def stop_answer(answer_id: str, services: ServicesDep, principal: AskPrincipal) -> Response:
+    """Stop an answer: the provider call is cancelled and the text so far is kept. Idempotent."""
     await services.answers.stop_answer(answer_id, principal.visible_user_id)
     return Response(status_code=204)
 
 
-async def _go_on(
-    answer_id: str, seen: str | None, services: Services, principal: Principal
+async def _resume_stream(
+    answer_id: str, last_event_id: str | None, services: Services, principal: Principal
 ) -> Response:
-    """The events after the one seen. Beyond the end: 204, which tells an `EventSource` to stop. Raises `NotFound`."""
-    place = parse_event_id(seen) if seen else (answer_id, -1)
-    if place is None or place[0] != answer_id:
-        raise NotFound("this answer has no such event")
-    found = await services.answers.find_stream(answer_id, principal.visible_user_id)
-    if place[1] >= found.last_seq and found.outcome is not None:
+    """Send the events after the given one; 204 beyond the end, which stops an `EventSource`.
+
+    Raises `NotFound`.
+    """
+    position = parse_event_id(last_event_id) if last_event_id else (answer_id, -1)
+    if position is None or position[0] != answer_id:
+        raise NotFound("this answer has no event with this id")
+    stream = await services.answers.find_stream(answer_id, principal.visible_user_id)
+    if position[1] >= stream.last_seq and stream.outcome is not None:
         return Response(status_code=204)
-    if place[1] > found.last_seq:
-        raise NotFound("this answer has no such event")
+    if position[1] > stream.last_seq:
+        raise NotFound("this answer has no event with this id")
     return create_stream_response(
-        found,
+        stream,
         services.limits,
-        after=place[1],
+        after=position[1],
         enter=partial(services.revocation.watch_principal, principal),
     )
 
 
-async def _begin(ask: AnswerRequest, key: str | None, services: Services) -> StartedAnswer:
+async def _begin_answer(
+    answer_request: AnswerRequest, key: str | None, services: Services
+) -> StartedAnswer:
     if key is None:
-        return StartedAnswer(await services.answers.answer(ask), replayed=False)
-    return await services.answers.answer_once(ask, key)
+        return StartedAnswer(await services.answers.answer(answer_request), replayed=False)
+    return await services.answers.answer_once(answer_request, key)
 
 
-def _quota(ask: AnswerRequest, services: Services) -> dict[str, str]:
-    """The headers that say where the limits of whoever asked stand."""
+def _build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:
+    """`RateLimit` headers for the caller's limits."""
     return (
-        create_quota_headers(services.quota.windows(ask.subjects))
-        if any(subject.limits for subject in ask.subjects)
+        create_quota_headers(services.quota.windows(answer_request.subjects))
+        if any(subject.limits for subject in answer_request.subjects)
         else {}
     )
 
 
-async def _ask(
+async def _build_request(
     body: AskBody,
     request: Request,
     services: Services,
@@ -323,17 +351,17 @@ async def _ask(
     resumable: bool = False,
     attach_seconds: float = ATTACH_SECONDS,
 ) -> AnswerRequest:
-    """The request as the plot takes it. Raises `TooLarge`."""
+    """Create the request for `core/answering`. Raises `TooLarge`."""
     settings = services.settings
     if len(body.prompt) > settings.prompt_characters_max:
         raise TooLarge(f"the prompt is longer than {settings.prompt_characters_max} characters")
     if body.max_tokens and body.max_tokens > settings.max_tokens_max:
         raise TooLarge(f"max_tokens is more than {settings.max_tokens_max}")
-    user_id = body.user_id if body.user_id and principal.on_behalf else principal.user_id
+    user_id = body.user_id if body.user_id and principal.may_impersonate else principal.user_id
     subjects, sees = principal.quota_subjects, principal.visible_user_id
     if user_id != principal.user_id:
         if principal.credential != "open":
-            sees = user_id  # the answer is theirs to read, and so are its sources
+            sees = user_id  # the answer and its sources must be readable by that user
         subjects = (
             QuotaSubject.for_user(user_id, await services.authenticator.read_limits(user_id)),
             *principal.key_subjects,

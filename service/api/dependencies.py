@@ -1,7 +1,7 @@
-"""What routes ask for: the services of this service, and who is asking.
+"""Dependencies of routes: the application's services and the authenticated principal.
 
-Every route that is not for everybody says with one of the annotations below which role and which scope it takes; a test
-goes through all of them.
+Every protected route declares its role and scope with one of the annotations below; a test checks
+all routes.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,12 +25,12 @@ from service.core.search.service import SearchService
 from service.core.settings import Settings
 from service.core.telemetry import Metrics
 
-COOKIE, SECURE_COOKIE = "kotae", "__Host-kotae"  # the second where there is TLS
+COOKIE, SECURE_COOKIE = "kotae", "__Host-kotae"  # the second over TLS
 
 
 @dataclass(frozen=True)
 class Services:
-    """Everything that a route may use; made once, in `service.main`."""
+    """Everything that routes use; created once, in `service.main`."""
 
     settings: Settings
     limits: ServiceLimits
@@ -48,22 +48,22 @@ class Services:
 
 
 async def get_services(request: Request) -> Services:
-    """The services, from the lifespan's state."""
-    found: Services = request.state.services
-    return found
+    """The services, from the lifespan state."""
+    services: Services = request.state.services
+    return services
 
 
 def require_role(role: Role, scope: Scope | None) -> Callable[[Request], Awaitable[Principal]]:
-    """The principal of a request, if it has this role and scope; any scope will do for None.
+    """Create a dependency that returns the principal if it has this role and scope (or any).
 
     The dependency raises `Unauthorized`, `Forbidden` or `ForeignOrigin`.
     """
 
     async def principal(request: Request) -> Principal:
-        found: Principal = await request.state.services.authenticator.authenticate(
+        found_principal: Principal = await request.state.services.authenticator.authenticate(
             read_credentials(request)
         )
-        if found.credential.startswith("session:"):
+        if found_principal.credential.startswith("session:"):
             headers = request.headers
             check_csrf(
                 method=request.method,
@@ -72,15 +72,15 @@ def require_role(role: Role, scope: Scope | None) -> Callable[[Request], Awaitab
                 accept=headers.get("accept", ""),
             )
         if scope is not None:
-            found.require_scope(role, scope)
-        return found
+            found_principal.require_scope(role, scope)
+        return found_principal
 
-    principal.requires = (role, scope)  # type: ignore[attr-defined]  # what the matrix of routes is made from
+    principal.requires = (role, scope)  # type: ignore[attr-defined]  # read by the test of all routes
     return principal
 
 
 def read_credentials(request: Request) -> Credentials:
-    """The credentials that a request carries."""
+    """The credentials of a request."""
     headers = request.headers
     name = SECURE_COOKIE if request.scope["scheme"] == "https" else COOKIE
     return Credentials(
@@ -91,11 +91,11 @@ def read_credentials(request: Request) -> Credentials:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
-Whoever = Annotated[Principal, Depends(require_role(Role.USER, None))]
-Asking = Annotated[Principal, Depends(require_role(Role.USER, Scope.ASK))]
-Reading = Annotated[Principal, Depends(require_role(Role.USER, Scope.LOGS))]
-Documenting = Annotated[Principal, Depends(require_role(Role.USER, Scope.DOCUMENTS))]
-Keying = Annotated[Principal, Depends(require_role(Role.USER, Scope.KEYS))]
-AdminReading = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.LOGS))]
-AdminDocumenting = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.DOCUMENTS))]
-AdminKeying = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.KEYS))]
+AnyPrincipal = Annotated[Principal, Depends(require_role(Role.USER, None))]
+AskPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.ASK))]
+LogsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.LOGS))]
+DocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.DOCUMENTS))]
+KeysPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.KEYS))]
+AdminLogsPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.LOGS))]
+AdminDocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.DOCUMENTS))]
+AdminKeysPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.KEYS))]

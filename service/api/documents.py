@@ -1,4 +1,4 @@
-"""What answers are drawn from: POST /ai/upload, POST /seed, the documents, and the search in them."""
+"""Documents: POST /ai/upload, POST /seed, listing, deletion, and GET /ai/search."""
 
 from typing import Annotated
 
@@ -9,7 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from service.api.dependencies import AdminDocumenting, Documenting, Services, ServicesDep
+from service.api.dependencies import (
+    AdminDocumentsPrincipal,
+    DocumentsPrincipal,
+    Services,
+    ServicesDep,
+)
 from service.api.json_bodies import THREAD_BYTES_MIN, describe_errors, read_body, validate_json
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, DocumentIds, TextBody, problem_schemas, schema_ref
@@ -24,7 +29,7 @@ from service.core.text.json_object import decode_members
 
 FIELDS_MAX, FIELD_BYTES_MAX = 100, 1_024  # of a form, besides its files; none is used
 SEARCHES_WAITING_MAX = (
-    200  # a few seconds' worth; those of answers are as many as there may be answers
+    200  # a few seconds of work; searches of answers are bounded by the number of answers
 )
 
 router = APIRouter(tags=["documents"])
@@ -53,47 +58,49 @@ _UPLOAD_BODY = {
     responses={
         201: schema_ref(
             Document,
-            "The document; `items` has it too, and all of them when several files were sent",
+            "The document, also in `items`; several files are in `items` only",
         ),
-        200: schema_ref(Document, "The same, when every text was known already"),
+        200: schema_ref(Document, "The same, if all texts were stored already"),
         **REFUSALS,
-        **problem_schemas(
-            _409="`documents_full`", _415="`not_text`: nothing of this upload was stored"
-        ),
+        **problem_schemas(_409="`documents_full`", _415="`not_text`: nothing was stored"),
     },
 )
 async def upload_documents(
     request: Request,
     services: ServicesDep,
-    principal: Documenting,
-    shared: Annotated[bool, Query(description="Context for everyone; for admins")] = False,
+    principal: DocumentsPrincipal,
+    shared: Annotated[bool, Query(description="Visible to all users; requires an admin")] = False,
 ) -> Response:
-    """Give texts: files as multipart, or `{title, text}` as JSON. All of them are stored, or none."""
+    """Upload files as multipart, or `{title, text}` as JSON. All texts are stored, or none."""
     if _is_form(request):
-        given = await _given_files(request, services)
+        new_documents = await _read_files(request, services)
     else:
-        body = await _given_json(request, services)
-        given, shared = (
+        body = await _read_json(request, services)
+        new_documents, shared = (
             [NewDocument(title=body.title or "", text=body.text, encoding="utf-8")],
             shared or body.shared,
         )
     if shared and not principal.is_admin:
-        raise Forbidden("only admins share documents")
-    stored = await library.store_documents(
+        raise Forbidden("sharing documents requires an admin")
+    documents = await library.store_documents(
         services.database,
         services.settings,
         services.chunk_workers,
-        given,
+        new_documents,
         user_id=principal.user_id,
         shared=shared,
     )
-    told = {"items": stored} | (msgspec.to_builtins(stored[0]) if len(stored) == 1 else {})
-    return json_response(told, 201 if any(document.created for document in stored) else 200)
+    response_body = {"items": documents} | (
+        msgspec.to_builtins(documents[0]) if len(documents) == 1 else {}
+    )
+    return json_response(
+        response_body, 201 if any(document.created for document in documents) else 200
+    )
 
 
 @router.post("/seed", responses={200: schema_ref(DocumentPage, "The sample documents"), **REFUSALS})
-async def seed_documents(services: ServicesDep, principal: AdminDocumenting) -> Response:
-    """Insert the sample documents, Japanese and English. Asking twice changes nothing."""
+async def seed_documents(services: ServicesDep, principal: AdminDocumentsPrincipal) -> Response:
+    """Insert the sample documents, Japanese and English. Idempotent."""
     items = await library.seed_documents(
         services.database, services.settings, services.chunk_workers, user_id=principal.user_id
     )
@@ -106,11 +113,11 @@ async def seed_documents(services: ServicesDep, principal: AdminDocumenting) -> 
 )
 async def list_documents(
     services: ServicesDep,
-    principal: Documenting,
+    principal: DocumentsPrincipal,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
-    """What has been given."""
+    """Documents, newest first."""
     async with services.database.read_session() as session:
         return json_response(
             await library.list_documents(
@@ -127,7 +134,9 @@ async def list_documents(
         **problem_schemas(_404="`not_found`"),
     },
 )
-async def get_document(document_id: str, services: ServicesDep, principal: Documenting) -> Response:
+async def get_document(
+    document_id: str, services: ServicesDep, principal: DocumentsPrincipal
+) -> Response:
     """One document, with its text."""
     async with services.database.read_session() as session:
         return json_response(
@@ -142,9 +151,9 @@ async def get_document(document_id: str, services: ServicesDep, principal: Docum
     response_class=Response,
 )
 async def delete_document(
-    document_id: str, services: ServicesDep, principal: Documenting
+    document_id: str, services: ServicesDep, principal: DocumentsPrincipal
 ) -> Response:
-    """Delete a document: from now on no answer is drawn from it."""
+    """Delete a document. New answers no longer use it."""
     await library.delete_document(services.database, document_id, user_id=principal.visible_user_id)
     return Response(status_code=204)
 
@@ -152,26 +161,24 @@ async def delete_document(
 @router.get(
     "/ai/search",
     responses={
-        200: schema_ref(
-            SearchResults, "The chunks that a question would be answered from, best first"
-        ),
+        200: schema_ref(SearchResults, "Ranked chunks, best first"),
         **REFUSALS,
     },
 )
 async def search_documents(
     services: ServicesDep,
-    principal: Documenting,
+    principal: DocumentsPrincipal,
     q: Annotated[str, Query(min_length=1)],
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
-    documents: Annotated[DocumentIds | None, Query(description="Of these alone")] = None,
+    documents: Annotated[DocumentIds | None, Query(description="Only in these documents")] = None,
 ) -> Response:
-    """Look into retrieval: ranked chunks with their scores and matched terms, and whether they would be answered from."""
+    """Ranked chunks for a question, with scores, matched terms and `answerable`."""
     if len(q) > services.settings.prompt_characters_max:
         raise TooLarge(
             f"the question is longer than {services.settings.prompt_characters_max} characters"
         )
     if services.retrieval.waiting_searches >= SEARCHES_WAITING_MAX:
-        raise Overloaded(f"{SEARCHES_WAITING_MAX} searches wait already")
+        raise Overloaded(f"{SEARCHES_WAITING_MAX} searches are waiting")
     return json_response(
         await services.retrieval.search(
             replace_surrogates(q), user_id=principal.visible_user_id, limit=limit, within=documents
@@ -183,7 +190,7 @@ def _is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").startswith("multipart/form-data")
 
 
-async def _given_json(request: Request, services: Services) -> TextBody:
+async def _read_json(request: Request, services: Services) -> TextBody:
     """The text of a JSON body. Raises `RequestValidationError`, `InvalidRequest`, `TooLarge`."""
     raw, bytes_max = await read_body(request), services.settings.upload_file_bytes_max
     if len(raw) < THREAD_BYTES_MIN:
@@ -218,7 +225,7 @@ def _decode_large_text(raw: bytes) -> TextBody:
     return body.model_copy(update={"text": text})
 
 
-async def _given_files(request: Request, services: Services) -> list[NewDocument]:
+async def _read_files(request: Request, services: Services) -> list[NewDocument]:
     """Read every file before any is stored. Raises `TooLarge`, `NotText`, `InvalidRequest`."""
     files_max = services.limits.upload_files_max
     async with request.form(
@@ -228,15 +235,17 @@ async def _given_files(request: Request, services: Services) -> list[NewDocument
     ) as form:
         files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if not files:
-            raise InvalidRequest("the form has no file")
+            raise InvalidRequest("the form contains no file")
         if len(files) > files_max:
             raise TooLarge(f"more than {files_max} files in one upload")
-        return await anyio.to_thread.run_sync(_read, files, services.settings.upload_file_bytes_max)
+        return await anyio.to_thread.run_sync(
+            _decode_files, files, services.settings.upload_file_bytes_max
+        )
 
 
-def _read(files: list[UploadFile], bytes_max: int) -> list[NewDocument]:
-    """The texts of all files, in one visit of a thread, which costs as much as several small ones."""
-    given = []
+def _decode_files(files: list[UploadFile], bytes_max: int) -> list[NewDocument]:
+    """Decode all files in one thread call; one call per file would cost more."""
+    new_documents = []
     for file in files:
         name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
         data = file.file.read(bytes_max + 1)
@@ -246,5 +255,5 @@ def _read(files: list[UploadFile], bytes_max: int) -> list[NewDocument]:
             text, encoding = decoding.decode_text(data)
         except NotText as error:
             raise NotText(f"{name!r}: {error.detail}") from error
-        given.append(NewDocument(title=name, text=text, encoding=encoding))
-    return given
+        new_documents.append(NewDocument(title=name, text=text, encoding=encoding))
+    return new_documents

@@ -1,8 +1,8 @@
-"""Whether the process lives, whether it can do its work, and its metrics."""
+"""Liveness, readiness and metrics."""
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.dependencies import AdminReading, Services, ServicesDep
+from service.api.dependencies import AdminLogsPrincipal, Services, ServicesDep
 from service.api.responses import json_response
 from service.core.errors import DatabaseUnavailable
 
@@ -11,13 +11,13 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health/live")
 async def get_liveness() -> Response:
-    """The process answers."""
+    """The process responds."""
     return json_response({"status": "live"})
 
 
-@router.get("/health/ready", responses={503: {"description": "Not now: starting, or stopping"}})
+@router.get("/health/ready", responses={503: {"description": "Starting or stopping"}})
 async def get_readiness(request: Request) -> Response:
-    """`ready`; `degraded` (200: answers go on, rows are late); `stopping` (503)."""
+    """`ready`; `degraded` (200: answers continue, log rows are late); `stopping` (503)."""
     services: Services = request.state.services
     queue, answers = services.queue.statistics(), services.answers.statistics()
     database = "ok"
@@ -40,7 +40,7 @@ async def get_readiness(request: Request) -> Response:
 
 
 @router.get("/metrics")
-async def get_metrics(services: ServicesDep, _: AdminReading) -> Response:
+async def get_metrics(services: ServicesDep, _: AdminLogsPrincipal) -> Response:
     """Prometheus metrics."""
     services.metrics.in_progress.set(services.answers.statistics().in_progress)
     services.metrics.records_waiting.set(services.queue.statistics().waiting)

@@ -1,4 +1,4 @@
-"""GET /ai/logs: pages, tails and exports of the account."""
+"""GET /ai/logs: pages, tails and exports of the request log."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.dependencies import Reading, Services, ServicesDep
+from service.api.dependencies import LogsPrincipal, Services, ServicesDep
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, problem_schemas, schema_ref
 from service.core.accounting import log as request_log
@@ -23,7 +23,9 @@ from service.core.records import Answer
 
 router = APIRouter(prefix="/ai/logs", tags=["logs"])
 
-FRESH_SECONDS = 0.25  # how long a reader of the log waits for answers that have just ended; answers never wait for it
+FRESH_SECONDS = (
+    0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
+)
 _COLUMNS = Answer.__struct_fields__
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -32,22 +34,23 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
     "",
     responses={
         200: schema_ref(LogPage, "Rows, newest first"),
-        304: {"description": "As it was"},
+        304: {"description": "Not modified"},
         **REFUSALS,
     },
 )
 async def list_logs(
     services: ServicesDep,
-    principal: Reading,
+    principal: LogsPrincipal,
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
     cursor: Annotated[
-        str | None, Query(max_length=64, description="`next_cursor` of the page before")
+        str | None, Query(max_length=64, description="`next_cursor` of the previous page")
     ] = None,
     after: Annotated[
         str | None,
         Query(
             max_length=64,
-            description="Tail: rows recorded after this answer, oldest first; go on with `next_cursor`",
+            description="Tail: rows committed after this answer, oldest first; continue with "
+            "`next_cursor`",
         ),
     ] = None,
     user_id: Annotated[str | None, Query(max_length=200)] = None,
@@ -55,40 +58,40 @@ async def list_logs(
     model: Annotated[str | None, Query(max_length=200)] = None,
     status: Annotated[str | None, Query(max_length=20)] = None,
     since: Annotated[
-        datetime | None, Query(description="Inclusive, RFC 3339; UTC if it names no offset")
+        datetime | None, Query(description="Inclusive, RFC 3339; UTC without an offset")
     ] = None,
     until: Annotated[datetime | None, Query(description="Exclusive")] = None,
     accept: Annotated[str, Header()] = "",
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
-    """The account of every answer. `Accept: text/csv` or `application/x-ndjson` exports all rows that fit, streamed."""
-    which = LogFilter(
+    """The log rows. `Accept: text/csv` or `application/x-ndjson` streams all matching rows."""
+    log_filter = LogFilter(
         user_id=user_id if principal.is_admin else principal.user_id,
         endpoint=endpoint,
         model=model,
         status=status,
-        since=_utc(since),
-        until=_utc(until),
+        since=_to_utc(since),
+        until=_to_utc(until),
     )
     await _wait_fresh(services)
     if "text/csv" in accept:
-        return _export(
-            _csv(request_log.export_pages(services.database, which)),
+        return _create_export(
+            _encode_csv(request_log.export_pages(services.database, log_filter)),
             "text/csv; charset=utf-8",
             "csv",
         )
     if "application/x-ndjson" in accept:
-        return _export(
-            _ndjson(request_log.export_pages(services.database, which)),
+        return _create_export(
+            _encode_ndjson(request_log.export_pages(services.database, log_filter)),
             "application/x-ndjson",
             "ndjson",
         )
     async with services.database.read_session() as session:
         if after is not None:
-            found = await request_log.read_tail(session, which, limit=limit, after=after)
+            page = await request_log.read_tail(session, log_filter, limit=limit, after=after)
         else:
-            found = await request_log.read_page(session, which, limit=limit, cursor=cursor)
-    return _tagged(json_response(found), if_none_match)
+            page = await request_log.read_page(session, log_filter, limit=limit, cursor=cursor)
+    return _add_etag(json_response(page), if_none_match)
 
 
 @router.get(
@@ -99,34 +102,34 @@ async def list_logs(
         **problem_schemas(_404="`not_found`: no answer has this id"),
     },
 )
-async def get_log(answer_id: str, services: ServicesDep, principal: Reading) -> Response:
-    """The account of one answer."""
+async def get_log(answer_id: str, services: ServicesDep, principal: LogsPrincipal) -> Response:
+    """One log row."""
     await _wait_fresh(services)
     async with services.database.read_session() as session:
-        found = await request_log.read_row(session, answer_id, user_id=principal.visible_user_id)
-    return json_response(found)
+        row = await request_log.read_row(session, answer_id, user_id=principal.visible_user_id)
+    return json_response(row)
 
 
 async def _wait_fresh(services: Services) -> None:
-    """Let answers that ended before this request reach the database, unless it is slow today."""
+    """Wait up to `FRESH_SECONDS` for the commit of answers that ended before this request."""
     with suppress(TimeoutError), anyio.fail_after(FRESH_SECONDS):
         await services.queue.wait_committed()
 
 
-def _utc(at: datetime | None) -> datetime | None:
-    return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
+def _to_utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
-def _tagged(response: Response, if_none_match: str) -> Response:
+def _add_etag(response: Response, if_none_match: str) -> Response:
     tag = f'"{blake2b(response.body, digest_size=12).hexdigest()}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept"}
-    if tag in (given.strip().removeprefix("W/") for given in if_none_match.split(",")):
+    if tag in (value.strip().removeprefix("W/") for value in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return response
 
 
-def _export(content: AsyncIterator[bytes], media_type: str, suffix: str) -> Response:
+def _create_export(content: AsyncIterator[bytes], media_type: str, suffix: str) -> Response:
     return StreamingResponse(
         content,
         media_type=media_type,
@@ -134,25 +137,30 @@ def _export(content: AsyncIterator[bytes], media_type: str, suffix: str) -> Resp
     )
 
 
-async def _ndjson(pages: AsyncGenerator[list[Answer], None]) -> AsyncGenerator[bytes, None]:
+async def _encode_ndjson(pages: AsyncGenerator[list[Answer], None]) -> AsyncGenerator[bytes, None]:
     async for items in pages:
         yield b"".join(to_json(item) + b"\n" for item in items)
 
 
-async def _csv(pages: AsyncGenerator[list[Answer], None]) -> AsyncGenerator[bytes, None]:
-    yield _csv_rows([list(_COLUMNS)])
+async def _encode_csv(pages: AsyncGenerator[list[Answer], None]) -> AsyncGenerator[bytes, None]:
+    yield _format_rows([list(_COLUMNS)])
     async for items in pages:
-        yield _csv_rows([[_cell(getattr(item, column)) for column in _COLUMNS] for item in items])
+        yield _format_rows(
+            [[_format_cell(getattr(item, column)) for column in _COLUMNS] for item in items]
+        )
 
 
-def _csv_rows(rows: list[list[str]]) -> bytes:
+def _format_rows(rows: list[list[str]]) -> bytes:
     out = io.StringIO()
     csv.writer(out).writerows(rows)
     return out.getvalue().encode()
 
 
-def _cell(value: object) -> str:
-    """A cell that no spreadsheet takes for a formula (https://owasp.org/www-community/attacks/CSV_Injection)."""
+def _format_cell(value: object) -> str:
+    """A cell that a spreadsheet does not interpret as a formula.
+
+    See https://owasp.org/www-community/attacks/CSV_Injection.
+    """
     if value is None:
         return ""
     if isinstance(value, str):

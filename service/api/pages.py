@@ -1,4 +1,4 @@
-"""The pages: plain files, and what a browser may do with them."""
+"""The web pages: static files and their content security policies."""
 
 from pathlib import Path
 
@@ -14,9 +14,10 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Swagger UI writes styles into its elements and draws its icons from data: URLs.
+# Swagger UI sets inline styles and uses icons from data: URLs.
 _DOCS_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
@@ -25,7 +26,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def show_index(request: Request, services: ServicesDep) -> Response:
-    """Ask and stream; who is not known signs in first. The page itself holds nothing that is anybody's."""
+    """The main page, without user data; redirects to the sign-in page without a credential."""
     try:
         await services.authenticator.authenticate(read_credentials(request))
     except Unauthorized:
@@ -35,18 +36,18 @@ async def show_index(request: Request, services: ServicesDep) -> Response:
 
 @router.get("/signin")
 async def show_sign_in() -> FileResponse:
-    """Exchange a key for a session, and end one."""
+    """The sign-in page, which exchanges a key for a session."""
     return FileResponse(WEB / "signin.html", headers={"Content-Security-Policy": _POLICY})
 
 
 @router.get("/docs")
 async def show_docs() -> FileResponse:
-    """The routes, to read and to try."""
+    """The API documentation (Swagger UI)."""
     return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": _DOCS_POLICY})
 
 
 def mount_pages(app: FastAPI) -> None:
-    """Serve the files that the pages load, ours and those of Swagger UI, all from here."""
+    """Serve the files that the pages load: ours and those of Swagger UI."""
     app.include_router(router)
     app.mount("/web/swagger", StaticFiles(packages=[("fastapi_offline", "static")]))
     app.mount("/web", StaticFiles(directory=WEB))

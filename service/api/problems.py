@@ -1,4 +1,4 @@
-"""Errors as the wire shows them: `application/problem+json` (RFC 9457), whatever raised them."""
+"""Errors as `application/problem+json` (RFC 9457)."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,20 +20,21 @@ ERROR_CHARACTERS_MAX = (
     200  # of the place of an error, which can contain the name of an unknown field
 )
 _INTEGER_MAX = 999_999_999_999_999
-CHALLENGE = 'Bearer realm="Kotae"'  # Basic is taken, not asked for: a browser would ask in a window of its own
+# Basic is accepted but not offered: a browser would open its own login dialog.
+CHALLENGE = 'Bearer realm="Kotae"'
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every refused request with a problem. Faults of ours are answered by the middleware, outermost."""
-    app.add_exception_handler(KotaeError, _kotae_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    """Return a problem for every error; the middleware handles unexpected exceptions."""
+    app.add_exception_handler(KotaeError, _handle_kotae_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_error)
 
 
 def create_problem_response(
     error: KotaeError, request_id: str, headers: dict[str, str] | None = None
 ) -> Response:
-    """The response of an error of the tree."""
+    """The response for an error."""
     headers = dict(headers or {})
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -45,13 +46,16 @@ def create_problem_response(
 
 
 def create_quota_headers(windows: Sequence[QuotaWindow]) -> dict[str, str]:
-    """`RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11), an item for each limit; none without limits.
+    """`RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11).
 
-    Money is in whole nano-dollars, as far as an integer of a structured field (RFC 9651) reaches.
+    One item per limit. Money is in nano-dollars, capped at the largest structured-field integer
+    (RFC 9651).
     """
     policies, states = [], []
     for window in windows:
-        name, policy = _policy(window.of, window.name, window.limit, window.seconds, window.unit)
+        name, policy = _format_policy(
+            window.of, window.name, window.limit, window.seconds, window.unit
+        )
         policies.append(policy)
         left = max(0, window.limit - window.used - window.held)
         reset = f";t={window.reset_seconds}" if window.reset_seconds else ""
@@ -64,27 +68,27 @@ def create_quota_headers(windows: Sequence[QuotaWindow]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=4096)
-def _policy(
+def _format_policy(
     of: str, limit_name: str, limit: int, seconds: int | None, unit: str
 ) -> tuple[str, str]:
-    """(the name of a limit, its item in `RateLimit-Policy`)."""
+    """Returns (name of the limit, its item in `RateLimit-Policy`)."""
     name = f'"{of}-{limit_name.replace("_", "-")}"'
-    over = f";w={seconds}" if seconds else ""
-    counted = "" if unit == "requests" else f';qu="{unit}"'
-    return name, f"{name};q={min(limit, _INTEGER_MAX)}{over}{counted}"
+    window = f";w={seconds}" if seconds else ""
+    unit_parameter = "" if unit == "requests" else f';qu="{unit}"'
+    return name, f"{name};q={min(limit, _INTEGER_MAX)}{window}{unit_parameter}"
 
 
-def _request_id(request: Request) -> str:
+def _get_request_id(request: Request) -> str:
     return str(request.scope.get("request_id", ""))
 
 
-async def _kotae_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, KotaeError)  # noqa: S101 - what the registration above says
-    return create_problem_response(error, _request_id(request))
+async def _handle_kotae_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, KotaeError)  # noqa: S101 - registered for this class
+    return create_problem_response(error, _get_request_id(request))
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
-    """Say what is wrong where, and do not repeat what was sent: it may be a secret in the wrong field."""
+async def _handle_validation_error(request: Request, error: Exception) -> Response:
+    """List the errors without the input, which may be a secret in the wrong field."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     items = error.errors()
     errors = [
@@ -96,7 +100,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     ]
     detail = "; ".join(f"{error['where']}: {error['what']}" for error in errors[:5])
     omitted = {"errors_omitted": len(items) - ERRORS_MAX} if len(items) > ERRORS_MAX else {}
-    return _plain(
+    return _create_plain_problem(
         request,
         422,
         "invalid_request",
@@ -107,13 +111,13 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: no such route, wrong method, a body that is too large or is not JSON."""
+async def _handle_http_error(request: Request, error: Exception) -> Response:
+    """Errors of the framework: unknown route, wrong method, body too large or not JSON."""
     assert isinstance(error, HTTPException)  # noqa: S101
     if error.status_code == TooLarge.status:
-        return create_problem_response(TooLarge(error.detail), _request_id(request))
+        return create_problem_response(TooLarge(error.detail), _get_request_id(request))
     title = HTTPStatus(error.status_code).phrase
-    response = _plain(
+    response = _create_plain_problem(
         request,
         error.status_code,
         title.lower().replace(" ", "_"),
@@ -124,7 +128,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-def _plain(
+def _create_plain_problem(
     request: Request, status: int, code: str, title: str, *, detail: str, **extra: Any
 ) -> Response:
     body = {
@@ -135,5 +139,5 @@ def _plain(
         "code": code,
     }
     return json_response(
-        body | {"request_id": _request_id(request)} | extra, status, media_type=MEDIA_TYPE
+        body | {"request_id": _get_request_id(request)} | extra, status, media_type=MEDIA_TYPE
     )

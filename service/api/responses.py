@@ -13,5 +13,5 @@ def json_response(
     headers: Mapping[str, str] | None = None,
     media_type: str = "application/json",
 ) -> Response:
-    """A response whose body is this value as JSON. NDJSON and events have their own encoders."""
+    """A JSON response. NDJSON and events have their own encoders."""
     return Response(to_json(body), status, headers, media_type)

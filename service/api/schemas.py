@@ -1,7 +1,7 @@
 """The shapes that come in, as pydantic checks them, and those that go out, as OpenAPI documents them.
 
-What goes out is encoded by msgspec from the structs of `service.core`; their JSON schemas are taken from those same
-structs, so that there is no second definition to fall behind.
+What goes out is encoded by msgspec from the structs of `service.core`; their JSON schemas are
+taken from those same structs, so that there is no second definition to fall behind.
 """
 
 from datetime import datetime

@@ -1,18 +1,24 @@
-"""The browser's session: a cookie in the place of a key, so that no page has to keep one.
+"""Browser sessions: a cookie in place of an API key, so that pages do not store keys.
 
-The cookie is `HttpOnly` and `SameSite=Lax`, with the `__Host-` prefix where there is TLS. That no other site's page can
-use it is not left to the browser alone: see `source.check_source` and `source.check_session`.
+The cookie is `HttpOnly` and `SameSite=Lax`, with the `__Host-` prefix over TLS. `check_origin` and
+`check_csrf` (core/auth/origin.py) additionally refuse requests from other sites.
 """
 
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.dependencies import COOKIE, SECURE_COOKIE, ServicesDep, Whoever, read_credentials
+from service.api.dependencies import (
+    COOKIE,
+    SECURE_COOKIE,
+    AnyPrincipal,
+    ServicesDep,
+    read_credentials,
+)
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS
 from service.core.auth import store
-from service.core.auth.credentials import hash_credential, parse_explicit
+from service.core.auth.credentials import hash_credential, parse_header_credential
 from service.core.auth.principals import Principal
 from service.core.encoding import utc_now
 from service.core.errors import Unauthorized
@@ -24,20 +30,20 @@ router = APIRouter(prefix="/auth/session", tags=["session"])
 @router.post(
     "", responses={200: {"description": "`{user_id, role, expires_at}`, and a cookie"}, **REFUSALS}
 )
-async def sign_in(request: Request, services: ServicesDep, principal: Whoever) -> Response:
-    """Exchange the key or JWT of this request for a session cookie, which ends no later than that."""
+async def sign_in(request: Request, services: ServicesDep, principal: AnyPrincipal) -> Response:
+    """Exchange the key or JWT of this request for a session cookie that never outlives it."""
     if services.settings.auth == "open":
-        return _told(principal)
-    if parse_explicit(read_credentials(request)) is None:
-        raise Unauthorized("a session begins with a key or a JWT, not with another session")
+        return _create_session_response(principal)
+    if parse_header_credential(read_credentials(request)) is None:
+        raise Unauthorized("a session requires a key or a JWT, not another session")
     value, end = await store.begin_session(
         services.database,
         principal,
-        services.authenticator.origin(principal),
+        services.authenticator.get_session_origin(principal),
         seconds=services.settings.session_seconds,
     )
     secure = request.scope["scheme"] == "https"
-    response = _told(principal, end)
+    response = _create_session_response(principal, end)
     response.set_cookie(
         SECURE_COOKIE if secure else COOKIE,
         value,
@@ -52,9 +58,9 @@ async def sign_in(request: Request, services: ServicesDep, principal: Whoever) -
 
 
 @router.get("", responses={200: {"description": "`{user_id, role, expires_at}`"}, **REFUSALS})
-async def get_session(principal: Whoever) -> Response:
-    """Who is asking, and until when."""
-    return _told(
+async def get_session(principal: AnyPrincipal) -> Response:
+    """The current user and the expiry of the credential."""
+    return _create_session_response(
         principal,
         None if principal.ends_at is None else datetime.fromtimestamp(principal.ends_at, UTC),
     )
@@ -62,7 +68,7 @@ async def get_session(principal: Whoever) -> Response:
 
 @router.delete("", status_code=204, responses=REFUSALS, response_class=Response)
 async def sign_out(request: Request, services: ServicesDep) -> Response:
-    """End the session of this request's cookie, if there is one. It is worth nothing from now on."""
+    """End the session of this request's cookie, if any. The cookie is invalid from then on."""
     if (value := read_credentials(request).session) is not None:
         await store.end_session(services.database, hash_credential(value))
         services.authenticator.clear_cache()
@@ -74,5 +80,5 @@ async def sign_out(request: Request, services: ServicesDep) -> Response:
     return response
 
 
-def _told(principal: Principal, end: datetime | None = None) -> Response:
+def _create_session_response(principal: Principal, end: datetime | None = None) -> Response:
     return json_response({"user_id": principal.user_id, "role": principal.role, "expires_at": end})

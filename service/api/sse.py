@@ -1,14 +1,14 @@
-"""The one door to `sse_starlette`: a `Stream` as a `text/event-stream` response.
+"""Sends a `Stream` as a `text/event-stream` response. The only importer of `sse_starlette`.
 
-The library says what such a response looks like. How it is sent is ours, since a task for each concern and a timeout
-around each send cost more than the events: bytes go out ready-made, one write for all that is ready, from one task, which
-lies in nothing: the task of the request would wake through every layer of the application at each event. That one
-waits for the client to leave. One timer, set anew when it goes off, watches both for silence, which is broken by a ping,
-and for a send that waits for a reader who does not read.
+The library defines what such a response looks like; sending is ours, because a task per concern
+and a timeout around each send cost more than the events. Bytes are sent as they are, in one write
+per batch, from one task created outside the middleware stack (otherwise every event would wake all
+layers of the application). The request task waits for the disconnect. One timer detects silence,
+which is broken by a ping, and sends that block because the client does not read.
 
-Two things of the library are global to the process and known here: importing it wraps `uvicorn.Server.handle_exit`, and by
-default it cancels every stream at the first SIGTERM. The second is switched off: streams get their grace, and
-`Answers.interrupt` ends them with an event.
+Two effects of the library are process-wide: importing it wraps `uvicorn.Server.handle_exit`, and
+by default it cancels every stream at the first SIGTERM. The second is disabled: streams get the
+grace period, and `Answers.interrupt` ends them with an event.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from service.core.telemetry import log
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 RECONNECT_MS = 2000
-# Not a block of its own, but the first line of the block that follows: some clients take any block for an event.
+# The first line of the next block, not a block: some clients take any block for an event.
 _RETRY = b"retry: %d\n" % RECONNECT_MS
 _PING = b": ping\n\n"
 
@@ -37,9 +37,9 @@ Enter = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class StreamResponse(EventSourceResponse):
-    """The events of a stream that come after `after`, to its end. Slow readers are dropped without a traceback.
+    """The events of a stream after `after`, to its end. Slow readers are disconnected.
 
-    `enter` puts a reader under watch.
+    `enter` registers the reader for revocation.
     """
 
     def __init__(
@@ -54,21 +54,21 @@ class StreamResponse(EventSourceResponse):
         self._pinging: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream. A reader that does not read loses its connection, and with it what waits there for it."""
+        """Send the stream. A reader that does not read is disconnected and its buffer discarded."""
         sending = asyncio.create_task(self._send_all(send))
         self._sent_at = asyncio.get_running_loop().time()
-        self._watch(send, sending)
-        left = self._enter(lambda: self._drop(sending)) if self._enter else None
+        self._check_timeouts(send, sending)
+        leave = self._enter(lambda: self._drop_reader(sending)) if self._enter else None
         try:
             async with asyncio.timeout(None) as deadline:
-                sending.add_done_callback(lambda _: self._end(sending, deadline))
+                sending.add_done_callback(lambda _: self._wake_on_failure(sending, deadline))
                 while not sending.done() and (await receive())["type"] != "http.disconnect":
-                    pass  # after the last event the server says so too
-        except TimeoutError:  # the deadline was moved to now: nobody will say anything
+                    pass  # the server also reports the last event as a disconnect
+        except TimeoutError:  # the deadline was moved to now because sending has ended
             pass
         finally:
-            if left:
-                left()
+            if leave:
+                leave()
             self._timer.cancel()
             if self._pinging:
                 self._pinging.cancel()
@@ -81,16 +81,16 @@ class StreamResponse(EventSourceResponse):
                 drop["now"]()
                 await asyncio.sleep(
                     0
-                )  # the server learns of it before it is told that the response is not whole
+                )  # the server must learn of it before it learns that the response is incomplete
 
-    def _drop(self, sending: asyncio.Task[None]) -> None:
-        """It does not read, or it may not any more."""
+    def _drop_reader(self, sending: asyncio.Task[None]) -> None:
+        """Disconnect a reader that is slow or no longer authorised."""
         self._dropped = True
         sending.cancel()
 
-    def _end(self, sending: asyncio.Task[None], deadline: asyncio.Timeout) -> None:
+    def _wake_on_failure(self, sending: asyncio.Task[None], deadline: asyncio.Timeout) -> None:
         if self._dropped or sending.cancelled() or sending.exception():
-            with suppress(RuntimeError):  # it is over already
+            with suppress(RuntimeError):  # the request has ended already
                 deadline.reschedule(asyncio.get_running_loop().time())
 
     async def _send_all(self, send: Send) -> None:
@@ -100,15 +100,19 @@ class StreamResponse(EventSourceResponse):
         )
         async with aclosing(self._batches) as batches:
             async for batch in batches:
-                data = b"retry: %d\n" % _spread_ms() if batch is SHUTDOWN_NOTICE else lead + batch
+                data = (
+                    b"retry: %d\n" % _jitter_reconnect_ms()
+                    if batch is SHUTDOWN_NOTICE
+                    else lead + batch
+                )
                 lead = b""
                 self._sending_since = loop.time()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 self._sending_since, self._sent_at = None, loop.time()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _watch(self, send: Send, sending: asyncio.Task[None]) -> None:
-        """See the module. The timer goes off often enough to see a send that began since."""
+    def _check_timeouts(self, send: Send, sending: asyncio.Task[None]) -> None:
+        """Ping or disconnect. The timer runs often enough to notice a send that started since."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         if sending.done():
@@ -116,7 +120,7 @@ class StreamResponse(EventSourceResponse):
         if self._sending_since is not None:
             due = self._sending_since + self._send_seconds
             if now >= due:
-                self._drop(sending)
+                self._drop_reader(sending)
                 return
         else:
             due = self._sent_at + self._ping_seconds
@@ -124,7 +128,7 @@ class StreamResponse(EventSourceResponse):
                 self._pinging = loop.create_task(self._send_ping(send))
                 due = now + self._ping_seconds
         self._timer = loop.call_at(
-            min(due, now + self._send_seconds / 4), self._watch, send, sending
+            min(due, now + self._send_seconds / 4), self._check_timeouts, send, sending
         )
 
     async def _send_ping(self, send: Send) -> None:
@@ -136,10 +140,10 @@ class StreamResponse(EventSourceResponse):
 def create_stream_response(
     stream: Stream, limits: ServiceLimits, after: int = -1, enter: Enter | None = None
 ) -> StreamResponse:
-    """The events of a stream that come after `after`, to its end, as server-sent events."""
+    """The events of a stream after `after`, to its end, as server-sent events."""
     return StreamResponse(stream, limits, after, enter)
 
 
-def _spread_ms() -> int:
-    """When the readers of a process that ends shall come back, should they be cut: not all at once."""
+def _jitter_reconnect_ms() -> int:
+    """Reconnect delay during shutdown, with jitter so that clients do not return all at once."""
     return round(RECONNECT_MS * random.uniform(0.5, 2))  # noqa: S311 - not for secrets

@@ -11,7 +11,7 @@ import typer
 
 from service.cli.database import run_on_database
 from service.core.auth import store
-from service.core.auth.principals import BOOTSTRAP, EVERYTHING, Role, Scope
+from service.core.auth.principals import ALL_SCOPES, BOOTSTRAP, Role, Scope
 from service.core.auth.store import ApiKey, NewKey
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
@@ -41,7 +41,7 @@ def create_key(
         role=role,
         scopes=frozenset(_parse_scope(scope) for scope in scopes.split(","))
         if scopes
-        else EVERYTHING,
+        else ALL_SCOPES,
         name=name,
         expires_at=utc_now() + timedelta(days=expires_days) if expires_days else None,
     )

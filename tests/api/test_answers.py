@@ -1,4 +1,4 @@
-"""POST /ai/test and the streams, through a real server, the real AsyncOpenAI and a provider fake on a socket."""
+"""POST /ai/test and the streams: a real server, the real AsyncOpenAI and a provider fake."""
 
 import asyncio
 from contextlib import aclosing
@@ -26,8 +26,8 @@ FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 FACTS = ("prompt_tokens", "completion_tokens", "usage_source", "status", "estimated_cost")
 
 
-async def test_an_answer_and_its_row_say_the_same(service: Service, fake: ProviderFake) -> None:
-    """The answer object of POST /ai/test is the log row."""
+async def test_answer_equals_its_log_row(service: Service, fake: ProviderFake) -> None:
+    """The answer object of POST /ai/test equals the log row."""
     response = await service.client.post("/ai/test", json=FREE)
 
     assert response.status_code == 200
@@ -36,35 +36,35 @@ async def test_an_answer_and_its_row_say_the_same(service: Service, fake: Provid
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
-async def test_tokens_are_as_the_provider_said(service: Service, fake: ProviderFake) -> None:
-    """Usage is recorded as reported, cached and reasoning tokens as parts."""
+async def test_tokens_are_recorded_as_reported(service: Service, fake: ProviderFake) -> None:
+    """Usage is recorded as reported, with cached and reasoning tokens as parts."""
     answer = (await service.client.post("/ai/test", json=FREE)).json()
-    told = fake.calls[0].usage
+    usage = fake.calls[0].usage
 
     assert answer["usage_source"] == "provider"
     assert (answer["prompt_tokens"], answer["completion_tokens"]) == (
-        told["prompt_tokens"],
-        told["completion_tokens"],
+        usage["prompt_tokens"],
+        usage["completion_tokens"],
     )
-    assert answer["cached_tokens"] == told["prompt_tokens_details"]["cached_tokens"]
-    assert answer["reasoning_tokens"] == told["completion_tokens_details"]["reasoning_tokens"]
-    assert answer["total_tokens"] == told["prompt_tokens"] + told["completion_tokens"]
+    assert answer["cached_tokens"] == usage["prompt_tokens_details"]["cached_tokens"]
+    assert answer["reasoning_tokens"] == usage["completion_tokens_details"]["reasoning_tokens"]
+    assert answer["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
 async def test_a_stream_says_start_deltas_done(service: Service, fake: ProviderFake) -> None:
     """The events come in order, with ids that count the characters, and their text is the provider's."""
-    found = await post_stream(service)
+    received = await post_stream(service)
 
-    start, *deltas, done = found
+    start, *deltas, done = received
     assert (start.name, done.name) == ("start", "done")
     assert {event.name for event in deltas} == {""}
-    assert text_of(found) == fake.calls[0].text
+    assert text_of(received) == fake.calls[0].text
     assert [event.last_id for event in deltas] == [
         f"{start.json['id']}.{len(text_of(deltas[: n + 1]))}" for n in range(len(deltas))
     ]
     assert (start.last_id, done.last_id) == (
         f"{start.json['id']}.0",
-        f"{start.json['id']}.{len(text_of(found)) + 1}",
+        f"{start.json['id']}.{len(text_of(received)) + 1}",
     )
 
 
@@ -80,59 +80,59 @@ async def test_a_stream_is_metered_as_exactly_as_a_plain_answer(service: Service
     }
 
 
-async def test_get_streams_the_same(service: Service, fake: ProviderFake) -> None:
+async def test_get_streams_the_same_answer(service: Service, fake: ProviderFake) -> None:
     """GET /ai/stream is the stream for a native EventSource."""
     async with service.client.stream(
         "GET", "/ai/stream", params={"prompt": "Hello?", "grounded": "false"}
     ) as response:
-        found = await collect(response)
+        received = await collect(response)
 
-    assert text_of(found) == fake.calls[0].text
+    assert text_of(received) == fake.calls[0].text
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-accel-buffering"] == "no"
 
 
 async def test_start_does_not_wait_for_the_provider(service: Service, fake: ProviderFake) -> None:
-    """The first event leaves while the provider has said nothing yet."""
-    held = asyncio.Event()
-    fake.next(Behaviour(hold=held, hold_after="request"))
+    """The first event is sent before the provider responds."""
+    release = asyncio.Event()
+    fake.next(Behaviour(hold=release, hold_after="request"))
 
     async with (
         service.client.stream("POST", "/ai/stream", json=FREE) as response,
         aclosing(events(response)) as stream,
     ):
         first = await anext(stream)
-        held.set()
+        release.set()
         rest = [event async for event in stream]
 
     assert first.name == "start"
     assert rest[-1].name == "done"
 
 
-async def test_a_cut_event_source_resumes_and_pays_once(
+async def test_event_source_resumes_after_a_cut_and_is_charged_once(
     service: Service, fake: ProviderFake
 ) -> None:
-    """A reconnect with Last-Event-ID goes on byte-exactly after every event; the provider is called once."""
+    """A reconnect with Last-Event-ID continues byte-exactly, and the provider is called once."""
     params = {"prompt": "Tell me.", "grounded": "false"}
-    held = asyncio.Event()
-    fake.next(Behaviour(hold=held, hold_after=4))
+    release = asyncio.Event()
+    fake.next(Behaviour(hold=release, hold_after=4))
     async with (
         service.client.stream("GET", "/ai/stream", params=params) as response,
         aclosing(events(response)) as stream,
     ):
-        seen = [await anext(stream) for _ in range(3)]
-    held.set()
+        received = [await anext(stream) for _ in range(3)]
+    release.set()
 
     async with service.client.stream(
-        "GET", "/ai/stream", params=params, headers={"Last-Event-ID": seen[-1].last_id}
+        "GET", "/ai/stream", params=params, headers={"Last-Event-ID": received[-1].last_id}
     ) as response:
         rest = await collect(response)
     again = await service.client.get(
         "/ai/stream", params=params | {"last_event_id": rest[-1].last_id}
     )
 
-    assert text_of(seen + rest) == default_text("Tell me.")
+    assert text_of(received + rest) == default_text("Tell me.")
     assert rest[-1].name == "done"
     assert again.status_code == 204
     assert len(fake.calls) == 1
@@ -143,10 +143,8 @@ async def test_a_cut_event_source_resumes_and_pays_once(
     "event_id",
     ["x", "01a2095b-6360-75d3-bf35-48878f818b4d.3", "01a2095b-6360-75d3-bf35-48878f818b4d.-1"],
 )
-async def test_an_unknown_event_id_is_404(
-    service: Service, fake: ProviderFake, event_id: str
-) -> None:
-    """A reconnect to nothing known never asks anew."""
+async def test_unknown_event_id_is_404(service: Service, fake: ProviderFake, event_id: str) -> None:
+    """A reconnect to an unknown event does not start an answer."""
     response = await service.client.get(
         "/ai/stream", params={"prompt": "x"}, headers={"Last-Event-ID": event_id}
     )
@@ -155,10 +153,10 @@ async def test_an_unknown_event_id_is_404(
     assert fake.calls == []
 
 
-async def test_a_client_that_leaves_a_post_stream_stops_the_provider(
+async def test_disconnect_from_a_post_stream_cancels_the_provider_call(
     service: Service, fake: ProviderFake
 ) -> None:
-    """The upstream connection is closed at once; the row says client_gone with estimated usage."""
+    """The upstream connection is closed immediately; the row has status client_gone, estimated."""
     fake.next(Behaviour(hang_after=3))
     async with (
         service.client.stream("POST", "/ai/stream", json=FREE) as response,
@@ -176,24 +174,24 @@ async def test_a_client_that_leaves_a_post_stream_stops_the_provider(
     assert fake.calls[0].text.startswith(row["response"])
 
 
-async def test_a_plain_answer_is_recorded_when_the_client_has_gone(
+async def test_plain_answer_is_recorded_after_a_disconnect(
     service: Service, fake: ProviderFake
 ) -> None:
-    """POST /ai/test goes on to its end without its caller."""
-    held = asyncio.Event()
-    fake.next(Behaviour(hold=held, hold_after="request"))
+    """POST /ai/test runs to its end after its client disconnects."""
+    release = asyncio.Event()
+    fake.next(Behaviour(hold=release, hold_after="request"))
     task = asyncio.create_task(service.client.post("/ai/test", json=FREE))
     await fake.wait_calls(1)
     task.cancel()
     await asyncio.wait([task])
-    held.set()
+    release.set()
 
     row = await service.row()
     assert (row["status"], row["usage_source"]) == ("completed", "provider")
 
 
-async def test_a_listed_model_costs_what_the_list_says(serve: Serve, fake: ProviderFake) -> None:
-    """The cost is the listed price of the provider's usage, in nano-dollars."""
+async def test_listed_model_has_its_listed_cost(serve: Serve, fake: ProviderFake) -> None:
+    """The cost is the listed price of the reported usage, in nano-dollars."""
     service = await serve(openai_base_url=fake.base_url, model="gpt-4o-mini")
     answer = (await service.client.post("/ai/test", json=FREE)).json()
 
@@ -206,8 +204,8 @@ async def test_a_listed_model_costs_what_the_list_says(serve: Serve, fake: Provi
     )
 
 
-async def test_own_prices_come_first(serve: Serve, fake: ProviderFake) -> None:
-    """A price of the settings is used for a model that no list knows."""
+async def test_configured_price_is_used(serve: Serve, fake: ProviderFake) -> None:
+    """A price in the settings applies to a model without a listed price."""
     service = await serve(
         openai_base_url=fake.base_url,
         model="fake-model",
@@ -223,8 +221,8 @@ async def test_own_prices_come_first(serve: Serve, fake: ProviderFake) -> None:
 ASK = {"prompt": "Why?", "grounded": False}
 
 
-async def test_a_configured_list_of_models_is_a_limit(serve: Serve, fake: ProviderFake) -> None:
-    """Only listed models may be named; without a provider only the extractive one answers."""
+async def test_only_configured_models_may_be_requested(serve: Serve, fake: ProviderFake) -> None:
+    """Only listed models may be requested."""
     service = await serve(openai_base_url=fake.base_url, model="a", models=["b"])
     assert (await service.client.post("/ai/test", json=ASK | {"model": "b"})).status_code == 200
     is_problem(
@@ -233,7 +231,7 @@ async def test_a_configured_list_of_models_is_a_limit(serve: Serve, fake: Provid
 
 
 async def test_without_a_provider_only_the_extractive_model_answers(serve: Serve) -> None:
-    """A model that nobody serves is a 400 that says what to set."""
+    """An unknown model is a 400 that names the setting to change."""
     service = await serve()
 
     assert (
@@ -246,31 +244,31 @@ async def test_without_a_provider_only_the_extractive_model_answers(serve: Serve
     )
 
 
-async def test_an_event_that_was_not_said_yet_is_404(service: Service, fake: ProviderFake) -> None:
-    """A position beyond what a running answer has said, or of another answer, is unknown."""
+async def test_event_that_was_not_sent_yet_is_404(service: Service, fake: ProviderFake) -> None:
+    """A position beyond the events sent so far, or of another answer, is not found."""
     fake.next(Behaviour(hang_after=2))
     answer_id = (await start_answer(service))["id"]
     await fake.wait_chunks((await fake.wait_calls(1))[0], 2)
 
-    for seen in (f"{answer_id}.5000", f"{create_id(utc_now())}.0", "x"):
+    for event_id in (f"{answer_id}.5000", f"{create_id(utc_now())}.0", "x"):
         response = await service.client.get(
-            f"/ai/answers/{answer_id}/events", headers={"Last-Event-ID": seen}
+            f"/ai/answers/{answer_id}/events", headers={"Last-Event-ID": event_id}
         )
         assert response.status_code == 404
 
 
-async def test_a_cut_before_the_first_event_does_not_ask_twice(
+async def test_cut_before_the_first_event_does_not_start_a_second_answer(
     service: Service, fake: ProviderFake
 ) -> None:
-    """With a key, a reconnect that has no event id finds the answer that it began, running and ended."""
+    """With an idempotency key, a reconnect without an event id finds its answer."""
     params = {"prompt": "Once?", "grounded": "false", "key": "cut-early"}
-    held = asyncio.Event()
-    fake.next(Behaviour(hold=held, hold_after="request"))
+    release = asyncio.Event()
+    fake.next(Behaviour(hold=release, hold_after="request"))
     async with service.client.stream("GET", "/ai/stream", params=params):
-        await fake.wait_calls(1)  # cut: nothing was read
+        await fake.wait_calls(1)  # cut before anything was read
 
     async with service.client.stream("GET", "/ai/stream", params=params) as response:
-        held.set()
+        release.set()
         running = await collect(response)
     async with service.client.stream("GET", "/ai/stream", params=params) as response:
         ended = await collect(response)
@@ -283,15 +281,15 @@ async def test_a_cut_before_the_first_event_does_not_ask_twice(
 
 async def test_an_answer_in_progress_says_what_it_has(service: Service, fake: ProviderFake) -> None:
     """GET of a running answer is 202 with its text so far; afterwards it is the answer object, the log row."""
-    held = asyncio.Event()
-    fake.next(Behaviour(deltas=["One ", "two."], hold=held, hold_after=1))
+    release = asyncio.Event()
+    fake.next(Behaviour(deltas=["One ", "two."], hold=release, hold_after=1))
     started = await start_answer(service)
     path = f"/ai/answers/{started['id']}"
     await fake.wait_chunks((await fake.wait_calls(1))[0], 1)
     async with asyncio.timeout(10):
         while (running := await service.client.get(path)).json()["response"] == "":
             await asyncio.sleep(0.005)
-    held.set()
+    release.set()
     await service.wait_idle()
     ended = await service.client.get(path)
 
@@ -306,12 +304,12 @@ async def test_an_answer_in_progress_says_what_it_has(service: Service, fake: Pr
 
 
 @pytest.mark.parametrize("route", ["/ai/answers", "/ai/stream", "/ai/test"])
-async def test_stopping_leaves_the_provider_and_keeps_the_text(
+async def test_stopping_cancels_the_provider_call_and_keeps_the_text(
     service: Service, fake: ProviderFake, route: str
 ) -> None:
-    """DELETE closes the upstream connection within a second; the row says stopped with the text so far; twice is once."""
+    """DELETE closes the upstream connection within a second and keeps the text so far."""
     fake.next(Behaviour(hang_after=3))
-    asked = asyncio.create_task(service.client.post(route, json=FREE))
+    request = asyncio.create_task(service.client.post(route, json=FREE))
     call = (await fake.wait_calls(1))[0]
     (stream,) = service.services.answers._registry
     async with asyncio.timeout(10):
@@ -321,7 +319,7 @@ async def test_stopping_leaves_the_provider_and_keeps_the_text(
     responses = [await service.client.delete(f"/ai/answers/{stream.intent.id}") for _ in range(2)]
     async with asyncio.timeout(1):
         await fake.wait_idle()
-    await asked
+    await request
     row = await service.row()
     again = await service.client.delete(f"/ai/answers/{row['id']}")
 
@@ -332,23 +330,23 @@ async def test_stopping_leaves_the_provider_and_keeps_the_text(
     assert (await service.row()) == row
 
 
-async def test_readers_of_a_stopped_answer_get_its_account(
+async def test_readers_of_a_stopped_answer_receive_done(
     service: Service, fake: ProviderFake
 ) -> None:
-    """Whoever reads while the answer is stopped gets `done` with the status stopped."""
+    """Readers of a stopped answer receive `done` with status stopped."""
     fake.next(Behaviour(hang_after=2))
     started = await start_answer(service)
     async with open_events(service, started["events_url"]) as stream:
-        seen = [await anext(stream) for _ in range(3)]
+        received = [await anext(stream) for _ in range(3)]
         await service.client.delete(f"/ai/answers/{started['id']}")
-        seen += [event async for event in stream]
+        received += [event async for event in stream]
 
-    assert (seen[-1].name, seen[-1].json["status"]) == ("done", "stopped")
+    assert (received[-1].name, received[-1].json["status"]) == ("done", "stopped")
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-async def test_an_unknown_answer_is_404(service: Service, method: str) -> None:
-    """An id that nobody has been given finds nothing."""
+async def test_unknown_answer_is_404(service: Service, method: str) -> None:
+    """An id that was never issued is not found."""
     for answer_id in (create_id(utc_now()), "x"):
         assert (await service.client.request(method, f"/ai/answers/{answer_id}")).status_code == 404
     assert (
@@ -356,10 +354,8 @@ async def test_an_unknown_answer_is_404(service: Service, method: str) -> None:
     ).status_code == 404
 
 
-async def test_a_ticket_is_all_that_a_browser_needs_and_opens_once(
-    serve: Serve, fake: ProviderFake
-) -> None:
-    """The events URL works without a key, once; a second client with the same URL is refused, a reconnect is not."""
+async def test_ticket_replaces_a_credential_once(serve: Serve, fake: ProviderFake) -> None:
+    """The events URL works without a key, once; a reconnect may use it again."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="fake-model")
     async with (
         client(service, await make_key(service, "alice")) as alice,
@@ -368,36 +364,37 @@ async def test_a_ticket_is_all_that_a_browser_needs_and_opens_once(
         started = (await alice.post("/ai/answers", json=FREE)).json()
         url = started["events_url"]
         async with stranger.stream("GET", url) as response:
-            found = await collect(response)
+            received = await collect(response)
         second = await stranger.get(url)
-        reconnect = await stranger.get(url, headers={"Last-Event-ID": found[1].last_id})
+        reconnect = await stranger.get(url, headers={"Last-Event-ID": received[1].last_id})
         by_query = await stranger.get(
-            url, params={"last_event_id": found[-1].last_id, "ticket": url.partition("ticket=")[2]}
+            url,
+            params={"last_event_id": received[-1].last_id, "ticket": url.partition("ticket=")[2]},
         )
         elsewhere = await stranger.get(url.replace(started["id"], create_id(utc_now())))
         without = await stranger.get(url.partition("?")[0])
 
-    assert text_of(found) == default_text(FREE["prompt"])
+    assert text_of(received) == default_text(FREE["prompt"])
     assert (second.status_code, second.json()["code"]) == (403, "ticket_invalid")
-    assert text_of(parse_events(reconnect.content)) == text_of(found[2:])
+    assert text_of(parse_events(reconnect.content)) == text_of(received[2:])
     assert by_query.status_code == 204
     assert (elsewhere.status_code, elsewhere.json()["code"]) == (403, "ticket_invalid")
     assert without.status_code == 401
 
 
 @pytest.mark.parametrize("stage", ["running", "ended", "in the log"])
-async def test_b_never_attaches_to_the_stream_of_a(
+async def test_other_users_cannot_access_an_answer(
     serve: Serve, fake: ProviderFake, stage: str
 ) -> None:
-    """By no route does another user read, resume, fetch or stop an answer, at any stage; a ticket of theirs does not help."""
+    """No route lets another user read, resume, fetch or stop an answer, at any stage."""
     service = await serve(
         auth="keys",
         openai_base_url=fake.base_url,
         model="fake-model",
         resume_seconds=0 if stage == "in the log" else 9,
     )
-    held = asyncio.Event()
-    fake.next(Behaviour(hold=held, hold_after=3))
+    release = asyncio.Event()
+    fake.next(Behaviour(hold=release, hold_after=3))
     async with (
         client(service, await make_key(service, "a")) as a,
         client(service, await make_key(service, "b")) as b,
@@ -410,7 +407,7 @@ async def test_b_never_attaches_to_the_stream_of_a(
             .partition("?")[2]
         )
         if stage != "running":
-            held.set()
+            release.set()
             await service.wait_idle()
         if stage == "in the log":
             await wait_evicted(service)
@@ -424,7 +421,7 @@ async def test_b_never_attaches_to_the_stream_of_a(
             await b.delete(f"/ai/answers/{answer_id}"),
         ]
         with_ticket = await b.get(f"{events_url}?{theirs}", headers=last)
-        held.set()
+        release.set()
         mine = await a.get(events_url)
 
     assert [attempt.status_code for attempt in attempts] == [404] * 5
@@ -432,10 +429,10 @@ async def test_b_never_attaches_to_the_stream_of_a(
     assert text_of(parse_events(mine.content)) == default_text(FREE["prompt"])
 
 
-async def test_a_begun_answer_is_found_again_by_its_key(
+async def test_started_answer_is_attached_to_by_its_key(
     service: Service, fake: ProviderFake
 ) -> None:
-    """POST /ai/answers sent twice with one key is one answer, with a ticket each."""
+    """POST /ai/answers sent twice with one key is one answer, with one ticket each."""
     key = {"Idempotency-Key": "twice"}
     first, second = [
         await service.client.post("/ai/answers", json=FREE, headers=key) for _ in range(2)

@@ -1,4 +1,4 @@
-"""Pages of other origins: those in `KOTAE_ALLOWED_ORIGINS` may read what the service answers, and no others."""
+"""CORS: only pages of `KOTAE_ALLOWED_ORIGINS` may read responses."""
 
 import httpx2
 import pytest
@@ -29,20 +29,20 @@ REFUSED = [
 ]
 
 
-def words(response: httpx2.Response, name: str) -> set[str]:
-    """The members of a header that is a list."""
+def list_members(response: httpx2.Response, name: str) -> set[str]:
+    """The members of a list header."""
     return {
         word.strip().lower() for word in response.headers.get(name, "").split(",") if word.strip()
     }
 
 
-def told(response: httpx2.Response) -> set[str]:
-    """What a response says of CORS."""
+def cors_headers(response: httpx2.Response) -> set[str]:
+    """The names of the CORS headers of a response."""
     return {name for name in response.headers if name.startswith("access-control-")}
 
 
-async def test_a_preflight_of_an_allowed_origin_names_what_is_used(serve: Serve) -> None:
-    """It needs no credential, and allows exactly that origin, the methods of the routes and the headers that they read."""
+async def test_preflight_of_an_allowed_origin_lists_methods_and_headers(serve: Serve) -> None:
+    """A preflight needs no credential and allows that origin and the used methods and headers."""
     service = await serve(auth="keys", allowed_origins=[APP])
     response = await service.client.options("/ai/stream", headers=PREFLIGHT)
 
@@ -51,23 +51,28 @@ async def test_a_preflight_of_an_allowed_origin_names_what_is_used(serve: Serve)
         response.text,
         response.headers["access-control-allow-origin"],
     ) == (200, "OK", APP)
-    assert words(response, "access-control-allow-methods") == {"get", "post", "put", "delete"}
+    assert list_members(response, "access-control-allow-methods") == {
+        "get",
+        "post",
+        "put",
+        "delete",
+    }
     assert {
         "authorization",
         "content-type",
         "last-event-id",
         "idempotency-key",
         "x-api-key",
-    } <= words(response, "access-control-allow-headers")
-    assert "origin" in words(response, "vary")
+    } <= list_members(response, "access-control-allow-headers")
+    assert "origin" in list_members(response, "vary")
     assert "access-control-allow-credentials" not in response.headers
     assert response.headers["x-request-id"]
 
 
-async def test_an_allowed_origin_reads_answers_streams_and_problems(
+async def test_allowed_origin_reads_answers_streams_and_problems(
     serve: Serve, fake: ProviderFake
 ) -> None:
-    """Every response says that it may be read, a refusal too, and which of its headers."""
+    """Every response, refusals included, may be read by an allowed page."""
     shared = await serve(
         openai_base_url=fake.base_url, model="m", allowed_origins=["https://other.example", APP]
     )
@@ -83,12 +88,12 @@ async def test_an_allowed_origin_reads_answers_streams_and_problems(
     is_problem(large, 413, "too_large")
     for response in (answer, stream, wrong, large, logs):
         assert response.headers["access-control-allow-origin"] == APP
-        assert "origin" in words(response, "vary")
-        assert {"x-request-id", "retry-after", "etag", "ratelimit"} <= words(
+        assert "origin" in list_members(response, "vary")
+        assert {"x-request-id", "retry-after", "etag", "ratelimit"} <= list_members(
             response, "access-control-expose-headers"
         )
         assert "access-control-allow-credentials" not in response.headers
-    assert "accept" in words(logs, "vary")
+    assert "accept" in list_members(logs, "vary")
 
 
 @shared_fixture
@@ -109,25 +114,25 @@ async def test_another_origin_is_refused_and_told_nothing(
     request = await shared_with_origin.client.post("/ai/test", json=ASK, headers={"Origin": origin})
     for response in (preflight, request):
         is_problem(response, 403, "foreign_origin")
-        assert told(response) == set()
-        assert "origin" in words(response, "vary")
+        assert cors_headers(response) == set()
+        assert "origin" in list_members(response, "vary")
     assert await shared_with_origin.rows() == []  # nothing was answered
 
 
-async def test_without_the_setting_nothing_is_said(service: Service) -> None:
-    """A service that allows no origin says nothing of origins, and has no route for OPTIONS."""
-    own = await service.client.get("/ai/logs", headers={"Origin": service.url})
+async def test_without_allowed_origins_there_are_no_cors_headers(service: Service) -> None:
+    """A service without allowed origins sends no CORS headers and has no OPTIONS route."""
+    same_origin = await service.client.get("/ai/logs", headers={"Origin": service.url})
     options = await service.client.options(
         "/ai/test", headers={"Access-Control-Request-Method": "POST"}
     )
-    assert (own.status_code, options.status_code) == (200, 405)
-    for response in (own, options):
-        assert told(response) == set()
-        assert "origin" not in words(response, "vary")
+    assert (same_origin.status_code, options.status_code) == (200, 405)
+    for response in (same_origin, options):
+        assert cors_headers(response) == set()
+        assert "origin" not in list_members(response, "vary")
 
 
-async def test_an_allowed_page_uses_a_key_and_never_the_cookie(serve: Serve) -> None:
-    """A session is for our own pages: of a neighbour on the same site that is allowed, the browser sends the cookie in vain."""
+async def test_allowed_page_cannot_use_the_session_cookie(serve: Serve) -> None:
+    """Session cookies are for our own pages, not for an allowed page on the same site."""
     service = await serve(auth="keys", allowed_origins=[APP])
     key = await make_key(service, "alice")
     page = {"Origin": APP, "Sec-Fetch-Site": "same-site"}
@@ -140,8 +145,8 @@ async def test_an_allowed_page_uses_a_key_and_never_the_cookie(serve: Serve) -> 
 
 
 @pytest.mark.parametrize("fetch_site", ["cross-site", "same-site"])
-def test_a_session_is_not_for_pages_of_other_origins(fetch_site: str) -> None:
-    """Whatever the method."""
+def test_session_is_not_for_pages_of_other_origins(fetch_site: str) -> None:
+    """A session is refused for pages of other sites, whatever the method."""
     for method in ("GET", "POST", "DELETE"):
         with pytest.raises(ForeignOrigin):
             check_csrf(method=method, origin=APP, fetch_site=fetch_site, accept="*/*")
@@ -158,7 +163,7 @@ def test_a_session_is_not_for_pages_of_other_origins(fetch_site: str) -> None:
         "https://app.example, https://b",
     ],
 )
-def test_what_is_no_origin_is_refused_at_the_start(wrong: str) -> None:
-    """A wildcard or a path would never match, and whoever wrote it should know."""
+def test_invalid_origin_is_refused_at_startup(wrong: str) -> None:
+    """Wildcards and paths would never match, so they are refused at startup."""
     with pytest.raises(SettingsInvalid, match="KOTAE_ALLOWED_ORIGINS"):
         load_settings(allowed_origins=[wrong])

@@ -1,4 +1,4 @@
-"""Credentials in front of the routes."""
+"""Credentials are required by the routes."""
 
 import pytest
 from pydantic import SecretStr
@@ -54,8 +54,8 @@ async def test_with_a_secret_every_route_but_health_wants_it(
         assert (await stranger.get("/health/ready")).status_code == 200
 
 
-async def test_with_a_secret_bearer_and_basic_are_equal(serve: Serve) -> None:
-    """The secret works as a bearer token and as a Basic password, which a browser can send with an EventSource."""
+async def test_bearer_and_basic_are_equivalent(serve: Serve) -> None:
+    """The secret works as a bearer token and as a Basic password."""
     service = await serve(auth="keys", secret=SecretStr(SECRET), seeded=True)
     assert (await service.client.get("/ai/logs")).status_code == 200
     async with http_client(service.url, auth=("anyone", SECRET)) as browser:
@@ -65,8 +65,8 @@ async def test_with_a_secret_bearer_and_basic_are_equal(serve: Serve) -> None:
         assert (await browser.get("/", headers={"Host": "kotae.example"})).status_code == 200
 
 
-async def test_user_id_is_believed_in_open_mode(service: Service) -> None:
-    """In open mode the account goes to whom the body names."""
+async def test_user_id_is_accepted_in_open_mode(service: Service) -> None:
+    """In open mode the answer is recorded for the user named in the body."""
     await service.client.post("/ai/test", json=ASK | {"user_id": "alice"})
 
     assert (await service.row())["user_id"] == "alice"

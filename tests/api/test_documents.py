@@ -1,4 +1,4 @@
-"""Uploads: encodings, several files, limits, samples, pages of the list."""
+"""Uploads: encodings, several files, limits, samples, pagination."""
 
 import asyncio
 
@@ -20,8 +20,8 @@ FILES = {
 
 
 @pytest.mark.parametrize("encoding", FILES)
-async def test_files_in_every_usual_encoding(serve: Serve, encoding: str) -> None:
-    """A file is read in its own encoding, which the answer names; its text is what was written."""
+async def test_files_are_decoded_in_their_encoding(serve: Serve, encoding: str) -> None:
+    """A file is decoded in its own encoding, which the response names."""
     service = await serve()
     response = await service.client.post("/ai/upload", files={"files": FILES[encoding]})
 
@@ -39,7 +39,7 @@ async def test_files_in_every_usual_encoding(serve: Serve, encoding: str) -> Non
 
 
 async def test_several_files_are_stored_together_or_not_at_all(serve: Serve) -> None:
-    """One file that is not text refuses the whole upload, with its name and the reason, and nothing is stored."""
+    """One file that is not text rejects the whole upload, naming the file and the reason."""
     service = await serve()
     good, image = (
         ("files", ("good.txt", EN.encode())),
@@ -57,8 +57,8 @@ async def test_several_files_are_stored_together_or_not_at_all(serve: Serve) -> 
     assert [document["title"] for document in stored] == ["good.txt", "sjis.txt"]
 
 
-async def test_the_same_text_twice_is_one_document(serve: Serve) -> None:
-    """Given again, under another name and in another encoding, it is found instead of stored."""
+async def test_same_text_twice_is_one_document(serve: Serve) -> None:
+    """The same text in another encoding and under another name is found, not stored again."""
     service = await serve()
     first = (await service.client.post("/ai/upload", files={"files": FILES["utf-8"]})).json()
     again = await service.client.post("/ai/upload", files={"files": FILES["cp932"]})
@@ -93,7 +93,7 @@ async def test_uploads_have_limits(serve: Serve) -> None:
 
 
 async def test_seeding_twice_changes_nothing(serve: Serve) -> None:
-    """POST /seed gives the same documents again, none of them new."""
+    """POST /seed returns the same documents again, none of them new."""
     service = await serve()
     first = (await service.client.post("/seed")).json()["items"]
     second = (await service.client.post("/seed")).json()["items"]
@@ -105,22 +105,22 @@ async def test_seeding_twice_changes_nothing(serve: Serve) -> None:
 
 
 async def test_documents_are_listed_by_pages(serve: Serve) -> None:
-    """Newest first, each once, to the end."""
+    """Pages list every document once, newest first."""
     service = await serve(seeded=True)
-    seen, params = [], {"limit": "4"}
+    listed, params = [], {"limit": "4"}
     while True:
         page = (await service.client.get("/ai/documents", params=params)).json()
-        seen += [document["document_id"] for document in page["items"]]
+        listed += [document["document_id"] for document in page["items"]]
         if page["next_cursor"] is None:
             break
         params["cursor"] = page["next_cursor"]
 
-    assert seen == sorted(set(seen), reverse=True)
-    assert len(seen) == 10
+    assert listed == sorted(set(listed), reverse=True)
+    assert len(listed) == 10
 
 
 async def test_too_many_waiting_searches_are_refused(serve: Serve) -> None:
-    """Those that wait get their turn; one more is told to come back, before anything was done for it."""
+    """A search beyond the limit of waiting searches is refused; the others are served."""
     service = await serve(seeded=True)
     retrieval = service.services.retrieval
     async with retrieval._semaphore, asyncio.timeout(20):

@@ -1,4 +1,4 @@
-"""The fast path of questions gives what FastAPI's path gives."""
+"""The fast path for questions returns what FastAPI's path returns."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ SAME = (
 async def test_both_paths_give_the_same_answer(
     service: Service, fake: ProviderFake, fields: dict[str, Any]
 ) -> None:
-    """The same body is answered the same, and the provider receives the same request."""
+    """The same body gets the same answer, and the provider receives the same request."""
     fast, slow = [
         (
             await service.client.post(
@@ -60,7 +60,7 @@ async def test_both_paths_give_the_same_answer(
 async def test_both_paths_refuse_the_same_bodies(
     shared_service: Service, shared_fake: ProviderFake, content: bytes
 ) -> None:
-    """A body that the fast path does not take is refused in FastAPI's words."""
+    """A body that the fast path does not accept is refused with FastAPI's errors."""
     fast, slow = [
         (
             await shared_service.client.post(

@@ -8,7 +8,7 @@ ASK = {"prompt": "Why?", "grounded": False}
 
 
 async def test_health_and_metrics(service: Service) -> None:
-    """Live, ready with the state of its parts, and metrics that count what happened."""
+    """Liveness, readiness with the state of its parts, and request metrics."""
     await service.client.post("/ai/test", json=ASK)
     ready = await service.client.get("/health/ready")
     metrics = (await service.client.get("/metrics")).text
@@ -26,8 +26,8 @@ async def test_health_and_metrics(service: Service) -> None:
     assert 'kotae_http_requests_total{method="POST",route="/ai/test",status="200"} 1.0' in metrics
 
 
-async def test_ready_says_that_it_stops(service: Service) -> None:
-    """From the first signal on the service is not ready, and refuses new answers."""
+async def test_ready_reports_stopping(service: Service) -> None:
+    """After the first signal the service is not ready and refuses new answers."""
     service.services.answers.refuse_new()
     response = await service.client.get("/health/ready")
 

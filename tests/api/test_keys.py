@@ -8,7 +8,7 @@ from tests.problems import is_problem
 
 
 async def test_keys_through_the_routes(serve: Serve) -> None:
-    """A user makes, lists, rotates and revokes keys of their own; a revoked one is refused at once."""
+    """A user creates, lists, rotates and revokes keys; a revoked key is refused immediately."""
     service = await serve(auth="keys", secret=SecretStr(SECRET))
     first = (
         await service.client.post(

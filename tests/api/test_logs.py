@@ -60,22 +60,22 @@ async def get(service: Service, **params: Any) -> dict[str, Any]:
     return body
 
 
-def numbers(page: dict[str, Any]) -> list[int]:
-    """Which of the filled rows a page has."""
+def list_numbers(page: dict[str, Any]) -> list[int]:
+    """The numbers of the rows on a page."""
     return [int(item["prompt"].split()[1]) for item in page["items"]]
 
 
 @shared_loop
 async def test_pages_go_from_newest_to_oldest_and_end(shared_log: Service) -> None:
     """Following next_cursor shows every row once, newest first; the last page has no cursor."""
-    seen, cursor = [], None
+    listed, cursor = [], None
     while True:
         page = await get(shared_log, limit=7, **({"cursor": cursor} if cursor else {}))
-        seen += numbers(page)
+        listed += list_numbers(page)
         if (cursor := page["next_cursor"]) is None:
             break
 
-    assert seen == list(range(24, -1, -1))
+    assert listed == list(range(24, -1, -1))
 
 
 async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> None:
@@ -84,7 +84,7 @@ async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> N
     await write(filled.services.database, [build_outcome(build_intent(prompt="prompt 99"))])
     second = await get(filled, limit=5, cursor=first["next_cursor"])
 
-    assert numbers(first) + numbers(second) == list(range(24, 14, -1))
+    assert list_numbers(first) + list_numbers(second) == list(range(24, 14, -1))
 
 
 @shared_loop
@@ -106,7 +106,7 @@ async def test_filters(
     shared_log: Service, params: dict[str, str], expected: Sequence[int]
 ) -> None:
     """Each filter narrows, and they narrow together; since is inclusive, until exclusive."""
-    assert numbers(await get(shared_log, **params)) == list(expected)
+    assert list_numbers(await get(shared_log, **params)) == list(expected)
 
 
 async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) -> None:
@@ -116,11 +116,11 @@ async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) ->
     late = build_outcome(build_intent(at=START - timedelta(days=1), prompt="prompt 100"))
     await write(filled.services.database, [late, build_outcome(build_intent(prompt="prompt 101"))])
 
-    seen = await get(filled, after=at_the_end["next_cursor"])
-    again = await get(filled, after=seen["next_cursor"])
+    tail = await get(filled, after=at_the_end["next_cursor"])
+    again = await get(filled, after=tail["next_cursor"])
 
-    assert numbers(seen) == [100, 101]
-    assert (again["items"], again["next_cursor"]) == ([], seen["next_cursor"])
+    assert list_numbers(tail) == [100, 101]
+    assert (again["items"], again["next_cursor"]) == ([], tail["next_cursor"])
 
 
 @shared_loop
@@ -145,8 +145,8 @@ async def test_a_page_has_a_greatest_size(shared_log: Service, limit: Any) -> No
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
 
 
-async def test_a_poller_is_told_that_nothing_changed(filled: Service) -> None:
-    """The same ETag gives 304 without a body, until a row is added."""
+async def test_unchanged_page_is_304(filled: Service) -> None:
+    """An unchanged page is a 304 without a body, until a row is added."""
     first = await filled.client.get("/ai/logs")
     same = await filled.client.get(
         "/ai/logs", headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'}
@@ -180,8 +180,8 @@ async def test_an_export_as_ndjson_has_every_row_that_fits(shared_log: Service) 
     ]
 
 
-async def test_an_export_as_csv_has_no_formula(serve: Serve) -> None:
-    """A cell that a spreadsheet would run is neutralised; everything else is as it is in the log."""
+async def test_csv_export_contains_no_formulas(serve: Serve) -> None:
+    """Cells that a spreadsheet would evaluate are neutralised."""
     service = await serve()
     prompts = [
         "=1+1",
@@ -211,8 +211,8 @@ async def test_an_export_as_csv_has_no_formula(serve: Serve) -> None:
     assert rows[0]["created_at"] == "2026-03-01T00:07:00Z"
 
 
-async def test_an_export_is_paged_inside(serve: Serve) -> None:
-    """More rows than one page of the export come out once each."""
+async def test_export_spans_internal_pages(serve: Serve) -> None:
+    """An export of more rows than one internal page contains each row once."""
     service = await serve()
     await write(
         service.services.database,
@@ -229,8 +229,8 @@ async def test_an_export_is_paged_inside(serve: Serve) -> None:
     ]
 
 
-async def test_the_log_has_what_ended_before_it_was_asked(serve: Serve) -> None:
-    """An answer that was received is in the log that is asked for next."""
+async def test_log_contains_answers_that_ended_before_the_request(serve: Serve) -> None:
+    """The log contains every answer that was received before the request."""
     service = await serve(seeded=True)
 
     for _ in range(5):
@@ -248,7 +248,7 @@ async def test_tails_follow_the_order_of_commit(shared_log: Service, which: dict
     """A tail goes by `seq`, a user's by an index of it: it neither sorts nor reads what was there before."""
     database = shared_log.services.database
     first = (await get(shared_log, limit=1))["items"][0]["id"]
-    found = await explain_queries(
+    query_plans = await explain_queries(
         database,
         lambda session: request_log.read_tail(session, LogFilter(**which), limit=50, after=first),
     )
@@ -258,15 +258,15 @@ async def test_tails_follow_the_order_of_commit(shared_log: Service, which: dict
         if "user_id" in which
         else "INTEGER PRIMARY KEY (rowid>?"
     )
-    assert all(expected in plan and "; " not in plan for plan in found[1:]), found
+    assert all(expected in plan and "; " not in plan for plan in query_plans[1:]), query_plans
 
 
-def log_filter(which: dict[str, Any]) -> LogFilter:
-    """The filter of some query parameters."""
-    return msgspec.convert(which, LogFilter)
+def log_filter(params: dict[str, Any]) -> LogFilter:
+    """A filter from query parameters."""
+    return msgspec.convert(params, LogFilter)
 
 
-def number(item: Answer) -> int:
+def get_number(item: Answer) -> int:
     """The number in the prompt of a row."""
     return int(str(item.prompt).split()[1])
 
@@ -287,14 +287,14 @@ async def test_a_page_ends_early_rather_than_look_at_everything(
 ) -> None:
     """With several filters a page may be short or empty and have a cursor: followed to the end, it shows every row once."""
     database, filters = shared_log.services.database, log_filter(which)
-    seen: list[int] = []
+    listed: list[int] = []
     pages, cursor = 0, None
     while True:
         async with database.read_session() as session:
             page = await request_log.read_page(
                 session, filters, limit=50, cursor=cursor, scan_max=2
             )
-        seen, pages = seen + [number(item) for item in page.items], pages + 1
+        listed, pages = listed + [get_number(item) for item in page.items], pages + 1
         if (cursor := page.next_cursor) is None:
             break
     exported = [
@@ -303,9 +303,9 @@ async def test_a_page_ends_early_rather_than_look_at_everything(
         for item in items
     ]
 
-    assert seen == expected
+    assert listed == expected
     assert pages > 1
-    assert [number(item) for item in exported] == expected
+    assert [get_number(item) for item in exported] == expected
 
 
 @shared_loop
@@ -319,38 +319,38 @@ async def test_a_tail_goes_on_where_it_stopped_looking(
     """A tail with filters looks at some rows at a time; its cursor goes on, and shows nobody the id of another's answer."""
     everything = await get(shared_log, limit=200)
     ids = {item["id"]: item for item in everything["items"]}
-    seen: list[int] = []
+    listed: list[int] = []
     after = next(
         item["id"] for item in everything["items"] if item["prompt"] == "prompt 1"
-    )  # the first that was committed
+    )  # the first row committed
     for _ in range(10):
         async with shared_log.services.database.read_session() as session:
             page = await request_log.read_tail(
                 session, log_filter(which), limit=2, after=after, scan_max=3
             )
         assert page.next_cursor is not None
-        seen, after = seen + [number(item) for item in page.items], page.next_cursor
+        listed, after = listed + [get_number(item) for item in page.items], page.next_cursor
         assert which.get("user_id") is None or ids[after]["user_id"] == which["user_id"]
     committed = [*range(3, 25, 2), *range(0, 25, 2)]
     fits = [
         n
         for n in committed
         if all(
-            each
+            value
             == {
                 "model": f"m{n % 3}",
                 "user_id": "ab"[n % 2],
                 "status": "completed" if n % 5 else "timeout",
             }[name]
-            for name, each in which.items()
+            for name, value in which.items()
         )
     ]
 
-    assert seen == fits
+    assert listed == fits
 
 
 async def test_readers_of_the_log_do_not_wait_for_a_stuck_database(serve: Serve) -> None:
-    """While the writer waits for a lock, the log is served without what is late."""
+    """While the writer waits for a lock, the log is served without late rows."""
     service = await serve(seeded=True)
     async with service.services.database.transaction():
         await service.client.post("/ai/test", json={"prompt": "返品は何日以内にできますか？"})
@@ -363,7 +363,7 @@ async def test_readers_of_the_log_do_not_wait_for_a_stuck_database(serve: Serve)
     "since", ["0001-01-01T00:00:00Z", "1960-01-01T00:00:00Z", "1970-01-01T00:00:00Z"]
 )
 async def test_since_may_be_before_any_answer(service: Service, since: str) -> None:
-    """A moment before 1970, which no id can carry, leaves nothing out."""
+    """A moment before 1970, which no id can represent, excludes nothing."""
     await service.client.post("/ai/test", json={"prompt": "Why?", "grounded": False})
 
     assert len(await service.rows(since=since)) == 1

@@ -1,4 +1,4 @@
-"""The edge: problems, sources, limits, credentials, documents of the routes."""
+"""The middleware: request ids, hosts, body limits, headers."""
 
 import re
 from typing import Any
@@ -10,8 +10,8 @@ from tests.problems import is_problem
 ASK = {"prompt": "Why?", "grounded": False}
 
 
-async def test_a_body_without_length_is_counted(service: Service) -> None:
-    """A chunked body is refused as soon as it is too long."""
+async def test_body_without_length_is_counted(service: Service) -> None:
+    """A chunked body is refused as soon as it exceeds the limit."""
 
     async def endless() -> Any:
         for _ in range(10_000):
@@ -24,8 +24,8 @@ async def test_a_body_without_length_is_counted(service: Service) -> None:
     is_problem(response, 413, "too_large")
 
 
-async def test_a_request_id_is_kept_if_it_is_one(service: Service) -> None:
-    """A caller's id is used in the answer and the row; one that could forge a log line is not."""
+async def test_valid_request_id_is_used(service: Service) -> None:
+    """A caller's request id is used, unless it could forge a log line."""
     mine = (
         await service.client.post("/ai/test", json=ASK, headers={"X-Request-ID": "trace-1.2_3"})
     ).json()["request_id"]
@@ -37,7 +37,7 @@ async def test_a_request_id_is_kept_if_it_is_one(service: Service) -> None:
     assert re.fullmatch(r"[0-9a-f-]{36}", other)
 
 
-async def test_a_foreign_host_reaches_nothing(service: Service, fake: ProviderFake) -> None:
+async def test_foreign_host_is_refused_on_every_route(service: Service, fake: ProviderFake) -> None:
     """A rebound DNS name is a 400 problem on every route."""
     for path in ("/", "/ai/logs", "/health/live", "/docs", "/web/app.js"):
         is_problem(

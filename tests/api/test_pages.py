@@ -8,8 +8,8 @@ from tests.api.test_sessions import signed_in
 from tests.conftest import Serve, Service
 
 
-async def test_the_docs_page_loads_nothing_from_elsewhere(service: Service) -> None:
-    """Swagger UI comes from the service itself."""
+async def test_docs_page_loads_nothing_from_elsewhere(service: Service) -> None:
+    """Swagger UI is served by the service."""
     page = (await service.client.get("/docs")).text
     links = re.findall(r'(?:src|href)="([^"]+)"', page)
 
@@ -19,8 +19,8 @@ async def test_the_docs_page_loads_nothing_from_elsewhere(service: Service) -> N
     assert (await service.client.get("/openapi.json")).json()["info"]["title"] == "Kotae"
 
 
-async def test_pages_lead_to_the_sign_in(serve: Serve) -> None:
-    """Without a credential the page sends to `/signin`, which loads nothing from elsewhere; with one it opens."""
+async def test_page_redirects_to_the_sign_in_page(serve: Serve) -> None:
+    """Without a credential the page redirects to `/signin`, which loads nothing from elsewhere."""
     service = await serve(auth="keys")
     async with (
         aclosing(await signed_in(service, await make_key(service, "alice"))) as browser,

@@ -6,7 +6,7 @@ import pytest
 
 from service.api.problems import create_quota_headers
 from tests.conftest import Service, shared_loop
-from tests.core.quota.test_local import ledger, user
+from tests.core.quota.test_local import create_quota, user
 from tests.fakes.provider import ProviderFake
 from tests.problems import is_problem
 
@@ -22,7 +22,7 @@ ASK = {"prompt": "Why?", "grounded": False}
         ("POST", "/ai/test", {"content": b"{"}, 422, "invalid_request"),
         ("POST", "/ai/test", {"json": {}}, 422, "invalid_request"),
         ("POST", "/ai/test", {"json": {"prompt": "  \n"}}, 422, "invalid_request"),
-        ("POST", "/ai/test", {"json": ASK | {"api_base": "http://evil.test"}}, 422, "invalid_request"),
+        ("POST", "/ai/test", {"json": ASK | {"api_base": "x"}}, 422, "invalid_request"),
         ("POST", "/ai/test", {"json": ASK | {"temperature": 3}}, 422, "invalid_request"),
         ("POST", "/ai/test", {"json": ASK | {"prompt": "x" * 20_001}}, 413, "too_large"),
         ("POST", "/ai/test", {"json": ASK | {"max_tokens": 10_000}}, 413, "too_large"),
@@ -45,7 +45,7 @@ async def test_every_refusal_is_a_problem(
     status: int,
     code: str,
 ) -> None:
-    """Whatever refuses a request, the answer is application/problem+json with its code, and no provider is called."""
+    """Every refusal is application/problem+json with its code, and no provider is called."""
     if "content" in sent and path != "/ai/upload":
         sent = sent | {"headers": {"Content-Type": "application/json"}}
 
@@ -62,10 +62,10 @@ async def test_a_mistake_is_named_and_not_repeated(shared_service: Service) -> N
     assert "hunter2" not in response.text
 
 
-async def test_a_fault_of_ours_is_a_problem_without_its_cause(
+async def test_internal_error_does_not_reveal_its_cause(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unexpected exception gives a 500 problem that tells nothing but the request id."""
+    """An unexpected exception is a 500 problem that reveals only the request id."""
 
     async def broken(*_: Any) -> None:
         raise RuntimeError("the secret is hunter2")
@@ -78,9 +78,9 @@ async def test_a_fault_of_ours_is_a_problem_without_its_cause(
 
 
 def test_headers_are_structured_fields() -> None:
-    """`RateLimit-Policy` and `RateLimit` have an item for each limit, with the parameters of the draft."""
-    book = ledger()
-    asked = create_quota_headers(
+    """`RateLimit-Policy` and `RateLimit` have one item per limit."""
+    book = create_quota()
+    headers = create_quota_headers(
         book.windows(
             user(
                 requests_per_minute=60,
@@ -91,11 +91,12 @@ def test_headers_are_structured_fields() -> None:
         )
     )
 
-    assert asked["RateLimit-Policy"] == (
+    assert headers["RateLimit-Policy"] == (
         '"user-requests-per-minute";q=60;w=60, "user-tokens-per-day";q=1000;w=86400;qu="tokens", '
-        '"user-cost-usd-per-month";q=999999999999999;w=2678400;qu="nano-usd", "user-concurrent";q=2;qu="concurrent-requests"'
+        '"user-cost-usd-per-month";q=999999999999999;w=2678400;qu="nano-usd", '
+        '"user-concurrent";q=2;qu="concurrent-requests"'
     )
-    assert asked["RateLimit"] == (
+    assert headers["RateLimit"] == (
         '"user-requests-per-minute";r=60;t=55, "user-tokens-per-day";r=1000;t=43195, '
         '"user-cost-usd-per-month";r=999999999999999;t=43195, "user-concurrent";r=2'
     )

@@ -1,4 +1,4 @@
-"""Usage, quotas and plans, through the routes and the command line."""
+"""Usage, quotas and plans through the routes."""
 
 from pydantic import SecretStr
 
@@ -10,8 +10,8 @@ from tests.problems import is_problem
 ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 
 
-async def test_usage_says_what_is_used_and_left(serve: Serve, fake: ProviderFake) -> None:
-    """Limits with used, held and left; what is used beside; totals that are the sum of the rows. One's own, or an admin's to see."""
+async def test_usage_reports_used_held_and_left(serve: Serve, fake: ProviderFake) -> None:
+    """Limits with used, held and left amounts, and totals that equal the sum of the rows."""
     service = await serve(
         auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
     )
@@ -24,8 +24,10 @@ async def test_usage_says_what_is_used_and_left(serve: Serve, fake: ProviderFake
     ):
         answers = [(await alice.post("/ai/test", json=ASK)).json() for _ in range(3)]
         await service.wait_idle()
-        own = (await alice.get("/ai/usage")).json()
-        seen = (await service.client.get("/ai/usage", params={"user_id": "alice"})).json()
+        usage = (await alice.get("/ai/usage")).json()
+        usage_for_admin = (
+            await service.client.get("/ai/usage", params={"user_id": "alice"})
+        ).json()
         is_problem(await bob.get("/ai/usage", params={"user_id": "alice"}), 404, "not_found")
         is_problem(await bob.get("/ai/users/alice/quota"), 404, "not_found")
         is_problem(
@@ -35,11 +37,17 @@ async def test_usage_says_what_is_used_and_left(serve: Serve, fake: ProviderFake
         assert (await bob.get("/ai/usage")).json()["totals"] == []
 
     spent = sum(answer["total_tokens"] for answer in answers)
-    assert own == seen | {"limits": own["limits"]}
-    assert own["limits"][0] | {"reset_seconds": 1} == {
-        "name": "tokens_per_day", "of": "user", "limit": 5000, "used": spent, "held": 0, "left": 5000 - spent, "reset_seconds": 1,
-    }  # fmt: skip
-    assert own["limits"][1] == {
+    assert usage == usage_for_admin | {"limits": usage["limits"]}
+    assert usage["limits"][0] | {"reset_seconds": 1} == {
+        "name": "tokens_per_day",
+        "of": "user",
+        "limit": 5000,
+        "used": spent,
+        "held": 0,
+        "left": 5000 - spent,
+        "reset_seconds": 1,
+    }
+    assert usage["limits"][1] == {
         "name": "concurrent",
         "of": "user",
         "limit": 3,
@@ -48,9 +56,9 @@ async def test_usage_says_what_is_used_and_left(serve: Serve, fake: ProviderFake
         "left": 3,
         "reset_seconds": None,
     }
-    assert own["used"]["tokens_per_month"] == {"used": spent, "held": 0}
-    assert own["used"]["cost_usd_per_day"] == {"used": "0", "held": "0"}
-    (total,) = own["totals"]
+    assert usage["used"]["tokens_per_month"] == {"used": spent, "held": 0}
+    assert usage["used"]["cost_usd_per_day"] == {"used": "0", "held": "0"}
+    (total,) = usage["totals"]
     assert (
         total["answers"],
         total["prompt_tokens"] + total["completion_tokens"],
@@ -58,8 +66,8 @@ async def test_usage_says_what_is_used_and_left(serve: Serve, fake: ProviderFake
     ) == (3, spent, 3)
 
 
-async def test_quotas_and_plans_are_in_force_at_once(serve: Serve, fake: ProviderFake) -> None:
-    """A user has limits of their own, else their plan's, else the default plan's; a change counts for the next request."""
+async def test_quotas_and_plans_take_effect_immediately(serve: Serve, fake: ProviderFake) -> None:
+    """A user's own limits, their plan's or the default plan's apply from the next request."""
     service = await serve(
         auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
     )
@@ -100,10 +108,10 @@ async def test_quotas_and_plans_are_in_force_at_once(serve: Serve, fake: Provide
     assert (await root.post("/ai/test", json=ASK)).status_code == 200
 
 
-async def test_an_admin_s_question_is_charged_to_whom_it_is_for(
+async def test_request_for_another_user_is_charged_to_that_user(
     serve: Serve, fake: ProviderFake
 ) -> None:
-    """On behalf of a user, the user's limits are in the way, even of one who was never seen; the admin has none."""
+    """A request for another user is limited by that user's limits."""
     service = await serve(
         auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
     )
@@ -116,8 +124,10 @@ async def test_an_admin_s_question_is_charged_to_whom_it_is_for(
     assert (await service.client.post("/ai/test", json=ASK)).status_code == 200
 
 
-async def test_a_key_s_limits_come_beside_its_user_s(serve: Serve, fake: ProviderFake) -> None:
-    """One key used up leaves the user's others; a key with limits makes no keys without."""
+async def test_key_limits_apply_in_addition_to_user_limits(
+    serve: Serve, fake: ProviderFake
+) -> None:
+    """A key that reached its limit does not affect the user's other keys."""
     service = await serve(
         auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
     )
@@ -128,19 +138,20 @@ async def test_a_key_s_limits_come_beside_its_user_s(serve: Serve, fake: Provide
     ).json()
     assert small["limits"] == {"requests_per_minute": 1}
     async with (
-        client(service, small["key"]) as one,
-        client(service, await make_key(service, "alice")) as other,
+        client(service, small["key"]) as limited,
+        client(service, await make_key(service, "alice")) as unlimited,
     ):
-        assert (await one.post("/ai/test", json=ASK)).status_code == 200
+        assert (await limited.post("/ai/test", json=ASK)).status_code == 200
         assert (
-            is_problem(await one.post("/ai/test", json=ASK), 429, "quota_exceeded")["of"] == "key"
+            is_problem(await limited.post("/ai/test", json=ASK), 429, "quota_exceeded")["of"]
+            == "key"
         )
-        assert (await other.post("/ai/test", json=ASK)).status_code == 200
-        is_problem(await one.post("/ai/keys", json={}), 403, "forbidden")
+        assert (await unlimited.post("/ai/test", json=ASK)).status_code == 200
+        is_problem(await limited.post("/ai/keys", json={}), 403, "forbidden")
 
 
-async def test_a_disabled_user_is_refused_at_once(serve: Serve) -> None:
-    """Through the route, the next request is a 401, and enabling brings it back."""
+async def test_disabled_user_is_refused_immediately(serve: Serve) -> None:
+    """A disabled user is refused from the next request until enabled again."""
     service = await serve(auth="keys", secret=SecretStr(SECRET))
     async with client(service, await make_key(service, "alice")) as alice:
         assert (await alice.get("/ai/logs")).status_code == 200

@@ -8,7 +8,7 @@ from service.main import create_app
 
 
 def test_every_route_documents_its_errors() -> None:
-    """Each operation declares the problems it may answer with, and each reference in the document leads somewhere."""
+    """Each operation documents its problems, and every reference in the document resolves."""
     document = create_app(Settings()).openapi()
     for path, operations in document["paths"].items():
         for operation in operations.values():

@@ -1,4 +1,4 @@
-"""The browser's session: a cookie that stands for a key, ends with it, and is no other site's to use."""
+"""Browser sessions: a cookie that replaces a key, ends with it, and is useless to other sites."""
 
 from contextlib import aclosing
 from datetime import timedelta
@@ -17,15 +17,15 @@ from tests.problems import is_problem
 
 
 async def signed_in(service: Service, credential: Any, **headers: str) -> httpx2.AsyncClient:
-    """A browser that has signed in; it keeps its cookie."""
+    """A browser that has signed in."""
     browser = client(service)
     answer = await browser.post("/auth/session", headers=bearer(credential) | headers)
     assert answer.status_code == 200, answer.text
     return browser
 
 
-async def test_a_key_becomes_a_cookie_and_the_cookie_an_end(serve: Serve) -> None:
-    """The cookie has the rights of its key; signing out ends it for good, and the key stays."""
+async def test_session_has_the_rights_of_its_key_until_sign_out(serve: Serve) -> None:
+    """The cookie has the rights of its key; signing out invalidates it but not the key."""
     service = await serve(auth="keys")
     key = await make_key(service, "alice")
     async with aclosing(await signed_in(service, key)) as browser, client(service) as thief:
@@ -49,8 +49,8 @@ async def test_a_key_becomes_a_cookie_and_the_cookie_an_end(serve: Serve) -> Non
         assert (await alice.get("/ai/logs")).status_code == 200
 
 
-async def test_the_cookie_is_as_safe_as_cookies_get(serve: Serve) -> None:
-    """HttpOnly and Lax always; with TLS in front `__Host-` and Secure, and then no other name is taken."""
+async def test_session_cookie_attributes(serve: Serve) -> None:
+    """HttpOnly and Lax always; over TLS `__Host-` and Secure, and no other name is accepted."""
     service = await serve(auth="keys")
     key = await make_key(service, "alice")
     async with client(service, key) as alice:
@@ -78,15 +78,15 @@ async def test_the_cookie_is_as_safe_as_cookies_get(serve: Serve) -> None:
         assert "Domain" not in cookie
 
 
-async def test_a_session_ends_with_what_it_was_exchanged_for(serve: Serve) -> None:
-    """With its key's revocation, its key's end, its user, or another KOTAE_SECRET."""
+async def test_session_ends_with_its_credential(serve: Serve) -> None:
+    """A session ends with its key's revocation or expiry, its user, or a new KOTAE_SECRET."""
     service = await serve(auth="keys", secret=SecretStr(SECRET))
     revoked, disabled = await make_key(service, "alice"), await make_key(service, "bob")
     short = await make_key(service, "carol", expires_at=utc_now() + timedelta(minutes=5))
     browsers = [await signed_in(service, key) for key in (revoked, disabled, short, SECRET)]
     assert (await browsers[3].get("/metrics")).status_code == 200
-    told = (await browsers[2].get("/auth/session")).json()["expires_at"]
-    assert told <= (utc_now() + timedelta(minutes=5)).isoformat().replace("+00:00", "Z")
+    expires_at = (await browsers[2].get("/auth/session")).json()["expires_at"]
+    assert expires_at <= (utc_now() + timedelta(minutes=5)).isoformat().replace("+00:00", "Z")
     await store.revoke_key(service.services.database, BOOTSTRAP, revoked.id)
     await store.put_user(service.services.database, "bob", disabled=True)
     service.services.authenticator._secret_hash = hash_credential("another" * 8)
@@ -96,8 +96,8 @@ async def test_a_session_ends_with_what_it_was_exchanged_for(serve: Serve) -> No
         await browser.aclose()
 
 
-async def test_no_other_site_uses_the_cookie(serve: Serve) -> None:
-    """A foreign page's request is refused, with every header that browsers send or do not send."""
+async def test_other_sites_cannot_use_the_cookie(serve: Serve) -> None:
+    """Requests of foreign pages are refused for every combination of headers."""
     service = await serve(auth="keys")
     async with aclosing(await signed_in(service, await make_key(service, "alice"))) as browser:
         for headers in (
@@ -132,8 +132,8 @@ async def test_no_other_site_uses_the_cookie(serve: Serve) -> None:
             ).status_code == 200
 
 
-async def test_in_open_mode_nobody_signs_in(serve: Serve) -> None:
-    """Everyone is the admin already; there is no cookie."""
+async def test_open_mode_has_no_sign_in(serve: Serve) -> None:
+    """In open mode every caller is an admin without a cookie."""
     service = await serve()
     answer = await service.client.post("/auth/session")
     assert (answer.json()["user_id"], "set-cookie" in answer.headers) == ("local", False)

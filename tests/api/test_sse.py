@@ -12,10 +12,10 @@ from tests.sse import Parser, text_of
 from tests.streams import read_all_events, start_answer
 
 
-async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(
+async def test_stalled_reader_is_disconnected_and_may_resume(
     serve: Serve, fake: ProviderFake
 ) -> None:
-    """After send_seconds_max its connection is gone, the answer has ended as ever, and a new reader gets all of it."""
+    """After send_seconds_max a stalled reader is disconnected; a new reader gets everything."""
     service = await serve(
         openai_base_url=fake.base_url,
         model="fake-model",
@@ -24,19 +24,19 @@ async def test_a_reader_that_takes_nothing_is_dropped_and_may_resume(
     )
     fake.next(Behaviour(chunks=20_000, chunks_per_write=0))
     started = await start_answer(service)
-    where = urlsplit(service.url)
+    address = urlsplit(service.url)
     with socket.socket() as stalled:
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        stalled.connect((where.hostname, where.port))
+        stalled.connect((address.hostname, address.port))
         connections = service.server.server_state.connections
-        known = set(connections)
+        before = set(connections)
         stalled.sendall(
-            f"GET {started['events_url']} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode()
+            f"GET {started['events_url']} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode()
         )
         async with asyncio.timeout(10):
-            while not connections - known:
+            while not connections - before:
                 await asyncio.sleep(0)
-            (connection,) = connections - known
+            (connection,) = connections - before
             waiting = []
             while connection in connections:
                 waiting.append(connection.transport.get_write_buffer_size())
@@ -54,20 +54,20 @@ async def test_silence_is_filled_with_comments(serve: Serve, fake: ProviderFake)
     service = await serve(
         openai_base_url=fake.base_url, model="fake-model", limits=ServiceLimits(ping_seconds=0.05)
     )
-    held = asyncio.Event()
-    fake.next(Behaviour(hold=held, hold_after=1))
-    parser, found = Parser(), []
+    release = asyncio.Event()
+    fake.next(Behaviour(hold=release, hold_after=1))
+    parser, received = Parser(), []
     async with service.client.stream(
         "GET", "/ai/stream", params={"prompt": "x", "grounded": "false"}
     ) as response:
         data = b""
         async for piece in response.aiter_raw():
             data += piece
-            found += parser.feed(piece)
+            received += parser.feed(piece)
             if len(parser.comments) > 2:
-                held.set()
+                release.set()
 
     assert set(parser.comments) == {"ping"}
     assert data.startswith(b"retry: 2000\nevent: start\n")
     assert data.count(b"retry:") == 1
-    assert found[-1].name == "done"
+    assert received[-1].name == "done"

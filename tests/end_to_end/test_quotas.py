@@ -48,7 +48,7 @@ async def room_for(service: Service, count: int) -> tuple[str, int]:
     async with service.services.database.read_session() as session:
         query = sa.select(request_logs.c.held_tokens)
         held = int((await session.execute(query)).scalar_one())
-    used = service.services.quota.used("user:alice")["tokens_per_day"][0]
+    used = service.services.quota.get_usage("user:alice")["tokens_per_day"][0]
     await store.put_user(
         service.services.database, "alice", limits=QuotaLimits(tokens_per_day=used + held * count)
     )
@@ -112,7 +112,7 @@ async def test_two_hundred_at_once_against_room_for_ten(
     async with client(service, key) as caller:
         rows = (await caller.get("/ai/logs", params={"limit": 200})).json()["items"]
     assert len(rows) == 11
-    found = service.services.quota.used("user:alice")
+    found = service.services.quota.get_usage("user:alice")
     assert found["tokens_per_day"] == (await charged(service, "user:alice"), 0)
     assert {name: held for name, (_, held) in found.items()} == dict.fromkeys(
         (*(name for name, *_ in LIMITS), "concurrent"), 0
@@ -229,7 +229,7 @@ async def test_money_is_held_by_price(serve: Serve, fake: ProviderFake) -> None:
             400,
             "unpriced_model",
         )
-    used = service.services.quota.used("user:alice")["cost_nano_usd_per_day"]
+    used = service.services.quota.get_usage("user:alice")["cost_nano_usd_per_day"]
 
     assert used == (round(float(answer["estimated_cost"]) * 1e9), 0)
     assert used[0] > 0
@@ -251,10 +251,10 @@ async def test_a_refusal_of_the_service_gives_the_hold_back(
         first = asyncio.create_task(alice.post("/ai/test", json=ASK))
         await fake.wait_calls(1)
         is_problem(await alice.post("/ai/test", json=ASK), 503, "overloaded")
-        assert service.services.quota.used("user:alice")["concurrent"] == (0, 1)
+        assert service.services.quota.get_usage("user:alice")["concurrent"] == (0, 1)
         held.set()
         await first
-    assert service.services.quota.used("user:alice")["requests_per_minute"] == (1, 0)
+    assert service.services.quota.get_usage("user:alice")["requests_per_minute"] == (1, 0)
     assert service.services.quota.statistics().holds == 0
 
 
@@ -265,7 +265,7 @@ async def test_a_refused_question_uses_no_tokens(serve: Serve) -> None:
         assert (
             await alice.post("/ai/test", json={"prompt": "Who invented the quantum computer?"})
         ).json()["status"] == "no_context"
-    found = service.services.quota.used("user:alice")
+    found = service.services.quota.get_usage("user:alice")
     assert (found["tokens_per_day"], found["requests_per_minute"], found["concurrent"]) == (
         (0, 0),
         (1, 0),

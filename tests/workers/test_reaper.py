@@ -15,7 +15,7 @@ from service.core.quota.local import LocalQuota
 from service.core.settings import Settings
 from service.workers.background import FAILURES_MAX
 from service.workers.reaper import Reaper
-from tests.access import carrying, made
+from tests.access import create_credentials, create_key
 from tests.records import build_intent, build_outcome
 from tests.rows import away, write
 
@@ -67,7 +67,7 @@ async def test_usage_is_loaded_when_the_database_is_back(scene: Scene) -> None:
     await reaper.stop()
 
     assert not loaded_meanwhile
-    assert scene.ledger.used("user:alice")["tokens_per_month"] == (15, 0)
+    assert scene.ledger.get_usage("user:alice")["tokens_per_month"] == (15, 0)
 
 
 async def test_usage_is_loaded_without_the_rows_that_recovery_lost(scene: Scene) -> None:
@@ -82,7 +82,7 @@ async def test_usage_is_loaded_without_the_rows_that_recovery_lost(scene: Scene)
     await until(lambda: scene.ledger.statistics().loaded)
     await reaper.stop()
 
-    assert scene.ledger.used("user:alice")["tokens_per_month"] == (15, 0)
+    assert scene.ledger.get_usage("user:alice")["tokens_per_month"] == (15, 0)
 
 
 async def test_a_stop_does_not_wait_for_a_load(scene: Scene) -> None:
@@ -103,8 +103,8 @@ async def test_a_stop_does_not_wait_for_a_load(scene: Scene) -> None:
 
 async def test_a_stop_without_the_database_keeps_last_uses(scene: Scene) -> None:
     """A stop that cannot write the last uses does not fail, and keeps them for the next write."""
-    key = await made(scene.database)
-    await scene.door.authenticate(carrying(key))
+    key = await create_key(scene.database)
+    await scene.door.authenticate(create_credentials(key))
     reaper = scene.reaper(recovered)
     reaper.start()
     await until(lambda: scene.ledger.statistics().loaded)
@@ -119,8 +119,10 @@ async def test_a_stop_without_the_database_keeps_last_uses(scene: Scene) -> None
 
 async def test_ticks_that_fail_degrade_and_heal(scene: Scene) -> None:
     """Degraded after more than `FAILURES_MAX` failed ticks in a row, until one succeeds."""
-    key = await made(scene.database)
-    scene.watch.watch_principal(await scene.door.authenticate(carrying(key)), lambda: None)
+    key = await create_key(scene.database)
+    scene.watch.watch_principal(
+        await scene.door.authenticate(create_credentials(key)), lambda: None
+    )
     reaper = scene.reaper(recovered)
     reaper.start()
     await until(lambda: scene.ledger.statistics().loaded)

@@ -1,5 +1,6 @@
-"""Who is asking: credentials, the principals that they stand for, and whether a request may have come from elsewhere.
+"""Authentication and access control.
 
-`source` judges where a request comes from; `credentials` reads what it carries; `door` turns that into a `Principal`;
-`store` keeps users, keys and sessions. Everything else in the service knows principals alone.
+`origin` checks where a request comes from; `credentials` parses what it carries; `authenticator`
+turns that into a `Principal`; `store` persists users, keys and sessions. The rest of the service
+uses principals only.
 """

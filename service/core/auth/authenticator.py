@@ -1,12 +1,12 @@
-"""The door: the one place where a credential becomes a `Principal`.
+"""The authenticator turns a credential into a `Principal`.
 
-A credential is verified once and then known for `FRESH_SECONDS`, by its full SHA-256; after that the database is asked
-again, so that what another process has revoked is refused here soon. What this process revokes it forgets at once. The
-end of a credential is looked at every time. The cache is bounded; the least recently verified entry is evicted. However many
-requests come with a credential that is not known, the database is asked once for all of them.
+A verified credential is cached for `FRESH_SECONDS` under its full SHA-256; then it is read from
+the database again, so that revocations by other processes take effect. Revocations by this process
+clear the cache. The expiry is checked on every request. The cache is bounded, entries are evicted
+in insertion order. Concurrent requests with the same uncached credential share one lookup.
 
-Failure policy: closed. When the database cannot be read, a credential that was valid stays so for `STALE_SECONDS`
-(nobody can revoke anything meanwhile), any other is refused with 503.
+Failure policy: closed. While the database cannot be read, a credential that was valid stays valid
+for `STALE_SECONDS` (nothing can be revoked in the meantime); any other is refused with 503.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from service.core.auth.credentials import (
     hash_credential,
     is_key,
     is_session,
-    parse_explicit,
+    parse_header_credential,
 )
 from service.core.auth.jwts import JwtVerifier
 from service.core.auth.principals import BOOTSTRAP, LOCAL, Principal, Role, Scope
@@ -38,23 +38,25 @@ from service.core.telemetry import log
 
 FRESH_SECONDS = 3.0
 STALE_SECONDS = 300.0
-CACHE_MAX = 10_000  # credentials, and as many users
-USED_MAX = 10_000  # keys whose last use is not yet written
+CACHE_MAX = 10_000  # credentials, and the same number of users
+USED_MAX = 10_000  # keys whose last use has not been written yet
 T = TypeVar("T")
-_KEY = "key"  # the kind of credential that `Principal.credential` and `sessions.origin` name with the key's id
-_WRONG = "the credential is not valid here: it is wrong, expired or revoked"
-_MISSING = "send an API key as bearer token, in X-API-Key, or as the password of HTTP Basic"
+_KEY_ORIGIN = "key"  # prefix of `Principal.credential` and `sessions.origin` before the id of a key
+_INVALID_CREDENTIAL = "the credential is invalid, expired or revoked"
+_MISSING_CREDENTIAL = (
+    "send an API key as bearer token, in X-API-Key, or as the password of HTTP Basic"
+)
 
 
 class _CachedPrincipal(msgspec.Struct):
     principal: Principal
-    verified_at: float  # of the monotonic clock
+    verified_at: float  # monotonic
 
 
 class _CachedUser(msgspec.Struct, frozen=True):
     limits: QuotaLimits | None
     disabled: bool
-    read_at: float  # of the monotonic clock
+    read_at: float  # monotonic
 
 
 class Authenticator:
@@ -77,52 +79,58 @@ class Authenticator:
         self._database = database
         self._jwts = jwts
         self._monotonic, self._clock = monotonic, clock
-        self._known: FIFOCache[str, _CachedPrincipal] = FIFOCache(cache_max)
+        self._cache: FIFOCache[str, _CachedPrincipal] = FIFOCache(cache_max)
         self._users: FIFOCache[str, _CachedUser] = FIFOCache(cache_max)
-        self._used: dict[str, datetime] = {}
-        self._asked: dict[
+        self._last_used: dict[str, datetime] = {}
+        self._pending_lookups: dict[
             tuple[str, str, int], asyncio.Task[Any]
-        ] = {}  # the looks into the database that are under way
+        ] = {}  # database lookups in progress
         self._generation = (
-            0  # of what is known: a verification that began before a change is not kept after it
+            0  # incremented by `clear_cache`: results of earlier lookups are not cached
         )
 
     def __len__(self) -> int:
-        """How many credentials are known."""
-        return len(self._known)
+        """Number of cached credentials."""
+        return len(self._cache)
 
-    async def authenticate(self, given: Credentials) -> Principal:
-        """Who sent this. Raises `Unauthorized`, or `DatabaseUnavailable` when nobody can tell."""
+    async def authenticate(self, credentials: Credentials) -> Principal:
+        """The principal of a request.
+
+        Raises `Unauthorized`, `DatabaseUnavailable` and `JwksUnavailable`.
+        """
         if self._open:
             return LOCAL
-        credential = parse_explicit(given) or given.session
+        credential = parse_header_credential(credentials) or credentials.session
         if credential is None:
-            raise Unauthorized(_MISSING)
+            raise Unauthorized(_MISSING_CREDENTIAL)
         hashed = hash_credential(credential)
-        known = self._known.get(hashed)
-        if known is None or self._monotonic() - known.verified_at > FRESH_SECONDS:
-            known = await self._once(
-                "credential", hashed, partial(self._verified, credential, hashed, known)
+        cached = self._cache.get(hashed)
+        if cached is None or self._monotonic() - cached.verified_at > FRESH_SECONDS:
+            cached = await self._run_once(
+                "credential", hashed, partial(self._verify_and_cache, credential, hashed, cached)
             )
-        principal = known.principal
+        principal = cached.principal
         if principal.ends_at is not None and principal.ends_at <= self._clock():
-            self._known.pop(hashed, None)
-            raise Unauthorized(_WRONG)
+            self._cache.pop(hashed, None)
+            raise Unauthorized(_INVALID_CREDENTIAL)
         if principal.key_id is not None and (
-            principal.key_id in self._used or len(self._used) < USED_MAX
+            principal.key_id in self._last_used or len(self._last_used) < USED_MAX
         ):
-            self._used[principal.key_id] = datetime.fromtimestamp(self._clock(), UTC)
+            self._last_used[principal.key_id] = datetime.fromtimestamp(self._clock(), UTC)
         return principal
 
-    def origin(self, principal: Principal) -> str:
-        """By what a session of this principal is bound to the credential that it is exchanged for."""
+    def get_session_origin(self, principal: Principal) -> str:
+        """The value that binds a session to the credential it was exchanged for."""
         if principal.credential == "secret" and self._secret_hash:
             return f"secret:{hash_credential(self._secret_hash)[:16]}"
         return principal.credential
 
-    async def is_still_valid(self, principals: Iterable[Principal]) -> dict[tuple[str, str], bool]:
-        """Whether what these were admitted by may still be used, by credential and user: for what goes on long."""
-        found: dict[tuple[str, str], bool] = {}
+    async def check_validity(self, principals: Iterable[Principal]) -> dict[tuple[str, str], bool]:
+        """Whether these principals' credentials are still valid, by credential and user id.
+
+        Raises `DatabaseUnavailable`.
+        """
+        valid: dict[tuple[str, str], bool] = {}
         async with self._database.read_session() as session:
             for principal in principals:
                 rows: list[Mapping[Any, Any] | None] = []
@@ -138,92 +146,99 @@ class Authenticator:
                     rows.append(
                         {**await store.find_user(session, principal.user_id), "expires_at": None}
                     )
-                found[principal.credential, principal.user_id] = all(
-                    row is not None and store.is_alive(row, self._clock()) for row in rows
+                valid[principal.credential, principal.user_id] = all(
+                    row is not None and store.is_active(row, self._clock()) for row in rows
                 )
-        return found
+        return valid
 
     async def read_limits(self, user_id: str) -> QuotaLimits | None:
-        """The limits of a user on whose behalf an admin asks; known for `FRESH_SECONDS`, as credentials are."""
-        return (await self._user(user_id)).limits
+        """The limits of a user for whom an admin makes a request; cached for `FRESH_SECONDS`."""
+        return (await self._get_user(user_id)).limits
 
     async def require_enabled(self, user_id: str) -> None:
-        """For a ticket, which names its user and no key. Raises `Unauthorized`."""
-        if not self._open and (await self._user(user_id)).disabled:
-            raise Unauthorized(_WRONG)
+        """For tickets, which name a user. Raises `Unauthorized` for a disabled user."""
+        if not self._open and (await self._get_user(user_id)).disabled:
+            raise Unauthorized(_INVALID_CREDENTIAL)
 
     def clear_cache(self) -> None:
-        """Verify everybody anew: something about users, keys or plans was changed here."""
+        """Forget all cached credentials after a change of users, keys or plans in this process."""
         self._generation += 1
-        self._known.clear()
+        self._cache.clear()
         self._users.clear()
 
     async def write_last_used(self) -> None:
-        """Write when keys were last used, all in one transaction. Raises `DatabaseUnavailable`; nothing is lost then."""
-        used, self._used = self._used, {}
+        """Write when keys were last used, in one transaction.
+
+        Raises `DatabaseUnavailable`; the times are then written by the next call.
+        """
+        used, self._last_used = self._last_used, {}
         try:
             if used:
                 await store.touch_keys(self._database, used)
         except DatabaseUnavailable:
-            self._used = used | self._used
+            self._last_used = used | self._last_used
             raise
 
-    async def _user(self, user_id: str) -> "_CachedUser":
-        found = self._users.get(user_id)
-        if found is None or self._monotonic() - found.read_at > FRESH_SECONDS:
-            found = await self._once("user", user_id, partial(self._read_user, user_id, found))
-        return found
+    async def _get_user(self, user_id: str) -> "_CachedUser":
+        cached = self._users.get(user_id)
+        if cached is None or self._monotonic() - cached.read_at > FRESH_SECONDS:
+            cached = await self._run_once(
+                "user", user_id, partial(self._read_user, user_id, cached)
+            )
+        return cached
 
-    async def _read_user(self, user_id: str, found: "_CachedUser | None") -> "_CachedUser":
-        at = self._monotonic()
+    async def _read_user(self, user_id: str, cached: "_CachedUser | None") -> "_CachedUser":
+        now = self._monotonic()
         try:
             async with self._database.read_session() as session:
                 row = await store.find_user(session, user_id)
         except DatabaseUnavailable:
-            if found is None or at - found.read_at > STALE_SECONDS:
+            if cached is None or now - cached.read_at > STALE_SECONDS:
                 raise
-            return found
-        found = _CachedUser(store.user_limits(row, Role.USER), bool(row["disabled"]), at)
-        self._users[user_id] = found
-        return found
+            return cached
+        cached = _CachedUser(store.get_user_limits(row, Role.USER), bool(row["disabled"]), now)
+        self._users[user_id] = cached
+        return cached
 
-    async def _once(self, kind: str, name: str, look: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What `look` finds, also for those who ask the same before it has. Nobody's leaving ends it for the others."""
-        about = (
+    async def _run_once(
+        self, kind: str, name: str, lookup: Callable[[], Coroutine[Any, Any, T]]
+    ) -> T:
+        """Share one lookup among concurrent callers; cancelling one does not cancel the others."""
+        lookup_key = (
             kind,
             name,
             self._generation,
-        )  # who comes after a change does not get what was read before it
-        task = self._asked.get(about)
+        )  # after `clear_cache`, callers do not join an earlier lookup
+        task = self._pending_lookups.get(lookup_key)
         if task is None:
-            task = self._asked[about] = asyncio.create_task(look())
-            task.add_done_callback(partial(self._answered, about))
-        found: T = await asyncio.shield(task)
-        return found
+            task = self._pending_lookups[lookup_key] = asyncio.create_task(lookup())
+            task.add_done_callback(partial(self._remove_lookup, lookup_key))
+        result: T = await asyncio.shield(task)
+        return result
 
-    def _answered(self, about: tuple[str, str, int], task: asyncio.Task[Any]) -> None:
-        del self._asked[about]
+    def _remove_lookup(self, lookup_key: tuple[str, str, int], task: asyncio.Task[Any]) -> None:
+        del self._pending_lookups[lookup_key]
         if not task.cancelled():
-            task.exception()  # those who asked have it, if any are left
+            task.exception()  # the callers have received it, if any are left
 
-    async def _verified(
-        self, credential: str, hashed: str, known: _CachedPrincipal | None
+    async def _verify_and_cache(
+        self, credential: str, hashed: str, cached: _CachedPrincipal | None
     ) -> _CachedPrincipal:
-        at, generation = self._monotonic(), self._generation
+        now, generation = self._monotonic(), self._generation
         try:
             principal = await self._verify(credential, hashed)
         except (DatabaseUnavailable, JwksUnavailable) as error:
-            if known is None or at - known.verified_at > STALE_SECONDS:
+            if cached is None or now - cached.verified_at > STALE_SECONDS:
                 raise
             log.warning("credential.not_verified", error=str(error))
-            return known
+            return cached
         except Unauthorized:
-            self._known.pop(hashed, None)
+            self._cache.pop(hashed, None)
             raise
-        known = _CachedPrincipal(principal, at)
+        cached = _CachedPrincipal(principal, now)
         if generation == self._generation:
-            self._known[hashed] = known
-        return known
+            self._cache[hashed] = cached
+        return cached
 
     async def _verify(self, credential: str, hashed: str) -> Principal:
         if self._secret_hash is not None and hmac.compare_digest(hashed, self._secret_hash):
@@ -234,15 +249,15 @@ class Authenticator:
             return await self._verify_session(hashed)
         if self._jwts is not None and credential.count(".") == 2:
             return await self._verify_jwt(self._jwts, credential)
-        raise Unauthorized(_WRONG)
+        raise Unauthorized(_INVALID_CREDENTIAL)
 
     async def _verify_jwt(self, jwts: JwtVerifier, token: str) -> Principal:
         claims = await jwts.verify(token)
         async with self._database.read_session() as session:
             user = await store.find_user(session, claims.user_id)
         if user["disabled"]:
-            raise Unauthorized(_WRONG)
-        limits = store.user_limits(user, claims.role)
+            raise Unauthorized(_INVALID_CREDENTIAL)
+        limits = store.get_user_limits(user, claims.role)
         return Principal(
             user_id=claims.user_id,
             role=claims.role,
@@ -257,10 +272,10 @@ class Authenticator:
         if (
             row is None
             or not hmac.compare_digest(row["hash"], hashed)
-            or not store.is_alive(row, self._clock())
+            or not store.is_active(row, self._clock())
         ):
-            raise Unauthorized(_WRONG)
-        return _of_key(row)
+            raise Unauthorized(_INVALID_CREDENTIAL)
+        return _create_key_principal(row)
 
     async def _verify_session(self, hashed: str) -> Principal:
         async with self._database.read_session() as session:
@@ -268,38 +283,38 @@ class Authenticator:
             if (
                 row is None
                 or not hmac.compare_digest(row["hash"], hashed)
-                or not store.is_alive(row, self._clock())
+                or not store.is_active(row, self._clock())
             ):
-                raise Unauthorized(_WRONG)
+                raise Unauthorized(_INVALID_CREDENTIAL)
             kind, _, rest = row["origin"].partition(":")
-            key = await store.find_key_by_id(session, rest) if kind == _KEY else None
-        if kind == _KEY and (key is None or not store.is_alive(key, self._clock())):
-            raise Unauthorized(_WRONG)
-        if kind == "secret" and row["origin"] != self.origin(BOOTSTRAP):
-            raise Unauthorized(_WRONG)
-        of_key = _of_key(key) if key is not None else None
+            key = await store.find_key_by_id(session, rest) if kind == _KEY_ORIGIN else None
+        if kind == _KEY_ORIGIN and (key is None or not store.is_active(key, self._clock())):
+            raise Unauthorized(_INVALID_CREDENTIAL)
+        if kind == "secret" and row["origin"] != self.get_session_origin(BOOTSTRAP):
+            raise Unauthorized(_INVALID_CREDENTIAL)
+        key_principal = _create_key_principal(key) if key is not None else None
         return Principal(
             user_id=row["user_id"],
             role=Role(row["role"]),
             scopes=frozenset(map(Scope, row["scopes"])),
             credential=f"session:{hashed}",
-            key_id=of_key.key_id if of_key else None,
+            key_id=key_principal.key_id if key_principal else None,
             ends_at=row["expires_at"].timestamp(),
-            limits=store.user_limits(row, Role(row["role"])) if kind != "secret" else None,
-            key_limits=of_key.key_limits if of_key else None,
+            limits=store.get_user_limits(row, Role(row["role"])) if kind != "secret" else None,
+            key_limits=key_principal.key_limits if key_principal else None,
         )
 
 
-def _of_key(row: Mapping[Any, Any]) -> Principal:
+def _create_key_principal(row: Mapping[Any, Any]) -> Principal:
     role = Role(row["role"])
     return Principal(
         user_id=row["user_id"],
         role=role,
         scopes=frozenset(map(Scope, row["scopes"])),
-        credential=f"{_KEY}:{row['id']}",
+        credential=f"{_KEY_ORIGIN}:{row['id']}",
         key_id=row["id"],
         ends_at=row["expires_at"].timestamp() if row["expires_at"] else None,
-        limits=store.user_limits(row, role),
+        limits=store.get_user_limits(row, role),
         key_limits=msgspec.convert(row["key_limits"], QuotaLimits)
         if row["key_limits"] is not None
         else None,

@@ -1,8 +1,8 @@
-"""Credentials as they arrive and as they are kept. Pure.
+"""Parsing and hashing of credentials. Pure.
 
-An API key is `kt_` and 256 random bits in base64url; a session is `ks_` and as many. Kept is their SHA-256 alone: for a
-random secret of that length a slow hash would add nothing but time to every request. The full hash is also what
-verification is cached by, never a part of the credential.
+An API key is `kt_` followed by 256 random bits in base64url; a session is `ks_` followed by the
+same. Only their SHA-256 is stored: for random secrets of this length a slow hash would add nothing
+but latency. The verification cache uses the full hash, never part of a credential.
 """
 
 import base64
@@ -22,7 +22,7 @@ _RANDOM = re.compile(r"k[ts]_[A-Za-z0-9_-]{43}")
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request carries: the values of its `Authorization` and `X-API-Key` headers, and its session cookie."""
+    """The values of the `Authorization` and `X-API-Key` headers, and the session cookie."""
 
     authorization: Sequence[str] = ()
     api_key: Sequence[str] = ()
@@ -30,22 +30,22 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def generate_key() -> str:
-    """A new API key."""
+    """Create an API key."""
     return "kt_" + secrets.token_urlsafe(32)
 
 
 def generate_session() -> str:
-    """The value of a new session's cookie."""
+    """Create the cookie value of a session."""
     return "ks_" + secrets.token_urlsafe(32)
 
 
 def is_key(credential: str) -> bool:
-    """Whether this has the form of an API key."""
+    """Whether this has the format of an API key."""
     return credential.startswith("kt_") and _RANDOM.fullmatch(credential) is not None
 
 
 def is_session(credential: str) -> bool:
-    """Whether this has the form of a session."""
+    """Whether this has the format of a session cookie."""
     return credential.startswith("ks_") and _RANDOM.fullmatch(credential) is not None
 
 
@@ -54,25 +54,24 @@ def hash_credential(credential: str) -> str:
     return hashlib.sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def key_prefix(key: str) -> str:
-    """What of a key may be shown."""
+def get_key_prefix(key: str) -> str:
+    """The part of a key that may be displayed."""
     return key[:PREFIX_CHARACTERS]
 
 
-def parse_explicit(given: Credentials) -> str | None:
-    """The credential of the headers; None if there is no such header. Raises `Unauthorized`.
+def parse_header_credential(credentials: Credentials) -> str | None:
+    """The credential in the headers; None without such a header. Raises `Unauthorized`.
 
-    Whichever header it comes in, the decision is the same; two that differ are refused, because some proxy or program
-    on the way believes another one than we do.
+    Two different credentials are refused: some proxy or program on the way may use the other one.
     """
-    found = {_of_authorization(value) for value in given.authorization} | {
-        value.strip() for value in given.api_key
+    values = {_parse_authorization(value) for value in credentials.authorization} | {
+        value.strip() for value in credentials.api_key
     }
-    if not found:
+    if not values:
         return None
-    if len(found) > 1:
-        raise Unauthorized("the request carries two different credentials")
-    (credential,) = found
+    if len(values) > 1:
+        raise Unauthorized("the request contains two different credentials")
+    (credential,) = values
     if not credential or len(credential) > CREDENTIAL_CHARACTERS_MAX:
         raise Unauthorized(
             "send an API key as bearer token, in X-API-Key, or as the password of HTTP Basic"
@@ -80,7 +79,7 @@ def parse_explicit(given: Credentials) -> str | None:
     return credential
 
 
-def _of_authorization(header: str) -> str:
+def _parse_authorization(header: str) -> str:
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()

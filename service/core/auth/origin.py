@@ -1,8 +1,9 @@
-"""Whether a request may have come from a page of another site. Pure.
+"""Host and origin checks against DNS rebinding and cross-site requests. Pure.
 
-`open` mode is for one machine: everyone who reaches it is the admin `local`, so what has to be kept out is the web
-itself, which reaches loopback through the user's own browser: a rebound DNS name shows in `Host`, a foreign page in
-`Origin` and `Sec-Fetch-Site`. With keys the `Host` is the operator's business, foreign pages stay out all the same.
+In `open` mode every caller is the admin `local`, so requests that reach loopback through the
+user's own browser must be refused: a rebound DNS name shows in `Host`, a foreign page in `Origin`
+and `Sec-Fetch-Site`. With keys, `Host` is the operator's business; foreign pages are still
+refused.
 """
 
 import re
@@ -17,43 +18,42 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?"
 def check_origin(
     settings: Settings, *, host: str, origin: str | None, fetch_site: str | None, page: bool
 ) -> None:
-    """Refuse what came from elsewhere. Raises `ForeignHost` or `ForeignOrigin`.
+    """Refuse foreign hosts and pages. Raises `ForeignHost` or `ForeignOrigin`.
 
     `page`: the request opens one of our pages, which a link on another site may do.
     """
-    name = _host_name(host)
+    name = _parse_host_name(host)
     if settings.auth == "open" and not is_loopback(name) and name not in settings.allowed_hosts:
-        raise ForeignHost("this service answers to loopback names and to KOTAE_ALLOWED_HOSTS only")
+        raise ForeignHost("only loopback names and KOTAE_ALLOWED_HOSTS are served")
     if not name:
-        raise ForeignHost("the Host header is not a name or an address with a port")
+        raise ForeignHost("the Host header is not a name or address with an optional port")
     if (
         origin is not None
         and origin not in settings.allowed_origins
         and urlsplit(origin).netloc.lower() != host.lower()
     ):
         raise ForeignOrigin(
-            "a page of another origin sent this request; KOTAE_ALLOWED_ORIGINS would allow it"
+            "the request comes from a page of another origin: see KOTAE_ALLOWED_ORIGINS"
         )
     if fetch_site in {"cross-site", "same-site"} and origin is None and not page:
-        raise ForeignOrigin("a page of another site sent this request")
+        raise ForeignOrigin("the request comes from a page of another site")
 
 
 def check_csrf(*, method: str, origin: str | None, fetch_site: str | None, accept: str) -> None:
-    """Refuse what another site may have had a browser send with our cookie. Raises `ForeignOrigin`.
+    """Refuse requests that another site may have sent with our cookie. Raises `ForeignOrigin`.
 
-    `check_source` has looked at what the request says of its origin. Every browser says it with what changes something,
-    and most say it always; where one says nothing, a navigation is refused, because a link is all that is left to others.
-    A page of an allowed origin brings a credential of its own.
+    `check_origin` has compared `Origin` with the host. Browsers send one of these headers with
+    every request that changes something, most with every request; without them a navigation is
+    refused, because following a link is the remaining way for other sites. Pages of allowed
+    origins use their own credential.
     """
     if fetch_site in {"cross-site", "same-site"}:
-        raise ForeignOrigin("a session is for our own pages: other pages bring a key or a ticket")
+        raise ForeignOrigin("sessions are for the service's own pages: use a key or a ticket")
     if not origin and not fetch_site and (method not in {"GET", "HEAD"} or "text/html" in accept):
-        raise ForeignOrigin(
-            "a session is for our own pages: the request does not say that it comes from one"
-        )
+        raise ForeignOrigin("sessions are for the service's own pages: the request has no Origin")
 
 
-def _host_name(host: str) -> str:
-    """The name in a `Host` header; empty, and so refused, for anything but a bare name or address with a port."""
-    found = _HOST.fullmatch(host)
-    return (found[1] or found[2]).lower() if found else ""
+def _parse_host_name(host: str) -> str:
+    """The name in a `Host` header; empty unless it is a name or address with optional port."""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).lower() if match else ""

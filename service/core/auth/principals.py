@@ -1,7 +1,7 @@
-"""Principals: who is asking, and what they may. Pure.
+"""Principals: the authenticated caller and what it may do. Pure.
 
-A role says whose things one may touch (a user one's own, an admin everybody's), a scope what kind of things. A key never
-has more of either than whoever made it.
+A role determines whose data a principal may access (a user their own, an admin all), a scope which
+kind of data. A key never has more of either than its creator.
 """
 
 from enum import StrEnum
@@ -13,34 +13,35 @@ from service.core.ports import QuotaLimits, QuotaSubject
 
 
 class Role(StrEnum):
-    """Whose things a principal may touch."""
+    """Whose data a principal may access."""
 
-    USER = "user"  # their own, and what is shared
-    ADMIN = "admin"  # everybody's; may ask on behalf of others
+    USER = "user"  # their own and shared data
+    ADMIN = "admin"  # everyone's; may make requests for other users
 
 
 class Scope(StrEnum):
     """What a credential may be used for."""
 
-    ASK = "ask"  # answers: asking, following, stopping
-    DOCUMENTS = "documents"  # giving, listing, searching and deleting texts
-    LOGS = "logs"  # the account: logs, usage, quotas
-    KEYS = "keys"  # making and revoking keys
+    ASK = "ask"  # create, read and stop answers
+    DOCUMENTS = "documents"  # upload, list, search and delete documents
+    LOGS = "logs"  # read logs, usage and quotas
+    KEYS = "keys"  # create and revoke keys
 
 
-EVERYTHING = frozenset(Scope)
+ALL_SCOPES = frozenset(Scope)
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is asking.
+    """The authenticated caller.
 
-    `credential` says by what (`key:<id>`, `session:<hash>`, `jwt`, `secret`, `open`), `ends_at` until when (seconds since
-    1970). `limits` are the user's, `key_limits` those of the key alone; None: there are none.
+    `credential` identifies the credential (`key:<id>`, `session:<hash>`, `jwt`, `secret`, `open`),
+    `ends_at` is its expiry (seconds since 1970). `limits` are those of the user, `key_limits`
+    those of the key; None means unlimited.
     """
 
     user_id: str
     role: Role
-    scopes: frozenset[Scope] = EVERYTHING
+    scopes: frozenset[Scope] = ALL_SCOPES
     credential: str
     key_id: str | None = None
     ends_at: float | None = None
@@ -49,37 +50,37 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_admin(self) -> bool:
-        """Whether everything is theirs to see."""
+        """Whether all data is visible."""
         return self.role is Role.ADMIN
 
     @property
-    def on_behalf(self) -> bool:
-        """Whether a `user_id` in a body is believed."""
+    def may_impersonate(self) -> bool:
+        """Whether `user_id` in a body is accepted."""
         return self.is_admin
 
     @property
     def visible_user_id(self) -> str | None:
-        """Whose documents and logs are this principal's to see; None is everyone's."""
+        """The user whose documents and logs are visible; None means everyone's."""
         return None if self.is_admin else self.user_id
 
     @property
     def quota_subjects(self) -> tuple[QuotaSubject, ...]:
-        """Who is charged for what this principal asks for themselves."""
+        """The subjects charged for the principal's own requests."""
         return (QuotaSubject.for_user(self.user_id, self.limits), *self.key_subjects)
 
     @property
     def key_subjects(self) -> tuple[QuotaSubject, ...]:
-        """The key, if one asks."""
+        """The subject of the API key, if one was used."""
         return (
             (QuotaSubject.for_key(self.key_id, self.key_limits),) if self.key_id is not None else ()
         )
 
     def require_scope(self, role: Role, scope: Scope) -> None:
-        """Raises `Forbidden` if a route that needs these is not for this principal."""
+        """Require the role and scope of a route. Raises `Forbidden`."""
         if role is Role.ADMIN and not self.is_admin:
-            raise Forbidden("this is for admins")
+            raise Forbidden("this requires an admin")
         if scope not in self.scopes:
-            raise Forbidden(f"this credential has not the scope {scope.value!r}")
+            raise Forbidden(f"this credential lacks the scope {scope.value!r}")
 
 
 LOCAL = Principal(user_id="local", role=Role.ADMIN, credential="open")

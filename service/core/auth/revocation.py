@@ -1,8 +1,8 @@
-"""The watch: what goes on for long, and by whose credential, so that a revoked one ends it.
+"""Ends long-running work whose credential was revoked.
 
-An answer in progress and a stream being read outlive the moment in which their credential was checked. Both are entered
-here, with what ends them; the reaper looks once a second whether the credentials may still be used. Nothing is entered
-for those that cannot be revoked.
+Answers in progress and open streams outlive the check of their credential. Both are registered
+here with a callback that ends them; the reaper checks once a second whether the credentials are
+still valid. Credentials that cannot be revoked are not registered.
 """
 
 from collections.abc import Callable
@@ -10,45 +10,50 @@ from collections.abc import Callable
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.principals import Principal
 
-FOR_GOOD = frozenset({"open", "secret"})  # credentials that end with the process
+PERMANENT_CREDENTIALS = frozenset(
+    {"open", "secret"}
+)  # credentials that cannot be revoked while the process runs
 
 
 class RevocationMonitor:
-    """What is in progress in this process; as many entries as answers and readers."""
+    """The answers and readers in progress, one entry each."""
 
     def __init__(self) -> None:
         self._entries: dict[object, tuple[Principal, Callable[[], None]]] = {}
 
     def __len__(self) -> int:
-        """How much is in progress."""
+        """Number of entries."""
         return len(self._entries)
 
     def watch_principal(
         self, principal: Principal | None, end: Callable[[], None]
     ) -> Callable[[], None]:
-        """Something goes on until the returned function is called; `end` ends it, and may be called more than once."""
-        if principal is None or principal.credential in FOR_GOOD:
-            return _nothing
+        """Register work until the returned function is called. `end` must be idempotent."""
+        if principal is None or principal.credential in PERMANENT_CREDENTIALS:
+            return _do_nothing
         token = object()
         self._entries[token] = (principal, end)
         return lambda: self._entries.pop(token, None) and None
 
-    async def check_principals(self, door: Authenticator) -> int:
-        """End what may not go on; returns how much that was. Raises `DatabaseUnavailable`."""
+    async def check_principals(self, authenticator: Authenticator) -> int:
+        """End work with an invalid credential; returns the number. Raises `DatabaseUnavailable`."""
         if not self._entries:
             return 0
-        valid = await door.is_still_valid(
-            {(each.credential, each.user_id): each for each, _ in self._entries.values()}.values()
+        valid = await authenticator.check_validity(
+            {
+                (principal.credential, principal.user_id): principal
+                for principal, _ in self._entries.values()
+            }.values()
         )
-        over = [
+        callbacks = [
             end
-            for each, end in self._entries.values()
-            if not valid.get((each.credential, each.user_id), True)
+            for principal, end in self._entries.values()
+            if not valid.get((principal.credential, principal.user_id), True)
         ]
-        for end in over:
+        for end in callbacks:
             end()
-        return len(over)
+        return len(callbacks)
 
 
-def _nothing() -> None:
-    """It was not entered."""
+def _do_nothing() -> None:
+    """Nothing was registered."""

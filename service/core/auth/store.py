@@ -1,8 +1,8 @@
-"""Users, keys and sessions as the database keeps them.
+"""Users, keys, sessions and plans in the database.
 
-A user is there once they have a key, or once an admin has said something about them; whoever comes with a JWT needs no
-row. Keys are never deleted, only revoked: rows of the log name them. Who may see or change a key is decided here, by the
-`Principal` that asks: somebody else's key is not found.
+A user has a row once they have a key or an admin has changed their settings; JWT users need none.
+Keys are never deleted, only revoked, because log rows refer to them. Access is checked here: keys
+of other users are reported as not found.
 """
 
 import time
@@ -17,10 +17,10 @@ from sqlalchemy.dialects.sqlite import insert
 from service.core.auth.credentials import (
     generate_key,
     generate_session,
+    get_key_prefix,
     hash_credential,
-    key_prefix,
 )
-from service.core.auth.principals import EVERYTHING, Principal, Role, Scope
+from service.core.auth.principals import ALL_SCOPES, Principal, Role, Scope
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import api_keys, plans, sessions, users
 from service.core.encoding import create_id, utc_now
@@ -29,12 +29,12 @@ from service.core.ports import QuotaLimits
 
 DEFAULT_PLAN = "default"
 KEYS_PAGE_MAX = 1000
-USER_KEYS_MAX = 100  # valid at once
-SESSIONS_PER_USER_MAX = 20  # the oldest gives way
+USER_KEYS_MAX = 100  # valid at the same time
+SESSIONS_PER_USER_MAX = 20  # the oldest is deleted
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as the wire shows it; `key` itself is there once, in the answer that made it."""
+    """A key in responses; `key` itself is included only when it was just created."""
 
     id: str
     prefix: str
@@ -52,7 +52,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a user beside their keys."""
+    """The settings of a user."""
 
     id: str
     disabled: bool = False
@@ -61,78 +61,83 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key to be made."""
+    """The properties of a key to be created."""
 
     user_id: str
     role: Role = Role.USER
-    scopes: frozenset[Scope] = EVERYTHING
+    scopes: frozenset[Scope] = ALL_SCOPES
     name: str = ""
     expires_at: datetime | None = None
     limits: QuotaLimits | None = None
 
 
 async def create_key(
-    database: Database, by: Principal, wanted: NewKey, *, keys_max: int = USER_KEYS_MAX
+    database: Database, by: Principal, new_key: NewKey, *, keys_max: int = USER_KEYS_MAX
 ) -> ApiKey:
-    """Make a key; the result has it. Raises `Forbidden` for more than `by` has, `KeysFull`, `DatabaseUnavailable`."""
+    """Create a key. Raises `Forbidden` if it exceeds `by`, `KeysFull`, `DatabaseUnavailable`."""
     async with database.transaction() as session:
-        return await _insert_key(session, by, wanted, keys_max=keys_max)
+        return await _insert_key(session, by, new_key, keys_max=keys_max)
 
 
-async def _insert_key(session: Session, by: Principal, wanted: NewKey, *, keys_max: int) -> ApiKey:
-    _check_child(by, wanted)
-    key, at = generate_key(), utc_now()
-    key_id = create_id(at)
+async def _insert_key(session: Session, by: Principal, new_key: NewKey, *, keys_max: int) -> ApiKey:
+    _check_delegation(by, new_key)
+    key, now = generate_key(), utc_now()
+    key_id = create_id(now)
     row = {
         "id": key_id,
         "hash": hash_credential(key),
-        "prefix": key_prefix(key),
-        "name": wanted.name,
-        "user_id": wanted.user_id,
-        "role": wanted.role.value,
-        "scopes": sorted(wanted.scopes),
-        "limits": None if wanted.limits is None else msgspec.to_builtins(wanted.limits),
-        "created_at": at,
-        "expires_at": wanted.expires_at,
+        "prefix": get_key_prefix(key),
+        "name": new_key.name,
+        "user_id": new_key.user_id,
+        "role": new_key.role.value,
+        "scopes": sorted(new_key.scopes),
+        "limits": None if new_key.limits is None else msgspec.to_builtins(new_key.limits),
+        "created_at": now,
+        "expires_at": new_key.expires_at,
     }
     await session.execute(
         insert(users)
-        .values(id=wanted.user_id, disabled=False, created_at=at)
+        .values(id=new_key.user_id, disabled=False, created_at=now)
         .on_conflict_do_nothing()
     )
-    alive = sa.and_(api_keys.c.user_id == wanted.user_id, _alive(at))
-    if (await session.execute(sa.select(sa.func.count()).where(alive))).scalar_one() >= keys_max:
+    active = sa.and_(api_keys.c.user_id == new_key.user_id, _build_active_filter(now))
+    if (await session.execute(sa.select(sa.func.count()).where(active))).scalar_one() >= keys_max:
         raise KeysFull(f"the user has {keys_max} valid keys, which is the maximum: revoke some")
     await session.execute(sa.insert(api_keys).values(**row))
-    return msgspec.structs.replace(_shown(await _key(session, key_id, by)), key=key)
+    return msgspec.structs.replace(_create_api_key(await _read_key(session, key_id, by)), key=key)
 
 
-def _check_child(by: Principal, wanted: NewKey) -> None:
-    """A key has nothing that its maker has not. Raises `Forbidden`."""
-    if by.is_admin and by.scopes >= wanted.scopes:
+def _check_delegation(by: Principal, new_key: NewKey) -> None:
+    """Require that a key does not exceed its creator. Raises `Forbidden`."""
+    if by.is_admin and by.scopes >= new_key.scopes:
         return
-    if wanted.user_id != by.user_id or wanted.role is Role.ADMIN:
-        raise Forbidden("only admins make keys of others, or of admins")
-    if not by.scopes >= wanted.scopes:
-        raise Forbidden("a key has no scope that its maker has not")
+    if new_key.user_id != by.user_id or new_key.role is Role.ADMIN:
+        raise Forbidden("creating keys for other users or admins requires an admin")
+    if not by.scopes >= new_key.scopes:
+        raise Forbidden("a key cannot have scopes that its creator lacks")
     if by.key_limits is not None:
-        raise Forbidden("a key with limits of its own makes no keys: they would escape its limits")
+        raise Forbidden("a key with its own limits cannot create keys")
     if by.ends_at is not None and (
-        wanted.expires_at is None or wanted.expires_at.timestamp() > by.ends_at
+        new_key.expires_at is None or new_key.expires_at.timestamp() > by.ends_at
     ):
         raise Forbidden(
-            "a key does not outlive the credential that made it: give an earlier expires_at"
+            "a key cannot outlive the credential that creates it: set an earlier expires_at"
         )
 
 
 async def list_keys(
     session: ReadSession, by: Principal, *, user_id: str | None = None
 ) -> list[ApiKey]:
-    """The keys that `by` may see, newest first, `KEYS_PAGE_MAX` at most; those of `user_id` alone, if given."""
-    query = sa.select(*_SHOWN).where(_owned(by)).order_by(api_keys.c.id.desc()).limit(KEYS_PAGE_MAX)
+    """The keys visible to `by`, newest first, at most `KEYS_PAGE_MAX`; optionally of one user."""
+    query = (
+        sa.select(*_KEY_COLUMNS)
+        .where(_build_owner_filter(by))
+        .order_by(api_keys.c.id.desc())
+        .limit(KEYS_PAGE_MAX)
+    )
     if user_id is not None:
         query = query.where(api_keys.c.user_id == user_id)
-    return [_shown(row) for row in (await session.execute(query)).mappings()]
+    return [_create_api_key(row) for row in (await session.execute(query)).mappings()]
 
 
 async def rotate_key(
@@ -143,31 +148,32 @@ async def rotate_key(
     grace_seconds: float,
     keys_max: int = USER_KEYS_MAX,
 ) -> ApiKey:
-    """Create a key in place of another one, which stays valid for the grace period: both in one transaction, or neither.
+    """Replace a key in one transaction; the old key stays valid for the grace period.
 
-    A key is rotated once: of two rotations at the same time the second raises `KeyReplaced`, because the new key is shown
-    once only. Raises `NotFound`, also for a revoked or expired key, `Forbidden` and `KeysFull`.
+    A key is rotated once: of two concurrent rotations the second raises `KeyReplaced`, because a
+    new key is shown only once. Raises `NotFound`, also for a revoked or expired key, `Forbidden`
+    and `KeysFull`.
     """
     async with database.transaction() as session:
-        at, old = utc_now(), await _key(session, key_id, by)
-        if old["revoked_at"] or (old["expires_at"] and old["expires_at"] <= at):
-            raise NotFound("this key is revoked or expired: make a new one")
+        now, old = utc_now(), await _read_key(session, key_id, by)
+        if old["revoked_at"] or (old["expires_at"] and old["expires_at"] <= now):
+            raise NotFound("this key is revoked or expired: create a new one")
         if old["replaced_by"]:
-            raise KeyReplaced(f"this key was rotated: key {old['replaced_by']} replaces it")
-        wanted = msgspec.convert({str(name): value for name, value in old.items()}, NewKey)
-        # A key with limits of its own may be rotated by itself: the new one has the same limits.
-        rotating = msgspec.structs.replace(by, key_limits=None) if by.key_id == key_id else by
-        new = await _insert_key(session, rotating, wanted, keys_max=keys_max + 1)
-        end = at + timedelta(seconds=grace_seconds)
+            raise KeyReplaced(f"this key was replaced by key {old['replaced_by']}")
+        template = msgspec.convert({str(name): value for name, value in old.items()}, NewKey)
+        # A key with its own limits may rotate itself: the new key has the same limits.
+        creator = msgspec.structs.replace(by, key_limits=None) if by.key_id == key_id else by
+        new = await _insert_key(session, creator, template, keys_max=keys_max + 1)
+        end = now + timedelta(seconds=grace_seconds)
         values = {"replaced_by": new.id, "expires_at": min(end, old["expires_at"] or end)}
         await session.execute(sa.update(api_keys).where(api_keys.c.id == key_id).values(**values))
     return new
 
 
 async def revoke_key(database: Database, by: Principal, key_id: str) -> None:
-    """End a key now. Idempotent. Raises `NotFound`."""
+    """Revoke a key. Idempotent. Raises `NotFound`."""
     async with database.transaction() as session:
-        await _key(session, key_id, by)
+        await _read_key(session, key_id, by)
         await session.execute(
             sa.update(api_keys)
             .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
@@ -176,42 +182,46 @@ async def revoke_key(database: Database, by: Principal, key_id: str) -> None:
 
 
 async def find_key(session: ReadSession, key_hash: str) -> Mapping[Any, Any] | None:
-    """The key of this hash with its user and the limits in force; None if there is none."""
-    own = (
+    """The key with this hash, with its user and limits; None if there is none."""
+    columns = (
         *(
             api_keys.c[name]
             for name in ("id", "hash", "user_id", "role", "scopes", "expires_at", "revoked_at")
         ),
     )
-    query = sa.select(*own, api_keys.c.limits.label("key_limits"), *_USER).join(
+    query = sa.select(*columns, api_keys.c.limits.label("key_limits"), *_USER_COLUMNS).join(
         users, users.c.id == api_keys.c.user_id
     )
     return (await session.execute(query.where(api_keys.c.hash == key_hash))).mappings().first()
 
 
 async def find_session(session: ReadSession, session_hash: str) -> Mapping[Any, Any] | None:
-    """The session of this hash, with the disabled flag and limits of its user; None if there is none."""
-    query = sa.select(sessions, *_USER).outerjoin(users, users.c.id == sessions.c.user_id)
+    """The session with this hash, with the state and limits of its user; None if there is none."""
+    query = sa.select(sessions, *_USER_COLUMNS).outerjoin(users, users.c.id == sessions.c.user_id)
     return (await session.execute(query.where(sessions.c.hash == session_hash))).mappings().first()
 
 
 async def find_key_by_id(session: ReadSession, key_id: str) -> Mapping[Any, Any] | None:
-    """As `find_key`, by the id."""
-    found = (
+    """Like `find_key`, by id."""
+    key_hash = (
         await session.execute(sa.select(api_keys.c.hash).where(api_keys.c.id == key_id))
     ).scalar()
-    return None if found is None else await find_key(session, found)
+    return None if key_hash is None else await find_key(session, key_hash)
 
 
 async def find_user(session: ReadSession, user_id: str) -> Mapping[Any, Any]:
-    """The disabled flag and the limits in force of a user, whether there is a row or not."""
+    """The disabled flag and limits of a user, with or without a row."""
     default = sa.select(sa.literal(user_id).label("wanted")).subquery()
-    query = sa.select(*_USER).select_from(default).outerjoin(users, users.c.id == default.c.wanted)
+    query = (
+        sa.select(*_USER_COLUMNS)
+        .select_from(default)
+        .outerjoin(users, users.c.id == default.c.wanted)
+    )
     return (await session.execute(query)).mappings().one()
 
 
 async def touch_keys(database: Database, used: Mapping[str, datetime]) -> None:
-    """Note when keys were last used."""
+    """Record when keys were last used."""
     statement = (
         sa.update(api_keys)
         .where(api_keys.c.id == sa.bindparam("key_id"))
@@ -219,7 +229,7 @@ async def touch_keys(database: Database, used: Mapping[str, datetime]) -> None:
     )
     async with database.transaction() as session:
         await session.execute(
-            statement, [{"key_id": key_id, "at": at} for key_id, at in used.items()]
+            statement, [{"key_id": key_id, "at": moment} for key_id, moment in used.items()]
         )
 
 
@@ -231,12 +241,12 @@ async def begin_session(
     seconds: float,
     sessions_max: int = SESSIONS_PER_USER_MAX,
 ) -> tuple[str, datetime]:
-    """A new session of this principal: (the cookie's value, its end), which is the credential's end at the latest.
+    """Create a session and return (cookie value, expiry); it never outlives the credential.
 
-    A user has at most `sessions_max` sessions; the oldest are ended.
+    A user has at most `sessions_max` sessions; the oldest are deleted.
     """
-    value, at = generate_session(), utc_now()
-    end = at + timedelta(seconds=seconds)
+    value, now = generate_session(), utc_now()
+    end = now + timedelta(seconds=seconds)
     if by.ends_at is not None:
         end = min(end, datetime.fromtimestamp(by.ends_at, UTC))
     row = {
@@ -247,16 +257,18 @@ async def begin_session(
         "origin": origin,
     }
     async with database.transaction() as session:
-        await session.execute(sa.delete(sessions).where(sessions.c.expires_at <= at))
-        kept = (
+        await session.execute(sa.delete(sessions).where(sessions.c.expires_at <= now))
+        newest = (
             sa.select(sessions.c.hash)
             .where(sessions.c.user_id == by.user_id)
             .order_by(sessions.c.created_at.desc())
         )
         await session.execute(
-            sa.delete(sessions).where(sessions.c.hash.in_(kept.offset(sessions_max - 1).limit(-1)))
+            sa.delete(sessions).where(
+                sessions.c.hash.in_(newest.offset(sessions_max - 1).limit(-1))
+            )
         )
-        await session.execute(sa.insert(sessions).values(**row, created_at=at, expires_at=end))
+        await session.execute(sa.insert(sessions).values(**row, created_at=now, expires_at=end))
     return value, end
 
 
@@ -267,27 +279,27 @@ async def end_session(database: Database, session_hash: str) -> None:
 
 
 async def list_users(session: ReadSession, *, limit: int, after: str = "") -> list[User]:
-    """Users by id, those after `after`."""
+    """Users ordered by id, after `after`."""
     query = sa.select(users.c.id, users.c.disabled, users.c.plan, users.c.limits).where(
         users.c.id > after
     )
     return [
-        _user(row)
+        _create_user(row)
         for row in (await session.execute(query.order_by(users.c.id).limit(limit))).mappings()
     ]
 
 
 async def get_user(session: ReadSession, user_id: str) -> User:
-    """What is known of a user; of one without a row, nothing."""
+    """The settings of a user; the defaults without a row."""
     query = sa.select(users.c.id, users.c.disabled, users.c.plan, users.c.limits).where(
         users.c.id == user_id
     )
     row = (await session.execute(query)).mappings().first()
-    return User(id=user_id) if row is None else _user(row)
+    return User(id=user_id) if row is None else _create_user(row)
 
 
 async def put_user(database: Database, user_id: str, **values: Any) -> User:
-    """Set `disabled`, or `plan` and `limits`, of a user. Raises `NotFound` for a plan that is none."""
+    """Set `disabled`, or `plan` and `limits`, of a user. Raises `NotFound` for an unknown plan."""
     if "limits" in values and values["limits"] is not None:
         values["limits"] = msgspec.to_builtins(values["limits"])
     async with database.transaction() as session:
@@ -301,7 +313,7 @@ async def put_user(database: Database, user_id: str, **values: Any) -> User:
 
 
 async def list_plans(session: ReadSession) -> dict[str, QuotaLimits]:
-    """Every plan."""
+    """All plans by name."""
     return {
         row.name: msgspec.convert(row.limits, QuotaLimits)
         for row in await session.execute(sa.select(plans).order_by(plans.c.name))
@@ -309,7 +321,7 @@ async def list_plans(session: ReadSession) -> dict[str, QuotaLimits]:
 
 
 async def put_plan(database: Database, name: str, limits: QuotaLimits) -> None:
-    """Make or change a plan."""
+    """Create or change a plan."""
     values = {"limits": msgspec.to_builtins(limits)}
     async with database.transaction() as session:
         await session.execute(
@@ -320,7 +332,7 @@ async def put_plan(database: Database, name: str, limits: QuotaLimits) -> None:
 
 
 async def delete_plan(database: Database, name: str) -> None:
-    """Delete a plan; who had it has the default one. Raises `NotFound`."""
+    """Delete a plan; its users fall back to the default plan. Raises `NotFound`."""
     async with database.transaction() as session:
         await _require_plan(session, name)
         await session.execute(sa.delete(plans).where(plans.c.name == name))
@@ -331,35 +343,41 @@ async def _require_plan(session: Session, name: str) -> None:
         raise NotFound("no plan has this name")
 
 
-def user_limits(row: Mapping[Any, Any], role: Role) -> QuotaLimits | None:
-    """The limits in force: the user's own, else their plan's, else the default plan's, which is not for admins."""
+def get_user_limits(row: Mapping[Any, Any], role: Role) -> QuotaLimits | None:
+    """The limits in force: the user's own, their plan's, or (not for admins) the default plan's."""
     limits = row["user_limits"] if row["user_limits"] is not None else row["plan_limits"]
     if limits is None and role is Role.USER:
         limits = row["default_limits"]
     return None if limits is None else msgspec.convert(limits, QuotaLimits)
 
 
-def is_alive(row: Mapping[Any, Any], at: float | None = None) -> bool:
-    """Whether a key or session that was found may be used at this time."""
+def is_active(row: Mapping[Any, Any], now: float | None = None) -> bool:
+    """Whether a key or session may be used at this time."""
     expires_at = row["expires_at"]
-    over = expires_at is not None and expires_at.timestamp() <= (time.time() if at is None else at)
-    return not (over or row.get("revoked_at") or row["disabled"])
+    expired = expires_at is not None and expires_at.timestamp() <= (
+        time.time() if now is None else now
+    )
+    return not (expired or row.get("revoked_at") or row["disabled"])
 
 
-def _alive(at: datetime) -> sa.ColumnElement[bool]:
+def _build_active_filter(now: datetime) -> sa.ColumnElement[bool]:
     return sa.and_(
         api_keys.c.revoked_at.is_(None),
-        sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > at),
+        sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
     )
 
 
-def _owned(by: Principal) -> sa.ColumnElement[bool]:
+def _build_owner_filter(by: Principal) -> sa.ColumnElement[bool]:
     return sa.true() if by.visible_user_id is None else api_keys.c.user_id == by.visible_user_id
 
 
-async def _key(session: ReadSession, key_id: str, by: Principal) -> Mapping[Any, Any]:
+async def _read_key(session: ReadSession, key_id: str, by: Principal) -> Mapping[Any, Any]:
     row = (
-        (await session.execute(sa.select(*_SHOWN).where(api_keys.c.id == key_id, _owned(by))))
+        (
+            await session.execute(
+                sa.select(*_KEY_COLUMNS).where(api_keys.c.id == key_id, _build_owner_filter(by))
+            )
+        )
         .mappings()
         .first()
     )
@@ -368,19 +386,19 @@ async def _key(session: ReadSession, key_id: str, by: Principal) -> Mapping[Any,
     return row
 
 
-def _shown(row: Mapping[Any, Any]) -> ApiKey:
+def _create_api_key(row: Mapping[Any, Any]) -> ApiKey:
     values = {str(name): value for name, value in row.items()}
     if values["limits"] is not None:
         values["limits"] = msgspec.convert(values["limits"], QuotaLimits).to_wire()
     return msgspec.convert(values, ApiKey)
 
 
-def _user(row: Mapping[Any, Any]) -> User:
+def _create_user(row: Mapping[Any, Any]) -> User:
     return msgspec.convert({str(name): value for name, value in row.items()}, User)
 
 
-_SHOWN = tuple(column for column in api_keys.c if column.name != "hash")
-_USER = (
+_KEY_COLUMNS = tuple(column for column in api_keys.c if column.name != "hash")
+_USER_COLUMNS = (
     sa.func.coalesce(users.c.disabled, False).label("disabled"),
     users.c.limits.label("user_limits"),
     sa.select(plans.c.limits)

@@ -1,4 +1,5 @@
-"""How much: limits of users and keys, held before the provider is called and settled to the truth once.
+"""Quotas: limits of users and keys, held before a provider call and settled once afterwards.
 
-`ledger` is the arithmetic, in this process; `history` is what earlier processes have used, read from the log at start.
+`local` is the arithmetic in this process; `history` restores the usage of earlier processes at
+startup.
 """

@@ -1,8 +1,9 @@
-"""What earlier processes used, and what the log says of usage.
+"""Usage of earlier processes, and usage totals.
 
-At start the ledger is empty, and the log, once recovery has brought in what the journal of a dead process held, has all
-that was used. `rebuild` adds it: the totals of this month less the rows of this process, which the ledger knows already.
-One snapshot has both, so that nothing counts twice and nothing is left out.
+At startup the quota is empty, and the log contains all usage once recovery has replayed the
+journal of the previous process. `rebuild_usage` adds the totals of this month without the rows of
+this process, which the quota has counted already. It reads both in one snapshot, so nothing is
+counted twice or left out.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ ROWS_MAX = 5000
 
 
 class UsageTotal(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums of one day, model and endpoint. `unpriced`: answers whose cost nobody knows."""
+    """Sums of one day, model and endpoint. `unpriced`: answers without a known cost."""
 
     day: str
     model: str
@@ -38,18 +39,18 @@ class UsageTotal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def rebuild_usage(session: ReadSession, ledger: LocalQuota, started: datetime) -> None:
-    """Bring into the ledger what was used before this process `started`. Raises `DatabaseUnavailable`."""
+    """Add the usage before `started` to the quota. Raises `DatabaseUnavailable`."""
     minute: dict[str, list[int]] = {}
     day: dict[str, list[int]] = {}
     month: dict[str, list[int]] = {}
-    starts = ledger.starts()
-    today, first = (_day(starts[window]) for window in (DAY, MONTH))
+    starts = ledger.get_window_starts()
+    today, first = (_format_day(starts[window]) for window in (DAY, MONTH))
     totals = quota_totals.c
     for row in await session.execute(sa.select(quota_totals).where(totals.day >= first)):
         amount = (row.requests, row.tokens, row.cost_nano_usd)
-        _sum(month, row.subject, amount, 1)
+        _add_amount(month, row.subject, amount, 1)
         if row.day == today:
-            _sum(day, row.subject, amount, 1)
+            _add_amount(day, row.subject, amount, 1)
     since = min(started, datetime.fromtimestamp(starts[MINUTE], UTC))
     names = (
         "id",
@@ -63,28 +64,31 @@ async def rebuild_usage(session: ReadSession, ledger: LocalQuota, started: datet
         "held_tokens",
     )
     columns = [request_logs.c[name] for name in (*names, "held_nano_usd")]
-    for own in (
+    for log_row in (
         await session.execute(
             sa.select(*columns).where(request_logs.c.id >= compute_first_id(since))
         )
     ).mappings():
-        for subject in list_subject_names(own["user_id"], own["key_id"]):
-            amount = (1, *compute_row_charge(own))
-            if own["created_at"] < started:
-                if own["created_at"].timestamp() >= starts[MINUTE]:
-                    _sum(minute, subject, amount, 1)
+        for subject in list_subject_names(log_row["user_id"], log_row["key_id"]):
+            amount = (1, *compute_row_charge(log_row))
+            if log_row["created_at"] < started:
+                if log_row["created_at"].timestamp() >= starts[MINUTE]:
+                    _add_amount(minute, subject, amount, 1)
                 continue
-            if own["created_at"].timestamp() >= starts[MONTH]:
-                _sum(month, subject, amount, -1)
-            if own["created_at"].timestamp() >= starts[DAY]:
-                _sum(day, subject, amount, -1)
+            if log_row["created_at"].timestamp() >= starts[MONTH]:
+                _add_amount(month, subject, amount, -1)
+            if log_row["created_at"].timestamp() >= starts[DAY]:
+                _add_amount(day, subject, amount, -1)
     ledger.load(day, month, minute)
 
 
 async def read_totals(
     session: ReadSession, *, user_id: str | None, since: date, until: date
 ) -> list[UsageTotal]:
-    """Sums by day, model and endpoint, newest first; of everybody if `user_id` is None. `until` is exclusive."""
+    """Sums by day, model and endpoint, newest first; of all users if `user_id` is None.
+
+    `until` is exclusive.
+    """
     columns = daily_totals.c
     key = (columns.day, columns.model, columns.endpoint)
     names = ("answers", "prompt_tokens", "completion_tokens", "cost_nano_usd", "unpriced")
@@ -96,18 +100,18 @@ async def read_totals(
     )
     if user_id is not None:
         query = query.where(columns.user_id == user_id)
-    found = []
+    items = []
     for row in (await session.execute(query.limit(ROWS_MAX))).mappings():
         values: dict[str, Any] = {str(name): value for name, value in row.items()}
-        found.append(UsageTotal(cost=format_usd(values.pop("cost_nano_usd")), **values))
-    return found
+        items.append(UsageTotal(cost=format_usd(values.pop("cost_nano_usd")), **values))
+    return items
 
 
-def _sum(sums: dict[str, list[int]], subject: str, amount: Sequence[int], sign: int) -> None:
-    have = sums.setdefault(subject, [0, 0, 0])
+def _add_amount(sums: dict[str, list[int]], subject: str, amount: Sequence[int], sign: int) -> None:
+    total = sums.setdefault(subject, [0, 0, 0])
     for n, part in enumerate(amount):
-        have[n] += sign * part
+        total[n] += sign * part
 
 
-def _day(seconds: int) -> str:
+def _format_day(seconds: int) -> str:
     return str(datetime.fromtimestamp(seconds, UTC).date())

@@ -1,21 +1,21 @@
-"""The ledger: what users and keys have used and hold, against their limits. Arithmetic in memory; nothing here waits.
+"""Quota in memory: usage and holds of users and keys against their limits. Synchronous arithmetic.
 
-    hold ──► settled      once, to the truth: less than was held, as a rule
+    hold ──► settled      once, with the actual usage, usually less than the hold
       │ └──► released     the answer was refused before anything was used
-      └────► expired      nobody ever said how it ended; the truth, should it still come, is added then
+      └────► expired      no outcome arrived; usage that arrives later is still added
 
-A hold takes the upper bound of everything that has a limit, of the user and of the key, or nothing at all. So in every
-window `used + held ≤ limit`, however many ask at once: looking and taking are one step, without an await. There are two
-ways above a limit, both after the fact: truth that comes after its hold has expired, and a provider that gives more
-than it was asked for.
+A hold reserves the upper bound in every limited window of the user and the key, or nothing.
+Therefore `used + held ≤ limit` in every window under any concurrency: checking and reserving are
+one step without an await. Usage can exceed a limit in two ways, both afterwards: an outcome that
+arrives after its hold has expired, and a provider that returns more than was requested.
 
-Windows are fixed: the minute, day and month (UTC) in which an answer *began* is charged for all of it, whenever it
-ends, which is what the log says too. `concurrent` has no window: it counts holds.
+Windows are fixed: an answer is charged to the minute, day and month (UTC) in which it started,
+whenever it ends, as in the log. `concurrent` has no window: it counts holds.
 
-What nobody knows (usage `unknown`) is charged with its hold: it may have been billed, and cutting a stream early must
-not be a way to ask for nothing.
+Unknown usage is charged as the full hold: it may have been billed, and disconnecting early must
+not be a way to avoid charges.
 
-Until `load` has brought what earlier processes used, whoever has a limit has to wait: see `history`.
+Until `load` has added the usage of earlier processes, callers with limits wait: see `history`.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ from service.core.ports import QuotaLimits, QuotaSubject, QuotaWindow
 MINUTE, DAY, MONTH = 0, 1, 2
 REQUESTS, TOKENS, COST = 0, 1, 2
 ACCOUNTS_MAX = 100_000  # users and keys active this month
-LOAD_SECONDS = 5  # how long whoever has a limit waits for `load`
-SOON_SECONDS = 1  # when to come back if only holds are in the way: they end when answers do
+LOAD_SECONDS = 5  # how long callers with limits wait for `load`
+SOON_SECONDS = 1  # retry delay if only holds are in the way: they end with their answers
 LIMITS = (  # field of QuotaLimits, window, kind, unit
     ("requests_per_minute", MINUTE, REQUESTS, "requests"),
     ("tokens_per_minute", MINUTE, TOKENS, "tokens"),
@@ -53,7 +53,7 @@ CONCURRENT = ("concurrent", "concurrent-requests")
 
 
 class UsageAccount:
-    """One user or key: for each window when it began, what was used and what is held (requests, tokens, nano-dollars)."""
+    """One user or key: start, usage and holds of each window (requests, tokens, nano-dollars)."""
 
     __slots__ = ("held", "open", "starts", "used")
 
@@ -63,8 +63,8 @@ class UsageAccount:
         self.held = [[0, 0, 0] for _ in starts]
         self.open = 0
 
-    def roll(self, starts: Sequence[int]) -> None:
-        """Begin the windows anew whose time is over. A clock that goes back changes nothing."""
+    def roll_windows(self, starts: Sequence[int]) -> None:
+        """Reset the windows that have ended. A clock that goes back changes nothing."""
         for window, start in enumerate(starts):
             if start > self.starts[window]:
                 self.starts[window] = start
@@ -81,7 +81,7 @@ class _Hold(msgspec.Struct):
 
 
 class LocalQuotaStatistics(msgspec.Struct, frozen=True):
-    """`expired`: holds that nobody ended. `late`: those whose truth came after all."""
+    """`expired`: holds without an outcome. `late`: those whose outcome arrived afterwards."""
 
     loaded: bool
     accounts: int
@@ -103,98 +103,106 @@ class LocalQuota:
         self._ttl_seconds, self._load_seconds = ttl_seconds, load_seconds
         self._clock = clock
         self._accounts: dict[str, UsageAccount] = {}
-        self._holds: dict[
-            str, _Hold
-        ] = {}  # in the order of their expiry: it is the same time for all
-        self._gone: dict[
-            str, _Hold
-        ] = {}  # expired, and waiting for late truth; bounded as holds are
+        self._holds: dict[str, _Hold] = {}  # in order of expiry: the TTL is the same for all
+        self._expired_holds: dict[str, _Hold] = {}  # waiting for a late outcome; bounded like holds
         self._month = (0, 0)
-        self._expired = self._late = 0
+        self._expired_count = self._late_count = 0
         self._loaded = asyncio.Event()
 
     async def hold(
         self, name: str, subjects: Sequence[QuotaSubject], *, tokens: int, nano_usd: int | None
     ) -> None:
-        """Hold for the answer `name`. Raises `QuotaExceeded`, `BeyondQuota`, `UnpricedModel`, `Overloaded`; then nothing is held."""
+        """Hold for the answer `name`, for all subjects or none.
+
+        Raises `QuotaExceeded`, `BeyondQuota`, `UnpricedModel`, `Overloaded` and
+        `DatabaseUnavailable`.
+        """
         if not self._loaded.is_set() and any(subject.limits is not None for subject in subjects):
             await self._wait_loaded()
         self.expire()
-        at = self._clock()
-        starts = self._starts(at)
+        now = self._clock()
+        starts = self._compute_starts(now)
         amount = (1, tokens, nano_usd or 0)
-        accounts = [self._account(subject, starts) for subject in subjects]
+        accounts = [self._get_account(subject, starts) for subject in subjects]
         for subject, account in zip(subjects, accounts, strict=True):
             if subject.limits is not None:
-                self._check(subject, account, subject.limits, amount, amount, nano_usd, at)
-                if (most := subject.limits.concurrent) is not None and account.open >= most:
-                    self._refuse(subject, CONCURRENT[0], most, 1, subjects, SOON_SECONDS)
+                self._check_limits(subject, account, subject.limits, amount, amount, nano_usd, now)
+                if (
+                    concurrent_max := subject.limits.concurrent
+                ) is not None and account.open >= concurrent_max:
+                    self._raise_exceeded(
+                        subject, CONCURRENT[0], concurrent_max, 1, subjects, SOON_SECONDS
+                    )
         for account in accounts:
             account.open += 1
-            _add(account.held, account, starts, amount)
-        self._holds[name] = _Hold(subjects, accounts, starts, amount, at + self._ttl_seconds)
+            _add_amount(account.held, account, starts, amount)
+        self._holds[name] = _Hold(subjects, accounts, starts, amount, now + self._ttl_seconds)
 
     async def grow(self, name: str, *, tokens: int, nano_usd: int | None) -> None:
-        """Raise a hold to more, or lower it to less. Raises as `hold` does; then the hold is as it was."""
-        held = self._holds[name]
+        """Change the amount of a hold. Raises like `hold`; the hold is then unchanged."""
+        hold = self._holds[name]
         amount = (1, tokens, nano_usd or 0)
-        more = (0, tokens - held.amount[TOKENS], amount[COST] - held.amount[COST])
-        at = self._clock()
-        for subject, account in zip(held.subjects, held.accounts, strict=True):
+        increase = (0, tokens - hold.amount[TOKENS], amount[COST] - hold.amount[COST])
+        now = self._clock()
+        for subject, account in zip(hold.subjects, hold.accounts, strict=True):
             if subject.limits is not None:
-                self._check(subject, account, subject.limits, amount, more, nano_usd, at)
-        for account in held.accounts:
-            _add(account.held, account, held.starts, more)
-        held.amount = amount
+                self._check_limits(
+                    subject, account, subject.limits, amount, increase, nano_usd, now
+                )
+        for account in hold.accounts:
+            _add_amount(account.held, account, hold.starts, increase)
+        hold.amount = amount
 
     def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:
-        """The truth about an answer: what was held becomes what was used. Once; again, or of no hold, it does nothing."""
-        held = self._holds.pop(name, None)
-        if held is None:
-            held = self._gone.pop(name, None)
-            if held is None:
+        """Replace a hold by the actual usage. Idempotent; unknown names are ignored."""
+        hold = self._holds.pop(name, None)
+        if hold is None:
+            hold = self._expired_holds.pop(name, None)
+            if hold is None:
                 return
-            self._late += 1
+            self._late_count += 1
         else:
-            self._let_go(held)
-        for account in held.accounts:
-            _add(account.used, account, held.starts, (1, tokens, nano_usd))
+            self._return_hold(hold)
+        for account in hold.accounts:
+            _add_amount(account.used, account, hold.starts, (1, tokens, nano_usd))
 
     def release(self, name: str) -> None:
-        """The answer was refused and used nothing. Idempotent."""
-        if (held := self._holds.pop(name, None)) is not None:
-            self._let_go(held)
+        """Drop the hold of a refused answer. Idempotent."""
+        if (hold := self._holds.pop(name, None)) is not None:
+            self._return_hold(hold)
 
     def expire(self) -> int:
-        """Let go of the holds whose time is over; returns how many."""
-        count, at = 0, self._clock()
+        """Expire overdue holds and return their number."""
+        count, now = 0, self._clock()
         while (
-            self._holds and (name := next(iter(self._holds))) and self._holds[name].expires_at <= at
+            self._holds
+            and (name := next(iter(self._holds)))
+            and self._holds[name].expires_at <= now
         ):
-            held = self._holds.pop(name)
-            self._let_go(held)
-            if len(self._gone) >= ACCOUNTS_MAX:
-                del self._gone[next(iter(self._gone))]
-            self._gone[name] = held
+            hold = self._holds.pop(name)
+            self._return_hold(hold)
+            if len(self._expired_holds) >= ACCOUNTS_MAX:
+                del self._expired_holds[next(iter(self._expired_holds))]
+            self._expired_holds[name] = hold
             count += 1
-        self._expired += count
+        self._expired_count += count
         return count
 
     def windows(self, subjects: Sequence[QuotaSubject]) -> list[QuotaWindow]:
-        """Where these stand: every limit that they have."""
-        return list(self._windows(subjects))
+        """The state of every limit of these subjects."""
+        return list(self._iterate_windows(subjects))
 
-    def used(self, subject: str) -> Mapping[str, tuple[int, int]]:
-        """(used, held) of a user or key by the names of `LIMITS` and `concurrent`, whether limited or not."""
+    def get_usage(self, subject: str) -> Mapping[str, tuple[int, int]]:
+        """(used, held) of a subject by the names of `LIMITS` and `concurrent`, limited or not."""
         account = self._accounts.get(subject)
         if account is None:
             return dict.fromkeys((*(name for name, *_ in LIMITS), CONCURRENT[0]), (0, 0))
-        account.roll(self._starts(self._clock()))
-        found = {
+        account.roll_windows(self._compute_starts(self._clock()))
+        usage = {
             name: (account.used[window][kind], account.held[window][kind])
             for name, window, kind, _ in LIMITS
         }
-        return found | {CONCURRENT[0]: (0, account.open)}
+        return usage | {CONCURRENT[0]: (0, account.open)}
 
     def load(
         self,
@@ -202,18 +210,19 @@ class LocalQuota:
         month: Mapping[str, Sequence[int]],
         minute: Mapping[str, Sequence[int]],
     ) -> None:
-        """Add what earlier processes have used: (requests, tokens, nano-dollars) by subject, of the windows of now."""
-        starts = self._starts(self._clock())
-        for window, found in ((MINUTE, minute), (DAY, day), (MONTH, month)):
-            for subject, amount in found.items():
+        """Add the usage of earlier processes: (requests, tokens, nano-dollars) by subject."""
+        starts = self._compute_starts(self._clock())
+        for window, usage in ((MINUTE, minute), (DAY, day), (MONTH, month)):
+            for subject, amount in usage.items():
                 account = self._accounts.get(subject)
                 if account is None:
                     if len(self._accounts) >= ACCOUNTS_MAX:
                         continue
                     account = self._accounts[subject] = UsageAccount(starts)
-                account.roll(starts)
+                account.roll_windows(starts)
                 account.used[window] = [
-                    have + more for have, more in zip(account.used[window], amount, strict=True)
+                    before + added
+                    for before, added in zip(account.used[window], amount, strict=True)
                 ]
         self._loaded.set()
 
@@ -222,55 +231,54 @@ class LocalQuota:
             async with asyncio.timeout(self._load_seconds):
                 await self._loaded.wait()
         except TimeoutError as error:
-            raise DatabaseUnavailable(
-                "what was used before this process began is not known yet"
-            ) from error
+            raise DatabaseUnavailable("earlier usage has not been loaded yet") from error
 
-    def starts(self) -> tuple[int, int, int]:
-        """When the windows of now began, in seconds since 1970: minute, day, month."""
-        return self._starts(self._clock())
+    def get_window_starts(self) -> tuple[int, int, int]:
+        """Start of the current windows, in seconds since 1970: minute, day, month."""
+        return self._compute_starts(self._clock())
 
     def statistics(self) -> LocalQuotaStatistics:
-        """A frozen look at the ledger."""
+        """An immutable snapshot of the counters."""
         return LocalQuotaStatistics(
             loaded=self._loaded.is_set(),
             accounts=len(self._accounts),
             holds=len(self._holds),
-            expired=self._expired,
-            late=self._late,
+            expired=self._expired_count,
+            late=self._late_count,
         )
 
-    def _check(
+    def _check_limits(
         self,
         subject: QuotaSubject,
         account: UsageAccount,
         limits: QuotaLimits,
-        whole: Sequence[int],
-        more: Sequence[int],
+        bound: Sequence[int],
+        increase: Sequence[int],
         nano_usd: int | None,
-        at: float,
+        now: float,
     ) -> None:
-        """Raises if `whole` can never fit a limit, or `more` does not fit now."""
-        for name, window, kind, limit, _, _ in _set(limits):
+        """Raise if `bound` can never fit a limit, or `increase` does not fit now."""
+        for name, window, kind, limit, _, _ in _list_limits(limits):
             if kind == COST and nano_usd is None:
                 raise UnpricedModel(
-                    f"{name.replace('nano_usd', 'usd')} is limited, and the model has no known price"
+                    f"{_get_wire_name(name)} is limited, and the model has no known price"
                 )
             used, held = account.used[window][kind], account.held[window][kind]
-            if whole[kind] > limit:
+            if bound[kind] > limit:
                 raise BeyondQuota(
-                    f"this needs up to {whole[kind]} {_unit(name)}, more than {subject.of}'s {_shown(name)} of {limit} can ever hold",
-                    extra={"limit": _shown(name), "of": subject.of},
+                    f"the request needs up to {bound[kind]} {_get_unit(name)}, more than the "
+                    f"{_get_wire_name(name)} of this {subject.of} ({limit}) allows",
+                    extra={"limit": _get_wire_name(name), "of": subject.of},
                 )
-            if more[kind] > 0 and used + held + more[kind] > limit:
+            if increase[kind] > 0 and used + held + increase[kind] > limit:
                 wait = (
                     SOON_SECONDS
-                    if used + whole[kind] <= limit
-                    else _seconds(self._end(window) - at)
+                    if used + bound[kind] <= limit
+                    else _round_up(self._compute_end(window) - now)
                 )
-                self._refuse(subject, name, limit, more[kind], [subject], wait)
+                self._raise_exceeded(subject, name, limit, increase[kind], [subject], wait)
 
-    def _refuse(
+    def _raise_exceeded(
         self,
         subject: QuotaSubject,
         name: str,
@@ -280,10 +288,10 @@ class LocalQuota:
         retry_after_seconds: int,
     ) -> None:
         error = QuotaExceeded(
-            f"the {_shown(name)} of this {subject.of} ({limit}) has no room for {needed} more",
+            f"{needed} more would exceed the {_get_wire_name(name)} of this {subject.of} ({limit})",
             retry_after_seconds=retry_after_seconds,
             extra={
-                "limit": _shown(name),
+                "limit": _get_wire_name(name),
                 "of": subject.of,
                 "violated-policies": [format_policy(subject.of, name)],
             },
@@ -291,67 +299,67 @@ class LocalQuota:
         error.windows = self.windows(subjects)
         raise error
 
-    def _windows(self, subjects: Sequence[QuotaSubject]) -> Iterator[QuotaWindow]:
-        at = self._clock()
-        starts = self._starts(at)
+    def _iterate_windows(self, subjects: Sequence[QuotaSubject]) -> Iterator[QuotaWindow]:
+        now = self._clock()
+        starts = self._compute_starts(now)
         ends = (starts[MINUTE] + 60, starts[DAY] + 86_400, self._month[1])
         for subject in subjects:
             if subject.limits is None:
                 continue
             account = self._accounts.get(subject.name) or UsageAccount(starts)
-            account.roll(starts)
-            for _, window, kind, limit, shown, unit in _set(subject.limits):
+            account.roll_windows(starts)
+            for _, window, kind, limit, wire_name, unit in _list_limits(subject.limits):
                 yield QuotaWindow(
-                    name=shown,
+                    name=wire_name,
                     of=subject.of,
                     unit=unit,
                     limit=limit,
                     used=account.used[window][kind],
                     held=account.held[window][kind],
                     seconds=ends[window] - starts[window],
-                    reset_seconds=_seconds(ends[window] - at),
+                    reset_seconds=_round_up(ends[window] - now),
                 )
-            if (most := subject.limits.concurrent) is not None:
+            if (concurrent_max := subject.limits.concurrent) is not None:
                 yield QuotaWindow(
                     name=CONCURRENT[0],
                     of=subject.of,
                     unit=CONCURRENT[1],
-                    limit=most,
+                    limit=concurrent_max,
                     used=0,
                     held=account.open,
                 )
 
-    def _account(self, subject: QuotaSubject, starts: Sequence[int]) -> UsageAccount:
+    def _get_account(self, subject: QuotaSubject, starts: Sequence[int]) -> UsageAccount:
         account = self._accounts.get(subject.name)
         if account is None:
             account = UsageAccount(starts)
             if len(self._accounts) >= ACCOUNTS_MAX:
-                self._prune(starts)
+                self._remove_inactive(starts)
             if len(self._accounts) < ACCOUNTS_MAX:
                 self._accounts[subject.name] = account
             elif subject.limits is not None:
-                raise Overloaded(f"{ACCOUNTS_MAX} users and keys are active")
-        account.roll(starts)
+                raise Overloaded(f"{ACCOUNTS_MAX} users and keys are active this month")
+        account.roll_windows(starts)
         return account
 
-    def _prune(self, starts: Sequence[int]) -> None:
-        """Forget whose month is over."""
-        old = [
+    def _remove_inactive(self, starts: Sequence[int]) -> None:
+        """Drop accounts that were last active in an earlier month."""
+        inactive = [
             name
             for name, account in self._accounts.items()
             if not account.open and account.starts[MONTH] < starts[MONTH]
         ]
-        for name in old:
+        for name in inactive:
             del self._accounts[name]
 
-    def _let_go(self, held: _Hold) -> None:
-        less = tuple(-part for part in held.amount)
-        for account in held.accounts:
+    def _return_hold(self, hold: _Hold) -> None:
+        decrease = tuple(-part for part in hold.amount)
+        for account in hold.accounts:
             account.open -= 1
-            _add(account.held, account, held.starts, less)
+            _add_amount(account.held, account, hold.starts, decrease)
 
-    def _starts(self, at: float) -> tuple[int, int, int]:
-        seconds = int(at)
+    def _compute_starts(self, now: float) -> tuple[int, int, int]:
+        seconds = int(now)
         if not self._month[0] <= seconds < self._month[1]:
             first = datetime.fromtimestamp(seconds, UTC).replace(
                 day=1, hour=0, minute=0, second=0, microsecond=0
@@ -360,43 +368,43 @@ class LocalQuota:
             self._month = (begin, begin + calendar.monthrange(first.year, first.month)[1] * 86_400)
         return seconds - seconds % 60, seconds - seconds % 86_400, self._month[0]
 
-    def _end(self, window: int) -> int:
-        starts = self._starts(self._clock())
+    def _compute_end(self, window: int) -> int:
+        starts = self._compute_starts(self._clock())
         return self._month[1] if window == MONTH else starts[window] + (60, 86_400)[window]
 
 
 @lru_cache(maxsize=1024)
-def _set(limits: QuotaLimits) -> tuple[tuple[str, int, int, int, str, str], ...]:
-    """Those limits that are set: name, window, kind, limit, name as shown, unit."""
-    found = (
-        (name, window, kind, getattr(limits, name), _shown(name), unit)
+def _list_limits(limits: QuotaLimits) -> tuple[tuple[str, int, int, int, str, str], ...]:
+    """The limits that are set: (name, window, kind, limit, name on the wire, unit)."""
+    limit_rows = (
+        (name, window, kind, getattr(limits, name), _get_wire_name(name), unit)
         for name, window, kind, unit in LIMITS
     )
-    return tuple(each for each in found if each[3] is not None)
+    return tuple(row for row in limit_rows if row[3] is not None)
 
 
 def format_policy(of: str, name: str) -> str:
     """The name of a limit in the `RateLimit` headers, such as `user-tokens-per-day`."""
-    return f"{of}-{_shown(name).replace('_', '-')}"
+    return f"{of}-{_get_wire_name(name).replace('_', '-')}"
 
 
-def _add(
+def _add_amount(
     sums: list[list[int]], account: UsageAccount, starts: Sequence[int], amount: Sequence[int]
 ) -> None:
-    """Add to every window that is still the one in which the answer began."""
+    """Add to the windows that are still the ones in which the answer started."""
     for window, start in enumerate(starts):
         if account.starts[window] == start:
-            one = sums[window]
-            one[0] += amount[0]
-            one[1] += amount[1]
-            one[2] += amount[2]
+            totals = sums[window]
+            totals[0] += amount[0]
+            totals[1] += amount[1]
+            totals[2] += amount[2]
 
 
-def _shown(name: str) -> str:
+def _get_wire_name(name: str) -> str:
     return name.replace("nano_usd", "usd")
 
 
-def _unit(name: str) -> str:
+def _get_unit(name: str) -> str:
     return (
         "tokens"
         if name.startswith("tokens")
@@ -406,5 +414,5 @@ def _unit(name: str) -> str:
     )
 
 
-def _seconds(seconds: float) -> int:
+def _round_up(seconds: float) -> int:
     return max(1, int(seconds) + (seconds % 1 > 0))

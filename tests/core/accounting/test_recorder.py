@@ -57,7 +57,7 @@ async def test_an_outcome_settles_its_hold(fixture: RecorderFixture) -> None:
     fixture.recorder.record_intent(intent)
     fixture.recorder.record_outcome(build_outcome(intent))
 
-    assert fixture.ledger.used("alice")["tokens_per_day"] == (15, 0)
+    assert fixture.ledger.get_usage("alice")["tokens_per_day"] == (15, 0)
 
 
 def test_an_outcome_that_holds_nothing_is_recorded(fixture: RecorderFixture) -> None:

@@ -1,4 +1,4 @@
-"""Credentials are found by their full hash and compared in constant time."""
+"""Hashing and comparison of credentials."""
 
 import ast
 import re
@@ -13,13 +13,13 @@ SERVICE = Path(__file__).parents[3] / "service"
 
 
 @hypothesis_given(st.text(max_size=60), st.text(max_size=60))
-def test_the_cache_s_key_is_the_full_hash(one: str, other: str) -> None:
-    """Two credentials have one cache key only if they are the same."""
+def test_cache_key_is_the_full_hash(one: str, other: str) -> None:
+    """Two credentials have the same cache key only if they are equal."""
     assert (hash_credential(one) == hash_credential(other)) == (one == other)
 
 
-def test_no_secret_is_compared_character_by_character() -> None:
-    """Credentials are found by hash and compared by `hmac.compare_digest`; no `==` stands beside a hash or a secret."""
+def test_secrets_are_compared_in_constant_time() -> None:
+    """Secrets and hashes are compared by `hmac.compare_digest`, never by `==`."""
     compared = 0
     for file in (SERVICE / "core" / "auth").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -1,4 +1,4 @@
-"""The fetch of a key set (`core/auth/jwts.py`) over real sockets, plain and TLS."""
+"""Fetching a key set (`core/auth/jwts.py`) over real sockets, plain and TLS."""
 
 import asyncio
 import json
@@ -29,8 +29,8 @@ KEY_SET = json.dumps(
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
-def response(body: bytes, status: str = "200 OK", **headers: str) -> Answer:
-    """Answer with this body."""
+def respond_with(body: bytes, status: str = "200 OK", **headers: str) -> Answer:
+    """Respond with this body."""
     lines = [
         f"HTTP/1.1 {status}",
         f"content-length: {len(body)}",
@@ -44,7 +44,7 @@ def response(body: bytes, status: str = "200 OK", **headers: str) -> Answer:
 
 
 class Issuer:
-    """An issuer on a socket: the head of each request, and its address."""
+    """An issuer on a socket: its address and the heads of the requests."""
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
@@ -52,8 +52,8 @@ class Issuer:
 
 
 @asynccontextmanager
-async def issuer(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[Issuer]:
-    """Serve one answer per connection."""
+async def run_issuer(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[Issuer]:
+    """Serve one response per connection."""
     running = Issuer()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -74,15 +74,15 @@ async def issuer(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIter
         yield running
 
 
-def checks(url: str, fetch_seconds: float = 20) -> JwtVerifier:
+def create_verifier(url: str, fetch_seconds: float = 20) -> JwtVerifier:
     """A verifier that fetches its key set from this address."""
     return JwtVerifier(Settings(**RS | {"jwt_jwks_url": url}), fetch_seconds=fetch_seconds)
 
 
 async def test_a_key_set_is_fetched_once() -> None:
     """The set verifies the issuer's tokens; it is requested once, without credentials."""
-    async with issuer(response(KEY_SET)) as running:
-        jwts = checks(running.url)
+    async with run_issuer(respond_with(KEY_SET)) as running:
+        jwts = create_verifier(running.url)
         users = [(await jwts.verify(GOOD)).user_id for _ in range(2)]
 
     assert users == ["alice", "alice"]
@@ -99,37 +99,39 @@ async def test_a_key_set_is_fetched_once() -> None:
 async def test_a_redirect_is_refused(status: str) -> None:
     """An issuer cannot redirect the service to an internal address."""
     async with (
-        issuer(response(KEY_SET)) as elsewhere,
-        issuer(response(KEY_SET, status, location=elsewhere.url)) as running,
+        run_issuer(respond_with(KEY_SET)) as elsewhere,
+        run_issuer(respond_with(KEY_SET, status, location=elsewhere.url)) as running,
     ):
         with pytest.raises(JwksUnavailable):
-            await checks(running.url).verify(GOOD)
+            await create_verifier(running.url).verify(GOOD)
 
     assert len(running.requests) == 1
     assert elsewhere.requests == []
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "404 Not Found", "500 Internal Server Error"])
-async def test_an_error_status_is_no_key_set(status: str) -> None:
-    """The body of an error is not read as keys."""
-    async with issuer(response(b"" if status.startswith("204") else KEY_SET, status)) as running:
+async def test_error_status_is_no_key_set(status: str) -> None:
+    """The body of an error is not used as a key set."""
+    async with run_issuer(
+        respond_with(b"" if status.startswith("204") else KEY_SET, status)
+    ) as running:
         with pytest.raises(JwksUnavailable):
-            await checks(running.url).verify(GOOD)
+            await create_verifier(running.url).verify(GOOD)
 
 
 @pytest.mark.parametrize("excess", [0, 1])
-async def test_a_key_set_has_a_size_limit(excess: int) -> None:
+async def test_key_set_has_a_size_limit(excess: int) -> None:
     """A set of `SET_BYTES_MAX` bytes is read, a larger one is refused."""
     body = KEY_SET + b" " * (SET_BYTES_MAX - len(KEY_SET) + excess)
-    async with issuer(response(body)) as running:
+    async with run_issuer(respond_with(body)) as running:
         if excess:
             with pytest.raises(JwksUnavailable):
-                await checks(running.url).verify(GOOD)
+                await create_verifier(running.url).verify(GOOD)
         else:
-            assert (await checks(running.url).verify(GOOD)).user_id == "alice"
+            assert (await create_verifier(running.url).verify(GOOD)).user_id == "alice"
 
 
-async def test_an_endless_key_set_is_left() -> None:
+async def test_endless_key_set_is_aborted() -> None:
     """The connection is closed once the limit is exceeded."""
     left = asyncio.Event()
 
@@ -142,9 +144,9 @@ async def test_an_endless_key_set_is_left() -> None:
         finally:
             left.set()
 
-    async with issuer(endless) as running:
+    async with run_issuer(endless) as running:
         with pytest.raises(JwksUnavailable):
-            await checks(running.url).verify(GOOD)
+            await create_verifier(running.url).verify(GOOD)
         async with asyncio.timeout(10):
             await left.wait()
 
@@ -152,19 +154,22 @@ async def test_an_endless_key_set_is_left() -> None:
 async def test_a_compressed_key_set_is_refused() -> None:
     """Compression is not offered, and a compressed body is not decompressed."""
     packed = zlib.compress(KEY_SET, wbits=31)
-    async with issuer(response(packed, **{"content-encoding": "gzip"})) as running:
+    async with run_issuer(respond_with(packed, **{"content-encoding": "gzip"})) as running:
         with pytest.raises(JwksUnavailable):
-            await checks(running.url).verify(GOOD)
+            await create_verifier(running.url).verify(GOOD)
 
     assert b"accept-encoding: identity" in running.requests[0].lower()
 
 
-async def test_the_environment_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy of the environment is not used: it could replace the keys."""
-    async with issuer(response(b"{}")) as proxy, issuer(response(KEY_SET)) as running:
+    async with (
+        run_issuer(respond_with(b"{}")) as proxy,
+        run_issuer(respond_with(KEY_SET)) as running,
+    ):
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url.removesuffix("/jwks"))
-        assert (await checks(running.url).verify(GOOD)).user_id == "alice"
+        assert (await create_verifier(running.url).verify(GOOD)).user_id == "alice"
 
     assert proxy.requests == []
 
@@ -174,44 +179,44 @@ async def test_the_environment_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -
     [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{"],
     ids=["before the head", "in the body"],
 )
-async def test_a_silent_issuer_is_not_waited_for(sent: bytes) -> None:
-    """The whole fetch has one deadline, whether the head or the body does not come."""
+async def test_silent_issuer_times_out(sent: bytes) -> None:
+    """The whole fetch has one deadline, for head and body."""
     released = asyncio.Event()
 
     async def hang(writer: asyncio.StreamWriter) -> None:
         writer.write(sent)
         await released.wait()
 
-    async with issuer(hang) as running:
+    async with run_issuer(hang) as running:
         with pytest.raises(JwksUnavailable):
             async with asyncio.timeout(10):
-                await checks(running.url, fetch_seconds=0.1).verify(GOOD)
+                await create_verifier(running.url, fetch_seconds=0.1).verify(GOOD)
         released.set()
 
 
-async def test_an_issuer_that_does_not_listen_is_unavailable() -> None:
-    """A refused connection is 503, like any other set that cannot be read."""
-    async with issuer(response(KEY_SET)) as running:
+async def test_issuer_that_does_not_listen_is_unavailable() -> None:
+    """A refused connection is 503, like any other unavailable set."""
+    async with run_issuer(respond_with(KEY_SET)) as running:
         pass
     with pytest.raises(JwksUnavailable):
-        await checks(running.url).verify(GOOD)
+        await create_verifier(running.url).verify(GOOD)
 
 
-def self_signed(folder: Path) -> ssl.SSLContext:
-    """A server's TLS context with a certificate for 127.0.0.1 that no authority has signed."""
+def create_tls_context(folder: Path) -> ssl.SSLContext:
+    """A server's TLS context with an untrusted certificate for 127.0.0.1."""
     key, name = (
         ec.generate_private_key(ec.SECP256R1()),
         x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")]),
     )
-    at = datetime.now(UTC)
+    now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder(
             name,
             name,
             key.public_key(),
             x509.random_serial_number(),
-            at - timedelta(days=1),
-            at + timedelta(days=1),
+            now - timedelta(days=1),
+            now + timedelta(days=1),
         )
         .add_extension(
             x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
@@ -231,8 +236,8 @@ def self_signed(folder: Path) -> ssl.SSLContext:
 
 async def test_an_unknown_certificate_is_refused(tmp_path: Path) -> None:
     """Without a certificate of a known authority, an issuer receives no request."""
-    async with issuer(response(KEY_SET), self_signed(tmp_path)) as running:
+    async with run_issuer(respond_with(KEY_SET), create_tls_context(tmp_path)) as running:
         with pytest.raises(JwksUnavailable):
-            await checks(running.url).verify(GOOD)
+            await create_verifier(running.url).verify(GOOD)
 
     assert running.requests == []

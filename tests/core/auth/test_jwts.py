@@ -1,4 +1,4 @@
-"""JWTs: one algorithm, one issuer, one audience, and nothing that a token says of itself."""
+"""JWTs: one algorithm, one issuer, one audience, and nothing that a token claims of itself."""
 
 import base64
 import json
@@ -30,8 +30,12 @@ from tests.problems import is_problem
 
 SECRET = "shared-secret-of-more-than-32-bytes!"
 HS: dict[str, Any] = {
-    "auth": "keys", "jwt_algorithm": "HS256", "jwt_secret": SecretStr(SECRET), "jwt_issuer": "https://id.test", "jwt_audience": "kotae",
-}  # fmt: skip
+    "auth": "keys",
+    "jwt_algorithm": "HS256",
+    "jwt_secret": SecretStr(SECRET),
+    "jwt_issuer": "https://id.test",
+    "jwt_audience": "kotae",
+}
 RS = HS | {"jwt_algorithm": "RS256", "jwt_secret": None, "jwt_jwks_url": "https://id.test/jwks"}
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -41,7 +45,7 @@ PUBLIC = KEY.public_key().public_bytes(
 
 
 def claims(**changed: Any) -> dict[str, Any]:
-    """Good claims, with changes; None leaves one out."""
+    """Valid claims with changes; None removes a claim."""
     good = {
         "sub": "alice",
         "iss": "https://id.test",
@@ -57,23 +61,23 @@ def token(
     headers: dict[str, Any] | None = None,
     **changed: Any,
 ) -> str:
-    """A token; good unless something is changed."""
+    """A token; valid unless something is changed."""
     return jwt.encode(claims(**changed), key, algorithm=algorithm, headers=headers)
 
 
 def raw(header: dict[str, Any], body: Any, signature: bytes = b"") -> str:
-    """A token that no library would make."""
+    """A token that no library would create."""
     parts = (json.dumps(header).encode(), json.dumps(body).encode(), signature)
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 
 
 def hs_with(public: bytes) -> str:
-    """A token signed by HMAC with a public key for its secret."""
+    """A token signed by HMAC with a public key as its secret."""
     return raw_signed({"alg": "HS256", "typ": "JWT", "kid": "k1"}, public)
 
 
 def raw_signed(header: dict[str, Any], key: bytes) -> str:
-    """Any header, and an HMAC that fits."""
+    """Any header with a valid HMAC."""
     unsigned = raw(header, claims()).rpartition(".")[0]
     signed = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(
         unsigned.encode(), key
@@ -117,14 +121,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_a_bad_token_is_refused(name: str) -> None:
-    """Whatever is wrong with it, and however it is said, the token stands for nobody."""
+async def test_bad_token_is_refused(name: str) -> None:
+    """A token with any defect is refused."""
     with pytest.raises(Unauthorized):
         await JwtVerifier(Settings(**HS)).verify(BAD[name])
 
 
-async def test_a_good_token_says_who_and_what() -> None:
-    """User and role come from the configured claims; roles may be a list or words."""
+async def test_valid_token_has_user_and_role() -> None:
+    """User and role come from the configured claims; roles may be a list or a string."""
     settings = Settings(
         **HS, jwt_user_claim="email", jwt_roles_claim="groups", jwt_admin_role="boss"
     )
@@ -135,15 +139,15 @@ async def test_a_good_token_says_who_and_what() -> None:
         ("bosses", Role.USER),
         (["Boss"], Role.USER),
     ):
-        found = await JwtVerifier(settings).verify(token(email="alice@x", groups=groups))
-        assert (found.user_id, found.role) == ("alice@x", role)
+        claimed = await JwtVerifier(settings).verify(token(email="alice@x", groups=groups))
+        assert (claimed.user_id, claimed.role) == ("alice@x", role)
     assert (
         await JwtVerifier(Settings(**HS)).verify(token(aud=["other", "kotae"]))
     ).user_id == "alice"
 
 
-class Issuer:
-    """A key set that can be changed, and away."""
+class IssuerFake:
+    """A key set that can change or be unavailable."""
 
     def __init__(self, **keys: Any) -> None:
         self.keys = keys
@@ -173,15 +177,15 @@ class Issuer:
         ).encode()
 
 
-def checks(issuer: Issuer, **changed: Any) -> JwtVerifier:
-    """Jwts that ask this issuer."""
+def create_verifier(issuer: IssuerFake, **changed: Any) -> JwtVerifier:
+    """A verifier that uses this issuer."""
     return JwtVerifier(Settings(**RS | changed), fetch=issuer, clock=lambda: issuer.now)
 
 
-async def test_public_keys_are_for_their_algorithm_alone() -> None:
-    """RS256 with the right key is good; HMAC with the public key, another key, or a kid that is a trick is not."""
-    issuer = Issuer(k1=KEY)
-    jwts = checks(issuer)
+async def test_public_key_is_used_only_with_its_algorithm() -> None:
+    """HMAC with a public key, another key, and unknown or malformed kids are refused."""
+    issuer = IssuerFake(k1=KEY)
+    jwts = create_verifier(issuer)
     assert (await jwts.verify(token(KEY, "RS256", {"kid": "k1"}))).user_id == "alice"
     assert (await jwts.verify(token(KEY, "RS256"))).user_id == "alice"
     for bad in (
@@ -201,17 +205,19 @@ async def test_public_keys_are_for_their_algorithm_alone() -> None:
 
 
 async def test_elliptic_keys_work_too() -> None:
-    """ES256 is a setting away."""
+    """ES256 is supported."""
     key = ec.generate_private_key(ec.SECP256R1())
     assert (
-        await checks(Issuer(e=key), jwt_algorithm="ES256").verify(token(key, "ES256", {"kid": "e"}))
+        await create_verifier(IssuerFake(e=key), jwt_algorithm="ES256").verify(
+            token(key, "ES256", {"kid": "e"})
+        )
     ).user_id == "alice"
 
 
-async def test_a_rotated_key_is_found_and_a_forged_one_makes_no_traffic() -> None:
-    """An unknown kid reads the set anew, but not more often than every ten seconds; a key that left the set is refused."""
-    issuer = Issuer(k1=KEY)
-    jwts = checks(issuer)
+async def test_rotated_key_is_fetched_without_traffic_for_forged_tokens() -> None:
+    """An unknown kid triggers a fetch at most every ten seconds; a removed key is refused."""
+    issuer = IssuerFake(k1=KEY)
+    jwts = create_verifier(issuer)
     old, new = token(KEY, "RS256", {"kid": "k1"}), token(OTHER, "RS256", {"kid": "k2"})
     await jwts.verify(old)
     issuer.keys = {"k2": OTHER}
@@ -225,11 +231,14 @@ async def test_a_rotated_key_is_found_and_a_forged_one_makes_no_traffic() -> Non
     assert issuer.asked == 2
 
 
-async def test_an_issuer_that_is_away_is_waited_for() -> None:
-    """Known keys go on for a day; without any, or after it, nobody is let in: 503."""
-    issuer = Issuer(k1=KEY)
+async def test_keys_stay_valid_without_the_issuer() -> None:
+    """Known keys stay valid for a day without the issuer; otherwise the result is 503."""
+    issuer = IssuerFake(k1=KEY)
     issuer.away = True
-    jwts, good = checks(issuer), token(KEY, "RS256", {"kid": "k1"}, exp=int(time.time()) + 10**6)
+    jwts, good = (
+        create_verifier(issuer),
+        token(KEY, "RS256", {"kid": "k1"}, exp=int(time.time()) + 10**6),
+    )
     with pytest.raises(JwksUnavailable):
         await jwts.verify(good)
     issuer.away, issuer.now = False, issuer.now + AGAIN_SECONDS
@@ -263,15 +272,15 @@ async def test_an_issuer_that_is_away_is_waited_for() -> None:
         ({"auth": "open"}, "KOTAE_AUTH=keys"),
     ],
 )
-def test_half_a_configuration_is_refused_at_start(changed: dict[str, Any], told: str) -> None:
-    """What a token is checked by is whole or the start ends, and no secret is shown."""
+def test_incomplete_configuration_is_refused_at_startup(changed: dict[str, Any], told: str) -> None:
+    """Incomplete token settings are refused at startup, without showing a secret."""
     with pytest.raises(SettingsInvalid, match=told) as caught:
         load_settings(**HS | changed)
     assert SECRET not in str(caught.value)
 
 
-async def test_a_token_through_the_routes(serve: Serve) -> None:
-    """A token is a credential like a key: its user's things, its role, ended by disabling its user, refused one letter off."""
+async def test_token_through_the_routes(serve: Serve) -> None:
+    """A token has its user's data and role, and ends when its user is disabled."""
     service = await serve(**HS)
     good = create_token(service.services.settings, "alice", Role.USER, 60)
     async with client(service, good) as alice:
@@ -280,9 +289,9 @@ async def test_a_token_through_the_routes(serve: Serve) -> None:
             await alice.get("/ai/logs", headers={"Authorization": "", "X-API-Key": good})
         ).status_code == 401
         is_problem(await alice.get("/metrics"), 403, "forbidden")
-        other = good[:-1] + ("A" if good[-1] != "A" else "B")
+        changed = good[:-1] + ("A" if good[-1] != "A" else "B")
         is_problem(
-            await alice.get("/ai/logs", headers=bearer(other[:-2] + "xx")), 401, "unauthorized"
+            await alice.get("/ai/logs", headers=bearer(changed[:-2] + "xx")), 401, "unauthorized"
         )
         await store.put_user(service.services.database, "alice", disabled=True)
         service.services.authenticator.clear_cache()
@@ -298,8 +307,8 @@ async def test_a_token_through_the_routes(serve: Serve) -> None:
         assert (await bob.get("/ai/logs")).status_code == 200
 
 
-async def test_a_token_of_100_kb_is_refused_unread(serve: Serve) -> None:
-    """However well it is signed, a credential has a length."""
+async def test_oversized_token_is_refused(serve: Serve) -> None:
+    """A credential has a maximum length, whatever its signature."""
     service = await serve(**HS)
     async with http_client(service.url) as caller:
         for size in (10_000, 100_000):

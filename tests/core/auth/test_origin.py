@@ -21,8 +21,8 @@ HOSTS = [
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_foreign_host_is_refused(host: str) -> None:
-    """In open mode only loopback names are answered to, however the header is spelt."""
+def test_foreign_host_is_refused(host: str) -> None:
+    """In open mode only loopback names are served, however the header is spelled."""
     with pytest.raises(ForeignHost):
         check_origin(Settings(), host=host, origin=None, fetch_site=None, page=False)
 
@@ -30,8 +30,8 @@ def test_a_foreign_host_is_refused(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:1", "[::1]:8000", "127.1.2.3"]
 )
-def test_a_loopback_host_is_served(host: str) -> None:
-    """Every way to name this machine works."""
+def test_loopback_host_is_served(host: str) -> None:
+    """Every loopback name is served."""
     check_origin(Settings(), host=host, origin=None, fetch_site=None, page=False)
 
 
@@ -46,8 +46,8 @@ def test_a_loopback_host_is_served(host: str) -> None:
         ("https://x@localhost:8000", None),
     ],
 )
-def test_a_page_of_another_origin_is_refused(origin: str | None, fetch_site: str | None) -> None:
-    """A page that is not ours cannot use this service through the user's browser, not even one of this machine."""
+def test_page_of_another_origin_is_refused(origin: str | None, fetch_site: str | None) -> None:
+    """A page of another origin cannot use the service through the user's browser."""
     with pytest.raises(ForeignOrigin):
         check_origin(
             Settings(), host="localhost:8000", origin=origin, fetch_site=fetch_site, page=False
@@ -55,7 +55,7 @@ def test_a_page_of_another_origin_is_refused(origin: str | None, fetch_site: str
 
 
 def test_own_pages_allowed_origins_and_links_are_served() -> None:
-    """Our own page, a page of an allowed origin, and a link to our page from anywhere."""
+    """Our own page, a page of an allowed origin, and a link to our page are served."""
     settings = Settings(allowed_origins=["https://app.example"])
     check_origin(
         settings,
@@ -78,9 +78,9 @@ def test_own_pages_allowed_origins_and_links_are_served() -> None:
     ("method", "fetch_site", "origin"),
     [("DELETE", None, None), ("PUT", "", None), ("PATCH", None, "")],
 )
-def test_a_change_by_cookie_says_where_it_comes_from(
+def test_change_by_cookie_requires_an_origin(
     method: str, fetch_site: str | None, origin: str | None
 ) -> None:
-    """Every browser says it; what does not is no browser of ours."""
+    """A change by cookie without an origin header is refused: every browser sends one."""
     with pytest.raises(ForeignOrigin):
         check_csrf(method=method, origin=origin, fetch_site=fetch_site, accept="*/*")

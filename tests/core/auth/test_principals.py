@@ -1,8 +1,8 @@
 """Roles and scopes."""
 
-from service.core.auth.principals import EVERYTHING, Scope
+from service.core.auth.principals import ALL_SCOPES, Scope
 
 
-def test_everything_is_everything() -> None:
-    """The scopes of a key that names none are all there are."""
-    assert frozenset(Scope) == EVERYTHING
+def test_all_scopes_contains_every_scope() -> None:
+    """A key without explicit scopes has all of them."""
+    assert frozenset(Scope) == ALL_SCOPES

@@ -1,4 +1,4 @@
-"""A revoked credential ends what it has begun."""
+"""Revoking a credential ends the work that it started."""
 
 import asyncio
 import time
@@ -20,22 +20,22 @@ from tests.sse import events
 ASK = {"prompt": "Why?", "grounded": False}
 
 
-async def revoke(service: Service, key: store.ApiKey) -> None:
-    """As the command line does, behind the service's back."""
+async def revoke_key(service: Service, key: store.ApiKey) -> None:
+    """Revoke a key as the command line does, without the service's knowledge."""
     await store.revoke_key(service.services.database, BOOTSTRAP, key.id)
 
 
-async def disable(service: Service, key: store.ApiKey) -> None:
-    """As the command line does."""
+async def disable_user(service: Service, key: store.ApiKey) -> None:
+    """Disable a user as the command line does."""
     await store.put_user(service.services.database, key.user_id, disabled=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [revoke, disable])
+@pytest.mark.parametrize("end", [revoke_key, disable_user])
 async def test_open_streams_end_within_five_seconds(
     serve: Serve, fake: ProviderFake, end: Any
 ) -> None:
-    """The provider is left, the row says stopped, every kind of stream of that credential ends; another's goes on."""
+    """Every stream of the credential ends and the provider call is cancelled; others continue."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     fake.default = Behaviour(hang_after=2)
     hers, his = await make_key(service, "alice"), await make_key(service, "bob")
@@ -44,15 +44,15 @@ async def test_open_streams_end_within_five_seconds(
         client(service, his) as bob,
         client(service) as browser,
     ):
-        begun = (await alice.post("/ai/answers", json=ASK)).json()
-        begun_by_bob = (await bob.post("/ai/answers", json=ASK)).json()
+        started = (await alice.post("/ai/answers", json=ASK)).json()
+        started_by_bob = (await bob.post("/ai/answers", json=ASK)).json()
         posted = alice.stream("POST", "/ai/stream", json=ASK)
-        followed = alice.stream("GET", f"/ai/answers/{begun['id']}/events")
-        ticketed = browser.stream("GET", begun["events_url"])
-        others = bob.stream("GET", f"/ai/answers/{begun_by_bob['id']}/events")
-        async with posted as one, followed as two, ticketed as three, others as four:
-            reading = [asyncio.create_task(read(response)) for response in (one, two, three)]
-            other = asyncio.create_task(read(four))
+        followed = alice.stream("GET", f"/ai/answers/{started['id']}/events")
+        ticketed = browser.stream("GET", started["events_url"])
+        bobs_stream = bob.stream("GET", f"/ai/answers/{started_by_bob['id']}/events")
+        async with posted as one, followed as two, ticketed as three, bobs_stream as four:
+            reading = [asyncio.create_task(read_names(response)) for response in (one, two, three)]
+            bobs_reader = asyncio.create_task(read_names(four))
             for call in await fake.wait_calls(3):
                 await fake.wait_chunks(call, 2)
             began = time.monotonic()
@@ -60,9 +60,9 @@ async def test_open_streams_end_within_five_seconds(
             await asyncio.wait_for(asyncio.gather(*reading), 5)
             assert time.monotonic() - began < 5
             is_problem(await alice.get("/ai/logs"), 401, "unauthorized")
-            assert not other.done()
-            other.cancel()
-        await bob.delete(f"/ai/answers/{begun_by_bob['id']}")
+            assert not bobs_reader.done()
+            bobs_reader.cancel()
+        await bob.delete(f"/ai/answers/{started_by_bob['id']}")
     rows = await rows_of(service, "alice")
     assert {row["status"] for row in rows} == {"stopped"}
     assert len(service.services.revocation) == 0
@@ -79,8 +79,8 @@ async def rows_of(service: Service, user_id: str) -> list[dict[str, Any]]:
         return items
 
 
-async def read(response: httpx2.Response) -> list[str]:
-    """The names of a stream's events, to its end, however that comes."""
+async def read_names(response: httpx2.Response) -> list[str]:
+    """The names of a stream's events, to its end or cut."""
     names: list[str] = []
     try:
         async with aclosing(events(response)) as stream:
@@ -92,46 +92,46 @@ async def read(response: httpx2.Response) -> list[str]:
 
 
 @pytest.mark.slow
-async def test_a_reader_whose_key_is_revoked_is_cut_off_and_the_answer_goes_on(
+async def test_reader_with_a_revoked_key_is_disconnected_and_the_answer_continues(
     serve: Serve, fake: ProviderFake
 ) -> None:
-    """An admin who reads another's stream loses it with the key; the answer is not the admin's to end."""
+    """An admin who reads another user's stream loses it with the key; the answer continues."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
-    held = asyncio.Event()
-    fake.default = Behaviour(hold=held, hold_after=2)
+    release = asyncio.Event()
+    fake.default = Behaviour(hold=release, hold_after=2)
     boss = await make_key(service, "root", Role.ADMIN)
     async with (
         client(service, await make_key(service, "alice")) as alice,
         client(service, boss) as root,
     ):
-        begun = (await alice.post("/ai/answers", json=ASK)).json()
-        async with root.stream("GET", f"/ai/answers/{begun['id']}/events") as response:
-            reading = asyncio.create_task(read(response))
+        started = (await alice.post("/ai/answers", json=ASK)).json()
+        async with root.stream("GET", f"/ai/answers/{started['id']}/events") as response:
+            reading = asyncio.create_task(read_names(response))
             await fake.wait_chunks((await fake.wait_calls(1))[0], 2)
-            await revoke(service, boss)
+            await revoke_key(service, boss)
             assert (await asyncio.wait_for(reading, 5))[-1] == "cut"
-        held.set()
-        async with alice.stream("GET", f"/ai/answers/{begun['id']}/events") as response:
-            assert (await read(response))[-1] == "done"
+        release.set()
+        async with alice.stream("GET", f"/ai/answers/{started['id']}/events") as response:
+            assert (await read_names(response))[-1] == "done"
 
 
-async def test_a_ticket_of_a_disabled_user_opens_nothing(serve: Serve, fake: ProviderFake) -> None:
-    """A ticket names its user, and a disabled one is refused, before its first use and after."""
+async def test_ticket_of_a_disabled_user_is_refused(serve: Serve, fake: ProviderFake) -> None:
+    """A ticket of a disabled user is refused, before its first use and after."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     key = await make_key(service, "alice")
     async with client(service, key) as alice, client(service) as browser:
-        begun = (await alice.post("/ai/answers", json=ASK)).json()
-        await disable(service, key)
+        started = (await alice.post("/ai/answers", json=ASK)).json()
+        await disable_user(service, key)
         service.services.authenticator.clear_cache()
-        is_problem(await browser.get(begun["events_url"]), 401, "unauthorized")
+        is_problem(await browser.get(started["events_url"]), 401, "unauthorized")
         resumed = await browser.get(
-            begun["events_url"], headers={"Last-Event-ID": f"{begun['id']}.0"}
+            started["events_url"], headers={"Last-Event-ID": f"{started['id']}.0"}
         )
         is_problem(resumed, 401, "unauthorized")
 
 
-def test_what_cannot_be_revoked_is_not_watched() -> None:
-    """Open mode and the secret end with the process: nothing is kept for them."""
+def test_permanent_credentials_are_not_watched() -> None:
+    """Open mode and the secret cannot be revoked, so they are not registered."""
     watch = RevocationMonitor()
     for principal in (None, LOCAL, BOOTSTRAP):
         watch.watch_principal(principal, lambda: None)()

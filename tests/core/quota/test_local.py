@@ -1,4 +1,4 @@
-"""Quotas: never above a limit, never a hold that stays, the truth afterwards."""
+"""Quotas: limits are never exceeded, holds never leak, actual usage is recorded."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -26,7 +26,7 @@ TTL = 300
 
 
 class Clock:
-    """A clock that is moved by hand."""
+    """A clock set by the test."""
 
     def __init__(self, at: float = NOON) -> None:
         self.now = at
@@ -35,14 +35,14 @@ class Clock:
         return self.now
 
 
-def ledger(
+def create_quota(
     clock: Clock | None = None, *, loaded: bool = True, load_seconds: float = LOAD_SECONDS
 ) -> LocalQuota:
-    """An empty ledger."""
-    made = LocalQuota(TTL, load_seconds=load_seconds, clock=clock or Clock())
+    """An empty quota."""
+    quota = LocalQuota(TTL, load_seconds=load_seconds, clock=clock or Clock())
     if loaded:
-        made.load({}, {}, {})
-    return made
+        quota.load({}, {}, {})
+    return quota
 
 
 def user(name: str = "alice", /, **limits: int) -> list[QuotaSubject]:
@@ -50,39 +50,39 @@ def user(name: str = "alice", /, **limits: int) -> list[QuotaSubject]:
     return [QuotaSubject(f"user:{name}", "user", QuotaLimits(**limits) if limits else None)]
 
 
-async def test_a_hold_becomes_what_was_used() -> None:
-    """Held is the bound, used the truth, once; what comes again changes nothing."""
-    book, who = ledger(), user(tokens_per_day=1000)
-    await book.hold("a", who, tokens=700, nano_usd=None)
-    assert book.used("user:alice")["tokens_per_day"] == (0, 700)
+async def test_hold_is_replaced_by_actual_usage() -> None:
+    """A hold is the upper bound, then the actual usage, once."""
+    quota, subjects = create_quota(), user(tokens_per_day=1000)
+    await quota.hold("a", subjects, tokens=700, nano_usd=None)
+    assert quota.get_usage("user:alice")["tokens_per_day"] == (0, 700)
     with pytest.raises(QuotaExceeded):
-        await book.hold("b", who, tokens=400, nano_usd=None)
+        await quota.hold("b", subjects, tokens=400, nano_usd=None)
     for _ in range(2):
-        book.settle("a", tokens=150, nano_usd=0)
-    assert book.used("user:alice")["tokens_per_day"] == (150, 0)
-    book.release("a")
-    await book.hold("b", who, tokens=850, nano_usd=None)
+        quota.settle("a", tokens=150, nano_usd=0)
+    assert quota.get_usage("user:alice")["tokens_per_day"] == (150, 0)
+    quota.release("a")
+    await quota.hold("b", subjects, tokens=850, nano_usd=None)
     for _ in range(2):
-        book.release("b")
-    assert book.used("user:alice")["concurrent"] == (0, 0)
-    assert book.used("user:alice")["requests_per_minute"] == (1, 0)
+        quota.release("b")
+    assert quota.get_usage("user:alice")["concurrent"] == (0, 0)
+    assert quota.get_usage("user:alice")["requests_per_minute"] == (1, 0)
 
 
-async def test_a_refused_hold_takes_nothing_of_anybody() -> None:
-    """With a user and a key, one that has no room is enough to refuse, and the other is as before."""
+async def test_refused_hold_changes_no_account() -> None:
+    """If the key's limit refuses a hold, the user's account is unchanged."""
     key = QuotaSubject("key:k", "key", QuotaLimits(requests_per_minute=1))
-    book, who = ledger(), [*user(requests_per_minute=5), key]
-    await book.hold("a", who, tokens=1, nano_usd=0)
+    quota, subjects = create_quota(), [*user(requests_per_minute=5), key]
+    await quota.hold("a", subjects, tokens=1, nano_usd=0)
     with pytest.raises(QuotaExceeded) as caught:
-        await book.hold("b", who, tokens=1, nano_usd=0)
+        await quota.hold("b", subjects, tokens=1, nano_usd=0)
 
     assert caught.value.extra == {
         "limit": "requests_per_minute",
         "of": "key",
         "violated-policies": ["key-requests-per-minute"],
     }
-    assert book.used("user:alice")["requests_per_minute"] == (0, 1)
-    assert book.statistics().holds == 1
+    assert quota.get_usage("user:alice")["requests_per_minute"] == (0, 1)
+    assert quota.statistics().holds == 1
 
 
 @pytest.mark.parametrize(
@@ -98,97 +98,98 @@ async def test_a_refused_hold_takes_nothing_of_anybody() -> None:
         ({"concurrent": 0}, 1),
     ],
 )
-async def test_a_refusal_says_when_to_come_back(
-    limits: dict[str, int], retry_after: int | None
-) -> None:
-    """At the end of the window; at once if only holds are in the way; never, with another code, if it cannot fit."""
-    book = ledger()
-    await book.hold("before", user(), tokens=100, nano_usd=5)
-    book.settle("before", tokens=100, nano_usd=5)
+async def test_refusal_has_a_retry_delay(limits: dict[str, int], retry_after: int | None) -> None:
+    """Retry at the end of the window, soon if only holds are in the way, never if it cannot fit."""
+    quota = create_quota()
+    await quota.hold("before", user(), tokens=100, nano_usd=5)
+    quota.settle("before", tokens=100, nano_usd=5)
     with pytest.raises(KotaeError) as caught:
-        await book.hold("a", user(**limits), tokens=100, nano_usd=5)
+        await quota.hold("a", user(**limits), tokens=100, nano_usd=5)
 
     assert type(caught.value) is (QuotaExceeded if retry_after else BeyondQuota)
     assert caught.value.retry_after_seconds == retry_after
 
 
-async def test_a_growing_hold_is_checked_too() -> None:
-    """When the context is known the hold grows, or is refused and stays as it was; it may shrink."""
-    book, who = ledger(), user(tokens_per_day=1000)
-    await book.hold("a", who, tokens=100, nano_usd=None)
-    await book.grow("a", tokens=900, nano_usd=None)
-    await book.hold("b", who, tokens=50, nano_usd=None)
+async def test_growing_hold_is_checked() -> None:
+    """A hold grows when the context is known, or is refused and unchanged; it may shrink."""
+    quota, subjects = create_quota(), user(tokens_per_day=1000)
+    await quota.hold("a", subjects, tokens=100, nano_usd=None)
+    await quota.grow("a", tokens=900, nano_usd=None)
+    await quota.hold("b", subjects, tokens=50, nano_usd=None)
     with pytest.raises(QuotaExceeded):
-        await book.grow("b", tokens=101, nano_usd=None)
+        await quota.grow("b", tokens=101, nano_usd=None)
     with pytest.raises(BeyondQuota):
-        await book.grow("b", tokens=1001, nano_usd=None)
-    await book.grow("a", tokens=100, nano_usd=None)
-    assert book.used("user:alice")["tokens_per_day"] == (0, 150)
+        await quota.grow("b", tokens=1001, nano_usd=None)
+    await quota.grow("a", tokens=100, nano_usd=None)
+    assert quota.get_usage("user:alice")["tokens_per_day"] == (0, 150)
 
 
 async def test_cost_without_a_price_is_refused() -> None:
-    """Where money is limited, a model without a price is a refusal; where it is not, it is none."""
-    book = ledger()
+    """A model without a price is refused only where money is limited."""
+    quota = create_quota()
     with pytest.raises(UnpricedModel):
-        await book.hold("a", user(cost_nano_usd_per_day=10), tokens=1, nano_usd=None)
-    await book.hold("b", user(tokens_per_day=10), tokens=1, nano_usd=None)
+        await quota.hold("a", user(cost_nano_usd_per_day=10), tokens=1, nano_usd=None)
+    await quota.hold("b", user(tokens_per_day=10), tokens=1, nano_usd=None)
 
 
-async def test_an_answer_belongs_to_the_window_in_which_it_began() -> None:
-    """What ends in the next minute, day or month is not charged to it."""
+async def test_answer_is_charged_to_the_window_in_which_it_started() -> None:
+    """An answer is charged to the windows in which it started."""
     clock = Clock(datetime(2027, 3, 31, 23, 59, 59, tzinfo=UTC).timestamp())
-    book, who = ledger(clock), user(tokens_per_minute=100, tokens_per_day=100, tokens_per_month=100)
-    await book.hold("a", who, tokens=90, nano_usd=None)
+    quota, subjects = (
+        create_quota(clock),
+        user(tokens_per_minute=100, tokens_per_day=100, tokens_per_month=100),
+    )
+    await quota.hold("a", subjects, tokens=90, nano_usd=None)
     clock.now += 2
-    await book.hold("b", who, tokens=60, nano_usd=None)
-    book.settle("a", tokens=80, nano_usd=0)
+    await quota.hold("b", subjects, tokens=60, nano_usd=None)
+    quota.settle("a", tokens=80, nano_usd=0)
     assert {
-        name: book.used("user:alice")[name]
+        name: quota.get_usage("user:alice")[name]
         for name in ("tokens_per_minute", "tokens_per_day", "tokens_per_month")
     } == dict.fromkeys(("tokens_per_minute", "tokens_per_day", "tokens_per_month"), (0, 60))
-    clock.now -= 3600  # a clock that goes back opens no window anew
+    clock.now -= 3600  # a clock that goes back does not reopen a window
     with pytest.raises(QuotaExceeded):
-        await book.hold("c", who, tokens=60, nano_usd=None)
+        await quota.hold("c", subjects, tokens=60, nano_usd=None)
 
 
-async def test_a_hold_that_nobody_ends_expires_and_late_truth_counts() -> None:
-    """After its time a hold gives its room back; the truth is added when it comes after all."""
+async def test_expired_hold_is_returned_and_late_usage_counts() -> None:
+    """An expired hold is returned; its late usage is still added."""
     clock = Clock()
-    book, who = ledger(clock), user(tokens_per_day=100, concurrent=1)
-    await book.hold("a", who, tokens=100, nano_usd=None)
+    quota, subjects = create_quota(clock), user(tokens_per_day=100, concurrent=1)
+    await quota.hold("a", subjects, tokens=100, nano_usd=None)
     clock.now += TTL + 1
-    await book.hold("b", who, tokens=100, nano_usd=None)
-    book.settle("a", tokens=40, nano_usd=0)
-    book.settle("a", tokens=40, nano_usd=0)
-    assert book.used("user:alice")["tokens_per_day"] == (
+    await quota.hold("b", subjects, tokens=100, nano_usd=None)
+    quota.settle("a", tokens=40, nano_usd=0)
+    quota.settle("a", tokens=40, nano_usd=0)
+    assert quota.get_usage("user:alice")["tokens_per_day"] == (
         40,
         100,
-    )  # above the limit: the one way there is
-    assert (book.statistics().expired, book.statistics().late) == (1, 1)
+    )  # above the limit: the only way
+    assert (quota.statistics().expired, quota.statistics().late) == (1, 1)
 
 
-async def test_who_has_a_limit_is_refused_while_the_past_is_not_known() -> None:
-    """Closed: before what was used is loaded, nobody with a limit is let in, and everybody else is."""
-    book = ledger(loaded=False, load_seconds=0)
-    await book.hold("a", user("bob"), tokens=1, nano_usd=None)
+async def test_limited_callers_are_refused_before_loading() -> None:
+    """Before earlier usage is loaded, callers with limits are refused and others are not."""
+    quota = create_quota(loaded=False, load_seconds=0)
+    await quota.hold("a", user("bob"), tokens=1, nano_usd=None)
     with pytest.raises(DatabaseUnavailable):
-        await book.hold("b", user(tokens_per_day=100), tokens=1, nano_usd=None)
+        await quota.hold("b", user(tokens_per_day=100), tokens=1, nano_usd=None)
 
 
-async def test_who_has_a_limit_waits_for_the_past() -> None:
-    """What was used before counts for a request that came before it was loaded."""
-    book = ledger(loaded=False)
+async def test_limited_callers_wait_for_loading() -> None:
+    """A caller that waited for earlier usage is limited by it."""
+    quota = create_quota(loaded=False)
     waiting = asyncio.create_task(
-        book.hold("c", user(tokens_per_day=100), tokens=10, nano_usd=None)
+        quota.hold("c", user(tokens_per_day=100), tokens=10, nano_usd=None)
     )
     await asyncio.sleep(0)
-    book.load({"user:alice": (1, 95, 0)}, {}, {})
+    quota.load({"user:alice": (1, 95, 0)}, {}, {})
     with pytest.raises(QuotaExceeded):
         await waiting
 
 
-class Book(RuleBasedStateMachine):
-    """Any order of holding, growing, settling, releasing, expiring and starting again, against a model of sums."""
+class QuotaMachine(RuleBasedStateMachine):
+    """Any order of operations and restarts, compared with a model of sums."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,9 +197,7 @@ class Book(RuleBasedStateMachine):
         self.number = 0
         self.open: dict[str, tuple[int, float]] = {}
         self.expired: set[str] = set()
-        self.truth: list[
-            tuple[float, int]
-        ] = []  # (when it began, tokens) of everything that was ever settled
+        self.truth: list[tuple[float, int]] = []  # (start, tokens) of everything settled
         self.late = 0
 
     @initialize(limit=st.integers(1, 500), concurrent=st.integers(1, 5))
@@ -211,10 +210,10 @@ class Book(RuleBasedStateMachine):
             "requests_per_minute": 8,
         }
         self.who = user(**self.limits)
-        self.book = ledger(self.clock)
+        self.book = create_quota(self.clock)
 
     def run(self, work: Awaitable[None]) -> bool:
-        """Whether it was not refused."""
+        """Whether the operation was accepted."""
         coroutine: Any = work
         try:
             coroutine.send(None)
@@ -268,25 +267,25 @@ class Book(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """The process dies: what was open is unknown, and is charged as it was held."""
+        """The process dies: usage of open answers is unknown and charged as held."""
         self.truth += [(began, tokens) for tokens, began in self.open.values()]
         self.open, self.expired = {}, set()
-        self.book = ledger(self.clock, loaded=False)
+        self.book = create_quota(self.clock, loaded=False)
         day, minute = self.used("day"), self.used("minute")
         self.book.load({"user:alice": day}, {"user:alice": day}, {"user:alice": minute})
 
     def lapse(self) -> None:
-        """Expire what is over, in the model and in the ledger."""
-        over = [name for name, (_, began) in self.open.items() if began + TTL <= self.clock.now]
-        assert self.book.expire() == len(over)
-        for name in over:
+        """Expire overdue holds in the model and in the quota."""
+        expired = [name for name, (_, began) in self.open.items() if began + TTL <= self.clock.now]
+        assert self.book.expire() == len(expired)
+        for name in expired:
             del self.open[name]
 
     def used(self, window: str) -> tuple[int, int, int]:
         seconds = {"minute": 60, "day": 86_400}[window]
         start = self.clock.now // seconds * seconds
-        found = [tokens for began, tokens in self.truth if began >= start]
-        return len(found), sum(found), 0
+        amounts = [tokens for began, tokens in self.truth if began >= start]
+        return len(amounts), sum(amounts), 0
 
     def fits(self, tokens: int, requests: int) -> bool:
         sums = {}
@@ -309,17 +308,19 @@ class Book(RuleBasedStateMachine):
 
     @invariant()
     def never_above(self) -> None:
-        """`used + held ≤ limit` in every window, and the ledger agrees with the sums of what happened."""
+        """`used + held ≤ limit` in every window, equal to the model's sums."""
         if not hasattr(self, "book"):
             return
-        found = self.book.used("user:alice")
+        usage = self.book.get_usage("user:alice")
         for name, limit in self.limits.items():
-            assert sum(found[name]) <= limit
-        assert found["concurrent"] == (0, len(self.open))
-        assert found["tokens_per_minute"][0] == self.used("minute")[1]
+            assert sum(usage[name]) <= limit
+        assert usage["concurrent"] == (0, len(self.open))
+        assert usage["tokens_per_minute"][0] == self.used("minute")[1]
         if not self.open:
-            assert all(held == 0 for _, held in found.values())
+            assert all(held == 0 for _, held in usage.values())
 
 
-Book.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestBook = Book.TestCase
+QuotaMachine.TestCase.settings = hypothesis_settings(
+    max_examples=60, stateful_step_count=40, deadline=None
+)
+TestQuotaMachine = QuotaMachine.TestCase
