@@ -57,7 +57,7 @@ def decode_string(raw: bytes, begin: int) -> tuple[str, int]:
             if end <= position:
                 raise ValueError(f"expected the rest of a string at byte {position}")
         part = json.loads(b'"%b"' % raw[position:end])
-        if parts and _split_surrogates(parts[-1], part):
+        if parts and _is_split_pair(parts[-1], part):
             part = (parts[-1][-1] + part[0]).encode("utf-16", "surrogatepass").decode(
                 "utf-16"
             ) + part[1:]
@@ -93,7 +93,7 @@ def _find_character_start(raw: bytes, position: int) -> int:
     return position
 
 
-def _split_surrogates(before: str, after: str) -> bool:
+def _is_split_pair(before: str, after: str) -> bool:
     """Return whether an escaped surrogate pair is split between two parts."""
     return (
         bool(before and after)
