@@ -1,4 +1,4 @@
-"""Wires a service from settings, in one place and one order, and takes it apart in the reverse one."""
+"""Creates the service from settings. Everything is opened in one order and closed in reverse."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -55,25 +55,25 @@ else:
     embeddings = LazyModule("service.core.search.embeddings")
     embedding = LazyModule("service.workers.embedding")
 
-HOLD_SECONDS = 30  # how long a quota is held beyond the deadline of its answer, should nobody say how that ended
-SDK_SECONDS = 0.1  # after everything else
-JOURNAL_SECONDS = 1  # how long the end of the process waits for the last sync
-TICKET_RESUME_SECONDS = 3600  # how long after its answer a ticket still serves a reconnect: a laptop that was closed meanwhile
-WRITE_OUT_SECONDS = (
-    1.5  # how long the end of the process waits for the database; together with the rest under 2 s
-)
+HOLD_SECONDS = 30  # lifetime of a quota hold after the deadline of its answer
+SDK_SECONDS = 0.1  # delay of importing the SDK, after everything else has started
+JOURNAL_SECONDS = 1  # maximum wait for the last sync at shutdown
+TICKET_RESUME_SECONDS = 3600  # a ticket allows reconnects this long after its answer
+WRITE_OUT_SECONDS = 1.5  # maximum wait for the database at shutdown, which takes at most 2 s
 
-DESCRIPTION = "Answers prompts from the texts it was given, streams the answer, and keeps an exact account of every answer."
+DESCRIPTION = (
+    "Answers questions from uploaded documents, streams the answers, and accounts for every answer."
+)
 
 
 class State(TypedDict):
-    """What every request finds in its state."""
+    """The state of every request."""
 
     services: Services
 
 
 def create_app(settings: Settings, limits: ServiceLimits | None = None) -> FastAPI:
-    """The service as an ASGI application. Its lifespan opens and closes everything."""
+    """Create the ASGI application. Its lifespan opens and closes all services."""
     limits = limits or ServiceLimits()
     metrics = Metrics()
 
@@ -83,11 +83,9 @@ def create_app(settings: Settings, limits: ServiceLimits | None = None) -> FastA
             try:
                 services = await _open_services(settings, limits, metrics, stack)
             except KotaeError as error:
-                app.state.refusal = error  # for the server, which says it in one line
+                app.state.refusal = error  # the server prints it as one line
                 raise
-            app.state.services = (
-                services  # for the server, which has to begin the end before the lifespan does
-            )
+            app.state.services = services  # the server starts the shutdown before the lifespan does
             yield {"services": services}
 
     app = FastAPI(
@@ -98,10 +96,9 @@ def create_app(settings: Settings, limits: ServiceLimits | None = None) -> FastA
         docs_url=None,
         redoc_url=None,
     )
-    for room in (answers, documents, logs, keys, quotas, sessions, health):
-        app.router.routes += (
-            room.router.routes
-        )  # as they are: an included router is walked through at every request
+    for module in (answers, documents, logs, keys, quotas, sessions, health):
+        # Copied, because an included router adds a lookup to every request.
+        app.router.routes += module.router.routes
     pages.mount_pages(app)
     problems.install_error_handlers(app)
     app.add_middleware(RequestMiddleware, settings=settings, limits=limits, metrics=metrics)
@@ -112,43 +109,45 @@ def create_app(settings: Settings, limits: ServiceLimits | None = None) -> FastA
 async def _open_services(
     settings: Settings, limits: ServiceLimits, metrics: Metrics, stack: AsyncExitStack
 ) -> Services:
-    """Open what a service needs; the stack ends the answers, then writes what waits, then closes the database."""
+    """Open all services. The stack stops answers, then writes records, then closes the database."""
     workers: dict[str, Worker] = {}
     database = Database(settings.database)
     stack.push_async_callback(database.close)
     await database.require_current_schema()
-    queue, recovery = _record(settings, limits, metrics, database, workers, stack)
-    door, ledger, watch = _let_in(settings, database, recovery, workers, stack)
+    queue, recovery = _start_accounting(settings, limits, metrics, database, workers, stack)
+    authenticator, quota, revocation = _start_access_control(
+        settings, database, recovery, workers, stack
+    )
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
-    _start("reindexing", Reindexer(database, settings, chunk_workers), workers, stack)
-    _start("merging", IndexMerger(database), workers, stack)
+    _start_worker("reindexing", Reindexer(database, settings, chunk_workers), workers, stack)
+    _start_worker("merging", IndexMerger(database), workers, stack)
     if settings.local_model:
-        settings = await _with_local_model(settings, workers, stack)
+        settings = await _start_local_model(settings, workers, stack)
     prices = PriceBook(settings.prices, settings.openai_base_url)
     await anyio.to_thread.run_sync(prices.preload, settings.default_model)
-    extractive, provider = _providers(settings, stack)
-    recorder = Recorder(queue, ledger, metrics)
+    extractive, provider = _create_providers(settings, stack)
+    recorder = Recorder(queue, quota, metrics)
     embedder = create_embedder(settings)
-    near = (
-        await _vectors(embedder, limits, database, recorder, prices, workers, stack)
+    vector_search = (
+        await _start_embedding(embedder, limits, database, recorder, prices, workers, stack)
         if embedder
         else None
     )
-    retrieval = SearchService(database, settings, near)
+    search_service = SearchService(database, settings, vector_search)
     answering = Answers(
         settings,
         database,
         queue,
         recorder,
-        retrieval,
+        search_service,
         extractive=extractive,
         provider=provider,
         prices=prices,
         metrics=metrics,
         limits=limits,
-        quota=ledger,
-        revocation=watch,
+        quota=quota,
+        revocation=revocation,
         wait_recovered=recovery.wait_done,
     )
     stack.push_async_callback(answering.stop)
@@ -160,9 +159,9 @@ async def _open_services(
         queue=queue,
         workers=workers,
         chunk_workers=chunk_workers,
-        authenticator=door,
-        revocation=watch,
-        quota=ledger,
+        authenticator=authenticator,
+        revocation=revocation,
+        quota=quota,
         answers=answering,
         tickets=SignedTickets(
             load_ticket_key(settings.data_dir / "tickets.key"),
@@ -170,11 +169,11 @@ async def _open_services(
             resume_seconds=settings.answer_seconds_max + TICKET_RESUME_SECONDS,
         ),
         metrics=metrics,
-        retrieval=retrieval,
+        retrieval=search_service,
     )
 
 
-def _record(
+def _start_accounting(
     settings: Settings,
     limits: ServiceLimits,
     metrics: Metrics,
@@ -182,7 +181,7 @@ def _record(
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> tuple[JournaledQueue, JournalRecovery]:
-    """Where records go: the journal, the queue, the writer; and what brings in those of earlier processes."""
+    """Start journal, queue and writer, and the recovery of records of earlier processes."""
     folder, quarantine = settings.data_dir / "journal", settings.data_dir / "quarantine"
     spool, journal_bytes_max = choose_spool(
         settings.data_dir, settings.journal_spool, settings.journal_bytes_max
@@ -193,7 +192,7 @@ def _record(
         find_spool(settings.data_dir, settings.journal_spool),
         quarantine=quarantine,
     )
-    _start("recovery", recovery, workers, stack)
+    _start_worker("recovery", recovery, workers, stack)
     journal = workers["journal"] = Journal(
         folder, spool, sync_ms=settings.journal_sync_ms, bytes_max=journal_bytes_max
     )
@@ -202,50 +201,55 @@ def _record(
     queue = JournaledQueue(limits.queue_records_max, journal)
     writer = workers["writer"] = Writer(database, queue, metrics, quarantine=quarantine)
     writer.start()
-    stack.push_async_callback(_write_out, writer)
+    stack.push_async_callback(_stop_writer, writer)
     return queue, recovery
 
 
-def _let_in(
+def _start_access_control(
     settings: Settings,
     database: Database,
     recovery: JournalRecovery,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> tuple[Authenticator, LocalQuota, RevocationMonitor]:
-    """Who may ask, and how much."""
-    door = Authenticator(
+    """Create authentication, quotas and revocation, and start the reaper."""
+    authenticator = Authenticator(
         settings, database, jwts=JwtVerifier(settings) if settings.jwt_algorithm else None
     )
-    ledger, watch = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS), RevocationMonitor()
-    _start("reaper", Reaper(door, watch, ledger, database, recovery.wait_done), workers, stack)
-    return door, ledger, watch
+    quota, revocation = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS), RevocationMonitor()
+    _start_worker(
+        "reaper",
+        Reaper(authenticator, revocation, quota, database, recovery.wait_done),
+        workers,
+        stack,
+    )
+    return authenticator, quota, revocation
 
 
-def _providers(
+def _create_providers(
     settings: Settings, stack: AsyncExitStack
 ) -> tuple[OpenAIProvider, OpenAIProvider | None]:
-    """The embedded provider, and the configured one. What they load is loaded in threads, for which no start waits."""
-    extractive = _provider(
+    """Create the extractive and the configured provider. Their imports do not delay the start."""
+    extractive = _create_provider(
         settings, "http://extractive.invalid/v1", None, ExtractiveTransport(settings.dictionary)
     )
     stack.push_async_callback(extractive.aclose)
     provider = None
     if settings.has_provider:
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-        provider = _provider(settings, settings.openai_base_url, key)
+        provider = _create_provider(settings, settings.openai_base_url, key)
         stack.push_async_callback(provider.aclose)
-    # The first answer needs it. Nobody waits for it before, and the first requests are not slowed down by it.
+    # The first answer needs the SDK. Importing it now would delay the start and the first requests.
     asyncio.get_running_loop().call_later(
         SDK_SECONDS, Thread(target=load_sdk, name="sdk", daemon=True).start
     )
     if settings.default_model == EXTRACTIVE:
-        # It counts tokens in every answer, and loading takes a second: not in the first answer, and nobody waits for it.
+        # The extractive model counts tokens in every answer; loading the encoding takes a second.
         Thread(target=tokens.load_encoding, name="tokens", daemon=True).start()
     return extractive, provider
 
 
-def _start(
+def _start_worker(
     name: str, worker: BackgroundWorker, workers: dict[str, Worker], stack: AsyncExitStack
 ) -> None:
     """Start a worker that health reports by this name; the stack stops it."""
@@ -254,15 +258,15 @@ def _start(
     stack.push_async_callback(worker.stop)
 
 
-async def _write_out(writer: Writer) -> None:
+async def _stop_writer(writer: Writer) -> None:
     if not await writer.stop(WRITE_OUT_SECONDS):
         log.warning(
             "records.kept",
-            remedy="the database did not take them in time: the next start brings them in from the journal",
+            remedy="the database was too slow: the next start writes them from the journal",
         )
 
 
-async def _vectors(
+async def _start_embedding(
     embedder: Embedder,
     limits: ServiceLimits,
     database: Database,
@@ -271,20 +275,20 @@ async def _vectors(
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> VectorSearch:
-    """The vectors that find chunks by meaning, and the worker that fills them."""
+    """Create the embedding store and start the worker that fills it."""
     await anyio.to_thread.run_sync(load_module, embedding)
     stack.push_async_callback(embedder.aclose)
     vectors = embeddings.EmbeddingStore(
         database, embedder, recorder, prices, attempts_max=limits.attempts_max
     )
-    _start("embedding", embedding.EmbeddingWorker(vectors), workers, stack)
+    _start_worker("embedding", embedding.EmbeddingWorker(vectors), workers, stack)
     return vectors
 
 
-async def _with_local_model(
+async def _start_local_model(
     settings: Settings, workers: dict[str, Worker], stack: AsyncExitStack
 ) -> Settings:
-    """The settings with the local model's address, its child process started. What is computed here is free."""
+    """Start the local model and return settings with its URL, and a price of 0."""
     model = LocalModel()
     stack.push_async_callback(model.stop)
     url = await model.start()
@@ -300,7 +304,7 @@ async def _with_local_model(
     )
 
 
-def _provider(
+def _create_provider(
     settings: Settings,
     base_url: str | None,
     api_key: str | None,

@@ -13,7 +13,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# An external-content FTS5 table over terms that Kotae extracted: the tokenizer only splits at spaces,
+# An external-content FTS5 table of terms that Kotae extracted: the tokenizer only splits at spaces,
 # so every letter, digit, mark and private-use character is a token character. Triggers update it.
 FULL_TEXT = (
     """CREATE VIRTUAL TABLE chunk_terms USING fts5(

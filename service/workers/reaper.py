@@ -1,8 +1,8 @@
-"""The reaper: what has to be looked at now and then, once a second, so that no request has to.
+"""Periodic cleanup, once per second, outside of requests.
 
-It ends what goes on by a revoked credential, lets holds expire, and writes when keys were last used. What fails is tried
-again a second later, and the service says `degraded` when it fails for long. At start it has the quota learn what earlier
-processes used, once recovery has brought that into the log.
+It stops answers whose credential was revoked, expires quota holds, and writes the last uses of
+keys. Failed work is repeated at the next tick; the service is degraded while it keeps failing. At
+start, it rebuilds quota usage from the log after recovery has completed the log.
 """
 
 import asyncio
@@ -21,47 +21,52 @@ from service.core.telemetry import log
 from service.workers.background import BackgroundTask, PeriodicTask
 
 TICK_SECONDS = 1.0
-USED_TICKS = 30  # last uses are written every so many ticks
+USED_TICKS = 30  # interval of writing the last uses of keys, in ticks
 
 
 class ReaperStatistics(msgspec.Struct, frozen=True):
-    """`failures`: ticks in a row that did not do all of their work."""
+    """`failures`: failed ticks in a row."""
 
     ticks: int
     failures: int
 
 
 class Reaper:
-    """Runs as one task, and as a second one until the quota has learned."""
+    """Runs the periodic task, and another one until the quota usage is rebuilt."""
 
     def __init__(
         self,
-        door: Authenticator,
-        watch: RevocationMonitor,
-        ledger: LocalQuota,
+        authenticator: Authenticator,
+        revocation: RevocationMonitor,
+        quota: LocalQuota,
         database: Database,
         wait_recovered: Callable[[], Awaitable[None]],
         *,
         tick_seconds: float = TICK_SECONDS,
     ) -> None:
         self._task = PeriodicTask("reaper", self.run_checks, tick_seconds)
-        self._loading = BackgroundTask("quota load", self._load_quota)
+        self._rebuild_task = BackgroundTask("quota load", self._rebuild_usage)
         self._tick_seconds = tick_seconds
-        self._door, self._watch, self._ledger, self._database = door, watch, ledger, database
+        self._authenticator, self._revocation, self._quota, self._database = (
+            authenticator,
+            revocation,
+            quota,
+            database,
+        )
         self._wait_recovered = wait_recovered
         self._started = utc_now()
 
     def start(self) -> None:
         """See `BackgroundWorker.start`."""
-        self._loading.start()
+        self._rebuild_task.start()
         self._task.start()
 
     async def stop(self) -> None:
         """Stop, and write the last uses of keys that are not written yet. Idempotent."""
-        await self._loading.stop()
+        await self._rebuild_task.stop()
         await self._task.stop()
         try:
-            await self._door.write_last_used()
+            await self._authenticator.write_last_used()
         except DatabaseUnavailable as error:
             log.warning("last_uses.lost", error=str(error))
 
@@ -73,15 +78,15 @@ class Reaper:
         """An immutable snapshot of the counters."""
         return ReaperStatistics(ticks=self._task.ticks, failures=self._task.failures)
 
-    async def _load_quota(self) -> None:
+    async def _rebuild_usage(self) -> None:
         try:
             await self._wait_recovered()
-        except DatabaseUnavailable as error:  # those rows will be missing; readiness says so
+        except DatabaseUnavailable as error:  # rows are missing, which readiness reports
             log.warning("quota.incomplete", error=str(error))
         while True:
             try:
                 async with self._database.read_session() as session:
-                    await rebuild_usage(session, self._ledger, self._started)
+                    await rebuild_usage(session, self._quota, self._started)
             except DatabaseUnavailable as error:
                 log.warning("quota.delayed", error=str(error))
                 await asyncio.sleep(self._tick_seconds)
@@ -90,10 +95,10 @@ class Reaper:
 
     async def run_checks(self) -> None:
         """Do the work of one tick. Raises `DatabaseUnavailable`."""
-        if expired := self._ledger.expire():
+        if expired := self._quota.expire():
             log.warning("holds.expired", holds=expired)
-        if ended := await self._watch.check_principals(self._door):
-            self._door.clear_cache()  # what was revoked elsewhere may still be known here
+        if ended := await self._revocation.check_principals(self._authenticator):
+            self._authenticator.clear_cache()  # may contain credentials that were revoked elsewhere
             log.info("revoked.ended", count=ended)
         if self._task.ticks % USED_TICKS == 0:
-            await self._door.write_last_used()
+            await self._authenticator.write_last_used()

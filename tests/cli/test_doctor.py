@@ -6,8 +6,8 @@ from tests.command import run
 from tests.fakes.provider import ProviderFake
 
 
-async def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path: Path, fake: ProviderFake) -> None:
-    """Everything well: 0. No schema and a provider that is away: 1, each with its remedy."""
+async def test_doctor_prints_problems_with_remedies(tmp_path: Path, fake: ProviderFake) -> None:
+    """The exit code is 0 without problems; a missing schema and provider are reported."""
     sick = await run(
         "doctor", KOTAE_DATA_DIR=str(tmp_path), OPENAI_BASE_URL="http://127.0.0.1:9/v1"
     )

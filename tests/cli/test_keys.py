@@ -13,7 +13,7 @@ from tests.conftest import Serve
 
 @pytest.mark.slow
 async def test_keys_on_the_command_line(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`kotae keys create`, list, rotate, revoke and `users disable` work on the database; a running service notices."""
+    """A running service applies changes of `kotae keys` and `kotae users disable`."""
     service = await serve(auth="keys")
     monkeypatch.setenv("KOTAE_DATA_DIR", str(service.services.settings.data_dir))
     created = await command(
@@ -40,7 +40,7 @@ async def test_keys_on_the_command_line(serve: Serve, monkeypatch: pytest.Monkey
 
 
 async def refused(caller: httpx2.AsyncClient) -> None:
-    """Until a credential is refused, which takes no longer than five seconds."""
+    """Wait until a credential is refused, for up to five seconds."""
     async with asyncio.timeout(5):
         while (await caller.get("/ai/logs")).status_code == 200:
             await asyncio.sleep(0.1)

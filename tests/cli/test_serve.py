@@ -1,4 +1,4 @@
-"""`kotae serve`: refusals to start, and limits of the process."""
+"""`kotae serve`: errors at start, and limits of the process."""
 
 import json
 import resource
@@ -11,25 +11,25 @@ from tests.process import kotae, serving
 pytestmark = pytest.mark.slow
 
 
-async def test_known_mistakes_are_one_line(tmp_path: Path) -> None:
-    """A bad setting, a missing schema and an absent service end a command with one line, never a traceback."""
+async def test_common_mistakes_are_reported_without_traceback(tmp_path: Path) -> None:
+    """An invalid setting, a missing schema and an absent service end a command with a message."""
     bad = await kotae("serve", data_dir=tmp_path, KOTAE_PORT="many")
     beyond = await kotae("serve", data_dir=tmp_path, KOTAE_HOST="0.0.0.0")
     unmigrated = await kotae("serve", "--port", "0", data_dir=tmp_path)
     absent = await kotae("ask", "x", "--url", "http://127.0.0.1:9", data_dir=tmp_path)
 
-    for (code, _, said), told in zip(
+    for (code, _, errors), expected in zip(
         (bad, beyond, unmigrated, absent),
         ("KOTAE_PORT", "KOTAE_AUTH", "kotae migrate", "no service"),
         strict=True,
     ):
         assert code != 0
-        assert told in said
-        assert "Traceback" not in said
+        assert expected in errors
+        assert "Traceback" not in errors
 
 
 async def test_an_ignored_variable_is_logged(tmp_path: Path) -> None:
-    """A variable that looks like a setting and is none is named in a warning, with a remedy."""
+    """A variable with the prefix of settings that is not one causes a warning with a remedy."""
     _, _, logged = await kotae(
         "serve", "--port", "0", data_dir=tmp_path, KOTAE_DATABASE_BUSY_SECONDS="1"
     )
@@ -39,8 +39,8 @@ async def test_an_ignored_variable_is_logged(tmp_path: Path) -> None:
     assert "?timeout=" in warning["remedy"]
 
 
-async def test_it_may_open_as_many_files_as_it_is_allowed(tmp_path: Path) -> None:
-    """A low soft limit, as most systems have it, does not bound the answers."""
+async def test_the_limit_of_open_files_is_raised(tmp_path: Path) -> None:
+    """The low soft limit of most systems does not limit the number of answers."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
     try:

@@ -9,7 +9,7 @@ from tests.core.auth.test_jwts import SECRET
 
 
 async def test_tokens_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`kotae token` makes one that is good; without a secret it says what to set."""
+    """`kotae token` creates a valid token; without a secret it names the setting."""
     with pytest.raises(SettingsInvalid, match="KOTAE_JWT_SECRET"):
         await command("token", "--user", "alice")
     for name, value in {
@@ -20,15 +20,14 @@ async def test_tokens_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> No
         "JWT_SECRET": SECRET,
     }.items():
         monkeypatch.setenv(f"KOTAE_{name}", value)
-    made = (await command("token", "--user", "alice")).strip()
+    token = (await command("token", "--user", "alice")).strip()
 
-    assert (
-        jwt.decode(made, SECRET, algorithms=["HS256"], issuer="i", audience="a")["sub"] == "alice"
-    )
+    claims = jwt.decode(token, SECRET, algorithms=["HS256"], issuer="i", audience="a")
+    assert claims["sub"] == "alice"
 
 
 async def test_settings_are_printed_without_secrets() -> None:
-    """`kotae settings` shows what is in force and masks what is secret."""
+    """`kotae settings` prints effective values and masks secrets."""
     code, out = await run(
         "settings", KOTAE_PORT="8123", OPENAI_API_KEY="sk-canary", KOTAE_SECRET="c" * 40
     )

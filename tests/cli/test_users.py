@@ -13,7 +13,7 @@ ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 async def test_quotas_on_the_command_line(
     serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`kotae plans`, `kotae users quota` and `kotae users usage` do what the routes do."""
+    """`kotae plans`, `kotae users quota` and `kotae users usage` are equivalent to the routes."""
     service = await serve(openai_base_url=fake.base_url, model="m")
     monkeypatch.setenv("KOTAE_DATA_DIR", str(service.services.settings.data_dir))
     await command(

@@ -1,4 +1,4 @@
-"""The error tree and its drawing."""
+"""The error hierarchy and its documentation."""
 
 import re
 
@@ -11,38 +11,38 @@ from service.core.errors import KotaeError, get_error_class, retry_delay
 
 
 def tree(root: type[KotaeError]) -> list[type[KotaeError]]:
-    """A class and all below it."""
-    return [root, *(each for child in root.__subclasses__() for each in tree(child))]
+    """A class and all of its subclasses."""
+    return [root, *(error for child in root.__subclasses__() for error in tree(child))]
 
 
-def test_the_drawing_is_the_tree() -> None:
-    """The docstring of core/errors.py shows every class with its status and code, and no other."""
-    drawn = re.findall(r"(\w+) +(\d{3}|–) +([a-z_]+) ", errors.__doc__ or "")
+def test_the_docstring_lists_all_errors() -> None:
+    """The docstring of core/errors.py lists every class with its status and code."""
+    documented = re.findall(r"(\w+) +(\d{3}|–) +([a-z_]+) ", errors.__doc__ or "")
 
-    assert {(each.__name__, each.code) for each in tree(KotaeError)} == {
-        (name, code) for name, _, code in drawn
+    assert {(error.__name__, error.code) for error in tree(KotaeError)} == {
+        (name, code) for name, _, code in documented
     }
-    assert {each.code: each.status for each in tree(KotaeError)} == {
-        code: 500 if status == "–" else int(status) for _, status, code in drawn
+    assert {error.code: error.status for error in tree(KotaeError)} == {
+        code: 500 if status == "–" else int(status) for _, status, code in documented
     }
 
 
 def test_codes_are_unique() -> None:
     """No two errors share a code."""
-    codes = [each.code for each in tree(KotaeError)]
+    codes = [error.code for error in tree(KotaeError)]
 
     assert len(codes) == len(set(codes))
 
 
-@pytest.mark.parametrize("error", [each for each in tree(KotaeError) if each.status == 503])
-def test_every_503_says_when_to_come_back(error: type[KotaeError]) -> None:
-    """A caller that is sent away is told for how long."""
+@pytest.mark.parametrize("error", [error for error in tree(KotaeError) if error.status == 503])
+def test_every_503_has_retry_after(error: type[KotaeError]) -> None:
+    """Every error with status 503 has a default for `Retry-After`."""
     assert error().retry_after_seconds
 
 
 @pytest.mark.parametrize("error", tree(KotaeError))
 def test_every_failure_can_be_replayed(error: type[KotaeError]) -> None:
-    """The code on a row leads back to its error."""
+    """The code of a log row identifies its error class."""
     assert get_error_class(error.code) is error
 
 

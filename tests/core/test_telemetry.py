@@ -34,7 +34,7 @@ def written(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 
 def test_a_line_has_the_id_of_its_request(capsys: pytest.CaptureFixture[str]) -> None:
-    """Lines of a request carry its id, lines of nothing in particular carry none."""
+    """Log lines of a request contain its id, other lines do not."""
     request = contextvars.copy_context()
     request.run(set_request_id, "r-1")
     with debug_log() as log:
@@ -57,7 +57,7 @@ def test_a_line_has_the_id_of_its_request(capsys: pytest.CaptureFixture[str]) ->
     ids=["object", "surrogate", "nan", "set", "bytes"],
 )
 def test_no_value_loses_its_line(capsys: pytest.CaptureFixture[str], value: object) -> None:
-    """Whatever the value of an argument, the line is written, and is JSON."""
+    """A line is written as JSON for any value of an argument."""
     with debug_log() as log:
         log.error("document.odd", value=value)
 
@@ -73,10 +73,10 @@ def test_libraries_log_warnings_only() -> None:
             assert not logging.getLogger(name).isEnabledFor(logging.INFO)
 
 
-def test_each_service_has_metrics_of_its_own() -> None:
-    """Two services in one process do not count together."""
-    one, other = Metrics(), Metrics()
-    one.attempts.labels("ok").inc()
+def test_each_service_has_separate_metrics() -> None:
+    """Two services in one process do not share counters."""
+    first, other = Metrics(), Metrics()
+    first.attempts.labels("ok").inc()
 
-    assert b'kotae_provider_attempts_total{code="ok"} 1.0' in one.format_exposition()
+    assert b'kotae_provider_attempts_total{code="ok"} 1.0' in first.format_exposition()
     assert b'code="ok"' not in other.format_exposition()

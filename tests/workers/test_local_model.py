@@ -16,7 +16,7 @@ from service.workers import local_model
 from service.workers.local_model import LocalModel, LocalModelState
 
 STAND_IN = r"""
-# Speaks as much of the protocol as the supervisor needs; `behaviour` is a JSON file that a test may rewrite at any time.
+# Implements what the supervisor uses. `behaviour` is a JSON file that a test may rewrite.
 import argparse, http.server, json, os, pathlib, signal, sys
 
 parser = argparse.ArgumentParser()
@@ -35,22 +35,22 @@ if behaviour.get("deaf"):
 if "exit" in behaviour:
     sys.exit(behaviour["exit"])
 key = sys.stdin.readline().strip()
-asked = 0
+requests = 0
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.say(200, {"asked": asked, "environment": dict(os.environ)})
+        self.respond(200, {"requests": requests, "environment": dict(os.environ)})
 
     def do_POST(self):
-        global asked
-        asked += 1
+        global requests
+        requests += 1
         self.rfile.read(int(self.headers["content-length"]))
         if self.headers["authorization"] != "Bearer " + key:
-            self.say(401, {})
+            self.respond(401, {})
         else:
-            self.say(503 if asked <= behaviour.get("busy", 0) else 200, {"choices": []})
+            self.respond(503 if requests <= behaviour.get("busy", 0) else 200, {"choices": []})
 
-    def say(self, status, body):
+    def respond(self, status, body):
         body = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
@@ -82,7 +82,7 @@ asyncio.run(main())
 
 
 class StandIn:
-    """The command line of a stand-in child, and what it shall do when it is started next."""
+    """The command line of a stand-in child, and its behaviour at the next start."""
 
     def __init__(self, folder: Path) -> None:
         self._behaviour = folder / "behaviour.json"
@@ -103,7 +103,7 @@ class StandIn:
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> StandIn:
-    """A child that answers at once, unless told otherwise."""
+    """A child that answers immediately by default."""
     return StandIn(tmp_path)
 
 
@@ -125,18 +125,18 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 
 
 async def ask(url: str) -> dict[str, object]:
-    """What the stand-in says of itself."""
+    """Read the state of the stand-in."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     writer.write(b"GET / HTTP/1.0\r\n\r\n")
     body = (await reader.read()).partition(b"\r\n\r\n")[2]
     writer.close()
-    said: dict[str, object] = json.loads(body)
-    return said
+    state: dict[str, object] = json.loads(body)
+    return state
 
 
-def ended(pid: int) -> bool:
-    """Whether a process runs no more, reaped or not."""
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
     except FileNotFoundError:
@@ -144,11 +144,11 @@ def ended(pid: int) -> bool:
 
 
 async def test_start_waits_for_an_answer(stand_in: StandIn, model: LocalModel) -> None:
-    """`start` returns only after the child, given the key, has answered with a success."""
+    """`start` returns after the child has answered a request with the key."""
     stand_in.behave(busy=2)
     url = await model.start()
     assert url.endswith("/v1")
-    assert (await ask(url))["asked"] == 3
+    assert (await ask(url))["requests"] == 3
     assert model.statistics().state is LocalModelState.SERVING
 
 
@@ -159,7 +159,7 @@ async def test_start_twice_is_once(model: LocalModel) -> None:
 
 
 async def test_environment(monkeypatch: pytest.MonkeyPatch, model: LocalModel) -> None:
-    """The child's idle threads sleep, and none of our settings reach it."""
+    """The environment makes idle threads sleep and contains no settings."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("KOTAE_SECRET", "secret")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
@@ -169,8 +169,8 @@ async def test_environment(monkeypatch: pytest.MonkeyPatch, model: LocalModel) -
     assert not [name for name in environment if name.startswith(("KOTAE_", "OPENAI_"))]
 
 
-async def test_a_session_of_its_own(model: LocalModel) -> None:
-    """Ctrl-C in our terminal does not reach the child."""
+async def test_a_separate_session(model: LocalModel) -> None:
+    """Ctrl-C in the terminal does not reach the child."""
     await model.start()
     pid = model.statistics().pid
     assert pid is not None
@@ -178,7 +178,7 @@ async def test_a_session_of_its_own(model: LocalModel) -> None:
 
 
 async def test_packages_missing() -> None:
-    """Without its packages `start` names them and the command that installs them."""
+    """If packages are missing, the error names them and the command that installs them."""
     with pytest.raises(
         SettingsInvalid,
         match="needs llm-absent and absent-runtime, not installed: make setup MODEL=smollm2",
@@ -195,7 +195,7 @@ async def test_a_child_that_ends(stand_in: StandIn, model: LocalModel) -> None:
 
 
 async def test_a_child_that_never_answers(stand_in: StandIn) -> None:
-    """A child that is never ready fails the start at the deadline."""
+    """A child that is never ready fails the start after the timeout."""
     stand_in.behave(busy=1_000_000)
     model = LocalModel(command=stand_in.command, start_seconds_max=0.5)
     with pytest.raises(SettingsInvalid, match=r"no answer within 0\.5 seconds"):
@@ -219,14 +219,14 @@ async def test_stop(model: LocalModel) -> None:
     pid = model.statistics().pid
     assert pid is not None
     await model.stop()
-    assert ended(pid)
+    assert has_ended(pid)
     await model.stop()
     assert model.statistics() == local_model.LocalModelStatistics(
         LocalModelState.STOPPED, None, 0, None
     )
 
 
-async def test_stop_kills_what_does_not_obey(stand_in: StandIn) -> None:
+async def test_stop_kills_after_a_timeout(stand_in: StandIn) -> None:
     """A child that ignores SIGTERM is killed."""
     stand_in.behave(deaf=True)
     model = LocalModel(command=stand_in.command, stop_seconds_max=0.05)
@@ -234,11 +234,11 @@ async def test_stop_kills_what_does_not_obey(stand_in: StandIn) -> None:
     pid = model.statistics().pid
     assert pid is not None
     await model.stop()
-    assert ended(pid)
+    assert has_ended(pid)
 
 
 async def test_a_dead_child_is_replaced(model: LocalModel) -> None:
-    """A child that dies is started again at the same URL, and the statistics tell."""
+    """A child that exits is restarted at the same URL, which the statistics report."""
     url, pid = await model.start(), model.statistics().pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -250,11 +250,11 @@ async def test_a_dead_child_is_replaced(model: LocalModel) -> None:
     assert model.statistics().exit_code == -signal.SIGKILL
     assert model.statistics().pid != pid
     assert await model.start() == url
-    assert (await ask(url))["asked"] == 1
+    assert (await ask(url))["requests"] == 1
 
 
 async def test_a_child_that_cannot_start_again(stand_in: StandIn, model: LocalModel) -> None:
-    """A child that fails to start again is tried again and again, and the statistics say so meanwhile."""
+    """A failed restart is repeated, and the statistics report it."""
     await model.start()
     pid = model.statistics().pid
     assert pid is not None
@@ -272,7 +272,7 @@ async def test_a_child_that_cannot_start_again(stand_in: StandIn, model: LocalMo
     sys.platform != "linux", reason="not run: only Linux kills a child with its parent"
 )
 async def test_the_child_dies_with_its_parent(tmp_path: Path, stand_in: StandIn) -> None:
-    """A parent that is killed takes the child along, even one that does not look at its standard input."""
+    """The child is killed with its parent, even if it does not read standard input."""
     stand_in.behave(die_with_parent=True, deaf=True)
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
@@ -281,19 +281,19 @@ async def test_the_child_dies_with_its_parent(tmp_path: Path, stand_in: StandIn)
     )
     assert parent.stdout is not None
     pid = int(await parent.stdout.readline())
-    assert not ended(pid)
+    assert not has_ended(pid)
     parent.kill()
     await parent.wait()
-    await wait_until(lambda: ended(pid))
+    await wait_until(lambda: has_ended(pid))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     find_spec(local_model.WEIGHTS) is None or find_spec(local_model.RUNTIME) is None,
-    reason="not run: the packages of the extra smollm2 are not installed (make setup MODEL=smollm2)",
+    reason="not run: the packages of the extra smollm2 are not installed",
 )
 async def test_the_real_model() -> None:
-    """SmolLM2 streams an answer to the real client, with its real usage at the end; who does not know its key is refused."""
+    """SmolLM2 streams an answer with usage to the real client, and rejects an invalid key."""
     model = LocalModel()
     try:
         url = await model.start()

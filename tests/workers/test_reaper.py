@@ -15,7 +15,6 @@ from service.core.quota.local import LocalQuota
 from service.core.settings import Settings
 from service.workers.background import FAILURES_MAX
 from service.workers.reaper import Reaper
-from tests.access import create_credentials, create_key
 from tests.records import build_intent, build_outcome
 from tests.rows import away, write
 
@@ -25,7 +24,7 @@ class Scene:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.door, self.watch, self.ledger = (
+        self.authenticator, self.revocation, self.quota = (
             Authenticator(Settings(auth="keys"), database),
             RevocationMonitor(),
             LocalQuota(300),
@@ -34,7 +33,12 @@ class Scene:
     def reaper(self, wait_recovered: Callable[[], Awaitable[None]]) -> Reaper:
         """A reaper that ticks a hundred times a second."""
         return Reaper(
-            self.door, self.watch, self.ledger, self.database, wait_recovered, tick_seconds=0.01
+            self.authenticator,
+            self.revocation,
+            self.quota,
+            self.database,
+            wait_recovered,
+            tick_seconds=0.01,
         )
 
 
@@ -62,16 +66,16 @@ async def test_usage_is_loaded_when_the_database_is_back(scene: Scene) -> None:
     with away(scene.database):
         reaper.start()
         await until(lambda: reaper.statistics().ticks > 3)
-        loaded_meanwhile = scene.ledger.statistics().loaded
-    await until(lambda: scene.ledger.statistics().loaded)
+        loaded_meanwhile = scene.quota.statistics().loaded
+    await until(lambda: scene.quota.statistics().loaded)
     await reaper.stop()
 
     assert not loaded_meanwhile
-    assert scene.ledger.get_usage("user:alice")["tokens_per_month"] == (15, 0)
+    assert scene.quota.get_usage("user:alice")["tokens_per_month"] == (15, 0)
 
 
 async def test_usage_is_loaded_without_the_rows_that_recovery_lost(scene: Scene) -> None:
-    """When recovery ends without the database, the quota is loaded from what the log has."""
+    """If recovery fails, usage is loaded from the existing log rows."""
 
     async def fail() -> None:
         raise DatabaseUnavailable("the rows could not be written")
@@ -79,14 +83,14 @@ async def test_usage_is_loaded_without_the_rows_that_recovery_lost(scene: Scene)
     await write(scene.database, [build_outcome(build_intent(user_id="alice"))])
     reaper = scene.reaper(fail)
     reaper.start()
-    await until(lambda: scene.ledger.statistics().loaded)
+    await until(lambda: scene.quota.statistics().loaded)
     await reaper.stop()
 
-    assert scene.ledger.get_usage("user:alice")["tokens_per_month"] == (15, 0)
+    assert scene.quota.get_usage("user:alice")["tokens_per_month"] == (15, 0)
 
 
 async def test_a_stop_does_not_wait_for_a_load(scene: Scene) -> None:
-    """Stopping cancels a load that still waits for recovery."""
+    """Stopping cancels a load that waits for recovery."""
     recovering = asyncio.Event()
 
     async def wait_recovered() -> None:
@@ -98,19 +102,19 @@ async def test_a_stop_does_not_wait_for_a_load(scene: Scene) -> None:
     async with asyncio.timeout(5):
         await reaper.stop()
 
-    assert not scene.ledger.statistics().loaded
+    assert not scene.quota.statistics().loaded
 
 
 async def test_a_stop_without_the_database_keeps_last_uses(scene: Scene) -> None:
     """A stop that cannot write the last uses does not fail, and keeps them for the next write."""
     key = await create_key(scene.database)
-    await scene.door.authenticate(create_credentials(key))
+    await scene.authenticator.authenticate(create_credentials(key))
     reaper = scene.reaper(recovered)
     reaper.start()
-    await until(lambda: scene.ledger.statistics().loaded)
+    await until(lambda: scene.quota.statistics().loaded)
     with away(scene.database):
         await reaper.stop()
-    await scene.door.write_last_used()
+    await scene.authenticator.write_last_used()
     async with scene.database.read_session() as session:
         (listed,) = await store.list_keys(session, BOOTSTRAP)
 
@@ -120,12 +124,12 @@ async def test_a_stop_without_the_database_keeps_last_uses(scene: Scene) -> None
 async def test_ticks_that_fail_degrade_and_heal(scene: Scene) -> None:
     """Degraded after more than `FAILURES_MAX` failed ticks in a row, until one succeeds."""
     key = await create_key(scene.database)
-    scene.watch.watch_principal(
-        await scene.door.authenticate(create_credentials(key)), lambda: None
+    scene.revocation.watch_principal(
+        await scene.authenticator.authenticate(create_credentials(key)), lambda: None
     )
     reaper = scene.reaper(recovered)
     reaper.start()
-    await until(lambda: scene.ledger.statistics().loaded)
+    await until(lambda: scene.quota.statistics().loaded)
     with away(scene.database):
         await until(lambda: reaper.statistics().failures > 0)
         degraded_at_first = reaper.degraded()

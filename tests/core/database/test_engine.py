@@ -10,14 +10,14 @@ from service.core.errors import DatabaseUnavailable, SettingsInvalid
 
 
 async def test_a_reading_session_cannot_write(database: Database) -> None:
-    """SQLite itself refuses a write in a reading session."""
+    """SQLite rejects a write in a read session."""
     with pytest.raises(DatabaseUnavailable, match="readonly"):
         async with database.read_session() as session:
             await session.execute(sa.text("DELETE FROM documents"))
 
 
 async def test_up_and_down(database: Database) -> None:
-    """Migrations go down to nothing and up again."""
+    """Migrations can be reverted and applied again."""
     assert await database.read_revision() == ("0009", "0009")
     await database.migrate("base")
     await database.migrate()
@@ -46,8 +46,8 @@ def test_an_invalid_timeout_is_refused(timeout: str) -> None:
 SERVICE = Path(__file__).parents[3] / "service"
 
 
-def test_no_statement_is_made_of_values() -> None:
-    """No SQL text is an f-string, and none is formatted with what came from outside."""
+def test_no_statement_contains_values() -> None:
+    """No SQL text is an f-string or a concatenation."""
     for file in SERVICE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if (

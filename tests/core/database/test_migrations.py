@@ -1,4 +1,4 @@
-"""Migrations: ours alone, up and down, on data."""
+"""Migrations: upgrade and downgrade with data, without touching foreign tables."""
 
 import asyncio
 import os
@@ -22,30 +22,32 @@ ROOT = Path(__file__).parents[3]
 
 
 def alembic(data_dir: Path, *arguments: str) -> str:
-    """What the alembic command line says."""
+    """Run the alembic command line and return its output."""
     environment = {**os.environ, "KOTAE_DATA_DIR": str(data_dir)}
     command = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=data_dir, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 @pytest.mark.slow
-async def test_the_newest_revision_is_the_last_file_s(tmp_path: Path, database: Database) -> None:
-    """The service knows it by the names of the files, without loading alembic."""
+async def test_the_newest_revision_is_in_the_last_file(tmp_path: Path, database: Database) -> None:
+    """The service derives the newest revision from file names, without importing alembic."""
     assert (await database.read_revision())[1] in alembic(tmp_path, "heads").split()
 
 
 @pytest.mark.slow
 def test_autogenerate_never_touches_a_foreign_table(tmp_path: Path) -> None:
-    """A table, an index and a view of somebody else, in the same database, are not seen; neither is the full-text index."""
+    """Autogenerate ignores foreign tables, indexes and views, and the full-text index."""
     alembic(tmp_path, "upgrade", "head")
     foreign = sqlite3.connect(tmp_path / "kotae.db")
     foreign.executescript(
-        """CREATE TABLE invoices (id INTEGER PRIMARY KEY, document TEXT); CREATE INDEX by_document ON invoices (document);
-        CREATE TABLE documents_old AS SELECT * FROM documents; CREATE VIEW recent AS SELECT * FROM invoices;
+        """CREATE TABLE invoices (id INTEGER PRIMARY KEY, document TEXT);
+        CREATE INDEX by_document ON invoices (document);
+        CREATE TABLE documents_old AS SELECT * FROM documents;
+        CREATE VIEW recent AS SELECT * FROM invoices;
         INSERT INTO invoices VALUES (1, 'x')"""
     )
     foreign.close()
@@ -59,8 +61,8 @@ def test_autogenerate_never_touches_a_foreign_table(tmp_path: Path) -> None:
     ]
 
 
-async def test_down_and_up_on_data(database: Database) -> None:
-    """With rows, documents and their index there, the schema goes to nothing and comes back, empty and working."""
+async def test_downgrade_and_upgrade_with_data(database: Database) -> None:
+    """A database with rows and documents can be downgraded to nothing and upgraded again."""
     settings = Settings()
     await library.seed_documents(database, settings, ChunkWorkers(), user_id="local")
     await write(database, [build_outcome()])
@@ -84,7 +86,7 @@ async def test_down_and_up_on_data(database: Database) -> None:
 
 
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
-    """A schema is brought up to date whole or not at all."""
+    """A migration is applied completely or not at all."""
     file = tmp_path / "kotae.db"
     sqlite3.connect(file).executescript("CREATE TABLE request_logs (mine TEXT)")
     database = Database(f"sqlite+aiosqlite:///{file}")
@@ -98,7 +100,7 @@ async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_several_migrate_at_once(tmp_path: Path) -> None:
-    """Processes that start together bring the schema up once."""
+    """Concurrent migrations of processes that start together succeed."""
     databases = [Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}") for _ in range(6)]
     await asyncio.gather(*(database.migrate() for database in databases))
 

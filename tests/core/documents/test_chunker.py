@@ -1,4 +1,4 @@
-"""Documents to rows of chunks: offsets, titles, headings."""
+"""Chunk rows of documents: offsets, titles, headings."""
 
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +14,7 @@ from tests.core.documents.test_library import keep
 
 
 async def test_a_chunk_is_found_by_the_heading_above_it(database: Database) -> None:
-    """The index knows a chunk by the heading of its section, and the chunk's text stays a slice of the document."""
+    """The heading of its section is indexed with a chunk without becoming part of its text."""
     text = (
         "# Guide\n\n## Snorkelling\n\n"
         + " ".join(f"Fish number {i} swims by." for i in range(150))
@@ -22,12 +22,12 @@ async def test_a_chunk_is_found_by_the_heading_above_it(database: Database) -> N
     )
     document, _ = await keep(database, text)
     async with database.read_session() as session:
-        known = (
+        words_by_chunk = (
             (await session.execute(sa.select(chunks.c.words).order_by(chunks.c.n))).scalars().all()
         )
     assert document.chunks > 3
-    assert all("snorkel" in words.split(" ") for words in known[:-1])
-    assert "hike" in known[-1].split(" ")
+    assert all("snorkel" in words.split(" ") for words in words_by_chunk[:-1])
+    assert "hike" in words_by_chunk[-1].split(" ")
 
 
 @settings(
@@ -42,7 +42,7 @@ async def test_a_chunk_is_found_by_the_heading_above_it(database: Database) -> N
     )
 )
 def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -> None:
-    """Whatever the text, a chunk's offsets slice the original, and the best sentence's offsets slice the chunk."""
+    """Offsets of chunks and of best sentences are valid for any text."""
     small = Settings(_env_file=None, chunk_characters=50)
     for piece in chunk_document({"id": "d", "title": "T", "text": text}, small):
         assert piece["text"] == text[piece["start"] : piece["end"]]
@@ -50,8 +50,8 @@ def test_every_chunk_is_a_slice_of_its_document(database: Database, text: str) -
         assert 0 <= low < high <= len(piece["text"])
 
 
-def known_by(text: str, title: str = "") -> list[list[str]]:
-    """The words by which the index knows each chunk of a text."""
+def index_words(text: str, title: str = "") -> list[list[str]]:
+    """The indexed words of each chunk of a text."""
     small = Settings(_env_file=None, chunk_characters=60, chunk_overlap_characters=0)
     return [
         piece["words"].split()
@@ -61,20 +61,22 @@ def known_by(text: str, title: str = "") -> list[list[str]]:
     ]
 
 
-def test_a_chunk_is_known_by_its_title_once() -> None:
-    """A title that was given stands above every chunk; the first line of the text is in the first one already."""
+def test_a_chunk_is_indexed_by_its_title_once() -> None:
+    """A title is indexed with every chunk, except with a first chunk that already contains it."""
     rest = "\n\n" + "They sleep in kelp, and hold hands while they do. " * 5
-    assert [words.count("otter") for words in known_by(rest, "Otters")] == [1] * len(known_by(rest))
-    assert [words.count("otter") for words in known_by("# Otters" + rest)] == [1] * len(
-        known_by(rest)
+    assert [words.count("otter") for words in index_words(rest, "Otters")] == [1] * len(
+        index_words(rest)
     )
-    assert len(known_by(rest)) > 1
+    assert [words.count("otter") for words in index_words("# Otters" + rest)] == [1] * len(
+        index_words(rest)
+    )
+    assert len(index_words(rest)) > 1
 
 
-def test_a_paragraph_is_no_title() -> None:
-    """Of a text that begins with one the other chunks are not about it."""
-    found = known_by(
+def test_a_first_paragraph_is_not_a_title() -> None:
+    """A long first line is not indexed with the other chunks."""
+    words = index_words(
         "Zebras graze. " * 9 + "\n\n" + "Otters sleep in kelp, and hold hands while they do. " * 5
     )
-    assert found[0].count("zebra") > 1
-    assert "zebra" not in found[-1]
+    assert words[0].count("zebra") > 1
+    assert "zebra" not in words[-1]

@@ -1,4 +1,4 @@
-"""The bytes of OpenAI-compatible providers."""
+"""Decoding the responses of OpenAI-compatible providers."""
 
 import json
 from typing import Any
@@ -24,12 +24,12 @@ def chunk(content: str | None = None, **more: Any) -> dict[str, Any]:
 def sse(*objects: Any, newline: bytes = b"\n") -> bytes:
     """Objects as an event stream."""
     return b"".join(
-        b"data: " + json.dumps(each, ensure_ascii=False).encode() + newline * 2 for each in objects
+        b"data: " + json.dumps(item, ensure_ascii=False).encode() + newline * 2 for item in objects
     )
 
 
-def fed(data: bytes, size: int) -> tuple[list[Delta], StreamDecoder]:
-    """What a decoder makes of data read in runs of `size` bytes."""
+def decode(data: bytes, size: int) -> tuple[list[Delta], StreamDecoder]:
+    """Decode data in parts of `size` bytes."""
     decoder = StreamDecoder()
     deltas = [
         delta for at in range(0, len(data), size) for delta in decoder.feed(data[at : at + size])
@@ -43,7 +43,7 @@ def fed(data: bytes, size: int) -> tuple[list[Delta], StreamDecoder]:
 def test_any_split_of_the_bytes_gives_the_same_text(
     texts: list[str], size: int, newline: bytes
 ) -> None:
-    """However a stream is cut into reads, and whatever ends its lines, the text is the one that was sent."""
+    """The text does not depend on how the stream is split into reads or on its line ends."""
     data = (
         b": hello"
         + newline
@@ -52,23 +52,23 @@ def test_any_split_of_the_bytes_gives_the_same_text(
         + newline * 2
     )
 
-    deltas, decoder = fed(data, size)
+    deltas, decoder = decode(data, size)
 
     assert "".join(delta.text for delta in deltas) == "".join(texts)
     assert decoder.done
 
 
 @given(st.binary(max_size=400), st.integers(1, 50))
-def test_any_bytes_are_read_or_refused(data: bytes, size: int) -> None:
-    """No bytes make the decoder raise: an error is a provider's, and remembered."""
-    _, decoder = fed(data, size)
+def test_the_decoder_never_raises(data: bytes, size: int) -> None:
+    """Invalid bytes set `error` to a provider error."""
+    _, decoder = decode(data, size)
 
     assert decoder.error is None or isinstance(decoder.error, ProviderError)
 
 
-def test_null_content_role_only_and_empty_choices_are_no_text() -> None:
-    """What carries no text gives none."""
-    deltas, _ = fed(
+def test_null_content_role_only_and_empty_choices_have_no_text() -> None:
+    """Chunks without content yield empty deltas."""
+    deltas, _ = decode(
         sse(
             chunk(None),
             {"choices": [{"delta": {"role": "assistant"}}]},
@@ -83,10 +83,10 @@ def test_null_content_role_only_and_empty_choices_are_no_text() -> None:
 
 
 @given(st.text(), st.sampled_from("🙂𠮷"), st.text(), st.integers(1, 64), st.booleans())
-def test_a_character_whose_halves_come_apart_is_whole(
+def test_surrogates_in_two_chunks_are_joined(
     before: str, character: str, after: str, size: int, empty_between: bool
 ) -> None:
-    """An emoji that a provider escapes half in one chunk and half in the next is that emoji, and counts once."""
+    """An emoji whose escaped surrogates are in two chunks is decoded as one character."""
     first, second = json.dumps(character)[1:-1][:6], json.dumps(character)[1:-1][6:]
     parts = [
         json.dumps(before)[:-1] + first + '"',
@@ -97,28 +97,28 @@ def test_a_character_whose_halves_come_apart_is_whole(
         b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part.encode() for part in parts
     )
 
-    deltas, decoder = fed(data + b"data: [DONE]\n\n", size)
+    deltas, decoder = decode(data + b"data: [DONE]\n\n", size)
 
     assert "".join(delta.text for delta in deltas) == before + character + after
     assert decoder.done
 
 
 @pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b""])
-def test_a_half_that_stays_alone_is_replaced(end: bytes) -> None:
-    """The first half of a character at the end of all, or before something else, becomes one replacement character."""
+def test_a_high_surrogate_without_a_low_one_is_replaced(end: bytes) -> None:
+    """A high surrogate at the end or before other text becomes one replacement character."""
     halves = b"".join(
         b'data: {"choices": [{"delta": {"content": %s}}]}\n\n' % part
         for part in (b'"a\\ud83d"', b'"b\\ude42\\ud83d"')
     )
 
-    deltas, _ = fed(halves + end, 1000)
+    deltas, _ = decode(halves + end, 1000)
 
     assert "".join(delta.text for delta in deltas) == "a\ufffdb\ufffd\ufffd"
 
 
 def test_a_lone_surrogate_becomes_a_replacement_character() -> None:
-    """Half an emoji, escaped as JSON allows, does not reach anything that has to encode it."""
-    deltas, _ = fed(b'data: {"choices": [{"delta": {"content": "a\\ud83db"}}]}\n\n', 1000)
+    """A lone surrogate, which JSON allows, is replaced because it cannot be encoded."""
+    deltas, _ = decode(b'data: {"choices": [{"delta": {"content": "a\\ud83db"}}]}\n\n', 1000)
 
     assert deltas[0].text == "a\ufffdb"
 
@@ -137,15 +137,15 @@ def test_a_lone_surrogate_becomes_a_replacement_character() -> None:
         [],
     ],
 )
-def test_a_usage_that_cannot_be_true_is_not_told(usage: Any) -> None:
-    """Missing, negative, fractional, textual and absurd counts never become an account."""
-    deltas, _ = fed(sse(chunk("x", usage=usage)), 1000)
+def test_an_implausible_usage_is_ignored(usage: Any) -> None:
+    """Missing, negative, fractional, textual and excessive counts are ignored."""
+    deltas, _ = decode(sse(chunk("x", usage=usage)), 1000)
 
     assert deltas[0].usage is None
 
 
-def test_details_are_parts_and_never_more_than_the_whole() -> None:
-    """Cached and reasoning tokens are clamped to what they are part of."""
+def test_token_details_are_limited_by_their_total() -> None:
+    """Cached and reasoning tokens are at most the prompt and completion tokens."""
     usage = {
         "prompt_tokens": 10,
         "completion_tokens": 4,
@@ -159,15 +159,15 @@ def test_details_are_parts_and_never_more_than_the_whole() -> None:
 
 
 def test_an_error_object_in_the_stream_is_a_provider_error() -> None:
-    """A provider that gives up in the middle says so by an error object; what came before it counts."""
-    deltas, decoder = fed(sse(chunk("x"), {"error": {"message": "no"}}, chunk("y")), 1000)
+    """An error object in a stream sets `error`; earlier deltas remain valid."""
+    deltas, decoder = decode(sse(chunk("x"), {"error": {"message": "no"}}, chunk("y")), 1000)
 
     assert [delta.text for delta in deltas] == ["x"]
     assert isinstance(decoder.error, ProviderError)
 
 
-def test_a_line_without_end_is_refused() -> None:
-    """A line longer than the limit is not waited for."""
-    _, decoder = fed(b"data: " + b"a" * LINE_BYTES_MAX, 65_536)
+def test_an_endless_line_is_invalid() -> None:
+    """A line longer than the limit sets `error`."""
+    _, decoder = decode(b"data: " + b"a" * LINE_BYTES_MAX, 65_536)
 
     assert isinstance(decoder.error, ProviderInvalid)

@@ -1,4 +1,4 @@
-"""The embedded model, driven by the real client."""
+"""The extractive model, called by the real client."""
 
 import json
 from collections.abc import AsyncIterator
@@ -22,21 +22,22 @@ POLICY = Passage(
     "d1",
     "d1.1",
     "Shop rules",
-    "# Refunds\n\nYou can return unopened goods within 30 days. Refunds take five business days.\n\n"
-    "## Contact\n\nWrite to help@shop.example.",
+    "# Refunds\n\nYou can return unopened goods within 30 days. "
+    "Refunds take five business days.\n\n## Contact\n\nWrite to help@shop.example.",
 )
 RULES = Passage(
     2,
     "d2",
     "d2.1",
     "店の決まり",
-    "# 返品\n\n未開封の商品は30日以内に返品できます。送料はお客様の負担です。\n\nよくある質問：返品できますか？",
+    "# 返品\n\n未開封の商品は30日以内に返品できます。"
+    "送料はお客様の負担です。\n\nよくある質問：返品できますか？",
 )
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[AsyncOpenAI]:
-    """The real client with the embedded model as its network."""
+    """The real client with the extractive model as its transport."""
     async with httpx2.AsyncClient(transport=ExtractiveTransport()) as http_client:
         yield AsyncOpenAI(
             base_url="http://extractive.invalid/v1",
@@ -47,26 +48,26 @@ async def client() -> AsyncIterator[AsyncOpenAI]:
 
 
 def wire(messages: list[Message]) -> list[ChatCompletionMessageParam]:
-    """Messages as the client takes them."""
+    """Messages as parameters of the client."""
     return [
-        {"role": "system", "content": one.content}
-        if one.role == "system"
-        else {"role": "user", "content": one.content}
-        for one in messages
+        {"role": "system", "content": message.content}
+        if message.role == "system"
+        else {"role": "user", "content": message.content}
+        for message in messages
     ]
 
 
 async def complete(
     client: AsyncOpenAI, messages: list[Message], max_tokens: int = 200
 ) -> ChatCompletion:
-    """One answer in one piece."""
+    """Request an answer without streaming."""
     return await client.chat.completions.create(
         model=EXTRACTIVE, messages=wire(messages), max_tokens=max_tokens
     )
 
 
 async def test_a_completion(client: AsyncOpenAI) -> None:
-    """The real client reads an answer in one piece, with its citation and a usage that was counted."""
+    """The real client reads a completion with citation and counted usage."""
     messages = build_grounded_messages("How long do refunds take?", [POLICY, RULES])
     reply = await complete(client, messages)
     assert reply.choices[0].message.content == "Refunds take five business days. [1]"
@@ -84,7 +85,7 @@ async def test_a_completion(client: AsyncOpenAI) -> None:
 
 @pytest.mark.parametrize("with_usage", [True, False])
 async def test_a_stream(client: AsyncOpenAI, with_usage: bool) -> None:
-    """A stream is a role, pieces, a finish reason and, if asked for, a usage without choices; its text is the answer."""
+    """A stream has a role, text, a finish reason and, if requested, a usage without choices."""
     messages = build_grounded_messages("返品は何日以内にできますか？", [POLICY, RULES])
     stream = await client.chat.completions.create(
         model=EXTRACTIVE,
@@ -111,7 +112,7 @@ async def test_a_stream(client: AsyncOpenAI, with_usage: bool) -> None:
 
 
 async def test_the_stream_ends_with_done() -> None:
-    """The bytes of a stream are events, one object each, the last one [DONE]."""
+    """A stream consists of events with one object each, followed by [DONE]."""
     async with httpx2.AsyncClient(transport=ExtractiveTransport()) as http_client:
         body = {
             "model": EXTRACTIVE,
@@ -131,7 +132,7 @@ async def test_the_stream_ends_with_done() -> None:
 
 @pytest.mark.parametrize("most", [1, 5])
 async def test_max_tokens(client: AsyncOpenAI, most: int) -> None:
-    """No more tokens than allowed are said, and the finish reason says so."""
+    """An answer is truncated to max_tokens, with the finish reason `length`."""
     reply = await complete(
         client, build_grounded_messages("How long do refunds take?", [POLICY]), most
     )
@@ -148,14 +149,14 @@ async def test_max_tokens(client: AsyncOpenAI, most: int) -> None:
     [("Hello, who are you?", "en"), ("こんにちは。あなたは誰ですか？", "ja")],
 )
 async def test_without_context(client: AsyncOpenAI, question: str, language: str) -> None:
-    """Without context the model says, in the language of the question, that it can only quote."""
+    """Without context the model explains its limits in the language of the question."""
     assert (await complete(client, build_free_messages(question))).choices[
         0
     ].message.content == FREE[language]
 
 
 async def test_errors_are_those_of_a_server(client: AsyncOpenAI) -> None:
-    """A wrong path or body is the protocol's own error."""
+    """A wrong path or body is an error response of the protocol."""
     with pytest.raises(openai.NotFoundError):
         await client.embeddings.create(model=EXTRACTIVE, input="x", encoding_format="float")
     with pytest.raises(openai.BadRequestError):

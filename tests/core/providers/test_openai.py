@@ -5,10 +5,8 @@ from tests.fakes.provider import ProviderFake
 from tests.streams import post_stream
 
 
-async def test_the_request_to_the_provider_is_what_was_asked(
-    service: Service, fake: ProviderFake
-) -> None:
-    """Model, limits and temperature are passed on; a stream asks for its usage; the key is sent and nothing retries."""
+async def test_the_request_to_the_provider(service: Service, fake: ProviderFake) -> None:
+    """It has model, limits, temperature and key, and requests usage; the SDK does not retry."""
     await post_stream(service, model="other", max_tokens=7, temperature=0.5)
     call = fake.calls[0]
 

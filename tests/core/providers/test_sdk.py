@@ -1,4 +1,4 @@
-"""The one map from the SDK's exceptions to ours."""
+"""Translation of the SDK's exceptions."""
 
 import httpx2
 import openai
@@ -10,13 +10,13 @@ from service.core.providers.sdk import translate_error
 REQUEST = httpx2.Request("POST", "http://provider.test/v1/chat/completions")
 
 
-def concrete(root: type[Exception]) -> list[type[Exception]]:
-    """A class and all below it."""
-    return [root, *(each for child in root.__subclasses__() for each in concrete(child))]
+def list_classes(root: type[Exception]) -> list[type[Exception]]:
+    """A class and all of its subclasses."""
+    return [root, *(item for child in root.__subclasses__() for item in list_classes(child))]
 
 
-def made(kind: type[Exception]) -> Exception:
-    """An instance, whatever the class wants to be made from."""
+def create_instance(kind: type[Exception]) -> Exception:
+    """Create an exception without calling its constructor."""
     error = kind.__new__(kind)
     Exception.__init__(error, "m")
     if isinstance(error, openai.APIStatusError):
@@ -29,13 +29,13 @@ def made(kind: type[Exception]) -> Exception:
     return error
 
 
-FOREIGN = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
+ROOTS = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
 
 
-@pytest.mark.parametrize("kind", [each for root in FOREIGN for each in concrete(root)])
+@pytest.mark.parametrize("kind", [kind for root in ROOTS for kind in list_classes(root)])
 def test_every_exception_has_a_translation(kind: type[Exception]) -> None:
-    """Whatever the SDK or its transports raise becomes one of our provider errors."""
-    assert isinstance(translate_error(made(kind)), ProviderError)
+    """Every exception of the SDK and its transport becomes a provider error."""
+    assert isinstance(translate_error(create_instance(kind)), ProviderError)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_statuses(status: int, code: str) -> None:
     assert translate_error(openai.APIStatusError("m", response=response, body=None)).code == code
 
 
-def test_only_a_connection_that_never_was_may_be_tried_again() -> None:
-    """A connection that broke may have been billed: it is not taken for unreachable."""
+def test_only_a_failed_connect_may_be_retried() -> None:
+    """A request on a broken connection may have been billed, so it is not `ProviderUnreachable`."""
     broken = openai.APIConnectionError(request=REQUEST)
     broken.__cause__ = httpx2.RemoteProtocolError("server disconnected")
     never = openai.APIConnectionError(request=REQUEST)
@@ -64,8 +64,8 @@ def test_only_a_connection_that_never_was_may_be_tried_again() -> None:
     assert isinstance(translate_error(never), ProviderUnreachable)
 
 
-def test_the_words_of_a_refusal_are_not_passed_on() -> None:
-    """Providers repeat parts of the key in their 401."""
+def test_the_message_of_a_refusal_is_not_passed_on() -> None:
+    """Providers include parts of the key in their 401."""
     response = httpx2.Response(401, request=REQUEST)
     error = openai.AuthenticationError(
         "Incorrect API key provided: sk-abc",
