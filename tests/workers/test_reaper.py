@@ -15,6 +15,7 @@ from service.core.quota.local import LocalQuota
 from service.core.settings import Settings
 from service.workers.background import FAILURES_MAX
 from service.workers.reaper import Reaper
+from tests.access import create_credentials, create_key
 from tests.records import build_intent, build_outcome
 from tests.rows import away, write
 
