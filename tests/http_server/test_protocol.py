@@ -445,9 +445,15 @@ async def test_a_client_that_does_not_read_is_dropped(serve: Serve) -> None:
 UNFINISHED = LIVE[:20]
 
 
+def find_connections() -> list[HttpProtocol | HttpExchange]:
+    """Every connection and exchange that exists in this process."""
+    return [t for t in gc.get_objects() if isinstance(t, HttpProtocol | HttpExchange)]
+
+
 async def test_closed_connections_are_freed(service: Service) -> None:
     """No cycle of references keeps a connection, and what it has received, until a collection."""
     gc.collect()
+    before = {id(thing) for thing in find_connections()}  # of earlier tests in this process
     gc.disable()
     try:
         for request in (
@@ -465,11 +471,7 @@ async def test_closed_connections_are_freed(service: Service) -> None:
             while len(service.server.connections):
                 await asyncio.sleep(0.01)
         await service.wait_idle()
-        left = [
-            type(thing).__name__
-            for thing in gc.get_objects()
-            if isinstance(thing, (HttpProtocol, HttpExchange))
-        ]
+        left = [type(thing).__name__ for thing in find_connections() if id(thing) not in before]
     finally:
         gc.enable()
 
