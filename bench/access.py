@@ -1,10 +1,11 @@
-"""What keys and quotas add to an answer: `POST /ai/test` with all of them against open mode, in one run.
+"""Cost of API keys and quotas per answer: `POST /ai/test` with all of them against open mode.
 
     python -m bench.access [--pairs 2000]
 
-Two services on one provider fake, asked one after the other, one question at a time over a kept connection: what the
-machine does meanwhile happens to both. With keys, the question carries an API key of a user and a key that have a limit in
-every window. Shown is the median of each, the median of the differences within the pairs, and the processor time of both.
+Two services on one provider fake are called in turn, one request at a time over a persistent
+connection, so that changes of machine speed affect both. With keys, the request has an API key of a
+user and a key that have a limit in every window. The output shows the median of each, the median of
+the differences within the pairs, and the processor time of both.
 """
 
 import argparse
@@ -40,7 +41,7 @@ KOTAE = Path(sys.executable).parent / "kotae"
 
 
 class Caller:
-    """Asks one service, over one connection."""
+    """Calls one service over one connection."""
 
     def __init__(self, url: str, headers: dict[str, str], process: Process) -> None:
         self.process = process
@@ -48,7 +49,7 @@ class Caller:
         self._headers = {"Content-Type": "application/json"} | headers
 
     def ask(self) -> float:
-        """Seconds until the answer was there."""
+        """Send one prompt and return the seconds until the answer."""
         began = time.perf_counter()
         self._connection.request("POST", "/ai/test", BODY, self._headers)
         response = self._connection.getresponse()
@@ -60,7 +61,7 @@ class Caller:
 
 @contextmanager
 def serving(folder: Path, provider: str, cores: Cores, *, keys: bool) -> Iterator[Caller]:
-    """A service, open or with keys and limits, and who asks it."""
+    """Start a service, open or with keys and limits, and yield its caller."""
     folder.mkdir()
     env = child_environment()
     env |= {
@@ -138,11 +139,10 @@ def main() -> None:
     medians = [statistics.median(times) * 1000 for times in seen]
     added = statistics.median(keyed - bare for bare, keyed in zip(*seen, strict=True)) * 1000
     print(f"open: p50 {medians[0]:.3f} ms, {cpu[0] * 1000:.3f} ms of processor time an answer")
+    print(f"keys and quotas: p50 {medians[1]:.3f} ms, {cpu[1] * 1000:.3f} ms of processor time")
     print(
-        f"keys and quotas: p50 {medians[1]:.3f} ms, {cpu[1] * 1000:.3f} ms of processor time an answer"
-    )
-    print(
-        f"added: {added:.3f} ms at the median of {pairs} pairs, {(cpu[1] - cpu[0]) * 1000:.3f} ms of processor time"
+        f"added: {added:.3f} ms at the median of {pairs} pairs,"
+        f" {(cpu[1] - cpu[0]) * 1000:.3f} ms of processor time"
     )
 
 

@@ -1,10 +1,11 @@
-"""What exact accounting costs, and that nobody waits for it: latency while disks and database stand still, bursts, replay.
+"""Cost of exact accounting: latency with frozen disks and locked databases, bursts, replay.
 
     python -m bench.accounting [--seconds 20] [--json figures.json]
 
-`POST /ai/test` at 50 answers/s (open loop) against the provider fake, the service in five states, each a process and a
-folder of its own; then the journal, the writer and recovery, in this process. The frozen file system needs root, and is
-thawed by another process should this one fail. Takes some five minutes, and half a gigabyte of disk and tmpfs meanwhile.
+`POST /ai/test` at 50 answers/s (open loop) against the provider fake, with the service in five
+states, each in its own process and folder; then the journal, the writer and recovery in this
+process. The frozen file system needs root, and a second process unfreezes it if this one fails. A
+run lasts about five minutes and uses half a gigabyte of disk and tmpfs.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from service.workers.recovery import JournalRecovery
 from service.workers.writer import Writer
 
 RATE = 50
-ROUNDS = 3  # each state has its turn in each; the table has the medians
+ROUNDS = 3  # every state runs once per round; the table has the medians
 CHUNKS = 64
 BODY = '{"prompt": "question %d", "grounded": false}'
 BURST, REPLAYED, PAIRS = 50_000, 100_000, 20_000
@@ -49,7 +50,7 @@ IMAGE_BYTES = 256 * 1024 * 1024
 
 
 class NotRun(Exception):
-    """What this machine cannot show, and why."""
+    """A measurement that is not possible on this machine, with the reason."""
 
 
 # latency
@@ -57,7 +58,7 @@ class NotRun(Exception):
 
 @contextlib.contextmanager
 def provider(folder: Path, cores: Cores) -> Iterator[str]:
-    """The provider fake, running; its address."""
+    """Start the provider fake and yield its URL."""
     port = free_port()
     command: list[str | Path] = [
         sys.executable,
@@ -76,7 +77,7 @@ def provider(folder: Path, cores: Cores) -> Iterator[str]:
 
 
 def start(folder: Path, data: Path, cores: Cores, **settings: str) -> tuple[Process, str]:
-    """A service with its log in `folder`, and its address; it may not answer yet."""
+    """Start a service with its log in `folder` and return it with its URL, without waiting."""
     port = free_port()
     env = child_environment()
     env |= {
@@ -99,7 +100,7 @@ def start(folder: Path, data: Path, cores: Cores, **settings: str) -> tuple[Proc
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Another connection holds the database."""
+    """Lock the database from another connection."""
     with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=10)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         yield
@@ -108,7 +109,7 @@ def locked(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loop_filesystem(folder: Path) -> Iterator[Path]:
-    """An ext4 of our own. Raises `NotRun`."""
+    """Mount a separate ext4. Raises `NotRun`."""
     if os.geteuid() != 0:
         raise NotRun("needs root")
     for tool in ("mkfs.ext4", "mount", "umount", "fsfreeze"):
@@ -131,7 +132,7 @@ def loop_filesystem(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def frozen(mount: Path, seconds: float) -> Iterator[None]:
-    """Nothing is written there; thawed at the end, and by another process if this one does not come to it."""
+    """Freeze the file system; a second process unfreezes it if this one does not."""
     thaw = subprocess.Popen(
         ["sh", "-c", f"sleep {seconds:.0f}; fsfreeze --unfreeze '{mount}'"],
         stderr=subprocess.DEVNULL,
@@ -207,15 +208,17 @@ def record(n: int) -> Outcome:
         grounded=False,
     )
     return Outcome(
-        intent=intent, status=Status.COMPLETED, usage_source=UsageSource.PROVIDER, usage=Usage(prompt_tokens=40, completion_tokens=64),
-        response="an answer " * 40, finish_reason="stop", error_code=None, cost_nano_usd=52_000, price="p", response_time_ms=10,
+        intent=intent, status=Status.COMPLETED, usage_source=UsageSource.PROVIDER,
+        usage=Usage(prompt_tokens=40, completion_tokens=64),
+        response="an answer " * 40, finish_reason="stop", error_code=None,
+        cost_nano_usd=52_000, price="p", response_time_ms=10,
         first_token_ms=None, attempts=1, sources=[],
     )  # fmt: skip
 
 
 @contextlib.contextmanager
 def spool_of(folder: Path) -> Iterator[Path | None]:
-    """What the service would take."""
+    """Return the spool that the service would choose."""
     spool, _ = choose_spool(folder, "auto", BYTES_MAX)
     try:
         yield spool
@@ -225,7 +228,7 @@ def spool_of(folder: Path) -> Iterator[Path | None]:
 
 
 def pairs(folder: Path) -> dict[str, float]:
-    """Microseconds of a `begin` and its `finish`."""
+    """Return the microseconds of a `begin` and its `finish`."""
     taken: list[float] = []
     with spool_of(folder) as spool:
         journal = Journal(folder / "journal", spool, sync_ms=50, bytes_max=BYTES_MAX)
@@ -242,7 +245,7 @@ def pairs(folder: Path) -> dict[str, float]:
 
 
 async def burst(folder: Path) -> dict[str, float]:
-    """Records come while the database is locked; then it is not."""
+    """Record answers while the database is locked, then unlock it."""
     database = Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}")
     await database.migrate()
     with spool_of(folder) as spool:
@@ -273,7 +276,7 @@ async def burst(folder: Path) -> dict[str, float]:
 
 
 def dead_journal(folder: Path) -> None:
-    """What a killed process leaves: half of the frames are intents, half outcomes."""
+    """Write the journal of a killed process: half of the frames are intents, half outcomes."""
     (folder / "journal").mkdir(parents=True)
     journal = Journal(folder / "journal", None, sync_ms=50, bytes_max=BYTES_MAX)
     for n in range(REPLAYED // 2):
@@ -285,7 +288,7 @@ def dead_journal(folder: Path) -> None:
 
 
 async def replay(folder: Path) -> dict[str, float]:
-    """Recovery alone."""
+    """Measure recovery without other load."""
     dead_journal(folder)
     database = Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}")
     await database.migrate()
@@ -301,7 +304,7 @@ async def replay(folder: Path) -> dict[str, float]:
 
 
 def starting(folder: Path, cores: Cores, *, full: bool) -> dict[str, float]:
-    """Seconds from the start of a service until it answers."""
+    """Return the seconds from the start of a service to its first answer."""
     folder.mkdir()
     data = folder / "data"
     if full:
@@ -328,7 +331,7 @@ def _wait(url: str, name: str, started: float) -> float:
     raise Failed(f"the service was not {name} after a minute")
 
 
-# all of it
+# all measurements
 
 STATES = {
     "normal": "everything normal",
@@ -340,7 +343,7 @@ STATES = {
 
 
 def measure(folder: Path, cores: Cores, seconds: float) -> dict[str, Any]:
-    """Everything. Raises `Failed`."""
+    """Run all measurements. Raises `Failed`."""
     figures: dict[str, Any] = {"latency_ms": {}}
     with provider(folder, cores) as base_url:
         rounds: dict[str, list[dict[str, Any]]] = {state: [] for state in STATES}
@@ -377,10 +380,11 @@ def measure(folder: Path, cores: Cores, seconds: float) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Format the figures as text."""
     normal = figures["latency_ms"]["normal"]
     lines = [
-        f"{f'POST /ai/test, {RATE}/s':42}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>9}{'p50':>9}{'p99':>9}"
+        f"{f'POST /ai/test, {RATE}/s':42}"
+        + "".join(f"{name:>9}" for name in ("p50 ms", "p99 ms", "max ms", "p50", "p99"))
     ]
     for state, title in STATES.items():
         found = figures["latency_ms"][state]
@@ -398,7 +402,10 @@ def table(figures: dict[str, Any]) -> str:
         f"{BURST:,} records while the database is locked: taken in {took['taken_in_seconds']} s",
         f"written once it is free: {took['drained_seconds']} s (target 15)",
         f"{REPLAYED:,} frames replayed in {figures['replay']['seconds']} s (target 15)",
-        f"start with {REPLAYED:,} frames to recover: live {full['live']} s, ready {full['ready']} s (target 2), done {full['recovered']} s",
+        (
+            f"start with {REPLAYED:,} frames to recover: live {full['live']} s,"
+            f" ready {full['ready']} s (target 2), done {full['recovered']} s"
+        ),
         f"start with none: live {empty['live']} s, ready {empty['ready']} s",
     ]
     return "\n".join(lines)

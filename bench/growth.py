@@ -1,14 +1,16 @@
-"""What an answer costs when there is more of everything: callers at once, and rows in the log.
+"""Cost of an answer with increasing numbers of callers and of rows in the log.
 
     python -m bench.growth [--rows 5000000] [--rounds 7] [--json .data/bench-growth.json]
 
-*Callers*: `POST /ai/test` by 16, 64, 250 and 1,000 callers, each of whom asks again when it has its answer; the turns of a round
-follow each other, so that the machine's moods meet all of them. *Rows*: the same by 64 callers, of two services side by side,
-one with an empty log and one whose log has `--rows` rows (`bench.logs` makes them: some 5 GB and five minutes for 5 million; 0
-leaves this part out).
+*Callers*: `POST /ai/test` by 16, 64, 250 and 1,000 callers, each of which sends its next request
+after an answer. The measurements of a round follow each other, so that changes of machine speed
+affect all of them. *Rows*: the same with 64 callers and two services, one with an empty log and one
+whose log has `--rows` rows (written by `bench.logs`: 5 GB and five minutes for 5 million; 0 skips
+this part).
 
-Everything is on: a key, limits, journal, log rows, metrics. Shown is the median of the rounds, and what it is as a share of
-the first column's. Rates fall with the machine's speed; processor time per answer is steadier.
+Everything is on: a key, limits, journal, log rows, metrics. The output has the median of the rounds
+and its share of the first column. Rates depend on the machine's speed; processor time per answer is
+steadier.
 """
 
 import argparse
@@ -38,7 +40,7 @@ Rounds = dict[str, list[dict[str, float]]]  # of each column, in order
 
 
 def turns(columns: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> Rounds:
-    """Every column's turn in every round, forth and back."""
+    """Run every column once per round, in alternating order."""
     found: Rounds = {name: [] for name in columns}
     for n in range(rounds):
         for name in list(columns) if n % 2 == 0 else reversed(columns):
@@ -54,9 +56,9 @@ def turns(columns: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> Roun
 
 
 def by_callers(bench: Bench, rounds: int, seconds: float) -> Rounds:
-    """One service, more and more callers."""
+    """Measure one service with increasing numbers of callers."""
     with bench.target("kotae") as target:
-        bench.answers(target, seconds)  # the first answers of a process are dearer
+        bench.answers(target, seconds)  # the first answers of a process cost more
         return turns(
             {
                 f"{count:,} callers": partial(bench.answers, target, seconds, count)
@@ -67,7 +69,7 @@ def by_callers(bench: Bench, rounds: int, seconds: float) -> Rounds:
 
 
 def by_rows(bench: Bench, rounds: int, seconds: float, rows: int) -> Rounds:
-    """Two services, one of which remembers much."""
+    """Measure two services, one with a large log."""
     with ExitStack() as stack:
         columns = {
             "empty log": stack.enter_context(bench.target("kotae")),
@@ -84,7 +86,7 @@ def by_rows(bench: Bench, rounds: int, seconds: float, rows: int) -> Rounds:
 
 
 def table(found: Rounds) -> str:
-    """Medians for people, with the share of the first column's."""
+    """Format medians and their share of the first column."""
     lines = [f"{'':26}" + "".join(f"{name:>22}" for name in found)]
     for key, title in FIGURES.items():
         medians = [statistics.median(each[key] for each in rounds) for rounds in found.values()]

@@ -1,17 +1,20 @@
-"""A load generator for answers, streamed or not: one thread, closed or open loop, and every answer is checked.
+"""A load generator for answers and streams: one thread, closed or open loop; checks every answer.
 
-    python bench/load.py --url http://127.0.0.1:8000/ai/stream --body '{"prompt": "question %d"}' --concurrency 64 --seconds 10
+    python bench/load.py --url http://127.0.0.1:8000/ai/stream --concurrency 64 --seconds 10
+        --body '{"prompt": "question %d"}'
 
-*Closed loop*: `--concurrency` connections, each asks again when it has its answer; answers that end in
-the measured time are counted, and that time goes on until there are enough of them. *Open loop* (`--rate`): answers are
-asked for at fixed times whatever the service does, on kept connections, as many as it takes; latency counts from the
-time when the request should have left, so that a stall is not hidden by the requests that it kept from being sent.
+*Closed loop*: each of `--concurrency` connections sends its next request after an answer; answers
+that end within the measured time are counted, and the time is extended until there are enough.
+*Open loop* (`--rate`): requests are sent at fixed times on persistent connections, opened as
+needed. Latency is measured from the time at which the request was due, so a stall that delays
+requests is visible (no coordinated omission).
 
-An answer is wrong if its status is not 200, its connection ends early, the number of its events is not `--events`, or
-a text of `--contains` is missing. The first wrong answer ends the run: a failure is never counted as a fast answer.
+An answer is wrong if its status is not 200, its connection ends early, the number of its events is
+not `--events`, or a text of `--contains` is missing. The first wrong answer ends the run: a failure
+is never counted as a fast answer.
 
-Prints one JSON object. Events are counted by the lines that begin with `data:`; gaps are the times between the
-arrivals of events of one stream.
+Prints one JSON object. Events are counted by the lines that begin with `data:`; gaps are the times
+between the arrivals of events of one stream.
 """
 
 import argparse
@@ -26,20 +29,18 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-SPIN_SECONDS = 0.002  # timers of the loop are exact to a millisecond; the rest is waited for awake
-IDLE_SECONDS_MAX = (
-    3  # a kept connection that was idle for longer may be about to be closed by the service
-)
+SPIN_SECONDS = 0.002  # timers are exact to a millisecond; the rest is a busy wait
+IDLE_SECONDS_MAX = 3  # the service may close connections that were idle for longer
 TIMEOUT_SECONDS = 60
-TURNS_MIN = 3  # a closed loop measures until every connection has had this many answers on average
+TURNS_MIN = 3  # minimum mean number of answers per connection in a closed loop
 
 
 class WrongAnswer(Exception):
-    """The service did not answer as it should."""
+    """An answer was wrong or missing."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection to the service, with the answer that is arriving on it."""
+    """One connection to the service, with the response that it receives."""
 
     def __init__(self, load: "Load") -> None:
         self._load = load
@@ -56,14 +57,14 @@ class Connection(asyncio.Protocol):
         self.transport: Any = transport
 
     def ask(self, due: float) -> None:
-        """Send the next request, which should have left at `due`."""
+        """Send the next request, which was due at `due`."""
         self.busy, self.due, self.sent, self.first = True, due, perf_counter(), None
         self._received.clear()
         self._head_end = self._last_event = 0
         self.transport.write(self._load.next_request())
 
     def data_received(self, data: bytes) -> None:
-        """Take a piece of an answer."""
+        """Process a part of an answer."""
         now = perf_counter()
         received = self._received
         received += data
@@ -94,11 +95,12 @@ class Connection(asyncio.Protocol):
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """An answer that was arriving is lost."""
+        """Fail if an answer was incomplete."""
         self.closed = True
         if self.busy:
             self._load.fail(
-                f"the connection ended in the middle of an answer ({error}): …{bytes(self._received[-300:])!r}"
+                f"the connection ended in the middle of an answer ({error}):"
+                f" …{bytes(self._received[-300:])!r}"
             )
 
 
@@ -118,12 +120,12 @@ class Load:
         self._contains = [text.encode() for text in options.contains]
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._idle: list[Connection] = []  # the last used first, so that a few are kept busy
+        self._idle: list[Connection] = []  # a stack: the connection used last is reused first
         self._backlog: deque[float] = deque()
         self._connections = 0
         self._asked = self._answered = self._counted = self._events = 0
         self._begin = self._count_from = self._end = 0.0
-        self._measured = 0.0  # seconds; 0: the measured time has not ended
+        self._measured = 0.0  # seconds; 0 until the measured time has ended
         self._scheduled_all = False
         self.latencies: list[float] = []
         self.firsts: list[float] = []
@@ -155,7 +157,7 @@ class Load:
         return self._figures()
 
     def next_request(self) -> bytes:
-        """The bytes of a request; %d in the body and in the URL becomes its number."""
+        """Return the bytes of a request; %d in the body and in the URL becomes its number."""
         text: str = self._options.body
         body = text.replace("%d", str(self._asked)).encode()
         head = self._head.replace("%d", str(self._asked))
@@ -167,12 +169,14 @@ class Load:
         events = received.count(b"\ndata:")
         if self._options.events is not None and events != self._options.events:
             self.fail(
-                f"{events} events instead of {self._options.events}: {bytes(received[:600])!r} … {bytes(received[-600:])!r}"
+                f"{events} events instead of {self._options.events}:"
+                f" {bytes(received[:600])!r} … {bytes(received[-600:])!r}"
             )
         for text in self._contains:
             if text not in received:
                 self.fail(
-                    f"{text.decode()} is missing: {bytes(received[:600])!r} … {bytes(received[-600:])!r}"
+                    f"{text.decode()} is missing:"
+                    f" {bytes(received[:600])!r} … {bytes(received[-600:])!r}"
                 )
         self._answered += 1
         if self._counts(connection, now):
@@ -185,7 +189,7 @@ class Load:
         self._go_on(connection, now)
 
     def _counts(self, connection: Connection, now: float) -> bool:
-        """Open loop: what was due after the warm-up. Closed loop: what ended in the measured time."""
+        """True for answers due after the warm-up (open loop) or ended in time (closed loop)."""
         if self._options.rate:
             return connection.due >= self._count_from
         if (
@@ -216,7 +220,7 @@ class Load:
             self._over.set_exception(WrongAnswer(f"wrong answer: {what}"))
 
     def _tick(self, n: int) -> None:
-        """Open loop: ask for everything that is due."""
+        """Open loop: send all requests that are due."""
         while (due := self._begin + n / self._options.rate) <= perf_counter():
             if due >= self._end:
                 self._scheduled_all = True

@@ -1,11 +1,11 @@
-"""The log at size: how long `GET /ai/logs` takes when there are millions of rows.
+"""Latency of `GET /ai/logs` with millions of rows.
 
     python -m bench.logs [--rows 5000000] [--json figures.json]
 
-Fills a database of its own, which is removed afterwards, and asks the real service over HTTP: each question 200 times,
-one at a time, each time about something else where it can be. The service has a core to itself. Filling is not what is
-measured: it goes in order of id, 50,000 rows a transaction, and does not wait for the disk. Takes some five minutes and
-5 GB for 5 million rows.
+Fills a temporary database and queries the real service over HTTP: each query 200 times, one at a
+time, with different parameters where possible. The service runs on a separate core. Filling is not
+measured: it inserts in order of id, 50,000 rows per transaction, without syncing. A run lasts about
+five minutes and uses 5 GB for 5 million rows.
 """
 
 import argparse
@@ -37,9 +37,9 @@ DAYS = 60
 START = datetime(2026, 1, 1, tzinfo=UTC)
 USERS = [f"user-{n:03}" for n in range(200)]
 MODELS = ["gpt-5-mini", "gpt-5", "gpt-4o-mini", "llama3.2", "extractive"]
-# and `rare`, which is asked once in 100,000 answers, and never times out
+# `rare` occurs once in 100,000 answers and never with status `timeout`.
 MODEL_WEIGHTS = [60, 20, 10, 5, 5]
-ENDS = [  # status, usage_source, rank, in a thousand
+ENDS = [  # status, usage_source, rank, per thousand
     ("completed", "provider", 2, 930),
     ("no_context", "none", 2, 40),
     ("client_gone", "estimated", 1, 15),
@@ -53,19 +53,23 @@ COUNTED = (
     "reasoning_tokens",
     "cost_nano_usd",
 )
-TEXT = "where is my order how long does shipping take returns are free within thirty days of delivery 返品 送料 お届け"
+TEXT = (
+    "where is my order how long does shipping take returns are free within thirty days of delivery "
+    "返品 送料 お届け"
+)
 
 Question = Callable[[random.Random], dict[str, Any]]
 
 
 def fill(file: Path, rows: int) -> None:
-    """Rows as the service writes them, in the order of their ids, and their totals."""
+    """Insert rows in order of their ids, as the service writes them, and their totals."""
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         for pragma in ("synchronous=OFF", "cache_size=-400000", "wal_autocheckpoint=20000"):
             connection.execute(f"PRAGMA {pragma}")
         made = generate(rows)
         columns = next(made)
-        insert = f"INSERT INTO request_logs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+        placeholders = ", ".join("?" * len(columns))
+        insert = f"INSERT INTO request_logs ({', '.join(columns)}) VALUES ({placeholders})"
         started = time.monotonic()
         for done in range(0, rows, BATCH):
             connection.execute("BEGIN")
@@ -74,22 +78,24 @@ def fill(file: Path, rows: int) -> None:
             if done % 500_000 == 0 and done:
                 _say(f"  {done:,} rows, {time.monotonic() - started:.0f} s")
         connection.execute(
-            f"""INSERT INTO daily_totals SELECT substr(created_at, 1, 10), user_id, endpoint, model, status, usage_source, count(*),
+            f"""INSERT INTO daily_totals
+            SELECT substr(created_at, 1, 10), user_id, endpoint, model, status, usage_source,
+            count(*),
             {", ".join(f"coalesce(sum({name}), 0)" for name in COUNTED)}, sum(cost_nano_usd IS NULL)
             FROM request_logs GROUP BY 1, 2, 3, 4, 5, 6"""
         )
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with file.open("rb") as filled:
-        os.fsync(filled.fileno())  # or the disk is still busy when the questions come
+        os.fsync(filled.fileno())  # so that the disk is idle during the measurement
 
 
 def moment(n: int, rows: int) -> datetime:
-    """When the n-th answer began."""
+    """Return the start time of the n-th answer."""
     return START + timedelta(milliseconds=n * (DAYS * 86_400_000 // rows))
 
 
 def answer_id(n: int, rows: int) -> str:
-    """The id of the n-th answer: a UUIDv7 whose random bits are a number."""
+    """Return the id of the n-th answer: a UUIDv7 whose random bits are a number."""
     milliseconds = int(
         (moment(n, rows) - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1)
     )
@@ -97,15 +103,17 @@ def answer_id(n: int, rows: int) -> str:
 
 
 def generate(rows: int) -> Iterator[tuple[Any, ...]]:
-    """The names of the columns, then the rows."""
+    """Yield the column names, then the rows."""
     yield (
-        "id", "created_at", "user_id", "endpoint", "model", "status", "finish_reason", "prompt", "response", "prompt_tokens",
-        "completion_tokens", "cached_tokens", "reasoning_tokens", "usage_source", "cost_nano_usd", "price", "response_time_ms",
+        "id", "created_at", "user_id", "endpoint", "model", "status", "finish_reason",
+        "prompt", "response", "prompt_tokens",
+        "completion_tokens", "cached_tokens", "reasoning_tokens", "usage_source",
+        "cost_nano_usd", "price", "response_time_ms",
         "first_token_ms", "grounded", "sources", "attempts", "request_id", "rank",
     )  # fmt: skip
     choose = random.Random(7)
     words = TEXT.split()
-    texts = [" ".join(choose.choices(words, k=20)) for _ in range(997)]  # some 110 characters each
+    texts = [" ".join(choose.choices(words, k=20)) for _ in range(997)]  # about 110 characters each
     users = choose.choices(USERS, k=100_003)
     models = choose.choices(MODELS, MODEL_WEIGHTS, k=50_021)
     ends = choose.choices(ENDS, [end[3] for end in ENDS], k=20_011)
@@ -131,14 +139,16 @@ def generate(rows: int) -> Iterator[tuple[Any, ...]]:
         )
         yield (
             id_, moment(n, rows).strftime("%Y-%m-%d %H:%M:%S.%f"), users[n % len(users)],
-            "/ai/stream" if n % 3 else "/ai/test", model, status, "stop" if status == "completed" else None,
-            texts[n % 997], texts[n % 991] + texts[n % 983], *tokens, source, cost, "p" if cost else None, n % 4000 + 30,
+            "/ai/stream" if n % 3 else "/ai/test", model, status,
+            "stop" if status == "completed" else None,
+            texts[n % 997], texts[n % 991] + texts[n % 983], *tokens, source, cost,
+            "p" if cost else None, n % 4000 + 30,
             n % 400 + 20, 1, "[]", 1, id_, rank,
         )  # fmt: skip
 
 
 def questions(rows: int) -> dict[str, Question]:
-    """What is asked, by name."""
+    """Return the queries by name."""
 
     def at(choose: random.Random, least: float = 0, most: float = 1) -> str:
         return answer_id(int(choose.uniform(least, most) * (rows - 1)), rows)
@@ -213,7 +223,7 @@ def questions(rows: int) -> dict[str, Question]:
 def ask(
     connection: http.client.HTTPConnection, params: dict[str, Any]
 ) -> tuple[float, dict[str, Any]]:
-    """(milliseconds, the page) of one request."""
+    """Send one request and return (milliseconds, page)."""
     started = time.perf_counter()
     connection.request("GET", f"/ai/logs?{urlencode(params)}")
     response = connection.getresponse()
@@ -226,7 +236,7 @@ def ask(
 
 
 def measure(url: str, rows: int, times: int, service: Process) -> list[dict[str, Any]]:
-    """Every question `times` times: milliseconds, and how many rows a page had."""
+    """Send every query `times` times; return milliseconds and mean rows per page."""
     address = urlsplit(url)
     figures = []
     with closing(
@@ -261,7 +271,7 @@ def measure(url: str, rows: int, times: int, service: Process) -> list[dict[str,
 
 
 def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
-    """Fill, start, ask. Raises `Failed`."""
+    """Fill the database, start the service, measure. Raises `Failed`."""
     env = child_environment() | {"KOTAE_DATA_DIR": str(folder)}
     kotae = Path(sys.executable).parent / "kotae"
     migrated = subprocess.run(
@@ -298,12 +308,13 @@ def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
 
 
 def table(figures: list[dict[str, Any]]) -> str:
-    """The figures for people."""
+    """Format the figures as text."""
     lines = [f"{'GET /ai/logs':44}{'p50 ms':>9}{'p99 ms':>9}{'cpu ms':>9}{'rows':>8}"]
     for each in figures:
         cpu = "–" if each["cpu_ms"] is None else f"{each['cpu_ms']:.1f}"
         lines.append(
-            f"{each['question']:44}{each['p50_ms']:>9.1f}{each['p99_ms']:>9.1f}{cpu:>9}{each['rows_mean']:>8.1f}"
+            f"{each['question']:44}{each['p50_ms']:>9.1f}{each['p99_ms']:>9.1f}"
+            f"{cpu:>9}{each['rows_mean']:>8.1f}"
         )
     return "\n".join(lines)
 
@@ -330,13 +341,14 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="kotae-bench-", dir=options.folder) as folder:
             found = run(options.rows, options.times, Path(folder), cores)
-            about = {"machine": machine(cores)}  # as it is when the last question was answered
+            about = {"machine": machine(cores)}  # the state at the end of the measurement
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
     save(options.json, about | found)
     print(table(found["questions"]))
     print(
-        f"\n{options.rows:,} rows, {found['file_bytes'] / 1e9:.2f} GB, filled in {found['fill_seconds']:.0f} s\n{about['machine']}"
+        f"\n{options.rows:,} rows, {found['file_bytes'] / 1e9:.2f} GB,"
+        f" filled in {found['fill_seconds']:.0f} s\n{about['machine']}"
     )
 
 

@@ -1,10 +1,11 @@
-"""Two pictures: latency against the rate of questions, and events a second against the number of open streams.
+"""Two charts: latency by request rate, and events per second by number of open streams.
 
-    python -m bench.plots [--litellm /path/to/bin/litellm] [--json .data/bench-plots.json] [--images docs/images]
+    python -m bench.plots [--litellm /path/to/bin/litellm] [--json .data/bench-plots.json]
+        [--images docs/images]
 
-The same targets and tools as `python -m bench`. A target leaves a sweep at the first step that it does not keep up with.
-Takes some four minutes. The pictures are drawn from the JSON, by themselves with `--draw`: as SVG, and by Chromium, if it is
-there, as PNG too.
+Targets and tools are those of `python -m bench`. A target ends at the first step that it cannot
+sustain. A run lasts about four minutes. The charts are drawn from the JSON (`--draw` only draws) as
+SVG, and as PNG if Chromium is available.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from bench.run import FULL, Bench, Target
 RATES = (10, 25, 50, 100, 200, 400, 800, 1200)
 STREAMS = (25, 50, 100, 200, 400, 800, 1600)
 SECONDS = 4.0
-CHUNKS, INTERVAL_MS = 80, 50  # of a stream: twenty events a second
-LATE_MS = 1000  # a median latency above this: not kept up with
+CHUNKS, INTERVAL_MS = 80, 50  # per stream: twenty events per second
+LATE_MS = 1000  # a higher median latency means that the target cannot sustain the rate
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 640, 400, 70, 40, 110, 50
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 COLOURS = {"direct": "#888888", "tutorial": "#d97706", "litellm": "#7c3aed", "kotae": "#0369a1"}
@@ -35,7 +36,7 @@ Points = list[tuple[float, float]]
 
 
 def latencies(bench: Bench, target: Target) -> tuple[Points, Points]:
-    """(p50, p99) in ms at each rate."""
+    """Return (p50, p99) in ms at each rate."""
     medians: Points = []
     tails: Points = []
     for rate in RATES:
@@ -51,7 +52,7 @@ def latencies(bench: Bench, target: Target) -> tuple[Points, Points]:
 
 
 def events(bench: Bench, target: Target) -> Points:
-    """Events a second that arrive at each number of streams; the provider sends 20 a second to each."""
+    """Events per second by number of streams; the provider sends 20 per second to each."""
     points: Points = []
     for streams in STREAMS:
         body = target.stream_body.replace(
@@ -75,7 +76,7 @@ def events(bench: Bench, target: Target) -> Points:
 
 
 def measure(litellm: Path | None) -> dict[str, Any]:
-    """Everything."""
+    """Run both sweeps."""
     found: dict[str, Any] = {"latency_p50_ms": {}, "latency_p99_ms": {}, "events_per_second": {}}
     with tempfile.TemporaryDirectory(prefix="kotae-bench-") as folder:
         bench = Bench(FULL, Path(folder), Cores.split(), litellm)
@@ -91,7 +92,7 @@ def measure(litellm: Path | None) -> dict[str, Any]:
 
 
 def draw(title: str, across: str, up: str, series: dict[str, Points]) -> str:
-    """A chart with two logarithmic axes, as SVG that reads on light and dark pages."""
+    """Draw a chart with two logarithmic axes as an SVG for light and dark pages."""
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
     low_x, high_x = min(xs), max(xs)
@@ -105,7 +106,10 @@ def draw(title: str, across: str, up: str, series: dict[str, Points]) -> str:
         )
 
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif" font-size="12">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
+            ' font-family="system-ui, sans-serif" font-size="12">'
+        ),
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         f'<text x="{LEFT}" y="22" font-size="15">{title}</text>',
         f'<text x="{LEFT}" y="{HEIGHT - 12}">{across}</text>',
@@ -135,7 +139,7 @@ def draw(title: str, across: str, up: str, series: dict[str, Points]) -> str:
 
 
 def show(file: Path, picture: str) -> None:
-    """Write an SVG, and beside it what Chromium makes of it."""
+    """Write an SVG, and a PNG rendered by Chromium."""
     file.write_text(picture)
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:

@@ -1,4 +1,4 @@
-"""Starting, pinning, watching and ending the processes of a benchmark, asking them, and writing what was found."""
+"""Processes of a benchmark: start, pin, observe, stop and call them; save the figures."""
 
 import contextlib
 import http.client
@@ -22,19 +22,19 @@ HERE = Path(__file__).parent
 
 
 class Failed(Exception):
-    """The run is void, and why."""
+    """The run is void; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class Cores:
-    """Which cores the service and the tools (provider, load) run on; None: wherever the system likes."""
+    """Cores of the service and of the tools (provider, load); None: not pinned."""
 
     service: set[int] | None
     tools: set[int] | None
 
     @classmethod
     def split(cls) -> "Cores":
-        """One core for the service, the others for the tools; nothing pinned where that cannot be."""
+        """One core for the service, the others for tools; None if pinning is not possible."""
         if (
             not hasattr(os, "sched_setaffinity")
             or len(allowed := sorted(os.sched_getaffinity(0))) < 2
@@ -45,7 +45,7 @@ class Cores:
 
 @contextlib.contextmanager
 def pinned(cores: set[int] | None) -> Iterator[None]:
-    """Whatever is started in this block inherits these cores."""
+    """Processes started within this block inherit these cores."""
     if cores is None:
         yield
         return
@@ -58,7 +58,7 @@ def pinned(cores: set[int] | None) -> Iterator[None]:
 
 
 class Process:
-    """A process with a log of its own."""
+    """A process whose output goes to a log file."""
 
     def __init__(
         self,
@@ -88,26 +88,26 @@ class Process:
         raise Failed(f"{self.name} did not start within {START_SECONDS} s:\n{self.tail()}")
 
     def tail(self) -> str:
-        """The last lines that it wrote."""
+        """Return the last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
 
     def rss_kib(self) -> int:
-        """Its resident memory, children included."""
+        """Return the resident memory, including children."""
         return sum(_rss_kib(pid) for pid in [self._popen.pid, *_descendants(self._popen.pid)])
 
     def cpu_seconds(self) -> float | None:
-        """The processor time that it used so far, and its children; None where the system does not tell simply."""
+        """Processor time, including children; None where the system does not provide it."""
         ticks = [_ticks(pid) for pid in [self._popen.pid, *_descendants(self._popen.pid)]]
         return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks[0] else None
 
     def pin(self, cores: set[int] | None) -> None:
-        """Let it run on these cores from now on, with all of its threads."""
+        """Pin the process and all of its threads to these cores."""
         if cores:
             for task in Path(f"/proc/{self._popen.pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), cores)
 
     def stop(self) -> None:
-        """End it, gently at first."""
+        """Terminate the process; kill it after a timeout."""
         self._popen.terminate()
         try:
             self._popen.wait(15)
@@ -129,7 +129,7 @@ class Loader:
             )
 
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """True while it runs."""
         return self._popen.poll() is None
 
     def result(self) -> dict[str, Any]:
@@ -141,28 +141,28 @@ class Loader:
         return figures
 
     def stop(self) -> None:
-        """End it, if it still runs."""
+        """Stop it if it still runs."""
         if self.running():
             self._popen.kill()
             self._popen.communicate()
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
+    """Return an unused port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def get_json(url: str) -> dict[str, Any]:
-    """The JSON that a URL answers with."""
+    """Return the JSON from a URL."""
     with urllib.request.urlopen(url, timeout=10) as response:
         value: dict[str, Any] = json.load(response)
         return value
 
 
 class Caller:
-    """Asks one service over one kept connection."""
+    """Calls one service over one persistent connection."""
 
     def __init__(self, url: str, seconds_max: float = 300) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=seconds_max)
@@ -175,7 +175,7 @@ class Caller:
         kind: str = "application/json",
         good: Collection[int] = (200, 201),
     ) -> tuple[float, dict[str, Any]]:
-        """(seconds, the answer). Raises `Failed` if its status is not among the `good`."""
+        """Return (seconds, answer). Raises `Failed` if the status is not in `good`."""
         began = time.perf_counter()
         self._connection.request(method, path, body, {"Content-Type": kind})
         response = self._connection.getresponse()
@@ -189,8 +189,11 @@ class Caller:
     def give(
         self, files: Sequence[tuple[str, str]], good: Collection[int] = (200, 201)
     ) -> list[dict[str, Any]]:
-        """Upload texts, each under a name; the documents that they are."""
-        head = '--bench\r\nContent-Disposition: form-data; name="files"; filename="{}"\r\nContent-Type: text/plain\r\n\r\n'
+        """Upload texts by name and return the documents."""
+        head = (
+            '--bench\r\nContent-Disposition: form-data; name="files"; filename="{}"\r\n'
+            "Content-Type: text/plain\r\n\r\n"
+        )
         body = "".join(f"{head.format(name)}{text}\r\n" for name, text in files) + "--bench--\r\n"
         _, told = self.ask(
             "POST", "/ai/upload", body.encode(), "multipart/form-data; boundary=bench", good
@@ -199,7 +202,7 @@ class Caller:
         return documents
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._connection.close()
 
 
@@ -210,7 +213,7 @@ def save(file: Path, figures: dict[str, Any]) -> None:
 
 
 def machine(cores: Cores) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine."""
     model = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -228,7 +231,7 @@ def machine(cores: Cores) -> dict[str, Any]:
 
 
 def _ticks(pid: int) -> int:
-    """The processor time of a process and of those of its children that have ended."""
+    """Return the processor time of a process and of its ended children."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

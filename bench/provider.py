@@ -1,12 +1,12 @@
-"""A fast OpenAI-compatible provider for benchmarks: one thread, bytes made beforehand, a schedule that does not drift.
+"""A fast OpenAI-compatible provider for benchmarks: one thread, prepared bytes, exact timing.
 
     python bench/provider.py [--port 9100] [--chunks 64] [--interval-ms 0] [--delay-ms 0]
 
-A streamed answer is `--chunks` pieces of text: in one burst, or, with an interval, one after the other at exact times
-from its start. An answer that is not streamed comes as one JSON object. Either may be delayed. Usage rides in the last
-chunk if the request asks for it. A prompt can ask for another pace: `chunks=20 interval-ms=500`.
+A streamed answer has `--chunks` pieces of text: in one burst, or, with an interval, at exact times
+from its start. Other answers are one JSON object. Both can be delayed. Usage is part of the last
+chunk if the request asks for it. A prompt can select another pace: `chunks=20 interval-ms=500`.
 
-`GET /stats` tells what was really served: requests, streams, open, finished, aborted.
+`GET /stats` returns the totals: requests, streams, open, finished, aborted.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PACE = re.compile(rb"\b(chunks|interval-ms)=(\d+)")
 
 
 class Stats:
-    """What was really served."""
+    """Totals of what was sent."""
 
     def __init__(self) -> None:
         self.requests = self.streams = self.open = self.finished = self.aborted = 0
@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._transport: Any = transport
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """Whoever asked has gone."""
+        """Stop the stream of a client that has disconnected."""
         if self._timer:
             self._timer.cancel()
         if self._busy:
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
             self._stats.aborted += 1
 
     def data_received(self, data: bytes) -> None:
-        """Serve a request once all of it is there."""
+        """Serve a request once it is complete."""
         self._received += data
         end = self._received.find(b"\r\n\r\n")
         if end < 0 or self._busy:
@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
 
 
 def text(n: int) -> str:
-    """The n-th piece of an answer's text."""
+    """Return the n-th piece of an answer's text."""
     return f"word{n} "
 
 
@@ -148,7 +148,7 @@ def whole_answer(chunks: int) -> bytes:
 
 @cache
 def stream_pieces(chunks: int, usage: bool) -> list[bytes]:
-    """The stream as it is paced: head and role with the first text, finish, usage and end with the last."""
+    """Parts of a paced stream: head and role with the first text; finish, usage and end last."""
 
     def event(data: str) -> bytes:
         line = f"data: {data}\n\n".encode()

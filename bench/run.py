@@ -1,12 +1,13 @@
-"""Kotae against what a user would pick instead, in the same run, on the same provider: a table, and the figures as JSON.
+"""Kotae, LiteLLM and a tutorial service compared on the same provider, in the same run.
 
     python -m bench [--quick] [--litellm /path/to/bin/litellm] [--json figures.json]
 
-Four targets: `direct` is the provider fake itself, the most that the tools can do; `tutorial` is `bench/tutorial.py`;
-`litellm` is LiteLLM's proxy without a database, if there is one; `kotae` is `kotae serve` with everything on: the caller
-has an API key, and limits on requests, tokens and cost. The service that is measured has a core to itself, the tools have the others.
-Each figure is the median of the rounds, and in every round each target has its turn. Every answer is checked by the
-load generator, and the number of answers is compared with what the provider has served: one wrong answer voids the run.
+Four targets: `direct` is the provider fake, the limit of the tools; `tutorial` is
+`bench/tutorial.py`; `litellm` is LiteLLM's proxy without a database, if installed; `kotae` is
+`kotae serve` with everything on: an API key, and limits on requests, tokens and cost. The measured
+service has a separate core, the tools have the others. Each figure is the median of the rounds, and
+every round measures all targets. The load generator checks every answer, and the number of answers
+is compared with what the provider has served: one wrong answer voids the run.
 """
 
 import argparse
@@ -32,9 +33,9 @@ from service.core.settings import child_environment
 CHUNKS = 64
 CONCURRENCY = 64
 BURST_CONCURRENCY = (
-    16  # enough to fill a core; more would arrive in convoys longer than the measurement
+    16  # enough for one core; more answers would arrive in clusters longer than the measurement
 )
-RATE, HIGH_RATE = 50, 100  # the second is more than some can do
+RATE, HIGH_RATE = 50, 100  # not every target sustains the second
 PACED_STREAMS, PACED_MS = 200, 50
 BODY = '{"prompt": "question %d", "grounded": false}'
 CHAT = '{"model": "gpt-5-mini", "messages": [{"role": "user", "content": "question %d"}]'
@@ -50,7 +51,7 @@ CHAT_STREAM = CHAT + ', "stream": true, "stream_options": {"include_usage": true
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how much."""
+    """Durations and sizes of a run."""
 
     rounds: int
     seconds: float
@@ -62,7 +63,8 @@ class Plan:
     paced_chunks: int
 
 
-# Short turns, and many: the speed of a machine may double or halve within a minute, whoever has his turn then.
+# Many short measurements: the speed of a machine may double or halve within a minute, and each
+# target must meet fast and slow times alike.
 FULL = Plan(
     rounds=9,
     seconds=3,
@@ -93,9 +95,10 @@ litellm_settings: {telemetry: false, drop_params: true}
 
 @dataclass(frozen=True)
 class Target:
-    """Something that answers.
+    """A service that answers, and how its answers are checked.
 
-    `events`: how many events a stream has beside its text, None: that varies; `last`: what the last one says.
+    `events`: number of events of a stream beside its text, None: varies; `last`: content of the
+    last.
     """
 
     name: str
@@ -112,7 +115,7 @@ class Target:
 
 
 class Bench:
-    """One run: the provider, the services, and what is measured on them."""
+    """One run: the provider, the services and the measurements."""
 
     def __init__(self, plan: Plan, folder: Path, cores: Cores, litellm: Path | None) -> None:
         self.plan, self._folder, self.cores, self._litellm = plan, folder, cores, litellm
@@ -121,7 +124,7 @@ class Bench:
 
     @contextlib.contextmanager
     def provider(self) -> Iterator[None]:
-        """The provider fake, running."""
+        """Run the provider fake."""
         command: list[str | Path] = [
             sys.executable,
             HERE / "provider.py",
@@ -143,7 +146,7 @@ class Bench:
     def target(
         self, name: str, prepare: Callable[[Path], None] = lambda _: None
     ) -> Iterator[Target]:
-        """A target, running, with a database of its own, which `prepare` may fill: it is given the folder."""
+        """Run a target with an empty database; `prepare` may fill it and receives the folder."""
         if name == "direct":
             path = "/v1/chat/completions"
             yield Target(
@@ -193,8 +196,8 @@ class Bench:
             headers = (f"Authorization: Bearer {_key_with_limits(env)}",)
         if name == "litellm":
             (folder / "litellm.yaml").write_text(LITELLM % self._provider_url)
-            key = f"sk-{secrets.token_hex(32)}"  # it does not start without one
-            # The map: else it asks the network for prices at the start.
+            key = f"sk-{secrets.token_hex(32)}"  # required at start
+            # Local price map: otherwise it downloads prices at start.
             env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key}
             headers = (f"Authorization: Bearer {key}",)
         prepare(folder)
@@ -239,7 +242,7 @@ class Bench:
     def answers(
         self, target: Target, seconds: float, concurrency: int = CONCURRENCY, rate: float = 0
     ) -> dict[str, Any]:
-        """Answers in one piece."""
+        """Answers without streaming."""
         return self._measure(target, "answers", seconds, concurrency, rate)
 
     def bursts(
@@ -249,15 +252,15 @@ class Bench:
         return self._measure(target, "streams", seconds, concurrency, 0)
 
     def memory(self, target: Target) -> dict[str, Any]:
-        """Resident memory after some use, and what each of many open slow streams adds to it."""
+        """Resident memory after light use, and the memory per open slow stream."""
         assert target.process
         plan, process = self.plan, target.process
         self.answers(
             target, 0.5, concurrency=4
-        )  # a little use: load would leave free memory that hides what streams take
+        )  # light use: heavy load would leave free memory that hides the memory of streams
         self.bursts(target, 0.5, concurrency=4)
         idle = process.rss_kib()
-        if target.name == "litellm":  # it cannot keep up with so many streams
+        if target.name == "litellm":  # it cannot sustain this number of streams
             return {"idle_mib": idle / 1024}
         pace = f"question %d chunks={plan.stream_chunks} interval-ms={plan.stream_interval_ms}"
         body = target.stream_body.replace("question %d", pace)
@@ -284,7 +287,7 @@ class Bench:
         }
 
     def paced(self, target: Target) -> dict[str, Any]:
-        """Many streams whose events come one by one: what an event costs, and what a further caller waits for its first."""
+        """Many paced streams: processor time per event, time to first event of a new stream."""
         plan = self.plan
         pace = f"question %d chunks={plan.paced_chunks} interval-ms={PACED_MS}"
         many = self.arguments(
@@ -353,7 +356,8 @@ class Bench:
         served = after["finished"] - before["finished"]
         if served != figures["answers_total"] or after["requests"] - before["requests"] != served:
             raise Failed(
-                f"{target.name}: {figures['answers_total']} answers, but the provider has served {served}"
+                f"{target.name}: {figures['answers_total']} answers,"
+                f" but the provider has served {served}"
             )
         if cpu is not None and cpu_before is not None:
             figures["cpu_ms_per_answer"] = (cpu - cpu_before) * 1000 / served
@@ -361,7 +365,7 @@ class Bench:
         return figures
 
     def arguments(self, target: Target, what: str, chunks: int, body: str) -> list[str]:
-        """How the load generator is told to ask this target."""
+        """Arguments of the load generator for this target."""
         last_word = f"word{chunks - 1} "
         headers = [part for header in target.headers for part in ("--header", header)]
         if what == "answers":
@@ -383,7 +387,7 @@ class Bench:
 
 
 def _key_with_limits(env: dict[str, str]) -> str:
-    """A key of a user who has limits that are never reached."""
+    """Create a key of a user with limits that are never reached."""
     for arguments in (["migrate"], ["users", "quota", "bench", *LIMITS]):
         subprocess.run([KOTAE, *arguments], env=env, check=True, capture_output=True)
     made = subprocess.run(
@@ -397,7 +401,7 @@ def _key_with_limits(env: dict[str, str]) -> str:
 
 
 def one_round(bench: Bench, target: Target) -> dict[str, float]:
-    """What a target has its turn for."""
+    """Run all measurements of one target."""
     plan = bench.plan
     answers, bursts = bench.answers(target, plan.seconds), bench.bursts(target, plan.seconds)
     fixed = bench.answers(target, plan.rate_seconds, rate=RATE)["latency_ms"]
@@ -421,7 +425,7 @@ def one_round(bench: Bench, target: Target) -> dict[str, float]:
 
 
 def measure(plan: Plan, folder: Path, cores: Cores, litellm: Path | None) -> dict[str, Any]:
-    """Everything. Raises `Failed`."""
+    """Run all measurements. Raises `Failed`."""
     bench, figures = Bench(plan, folder, cores, litellm), dict[str, dict[str, list[float]]]()
     names = ["direct", "tutorial", *(["litellm"] if litellm else []), "kotae"]
 
@@ -431,7 +435,7 @@ def measure(plan: Plan, folder: Path, cores: Cores, litellm: Path | None) -> dic
 
     with bench.provider(), contextlib.ExitStack() as stack:
         targets = [stack.enter_context(bench.target(name)) for name in names]
-        for target in targets[1:]:  # before anything has been under load
+        for target in targets[1:]:  # before any load
             _say(f"memory: {target.name}")
             note(target, bench.memory(target))
         for n in range(plan.rounds):
@@ -481,7 +485,7 @@ ROWS = [
 
 
 def table(medians: dict[str, dict[str, float]]) -> str:
-    """The figures for people. The last column is Kotae's as a multiple of the tutorial's."""
+    """Format the figures. The last column is Kotae's as a multiple of the tutorial's."""
     names = [name for name in ("direct", "tutorial", "litellm", "kotae") if name in medians]
     lines = [f"{'':60}" + "".join(f"{name:>10}" for name in names) + f"{'kotae/tutorial':>16}"]
     for key, title, form in ROWS:
@@ -526,12 +530,14 @@ def main() -> None:
     )
     if litellm is None:
         _say(
-            "not run: LiteLLM, which is not installed here (pip install 'litellm[proxy]', in an environment of its own)"
+            "not run: LiteLLM is not installed"
+            " (pip install 'litellm[proxy]' in a separate environment)"
         )
     cores = Cores.split()
     if os.getloadavg()[0] > 0.2 * (os.cpu_count() or 1):
         _say(
-            f"this machine is busy (load average {os.getloadavg()[0]:.1f}): latencies will be too long, and ratios rough"
+            f"this machine is busy (load average {os.getloadavg()[0]:.1f}):"
+            " latencies will be too long, and ratios rough"
         )
     about = {"machine": machine(cores), "plan": vars(plan)}
     try:

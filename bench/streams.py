@@ -1,13 +1,16 @@
-"""Many open streams on one process: what each costs in memory, and how late its events are.
+"""Many open streams on one process: memory per stream and lateness of events.
 
-    python -m bench.streams [--streams 1500] [--stalled 1000] [--seconds 20] [--json .data/bench-streams.json]
+    python -m bench.streams [--streams 1500] [--stalled 1000] [--seconds 20]
+        [--json .data/bench-streams.json]
 
-The same `--streams` readers at two events a second: of the provider itself, which shows what the tools can show; then of
-`POST /ai/stream`, alone, alone again, and beside `--stalled` clients that ask for a long answer and never read. The provider
-keeps to a schedule that does not drift, so an event's lateness is its distance from its place in the schedule, counted from the
-most punctual event of its stream; it counts while all streams are open, which is for `--seconds` or longer where 200 can be begun a
-second. `tools_busy` is how much of a core the provider and these readers took meanwhile: near 1 it is them that are late.
-Memory is the resident set of the service, over what it was after a little use with no stream open.
+`--streams` readers receive two events per second: from the provider, as the limit of the tools;
+then from `POST /ai/stream`, twice without other clients, and once beside `--stalled` clients that
+request a long answer and never read. The provider follows an exact schedule, so an event's lateness
+is its distance from its scheduled time, relative to the most punctual event of its stream. Lateness
+is counted while all streams are open, for `--seconds`, or longer if fewer than 200 streams per
+second can be opened. `tools_busy` is the share of a core that the provider and the readers used:
+near 1, the tools cause the lateness. Memory is the increase of the service's resident set after
+light use without streams.
 """
 
 import argparse
@@ -30,13 +33,13 @@ from bench.processes import HERE, Cores, Failed, Process, free_port, machine, sa
 from service.core.settings import child_environment
 
 INTERVAL_MS = 500
-STALLED_CHUNKS = 6000  # half a megabyte of events: more than what the sockets between them take
+STALLED_CHUNKS = 6000  # half a megabyte of events: more than the socket buffers hold
 DELTA, DIRECT_DELTA = b'data: {"delta"', b'{"content": "word'
 ENDS = b"event: done", b"[DONE]"
 
 
 class Reader(asyncio.Protocol):
-    """A client of one stream: notes when each delta arrives."""
+    """A client of one stream; records the arrival of each delta."""
 
     def __init__(self, request: bytes, delta: bytes, *, reads: bool) -> None:
         self._request, self._delta, self._reads = request, delta, reads
@@ -45,14 +48,14 @@ class Reader(asyncio.Protocol):
         self._tail = b""
 
     def connection_made(self, transport: Any) -> None:
-        """Ask; a client that stalls never reads the answer."""
+        """Send the request; a stalled client never reads the answer."""
         self.transport = transport
         if not self._reads:
             transport.pause_reading()
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Note the events; an event may come in two pieces."""
+        """Record the events; an event may arrive in two parts."""
         now = time.perf_counter()
         data = self._tail + data
         self.times += [now] * data.count(self._delta)
@@ -61,7 +64,7 @@ class Reader(asyncio.Protocol):
             self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It is over."""
+        """Mark the stream as ended."""
         if not self.done.done():
             self.done.set_result(error is None)
 
@@ -75,9 +78,10 @@ class Bench:
 
     @contextlib.contextmanager
     def running(self) -> Any:
-        """Both processes."""
+        """Run both processes."""
         port = str(urlsplit(self.provider_url).port)
-        self.provider = provider = Process("provider", [sys.executable, HERE / "provider.py", "--port", port], folder=self._folder,
+        self.provider = provider = Process(
+            "provider", [sys.executable, HERE / "provider.py", "--port", port], folder=self._folder,
                            env=dict(os.environ), cores=self._cores.tools)  # fmt: skip
         env = child_environment()
         env |= {
@@ -111,7 +115,7 @@ class Bench:
     async def open(
         self, count: int, chunks: int, interval_ms: int, *, reads: bool = True, direct: bool = False
     ) -> list[Reader]:
-        """Streams, begun evenly over one interval, or at most 400 a second."""
+        """Open streams, evenly over one interval, or 400 per second if that is slower."""
         loop, readers, where = (
             asyncio.get_running_loop(),
             [],
@@ -128,7 +132,10 @@ class Bench:
             body = json.dumps(
                 direct_body if direct else {"prompt": prompt, "grounded": False}
             ).encode()
-            head = f"POST {path} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = (
+                f"POST {path} HTTP/1.1\r\nHost: {where.netloc}\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
             connection = socket.create_connection((where.hostname, where.port))
             if not reads:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -143,7 +150,7 @@ class Bench:
     async def measure(
         self, streams: int, seconds: float, stalled: int, *, direct: bool = False
     ) -> dict[str, Any]:
-        """One round. Raises `Failed` if the streams were never all open."""
+        """Run one round. Raises `Failed` if the streams were never all open."""
         stalling = await self.open(stalled, STALLED_CHUNKS, 0, reads=False) if stalled else []
         if stalled:
             await asyncio.sleep(2)
@@ -169,7 +176,8 @@ class Bench:
         if not late:
             what = "streams of the provider itself" if direct else "streams"
             raise Failed(
-                f"the {streams} {what} were never all open: the machine is too slow or too busy; try fewer, or longer"
+                f"the {streams} {what} were never all open:"
+                " the machine is too slow or too busy; try fewer, or longer"
             )
         spent = (self.service.cpu_seconds() or 0) - cpu
         return {
@@ -193,20 +201,20 @@ def _opening_seconds(count: int) -> float:
 
 
 def lateness(times: list[float], interval_ms: int) -> list[tuple[float, float]]:
-    """(when, how late in ms) of each event."""
+    """Return (time, lateness in ms) of each event."""
     on_time = min(at - n * interval_ms / 1000 for n, at in enumerate(times))
     return [(at, (at - n * interval_ms / 1000 - on_time) * 1000) for n, at in enumerate(times)]
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
-    """All rounds."""
+    """Run all rounds."""
     cores = Cores.split()
     if cores.tools:
         os.sched_setaffinity(0, cores.tools)
     with tempfile.TemporaryDirectory(prefix="bench-streams-") as folder:
         bench = Bench(Path(folder), cores)
         with bench.running():
-            await bench.measure(4, 1, 0)  # a little use
+            await bench.measure(4, 1, 0)  # light use
             idle = bench.service.rss_kib()
             direct = await bench.measure(options.streams, options.seconds, 0, direct=True)
             rounds = [await bench.measure(options.streams, options.seconds, 0) for _ in range(2)]

@@ -1,9 +1,11 @@
-"""The service that every tutorial writes, to compare with: FastAPI around `AsyncOpenAI`, one commit per answer.
+"""A typical tutorial service for comparison: FastAPI around `AsyncOpenAI`, one commit per answer.
 
-It is written well, for what it is: one client for all requests, no session held while the provider answers, uvloop,
-no access log. It has no context, no quota, no resumption, and it loses the row of every client that leaves.
+It follows good practice: one client for all requests, no session held during the provider call,
+uvloop, no access log. It has no context, quota or resumption, and it loses the rows of clients that
+disconnect.
 
-    OPENAI_BASE_URL=http://127.0.0.1:9100/v1 OPENAI_API_KEY=x python bench/tutorial.py --port 8001 --database tutorial.db
+    OPENAI_BASE_URL=http://127.0.0.1:9100/v1 OPENAI_API_KEY=x
+        python bench/tutorial.py --port 8001 --database tutorial.db
 """
 
 import argparse
@@ -31,7 +33,7 @@ class Base(DeclarativeBase):
 
 
 class RequestLog(Base):
-    """One answer."""
+    """The row of one answer."""
 
     __tablename__ = "request_logs"
 
@@ -48,7 +50,7 @@ class RequestLog(Base):
 
 
 class AnswerRequest(BaseModel):
-    """What is asked."""
+    """The request body."""
 
     prompt: str
     grounded: bool = True
@@ -56,7 +58,7 @@ class AnswerRequest(BaseModel):
 
 
 class Answer(BaseModel):
-    """What is answered."""
+    """The response body."""
 
     id: str
     response: str
@@ -68,7 +70,7 @@ class Answer(BaseModel):
 
 
 def create_app(database: str) -> FastAPI:
-    """The whole service."""
+    """Create the service."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{database}", connect_args={"timeout": 30})
     session_of = async_sessionmaker(engine, expire_on_commit=False)
     client = AsyncOpenAI()
@@ -124,7 +126,7 @@ def create_app(database: str) -> FastAPI:
 def new_log(
     request: AnswerRequest, text: str, usage: Any, started: float, endpoint: str
 ) -> RequestLog:
-    """The row of an answer."""
+    """Create the row of an answer."""
     return RequestLog(
         id=str(uuid.uuid4()),
         prompt=request.prompt,
@@ -147,7 +149,7 @@ async def save(session_of: async_sessionmaker[AsyncSession], log: RequestLog) ->
 
 
 def answer_of(log: RequestLog) -> Answer:
-    """The row as it goes over the wire."""
+    """Convert the row to the response body."""
     return Answer.model_validate(log, from_attributes=True)
 
 
