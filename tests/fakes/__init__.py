@@ -1,1 +1,1 @@
-"""Fakes that stand at the seams: real sockets, real bytes, and a truth to compare with."""
+"""Fakes at the boundaries: real sockets, real bytes, and records to compare with."""

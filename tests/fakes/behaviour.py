@@ -1,10 +1,12 @@
-"""What a provider fake does with one call: a `Behaviour`, and the pieces of body that follow from it. Pure; no await.
+"""Behaviour of a provider fake: a `Behaviour` and the body pieces that it produces. Pure; no await.
 
-A *point* is a moment in an answer, and faults say after which one they come: `"request"` (read, nothing sent yet),
-`"headers"`, `0` (the chunk with the role), `k` (the k-th chunk of text), `"finish"` (the chunk with the finish reason),
-`"usage"`. An answer that is not streamed has one point in its body, in the middle; every point past the headers is that one.
+A *point* is a moment in an answer; faults name the point after which they occur: `"request"` (read,
+nothing sent yet), `"headers"`, `0` (the chunk with the role), `k` (the k-th chunk of text),
+`"finish"` (the chunk with the finish reason), `"usage"`. An answer that is not streamed has one
+point in the middle of its body, used for every point after the headers.
 
-Behaviours can be written inside a prompt, for load tests with many calls at once: `[[cut-after=3 cut=rst]] Why?`.
+Behaviours can be part of a prompt, for load tests with many calls at once: `[[cut-after=3 cut=rst]]
+Why?`.
 """
 
 import hashlib
@@ -32,85 +34,83 @@ _MARKER = re.compile(r"\[\[([a-z0-9_-]+=[^\[\]]*)\]\]")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Behaviour:
-    """What the fake does with one call. The default is a flawless answer, in chunks, at once."""
+    """Behaviour of the fake for one call.
 
-    # what it says; default: words that are unique to the prompt, see `default_deltas`
-    text: str | None = None  # said word by word
-    deltas: Sequence[str] | None = None  # said as they are
-    chunks: int = 8  # how many deltas the default has
-    endless: bool = False  # the deltas again and again, until the client leaves
+    The default is a correct answer in chunks, without delay.
+    """
 
-    # when: seconds, and conditions
+    # the text; default: words that are unique to the prompt, see `default_deltas`
+    text: str | None = None  # split into words
+    deltas: Sequence[str] | None = None  # sent unchanged
+    chunks: int = 8  # number of deltas of the default text
+    endless: bool = False  # repeats the deltas until the client disconnects
+
+    # timing in seconds, and conditions
     headers_delay: float = 0
     first_delay: float = 0  # between headers and first chunk
     gap: float = 0  # between chunks
-    hold: Event | None = None  # must be set before it goes on …
+    hold: Event | None = None  # must be set before it continues …
     hold_after: Point = 0  # … after this point
-    holds: Mapping[Point, Event] = field(default_factory=dict)  # the same, several times
+    holds: Mapping[Point, Event] = field(default_factory=dict)  # for several points
 
-    # the account; omitted unless the request asks for it, as OpenAI does
-    usage: Any = (
-        "given"  # None: omitted. A name of `usage_named`, or else the value to send as it is
-    )
+    # usage; omitted unless the request asks for it, like OpenAI
+    usage: Any = "given"  # None: omitted. A name of `usage_named`, or the value to send
     usage_place: Literal["own", "finish", "every"] = (
-        "own"  # own: a chunk without choices. every: growing, on all chunks
+        "own"  # own: a chunk without choices. every: on all chunks, increasing
     )
     usage_times: int = 1
-    usage_unasked: bool = False  # sent even if the request does not ask
+    usage_unasked: bool = False  # sent even if the request does not ask for it
 
-    # an answer that is none
+    # errors instead of an answer
     status: int = 200
     body: bytes | None = (
-        None  # sent instead of an answer; default for an error status: OpenAI's error object
+        None  # replaces the answer; default for an error status: OpenAI's error object
     )
     content_type: str | None = None
     headers: Sequence[tuple[str, str]] = ()
     retry_after: float | str | None = None
-    refuse: bool = False  # a new connection is closed unread, a kept one when it asks; counted in `refused`, and no call
+    # Closes new connections unread and persistent ones after a request; not a call
+    refuse: bool = False
 
-    # how it ends
-    cut: Literal["fin", "rst"] = (
-        "fin"  # a RST may overtake what was sent: the client need not have seen all of `Call.text`
-    )
+    # end of the answer
+    cut: Literal["fin", "rst"] = "fin"  # after a RST, the client may miss part of `Call.text`
     cut_after: Point | None = None
-    cut_inside: bool = (
-        False  # the cut comes in the middle of the next line instead of between two events
-    )
-    cut_at_byte: int | None = None  # of the body, before transfer framing
-    hang_after: Point | None = None  # say nothing more, and keep the connection open
-    hang_comments: float | None = None  # while hanging, a comment every so many seconds
+    cut_inside: bool = False  # cut in the middle of the next line, not between two events
+    cut_at_byte: int | None = None  # byte of the body, before transfer framing
+    hang_after: Point | None = None  # send nothing more and keep the connection open
+    hang_comments: float | None = None  # interval of comments while hanging, in seconds
     finish_reason: str | None = (
         "stop"  # None: null. "absent": the stream ends without a finish chunk
     )
-    finish_with_text: bool = False  # the finish reason rides on the last chunk of text
-    done: bool = True  # [DONE]
+    finish_with_text: bool = False  # the finish reason is part of the last chunk of text
+    done: bool = True  # send [DONE]
     keep_alive: bool = True
 
-    # what it says wrongly or unusually
+    # wrong or unusual content
     error_after: Point | None = None  # an error event, then a clean end
     error: Mapping[str, Any] = field(default_factory=lambda: ERROR)
     malformed_after: Point | None = None
     invalid_utf8_after: Point | None = None
     raw_after: Point | None = None
-    raw: bytes = b""  # any bytes, at that point
+    raw: bytes = b""  # any bytes, sent at that point
     huge_line_after: Point = 0
     huge_line_bytes: int = 0
     role: Literal["empty", "null", "none"] = (
-        "empty"  # the chunk with the role: content "", content null, or no such chunk
+        "empty"  # the first chunk: content "", content null, or no such chunk
     )
     empty_choices: bool = False  # a first chunk with no choices, as Azure's prompt filter sends
-    extra: bool = False  # fields that nobody knows
+    extra: bool = False  # unknown fields
     comments: bool = False  # a comment before every chunk
     newline: Literal["\n", "\r\n", "\r"] = "\n"
-    gzip: bool = False  # compressed, whatever the client accepts; with huge_line_bytes it is a bomb
+    gzip: bool = False  # compressed regardless of Accept-Encoding; a bomb with huge_line_bytes
     framing: Literal["chunked", "close"] = (
-        "chunked"  # close: the body ends with the connection, so a FIN looks like an end
+        "chunked"  # close: the body ends with the connection, so a FIN is ambiguous
     )
     chunks_per_write: int = 1  # 0: everything in one write
     bytes_per_write: int = 0  # 0: whole chunks. 1 splits every multi-byte character
 
     def said(self, prompt: str) -> list[str]:
-        """The deltas of the answer to this prompt."""
+        """Return the deltas of the answer to this prompt."""
         if self.deltas is not None:
             return list(self.deltas)
         return (
@@ -120,7 +120,7 @@ class Behaviour:
         )
 
     def usage_for(self, prompt: str, completion_tokens: int) -> Any:
-        """The usage object that this behaviour sends."""
+        """Return the usage object that this behaviour sends."""
         return (
             usage_named(self.usage, prompt, completion_tokens)
             if isinstance(self.usage, str)
@@ -129,7 +129,10 @@ class Behaviour:
 
 
 class Piece(NamedTuple):
-    """A run of body bytes and what it tells. `point` is the one that is reached when it has been sent."""
+    """A run of body bytes with its text and usage.
+
+    `point` is reached when the piece has been sent.
+    """
 
     data: bytes
     point: Point | None = None
@@ -138,19 +141,19 @@ class Piece(NamedTuple):
 
 
 def default_deltas(prompt: str, chunks: int = 8) -> list[str]:
-    """What the fake says unless told otherwise: deterministic, unique to the prompt, with 1- to 4-byte characters."""
+    """Yield the default text: deterministic, unique to the prompt, with 1- to 4-byte characters."""
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     words = ["Answer ", f"{digest} ", "こたえ ", "é🙂 "]
     return [words[n] if n < len(words) else f"{digest[:4]}-{n} " for n in range(chunks)]
 
 
 def default_text(prompt: str, chunks: int = 8) -> str:
-    """The whole of `default_deltas`."""
+    """Return `default_deltas` joined."""
     return "".join(default_deltas(prompt, chunks))
 
 
 def prompt_of(body: Any) -> str:
-    """The last user message of a request; its text parts joined."""
+    """Return the last user message of a request, its text parts joined."""
     messages = body.get("messages") if isinstance(body, dict) else None
     for message in reversed(messages if isinstance(messages, list) else []):
         if isinstance(message, dict) and message.get("role") == "user":
@@ -164,7 +167,7 @@ def prompt_of(body: Any) -> str:
 
 
 def marked(default: Behaviour, text: str) -> Behaviour:
-    """The default as changed by the markers in `text`. Raises ValueError for a name that no field has."""
+    """Apply the markers in `text` to the default. Raises ValueError for an unknown field."""
     changes: dict[str, Any] = {}
     for marker in _MARKER.findall(text):
         changes |= settings_of(marker)
@@ -172,7 +175,10 @@ def marked(default: Behaviour, text: str) -> Behaviour:
 
 
 def settings_of(marker: str) -> dict[str, Any]:
-    """`cut-after=3 cut=rst` as fields of a `Behaviour`; values are numbers, true, false, none (None), or else strings."""
+    """Parse `cut-after=3 cut=rst` as fields of a `Behaviour`.
+
+    Values are numbers, true, false, none (None), or strings.
+    """
     known = {each.name for each in fields(Behaviour)}
     found: dict[str, Any] = {}
     for pair in marker.split():
@@ -194,7 +200,7 @@ def settings_of(marker: str) -> dict[str, Any]:
 
 
 def usage_named(name: str, prompt: str, completion_tokens: int) -> Any:
-    """The usage object of a name; raises KeyError for one that it does not know."""
+    """Return the usage object of a name. Raises KeyError for an unknown name."""
     prompt_tokens, completion_tokens = 8 + len(prompt) // 4, completion_tokens + REASONING_TOKENS
     given: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
@@ -226,7 +232,7 @@ def usage_named(name: str, prompt: str, completion_tokens: int) -> Any:
 
 
 def stream_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Iterator[Piece]:
-    """The body of a streamed answer, faults included; `cut` and `hang` are left to whoever sends it."""
+    """Yield the body of a streamed answer with its faults; the sender applies `cut` and `hang`."""
     for piece in _answer(behaviour, body, prompt):
         faults = list(_faults(behaviour, piece.point)) if piece.point is not None else []
         huge = behaviour.huge_line_bytes if piece.point == behaviour.huge_line_after else 0
@@ -247,7 +253,7 @@ def stream_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) ->
 
 
 def whole_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> list[Piece]:
-    """The body of an answer in one piece, as two halves."""
+    """Yield the body of an answer that is not streamed, in two halves."""
     said = behaviour.said(prompt)
     usage = None if behaviour.usage is None else behaviour.usage_for(prompt, len(said))
     finish_reason = None if behaviour.finish_reason == "absent" else behaviour.finish_reason
@@ -274,12 +280,12 @@ def whole_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> 
 
 
 def error_body(behaviour: Behaviour) -> bytes:
-    """What is sent instead of an answer."""
+    """Return the body of an error response."""
     return _json({"error": dict(behaviour.error)}) if behaviour.body is None else behaviour.body
 
 
 def _answer(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Iterator[Piece]:
-    """The chunks of a streamed answer without its faults."""
+    """Yield the chunks of a streamed answer without faults."""
     voice = _Voice(behaviour, body, prompt)
     said = behaviour.said(prompt)
     yield Piece(b"", "headers")
@@ -344,7 +350,10 @@ class _Voice:
         text: str = "",
         usage_of: int | None = None,
     ) -> Piece:
-        """One event; without a delta it has no choices. `usage_of`: that many completion tokens are accounted for."""
+        """Return one event; without a delta it has no choices.
+
+        `usage_of`: number of completion tokens in its usage.
+        """
         behaviour, extra = (
             self._behaviour,
             {"mystery": {"deep": [1, None]}} if self._behaviour.extra else {},
@@ -373,8 +382,8 @@ def _faults(behaviour: Behaviour, point: Point | None) -> Iterator[bytes]:
         yield b'data: {"choices":[{"index":0,"delta":{"content":"broken' + end
     if point == behaviour.invalid_utf8_after:
         yield (
-            b'data: {"choices":[{"index":0,"delta":{"content":"\xff\xfe\xe3\x81"},"finish_reason":null}]}'
-            + end
+            b'data: {"choices":[{"index":0,"delta":{"content":"\xff\xfe\xe3\x81"},'
+            b'"finish_reason":null}]}' + end
         )
     if point == behaviour.raw_after:
         yield behaviour.raw

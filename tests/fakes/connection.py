@@ -1,4 +1,4 @@
-"""The socket side of a provider fake: requests read, behaviours carried out byte by byte, the truth noted."""
+"""The socket side of a provider fake: reads requests, applies behaviours, records calls."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 def letters(text: str) -> list[float]:
-    """How often each of 64 classes of characters occurs in a text, and a one."""
+    """Count 64 classes of characters in a text; the last component is 1."""
     found = [0.0] * 64
     for character in text.lower():
         found[ord(character) % 64] += 1.0
@@ -25,7 +25,7 @@ def letters(text: str) -> list[float]:
 
 
 class Connection(asyncio.Protocol):
-    """One connection: requests one after another, and the task that answers the present one."""
+    """One connection: requests one after another, and the task that answers the current one."""
 
     transport: asyncio.Transport
 
@@ -45,7 +45,7 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self._connections.add(self)
-        transport.set_write_buffer_limits(high=0)  # drained means: all of it is with the kernel
+        transport.set_write_buffer_limits(high=0)  # drained means that the kernel has all of it
         if self._truth.take_refusal():
             transport.abort()
 
@@ -110,7 +110,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._call = self._truth.arrived(json.loads(raw), headers)
-        except ValueError as error:  # not JSON, or not a behaviour: a mistake of the test
+        except ValueError as error:  # invalid JSON or behaviour: an error in the test
             self.respond(
                 HTTPStatus.BAD_REQUEST,
                 json.dumps({"error": {"message": f"provider fake: {error}"}}).encode(),
@@ -150,7 +150,10 @@ class Connection(asyncio.Protocol):
                 )
 
     def _answer_embeddings(self, raw: bytes) -> None:
-        """Vectors of letters: texts that share them are near. The next of `embedding_statuses` refuses instead."""
+        """Send letter counts as vectors: texts with the same letters are similar.
+
+        A status of `embedding_statuses` replaces the next response.
+        """
         texts = json.loads(raw)["input"]
         self._truth.embedded.append(texts)
         if (
@@ -170,35 +173,35 @@ class Connection(asyncio.Protocol):
         self.respond(HTTPStatus.OK, json.dumps(reply).encode())
 
     def respond(self, status: int, body: bytes) -> None:
-        """A plain answer in JSON."""
+        """Send a JSON response."""
         self.transport.write(
             b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
             % (status, len(body))
             + body
         )
 
-    # what an exchange uses
+    # used by an exchange
 
     def end(self, ending: Ending) -> None:
-        """Note how the present call ended, if there is one."""
+        """Record how the current call ended, if there is one."""
         if self._call:
             self._truth.ended(self._call, ending)
 
     async def wait_lost(self) -> None:
-        """Wait until the connection is gone and its task has ended."""
+        """Wait until the connection is closed and its task has ended."""
         await self._lost
         if self._task:
             await asyncio.wait([self._task])
 
     async def write(self, data: bytes) -> None:
-        """Write, and wait until the kernel has it."""
+        """Write, and wait until the kernel has all of it."""
         if self.transport.is_closing():
-            await asyncio.Future[None]()  # connection_lost is about to cancel us
+            await asyncio.Future[None]()  # connection_lost is about to cancel this task
         self.transport.write(data)
         await self._drained.wait()
 
     def cut(self, how: str) -> None:
-        """End the connection with a FIN or a RST. What was written has been drained."""
+        """End the connection with a FIN or a RST. Earlier writes were drained."""
         if how == "rst":
             sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -208,11 +211,11 @@ class Connection(asyncio.Protocol):
 
 
 class CutError(Exception):
-    """The behaviour ends the connection here."""
+    """The behaviour ends the connection at this point."""
 
 
 class Exchange:
-    """One call being answered."""
+    """The answer to one call."""
 
     def __init__(self, truth: Truth, connection: Connection, call: Call) -> None:
         self._truth, self._connection, self._call, self._behaviour = (
@@ -223,11 +226,11 @@ class Exchange:
         )
         self._pending: list[Piece] = []
         self._zip = zlib.compressobj(wbits=31) if self._behaviour.gzip else None
-        self._length: int | None = None  # of the body; None: not announced
-        self._cut_next = False  # the next piece is cut in its middle
+        self._length: int | None = None  # length of the body; None: not announced
+        self._cut_next = False  # the next piece is cut in the middle
 
     async def run(self) -> None:
-        """Answer. Cancelled when the client goes."""
+        """Send the answer. Cancelled when the client disconnects."""
         behaviour, call = self._behaviour, self._call
         try:
             await self._reach("request")
@@ -249,9 +252,7 @@ class Exchange:
             self._truth.ended(call, Ending.CUT)
             self._connection.cut(behaviour.cut)
             return
-        self._truth.ended(
-            call, ending
-        )  # what still comes is framing, for which a client need not wait
+        self._truth.ended(call, ending)  # the rest is framing, which clients need not wait for
         await self._close_body()
         if not behaviour.keep_alive or behaviour.framing == "close":
             self._connection.cut("fin")
@@ -321,7 +322,7 @@ class Exchange:
         self._truth.changed()
 
     async def _send(self, piece: Piece) -> None:
-        """Send a piece, at once or with its neighbours, and do what the behaviour says about its point."""
+        """Send a piece now or with its neighbours, and apply the behaviour at its point."""
         cut = self._behaviour.cut_after if self._behaviour.cut_inside else None
         if self._cut_next and piece.data:
             await self._flush()
@@ -343,7 +344,7 @@ class Exchange:
                 await self._reach(piece.point)
 
     async def _flush(self) -> None:
-        """Send what is pending in one write, and only then enter it into the truth."""
+        """Send the pending pieces in one write, then record them."""
         pieces, self._pending = self._pending, []
         await self._write_body(b"".join(piece.data for piece in pieces))
         for piece in pieces:
@@ -390,7 +391,7 @@ class Exchange:
             await self._connection.write(LAST_CHUNK)
 
     def _is(self, point: Point, wanted: Point | None) -> bool:
-        """Whether a point is the wanted one; in the body of a whole answer there is only one."""
+        """Compare points; the body of an answer that is not streamed has only one."""
         return point == wanted or (
             not self._call.stream and point == 0 and wanted not in (None, "request", "headers")
         )
@@ -406,7 +407,7 @@ class Exchange:
         return any(self._is(point, each) for each in wanted)
 
     async def _reach(self, point: Point) -> None:
-        """Hold, hang or cut after a point, as the behaviour says."""
+        """Hold, hang or cut after a point, as the behaviour specifies."""
         behaviour = self._behaviour
         for held, event in behaviour.holds.items():
             if self._is(point, held):

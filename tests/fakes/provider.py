@@ -1,4 +1,4 @@
-"""A provider fake: an OpenAI-compatible server on a real socket that misbehaves on demand and keeps the truth.
+"""A provider fake: an OpenAI-compatible server on a real socket with faults and a record of calls.
 
     async with ProviderFake() as fake:
         fake.next(Behaviour(cut_after=3))
@@ -6,13 +6,13 @@
         await fake.wait_idle()
         assert fake.calls[0].ended is Ending.CUT
 
-The truth is `fake.calls`: one `Call` for every chat completion that was read from a socket, with what was really handed
-to the socket, and how it ended. It can run inside the loop of a test, or as a process of its own, which outlives the
-one under test and tells the truth at `GET /truth`:
+`fake.calls` has one `Call` for every chat completion that was read from a socket, with the bytes
+that were written to the socket, and how it ended. The fake runs inside the loop of a test, or as a
+separate process, which survives the one under test and returns its record at `GET /truth`:
 
     python -m tests.fakes.provider --port 9100 --behaviour 'chunks=20 gap=0.01'
 
-What a call does is the next of the queued behaviours, or else the default one as changed by markers in the prompt.
+A call uses the next queued behaviour, or else the default with the markers in the prompt applied.
 """
 
 import argparse
@@ -57,11 +57,11 @@ class ProviderFake(Truth):
 
     @property
     def base_url(self) -> str:
-        """What belongs into OPENAI_BASE_URL."""
+        """The value for OPENAI_BASE_URL."""
         return f"http://127.0.0.1:{self._port}/v1"
 
     async def start(self) -> None:
-        """Listen. The port stays the same if it listens again later."""
+        """Listen. The port stays the same when it listens again."""
         listener = socket.create_server(("127.0.0.1", self._port), backlog=4096)
         self._port = listener.getsockname()[1]
         self._server = await asyncio.get_running_loop().create_server(
@@ -83,7 +83,7 @@ class ProviderFake(Truth):
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
-        """The provider is down: open connections are lost, new ones are refused by the system."""
+        """Simulate a provider that is down: open connections are lost, new ones are refused."""
         await self.close()
         try:
             yield
@@ -110,7 +110,7 @@ async def _serve(port: int, behaviour: Behaviour) -> None:
 
 
 def main() -> None:
-    """Serve until killed; the first line of output is the base URL."""
+    """Serve until killed; print the base URL first."""
     parser = argparse.ArgumentParser(
         description="An OpenAI-compatible provider fake; GET /truth tells what it has seen."
     )

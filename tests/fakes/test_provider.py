@@ -1,4 +1,4 @@
-"""The provider fake does what its behaviours say, and its truth is true."""
+"""The provider fake follows its behaviours and records calls correctly."""
 
 import asyncio
 import contextlib
@@ -23,17 +23,17 @@ PROMPT = "Why is the sky blue?"
 
 @pytest.fixture
 async def fake() -> AsyncIterator[ProviderFake]:
-    """A fake on a port of its own."""
+    """Run a fake on a separate port."""
     async with ProviderFake() as fake:
         yield fake
 
 
 @pytest.fixture
 async def client(fake: ProviderFake) -> AsyncIterator[AsyncOpenAI]:
-    """The real client, which does not retry."""
+    """Create the real client without retries."""
     without_tls = openai.DefaultAsyncHttpxClient(
         verify=False
-    )  # reading the certificates of the system takes 20 ms
+    )  # loading the system's certificates costs 20 ms
     async with AsyncOpenAI(
         base_url=fake.base_url, api_key="x", max_retries=0, http_client=without_tls
     ) as client:
@@ -41,7 +41,7 @@ async def client(fake: ProviderFake) -> AsyncIterator[AsyncOpenAI]:
 
 
 async def ask(client: AsyncOpenAI, prompt: str = PROMPT) -> openai.AsyncStream[ChatCompletionChunk]:
-    """Ask for a stream with usage."""
+    """Request a stream with usage."""
     return await client.chat.completions.create(
         model="m",
         messages=[{"role": "user", "content": prompt}],
@@ -51,17 +51,17 @@ async def ask(client: AsyncOpenAI, prompt: str = PROMPT) -> openai.AsyncStream[C
 
 
 async def read(client: AsyncOpenAI, prompt: str = PROMPT) -> list[ChatCompletionChunk]:
-    """Every chunk of a stream."""
+    """Return every chunk of a stream."""
     return [chunk async for chunk in await ask(client, prompt)]
 
 
 def text_of(chunks: list[ChatCompletionChunk]) -> str:
-    """The text of the chunks, joined."""
+    """Return the text of the chunks, joined."""
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
 
 
 async def raw(fake: ProviderFake, stream: bool = True) -> bytes:
-    """Everything that a bare socket receives until the other side closes, or falls silent after a hang or an end."""
+    """Return all bytes until the other side closes, or is silent after a hang or an end."""
     reader, writer = await connect(fake)
     writer.write(
         request_bytes({"stream": stream, "messages": [{"role": "user", "content": PROMPT}]})
@@ -79,13 +79,13 @@ async def raw(fake: ProviderFake, stream: bool = True) -> bytes:
 
 
 async def connect(fake: ProviderFake) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A bare connection."""
+    """Open a raw connection."""
     host, _, port = fake.base_url.removeprefix("http://").removesuffix("/v1").partition(":")
     return await asyncio.open_connection(host, int(port))
 
 
 def request_bytes(body: dict[str, Any]) -> bytes:
-    """A chat completion request."""
+    """Return a chat completion request."""
     data = json.dumps(body).encode()
     return b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
         len(data),
@@ -94,7 +94,7 @@ def request_bytes(body: dict[str, Any]) -> bytes:
 
 
 def complete(got: bytes) -> bool:
-    """Whether the bytes are a whole response."""
+    """True if the bytes are a complete response."""
     head, end, body = got.partition(b"\r\n\r\n")
     if b"transfer-encoding: chunked" in head:
         return got.endswith(b"\r\n0\r\n\r\n")
@@ -107,7 +107,7 @@ def complete(got: bytes) -> bool:
 
 
 def dechunked(got: bytes) -> bytes:
-    """The body of a chunked response, as far as it came."""
+    """Decode a chunked response, complete or not."""
     body, rest = b"", got.partition(b"\r\n\r\n")[2]
     while rest:
         size, _, rest = rest.partition(b"\r\n")
@@ -117,7 +117,7 @@ def dechunked(got: bytes) -> bytes:
 
 
 async def test_a_stream_is_what_openai_sends(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """A role chunk, text chunks, a finish chunk and a usage chunk without choices, all told in the truth."""
+    """A role chunk, text chunks, a finish chunk and a usage chunk without choices are recorded."""
     chunks = await read(client)
     assert text_of(chunks) == default_text(PROMPT) == fake.calls[0].text
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * 9 + ["stop"]
@@ -169,7 +169,7 @@ async def test_models_and_nothing_else(fake: ProviderFake, client: AsyncOpenAI) 
 
 
 async def test_usage_only_if_asked_for(fake: ProviderFake) -> None:
-    """A stream that does not ask for usage gets none, unless the behaviour says so."""
+    """A stream that does not ask for usage has none, unless the behaviour overrides it."""
     assert b"usage" not in await raw(fake)
     fake.next(Behaviour(usage_unasked=True))
     assert b'"usage":{' in await raw(fake)
@@ -194,7 +194,7 @@ async def test_usage_only_if_asked_for(fake: ProviderFake) -> None:
 )
 @pytest.mark.parametrize("stream", [True, False])
 async def test_usage_that_is_wrong(fake: ProviderFake, usage: Any, sent: Any, stream: bool) -> None:
-    """A usage of any kind is sent as it is, streamed or not."""
+    """Any usage value is sent unchanged, streamed or not."""
     fake.next(Behaviour(usage=usage, usage_unasked=True))
     got = await raw(fake, stream=stream)
     objects = (
@@ -208,7 +208,7 @@ async def test_usage_that_is_wrong(fake: ProviderFake, usage: Any, sent: Any, st
 
 
 async def test_usage_omitted(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """With usage None the stream ends without it though it was asked for."""
+    """With usage None the stream ends without usage, even if it was requested."""
     fake.next(Behaviour(usage=None))
     assert [chunk.usage for chunk in await read(client)] == [None] * 10
     assert fake.calls[0].usages == []
@@ -220,7 +220,7 @@ async def test_usage_omitted(fake: ProviderFake, client: AsyncOpenAI) -> None:
 async def test_usage_in_other_places(
     fake: ProviderFake, client: AsyncOpenAI, place: Any, times: int, told: int
 ) -> None:
-    """Usage comes twice, or on the last chunk with choices, or on every chunk and growing."""
+    """Usage is sent twice, or on the last chunk with choices, or on every chunk, increasing."""
     fake.next(Behaviour(usage_place=place, usage_times=times))
     chunks = await read(client)
     assert [chunk.usage.to_dict() for chunk in chunks if chunk.usage] == fake.calls[0].usages
@@ -244,7 +244,7 @@ async def test_error_statuses(
     error: type[openai.APIStatusError],
     body: bytes | None,
 ) -> None:
-    """A status error comes with OpenAI's body, none, or HTML, and with `Retry-After`; the next call is served."""
+    """An error has OpenAI's body, none, or HTML, and `Retry-After`; the next call is served."""
     fake.next(Behaviour(status=status, body=body, retry_after=7))
     with pytest.raises(error) as caught:
         await read(client)
@@ -258,7 +258,7 @@ async def test_error_statuses(
 
 
 async def test_ok_with_html(fake: ProviderFake) -> None:
-    """A 200 can carry a page instead of an answer."""
+    """A 200 can have an HTML page as its body."""
     fake.next(Behaviour(body=HTML))
     got = await raw(fake)
     assert got.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: text/html")
@@ -268,7 +268,7 @@ async def test_ok_with_html(fake: ProviderFake) -> None:
 
 @pytest.mark.parametrize("kept", [False, True])
 async def test_refused(fake: ProviderFake, client: AsyncOpenAI, kept: bool) -> None:
-    """A refused connection, new or kept, is closed without a call, and the next one is served."""
+    """A refused connection, new or persistent, is closed without a call; the next is served."""
     if kept:
         await read(client)
     fake.next(Behaviour(refuse=True))
@@ -280,7 +280,7 @@ async def test_refused(fake: ProviderFake, client: AsyncOpenAI, kept: bool) -> N
 
 
 async def test_away(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """While the fake is away nothing listens, and it comes back at the same address."""
+    """While the fake is away nothing listens; afterwards it listens at the same address."""
     await read(client)
     async with fake.away():
         with pytest.raises(openai.APIConnectionError):
@@ -300,7 +300,7 @@ async def test_closed_before_headers(fake: ProviderFake, client: AsyncOpenAI) ->
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("point", ["headers", 0, 1, 3, 8, "finish", "usage"])
 async def test_cut_after_each_point(fake: ProviderFake, how: Any, point: Any) -> None:
-    """A cut comes right after its point, as FIN or as RST, and the truth has what was sent until then."""
+    """A cut, FIN or RST, comes directly after its point, and the text until then is recorded."""
     fake.next(Behaviour(cut_after=point, cut=how, usage_unasked=True))
     got = await raw(fake)
     call = fake.calls[0]
@@ -317,7 +317,7 @@ async def test_cut_after_each_point(fake: ProviderFake, how: Any, point: Any) ->
 
 
 async def test_cut_inside_a_line(fake: ProviderFake) -> None:
-    """The cut comes in the middle of the event that follows the point."""
+    """The cut is in the middle of the event that follows the point."""
     fake.next(Behaviour(cut_after=3, cut_inside=True))
     body = dechunked(await raw(fake))
     assert body.count(b"\n\n") == 4
@@ -326,7 +326,7 @@ async def test_cut_inside_a_line(fake: ProviderFake) -> None:
 
 
 async def test_cut_at_every_byte(fake: ProviderFake) -> None:
-    """A cut can come at any byte of the body, and that many bytes arrive."""
+    """A cut is possible at any byte of the body, and that number of bytes arrives."""
     whole = dechunked(await raw(fake))
     for at in (*range(0, len(whole), 41), len(whole)):
         fake.next(Behaviour(cut_at_byte=at))
@@ -335,7 +335,7 @@ async def test_cut_at_every_byte(fake: ProviderFake) -> None:
 
 
 async def test_cut_of_a_whole_answer(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """An answer in one piece is cut in its middle, and says nothing."""
+    """An answer that is not streamed is cut in the middle of its body."""
     fake.next(Behaviour(cut_after=3))
     with pytest.raises(openai.APIConnectionError):
         await client.chat.completions.create(model="m", messages=[])
@@ -344,7 +344,7 @@ async def test_cut_of_a_whole_answer(fake: ProviderFake, client: AsyncOpenAI) ->
 
 @pytest.mark.parametrize("point", ["request", "headers", 2])
 async def test_hang_until_the_client_goes(fake: ProviderFake, point: Any) -> None:
-    """A hanging call stays open; when the client goes, the truth says that and when."""
+    """A hanging call stays open until the client disconnects, which is recorded with its time."""
     fake.next(Behaviour(hang_after=point))
     _, writer = await connect(fake)
     writer.write(request_bytes({"stream": True}))
@@ -360,7 +360,7 @@ async def test_hang_until_the_client_goes(fake: ProviderFake, point: Any) -> Non
 
 
 async def test_the_real_client_leaves(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """When the real client closes its stream, the call is aborted with the text that was sent by then."""
+    """When the real client closes its stream, the call is aborted with the text sent until then."""
     fake.next(Behaviour(hang_after=2))
     stream = await ask(client)
     async for chunk in stream:
@@ -383,7 +383,7 @@ async def test_hanging_with_comments(fake: ProviderFake) -> None:
 
 
 async def test_hold(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """A held call goes on when, and only when, its condition is set."""
+    """A held call continues only when its condition is set."""
     go, go_on = asyncio.Event(), asyncio.Event()
     fake.next(Behaviour(hold=go, hold_after="request", holds={3: go_on}))
     reading = asyncio.create_task(read(client))
@@ -397,7 +397,7 @@ async def test_hold(fake: ProviderFake, client: AsyncOpenAI) -> None:
 
 
 async def test_delays(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """Headers, the first chunk and the others come no sooner than they should."""
+    """Headers, the first chunk and the others are not sent early."""
     fake.next(Behaviour(headers_delay=0.03, first_delay=0.02, gap=0.01, chunks=3))
     before = time.monotonic()
     stream = await ask(client)
@@ -411,7 +411,7 @@ async def test_delays(fake: ProviderFake, client: AsyncOpenAI) -> None:
 async def test_finish_reasons(
     fake: ProviderFake, client: AsyncOpenAI, finish_reason: str | None, with_text: bool
 ) -> None:
-    """The finish reason is what the behaviour says, in a chunk of its own or on the last text."""
+    """The finish reason is set by the behaviour, in a separate chunk or on the last text."""
     fake.next(Behaviour(finish_reason=finish_reason, finish_with_text=with_text, usage=None))
     chunks = await read(client)
     assert chunks[-1].choices[0].finish_reason == finish_reason
@@ -419,7 +419,7 @@ async def test_finish_reasons(
 
 
 async def test_an_early_end(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """A stream that ends cleanly without a finish reason raises nothing in the client, and is a cut in the truth."""
+    """A clean end without a finish reason raises nothing in the client and is a cut."""
     fake.next(Behaviour(finish_reason="absent", usage=None, done=False))
     chunks = await read(client)
     assert {choice.finish_reason for chunk in chunks for choice in chunk.choices} == {None}
@@ -454,7 +454,7 @@ async def test_an_error_event(fake: ProviderFake, client: AsyncOpenAI) -> None:
 async def test_chunks_that_cannot_be_read(
     fake: ProviderFake, client: AsyncOpenAI, behaviour: Behaviour, error: type[Exception]
 ) -> None:
-    """A malformed chunk, or one that is not UTF-8, comes where it should."""
+    """A malformed chunk, or one that is not UTF-8, is sent at its point."""
     fake.next(behaviour)
     with pytest.raises(error):
         await read(client)
@@ -488,7 +488,7 @@ async def test_raw_bytes(fake: ProviderFake) -> None:
 async def test_harmless_oddities(
     fake: ProviderFake, client: AsyncOpenAI, framing: Any, behaviour: dict[str, Any]
 ) -> None:
-    """What is odd and allowed changes nothing in what the real client understands."""
+    """The real client reads unusual but valid answers like any other."""
     fake.next(Behaviour(**behaviour, framing=framing))
     chunks = await read(client)
     assert text_of(chunks) == default_text(PROMPT) == fake.calls[0].text
@@ -498,20 +498,20 @@ async def test_harmless_oddities(
 
 
 async def test_a_fin_that_looks_like_an_end(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """A body that ends with the connection can be cut without anyone noticing."""
+    """A cut of a body that ends with the connection is not detectable."""
     fake.next(Behaviour(framing="close", cut_after=2))
     assert text_of(await read(client)) == default_text(PROMPT, 2)
     assert fake.calls[0].ended is Ending.CUT
 
 
 async def test_one_write(fake: ProviderFake) -> None:
-    """With `chunks_per_write=0` the whole body is one transfer chunk; else each event is."""
+    """With `chunks_per_write=0` the whole body is one transfer chunk; otherwise each event is."""
     fake.next(Behaviour(chunks_per_write=0), Behaviour())
     assert [(await raw(fake)).count(b"\r\ndata: ") for _ in range(2)] == [1, 11]
 
 
 async def test_a_huge_line(fake: ProviderFake) -> None:
-    """One line of a million characters comes at its point."""
+    """One line of a million characters is sent at its point."""
     fake.next(Behaviour(huge_line_bytes=1_000_000, huge_line_after=2))
     lines = dechunked(await raw(fake)).split(b"\n\n")
     assert len(lines[3]) == 1_000_000 + len(
@@ -520,7 +520,7 @@ async def test_a_huge_line(fake: ProviderFake) -> None:
 
 
 async def test_a_gzip_bomb(fake: ProviderFake) -> None:
-    """A hundred million bytes travel as a few hundred thousand."""
+    """A hundred million bytes are sent as a few hundred thousand."""
     fake.next(Behaviour(gzip=True, huge_line_bytes=20_000_000))
     body = dechunked(await raw(fake))
     assert len(body) < 100_000
@@ -528,7 +528,7 @@ async def test_a_gzip_bomb(fake: ProviderFake) -> None:
 
 
 async def test_endless(fake: ProviderFake) -> None:
-    """An endless stream ends when the client leaves, also if the client does not read."""
+    """An endless stream ends when the client disconnects, even if the client does not read."""
     fake.next(Behaviour(endless=True))
     _, writer = await connect(fake)
     writer.write(request_bytes({"stream": True}))
@@ -539,7 +539,7 @@ async def test_endless(fake: ProviderFake) -> None:
 
 
 async def test_markers(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """Parallel calls say in their prompts what is to be done to them."""
+    """Parallel calls select their behaviours in their prompts."""
     prompts = [
         "[[text=a-b-c usage=none]]?",
         "[[status=429 retry-after=3]]",
@@ -555,7 +555,7 @@ async def test_markers(fake: ProviderFake, client: AsyncOpenAI) -> None:
 
 
 async def test_a_marker_that_means_nothing(fake: ProviderFake, client: AsyncOpenAI) -> None:
-    """A mistake in a marker is told, not ignored."""
+    """An invalid marker is an error, not ignored."""
     with pytest.raises(openai.BadRequestError, match="no field 'cut_offter'"):
         await read(client, "[[cut-offter=3]]")
 
@@ -568,13 +568,13 @@ async def test_the_queue_comes_before_the_default(fake: ProviderFake, client: As
 
 
 async def test_waiting_in_vain(fake: ProviderFake) -> None:
-    """A wait that is not fulfilled says what was seen."""
+    """A wait that times out reports the recorded calls."""
     with pytest.raises(TimeoutError, match="has seen 0 calls"):
         await fake.wait_calls(1, seconds=0.001)
 
 
 async def test_pipelined_requests(fake: ProviderFake) -> None:
-    """Requests that arrive together are answered one after the other."""
+    """Pipelined requests are answered one after the other."""
     reader, writer = await connect(fake)
     writer.write(request_bytes({"messages": []}) + request_bytes({"stream": True}))
     got = await reader.readuntil(b"\r\n0\r\n\r\n")
@@ -584,7 +584,7 @@ async def test_pipelined_requests(fake: ProviderFake) -> None:
 
 
 async def test_closing_ends_open_calls(client: AsyncOpenAI, fake: ProviderFake) -> None:
-    """When the fake closes, calls that are open say so."""
+    """When the fake closes, open calls are recorded as closed."""
     fake.next(Behaviour(hang_after=0))
     reading = asyncio.create_task(read(client))
     (call,) = await fake.wait_calls(1)
@@ -596,7 +596,7 @@ async def test_closing_ends_open_calls(client: AsyncOpenAI, fake: ProviderFake) 
 
 
 async def test_a_process_of_its_own() -> None:
-    """As a process it prints its address, takes a default behaviour, and tells the truth over HTTP."""
+    """As a process it prints its URL, accepts a behaviour, and returns its record over HTTP."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [

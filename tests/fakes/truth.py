@@ -1,4 +1,4 @@
-"""The truth of a provider fake: what reached it, what it really sent, how each call ended, and waiting for all that."""
+"""The record of a provider fake: requests, bytes sent, how each call ended; and waits for them."""
 
 import asyncio
 import time
@@ -10,23 +10,23 @@ from typing import Any
 
 from tests.fakes.behaviour import Behaviour, marked, prompt_of
 
-WAIT_SECONDS = 10  # the longest that a wait_… waits unless told otherwise
+WAIT_SECONDS = 10  # default timeout of wait_…
 
 
 class Ending(StrEnum):
-    """How a call ended, seen from the provider."""
+    """How a call ended, from the provider's view."""
 
-    OPEN = "open"  # it has not
-    FINISHED = "finished"  # everything that the behaviour says was sent, and nothing was wrong with its end
-    ERROR = "error"  # an error status, or a body that is no answer, was sent
-    CUT = "cut"  # a fault ended it: a cut, an error event, or an end without a finish reason
+    OPEN = "open"  # not ended
+    FINISHED = "finished"  # everything was sent, and the end was correct
+    ERROR = "error"  # an error status, or a body that is not an answer, was sent
+    CUT = "cut"  # ended by a fault: a cut, an error event, or an end without a finish reason
     ABORTED = "aborted"  # the client closed the connection first
-    CLOSED = "closed"  # the fake itself was closed meanwhile
+    CLOSED = "closed"  # the fake was closed during the call
 
 
 @dataclass(eq=False, kw_only=True)
 class Call:
-    """One request and what became of it. Times are `time.monotonic()`, the same clock for every process of a machine."""
+    """One request and its response. Times are `time.monotonic()`, which all processes share."""
 
     number: int
     body: Any
@@ -44,16 +44,16 @@ class Call:
 
     @property
     def stream(self) -> bool:
-        """Whether a stream was asked for."""
+        """True if a stream was requested."""
         return bool(isinstance(self.body, dict) and self.body.get("stream"))
 
     @property
     def usage(self) -> Any:
-        """The last usage that was sent, exactly as it was sent; None if none was."""
+        """The last usage, exactly as sent; None if there was none."""
         return self.usages[-1] if self.usages else None
 
     def truth(self) -> dict[str, Any]:
-        """The call as JSON."""
+        """Return the call as JSON."""
         told = {
             each.name: getattr(self, each.name)
             for each in fields(self)
@@ -63,39 +63,40 @@ class Call:
 
 
 class Truth:
-    """What the fake knows, and what it is to do with the calls to come."""
+    """The recorded calls, and the behaviours of the next ones."""
 
     def __init__(self, default: Behaviour | None = None) -> None:
         self.default = default or Behaviour()
         self.calls: list[Call] = []
-        self.embedded: list[list[str]] = []  # the texts of every request for vectors
-        self.embedding_usage = True  # whether it is told
-        self.embedding_statuses: deque[int] = deque()  # of the next of them; then 200
+        self.embedded: list[list[str]] = []  # the texts of every embedding request
+        self.embedding_usage = True  # whether responses have usage
+        # Statuses of the next embedding requests; then 200
+        self.embedding_statuses: deque[int] = deque()
         self.others: list[str] = []  # every other request: "GET /v1/models"
         self.refused = 0
-        self.errors: list[BaseException] = []  # faults of the fake itself; closing it raises one
+        self.errors: list[BaseException] = []  # errors of the fake; closing it raises one
         self._queued: deque[Behaviour] = deque()
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
 
     def next(self, *behaviours: Behaviour) -> None:
-        """Queue behaviours: one for each of the next calls, in the order of their arrival."""
+        """Queue behaviours, one for each of the next calls in order of arrival."""
         self._queued.extend(behaviours)
 
     def open_calls(self) -> list[Call]:
-        """The calls that have not ended."""
+        """Return the calls that have not ended."""
         return [call for call in self.calls if call.ended is Ending.OPEN]
 
     async def wait_calls(self, count: int, seconds: float = WAIT_SECONDS) -> list[Call]:
-        """Wait until that many calls have arrived, and return all."""
+        """Wait until this number of calls has arrived, and return all."""
         await self.wait(lambda: len(self.calls) >= count, seconds)
         return self.calls
 
     async def wait_chunks(self, call: Call, count: int, seconds: float = WAIT_SECONDS) -> None:
-        """Wait until that many chunks of text of a call are on their way."""
+        """Wait until this number of text chunks of a call was sent."""
         await self.wait(lambda: call.chunks >= count, seconds)
 
     async def wait_ended(self, call: Call, seconds: float = WAIT_SECONDS) -> Ending:
-        """Wait until a call has ended, and say how."""
+        """Wait until a call has ended and return how."""
         await self.wait(lambda: call.ended is not Ending.OPEN, seconds)
         return call.ended
 
@@ -105,7 +106,7 @@ class Truth:
         return self.calls
 
     async def wait(self, condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
-        """Wait for any condition on the truth. Raises TimeoutError, which says what the truth is instead."""
+        """Wait for any condition on the record. Raises TimeoutError with the recorded state."""
         if condition():
             return
         waiter = (condition, asyncio.get_running_loop().create_future())
@@ -116,23 +117,24 @@ class Truth:
         except TimeoutError:
             seen = [f"{call.number}: {call.ended}, {call.chunks} chunks" for call in self.calls]
             raise TimeoutError(
-                f"after {seconds} s the fake has seen {len(self.calls)} calls: {seen}, {self.refused} refused"
+                f"after {seconds} s the fake has {len(self.calls)} calls: {seen},"
+                f" {self.refused} refused"
             ) from None
         finally:
             self._waiters.remove(waiter)
 
     def truth(self) -> dict[str, Any]:
-        """Everything as JSON."""
+        """Return everything as JSON."""
         return {
             "refused": self.refused,
             "others": self.others,
             "calls": [call.truth() for call in self.calls],
         }
 
-    # what connections enter into it
+    # called by connections
 
     def take_refusal(self) -> bool:
-        """Whether a connection that just came is to be refused."""
+        """True if a new connection is to be refused."""
         if not (self._queued[0] if self._queued else self.default).refuse:
             return False
         if self._queued:
@@ -141,7 +143,10 @@ class Truth:
         return True
 
     def arrived(self, body: Any, headers: dict[str, str]) -> Call | None:
-        """Enter a call, or None if it is refused after all. Raises ValueError for a marker that means nothing."""
+        """Record a call, or return None if it is refused.
+
+        Raises ValueError for an invalid marker.
+        """
         prompt = prompt_of(body)
         behaviour = self._queued.popleft() if self._queued else marked(self.default, prompt)
         if behaviour.refuse:
@@ -161,13 +166,13 @@ class Truth:
         return call
 
     def ended(self, call: Call, ending: Ending) -> None:
-        """Note how a call ended. The first ending counts."""
+        """Record how a call ended. The first ending counts."""
         if call.ended is Ending.OPEN:
             call.ended, call.ended_at = ending, time.monotonic()
             self.changed()
 
     def changed(self) -> None:
-        """Wake whoever waits for what is now true."""
+        """Wake the waiters whose condition is now true."""
         for condition, future in self._waiters:
             if not future.done() and condition():
                 future.set_result(None)
