@@ -1,13 +1,14 @@
-"""A disk that tells what is written from what is safe: real files, and a record of what would be left if the power went.
+"""A disk that separates written from durable data: real files, and a record of the durable state.
 
-The functions of `os` that a journal uses are replaced for the files below `data` (a disk) and `spool` (a tmpfs). What is
-written to a file of the disk is safe after a sync of the file, and its name after a sync of its folder; a sync that
-fails forgets what it had to sync and never tells again, as Linux does. A cut of a file counts as safe at once: it may
-be, and that is the worse case. So `lose_power` leaves: of the spool nothing; of each file what is safe and, of every
-write since, all, a part, or nothing, in no order; of the names the safe ones, and any of the others.
+The functions of `os` that a journal uses are replaced for the files below `data` (a disk) and
+`spool` (a tmpfs). Data written to a file of the disk is durable after a sync of the file, and its
+name after a sync of its folder. A failed sync drops the data that it had to sync and never reports
+it again, like Linux. A truncation is durable immediately: it may be, and that is the worse case.
+Therefore `lose_power` keeps: nothing of the spool; the durable part of each file and, of every
+later write, all, a part, or nothing, in no order; the durable names, and any of the others.
 
-`plan` lets one of the next calls go wrong: fail, stand still while something else happens, or be the last one of its
-process.
+`plan` makes one of the next calls go wrong: fail, block while something else happens, or be the
+last one of its process.
 """
 
 import errno
@@ -34,29 +35,29 @@ PATCHED = (
 
 
 class Died(BaseException):
-    """The process ends in this call; nothing of it runs any more."""
+    """The process ends in this call and executes nothing more."""
 
 
 class File:
-    """What a file of the disk has safely, and the writes since."""
+    """A file of the disk: its durable content, and the later writes."""
 
     def __init__(self) -> None:
         self.safe = bytearray()
         self.unsafe: list[tuple[int, bytes]] = []
 
     def write(self, offset: int, data: bytes) -> None:
-        """A write that got to the disk."""
+        """Record a write."""
         self.safe.extend(bytes(max(0, offset + len(data) - len(self.safe))))
         self.safe[offset : offset + len(data)] = data
 
     def sync(self) -> None:
-        """All of it is safe."""
+        """Make all of it durable."""
         for offset, data in self.unsafe:
             self.write(offset, data)
         self.unsafe.clear()
 
     def lose_power(self, choose: Random) -> None:
-        """Of what was not safe, something is left."""
+        """Keep a random part of the data that is not durable."""
         for offset, data in self.unsafe:
             what = choose.randrange(4)
             if what == 0:
@@ -64,52 +65,55 @@ class File:
             elif what == 1:
                 self.write(offset, data[: choose.randrange(len(data) + 1)])
             elif what == 2:
-                self.write(offset, bytes(len(data)))  # its length got there, its pages did not
+                self.write(offset, bytes(len(data)))  # the length was durable, the pages were not
         self.unsafe.clear()
 
 
 class Disk:
-    """`data` and `spool`, watched between `install` and `remove`. `full`, `spool_full`: whether there is no more room."""
+    """`data` and `spool`, observed between `install` and `remove`.
+
+    `full`, `spool_full`: no space left.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root, self.data, self.spool = root, root / "data", root / "spool"
         self.full = self.spool_full = False
         self.open_files: dict[int, str] = {}
-        self._files: dict[str, File] = {}  # by their present names
+        self._files: dict[str, File] = {}  # by current name
         self._safe_names: dict[str, File] = {}
         self._real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in PATCHED}
         self._planned: tuple[int, str | Callable[[], None]] | None = None
 
     def install(self) -> None:
-        """Begin to watch, with empty folders."""
+        """Replace the functions of `os`, with empty folders."""
         for folder in (self.data, self.spool):
             folder.mkdir(parents=True)
         for name in PATCHED:
             setattr(os, name, getattr(self, f"_{name}"))
 
     def remove(self) -> None:
-        """Stop watching, and remove the files."""
+        """Restore the functions of `os` and remove the files."""
         self.close_all()
         for name, real in self._real.items():
             setattr(os, name, real)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def plan(self, calls: int, what: str | Callable[[], None] | None) -> None:
-        """The call after the next `calls` goes wrong.
+        """Make the call after the next `calls` go wrong.
 
-        It fails with "EIO" or "ENOSPC", on the disk alone; or the next "sync" does; it is the last of its process
-        ("die"); or something is done meanwhile.
+        It fails with "EIO" or "ENOSPC", on the disk only; or the next "sync" fails; or it is the
+        last of its process ("die"); or another action happens during the call.
         """
         self._planned = None if what is None else (calls, what)
 
     def close_all(self) -> None:
-        """The process is gone: its descriptors are closed, its locks free."""
+        """End the process: close its descriptors and release its locks."""
         self.plan(0, None)
         for fd in list(self.open_files):
             self._close(fd)
 
     def lose_power(self, choose: Random) -> None:
-        """The process is gone, and the power. What is left is safe afterwards."""
+        """End the process and lose power. The remaining data is durable."""
         self.close_all()
         for path in self.spool.iterdir():
             self._real["unlink"](path)
@@ -126,7 +130,7 @@ class Disk:
         self._safe_names = dict(self._files)
 
     def _step(self, name: str, *, sync: bool = False) -> str | None:
-        """Count a call; what goes wrong with it."""
+        """Count a call and return its fault, if any."""
         if self._planned is None:
             return None
         calls, what = self._planned
@@ -138,7 +142,7 @@ class Disk:
             and what != "die"
             and (not name.startswith(str(self.data)) or (what == "sync" and not sync))
         ):
-            return None  # it waits for a call that can go wrong so
+            return None  # continue until a call to which the fault applies
         self._planned = None
         if isinstance(what, str):
             return "EIO" if what == "sync" else what
@@ -183,7 +187,7 @@ class Disk:
             what = "ENOSPC"
         part = (
             data[: len(data) // 2] if what else data
-        )  # a full disk takes what it can, and so does a death
+        )  # a full disk writes what fits, and so does a death
         written = int(self._real["pwrite"](fd, part, offset))
         if self._on_disk(name):
             self._files[name].unsafe.append((offset, bytes(part)))
@@ -216,7 +220,7 @@ class Disk:
         what = self._step(name, sync=True)
         file = self._files.get(name)
         if file and what not in (None, "die"):
-            file.unsafe.clear()  # its pages count as clean now, and are nowhere
+            file.unsafe.clear()  # its pages count as clean now but are lost
         self._fail(what)
         if file:
             file.sync()

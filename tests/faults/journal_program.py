@@ -1,15 +1,17 @@
-"""A program for `test_syscalls.py`: it uses a journal, under a tracer that counts its system calls and breaks one of them.
+"""Child program of `test_syscalls.py`: uses a journal under a tracer that breaks one system call.
 
     python -m tests.faults.journal_program FOLDER CALL RUNS WHEN
 
-A tracer can break "the N-th call" of every process, but N is fixed for all of them. So this program forks a child for
-each N from 1 to RUNS, and each child first makes WHEN - N calls that mean nothing: the call that is broken, its WHEN-th,
-is then the N-th that the journal makes. One interpreter and one tracer serve all runs, and the runs do not share a thing.
-Every N has two runs, one of a journal with a spool and one of a journal without.
+A tracer can break the N-th call of every process, but N is the same for all of them. So this
+program forks a child for each N from 1 to RUNS, and each child first makes WHEN - N calls without
+effect: the broken call, its WHEN-th, is then the N-th call of the journal. One interpreter and one
+tracer serve all runs, and the runs share nothing. Every N has two runs, one with a spool and one
+without.
 
-A child writes to `said` in its folder, one word and an id a line: `begun` (the journal has taken it), `full` (it has
-not), `ended` (acknowledged), `doubtful` (the same, but the journal has counted a failure), `applied` (its row is
-committed, before the journal lets go of it); `clean` at its end.
+A child writes to `said` in its folder, one word and an id per line: `begun` (accepted by the
+journal), `full` (rejected), `ended` (acknowledged), `doubtful` (the same, but the journal has
+counted a failure), `applied` (its row is committed, before the journal releases it); `clean` at its
+end.
 """
 
 import os
@@ -39,7 +41,7 @@ MEANINGLESS: dict[str, Callable[[], object]] = {
 
 
 def use(folder: Path, spool: Path | None) -> None:
-    """Begin, end, apply and release answers, in several segments, and sync now and then as the journal's thread does."""
+    """Begin, end, apply and release answers in several segments, with periodic syncs."""
     said = os.open(folder / "said", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
     def say(word: str, name: str = "") -> None:
@@ -74,7 +76,7 @@ def use(folder: Path, spool: Path | None) -> None:
 
 
 def main() -> None:
-    """Run all children, at the same time."""
+    """Run all children in parallel."""
     folder, call, runs, when = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     children = []
     for number in range(1, runs + 1):

@@ -20,7 +20,7 @@ _COUNTS = (
 
 
 def log_of(data_dir: Path) -> list[dict[str, Any]]:
-    """Every row of the log, by reading the file."""
+    """Read every row of the log from the file."""
     with sqlite3.connect(data_dir / "kotae.db") as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute("SELECT * FROM request_logs ORDER BY seq")]
@@ -29,7 +29,10 @@ def log_of(data_dir: Path) -> list[dict[str, Any]]:
 def check(
     data_dir: Path, calls: Iterable[Call], acknowledged: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Assert all invariants and return the rows. `acknowledged`: prompts whose caller saw `done` or a 200."""
+    """Assert all invariants and return the rows.
+
+    `acknowledged`: prompts whose caller received `done` or a 200.
+    """
     rows = log_of(data_dir)
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -52,14 +55,14 @@ def check(
         for prompt in acknowledged
         if by_prompt[prompt][0]["usage_source"] not in ("provider", "none")
     ]
-    assert not_final == []  # I7: what a caller saw acknowledged is recorded as the provider said
+    assert not_final == []  # I7: acknowledged answers are recorded with the provider's usage
     _check_totals(data_dir, rows)
     return rows
 
 
 def _check_row(row: dict[str, Any], calls: list[Call]) -> None:
     usages = [call.usage for call in calls if isinstance(call.usage, dict)]
-    if row["usage_source"] == "provider":  # I3: as the provider reported it
+    if row["usage_source"] == "provider":  # I3: as reported by the provider
         assert any(
             (row["prompt_tokens"], row["completion_tokens"])
             == (u["prompt_tokens"], u["completion_tokens"])

@@ -1,4 +1,4 @@
-"""What the scenarios share: callers who note what they saw, waiting for a condition, disks that fail."""
+"""Shared parts of the scenarios: recording callers, waits for conditions, failing disks."""
 
 import asyncio
 import os
@@ -22,14 +22,14 @@ WAIT_SECONDS = 20
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = WAIT_SECONDS) -> None:
-    """Poll a condition that nobody tells of, with a bound."""
+    """Poll a condition without notification, with a timeout."""
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.01)
 
 
 class Callers:
-    """Ask questions, each only once; note what was acknowledged, what was refused, and how long it took."""
+    """Callers that send each prompt once and record acknowledgements, refusals and durations."""
 
     def __init__(self, client: httpx2.AsyncClient, name: str = "question") -> None:
         self._client = client
@@ -40,7 +40,7 @@ class Callers:
         self.seconds: list[float] = []
 
     async def ask(self) -> bool:
-        """One answer, streamed or not. Whether it was acknowledged."""
+        """Send one prompt, streamed or not; return whether the answer was acknowledged."""
         self._number += 1
         prompt, stream = f"{self._name} {self._number}", self._number % 2
         body = {"prompt": prompt, "grounded": False}
@@ -59,7 +59,7 @@ class Callers:
         return True
 
     async def ask_many(self, count: int, at_once: int = 8) -> list[float]:
-        """That many answers; how long each took that was acknowledged."""
+        """Send this number of prompts; return the durations of the acknowledged answers."""
         begun, left = len(self.seconds), count
 
         async def one_after_another() -> None:
@@ -81,13 +81,13 @@ async def _ending(response: httpx2.Response) -> str:
 
 
 async def ready(service: ServiceProcess) -> dict[str, Any]:
-    """What health says."""
+    """Return the readiness report."""
     body: dict[str, Any] = (await service.client.get("/health/ready")).json()
     return body
 
 
 async def wait_status(service: ServiceProcess, status: str) -> None:
-    """Until health says so."""
+    """Wait until health reports this status."""
 
     async def says() -> bool:
         return bool((await ready(service))["status"] == status)
@@ -96,7 +96,7 @@ async def wait_status(service: ServiceProcess, status: str) -> None:
 
 
 async def wait_drained(service: ServiceProcess) -> None:
-    """Until nothing is open or waits for the database, and recovery is done."""
+    """Wait until no answer is open or waiting for the database, and recovery is done."""
 
     async def drained() -> bool:
         body = await ready(service)
@@ -110,14 +110,14 @@ async def wait_drained(service: ServiceProcess) -> None:
 
 
 async def end(service: ServiceProcess, fake: ProviderFake) -> None:
-    """SIGTERM, and a clean end."""
+    """Send SIGTERM and check a clean exit."""
     service.signal(signal.SIGTERM)
     assert await service.wait() == 0
     await fake.wait_idle()
 
 
 def settings_for(fake: ProviderFake, **settings: Any) -> dict[str, Any]:
-    """The settings of a service that answers through the fake."""
+    """Settings of a service that uses the fake as its provider."""
     return {
         "OPENAI_BASE_URL": fake.base_url,
         "KOTAE_MODEL": "gpt-4o-mini",
@@ -127,7 +127,7 @@ def settings_for(fake: ProviderFake, **settings: Any) -> dict[str, Any]:
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A tmpfs of this size on the folder; the test is not run where that may not be made."""
+    """Mount a tmpfs of this size on the folder; skip the test without permission."""
     folder.mkdir(exist_ok=True)
     _run_or_skip("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder))
     try:
@@ -138,7 +138,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 @contextmanager
 def read_only(file: Path) -> Iterator[None]:
-    """Whoever opens this file meanwhile cannot write to it, root neither."""
+    """Make the file read-only for everyone, root included."""
     _run_or_skip("mount", "--bind", str(file), str(file))
     try:
         _run_or_skip("mount", "-o", "remount,ro,bind", str(file))
@@ -148,7 +148,7 @@ def read_only(file: Path) -> Iterator[None]:
 
 
 def fill(folder: Path) -> Path:
-    """A ballast file that takes all the room of a small disk."""
+    """Fill a small disk with a ballast file."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -158,7 +158,7 @@ def fill(folder: Path) -> Path:
 
 @contextmanager
 def ext4(folder: Path, image: Path) -> Iterator[Path]:
-    """A small ext4 of its own on the folder; the test is not run where that may not be made."""
+    """Mount a small ext4 on the folder; skip the test without permission."""
     folder.mkdir(exist_ok=True)
     with image.open("wb") as file:
         file.truncate(64 * 1024 * 1024)
@@ -172,7 +172,10 @@ def ext4(folder: Path, image: Path) -> Iterator[Path]:
 
 @asynccontextmanager
 async def frozen(folder: Path, seconds_max: float = 20) -> AsyncIterator[None]:
-    """The filesystem stands still: whoever writes to it waits. Another process thaws it, even if this one dies or hangs."""
+    """Freeze the filesystem: writes block.
+
+    A second process unfreezes it, even if this one dies or hangs.
+    """
     code = subprocess.run(["fsfreeze", "-f", folder], check=False, capture_output=True, text=True)
     if code.returncode:
         pytest.skip(f"not run: fsfreeze: {code.stderr.strip()}")

@@ -1,4 +1,4 @@
-"""Connections cut at every point, by the client and by the provider, and providers that say too much: one row each."""
+"""Connections cut at every point by client or provider, and oversized responses: one row each."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ POINTS = ["request", "headers", *range(CHUNKS + 1), "finish", "usage"]
 
 
 class Caller:
-    """A client on a raw socket, which can leave at any byte, politely or not."""
+    """A client on a raw socket that can disconnect at any byte, with FIN or RST."""
 
     def __init__(self, service: Service) -> None:
         self._address = urlsplit(service.url)
@@ -38,7 +38,10 @@ class Caller:
     async def send(self, prompt: str, path: str = "/ai/stream", share: float = 1) -> None:
         """Send a request, or only its first part."""
         body = json.dumps({"prompt": prompt, "grounded": False}).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: {self._address.netloc}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: {self._address.netloc}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
         self._reader, self._writer = await asyncio.open_connection(
             self._address.hostname, self._address.port
         )
@@ -47,7 +50,7 @@ class Caller:
         await self._writer.drain()
 
     async def read_until(self, pattern: bytes) -> None:
-        """Read until the pattern has been seen."""
+        """Read until the pattern has arrived."""
         async with asyncio.timeout(10):
             while not re.search(pattern, self.seen, re.DOTALL):
                 data = await self._reader.read(65_536)
@@ -55,7 +58,7 @@ class Caller:
                 self.seen += data
 
     async def leave(self, how: Cut) -> None:
-        """Close the socket: with a FIN, or with a RST."""
+        """Close the socket with a FIN or a RST."""
         if how == "rst":
             self._writer.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -67,13 +70,13 @@ class Caller:
 def rows_of(
     service: Service, fake: ProviderFake, acknowledged: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """The rows by prompt, after the oracle has seen them."""
+    """Return the rows by prompt, checked by the oracle."""
     rows = check(service.services.settings.data_dir, fake.calls, acknowledged)
     return {row["prompt"]: row for row in rows}
 
 
 async def all_ended(service: Service, fake: ProviderFake) -> None:
-    """Until every call has ended and every answer is in the log."""
+    """Wait until every call has ended and every answer is in the log."""
     await fake.wait_idle()
     await service.wait_idle()
 
@@ -82,7 +85,7 @@ async def all_ended(service: Service, fake: ProviderFake) -> None:
 async def test_a_client_that_leaves_after_any_event(
     service: Service, fake: ProviderFake, how: Cut
 ) -> None:
-    """Whenever the client leaves a stream, the provider is stopped, and the row has what came: estimated, or unknown if nothing."""
+    """A disconnect stops the provider; the row has the text until then, or is unknown."""
 
     async def leave_after(events: int) -> tuple[str, int]:
         prompt, caller = f"[[hang-after={events}]] client {events}", Caller(service)
@@ -106,7 +109,7 @@ async def test_a_client_that_leaves_after_any_event(
 async def test_a_client_that_leaves_before_the_first_byte(
     service: Service, fake: ProviderFake, how: Cut
 ) -> None:
-    """A request that was cut has no row; a whole one whose sender has gone has one, if it reached the provider."""
+    """An incomplete request has no row; a complete one has one if it reached the provider."""
     for number in range(10):
         caller = Caller(service)
         await caller.send(f"part {number}", share=number / 10)
@@ -130,7 +133,7 @@ async def test_a_client_that_leaves_before_the_first_byte(
 async def test_a_client_that_leaves_at_the_end(
     service: Service, fake: ProviderFake, how: Cut
 ) -> None:
-    """After `done` nothing changes the account: it is what the provider said."""
+    """A disconnect after `done` does not change the account."""
     prompts = [f"done {number}" for number in range(5)]
     for prompt in prompts:
         caller = Caller(service)
@@ -149,7 +152,7 @@ async def test_a_client_that_leaves_at_the_end(
 async def test_a_client_that_leaves_is_drained_when_that_is_wanted(
     serve: Serve, fake: ProviderFake, how: Cut
 ) -> None:
-    """With time to drain, the answer goes on after the client has left at any event, and its usage is exact."""
+    """With drain time, the answer continues after a disconnect, and its usage is exact."""
     service = await serve(
         openai_base_url=fake.base_url,
         openai_api_key="sk-test",
@@ -181,7 +184,7 @@ async def test_a_client_that_leaves_is_drained_when_that_is_wanted(
 async def test_a_provider_that_is_cut_at_any_point(
     service: Service, fake: ProviderFake, how: Cut, stream: bool
 ) -> None:
-    """Wherever the provider's connection ends, there is one row: completed with its usage, or a failure that says what is known."""
+    """Any cut by the provider leaves one row: completed with its usage, or a failure."""
 
     async def cut_after(point: str | int) -> tuple[str, str]:
         prompt = f"[[cut-after={point} cut={how} gap=0.002]] {point}"
@@ -222,7 +225,7 @@ async def test_a_provider_that_is_cut_at_any_point(
 async def test_a_usage_that_cannot_be_believed(
     service: Service, fake: ProviderFake, stream: bool
 ) -> None:
-    """Usage that is missing, null, negative or absurd is estimated; told twice it counts once."""
+    """Usage that is missing, null, negative or absurd is estimated; sent twice, it counts once."""
     strange = {
         "missing": Behaviour(usage=None),
         "null": Behaviour(usage="null"),
@@ -260,7 +263,7 @@ async def test_a_usage_that_cannot_be_believed(
 async def test_a_provider_that_streams_too_much(
     serve: Serve, fake: ProviderFake, bomb: Behaviour, status: str
 ) -> None:
-    """A line or a text without end, a compressed bomb, endless comments: the answer fails in bounded memory and time."""
+    """Endless lines, texts and comments and a bomb fail in bounded memory and time."""
     service = await serve(
         openai_base_url=fake.base_url,
         openai_api_key="sk-test",
@@ -268,7 +271,7 @@ async def test_a_provider_that_streams_too_much(
         answer_seconds_max=1.5 if status == "timeout" else 60,
     )
     callers = Callers(service.client)
-    for _ in range(2):  # what is loaded once is not what a bomb takes
+    for _ in range(2):  # the first call loads modules, which are not part of the bomb's memory
         fake.next(Behaviour(usage=None))
         await callers.ask()
     before = peak_megabytes(reset=True)
@@ -284,7 +287,7 @@ async def test_a_provider_that_streams_too_much(
 
 @pytest.mark.parametrize("gzip", ["false", "true"])
 async def test_a_provider_whose_body_is_too_long(serve: Serve, gzip: str) -> None:
-    """The body of a plain answer is read no further than the longest answer needs, and never decompressed."""
+    """A plain body is read only to the longest possible answer and never decompressed."""
     async with provider_process(f"huge-line-bytes=100000000 gzip={gzip}") as base_url:
         service = await serve(
             openai_base_url=base_url, openai_api_key="sk-test", model="fake-model"
@@ -300,7 +303,7 @@ async def test_a_provider_whose_body_is_too_long(serve: Serve, gzip: str) -> Non
 
 @asynccontextmanager
 async def provider_process(behaviour: str) -> AsyncGenerator[str]:
-    """A provider fake whose memory is its own; its base URL."""
+    """Start a provider fake in a separate process and yield its base URL."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.fakes.provider", "--behaviour", behaviour,
         cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE,
@@ -314,7 +317,7 @@ async def provider_process(behaviour: str) -> AsyncGenerator[str]:
 
 
 def peak_megabytes(*, reset: bool = False) -> float:
-    """The most memory that this process had since the last reset."""
+    """Peak memory of this process since the last reset."""
     if reset:
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -1,4 +1,4 @@
-"""The database locked, read-only, deleted, and a writer that raises or hangs: answers go on and their rows come."""
+"""A locked, read-only or deleted database, and a failing writer: answers continue and get rows."""
 
 import asyncio
 import shutil
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 
 async def test_a_locked_database_stops_no_answer(tmp_path: Path, fake: ProviderFake) -> None:
-    """While another connection holds the database, answers are neither refused nor slower, health is degraded, and all rows come."""
+    """While the database is locked, answers are neither refused nor slower, and all rows follow."""
     fake.default = Behaviour(chunks=4, gap=0.002)
     async with serving(
         tmp_path,
@@ -66,7 +66,7 @@ async def test_a_locked_database_stops_no_answer(tmp_path: Path, fake: ProviderF
 
 
 def service_settings(fake: ProviderFake, data_dir: Path) -> dict[str, Any]:
-    """The settings of a service in this process, whose statements soon give up on a locked database."""
+    """Settings of a service in this process with a short database lock timeout."""
     return {
         "openai_base_url": fake.base_url,
         "openai_api_key": "sk-test",
@@ -77,12 +77,12 @@ def service_settings(fake: ProviderFake, data_dir: Path) -> dict[str, Any]:
 
 
 async def health(service: Service) -> str:
-    """What health says."""
+    """Return the readiness report."""
     return str((await service.client.get("/health/ready")).json()["status"])
 
 
 async def asked(service: Service, count: int) -> Callers:
-    """That many answers, none refused."""
+    """Send this number of prompts; none is refused."""
     callers = Callers(service.client)
     await callers.ask_many(count)
     assert callers.refused == []
@@ -90,7 +90,7 @@ async def asked(service: Service, count: int) -> Callers:
 
 
 def outcomes_aside(data_dir: Path) -> list[str]:
-    """The prompts of the records that were put aside."""
+    """Return the prompts of the quarantined records."""
     return [
         msgspec.json.decode(file.read_bytes(), type=Outcome).intent.prompt
         for file in (data_dir / "quarantine").glob("*")
@@ -98,19 +98,19 @@ def outcomes_aside(data_dir: Path) -> list[str]:
 
 
 async def is_now(service: Service, status: str) -> bool:
-    """Whether health says so."""
+    """True if health reports this status."""
     return await health(service) == status
 
 
 async def recovered(service: Service) -> bool:
-    """Whether recovery has nothing left to do."""
+    """True if recovery is done."""
     return bool((await service.client.get("/health/ready")).json()["recovery"]["state"] == "done")
 
 
 async def test_a_read_only_database_stops_no_answer(
     migrated: Path, tmp_path: Path, fake: ProviderFake
 ) -> None:
-    """With a file that may only be read answers go on, health is degraded, and the next start brings the rows in."""
+    """Answers continue, health is degraded, and the next start writes the rows."""
     shutil.copy(migrated, tmp_path / "kotae.db")
     settings = Settings(
         **service_settings(fake, tmp_path),
@@ -133,7 +133,7 @@ async def test_a_read_only_database_stops_no_answer(
 async def test_a_database_that_may_be_written_again_is_written(
     migrated: Path, tmp_path: Path, fake: ProviderFake
 ) -> None:
-    """A file that was read-only for a while gets its rows without a restart."""
+    """A file that was read-only for some time receives its rows without a restart."""
     shutil.copy(migrated, tmp_path / "kotae.db")
     settings = Settings(
         **service_settings(fake, tmp_path),
@@ -150,7 +150,7 @@ async def test_a_database_that_may_be_written_again_is_written(
 
 
 async def test_a_deleted_database_is_noticed(tmp_path: Path, fake: ProviderFake) -> None:
-    """Rows are not written to a file that nobody can open any more: the next start brings them in."""
+    """Rows are not written to a deleted file: the next start writes them."""
     async with serving(tmp_path, **settings_for(fake)) as service:
         await Callers(service.client).ask()
         await wait_drained(service)
@@ -167,7 +167,7 @@ async def test_a_deleted_database_is_noticed(tmp_path: Path, fake: ProviderFake)
 
 
 class Faulty:
-    """Puts itself in the place of `Database.transaction`, for as long as `fault` has something to do."""
+    """Replaces `Database.transaction` while `fault` has items."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tries = 0
@@ -200,7 +200,7 @@ async def test_a_writer_that_fails_once(
     tmp_path: Path,
     error: Exception,
 ) -> None:
-    """One failure, of the database or of anything else, puts no record aside and loses none."""
+    """One failure, of the database or other code, quarantines no record and loses none."""
     faulty = Faulty(monkeypatch)
 
     async def once(tries: int) -> None:
@@ -221,7 +221,7 @@ async def test_a_writer_that_fails_once(
 async def test_a_writer_that_always_fails_for_want_of_the_database(
     serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As long as the database is away answers go on and health is degraded; when it is back, all rows are there."""
+    """Answers continue without the database, health is degraded, and all rows follow."""
     faulty = Faulty(monkeypatch)
 
     async def always(_: int) -> None:
@@ -241,7 +241,7 @@ async def test_a_writer_that_always_fails_for_want_of_the_database(
 async def test_a_writer_that_always_fails_for_another_reason(
     serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What no try can write is put aside, whole, and health says degraded; the answers after it have rows."""
+    """Records that cannot be written are quarantined whole; later answers have rows."""
     faulty = Faulty(monkeypatch)
 
     async def always(_: int) -> None:
@@ -266,7 +266,7 @@ async def test_a_writer_that_always_fails_for_another_reason(
 async def test_a_writer_that_hangs(
     serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A transaction that does not return stops no answer; when it goes on, all rows are there."""
+    """A transaction that hangs stops no answer; when it continues, all rows follow."""
     faulty, goes_on = Faulty(monkeypatch), asyncio.Event()
 
     async def hang(_: int) -> None:

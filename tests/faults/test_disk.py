@@ -1,4 +1,4 @@
-"""Disks that are full or stand still, under the spool and under the data folder."""
+"""Full or frozen disks under the spool and the data folder."""
 
 import asyncio
 from pathlib import Path
@@ -25,11 +25,11 @@ from tests.process import serving
 
 pytestmark = pytest.mark.slow
 
-LONG = "長" * 15_000  # twenty answers to such prompts fill a segment of 2 MiB
+LONG = "長" * 15_000  # twenty such prompts fill a segment of 2 MiB
 
 
 async def fill_journal(service_client: httpx2.AsyncClient) -> Callers:
-    """Ask until an answer is refused."""
+    """Send prompts until one is refused."""
     callers = Callers(service_client, LONG)
     while not callers.refused:
         await callers.ask()
@@ -40,7 +40,7 @@ async def fill_journal(service_client: httpx2.AsyncClient) -> Callers:
 async def test_a_full_spool_refuses_new_answers_and_ends_those_begun(
     tmp_path: Path, fake: ProviderFake
 ) -> None:
-    """Full, it is 503 before the provider is called; what was begun completes with its texts; with room again, it heals by itself."""
+    """A full spool is a 503 before the call; started answers complete; free space resolves it."""
     data_dir, goes_on, ends = tmp_path / "data", asyncio.Event(), asyncio.Event()
     data_dir.mkdir()
     with small_disk(tmp_path / "spool", "8m") as spool:
@@ -91,7 +91,7 @@ async def test_a_full_spool_refuses_new_answers_and_ends_those_begun(
 
 
 async def test_a_small_spool_is_used_again_and_again(tmp_path: Path, fake: ProviderFake) -> None:
-    """A spool with room for one segment refuses at times but never for good: committed answers make room for others."""
+    """A spool of one segment refuses temporarily: committed answers free their space."""
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     with small_disk(tmp_path / "spool", "1500k") as folder:
@@ -112,7 +112,7 @@ async def test_a_small_spool_is_used_again_and_again(tmp_path: Path, fake: Provi
 
 
 async def test_a_full_data_folder_makes_rows_late(tmp_path: Path, fake: ProviderFake) -> None:
-    """With no room for database and copies answers go on and health is degraded; with room again, all rows come by themselves."""
+    """With a full folder answers continue, health is degraded; free space brings all rows."""
     with small_disk(tmp_path / "data", "16m") as data_dir:
         async with serving(
             data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=tmp_path / "spool")
@@ -134,7 +134,7 @@ async def test_a_full_data_folder_makes_rows_late(tmp_path: Path, fake: Provider
 
 
 async def test_a_full_data_folder_is_recovered_from(tmp_path: Path, fake: ProviderFake) -> None:
-    """Ended while there was no room: the next start brings in every row from the spool."""
+    """After a stop with a full data folder, the next start writes every row from the spool."""
     with small_disk(tmp_path / "data", "16m") as data_dir:
         settings = settings_for(fake, KOTAE_JOURNAL_SPOOL=tmp_path / "spool")
         async with serving(data_dir, **settings) as service:
@@ -153,7 +153,7 @@ async def test_a_full_data_folder_is_recovered_from(tmp_path: Path, fake: Provid
 
 
 async def test_a_frozen_disk_slows_no_answer(tmp_path: Path, fake: ProviderFake) -> None:
-    """While the filesystem of the data folder stands still, answers are as fast as before; after the thaw all are in the log."""
+    """Answers are as fast as before while the disk is frozen, and all are recorded."""
     fake.default = Behaviour(chunks=4, gap=0.002)
     with ext4(tmp_path / "data", tmp_path / "image") as data_dir:
         async with serving(
@@ -176,12 +176,12 @@ async def test_a_frozen_disk_slows_no_answer(tmp_path: Path, fake: ProviderFake)
         assert median(during) < median(before) * 2 + 0.02
         assert (
             max(during) < 2
-        )  # of the three seconds that nothing reached the disk; bench/accounting.py has the p99
+        )  # of the three seconds of the freeze; bench/accounting.py measures the p99
         assert len(check(data_dir, fake.calls, callers.acknowledged)) == 130 + len(during)
 
 
 async def test_health_on_a_frozen_disk(tmp_path: Path, fake: ProviderFake) -> None:
-    """Health answers while the disk stands still, and does not say that all is well."""
+    """Health responds while the disk is frozen and is not `ok`."""
     with ext4(tmp_path / "data", tmp_path / "image") as data_dir:
         async with serving(
             data_dir, **settings_for(fake, KOTAE_JOURNAL_SPOOL=tmp_path / "spool")
@@ -203,7 +203,7 @@ async def test_health_on_a_frozen_disk(tmp_path: Path, fake: ProviderFake) -> No
 async def test_answers_that_wait_for_the_disk(
     tmp_path: Path, fake: ProviderFake, spool: str
 ) -> None:
-    """With KOTAE_JOURNAL_SYNC_MS=0 no answer reaches the provider before its intent is on the disk, however long that takes."""
+    """With KOTAE_JOURNAL_SYNC_MS=0 an intent is on the disk before the provider call."""
     with ext4(tmp_path / "data", tmp_path / "image") as data_dir:
         folder = tmp_path / spool if spool != "none" else spool
         async with serving(

@@ -1,4 +1,4 @@
-"""kill -9, again and again, under load: the log against the truth of the provider."""
+"""Repeated kill -9 under load: the log compared with the record of the provider."""
 
 import asyncio
 import random
@@ -17,19 +17,19 @@ from tests.sse import collect
 
 
 class Load:
-    """Callers that ask all the time, streamed and not; they note what was acknowledged."""
+    """Callers that send prompts continuously and record the acknowledged ones."""
 
     def __init__(self) -> None:
         self.acknowledged: list[str] = []
         self._number = 0
 
     async def run(self, service: ServiceProcess, callers: int = 12) -> None:
-        """Ask until the service is gone."""
+        """Send prompts until the service has ended."""
         async with http_client(service.url) as client:
             await asyncio.gather(*(self._ask_on(client) for _ in range(callers)))
 
     async def wait_acknowledged(self, more: int) -> None:
-        """Wait until so many more answers have been acknowledged."""
+        """Wait until this number of further answers has been acknowledged."""
         enough = len(self.acknowledged) + more
         while len(self.acknowledged) < enough:
             await asyncio.sleep(0.001)
@@ -59,7 +59,7 @@ class Load:
 async def test_no_row_is_lost_doubled_or_forgotten(
     tmp_path: Path, fake: ProviderFake, kills: int
 ) -> None:
-    """After every kill and recovery: missing 0, doubled 0, acknowledged but not final 0, totals equal rows."""
+    """After every recovery no row is missing, duplicated or not final; totals equal rows."""
     choose = random.Random(5)
     fake.default = Behaviour(chunks=6, gap=0.004)
     load = Load()
@@ -72,7 +72,7 @@ async def test_no_row_is_lost_doubled_or_forgotten(
         async with serving(tmp_path, **settings) as service:
             callers = asyncio.create_task(load.run(service))
             await load.wait_acknowledged(choose.randint(1, 40))
-            await asyncio.sleep(choose.uniform(0, 0.02))  # somewhere within an answer
+            await asyncio.sleep(choose.uniform(0, 0.02))  # a random moment of an answer
             service.signal(signal.SIGKILL)
             await asyncio.gather(service.wait(), callers)
     async with serving(tmp_path, **settings) as service:
@@ -88,7 +88,7 @@ async def test_no_row_is_lost_doubled_or_forgotten(
 
 
 async def recovered(service: ServiceProcess) -> None:
-    """Until recovery has nothing left to do."""
+    """Wait until recovery is done."""
     async with asyncio.timeout(30):
         while (await service.client.get("/health/ready")).json()["recovery"]["state"] != "done":
             await asyncio.sleep(0.02)

@@ -1,4 +1,7 @@
-"""SIGTERM in bad moments: many streams, a locked database, twice, and followed by SIGKILL. Each next start has every row."""
+"""SIGTERM with many streams, with a locked database, twice, and followed by SIGKILL.
+
+The next start has every row.
+"""
 
 import asyncio
 import signal
@@ -26,7 +29,7 @@ GRACE = 0.5
 async def open_streams(
     service: ServiceProcess, fake: ProviderFake, count: int
 ) -> list[asyncio.Task[str]]:
-    """Streams that have said something and would never end; each task gives the code of its end, or "" without one."""
+    """Open endless streams; each task returns the error code of its end, or "" without one."""
     before = len(fake.calls)
 
     async def one(number: int) -> str:
@@ -46,7 +49,7 @@ async def open_streams(
 
 
 async def start_again(tmp_path: Path, fake: ProviderFake, acknowledged: list[str]) -> list[str]:
-    """Start, wait for recovery, end; the oracle; the statuses of all rows."""
+    """Start, wait for recovery, stop; check the oracle and return the statuses of all rows."""
     await fake.wait_idle()
     async with serving(tmp_path, **settings_for(fake)) as service:
         await wait_drained(service)
@@ -57,7 +60,7 @@ async def start_again(tmp_path: Path, fake: ProviderFake, acknowledged: list[str
 
 @pytest.mark.parametrize("signals", [1, 2], ids=["once", "twice"])
 async def test_many_open_streams(tmp_path: Path, fake: ProviderFake, signals: int) -> None:
-    """After the grace, or at once with a second signal, each stream is told, each has its row, and the exit is 0 in time."""
+    """After the grace period or a second signal, streams end with an event and a row."""
     grace = GRACE if signals == 1 else 30
     async with serving(
         tmp_path, **settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=grace)
@@ -66,7 +69,7 @@ async def test_many_open_streams(tmp_path: Path, fake: ProviderFake, signals: in
         began = time.monotonic()
         service.signal(signal.SIGTERM)
         if signals == 2:
-            await refused(service)  # the first has been taken: sent together they would be one
+            await refused(service)  # the first signal was handled; two pending signals would merge
             service.signal(signal.SIGTERM)
         endings = await asyncio.gather(*streams)
         assert await service.wait() == 0
@@ -77,7 +80,7 @@ async def test_many_open_streams(tmp_path: Path, fake: ProviderFake, signals: in
 
 
 async def refused(service: ServiceProcess) -> None:
-    """Until the service takes nothing new."""
+    """Wait until the service refuses new requests."""
     async with asyncio.timeout(10), http_client(service.url) as other:
         with suppress(httpx2.TransportError):
             while (await other.get("/health/ready")).status_code != 503:
@@ -88,7 +91,7 @@ async def refused(service: ServiceProcess) -> None:
 async def test_a_database_that_is_locked_to_the_end(
     tmp_path: Path, fake: ProviderFake, busy_seconds: float
 ) -> None:
-    """A writer that cannot write holds up the exit no longer than it may; what it keeps, the next start brings in."""
+    """A blocked writer delays the exit only up to its limit; the next start writes its records."""
     settings = settings_for(
         fake,
         KOTAE_SHUTDOWN_GRACE_SECONDS=GRACE,
@@ -115,7 +118,7 @@ async def test_a_database_that_is_locked_to_the_end(
 
 
 async def test_killed_in_the_middle_of_the_end(tmp_path: Path, fake: ProviderFake) -> None:
-    """SIGTERM and soon SIGKILL, as an impatient supervisor does it, with open streams and a locked database: nothing is lost."""
+    """SIGTERM and then SIGKILL with open streams and a locked database lose nothing."""
     async with serving(tmp_path, **settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=0.1)) as service:
         callers = Callers(service.client)
         await callers.ask_many(20)
@@ -142,7 +145,7 @@ async def test_killed_in_the_middle_of_the_end(tmp_path: Path, fake: ProviderFak
 
 
 async def ask_on(callers: Callers) -> None:
-    """Ask until the service refuses or is gone."""
+    """Send prompts until the service refuses or has ended."""
     with suppress(httpx2.TransportError):
         while await callers.ask():
             pass

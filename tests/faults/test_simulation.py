@@ -1,17 +1,22 @@
-"""The journal in a world that goes wrong all the time: begun, finished, committed, copied, cut, filled, killed, in any order.
+"""Simulation of the journal with random faults.
 
-The real journal, its thread replaced by calls of its rounds, and the real recovery, on a disk (`disk.py`) that knows
-what is safe; the database is a dictionary with the rule of the ranks, compared with the real `logs.apply` now and then.
-A step is one operation on the journal; a round of the thread may be cut into by operations, as the event loop does.
+Answers are begun, finished, committed, copied, truncated and killed in any order on disks that fill
+up and fail.
 
-What is held against it after each recovery. *Death of the process*: every begun answer has one row; every finished one
-is final and exact, its texts included unless it was written lean. *Loss of power*: the same for whatever was on the
-disk when `when_synced` said so; anything else may be missing, or interrupted, never wrong. Always: a row that was
-committed does not change; files whose answers are committed go away; the spool holds no more than it may; a death
-tears frames, or a disk that fails in the middle of a write, nothing else does; with the faults gone, the journal works.
+The real journal (its thread replaced by explicit rounds) and the real recovery run on a disk
+(`disk.py`) that records durable data; the database is a dictionary with the rule of the ranks,
+compared with the real `logs.apply` at intervals. A step is one operation on the journal; operations
+may interrupt a round of the thread, as the event loop does.
 
-KOTAE_TEST_SEED: of the first run; each run has the next one, and a failure names its own.
-KOTAE_TEST_SHRINK: look for a shorter history that fails too, which takes minutes.
+Checked after each recovery. *Death of the process*: every begun answer has one row; every finished
+one is final and exact, including its texts unless it was written lean. *Loss of power*: the same
+for everything that was on the disk when `when_synced` was called; other answers may be missing or
+interrupted, never wrong. Always: a committed row does not change; files whose answers are committed
+are removed; the spool does not exceed its limit; only a death, or a disk that fails during a write,
+tears frames; without faults the journal works.
+
+KOTAE_TEST_SEED: of the first run; each run uses the next one, and a failure reports its seed.
+KOTAE_TEST_SHRINK: search for a shorter history that fails too, which needs minutes.
 """
 
 import asyncio
@@ -55,7 +60,7 @@ from tests.records import build_intent, build_outcome
 
 SEED = int(os.environ.get("KOTAE_TEST_SEED", "1"))
 EXAMPLES = 25  # of one run of hypothesis
-COMPARED = 10  # every so many examples the rows are compared with those of SQLite
+COMPARED = 10  # every n-th example, the rows are compared with those of SQLite
 SEGMENT_BYTES, BYTES_MAX = 60_000, 240_000
 PROMPTS = (0, 10, 300, 3000, 9000, 30_000)
 RESPONSES = (0, 50, 1000, 6000, 20_000, 70_000)
@@ -65,19 +70,19 @@ _NOTHING: Iterator[int] = iter(())
 
 
 class Answer:
-    """What the world knows of one answer."""
+    """The expected state of one answer."""
 
     def __init__(self, begun: Intent) -> None:
         self.intent = begun
         self.outcome: Outcome | None = None
-        self.written = ""  # of the outcome: "full", "lean", or "maybe" (the process died in it, or was told that it failed)
+        self.written = ""  # outcome: "full", "lean", or "maybe" (death or error during the write)
         self.begun = False
         self.intent_safe = self.outcome_safe = False
         self.committed = self.released = self.powerless = False
-        self.row: Outcome | None = None  # from the moment on when it may not change any more
+        self.row: Outcome | None = None  # set when the row may no longer change
 
     def rows(self) -> list[Outcome | None]:
-        """Every row that it may have."""
+        """Return every allowed row."""
         interrupted = build_interrupted(self.intent)
         if not self.outcome:
             return (
@@ -118,7 +123,7 @@ class SimulatedRecovery(JournalRecovery):
         self._world.apply(outcomes)
 
     def run(self) -> None:
-        """From the beginning to the end. Nothing in it waits."""
+        """Run to the end without waiting."""
         with suppress(StopIteration):
             self._run().send(None)
         assert self._state is RecoveryState.DONE
@@ -129,7 +134,7 @@ async def _at_once(call: Any, *arguments: Any) -> Any:
 
 
 class World(RuleBasedStateMachine):
-    """See the module."""
+    """State machine of the simulation; see the module docstring."""
 
     steps = deaths = power_losses = recoveries = compared = examples = 0  # of all runs
 
@@ -159,20 +164,20 @@ class World(RuleBasedStateMachine):
         self.disk.install()
         self.database: dict[str, Outcome] = {}
         self.applied: list[list[Outcome]] = []
-        self.living: dict[str, Answer] = {}  # of the process that runs
-        self.dead: dict[str, Answer] = {}  # whose records wait for recovery
+        self.living: dict[str, Answer] = {}  # of the running process
+        self.dead: dict[str, Answer] = {}  # waiting for recovery
         self.settled: dict[str, Answer] = {}
         self.torn = False
-        self.faulty = False  # whether the files that are written to are on a disk that has failed
+        self.faulty = False  # True if the open files are on a disk that has failed
 
     @initialize(spool=st.sampled_from([True, True, False]))
     def start(self, spool: bool) -> None:
-        """The first process."""
+        """Start the first process."""
         self.spool = self.disk.spool if spool else None
         self._open()
 
     def teardown(self) -> None:
-        """Without faults everything gets its row and leaves no file."""
+        """Without faults every answer gets its row and no file remains."""
         try:
             if hasattr(self, "journal"):
                 self._faults_off()
@@ -182,7 +187,7 @@ class World(RuleBasedStateMachine):
         if World.examples % COMPARED == 1:
             self._compare()
 
-    # what happens
+    # events
 
     @rule(
         script=st.binary(min_size=16, max_size=80),
@@ -190,7 +195,7 @@ class World(RuleBasedStateMachine):
         calls=st.integers(0, 30),
     )
     def work(self, script: bytes, fault: str | None, calls: int) -> None:
-        """The event loop and the thread at work: one operation for each byte."""
+        """Run event loop and thread: one operation per byte."""
         self.faulty |= fault is not None and self.spool is None
         self.disk.plan(calls, fault)
         self._play(iter(script))
@@ -199,7 +204,7 @@ class World(RuleBasedStateMachine):
 
     @rule(script=st.binary(min_size=4, max_size=40), calls=st.integers(0, 40))
     def work_and_die(self, script: bytes, calls: int) -> None:
-        """The process dies in one of its calls, or behind the last."""
+        """The process dies in one of its calls, or after the last."""
         self.disk.plan(calls, "die")
         try:
             self._play(iter(script))
@@ -218,7 +223,7 @@ class World(RuleBasedStateMachine):
     def work_and_lose_power(
         self, seed_of_loss: int, script: bytes, calls: int, failing: bool
     ) -> None:
-        """The power goes in one of the calls, or behind the last; or a sync fails first, and it goes before the next one."""
+        """Power is lost in one of the calls or after the last, or a sync fails before."""
         if failing:
             self._round()
             self._play(byte for byte in script if byte & 15 < 8)
@@ -235,7 +240,7 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def stop(self) -> None:
-        """The process ends as it should. If nothing is held and the disk took it, nothing is left."""
+        """Stop the process regularly. Without holds and faults, no file remains."""
         mine = self.journal._process
         self.journal.stop(1)
         assert not self.disk.open_files or self.journal._failures
@@ -253,7 +258,7 @@ class World(RuleBasedStateMachine):
         calls=st.sampled_from([None, None, *range(12)]),
     )
     def recover(self, cut: int | None, calls: int | None) -> None:
-        """In the background of the process that runs. It may die, and the process with it."""
+        """Recover in the background of the running process. It may die, and the process with it."""
         recovery = SimulatedRecovery(self.disk, self, cut)
         self.disk.plan(calls or 0, "die" if calls is not None else None)
         try:
@@ -270,11 +275,11 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        """A round that the disk takes leaves no file whose answers are all committed, but the one that is written to."""
+        """A successful round removes files whose answers are all committed, except the open one."""
         self._round()
         if (
             self.journal._failures or self.faulty
-        ):  # what could neither be made nor removed stays for the next start
+        ):  # files that could not be written or removed stay for the next start
             return
         current = self.journal._current.path.name if self.journal._current else None
         for path in self._files():
@@ -292,7 +297,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def the_spool_is_bounded(self) -> None:
-        """Whatever the thread and the disk do, the files that are written to take no more than they may."""
+        """The open files never exceed their limit."""
         place = self.spool or self.disk.data
         if hasattr(self, "journal") and place.is_dir():
             mine = [
@@ -302,7 +307,7 @@ class World(RuleBasedStateMachine):
             ]
             assert sum(mine) <= BYTES_MAX or self.faulty
 
-    # the operations
+    # operations
 
     def _play(self, script: Iterator[int]) -> None:
         commit, release = [self._commit] * 3, [self._release] * 2
@@ -323,7 +328,10 @@ class World(RuleBasedStateMachine):
                 table[which](argument)
 
     def _round(self, script: Iterator[int] = _NOTHING, argument: int = 0) -> None:
-        """A round of the thread. From argument 8 on the next three operations come in the middle of it."""
+        """Run a round of the thread.
+
+        Arguments from 8 on insert the next three operations into it.
+        """
         if self.journal._ending:
             return
         written = [
@@ -361,7 +369,7 @@ class World(RuleBasedStateMachine):
             self.journal.append_intent(answer.intent)
             answer.begun = True
         except JournalFull:
-            pass  # it may be read all the same, if the disk failed after the write
+            pass  # it may be readable, if the disk failed after the write
 
     def _finish(self, argument: int) -> None:
         open_ = [answer for answer in self.living.values() if answer.begun and not answer.outcome]
@@ -386,7 +394,7 @@ class World(RuleBasedStateMachine):
         if self.journal._failures == before[1]:
             answer.written = "lean" if self.journal._lean > before[0] else "full"
         else:
-            assert self.faulty  # there is room, always
+            assert self.faulty  # there is always space
 
     def _commit(self, argument: int) -> None:
         """The writer's transaction: the oldest, or from 8 on the newest."""
@@ -410,7 +418,7 @@ class World(RuleBasedStateMachine):
         self.journal.release([answer.intent.id for answer in chosen])
 
     def _redeliver(self, argument: int) -> None:
-        """Outcomes that somebody may still have come again, in the wrong order."""
+        """Redeliver outcomes that are still referenced, in the wrong order."""
         everyone = [*self.settled.values(), *self.dead.values(), *self.living.values()]
         finished = [
             answer
@@ -426,10 +434,10 @@ class World(RuleBasedStateMachine):
     def _space(self, argument: int) -> None:
         self.disk.full, self.disk.spool_full = argument in {1, 3}, argument in {2, 3}
 
-    # how it is held together
+    # state
 
     def apply(self, outcomes: list[Outcome]) -> None:
-        """One transaction: the rule of the ranks."""
+        """Apply one transaction with the rule of the ranks."""
         self.applied.append(outcomes)
         for one in outcomes:
             there = self.database.get(one.intent.id)
@@ -445,7 +453,7 @@ class World(RuleBasedStateMachine):
         self.journal._thread = SimpleNamespace(join=lambda _: self.journal._run_thread())  # type: ignore[assignment]
 
     def _bury(self, *, powerless: bool = False) -> None:
-        """The process is gone; the next one starts."""
+        """End the process; the next one starts."""
         self.dead |= self.living
         self.living = {}
         if powerless:
@@ -456,7 +464,8 @@ class World(RuleBasedStateMachine):
     def _check_recovered(self) -> None:
         for id_, answer in (self.settled | self.dead).items():
             found = self.database.get(id_)
-            # What the power took may still come: the next loss brings names of removed files back, also that of a copy never read.
+            # Lost files may return: the next loss may restore names of removed files, even of a
+            # copy that was never read.
             is_final = answer.row or (id_ in self.settled and not answer.powerless)
             allowed = [answer.row] if is_final else answer.rows()
             assert found in allowed, (id_, found, allowed, vars(answer))
@@ -490,7 +499,7 @@ class World(RuleBasedStateMachine):
         assert [path.name for path in self._files() if path.suffix != ".bad"] == []
 
     def _compare(self) -> None:
-        """The same transactions through the real `apply`, into SQLite: the same rows, each once."""
+        """Apply the same transactions to SQLite with the real `apply`: the same rows, each once."""
         World.compared += 1
         engine = sa.create_engine("sqlite://")
         metadata.create_all(engine)
@@ -535,7 +544,7 @@ class World(RuleBasedStateMachine):
 def test_whatever_happens_the_account_is_right(
     capsys: pytest.CaptureFixture[str], record_property: Any, steps: int
 ) -> None:
-    """All that is promised of the journal, over many thousand steps of a world that goes wrong."""
+    """All guarantees of the journal hold over many thousand steps with faults."""
     runs, steps_before = 0, World.steps
     while World.steps - steps_before < steps:
         try:
@@ -558,8 +567,11 @@ def test_whatever_happens_the_account_is_right(
             error.add_note(f"KOTAE_TEST_SEED={SEED + runs}, after {World.steps} steps")
             raise
         runs += 1
-    told = f"{World.steps} steps, seeds {SEED} to {SEED + runs - 1}: {World.deaths} deaths, {World.power_losses} losses of power, "
-    told += f"{World.recoveries} recoveries, {World.compared} of {World.examples} histories compared with SQLite"
-    record_property("simulation", told)
+    summary = (
+        f"{World.steps} steps, seeds {SEED} to {SEED + runs - 1}: {World.deaths} deaths,"
+        f" {World.power_losses} losses of power, {World.recoveries} recoveries,"
+        f" {World.compared} of {World.examples} histories compared with SQLite"
+    )
+    record_property("simulation", summary)
     with capsys.disabled():
-        print(f"\nsimulation: {told}")  # noqa: T201 - what was run is part of the result
+        print(f"\nsimulation: {summary}")  # noqa: T201 - what was run is part of the result

@@ -1,4 +1,4 @@
-"""The journal's system calls broken one by one: killed before each, failed at each, failing from each on."""
+"""The journal's system calls broken one by one: killed before, failed at, or failing from each."""
 
 import asyncio
 import platform
@@ -16,7 +16,7 @@ from service.workers.recovery import JournalRecovery, RecoveryState
 
 pytestmark = pytest.mark.slow
 
-WHEN = 60  # the broken call of each child, and the most runs
+WHEN = 60  # the broken call of each child, and the maximum number of runs
 RUNS = {"pwrite64": 30, "fdatasync": 10, "fallocate": 8, "unlink": 12}
 FAULTS = [
     ("pwrite64", "error=ENOSPC", "once"),
@@ -29,7 +29,7 @@ FAULTS = [
     ("unlink", "error=EIO", "once"),
     ("unlink", "error=EIO", "for ever"),
 ]
-Said = dict[Path, dict[str, set[str]]]  # what the program said in every run: ids by word
+Said = dict[Path, dict[str, set[str]]]  # output of the program in every run: ids by word
 
 
 def broken(tmp_path: Path, call: str, fault: str, *, for_ever: bool = False) -> Said:
@@ -39,8 +39,10 @@ def broken(tmp_path: Path, call: str, fault: str, *, for_ever: bool = False) -> 
     quick = [] if "signal" in fault else ["--seccomp-bpf"]  # with it the tracer cannot send signals
     inject = f"inject={call}:{fault}:when={WHEN}{'+' if for_ever else ''}"
     done = subprocess.run(
-        ["strace", "-f", "-qq", *quick, "-o", tmp_path / "trace", "-e", f"trace={call}", "-e", inject,
-         sys.executable, "-m", "tests.faults.journal_program", tmp_path / "runs", call, str(RUNS[call]), str(WHEN)],
+        ["strace", "-f", "-qq", *quick, "-o", tmp_path / "trace", "-e", f"trace={call}",
+         "-e", inject,
+         sys.executable, "-m", "tests.faults.journal_program", tmp_path / "runs", call,
+         str(RUNS[call]), str(WHEN)],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "ptrace" in done.stderr:
@@ -59,7 +61,7 @@ def broken(tmp_path: Path, call: str, fault: str, *, for_ever: bool = False) -> 
 
 
 async def recovered(database: Database, folder: Path) -> int:
-    """How many rows recovery makes of what a run left."""
+    """Return the number of rows that recovery writes for a run."""
     recovery = JournalRecovery(
         database, folder / "journal", folder / "spool", quarantine=folder / "quarantine"
     )
@@ -70,14 +72,14 @@ async def recovered(database: Database, folder: Path) -> int:
 
 
 def rows(database: Database) -> dict[str, str]:
-    """Status by id."""
+    """Return status by id."""
     assert database.file
     with sqlite3.connect(database.file) as connection:
         return dict(connection.execute("SELECT id, status FROM request_logs").fetchall())
 
 
 async def check_all(database: Database, said: Said) -> None:
-    """One row for each begun answer whose row is not there already, completed if it was acknowledged."""
+    """Check one row per begun answer without a row yet, completed if it was acknowledged."""
     made = {folder: await recovered(database, folder) for folder in said}
     found = rows(database)
     assert sum(made.values()) == len(found)
@@ -87,14 +89,14 @@ async def check_all(database: Database, said: Said) -> None:
         assert not found.keys() & words["full"], folder
         assert made[folder] - len(found.keys() & words["begun"]) <= ("clean" not in words), (
             folder
-        )  # written, and killed before it was told
+        )  # written, and killed before the acknowledgement
         assert {found[name] for name in words["ended"] - words["applied"]} <= {"completed"}, folder
     assert await recovered(database, next(iter(said))) == 0
 
 
 @pytest.mark.parametrize("call", RUNS)
 async def test_killed_before_any_call(database: Database, tmp_path: Path, call: str) -> None:
-    """Killed before its N-th call, for every N: what was begun has one row, and what was acknowledged is completed."""
+    """After a kill before the N-th call, for every N, acknowledged answers are completed."""
     said = broken(tmp_path, call, "signal=KILL")
 
     assert sum("clean" not in words for words in said.values()) > 1
@@ -107,7 +109,7 @@ async def test_killed_before_any_call(database: Database, tmp_path: Path, call: 
 async def test_failed_at_any_call(
     database: Database, tmp_path: Path, call: str, fault: str, lasting: str
 ) -> None:
-    """Its N-th call failed or was cut short, for every N: the same, and what was refused has no row."""
+    """After a failed or short N-th call, for every N, rows are right; refused answers have none."""
     said = broken(tmp_path, call, fault, for_ever=lasting == "for ever")
 
     assert all("clean" in words for words in said.values())
