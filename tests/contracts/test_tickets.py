@@ -1,4 +1,4 @@
-"""What every `Tickets` promises."""
+"""Contract of `Tickets`, for every implementation."""
 
 import stat
 from pathlib import Path
@@ -16,7 +16,7 @@ OTHER = "01a2095b-6360-75d3-bf35-48878f818b4e"
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A manual clock."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -26,12 +26,12 @@ class Clock:
 
 
 def make(clock: Clock, key: bytes = b"k" * 32, used_max: int = USED_MAX) -> SignedTickets:
-    """Tickets for 60 s, which reconnects may present for an hour."""
+    """Create tickets for 60 s that allow reconnects for an hour."""
     return SignedTickets(key, seconds=60, resume_seconds=3600, clock=clock, used_max=used_max)
 
 
 def test_a_ticket_grants_what_it_was_issued_for() -> None:
-    """The answer, the user and the view come back unchanged."""
+    """The answer, the user and the view are returned unchanged."""
     for grant in (GRANT, TicketGrant(GRANT.answer_id, 'x"\n日本', None)):
         room = make(Clock())
         issued = room.issue(grant)
@@ -42,7 +42,7 @@ def test_a_ticket_grants_what_it_was_issued_for() -> None:
 
 
 def test_a_ticket_is_used_once() -> None:
-    """A second first use is refused; reconnects may come any number of times."""
+    """A second first use is refused; reconnects are unlimited."""
     room = make(Clock())
     ticket = room.issue(GRANT).ticket
     room.redeem(ticket, GRANT.answer_id, resuming=False)
@@ -55,7 +55,7 @@ def test_a_ticket_is_used_once() -> None:
 
 @pytest.mark.parametrize(("resuming", "last"), [(False, 60), (True, 3600)])
 def test_a_ticket_expires(resuming: bool, last: float) -> None:
-    """It may be used until its time is over, and not after it."""
+    """It is valid until its time is over, and not after it."""
     clock = Clock()
     room = make(clock)
     in_time, late = room.issue(GRANT).ticket, room.issue(GRANT).ticket
@@ -68,7 +68,7 @@ def test_a_ticket_expires(resuming: bool, last: float) -> None:
 
 
 def test_a_ticket_is_for_one_answer() -> None:
-    """It opens no other answer, not for a reconnect either."""
+    """It grants no other answer, not for a reconnect either."""
     room = make(Clock())
     for resuming in (True, False):
         with pytest.raises(TicketInvalid):
@@ -77,10 +77,10 @@ def test_a_ticket_is_for_one_answer() -> None:
 
 @given(at=st.integers(0, 10**6), put=st.characters(), other=st.text(max_size=80))
 def test_a_changed_ticket_is_none(at: int, put: str, other: str) -> None:
-    """Any other text, a ticket with one character changed among them, is refused."""
+    """Any other text is refused, including a ticket with one changed character."""
     room = make(Clock())
     ticket = room.issue(GRANT).ticket
-    at %= len(ticket) - 1  # the last character has bits to spare, which change nothing
+    at %= len(ticket) - 1  # the last character has unused bits, whose change has no effect
     for text in (ticket[:at] + put + ticket[at + 1 :], other, ticket[:-1]):
         if text != ticket:
             with pytest.raises(TicketInvalid):
@@ -88,7 +88,7 @@ def test_a_changed_ticket_is_none(at: int, put: str, other: str) -> None:
 
 
 def test_a_ticket_survives_the_process_for_reconnects_alone() -> None:
-    """A new process with the same key goes on, but does not believe that a ticket from before it was never used."""
+    """A new process with the same key accepts reconnects, but no first use of earlier tickets."""
     clock = Clock()
     ticket = make(clock).issue(GRANT).ticket
     clock.now += 1
@@ -102,7 +102,7 @@ def test_a_ticket_survives_the_process_for_reconnects_alone() -> None:
 
 
 def test_a_used_ticket_is_refused_until_it_expires() -> None:
-    """A ticket that was used at once is refused at the last moment at which an unused one is valid."""
+    """A used ticket is refused until the last moment at which an unused one is valid."""
     clock = Clock()
     tickets = make(clock)
     ticket = tickets.issue(GRANT).ticket
@@ -114,7 +114,7 @@ def test_a_used_ticket_is_refused_until_it_expires() -> None:
 
 
 def test_used_tickets_are_bounded() -> None:
-    """Beyond the maximum of used tickets a first use is refused, until earlier ones have expired."""
+    """Above the maximum of used tickets a first use is refused, until earlier ones expire."""
     clock = Clock()
     room = make(clock, used_max=3)
     for _ in range(3):
@@ -128,7 +128,7 @@ def test_used_tickets_are_bounded() -> None:
 
 
 def test_the_key_is_made_once_and_is_private(tmp_path: Path) -> None:
-    """The second start reads what the first has made; nobody else can."""
+    """The second start reads the key of the first; other users cannot."""
     file = tmp_path / "tickets.key"
 
     assert load_ticket_key(file) == load_ticket_key(file)

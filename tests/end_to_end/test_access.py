@@ -1,4 +1,4 @@
-"""Who may do what: every route with every role, and nobody with what is another's."""
+"""Access control: every route with every role, and tenants that cannot reach each other's data."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from tests.core.auth.test_jwts import HS
 from tests.fakes.provider import ProviderFake
 from tests.problems import is_problem
 
-ALL = None  # everybody, without a credential
+ALL = None  # without a credential
 USER, ADMIN = Role.USER, Role.ADMIN
 ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/openapi.json"): ALL,
@@ -87,7 +87,7 @@ MOUNTED = {"/web/swagger", "/web"}
 
 
 def declared() -> dict[tuple[str, str], tuple[Role, Scope | None] | None]:
-    """What each route of the application asks for, read from the application itself."""
+    """Return the requirement of each route, read from the application."""
     found = {}
     for route in iter_route_contexts(create_app(Settings()).routes):
         if route.path in MOUNTED:
@@ -108,12 +108,12 @@ def declared() -> dict[tuple[str, str], tuple[Role, Scope | None] | None]:
 
 
 def test_every_route_says_who_may() -> None:
-    """A route that this table does not know, or knows otherwise, fails the build."""
+    """A route that is missing or different in this table fails the build."""
     assert declared() == ROUTES
 
 
 async def request(caller: httpx2.AsyncClient, method: str, path: str) -> httpx2.Response:
-    """Ask a route, about things that are not there."""
+    """Send a request to a route, with ids that do not exist."""
     filled = re.sub(r"\{\w+\}", "x", path)
     query = {"prompt": "x", "q": "x"} if method == "GET" else None
     return await caller.request(method, filled, params=query, json=BODIES.get((method, path)))
@@ -121,7 +121,7 @@ async def request(caller: httpx2.AsyncClient, method: str, path: str) -> httpx2.
 
 @pytest.mark.parametrize("way", ["Authorization", "X-API-Key"])
 async def test_every_route_with_every_role(serve: Serve, way: str) -> None:
-    """Without a credential 401, with too little 403, with enough neither; the same through every header."""
+    """Without a credential 401, with a lower role 403, otherwise neither; for every header."""
     service = await serve(auth="keys")
     made = [
         await make_key(service, "alice"),
@@ -150,7 +150,7 @@ async def test_every_route_with_every_role(serve: Serve, way: str) -> None:
 
 
 async def test_in_open_mode_nothing_needs_a_credential(serve: Serve) -> None:
-    """On loopback, in open mode, every route is the admin's; a credential changes nothing."""
+    """On loopback, in open mode, every route accepts the admin; a credential changes nothing."""
     service = await serve()
     for key in (None, "kt_wrong"):
         async with client(service, key) as caller:
@@ -161,7 +161,7 @@ async def test_in_open_mode_nothing_needs_a_credential(serve: Serve) -> None:
 
 
 async def caller_of(service: Service, user_id: str, way: str) -> httpx2.AsyncClient:
-    """A client of this user, let in by a key, by a JWT or by a session."""
+    """Create a client of this user with a key, a JWT or a session."""
     if way == "jwt":
         return client(service, create_token(service.services.settings, user_id, Role.USER, 60))
     key = await make_key(service, user_id)
@@ -174,7 +174,7 @@ async def caller_of(service: Service, user_id: str, way: str) -> httpx2.AsyncCli
 
 @pytest.mark.parametrize("way", ["key", "jwt", "session"])
 async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake, way: str) -> None:
-    """Documents, retrieval, answers, streams, tickets, logs, exports, usage and keys of one user are not there for another."""
+    """Documents, answers, streams, tickets, logs, exports, usage and keys are private to a user."""
     service = await serve(**HS, openai_base_url=fake.base_url, model="m")
     key = await make_key(service, "alice")
     boss = client(service, await make_key(service, "root", Role.ADMIN))
@@ -271,7 +271,7 @@ TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
 def test_retrieval_never_finds_a_chunk_of_another(
     migrated: Path, given: list[tuple[str, str, bool]], asked: str
 ) -> None:
-    """Whatever tenants have given, a search finds one's own and shared documents, and no other, also after a deletion."""
+    """A search returns only own and shared documents, also after uploads and deletions."""
 
     async def run(folder: Path) -> None:
         shutil.copy(migrated, folder / "kotae.db")
@@ -307,7 +307,7 @@ def test_retrieval_never_finds_a_chunk_of_another(
 
 
 async def test_shared_documents_are_context_for_everyone(serve: Serve, fake: ProviderFake) -> None:
-    """What an admin shares is found and read by all users, and deleted by admins alone."""
+    """Documents shared by an admin are readable by all users and deletable by admins only."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     async with (
         client(service, await make_key(service, "root", Role.ADMIN)) as root,
@@ -331,7 +331,7 @@ async def test_shared_documents_are_context_for_everyone(serve: Serve, fake: Pro
 
 
 async def test_only_admins_ask_on_behalf_of_others(serve: Serve, fake: ProviderFake) -> None:
-    """A user's `user_id` in a body changes nothing; an admin's is believed, the row says who asked, the context is the user's."""
+    """`user_id` is ignored from users and accepted from admins; the row names the caller."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     hers, boss = await make_key(service, "alice"), await make_key(service, "root", Role.ADMIN)
     body = {"prompt": "Why?", "grounded": False, "user_id": "bob"}

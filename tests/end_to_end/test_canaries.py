@@ -1,4 +1,4 @@
-"""Secrets are in nothing that is written, said or counted, whatever goes wrong."""
+"""Secrets never appear in output, on any error path."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ CANARIES = {
 async def test_no_secret_leaves_on_any_error_path(
     fake: ProviderFake, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Keys, sessions, JWTs, tickets and the configured secrets are looked for in every output after every kind of refusal."""
+    """Keys, sessions, JWTs, tickets and configured secrets appear in no output of any refusal."""
     options = {
         "KOTAE_AUTH": "keys",
         "KOTAE_LOG_LEVEL": "debug",
@@ -61,7 +61,7 @@ async def test_no_secret_leaves_on_any_error_path(
 async def say_everything(
     service: ServiceProcess, fake: ProviderFake, data_dir: Path
 ) -> tuple[str, dict[str, str]]:
-    """Everything that the service answers to all kinds of requests, good and bad, and the secrets that they carried."""
+    """Send all kinds of requests; return the responses and the secrets of the requests."""
     database = Database(f"sqlite+aiosqlite:///{data_dir / 'kotae.db'}")
     key = await store.create_key(database, BOOTSTRAP, store.NewKey(user_id="alice"), keys_max=9)
     limited = await store.create_key(
@@ -143,7 +143,7 @@ async def say_everything(
 async def test_secrets_are_in_no_output(
     serve: Serve, fake: ProviderFake, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Neither the provider's key nor the service's secret reaches logs, problems, metrics or the database."""
+    """The provider's key and the service's secret are in no log, problem, metric or table."""
     key = "sk-canary-key-1234567890"
     service = await serve(
         auth="keys",

@@ -1,4 +1,7 @@
-"""Clients of event streams that others wrote: each reads a stream to its end. `make test` installs those of npm."""
+"""Third-party clients of event streams: each reads a stream to its end.
+
+`make test` installs the npm clients.
+"""
 
 import asyncio
 import json
@@ -23,7 +26,7 @@ PROMPT = "Say こんにちは."
 
 
 async def output(*command: str) -> bytes:
-    """What a program prints."""
+    """Run a program and return its output."""
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
     async with asyncio.timeout(60):
         out, error = await process.communicate()
@@ -32,13 +35,13 @@ async def output(*command: str) -> bytes:
 
 
 async def events_url(service: Service) -> str:
-    """An answer that has begun, and where its events are."""
+    """Start an answer and return the URL of its events."""
     response = await service.client.post("/ai/answers", json={"prompt": PROMPT, "grounded": False})
     return f"{service.url}{response.json()['events_url']}"
 
 
 async def test_curl(service: Service) -> None:
-    """`curl -N` prints a stream that is one."""
+    """`curl -N` prints a complete stream."""
     if not (curl := shutil.which("curl")):
         pytest.skip("not run: curl is absent")
 
@@ -49,7 +52,7 @@ async def test_curl(service: Service) -> None:
 
 
 async def test_httpx_sse(service: Service) -> None:
-    """httpx-sse reads names, ids and data, and does not ask again."""
+    """httpx-sse reads names, ids and data, and does not reconnect."""
     async with (
         httpx.AsyncClient(timeout=20, trust_env=False) as client,
         aconnect_sse(client, "GET", await events_url(service)) as source,
@@ -63,12 +66,12 @@ async def test_httpx_sse(service: Service) -> None:
 
 @pytest.mark.parametrize("client", ["eventsource", "fetch-event-source"])
 async def test_clients_of_npm(service: Service, fake: ProviderFake, client: str) -> None:
-    """The EventSource of Node, and the one that people take when they need headers."""
+    """The EventSource of Node, and the common one with headers."""
     if not (node := shutil.which("node")):
         pytest.skip("not run: node is absent")
     if not (MODULES / "node_modules").exists():
         pytest.skip(
-            "not run: the modules are not installed (make .cache/clients/.installed, which needs npm)"
+            "not run: the modules are not installed (make .cache/clients/.installed needs npm)"
         )
 
     got: dict[str, Any] = json.loads(

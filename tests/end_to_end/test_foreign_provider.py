@@ -1,4 +1,4 @@
-"""A provider fake that others wrote, so that ours is not the only opinion on the protocol."""
+"""A third-party provider fake, as a second implementation of the protocol."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ FREE = {"prompt": "Say something.", "grounded": False}
 
 
 async def ask(serve: Serve, llmock: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """(the last event's payload, the streamed text, the row) of one streamed answer."""
+    """Return (payload of the last event, streamed text, row) of one streamed answer."""
     service = await serve(
         openai_base_url=llmock.base_url(),
         openai_api_key="x",
@@ -26,7 +26,7 @@ async def ask(serve: Serve, llmock: Any) -> tuple[dict[str, Any], str, dict[str,
 
 
 async def test_a_flawless_answer(serve: Serve, llmock: Any) -> None:
-    """Text, usage and price come through."""
+    """Text, usage and price are recorded."""
     done, text, row = await ask(serve, llmock)
 
     assert (done["status"], row["usage_source"]) == ("completed", "provider")

@@ -1,4 +1,4 @@
-"""Documents → question → cited answer, or an honest refusal, through HTTP, in Japanese and in English."""
+"""Documents, questions, cited answers and refusals over HTTP, in Japanese and in English."""
 
 from typing import Any
 
@@ -15,11 +15,14 @@ JA = (
     "星見図書館の利用案内。\n\n開館時間は午前9時から午後8時までです。休館日は毎週火曜日です。"
     "貸出は一人10冊まで、期間は2週間です。延滞した本は郵送でも返せます。"
 )
-EN = "Hoshimi library.\n\nThe reading room closes at 8 pm. Members may borrow ten books for two weeks. Laptops can be borrowed at the desk."
+EN = (
+    "Hoshimi library.\n\nThe reading room closes at 8 pm."
+    " Members may borrow ten books for two weeks. Laptops can be borrowed at the desk."
+)
 
 
 async def upload(service: Service, **body: Any) -> dict[str, Any]:
-    """A document given as JSON."""
+    """Upload a document as JSON."""
     response = await service.client.post("/ai/upload", json=body)
     assert response.status_code == 201, response.text
     document: dict[str, Any] = response.json()
@@ -38,7 +41,7 @@ async def upload(service: Service, **body: Any) -> dict[str, Any]:
 async def test_a_given_text_answers_a_question_and_is_cited(
     serve: Serve, title: str, text: str, question: str, expected: str
 ) -> None:
-    """The answer holds what the text says, cites it by [n], and names the document as its source."""
+    """The answer has the text's content, cites it by [n], and names the document as its source."""
     service = await serve()
     document = await upload(service, title=title, text=text)
 
@@ -65,7 +68,7 @@ async def test_a_given_text_answers_a_question_and_is_cited(
 async def test_what_is_in_no_document_is_refused_without_a_provider(
     serve: Serve, fake: ProviderFake, question: str, told: str
 ) -> None:
-    """The fixed refusal in the language of the question, no provider call, no tokens, no cost, and a row."""
+    """A refusal in the question's language, no provider call, no tokens, no cost, and a row."""
     service = await serve(openai_base_url=fake.base_url, model="m", seeded=True)
 
     answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
@@ -87,7 +90,7 @@ async def test_what_is_in_no_document_is_refused_without_a_provider(
 async def test_the_model_gets_numbered_context_and_rules(
     service: Service, fake: ProviderFake
 ) -> None:
-    """What the provider receives is the rules, the delimited passages and the question; what it cites becomes the sources."""
+    """The provider receives rules, delimited passages and question; citations become sources."""
     document = await upload(service, title="図書館", text=JA)
     fake.next(Behaviour(text="一人10冊までです。[1] [9]"))
 
@@ -103,7 +106,7 @@ async def test_the_model_gets_numbered_context_and_rules(
 
 
 async def test_start_shows_the_context_and_done_the_cited_part(serve: Serve) -> None:
-    """`start` carries the context given to the model; `sources` of `done` are those of it that were cited."""
+    """`start` has the context given to the model; `sources` of `done` is the cited part."""
     service = await serve(seeded=True)
     async with service.client.stream(
         "GET", "/ai/stream", params={"prompt": "How many days do I have to return an item?"}
@@ -127,7 +130,7 @@ async def test_start_shows_the_context_and_done_the_cited_part(serve: Serve) -> 
 async def test_citations_of_nothing_are_dropped_and_counted(
     service: Service, fake: ProviderFake
 ) -> None:
-    """A model that cites what it was not given: no source, and a metric that says so."""
+    """A citation without a passage adds no source and is counted in a metric."""
     await upload(service, title="図書館", text=JA)
     fake.next(Behaviour(text="一人10冊まで、期間は2週間です。[1] [7] [8]"))
     answer = (
@@ -144,7 +147,7 @@ async def test_citations_of_nothing_are_dropped_and_counted(
 async def test_thirty_injections_reach_the_provider_as_data(
     serve: Serve, fake: ProviderFake
 ) -> None:
-    """Thirty documents with orders, forged parts, delimiters and images: the prompt has our rules, its parts and nothing else."""
+    """Orders, forged parts, delimiters and images do not change the parts of the prompt."""
     service = await serve(
         openai_base_url=fake.base_url, model="m", context_chunks_max=50, context_tokens_max=100_000
     )
@@ -165,13 +168,13 @@ async def test_thirty_injections_reach_the_provider_as_data(
     assert asked == question
     assert [passage.n for passage in passages] == list(range(1, len(passages) + 1))
     assert len({passage.text.split("メートル")[0] for passage in passages}) >= 30
-    for image in IMAGES:  # kept as they are written: characters of a passage, and of nothing else
+    for image in IMAGES:  # unchanged, as characters of a passage only
         assert [image in passage.text for passage in passages].count(True) == 1
         assert image not in system
 
 
 async def test_a_deleted_document_is_never_used_again(serve: Serve) -> None:
-    """After its deletion a question that only it answered is refused."""
+    """After its deletion, a question that only this document answered is refused."""
     service = await serve()
     document = await upload(service, title="図書館", text=JA)
     question = {"prompt": "図書館の休館日はいつですか"}
@@ -186,7 +189,7 @@ async def test_a_deleted_document_is_never_used_again(serve: Serve) -> None:
 
 
 async def test_ungrounded_is_not_retrieved(service: Service, fake: ProviderFake) -> None:
-    """`grounded: false` asks the model freely, without context."""
+    """`grounded: false` asks the model without context."""
     await upload(service, title="図書館", text=JA)
     answer = (
         await service.client.post(
@@ -199,7 +202,7 @@ async def test_ungrounded_is_not_retrieved(service: Service, fake: ProviderFake)
 
 
 async def test_search_shows_what_an_answer_would_be_drawn_from(serve: Serve) -> None:
-    """GET /ai/search gives ranked chunks with scores and matched terms, and says whether they are enough."""
+    """GET /ai/search returns ranked chunks with scores and matched terms, and `answerable`."""
     service = await serve(seeded=True)
     found = (
         await service.client.get("/ai/search", params={"q": "返品は何日以内にできますか"})
@@ -226,7 +229,7 @@ async def test_search_shows_what_an_answer_would_be_drawn_from(serve: Serve) -> 
 
 
 async def test_the_numbers_that_decided_are_on_the_row(serve: Serve) -> None:
-    """An answer, a refusal and a search say the same two numbers; an ungrounded answer has none."""
+    """Answer, refusal and search report the same two scores; ungrounded answers have none."""
     service = await serve(seeded=True)
     for question in ("返品は何日以内にできますか", "量子コンピュータの発明者は誰ですか"):
         answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
@@ -241,7 +244,7 @@ async def test_the_numbers_that_decided_are_on_the_row(serve: Serve) -> None:
 
 
 async def test_documents_narrow_a_question(serve: Serve) -> None:
-    """With `documents` nothing else is searched or answered from; ids that nobody has find nothing."""
+    """With `documents` nothing else is searched; unknown ids find nothing."""
     service = await serve()
     ids = [
         (await upload(service, title=name, text=f"{name}の休館日は毎週{day}です。"))["document_id"]

@@ -1,4 +1,4 @@
-"""Many answers at once, some of them cut by their clients: the log against the truth of the provider."""
+"""Many answers at once, some cut by clients: the log compared with the provider's record."""
 
 import asyncio
 import random
@@ -27,7 +27,7 @@ CONCURRENCY = 100
 async def test_every_answer_has_one_row_with_the_provider_s_tokens(
     service: Service, fake: ProviderFake, answers: int
 ) -> None:
-    """Thousands of answers, 100 at once, a fifth cut by the client: one row each, none twice, tokens as the provider said."""
+    """Of thousands of answers, a fifth cut by clients, each has one row with the exact tokens."""
     choose, gate = random.Random(7), asyncio.Semaphore(CONCURRENCY)
     limits = httpx2.Limits(max_connections=CONCURRENCY * 2)
 
@@ -68,7 +68,7 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(
     assert told.keys() <= by_prompt.keys()
     for prompt in (
         by_prompt.keys() - told.keys()
-    ):  # left at the first event, before the provider was reached
+    ):  # disconnected at the first event, before the provider call
         assert (
             by_prompt[prompt].status,
             by_prompt[prompt].usage_source in {"none", "unknown"},

@@ -21,7 +21,7 @@ FREE = {"prompt": "Say something.", "grounded": False}
 
 
 def rows(data_dir: Path) -> list[tuple[str, str]]:
-    """(status, usage_source) of every row of the log, by reading the file."""
+    """Read (status, usage_source) of every row of the log from the file."""
     with sqlite3.connect(data_dir / "kotae.db") as connection:
         return connection.execute(
             "SELECT status, usage_source FROM request_logs ORDER BY seq"
@@ -29,7 +29,7 @@ def rows(data_dir: Path) -> list[tuple[str, str]]:
 
 
 async def test_the_two_minutes_of_a_newcomer(tmp_path: Path) -> None:
-    """migrate, seed, serve, ask, logs: each command does what the README says."""
+    """migrate, seed, serve, ask, logs: each command works as documented in the README."""
     assert (await kotae("migrate", data_dir=tmp_path))[0] == 0
     seeded = await kotae("seed", data_dir=tmp_path)
     again = await kotae("seed", data_dir=tmp_path)
@@ -52,7 +52,7 @@ async def test_the_two_minutes_of_a_newcomer(tmp_path: Path) -> None:
 
 
 async def test_sigterm_when_idle(tmp_path: Path) -> None:
-    """An idle service ends at once, with 0."""
+    """An idle service exits at once, with 0."""
     async with serving(tmp_path) as service:
         await service.client.get("/health/ready")
         began = time.monotonic()
@@ -65,7 +65,7 @@ async def test_sigterm_when_idle(tmp_path: Path) -> None:
 async def test_sigterm_lets_streams_end_within_the_grace(
     tmp_path: Path, fake: ProviderFake
 ) -> None:
-    """A stream that ends within the grace is completed and recorded; the process ends with 0."""
+    """A stream that ends within the grace period is completed and recorded; the exit code is 0."""
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=3))
     async with serving(
@@ -87,7 +87,7 @@ async def test_sigterm_lets_streams_end_within_the_grace(
 
 
 async def refuses(service: ServiceProcess) -> None:
-    """Until the service takes nothing new: it does not listen any more."""
+    """Wait until the service no longer listens."""
     async with asyncio.timeout(10), http_client(service.url) as other:
         while True:
             try:
@@ -103,7 +103,7 @@ async def refuses(service: ServiceProcess) -> None:
 async def test_sigterm_interrupts_what_does_not_end(
     tmp_path: Path, fake: ProviderFake, signals: int
 ) -> None:
-    """After the grace, or at once with a second signal, streams end with a failure, rows are written, exit is 0."""
+    """After the grace period or a second signal, streams fail, rows are written, exit is 0."""
     fake.default = Behaviour(hang_after=3)
     grace = 0.5 if signals == 1 else 60
     async with serving(
@@ -115,7 +115,7 @@ async def test_sigterm_interrupts_what_does_not_end(
         began = time.monotonic()
         service.signal(signal.SIGTERM)
         if signals == 2:
-            await refuses(service)  # the first has been taken: sent together they would be one
+            await refuses(service)  # the first signal was handled; two pending signals would merge
             service.signal(signal.SIGTERM)
         endings = await asyncio.gather(*streams)
 
@@ -127,13 +127,13 @@ async def test_sigterm_interrupts_what_does_not_end(
 
 
 async def streamed(service: ServiceProcess) -> str:
-    """The code of the failure that a stream ends with."""
+    """Return the code of the failure that ends a stream."""
     async with service.client.stream("POST", "/ai/stream", json=FREE) as response:
         return str((await collect(response))[-1].json["code"])
 
 
 async def test_the_queue_is_written_at_the_end(tmp_path: Path) -> None:
-    """Answers given just before SIGTERM are in the database after it."""
+    """Answers completed just before SIGTERM are in the database after it."""
     await migrate(tmp_path)
     await kotae("seed", data_dir=tmp_path)
     async with serving(tmp_path) as service:

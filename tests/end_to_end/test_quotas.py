@@ -1,4 +1,4 @@
-"""Quotas through HTTP: parallel requests, refusals, a killed process."""
+"""Quotas over HTTP: parallel requests, refusals, a killed process."""
 
 import asyncio
 import re
@@ -33,14 +33,14 @@ ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 
 
 async def limited(service: Service, name: str = "alice", **limits: int) -> str:
-    """A key of a user with these limits."""
+    """Create a key of a user with these limits."""
     key = await make_key(service, name)
     await store.put_user(service.services.database, name, limits=QuotaLimits(**limits))
     return str(key.key)
 
 
 async def room_for(service: Service, count: int) -> tuple[str, int]:
-    """A key whose tokens a day are exactly enough for so many questions, and what one of them holds."""
+    """Create a key with tokens for this number of questions; also return the hold of one."""
     key = await make_key(service, "alice")
     async with client(service, key) as caller:
         assert (await caller.post("/ai/test", json=ASK)).status_code == 200
@@ -57,7 +57,7 @@ async def room_for(service: Service, count: int) -> tuple[str, int]:
 
 
 async def plain(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
-    """Ask in one piece."""
+    """Send one prompt without streaming."""
     response = await caller.post("/ai/test", json=ASK)
     if response.status_code == 429:
         refused()
@@ -65,7 +65,7 @@ async def plain(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
 
 
 async def streamed(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
-    """Ask for a stream and read it to its end."""
+    """Open a stream and read it to its end."""
     async with caller.stream("POST", "/ai/stream", json=ASK) as response:
         if response.status_code == 429:
             refused()
@@ -75,7 +75,7 @@ async def streamed(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> i
 
 
 async def cut(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
-    """Ask for a stream and leave after its first event."""
+    """Open a stream and disconnect after its first event."""
     async with caller.stream("POST", "/ai/stream", json=ASK) as response:
         if response.status_code == 429:
             refused()
@@ -89,7 +89,7 @@ async def cut(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
 async def test_two_hundred_at_once_against_room_for_ten(
     serve: Serve, fake: ProviderFake, way: Any
 ) -> None:
-    """Exactly ten reach the provider, 190 are told 429; afterwards used is what the log says, and nothing is held."""
+    """Ten reach the provider, 190 get 429; then usage equals the log, and nothing is held."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     key, _ = await room_for(service, 10)
     held, refusals, before = asyncio.Event(), asyncio.Semaphore(0), len(fake.calls)
@@ -123,7 +123,7 @@ async def test_two_hundred_at_once_against_room_for_ten(
 
 
 async def charged(service: Service, subject: str) -> int:
-    """What the database says was used today."""
+    """Read today's usage from the database."""
     totals = quota_totals.c
     async with service.services.database.read_session() as session:
         return int(
@@ -137,7 +137,7 @@ async def charged(service: Service, subject: str) -> int:
 
 @pytest.mark.slow
 async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderFake) -> None:
-    """Of 200 at once ten get in; killed with them open, the next process holds nothing, and counts what the ten may have cost."""
+    """Of 200 at once, ten are open at a kill; the next process charges only those."""
     await migrate(tmp_path)
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}")
     made = await store.create_key(database, BOOTSTRAP, store.NewKey(user_id="alice"), keys_max=9)
@@ -178,7 +178,7 @@ async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderF
 
 
 async def test_a_refusal_is_whole(serve: Serve, fake: ProviderFake) -> None:
-    """429 names its limit, says when, and carries the headers; accepted answers carry them too; nothing reaches the provider."""
+    """429 names its limit and the time, with headers; nothing reaches the provider."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     async with client(
         service, await limited(service, requests_per_minute=2, tokens_per_day=50_000)
@@ -204,7 +204,7 @@ async def test_a_refusal_is_whole(serve: Serve, fake: ProviderFake) -> None:
 
 
 async def test_what_never_fits_is_told_so_at_once(serve: Serve, fake: ProviderFake) -> None:
-    """A request whose bound is above the limit is a 400 of its own code, without Retry-After, with or without context."""
+    """A request above the limit is a 400 with a separate code, without Retry-After."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", seeded=True)
     async with client(service, await limited(service, tokens_per_day=1000)) as alice:
         for body in (
@@ -219,7 +219,7 @@ async def test_what_never_fits_is_told_so_at_once(serve: Serve, fake: ProviderFa
 
 
 async def test_money_is_held_by_price(serve: Serve, fake: ProviderFake) -> None:
-    """Cost is held by the price of the model; one without a price is refused where money is limited."""
+    """Cost is held by the price of the model; an unpriced model is refused with a cost limit."""
     prices = {"m": ModelPrice(input=Decimal(1), output=Decimal(2))}
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", prices=prices)
     async with client(service, await limited(service, cost_nano_usd_per_day=10_000_000)) as alice:
@@ -238,7 +238,7 @@ async def test_money_is_held_by_price(serve: Serve, fake: ProviderFake) -> None:
 async def test_a_refusal_of_the_service_gives_the_hold_back(
     serve: Serve, fake: ProviderFake
 ) -> None:
-    """When the queue is full after the hold, nothing stays held and nothing is used."""
+    """When the queue is full after the hold, nothing remains held and nothing is used."""
     service = await serve(
         auth="keys",
         openai_base_url=fake.base_url,
@@ -259,7 +259,7 @@ async def test_a_refusal_of_the_service_gives_the_hold_back(
 
 
 async def test_a_refused_question_uses_no_tokens(serve: Serve) -> None:
-    """What is refused for want of context counts as a request and costs nothing."""
+    """A refusal without context counts as a request and costs nothing."""
     service = await serve(auth="keys")
     async with client(service, await limited(service, tokens_per_day=5000)) as alice:
         assert (

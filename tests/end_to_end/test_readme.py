@@ -21,13 +21,13 @@ needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="not run: curl 
 
 
 def scripts(page: str) -> list[str]:
-    """The shell blocks of a page without the commands that are executed elsewhere."""
+    """Return the shell blocks of a page except those executed elsewhere."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     return [block for block in blocks if not block.startswith((*EXECUTED_ELSEWHERE, "make "))]
 
 
 async def execute(script: str, service: ServiceProcess, folder: Path) -> str:
-    """Execute a script of a page against a running service; returns its output. Fails at the first error."""
+    """Execute a script of a page against a running service; return its output. Fails on errors."""
     (folder / ".curlrc").write_text("fail-with-body\n")  # an error status is a failure
     (folder / "kotae").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m service "$@"\n')
     (folder / "kotae").chmod(0o755)
@@ -55,7 +55,7 @@ async def execute(script: str, service: ServiceProcess, folder: Path) -> str:
 
 @pytest.mark.parametrize("page", [README, TUTORIAL], ids=["README", "tutorial"])
 def test_make_targets_exist(page: str) -> None:
-    """Each `make` command of the page is a target that make can plan."""
+    """Each `make` command of the page is a target of the Makefile."""
     targets = re.findall(
         r"^make ([a-z-]+)", "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)), re.MULTILINE
     )
@@ -78,7 +78,7 @@ def test_the_two_commands_of_the_readme() -> None:
 @pytest.mark.slow
 @needs_curl
 async def test_readme_answers_from_the_readers_document(tmp_path: Path) -> None:
-    """The commands of README.md upload a document and answer a question from it, as README.md shows."""
+    """The commands of README.md upload a document and answer a question from it."""
     async with serving(tmp_path, "--seed") as service:
         output = [await execute(script, service, tmp_path) for script in scripts(README)]
 

@@ -1,4 +1,4 @@
-"""The service as `make run` starts it: one process, from an empty folder to a clean end."""
+"""The service as `make run` starts it: one process, from an empty folder to a clean exit."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ QUESTION = {"prompt": "How many days do I have to return a product?"}
 
 
 async def test_a_fresh_service_answers_streams_and_ends(tmp_path: Path) -> None:
-    """`kotae serve --migrate --seed` answers from the samples, streams the same, and exits with 0."""
+    """`kotae serve --migrate --seed` answers and streams from the samples, and exits with 0."""
     async with serving(tmp_path, "--migrate", "--seed") as service:
         async with asyncio.timeout(20):
             while (answer := (await service.client.post("/ai/test", json=QUESTION)).json())[

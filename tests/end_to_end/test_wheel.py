@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def run(*command: str | Path, cwd: Path, variables: Mapping[str, str] = os.environ) -> str:
-    """Run a command to its end and return its output. Fails with the output of the command."""
+    """Run a command and return its output. Fails with the output of the command."""
     finished = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -47,13 +47,13 @@ def build(target: str, source: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout."""
+    """Build the wheel of this checkout."""
     return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `kotae` of a fresh virtual environment that holds the locked dependencies and the wheel."""
+    """Install the locked dependencies and the wheel; return the path of `kotae`."""
     folder = tmp_path_factory.mktemp("environment")
     python = folder / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
@@ -76,7 +76,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def serving(kotae: Path, data_dir: Path) -> AsyncGenerator[str, None]:
     """Run the installed `kotae serve` on a free port; yields its URL."""
     process = await asyncio.create_subprocess_exec(
-        kotae, "serve", "--port", "0", "--seed", cwd=data_dir, env=environment(data_dir), stdout=asyncio.subprocess.PIPE
+        kotae, "serve", "--port", "0", "--seed",
+        cwd=data_dir, env=environment(data_dir), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout
     try:
@@ -91,13 +92,13 @@ async def serving(kotae: Path, data_dir: Path) -> AsyncGenerator[str, None]:
 
 
 def files(archive: Path) -> dict[str, bytes]:
-    """The files of a wheel by name, without the record of their hashes."""
+    """Return the files of a wheel by name, without the record of their hashes."""
     with zipfile.ZipFile(archive) as wheel:
         return {name: wheel.read(name) for name in wheel.namelist() if not name.endswith("RECORD")}
 
 
 def test_wheel_contains_what_the_service_reads(wheel: Path) -> None:
-    """Migrations, pages and sample documents are in the wheel, and nothing outside the package is."""
+    """Migrations, pages and sample documents are in the wheel, and nothing outside the package."""
     names = set(files(wheel))
     expected = {
         f"service/{path.relative_to(ROOT / root)}"
