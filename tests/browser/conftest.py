@@ -1,4 +1,4 @@
-"""A browser to look at the page with: Debian's Chromium, driven by Playwright, against a running service."""
+"""Browser for the page tests: Debian's Chromium, driven by Playwright."""
 
 import re
 import subprocess
@@ -29,7 +29,7 @@ ARGUMENTS = [
 
 
 class Visit:
-    """One page in a browser profile of its own, and what it did besides what it shows."""
+    """One page in a separate browser profile, with its console messages and requests."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -49,7 +49,7 @@ class Visit:
 
     @property
     def foreign_requests(self) -> list[str]:
-        """Requests that left the service's own origin."""
+        """Requests to other origins than the service."""
         own = urlsplit(self.url)[:2]
         return [url for url in self.requests if urlsplit(url)[:2] != own]
 
@@ -68,11 +68,11 @@ class Visit:
         await self.page.locator(f'#current [data-state="{state}"]').wait_for()
 
     async def wait_ended(self) -> None:
-        """Wait until the current answer is no longer arriving."""
+        """Wait until the current answer has ended."""
         await self.page.locator('#current .text[aria-busy="false"]').wait_for(state="attached")
 
     async def text(self, selector: str) -> str:
-        """The text of an element as a reader sees it."""
+        """Return the text of an element as displayed."""
         return await self.page.locator(selector).inner_text()
 
 
@@ -81,13 +81,11 @@ Open = Callable[..., Awaitable[Visit]]
 
 @pytest.fixture(scope="session")
 def chromium_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The debugging address of a browser for the whole session; tests that need it are skipped where there is none."""
+    """Start a browser for the session and yield its debugging URL; skip tests without Chromium."""
     if not CHROMIUM.exists():
         pytest.skip(f"not run: {CHROMIUM} is absent (apt-get install chromium)")
     profile = tmp_path_factory.mktemp("chromium")
-    said = (
-        profile / "stderr.txt"
-    )  # a file: a pipe that nobody reads stops the browser once it is full
+    said = profile / "stderr.txt"  # a file: a full pipe would block the browser
     with (
         said.open("wb") as stderr,
         subprocess.Popen(
@@ -111,17 +109,17 @@ def _wait_listening(process: subprocess.Popen[bytes], said: Path) -> str:
 
 @pytest.fixture
 async def chromium(chromium_url: str) -> AsyncIterator[Browser]:
-    """The browser, for a test's own event loop."""
+    """Connect to the browser from a test's event loop."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.connect_over_cdp(chromium_url)
         yield browser
-        for context in browser.contexts[1:]:  # the first is the browser's own
+        for context in browser.contexts[1:]:  # the first context is the browser's default
             await context.close()
 
 
 @pytest.fixture
 async def open_page(chromium: Browser) -> Open:
-    """Open the page of a service in a browser profile of its own, and wait until its list of documents is there."""
+    """Open the page of a service in a new profile and wait for its list of documents."""
 
     async def open_(
         url: str, *, locale: str = "en-US", width: int = 1100, height: int = 800, **options: Any
@@ -142,13 +140,13 @@ async def open_page(chromium: Browser) -> Open:
 
 @pytest.fixture
 async def visit(open_page: Open, service_url: str) -> Visit:
-    """The page of a seeded service as an English reader opens it on a desktop."""
+    """Open the page of a seeded service as an English reader on a desktop."""
     return await open_page(service_url)
 
 
 @pytest.fixture
 async def fake_visit(open_page: Open, service: Service) -> Visit:
-    """The page of a service without documents that answers through the provider fake; the documents are switched off."""
+    """Open the page of a service without documents that uses the fake; documents are disabled."""
     visit = await open_page(service.url)
     await visit.page.uncheck("#grounded")
     return visit

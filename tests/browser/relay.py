@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class Relay:
-    """Passes bytes on, both ways; `cut` ends every connection that is open now, `away` makes it take no new one."""
+    """Forwards bytes both ways; `cut` ends every open connection, `away` refuses new ones."""
 
     def __init__(self, url: str) -> None:
         self.lead_to(url)
@@ -18,15 +18,15 @@ class Relay:
 
     @property
     def url(self) -> str:
-        """Where the relay listens."""
+        """The URL of the relay."""
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def lead_to(self, url: str) -> None:
-        """Where new connections lead."""
+        """Set the target of new connections."""
         self._host, self._port = urlsplit(url).hostname, urlsplit(url).port
 
     def cut(self) -> None:
-        """End every open connection without a word."""
+        """Abort every open connection."""
         for writer in self._writers:
             writer.transport.abort()
 
@@ -65,12 +65,15 @@ class Relay:
 
 
 class CuttingRelay(Relay):
-    """Cuts the first response to each URL with `cut=K` in it after K bytes, head included. One request per connection."""
+    """Cuts the first response to each URL with `cut=K` after K bytes.
+
+    One request per connection.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.cuts: dict[str, int] = {}  # URL → after how many bytes it is cut
-        self.cut_off = 0  # how many have been
+        self.cuts: dict[str, int] = {}  # URL → position of the cut, in bytes
+        self.cut_off = 0  # number of cuts so far
 
     async def _pass_both_ways(
         self,

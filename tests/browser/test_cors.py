@@ -1,4 +1,4 @@
-"""A browser's page of another origin: what `KOTAE_ALLOWED_ORIGINS` lets it read, and what it does not."""
+"""A page of another origin: `KOTAE_ALLOWED_ORIGINS` lists the origins that may read responses."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,10 +14,16 @@ from tests.fakes.provider import ProviderFake
 
 pytestmark = pytest.mark.slow
 
-PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>"
-# Asks in one piece and by a stream of its own with a key, and reads an EventSource by ticket: three answers, one text.
+PAGE = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
+    b"<html>"
+)
+# Requests an answer and a stream with a key, and reads an EventSource with a ticket: three answers,
+# one text.
 ASK = """async ({ url, key }) => {
-  const headers = { authorization: `Bearer ${key}`, "content-type": "application/json", "idempotency-key": "once" };
+  const headers = {
+    authorization: `Bearer ${key}`, "content-type": "application/json", "idempotency-key": "once",
+  };
   const body = JSON.stringify({ prompt: "Why?", grounded: false });
   const answer = await fetch(`${url}/ai/test`, { method: "POST", headers, body });
   headers["idempotency-key"] = "twice";
@@ -35,7 +41,7 @@ ASK = """async ({ url, key }) => {
 
 @asynccontextmanager
 async def site() -> AsyncIterator[str]:
-    """An empty page on a port of its own."""
+    """Serve an empty page on a separate port."""
 
     async def show(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -48,7 +54,7 @@ async def site() -> AsyncIterator[str]:
 
 
 async def asked(chromium: Browser, origin: str, url: str, key: str) -> Any:
-    """What a page of this origin gets; the error's text if the browser keeps it away."""
+    """Return the result of a page of this origin, or the error of the browser."""
     page = await (await chromium.new_context()).new_page()
     await page.goto(origin)
     return await page.evaluate(
@@ -59,7 +65,7 @@ async def asked(chromium: Browser, origin: str, url: str, key: str) -> Any:
 async def test_an_allowed_page_asks_and_streams_and_no_other_does(
     serve: Serve, fake: ProviderFake, chromium: Browser
 ) -> None:
-    """With a key, a preflight and a ticket the allowed page reads everything; the browser gives another page nothing."""
+    """With a key, a preflight and a ticket an allowed page reads everything; another, nothing."""
     async with site() as allowed, site() as other:
         service = await serve(
             auth="keys", openai_base_url=fake.base_url, model="m", allowed_origins=[allowed]

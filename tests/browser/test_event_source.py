@@ -18,13 +18,14 @@ pytestmark = pytest.mark.slow
 
 CUTS = 200
 CHUNKS = 24
-# Opens all URLs at once and tells what each of them got: the text, the names of the events, and how often it was opened.
+# Opens all URLs at once and returns for each the text, the event names, and the number of openings.
 READ = """urls => Promise.all(urls.map(url => new Promise(resolve => {
   const got = { text: "", names: [], opened: 0 };
   const source = new EventSource(url);
   const take = (act) => (event) => { got.names.push(event.type); act(JSON.parse(event.data)); };
   source.onopen = () => (got.opened += 1);
-  source.onerror = () => source.readyState === EventSource.CLOSED && resolve({ ...got, given_up: true });
+  source.onerror = () =>
+    source.readyState === EventSource.CLOSED && resolve({ ...got, given_up: true });
   source.addEventListener("start", take(() => {}));
   source.addEventListener("message", take(({ delta }) => (got.text += delta)));
   source.addEventListener("failure", take(() => { source.close(); resolve(got); }));
@@ -33,19 +34,19 @@ READ = """urls => Promise.all(urls.map(url => new Promise(resolve => {
 
 
 def question(n: int) -> str:
-    """A prompt with an answer of its own."""
+    """Return a prompt with a unique answer."""
     return f"Question {n}"
 
 
 def stream_url(n: int, cut: int) -> str:
-    """The URL of a stream, cut after so many bytes."""
+    """Return the URL of a stream that is cut at this byte."""
     return "/ai/stream?" + urlencode(
         {"prompt": question(n), "grounded": "false", "key": f"key-{n}", "cut": cut}
     )
 
 
 async def measure(url: str) -> tuple[int, int]:
-    """How long the head and the body of a response are: the same every time but for the digits of its times."""
+    """Measure head and body of a response; only the digits of its times vary."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
     writer.write(
         f"GET {stream_url(0, 0)} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
@@ -57,7 +58,7 @@ async def measure(url: str) -> tuple[int, int]:
 
 
 async def open_home(chromium: Browser, url: str) -> Page:
-    """A page of the service's origin, whose policy lets it connect."""
+    """Open a page of the service's origin, whose policy allows it to connect."""
     context = await chromium.new_context()
     page = await context.new_page()
     await page.goto(f"{url}/")
@@ -65,7 +66,7 @@ async def open_home(chromium: Browser, url: str) -> Page:
 
 
 def check(got: list[dict[str, Any]], numbers: range) -> None:
-    """Each text is the uncut one, with one start, one end, and every delta once."""
+    """Check that each text is the uncut one, with one start, one end, and every delta once."""
     for n, each in zip(numbers, got, strict=True):
         assert each["text"] == default_text(question(n), CHUNKS), n
         assert (each["names"][-1], each["names"].count("start"), each.get("given_up")) == (
@@ -78,16 +79,17 @@ def check(got: list[dict[str, Any]], numbers: range) -> None:
 async def test_cut_anywhere_the_text_is_whole_and_paid_once(
     serve: Serve, fake: ProviderFake, chromium: Browser
 ) -> None:
-    """200 streams, each cut at another byte of its body, from the first to the last event: every text equals the uncut one.
+    """200 streams, each cut at another byte of its body, return the uncut text.
 
-    A head that is cut is no cut stream: over plain HTTP, Chromium takes what it has of it for a response of another type.
+    Cuts in the head are not tested: over plain HTTP, Chromium reads a partial head as a response of
+    another type.
     """
     service = await serve(openai_base_url=fake.base_url, model="fake-model")
     fake.default = Behaviour(chunks=CHUNKS, gap=0.002)
     head, body = await measure(service.url)
     span = (
         body - CHUNKS * 10
-    )  # events that leave together have fewer chunk headers: this much is always there
+    )  # events sent together have fewer chunk headers; this is the minimum length
     places = {n: head + (n - 1) * span // (CUTS - 1) for n in range(1, CUTS + 1)}
     async with CuttingRelay(service.url) as relay:
         page = await open_home(chromium, relay.url)
@@ -105,7 +107,7 @@ async def test_cut_anywhere_the_text_is_whole_and_paid_once(
 async def test_the_next_process_gives_the_rest_of_finished_answers(
     tmp_path: Path, fake: ProviderFake, chromium: Browser
 ) -> None:
-    """Streams of finished answers are cut, the service is ended and started anew: each browser gets its rest from the log."""
+    """After a restart, each browser gets the rest of its finished answer from the log."""
     fake.default = Behaviour(chunks=CHUNKS)
     numbers = range(1, 21)
     settings = {"OPENAI_BASE_URL": fake.base_url, "KOTAE_MODEL": "fake-model"}

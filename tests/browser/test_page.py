@@ -1,4 +1,4 @@
-"""What the page at `/` does for the person in front of it."""
+"""The page at `/` as its users see it."""
 
 import asyncio
 import json
@@ -59,14 +59,14 @@ def done(seq: int, **changes: Any) -> str:
 
 
 def event(seq: int, name: str, payload: dict[str, Any]) -> str:
-    """One event as the wire has it."""
+    """Encode one event."""
     return (
         f"event: {name}\n" if name else ""
     ) + f"id: {ANSWER_ID}.{seq}\ndata: {json.dumps(payload)}\n\n"
 
 
 async def script_streams(page: Page, *bodies: str) -> list[dict[str, Any]]:
-    """Answer the page's streams with these bodies, one connection each; what was asked is kept for a look."""
+    """Answer streams with these bodies, one per connection; return the request bodies."""
     asked: list[dict[str, Any]] = []
     left = list(bodies)
 
@@ -90,7 +90,7 @@ async def script_streams(page: Page, *bodies: str) -> list[dict[str, Any]]:
 
 
 async def show(visit: Visit, *deltas: str, **changes: Any) -> None:
-    """An answer of these pieces, as the page shows it at its end."""
+    """Show an answer of these pieces and wait for its end."""
     ends = list(accumulate(map(len, deltas)))
     await script_streams(
         visit.page, start() + "".join(map(delta, ends, deltas)) + done(ends[-1] + 1, **changes)
@@ -102,7 +102,7 @@ async def show(visit: Visit, *deltas: str, **changes: Any) -> None:
 async def test_a_question_is_answered_with_citations_sources_and_an_account(
     open_page: Open, service_url: str, locale: str, question: str
 ):
-    """An answer in the question's language cites its sources and shows model, tokens, cost and times."""
+    """An answer cites its sources and shows model, tokens, cost and times."""
     visit = await open_page(service_url, locale=locale)
 
     await visit.ask(question)
@@ -124,7 +124,7 @@ async def test_a_question_is_answered_with_citations_sources_and_an_account(
 async def test_the_examples_are_answered_from_the_samples(
     open_page: Open, service_url: str, locale: str
 ):
-    """Each example is one press away, gets a cited answer, and the earlier ones stay to be read again."""
+    """Each example is asked with one click and cited; earlier answers remain on the page."""
     visit = await open_page(service_url, locale=locale)
     examples = visit.page.locator("#examples button")
 
@@ -140,7 +140,7 @@ async def test_the_examples_are_answered_from_the_samples(
 
 
 async def test_a_citation_opens_its_source(visit: Visit):
-    """Pressing a citation mark unfolds the passage it stands for and moves the focus to it."""
+    """Clicking a citation opens its passage and moves the focus to it."""
     await visit.ask(ENGLISH)
     mark = visit.page.locator("#current .cite").first
     number = (await mark.inner_text()).strip("[]")
@@ -154,7 +154,7 @@ async def test_a_citation_opens_its_source(visit: Visit):
 
 
 async def test_an_off_topic_question_is_refused_at_no_cost(visit: Visit):
-    """A question that the documents do not answer is refused in words, without sources, for $0."""
+    """A question that the documents do not answer is refused without sources, for $0."""
     await visit.ask(OFF_TOPIC)
 
     assert await visit.page.get_attribute("#current .answer", "data-state") == "no_context"
@@ -166,7 +166,7 @@ async def test_an_off_topic_question_is_refused_at_no_cost(visit: Visit):
 async def test_a_failure_shows_what_the_service_says_of_it(
     fake_visit: Visit, fake: ProviderFake, service: Service
 ):
-    """A failure keeps the text that came and shows title, status, code and request id; asking again is one press."""
+    """A failure keeps the text and shows title, status, code and request id; retry is one click."""
     fake.next(Behaviour(deltas=["Within ", "thirty ", "days"], cut_after=2))
 
     await fake_visit.ask(ENGLISH)
@@ -189,7 +189,7 @@ async def test_a_failure_shows_what_the_service_says_of_it(
 async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(
     open_page: Open, serve: Serve
 ):
-    """A refusal says why, in the service's words; no connection says that the service cannot be reached."""
+    """A refusal shows the service's reason; a failed connection shows that it is unreachable."""
     visit = await open_page((await serve(seeded=True, prompt_characters_max=20)).url)
     await visit.ask(ENGLISH)
     assert "longer than 20 characters" in await visit.text("#current .failure")
@@ -202,7 +202,7 @@ async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(
 async def test_a_cut_stream_goes_on_without_repeating_itself(
     open_page: Open, fake: ProviderFake, service: Service
 ):
-    """When the network is cut the page says so, then carries on with the same answer: whole, shown once, asked once."""
+    """After a connection loss the page continues the same answer: complete, once, asked once."""
     mend = asyncio.Event()
     fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hold=mend, hold_after=2))
     async with Relay(service.url) as relay:
@@ -224,7 +224,7 @@ async def test_a_cut_stream_goes_on_without_repeating_itself(
 async def test_a_page_loaded_anew_goes_on_with_the_answer_that_was_arriving(
     open_page: Open, fake: ProviderFake, service: Service
 ):
-    """After a reload the question and what was said are there again, the rest follows, and nothing is asked twice."""
+    """After a reload question and text are restored, the rest follows, nothing is resent."""
     goes_on = asyncio.Event()
     fake.next(Behaviour(deltas=["Within ", "thirty ", "days."], hold=goes_on, hold_after=2))
     visit = await open_page(service.url)
@@ -246,7 +246,7 @@ async def test_a_page_loaded_anew_goes_on_with_the_answer_that_was_arriving(
 
 
 async def test_what_is_sent_twice_is_shown_once(visit: Visit):
-    """An event heard before is dropped, and so is a piece of another answer."""
+    """A repeated event is dropped, and so is a piece of another answer."""
     first = start() + delta(7, "Thirty ") + delta(9, "da")
     second = (
         delta(7, "Thirty ")
@@ -263,7 +263,7 @@ async def test_what_is_sent_twice_is_shown_once(visit: Visit):
 async def test_when_the_browser_gives_up_the_answer_is_fetched(
     open_page: Open, fake: ProviderFake, service: Service
 ):
-    """A response that is no stream ends an EventSource; the page goes on with the answer that runs, or takes the ended one."""
+    """A response that is not a stream ends an EventSource; the page fetches the answer."""
     held = asyncio.Event()
     visit = await open_page(service.url)
     await visit.page.uncheck("#grounded")
@@ -294,7 +294,7 @@ async def test_when_the_browser_gives_up_the_answer_is_fetched(
 
 
 async def test_a_citation_mark_may_be_cut_between_two_events(visit: Visit):
-    """A mark that arrives in pieces is still a mark, alone or among others; a number that no passage has stays text."""
+    """A citation mark in pieces is a mark; a number without a passage remains text."""
     deltas = ["Yes [", "1", "] [2] [x] 【", "1】 [2,", " 1] [", "12"]
     await script_streams(
         visit.page,
@@ -308,7 +308,7 @@ async def test_a_citation_mark_may_be_cut_between_two_events(visit: Visit):
 
 
 async def test_an_estimate_and_an_unknown_price_are_said_to_be_such(visit: Visit):
-    """Estimated tokens carry the word, and a model without a price shows no number."""
+    """Estimated tokens are marked, and a model without a price shows no cost."""
     await script_streams(
         visit.page, start() + done(1, usage_source="estimated", estimated_cost=None)
     )
@@ -325,7 +325,7 @@ async def test_an_estimate_and_an_unknown_price_are_said_to_be_such(visit: Visit
 async def test_stop_ends_the_answer_and_keeps_what_arrived(
     open_page: Open, serve: Serve, fake: ProviderFake
 ):
-    """Stop ends the answer for everybody, keeps the text, shows its account, and lets the next question be asked."""
+    """Stop ends the answer, keeps the text, shows its usage, and allows the next question."""
     service = await serve(openai_base_url=fake.base_url, model="fake-model")
     visit = await open_page(service.url)
     await visit.page.uncheck("#grounded")
@@ -344,9 +344,12 @@ async def test_stop_ends_the_answer_and_keeps_what_arrived(
 
 
 async def test_documents_are_added_found_and_deleted(visit: Visit):
-    """A text that is uploaded is listed and answered from; deleted, it is gone from the list."""
+    """An uploaded text is listed and answered from; deleted, it disappears from the list."""
     title = "Lighthouse club"
-    text = "The lighthouse club of Inubo meets every second Thursday at 19:15 in the old signal room.\n"
+    text = (
+        "The lighthouse club of Inubo meets every second Thursday at 19:15"
+        " in the old signal room.\n"
+    )
     row = visit.page.locator("#documents-list li", has_text=title)
     visit.page.on("dialog", lambda dialog: dialog.accept())
 
@@ -363,12 +366,14 @@ async def test_documents_are_added_found_and_deleted(visit: Visit):
 
 
 async def test_files_are_dropped_anywhere_and_their_way_is_shown(visit: Visit):
-    """A file that is dragged over the page is announced by the panel; dropped, it is sent with a bar of progress, and listed."""
+    """The panel marks a dragged file; dropped, it uploads with a progress bar and is listed."""
     transfer = await visit.page.evaluate_handle(
-        "() => { const data = new DataTransfer(); data.items.add(new File(['Buoys are painted in May.'], 'Buoys.txt')); return data; }"
+        "() => { const data = new DataTransfer();"
+        " data.items.add(new File(['Buoys are painted in May.'], 'Buoys.txt')); return data; }"
     )
     await visit.page.evaluate(
-        "() => { window.seen = []; new MutationObserver((all) => all.forEach(({ target }) => seen.push(target.hidden)))"
+        "() => { window.seen = []; new MutationObserver((all) =>"
+        " all.forEach(({ target }) => seen.push(target.hidden)))"
         ".observe(document.getElementById('upload-progress'), { attributeFilter: ['hidden'] }); }"
     )
     await visit.page.dispatch_event("main", "dragover", {"dataTransfer": transfer})
@@ -382,7 +387,7 @@ async def test_files_are_dropped_anywhere_and_their_way_is_shown(visit: Visit):
 
 
 async def test_a_file_that_is_no_text_is_refused_in_words(visit: Visit):
-    """A refused upload says why beside the list, and the list stays."""
+    """A refused upload shows the reason beside the list, which is unchanged."""
     before = await visit.page.locator("#documents-list li").count()
 
     await visit.page.set_input_files(
@@ -399,7 +404,7 @@ async def test_a_file_that_is_no_text_is_refused_in_words(visit: Visit):
 
 
 async def test_everything_can_be_done_by_keyboard(visit: Visit):
-    """Ask, read a source, ask an example and switch the language without a pointer; the focus is always visible."""
+    """Every function is available by keyboard, and the focus is always visible."""
     await expect(visit.page.locator("#question")).to_be_focused()
     keyboard = visit.page.keyboard
 
@@ -431,7 +436,7 @@ async def test_everything_can_be_done_by_keyboard(visit: Visit):
 async def test_enter_does_not_send_while_an_input_method_composes(
     open_page: Open, service_url: str
 ):
-    """Enter that chooses characters in an IME stays in the IME; the next Enter sends, Shift+Enter breaks the line."""
+    """Enter selects characters in an IME; the next Enter sends, Shift+Enter breaks the line."""
     visit = await open_page(service_url, locale="ja-JP")
     devtools = await visit.page.context.new_cdp_session(visit.page)
     await visit.page.focus("#question")
@@ -451,7 +456,7 @@ async def test_enter_does_not_send_while_an_input_method_composes(
 
 
 async def test_the_language_switch_rewrites_the_page_and_is_remembered(visit: Visit):
-    """One press turns every word of the page, answers included, into Japanese, also after a reload."""
+    """One click translates every word of the page, answers included, also after a reload."""
     await visit.ask(ENGLISH)
     assert await visit.text("#current .state") == "Completed"
 
@@ -465,7 +470,7 @@ async def test_the_language_switch_rewrites_the_page_and_is_remembered(visit: Vi
 
 
 async def test_both_languages_have_the_same_words(visit: Visit):
-    """Every text of the page exists in both languages, with the same gaps to fill."""
+    """Every text of the page exists in both languages, with the same placeholders."""
     texts = await visit.page.evaluate("import('/web/text.js').then(({ TEXTS }) => TEXTS)")
 
     gaps = {
@@ -476,7 +481,7 @@ async def test_both_languages_have_the_same_words(visit: Visit):
 
 
 async def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Open, service_url: str):
-    """A dark system gives a dark page; the switch makes it light, also after a reload."""
+    """The page follows a dark system; the switch makes it light, also after a reload."""
     visit = await open_page(service_url, color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
     dark = await visit.page.evaluate(background)
@@ -490,7 +495,7 @@ async def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Open, 
 
 
 async def test_an_answer_without_documents_can_be_asked_for(visit: Visit):
-    """The switch "From my documents" decides whether the service is asked for a grounded answer."""
+    """The switch "From my documents" selects grounded answers."""
     asked = await script_streams(visit.page, *[start() + done(1)] * 2)
 
     await visit.ask(ENGLISH)
@@ -503,8 +508,11 @@ async def test_an_answer_without_documents_can_be_asked_for(visit: Visit):
 async def test_markup_in_a_document_and_in_an_answer_stays_text(
     open_page: Open, service: Service, fake: ProviderFake
 ):
-    """Tags, handlers and image links in a title, a passage or an answer are shown as characters, and nothing is fetched."""
-    markup = '<img src=x onerror="document.title=1"><b>bold</b>![p](https://evil.example/p.png)<script>document.title=2</script>'
+    """Markup in titles, passages and answers is text, and nothing is fetched."""
+    markup = (
+        '<img src=x onerror="document.title=1"><b>bold</b>'
+        "![p](https://evil.example/p.png)<script>document.title=2</script>"
+    )
     text = f"The zanzibar protocol says {markup} to everyone."
     uploaded = await service.client.post(
         "/ai/upload", json={"title": f"Zanzibar {markup}", "text": text}
@@ -530,11 +538,14 @@ async def test_markup_in_a_document_and_in_an_answer_stays_text(
 
 
 async def test_markdown_is_shown_and_nothing_in_it_is_fetched(visit: Visit):
-    """Lists, emphasis, code and tables become elements; links and images are characters, whatever they point at."""
+    """Lists, emphasis, code and tables become elements; links and images remain text."""
     text = (
-        "## Rules\n\n1. **Thirty** days [1]\n2. `a[1]` is *code*\n\n| a | b |\n|---|---|\n| [1] | 2 |\n\n"
-        "See [here](https://evil.example/?q=secret) ![p](https://evil.example/p.png) https://evil.example/auto <https://evil.example/>\n\n"
-        '<svg onload="document.title=1"> [x](javascript:document.title=2)\n\n[1]: https://evil.example/definition\n'
+        "## Rules\n\n1. **Thirty** days [1]\n2. `a[1]` is *code*\n\n"
+        "| a | b |\n|---|---|\n| [1] | 2 |\n\n"
+        "See [here](https://evil.example/?q=secret) ![p](https://evil.example/p.png)"
+        " https://evil.example/auto <https://evil.example/>\n\n"
+        '<svg onload="document.title=1"> [x](javascript:document.title=2)\n\n'
+        "[1]: https://evil.example/definition\n"
     )
     await show(visit, *(text[n : n + 7] for n in range(0, len(text), 7)))
     shown = visit.page.locator("#current .text")
@@ -564,7 +575,7 @@ async def test_markdown_is_shown_and_nothing_in_it_is_fetched(visit: Visit):
 
 @pytest.mark.parametrize("image", IMAGES)
 async def test_an_image_in_a_document_and_in_an_answer_is_never_loaded(visit: Visit, image: str):
-    """Whatever the way it is written: a model that repeats it makes the page show its characters, and fetch nothing."""
+    """An image in any syntax, repeated by a model, remains text, and nothing is fetched."""
     source = PASSAGE | {"title": image, "text": image}
     await script_streams(
         visit.page,
@@ -586,18 +597,20 @@ async def test_an_image_in_a_document_and_in_an_answer_is_never_loaded(visit: Vi
 
 
 async def test_the_policy_refuses_an_image_from_elsewhere(visit: Visit):
-    """Even an image that found its way into the page is not fetched: the browser itself refuses it."""
+    """The browser refuses to fetch an image that was added to the page."""
     refused = await visit.page.evaluate(
         """() => new Promise((resolve) => {
-          document.addEventListener("securitypolicyviolation", (event) => resolve([event.effectiveDirective, event.blockedURI]));
-          document.body.append(Object.assign(new Image(), { src: "https://evil.example/?q=secret" }));
+          document.addEventListener("securitypolicyviolation", (event) =>
+            resolve([event.effectiveDirective, event.blockedURI]));
+          document.body.append(
+            Object.assign(new Image(), { src: "https://evil.example/?q=secret" }));
         })"""
     )
     assert refused == ["img-src", "https://evil.example/?q=secret"]
 
 
 async def test_a_citation_marks_the_sentence_that_supports_it(visit: Visit):
-    """The sentence that the service names is marked in the passage, counted in characters; without it, one said word for word."""
+    """The supporting sentence is marked in the passage; without one, a verbatim quotation."""
     passage = PASSAGE | {"text": "🙂 First. Returns take thirty days. Last."}
     context = start(context=[passage])
     named = done(30, sources=[passage | {"sentence": [9, 35]}])
@@ -615,7 +628,7 @@ async def test_a_citation_marks_the_sentence_that_supports_it(visit: Visit):
 
 
 async def test_what_was_asked_before_is_there_after_a_reload_and_can_be_cleared(visit: Visit):
-    """The history of this browser keeps questions, texts, sources and accounts, within a bound, until it is cleared."""
+    """The history keeps questions, texts, sources and usage, bounded, until it is cleared."""
     await visit.ask(ENGLISH)
     text, facts = await visit.text("#current .text"), await visit.text("#current footer .facts")
 
@@ -637,13 +650,15 @@ async def test_what_was_asked_before_is_there_after_a_reload_and_can_be_cleared(
 
 
 async def test_the_history_is_bounded(visit: Visit):
-    """However much was asked, thirty answers and some 400 kB are kept, the newest."""
+    """The newest thirty answers are kept, limited to 400 kB."""
     kept = await visit.page.evaluate(
         """async () => {
           const { addHistory, listHistory } = await import("/web/history.js");
-          for (let n = 0; n < 40; n += 1) addHistory({ question: `q${n}`, text: "x", answer: { status: "completed", sources: [] } });
+          const answer = { status: "completed", sources: [] };
+          for (let n = 0; n < 40; n += 1) addHistory({ question: `q${n}`, text: "x", answer });
           const count = listHistory().length;
-          for (let n = 0; n < 3; n += 1) addHistory({ question: `big${n}`, text: "x".repeat(150_000), answer: {} });
+          const text = "x".repeat(150_000);
+          for (let n = 0; n < 3; n += 1) addHistory({ question: `big${n}`, text, answer: {} });
           return [count, listHistory()[0].question, localStorage.getItem("kotae.history").length];
         }"""
     )
@@ -653,7 +668,7 @@ async def test_the_history_is_bounded(visit: Visit):
 
 
 async def test_an_answer_is_copied_as_text_and_as_a_command(open_page: Open, service_url: str):
-    """The copied command asks the same question; quotes in it do not break the shell's."""
+    """The copied command asks the same question; quotes in it are escaped for the shell."""
     visit = await open_page(service_url, permissions=["clipboard-read", "clipboard-write"])
     await visit.ask("What's the return policy?")
     copied = "navigator.clipboard.readText()"
@@ -673,7 +688,7 @@ async def test_an_answer_is_copied_as_text_and_as_a_command(open_page: Open, ser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
 async def test_axe_finds_nothing(open_page: Open, service_url: str, locale: str, scheme: str):
-    """axe-core has no complaint: an answer, an open source, the history and the documents, in both languages and schemes."""
+    """axe-core reports nothing for an answer, a source, the history, documents; all languages."""
     visit = await open_page(service_url, locale=locale, color_scheme=scheme)
     for question in (ENGLISH, JAPANESE) if locale == "ja-JP" else (JAPANESE, ENGLISH):
         await visit.ask(question)
@@ -689,7 +704,7 @@ async def test_axe_finds_nothing(open_page: Open, service_url: str, locale: str,
 
 
 async def test_a_visit_is_quiet_and_stays_at_home(visit: Visit):
-    """A whole visit leaves no complaint in the console and sends no request to another origin."""
+    """A complete visit causes no console message and no request to another origin."""
     await visit.ask(ENGLISH)
     await visit.page.locator("#current .cite").first.click()
     await visit.page.click("#language")
@@ -702,7 +717,7 @@ async def test_a_visit_is_quiet_and_stays_at_home(visit: Visit):
 
 
 async def test_the_page_forbids_whatever_it_does_not_need(visit: Visit):
-    """The page is served under a policy that allows its own files only: no inline script, no frame, no other origin."""
+    """The policy allows only the service's own files: no inline script, frame, or other origin."""
     response = await visit.page.reload()
     assert response is not None
 
@@ -722,7 +737,7 @@ async def test_the_page_forbids_whatever_it_does_not_need(visit: Visit):
 async def test_a_phone_needs_no_sideways_scrolling(
     open_page: Open, service_url: str, width: int, locale: str
 ):
-    """At a phone's width, with an answer and an unbroken long word on it, nothing sticks out."""
+    """At a phone's width, an answer with an unbroken long word does not overflow."""
     visit = await open_page(
         service_url, locale=locale, width=width, height=700, has_touch=True, is_mobile=True
     )

@@ -1,4 +1,4 @@
-"""Signing in with a browser: the key is typed once and no script can read what stands for it afterwards."""
+"""Sign-in with a browser: the key is typed once, and scripts cannot read the session cookie."""
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 async def test_a_reader_signs_in_asks_and_signs_out(
     chromium: Browser, serve: Serve, fake: ProviderFake
 ) -> None:
-    """The page leads to the sign-in, a wrong key is told, a right one opens the page, and its stream arrives by the cookie alone."""
+    """The page leads to the sign-in, a wrong key is refused, and a stream needs only the cookie."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     key = str((await make_key(service, "alice")).key)
     page = await (await chromium.new_context(locale="en-US")).new_page()
