@@ -1,4 +1,4 @@
-"""A service with keys, as a process of its own: what attacks are tried on."""
+"""The target of attacks: a service with keys in a separate process."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +12,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture
 async def victim(tmp_path: Path) -> AsyncIterator[ServiceProcess]:
-    """A service that wants credentials, with the embedded model."""
+    """Start a service that requires credentials, with the extractive model."""
     async with serving(tmp_path, "--seed", KOTAE_AUTH="keys", KOTAE_SECRET=KEY) as service:
         await warm(service)
         yield service
@@ -28,7 +28,7 @@ async def small_victim(tmp_path: Path) -> AsyncIterator[ServiceProcess]:
 
 
 async def warm(service: ServiceProcess) -> None:
-    """Ask until everything is loaded."""
+    """Send requests until everything is loaded."""
     service.client.headers["Authorization"] = f"Bearer {KEY}"
     for _ in range(20):
         await service.client.post("/ai/test", json={"prompt": "How many days?", "grounded": False})

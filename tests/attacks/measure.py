@@ -1,8 +1,8 @@
-"""Measures what an attack costs: the memory of the service, and the latency of another client.
+"""Cost of an attack: the memory of the service, and the latency of another client.
 
-The attack is a program of its own (`programs.py`). Another client asks one question after another on a connection of
-its own: undisturbed, during the attack, and undisturbed again. All phases belong to the same run, so that a slow machine
-does not decide the result.
+The attack is a separate program (`programs.py`). Another client sends one request after another on
+a separate connection: before, during and after the attack. All phases belong to the same run, so
+that a slow machine does not decide the result.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ MEGABYTE = 1_000_000
 class Neighbour(threading.Thread):
     """Another client of the service. `latencies` are those since the last `restart`, in seconds.
 
-    `reconnect`: each question on a connection of its own.
+    `reconnect`: a new connection for each request.
     """
 
     def __init__(self, url: str, key: str, *, reconnect: bool) -> None:
@@ -46,7 +46,7 @@ class Neighbour(threading.Thread):
         self.failures: Counter[str] = Counter()
 
     def run(self) -> None:
-        """Ask until the end."""
+        """Send requests until the end."""
         connection = http.client.HTTPConnection(self._netloc, timeout=30)
         while not self._ended.wait(PAUSE_SECONDS):
             began = time.perf_counter()
@@ -65,19 +65,19 @@ class Neighbour(threading.Thread):
         connection.close()
 
     def restart(self) -> list[float]:
-        """Begin a new phase and return the latencies of the one before."""
+        """Start a new phase and return the latencies of the previous one."""
         before, self.latencies = self.latencies, []
         return before
 
     def end(self) -> None:
-        """Stop asking."""
+        """Stop sending."""
         self._ended.set()
         self.join()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured. Memory is in bytes, latencies are in seconds."""
+    """Result of a measurement. Memory in bytes, latencies in seconds."""
 
     outcome: Outcome
     memory_before: int
@@ -88,12 +88,12 @@ class Report:
 
     @property
     def memory_growth(self) -> int:
-        """By how much the resident memory of the service grew at most."""
+        """The maximum growth of the service's resident memory."""
         return self.memory_peak - self.memory_before
 
     @property
     def delay(self) -> float:
-        """By how much the attack increased the 99th percentile of the other client's latency."""
+        """The increase of the other client's 99th percentile of latency."""
         return percentile(self.attacked, 0.99) - max(
             percentile(latencies, 0.99) for latencies in self.quiet
         )
@@ -102,19 +102,21 @@ class Report:
         quiet = max(percentile(latencies, 0.99) for latencies in self.quiet)
         return (
             f"memory {self.memory_before / MEGABYTE:.0f} to {self.memory_peak / MEGABYTE:.0f} MB, "
-            f"p99 {quiet * 1000:.1f} to {(quiet + self.delay) * 1000:.1f} ms ({len(self.attacked)} requests), "
-            f"{dict(self.outcome.statuses)}, {self.outcome.opened} connections, {self.outcome.sent} bytes sent"
+            f"p99 {quiet * 1000:.1f} to {(quiet + self.delay) * 1000:.1f} ms "
+            f"({len(self.attacked)} requests), "
+            f"{dict(self.outcome.statuses)}, {self.outcome.opened} connections, "
+            f"{self.outcome.sent} bytes sent"
         )
 
     def check(self, *, megabytes_max: int) -> None:
-        """Assert that the service and its other client did not suffer."""
+        """Assert that neither the service nor its other client was affected."""
         assert not self.failures, f"{self.failures}; {self}"
         assert self.memory_growth < megabytes_max * MEGABYTE, str(self)
         assert self.delay < DELAY_MAX, str(self)
 
 
 async def attack(service: ServiceProcess, program: str, **options: Any) -> Report:
-    """Measure an attack; again, up to three times, if the other client was delayed: other programs delay it, too."""
+    """Measure an attack, up to three times while the other client is delayed by other programs."""
     report = await measure(service, program, **options)
     for _ in range(2):
         print(report)
@@ -135,7 +137,7 @@ async def measure(
     known: bool = False,
     reconnect: bool = False,
 ) -> Report:
-    """Run a program against a service; `known`: the attacker has the key, too. `reconnect`: see `Neighbour`."""
+    """Run a program against a service. `known`: the attacker has the key."""
     pid = service.process.pid
     neighbour = Neighbour(service.url, key, reconnect=reconnect)
     neighbour.start()
@@ -171,23 +173,23 @@ async def _run(url: str, program: str, seconds: float, key: str) -> Outcome:
 
 
 def _yield_processor() -> None:
-    """The attacker comes from another machine: it does not compete for this one's processor."""
+    """Lower the priority: a real attacker does not use this machine's processor."""
     os.nice(10)
 
 
 def memory_of(pid: int, *, peak: bool = False) -> int:
-    """The resident memory of a process, in bytes."""
+    """Return the resident memory of a process in bytes."""
     name = "VmHWM:" if peak else "VmRSS:"
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def reset_peak(pid: int) -> None:
-    """Begin a new peak of the resident memory."""
+    """Reset the peak of the resident memory."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which this share of the values lies."""
+    """Return the value below which this share of the values lies."""
     assert values, "nothing was measured"
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]

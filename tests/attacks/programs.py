@@ -1,7 +1,8 @@
-"""The attacks, each a small program on raw sockets: `python -m tests.attacks.programs NAME HOST PORT SECONDS [KEY]`.
+"""The attacks: `python -m tests.attacks.programs NAME HOST PORT SECONDS [KEY]`.
 
-A program prints one line of JSON: the statuses that it received, the bytes that it sent, how many of its connections
-the service closed, and the end of what it received last.
+Each is a small program on raw sockets. It prints one line of JSON: the statuses that it received,
+the bytes that it sent, the number of connections that the service closed, and the end of the last
+response.
 """
 
 import json
@@ -142,7 +143,7 @@ def pipelined_bodies(target: Target) -> Outcome:
 
 @program
 def silent_connections(target: Target) -> Outcome:
-    """Connections that send nothing, as many as there can be."""
+    """Connections that send nothing, as many as possible."""
     return hold_connections(target, [])
 
 
@@ -299,7 +300,7 @@ def form_of_fields(target: Target) -> Outcome:
 
 
 def fields(size: int) -> bytes:
-    """As many short fields as fit into so many bytes."""
+    """Return as many short fields as fit into this number of bytes."""
     return b",".join(b'"a%d":1' % number for number in range(size // 11))
 
 

@@ -1,4 +1,4 @@
-"""What attack programs are made of: blocking sockets, endless payloads and parsed status lines."""
+"""Building blocks of attack programs: blocking sockets, endless payloads, parsed status lines."""
 
 import re
 import socket
@@ -9,12 +9,12 @@ from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 PIECE = 65_536
-CONNECTIONS = 1_000  # held at once
+CONNECTIONS = 1_000  # open at once
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
 class Target(NamedTuple):
-    """The service under attack, for how long, and a credential for attacks by a known caller."""
+    """The service under attack, the duration, and a credential for attacks by a known caller."""
 
     host: str
     port: int
@@ -22,26 +22,26 @@ class Target(NamedTuple):
     key: str = ""
 
     def connect(self, **options: int) -> socket.socket:
-        """Open a connection whose operations end with `TimeoutError` after the attack's duration."""
+        """Open a connection whose operations raise `TimeoutError` after the attack's duration."""
         client = socket.create_connection((self.host, self.port), timeout=self.seconds)
         for name, value in options.items():
             client.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
         return client
 
     def head(self, method: str = "GET", path: str = "/health/live", *fields: str) -> bytes:
-        """A request head with the credential, without its final empty line."""
+        """Return a request head with the credential, without the final empty line."""
         key = [f"Authorization: Bearer {self.key}"] if self.key else []
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *key, *fields]
         return "".join(f"{line}\r\n" for line in lines).encode()
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """A whole request with a JSON body."""
+        """Return a complete request with a JSON body."""
         fields = [f"Content-Length: {len(body)}", "Content-Type: application/json"] if body else []
         return self.head(method, path, *fields) + b"\r\n" + body
 
 
 class Outcome(NamedTuple):
-    """What an attack achieved: final statuses and their number, bytes sent, connections closed by the service, opened."""
+    """Result of an attack: final statuses, bytes sent, connections opened and closed."""
 
     statuses: Counter[int]
     sent: int = 0
@@ -51,14 +51,14 @@ class Outcome(NamedTuple):
 
 
 def repeat(piece: bytes, bytes_max: int) -> Iterator[bytes]:
-    """The piece again and again, in blocks, `bytes_max` bytes in all."""
+    """Repeat the piece in blocks, `bytes_max` bytes in all."""
     block = piece * max(1, PIECE // len(piece))
     for _ in range(max(1, bytes_max // len(block))):
         yield block
 
 
 def send_all(client: socket.socket, blocks: Iterable[bytes], seconds: float) -> tuple[int, bool]:
-    """(bytes sent, whether the service closed the connection meanwhile); ends after so many seconds."""
+    """Send for `seconds`; return (bytes sent, whether the service closed the connection)."""
     ends, sent = time.monotonic() + seconds, 0
     for block in blocks:
         client.settimeout(max(0.01, ends - time.monotonic()))
@@ -77,7 +77,7 @@ def send_all(client: socket.socket, blocks: Iterable[bytes], seconds: float) -> 
 def receive_all(
     client: socket.socket, seconds: float, bytes_max: int = 4_000_000
 ) -> tuple[bytes, bool]:
-    """(what arrives within so many seconds, whether the service closed the connection)."""
+    """Receive for `seconds`; return (data, whether the service closed the connection)."""
     ends, data = time.monotonic() + seconds, b""
     with suppress(TimeoutError):
         while len(data) < bytes_max:
@@ -93,12 +93,12 @@ def receive_all(
 
 
 def statuses_of(data: bytes) -> Counter[int]:
-    """The statuses of all responses in what was received, interim responses excepted."""
+    """Return the statuses of all responses, interim responses excepted."""
     return Counter(status for match in _STATUS.finditer(data) if (status := int(match[1])) >= 200)
 
 
 def send_again_and_again(target: Target, make_blocks: Callable[[], Iterable[bytes]]) -> Outcome:
-    """One connection after another until the attack ends, each read to its end."""
+    """Open one connection after another until the attack ends; read each to its end."""
     outcomes: list[Outcome] = []
     ends = time.monotonic() + target.seconds
     while not outcomes or time.monotonic() < ends:
@@ -114,7 +114,7 @@ def send_again_and_again(target: Target, make_blocks: Callable[[], Iterable[byte
 def ask_again_and_again(
     target: Target, path: str, body: bytes, content_type: str = "application/json"
 ) -> Outcome:
-    """The same request again and again, each on a connection of its own."""
+    """Repeat the same request, each time on a new connection."""
     head = target.head(
         "POST", path, f"Content-Type: {content_type}", f"Content-Length: {len(body)}"
     )
@@ -125,7 +125,7 @@ def ask_again_and_again(
 def hold_connections(
     target: Target, pieces: Sequence[bytes], *, shut: bool = False, **options: int
 ) -> Outcome:
-    """Many connections, each of which is sent the pieces one by one, in turns; closed ones are replaced."""
+    """Hold many connections and send them the pieces in turns; replace closed ones."""
     ends, opened, closed, sent = time.monotonic() + target.seconds, 0, 0, 0
     clients: dict[socket.socket, int] = {}
     with ExitStack() as stack:
@@ -155,7 +155,7 @@ def hold_connections(
 
 
 def add(outcomes: Iterable[Outcome]) -> Outcome:
-    """The sum of several outcomes."""
+    """Add several outcomes."""
     total = Outcome(Counter())
     for outcome in outcomes:
         total = Outcome(

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
     ],
 )
 async def test_held_connections_keep_nobody_out(small_victim: ServiceProcess, program: str) -> None:
-    """A stranger who holds five times as many connections as are allowed delays nobody, also not those who connect anew."""
+    """Holding five times the allowed connections without a credential delays no other client."""
     report = await attack(small_victim, program, key=KEY, reconnect=True)
 
     report.check(megabytes_max=40)
@@ -29,7 +29,7 @@ async def test_held_connections_keep_nobody_out(small_victim: ServiceProcess, pr
 
 
 async def test_connection_attempts_keep_nobody_out(victim: ServiceProcess) -> None:
-    """A stranger who connects as often as possible delays nobody."""
+    """Connecting as often as possible without a credential delays no other client."""
     report = await attack(victim, "connection_attempts", key=KEY, reconnect=True)
 
     report.check(megabytes_max=40)

@@ -1,4 +1,4 @@
-"""Bodies that are refused must cost little, however large they are and whatever they contain."""
+"""Bodies that are refused are cheap, regardless of size and content."""
 
 import pytest
 
@@ -29,7 +29,7 @@ QUESTIONS = {
 
 @pytest.mark.parametrize(("program", "status"), (UPLOADS | QUESTIONS).items())
 async def test_an_invalid_body_is_cheap(victim: ServiceProcess, program: str, status: int) -> None:
-    """A caller who sends one invalid body after another delays nobody and fills no memory."""
+    """A caller who sends invalid bodies delays no other client and does not fill memory."""
     report = await attack(victim, program, key=KEY, known=True)
 
     report.check(megabytes_max=80)
@@ -38,7 +38,7 @@ async def test_an_invalid_body_is_cheap(victim: ServiceProcess, program: str, st
 
 @pytest.mark.parametrize("program", [*UPLOADS, *QUESTIONS])
 async def test_a_stranger_sends_no_body(victim: ServiceProcess, program: str) -> None:
-    """Without a credential the body is not even read."""
+    """Without a credential the body is not read."""
     report = await attack(victim, program, key=KEY)
 
     report.check(megabytes_max=20)
@@ -47,7 +47,7 @@ async def test_a_stranger_sends_no_body(victim: ServiceProcess, program: str) ->
 
 
 async def test_small_chunks_are_cheap(victim: ServiceProcess) -> None:
-    """A body in chunks of one byte ends with 422 once it is complete, and delays nobody."""
+    """A body in chunks of one byte ends with 422 once it is complete and delays no other client."""
     report = await attack(victim, "body_of_small_chunks", key=KEY, known=True)
 
     report.check(megabytes_max=40)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 async def test_a_stranger_cannot_fill_memory(
     victim: ServiceProcess, program: str, status: int
 ) -> None:
-    """A request without a credential is refused with this status, costs little memory and delays nobody."""
+    """Without a credential the request is refused, cheaply, and delays no other client."""
     report = await attack(victim, program, key=KEY)
 
     report.check(megabytes_max=20)
@@ -55,7 +55,7 @@ async def test_a_caller_cannot_fill_memory(victim: ServiceProcess, program: str)
 async def test_pipelined_requests_cannot_fill_memory(
     victim: ServiceProcess, program: str, known: bool
 ) -> None:
-    """However many requests a client sends ahead, few are kept, and then the connection is closed."""
+    """Of many pipelined requests few are buffered; then the connection is closed."""
     report = await attack(victim, program, key=KEY, known=known)
 
     report.check(megabytes_max=20)

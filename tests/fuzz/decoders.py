@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what reads foreign bytes: journal frames and provider streams. For `make test-nightly`.
+"""Coverage-guided fuzzing of decoders: journal frames and provider streams (`make test-nightly`).
 
     python -m tests.fuzz.decoders frames -max_total_time=60
     python -m tests.fuzz.decoders streams -max_total_time=60
@@ -20,7 +20,7 @@ from service.core.errors import ProviderError
 
 
 def frames(data: bytes) -> None:
-    """Any bytes are read; what is read can be written and read again."""
+    """Any bytes can be read; decoded frames survive a round trip."""
     for record in decode_frames(data):
         assert record is None or isinstance(record, Intent | Outcome)
         if record is not None:
@@ -28,7 +28,7 @@ def frames(data: bytes) -> None:
 
 
 def streams(data: bytes) -> None:
-    """Any bytes, in any two reads, are read or refused, and give the same text."""
+    """Any bytes in two reads are decoded or refused, with the same text for every split."""
     whole = StreamDecoder()
     text = "".join(delta.text for delta in [*whole.feed(data), *whole.end()])
     cut = len(data) // 3

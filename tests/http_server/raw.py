@@ -1,4 +1,4 @@
-"""A client that sends bytes as they are."""
+"""A client that sends raw bytes."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ class RawClient:
             await self.writer.drain()
 
     async def receive(self) -> Reply:
-        """The next response."""
+        """Read the next response."""
         async with asyncio.timeout(SECONDS):
             head = await self.reader.readuntil(b"\r\n\r\n")
             status, *lines = head.decode("latin-1").rstrip().split("\r\n")
@@ -52,7 +52,7 @@ class RawClient:
             return Reply(int(status.split()[1]), headers, await self._receive_body(headers))
 
     async def receive_all(self) -> list[Reply]:
-        """All responses until the service closes the connection."""
+        """Read all responses until the service closes the connection."""
         replies = []
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
@@ -60,7 +60,7 @@ class RawClient:
         return replies
 
     async def closed(self) -> bool:
-        """Wait until the service closes the connection; whether it sent nothing before."""
+        """Wait until the service closes the connection; return whether it sent nothing before."""
         async with asyncio.timeout(SECONDS):
             try:
                 return await self.reader.read() == b""
@@ -86,7 +86,7 @@ class RawClient:
 
 
 async def talk(service: Service, *pieces: bytes) -> list[Reply]:
-    """Send pieces, each in a segment of its own, on a new connection; all responses until it is closed."""
+    """Send pieces as separate segments on a new connection; return all responses until its end."""
     client = await RawClient.connect(service)
     for piece in pieces:
         await client.send(piece)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over raw sockets: what is refused and how, pipelining, deadlines, and the end of connections."""
+"""HTTP/1.1 over raw sockets: refusals, pipelining, deadlines, and the end of connections."""
 
 import asyncio
 import gc
@@ -23,7 +23,7 @@ LIMITS = HttpLimits()
 
 
 def post(path: bytes = b"/ai/test", body: bytes = ASK, *fields: bytes) -> bytes:
-    """A request with a JSON body."""
+    """Return a request with a JSON body."""
     head = b"POST %b HTTP/1.1\r\n%bContent-Type: application/json\r\n" % (path, HOST)
     length = b"Content-Length: %d\r\n" % len(body)
     return head + length + b"".join(b"%b\r\n" % field for field in fields) + b"\r\n" + body
@@ -32,7 +32,7 @@ def post(path: bytes = b"/ai/test", body: bytes = ASK, *fields: bytes) -> bytes:
 def chunked(
     *chunks: bytes, path: bytes = b"/ai/test", end: bytes = b"0\r\n\r\n", fields: bytes = b""
 ) -> bytes:
-    """A request with a JSON body in chunks."""
+    """Return a request with a JSON body in chunks."""
     head = (
         b"POST %b HTTP/1.1\r\n%bContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
         % (path, HOST)
@@ -98,12 +98,12 @@ BAD_CHUNKS = {
 
 @pytest.fixture
 async def keyed(serve: Serve, fake: ProviderFake) -> Service:
-    """A service that wants credentials."""
+    """A service that requires credentials."""
     return await serve(auth="keys", secret=KEY, openai_base_url=fake.base_url, model="fake-model")
 
 
 async def codes_of(service: Service, requests: dict[str, bytes]) -> dict[str, list[object]]:
-    """By name, the status, the code and `Connection` of the only response to each of the requests."""
+    """Return status, code and `Connection` of the only response to each request, by name."""
     results: dict[str, list[object]] = {}
     for name, request in requests.items():
         replies = await talk(service, request + LIVE + b"\r\n")
@@ -114,7 +114,7 @@ async def codes_of(service: Service, requests: dict[str, bytes]) -> dict[str, li
 
 
 async def test_malformed_requests_are_refused(service: Service) -> None:
-    """What is not HTTP/1.1, or could be read in two ways, gets a problem and ends the connection."""
+    """A request that is not HTTP/1.1 or is ambiguous gets a problem and ends the connection."""
     results = await codes_of(service, MALFORMED)
 
     assert results == {name: [(400, "malformed_request", "close")] for name in MALFORMED}
@@ -130,7 +130,7 @@ async def test_malformed_chunks_are_refused(service: Service) -> None:
 
 
 async def test_a_refusal_is_a_problem(service: Service) -> None:
-    """A request that is refused by the server has the same problem and headers as one refused by a route."""
+    """A refusal by the server has the same problem and headers as one by a route."""
     (reply,) = await talk(service, MALFORMED["two hosts"])
 
     assert reply.headers["content-type"] == "application/problem+json"
@@ -149,7 +149,10 @@ async def test_a_url_of_the_same_host_is_served(service: Service, target: bytes)
 
 
 def padded(path_bytes: int = 0, headers: int = 0, value_bytes: int = 0) -> bytes:
-    """A request with a long URL, many headers, or a long header; `Host` and `Connection` are two headers."""
+    """Return a request with a long URL, many headers, or a long header.
+
+    `Host` and `Connection` are two of the headers.
+    """
     head = b"GET /health/live?%b HTTP/1.1\r\n%b%b" % (b"a" * path_bytes, HOST, CLOSE)
     return (
         head
@@ -179,7 +182,7 @@ HEAD_BYTES = LIMITS.head_bytes_max - len(padded()) - len("z: \r\n")
 async def test_limits_of_a_head_are_exact(
     service: Service, request_: bytes, status: int, size: int
 ) -> None:
-    """A head of the largest size is served and one that is larger is not, however it is cut into segments."""
+    """A head of the maximum size is served and a larger one is not, for any segmentation."""
     pieces = [request_[begin : begin + size] for begin in range(0, len(request_), size)]
     (reply,) = await talk(service, *pieces)
 
@@ -215,7 +218,7 @@ async def test_framing_is_bounded(service: Service, end: bytes) -> None:
 
 
 async def test_credentials_are_checked_before_the_body(keyed: Service) -> None:
-    """A caller without a credential gets 401 although the body never comes, and no `100 Continue`."""
+    """Without a credential the response is 401 before the body, and no `100 Continue`."""
     routes = [
         b"POST /ai/test",
         b"POST /ai/stream",
@@ -261,7 +264,7 @@ async def test_a_refused_body_does_not_reset_the_connection(keyed: Service, size
 
 
 async def test_an_unread_body_is_not_a_request(service: Service) -> None:
-    """What follows a request whose body was not read is never parsed: it may be a request that a client smuggled."""
+    """Data after a request whose body was not read is never parsed (request smuggling)."""
     smuggled = b"GET /ai/logs HTTP/1.1\r\n" + HOST + b"\r\n"
     head = b"GET /health/live HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n"
     client = await RawClient.connect(service)
@@ -275,7 +278,7 @@ async def test_an_unread_body_is_not_a_request(service: Service) -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
-    """As many requests as may be pipelined are all answered, in their order."""
+    """Pipelined requests up to the limit are answered in order."""
     paths = [b"/health/live", b"/nope", b"/ai/answers/x", b"/health/ready"] * 4
     requests = b"".join(b"GET %b HTTP/1.1\r\n%b\r\n" % (path, HOST) for path in paths)
     client = await RawClient.connect(service)
@@ -287,7 +290,7 @@ async def test_pipelined_requests_are_answered_in_order(service: Service) -> Non
 
 
 async def test_more_pipelined_requests_are_not_answered(service: Service) -> None:
-    """Those that are too many get no response; the connection is closed after the others."""
+    """Requests above the limit get no response; the connection is closed after the others."""
     replies = await talk(service, (LIVE + b"\r\n") * 100)
 
     assert [reply.status for reply in replies] == [200] * LIMITS.pipelined_max
@@ -297,7 +300,7 @@ async def test_more_pipelined_requests_are_not_answered(service: Service) -> Non
 async def test_a_client_that_pipelines_and_leaves_is_noticed(
     service: Service, fake: ProviderFake
 ) -> None:
-    """A request behind a stream does not hide that the client has left: the provider is stopped."""
+    """A request behind a stream does not hide a disconnect: the provider is stopped."""
     fake.next(Behaviour(hang_after=2))
     client = await RawClient.connect(service)
     await client.send(post(b"/ai/stream") + LIVE + b"\r\n")
@@ -311,7 +314,7 @@ async def test_a_client_that_pipelines_and_leaves_is_noticed(
 
 @pytest.mark.parametrize("request_", [post(), chunked(ASK[:5], ASK[5:])], ids=["length", "chunks"])
 async def test_an_upgrade_is_ignored(service: Service, request_: bytes) -> None:
-    """A client that offers HTTP/2 with a request, as Java's does, is answered; its body and what follows is read."""
+    """A request that offers HTTP/2, like Java's, is answered; its body and later data are read."""
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
     request_ = request_.replace(HOST, HOST + offer)
     replies = await talk(service, request_ + LIVE + offer + b"\r\n" + LIVE + CLOSE + b"\r\n")
@@ -320,7 +323,7 @@ async def test_an_upgrade_is_ignored(service: Service, request_: bytes) -> None:
 
 
 async def test_a_response_to_http_1_0_ends_with_the_connection(service: Service) -> None:
-    """HTTP/1.0 knows no chunks."""
+    """HTTP/1.0 has no chunks."""
     (reply,) = await talk(service, post(b"/ai/stream").replace(b"HTTP/1.1", b"HTTP/1.0"))
 
     assert "transfer-encoding" not in reply.headers
@@ -329,7 +332,7 @@ async def test_a_response_to_http_1_0_ends_with_the_connection(service: Service)
 
 
 async def test_a_slow_head_is_refused(serve: Serve) -> None:
-    """A head that does not become complete gets 408, although bytes of it keep coming."""
+    """An incomplete head gets 408, although bytes of it continue to arrive."""
     service = await serve(http_limits=replace(LIMITS, head_seconds=0.3))
     client = await RawClient.connect(service)
 
@@ -360,7 +363,7 @@ async def test_silent_connections_are_closed(serve: Serve) -> None:
 
 
 async def test_a_body_that_does_not_come_is_refused(serve: Serve) -> None:
-    """A body of which nothing more arrives gets 408."""
+    """A body of which no more data arrives gets 408."""
     service = await serve(http_limits=replace(LIMITS, body_seconds=0.3))
     replies = [
         await talk(service, post(path)[:-1]) for path in (b"/ai/test", b"/ai/upload", b"/ai/keys")
@@ -391,7 +394,7 @@ async def test_a_body_that_comes_too_slowly_is_refused(serve: Serve) -> None:
 
 
 async def test_too_many_connections_drop_idle_ones(serve: Serve) -> None:
-    """A new connection is served however many idle ones there are; the oldest of them gives way."""
+    """A new connection is served despite many idle ones; the oldest of them is closed."""
     service = await serve(http_limits=replace(LIMITS, connections_max=5, connections_reserved=1))
     idle = [await RawClient.connect(service) for _ in range(20)]
     (reply,) = await talk(service, LIVE + CLOSE + b"\r\n")
@@ -406,7 +409,7 @@ async def test_too_many_connections_drop_idle_ones(serve: Serve) -> None:
 async def test_busy_connections_leave_room_for_health_checks(
     serve: Serve, fake: ProviderFake
 ) -> None:
-    """When all connections are busy, other requests get 503, health checks are answered, and no stream is dropped."""
+    """With all connections busy, requests get 503, health checks 200, and streams continue."""
     limits = replace(LIMITS, connections_max=3, connections_reserved=2)
     service = await serve(http_limits=limits, openai_base_url=fake.base_url, model="fake-model")
     fake.default = Behaviour(hang_after=1)
@@ -429,7 +432,7 @@ async def test_busy_connections_leave_room_for_health_checks(
 
 
 async def test_a_client_that_does_not_read_is_dropped(serve: Serve) -> None:
-    """A response that the client does not take is given up."""
+    """A connection whose response is not read is closed."""
     service = await serve(http_limits=replace(LIMITS, send_seconds=0.3, send_buffer_bytes=4096))
     client = await RawClient.connect(service)
     client.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -446,12 +449,12 @@ UNFINISHED = LIVE[:20]
 
 
 def find_connections() -> list[HttpProtocol | HttpExchange]:
-    """Every connection and exchange that exists in this process."""
+    """Return every connection and exchange of this process."""
     return [t for t in gc.get_objects() if isinstance(t, HttpProtocol | HttpExchange)]
 
 
 async def test_closed_connections_are_freed(service: Service) -> None:
-    """No cycle of references keeps a connection, and what it has received, until a collection."""
+    """No reference cycle keeps a connection and its data until a collection."""
     gc.collect()
     before = {id(thing) for thing in find_connections()}  # of earlier tests in this process
     gc.disable()
