@@ -1,9 +1,10 @@
-"""Runs an application on uvicorn, within the limits of `service.http_server`, and ends it in order.
+"""Runs an application on uvicorn within the limits of `service.http_server`; ordered shutdown.
 
-What differs from uvicorn: the first SIGTERM or SIGINT makes the service refuse new answers at once and gives those in
-progress `shutdown_grace_seconds`. Meanwhile it keeps listening: a client that connects gets a 503 with `Retry-After`,
-not a refused connection. A second signal skips the remaining grace period, but never the lifespan, whose end writes
-what is not yet in the database. The process exits with 0, not by the signal.
+Differences from uvicorn: at the first SIGTERM or SIGINT the service refuses new answers and gives
+those in progress `shutdown_grace_seconds`. It keeps listening during that time: a client that
+connects gets a 503 with `Retry-After`, not a refused connection. A second signal skips the
+remaining grace period, but never the end of the lifespan, which writes the remaining records to the
+database. The process exits with 0, not by the signal.
 """
 
 import asyncio
@@ -29,12 +30,15 @@ from service.http_server.protocol import HttpProtocol
 
 INTERRUPT_SECONDS = 1.0  # in which interrupted streams send their last event
 TICK_SECONDS = 0.1
-FILES_RESERVED = 256  # for the database, the journal, and what else is open
+FILES_RESERVED = 256  # for the database, the journal, and other open files
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server for one service. `announce` is called with the settings in force and the port once it listens."""
+    """A uvicorn server for one service.
+
+    `announce` is called with the effective settings and the port once the server listens.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(
             uvicorn.Config(
-                _Plain(app),
+                _StartupReporter(app),
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
@@ -118,7 +122,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Take the signals, and do not raise them again at the end."""
+        """Handle the signals, and do not raise them again at the end."""
         before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
         try:
             yield
@@ -127,12 +131,12 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
-        """The first signal begins the end, a second one hurries it."""
+        """Start the shutdown; a second signal skips the grace period."""
         again, self.should_exit = self.should_exit, True
         if self._loop and self.started:
-            self._loop.call_soon_threadsafe(self._begin_end, again)
+            self._loop.call_soon_threadsafe(self._start_shutdown, again)
 
-    def _begin_end(self, hurry: bool) -> None:
+    def _start_shutdown(self, hurry: bool) -> None:
         answers: Answers = self._app.state.services.answers
         answers.refuse_new()
         self._stopping.set()
@@ -152,7 +156,7 @@ class Server(uvicorn.Server):
             self.connections.limits = replace(limits, connections_max=possible)
 
     async def _wait_idle(self, answers: Answers, seconds: float) -> None:
-        """Wait until no answer is in progress and no connection is busy, not longer than `seconds`."""
+        """Wait up to `seconds` until no answer is in progress and no connection is busy."""
         deadline = self.connections.now + seconds
         while (
             answers.statistics().in_progress or self.connections.busy
@@ -162,7 +166,7 @@ class Server(uvicorn.Server):
 
 
 def _raise_files_max() -> int:
-    """Allow as many open files as this process may allow itself, and return how many: the usual 1,024 are too few."""
+    """Raise the limit of open files to the hard limit and return it: 1,024 are too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # some systems name a hard limit that they do not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -170,8 +174,8 @@ def _raise_files_max() -> int:
     return soft
 
 
-class _Plain:
-    """The application, whose refusal to start is one line in the log instead of a page of traceback."""
+class _StartupReporter:
+    """The application, with errors at startup logged as one line instead of a traceback."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -181,11 +185,11 @@ class _Plain:
             await self._app(scope, receive, send)
             return
 
-        async def say(message: Message) -> None:
+        async def send_reported(message: Message) -> None:
             refusal = getattr(self._app.state, "refusal", None)
             if refusal and message["type"] == "lifespan.startup.failed":
                 message = {"type": "lifespan.startup.failed", "message": f"kotae: {refusal.detail}"}
             await send(message)
 
-        with suppress(KotaeError):  # it has been said
-            await self._app(scope, receive, say)
+        with suppress(KotaeError):  # already reported
+            await self._app(scope, receive, send_reported)
