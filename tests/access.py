@@ -31,13 +31,13 @@ async def make_key(
 
 
 def bearer(key: ApiKey | str | None) -> dict[str, str]:
-    """The header of a credential."""
+    """Return the header of a credential."""
     value = key.key if isinstance(key, ApiKey) else key
     return {"Authorization": f"Bearer {value}"} if value else {}
 
 
 def client(service: Service, key: ApiKey | str | None = None, **options: Any) -> httpx2.AsyncClient:
-    """A client with or without a credential."""
+    """Create a client with or without a credential."""
     headers = bearer(key) | options.pop("headers", {})
     return http_client(service.url, headers=headers, **options)
 
@@ -62,7 +62,7 @@ async def create_key(
 def create_authenticator(
     database: Database, clocks: Clocks | None = None, **settings: Any
 ) -> Authenticator:
-    """An authenticator whose clocks only the test moves."""
+    """Create an authenticator with manual clocks."""
     clocks = clocks or Clocks()
     return Authenticator(
         Settings(auth="keys", **settings), database, monotonic=clocks, clock=clocks
@@ -70,5 +70,5 @@ def create_authenticator(
 
 
 def create_credentials(key: ApiKey | str) -> Credentials:
-    """The credentials of a request with this key."""
+    """Return the credentials of a request with this key."""
     return Credentials(authorization=[f"Bearer {key.key if isinstance(key, ApiKey) else key}"])

@@ -7,13 +7,13 @@ from service.cli.app import app
 
 
 async def run(*arguments: str, **settings: str) -> tuple[int, str]:
-    """Run a command in this process: (exit status, output)."""
+    """Run a command in this process; return (exit status, output)."""
     done = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(app, arguments, env=settings))
     return done.exit_code, done.output
 
 
 async def command(*arguments: str) -> str:
-    """What a command prints."""
+    """Run a command and return its output; fail on errors."""
     done = await anyio.to_thread.run_sync(lambda: CliRunner().invoke(app, arguments))
     if done.exception:
         raise done.exception

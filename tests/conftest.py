@@ -27,20 +27,20 @@ from service.server import Server
 from tests.fakes.provider import ProviderFake
 from tests.schema import migrated_database
 
-# No deadline: a busy machine is not a failure. The same examples every time: a red run can be repeated.
+# No deadline, because a busy machine is not a failure; the same examples in every run.
 hypothesis_settings.register_profile("kotae", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("kotae")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _plain_logs() -> None:
-    """Log lines as the service writes them: without the local variables of a traceback."""
+    """Log lines like the service's: without the local variables of a traceback."""
     configure_logging("warning", "json")
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of the machine reaches a test."""
+    """Remove the machine's settings from the environment."""
     for name in list(os.environ):
         if name.startswith(("KOTAE_", "OPENAI_")):
             monkeypatch.delenv(name)
@@ -49,13 +49,13 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def migrated() -> Path:
-    """A database file with the schema that Alembic makes; tests take copies."""
+    """Create a database file with the Alembic schema; tests copy it."""
     return migrated_database()
 
 
 @pytest.fixture
 async def database(migrated: Path, tmp_path: Path) -> AsyncIterator[Database]:
-    """A database of this test alone."""
+    """A database for one test."""
     shutil.copy(migrated, tmp_path / "kotae.db")
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}")
     yield database
@@ -64,7 +64,7 @@ async def database(migrated: Path, tmp_path: Path) -> AsyncIterator[Database]:
 
 @dataclass(frozen=True)
 class Service:
-    """A running service, seen from outside (`url`, `client`) and from inside (`services`)."""
+    """A running service with its URL, a client, and its internal `services`."""
 
     url: str
     client: httpx2.AsyncClient
@@ -72,14 +72,14 @@ class Service:
     server: Server
 
     async def wait_idle(self) -> None:
-        """Until every answer has ended and is in the database."""
+        """Wait until every answer has ended and is in the database."""
         async with asyncio.timeout(20):
             while self.services.queue.statistics().open:
                 await asyncio.sleep(0.002)
             await self.services.queue.wait_committed()
 
     async def rows(self, **params: Any) -> list[dict[str, Any]]:
-        """The log, newest first, once everything that was begun is in it."""
+        """Return the log, newest first, once all started answers are in it."""
         await self.wait_idle()
         response = await self.client.get("/ai/logs", params={"limit": 200, **params})
         assert response.status_code == 200, response.text
@@ -87,13 +87,13 @@ class Service:
         return items
 
     async def row(self) -> dict[str, Any]:
-        """The only row of the log."""
+        """Return the only row of the log."""
         (row,) = await self.rows()
         return row
 
 
 def http_client(url: str, **options: Any) -> httpx2.AsyncClient:
-    """A client without TLS: reading the certificates of the system takes 20 ms each time."""
+    """Create a client without TLS: loading the system's certificates costs 20 ms."""
     return httpx2.AsyncClient(base_url=url, verify=False, **{"timeout": 20, **options})
 
 
@@ -102,7 +102,7 @@ Serve = Callable[..., Awaitable[Service]]
 
 @asynccontextmanager
 async def service_starter(migrated: Path, folder: Path) -> AsyncIterator[Serve]:
-    """Start services whose files are in this folder, and stop them with the block."""
+    """Yield a function that starts services with files in this folder; stop them at the end."""
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -132,12 +132,12 @@ async def service_starter(migrated: Path, folder: Path) -> AsyncIterator[Serve]:
 
 @pytest.fixture
 async def serve(migrated: Path, tmp_path: Path) -> AsyncIterator[Serve]:
-    """Starts real services, with settings as arguments; `seeded=True` inserts the samples."""
+    """Start real services with settings as arguments; `seeded=True` inserts the samples."""
     async with service_starter(migrated, tmp_path) as start:
         yield start
 
 
-# For tests that share a service of their module, which runs in an event loop of the module.
+# For tests that share a service of their module, which runs in the module's event loop.
 shared_loop = pytest.mark.asyncio(loop_scope="module")
 shared_fixture = pytest_asyncio.fixture(scope="module", loop_scope="module")
 
@@ -146,7 +146,7 @@ shared_fixture = pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def serve_shared(
     migrated: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Serve]:
-    """Like `serve`, for a service that the tests of a module share: they change nothing in it."""
+    """Like `serve`, for a service that the tests of a module share and do not change."""
     async with service_starter(migrated, tmp_path_factory.mktemp("shared")) as start:
         yield start
 
@@ -160,7 +160,7 @@ async def shared_fake() -> AsyncIterator[ProviderFake]:
 
 @shared_fixture
 async def shared_service(serve_shared: Serve, shared_fake: ProviderFake) -> Service:
-    """Like `service`, shared by the tests of a module: they change nothing in it."""
+    """Like `service`, shared by the tests of a module, which do not change it."""
     return await serve_shared(
         openai_base_url=shared_fake.base_url, openai_api_key="sk-test", model="fake-model"
     )
@@ -198,18 +198,18 @@ async def running(
 
 @pytest.fixture
 async def fake() -> AsyncIterator[ProviderFake]:
-    """An OpenAI-compatible provider on a socket, which does as it is told and keeps the truth."""
+    """An OpenAI-compatible provider fake on a socket."""
     async with ProviderFake() as fake:
         yield fake
 
 
 @pytest.fixture
 async def service(serve: Serve, fake: ProviderFake) -> Service:
-    """A service that answers through the provider fake, without documents."""
+    """A service that uses the provider fake, without documents."""
     return await serve(openai_base_url=fake.base_url, openai_api_key="sk-test", model="fake-model")
 
 
 @pytest.fixture
 async def service_url(serve: Serve) -> str:
-    """The address of a service with the extractive model and the sample documents."""
+    """The URL of a service with the extractive model and the sample documents."""
     return (await serve(seeded=True)).url

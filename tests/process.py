@@ -1,4 +1,4 @@
-"""The service as a process of its own, for tests that end it."""
+"""The service in a separate process, for tests that end it."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ class ServiceProcess:
 
 
 def environment(data_dir: Path, **settings: Any) -> dict[str, str]:
-    """The environment of a service: nothing of this machine's settings, and these."""
+    """Return the environment of a service: these settings and none of this machine."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -56,7 +56,7 @@ def environment(data_dir: Path, **settings: Any) -> dict[str, str]:
 
 
 async def kotae(*arguments: str, data_dir: Path, **settings: Any) -> tuple[int, str, str]:
-    """Run one command to its end: (exit status, standard output, standard error)."""
+    """Run one command to its end; return (exit status, standard output, standard error)."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -74,7 +74,7 @@ async def kotae(*arguments: str, data_dir: Path, **settings: Any) -> tuple[int, 
 
 
 async def migrate(data_dir: Path) -> None:
-    """Copy a migrated database into the folder, unless it has one: Alembic takes half a second."""
+    """Copy a migrated database into the folder, unless it has one: Alembic needs half a second."""
     if not (data_dir / "kotae.db").exists():
         shutil.copy(await asyncio.to_thread(migrated_database), data_dir / "kotae.db")
 

@@ -16,7 +16,7 @@ async def write(database: Database, outcomes: Sequence[Outcome]) -> int:
 
 @contextmanager
 def away(database: Database) -> Iterator[None]:
-    """The folder of the database has another name, so that no file of it can be opened."""
+    """Rename the folder of the database, so that none of its files can be opened."""
     assert database.file
     folder = database.file.parent
     elsewhere = folder.rename(folder.with_name(f"{folder.name}-away"))

@@ -1,7 +1,7 @@
-"""Reading event streams in tests, after the letter of the specification.
+"""A parser of event streams for tests, which follows the specification.
 
-A parser of our own on purpose: it is independent of the libraries that other tests and the command line use, keeps
-comments and `retry`, and takes bytes in pieces of any size.
+It is written for the tests on purpose: it is independent of the libraries of other tests and of the
+command line, keeps comments and `retry`, and accepts bytes in pieces of any size.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 """
@@ -27,7 +27,7 @@ class Event:
 
 
 class Parser:
-    """Feed it bytes, get events; `retry` and `comments` are remembered."""
+    """Parses bytes into events; stores `retry` and `comments`."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -62,7 +62,7 @@ class Parser:
 
 
 async def events(response: httpx2.Response) -> AsyncGenerator[Event, None]:
-    """The events of a response as they come."""
+    """Yield the events of a response as they arrive."""
     parser = Parser()
     async for data in response.aiter_raw():
         for event in parser.feed(data):
@@ -70,10 +70,10 @@ async def events(response: httpx2.Response) -> AsyncGenerator[Event, None]:
 
 
 async def collect(response: httpx2.Response) -> list[Event]:
-    """All events of a response."""
+    """Return all events of a response."""
     return [event async for event in events(response)]
 
 
 def text_of(found: list[Event]) -> str:
-    """The text that the deltas make up."""
+    """Return the text of the deltas."""
     return "".join(event.json["delta"] for event in found if event.name == "")

@@ -1,10 +1,11 @@
-"""What an answer costs, in function calls: a guard against slowness that does not look at a clock.
+"""Number of function calls of an answer: a performance test that needs no clock.
 
-Counted are the calls that the event loop's thread makes for a request, those of Python and those into C, in our code and
-in libraries; not those of the writer, which works in batches, of the standard library, and of these tests, whose client
-and provider run in the same process. The numbers are the same on every machine, but not for every version of a library.
+Counted are the calls of the event loop's thread for a request, into Python and C, in Kotae and in
+libraries. Not counted are calls of the writer, which works in batches, of the standard library, and
+of these tests, whose client and provider run in the same process. The numbers are the same on every
+machine, but vary with the versions of libraries.
 
-A change that costs more has to say so here, and one that costs much less lowers the budget.
+A change that costs more raises the budget here; one that costs much less lowers it.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ ANSWER, STREAM, CHUNK = (
     690,
     885,
     75,
-)  # calls: of an answer in one piece, of a stream without its chunks, of a chunk
+)  # calls: of a plain answer, of a stream without its chunks, of a chunk
 HERE, PACKAGES = f"{Path(__file__).parents[1]}/", f"{Path(pytest.__file__).parents[1]}/"
 NOT_THE_REQUEST = (
     "tests/",
@@ -62,7 +63,7 @@ class Calls:
             self.found[f"{code.co_filename} {code.co_qualname}"] += 1
 
     def counted(self) -> Counter[str]:
-        """Those of the request."""
+        """Count the calls of the request."""
         found: Counter[str] = Counter()
         for name, number in self.found.items():
             place = (
@@ -78,10 +79,13 @@ class Calls:
 async def ask(
     service: Service, path: str, holds: Mapping[Point, asyncio.Event] | None = None
 ) -> None:
-    """The whole answer, asked for with as little as a client can do; a hold of the provider ends when the chunk before it is here."""
+    """Send a minimal request and read its answer; release each hold after the chunk before it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]))
     body = b'{"prompt": "Why?", "grounded": false}'
-    head = b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    head = (
+        b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    )
     writer.write(head % (path.encode(), len(body)) + body)
     answer = b""
     for hold in (holds or {}).values():
@@ -97,7 +101,7 @@ async def ask(
 
 
 async def count(service: Service, fake: ProviderFake, path: str, chunks: int = 0) -> Counter[str]:
-    """The calls of one request whose provider sends so many chunks one by one, when nothing happens for the first time."""
+    """Count the calls of a warm request whose provider sends this number of chunks."""
     for _ in range(3):
         calls = Calls()
         holds: dict[Point, asyncio.Event] = {n: asyncio.Event() for n in range(1, chunks + 1)}
@@ -108,7 +112,7 @@ async def count(service: Service, fake: ProviderFake, path: str, chunks: int = 0
 
 
 def check(counted: float, budget: int, calls: Counter[str]) -> None:
-    """Neither dearer than the budget, nor so much cheaper that it no longer guards anything."""
+    """Fail if the calls exceed the budget, or are so few that the budget is obsolete."""
     dearest = "\n".join(f"{number:6} {name}" for name, number in calls.most_common(50))
     assert budget * 0.8 <= counted <= budget * 1.05, (
         f"{counted:.1f} calls, the budget is {budget}; the dearest:\n{dearest}"
@@ -116,7 +120,7 @@ def check(counted: float, budget: int, calls: Counter[str]) -> None:
 
 
 async def test_an_answer(service: Service, fake: ProviderFake) -> None:
-    """An answer in one piece stays within its budget of calls."""
+    """A plain answer stays within its budget of calls."""
     calls = await count(service, fake, "/ai/test")
 
     check(calls.total(), ANSWER, calls)
@@ -126,7 +130,7 @@ async def test_an_answer(service: Service, fake: ProviderFake) -> None:
 async def test_nothing_of_an_answer_waits_for_the_collector(
     service: Service, fake: ProviderFake
 ) -> None:
-    """When an answer has ended, its stream and pump are gone, texts included: no cycle keeps them until a collection."""
+    """When an answer has ended, no reference cycle keeps its stream, pump or texts."""
     gc.collect()
     gc.disable()
     try:
@@ -144,7 +148,7 @@ async def test_nothing_of_an_answer_waits_for_the_collector(
 
 
 async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderFake) -> None:
-    """A stream stays within its budget, and so does each chunk that comes by itself."""
+    """A stream stays within its budget, and so does each separate chunk."""
     few, many = (
         await count(service, fake, "/ai/stream", 10),
         await count(service, fake, "/ai/stream", 60),
@@ -157,8 +161,11 @@ async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderF
 
 @pytest.mark.slow
 def test_what_only_a_search_needs_is_not_loaded_at_the_start() -> None:
-    """A service that never searches has no use for numpy: 10 MiB, and a twentieth of the start."""
-    loaded = "import sys, service.__main__, service.cli.app, service.main, service.server; print('numpy' in sys.modules)"
+    """The start does not import numpy: 10 MiB, and a twentieth of the startup time."""
+    loaded = (
+        "import sys, service.__main__, service.cli.app, service.main, service.server; "
+        "print('numpy' in sys.modules)"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", loaded], capture_output=True, check=True, text=True

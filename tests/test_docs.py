@@ -28,7 +28,7 @@ API, ERRORS, METRICS, CLI = (
 )
 DECISIONS = sorted((DOCS / "decisions").glob("0*.md"))
 PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("bench/*.md")]
-# Pages about the present: the changelog and the decisions also name what was removed.
+# Pages that describe the current version: changelog and decisions also name removed things.
 CURRENT_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md" and page not in DECISIONS]
 OPENAPI = create_app(Settings()).openapi()
 COMMANDS: Any = typer.main.get_command(app)
@@ -72,8 +72,10 @@ def test_every_route_is_documented(route: str) -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        *AskBody.model_fields, *LimitsBody.model_fields, *Answer.__struct_fields__, *SearchResults.__struct_fields__,
-        *Hit.__struct_fields__, *Status, *UsageSource, *Scope, "start", "done", "failure", "ping", "retry",
+        *AskBody.model_fields, *LimitsBody.model_fields, *Answer.__struct_fields__,
+        *SearchResults.__struct_fields__,
+        *Hit.__struct_fields__, *Status, *UsageSource, *Scope,
+        "start", "done", "failure", "ping", "retry",
     ],
 )  # fmt: skip
 def test_every_word_of_the_protocol_is_documented(word: str) -> None:
@@ -83,7 +85,7 @@ def test_every_word_of_the_protocol_is_documented(word: str) -> None:
 
 @pytest.mark.parametrize("error", tree(KotaeError), ids=lambda error: error.code)
 def test_every_error_code_is_documented(error: type[KotaeError]) -> None:
-    """docs/reference/errors.md has a row with status, meaning and remedy of each code, and no other code."""
+    """docs/reference/errors.md has status, meaning and remedy of each code, and no other code."""
     documented = {row[0]: row[1:] for row in rows(ERRORS) if row[0].startswith("`")}
 
     if error.code == "settings_invalid":  # ends the start; never in a response

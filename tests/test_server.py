@@ -1,4 +1,4 @@
-"""The server: socket options and the begin of the shutdown."""
+"""The server: socket options and the start of the shutdown."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ from tests.sse import Parser
 
 
 async def test_the_system_does_not_hide_a_slow_reader(serve: Serve) -> None:
-    """The send buffer of the listener, and so of every connection, is the configured one."""
+    """The listener, and so every connection, has the configured send buffer."""
     service = await serve(http_limits=HttpLimits(send_buffer_bytes=32_768))
 
     assert service.server.servers[0].sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) in {
@@ -21,7 +21,7 @@ async def test_the_system_does_not_hide_a_slow_reader(serve: Serve) -> None:
 
 
 async def test_the_end_of_the_process_says_goodbye(serve: Serve, fake: ProviderFake) -> None:
-    """At the first signal a stream in progress is told when to come back, should it be cut, and still ends in time."""
+    """At the first signal a stream receives a reconnect time, and still ends in time."""
     service = await serve(
         openai_base_url=fake.base_url, model="fake-model", shutdown_grace_seconds=10
     )

@@ -46,7 +46,7 @@ def mirrored_test(module: str) -> Path:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_is_on_the_map(module: str) -> None:
-    """CONTRIBUTING.md tells where to find what, for each module of service/."""
+    """CONTRIBUTING.md has an entry for each module of service/."""
     assert module in MAP
 
 

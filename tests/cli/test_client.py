@@ -52,7 +52,7 @@ def test_an_error_status_is_one_line(response: httpx2.Response, message: str) ->
 
 
 def test_an_unknown_cost_is_not_zero() -> None:
-    """The summary of an answer tells unknown tokens and cost from none."""
+    """The summary of an answer distinguishes unknown tokens and cost from none."""
     answer = {
         "model": "m",
         "status": "timeout",

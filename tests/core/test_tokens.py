@@ -74,7 +74,10 @@ def test_truncated_texts_are_prefixes(most: int) -> None:
 @pytest.mark.slow
 def test_import_is_cheap() -> None:
     """Importing the module does not load the library; the first count does."""
-    script = "import sys; from service.core import tokens; assert 'bpe_openai' not in sys.modules; tokens.count_tokens('a')"
+    script = (
+        "import sys; from service.core import tokens; "
+        "assert 'bpe_openai' not in sys.modules; tokens.count_tokens('a')"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -12,7 +12,7 @@ async def wait_forever() -> None:
 
 
 async def test_a_stop_cancels_the_task() -> None:
-    """A stopped task is gone, and has not ended by itself; a second stop does nothing."""
+    """A stopped task is cancelled, not ended; a second stop does nothing."""
     task = BackgroundTask("test", wait_forever)
     task.start()
     async with asyncio.timeout(5):
@@ -34,7 +34,7 @@ async def test_a_stop_before_the_start_does_nothing() -> None:
 
 
 async def test_a_wait_ends_with_the_task() -> None:
-    """`wait_ended` returns when the task has ended, and `has_ended` says so."""
+    """`wait_ended` returns when the task has ended, and `has_ended` is True."""
     released = asyncio.Event()
 
     async def wait_released() -> None:
@@ -52,7 +52,7 @@ async def test_a_wait_ends_with_the_task() -> None:
 
 
 async def test_a_failed_tick_does_not_end_the_next_ones() -> None:
-    """Whatever a tick raises, the next one follows; one that succeeds resets the failures."""
+    """After a failed tick the next one follows; a successful one resets the failures."""
     errors = [DatabaseUnavailable("locked"), RuntimeError("broken")]
     succeeded = asyncio.Event()
 

@@ -97,7 +97,7 @@ class StandIn:
 
     @property
     def starts(self) -> int:
-        """How often a child was started."""
+        """Count the starts of a child."""
         return len(self._starts.read_text())
 
 
@@ -118,7 +118,7 @@ async def model(stand_in: StandIn) -> AsyncIterator[LocalModel]:
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, at most 20 seconds."""
+    """Wait for a condition for up to 20 seconds."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.01)
@@ -136,7 +136,7 @@ async def ask(url: str) -> dict[str, object]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process has ended, reaped or not."""
+    """True if a process has ended, reaped or not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
     except FileNotFoundError:

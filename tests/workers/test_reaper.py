@@ -61,7 +61,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_usage_is_loaded_when_the_database_is_back(scene: Scene) -> None:
-    """A load that fails is repeated until it succeeds; until then no usage is known."""
+    """A failed load is repeated until it succeeds; until then usage is unavailable."""
     await write(scene.database, [build_outcome(build_intent(user_id="alice"))])
     reaper = scene.reaper(recovered)
     with away(scene.database):

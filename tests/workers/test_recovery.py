@@ -76,7 +76,7 @@ async def test_without_the_spool_the_copies_are_read(database: Database, tmp_pat
 
 
 async def test_damaged_files_are_kept(database: Database, tmp_path: Path) -> None:
-    """A flipped bit costs one record; the file is kept as .bad and health is degraded."""
+    """A flipped bit costs one record; the file is renamed to .bad and health is degraded."""
     journal = open_journal(tmp_path)
     intents = [build_intent() for _ in range(3)]
     for intent in intents:

@@ -73,7 +73,7 @@ async def ask(process: ChunkProcess, text: str = "x") -> str:
 
 
 async def wait_gone(pid: int) -> None:
-    """Wait until a process has ended and its parent has taken note."""
+    """Wait until a process has ended and was reaped."""
     async with asyncio.timeout(20):
         while Path(f"/proc/{pid}").exists():
             await asyncio.sleep(0.001)
@@ -101,7 +101,7 @@ async def test_the_child_returns_the_same_rows_as_the_thread(process: ChunkProce
 async def test_much_text_is_split_by_the_child(
     process: ChunkProcess, characters: int, in_child: bool
 ) -> None:
-    """What counts are the characters of all documents of a call."""
+    """The characters of all documents of a call are counted."""
     workers = ChunkWorkers(process, thread_characters_max=1000)
     documents = [document(TEXT[:500]), document(TEXT[: characters - 500], 1)]
 
@@ -119,7 +119,7 @@ async def test_nothing_to_split_does_not_wait_for_the_thread() -> None:
 
 
 def test_documents_are_sent_to_the_child_in_bounded_batches() -> None:
-    """In order, as many together as fit; a document that is longer than a batch is sent alone."""
+    """In order, as many per batch as fit; a document longer than a batch is sent separately."""
     lengths = [1, BATCH_CHARACTERS_MAX - 1, 1, BATCH_CHARACTERS_MAX + 1, 2, 3]
     documents = [document("x" * length, n) for n, length in enumerate(lengths)]
 

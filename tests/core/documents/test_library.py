@@ -101,7 +101,7 @@ async def test_parallel_uploads_create_one_document(database: Database) -> None:
     ],
 )
 async def test_titles(database: Database, title: str | None, text: str, expected: str) -> None:
-    """The title is the given one or the first line, on one line of at most 300 characters."""
+    """The title is the `title` or the first line, on one line, up to 300 characters."""
     assert (await keep(database, text, title=title))[0].title == expected
 
 

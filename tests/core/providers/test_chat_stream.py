@@ -145,7 +145,7 @@ def test_an_implausible_usage_is_ignored(usage: Any) -> None:
 
 
 def test_token_details_are_limited_by_their_total() -> None:
-    """Cached and reasoning tokens are at most the prompt and completion tokens."""
+    """Cached and reasoning tokens do not exceed the prompt and completion tokens."""
     usage = {
         "prompt_tokens": 10,
         "completion_tokens": 4,

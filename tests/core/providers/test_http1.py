@@ -269,7 +269,7 @@ async def test_reading_pauses_without_a_reader() -> None:
         connection = await send_request(connections)
         await until(lambda: connection._unread_bytes > UNREAD_BYTES_MAX)
         sent = -1
-        while sent != server.sent:  # until the buffers of the system are full
+        while sent != server.sent:  # until the system's buffers are full
             sent = server.sent
             await asyncio.sleep(0.05)
         assert connection._unread_bytes < UNREAD_BYTES_MAX * 2
