@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service.api.dependencies import AskPrincipal, Services, ServicesDep
-from service.api.fast_route import KEY, AskRoute, KeyDep, asking
+from service.api.fast_route import KEY, AskRoute, KeyDep, authorize_ask
 from service.api.problems import create_problem_response, create_quota_headers
 from service.api.responses import json_response
 from service.api.schemas import (
@@ -242,7 +242,7 @@ async def authorize_reader(
 ) -> Principal:
     """The reader's principal: from the ticket, or else from a credential."""
     if ticket is None:
-        return await asking(request)
+        return await authorize_ask(request)
     grant = services.tickets.redeem(ticket, answer_id, resuming=bool(last_event_id))
     await services.authenticator.require_enabled(grant.user_id)
     return Principal(
@@ -252,7 +252,7 @@ async def authorize_reader(
     )
 
 
-authorize_reader.requires = asking.requires  # type: ignore[attr-defined]  # checked when the ticket was issued
+authorize_reader.requires = authorize_ask.requires  # type: ignore[attr-defined]  # checked when the ticket was issued
 
 
 @router.get(

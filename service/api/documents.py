@@ -27,7 +27,7 @@ from service.core.text import decoding
 from service.core.text.decoding import split_parts
 from service.core.text.json_object import decode_members
 
-FIELDS_MAX, FIELD_BYTES_MAX = 100, 1_024  # of a form, besides its files; none is used
+FIELDS_MAX, FIELD_BYTES_MAX = 100, 1_024  # form fields other than files; they are ignored
 SEARCHES_WAITING_MAX = (
     200  # a few seconds of work; searches of answers are bounded by the number of answers
 )
@@ -210,7 +210,7 @@ def _decode_text(raw: bytes, bytes_max: int) -> TextBody:
 
 
 def _decode_large_text(raw: bytes) -> TextBody:
-    """As `validate_json`, in parts, and with one error at most. The model does not see the text: it would copy it."""
+    """Like `validate_json`, in parts, with at most one error, and without copying the text."""
     try:
         members = decode_members(raw, TextBody.model_fields)
     except ValueError as error:

@@ -1,7 +1,8 @@
 """Fast path for questions: the body is read here, and the endpoint is called directly.
 
-FastAPI documents these routes. To call one, it walks a graph of dependencies, two exit stacks and an exception wrapper,
-which took longer than all that the service itself does for an answer (docs/explanation/performance.md).
+FastAPI documents these routes. To call one, it walks a dependency graph, two exit stacks and an
+exception wrapper, which took longer than everything that the service does for an answer
+(docs/explanation/performance.md).
 """
 
 import re
@@ -18,35 +19,39 @@ from service.core.errors import InvalidRequest
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
-asking = require_role(principals.Role.USER, principals.Scope.ASK)
+authorize_ask = require_role(principals.Role.USER, principals.Scope.ASK)
 
 
 async def read_idempotency_key(
     request: Request,
-    given: Annotated[
+    key: Annotated[
         str | None,
         Header(
             alias="Idempotency-Key",
-            description="The same key and the same request get the same answer, which is made once. 1 to 255 visible ASCII characters.",
+            description="Repeating a request with the same key returns the same answer. 1 to 255 "
+            "visible ASCII characters.",
             json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
         ),
     ] = None,
 ) -> str | None:
-    """The key of a request, if it has one. Raises `InvalidRequest`."""
-    if given is not None and (
-        not KEY.fullmatch(given) or len(request.headers.getlist("Idempotency-Key")) > 1
+    """The idempotency key of a request, if any. Raises `InvalidRequest`."""
+    if key is not None and (
+        not KEY.fullmatch(key) or len(request.headers.getlist("Idempotency-Key")) > 1
     ):
         raise InvalidRequest(
             "Idempotency-Key must be one header of 1 to 255 visible ASCII characters"
         )
-    return given
+    return key
 
 
 KeyDep = Annotated[str | None, Depends(read_idempotency_key)]
 
 
 class AskRoute(BodyRoute):
-    """A route; one that has a body takes an `AskBody` and `(body, request, services, principal, key)`."""
+    """A route whose POST endpoint takes an `AskBody`.
+
+    Its parameters are `(body, request, services, principal, key)`.
+    """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request that this route matches."""
@@ -54,7 +59,7 @@ class AskRoute(BodyRoute):
             await super().handle(scope, receive, send)
             return
         request = Request(scope, receive)
-        principal = await asking(request)
+        principal = await authorize_ask(request)
         body = await read_model(request, AskBody)
         key = await read_idempotency_key(request, request.headers.get("idempotency-key"))
         response = await self.endpoint(

@@ -1,12 +1,13 @@
-"""JSON bodies: read after the caller is known, and rejected at a cost that does not depend on their size.
+"""JSON bodies are read after authentication and rejected at a cost independent of their size.
 
-Validation by pydantic builds an object for every value and every error, also those of fields that no model has: a body
-of 10 MB with a million unknown fields took half a minute and a gigabyte. Therefore a body is decoded by msgspec into a
-struct with the fields of the model, which stops at the first unknown field and at the first array or object where there
-should be none. The model then validates what is left. Only of a small body are all errors listed.
+pydantic builds an object for every value and every error, also of unknown fields: a body of 10 MB
+with a million unknown fields took half a minute and a gigabyte. Therefore msgspec decodes a body
+into a struct with the fields of the model and stops at the first unknown field and at the first
+unexpected array or object. The model then validates the remaining values. All errors are listed
+only for small bodies.
 
-JSON is UTF-8; of a field that occurs twice the last value counts; lone surrogates become U+FFFD; nesting beyond
-what the model has is an error.
+JSON is UTF-8; the last value of a repeated field counts; lone surrogates become U+FFFD; unexpected
+nesting is an error.
 """
 
 import json
@@ -27,12 +28,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.core.errors import InvalidRequest
 
-EXPLAINED_BYTES_MAX = 4_096  # of a body whose errors are all listed
-THREAD_BYTES_MIN = 65_536  # of a body that is decoded in a thread
+EXPLAINED_BYTES_MAX = 4_096  # larger bodies report only their first error
+THREAD_BYTES_MIN = 65_536  # larger bodies are decoded in a thread
 _JSON_TYPE = re.compile(r"application/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
 _PLACE = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?", re.DOTALL)
@@ -42,7 +44,7 @@ Scalar = str | int | float | bool | None
 
 
 class BodyRoute(APIRoute):
-    """A route that authenticates before it reads the body, and passes on only bodies of the right shape."""
+    """A route that authenticates before it reads the body, and rejects invalid JSON cheaply."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,7 +70,7 @@ class BodyRoute(APIRoute):
 
 
 async def read_model(request: Request, model: type[Model]) -> Model:
-    """The body as a model. Raises `RequestValidationError` and what `read_body` does."""
+    """The body as a model. Raises `RequestValidationError`, and like `read_body`."""
     raw = await read_body(request)
     if len(raw) < THREAD_BYTES_MIN:
         return validate_json(raw, model)
@@ -76,7 +78,7 @@ async def read_model(request: Request, model: type[Model]) -> Model:
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body of a request that has JSON, or none. Raises `InvalidRequest` for another content type."""
+    """The JSON body of a request, may be empty. Raises `InvalidRequest` for other content types."""
     content_type = request.headers.get("content-type")
     try:
         raw = await request.body()
@@ -90,7 +92,7 @@ async def read_body(request: Request) -> bytes:
 
 
 def replay_body(raw: bytes, receive: Receive) -> Receive:
-    """A `receive` that begins with a body that has been read."""
+    """A `receive` that starts with a body that has been read already."""
     unread = [raw]
 
     async def receive_again() -> Message:
@@ -112,8 +114,8 @@ def validate_json(raw: bytes, model: type[Model]) -> Model:
 
 
 def decode_json(raw: bytes, model: type[Model]) -> msgspec.Struct:
-    """The body as a struct that the model can be validated from. Raises `RequestValidationError`."""
-    decode = decoder(model).decode
+    """The body as a struct for the model to validate. Raises `RequestValidationError`."""
+    decode = create_decoder(model).decode
     try:
         return decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -125,16 +127,16 @@ def decode_json(raw: bytes, model: type[Model]) -> msgspec.Struct:
 
 
 @lru_cache
-def decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
-    """Decodes JSON objects that have no other fields than the model, in the same form."""
-    return msgspec.json.Decoder(_struct_of(model))
+def create_decoder(model: type[BaseModel]) -> msgspec.json.Decoder[msgspec.Struct]:
+    """A decoder for JSON objects that have only the fields of the model."""
+    return msgspec.json.Decoder(_create_struct(model))
 
 
-def _struct_of(model: type[BaseModel]) -> type[msgspec.Struct]:
+def _create_struct(model: type[BaseModel]) -> type[msgspec.Struct]:
     fields: list[Any] = [
         (
             name,
-            _type_of(field.annotation),
+            _get_json_type(field.annotation),
             *([] if field.is_required() else [field.get_default(call_default_factory=True)]),
         )
         for name, field in model.model_fields.items()
@@ -142,17 +144,18 @@ def _struct_of(model: type[BaseModel]) -> type[msgspec.Struct]:
     return msgspec.defstruct(model.__name__, fields, forbid_unknown_fields=True, kw_only=True)
 
 
-def _type_of(annotation: Any) -> Any:
-    """What JSON may be there: an object of known fields, an array of scalars, or a scalar."""
+def _get_json_type(annotation: Any) -> Any:
+    """The accepted JSON: an object with known fields, an array of scalars, or a scalar."""
     if get_origin(annotation) is Annotated:
-        return _type_of(get_args(annotation)[0])
+        return _get_json_type(get_args(annotation)[0])
     if get_origin(annotation) is list:
         return list[Scalar] | None
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _struct_of(annotation) | None
+        return _create_struct(annotation) | None
     if get_origin(annotation) in {Union, UnionType}:
         return next(
-            (kind for part in get_args(annotation) if (kind := _type_of(part)) != Scalar), Scalar
+            (kind for part in get_args(annotation) if (kind := _get_json_type(part)) != Scalar),
+            Scalar,
         )
     return Scalar
 
@@ -162,7 +165,7 @@ def _replace_lone_surrogate(match: re.Match[bytes]) -> bytes:
 
 
 def list_errors(raw: bytes, model: type[BaseModel], error: Exception) -> list[dict[str, Any]]:
-    """What is wrong with a body: everything of a small one, else what was found first."""
+    """All errors of a small body, the first error of a large one."""
     if len(raw) <= EXPLAINED_BYTES_MAX:
         try:
             model.model_validate(json.loads(raw))
@@ -171,16 +174,16 @@ def list_errors(raw: bytes, model: type[BaseModel], error: Exception) -> list[di
         except (ValueError, RecursionError):
             pass
     match = _PLACE.fullmatch(str(error))
-    what, where = (match["what"], match["where"]) if match else (str(error), None)
+    message, location = (match["what"], match["where"]) if match else (str(error), None)
     return [
         {
-            "loc": ("body", *(where or "").strip(".").split(".")) if where else ("body",),
-            "msg": what[:200],
+            "loc": ("body", *(location or "").strip(".").split(".")) if location else ("body",),
+            "msg": message[:200],
         }
     ]
 
 
 def describe_errors(error: ValidationError) -> list[dict[str, Any]]:
-    """The errors of a body, without what was sent: it may be a secret in the wrong field."""
+    """Errors without the input, which may be a secret in the wrong field."""
     errors = error.errors(include_input=False, include_url=False, include_context=False)
     return [{**item, "loc": ("body", *item["loc"])} for item in errors]

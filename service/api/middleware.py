@@ -1,11 +1,11 @@
-"""The outermost layer of a request: its id, its source, the size of its body, its headers, its account.
+"""The outermost layer: request ids, origin checks, body limits, response headers, metrics.
 
-Pure ASGI. `BaseHTTPMiddleware` would hide the client's disconnect from the streams behind it: it is not used anywhere.
+Pure ASGI. `BaseHTTPMiddleware` would hide disconnects from streams and is not used anywhere.
 
-Cross-origin requests: requests from foreign origins are refused first (`core/auth/origin.py`). For the origins in
-`KOTAE_ALLOWED_ORIGINS` starlette's `CORSMiddleware` answers preflights and adds the CORS headers. It wraps everything that
-can answer with a problem, so that an allowed page can read errors too. Credentials are not allowed: such a page sends a
-key or a ticket, and cookies are for our own pages.
+Requests from foreign origins are refused first (`core/auth/origin.py`). For the origins in
+`KOTAE_ALLOWED_ORIGINS` starlette's `CORSMiddleware` answers preflights and adds the CORS headers.
+It wraps everything that returns problems, so that an allowed page can read errors too. Credentials
+are not allowed: such a page sends a key or a ticket, and cookies are for our own pages.
 """
 
 import re
@@ -24,15 +24,15 @@ from service.core.limits import ServiceLimits
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log, set_request_id
 
-# Limits of bodies. A character has up to 4 bytes, which JSON may write as 12; an ASCII character should be one byte.
-BODY_BYTES = 65_536  # of any body, besides what follows
+# A character has up to 4 bytes, or 12 with JSON escapes; ASCII should be one byte.
+BODY_BYTES = 65_536  # of any body, in addition to the following
 JSON_BYTES_PER_CHARACTER = 16  # of a prompt
 JSON_BYTES_PER_TEXT_BYTE = 3  # of an uploaded text
 _PROMPT_PATHS = {"/ai/test", "/ai/stream", "/ai/answers"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PAGES = {"/", "/docs", "/signin"}
 _QUIET = {"/health/live", "/health/ready", "/metrics"}
-# What every response has, unless it says otherwise itself.
+# Headers of every response that does not set them.
 _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -61,7 +61,7 @@ _CORS_RESPONSE_HEADERS = [
 
 
 class RequestMiddleware:
-    """Wraps the application; see the module."""
+    """Wraps the application; see the module docstring."""
 
     def __init__(
         self, app: ASGIApp, settings: Settings, limits: ServiceLimits, metrics: Metrics
@@ -80,34 +80,30 @@ class RequestMiddleware:
                 allow_headers=_CORS_REQUEST_HEADERS,
                 expose_headers=_CORS_RESPONSE_HEADERS,
             )
-            self._refusal_headers = {
-                "Vary": "Origin"
-            }  # as CORSMiddleware sets it on all other responses
+            self._refusal_headers = {"Vary": "Origin"}  # like CORSMiddleware's other responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {
-            name: value.decode("latin-1") for name, value in reversed(scope["headers"])
-        }  # the first of a name counts
-        given = headers.get(b"x-request-id", "")
+        # The first header of a name counts.
+        headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        request_id_header = headers.get(b"x-request-id", "")
         request_id = scope["request_id"] = (
-            given if _SAFE_ID.fullmatch(given) else create_id(utc_now())
+            request_id_header if _SAFE_ID.fullmatch(request_id_header) else create_id(utc_now())
         )
         set_request_id(request_id)
-        scope["kotae.content_length"] = int(
-            headers.get(b"content-length", "0")
-        )  # the server has checked it
+        # The server has validated the length.
+        scope["kotae.content_length"] = int(headers.get(b"content-length", "0"))
         scope["kotae.content_type"] = headers.get(b"content-type", "")
         scope["kotae.status"] = 0
-        await self._admit(scope, headers, receive, _Reply(send, scope).send)
+        await self._admit(scope, headers, receive, _ResponseWriter(send, scope).send)
 
     async def _admit(
         self, scope: Scope, headers: Mapping[bytes, str], receive: Receive, send: Send
     ) -> None:
-        """Refuse a foreign origin, serve everything else, and account for both."""
+        """Refuse foreign origins, serve other requests, and record both."""
         started = time.perf_counter()
         try:
             if "kotae.refusal" in scope:
@@ -120,31 +116,31 @@ class RequestMiddleware:
                 page=scope["path"] in _PAGES and headers.get(b"sec-fetch-mode") == "navigate",
             )
             await self._admitted(scope, receive, send)
-        except KotaeError as error:  # of the server, or of the origin check
+        except KotaeError as error:  # from the server or the origin check
             await create_problem_response(error, scope["request_id"], self._refusal_headers)(
                 scope, receive, send
             )
         finally:
-            self._account(scope, scope["kotae.status"], time.perf_counter() - started)
+            self._record_request(scope, scope["kotae.status"], time.perf_counter() - started)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Limit the body, call the application, and turn exceptions into problems."""
-        limit = self._body_limit(scope["path"], scope["kotae.content_type"])
+        limit = self._get_body_limit(scope["path"], scope["kotae.content_type"])
         if scope["kotae.content_length"] > limit:
             await create_problem_response(
                 TooLarge(f"the body is larger than {limit} bytes"), scope["request_id"]
             )(scope, receive, send)
             return
         try:
-            await self._app(scope, _limited(receive, limit), send)
+            await self._app(scope, _limit_body(receive, limit), send)
         except Exception:
             log.exception("request.broken", path=scope["path"])
             if scope["kotae.status"]:
-                raise  # the server closes the connection: a cut body must not look like a whole one
-            problem = KotaeError("the request id finds the cause in the log")
+                raise  # the server closes the connection, so that a cut body does not look complete
+            problem = KotaeError("the log has the cause under this request id")
             await create_problem_response(problem, scope["request_id"])(scope, receive, send)
 
-    def _body_limit(self, path: str, content_type: str) -> int:
+    def _get_body_limit(self, path: str, content_type: str) -> int:
         settings = self._settings
         if path == "/ai/upload":
             factor = (
@@ -157,7 +153,7 @@ class RequestMiddleware:
             return settings.prompt_characters_max * JSON_BYTES_PER_CHARACTER + BODY_BYTES
         return BODY_BYTES
 
-    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record_request(self, scope: Scope, status: int, seconds: float) -> None:
         route = str(getattr(scope.get("route"), "path", "unmatched"))
         self._metrics.requests.labels(
             scope["method"] if status != 405 else "other", route, status
@@ -173,10 +169,10 @@ class RequestMiddleware:
             )
 
 
-class _Reply:
-    """Sends messages on, adds the headers that every response has, and notes the status in the scope.
+class _ResponseWriter:
+    """Adds the default headers and stores the status in the scope.
 
-    It holds the scope, and the scope does not hold it: no cycle keeps a request until a collection.
+    The scope does not refer to it, so no reference cycle keeps a request until garbage collection.
     """
 
     def __init__(self, send: Send, scope: Scope) -> None:
@@ -184,7 +180,7 @@ class _Reply:
         self._scope = scope
 
     async def send(self, message: Message) -> None:
-        """Send one message on."""
+        """Forward one message."""
         if message["type"] == "http.response.start":
             self._scope["kotae.status"] = message["status"]
             headers = [
@@ -199,11 +195,11 @@ class _Reply:
         await self._send(message)
 
 
-def _limited(receive: Receive, limit: int) -> Receive:
-    """Counts a body that does not say its length; FastAPI lets an `HTTPException` through where it reads one."""
+def _limit_body(receive: Receive, limit: int) -> Receive:
+    """Limit a body without Content-Length. FastAPI propagates an `HTTPException` from `receive`."""
     size = 0
 
-    async def counted() -> Message:
+    async def receive_limited() -> Message:
         nonlocal size
         message = await receive()
         size += len(message.get("body", b""))
@@ -211,4 +207,4 @@ def _limited(receive: Receive, limit: int) -> Receive:
             raise HTTPException(TooLarge.status, f"the body is larger than {limit} bytes")
         return message
 
-    return counted
+    return receive_limited

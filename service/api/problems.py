@@ -15,10 +15,8 @@ from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorize
 from service.core.ports import QuotaWindow
 
 MEDIA_TYPE = "application/problem+json"
-ERRORS_MAX = 50  # of a request, in `errors`
-ERROR_CHARACTERS_MAX = (
-    200  # of the place of an error, which can contain the name of an unknown field
-)
+ERRORS_MAX = 50  # in `errors`
+ERROR_CHARACTERS_MAX = 200  # of the location of an error, which may contain an unknown field
 _INTEGER_MAX = 999_999_999_999_999
 # Basic is accepted but not offered: a browser would open its own login dialog.
 CHALLENGE = 'Bearer realm="Kotae"'

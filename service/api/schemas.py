@@ -1,7 +1,7 @@
-"""The shapes that come in, as pydantic checks them, and those that go out, as OpenAPI documents them.
+"""Request models, validated by pydantic, and response schemas for OpenAPI.
 
-What goes out is encoded by msgspec from the structs of `service.core`; their JSON schemas are
-taken from those same structs, so that there is no second definition to fall behind.
+Responses are encoded by msgspec from the structs of `service.core`; their JSON schemas are derived
+from the same structs, so there is no second definition.
 """
 
 from datetime import datetime
@@ -38,7 +38,7 @@ DocumentIds = Annotated[
 
 
 class AskBody(BaseModel):
-    """A prompt and how to answer it. Unknown fields are refused."""
+    """A prompt with options. Unknown fields are refused."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -55,26 +55,22 @@ class AskBody(BaseModel):
         },
     )
     prompt: NotBlank = Field(
-        description="The question. Its length is bounded by KOTAE_PROMPT_CHARACTERS_MAX (413 beyond)."
+        description="The question, at most KOTAE_PROMPT_CHARACTERS_MAX characters (413)."
     )
     grounded: bool = Field(
-        True, description="Answer from the documents, or refuse when they hold nothing relevant."
+        True, description="Answer from the documents, or refuse without relevant passages."
     )
-    model: ModelName | None = Field(
-        None, description="A configured model; the default one if absent."
-    )
+    model: ModelName | None = Field(None, description="A configured model; default: KOTAE_MODEL.")
     max_tokens: int | None = Field(
-        None, ge=1, description="Most completion tokens; bounded by KOTAE_MAX_TOKENS_MAX."
+        None, ge=1, description="Maximum completion tokens, at most KOTAE_MAX_TOKENS_MAX."
     )
     temperature: float | None = Field(None, ge=0, le=2)
-    user_id: UserId | None = Field(None, description="On whose behalf; believed from admins only.")
-    documents: DocumentIds | None = Field(
-        None, description="Answer from these documents alone; others' ids find nothing."
-    )
+    user_id: UserId | None = Field(None, description="The user to answer for; for admins.")
+    documents: DocumentIds | None = Field(None, description="Use only these documents.")
 
 
 class TextBody(BaseModel):
-    """A document given as JSON."""
+    """A document as JSON."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -86,11 +82,11 @@ class TextBody(BaseModel):
     )
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
     text: NotBlank
-    shared: bool = Field(False, description="Context for everyone; for admins.")
+    shared: bool = Field(False, description="Visible to all users; requires an admin.")
 
 
 class LimitsBody(BaseModel):
-    """What a user or a key may use. Absent: as much as they like. Costs are USD, as a decimal string."""
+    """Limits of a user or a key; absent means unlimited. Costs are decimal strings in USD."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -102,10 +98,10 @@ class LimitsBody(BaseModel):
     tokens_per_month: Count | None = None
     cost_usd_per_day: Money | None = None
     cost_usd_per_month: Money | None = None
-    concurrent: Count | None = Field(None, description="Answers in progress at once.")
+    concurrent: Count | None = Field(None, description="Concurrent answers.")
 
     def limits(self) -> QuotaLimits:
-        """As the core has them, money in nano-dollars."""
+        """Convert to the internal form, with money in nano-dollars."""
         day, month = self.cost_usd_per_day, self.cost_usd_per_month
         return QuotaLimits(
             requests_per_minute=self.requests_per_minute,
@@ -119,7 +115,7 @@ class LimitsBody(BaseModel):
 
 
 class KeyBody(BaseModel):
-    """A key to be made."""
+    """A key to be created."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -128,22 +124,22 @@ class KeyBody(BaseModel):
         },
     )
     user_id: UserId | None = Field(
-        None, description="Whose; one's own if absent. Others' are for admins."
+        None, description="Owner; default: you. Other users require an admin."
     )
     role: Literal["user", "admin"] = "user"
     scopes: list[Literal["ask", "documents", "logs", "keys"]] | None = Field(
-        None, max_length=4, description="Absent: all of the maker's."
+        None, max_length=4, description="Default: those of the creator."
     )
-    name: Annotated[str, StringConstraints(max_length=100)] = Field(
-        "", description="By which people know it."
-    )
+    name: Annotated[str, StringConstraints(max_length=100)] = Field("", description="A label.")
     expires_at: AwareDatetime | None = None
     expires_in_days: float | None = Field(None, gt=0, le=3650)
-    limits: LimitsBody | None = Field(None, description="Of this key, beside those of its user.")
+    limits: LimitsBody | None = Field(
+        None, description="Limits of this key, besides those of its user."
+    )
 
 
 class RotateBody(BaseModel):
-    """How a key is rotated."""
+    """Options of a key rotation."""
 
     model_config = ConfigDict(extra="forbid")
     grace_seconds: float = Field(
@@ -152,7 +148,7 @@ class RotateBody(BaseModel):
 
 
 class QuotaBody(BaseModel):
-    """What a user may use: a plan by name, or limits of their own; neither: the default plan."""
+    """A plan by name, or individual limits; neither means the default plan."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -163,7 +159,7 @@ class QuotaBody(BaseModel):
 
 
 class UserBody(BaseModel):
-    """Whether a user's requests are taken."""
+    """Whether a user is disabled."""
 
     model_config = ConfigDict(extra="forbid")
     disabled: bool
@@ -181,7 +177,7 @@ class Problem(msgspec.Struct):
 
 
 class StartEvent(msgspec.Struct):
-    """The payload of a stream's `start` event. `resumable` is there where it is False, for want of room."""
+    """The `start` event. `resumable` is present only if false: the stream buffers are full."""
 
     id: str
     model: str
@@ -191,7 +187,7 @@ class StartEvent(msgspec.Struct):
 
 
 class AnswerStarted(msgspec.Struct):
-    """An answer that has begun. `resumable` False: it ends when its reader leaves, because the buffers are full."""
+    """A started answer. `resumable` false: it ends with its reader, the stream buffers are full."""
 
     id: str
     events_url: str
@@ -200,7 +196,7 @@ class AnswerStarted(msgspec.Struct):
 
 
 class AnswerInProgress(msgspec.Struct):
-    """An answer that has not ended; `response` is its text so far."""
+    """An answer in progress; `response` is its text so far."""
 
     id: str
     prompt: str
@@ -215,7 +211,7 @@ class AnswerInProgress(msgspec.Struct):
 
     @classmethod
     def from_intent(cls, intent: Intent, text: str) -> "AnswerInProgress":
-        """What is known of an answer in progress."""
+        """Create it from the intent and the text so far."""
         return cls(
             id=intent.id,
             prompt=intent.prompt,
@@ -246,7 +242,7 @@ _SHAPES = [
 def schema_ref(
     shape: type, description: str, media_type: str = "application/json"
 ) -> dict[str, Any]:
-    """A documented response of this shape."""
+    """An OpenAPI response with this schema."""
     return {
         "description": description,
         "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}},
@@ -262,18 +258,19 @@ def problem_schemas(**described: str) -> dict[int | str, dict[str, Any]]:
 
 
 REFUSALS = problem_schemas(
-    _400="`foreign_host`: this name is not served here",
-    _401="`unauthorized`: credentials are missing or wrong",
-    _403="`forbidden`: another role or scope is needed; `foreign_origin`: a page of another site sent this",
-    _413="`too_large`: over a limit that the detail names",
-    _422="`invalid_request`: the payload has not the shape of the route",
-    _500="`internal`: a fault of the service; `request_id` finds it in the log",
-    _503="`overloaded`, `shutting_down`, `database_unavailable`: come back after `Retry-After`",
+    _400="`foreign_host`: this host name is not served",
+    _401="`unauthorized`: credentials are missing or invalid",
+    _403="`forbidden`: another role or scope is required; `foreign_origin`: sent by a page of "
+    "another site",
+    _413="`too_large`: exceeds the limit in `detail`",
+    _422="`invalid_request`: the request does not match the schema",
+    _500="`internal`: an error of the service; see the log under `request_id`",
+    _503="`overloaded`, `shutting_down`, `database_unavailable`: retry after `Retry-After`",
 )
 
 
 def build_openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, made once."""
+    """The OpenAPI document, created once."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -283,9 +280,8 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(components)
-        for operations in document[
-            "paths"
-        ].values():  # FastAPI documents a 422 of its own, which is never sent
+        # FastAPI documents its own 422, which is never sent.
+        for operations in document["paths"].values():
             for operation in operations.values():
                 operation["responses"].setdefault("422", REFUSALS[422])
                 if "HTTPValidationError" in str(operation["responses"]["422"]):

@@ -51,8 +51,8 @@ async def test_tokens_are_recorded_as_reported(service: Service, fake: ProviderF
     assert answer["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-async def test_a_stream_says_start_deltas_done(service: Service, fake: ProviderFake) -> None:
-    """The events come in order, with ids that count the characters, and their text is the provider's."""
+async def test_stream_sends_start_deltas_done(service: Service, fake: ProviderFake) -> None:
+    """Events arrive in order, their ids count characters, and their text is the provider's."""
     received = await post_stream(service)
 
     start, *deltas, done = received
@@ -68,8 +68,8 @@ async def test_a_stream_says_start_deltas_done(service: Service, fake: ProviderF
     )
 
 
-async def test_a_stream_is_metered_as_exactly_as_a_plain_answer(service: Service) -> None:
-    """The same prompt costs the same tokens, streamed or not; `done` is the row without its texts."""
+async def test_stream_is_metered_like_a_plain_answer(service: Service) -> None:
+    """A prompt costs the same tokens streamed or not; `done` is the row without its texts."""
     done = (await post_stream(service))[-1].json
     plain = (await service.client.post("/ai/test", json=FREE)).json()
 
@@ -279,8 +279,10 @@ async def test_cut_before_the_first_event_does_not_start_a_second_answer(
     assert (await service.row())["status"] == "completed"
 
 
-async def test_an_answer_in_progress_says_what_it_has(service: Service, fake: ProviderFake) -> None:
-    """GET of a running answer is 202 with its text so far; afterwards it is the answer object, the log row."""
+async def test_answer_in_progress_returns_its_text_so_far(
+    service: Service, fake: ProviderFake
+) -> None:
+    """GET of a running answer is 202 with its text so far; afterwards it is the log row."""
     release = asyncio.Event()
     fake.next(Behaviour(deltas=["One ", "two."], hold=release, hold_after=1))
     started = await start_answer(service)

@@ -104,10 +104,10 @@ async def shared_with_origin(serve_shared: Serve) -> Service:
 
 @shared_loop
 @pytest.mark.parametrize("origin", REFUSED)
-async def test_another_origin_is_refused_and_told_nothing(
+async def test_other_origins_are_refused_without_cors_headers(
     shared_with_origin: Service, origin: str
 ) -> None:
-    """Neither its preflight nor its request is served, and no header lets its page read the refusal."""
+    """Neither preflight nor request of another origin is served, and no header allows reading."""
     preflight = await shared_with_origin.client.options(
         "/ai/test", headers=PREFLIGHT | {"Origin": origin}
     )

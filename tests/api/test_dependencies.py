@@ -33,10 +33,10 @@ async def shared_with_secret(serve_shared: Serve) -> Service:
         "Bearer",
     ],
 )
-async def test_with_a_secret_every_route_but_health_wants_it(
+async def test_every_route_but_health_requires_the_secret(
     shared_with_secret: Service, authorization: str | None
 ) -> None:
-    """Without the right secret there is a 401 with a challenge, on every route of the service."""
+    """Without the secret every route but health is a 401 with a challenge."""
     headers = {"Authorization": authorization} if authorization else {}
     async with http_client(shared_with_secret.url, headers=headers) as stranger:
         for path, methods in PATHS.items():

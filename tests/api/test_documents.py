@@ -72,7 +72,7 @@ async def test_same_text_twice_is_one_document(serve: Serve) -> None:
 
 
 async def test_uploads_have_limits(serve: Serve) -> None:
-    """A file, a number of files and a number of documents over their limits are refused with the limit."""
+    """Too large files, too many files and too many documents are refused with the limit."""
     service = await serve(
         upload_file_bytes_max=1000, limits=ServiceLimits(upload_files_max=2), documents_max=1
     )

@@ -40,8 +40,8 @@ async def test_ready_reports_stopping(service: Service) -> None:
     )
 
 
-async def test_ready_reports_a_database_that_is_away(service: Service) -> None:
-    """Without the database the service is degraded: it still answers, and reports the cause."""
+async def test_ready_reports_an_unavailable_database(service: Service) -> None:
+    """Without the database the service is degraded: answers continue, readiness names the error."""
     with away(service.services.database):
         ready = await service.client.get("/health/ready")
         answer = await service.client.post("/ai/test", json=ASK)

@@ -42,7 +42,7 @@ async def fill(service: Service) -> Service:
 
 @pytest.fixture
 async def filled(serve: Serve) -> Service:
-    """A service with these rows, for tests that insert others."""
+    """A log of 25 rows a minute apart, of users a and b in turn, committed out of order."""
     return await fill(await serve())
 
 
@@ -52,7 +52,7 @@ async def shared_log(serve_shared: Serve) -> Service:
     return await fill(await serve_shared())
 
 
-async def get(service: Service, **params: Any) -> dict[str, Any]:
+async def get_page(service: Service, **params: Any) -> dict[str, Any]:
     """One page."""
     response = await service.client.get("/ai/logs", params=params)
     assert response.status_code == 200, response.text
@@ -67,10 +67,10 @@ def list_numbers(page: dict[str, Any]) -> list[int]:
 
 @shared_loop
 async def test_pages_go_from_newest_to_oldest_and_end(shared_log: Service) -> None:
-    """Following next_cursor shows every row once, newest first; the last page has no cursor."""
+    """Following next_cursor lists every row once, newest first."""
     listed, cursor = [], None
     while True:
-        page = await get(shared_log, limit=7, **({"cursor": cursor} if cursor else {}))
+        page = await get_page(shared_log, limit=7, **({"cursor": cursor} if cursor else {}))
         listed += list_numbers(page)
         if (cursor := page["next_cursor"]) is None:
             break
@@ -78,11 +78,11 @@ async def test_pages_go_from_newest_to_oldest_and_end(shared_log: Service) -> No
     assert listed == list(range(24, -1, -1))
 
 
-async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> None:
-    """Keyset pages do not repeat or skip a row when newer ones come."""
-    first = await get(filled, limit=5)
+async def test_new_row_does_not_shift_pages(filled: Service) -> None:
+    """Keyset pages neither repeat nor skip rows when newer ones arrive."""
+    first = await get_page(filled, limit=5)
     await write(filled.services.database, [build_outcome(build_intent(prompt="prompt 99"))])
-    second = await get(filled, limit=5, cursor=first["next_cursor"])
+    second = await get_page(filled, limit=5, cursor=first["next_cursor"])
 
     assert list_numbers(first) + list_numbers(second) == list(range(24, 14, -1))
 
@@ -105,19 +105,19 @@ async def test_a_row_that_arrives_meanwhile_shifts_no_page(filled: Service) -> N
 async def test_filters(
     shared_log: Service, params: dict[str, str], expected: Sequence[int]
 ) -> None:
-    """Each filter narrows, and they narrow together; since is inclusive, until exclusive."""
-    assert list_numbers(await get(shared_log, **params)) == list(expected)
+    """Filters combine; since is inclusive, until exclusive."""
+    assert list_numbers(await get_page(shared_log, **params)) == list(expected)
 
 
-async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) -> None:
-    """`after` follows the order of commit: a row that began early and ended late is still seen, once."""
-    newest = (await get(filled, limit=1))["items"][0]["id"]
-    at_the_end = await get(filled, after=newest)
+async def test_tail_includes_rows_committed_late(filled: Service) -> None:
+    """`after` follows the commit order: a row that started early and ended late is listed once."""
+    newest = (await get_page(filled, limit=1))["items"][0]["id"]
+    at_the_end = await get_page(filled, after=newest)
     late = build_outcome(build_intent(at=START - timedelta(days=1), prompt="prompt 100"))
     await write(filled.services.database, [late, build_outcome(build_intent(prompt="prompt 101"))])
 
-    tail = await get(filled, after=at_the_end["next_cursor"])
-    again = await get(filled, after=tail["next_cursor"])
+    tail = await get_page(filled, after=at_the_end["next_cursor"])
+    again = await get_page(filled, after=tail["next_cursor"])
 
     assert list_numbers(tail) == [100, 101]
     assert (again["items"], again["next_cursor"]) == ([], tail["next_cursor"])
@@ -127,10 +127,8 @@ async def test_a_tail_misses_nothing_that_was_committed_late(filled: Service) ->
 @pytest.mark.parametrize(
     "params", [{"cursor": "x"}, {"after": "x"}, {"after": "01a2095b-6360-75d3-bf35-48878f818b4d"}]
 )
-async def test_a_cursor_of_somebody_else_s_is_400(
-    shared_log: Service, params: dict[str, str]
-) -> None:
-    """What this service did not give out is refused, not guessed at."""
+async def test_unknown_cursor_is_400(shared_log: Service, params: dict[str, str]) -> None:
+    """An unknown cursor is refused."""
     response = await shared_log.client.get("/ai/logs", params=params)
 
     assert (response.status_code, response.json()["code"]) == (400, "invalid_cursor")
@@ -138,7 +136,7 @@ async def test_a_cursor_of_somebody_else_s_is_400(
 
 @shared_loop
 @pytest.mark.parametrize("limit", [0, 201, "many"])
-async def test_a_page_has_a_greatest_size(shared_log: Service, limit: Any) -> None:
+async def test_page_size_is_limited(shared_log: Service, limit: Any) -> None:
     """A limit out of bounds is a 422 problem."""
     response = await shared_log.client.get("/ai/logs", params={"limit": limit})
 
@@ -159,17 +157,17 @@ async def test_unchanged_page_is_304(filled: Service) -> None:
 
 
 @shared_loop
-async def test_one_row(shared_log: Service) -> None:
+async def test_single_row_equals_the_list_item(shared_log: Service) -> None:
     """GET /ai/logs/{id} is the item of the list; an unknown id is 404."""
-    item = (await get(shared_log, limit=1))["items"][0]
+    item = (await get_page(shared_log, limit=1))["items"][0]
 
     assert (await shared_log.client.get(f"/ai/logs/{item['id']}")).json() == item
     assert (await shared_log.client.get("/ai/logs/nothing")).status_code == 404
 
 
 @shared_loop
-async def test_an_export_as_ndjson_has_every_row_that_fits(shared_log: Service) -> None:
-    """One JSON object a line, newest first, filters in force."""
+async def test_ndjson_export_contains_every_matching_row(shared_log: Service) -> None:
+    """One JSON object per line, newest first, filtered."""
     response = await shared_log.client.get(
         "/ai/logs", params={"user_id": "a", "limit": 1}, headers={"Accept": "application/x-ndjson"}
     )
@@ -245,9 +243,9 @@ async def test_log_contains_answers_that_ended_before_the_request(serve: Serve) 
 @shared_loop
 @pytest.mark.parametrize("which", [{}, *COMBINED, {"since": START}], ids="+".join)
 async def test_tails_follow_the_order_of_commit(shared_log: Service, which: dict[str, Any]) -> None:
-    """A tail goes by `seq`, a user's by an index of it: it neither sorts nor reads what was there before."""
+    """A tail uses an index on `seq`: it neither sorts nor reads earlier rows."""
     database = shared_log.services.database
-    first = (await get(shared_log, limit=1))["items"][0]["id"]
+    first = (await get_page(shared_log, limit=1))["items"][0]["id"]
     query_plans = await explain_queries(
         database,
         lambda session: request_log.read_tail(session, LogFilter(**which), limit=50, after=first),
@@ -282,10 +280,10 @@ def get_number(item: Answer) -> int:
         ({"status": "timeout", "model": "m1", "since": "2026-03-01T00:06:00Z"}, [10]),
     ],
 )
-async def test_a_page_ends_early_rather_than_look_at_everything(
+async def test_page_ends_early_instead_of_scanning_everything(
     shared_log: Service, which: dict[str, Any], expected: list[int]
 ) -> None:
-    """With several filters a page may be short or empty and have a cursor: followed to the end, it shows every row once."""
+    """With several filters a page may be short and have a cursor; every row is listed once."""
     database, filters = shared_log.services.database, log_filter(which)
     listed: list[int] = []
     pages, cursor = 0, None
@@ -313,16 +311,16 @@ async def test_a_page_ends_early_rather_than_look_at_everything(
     "which",
     [{"model": "m1"}, {"user_id": "b", "model": "m1"}, {"status": "timeout"}, {"model": "none"}],
 )
-async def test_a_tail_goes_on_where_it_stopped_looking(
+async def test_tail_continues_where_it_stopped_scanning(
     shared_log: Service, which: dict[str, Any]
 ) -> None:
-    """A tail with filters looks at some rows at a time; its cursor goes on, and shows nobody the id of another's answer."""
-    everything = await get(shared_log, limit=200)
+    """A filtered tail scans a bounded number of rows per page and continues where it stopped."""
+    everything = await get_page(shared_log, limit=200)
     ids = {item["id"]: item for item in everything["items"]}
     listed: list[int] = []
     after = next(
         item["id"] for item in everything["items"] if item["prompt"] == "prompt 1"
-    )  # the first row committed
+    )  # the first that was committed
     for _ in range(10):
         async with shared_log.services.database.read_session() as session:
             page = await request_log.read_tail(
@@ -355,7 +353,7 @@ async def test_readers_of_the_log_do_not_wait_for_a_stuck_database(serve: Serve)
     async with service.services.database.transaction():
         await service.client.post("/ai/test", json={"prompt": "返品は何日以内にできますか？"})
         async with asyncio.timeout(3):
-            assert (await get(service))["items"] == []
+            assert (await get_page(service))["items"] == []
     assert len(await service.rows()) == 1
 
 

@@ -54,8 +54,8 @@ async def test_every_refusal_is_a_problem(
 
 
 @shared_loop
-async def test_a_mistake_is_named_and_not_repeated(shared_service: Service) -> None:
-    """A validation problem says where and what, without what was sent."""
+async def test_validation_problem_does_not_repeat_the_input(shared_service: Service) -> None:
+    """A validation problem names place and reason without repeating the input."""
     response = await shared_service.client.post("/ai/test", json=ASK | {"max_tokens": "hunter2"})
 
     assert is_problem(response, 422, "invalid_request")["errors"][0]["where"] == "body.max_tokens"

@@ -79,8 +79,8 @@ def create_verifier(url: str, fetch_seconds: float = 20) -> JwtVerifier:
     return JwtVerifier(Settings(**RS | {"jwt_jwks_url": url}), fetch_seconds=fetch_seconds)
 
 
-async def test_a_key_set_is_fetched_once() -> None:
-    """The set verifies the issuer's tokens; it is requested once, without credentials."""
+async def test_key_set_is_fetched_once() -> None:
+    """The set is requested once, by a plain GET without credentials."""
     async with run_issuer(respond_with(KEY_SET)) as running:
         jwts = create_verifier(running.url)
         users = [(await jwts.verify(GOOD)).user_id for _ in range(2)]
@@ -96,8 +96,8 @@ async def test_a_key_set_is_fetched_once() -> None:
     "status",
     ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"],
 )
-async def test_a_redirect_is_refused(status: str) -> None:
-    """An issuer cannot redirect the service to an internal address."""
+async def test_redirect_is_refused(status: str) -> None:
+    """The target of a redirect is not requested: it could be an internal address."""
     async with (
         run_issuer(respond_with(KEY_SET)) as elsewhere,
         run_issuer(respond_with(KEY_SET, status, location=elsewhere.url)) as running,
@@ -151,7 +151,7 @@ async def test_endless_key_set_is_aborted() -> None:
             await left.wait()
 
 
-async def test_a_compressed_key_set_is_refused() -> None:
+async def test_compressed_key_set_is_refused() -> None:
     """Compression is not offered, and a compressed body is not decompressed."""
     packed = zlib.compress(KEY_SET, wbits=31)
     async with run_issuer(respond_with(packed, **{"content-encoding": "gzip"})) as running:
@@ -234,8 +234,8 @@ def create_tls_context(folder: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_an_unknown_certificate_is_refused(tmp_path: Path) -> None:
-    """Without a certificate of a known authority, an issuer receives no request."""
+async def test_unknown_certificate_is_refused(tmp_path: Path) -> None:
+    """Over TLS the issuer needs a trusted certificate; no request is sent to another."""
     async with run_issuer(respond_with(KEY_SET), create_tls_context(tmp_path)) as running:
         with pytest.raises(JwksUnavailable):
             await create_verifier(running.url).verify(GOOD)

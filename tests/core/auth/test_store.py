@@ -77,8 +77,8 @@ async def test_key_does_not_outlive_its_creator(database: Database) -> None:
     ).user_id == "alice"
 
 
-async def test_keys_have_a_limit(database: Database) -> None:
-    """One key more than the maximum is a refusal; revoked and expired ones do not count."""
+async def test_number_of_keys_is_limited(database: Database) -> None:
+    """A key beyond KOTAE_KEYS_MAX is refused; revoked and expired keys do not count."""
     keys = [
         await store.create_key(database, BOOTSTRAP, NewKey(user_id="a"), keys_max=3)
         for _ in range(3)
