@@ -148,7 +148,7 @@ def list_errors(raw: bytes, model: type[BaseModel], error: Exception) -> list[di
     """What is wrong with a body: everything of a small one, else what was found first."""
     if len(raw) <= EXPLAINED_BYTES_MAX:
         try:
-            model.model_validate(json.loads(raw))
+            model.model_validate(json.loads(raw.removeprefix(_BYTE_ORDER_MARK).decode()))
         except ValidationError as invalid:
             return describe_errors(invalid)
         except (ValueError, RecursionError):

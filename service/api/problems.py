@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service.api.responses import json_response
 from service.core.answering.streams import problem
@@ -15,6 +16,7 @@ from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorize
 from service.core.ports import QuotaWindow
 
 MEDIA_TYPE = "application/problem+json"
+FILE_METHODS = ("GET", "HEAD")  # of paths that no route has: files
 ERRORS_MAX = 50  # of a request, in `errors`
 ERROR_CHARACTERS_MAX = 200  # of the place of an error, which can contain the name of an unknown field
 _INTEGER_MAX = 999_999_999_999_999
@@ -93,7 +95,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
     title = HTTPStatus(error.status_code).phrase
     response = _plain(request, error.status_code, title.lower().replace(" ", "_"), title, detail=error.detail or title)
     response.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(_find_methods(request))
     return response
+
+
+def _find_methods(request: Request) -> list[str]:
+    """The methods of all routes that have the path of this request; the framework names those of the first one."""
+    routes = [route for route in request.app.router.routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
+    return sorted(methods or FILE_METHODS)
 
 
 def _plain(request: Request, status: int, code: str, title: str, *, detail: str, **extra: Any) -> Response:

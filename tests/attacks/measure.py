@@ -162,7 +162,7 @@ async def _run(url: str, program: str, seconds: float, key: str) -> Outcome:
 
 def _yield_processor() -> None:
     """The attacker comes from another machine: it does not compete for this one's processor."""
-    os.nice(10)
+    os.nice(10 - os.nice(0))
 
 
 def memory_of(pid: int, *, peak: bool = False) -> int:

@@ -24,7 +24,7 @@ _HIGH_SURROGATES, _LOW_SURROGATES = range(0xD800, 0xDC00), range(0xDC00, 0xE000)
 
 
 def decode_members(raw: bytes, names: Collection[str]) -> dict[str, Scalar]:
-    """The members of an object that has strings, numbers, `true`, `false` and `null` under these names.
+    """The members, one at least, of an object that has strings, numbers, `true`, `false` and `null` under these names.
 
     Raises `ValueError` with the reason, at the first other name and at the first array or object.
     """
