@@ -15,7 +15,6 @@ MAP = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
 
 # Modules without a test file of their name, and where their behavior is tested instead.
 TESTED_ELSEWHERE = {
-    "api/json_bodies.py": "through the routes: tests/api, tests/attacks/test_expensive_bodies.py",
     "api/responses.py": "two functions that every route test uses",
     "cli/app.py": "the commands themselves: tests/cli, tests/end_to_end/test_process.py",
     "cli/audit.py": "with the audit: tests/core/accounting/test_audit.py",
@@ -26,13 +25,10 @@ TESTED_ELSEWHERE = {
     "core/auth/tickets.py": "the suite of its port: tests/contracts/test_tickets.py",
     "core/database/tables.py": "declarations; `make lint` compares them with the migrations",
     "core/limits.py": "constants; each limit is tested where it applies",
-    "core/text/json_object.py": "through uploads: tests/api/test_documents.py, tests/attacks",
     "core/providers/embedders.py": "the suite of its port: tests/contracts/test_embedder.py",
     "core/search/engine.py": "through its only caller: tests/core/search/test_service.py",
     "core/search/fts5_merge.py": "through its only caller: tests/workers/test_merging.py",
-    "http_server/connections.py": "over raw sockets: tests/attacks",
     "http_server/exchange.py": "over raw sockets: tests/attacks",
-    "http_server/head.py": "over raw sockets: tests/attacks",
     "main.py": "by every test with a `service`",
     "workers/quarantine.py": "with the writer and recovery: tests/workers",
 }

@@ -168,7 +168,7 @@ def list_errors(raw: bytes, model: type[BaseModel], error: Exception) -> list[di
     """All errors of a small body, the first error of a large one."""
     if len(raw) <= EXPLAINED_BYTES_MAX:
         try:
-            model.model_validate(json.loads(raw))
+            model.model_validate(json.loads(raw.removeprefix(_BYTE_ORDER_MARK).decode()))
         except ValidationError as invalid:
             return describe_errors(invalid)
         except (ValueError, RecursionError):

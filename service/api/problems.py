@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service.api.responses import json_response
 from service.core.answering.answers import create_problem
@@ -15,6 +16,7 @@ from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorize
 from service.core.ports import QuotaWindow
 
 MEDIA_TYPE = "application/problem+json"
+FILE_METHODS = ("GET", "HEAD")  # of static files, which have no route
 ERRORS_MAX = 50  # in `errors`
 ERROR_CHARACTERS_MAX = 200  # of the location of an error, which may contain an unknown field
 _INTEGER_MAX = 999_999_999_999_999
@@ -123,7 +125,20 @@ async def _handle_http_error(request: Request, error: Exception) -> Response:
         detail=error.detail or title,
     )
     response.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(_find_methods(request))
     return response
+
+
+def _find_methods(request: Request) -> list[str]:
+    """The methods of all routes of a path; the framework names only those of the first route."""
+    routes = [
+        route
+        for route in request.app.router.routes
+        if route.matches(request.scope)[0] is not Match.NONE
+    ]
+    methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
+    return sorted(methods or FILE_METHODS)
 
 
 def _create_plain_problem(

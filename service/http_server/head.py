@@ -102,5 +102,7 @@ def _is_of_host(url: Any, host: bytes) -> bool:
         other = httptools.parse_url(b"%b://%b/" % (scheme, host))
     except httptools.HttpParserInvalidURLError:
         return False
+    if other.userinfo or other.query or other.path != b"/":
+        return False
     port = _DEFAULT_PORTS[scheme]
     return (url.host.lower(), url.port or port) == (other.host.lower(), other.port or port)

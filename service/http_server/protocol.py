@@ -66,6 +66,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.headers = []
         self._hosts: tuple[bytes, ...] = ()
         self._transfer_encoding = b""
+        self._unfed = bytearray()  # received, and not yet parsed
         self._in_head = False  # a head has begun and is not complete
         self._upgrading = False  # the complete head asks for another protocol
         self._head_bytes = 0  # received since the last complete message
@@ -94,6 +95,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.connections.discard(self)
         self._waiting.clear()
         self._discarding = True
+        self._unfed.clear()
         if self._active is not None:
             self._active.disconnected = not self._active.response_complete
             self._active.message_event.set()
@@ -101,19 +103,31 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser = self.cycle = self._active = None  # type: ignore[assignment]  # cycles would wait for the collector
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser in pieces. What is discarded is read slowly: it is not worth the time of the event loop."""
+        """Feed the parser. What is discarded is read slowly: it is not worth the time of the event loop."""
         size = len(data)
         if self._discarding:
             if not self._table.discard_bytes(self, size):
                 self.flow.pause_reading()
-            return
-        if size <= FEED_BYTES:
+        elif size <= FEED_BYTES and not self._unfed:
             self._feed(data, size)
-            return
-        view = memoryview(data)
-        for begin in range(0, size, FEED_BYTES):
-            piece = view[begin : begin + FEED_BYTES]
+        else:
+            self.transport.pause_reading()
+            if not self._unfed:
+                self.loop.call_soon(self._feed_piece)
+            self._unfed += data
+
+    def _feed_piece(self) -> None:
+        """Feed a piece per iteration of the event loop: in chunks of one byte, parsing it takes milliseconds."""
+        if self._unfed and not self._discarding:
+            piece = bytes(self._unfed[:FEED_BYTES])
+            del self._unfed[:FEED_BYTES]
             self._feed(piece, len(piece))
+        if self._unfed and not self._discarding:
+            self.loop.call_soon(self._feed_piece)
+        else:
+            self._unfed.clear()
+            if not self.transport.is_closing() and not self.flow.read_paused:
+                self.transport.resume_reading()
 
     def resume_reading(self) -> None:
         """Read again, at a tick."""

@@ -101,3 +101,23 @@ def test_headers_are_structured_fields() -> None:
         '"user-cost-usd-per-month";r=999999999999999;t=43195, "user-concurrent";r=2'
     )
     assert create_quota_headers(book.windows(user())) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/ai/documents/x", "DELETE, GET"),
+        ("PUT", "/ai/documents/x", "DELETE, GET"),
+        ("PUT", "/ai/stream", "GET, POST"),
+        ("PATCH", "/ai/users/x/quota", "GET, PUT"),
+        ("DELETE", "/ai/test", "POST"),
+        ("POST", "/web/app.js", "GET, HEAD"),
+    ],
+)
+async def test_allow_lists_all_methods_of_the_path(
+    service: Service, method: str, path: str, allowed: str
+) -> None:
+    """A method that a path does not have is refused with those that it has, of all its routes."""
+    response = await service.client.request(method, path)
+
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)

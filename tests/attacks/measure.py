@@ -174,7 +174,7 @@ async def _run(url: str, program: str, seconds: float, key: str) -> Outcome:
 
 def _yield_processor() -> None:
     """Lower the priority: a real attacker does not use this machine's processor."""
-    os.nice(10)
+    os.nice(10 - os.nice(0))
 
 
 def memory_of(pid: int, *, peak: bool = False) -> int:
