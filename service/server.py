@@ -78,9 +78,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.started:
             for listener in (listener for server in self.servers for listener in server.sockets):
+                # Inherited by the sockets of accepted connections.
                 listener.setsockopt(
                     socket.SOL_SOCKET, socket.SO_SNDBUF, self.connections.limits.send_buffer_bytes
-                )  # inherited
+                )
             self._announce(
                 self._app.state.services.settings, self.servers[0].sockets[0].getsockname()[1]
             )

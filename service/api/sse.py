@@ -79,9 +79,8 @@ class StreamResponse(EventSourceResponse):
             log.info("reader.dropped", seconds=self._send_seconds)
             if drop := scope.get("extensions", {}).get("kotae.drop"):
                 drop["now"]()
-                await asyncio.sleep(
-                    0
-                )  # the server must learn of it before it learns that the response is incomplete
+                # The server must learn of it before it learns that the response is incomplete.
+                await asyncio.sleep(0)
 
     def _drop_reader(self, sending: asyncio.Task[None]) -> None:
         """Disconnect a reader that is slow or no longer authorised."""

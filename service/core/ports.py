@@ -132,10 +132,11 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         }
 
 
+# Of subject names, which `quota_totals` stores.
 USER_PREFIX, KEY_PREFIX = (
     "user:",
     "key:",
-)  # of subject names, which `quota_totals` stores
+)
 
 
 class QuotaSubject(msgspec.Struct, frozen=True):

@@ -78,12 +78,10 @@ class ConnectionTable:
         self.now = monotonic()
         self._monotonic = monotonic
         self._open: dict[LimitedConnection, None] = {}
-        self._idle: OrderedDict[LimitedConnection, None] = (
-            OrderedDict()
-        )  # idle for the longest time first
-        self._stalled: OrderedDict[LimitedConnection, None] = (
-            OrderedDict()
-        )  # waiting for their clients to read
+        # Idle for the longest time first.
+        self._idle: OrderedDict[LimitedConnection, None] = OrderedDict()
+        # Waiting for their clients to read.
+        self._stalled: OrderedDict[LimitedConnection, None] = OrderedDict()
         self._sweep: Iterator[LimitedConnection] = iter(())
         self._sweep_size = 0  # connections that are checked in one tick
         self._discardable = DISCARDED_BYTES_PER_TICK

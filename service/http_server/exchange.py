@@ -58,11 +58,12 @@ class HttpExchange(RequestResponseCycle):
             self.receiving = False
             self.message_event.clear()
         if self.refusal:
+            # Its traceback will refer to this object.
             self._refused, refusal, self.refusal = (
                 True,
                 self.refusal,
                 None,
-            )  # its traceback will refer to this object
+            )
             if not (self.disconnected or self.response_started):
                 raise refusal
         if self.disconnected or self.response_complete or self._refused:

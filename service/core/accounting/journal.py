@@ -375,9 +375,8 @@ class Journal:
         self._count += 1
         name = f"{self._process}-{self._count:06d}.journal"
         if self._spool:
-            self._spool.mkdir(
-                parents=True, exist_ok=True, mode=0o700
-            )  # another process may have removed it at its end
+            # Another process may have removed it at its end.
+            self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         segment = _Segment(
             (self._spool or self._folder) / name, size, self._folder / name if self._spool else None
         )
@@ -451,9 +450,8 @@ def choose_spool(data_dir: Path, setting: str, bytes_max: int) -> tuple[Path | N
         return (None if setting == "none" else Path(setting)), bytes_max
     try:
         status = os.statvfs(_SHARED)
-        free_bytes = min(
-            bytes_max, status.f_bavail * status.f_frsize // 2
-        )  # half of the free space: it is shared
+        # Half of the free space: it is shared.
+        free_bytes = min(bytes_max, status.f_bavail * status.f_frsize // 2)
         if not os.path.ismount(_SHARED) or free_bytes < SPOOL_BYTES_MIN:
             return None, bytes_max
         _build_spool_path(data_dir).mkdir(mode=0o700, exist_ok=True)

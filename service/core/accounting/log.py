@@ -30,12 +30,13 @@ PAGE_MAX = 200
 SCAN_MAX = 10_000  # maximum index entries of the leading filter per page, a few ms
 TAIL_SCAN_MAX = 2_000  # maximum rows per tail; these are read completely
 _EXPORT_PAGE = 500
+# The most selective first: see `_choose_leading`.
 _FILTERS = (
     "user_id",
     "model",
     "endpoint",
     "status",
-)  # the most selective first: see `_choose_leading`
+)
 _KEY = ("day", "user_id", "endpoint", "model", "status", "usage_source")
 _COUNTS = (
     "answers",

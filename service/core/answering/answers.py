@@ -145,17 +145,15 @@ class Answers:
         self._revocation = revocation
         self._replay = ReplayLookup(database, queue, wait_recovered)
         self._idempotency = IdempotencyRegistry(queue)
-        self._pumps: dict[
-            asyncio.Task[None], Pump
-        ] = {}  # strong references: the event loop keeps weak ones
+        # Strong references: the event loop keeps weak ones.
+        self._pumps: dict[asyncio.Task[None], Pump] = {}
         self._registry = StreamRegistry(
             BufferBudget(settings.resume_bytes_max),
             ended_max=settings.answers_max,
             keep_seconds=settings.resume_seconds,
         )
-        self._call_slots = asyncio.Semaphore(
-            settings.provider_calls_max
-        )  # first come, first served
+        # First come, first served.
+        self._call_slots = asyncio.Semaphore(settings.provider_calls_max)
         self._stopping = False
 
     async def answer(self, request: AnswerRequest, *, started: float | None = None) -> Stream:

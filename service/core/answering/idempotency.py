@@ -71,9 +71,8 @@ def hash_request(
     are stored in the log: changing this encoding would turn repeated requests into conflicts.
     """
     fields = [1, stream, replace_surrogates(prompt), grounded, model, max_tokens, temperature]
-    fields += (
-        [] if documents is None else [documents]
-    )  # a later field: without it the hash does not change
+    # A later field: without it the hash does not change.
+    fields += [] if documents is None else [documents]
     return hashlib.sha256(to_json(fields)).hexdigest()
 
 
@@ -171,9 +170,8 @@ class IdempotencyRegistry:
     def _check_removal(self, task: asyncio.Task[None]) -> None:
         self._removal = None
         if not task.cancelled() and (error := task.exception()):
-            log.error(
-                "keys.not_forgotten", keys=len(self._finished_keys), exc_info=error
-            )  # the next finished answer retries
+            # The next finished answer retries.
+            log.error("keys.not_forgotten", keys=len(self._finished_keys), exc_info=error)
 
 
 def _retrieve_exception(task: asyncio.Task[StartedAnswer]) -> None:

@@ -82,9 +82,8 @@ class Authenticator:
         self._cache: FIFOCache[str, _CachedPrincipal] = FIFOCache(cache_max)
         self._users: FIFOCache[str, _CachedUser] = FIFOCache(cache_max)
         self._last_used: dict[str, datetime] = {}
-        self._pending_lookups: dict[
-            tuple[str, str, int], asyncio.Task[Any]
-        ] = {}  # database lookups in progress
+        # Database lookups in progress.
+        self._pending_lookups: dict[tuple[str, str, int], asyncio.Task[Any]] = {}
         self._generation = (
             0  # incremented by `clear_cache`: results of earlier lookups are not cached
         )
@@ -204,11 +203,12 @@ class Authenticator:
         self, kind: str, name: str, lookup: Callable[[], Coroutine[Any, Any, T]]
     ) -> T:
         """Share one lookup among concurrent callers; cancelling one does not cancel the others."""
+        # After `clear_cache`, callers do not join an earlier lookup.
         lookup_key = (
             kind,
             name,
             self._generation,
-        )  # after `clear_cache`, callers do not join an earlier lookup
+        )
         task = self._pending_lookups.get(lookup_key)
         if task is None:
             task = self._pending_lookups[lookup_key] = asyncio.create_task(lookup())

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.principals import Principal
 
-PERMANENT_CREDENTIALS = frozenset(
-    {"open", "secret"}
-)  # credentials that cannot be revoked while the process runs
+# Credentials that cannot be revoked while the process runs.
+PERMANENT_CREDENTIALS = frozenset({"open", "secret"})
 
 
 class RevocationMonitor:

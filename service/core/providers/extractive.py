@@ -28,9 +28,10 @@ from service.core.pricing import Usage
 from service.core.settings import EXTRACTIVE
 from service.core.text.tokenizer import detect_language
 
+# A few words, or some Japanese.
 PIECE = re.compile(
     r"\s*(?:[^\s\u2e80-\uffef]+(?:\s+[^\s\u2e80-\uffef]+){0,2}|[\u2e80-\uffef]{1,8})|\s+"
-)  # a few words, or some Japanese
+)
 TOKENS_DEFAULT = 1024
 INLINE_CHARACTERS = 1_000  # length of a prompt; selecting sentences from more can block the loop
 
