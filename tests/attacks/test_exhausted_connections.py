@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
         "heads_without_end",
         "slow_bodies",
         "half_closed_connections",
-        "unread_responses",
     ],
 )
 async def test_held_connections_keep_nobody_out(small_victim: ServiceProcess, program: str) -> None:
@@ -26,6 +25,13 @@ async def test_held_connections_keep_nobody_out(small_victim: ServiceProcess, pr
 
     report.check(megabytes_max=40)
     assert report.outcome.closed > 0
+
+
+async def test_unread_responses_fill_no_memory(victim: ServiceProcess) -> None:
+    """A stranger who does not read the responses to a thousand requests for a large file delays nobody."""
+    report = await attack(victim, "unread_responses", key=KEY, reconnect=True)
+
+    report.check(megabytes_max=250)
 
 
 async def test_connection_attempts_keep_nobody_out(victim: ServiceProcess) -> None:
