@@ -1,13 +1,14 @@
 """Limits of HTTP connections, and the table of the connections that are open.
 
-A connection is *busy* while a request is answered on it, and *idle* otherwise: before its first request, between
-requests, while a request head arrives, and while it is being closed. When there are too many connections, the one that
-has been idle for the longest time is dropped; if all are busy, one whose client does not read. Connections that send
-nothing, or send slowly, therefore keep nobody out. When as many as `connections_max` are busy, only health checks are
-still answered, on the connections reserved for them.
+A connection is *busy* while a request is answered on it, and *idle* otherwise: before its first
+request, between requests, while a request head arrives, and while it is being closed. When there
+are too many connections, the one that has been idle for the longest time is dropped; if all are
+busy, one whose client does not read. Connections that send nothing, or send slowly, therefore keep
+nobody out. When as many as `connections_max` are busy, only health checks are still answered, on
+the connections reserved for them.
 
-One periodic sweep checks the deadlines of all connections. A timer for each of them would be set and cancelled twice
-per request. Deadlines are therefore exact to about half a second.
+One periodic sweep checks the deadlines of all connections. A timer for each of them would be set
+and cancelled twice per request. Deadlines are therefore exact to about half a second.
 """
 
 import time
@@ -69,7 +70,10 @@ class ConnectionStatistics:
 
 
 class ConnectionTable:
-    """All open connections. `now` is the time of the last tick: precise enough for deadlines, and free to read."""
+    """All open connections.
+
+    `now` is the time of the last tick: precise enough for deadlines, and free to read.
+    """
 
     def __init__(self, limits: HttpLimits, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
@@ -97,7 +101,10 @@ class ConnectionTable:
         return ConnectionStatistics(len(self._open), self.busy, dict(self._dropped))
 
     def add(self, connection: LimitedConnection) -> None:
-        """Enter a new connection; another one is dropped if there are too many, or this one if all others are busy."""
+        """Enter a new connection.
+
+        Another one is dropped if there are too many, or this one if all others are busy.
+        """
         self._open[connection] = self._idle[connection] = None
         if len(self._open) > self.limits.connections_max + self.limits.connections_reserved:
             idle = next(iter(self._idle))
@@ -133,14 +140,14 @@ class ConnectionTable:
             self._stalled[connection] = None
 
     def discard_bytes(self, connection: LimitedConnection, size: int) -> bool:
-        """Whether more can be discarded before the next tick, at which the connection reads again."""
+        """Whether more can be discarded before the next tick, when reading resumes."""
         self._discardable -= size
         if self._discardable < 0:
             self._resting.append(connection)
         return self._discardable >= 0
 
     def drop_stalled(self) -> bool:
-        """Drop the busy connection whose client has not read for the longest time, if there is one."""
+        """Drop the busy connection whose client has not read for the longest time, if any."""
         if stalled := next(iter(self._stalled), None):
             self.drop(stalled, "connections_max")
         return stalled is not None
@@ -167,7 +174,7 @@ class ConnectionTable:
         self._sweep, self._sweep_size = iter(list(self._open)), len(self._open) // SWEEP_TICKS + 1
 
     def _limit_buffers(self) -> None:
-        """Drop connections, those that wait for their clients first, until the buffers of all fit into their limit."""
+        """Drop connections that wait for their clients until all buffers fit into their limit."""
         if not self._buffered:
             return
         excess = self._buffered.total() - self.limits.buffered_bytes_max

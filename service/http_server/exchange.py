@@ -1,8 +1,8 @@
 """One request and its response, on uvicorn's cycle.
 
-What differs from uvicorn: a request whose body was not read to its end closes the connection, because what follows on
-it could not be told from the rest of the body; responses to HTTP/1.0 are not chunked; and a request can be refused while
-the application waits for its body.
+What differs from uvicorn: a request whose body was not read to its end closes the connection,
+because what follows on it could not be told from the rest of the body; responses to HTTP/1.0 are
+not chunked; and a request can be refused while the application waits for its body.
 """
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPRequestEvent, HTTPResponseStartEvent
@@ -31,7 +31,10 @@ class HttpExchange(RequestResponseCycle):
     _measured_from: tuple[float, int] | None = None  # a time, and the bytes received until then
 
     def measure_from(self, now: float) -> None:
-        """Begin to measure how fast the body arrives: time in which the application did not wait for it is not counted."""
+        """Begin to measure how fast the body arrives.
+
+        Time in which the application did not wait for it is not counted.
+        """
         self.received_at = now
         self._measured_from = (now, self.received)
 

@@ -1,7 +1,8 @@
 """What a complete request head must satisfy beyond the grammar, which the parser checks. Pure.
 
-The checks close the gaps through which a proxy in front of the service and the service could read one request in two
-ways (request smuggling): several hosts, a URL of another host, transfer encodings that are not `chunked`.
+The checks close the gaps through which a proxy in front of the service and the service could read
+one request in two ways (request smuggling): several hosts, a URL of another host, transfer
+encodings that are not `chunked`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,10 @@ _DEFAULT_PORTS = {b"http": 80, b"https": 443}
 
 @dataclass(slots=True)
 class RequestHead:
-    """The parts of a head that are checked, and what the check results in: `path`, `query`, or else `refusal`."""
+    """The parts of a head that are checked, and what the check results in.
+
+    `path`, `query`, or else `refusal`.
+    """
 
     version: str
     method: str
@@ -31,7 +35,10 @@ class RequestHead:
     refusal: KotaeError | None = None
 
     def check(self, limits: HttpLimits, *, exactly: bool) -> None:
-        """Set `path` and `query`, or `refusal`. `exactly`: count all bytes, for a head that came in several pieces."""
+        """Set `path` and `query`, or `refusal`.
+
+        `exactly`: count all bytes, for a head that came in several pieces.
+        """
         try:
             if (
                 len(self.url) > limits.url_bytes_max
@@ -82,7 +89,10 @@ def head_too_large(limits: HttpLimits) -> HeadTooLarge:
 
 
 def parse_target(target: bytes, host: bytes) -> tuple[bytes, bytes]:
-    """(path, query) of a request with this `Host`. Raises `MalformedRequest`, also for a URL of another host."""
+    """(path, query) of a request with this `Host`.
+
+    Raises `MalformedRequest`, also for a URL of another host.
+    """
     try:
         url = httptools.parse_url(target)
     except httptools.HttpParserInvalidURLError:

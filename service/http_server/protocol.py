@@ -1,14 +1,17 @@
 """HTTP/1.1 on one connection, bounded in memory and in time: uvicorn's protocol with limits.
 
-The parser, llhttp, refuses what is not HTTP/1.1: bare LF, folded headers, invalid, repeated or contradictory lengths. But
-it buffers a head without a limit, knows no deadlines, and reports trailers as headers. Therefore it is fed in pieces of
-`FEED_BYTES`, and what it holds is checked after each piece.
+The parser, llhttp, refuses what is not HTTP/1.1: bare LF, folded headers, invalid, repeated or
+contradictory lengths. But it buffers a head without a limit, knows no deadlines, and reports
+trailers as headers. Therefore it is fed in pieces of `FEED_BYTES`, and what it holds is checked
+after each piece.
 
-A request that exceeds a limit is passed to the application with the error (`kotae.refusal` in the scope)
-and answered in its turn, as a problem; then the connection is closed. What the client still sends is discarded for a
-while, since closing at once would reset the connection before the client has read the response (RFC 9112, section 9.6).
+A request that exceeds a limit is passed to the application with the error (`kotae.refusal` in the
+scope) and answered in its turn, as a problem; then the connection is closed. What the client still
+sends is discarded for a while, since closing at once would reset the connection before the client
+has read the response (RFC 9112, section 9.6).
 
-What this module does not do: HTTP/2, TLS and WebSocket. An `Upgrade` header is ignored (RFC 9110, section 7.8).
+What this module does not do: HTTP/2, TLS and WebSocket. An `Upgrade` header is ignored (RFC 9110,
+section 7.8).
 """
 
 import asyncio
@@ -103,7 +106,10 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser = self.cycle = self._active = None  # type: ignore[assignment]  # cycles would wait for the collector
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser. What is discarded is read slowly: it is not worth the time of the event loop."""
+        """Feed the parser.
+
+        What is discarded is read slowly: it is not worth the time of the event loop.
+        """
         size = len(data)
         if self._discarding:
             if not self._table.discard_bytes(self, size):
@@ -117,7 +123,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._unfed += data
 
     def _feed_piece(self) -> None:
-        """Feed a piece per iteration of the event loop: in chunks of one byte, parsing it takes milliseconds."""
+        """Feed a piece per iteration of the event loop.
+
+        In chunks of one byte, parsing it takes milliseconds.
+        """
         if self._unfed and not self._discarding:
             piece = bytes(self._unfed[:FEED_BYTES])
             del self._unfed[:FEED_BYTES]
@@ -160,7 +169,10 @@ class HttpProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header. Trailers are ignored: nothing uses them, and they must not replace headers."""
+        """Take a header.
+
+        Trailers are ignored: nothing uses them, and they must not replace headers.
+        """
         if not self._in_head:
             self._trailer_bytes += len(name) + len(value) + 4
             return
@@ -239,7 +251,7 @@ class HttpProtocol(HttpToolsProtocol):
     # Limits
 
     def _feed(self, data: bytes | memoryview, size: int) -> None:
-        """Parse a piece, and check what has been received since the last complete part of a message."""
+        """Parse a piece, and check the size of the incomplete part of the message."""
         if self._discarding:
             return
         exchange = self.cycle
@@ -263,7 +275,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._check_sizes(size)
 
     def _parse_again(self, rest: bytes) -> None:
-        """Parse a request that asks for another protocol as an ordinary one, and what follows it."""
+        """Parse a request that asks for another protocol as an ordinary one, and the rest."""
         data = self._head_without_upgrade() + rest
         self._upgrading = False
         self.parser = httptools.HttpRequestParser(self)

@@ -69,7 +69,10 @@ def test_a_question_is_validated_as_by_the_model(members: dict[str, Any]) -> Non
 
 
 def test_a_lone_surrogate_is_replaced() -> None:
-    """What JavaScript writes for half a character is read; escaped backslashes and pairs stay what they are."""
+    """What JavaScript writes for half a character is read.
+
+    Escaped backslashes and pairs stay what they are.
+    """
     raw = rb'{"prompt":"\ud83d \ud83d\ude00 \\ud83d \ude00"}'
 
     assert validate_json(raw, AskBody).prompt == "\ufffd 😀 \\ud83d \ufffd"
@@ -104,7 +107,10 @@ def test_of_a_large_body_the_first_error_is_reported(raw: bytes, message: str) -
 
 
 async def test_errors_are_listed_up_to_a_limit(service: Service) -> None:
-    """A small body has all its errors listed, fifty at most; the problem says how many more there are."""
+    """A small body has all its errors listed, fifty at most.
+
+    The problem says how many more there are.
+    """
     body = {f"a{number}": 1 for number in range(100)}
     problem = is_problem(await service.client.post("/ai/test", json=body), 422, "invalid_request")
 

@@ -28,7 +28,7 @@ async def test_held_connections_keep_nobody_out(small_victim: ServiceProcess, pr
 
 
 async def test_unread_responses_fill_no_memory(victim: ServiceProcess) -> None:
-    """A stranger who does not read the responses to a thousand requests for a large file delays nobody."""
+    """A client that does not read a thousand responses of a large file delays no other."""
     report = await attack(victim, "unread_responses", key=KEY, reconnect=True)
 
     report.check(megabytes_max=250)

@@ -100,7 +100,7 @@ def test_every_connection_is_checked_once_per_sweep() -> None:
 
 
 def test_the_largest_buffers_are_dropped() -> None:
-    """When all buffers together are too large, connections that wait for their clients are dropped, the largest first."""
+    """Above the limit of all buffers, connections that wait for clients are dropped."""
     table = table_of(connections_max=100, buffered_bytes_max=1000)
     (busy,) = add(table, 1, busy=True, buffered=900)
     small, large = add(table, 1, buffered=100) + add(table, 1, buffered=400)
