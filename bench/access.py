@@ -60,7 +60,7 @@ class Caller:
 
 
 @contextmanager
-def serving(folder: Path, provider: str, cores: Cores, *, keys: bool) -> Iterator[Caller]:
+def run_service(folder: Path, provider: str, cores: Cores, *, keys: bool) -> Iterator[Caller]:
     """Start a service, open or with keys and limits, and yield its caller."""
     folder.mkdir()
     env = child_environment()
@@ -74,14 +74,14 @@ def serving(folder: Path, provider: str, cores: Cores, *, keys: bool) -> Iterato
     if keys:
         for arguments in (["migrate"], ["users", "quota", "bench", *LIMITS]):
             subprocess.run([KOTAE, *arguments], env=env, check=True, capture_output=True)
-        made = subprocess.run(
+        created = subprocess.run(
             [KOTAE, "keys", "create", "--user", "bench"],
             env=env,
             check=True,
             capture_output=True,
             text=True,
         )
-        headers = {"Authorization": f"Bearer {made.stdout.split()[0]}"}
+        headers = {"Authorization": f"Bearer {created.stdout.split()[0]}"}
     url = f"http://127.0.0.1:{free_port()}"
     command: list[str | Path] = [KOTAE, "serve", "--migrate", "--port", str(urlsplit(url).port)]
     process = Process(folder.name, command, folder=folder, env=env, cores=cores.service)
@@ -122,22 +122,22 @@ def main() -> None:
         stack.callback(fake.stop)
         fake.wait_ready(f"{provider}/stats")
         callers = [
-            stack.enter_context(serving(folder / name, provider, cores, keys=name == "keys"))
+            stack.enter_context(run_service(folder / name, provider, cores, keys=name == "keys"))
             for name in ("open", "keys")
         ]
         for caller in callers * 200:
             caller.ask()
         before = [caller.process.cpu_seconds() or 0 for caller in callers]
-        seen: tuple[list[float], list[float]] = ([], [])
+        seconds: tuple[list[float], list[float]] = ([], [])
         for n in range(pairs):
             for which in (0, 1) if n % 2 else (1, 0):
-                seen[which].append(callers[which].ask())
+                seconds[which].append(callers[which].ask())
         cpu = [
             ((caller.process.cpu_seconds() or 0) - start) / pairs
             for caller, start in zip(callers, before, strict=True)
         ]
-    medians = [statistics.median(times) * 1000 for times in seen]
-    added = statistics.median(keyed - bare for bare, keyed in zip(*seen, strict=True)) * 1000
+    medians = [statistics.median(times) * 1000 for times in seconds]
+    added = statistics.median(keyed - bare for bare, keyed in zip(*seconds, strict=True)) * 1000
     print(f"open: p50 {medians[0]:.3f} ms, {cpu[0] * 1000:.3f} ms of processor time an answer")
     print(f"keys and quotas: p50 {medians[1]:.3f} ms, {cpu[1] * 1000:.3f} ms of processor time")
     print(

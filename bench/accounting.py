@@ -57,7 +57,7 @@ class NotRun(Exception):
 
 
 @contextlib.contextmanager
-def provider(folder: Path, cores: Cores) -> Iterator[str]:
+def run_provider(folder: Path, cores: Cores) -> Iterator[str]:
     """Start the provider fake and yield its URL."""
     port = free_port()
     command: list[str | Path] = [
@@ -76,7 +76,7 @@ def provider(folder: Path, cores: Cores) -> Iterator[str]:
         process.stop()
 
 
-def start(folder: Path, data: Path, cores: Cores, **settings: str) -> tuple[Process, str]:
+def start_service(folder: Path, data: Path, cores: Cores, **settings: str) -> tuple[Process, str]:
     """Start a service with its log in `folder` and return it with its URL, without waiting."""
     port = free_port()
     env = child_environment()
@@ -99,7 +99,7 @@ def start(folder: Path, data: Path, cores: Cores, **settings: str) -> tuple[Proc
 
 
 @contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
+def lock_database(file: Path) -> Iterator[None]:
     """Lock the database from another connection."""
     with contextlib.closing(sqlite3.connect(file, isolation_level=None, timeout=10)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
@@ -131,7 +131,7 @@ def loop_filesystem(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def frozen(mount: Path, seconds: float) -> Iterator[None]:
+def freeze_filesystem(mount: Path, seconds: float) -> Iterator[None]:
     """Freeze the file system; a second process unfreezes it if this one does not."""
     thaw = subprocess.Popen(
         ["sh", "-c", f"sleep {seconds:.0f}; fsfreeze --unfreeze '{mount}'"],
@@ -147,7 +147,7 @@ def frozen(mount: Path, seconds: float) -> Iterator[None]:
         thaw.wait()
 
 
-def latency(
+def measure_latency(
     state: str, folder: Path, base_url: str, cores: Cores, seconds: float
 ) -> dict[str, Any]:
     """Percentiles of one state. Raises `NotRun` and `Failed`."""
@@ -159,14 +159,14 @@ def latency(
             "no spool": {"KOTAE_JOURNAL_SPOOL": "none"},
             "synchronous": {"KOTAE_JOURNAL_SYNC_MS": "0"},
         }.get(state, {})
-        process, url = start(folder, data, cores, OPENAI_BASE_URL=base_url, **settings)
+        process, url = start_service(folder, data, cores, OPENAI_BASE_URL=base_url, **settings)
         stack.callback(process.stop)
         process.wait_ready(f"{url}/health/ready")
         load(url, 2, cores)
         if state == "locked":
-            stack.enter_context(locked(data / "kotae.db"))
+            stack.enter_context(lock_database(data / "kotae.db"))
         elif state == "frozen":
-            stack.enter_context(frozen(data, seconds + 30))
+            stack.enter_context(freeze_filesystem(data, seconds + 30))
         figures = load(url, seconds, cores)
         ready = get_json(f"{url}/health/ready") if state != "frozen" else {"status": "not asked"}
         return {**figures["latency_ms"], "answers": figures["answers"], "status": ready["status"]}
@@ -195,7 +195,7 @@ def load(url: str, seconds: float, cores: Cores) -> dict[str, Any]:
 # the journal, the writer and recovery
 
 
-def record(n: int) -> Outcome:
+def build_record(n: int) -> Outcome:
     at = utc_now()
     intent = Intent(
         id=create_id(at),
@@ -217,7 +217,7 @@ def record(n: int) -> Outcome:
 
 
 @contextlib.contextmanager
-def spool_of(folder: Path) -> Iterator[Path | None]:
+def open_spool(folder: Path) -> Iterator[Path | None]:
     """Return the spool that the service would choose."""
     spool, _ = choose_spool(folder, "auto", BYTES_MAX)
     try:
@@ -227,34 +227,34 @@ def spool_of(folder: Path) -> Iterator[Path | None]:
             shutil.rmtree(spool, ignore_errors=True)
 
 
-def pairs(folder: Path) -> dict[str, float]:
+def measure_pairs(folder: Path) -> dict[str, float]:
     """Return the microseconds of a `begin` and its `finish`."""
-    taken: list[float] = []
-    with spool_of(folder) as spool:
+    seconds: list[float] = []
+    with open_spool(folder) as spool:
         journal = Journal(folder / "journal", spool, sync_ms=50, bytes_max=BYTES_MAX)
         journal.start()
         for n in range(PAIRS):
-            outcome = record(n)
+            outcome = build_record(n)
             started = time.perf_counter()
             journal.append_intent(outcome.intent)
             journal.append_outcome(outcome)
-            taken.append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - started)
             journal.release([outcome.intent.id])
         journal.stop(5)
-    return {name: round(value * 1000, 1) for name, value in spread(taken).items()}
+    return {name: round(value * 1000, 1) for name, value in spread(seconds).items()}
 
 
-async def burst(folder: Path) -> dict[str, float]:
+async def measure_burst(folder: Path) -> dict[str, float]:
     """Record answers while the database is locked, then unlock it."""
     database = Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}")
     await database.migrate()
-    with spool_of(folder) as spool:
+    with open_spool(folder) as spool:
         journal = Journal(folder / "journal", spool, sync_ms=50, bytes_max=BYTES_MAX)
         journal.start()
         queue = JournaledQueue(100_000, journal)
         writer = Writer(database, queue, Metrics(), batch_max=500, quarantine=folder / "quarantine")
-        outcomes = [record(n) for n in range(BURST)]
-        with locked(folder / "kotae.db"):
+        outcomes = [build_record(n) for n in range(BURST)]
+        with lock_database(folder / "kotae.db"):
             writer.start()
             started = time.perf_counter()
             for n, outcome in enumerate(outcomes):
@@ -275,47 +275,47 @@ async def burst(folder: Path) -> dict[str, float]:
     return {"taken_in_seconds": round(taken_in, 2), "drained_seconds": round(drained, 2)}
 
 
-def dead_journal(folder: Path) -> None:
+def write_dead_journal(folder: Path) -> None:
     """Write the journal of a killed process: half of the frames are intents, half outcomes."""
     (folder / "journal").mkdir(parents=True)
     journal = Journal(folder / "journal", None, sync_ms=50, bytes_max=BYTES_MAX)
     for n in range(REPLAYED // 2):
-        outcome = record(n)
+        outcome = build_record(n)
         journal.append_intent(outcome.intent)
         journal.append_outcome(outcome)
     for segment in journal._segments:  # noqa: SLF001 - a death cannot be asked for
         segment.close()
 
 
-async def replay(folder: Path) -> dict[str, float]:
+async def measure_replay(folder: Path) -> dict[str, float]:
     """Measure recovery without other load."""
-    dead_journal(folder)
+    write_dead_journal(folder)
     database = Database(f"sqlite+aiosqlite:///{folder / 'kotae.db'}")
     await database.migrate()
     recovery = JournalRecovery(database, folder / "journal", None, quarantine=folder / "quarantine")
     started = time.perf_counter()
     recovery.start()
     await recovery.wait_done()
-    taken = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     await database.close()
     if recovery.statistics().rows != REPLAYED // 2:
         raise Failed(f"{recovery.statistics().rows} rows of {REPLAYED // 2}")
-    return {"seconds": round(taken, 2)}
+    return {"seconds": round(seconds, 2)}
 
 
-def starting(folder: Path, cores: Cores, *, full: bool) -> dict[str, float]:
+def measure_start(folder: Path, cores: Cores, *, full: bool) -> dict[str, float]:
     """Return the seconds from the start of a service to its first answer."""
     folder.mkdir()
     data = folder / "data"
     if full:
-        dead_journal(data)
+        write_dead_journal(data)
     started = time.perf_counter()
-    process, url = start(folder, data, cores)
+    process, url = start_service(folder, data, cores)
     try:
-        found = {name: _wait(url, name, started) for name in ("live", "ready")}
+        figures = {name: _wait(url, name, started) for name in ("live", "ready")}
         while get_json(f"{url}/health/ready")["recovery"]["state"] != "done":
             time.sleep(0.05)
-        return {**found, "recovered": round(time.perf_counter() - started, 2)}
+        return {**figures, "recovered": round(time.perf_counter() - started, 2)}
     finally:
         process.stop()
 
@@ -345,7 +345,7 @@ STATES = {
 def measure(folder: Path, cores: Cores, seconds: float) -> dict[str, Any]:
     """Run all measurements. Raises `Failed`."""
     figures: dict[str, Any] = {"latency_ms": {}}
-    with provider(folder, cores) as base_url:
+    with run_provider(folder, cores) as base_url:
         rounds: dict[str, list[dict[str, Any]]] = {state: [] for state in STATES}
         for n in range(ROUNDS):
             for state in STATES if n % 2 == 0 else reversed(STATES):
@@ -353,33 +353,35 @@ def measure(folder: Path, cores: Cores, seconds: float) -> dict[str, Any]:
                 place = folder / f"{n}-{state.replace(' ', '-')}"
                 place.mkdir()
                 try:
-                    rounds[state].append(latency(state, place, base_url, cores, seconds))
+                    rounds[state].append(measure_latency(state, place, base_url, cores, seconds))
                 except NotRun as reason:
                     rounds[state].append({"not run": str(reason)})
         figures["rounds"] = rounds
-        for state, found in rounds.items():
+        for state, values in rounds.items():
             shares = ("p50", "p90", "p99", "max")
-            known = (
-                {share: statistics.median(each[share] for each in found) for share in shares}
-                if "p50" in found[0]
-                else found[0]
+            medians = (
+                {share: statistics.median(value[share] for value in values) for share in shares}
+                if "p50" in values[0]
+                else values[0]
             )
-            figures["latency_ms"][state] = known
+            figures["latency_ms"][state] = medians
     for name in ("pairs", "burst", "replay"):
         print(name, file=sys.stderr, flush=True)
         (folder / name).mkdir()
         figures[name] = (
-            pairs(folder / name)
+            measure_pairs(folder / name)
             if name == "pairs"
-            else asyncio.run({"burst": burst, "replay": replay}[name](folder / name))
+            else asyncio.run(
+                {"burst": measure_burst, "replay": measure_replay}[name](folder / name)
+            )
         )
     print("start", file=sys.stderr, flush=True)
-    figures["start_empty"] = starting(folder / "empty", cores, full=False)
-    figures["start_full"] = starting(folder / "full", cores, full=True)
+    figures["start_empty"] = measure_start(folder / "empty", cores, full=False)
+    figures["start_full"] = measure_start(folder / "full", cores, full=True)
     return figures
 
 
-def table(figures: dict[str, Any]) -> str:
+def format_table(figures: dict[str, Any]) -> str:
     """Format the figures as text."""
     normal = figures["latency_ms"]["normal"]
     lines = [
@@ -387,12 +389,14 @@ def table(figures: dict[str, Any]) -> str:
         + "".join(f"{name:>9}" for name in ("p50 ms", "p99 ms", "max ms", "p50", "p99"))
     ]
     for state, title in STATES.items():
-        found = figures["latency_ms"][state]
-        if "not run" in found:
-            lines.append(f"{title:42}  not run: {found['not run']}")
+        values = figures["latency_ms"][state]
+        if "not run" in values:
+            lines.append(f"{title:42}  not run: {values['not run']}")
             continue
-        ratios = "".join(f"{found[share] / normal[share]:>8.2f}×" for share in ("p50", "p99"))
-        lines.append(f"{title:42}{found['p50']:9.2f}{found['p99']:9.2f}{found['max']:9.2f}{ratios}")
+        ratios = "".join(f"{values[share] / normal[share]:>8.2f}×" for share in ("p50", "p99"))
+        lines.append(
+            f"{title:42}{values['p50']:9.2f}{values['p99']:9.2f}{values['max']:9.2f}{ratios}"
+        )
     pair, took, empty, full = (
         figures[name] for name in ("pairs", "burst", "start_empty", "start_full")
     )
@@ -433,7 +437,7 @@ def main() -> None:
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
     save(options.json, about | figures)
-    print(table(figures))
+    print(format_table(figures))
     print(f"\n{about['machine']}\nfigures: {options.json}")
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
 
-from bench.logs import fill
+from bench.logs import fill_log
 from bench.processes import Cores, Failed, machine, save
 from bench.run import FULL, Bench
 
@@ -39,57 +39,62 @@ FIGURES = {
 Rounds = dict[str, list[dict[str, float]]]  # of each column, in order
 
 
-def turns(columns: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> Rounds:
+def run_rounds(columns: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> Rounds:
     """Run every column once per round, in alternating order."""
-    found: Rounds = {name: [] for name in columns}
+    rounds_by_column: Rounds = {name: [] for name in columns}
     for n in range(rounds):
         for name in list(columns) if n % 2 == 0 else reversed(columns):
             figures = columns[name]()
-            found[name].append(
+            rounds_by_column[name].append(
                 {
                     "answers_per_second": figures["answers_per_second"],
                     "cpu_ms_per_answer": figures.get("cpu_ms_per_answer", 0.0),
                     "latency_p99_ms": figures["latency_ms"]["p99"],
                 }
             )
-    return found
+    return rounds_by_column
 
 
-def by_callers(bench: Bench, rounds: int, seconds: float) -> Rounds:
+def measure_callers(bench: Bench, rounds: int, seconds: float) -> Rounds:
     """Measure one service with increasing numbers of callers."""
-    with bench.target("kotae") as target:
-        bench.answers(target, seconds)  # the first answers of a process cost more
-        return turns(
+    with bench.run_target("kotae") as target:
+        bench.measure_answers(target, seconds)  # the first answers of a process cost more
+        return run_rounds(
             {
-                f"{count:,} callers": partial(bench.answers, target, seconds, count)
+                f"{count:,} callers": partial(bench.measure_answers, target, seconds, count)
                 for count in CALLERS
             },
             rounds,
         )
 
 
-def by_rows(bench: Bench, rounds: int, seconds: float, rows: int) -> Rounds:
+def measure_rows(bench: Bench, rounds: int, seconds: float, rows: int) -> Rounds:
     """Measure two services, one with a large log."""
     with ExitStack() as stack:
         columns = {
-            "empty log": stack.enter_context(bench.target("kotae")),
+            "empty log": stack.enter_context(bench.run_target("kotae")),
             f"{rows:,} rows": stack.enter_context(
-                bench.target("kotae", lambda folder: fill(folder / "kotae.db", rows))
+                bench.run_target("kotae", lambda folder: fill_log(folder / "kotae.db", rows))
             ),
         }
         for target in columns.values():
-            bench.answers(target, seconds)
-        return turns(
-            {name: partial(bench.answers, target, seconds) for name, target in columns.items()},
+            bench.measure_answers(target, seconds)
+        return run_rounds(
+            {
+                name: partial(bench.measure_answers, target, seconds)
+                for name, target in columns.items()
+            },
             rounds,
         )
 
 
-def table(found: Rounds) -> str:
+def format_table(columns: Rounds) -> str:
     """Format medians and their share of the first column."""
-    lines = [f"{'':26}" + "".join(f"{name:>22}" for name in found)]
+    lines = [f"{'':26}" + "".join(f"{name:>22}" for name in columns)]
     for key, title in FIGURES.items():
-        medians = [statistics.median(each[key] for each in rounds) for rounds in found.values()]
+        medians = [
+            statistics.median(figures[key] for figures in rounds) for rounds in columns.values()
+        ]
         cells = [
             f"{value:,.2f} ({value / medians[0] - 1:+.0%})" if medians[0] else "–"
             for value in medians
@@ -116,20 +121,22 @@ def main() -> None:
     )
     options = parser.parse_args()
     cores = Cores.split()
-    found: dict[str, Rounds] = {}
+    results: dict[str, Rounds] = {}
     try:
         with tempfile.TemporaryDirectory(prefix="kotae-bench-", dir=options.folder) as folder:
             bench = Bench(FULL, Path(folder), cores, None)
-            with bench.provider():
-                found["callers"] = by_callers(bench, options.rounds, options.seconds)
-                print(table(found["callers"]), flush=True)
+            with bench.run_provider():
+                results["callers"] = measure_callers(bench, options.rounds, options.seconds)
+                print(format_table(results["callers"]), flush=True)
                 if options.rows:
-                    found["rows"] = by_rows(bench, options.rounds, options.seconds, options.rows)
-                    print("\n" + table(found["rows"]))
+                    results["rows"] = measure_rows(
+                        bench, options.rounds, options.seconds, options.rows
+                    )
+                    print("\n" + format_table(results["rows"]))
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
     about = machine(cores)
-    save(options.json, {"machine": about, **found})
+    save(options.json, {"machine": about, **results})
     print(f"\n{about}\nfigures of every round: {options.json}")
 
 

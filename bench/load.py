@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         if len(received) >= self._length if self._length else received.endswith(b"\r\n0\r\n\r\n"):
             self.busy = False
             self.idle_since = now
-            self._load.answered(self, received, now)
+            self._load.finish_answer(self, received, now)
 
     def _read_head(self) -> bool:
         end = self._received.find(b"\r\n\r\n")
@@ -123,7 +123,7 @@ class Load:
         self._idle: list[Connection] = []  # a stack: the connection used last is reused first
         self._backlog: deque[float] = deque()
         self._connections = 0
-        self._asked = self._answered = self._counted = self._events = 0
+        self._sent = self._answered = self._counted = self._events = 0
         self._begin = self._count_from = self._end = 0.0
         self._measured = 0.0  # seconds; 0 until the measured time has ended
         self._scheduled_all = False
@@ -152,19 +152,19 @@ class Load:
                 await self._over
         except TimeoutError:
             raise WrongAnswer(
-                f"{self._asked - self._answered} answers had not ended after {TIMEOUT_SECONDS} s"
+                f"{self._sent - self._answered} answers had not ended after {TIMEOUT_SECONDS} s"
             ) from None
         return self._figures()
 
     def next_request(self) -> bytes:
         """Return the bytes of a request; %d in the body and in the URL becomes its number."""
         text: str = self._options.body
-        body = text.replace("%d", str(self._asked)).encode()
-        head = self._head.replace("%d", str(self._asked))
-        self._asked += 1
+        body = text.replace("%d", str(self._sent)).encode()
+        head = self._head.replace("%d", str(self._sent))
+        self._sent += 1
         return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
-    def answered(self, connection: Connection, received: bytearray, now: float) -> None:
+    def finish_answer(self, connection: Connection, received: bytearray, now: float) -> None:
         """Check an answer, count it, and go on."""
         events = received.count(b"\ndata:")
         if self._options.events is not None and events != self._options.events:
@@ -179,7 +179,7 @@ class Load:
                     f" {bytes(received[:600])!r} … {bytes(received[-600:])!r}"
                 )
         self._answered += 1
-        if self._counts(connection, now):
+        if self._is_counted(connection, now):
             self._counted += 1
             self._events += events
             self.latencies.append(now - connection.due)
@@ -188,7 +188,7 @@ class Load:
                 self.firsts.append(connection.first - connection.due)
         self._go_on(connection, now)
 
-    def _counts(self, connection: Connection, now: float) -> bool:
+    def _is_counted(self, connection: Connection, now: float) -> bool:
         """True for answers due after the warm-up (open loop) or ended in time (closed loop)."""
         if self._options.rate:
             return connection.due >= self._count_from
@@ -209,7 +209,7 @@ class Load:
             connection.ask(now)
         else:
             self._idle.append(connection)
-            if self._asked == self._answered and (
+            if self._sent == self._answered and (
                 self._scheduled_all if self._options.rate else len(self._idle) == self._connections
             ):
                 self._over.set_result(None)
@@ -224,7 +224,7 @@ class Load:
         while (due := self._begin + n / self._options.rate) <= perf_counter():
             if due >= self._end:
                 self._scheduled_all = True
-                if self._asked == self._answered and not self._backlog and not self._over.done():
+                if self._sent == self._answered and not self._backlog and not self._over.done():
                     self._over.set_result(None)
                 return
             self._start(due)

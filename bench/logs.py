@@ -61,19 +61,21 @@ TEXT = (
 Question = Callable[[random.Random], dict[str, Any]]
 
 
-def fill(file: Path, rows: int) -> None:
+def fill_log(file: Path, rows: int) -> None:
     """Insert rows in order of their ids, as the service writes them, and their totals."""
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         for pragma in ("synchronous=OFF", "cache_size=-400000", "wal_autocheckpoint=20000"):
             connection.execute(f"PRAGMA {pragma}")
-        made = generate(rows)
-        columns = next(made)
+        generated = generate_rows(rows)
+        columns = next(generated)
         placeholders = ", ".join("?" * len(columns))
         insert = f"INSERT INTO request_logs ({', '.join(columns)}) VALUES ({placeholders})"
         started = time.monotonic()
         for done in range(0, rows, BATCH):
             connection.execute("BEGIN")
-            connection.executemany(insert, (next(made) for _ in range(min(BATCH, rows - done))))
+            connection.executemany(
+                insert, (next(generated) for _ in range(min(BATCH, rows - done)))
+            )
             connection.execute("COMMIT")
             if done % 500_000 == 0 and done:
                 _say(f"  {done:,} rows, {time.monotonic() - started:.0f} s")
@@ -89,7 +91,7 @@ def fill(file: Path, rows: int) -> None:
         os.fsync(filled.fileno())  # so that the disk is idle during the measurement
 
 
-def moment(n: int, rows: int) -> datetime:
+def start_time(n: int, rows: int) -> datetime:
     """Return the start time of the n-th answer."""
     return START + timedelta(milliseconds=n * (DAYS * 86_400_000 // rows))
 
@@ -97,12 +99,12 @@ def moment(n: int, rows: int) -> datetime:
 def answer_id(n: int, rows: int) -> str:
     """Return the id of the n-th answer: a UUIDv7 whose random bits are a number."""
     milliseconds = int(
-        (moment(n, rows) - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1)
+        (start_time(n, rows) - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1)
     )
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7000-8000-{n:012x}"
 
 
-def generate(rows: int) -> Iterator[tuple[Any, ...]]:
+def generate_rows(rows: int) -> Iterator[tuple[Any, ...]]:
     """Yield the column names, then the rows."""
     yield (
         "id", "created_at", "user_id", "endpoint", "model", "status", "finish_reason",
@@ -138,7 +140,7 @@ def generate(rows: int) -> Iterator[tuple[Any, ...]]:
             else prompt * 250 + (completion or 0) * 2000
         )
         yield (
-            id_, moment(n, rows).strftime("%Y-%m-%d %H:%M:%S.%f"), users[n % len(users)],
+            id_, start_time(n, rows).strftime("%Y-%m-%d %H:%M:%S.%f"), users[n % len(users)],
             "/ai/stream" if n % 3 else "/ai/test", model, status,
             "stop" if status == "completed" else None,
             texts[n % 997], texts[n % 991] + texts[n % 983], *tokens, source, cost,
@@ -147,7 +149,7 @@ def generate(rows: int) -> Iterator[tuple[Any, ...]]:
         )  # fmt: skip
 
 
-def questions(rows: int) -> dict[str, Question]:
+def build_queries(rows: int) -> dict[str, Question]:
     """Return the queries by name."""
 
     def at(choose: random.Random, least: float = 0, most: float = 1) -> str:
@@ -220,7 +222,7 @@ def questions(rows: int) -> dict[str, Question]:
     }
 
 
-def ask(
+def send_query(
     connection: http.client.HTTPConnection, params: dict[str, Any]
 ) -> tuple[float, dict[str, Any]]:
     """Send one request and return (milliseconds, page)."""
@@ -228,11 +230,11 @@ def ask(
     connection.request("GET", f"/ai/logs?{urlencode(params)}")
     response = connection.getresponse()
     body = response.read()
-    taken = (time.perf_counter() - started) * 1000
+    milliseconds = (time.perf_counter() - started) * 1000
     if response.status != 200:
         raise Failed(f"{params}: {response.status} {body[:200]!r}")
     page: dict[str, Any] = json.loads(body)
-    return taken, page
+    return milliseconds, page
 
 
 def measure(url: str, rows: int, times: int, service: Process) -> list[dict[str, Any]]:
@@ -242,26 +244,26 @@ def measure(url: str, rows: int, times: int, service: Process) -> list[dict[str,
     with closing(
         http.client.HTTPConnection(address.hostname or "", address.port, timeout=300)
     ) as connection:
-        for name, question in questions(rows).items():
+        for name, question in build_queries(rows).items():
             choose = random.Random(name)
             _say(f"  {name}")
             for _ in range(WARMUP):
-                ask(connection, question(choose))
+                send_query(connection, question(choose))
             before = service.cpu_seconds()
-            answers = [ask(connection, question(choose)) for _ in range(times)]
+            answers = [send_query(connection, question(choose)) for _ in range(times)]
             after = service.cpu_seconds()
-            taken = sorted(milliseconds for milliseconds, _ in answers)
-            found = [len(page["items"]) for _, page in answers]
+            times_ms = sorted(milliseconds for milliseconds, _ in answers)
+            row_counts = [len(page["items"]) for _, page in answers]
             figures.append(
                 {
                     "question": name,
-                    "p50_ms": taken[len(taken) // 2],
-                    "p99_ms": taken[min(len(taken) - 1, int(len(taken) * 0.99))],
-                    "most_ms": taken[-1],
+                    "p50_ms": times_ms[len(times_ms) // 2],
+                    "p99_ms": times_ms[min(len(times_ms) - 1, int(len(times_ms) * 0.99))],
+                    "most_ms": times_ms[-1],
                     "cpu_ms": None
                     if before is None or after is None
                     else (after - before) * 1000 / times,
-                    "rows_mean": sum(found) / len(found),
+                    "rows_mean": sum(row_counts) / len(row_counts),
                     "unfinished": sum(
                         bool(page["next_cursor"]) and len(page["items"]) < 50 for _, page in answers
                     ),
@@ -282,7 +284,7 @@ def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
     file = folder / "kotae.db"
     _say(f"filling {rows:,} rows")
     started = time.monotonic()
-    fill(file, rows)
+    fill_log(file, rows)
     filled = time.monotonic() - started
     _say(f"filled: {filled:.0f} s, {file.stat().st_size / 1e9:.2f} GB")
     url = f"http://127.0.0.1:{free_port()}"
@@ -307,14 +309,14 @@ def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
     }
 
 
-def table(figures: list[dict[str, Any]]) -> str:
+def format_table(figures: list[dict[str, Any]]) -> str:
     """Format the figures as text."""
     lines = [f"{'GET /ai/logs':44}{'p50 ms':>9}{'p99 ms':>9}{'cpu ms':>9}{'rows':>8}"]
-    for each in figures:
-        cpu = "–" if each["cpu_ms"] is None else f"{each['cpu_ms']:.1f}"
+    for row in figures:
+        cpu = "–" if row["cpu_ms"] is None else f"{row['cpu_ms']:.1f}"
         lines.append(
-            f"{each['question']:44}{each['p50_ms']:>9.1f}{each['p99_ms']:>9.1f}"
-            f"{cpu:>9}{each['rows_mean']:>8.1f}"
+            f"{row['question']:44}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}"
+            f"{cpu:>9}{row['rows_mean']:>8.1f}"
         )
     return "\n".join(lines)
 
@@ -340,15 +342,15 @@ def main() -> None:
     cores = Cores.split()
     try:
         with tempfile.TemporaryDirectory(prefix="kotae-bench-", dir=options.folder) as folder:
-            found = run(options.rows, options.times, Path(folder), cores)
+            results = run(options.rows, options.times, Path(folder), cores)
             about = {"machine": machine(cores)}  # the state at the end of the measurement
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
-    save(options.json, about | found)
-    print(table(found["questions"]))
+    save(options.json, about | results)
+    print(format_table(results["questions"]))
     print(
-        f"\n{options.rows:,} rows, {found['file_bytes'] / 1e9:.2f} GB,"
-        f" filled in {found['fill_seconds']:.0f} s\n{about['machine']}"
+        f"\n{options.rows:,} rows, {results['file_bytes'] / 1e9:.2f} GB,"
+        f" filled in {results['fill_seconds']:.0f} s\n{about['machine']}"
     )
 
 

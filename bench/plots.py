@@ -35,30 +35,32 @@ COLOURS = {"direct": "#888888", "tutorial": "#d97706", "litellm": "#7c3aed", "ko
 Points = list[tuple[float, float]]
 
 
-def latencies(bench: Bench, target: Target) -> tuple[Points, Points]:
+def measure_latencies(bench: Bench, target: Target) -> tuple[Points, Points]:
     """Return (p50, p99) in ms at each rate."""
     medians: Points = []
     tails: Points = []
     for rate in RATES:
         try:
-            found = bench.answers(target, SECONDS, concurrency=400, rate=rate)["latency_ms"]
+            latency = bench.measure_answers(target, SECONDS, concurrency=400, rate=rate)[
+                "latency_ms"
+            ]
         except Failed:
             break
-        if found["p50"] > LATE_MS:
+        if latency["p50"] > LATE_MS:
             break
-        medians.append((rate, found["p50"]))
-        tails.append((rate, found["p99"]))
+        medians.append((rate, latency["p50"]))
+        tails.append((rate, latency["p99"]))
     return medians, tails
 
 
-def events(bench: Bench, target: Target) -> Points:
+def measure_events(bench: Bench, target: Target) -> Points:
     """Events per second by number of streams; the provider sends 20 per second to each."""
     points: Points = []
     for streams in STREAMS:
         body = target.stream_body.replace(
             "question %d", f"question %d chunks={CHUNKS} interval-ms={INTERVAL_MS}"
         )
-        arguments = bench.arguments(target, "streams", CHUNKS, body)
+        arguments = bench.build_arguments(target, "streams", CHUNKS, body)
         loader = Loader(
             [*arguments, "--once", "--concurrency", str(streams), "--seconds", "60"],
             cores=bench.cores.tools,
@@ -77,18 +79,18 @@ def events(bench: Bench, target: Target) -> Points:
 
 def measure(litellm: Path | None) -> dict[str, Any]:
     """Run both sweeps."""
-    found: dict[str, Any] = {"latency_p50_ms": {}, "latency_p99_ms": {}, "events_per_second": {}}
+    results: dict[str, Any] = {"latency_p50_ms": {}, "latency_p99_ms": {}, "events_per_second": {}}
     with tempfile.TemporaryDirectory(prefix="kotae-bench-") as folder:
         bench = Bench(FULL, Path(folder), Cores.split(), litellm)
-        with bench.provider():
+        with bench.run_provider():
             for name in ("direct", "tutorial", *(["litellm"] if litellm else []), "kotae"):
                 print(name, file=sys.stderr, flush=True)
-                with bench.target(name) as target:
-                    found["events_per_second"][name] = events(bench, target)
-                    found["latency_p50_ms"][name], found["latency_p99_ms"][name] = latencies(
-                        bench, target
+                with bench.run_target(name) as target:
+                    results["events_per_second"][name] = measure_events(bench, target)
+                    results["latency_p50_ms"][name], results["latency_p99_ms"][name] = (
+                        measure_latencies(bench, target)
                     )
-    return found
+    return results
 
 
 def draw(title: str, across: str, up: str, series: dict[str, Points]) -> str:
@@ -179,10 +181,10 @@ def main() -> None:
     options = parser.parse_args()
     if not options.draw:
         save(options.json, {"machine": machine(Cores.split()), **measure(options.litellm)})
-    found = json.loads(options.json.read_text())
+    results = json.loads(options.json.read_text())
     latency = {
-        f"{name} {share}": found[f"latency_{share}_ms"][name]
-        for name in found["latency_p50_ms"]
+        f"{name} {share}": results[f"latency_{share}_ms"][name]
+        for name in results["latency_p50_ms"]
         for share in ("p50", "p99")
     }
     title = "Latency of POST /ai/test against the rate of questions (dashed: p99)"
@@ -190,7 +192,7 @@ def main() -> None:
     title = "Events that arrive, of the 20 a second that each stream is sent"
     show(
         options.images / "streams.svg",
-        draw(title, "open streams", "events/s", found["events_per_second"]),
+        draw(title, "open streams", "events/s", results["events_per_second"]),
     )
 
 

@@ -73,7 +73,7 @@ class Process:
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as log, pinned(cores):
             self._popen = subprocess.Popen(
-                [str(each) for each in command], cwd=folder, env=env, stdout=log, stderr=log
+                [str(argument) for argument in command], cwd=folder, env=env, stdout=log, stderr=log
             )
 
     def wait_ready(self, url: str) -> None:
@@ -179,11 +179,11 @@ class Caller:
         began = time.perf_counter()
         self._connection.request(method, path, body, {"Content-Type": kind})
         response = self._connection.getresponse()
-        found = response.read()
+        content = response.read()
         seconds = time.perf_counter() - began
         if response.status not in good:
-            raise Failed(f"{method} {path}: {response.status} {found[:300]!r}")
-        value: dict[str, Any] = json.loads(found) if found else {}
+            raise Failed(f"{method} {path}: {response.status} {content[:300]!r}")
+        value: dict[str, Any] = json.loads(content) if content else {}
         return seconds, value
 
     def give(
@@ -195,10 +195,10 @@ class Caller:
             "Content-Type: text/plain\r\n\r\n"
         )
         body = "".join(f"{head.format(name)}{text}\r\n" for name, text in files) + "--bench--\r\n"
-        _, told = self.ask(
+        _, response = self.ask(
             "POST", "/ai/upload", body.encode(), "multipart/form-data; boundary=bench", good
         )
-        documents: list[dict[str, Any]] = told["items"]
+        documents: list[dict[str, Any]] = response["items"]
         return documents
 
     def close(self) -> None:
@@ -244,19 +244,19 @@ def _rss_kib(pid: int) -> int:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
     except OSError:
-        shown = subprocess.run(
+        output = subprocess.run(
             ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False
         )
-        return int(shown.stdout.strip() or 0)
+        return int(output.stdout.strip() or 0)
 
 
 def _descendants(pid: int) -> list[int]:
     try:
         children = [
-            int(each)
+            int(descendant)
             for task in Path(f"/proc/{pid}/task").iterdir()
-            for each in (task / "children").read_text().split()
+            for descendant in (task / "children").read_text().split()
         ]
     except OSError:
         return []
-    return [*children, *(each for child in children for each in _descendants(child))]
+    return [*children, *(descendant for child in children for descendant in _descendants(child))]

@@ -123,7 +123,7 @@ class Bench:
         self.raw: list[dict[str, Any]] = []
 
     @contextlib.contextmanager
-    def provider(self) -> Iterator[None]:
+    def run_provider(self) -> Iterator[None]:
         """Run the provider fake."""
         command: list[str | Path] = [
             sys.executable,
@@ -143,7 +143,7 @@ class Bench:
             provider.stop()
 
     @contextlib.contextmanager
-    def target(
+    def run_target(
         self, name: str, prepare: Callable[[Path], None] = lambda _: None
     ) -> Iterator[Target]:
         """Run a target with an empty database; `prepare` may fill it and receives the folder."""
@@ -239,32 +239,32 @@ class Bench:
         finally:
             process.stop()
 
-    def answers(
+    def measure_answers(
         self, target: Target, seconds: float, concurrency: int = CONCURRENCY, rate: float = 0
     ) -> dict[str, Any]:
         """Answers without streaming."""
         return self._measure(target, "answers", seconds, concurrency, rate)
 
-    def bursts(
+    def measure_bursts(
         self, target: Target, seconds: float, concurrency: int = BURST_CONCURRENCY
     ) -> dict[str, Any]:
         """Streams whose text the provider sends in one burst."""
         return self._measure(target, "streams", seconds, concurrency, 0)
 
-    def memory(self, target: Target) -> dict[str, Any]:
+    def measure_memory(self, target: Target) -> dict[str, Any]:
         """Resident memory after light use, and the memory per open slow stream."""
         assert target.process
         plan, process = self.plan, target.process
-        self.answers(
+        self.measure_answers(
             target, 0.5, concurrency=4
         )  # light use: heavy load would leave free memory that hides the memory of streams
-        self.bursts(target, 0.5, concurrency=4)
+        self.measure_bursts(target, 0.5, concurrency=4)
         idle = process.rss_kib()
         if target.name == "litellm":  # it cannot sustain this number of streams
             return {"idle_mib": idle / 1024}
         pace = f"question %d chunks={plan.stream_chunks} interval-ms={plan.stream_interval_ms}"
         body = target.stream_body.replace("question %d", pace)
-        arguments = self.arguments(target, "streams", plan.stream_chunks, body)
+        arguments = self.build_arguments(target, "streams", plan.stream_chunks, body)
         loader = Loader(
             [*arguments, "--once", "--concurrency", str(plan.streams), "--seconds", "60"],
             cores=self.cores.tools,
@@ -286,11 +286,11 @@ class Bench:
             "stream_kib": (most - idle) / plan.streams,
         }
 
-    def paced(self, target: Target) -> dict[str, Any]:
+    def measure_paced(self, target: Target) -> dict[str, Any]:
         """Many paced streams: processor time per event, time to first event of a new stream."""
         plan = self.plan
         pace = f"question %d chunks={plan.paced_chunks} interval-ms={PACED_MS}"
-        many = self.arguments(
+        many = self.build_arguments(
             target, "streams", plan.paced_chunks, target.stream_body.replace("question %d", pace)
         )
         cpu_before = target.process.cpu_seconds() if target.process else None
@@ -302,7 +302,7 @@ class Bench:
             while self._stats()["open"] < PACED_STREAMS and loader.running():
                 time.sleep(0.05)
             seconds = plan.paced_chunks * PACED_MS / 1000 * 0.7
-            probing = self.arguments(
+            probing = self.build_arguments(
                 target,
                 "streams",
                 4,
@@ -334,7 +334,7 @@ class Bench:
         self, target: Target, what: str, seconds: float, concurrency: int, rate: float
     ) -> dict[str, Any]:
         body = target.stream_body if what == "streams" else target.answer_body
-        arguments = self.arguments(target, what, CHUNKS, body)
+        arguments = self.build_arguments(target, what, CHUNKS, body)
         warmup = min(self.plan.warmup_seconds, seconds)
         arguments += [
             "--concurrency",
@@ -364,7 +364,7 @@ class Bench:
         self.raw.append({"target": target.name, "what": what, "rate": rate, **figures})
         return figures
 
-    def arguments(self, target: Target, what: str, chunks: int, body: str) -> list[str]:
+    def build_arguments(self, target: Target, what: str, chunks: int, body: str) -> list[str]:
         """Arguments of the load generator for this target."""
         last_word = f"word{chunks - 1} "
         headers = [part for header in target.headers for part in ("--header", header)]
@@ -379,8 +379,16 @@ class Bench:
                 *headers,
             ]
         events = [] if target.events is None else ["--events", str(chunks + target.events)]
-        found = ["--contains", last_word, "--contains", target.last, "--first", target.first]
-        return ["--url", target.url + target.stream_path, "--body", body, *events, *found, *headers]
+        expected = ["--contains", last_word, "--contains", target.last, "--first", target.first]
+        return [
+            "--url",
+            target.url + target.stream_path,
+            "--body",
+            body,
+            *events,
+            *expected,
+            *headers,
+        ]
 
     def _stats(self) -> dict[str, Any]:
         return get_json(f"{self._provider_url}/stats")
@@ -390,38 +398,41 @@ def _key_with_limits(env: dict[str, str]) -> str:
     """Create a key of a user with limits that are never reached."""
     for arguments in (["migrate"], ["users", "quota", "bench", *LIMITS]):
         subprocess.run([KOTAE, *arguments], env=env, check=True, capture_output=True)
-    made = subprocess.run(
+    created = subprocess.run(
         [KOTAE, "keys", "create", "--user", "bench"],
         env=env,
         check=True,
         capture_output=True,
         text=True,
     )
-    return made.stdout.split()[0]
+    return created.stdout.split()[0]
 
 
-def one_round(bench: Bench, target: Target) -> dict[str, float]:
+def run_round(bench: Bench, target: Target) -> dict[str, float]:
     """Run all measurements of one target."""
     plan = bench.plan
-    answers, bursts = bench.answers(target, plan.seconds), bench.bursts(target, plan.seconds)
-    fixed = bench.answers(target, plan.rate_seconds, rate=RATE)["latency_ms"]
-    found = {
+    answers, bursts = (
+        bench.measure_answers(target, plan.seconds),
+        bench.measure_bursts(target, plan.seconds),
+    )
+    fixed = bench.measure_answers(target, plan.rate_seconds, rate=RATE)["latency_ms"]
+    results = {
         "answers_per_second": answers["answers_per_second"],
         "streams_per_second": bursts["answers_per_second"],
         "events_per_second": bursts["answers_per_second"] * CHUNKS,
         "latency_p50_ms": fixed["p50"],
         "latency_p99_ms": fixed["p99"],
-        **bench.paced(target),
+        **bench.measure_paced(target),
     }
     if target.process:
-        found |= {
+        results |= {
             "cpu_ms_per_answer": answers["cpu_ms_per_answer"],
             "cpu_ms_per_stream": bursts["cpu_ms_per_answer"],
         }
     if target.name in {"direct", "kotae"}:
-        fast = bench.answers(target, plan.rate_seconds, rate=HIGH_RATE)["latency_ms"]
-        found |= {"fast_p50_ms": fast["p50"], "fast_p99_ms": fast["p99"]}
-    return found
+        fast = bench.measure_answers(target, plan.rate_seconds, rate=HIGH_RATE)["latency_ms"]
+        results |= {"fast_p50_ms": fast["p50"], "fast_p99_ms": fast["p99"]}
+    return results
 
 
 def measure(plan: Plan, folder: Path, cores: Cores, litellm: Path | None) -> dict[str, Any]:
@@ -433,18 +444,18 @@ def measure(plan: Plan, folder: Path, cores: Cores, litellm: Path | None) -> dic
         for name, value in values.items():
             figures.setdefault(target.name, {}).setdefault(name, []).append(value)
 
-    with bench.provider(), contextlib.ExitStack() as stack:
-        targets = [stack.enter_context(bench.target(name)) for name in names]
+    with bench.run_provider(), contextlib.ExitStack() as stack:
+        targets = [stack.enter_context(bench.run_target(name)) for name in names]
         for target in targets[1:]:  # before any load
             _say(f"memory: {target.name}")
-            note(target, bench.memory(target))
+            note(target, bench.measure_memory(target))
         for n in range(plan.rounds):
             for target in targets if n % 2 == 0 else reversed(targets):
                 _say(f"round {n + 1} of {plan.rounds}: {target.name}")
-                note(target, one_round(bench, target))
+                note(target, run_round(bench, target))
     medians = {
-        name: {figure: statistics.median(values) for figure, values in found.items()}
-        for name, found in figures.items()
+        name: {figure: statistics.median(values) for figure, values in rounds.items()}
+        for name, rounds in figures.items()
     }
     for name in names[1:]:
         for kind in ("latency", "fast", "first"):
@@ -484,7 +495,7 @@ ROWS = [
 ]
 
 
-def table(medians: dict[str, dict[str, float]]) -> str:
+def format_table(medians: dict[str, dict[str, float]]) -> str:
     """Format the figures. The last column is Kotae's as a multiple of the tutorial's."""
     names = [name for name in ("direct", "tutorial", "litellm", "kotae") if name in medians]
     lines = [f"{'':60}" + "".join(f"{name:>10}" for name in names) + f"{'kotae/tutorial':>16}"]
@@ -542,11 +553,11 @@ def main() -> None:
     about = {"machine": machine(cores), "plan": vars(plan)}
     try:
         with tempfile.TemporaryDirectory(prefix="kotae-bench-") as folder:
-            found = measure(plan, Path(folder), cores, litellm)
+            results = measure(plan, Path(folder), cores, litellm)
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")
-    save(options.json, about | found)
-    print(table(found["medians"]))
+    save(options.json, about | results)
+    print(format_table(results["medians"]))
     print(f"\n{about['machine']}\nfigures of every round: {options.json}")
 
 

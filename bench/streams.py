@@ -171,7 +171,9 @@ class Bench:
         for reader in [*stalling, *readers]:
             reader.transport.abort() if reader in stalling else reader.transport.close()
         ended = min(reader.times[-1] for reader in readers)
-        every = [each for reader in readers for each in lateness(reader.times, INTERVAL_MS)]
+        every = [
+            lateness_ms for reader in readers for lateness_ms in lateness(reader.times, INTERVAL_MS)
+        ]
         late = sorted(ms for at, ms in every if began <= at < ended)
         if not late:
             what = "streams of the provider itself" if direct else "streams"

@@ -39,13 +39,13 @@ class ServiceProcess:
 
 def environment(data_dir: Path, **settings: Any) -> dict[str, str]:
     """Return the environment of a service: these settings and none of this machine."""
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("KOTAE_", "OPENAI_"))
     }
     return (
-        kept
+        inherited
         | {
             "KOTAE_DATA_DIR": str(data_dir),
             "KOTAE_LOG_LEVEL": "warning",

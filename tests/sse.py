@@ -74,6 +74,6 @@ async def collect(response: httpx2.Response) -> list[Event]:
     return [event async for event in events(response)]
 
 
-def text_of(found: list[Event]) -> str:
+def text_of(events: list[Event]) -> str:
     """Return the text of the deltas."""
-    return "".join(event.json["delta"] for event in found if event.name == "")
+    return "".join(event.json["delta"] for event in events if event.name == "")

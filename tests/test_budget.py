@@ -44,11 +44,11 @@ NOT_THE_REQUEST = (
 )
 
 
-class Calls:
+class CallCounter:
     """Counts calls between enter and exit, by file and function."""
 
     def __init__(self) -> None:
-        self.found: Counter[str] = Counter()
+        self.by_place: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
         sys.setprofile(self._count)
@@ -60,23 +60,23 @@ class Calls:
     def _count(self, frame: FrameType, event: str, _argument: Any) -> None:
         if event in ("call", "c_call"):
             code = frame.f_code
-            self.found[f"{code.co_filename} {code.co_qualname}"] += 1
+            self.by_place[f"{code.co_filename} {code.co_qualname}"] += 1
 
-    def counted(self) -> Counter[str]:
+    def count_calls(self) -> Counter[str]:
         """Count the calls of the request."""
-        found: Counter[str] = Counter()
-        for name, number in self.found.items():
+        counts: Counter[str] = Counter()
+        for name, number in self.by_place.items():
             place = (
                 name.removeprefix(PACKAGES)
                 if name.startswith(PACKAGES)
                 else name.removeprefix(HERE)
             )
             if place != name and not place.startswith(NOT_THE_REQUEST):
-                found[place] += number
-        return found
+                counts[place] += number
+        return counts
 
 
-async def ask(
+async def send_prompt(
     service: Service, path: str, holds: Mapping[Point, asyncio.Event] | None = None
 ) -> None:
     """Send a minimal request and read its answer; release each hold after the chunk before it."""
@@ -89,8 +89,8 @@ async def ask(
     writer.write(head % (path.encode(), len(body)) + body)
     answer = b""
     for hold in (holds or {}).values():
-        seen = answer.count(b'"delta"')
-        while answer.count(b'"delta"') == seen:
+        deltas_before = answer.count(b'"delta"')
+        while answer.count(b'"delta"') == deltas_before:
             answer += await reader.read(65_536)
         hold.set()
     answer += await reader.read()
@@ -100,18 +100,20 @@ async def ask(
     await service.wait_idle()
 
 
-async def count(service: Service, fake: ProviderFake, path: str, chunks: int = 0) -> Counter[str]:
+async def count_request(
+    service: Service, fake: ProviderFake, path: str, chunks: int = 0
+) -> Counter[str]:
     """Count the calls of a warm request whose provider sends this number of chunks."""
     for _ in range(3):
-        calls = Calls()
+        calls = CallCounter()
         holds: dict[Point, asyncio.Event] = {n: asyncio.Event() for n in range(1, chunks + 1)}
         fake.default = Behaviour(deltas=["word "] * chunks, holds=holds) if chunks else Behaviour()
         with calls:
-            await ask(service, path, holds)
-    return calls.counted()
+            await send_prompt(service, path, holds)
+    return calls.count_calls()
 
 
-def check(counted: float, budget: int, calls: Counter[str]) -> None:
+def check_budget(counted: float, budget: int, calls: Counter[str]) -> None:
     """Fail if the calls exceed the budget, or are so few that the budget is obsolete."""
     dearest = "\n".join(f"{number:6} {name}" for name, number in calls.most_common(50))
     assert budget * 0.8 <= counted <= budget * 1.05, (
@@ -121,9 +123,9 @@ def check(counted: float, budget: int, calls: Counter[str]) -> None:
 
 async def test_an_answer(service: Service, fake: ProviderFake) -> None:
     """A plain answer stays within its budget of calls."""
-    calls = await count(service, fake, "/ai/test")
+    calls = await count_request(service, fake, "/ai/test")
 
-    check(calls.total(), ANSWER, calls)
+    check_budget(calls.total(), ANSWER, calls)
 
 
 @pytest.mark.slow
@@ -135,28 +137,28 @@ async def test_nothing_of_an_answer_waits_for_the_collector(
     gc.disable()
     try:
         for path in ("/ai/test", "/ai/stream"):
-            await ask(service, path)
-        kept = [
-            type(each).__name__
-            for each in gc.get_objects()
-            if isinstance(each, (Stream, Pump, ProviderRequest))
+            await send_prompt(service, path)
+        leaked = [
+            type(item).__name__
+            for item in gc.get_objects()
+            if isinstance(item, (Stream, Pump, ProviderRequest))
         ]
     finally:
         gc.enable()
 
-    assert kept == []
+    assert leaked == []
 
 
 async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderFake) -> None:
     """A stream stays within its budget, and so does each separate chunk."""
     few, many = (
-        await count(service, fake, "/ai/stream", 10),
-        await count(service, fake, "/ai/stream", 60),
+        await count_request(service, fake, "/ai/stream", 10),
+        await count_request(service, fake, "/ai/stream", 60),
     )
     chunk = (many.total() - few.total()) / 50
 
-    check(chunk, CHUNK, many - few)
-    check(few.total() - chunk * 10, STREAM, few)
+    check_budget(chunk, CHUNK, many - few)
+    check_budget(few.total() - chunk * 10, STREAM, few)
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def test_every_error_code_is_documented(error: type[KotaeError]) -> None:
     assert status == str(error.status)
     assert meaning
     assert remedy
-    assert set(documented) <= {f"`{known.code}`" for known in tree(KotaeError)}
+    assert set(documented) <= {f"`{error.code}`" for error in tree(KotaeError)}
 
 
 def test_every_metric_is_documented() -> None:
@@ -138,7 +138,7 @@ def test_every_command_is_documented() -> None:
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_pages_exist(page: Path) -> None:
     """Every `kotae` command line of a page uses an existing command and existing options."""
-    known = dict(commands(COMMANDS)) | {
+    known_commands = dict(commands(COMMANDS)) | {
         name: COMMANDS.commands[name] for name in ("env-example", "settings-reference")
     }
     lines = re.findall(
@@ -150,7 +150,7 @@ def test_commands_in_pages_exist(page: Path) -> None:
         group = words[0] in {"keys", "users", "plans"}
         if group and words[1:] in ([], ["…"]):  # the group itself
             continue
-        command = known[" ".join(words[: 2 if group else 1])]
+        command = known_commands[" ".join(words[: 2 if group else 1])]
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
 
         assert {word for word in words if word.startswith("--")} <= options, words
@@ -159,10 +159,10 @@ def test_commands_in_pages_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_settings_in_pages_exist(page: Path) -> None:
     """Every variable that a page names is a setting."""
-    known = {setting.name for setting in describe_settings()}
+    names = {setting.name for setting in describe_settings()}
     named = set(re.findall(r"\b(?:KOTAE|OPENAI)_[A-Z_]*[A-Z]\b", page.read_text()))
 
-    assert {name for name in named if not name.startswith("KOTAE_TEST_")} - known == set()
+    assert {name for name in named if not name.startswith("KOTAE_TEST_")} - names == set()
 
 
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -27,15 +27,15 @@ async def test_the_end_of_the_process_says_goodbye(serve: Serve, fake: ProviderF
     )
     held = asyncio.Event()
     fake.next(Behaviour(hold=held, hold_after=2))
-    parser, found, retries = Parser(), [], []
+    parser, events, retries = Parser(), [], []
     async with service.client.stream(
         "GET", "/ai/stream", params={"prompt": "x", "grounded": "false"}
     ) as response:
         async for piece in response.aiter_raw():
-            found += parser.feed(piece)
+            events += parser.feed(piece)
             if b"retry:" in piece:
                 retries.append(parser.retry)
-            if len(found) == 3 and not service.server.should_exit:
+            if len(events) == 3 and not service.server.should_exit:
                 service.server.handle_exit(signal.SIGTERM, None)
             if len(retries) == 2:
                 held.set()
@@ -44,4 +44,4 @@ async def test_the_end_of_the_process_says_goodbye(serve: Serve, fake: ProviderF
     assert first == 2000
     assert second
     assert 1000 <= second <= 4000
-    assert found[-1].name == "done"
+    assert events[-1].name == "done"

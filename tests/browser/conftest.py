@@ -85,26 +85,26 @@ def chromium_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not CHROMIUM.exists():
         pytest.skip(f"not run: {CHROMIUM} is absent (apt-get install chromium)")
     profile = tmp_path_factory.mktemp("chromium")
-    said = profile / "stderr.txt"  # a file: a full pipe would block the browser
+    log = profile / "stderr.txt"  # a file: a full pipe would block the browser
     with (
-        said.open("wb") as stderr,
+        log.open("wb") as stderr,
         subprocess.Popen(
             [CHROMIUM, *ARGUMENTS, f"--user-data-dir={profile}"], stderr=stderr
         ) as process,
     ):
         try:
-            yield _wait_listening(process, said)
+            yield _wait_listening(process, log)
         finally:
             process.terminate()
 
 
-def _wait_listening(process: subprocess.Popen[bytes], said: Path) -> str:
+def _wait_listening(process: subprocess.Popen[bytes], log: Path) -> str:
     until = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < until:
-        if found := re.search(r"DevTools listening on (\S+)", said.read_text(errors="replace")):
-            return found[1]
+        if match := re.search(r"DevTools listening on (\S+)", log.read_text(errors="replace")):
+            return match[1]
         time.sleep(0.02)
-    pytest.fail(f"the browser did not start: {said.read_text(errors='replace')}")
+    pytest.fail(f"the browser did not start: {log.read_text(errors='replace')}")
 
 
 @pytest.fixture

@@ -88,8 +88,8 @@ class CuttingRelay(Relay):
             far_writer.write(
                 re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head)[:-2] + b"Connection: close\r\n\r\n"
             )
-            found = re.search(r"\bcut=(\d+)", url)
-            at = int(found[1]) if found and url not in self.cuts else None
+            match = re.search(r"\bcut=(\d+)", url)
+            at = int(match[1]) if match and url not in self.cuts else None
             if at is not None:
                 self.cuts[url] = at
                 writer.write(await far_reader.readexactly(at))

@@ -53,7 +53,7 @@ async def site() -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def asked(chromium: Browser, origin: str, url: str, key: str) -> Any:
+async def evaluate_page(chromium: Browser, origin: str, url: str, key: str) -> Any:
     """Return the result of a page of this origin, or the error of the browser."""
     page = await (await chromium.new_context()).new_page()
     await page.goto(origin)
@@ -70,11 +70,11 @@ async def test_an_allowed_page_asks_and_streams_and_no_other_does(
         service = await serve(
             auth="keys", openai_base_url=fake.base_url, model="m", allowed_origins=[allowed]
         )
-        made = await make_key(service, "alice")
-        got = await asked(chromium, allowed, service.url, str(made.key))
-        kept = await asked(chromium, other, service.url, str(made.key))
+        created = await make_key(service, "alice")
+        result = await evaluate_page(chromium, allowed, service.url, str(created.key))
+        error = await evaluate_page(chromium, other, service.url, str(created.key))
 
-    assert got["text"] == got["streamed"] != ""
-    assert got["id"]
-    assert "Failed to fetch" in kept
+    assert result["text"] == result["streamed"] != ""
+    assert result["id"]
+    assert "Failed to fetch" in error
     assert len(fake.calls) == 2

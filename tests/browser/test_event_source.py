@@ -65,11 +65,11 @@ async def open_home(chromium: Browser, url: str) -> Page:
     return page
 
 
-def check(got: list[dict[str, Any]], numbers: range) -> None:
+def check(readings: list[dict[str, Any]], numbers: range) -> None:
     """Check that each text is the uncut one, with one start, one end, and every delta once."""
-    for n, each in zip(numbers, got, strict=True):
-        assert each["text"] == default_text(question(n), CHUNKS), n
-        assert (each["names"][-1], each["names"].count("start"), each.get("given_up")) == (
+    for n, reading in zip(numbers, readings, strict=True):
+        assert reading["text"] == default_text(question(n), CHUNKS), n
+        assert (reading["names"][-1], reading["names"].count("start"), reading.get("given_up")) == (
             "done",
             1,
             None,
@@ -95,11 +95,11 @@ async def test_cut_anywhere_the_text_is_whole_and_paid_once(
         page = await open_home(chromium, relay.url)
         urls = [stream_url(n, at) for n, at in places.items()]
         async with asyncio.timeout(60):
-            got = await page.evaluate(READ, urls)
+            readings = await page.evaluate(READ, urls)
 
-    check(got, range(1, CUTS + 1))
+    check(readings, range(1, CUTS + 1))
     assert relay.cut_off == len(set(relay.cuts.values())) == CUTS
-    assert all(each["opened"] == 2 for each in got)
+    assert all(reading["opened"] == 2 for reading in readings)
     assert len(fake.calls) == CUTS + 1
     assert {row["status"] for row in await service.rows(limit=CUTS)} == {"completed"}
 
@@ -130,8 +130,8 @@ async def test_the_next_process_gives_the_rest_of_finished_answers(
             relay.lead_to(successor.url)
             relay.away = False
             async with asyncio.timeout(60):
-                got = await reading
+                readings = await reading
 
-    check(got, numbers)
-    assert max(each["opened"] for each in got) > 1
+    check(readings, numbers)
+    assert max(entry["opened"] for entry in readings) > 1
     assert len(fake.calls) == calls == len(numbers) + 1

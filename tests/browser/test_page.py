@@ -67,11 +67,11 @@ def event(seq: int, name: str, payload: dict[str, Any]) -> str:
 
 async def script_streams(page: Page, *bodies: str) -> list[dict[str, Any]]:
     """Answer streams with these bodies, one per connection; return the request bodies."""
-    asked: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
     left = list(bodies)
 
     async def begin(route: Route) -> None:
-        asked.append(route.request.post_data_json or {})
+        requests.append(route.request.post_data_json or {})
         await route.fulfill(
             status=202,
             json={
@@ -86,7 +86,7 @@ async def script_streams(page: Page, *bodies: str) -> list[dict[str, Any]]:
 
     await page.route("**/ai/answers", begin)
     await page.route("**/ai/answers/*/events*", answer)
-    return asked
+    return requests
 
 
 async def show(visit: Visit, *deltas: str, **changes: Any) -> None:
@@ -172,7 +172,7 @@ async def test_a_failure_shows_what_the_service_says_of_it(
     await fake_visit.ask(ENGLISH)
 
     assert await fake_visit.text("#current .text") == "Within thirty"
-    shown = await fake_visit.text("#current .failure")
+    failure = await fake_visit.text("#current .failure")
     row = await service.row()
     for value in (
         "The provider ended the answer in the middle",
@@ -180,7 +180,7 @@ async def test_a_failure_shows_what_the_service_says_of_it(
         "provider_cut",
         row["request_id"],
     ):
-        assert value in shown
+        assert value in failure
     await fake_visit.page.click("#current .again")
     await fake_visit.wait_state("completed")
     assert len(await service.rows()) == 2
@@ -496,13 +496,13 @@ async def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Open, 
 
 async def test_an_answer_without_documents_can_be_asked_for(visit: Visit):
     """The switch "From my documents" selects grounded answers."""
-    asked = await script_streams(visit.page, *[start() + done(1)] * 2)
+    bodies = await script_streams(visit.page, *[start() + done(1)] * 2)
 
     await visit.ask(ENGLISH)
     await visit.page.uncheck("#grounded")
     await visit.ask(ENGLISH)
 
-    assert [body["grounded"] for body in asked] == [True, False]
+    assert [body["grounded"] for body in bodies] == [True, False]
 
 
 async def test_markup_in_a_document_and_in_an_answer_stays_text(
@@ -548,7 +548,7 @@ async def test_markdown_is_shown_and_nothing_in_it_is_fetched(visit: Visit):
         "[1]: https://evil.example/definition\n"
     )
     await show(visit, *(text[n : n + 7] for n in range(0, len(text), 7)))
-    shown = visit.page.locator("#current .text")
+    answer_text = visit.page.locator("#current .text")
 
     for selector, count in {
         "h4": 1,
@@ -560,14 +560,14 @@ async def test_markdown_is_shown_and_nothing_in_it_is_fetched(visit: Visit):
         ".cite": 3,
         "a, img, svg": 0,
     }.items():
-        assert await shown.locator(selector).count() == count, selector
+        assert await answer_text.locator(selector).count() == count, selector
     for address in (
         "https://evil.example/?q=secret",
         "![p](https://evil.example/p.png)",
         "javascript:document.title=2",
         "<svg onload=",
     ):
-        assert address in await shown.inner_text()
+        assert address in await answer_text.inner_text()
     assert await visit.page.title() == "Kotae 答え"
     assert visit.complaints == []
     assert visit.foreign_requests == []
@@ -590,8 +590,8 @@ async def test_an_image_in_a_document_and_in_an_answer_is_never_loaded(visit: Vi
         ).count()
         == 0
     )
-    for shown in ("#current .text", "#current .source[open] blockquote"):
-        assert "evil.example" in await visit.text(shown)
+    for selector in ("#current .text", "#current .source[open] blockquote"):
+        assert "evil.example" in await visit.text(selector)
     assert visit.complaints == []
     assert visit.foreign_requests == []
 
@@ -651,7 +651,7 @@ async def test_what_was_asked_before_is_there_after_a_reload_and_can_be_cleared(
 
 async def test_the_history_is_bounded(visit: Visit):
     """The newest thirty answers are kept, limited to 400 kB."""
-    kept = await visit.page.evaluate(
+    history = await visit.page.evaluate(
         """async () => {
           const { addHistory, listHistory } = await import("/web/history.js");
           const answer = { status: "completed", sources: [] };
@@ -663,8 +663,8 @@ async def test_the_history_is_bounded(visit: Visit):
         }"""
     )
 
-    assert kept[:2] == [30, "big2"]
-    assert kept[2] <= 400_000
+    assert history[:2] == [30, "big2"]
+    assert history[2] <= 400_000
 
 
 async def test_an_answer_is_copied_as_text_and_as_a_command(open_page: Open, service_url: str):
@@ -698,9 +698,9 @@ async def test_axe_finds_nothing(open_page: Open, service_url: str, locale: str,
         "Promise.all(document.getAnimations().map((each) => each.finished.catch(() => {})))"
     )
 
-    found = await Axe().run(visit.page)
+    results = await Axe().run(visit.page)
 
-    assert found.response["violations"] == [], found.generate_report()
+    assert results.response["violations"] == [], results.generate_report()
 
 
 async def test_a_visit_is_quiet_and_stays_at_home(visit: Visit):

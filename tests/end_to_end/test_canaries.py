@@ -45,20 +45,20 @@ async def test_no_secret_leaves_on_any_error_path(
         "KOTAE_MODEL": "m",
     }
     async with serving(tmp_path, **options) as service:
-        said, secrets = await say_everything(service, fake, tmp_path)
+        output, secrets = await collect_output(service, fake, tmp_path)
     captured = capfd.readouterr()
     written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
-    assert '"status":429' in said
-    assert '"status":401' in said
+    assert '"status":429' in output
+    assert '"status":401' in output
     assert "request.served" in captured.err
     for name, canary in secrets.items():
         assert canary not in captured.out + captured.err, f"{name} in the log"
         assert canary.encode() not in written, f"{name} in a file"
-        assert canary not in said, f"{name} in a response"
+        assert canary not in output, f"{name} in a response"
 
 
-async def say_everything(
+async def collect_output(
     service: ServiceProcess, fake: ProviderFake, data_dir: Path
 ) -> tuple[str, dict[str, str]]:
     """Send all kinds of requests; return the responses and the secrets of the requests."""
@@ -73,14 +73,14 @@ async def say_everything(
         **HS | {"jwt_secret": SecretStr(CANARIES["jwt"]), "jwt_issuer": "i", "jwt_audience": "a"}
     )
     token = create_token(jwts, "bob", Role.USER, 60)
-    said = ""
+    output = ""
 
     async def ask(credential: str, method: str, path: str, **sent: Any) -> httpx2.Response:
-        nonlocal said
+        nonlocal output
         async with http_client(service.url, headers=bearer(credential)) as caller:
             response = await caller.request(method, path, **sent)
-        told = {name: value for name, value in response.headers.items() if name != "set-cookie"}
-        said += f"{told}{response.text if 'events_url' not in response.text else ''}"
+        headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
+        output += f"{headers}{response.text if 'events_url' not in response.text else ''}"
         return response
 
     for credential in (str(key.key), token, CANARIES["secret"]):
@@ -116,12 +116,12 @@ async def say_everything(
         async with http_client(
             service.url, headers=bearer(credential) | {"X-API-Key": "other"}
         ) as both:
-            said += (await both.get("/ai/logs")).text
+            output += (await both.get("/ai/logs")).text
     for _ in range(2):
         await ask(str(limited.key), "POST", "/ai/test", json=ASK)
     session = (await ask(str(key.key), "POST", "/auth/session")).cookies["kotae"]
     async with http_client(service.url, cookies={"kotae": session}) as browser:
-        said += (await browser.get("/ai/logs")).text + (
+        output += (await browser.get("/ai/logs")).text + (
             await browser.post("/ai/test", json=ASK)
         ).text
     ticket = (
@@ -129,8 +129,8 @@ async def say_everything(
         .json()["events_url"]
         .partition("ticket=")[2]
     )
-    said += (await service.client.get("/ai/answers/x/events", params={"ticket": ticket})).text
-    return said, {
+    output += (await service.client.get("/ai/answers/x/events", params={"ticket": ticket})).text
+    return output, {
         **CANARIES,
         "key": str(key.key),
         "limited": str(limited.key),
@@ -153,15 +153,15 @@ async def test_secrets_are_in_no_output(
         model="m",
         log_level="debug",
     )
-    said = ""
+    output = ""
     for behaviour in (
         Behaviour(),
         Behaviour(status=401, body=f'{{"error": {{"message": "bad key {key}"}}}}'.encode()),
         Behaviour(cut_after="request"),
     ):
         fake.next(behaviour)
-        said += (await service.client.post("/ai/test", json=ASK)).text
-    said += (await service.client.get("/metrics")).text + (
+        output += (await service.client.post("/ai/test", json=ASK)).text
+    output += (await service.client.get("/metrics")).text + (
         await service.client.get("/health/ready")
     ).text
     await service.rows()
@@ -171,5 +171,5 @@ async def test_secrets_are_in_no_output(
     )
 
     for canary in (key, SECRET):
-        assert canary not in said + captured.out + captured.err
+        assert canary not in output + captured.out + captured.err
         assert canary.encode() not in stored

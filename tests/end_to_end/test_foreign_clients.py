@@ -25,7 +25,7 @@ MODULES = ROOT / ".cache" / "clients"
 PROMPT = "Say こんにちは."
 
 
-async def output(*command: str) -> bytes:
+async def run_program(*command: str) -> bytes:
     """Run a program and return its output."""
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
     async with asyncio.timeout(60):
@@ -45,10 +45,10 @@ async def test_curl(service: Service) -> None:
     if not (curl := shutil.which("curl")):
         pytest.skip("not run: curl is absent")
 
-    found = Parser().feed(await output(curl, "-sSN", await events_url(service)))
+    events = Parser().feed(await run_program(curl, "-sSN", await events_url(service)))
 
-    assert [event.name for event in (found[0], found[-1])] == ["start", "done"]
-    assert text_of(found) == default_text(PROMPT)
+    assert [event.name for event in (events[0], events[-1])] == ["start", "done"]
+    assert text_of(events) == default_text(PROMPT)
 
 
 async def test_httpx_sse(service: Service) -> None:
@@ -57,11 +57,11 @@ async def test_httpx_sse(service: Service) -> None:
         httpx.AsyncClient(timeout=20, trust_env=False) as client,
         aconnect_sse(client, "GET", await events_url(service)) as source,
     ):
-        found = [event async for event in source.aiter_sse()]
+        events = [event async for event in source.aiter_sse()]
 
-    assert [event.event for event in found] == ["start", *["message"] * (len(found) - 2), "done"]
-    assert "".join(event.json()["delta"] for event in found[1:-1]) == default_text(PROMPT)
-    assert found[0].retry == 2000
+    assert [event.event for event in events] == ["start", *["message"] * (len(events) - 2), "done"]
+    assert "".join(event.json()["delta"] for event in events[1:-1]) == default_text(PROMPT)
+    assert events[0].retry == 2000
 
 
 @pytest.mark.parametrize("client", ["eventsource", "fetch-event-source"])
@@ -74,8 +74,8 @@ async def test_clients_of_npm(service: Service, fake: ProviderFake, client: str)
             "not run: the modules are not installed (make .cache/clients/.installed needs npm)"
         )
 
-    got: dict[str, Any] = json.loads(
-        await output(
+    results: dict[str, Any] = json.loads(
+        await run_program(
             node,
             str(Path(__file__).parents[1] / "clients" / "read.mjs"),
             client,
@@ -84,7 +84,7 @@ async def test_clients_of_npm(service: Service, fake: ProviderFake, client: str)
         )
     )
 
-    assert got["text"] == default_text(PROMPT)
-    assert [got["events"][0], got["events"][-1]] == ["start", "done"]
-    assert got["ids"][0].endswith(".0")
+    assert results["text"] == default_text(PROMPT)
+    assert [results["events"][0], results["events"][-1]] == ["start", "done"]
+    assert results["ids"][0].endswith(".0")
     assert len(fake.calls) == 1

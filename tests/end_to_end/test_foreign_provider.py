@@ -21,8 +21,8 @@ async def ask(serve: Serve, llmock: Any) -> tuple[dict[str, Any], str, dict[str,
         provider_idle_seconds=1,
     )
     async with service.client.stream("POST", "/ai/stream", json=FREE) as response:
-        found = await collect(response)
-    return found[-1].json, text_of(found), await service.row()
+        events = await collect(response)
+    return events[-1].json, text_of(events), await service.row()
 
 
 async def test_a_flawless_answer(serve: Serve, llmock: Any) -> None:

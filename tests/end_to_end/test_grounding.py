@@ -59,30 +59,30 @@ async def test_a_given_text_answers_a_question_and_is_cited(
 
 
 @pytest.mark.parametrize(
-    ("question", "told"),
+    ("question", "refusal"),
     [
         ("量子コンピュータの発明者は誰ですか？", "見つかりません"),
         ("Who invented the quantum computer?", "could not find"),
     ],
 )
 async def test_what_is_in_no_document_is_refused_without_a_provider(
-    serve: Serve, fake: ProviderFake, question: str, told: str
+    serve: Serve, fake: ProviderFake, question: str, refusal: str
 ) -> None:
     """A refusal in the question's language, no provider call, no tokens, no cost, and a row."""
     service = await serve(openai_base_url=fake.base_url, model="m", seeded=True)
 
     answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
     async with service.client.stream("GET", "/ai/stream", params={"prompt": question}) as response:
-        found = await collect(response)
+        events = await collect(response)
 
-    assert told in answer["response"] == text_of(found)
+    assert refusal in answer["response"] == text_of(events)
     assert (
         answer["status"],
         answer["usage_source"],
         answer["total_tokens"],
         answer["estimated_cost"],
     ) == ("no_context", "none", 0, "0")
-    assert found[0].json["context"] == answer["sources"] == []
+    assert events[0].json["context"] == answer["sources"] == []
     assert [row["status"] for row in await service.rows()] == ["no_context", "no_context"]
     assert fake.calls == []
 
@@ -111,16 +111,16 @@ async def test_start_shows_the_context_and_done_the_cited_part(serve: Serve) -> 
     async with service.client.stream(
         "GET", "/ai/stream", params={"prompt": "How many days do I have to return an item?"}
     ) as response:
-        found = await collect(response)
+        events = await collect(response)
 
-    context, sources = found[0].json["context"], found[-1].json["sources"]
+    context, sources = events[0].json["context"], events[-1].json["sources"]
     assert [passage["n"] for passage in context] == list(range(1, len(context) + 1))
     assert sources
     assert {source["chunk_id"] for source in sources} <= {
         passage["chunk_id"] for passage in context
     }
     cited = sources[0]["text"][slice(*sources[0]["sentence"])]
-    assert cited.split("**")[-1] in text_of(found)
+    assert cited.split("**")[-1] in text_of(events)
     assert all(
         0 <= passage["sentence"][0] < passage["sentence"][1] <= len(passage["text"])
         for passage in context
@@ -164,8 +164,8 @@ async def test_thirty_injections_reach_the_provider_as_data(
     assert system == GROUNDED_RULES
     parsed = parse_messages([Message("system", system), Message("user", user)])
     assert not isinstance(parsed, str)
-    asked, passages = parsed
-    assert asked == question
+    parsed_question, passages = parsed
+    assert parsed_question == question
     assert [passage.n for passage in passages] == list(range(1, len(passages) + 1))
     assert len({passage.text.split("メートル")[0] for passage in passages}) >= 30
     for image in IMAGES:  # unchanged, as characters of a passage only
@@ -204,15 +204,15 @@ async def test_ungrounded_is_not_retrieved(service: Service, fake: ProviderFake)
 async def test_search_shows_what_an_answer_would_be_drawn_from(serve: Serve) -> None:
     """GET /ai/search returns ranked chunks with scores and matched terms, and `answerable`."""
     service = await serve(seeded=True)
-    found = (
+    results = (
         await service.client.get("/ai/search", params={"q": "返品は何日以内にできますか"})
     ).json()
     nothing = (
         await service.client.get("/ai/search", params={"q": "量子コンピュータの発明者"})
     ).json()
 
-    assert found["answerable"] is True
-    assert found["items"][0].keys() >= {
+    assert results["answerable"] is True
+    assert results["items"][0].keys() >= {
         "document_id",
         "chunk_id",
         "title",
@@ -222,8 +222,8 @@ async def test_search_shows_what_an_answer_would_be_drawn_from(serve: Serve) -> 
         "matched",
         "sentence",
     }
-    assert [item["score"] for item in found["items"]] == sorted(
-        (item["score"] for item in found["items"]), reverse=True
+    assert [item["score"] for item in results["items"]] == sorted(
+        (item["score"] for item in results["items"]), reverse=True
     )
     assert nothing["answerable"] is False
 
@@ -233,10 +233,10 @@ async def test_the_numbers_that_decided_are_on_the_row(serve: Serve) -> None:
     service = await serve(seeded=True)
     for question in ("返品は何日以内にできますか", "量子コンピュータの発明者は誰ですか"):
         answer = (await service.client.post("/ai/test", json={"prompt": question})).json()
-        found = (await service.client.get("/ai/search", params={"q": question})).json()
+        results = (await service.client.get("/ai/search", params={"q": question})).json()
         row = (await service.rows())[0]
-        assert answer["relevance_share"] == row["relevance_share"] == found["share"]
-        assert answer["relevance_terms"] == row["relevance_terms"] == found["terms"]
+        assert answer["relevance_share"] == row["relevance_share"] == results["share"]
+        assert answer["relevance_terms"] == row["relevance_terms"] == results["terms"]
     free = (
         await service.client.post("/ai/test", json={"prompt": "Hello", "grounded": False})
     ).json()
@@ -255,7 +255,7 @@ async def test_documents_narrow_a_question(serve: Serve) -> None:
         answer = (
             await service.client.post("/ai/test", json={"prompt": question, "documents": [ids[n]]})
         ).json()
-        found = (
+        results = (
             await service.client.get("/ai/search", params={"q": question, "documents": [ids[n]]})
         ).json()
         async with service.client.stream(
@@ -263,7 +263,7 @@ async def test_documents_narrow_a_question(serve: Serve) -> None:
         ) as response:
             streamed = text_of(await collect(response))
         assert day in answer["response"] == streamed
-        assert {item["document_id"] for item in found["items"]} == {ids[n]}
+        assert {item["document_id"] for item in results["items"]} == {ids[n]}
     nothing = (
         await service.client.post("/ai/test", json={"prompt": question, "documents": ["unknown"]})
     ).json()

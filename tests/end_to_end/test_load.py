@@ -33,7 +33,7 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(
 
     async with http_client(service.url, timeout=60, limits=limits) as client:
 
-        async def one(number: int, leave_after: int | None, plain: bool) -> None:
+        async def run_caller(number: int, leave_after: int | None, plain: bool) -> None:
             body = {
                 "prompt": f"question {number}" + (" [[gap=0.02]]" if leave_after else ""),
                 "grounded": False,
@@ -46,15 +46,15 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(
                     client.stream("POST", "/ai/stream", json=body) as response,
                     aclosing(events(response)) as stream,
                 ):
-                    seen = []
+                    names = []
                     async for event in stream:
-                        seen.append(event.name)
-                        if leave_after == len(seen):
+                        names.append(event.name)
+                        if leave_after == len(names):
                             return
-                    assert seen[-1] == "done"
+                    assert names[-1] == "done"
 
         plans = [(choose.randint(1, 4) if n % 5 == 0 else None, n % 5 == 1) for n in range(answers)]
-        await asyncio.gather(*(one(n, *plan) for n, plan in enumerate(plans)))
+        await asyncio.gather(*(run_caller(n, *plan) for n, plan in enumerate(plans)))
     await fake.wait_idle(30)
     await service.wait_idle()
 
@@ -62,18 +62,18 @@ async def test_every_answer_has_one_row_with_the_provider_s_tokens(
         row async for page in export_pages(service.services.database, LogFilter()) for row in page
     ]
     by_prompt = {row.prompt: row for row in rows}
-    told = {call.prompt: call for call in fake.calls}
+    calls = {call.prompt: call for call in fake.calls}
     assert len(rows) == len(by_prompt) == answers
-    assert len(fake.calls) == len(told)
-    assert told.keys() <= by_prompt.keys()
+    assert len(fake.calls) == len(calls)
+    assert calls.keys() <= by_prompt.keys()
     for prompt in (
-        by_prompt.keys() - told.keys()
+        by_prompt.keys() - calls.keys()
     ):  # disconnected at the first event, before the provider call
         assert (
             by_prompt[prompt].status,
             by_prompt[prompt].usage_source in {"none", "unknown"},
         ) == ("client_gone", True)
-    for prompt, call in told.items():
+    for prompt, call in calls.items():
         row = by_prompt[prompt]
         if call.ended is Ending.FINISHED and row.usage_source == "provider":
             assert row.status == "completed"

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 FREE = {"prompt": "Say something.", "grounded": False}
 
 
-def rows(data_dir: Path) -> list[tuple[str, str]]:
+def read_statuses(data_dir: Path) -> list[tuple[str, str]]:
     """Read (status, usage_source) of every row of the log from the file."""
     with sqlite3.connect(data_dir / "kotae.db") as connection:
         return connection.execute(
@@ -77,16 +77,16 @@ async def test_sigterm_lets_streams_end_within_the_grace(
         ):
             first = await anext(stream)
             service.signal(signal.SIGTERM)
-            await refuses(service)
+            await wait_refusing(service)
             held.set()
             rest = [event async for event in stream]
 
         assert await service.wait() == 0
     assert (first.name, rest[-1].name) == ("start", "done")
-    assert rows(tmp_path) == [("completed", "provider")]
+    assert read_statuses(tmp_path) == [("completed", "provider")]
 
 
-async def refuses(service: ServiceProcess) -> None:
+async def wait_refusing(service: ServiceProcess) -> None:
     """Wait until the service no longer listens."""
     async with asyncio.timeout(10), http_client(service.url) as other:
         while True:
@@ -109,13 +109,15 @@ async def test_sigterm_interrupts_what_does_not_end(
     async with serving(
         tmp_path, OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="m", KOTAE_SHUTDOWN_GRACE_SECONDS=grace
     ) as service:
-        streams = [asyncio.create_task(streamed(service)) for _ in range(20)]
+        streams = [asyncio.create_task(read_failure_code(service)) for _ in range(20)]
         for call in await fake.wait_calls(20):
             await fake.wait_chunks(call, 3)
         began = time.monotonic()
         service.signal(signal.SIGTERM)
         if signals == 2:
-            await refuses(service)  # the first signal was handled; two pending signals would merge
+            await wait_refusing(
+                service
+            )  # the first signal was handled; two pending signals would merge
             service.signal(signal.SIGTERM)
         endings = await asyncio.gather(*streams)
 
@@ -123,10 +125,10 @@ async def test_sigterm_interrupts_what_does_not_end(
         assert time.monotonic() - began < 0.5 + 2 + service.start_seconds
     assert set(endings) == {"shutting_down"}
     assert {call.ended for call in fake.calls} == {Ending.ABORTED}
-    assert rows(tmp_path) == [("interrupted", "estimated")] * 20
+    assert read_statuses(tmp_path) == [("interrupted", "estimated")] * 20
 
 
-async def streamed(service: ServiceProcess) -> str:
+async def read_failure_code(service: ServiceProcess) -> str:
     """Return the code of the failure that ends a stream."""
     async with service.client.stream("POST", "/ai/stream", json=FREE) as response:
         return str((await collect(response))[-1].json["code"])
@@ -147,4 +149,4 @@ async def test_the_queue_is_written_at_the_end(tmp_path: Path) -> None:
 
         assert await service.wait() == 0
     assert {answer.status_code for answer in answers} == {200}
-    assert len(rows(tmp_path)) == 50
+    assert len(read_statuses(tmp_path)) == 50

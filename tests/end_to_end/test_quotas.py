@@ -32,14 +32,14 @@ from tests.sse import collect, events
 ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 
 
-async def limited(service: Service, name: str = "alice", **limits: int) -> str:
+async def create_limited_key(service: Service, name: str = "alice", **limits: int) -> str:
     """Create a key of a user with these limits."""
     key = await make_key(service, name)
     await store.put_user(service.services.database, name, limits=QuotaLimits(**limits))
     return str(key.key)
 
 
-async def room_for(service: Service, count: int) -> tuple[str, int]:
+async def create_key_for(service: Service, count: int) -> tuple[str, int]:
     """Create a key with tokens for this number of questions; also return the hold of one."""
     key = await make_key(service, "alice")
     async with client(service, key) as caller:
@@ -56,7 +56,7 @@ async def room_for(service: Service, count: int) -> tuple[str, int]:
     return str(key.key), held
 
 
-async def plain(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
+async def send_plain(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
     """Send one prompt without streaming."""
     response = await caller.post("/ai/test", json=ASK)
     if response.status_code == 429:
@@ -64,7 +64,7 @@ async def plain(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
     return response.status_code
 
 
-async def streamed(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
+async def read_stream(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
     """Open a stream and read it to its end."""
     async with caller.stream("POST", "/ai/stream", json=ASK) as response:
         if response.status_code == 429:
@@ -74,7 +74,7 @@ async def streamed(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> i
         return response.status_code
 
 
-async def cut(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
+async def cut_stream(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
     """Open a stream and disconnect after its first event."""
     async with caller.stream("POST", "/ai/stream", json=ASK) as response:
         if response.status_code == 429:
@@ -85,44 +85,44 @@ async def cut(caller: httpx2.AsyncClient, refused: Callable[[], None]) -> int:
         return response.status_code
 
 
-@pytest.mark.parametrize("way", [plain, streamed, cut])
+@pytest.mark.parametrize("way", [send_plain, read_stream, cut_stream])
 async def test_two_hundred_at_once_against_room_for_ten(
     serve: Serve, fake: ProviderFake, way: Any
 ) -> None:
     """Ten reach the provider, 190 get 429; then usage equals the log, and nothing is held."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
-    key, _ = await room_for(service, 10)
+    key, _ = await create_key_for(service, 10)
     held, refusals, before = asyncio.Event(), asyncio.Semaphore(0), len(fake.calls)
     fake.default = Behaviour(hold=held)
     async with client(service, key, limits=httpx2.Limits(max_connections=200)) as caller:
-        asked = [asyncio.create_task(way(caller, refusals.release)) for _ in range(200)]
+        tasks = [asyncio.create_task(way(caller, refusals.release)) for _ in range(200)]
         async with asyncio.timeout(30):
             for _ in range(190):
                 await refusals.acquire()
         held.set()
-        statuses = await asyncio.gather(*asked)
+        statuses = await asyncio.gather(*tasks)
         answer = await caller.get("/ai/logs", params={"limit": 200})
     await service.wait_idle()
 
     assert sorted(statuses) == [200] * 10 + [429] * 190
     assert len(fake.calls) - before <= 10
-    if way is not cut:
+    if way is not cut_stream:
         assert len(fake.calls) - before == 10
     assert answer.status_code == 200
     async with client(service, key) as caller:
         rows = (await caller.get("/ai/logs", params={"limit": 200})).json()["items"]
     assert len(rows) == 11
-    found = service.services.quota.get_usage("user:alice")
-    assert found["tokens_per_day"] == (await charged(service, "user:alice"), 0)
-    assert {name: held for name, (_, held) in found.items()} == dict.fromkeys(
+    usage = service.services.quota.get_usage("user:alice")
+    assert usage["tokens_per_day"] == (await read_charged(service, "user:alice"), 0)
+    assert {name: held for name, (_, held) in usage.items()} == dict.fromkeys(
         (*(name for name, *_ in LIMITS), "concurrent"), 0
     )
     assert service.services.quota.statistics().holds == 0
-    if way is not cut:
-        assert found["tokens_per_day"][0] == sum(row["total_tokens"] for row in rows)
+    if way is not cut_stream:
+        assert usage["tokens_per_day"][0] == sum(row["total_tokens"] for row in rows)
 
 
-async def charged(service: Service, subject: str) -> int:
+async def read_charged(service: Service, subject: str) -> int:
     """Read today's usage from the database."""
     totals = quota_totals.c
     async with service.services.database.read_session() as session:
@@ -140,26 +140,29 @@ async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderF
     """Of 200 at once, ten are open at a kill; the next process charges only those."""
     await migrate(tmp_path)
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}")
-    made = await store.create_key(database, BOOTSTRAP, store.NewKey(user_id="alice"), keys_max=9)
+    created = await store.create_key(database, BOOTSTRAP, store.NewKey(user_id="alice"), keys_max=9)
     await store.put_user(
         database, "alice", limits=QuotaLimits(concurrent=10, tokens_per_day=100_000)
     )
     fake.default = Behaviour(hang_after=2)
     options = {"OPENAI_BASE_URL": fake.base_url, "KOTAE_MODEL": "m", "KOTAE_AUTH": "keys"}
     async with serving(tmp_path, **options) as first:
-        first.client.headers.update(bearer(made))
-        asked = [asyncio.create_task(first.client.post("/ai/test", json=ASK)) for _ in range(200)]
+        first.client.headers.update(bearer(created))
+        tasks = [asyncio.create_task(first.client.post("/ai/test", json=ASK)) for _ in range(200)]
         await fake.wait_calls(10)
         async with asyncio.timeout(10):
-            while sum(one.done() for one in asked) < 190:
+            while sum(result.done() for result in tasks) < 190:
                 await asyncio.sleep(0.01)
         first.signal(signal.SIGKILL)
         await first.wait()
-        ended = await asyncio.gather(*asked, return_exceptions=True)
-    assert sum(isinstance(one, httpx2.Response) and one.status_code == 429 for one in ended) == 190
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert (
+        sum(isinstance(result, httpx2.Response) and result.status_code == 429 for result in ended)
+        == 190
+    )
     fake.default = Behaviour()
     async with serving(tmp_path, **options) as second:
-        second.client.headers.update(bearer(made))
+        second.client.headers.update(bearer(created))
         answer = await second.client.post("/ai/test", json=ASK)
         match = re.search(r'"user-tokens-per-day";r=(\d+)', answer.headers["ratelimit"])
         assert match
@@ -181,7 +184,7 @@ async def test_a_refusal_is_whole(serve: Serve, fake: ProviderFake) -> None:
     """429 names its limit and the time, with headers; nothing reaches the provider."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     async with client(
-        service, await limited(service, requests_per_minute=2, tokens_per_day=50_000)
+        service, await create_limited_key(service, requests_per_minute=2, tokens_per_day=50_000)
     ) as alice:
         first = await alice.post("/ai/test", json=ASK)
         async with alice.stream(
@@ -206,7 +209,7 @@ async def test_a_refusal_is_whole(serve: Serve, fake: ProviderFake) -> None:
 async def test_what_never_fits_is_told_so_at_once(serve: Serve, fake: ProviderFake) -> None:
     """A request above the limit is a 400 with a separate code, without Retry-After."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", seeded=True)
-    async with client(service, await limited(service, tokens_per_day=1000)) as alice:
+    async with client(service, await create_limited_key(service, tokens_per_day=1000)) as alice:
         for body in (
             ASK | {"max_tokens": 2000},
             {"prompt": "返品は何日以内にできますか？", "max_tokens": 100},
@@ -222,7 +225,9 @@ async def test_money_is_held_by_price(serve: Serve, fake: ProviderFake) -> None:
     """Cost is held by the price of the model; an unpriced model is refused with a cost limit."""
     prices = {"m": ModelPrice(input=Decimal(1), output=Decimal(2))}
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", prices=prices)
-    async with client(service, await limited(service, cost_nano_usd_per_day=10_000_000)) as alice:
+    async with client(
+        service, await create_limited_key(service, cost_nano_usd_per_day=10_000_000)
+    ) as alice:
         answer = (await alice.post("/ai/test", json=ASK)).json()
         is_problem(
             await alice.post("/ai/test", json=ASK | {"model": "nobody-knows"}),
@@ -247,7 +252,7 @@ async def test_a_refusal_of_the_service_gives_the_hold_back(
     )
     held = asyncio.Event()
     fake.default = Behaviour(hold=held)
-    async with client(service, await limited(service, tokens_per_day=100_000)) as alice:
+    async with client(service, await create_limited_key(service, tokens_per_day=100_000)) as alice:
         first = asyncio.create_task(alice.post("/ai/test", json=ASK))
         await fake.wait_calls(1)
         is_problem(await alice.post("/ai/test", json=ASK), 503, "overloaded")
@@ -261,12 +266,12 @@ async def test_a_refusal_of_the_service_gives_the_hold_back(
 async def test_a_refused_question_uses_no_tokens(serve: Serve) -> None:
     """A refusal without context counts as a request and costs nothing."""
     service = await serve(auth="keys")
-    async with client(service, await limited(service, tokens_per_day=5000)) as alice:
+    async with client(service, await create_limited_key(service, tokens_per_day=5000)) as alice:
         assert (
             await alice.post("/ai/test", json={"prompt": "Who invented the quantum computer?"})
         ).json()["status"] == "no_context"
-    found = service.services.quota.get_usage("user:alice")
-    assert (found["tokens_per_day"], found["requests_per_minute"], found["concurrent"]) == (
+    usage = service.services.quota.get_usage("user:alice")
+    assert (usage["tokens_per_day"], usage["requests_per_minute"], usage["concurrent"]) == (
         (0, 0),
         (1, 0),
         (0, 0),

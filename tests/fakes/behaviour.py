@@ -109,7 +109,7 @@ class Behaviour:
     chunks_per_write: int = 1  # 0: everything in one write
     bytes_per_write: int = 0  # 0: whole chunks. 1 splits every multi-byte character
 
-    def said(self, prompt: str) -> list[str]:
+    def build_deltas(self, prompt: str) -> list[str]:
         """Return the deltas of the answer to this prompt."""
         if self.deltas is not None:
             return list(self.deltas)
@@ -122,7 +122,7 @@ class Behaviour:
     def usage_for(self, prompt: str, completion_tokens: int) -> Any:
         """Return the usage object that this behaviour sends."""
         return (
-            usage_named(self.usage, prompt, completion_tokens)
+            build_usage(self.usage, prompt, completion_tokens)
             if isinstance(self.usage, str)
             else self.usage
         )
@@ -152,7 +152,7 @@ def default_text(prompt: str, chunks: int = 8) -> str:
     return "".join(default_deltas(prompt, chunks))
 
 
-def prompt_of(body: Any) -> str:
+def read_prompt(body: Any) -> str:
     """Return the last user message of a request, its text parts joined."""
     messages = body.get("messages") if isinstance(body, dict) else None
     for message in reversed(messages if isinstance(messages, list) else []):
@@ -166,43 +166,43 @@ def prompt_of(body: Any) -> str:
     return ""
 
 
-def marked(default: Behaviour, text: str) -> Behaviour:
+def apply_markers(default: Behaviour, text: str) -> Behaviour:
     """Apply the markers in `text` to the default. Raises ValueError for an unknown field."""
     changes: dict[str, Any] = {}
     for marker in _MARKER.findall(text):
-        changes |= settings_of(marker)
+        changes |= parse_markers(marker)
     return replace(default, **changes) if changes else default
 
 
-def settings_of(marker: str) -> dict[str, Any]:
+def parse_markers(marker: str) -> dict[str, Any]:
     """Parse `cut-after=3 cut=rst` as fields of a `Behaviour`.
 
     Values are numbers, true, false, none (None), or strings.
     """
-    known = {each.name for each in fields(Behaviour)}
-    found: dict[str, Any] = {}
+    names = {setting.name for setting in fields(Behaviour)}
+    values: dict[str, Any] = {}
     for pair in marker.split():
         name, _, value = pair.partition("=")
         name = name.replace("-", "_")
-        if name not in known:
+        if name not in names:
             raise ValueError(f"a behaviour has no field {name!r}")
         if value == "none":
-            found[name] = None
+            values[name] = None
         elif name in ("body", "raw"):
-            found[name] = value.encode()
+            values[name] = value.encode()
         else:
-            found[name] = (
+            values[name] = (
                 json.loads(value)
                 if re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?|true|false", value)
                 else value
             )
-    return found
+    return values
 
 
-def usage_named(name: str, prompt: str, completion_tokens: int) -> Any:
+def build_usage(name: str, prompt: str, completion_tokens: int) -> Any:
     """Return the usage object of a name. Raises KeyError for an unknown name."""
     prompt_tokens, completion_tokens = 8 + len(prompt) // 4, completion_tokens + REASONING_TOKENS
-    given: dict[str, Any] = {
+    usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
@@ -210,22 +210,22 @@ def usage_named(name: str, prompt: str, completion_tokens: int) -> Any:
         "completion_tokens_details": {"reasoning_tokens": REASONING_TOKENS, "audio_tokens": 0},
     }
     return {
-        "given": given,
+        "given": usage,
         "plain": {
-            key: given[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")
+            key: usage[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")
         },
         "null": None,
         "empty": {},
-        "nulls": dict.fromkeys(given),
-        "negative": {**given, "completion_tokens": -completion_tokens},
-        "float": {**given, "completion_tokens": completion_tokens + 0.5},
-        "string": {**given, "completion_tokens": str(completion_tokens)},
-        "huge": {**given, "completion_tokens": 10**30},
-        "zero": {**given, "prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-        "wrong-total": {**given, "total_tokens": 1},
-        "cached-over": {**given, "prompt_tokens_details": {"cached_tokens": prompt_tokens + 1}},
+        "nulls": dict.fromkeys(usage),
+        "negative": {**usage, "completion_tokens": -completion_tokens},
+        "float": {**usage, "completion_tokens": completion_tokens + 0.5},
+        "string": {**usage, "completion_tokens": str(completion_tokens)},
+        "huge": {**usage, "completion_tokens": 10**30},
+        "zero": {**usage, "prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        "wrong-total": {**usage, "total_tokens": 1},
+        "cached-over": {**usage, "prompt_tokens_details": {"cached_tokens": prompt_tokens + 1}},
         "reasoning-over": {
-            **given,
+            **usage,
             "completion_tokens_details": {"reasoning_tokens": completion_tokens + 1},
         },
     }[name]
@@ -254,10 +254,10 @@ def stream_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) ->
 
 def whole_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> list[Piece]:
     """Yield the body of an answer that is not streamed, in two halves."""
-    said = behaviour.said(prompt)
-    usage = None if behaviour.usage is None else behaviour.usage_for(prompt, len(said))
+    deltas = behaviour.build_deltas(prompt)
+    usage = None if behaviour.usage is None else behaviour.usage_for(prompt, len(deltas))
     finish_reason = None if behaviour.finish_reason == "absent" else behaviour.finish_reason
-    message = {"role": "assistant", "content": "".join(said), "refusal": None}
+    message = {"role": "assistant", "content": "".join(deltas), "refusal": None}
     answer: dict[str, Any] = _envelope(behaviour, body, "chat.completion")
     answer["choices"] = [
         {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
@@ -275,7 +275,7 @@ def whole_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> 
     return [
         Piece(b"", point="headers"),
         Piece(data[:half], point=0),
-        Piece(data[half:], point="usage", text="".join(said), usage=usage),
+        Piece(data[half:], point="usage", text="".join(deltas), usage=usage),
     ]
 
 
@@ -286,8 +286,8 @@ def error_body(behaviour: Behaviour) -> bytes:
 
 def _answer(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Iterator[Piece]:
     """Yield the chunks of a streamed answer without faults."""
-    voice = _Voice(behaviour, body, prompt)
-    said = behaviour.said(prompt)
+    voice = _ChunkBuilder(behaviour, body, prompt)
+    deltas = behaviour.build_deltas(prompt)
     yield Piece(b"", "headers")
     if behaviour.empty_choices:
         yield voice.chunk(None)
@@ -302,9 +302,9 @@ def _answer(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Itera
                 "refusal": None,
             },
         )
-    for n, text in enumerate(_forever(said) if behaviour.endless else said, 1):
+    for n, text in enumerate(_forever(deltas) if behaviour.endless else deltas, 1):
         finish_reason = (
-            behaviour.finish_reason if behaviour.finish_with_text and n == len(said) else None
+            behaviour.finish_reason if behaviour.finish_with_text and n == len(deltas) else None
         )
         yield voice.chunk(
             n,
@@ -320,26 +320,26 @@ def _answer(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Itera
             "finish",
             {},
             behaviour.finish_reason,
-            usage_of=len(said) if behaviour.usage_place != "own" else None,
+            usage_of=len(deltas) if behaviour.usage_place != "own" else None,
         )
     if voice.tells_usage and behaviour.usage_place == "own":
         for n in range(behaviour.usage_times):
             yield voice.chunk(
-                "usage" if n == behaviour.usage_times - 1 else None, usage_of=len(said)
+                "usage" if n == behaviour.usage_times - 1 else None, usage_of=len(deltas)
             )
     if behaviour.done:
         yield Piece(b"data: [DONE]" + _lines(behaviour))
 
 
-class _Voice:
+class _ChunkBuilder:
     """Makes the chunks of one answer."""
 
     def __init__(self, behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> None:
         self._behaviour, self._body, self._prompt = behaviour, body, prompt
-        asked = behaviour.usage_unasked or bool(
+        has_usage = behaviour.usage_unasked or bool(
             (body.get("stream_options") or {}).get("include_usage")
         )
-        self.tells_usage = asked and behaviour.usage is not None
+        self.tells_usage = has_usage and behaviour.usage is not None
 
     def chunk(
         self,
@@ -391,9 +391,9 @@ def _faults(behaviour: Behaviour, point: Point | None) -> Iterator[bytes]:
         yield b"data: " + _json({"error": dict(behaviour.error)}) + end
 
 
-def _forever(said: list[str]) -> Iterator[str]:
+def _forever(deltas: list[str]) -> Iterator[str]:
     while True:
-        yield from said
+        yield from deltas
 
 
 def _envelope(behaviour: Behaviour, body: Mapping[str, Any], kind: str) -> dict[str, Any]:

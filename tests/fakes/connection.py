@@ -16,12 +16,12 @@ from tests.fakes.truth import Call, Ending, Truth
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-def letters(text: str) -> list[float]:
+def count_letters(text: str) -> list[float]:
     """Count 64 classes of characters in a text; the last component is 1."""
-    found = [0.0] * 64
+    counts = [0.0] * 64
     for character in text.lower():
-        found[ord(character) % 64] += 1.0
-    return [*found, 1.0]
+        counts[ord(character) % 64] += 1.0
+    return [*counts, 1.0]
 
 
 class Connection(asyncio.Protocol):
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
             self._answer_next()
             return
         try:
-            self._call = self._truth.arrived(json.loads(raw), headers)
+            self._call = self._truth.add_call(json.loads(raw), headers)
         except ValueError as error:  # invalid JSON or behaviour: an error in the test
             self.respond(
                 HTTPStatus.BAD_REQUEST,
@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
             self.respond(status, b'{"error":{"message":"not now","type":"server_error"}}')
             return
         data = [
-            {"object": "embedding", "index": n, "embedding": letters(text)}
+            {"object": "embedding", "index": n, "embedding": count_letters(text)}
             for n, text in enumerate(texts)
         ]
         used = sum(len(text) for text in texts)
@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
     def end(self, ending: Ending) -> None:
         """Record how the current call ended, if there is one."""
         if self._call:
-            self._truth.ended(self._call, ending)
+            self._truth.end_call(self._call, ending)
 
     async def wait_lost(self) -> None:
         """Wait until the connection is closed and its task has ended."""
@@ -249,10 +249,10 @@ class Exchange:
                     Ending.CUT if spoilt or behaviour.finish_reason == "absent" else Ending.FINISHED
                 )
         except CutError:
-            self._truth.ended(call, Ending.CUT)
+            self._truth.end_call(call, Ending.CUT)
             self._connection.cut(behaviour.cut)
             return
-        self._truth.ended(call, ending)  # the rest is framing, which clients need not wait for
+        self._truth.end_call(call, ending)  # the rest is framing, which clients need not wait for
         await self._close_body()
         if not behaviour.keep_alive or behaviour.framing == "close":
             self._connection.cut("fin")
@@ -319,7 +319,7 @@ class Exchange:
         ]
         await self._connection.write("\r\n".join(lines).encode("latin-1"))
         self._call.status = behaviour.status
-        self._truth.changed()
+        self._truth.wake_waiters()
 
     async def _send(self, piece: Piece) -> None:
         """Send a piece now or with its neighbours, and apply the behaviour at its point."""
@@ -333,7 +333,7 @@ class Exchange:
         acts = piece.point is not None and self._acts_at(piece.point)
         if (
             acts
-            or (together and sum(1 for each in self._pending if each.data) >= together)
+            or (together and sum(1 for pending in self._pending if pending.data) >= together)
             or len(piece.data) >= 65_536
         ):
             await self._flush()
@@ -352,7 +352,7 @@ class Exchange:
             self._call.chunks += bool(piece.text)
             if piece.usage is not None:
                 self._call.usages.append(piece.usage)
-        self._truth.changed()
+        self._truth.wake_waiters()
 
     async def _write_body(self, data: bytes) -> None:
         if self._zip:
@@ -404,7 +404,7 @@ class Exchange:
             *behaviour.holds,
             *([behaviour.hold_after] if behaviour.hold else []),
         ]
-        return any(self._is(point, each) for each in wanted)
+        return any(self._is(point, candidate) for candidate in wanted)
 
     async def _reach(self, point: Point) -> None:
         """Hold, hang or cut after a point, as the behaviour specifies."""

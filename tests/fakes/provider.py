@@ -23,7 +23,14 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from tests.fakes.behaviour import HTML, Behaviour, Point, default_deltas, default_text, settings_of
+from tests.fakes.behaviour import (
+    HTML,
+    Behaviour,
+    Point,
+    default_deltas,
+    default_text,
+    parse_markers,
+)
 from tests.fakes.connection import Connection
 from tests.fakes.truth import Call, Ending, Truth
 
@@ -120,7 +127,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     with suppress(KeyboardInterrupt):
-        asyncio.run(_serve(options.port, Behaviour(**settings_of(options.behaviour))))
+        asyncio.run(_serve(options.port, Behaviour(**parse_markers(options.behaviour))))
 
 
 if __name__ == "__main__":

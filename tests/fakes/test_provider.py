@@ -60,22 +60,24 @@ def text_of(chunks: list[ChatCompletionChunk]) -> str:
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
 
 
-async def raw(fake: ProviderFake, stream: bool = True) -> bytes:
+async def receive_raw(fake: ProviderFake, stream: bool = True) -> bytes:
     """Return all bytes until the other side closes, or is silent after a hang or an end."""
     reader, writer = await connect(fake)
     writer.write(
         request_bytes({"stream": stream, "messages": [{"role": "user", "content": PROMPT}]})
     )
-    got = b""
+    received = b""
     try:
-        while not complete(got) and (data := await asyncio.wait_for(reader.read(1 << 20), 5)):
-            got += data
+        while not is_complete(received) and (
+            data := await asyncio.wait_for(reader.read(1 << 20), 5)
+        ):
+            received += data
     except ConnectionResetError:
-        got += b"<RST>"
+        received += b"<RST>"
     writer.close()
     with contextlib.suppress(ConnectionResetError):
         await writer.wait_closed()
-    return got
+    return received
 
 
 async def connect(fake: ProviderFake) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -93,11 +95,11 @@ def request_bytes(body: dict[str, Any]) -> bytes:
     )
 
 
-def complete(got: bytes) -> bool:
+def is_complete(received: bytes) -> bool:
     """True if the bytes are a complete response."""
-    head, end, body = got.partition(b"\r\n\r\n")
+    head, end, body = received.partition(b"\r\n\r\n")
     if b"transfer-encoding: chunked" in head:
-        return got.endswith(b"\r\n0\r\n\r\n")
+        return received.endswith(b"\r\n0\r\n\r\n")
     length = [
         int(line.split(b":")[1])
         for line in head.split(b"\r\n")
@@ -106,9 +108,9 @@ def complete(got: bytes) -> bool:
     return bool(end) and bool(length) and len(body) >= length[0]
 
 
-def dechunked(got: bytes) -> bytes:
+def decode_chunks(received: bytes) -> bytes:
     """Decode a chunked response, complete or not."""
-    body, rest = b"", got.partition(b"\r\n\r\n")[2]
+    body, rest = b"", received.partition(b"\r\n\r\n")[2]
     while rest:
         size, _, rest = rest.partition(b"\r\n")
         length = int(size, 16)
@@ -170,9 +172,9 @@ async def test_models_and_nothing_else(fake: ProviderFake, client: AsyncOpenAI) 
 
 async def test_usage_only_if_asked_for(fake: ProviderFake) -> None:
     """A stream that does not ask for usage has none, unless the behaviour overrides it."""
-    assert b"usage" not in await raw(fake)
+    assert b"usage" not in await receive_raw(fake)
     fake.next(Behaviour(usage_unasked=True))
-    assert b'"usage":{' in await raw(fake)
+    assert b'"usage":{' in await receive_raw(fake)
     assert [bool(call.usage) for call in fake.calls] == [False, True]
 
 
@@ -196,15 +198,15 @@ async def test_usage_only_if_asked_for(fake: ProviderFake) -> None:
 async def test_usage_that_is_wrong(fake: ProviderFake, usage: Any, sent: Any, stream: bool) -> None:
     """Any usage value is sent unchanged, streamed or not."""
     fake.next(Behaviour(usage=usage, usage_unasked=True))
-    got = await raw(fake, stream=stream)
+    received = await receive_raw(fake, stream=stream)
     objects = (
-        [json.loads(line[6:]) for line in dechunked(got).split(b"\n\n")[:-2]]
+        [json.loads(line[6:]) for line in decode_chunks(received).split(b"\n\n")[:-2]]
         if stream
-        else [json.loads(got.partition(b"\r\n\r\n")[2])]
+        else [json.loads(received.partition(b"\r\n\r\n")[2])]
     )
-    seen = objects[-1]["usage"]
-    assert seen == sent or sent.items() <= seen.items()
-    assert seen == fake.calls[0].usage
+    sent_usage = objects[-1]["usage"]
+    assert sent_usage == sent or sent.items() <= sent_usage.items()
+    assert sent_usage == fake.calls[0].usage
 
 
 async def test_usage_omitted(fake: ProviderFake, client: AsyncOpenAI) -> None:
@@ -215,16 +217,16 @@ async def test_usage_omitted(fake: ProviderFake, client: AsyncOpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "times", "told"), [("own", 2, 2), ("finish", 1, 1), ("every", 1, 9)]
+    ("place", "times", "usages"), [("own", 2, 2), ("finish", 1, 1), ("every", 1, 9)]
 )
 async def test_usage_in_other_places(
-    fake: ProviderFake, client: AsyncOpenAI, place: Any, times: int, told: int
+    fake: ProviderFake, client: AsyncOpenAI, place: Any, times: int, usages: int
 ) -> None:
     """Usage is sent twice, or on the last chunk with choices, or on every chunk, increasing."""
     fake.next(Behaviour(usage_place=place, usage_times=times))
     chunks = await read(client)
     assert [chunk.usage.to_dict() for chunk in chunks if chunk.usage] == fake.calls[0].usages
-    assert len(fake.calls[0].usages) == told
+    assert len(fake.calls[0].usages) == usages
     assert bool(chunks[-1].choices) == (place != "own")
 
 
@@ -260,23 +262,23 @@ async def test_error_statuses(
 async def test_ok_with_html(fake: ProviderFake) -> None:
     """A 200 can have an HTML page as its body."""
     fake.next(Behaviour(body=HTML))
-    got = await raw(fake)
-    assert got.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: text/html")
-    assert got.endswith(HTML)
+    received = await receive_raw(fake)
+    assert received.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: text/html")
+    assert received.endswith(HTML)
     assert fake.calls[0].ended is Ending.ERROR
 
 
-@pytest.mark.parametrize("kept", [False, True])
-async def test_refused(fake: ProviderFake, client: AsyncOpenAI, kept: bool) -> None:
+@pytest.mark.parametrize("persistent", [False, True])
+async def test_refused(fake: ProviderFake, client: AsyncOpenAI, persistent: bool) -> None:
     """A refused connection, new or persistent, is closed without a call; the next is served."""
-    if kept:
+    if persistent:
         await read(client)
     fake.next(Behaviour(refuse=True))
     with pytest.raises(openai.APIConnectionError):
         await read(client)
-    assert (len(fake.calls), fake.refused) == (kept, 1)
+    assert (len(fake.calls), fake.refused) == (persistent, 1)
     await read(client)
-    assert len(fake.calls) == kept + 1
+    assert len(fake.calls) == persistent + 1
 
 
 async def test_away(fake: ProviderFake, client: AsyncOpenAI) -> None:
@@ -302,7 +304,7 @@ async def test_closed_before_headers(fake: ProviderFake, client: AsyncOpenAI) ->
 async def test_cut_after_each_point(fake: ProviderFake, how: Any, point: Any) -> None:
     """A cut, FIN or RST, comes directly after its point, and the text until then is recorded."""
     fake.next(Behaviour(cut_after=point, cut=how, usage_unasked=True))
-    got = await raw(fake)
+    received = await receive_raw(fake)
     call = fake.calls[0]
     chunks = 0 if point == "headers" else point if isinstance(point, int) else 8
     assert (call.ended, call.chunks, call.text) == (
@@ -311,15 +313,15 @@ async def test_cut_after_each_point(fake: ProviderFake, how: Any, point: Any) ->
         default_text(PROMPT, chunks),
     )
     assert (call.usage is not None) == (point == "usage")
-    assert got.endswith(b"<RST>") == (how == "rst")
-    assert got.count(b'"content":"') == (0 if point == "headers" else chunks + 1)
-    assert b"[DONE]" not in got
+    assert received.endswith(b"<RST>") == (how == "rst")
+    assert received.count(b'"content":"') == (0 if point == "headers" else chunks + 1)
+    assert b"[DONE]" not in received
 
 
 async def test_cut_inside_a_line(fake: ProviderFake) -> None:
     """The cut is in the middle of the event that follows the point."""
     fake.next(Behaviour(cut_after=3, cut_inside=True))
-    body = dechunked(await raw(fake))
+    body = decode_chunks(await receive_raw(fake))
     assert body.count(b"\n\n") == 4
     assert len(body.rpartition(b"\n\n")[2]) > 20
     assert fake.calls[0].chunks == 3
@@ -327,10 +329,10 @@ async def test_cut_inside_a_line(fake: ProviderFake) -> None:
 
 async def test_cut_at_every_byte(fake: ProviderFake) -> None:
     """A cut is possible at any byte of the body, and that number of bytes arrives."""
-    whole = dechunked(await raw(fake))
+    whole = decode_chunks(await receive_raw(fake))
     for at in (*range(0, len(whole), 41), len(whole)):
         fake.next(Behaviour(cut_at_byte=at))
-        assert dechunked((await raw(fake)).removesuffix(b"\r\n")) == whole[:at]
+        assert decode_chunks((await receive_raw(fake)).removesuffix(b"\r\n")) == whole[:at]
         assert (fake.calls[-1].ended, fake.calls[-1].body_bytes) == (Ending.CUT, at)
 
 
@@ -364,7 +366,7 @@ async def test_the_real_client_leaves(fake: ProviderFake, client: AsyncOpenAI) -
     fake.next(Behaviour(hang_after=2))
     stream = await ask(client)
     async for chunk in stream:
-        if chunk.choices[0].delta.content == fake.default.said(PROMPT)[1]:
+        if chunk.choices[0].delta.content == fake.default.build_deltas(PROMPT)[1]:
             break
     await stream.close()
     (call,) = await fake.wait_idle()
@@ -429,9 +431,9 @@ async def test_an_early_end(fake: ProviderFake, client: AsyncOpenAI) -> None:
 async def test_without_done(fake: ProviderFake) -> None:
     """A stream can end without [DONE]."""
     fake.next(Behaviour(done=False))
-    got = await raw(fake)
-    assert b"[DONE]" not in got
-    assert got.endswith(b"\n\n\r\n0\r\n\r\n")
+    received = await receive_raw(fake)
+    assert b"[DONE]" not in received
+    assert received.endswith(b"\n\n\r\n0\r\n\r\n")
     assert fake.calls[0].ended is Ending.FINISHED
 
 
@@ -463,7 +465,7 @@ async def test_chunks_that_cannot_be_read(
 async def test_raw_bytes(fake: ProviderFake) -> None:
     """Any bytes can be put at any point."""
     fake.next(Behaviour(raw_after="headers", raw=b"\xef\xbb\xbf"))
-    assert dechunked(await raw(fake)).startswith(b"\xef\xbb\xbfdata: ")
+    assert decode_chunks(await receive_raw(fake)).startswith(b"\xef\xbb\xbfdata: ")
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
@@ -507,13 +509,13 @@ async def test_a_fin_that_looks_like_an_end(fake: ProviderFake, client: AsyncOpe
 async def test_one_write(fake: ProviderFake) -> None:
     """With `chunks_per_write=0` the whole body is one transfer chunk; otherwise each event is."""
     fake.next(Behaviour(chunks_per_write=0), Behaviour())
-    assert [(await raw(fake)).count(b"\r\ndata: ") for _ in range(2)] == [1, 11]
+    assert [(await receive_raw(fake)).count(b"\r\ndata: ") for _ in range(2)] == [1, 11]
 
 
 async def test_a_huge_line(fake: ProviderFake) -> None:
     """One line of a million characters is sent at its point."""
     fake.next(Behaviour(huge_line_bytes=1_000_000, huge_line_after=2))
-    lines = dechunked(await raw(fake)).split(b"\n\n")
+    lines = decode_chunks(await receive_raw(fake)).split(b"\n\n")
     assert len(lines[3]) == 1_000_000 + len(
         b'data: {"choices":[{"index":0,"delta":{"content":""}}]}'
     )
@@ -522,7 +524,7 @@ async def test_a_huge_line(fake: ProviderFake) -> None:
 async def test_a_gzip_bomb(fake: ProviderFake) -> None:
     """A hundred million bytes are sent as a few hundred thousand."""
     fake.next(Behaviour(gzip=True, huge_line_bytes=20_000_000))
-    body = dechunked(await raw(fake))
+    body = decode_chunks(await receive_raw(fake))
     assert len(body) < 100_000
     assert len(zlib.decompress(body, wbits=31)) > 20_000_000
 
@@ -577,8 +579,8 @@ async def test_pipelined_requests(fake: ProviderFake) -> None:
     """Pipelined requests are answered one after the other."""
     reader, writer = await connect(fake)
     writer.write(request_bytes({"messages": []}) + request_bytes({"stream": True}))
-    got = await reader.readuntil(b"\r\n0\r\n\r\n")
-    assert got.count(b"HTTP/1.1 200 OK") == 2
+    received = await reader.readuntil(b"\r\n0\r\n\r\n")
+    assert received.count(b"HTTP/1.1 200 OK") == 2
     assert [call.ended for call in await fake.wait_idle()] == [Ending.FINISHED] * 2
     writer.close()
 

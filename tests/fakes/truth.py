@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from tests.fakes.behaviour import Behaviour, marked, prompt_of
+from tests.fakes.behaviour import Behaviour, apply_markers, read_prompt
 
 WAIT_SECONDS = 10  # default timeout of wait_…
 
@@ -54,12 +54,12 @@ class Call:
 
     def truth(self) -> dict[str, Any]:
         """Return the call as JSON."""
-        told = {
-            each.name: getattr(self, each.name)
-            for each in fields(self)
-            if each.name not in ("behaviour", "usages")
+        values = {
+            attribute.name: getattr(self, attribute.name)
+            for attribute in fields(self)
+            if attribute.name not in ("behaviour", "usages")
         }
-        return told | {"usage": self.usage}
+        return values | {"usage": self.usage}
 
 
 class Truth:
@@ -115,9 +115,9 @@ class Truth:
             async with asyncio.timeout(seconds):
                 await waiter[1]
         except TimeoutError:
-            seen = [f"{call.number}: {call.ended}, {call.chunks} chunks" for call in self.calls]
+            states = [f"{call.number}: {call.ended}, {call.chunks} chunks" for call in self.calls]
             raise TimeoutError(
-                f"after {seconds} s the fake has {len(self.calls)} calls: {seen},"
+                f"after {seconds} s the fake has seen {len(self.calls)} calls: {states},"
                 f" {self.refused} refused"
             ) from None
         finally:
@@ -142,13 +142,13 @@ class Truth:
         self._refuse()
         return True
 
-    def arrived(self, body: Any, headers: dict[str, str]) -> Call | None:
+    def add_call(self, body: Any, headers: dict[str, str]) -> Call | None:
         """Record a call, or return None if it is refused.
 
         Raises ValueError for an invalid marker.
         """
-        prompt = prompt_of(body)
-        behaviour = self._queued.popleft() if self._queued else marked(self.default, prompt)
+        prompt = read_prompt(body)
+        behaviour = self._queued.popleft() if self._queued else apply_markers(self.default, prompt)
         if behaviour.refuse:
             self._refuse()
             return None
@@ -162,16 +162,16 @@ class Truth:
             started_at=at,
         )
         self.calls.append(call)
-        self.changed()
+        self.wake_waiters()
         return call
 
-    def ended(self, call: Call, ending: Ending) -> None:
+    def end_call(self, call: Call, ending: Ending) -> None:
         """Record how a call ended. The first ending counts."""
         if call.ended is Ending.OPEN:
             call.ended, call.ended_at = ending, time.monotonic()
-            self.changed()
+            self.wake_waiters()
 
-    def changed(self) -> None:
+    def wake_waiters(self) -> None:
         """Wake the waiters whose condition is now true."""
         for condition, future in self._waiters:
             if not future.done() and condition():
@@ -179,4 +179,4 @@ class Truth:
 
     def _refuse(self) -> None:
         self.refused += 1
-        self.changed()
+        self.wake_waiters()

@@ -34,7 +34,7 @@ PATCHED = (
 )
 
 
-class Died(BaseException):
+class ProcessDied(BaseException):
     """The process ends in this call and executes nothing more."""
 
 
@@ -151,7 +151,7 @@ class Disk:
 
     def _fail(self, what: str | None) -> None:
         if what == "die":
-            raise Died
+            raise ProcessDied
         if what:
             raise OSError(getattr(errno, what), os.strerror(getattr(errno, what)))
 

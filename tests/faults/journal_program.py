@@ -42,22 +42,22 @@ MEANINGLESS: dict[str, Callable[[], object]] = {
 
 def use(folder: Path, spool: Path | None) -> None:
     """Begin, end, apply and release answers in several segments, with periodic syncs."""
-    said = os.open(folder / "said", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    log = os.open(folder / "said", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
     def say(word: str, name: str = "") -> None:
-        os.write(said, f"{word} {name}\n".encode())
+        os.write(log, f"{word} {name}\n".encode())
 
     journal = Journal(folder / "journal", spool, sync_ms=50, bytes_max=2**22, segment_bytes=20_000)
     begun, ended = [], []
     for number in range(ANSWERS):
-        one = build_intent(prompt=f"prompt {number} " + "p" * 1500)
+        intent = build_intent(prompt=f"prompt {number} " + "p" * 1500)
         try:
-            journal.append_intent(one)
+            journal.append_intent(intent)
         except JournalFull:
-            say("full", one.id)
+            say("full", intent.id)
         else:
-            say("begun", one.id)
-            begun.append(one)
+            say("begun", intent.id)
+            begun.append(intent)
         if number % 2:
             journal._sync_segments()
         if number % 3 != 1 and begun:

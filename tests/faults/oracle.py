@@ -19,7 +19,7 @@ _COUNTS = (
 )
 
 
-def log_of(data_dir: Path) -> list[dict[str, Any]]:
+def read_log(data_dir: Path) -> list[dict[str, Any]]:
     """Read every row of the log from the file."""
     with sqlite3.connect(data_dir / "kotae.db") as connection:
         connection.row_factory = sqlite3.Row
@@ -33,23 +33,23 @@ def check(
 
     `acknowledged`: prompts whose caller received `done` or a 200.
     """
-    rows = log_of(data_dir)
+    rows = read_log(data_dir)
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
 
-    told: dict[str, list[Call]] = {}
+    calls_by_prompt: dict[str, list[Call]] = {}
     for call in calls:
-        told.setdefault(call.prompt, []).append(call)
-    missing = [prompt for prompt in told if prompt not in by_prompt]
-    doubled = [prompt for prompt, found in by_prompt.items() if len(found) > 1]
+        calls_by_prompt.setdefault(call.prompt, []).append(call)
+    missing = [prompt for prompt in calls_by_prompt if prompt not in by_prompt]
+    doubled = [prompt for prompt, rows_of_prompt in by_prompt.items() if len(rows_of_prompt) > 1]
     assert (missing, doubled) == (
         [],
         [],
     )  # I1, I2: one row for every answer that reached the provider
 
-    for prompt, found in by_prompt.items():
-        _check_row(found[0], told.get(prompt, []))
+    for prompt, rows_of_prompt in by_prompt.items():
+        _check_row(rows_of_prompt[0], calls_by_prompt.get(prompt, []))
     not_final = [
         prompt
         for prompt in acknowledged
@@ -87,5 +87,5 @@ def _check_totals(data_dir: Path, rows: list[dict[str, Any]]) -> None:
     """I4: the totals are the sum of the rows, to the nano-dollar."""
     with sqlite3.connect(data_dir / "kotae.db") as connection:
         columns = ", ".join(f"coalesce(sum({name}), 0)" for name in ("answers", *_COUNTS))
-        found = connection.execute(f"SELECT {columns} FROM daily_totals").fetchone()
-    assert found == (len(rows), *(sum(row[name] or 0 for row in rows) for name in _COUNTS))
+        totals = connection.execute(f"SELECT {columns} FROM daily_totals").fetchone()
+    assert totals == (len(rows), *(sum(row[name] or 0 for row in rows) for name in _COUNTS))

@@ -21,7 +21,9 @@ from tests.sse import collect
 WAIT_SECONDS = 20
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = WAIT_SECONDS) -> None:
+async def wait_until(
+    condition: Callable[[], Awaitable[bool]], seconds: float = WAIT_SECONDS
+) -> None:
     """Poll a condition without notification, with a timeout."""
     async with asyncio.timeout(seconds):
         while not await condition():
@@ -80,7 +82,7 @@ async def _ending(response: httpx2.Response) -> str:
     return "" if last.name == "done" else str(last.json["code"])
 
 
-async def ready(service: ServiceProcess) -> dict[str, Any]:
+async def get_readiness(service: ServiceProcess) -> dict[str, Any]:
     """Return the readiness report."""
     body: dict[str, Any] = (await service.client.get("/health/ready")).json()
     return body
@@ -90,26 +92,26 @@ async def wait_status(service: ServiceProcess, status: str) -> None:
     """Wait until health reports this status."""
 
     async def says() -> bool:
-        return bool((await ready(service))["status"] == status)
+        return bool((await get_readiness(service))["status"] == status)
 
-    await until(says)
+    await wait_until(says)
 
 
 async def wait_drained(service: ServiceProcess) -> None:
     """Wait until no answer is open or waiting for the database, and recovery is done."""
 
     async def drained() -> bool:
-        body = await ready(service)
+        body = await get_readiness(service)
         return (body["queue"]["open"], body["queue"]["waiting"], body["recovery"]["state"]) == (
             0,
             0,
             "done",
         )
 
-    await until(drained)
+    await wait_until(drained)
 
 
-async def end(service: ServiceProcess, fake: ProviderFake) -> None:
+async def stop_service(service: ServiceProcess, fake: ProviderFake) -> None:
     """Send SIGTERM and check a clean exit."""
     service.signal(signal.SIGTERM)
     assert await service.wait() == 0
@@ -126,7 +128,7 @@ def settings_for(fake: ProviderFake, **settings: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
+def mount_small_disk(folder: Path, size: str) -> Iterator[Path]:
     """Mount a tmpfs of this size on the folder; skip the test without permission."""
     folder.mkdir(exist_ok=True)
     _run_or_skip("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder))
@@ -137,7 +139,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 @contextmanager
-def read_only(file: Path) -> Iterator[None]:
+def make_read_only(file: Path) -> Iterator[None]:
     """Make the file read-only for everyone, root included."""
     _run_or_skip("mount", "--bind", str(file), str(file))
     try:
@@ -147,7 +149,7 @@ def read_only(file: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", file], check=True)
 
 
-def fill(folder: Path) -> Path:
+def fill_disk(folder: Path) -> Path:
     """Fill a small disk with a ballast file."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
@@ -157,7 +159,7 @@ def fill(folder: Path) -> Path:
 
 
 @contextmanager
-def ext4(folder: Path, image: Path) -> Iterator[Path]:
+def mount_ext4(folder: Path, image: Path) -> Iterator[Path]:
     """Mount a small ext4 on the folder; skip the test without permission."""
     folder.mkdir(exist_ok=True)
     with image.open("wb") as file:
@@ -171,7 +173,7 @@ def ext4(folder: Path, image: Path) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def frozen(folder: Path, seconds_max: float = 20) -> AsyncIterator[None]:
+async def freeze_disk(folder: Path, seconds_max: float = 20) -> AsyncIterator[None]:
     """Freeze the filesystem: writes block.
 
     A second process unfreezes it, even if this one dies or hangs.

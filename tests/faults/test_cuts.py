@@ -33,7 +33,7 @@ class Caller:
 
     def __init__(self, service: Service) -> None:
         self._address = urlsplit(service.url)
-        self.seen = b""
+        self.received = b""
 
     async def send(self, prompt: str, path: str = "/ai/stream", share: float = 1) -> None:
         """Send a request, or only its first part."""
@@ -52,10 +52,10 @@ class Caller:
     async def read_until(self, pattern: bytes) -> None:
         """Read until the pattern has arrived."""
         async with asyncio.timeout(10):
-            while not re.search(pattern, self.seen, re.DOTALL):
+            while not re.search(pattern, self.received, re.DOTALL):
                 data = await self._reader.read(65_536)
-                assert data, self.seen
-                self.seen += data
+                assert data, self.received
+                self.received += data
 
     async def leave(self, how: Cut) -> None:
         """Close the socket with a FIN or a RST."""
@@ -67,7 +67,7 @@ class Caller:
         await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
 
 
-def rows_of(
+def read_rows(
     service: Service, fake: ProviderFake, acknowledged: list[str]
 ) -> dict[str, dict[str, Any]]:
     """Return the rows by prompt, checked by the oracle."""
@@ -75,7 +75,7 @@ def rows_of(
     return {row["prompt"]: row for row in rows}
 
 
-async def all_ended(service: Service, fake: ProviderFake) -> None:
+async def wait_all_ended(service: Service, fake: ProviderFake) -> None:
     """Wait until every call has ended and every answer is in the log."""
     await fake.wait_idle()
     await service.wait_idle()
@@ -95,9 +95,9 @@ async def test_a_client_that_leaves_after_any_event(
         return prompt, events
 
     left = dict(await asyncio.gather(*(leave_after(events) for events in range(CHUNKS + 1))))
-    await all_ended(service, fake)
+    await wait_all_ended(service, fake)
 
-    rows = rows_of(service, fake, [])
+    rows = read_rows(service, fake, [])
     assert {call.ended for call in fake.calls} == {Ending.ABORTED}
     assert {prompt: (row["status"], row["usage_source"]) for prompt, row in rows.items()} == {
         prompt: ("client_gone", "estimated" if events else "unknown")
@@ -122,9 +122,9 @@ async def test_a_client_that_leaves_before_the_first_byte(
     assert (
         await service.client.post("/ai/test", json={"prompt": "the last", "grounded": False})
     ).status_code == 200
-    await all_ended(service, fake)
+    await wait_all_ended(service, fake)
 
-    rows = rows_of(service, fake, ["the last"])
+    rows = read_rows(service, fake, ["the last"])
     assert not [prompt for prompt in rows if prompt.startswith("part")]
     assert {row["status"] for row in rows.values()} <= {"client_gone", "completed"}
 
@@ -140,9 +140,9 @@ async def test_a_client_that_leaves_at_the_end(
         await caller.send(prompt)
         await caller.read_until(b"event: done.*?\n\n")
         await caller.leave(how)
-    await all_ended(service, fake)
+    await wait_all_ended(service, fake)
 
-    rows = rows_of(service, fake, prompts)
+    rows = read_rows(service, fake, prompts)
     assert [(row["status"], row["usage_source"]) for row in rows.values()] == [
         ("completed", "provider")
     ] * 5
@@ -171,9 +171,9 @@ async def test_a_client_that_leaves_is_drained_when_that_is_wanted(
         fake.next(Behaviour(hold=goes_on, hold_after=events))
         await leave_after(events)
     goes_on.set()
-    await all_ended(service, fake)
+    await wait_all_ended(service, fake)
 
-    rows = rows_of(service, fake, [])
+    rows = read_rows(service, fake, [])
     assert [(row["status"], row["usage_source"]) for row in rows.values()] == [
         ("completed", "provider")
     ] * (CHUNKS + 1)
@@ -192,33 +192,33 @@ async def test_a_provider_that_is_cut_at_any_point(
         await caller.send(prompt, "/ai/stream" if stream else "/ai/test")
         await caller.read_until(rb"event: (done|failure).*?\n\n" if stream else rb"\r\n\r\n\{.*\}")
         await caller.leave("fin")
-        return prompt, "done" if b"event: done" in caller.seen or (
-            b"HTTP/1.1 200" in caller.seen and not stream
+        return prompt, "done" if b"event: done" in caller.received or (
+            b"HTTP/1.1 200" in caller.received and not stream
         ) else "failure"
 
     endings = dict(await asyncio.gather(*(cut_after(point) for point in POINTS)))
-    await all_ended(service, fake)
+    await wait_all_ended(service, fake)
 
-    rows = rows_of(
+    rows = read_rows(
         service, fake, [prompt for prompt, ending in endings.items() if ending == "done"]
     )
-    found = {
+    statuses = {
         row["prompt"].split()[-1]: (row["status"], row["usage_source"]) for row in rows.values()
     }
     cut = {("provider_error", "unknown"), ("provider_error", "estimated")}
-    assert len(found) == len(POINTS)
-    assert set(found.values()) <= cut | {("completed", "provider")}
+    assert len(statuses) == len(POINTS)
+    assert set(statuses.values()) <= cut | {("completed", "provider")}
     assert {prompt for prompt, ending in endings.items() if ending == "done"} == {
         prompt for prompt, row in rows.items() if row["status"] == "completed"
     }
-    assert found["request"] == found["headers"] == ("provider_error", "unknown")
+    assert statuses["request"] == statuses["headers"] == ("provider_error", "unknown")
     if stream:
-        assert how == "rst" or found["usage"] == ("completed", "provider")
-        assert how == "rst" or {found[str(point)] for point in range(1, CHUNKS + 1)} == {
+        assert how == "rst" or statuses["usage"] == ("completed", "provider")
+        assert how == "rst" or {statuses[str(point)] for point in range(1, CHUNKS + 1)} == {
             ("provider_error", "estimated")
         }
     else:
-        assert set(found.values()) <= cut
+        assert set(statuses.values()) <= cut
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -242,9 +242,9 @@ async def test_a_usage_that_cannot_be_believed(
             "/ai/stream" if stream else "/ai/test", json={"prompt": prompt, "grounded": False}
         )
         assert response.status_code == 200
-    await all_ended(service, fake)
+    await wait_all_ended(service, fake)
 
-    rows = rows_of(service, fake, ["twice", "every"])
+    rows = read_rows(service, fake, ["twice", "every"])
     assert {row["status"] for row in rows.values()} == {"completed"}
     assert Counter(row["usage_source"] for row in rows.values()) == {"estimated": 6, "provider": 2}
 
@@ -278,7 +278,7 @@ async def test_a_provider_that_streams_too_much(
     fake.next(bomb)
     async with asyncio.timeout(30):
         await service.client.post("/ai/stream", json={"prompt": "bomb", "grounded": False})
-    await all_ended(service, fake)
+    await wait_all_ended(service, fake)
 
     assert peak_megabytes() - before < 40
     rows = check(service.services.settings.data_dir, fake.calls, [])
@@ -323,6 +323,6 @@ def peak_megabytes(*, reset: bool = False) -> float:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         except OSError:
             pytest.skip("not run: the peak of memory cannot be reset here")
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found
-    return int(found[1]) / 1024
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert match
+    return int(match[1]) / 1024

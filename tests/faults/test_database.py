@@ -19,16 +19,16 @@ from service.core.records import Outcome
 from service.core.settings import Settings
 from tests.conftest import Serve, Service, running
 from tests.fakes.provider import Behaviour, ProviderFake
-from tests.faults.oracle import check, log_of
+from tests.faults.oracle import check, read_log
 from tests.faults.scene import (
     Callers,
-    end,
-    read_only,
-    ready,
+    get_readiness,
+    make_read_only,
     settings_for,
-    until,
+    stop_service,
     wait_drained,
     wait_status,
+    wait_until,
 )
 from tests.process import serving
 
@@ -52,12 +52,12 @@ async def test_a_locked_database_stops_no_answer(tmp_path: Path, fake: ProviderF
         lock.execute("BEGIN EXCLUSIVE")
         during = await callers.ask_many(200)
         await wait_status(service, "degraded")
-        waiting = (await ready(service))["queue"]["waiting"]
+        waiting = (await get_readiness(service))["queue"]["waiting"]
         lock.execute("ROLLBACK")
         lock.close()
         await wait_drained(service)
         await wait_status(service, "ready")
-        await end(service, fake)
+        await stop_service(service, fake)
 
     assert callers.refused == []
     assert waiting == 200
@@ -76,12 +76,12 @@ def service_settings(fake: ProviderFake, data_dir: Path) -> dict[str, Any]:
     }
 
 
-async def health(service: Service) -> str:
+async def get_health(service: Service) -> str:
     """Return the readiness report."""
     return str((await service.client.get("/health/ready")).json()["status"])
 
 
-async def asked(service: Service, count: int) -> Callers:
+async def send_prompts(service: Service, count: int) -> Callers:
     """Send this number of prompts; none is refused."""
     callers = Callers(service.client)
     await callers.ask_many(count)
@@ -89,7 +89,7 @@ async def asked(service: Service, count: int) -> Callers:
     return callers
 
 
-def outcomes_aside(data_dir: Path) -> list[str]:
+def list_quarantined(data_dir: Path) -> list[str]:
     """Return the prompts of the quarantined records."""
     return [
         msgspec.json.decode(file.read_bytes(), type=Outcome).intent.prompt
@@ -97,12 +97,12 @@ def outcomes_aside(data_dir: Path) -> list[str]:
     ]
 
 
-async def is_now(service: Service, status: str) -> bool:
+async def has_status(service: Service, status: str) -> bool:
     """True if health reports this status."""
-    return await health(service) == status
+    return await get_health(service) == status
 
 
-async def recovered(service: Service) -> bool:
+async def is_recovered(service: Service) -> bool:
     """True if recovery is done."""
     return bool((await service.client.get("/health/ready")).json()["recovery"]["state"] == "done")
 
@@ -118,14 +118,14 @@ async def test_a_read_only_database_stops_no_answer(
         journal_spool=str(tmp_path / "spool"),
         log_level="error",
     )
-    with read_only(tmp_path / "kotae.db"):
+    with make_read_only(tmp_path / "kotae.db"):
         async with running(settings, seeded=False) as service:
-            callers = await asked(service, 20)
-            await until(lambda: is_now(service, "degraded"))
-        assert log_of(tmp_path) == []
+            callers = await send_prompts(service, 20)
+            await wait_until(lambda: has_status(service, "degraded"))
+        assert read_log(tmp_path) == []
 
     async with running(settings, seeded=False) as service:
-        await until(lambda: recovered(service))
+        await wait_until(lambda: is_recovered(service))
 
     assert len(check(tmp_path, fake.calls, callers.acknowledged)) == 20
 
@@ -141,12 +141,12 @@ async def test_a_database_that_may_be_written_again_is_written(
         journal_spool=str(tmp_path / "spool"),
         log_level="error",
     )
-    with read_only(tmp_path / "kotae.db"):
+    with make_read_only(tmp_path / "kotae.db"):
         async with running(settings, seeded=False) as service:
-            await asked(service, 20)
-            await until(lambda: is_now(service, "degraded"))
+            await send_prompts(service, 20)
+            await wait_until(lambda: has_status(service, "degraded"))
             subprocess.run(["mount", "-o", "remount,rw,bind", tmp_path / "kotae.db"], check=True)
-            await until(lambda: is_now(service, "ready"), 4)
+            await wait_until(lambda: has_status(service, "ready"), 4)
 
 
 async def test_a_deleted_database_is_noticed(tmp_path: Path, fake: ProviderFake) -> None:
@@ -158,12 +158,12 @@ async def test_a_deleted_database_is_noticed(tmp_path: Path, fake: ProviderFake)
             file.unlink()
         callers = Callers(service.client, "later")
         await callers.ask_many(20)
-        await end(service, fake)
+        await stop_service(service, fake)
     async with serving(tmp_path, "--migrate", **settings_for(fake)) as service:
         await wait_drained(service)
-        await end(service, fake)
+        await stop_service(service, fake)
 
-    assert set(callers.acknowledged) <= {row["prompt"] for row in log_of(tmp_path)}
+    assert set(callers.acknowledged) <= {row["prompt"] for row in read_log(tmp_path)}
 
 
 class Faulty:
@@ -209,13 +209,13 @@ async def test_a_writer_that_fails_once(
 
     faulty.fault = once
     service = await serve(**service_settings(fake, tmp_path / "data"))
-    callers = await asked(service, 1)
+    callers = await send_prompts(service, 1)
     await service.wait_idle()
 
     data_dir = service.services.settings.data_dir
     assert len(check(data_dir, fake.calls, callers.acknowledged)) == 1
-    assert outcomes_aside(data_dir) == []
-    assert await health(service) == "ready"
+    assert list_quarantined(data_dir) == []
+    assert await get_health(service) == "ready"
 
 
 async def test_a_writer_that_always_fails_for_want_of_the_database(
@@ -229,13 +229,13 @@ async def test_a_writer_that_always_fails_for_want_of_the_database(
 
     faulty.fault = always
     service = await serve(**service_settings(fake, tmp_path / "data"))
-    callers = await asked(service, 30)
-    await until(lambda: is_now(service, "degraded"))
+    callers = await send_prompts(service, 30)
+    await wait_until(lambda: has_status(service, "degraded"))
     faulty.fault = None
     await service.wait_idle()
 
     assert len(check(service.services.settings.data_dir, fake.calls, callers.acknowledged)) == 30
-    assert await health(service) == "ready"
+    assert await get_health(service) == "ready"
 
 
 async def test_a_writer_that_always_fails_for_another_reason(
@@ -249,7 +249,7 @@ async def test_a_writer_that_always_fails_for_another_reason(
 
     faulty.fault = always
     service = await serve(**service_settings(fake, tmp_path / "data"))
-    aside = await asked(service, 4)
+    aside = await send_prompts(service, 4)
     await service.wait_idle()
     faulty.fault = None
     before = len(fake.calls)
@@ -258,9 +258,9 @@ async def test_a_writer_that_always_fails_for_another_reason(
     await service.wait_idle()
 
     data_dir = service.services.settings.data_dir
-    assert sorted(outcomes_aside(data_dir)) == sorted(aside.acknowledged)
+    assert sorted(list_quarantined(data_dir)) == sorted(aside.acknowledged)
     assert len(check(data_dir, fake.calls[before:], callers.acknowledged)) == 4
-    assert await health(service) == "degraded"
+    assert await get_health(service) == "degraded"
 
 
 async def test_a_writer_that_hangs(
@@ -274,9 +274,9 @@ async def test_a_writer_that_hangs(
 
     faulty.fault = hang
     service = await serve(**service_settings(fake, tmp_path / "data"))
-    callers = await asked(service, 30)
+    callers = await send_prompts(service, 30)
     goes_on.set()
     await service.wait_idle()
 
     assert len(check(service.services.settings.data_dir, fake.calls, callers.acknowledged)) == 30
-    assert await health(service) == "ready"
+    assert await get_health(service) == "ready"

@@ -28,9 +28,9 @@ class Load:
         async with http_client(service.url) as client:
             await asyncio.gather(*(self._ask_on(client) for _ in range(callers)))
 
-    async def wait_acknowledged(self, more: int) -> None:
+    async def wait_acknowledged(self, count: int) -> None:
         """Wait until this number of further answers has been acknowledged."""
-        enough = len(self.acknowledged) + more
+        enough = len(self.acknowledged) + count
         while len(self.acknowledged) < enough:
             await asyncio.sleep(0.001)
 
@@ -76,7 +76,7 @@ async def test_no_row_is_lost_doubled_or_forgotten(
             service.signal(signal.SIGKILL)
             await asyncio.gather(service.wait(), callers)
     async with serving(tmp_path, **settings) as service:
-        await recovered(service)
+        await wait_recovered(service)
         service.signal(signal.SIGTERM)
         assert await service.wait() == 0
     await fake.wait_idle()
@@ -87,7 +87,7 @@ async def test_no_row_is_lost_doubled_or_forgotten(
     assert [*(tmp_path / "journal").glob("*"), *(tmp_path / "spool").glob("*")] == []
 
 
-async def recovered(service: ServiceProcess) -> None:
+async def wait_recovered(service: ServiceProcess) -> None:
     """Wait until recovery is done."""
     async with asyncio.timeout(30):
         while (await service.client.get("/health/ready")).json()["recovery"]["state"] != "done":

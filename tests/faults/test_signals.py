@@ -15,8 +15,8 @@ import pytest
 
 from tests.conftest import http_client
 from tests.fakes.provider import ProviderFake
-from tests.faults.oracle import check, log_of
-from tests.faults.scene import Callers, end, ready, settings_for, wait_drained
+from tests.faults.oracle import check, read_log
+from tests.faults.scene import Callers, get_readiness, settings_for, stop_service, wait_drained
 from tests.process import ServiceProcess, serving
 from tests.sse import collect
 
@@ -32,7 +32,7 @@ async def open_streams(
     """Open endless streams; each task returns the error code of its end, or "" without one."""
     before = len(fake.calls)
 
-    async def one(number: int) -> str:
+    async def open_stream(number: int) -> str:
         with suppress(httpx2.TransportError):
             async with service.client.stream(
                 "POST",
@@ -42,18 +42,18 @@ async def open_streams(
                 return str((await collect(response))[-1].json.get("code", ""))
         return ""
 
-    tasks = [asyncio.create_task(one(number)) for number in range(count)]
+    tasks = [asyncio.create_task(open_stream(number)) for number in range(count)]
     for call in list(await fake.wait_calls(before + count, 20))[before:]:
         await fake.wait_chunks(call, 2)
     return tasks
 
 
-async def start_again(tmp_path: Path, fake: ProviderFake, acknowledged: list[str]) -> list[str]:
+async def restart(tmp_path: Path, fake: ProviderFake, acknowledged: list[str]) -> list[str]:
     """Start, wait for recovery, stop; check the oracle and return the statuses of all rows."""
     await fake.wait_idle()
     async with serving(tmp_path, **settings_for(fake)) as service:
         await wait_drained(service)
-        await end(service, fake)
+        await stop_service(service, fake)
     assert list((tmp_path / "journal").iterdir()) == []
     return [row["status"] for row in check(tmp_path, fake.calls, acknowledged)]
 
@@ -69,17 +69,19 @@ async def test_many_open_streams(tmp_path: Path, fake: ProviderFake, signals: in
         began = time.monotonic()
         service.signal(signal.SIGTERM)
         if signals == 2:
-            await refused(service)  # the first signal was handled; two pending signals would merge
+            await wait_refusing(
+                service
+            )  # the first signal was handled; two pending signals would merge
             service.signal(signal.SIGTERM)
         endings = await asyncio.gather(*streams)
         assert await service.wait() == 0
         assert time.monotonic() - began < GRACE + 2 + service.start_seconds
 
     assert set(endings) == {"shutting_down"}
-    assert await start_again(tmp_path, fake, []) == ["interrupted"] * STREAMS
+    assert await restart(tmp_path, fake, []) == ["interrupted"] * STREAMS
 
 
-async def refused(service: ServiceProcess) -> None:
+async def wait_refusing(service: ServiceProcess) -> None:
     """Wait until the service refuses new requests."""
     async with asyncio.timeout(10), http_client(service.url) as other:
         with suppress(httpx2.TransportError):
@@ -104,7 +106,7 @@ async def test_a_database_that_is_locked_to_the_end(
         lock = sqlite3.connect(tmp_path / "kotae.db", isolation_level=None)
         lock.execute("BEGIN EXCLUSIVE")
         await callers.ask_many(100)
-        assert (await ready(service))["queue"]["waiting"] == 100
+        assert (await get_readiness(service))["queue"]["waiting"] == 100
         began = time.monotonic()
         service.signal(signal.SIGTERM)
         assert await service.wait() == 0
@@ -113,8 +115,8 @@ async def test_a_database_that_is_locked_to_the_end(
         lock.close()
 
     assert took < GRACE + 2 + service.start_seconds
-    assert len(log_of(tmp_path)) == 1
-    assert await start_again(tmp_path, fake, callers.acknowledged) == ["completed"] * 101
+    assert len(read_log(tmp_path)) == 1
+    assert await restart(tmp_path, fake, callers.acknowledged) == ["completed"] * 101
 
 
 async def test_killed_in_the_middle_of_the_end(tmp_path: Path, fake: ProviderFake) -> None:
@@ -127,7 +129,7 @@ async def test_killed_in_the_middle_of_the_end(tmp_path: Path, fake: ProviderFak
         lock.execute("BEGIN EXCLUSIVE")
         await callers.ask_many(20)
         streams = await open_streams(service, fake, 50)
-        asking = [asyncio.create_task(ask_on(callers)) for _ in range(8)]
+        asking = [asyncio.create_task(ask_until_refused(callers)) for _ in range(8)]
         began = len(callers.acknowledged)
         while len(callers.acknowledged) < began + 20:
             await asyncio.sleep(0.001)
@@ -139,12 +141,12 @@ async def test_killed_in_the_middle_of_the_end(tmp_path: Path, fake: ProviderFak
         await asyncio.gather(*streams, *asking)
         lock.close()
 
-    statuses = await start_again(tmp_path, fake, callers.acknowledged)
+    statuses = await restart(tmp_path, fake, callers.acknowledged)
     assert set(statuses) == {"completed", "interrupted"}
     assert statuses.count("interrupted") >= 50
 
 
-async def ask_on(callers: Callers) -> None:
+async def ask_until_refused(callers: Callers) -> None:
     """Send prompts until the service refuses or has ended."""
     with suppress(httpx2.TransportError):
         while await callers.ask():

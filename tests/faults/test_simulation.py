@@ -55,7 +55,7 @@ from service.core.pricing import Usage
 from service.core.records import RANKS, Intent, Outcome, Status, UsageSource
 from service.workers import recovery as recoveries
 from service.workers.recovery import JournalRecovery, RecoveryState
-from tests.faults.disk import Died, Disk
+from tests.faults.disk import Disk, ProcessDied
 from tests.records import build_intent, build_outcome
 
 SEED = int(os.environ.get("KOTAE_TEST_SEED", "1"))
@@ -115,11 +115,11 @@ class SimulatedRecovery(JournalRecovery):
         super().__init__(None, disk.data, disk.spool, quarantine=disk.root)  # type: ignore[arg-type]  # its rows go to the world
         self._world, self._cut = world, cut
 
-    async def _apply(self, outcomes: list[Outcome]) -> None:
+    async def _apply_batch(self, outcomes: list[Outcome]) -> None:
         if self._cut == 0:
-            raise Died
+            raise ProcessDied
         self._cut = None if self._cut is None else self._cut - 1
-        assert len({one.intent.id for one in outcomes}) == len(outcomes)
+        assert len({outcome.intent.id for outcome in outcomes}) == len(outcomes)
         self._world.apply(outcomes)
 
     def run(self) -> None:
@@ -208,7 +208,7 @@ class World(RuleBasedStateMachine):
         self.disk.plan(calls, "die")
         try:
             self._play(iter(script))
-        except Died:
+        except ProcessDied:
             self.torn = True
         World.deaths += 1
         self.disk.close_all()
@@ -231,7 +231,7 @@ class World(RuleBasedStateMachine):
             self._round()
             script = b""
         self.disk.plan(calls, "die")
-        with suppress(Died):
+        with suppress(ProcessDied):
             self._play(iter(script))
         World.power_losses += 1
         self.disk.lose_power(Random(seed_of_loss))
@@ -263,7 +263,7 @@ class World(RuleBasedStateMachine):
         self.disk.plan(calls or 0, "die" if calls is not None else None)
         try:
             recovery.run()
-        except Died:
+        except ProcessDied:
             World.deaths += 1
             self.disk.close_all()
             self._bury()
@@ -289,11 +289,11 @@ class World(RuleBasedStateMachine):
                 and path.name != current
             ):
                 records = [record for record in decode_frames(path.read_bytes()) if record]
-                found = {
+                remaining = {
                     record.id if isinstance(record, Intent) else record.intent.id
                     for record in records
                 }
-                assert any(not self.living[id_].released for id_ in found), path.name
+                assert any(not self.living[id_].released for id_ in remaining), path.name
 
     @invariant()
     def the_spool_is_bounded(self) -> None:
@@ -335,14 +335,14 @@ class World(RuleBasedStateMachine):
         if self.journal._ending:
             return
         written = [
-            (one, one.begun, one.outcome is not None and one.written != "maybe")
-            for one in self.living.values()
+            (answer, answer.begun, answer.outcome is not None and answer.written != "maybe")
+            for answer in self.living.values()
         ]
 
         def synced() -> None:
-            for one, begun, finished in written:
-                one.intent_safe |= begun
-                one.outcome_safe |= finished
+            for answer, begun, finished in written:
+                answer.intent_safe |= begun
+                answer.outcome_safe |= finished
 
         self.journal.add_synced_callback(synced)
         meanwhile = argument >= 8 and self.disk._planned is None
@@ -439,10 +439,10 @@ class World(RuleBasedStateMachine):
     def apply(self, outcomes: list[Outcome]) -> None:
         """Apply one transaction with the rule of the ranks."""
         self.applied.append(outcomes)
-        for one in outcomes:
-            there = self.database.get(one.intent.id)
-            if there is None or RANKS[there.usage_source] < RANKS[one.usage_source]:
-                self.database[one.intent.id] = one
+        for outcome in outcomes:
+            there = self.database.get(outcome.intent.id)
+            if there is None or RANKS[there.usage_source] < RANKS[outcome.usage_source]:
+                self.database[outcome.intent.id] = outcome
 
     def _open(self) -> None:
         for folder in (self.disk.data, self.disk.spool):
@@ -463,13 +463,13 @@ class World(RuleBasedStateMachine):
 
     def _check_recovered(self) -> None:
         for id_, answer in (self.settled | self.dead).items():
-            found = self.database.get(id_)
+            row = self.database.get(id_)
             # Lost files may return: the next loss may restore names of removed files, even of a
             # copy that was never read.
             is_final = answer.row or (id_ in self.settled and not answer.powerless)
             allowed = [answer.row] if is_final else answer.rows()
-            assert found in allowed, (id_, found, allowed, vars(answer))
-            answer.row = found
+            assert row in allowed, (id_, row, allowed, vars(answer))
+            answer.row = row
         self.settled |= self.dead
         self.dead = {}
 
@@ -508,7 +508,7 @@ class World(RuleBasedStateMachine):
             for outcomes in self.applied:
                 with suppress(StopIteration):
                     request_log.apply_outcomes(session, outcomes).send(None)
-            found = {
+            stored = {
                 str(row["id"]): dict(row)
                 for row in connection.execute(sa.select(request_logs)).mappings()
             }
@@ -517,10 +517,10 @@ class World(RuleBasedStateMachine):
             ).scalar_one()
         engine.dispose()
         assert rows == len(self.database)
-        for id_, one in self.database.items():
+        for id_, outcome in self.database.items():
             assert {
-                str(name): value for name, value in found[id_].items() if name != "seq"
-            } == request_log._build_row(one)
+                str(name): value for name, value in stored[id_].items() if name != "seq"
+            } == request_log._build_row(outcome)
 
     def _files(self) -> list[Path]:
         return sorted(

@@ -29,10 +29,10 @@ FAULTS = [
     ("unlink", "error=EIO", "once"),
     ("unlink", "error=EIO", "for ever"),
 ]
-Said = dict[Path, dict[str, set[str]]]  # output of the program in every run: ids by word
+Reported = dict[Path, dict[str, set[str]]]  # output of the program in every run: ids by word
 
 
-def broken(tmp_path: Path, call: str, fault: str, *, for_ever: bool = False) -> Said:
+def run_with_fault(tmp_path: Path, call: str, fault: str, *, for_ever: bool = False) -> Reported:
     """Run the program with this call broken."""
     if not shutil.which("strace") or platform.machine() != "x86_64":
         pytest.skip("not run: strace on x86-64 is needed")
@@ -48,19 +48,21 @@ def broken(tmp_path: Path, call: str, fault: str, *, for_ever: bool = False) -> 
     if "ptrace" in done.stderr:
         pytest.skip(f"not run: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    said: Said = {}
+    reported: Reported = {}
     for folder in (tmp_path / "runs").iterdir():
-        words = said.setdefault(folder, defaultdict(set))
+        words = reported.setdefault(folder, defaultdict(set))
         for line in (folder / "said").read_text().splitlines():
             word, _, name = line.partition(" ")
             words[word].add(name)
-    assert len(said) == 2 * RUNS[call]
+    assert len(reported) == 2 * RUNS[call]
     last = (tmp_path / "runs" / f"{RUNS[call]}-{place}" for place in ("spool", "disk"))
-    assert all("clean" in said[folder] for folder in last), "more runs are needed to reach the end"
-    return said
+    assert all("clean" in reported[folder] for folder in last), (
+        "more runs are needed to reach the end"
+    )
+    return reported
 
 
-async def recovered(database: Database, folder: Path) -> int:
+async def count_recovered(database: Database, folder: Path) -> int:
     """Return the number of rows that recovery writes for a run."""
     recovery = JournalRecovery(
         database, folder / "journal", folder / "spool", quarantine=folder / "quarantine"
@@ -71,48 +73,50 @@ async def recovered(database: Database, folder: Path) -> int:
     return recovery.statistics().rows
 
 
-def rows(database: Database) -> dict[str, str]:
+def read_statuses(database: Database) -> dict[str, str]:
     """Return status by id."""
     assert database.file
     with sqlite3.connect(database.file) as connection:
         return dict(connection.execute("SELECT id, status FROM request_logs").fetchall())
 
 
-async def check_all(database: Database, said: Said) -> None:
+async def check_all(database: Database, reported: Reported) -> None:
     """Check one row per begun answer without a row yet, completed if it was acknowledged."""
-    made = {folder: await recovered(database, folder) for folder in said}
-    found = rows(database)
-    assert sum(made.values()) == len(found)
-    for folder, words in said.items():
+    recovered_rows = {folder: await count_recovered(database, folder) for folder in reported}
+    statuses = read_statuses(database)
+    assert sum(recovered_rows.values()) == len(statuses)
+    for folder, words in reported.items():
         left = words["begun"] - words["applied"]
-        assert left <= found.keys(), folder
-        assert not found.keys() & words["full"], folder
-        assert made[folder] - len(found.keys() & words["begun"]) <= ("clean" not in words), (
+        assert left <= statuses.keys(), folder
+        assert not statuses.keys() & words["full"], folder
+        assert recovered_rows[folder] - len(statuses.keys() & words["begun"]) <= (
+            "clean" not in words
+        ), folder  # written, and killed before the acknowledgement
+        assert {statuses[name] for name in words["ended"] - words["applied"]} <= {"completed"}, (
             folder
-        )  # written, and killed before the acknowledgement
-        assert {found[name] for name in words["ended"] - words["applied"]} <= {"completed"}, folder
-    assert await recovered(database, next(iter(said))) == 0
+        )
+    assert await count_recovered(database, next(iter(reported))) == 0
 
 
 @pytest.mark.parametrize("call", RUNS)
 async def test_killed_before_any_call(database: Database, tmp_path: Path, call: str) -> None:
     """After a kill before the N-th call, for every N, acknowledged answers are completed."""
-    said = broken(tmp_path, call, "signal=KILL")
+    reported = run_with_fault(tmp_path, call, "signal=KILL")
 
-    assert sum("clean" not in words for words in said.values()) > 1
-    await check_all(database, said)
+    assert sum("clean" not in words for words in reported.values()) > 1
+    await check_all(database, reported)
 
 
 @pytest.mark.parametrize(
-    ("call", "fault", "lasting"), FAULTS, ids=[" ".join(each) for each in FAULTS]
+    ("call", "fault", "lasting"), FAULTS, ids=[" ".join(parameters) for parameters in FAULTS]
 )
 async def test_failed_at_any_call(
     database: Database, tmp_path: Path, call: str, fault: str, lasting: str
 ) -> None:
     """After a failed or short N-th call, for every N, rows are right; refused answers have none."""
-    said = broken(tmp_path, call, fault, for_ever=lasting == "for ever")
+    reported = run_with_fault(tmp_path, call, fault, for_ever=lasting == "for ever")
 
-    assert all("clean" in words for words in said.values())
+    assert all("clean" in words for words in reported.values())
     assert "(INJECTED)" in (tmp_path / "trace").read_text()
-    assert lasting == "for ever" or not any(words["doubtful"] for words in said.values())
-    await check_all(database, said)
+    assert lasting == "for ever" or not any(words["doubtful"] for words in reported.values())
+    await check_all(database, reported)

@@ -233,7 +233,7 @@ async def test_credentials_are_checked_before_the_body(keyed: Service) -> None:
     )
     replies = [await talk(keyed, route + b" HTTP/1.1\r\n" + fields) for route in routes]
 
-    assert [[reply.status for reply in each] for each in replies] == [[401]] * len(routes)
+    assert [[reply.status for reply in responses] for responses in replies] == [[401]] * len(routes)
 
 
 async def test_expect_is_answered(service: Service) -> None:

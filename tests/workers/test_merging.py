@@ -26,9 +26,11 @@ async def store_numbers(database: Database, *numbers: int) -> list[str]:
         + "\n\n".join(f"Keeper {n} rang bell {n * i} in storm {i}. " * 9 for i in range(12))
         for n in numbers
     ]
-    given = [library.NewDocument("", text, "utf-8") for text in texts]
+    new_documents = [library.NewDocument("", text, "utf-8") for text in texts]
     with closing(ChunkWorkers()) as workers:
-        stored = await library.store_documents(database, SETTINGS, workers, given, user_id="u")
+        stored = await library.store_documents(
+            database, SETTINGS, workers, new_documents, user_id="u"
+        )
     return [document.document_id for document in stored]
 
 

@@ -13,12 +13,12 @@ from service.core.pricing import Usage
 from service.core.providers.chat_stream import LINE_BYTES_MAX, StreamDecoder, decode_completion
 
 
-def chunk(content: str | None = None, **more: Any) -> dict[str, Any]:
+def chunk(content: str | None = None, **fields: Any) -> dict[str, Any]:
     """A chunk object."""
     return {
         "choices": [{"index": 0, "delta": {"content": content}, "finish_reason": None}],
         "usage": None,
-    } | more
+    } | fields
 
 
 def sse(*objects: Any, newline: bytes = b"\n") -> bytes:

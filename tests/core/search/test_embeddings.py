@@ -15,7 +15,7 @@ from service.core.providers import embedders
 from service.core.search.embeddings import EmbeddingStore
 from service.core.search.service import SearchService
 from service.core.settings import Settings
-from tests.fakes.connection import letters
+from tests.fakes.connection import count_letters
 
 SETTINGS = Settings(_env_file=None)
 TEXTS = [
@@ -35,7 +35,9 @@ class Letters:
 
     async def embed(self, texts: Any, *, query: bool) -> EmbeddingResult:
         self.embedded += texts
-        return EmbeddingResult([embedders._pack_floats(letters(text)) for text in texts], None)
+        return EmbeddingResult(
+            [embedders._pack_floats(count_letters(text)) for text in texts], None
+        )
 
     async def aclose(self) -> None:
         """Do nothing."""
