@@ -1,6 +1,13 @@
-"""Every module is on the map in CONTRIBUTING.md and has a test file of its name."""
+"""Rules for modules, test files and names.
 
+Every module is on the map in CONTRIBUTING.md and has a test file of its name. Names describe their
+values, class names are unique, and tests pass parameters instead of patching constants.
+"""
+
+import ast
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +39,49 @@ TESTED_ELSEWHERE = {
     "main.py": "by every test with a `service`",
     "workers/quarantine.py": "with the writer and recovery: tests/workers",
 }
+
+# Names that do not say what a value is.
+PLACEHOLDERS = {
+    "asked", "each", "found", "given", "got", "kept", "known", "made", "more", "one", "said",
+    "seen", "shown", "taken", "told",
+}  # fmt: skip
+
+# Placeholders that have a reason.
+ALLOWED_PLACEHOLDERS = {
+    ("core/answering/answers.py", "kept"): "a field of /health/ready",
+}
+
+
+def parse_service() -> Iterator[tuple[str, ast.Module]]:
+    """Yield each module of service/ with its syntax tree."""
+    for module in MODULES:
+        yield module, ast.parse((ROOT / "service" / module).read_text())
+
+
+def find_placeholders(tree: ast.Module) -> set[str]:
+    """Return the placeholders among variables, fields, parameters and functions."""
+    names = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+    return {name for name in names if name.strip("_") in PLACEHOLDERS}
+
+
+def find_patched_constants(tree: ast.Module) -> set[str]:
+    """Return the constants that `setattr` is called for: names in upper case."""
+    return {
+        str(argument.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "setattr"
+        for argument in node.args[:2]
+        if isinstance(argument, ast.Constant)
+        and re.fullmatch(r"([\w.]+\.)?_?[A-Z][A-Z0-9_]+", str(argument.value))
+    }
 
 
 def mirrored_test(module: str) -> Path:
@@ -68,3 +118,38 @@ def test_exceptions_name_modules_and_tests_that_exist() -> None:
         for path in re.findall(r"tests/[\w/]+(?:\.py)?", reason)
     }
     assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+def test_values_have_names() -> None:
+    """No variable, field, parameter or function of service/ has a placeholder as its name."""
+    placeholders = {
+        (module, name) for module, tree in parse_service() for name in find_placeholders(tree)
+    }
+    assert placeholders == ALLOWED_PLACEHOLDERS.keys()
+
+
+def test_class_names_are_unique() -> None:
+    """No two modules of service/ define a class with the same name."""
+    names = Counter(
+        node.name
+        for _, tree in parse_service()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_tests_patch_no_constants() -> None:
+    """Values that a test has to vary are parameters."""
+    patched = {
+        path.relative_to(ROOT).as_posix(): constants
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if (constants := find_patched_constants(ast.parse(path.read_text())))
+    }
+    assert patched == {}
+
+
+def test_patched_constants_are_detected() -> None:
+    """The check recognizes constants by module and name, and by a dotted path."""
+    source = 'patch.setattr(journal, "SIZE_MAX", 1); patch.setattr("service.a.LIMIT", 2)'
+    assert find_patched_constants(ast.parse(source)) == {"SIZE_MAX", "service.a.LIMIT"}

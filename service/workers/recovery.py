@@ -25,7 +25,7 @@ from service.core.telemetry import log
 from service.workers.background import BackgroundTask
 from service.workers.quarantine import quarantine_record
 
-BATCH = 500
+BATCH_RECORDS = 500  # per transaction
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.1, 1  # while the database is unavailable
 
 
@@ -52,11 +52,18 @@ class JournalRecovery:
     """The recovery at startup."""
 
     def __init__(
-        self, database: Database, folder: Path, spool: Path | None, *, quarantine: Path
+        self,
+        database: Database,
+        folder: Path,
+        spool: Path | None,
+        *,
+        quarantine: Path,
+        batch_records: int = BATCH_RECORDS,
     ) -> None:
         self._task = BackgroundTask("recovery", self._run)
         self._database = database
         self._folder, self._spool, self._quarantine = folder, spool, quarantine
+        self._batch_records = batch_records
         self._state = RecoveryState.RUNNING
         self._segments = self._rows = self._interrupted = self._bad_frames = self._quarantined = 0
 
@@ -116,8 +123,8 @@ class JournalRecovery:
             outcomes, interrupted = await asyncio.to_thread(
                 self._read_records, [path for _, path, _ in segments], bad
             )
-            for begin in range(0, len(outcomes), BATCH):
-                await self._apply_batch(outcomes[begin : begin + BATCH])
+            for begin in range(0, len(outcomes), self._batch_records):
+                await self._apply_batch(outcomes[begin : begin + self._batch_records])
             self._segments += len(segments)
             self._interrupted += interrupted
             await asyncio.to_thread(_remove_files, segments, bad)

@@ -112,7 +112,13 @@ class SimulatedRecovery(JournalRecovery):
     """Recovery into the dictionary; it dies before its batch number `cut`."""
 
     def __init__(self, disk: Disk, world: "World", cut: int | None) -> None:
-        super().__init__(None, disk.data, disk.spool, quarantine=disk.root)  # type: ignore[arg-type]  # its rows go to the world
+        super().__init__(
+            None,  # type: ignore[arg-type]  # its rows go to the world
+            disk.data,
+            disk.spool,
+            quarantine=disk.root,
+            batch_records=4,
+        )
         self._world, self._cut = world, cut
 
     async def _apply_batch(self, outcomes: list[Outcome]) -> None:
@@ -160,7 +166,6 @@ class World(RuleBasedStateMachine):
             "asyncio",
             SimpleNamespace(to_thread=_at_once, CancelledError=asyncio.CancelledError),
         )
-        self.patch.setattr(recoveries, "BATCH", 4)
         self.disk.install()
         self.database: dict[str, Outcome] = {}
         self.applied: list[list[Outcome]] = []
