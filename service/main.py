@@ -36,6 +36,7 @@ from service.core.providers.embedders import create_embedder
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider, load_sdk
 from service.core.quota.local import LocalQuota
+from service.core.redaction import add_secrets
 from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
@@ -76,6 +77,7 @@ def create_app(settings: Settings, limits: ServiceLimits | None = None) -> FastA
     """Create the ASGI application. Its lifespan opens and closes all services."""
     limits = limits or ServiceLimits()
     metrics = Metrics()
+    add_secrets(settings.secrets)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[State]:

@@ -46,6 +46,8 @@ import random
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from service.core.redaction import redact_secrets
+
 _DOUBLINGS_MAX = 30  # of a retry delay, beyond any maximum; avoids an overflow of the float
 
 
@@ -64,7 +66,7 @@ class KotaeError(Exception):
         retry_after_seconds: int | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(detail)
+        super().__init__(redact_secrets(detail))
         self.extra = extra or {}
         self.retry_after_requested = retry_after_seconds
 

@@ -464,6 +464,15 @@ class Settings(BaseSettings):
             )
 
     @property
+    def secrets(self) -> list[str]:
+        """The values that must not appear in errors and log lines: keys, and users in URLs."""
+        values = [getattr(self, name) for name in type(self).model_fields]
+        secrets = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+        urls = [urlsplit(value) for value in values if isinstance(value, str) and "://" in value]
+        # A user without a password is a token.
+        return secrets + [secret for url in urls if (secret := url.password or url.username)]
+
+    @property
     def database(self) -> str:
         """The effective SQLAlchemy URL."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'kotae.db'}"

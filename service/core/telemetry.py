@@ -16,10 +16,16 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from structlog.typing import FilteringBoundLogger
 
+from service.core.redaction import redact_secrets
+
 log: FilteringBoundLogger = structlog.get_logger("kotae")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 LABELS_MAX = 1_000  # cached combinations of label values per metric
+# Fields whose values are created by Kotae. Every request logs these.
+_SAFE_FIELDS = frozenset(
+    {"event", "level", "timestamp", "request_id", "method", "route", "status", "ms"}
+)
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
@@ -38,6 +44,7 @@ def configure_logging(level: str, form: str) -> None:
     ]
     last: list[Any] = [
         structlog.processors.format_exc_info,
+        _redact_values,
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if console
         else _render_json,
@@ -45,7 +52,7 @@ def configure_logging(level: str, form: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[*shared, _redact_message],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
@@ -83,6 +90,35 @@ def _add_request_id(
     if (request_id := _request_id.get()) is not None:
         event["request_id"] = request_id
     return event
+
+
+def _redact_message(
+    _logger: Any, _name: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Redact the message of a library; those of Kotae are constants."""
+    event["event"] = redact_secrets(event["event"])
+    return event
+
+
+def _redact_values(
+    _logger: Any, _name: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        if name not in _SAFE_FIELDS:
+            event[name] = _redact_value(value)
+    return event
+
+
+def _redact_value(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, str):
+        return redact_secrets(value)
+    if isinstance(value, dict):
+        return {name: _redact_value(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redact_value(item) for item in value]
+    return redact_secrets(repr(value))
 
 
 def _render_json(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> str:

@@ -65,6 +65,21 @@ def test_no_value_loses_its_line(capsys: pytest.CaptureFixture[str], value: obje
     assert "document.odd" in line["event"]
 
 
+def test_log_lines_are_redacted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Arguments, tracebacks with their causes, and the lines of libraries are redacted."""
+    secret = "sk-live-" + "0123456789abcdef"  # not as it is in the lines of a traceback
+    error = RuntimeError(f"https://a:{secret}@host failed")
+    error.__cause__ = ValueError(f"sent {secret}")
+    with debug_log() as log:
+        log.error("answer.broken", reason=f"Bearer {secret}", values=[secret], exc_info=error)
+        log.warning("answer.failed", error=error, fields={"x": secret})
+        logging.getLogger("library").error("failed with %s", secret, exc_info=error)
+
+    lines = [json.dumps(line) for line in written(capsys)]
+    assert len(lines) == 3
+    assert all("[redacted]" in line and "0123456789" not in line for line in lines)
+
+
 def test_libraries_log_warnings_only() -> None:
     """At the debug level libraries would log prompts, answers and headers."""
     with debug_log():

@@ -24,11 +24,15 @@ from service.core.errors import (
 )
 from service.core.ports import Delta
 from service.core.pricing import Usage
+from service.core.redaction import redact_secrets
 
 TOKENS_MAX = 100_000_000
 ERROR_BYTES_MAX = 65_536  # maximum to read of the body of an error response
+MESSAGE_CHARACTERS_MAX = 500  # of the provider's reason for a rejection
+FINISH_REASON_CHARACTERS_MAX = 50
 LINE_BYTES_MAX = 1_048_576  # a chunk of one token has about 250 bytes
 
+_FINISH_REASONS = frozenset({"stop", "length", "content_filter", "tool_calls"})
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
 
@@ -202,7 +206,7 @@ def _decode_delta(data: bytes) -> Delta:
         choice = completion.choices[0]
         message = choice.delta or choice.message
         text = (message.content or "") if message else ""
-        finish_reason = choice.finish_reason
+        finish_reason = choice.finish_reason and _clean_finish_reason(choice.finish_reason)
     usage = None if bytes(completion.usage) == b"null" else _parse_usage(completion.usage)
     return Delta(text, finish_reason, usage)
 
@@ -241,6 +245,13 @@ def _parse_usage(raw: msgspec.Raw) -> Usage | None:
     )
 
 
+def _clean_finish_reason(finish_reason: str) -> str:
+    """Bound and redact a finish reason, which is stored and sent to callers."""
+    if finish_reason in _FINISH_REASONS:
+        return finish_reason
+    return redact_secrets(replace_surrogates(finish_reason))[:FINISH_REASON_CHARACTERS_MAX]
+
+
 def error_from_refusal(status: int, retry_after: str, error_object: object) -> ProviderError:
     """The exception for an error status. `error_object`: that of the body, or None."""
     error_object = error_object if isinstance(error_object, dict) else {}
@@ -257,7 +268,8 @@ def error_from_refusal(status: int, retry_after: str, error_object: object) -> P
         return ProviderRefused(
             f"the provider answered {status}: check the key, the base URL and the model"
         )
-    message = str(error_object.get("message") or "no reason given")[:500]
+    message = str(error_object.get("message") or "no reason given")[: 10 * MESSAGE_CHARACTERS_MAX]
+    message = redact_secrets(message)[:MESSAGE_CHARACTERS_MAX]  # a cut secret is not recognized
     return ProviderRejected(f"the provider answered {status}: {message}")
 
 

@@ -29,6 +29,7 @@ from service.core.providers.chat_stream import (
     error_from_refusal,
 )
 from service.core.providers.http1 import ConnectionPool, HttpConnection
+from service.core.redaction import add_secrets
 
 if TYPE_CHECKING:
     from service.core.providers import sdk
@@ -70,6 +71,7 @@ class OpenAIProvider:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         url = httpx2.URL(base_url or OPENAI_URL)
+        add_secrets([api_key, *url.userinfo.decode().split(":", 1)])
         # Loading all CA certificates is slow and unnecessary without TLS.
         tls = (
             httpx2.create_ssl_context()
