@@ -225,9 +225,10 @@ def _start_access_control(
     stack: AsyncExitStack,
 ) -> tuple[Authenticator, LocalQuota, RevocationMonitor]:
     """Create authentication, quotas and revocation, and start the reaper."""
-    authenticator = Authenticator(
-        settings, database, jwts=JwtVerifier(settings) if settings.jwt_algorithm else None
-    )
+    jwts = JwtVerifier(settings) if settings.jwt_algorithm else None
+    if jwts:
+        stack.push_async_callback(jwts.aclose)
+    authenticator = Authenticator(settings, database, jwts=jwts)
     quota, revocation = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS), RevocationMonitor()
     _start_worker(
         "reaper",
