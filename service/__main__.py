@@ -12,6 +12,7 @@ tenth of the default: the event loop waits that long thousands of times per seco
 """
 
 import gc
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,8 @@ SWITCH_SECONDS = 0.0005
 
 
 def main() -> None:
-    """Import the command line and run it."""
+    """Import the command line and run it. Files that it creates are private to the user."""
+    os.umask(0o077)
     gc.disable()
     load_module(app)
     gc.freeze()

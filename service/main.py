@@ -26,6 +26,8 @@ from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
 from service.core.auth.tickets import SignedTickets, load_ticket_key
 from service.core.database.engine import Database
+from service.core.database.files import restrict_database_files
+from service.core.database.instance_lock import SERVE, lock_instance
 from service.core.documents.library import ChunkWorkers
 from service.core.errors import KotaeError
 from service.core.lazy import LazyModule, load_module
@@ -73,8 +75,13 @@ class State(TypedDict):
     services: Services
 
 
-def create_app(settings: Settings, limits: ServiceLimits | None = None) -> FastAPI:
-    """Create the ASGI application. Its lifespan opens and closes all services."""
+def create_app(
+    settings: Settings, limits: ServiceLimits | None = None, *, locked: bool = False
+) -> FastAPI:
+    """Create the ASGI application. Its lifespan opens and closes all services.
+
+    With `locked`, the caller holds the lock of the data directory and the database.
+    """
     limits = limits or ServiceLimits()
     metrics = Metrics()
     add_secrets(settings.secrets)
@@ -83,6 +90,9 @@ def create_app(settings: Settings, limits: ServiceLimits | None = None) -> FastA
     async def lifespan(app: FastAPI) -> AsyncGenerator[State]:
         async with AsyncExitStack() as stack:
             try:
+                if not locked:
+                    lock = await anyio.to_thread.run_sync(lock_instance, settings, SERVE)
+                    stack.callback(lock.close)
                 services = await _open_services(settings, limits, metrics, stack)
             except KotaeError as error:
                 app.state.refusal = error  # the server prints it as one line
@@ -115,6 +125,8 @@ async def _open_services(
     workers: dict[str, Worker] = {}
     database = Database(settings.database)
     stack.push_async_callback(database.close)
+    if database.file:
+        restrict_database_files(database.file)
     await database.require_current_schema()
     queue, recovery = _start_accounting(settings, limits, metrics, database, workers, stack)
     authenticator, quota, revocation = _start_access_control(
@@ -215,9 +227,10 @@ def _start_access_control(
     stack: AsyncExitStack,
 ) -> tuple[Authenticator, LocalQuota, RevocationMonitor]:
     """Create authentication, quotas and revocation, and start the reaper."""
-    authenticator = Authenticator(
-        settings, database, jwts=JwtVerifier(settings) if settings.jwt_algorithm else None
-    )
+    jwts = JwtVerifier(settings) if settings.jwt_algorithm else None
+    if jwts:
+        stack.push_async_callback(jwts.aclose)
+    authenticator = Authenticator(settings, database, jwts=jwts)
     quota, revocation = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS), RevocationMonitor()
     _start_worker(
         "reaper",

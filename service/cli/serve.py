@@ -9,6 +9,7 @@ import typer
 from service.cli.client import service_url
 from service.cli.database import describe_database, with_database
 from service.core.database.engine import Database
+from service.core.database.instance_lock import SERVE, InstanceLock, lock_instance
 from service.core.documents import library
 from service.core.documents.library import ChunkWorkers
 from service.core.settings import Settings, find_unknown_variables, load_settings
@@ -35,16 +36,29 @@ def serve(
         **{name: value for name, value in options.items() if value is not None}
     )
     configure_logging(settings.log_level, settings.log_format)
-    for name, remedy in find_unknown_variables().items():
-        log.warning("setting.ignored", name=name, remedy=remedy)
-    if migrate_first:
-        migrate()
-    if seed_first:
-        seed()
-    server = Server(create_app(settings), settings, _print_examples)
-    server.run()
-    if not server.started:  # the reason is in the log
+    address = service_url(settings, settings.port) if settings.port else ""
+    with closing(lock_instance(settings, SERVE, address=address)) as lock:
+        for name, remedy in find_unknown_variables().items():
+            log.warning("setting.ignored", name=name, remedy=remedy)
+        if migrate_first:
+            _migrate_database(settings, "head")
+        if seed_first:
+            seed()
+        started = _run_server(settings, lock)
+    if not started:  # the reason is in the log
         raise typer.Exit(1)
+
+
+def _run_server(settings: Settings, lock: InstanceLock) -> bool:
+    """Run the server until it is stopped. False if it could not start."""
+
+    def announce(effective: Settings, port: int) -> None:
+        lock.set_address(service_url(effective, port))
+        _print_examples(effective, port)
+
+    server = Server(create_app(settings, locked=True), settings, announce)
+    server.run()
+    return server.started
 
 
 def migrate(
@@ -52,8 +66,19 @@ def migrate(
         str, typer.Argument(help="Target revision; `base` removes the schema.")
     ] = "head",
 ) -> None:
-    """Migrate the database to a revision, by default the newest."""
+    """Migrate the database to a revision, by default the newest.
+
+    While a service runs, only a database that is already at the newest revision is accepted.
+    """
     settings = load_settings()
+    if revision == "head" and asyncio.run(with_database(settings, Database.is_current)):
+        print(f"already migrated: {describe_database(settings)}")
+        return
+    with closing(lock_instance(settings, "migrate")):
+        _migrate_database(settings, revision)
+
+
+def _migrate_database(settings: Settings, revision: str) -> None:
     asyncio.run(with_database(settings, lambda database: database.migrate(revision)))
     print(f"migrated to {revision}: {describe_database(settings)}")
 

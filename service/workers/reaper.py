@@ -95,6 +95,7 @@ class Reaper:
 
     async def run_checks(self) -> None:
         """Do the work of one tick. Raises `DatabaseUnavailable`."""
+        self._authenticator.refresh_keys()
         if expired := self._quota.expire():
             log.warning("holds.expired", holds=expired)
         if ended := await self._revocation.check_principals(self._authenticator):

@@ -159,6 +159,11 @@ class Authenticator:
         if not self._open and (await self._get_user(user_id)).disabled:
             raise Unauthorized(_INVALID_CREDENTIAL)
 
+    def refresh_keys(self) -> None:
+        """Start fetching the issuer's keys if they are due. Does not wait."""
+        if self._jwts:
+            self._jwts.refresh_if_due()
+
     def clear_cache(self) -> None:
         """Forget all cached credentials after a change of users, keys or plans in this process."""
         self._generation += 1

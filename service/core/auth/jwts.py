@@ -7,7 +7,8 @@ verified: tokens that name another algorithm, or bring keys, key addresses or ex
 `jku`, `x5u`, `x5c`, `crit`), are refused. `kid` only selects among the configured keys.
 
 A key set (JWKS) is fetched again every `FRESH_SECONDS`, and immediately for an unknown `kid`, but
-at most every `AGAIN_SECONDS`: key rotation is followed, and forged tokens cause no traffic.
+at most every `AGAIN_SECONDS`: key rotation is followed, and forged tokens cause no traffic. The
+fetch is a background task: tokens with a cached key never wait for the issuer.
 Failure policy: while the set cannot be fetched, known keys stay valid for `STALE_SECONDS`; without
 any, 503.
 """
@@ -86,7 +87,21 @@ class JwtVerifier:
         self._keys: dict[str, jwt.PyJWK] = {}  # by kid
         self._read_at: float | None = None  # when the current keys were fetched
         self._tried_at: float | None = None
-        self._reading = asyncio.Lock()
+        self._refresh: asyncio.Task[None] | None = None
+
+    def refresh_if_due(self) -> None:
+        """Start a fetch of the key set if the last one is `FRESH_SECONDS` ago. Does not wait.
+
+        Called periodically, so that a removed key does not stay valid without traffic.
+        """
+        if self._url and (self._tried_at is None or self._since(self._tried_at) > FRESH_SECONDS):
+            self._start_refresh()
+
+    async def aclose(self) -> None:
+        """Cancel a fetch in progress. Idempotent."""
+        if self._refresh:
+            self._refresh.cancel()
+            await asyncio.wait([self._refresh])
 
     async def verify(self, token: str) -> Claims:
         """The claims of a token. Raises `Unauthorized`, or `JwksUnavailable` without a key set."""
@@ -130,11 +145,13 @@ class JwtVerifier:
         """The key with this id; without an id, the only key of the set."""
         if kid is not None and not isinstance(kid, str):
             raise Unauthorized(_REFUSED)
-        if self._get_age() > FRESH_SECONDS or self._find_key(kid) is None:
-            async with self._reading:
-                if self._get_age() > FRESH_SECONDS or self._find_key(kid) is None:
-                    await self._refresh_keys()
-        if self._get_age() > STALE_SECONDS:
+        if self._since(self._read_at) > FRESH_SECONDS or self._find_key(kid) is None:
+            self._start_refresh()
+        if self._refresh and (
+            self._since(self._read_at) > STALE_SECONDS or self._find_key(kid) is None
+        ):
+            await asyncio.wait([self._refresh])  # a cancelled caller does not cancel the fetch
+        if self._since(self._read_at) > STALE_SECONDS:
             raise JwksUnavailable("the key set of the token issuer cannot be fetched")
         key = self._find_key(kid)
         if key is None:
@@ -146,22 +163,28 @@ class JwtVerifier:
             return next(iter(self._keys.values())) if len(self._keys) == 1 else None
         return self._keys.get(kid)
 
-    def _get_age(self) -> float:
-        return float("inf") if self._read_at is None else self._clock() - self._read_at
+    def _since(self, moment: float | None) -> float:
+        return float("inf") if moment is None else self._clock() - moment
 
-    async def _refresh_keys(self) -> None:
-        """Fetch the key set unless that was tried recently; on failure keep the current keys."""
-        now = self._clock()
-        if self._tried_at is not None and now - self._tried_at < AGAIN_SECONDS:
-            return
-        self._tried_at = now
+    def _start_refresh(self) -> None:
+        """Start a fetch unless one is in progress or was started recently."""
+        if self._since(self._tried_at) >= AGAIN_SECONDS and not (
+            self._refresh and not self._refresh.done()
+        ):
+            self._tried_at = self._clock()
+            self._refresh = asyncio.create_task(self._refresh_keys(self._tried_at), name="jwks")
+
+    async def _refresh_keys(self, now: float) -> None:
+        """Fetch the key set; on failure keep the current keys."""
         try:
             async with asyncio.timeout(self._fetch_seconds):
                 keys = self._select_keys(msgspec.json.decode(await self._fetch(str(self._url))))
         except (httpx2.HTTPError, TimeoutError, msgspec.DecodeError, ValueError) as error:
             log.warning("jwks.unread", error=type(error).__name__)
-            return
-        self._keys, self._read_at = keys, now
+        except Exception:  # noqa: BLE001 - nothing awaits the task, and the keys stay as they are
+            log.exception("jwks.broken")
+        else:
+            self._keys, self._read_at = keys, now
 
     def _select_keys(self, key_set: Any) -> "dict[str, jwt.PyJWK]":
         """The keys of a set that match our algorithm. Raises `ValueError` if there is none."""

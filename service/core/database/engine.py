@@ -29,6 +29,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from service.core.database.files import (
+    create_private_directory,
+    create_private_file,
+    find_database_file,
+    restrict_database_files,
+)
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
 from service.core.lazy import LazyModule
 
@@ -73,8 +79,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self._url = url
         self._busy_seconds = _read_timeout(url)
-        name = make_url(url).database
-        self.file = Path(name) if name and name != ":memory:" else None
+        self.file = find_database_file(url)
         self._writer = self._create_engine(pool_size=1, write=True)
         self._reader = self._create_engine(pool_size=READERS, write=False)
         self._blocking = self._configure_engine(
@@ -194,7 +199,9 @@ class Database:
         cascade.
         """
         if self.file:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            create_private_directory(self.file.parent)
+            create_private_file(self.file)
+            restrict_database_files(self.file)
         engine = self._create_engine(pool_size=1, write=True, foreign_keys=False)
         try:
             with _ErrorTranslation():
@@ -228,8 +235,20 @@ class Database:
         async with self.read_session() as session:
             return await session.run_sync(_select_revision), newest
 
+    async def is_current(self) -> bool:
+        """Whether the database exists and has the newest revision."""
+        if self.file and not self.file.exists():
+            return False
+        try:
+            revision, newest = await self.read_revision()
+        except DatabaseUnavailable:
+            return False
+        return revision == newest
+
     async def require_current_schema(self) -> None:
         """Raise `SettingsInvalid` unless the schema has the revision that this version needs."""
+        if self.file and not self.file.exists():
+            raise SettingsInvalid(f"{self.file} does not exist: run `kotae migrate`")
         revision, newest = await self.read_revision()
         if revision != newest:
             raise SettingsInvalid(

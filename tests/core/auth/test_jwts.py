@@ -1,8 +1,10 @@
 """JWTs: one algorithm, one issuer, one audience, and nothing that a token claims of itself."""
 
+import asyncio
 import base64
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -248,6 +250,114 @@ async def test_keys_stay_valid_without_the_issuer() -> None:
     issuer.now += STALE_SECONDS
     with pytest.raises(JwksUnavailable):
         await jwts.verify(good)
+
+
+class HangingIssuer:
+    """An issuer that answers the first `answers` requests and then hangs until `release`."""
+
+    def __init__(self, issuer: IssuerFake, answers: int = 1) -> None:
+        self.issuer, self.answers = issuer, answers
+        self.release = asyncio.Event()
+
+    async def __call__(self, url: str) -> bytes:
+        if self.issuer.asked >= self.answers:
+            self.issuer.asked += 1
+            await self.release.wait()
+            self.issuer.asked -= 1
+        return await self.issuer(url)
+
+
+def create_hanging_verifier(issuer: HangingIssuer) -> JwtVerifier:
+    """A verifier whose fetches time out after 20 seconds."""
+    return JwtVerifier(
+        Settings(**RS), fetch=issuer, fetch_seconds=20, clock=lambda: issuer.issuer.now
+    )
+
+
+@pytest.mark.parametrize("seconds", [FRESH_SECONDS + 1, STALE_SECONDS - 1])
+async def test_known_keys_are_used_while_the_issuer_hangs(seconds: float) -> None:
+    """A token with a cached key does not wait for a fetch in progress."""
+    issuer = HangingIssuer(IssuerFake(k1=KEY))
+    jwts = create_hanging_verifier(issuer)
+    good = token(KEY, "RS256", {"kid": "k1"}, exp=int(time.time()) + 10**6)
+    await jwts.verify(good)
+    issuer.issuer.now += seconds
+
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            assert (await jwts.verify(good)).user_id == "alice"
+    await jwts.aclose()
+
+
+async def test_known_keys_are_used_while_an_unknown_key_is_awaited() -> None:
+    """Forged tokens wait for the issuer; they do not make other tokens wait."""
+    issuer = HangingIssuer(IssuerFake(k1=KEY))
+    jwts = create_hanging_verifier(issuer)
+    good = token(KEY, "RS256", {"kid": "k1"})
+    await jwts.verify(good)
+    issuer.issuer.now += AGAIN_SECONDS
+    forged = asyncio.create_task(jwts.verify(token(OTHER, "RS256", {"kid": "k2"})))
+    await wait_until(lambda: issuer.issuer.asked == 2)
+
+    async with asyncio.timeout(5):
+        assert (await jwts.verify(good)).user_id == "alice"
+    await jwts.aclose()
+    with pytest.raises(Unauthorized):
+        await forged
+
+
+async def test_keys_are_refreshed_in_the_background() -> None:
+    """After a fetch in the background, a removed key is refused and a new one accepted."""
+    issuer = IssuerFake(k1=KEY)
+    jwts = create_verifier(issuer)
+    old, new = token(KEY, "RS256", {"kid": "k1"}), token(OTHER, "RS256", {"kid": "k2"})
+    await jwts.verify(old)
+    issuer.keys = {"k2": OTHER}
+    issuer.now += FRESH_SECONDS + 1
+    await jwts.verify(old)
+    await wait_until(lambda: issuer.asked == 2)
+
+    assert (await jwts.verify(new)).user_id == "alice"
+    with pytest.raises(Unauthorized):
+        await jwts.verify(old)
+
+
+async def test_keys_are_refreshed_without_requests() -> None:
+    """`refresh_if_due` fetches the keys at an interval, so that a removed key becomes invalid."""
+    issuer = IssuerFake(k1=KEY)
+    jwts = create_verifier(issuer)
+    for _ in range(3):
+        jwts.refresh_if_due()
+    await wait_until(lambda: issuer.asked == 1)
+    await jwts.verify(token(KEY, "RS256", {"kid": "k1"}))
+    issuer.keys, issuer.now = {"k2": OTHER}, issuer.now + FRESH_SECONDS + 1
+    jwts.refresh_if_due()
+    await wait_until(lambda: issuer.asked == 2)
+
+    with pytest.raises(Unauthorized):
+        await jwts.verify(token(KEY, "RS256", {"kid": "k1"}))
+
+
+async def test_a_cancelled_request_does_not_cancel_the_fetch() -> None:
+    """Another request that waits for the same fetch gets its result."""
+    issuer = HangingIssuer(IssuerFake(k1=KEY), answers=0)
+    jwts = create_hanging_verifier(issuer)
+    good = token(KEY, "RS256", {"kid": "k1"})
+    first, second = (asyncio.create_task(jwts.verify(good)) for _ in range(2))
+    await wait_until(lambda: issuer.issuer.asked == 1)
+    first.cancel()
+    issuer.release.set()
+
+    assert (await second).user_id == "alice"
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(
