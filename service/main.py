@@ -15,7 +15,7 @@ from service import __version__
 from service.api import answers, documents, health, keys, logs, pages, problems, quotas, sessions
 from service.api.dependencies import Services
 from service.api.middleware import RequestMiddleware
-from service.api.schemas import build_openapi
+from service.api.openapi import build_openapi
 from service.core import tokens
 from service.core.accounting.journal import Journal, choose_spool, find_spool
 from service.core.accounting.queue import JournaledQueue

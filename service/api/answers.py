@@ -38,6 +38,7 @@ router = APIRouter(prefix="/ai", tags=["answers"], route_class=AskRoute)
 
 _PROVIDER = problem_schemas(
     _400="`unknown_model`, `provider_rejected`, `foreign_host`",
+    _429="`quota_exceeded`: a rate limit or a quota of the user or key; see `limit`",
     _502="`provider_error`, `provider_unreachable`, `provider_refused`, `provider_cut`, "
     "`provider_invalid`",
     _503="`overloaded`, `shutting_down`, `provider_busy`, `database_unavailable`: retry after "

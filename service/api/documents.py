@@ -18,6 +18,7 @@ from service.api.dependencies import (
 from service.api.json_bodies import THREAD_BYTES_MIN, describe_errors, read_body, validate_json
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, DocumentIds, TextBody, problem_schemas, schema_ref
+from service.api.shapes import UploadResult
 from service.core.documents import library
 from service.core.documents.library import Document, DocumentPage, NewDocument
 from service.core.encoding import replace_surrogates
@@ -42,11 +43,16 @@ _UPLOAD_BODY = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                        "files": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "minItems": 1,
+                        }
                     },
+                    "required": ["files"],
                 }
             },
-            "application/json": {"schema": TextBody.model_json_schema()},
+            "application/json": {"schema": {"$ref": "#/components/schemas/TextBody"}},
         },
     }
 }
@@ -56,11 +62,8 @@ _UPLOAD_BODY = {
     "/ai/upload",
     openapi_extra=_UPLOAD_BODY,
     responses={
-        201: schema_ref(
-            Document,
-            "The document, also in `items`; several files are in `items` only",
-        ),
-        200: schema_ref(Document, "The same, if all texts were stored already"),
+        201: schema_ref(UploadResult, "The documents in `items`; of a single one also its fields"),
+        200: schema_ref(UploadResult, "The same, if all texts were stored already"),
         **REFUSALS,
         **problem_schemas(_409="`documents_full`", _415="`not_text`: nothing was stored"),
     },

@@ -4,18 +4,26 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.dependencies import AdminLogsPrincipal, Services, ServicesDep
 from service.api.responses import json_response
+from service.api.schemas import REFUSALS, schema_ref
+from service.api.shapes import Liveness, Readiness
 from service.core.errors import DatabaseUnavailable
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health/live")
+@router.get("/health/live", responses={200: schema_ref(Liveness, "Live")})
 async def get_liveness() -> Response:
     """The process responds."""
     return json_response({"status": "live"})
 
 
-@router.get("/health/ready", responses={503: {"description": "Starting or stopping"}})
+@router.get(
+    "/health/ready",
+    responses={
+        200: schema_ref(Readiness, "Ready or degraded"),
+        503: schema_ref(Readiness, "Starting or stopping"),
+    },
+)
 async def get_readiness(request: Request) -> Response:
     """`ready`; `degraded` (200: answers continue, log rows are late); `stopping` (503)."""
     services: Services = request.state.services
@@ -39,7 +47,17 @@ async def get_readiness(request: Request) -> Response:
     return json_response(body, 503 if answers.stopping else 200)
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    responses={
+        200: {
+            "description": "The Prometheus text format",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **REFUSALS,
+    },
+    response_class=Response,
+)
 async def get_metrics(services: ServicesDep, _: AdminLogsPrincipal) -> Response:
     """Prometheus metrics."""
     services.metrics.in_progress.set(services.answers.statistics().in_progress)

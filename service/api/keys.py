@@ -9,6 +9,7 @@ from service.api.dependencies import KeysPrincipal, ServicesDep
 from service.api.json_bodies import BodyRoute
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, KeyBody, RotateBody, UserId, problem_schemas, schema_ref
+from service.api.shapes import KeyList
 from service.core.auth import store
 from service.core.auth.principals import ALL_SCOPES, Role, Scope
 from service.core.auth.store import ApiKey, NewKey
@@ -46,14 +47,14 @@ async def create_key(body: KeyBody, services: ServicesDep, principal: KeysPrinci
             else principal.scopes & ALL_SCOPES,
             name=body.name,
             expires_at=_parse_expiry(body),
-            limits=body.limits.limits() if body.limits else None,
+            limits=body.limits.to_limits() if body.limits else None,
         ),
     )
     log.info("key.created", key_id=key.id)
     return json_response(key, 201)
 
 
-@router.get("", responses={200: {"description": "`{items}`, newest first"}, **REFUSALS})
+@router.get("", responses={200: schema_ref(KeyList, "Keys, newest first"), **REFUSALS})
 async def list_keys(
     services: ServicesDep,
     principal: KeysPrincipal,

@@ -10,12 +10,21 @@ from service.api.json_bodies import BodyRoute
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
-    LimitsBody,
+    PlanBody,
     PlanName,
     QuotaBody,
     UserBody,
     UserId,
     problem_schemas,
+    schema_ref,
+)
+from service.api.shapes import (
+    PlanList,
+    PlanSettings,
+    UsageReport,
+    UserPage,
+    UserQuota,
+    UserSettings,
 )
 from service.core.auth import store
 from service.core.auth.principals import Principal, Role
@@ -29,15 +38,14 @@ router = APIRouter(prefix="/ai", tags=["quotas"], route_class=BodyRoute)
 
 USERS_PAGE = 200
 _MISSING = problem_schemas(_404="`not_found`: no such user or plan, or another user's")
-_OK: dict[int | str, dict[str, Any]] = {
-    200: {"description": "See docs/reference/api.md"},
-    **REFUSALS,
-}
 UserPath = Annotated[UserId, Path()]
 PlanPath = Annotated[PlanName, Path()]
 
 
-@router.get("/usage", responses={**_OK, **_MISSING})
+@router.get(
+    "/usage",
+    responses={200: schema_ref(UsageReport, "Limits, usage, totals"), **REFUSALS, **_MISSING},
+)
 async def get_usage(
     services: ServicesDep,
     principal: LogsPrincipal,
@@ -82,7 +90,7 @@ async def get_usage(
     )
 
 
-@router.get("/users", responses=_OK)
+@router.get("/users", responses={200: schema_ref(UserPage, "Users, by id"), **REFUSALS})
 async def list_users(
     services: ServicesDep, _: AdminKeysPrincipal, cursor: Annotated[str, Query(max_length=200)] = ""
 ) -> Response:
@@ -98,18 +106,22 @@ async def list_users(
     )
 
 
-@router.put("/users/{user_id}", responses=_OK)
+@router.put("/users/{user_id}", responses={200: schema_ref(UserSettings, "The user"), **REFUSALS})
 async def put_user(
     user_id: UserPath, body: UserBody, services: ServicesDep, _: AdminKeysPrincipal
 ) -> Response:
     """Disable or enable a user: requests are refused immediately, streams end within 5 seconds."""
+    _check_same("user_id", user_id, body.user_id)
     user = await store.put_user(services.database, user_id, disabled=body.disabled)
     services.authenticator.clear_cache()
     log.info("user.changed", disabled=body.disabled)
     return json_response(_format_user(user))
 
 
-@router.get("/users/{user_id}/quota", responses={**_OK, **_MISSING})
+@router.get(
+    "/users/{user_id}/quota",
+    responses={200: schema_ref(UserQuota, "The user and the limits"), **REFUSALS, **_MISSING},
+)
 async def get_quota(user_id: UserPath, services: ServicesDep, principal: LogsPrincipal) -> Response:
     """The limits in force for a user: their own, or those of their plan."""
     subject_id = _resolve_user_id(principal, user_id)
@@ -121,20 +133,24 @@ async def get_quota(user_id: UserPath, services: ServicesDep, principal: LogsPri
     )
 
 
-@router.put("/users/{user_id}/quota", responses={**_OK, **_MISSING})
+@router.put(
+    "/users/{user_id}/quota",
+    responses={200: schema_ref(UserSettings, "The user"), **REFUSALS, **_MISSING},
+)
 async def put_quota(
     user_id: UserPath, body: QuotaBody, services: ServicesDep, _: AdminKeysPrincipal
 ) -> Response:
     """Assign a plan or individual limits to a user. Takes effect immediately."""
+    _check_same("user_id", user_id, body.user_id)
     if body.plan is not None and body.limits is not None:
         raise InvalidRequest("plan and limits exclude each other")
-    limits = body.limits.limits() if body.limits is not None else None
+    limits = body.limits.to_limits() if body.limits is not None else None
     user = await store.put_user(services.database, user_id, plan=body.plan, limits=limits)
     services.authenticator.clear_cache()
     return json_response(_format_user(user))
 
 
-@router.get("/plans", responses=_OK)
+@router.get("/plans", responses={200: schema_ref(PlanList, "All plans"), **REFUSALS})
 async def list_plans(services: ServicesDep, _: AdminKeysPrincipal) -> Response:
     """All plans. The one named `default` applies to users without a plan."""
     async with services.database.read_session() as session:
@@ -144,14 +160,15 @@ async def list_plans(services: ServicesDep, _: AdminKeysPrincipal) -> Response:
     )
 
 
-@router.put("/plans/{name}", responses=_OK)
+@router.put("/plans/{name}", responses={200: schema_ref(PlanSettings, "The plan"), **REFUSALS})
 async def put_plan(
-    name: PlanPath, body: LimitsBody, services: ServicesDep, _: AdminKeysPrincipal
+    name: PlanPath, body: PlanBody, services: ServicesDep, _: AdminKeysPrincipal
 ) -> Response:
     """Create or change a plan."""
-    await store.put_plan(services.database, name, body.limits())
+    _check_same("name", name, body.name)
+    await store.put_plan(services.database, name, body.to_limits())
     services.authenticator.clear_cache()
-    return json_response({"name": name, "limits": body.limits().to_wire()})
+    return json_response({"name": name, "limits": body.to_limits().to_wire()})
 
 
 @router.delete(
@@ -169,6 +186,12 @@ def _resolve_user_id(principal: Principal, user_id: str | None) -> str:
     if user_id is not None and principal.visible_user_id not in {None, user_id}:
         raise NotFound("no such user")
     return user_id or principal.user_id
+
+
+def _check_same(field: str, in_path: str, in_body: str | None) -> None:
+    """Raises `InvalidRequest` if a body names another user or plan than the URL."""
+    if in_body is not None and in_body != in_path:
+        raise InvalidRequest(f"{field} in the body is not the one in the URL")
 
 
 def _format_window(window: QuotaWindow) -> dict[str, Any]:

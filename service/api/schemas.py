@@ -1,25 +1,28 @@
-"""Request models, validated by pydantic, and response schemas for OpenAPI.
+"""Request bodies, which pydantic validates, and the documentation of responses.
 
-Responses are encoded by msgspec from the structs of `service.core`; their JSON schemas are derived
-from the same structs, so there is no second definition.
+Responses are encoded by msgspec, mostly from the structs of `service.core`; `api/openapi.py`
+derives their JSON schemas from the same structs.
 """
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    model_validator,
+)
 
-from service.core.accounting.log import LogPage
-from service.core.auth.store import ApiKey
-from service.core.documents.library import Document, DocumentPage
 from service.core.ports import QuotaLimits
 from service.core.pricing import to_nano_usd
-from service.core.records import Answer, Intent
-from service.core.search.results import SearchResults
+from service.core.records import Intent, Passage
 
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -27,9 +30,25 @@ UserId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 PlanName = Annotated[
     str, StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9._-]+$")
 ]
-Count = Annotated[int, Field(ge=0, le=10**15)]
 Money = Annotated[Decimal, Field(ge=0, le=10**6, max_digits=15, decimal_places=9)]
 
+
+def reject_conversion(value: Any) -> Any:
+    """Reject strings and booleans, which pydantic converts to numbers. Raises `ValueError`."""
+    if isinstance(value, str | bool):
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic reports only this one
+    return value
+
+
+NUMBER = BeforeValidator(reject_conversion)
+Count = Annotated[int, Field(ge=0, le=10**15), NUMBER]
+MaxTokens = Annotated[int, Field(ge=1), NUMBER]
+Temperature = Annotated[float, Field(ge=0, le=2), NUMBER]
+ExpiryDays = Annotated[float, Field(gt=0, le=3650), NUMBER]
+GraceSeconds = Annotated[float, Field(ge=0, le=2_592_000), NUMBER]
+
+READ_ONLY = "Not changed: accepted because `GET` returns it"
+SAME_USER = "If present, the id in the URL."
 
 DocumentIds = Annotated[
     list[Annotated[str, StringConstraints(min_length=1, max_length=64)]],
@@ -57,14 +76,14 @@ class AskBody(BaseModel):
     prompt: NotBlank = Field(
         description="The question, at most KOTAE_PROMPT_CHARACTERS_MAX characters (413)."
     )
-    grounded: bool = Field(
+    grounded: StrictBool = Field(
         True, description="Answer from the documents, or refuse without relevant passages."
     )
     model: ModelName | None = Field(None, description="A configured model; default: KOTAE_MODEL.")
-    max_tokens: int | None = Field(
-        None, ge=1, description="Maximum completion tokens, at most KOTAE_MAX_TOKENS_MAX."
+    max_tokens: MaxTokens | None = Field(
+        None, description="Maximum completion tokens, at most KOTAE_MAX_TOKENS_MAX."
     )
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: Temperature | None = None
     user_id: UserId | None = Field(None, description="The user to answer for; for admins.")
     documents: DocumentIds | None = Field(None, description="Use only these documents.")
 
@@ -82,7 +101,7 @@ class TextBody(BaseModel):
     )
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
     text: NotBlank
-    shared: bool = Field(False, description="Visible to all users; requires an admin.")
+    shared: StrictBool = Field(False, description="Visible to all users; requires an admin.")
 
 
 class LimitsBody(BaseModel):
@@ -100,8 +119,8 @@ class LimitsBody(BaseModel):
     cost_usd_per_month: Money | None = None
     concurrent: Count | None = Field(None, description="Concurrent answers.")
 
-    def limits(self) -> QuotaLimits:
-        """Convert to the internal form, with money in nano-dollars."""
+    def to_limits(self) -> QuotaLimits:
+        """Convert to the limits of the core, costs in nano-dollars."""
         day, month = self.cost_usd_per_day, self.cost_usd_per_month
         return QuotaLimits(
             requests_per_minute=self.requests_per_minute,
@@ -112,6 +131,25 @@ class LimitsBody(BaseModel):
             cost_nano_usd_per_month=None if month is None else to_nano_usd(month),
             concurrent=self.concurrent,
         )
+
+
+class PlanBody(LimitsBody):
+    """The limits of a plan: as members, or in `limits` as returned by `GET /ai/plans`."""
+
+    name: PlanName | None = Field(None, description="If present, the name in the URL.")
+    limits: LimitsBody | None = Field(None, description="Replaces the members above.")
+
+    @model_validator(mode="after")
+    def check_exclusive(self) -> Self:
+        """Reject `limits` together with other limits. Raises `ValueError`."""
+        single = (getattr(self, name) for name in LimitsBody.model_fields)
+        if self.limits is not None and any(limit is not None for limit in single):
+            raise ValueError("limits and single limits exclude each other")
+        return self
+
+    def to_limits(self) -> QuotaLimits:
+        """Convert to the limits of the core, costs in nano-dollars."""
+        return super().to_limits() if self.limits is None else self.limits.to_limits()
 
 
 class KeyBody(BaseModel):
@@ -132,7 +170,7 @@ class KeyBody(BaseModel):
     )
     name: Annotated[str, StringConstraints(max_length=100)] = Field("", description="A label.")
     expires_at: AwareDatetime | None = None
-    expires_in_days: float | None = Field(None, gt=0, le=3650)
+    expires_in_days: ExpiryDays | None = None
     limits: LimitsBody | None = Field(
         None, description="Limits of this key, besides those of its user."
     )
@@ -142,9 +180,7 @@ class RotateBody(BaseModel):
     """Options of a key rotation."""
 
     model_config = ConfigDict(extra="forbid")
-    grace_seconds: float = Field(
-        86_400, ge=0, le=2_592_000, description="How long the old key stays valid."
-    )
+    grace_seconds: GraceSeconds = Field(86_400, description="How long the old key stays valid.")
 
 
 class QuotaBody(BaseModel):
@@ -156,13 +192,23 @@ class QuotaBody(BaseModel):
     )
     plan: PlanName | None = None
     limits: LimitsBody | None = None
+    user_id: UserId | None = Field(None, description=SAME_USER)
+    disabled: bool | None = Field(None, description=f"{READ_ONLY}; set by `PUT /ai/users/{{id}}`.")
+    in_force: LimitsBody | None = Field(None, description=f"{READ_ONLY}.")
 
 
 class UserBody(BaseModel):
     """Whether a user is disabled."""
 
-    model_config = ConfigDict(extra="forbid")
-    disabled: bool
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"disabled": True}]})
+    disabled: StrictBool
+    user_id: UserId | None = Field(None, description=SAME_USER)
+    plan: PlanName | None = Field(
+        None, description=f"{READ_ONLY}; set by `PUT /ai/users/{{id}}/quota`."
+    )
+    limits: LimitsBody | None = Field(
+        None, description=f"{READ_ONLY}; set by `PUT /ai/users/{{id}}/quota`."
+    )
 
 
 class Problem(msgspec.Struct):
@@ -182,7 +228,7 @@ class StartEvent(msgspec.Struct):
     id: str
     model: str
     grounded: bool
-    context: list[dict[str, Any]]
+    context: list[Passage]
     resumable: bool = True
 
 
@@ -225,20 +271,6 @@ class AnswerInProgress(msgspec.Struct):
         )
 
 
-_SHAPES = [
-    Answer,
-    LogPage,
-    SearchResults,
-    Document,
-    DocumentPage,
-    ApiKey,
-    Problem,
-    StartEvent,
-    AnswerStarted,
-    AnswerInProgress,
-]
-
-
 def schema_ref(
     shape: type, description: str, media_type: str = "application/json"
 ) -> dict[str, Any]:
@@ -267,26 +299,3 @@ REFUSALS = problem_schemas(
     _500="`internal`: an error of the service; see the log under `request_id`",
     _503="`overloaded`, `shutting_down`, `database_unavailable`: retry after `Retry-After`",
 )
-
-
-def build_openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, created once."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
-        _, components = msgspec.json.schema_components(
-            _SHAPES, ref_template="#/components/schemas/{name}"
-        )
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(components)
-        # FastAPI documents its own 422, which is never sent.
-        for operations in document["paths"].values():
-            for operation in operations.values():
-                operation["responses"].setdefault("422", REFUSALS[422])
-                if "HTTPValidationError" in str(operation["responses"]["422"]):
-                    operation["responses"]["422"] = REFUSALS[422]
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -16,7 +16,8 @@ from service.api.dependencies import (
     read_credentials,
 )
 from service.api.responses import json_response
-from service.api.schemas import REFUSALS
+from service.api.schemas import REFUSALS, schema_ref
+from service.api.shapes import SessionInfo
 from service.core.auth import store
 from service.core.auth.credentials import hash_credential, parse_header_credential
 from service.core.auth.principals import Principal
@@ -27,9 +28,7 @@ from service.core.telemetry import log
 router = APIRouter(prefix="/auth/session", tags=["session"])
 
 
-@router.post(
-    "", responses={200: {"description": "`{user_id, role, expires_at}`, and a cookie"}, **REFUSALS}
-)
+@router.post("", responses={200: schema_ref(SessionInfo, "The user, and a cookie"), **REFUSALS})
 async def sign_in(request: Request, services: ServicesDep, principal: AnyPrincipal) -> Response:
     """Exchange the key or JWT of this request for a session cookie that never outlives it."""
     if services.settings.auth == "open":
@@ -57,7 +56,7 @@ async def sign_in(request: Request, services: ServicesDep, principal: AnyPrincip
     return response
 
 
-@router.get("", responses={200: {"description": "`{user_id, role, expires_at}`"}, **REFUSALS})
+@router.get("", responses={200: schema_ref(SessionInfo, "The user"), **REFUSALS})
 async def get_session(principal: AnyPrincipal) -> Response:
     """The current user and the expiry of the credential."""
     return _create_session_response(

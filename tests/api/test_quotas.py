@@ -164,3 +164,27 @@ async def test_disabled_user_is_refused_immediately(serve: Serve) -> None:
     assert [
         user["user_id"] for user in (await service.client.get("/ai/users")).json()["items"]
     ] == ["alice"]
+
+
+async def test_put_accepts_what_get_returns(serve: Serve) -> None:
+    """Quota, user and plan can be written back as they were read, which changes nothing."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    await service.client.put("/ai/plans/team", json={"cost_usd_per_day": "1.5"})
+    await service.client.put("/ai/users/alice/quota", json={"plan": "team"})
+    quota = (await service.client.get("/ai/users/alice/quota")).json()
+    (user,) = (await service.client.get("/ai/users")).json()["items"]
+    (plan,) = (await service.client.get("/ai/plans")).json()["items"]
+
+    assert (await service.client.put("/ai/users/alice/quota", json=quota)).json() == user
+    assert (await service.client.put("/ai/users/alice", json=user)).json() == user
+    assert (await service.client.put("/ai/plans/team", json=plan)).json() == plan
+    assert (await service.client.get("/ai/users/alice/quota")).json() == quota
+
+
+async def test_put_rejects_the_id_of_another_user(serve: Serve) -> None:
+    """A body that was read from one user is not written to another one."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    body = {"user_id": "alice", "disabled": False}
+
+    is_problem(await service.client.put("/ai/users/bob", json=body), 422, "invalid_request")
+    is_problem(await service.client.put("/ai/users/bob/quota", json=body), 422, "invalid_request")

@@ -1,0 +1,134 @@
+"""Shapes of responses that routes build as dictionaries; used by the OpenAPI document only."""
+
+from datetime import date, datetime
+
+from msgspec import UNSET, Struct, UnsetType
+
+from service.core.auth.store import ApiKey
+from service.core.documents.library import Document
+from service.core.quota.history import UsageTotal
+
+
+class UploadResult(Struct):
+    """The uploaded documents; if there is one, also its fields."""
+
+    items: list[Document]
+    document_id: str | UnsetType = UNSET
+    title: str | UnsetType = UNSET
+    chunks: int | UnsetType = UNSET
+    characters: int | UnsetType = UNSET
+    encoding: str | UnsetType = UNSET
+    shared: bool | UnsetType = UNSET
+    created_at: datetime | UnsetType = UNSET
+    created: bool | UnsetType = UNSET
+
+
+class KeyList(Struct):
+    """API keys, newest first, without the keys themselves."""
+
+    items: list[ApiKey]
+
+
+class SessionInfo(Struct):
+    """The current user. `expires_at` is null if the credential does not expire."""
+
+    user_id: str
+    role: str
+    expires_at: datetime | None
+
+
+class Limits(Struct):
+    """Limits; an absent one is unlimited. Costs are decimal strings in USD."""
+
+    requests_per_minute: int | UnsetType = UNSET
+    tokens_per_minute: int | UnsetType = UNSET
+    tokens_per_day: int | UnsetType = UNSET
+    tokens_per_month: int | UnsetType = UNSET
+    cost_usd_per_day: str | UnsetType = UNSET
+    cost_usd_per_month: str | UnsetType = UNSET
+    concurrent: int | UnsetType = UNSET
+
+
+class UserSettings(Struct):
+    """A user: the plan, or individual limits."""
+
+    user_id: str
+    disabled: bool
+    plan: str | None
+    limits: Limits | None
+
+
+class UserQuota(UserSettings):
+    """A user and the limits in force; null: unlimited."""
+
+    in_force: Limits | None
+
+
+class UserPage(Struct):
+    """Users by id. `next_cursor` is null on the last page."""
+
+    items: list[UserSettings]
+    next_cursor: str | None
+
+
+class PlanSettings(Struct):
+    """A plan."""
+
+    name: str
+    limits: Limits
+
+
+class PlanList(Struct):
+    """All plans."""
+
+    items: list[PlanSettings]
+
+
+class LimitUsage(Struct):
+    """The state of one limit. Tokens and answers are integers, costs are decimal strings in USD."""
+
+    name: str
+    of: str
+    limit: int | str
+    used: int | str
+    held: int | str
+    left: int | str
+    reset_seconds: int | None
+
+
+class UsedAmount(Struct):
+    """An amount that is used, and one that is held for answers in progress."""
+
+    used: int | str
+    held: int | str
+
+
+class UsageReport(Struct):
+    """The limits of a user, all usage of the current windows, and totals of a period."""
+
+    user_id: str
+    limits: list[LimitUsage]
+    used: dict[str, UsedAmount]
+    since: date
+    until: date
+    totals: list[UsageTotal]
+
+
+class Liveness(Struct):
+    """The process responds."""
+
+    status: str
+
+
+class Readiness(Struct):
+    """The state of the service. Further members are the counters of background workers."""
+
+    status: str
+    model: str
+    database: str
+
+
+class DeltaEvent(Struct):
+    """The payload of an unnamed event: a part of the text."""
+
+    delta: str
