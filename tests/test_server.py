@@ -56,7 +56,7 @@ async def test_the_end_of_the_process_says_goodbye(serve: Serve, fake: ProviderF
 async def test_new_connections_are_answered_while_answers_end(
     serve: Serve, fake: ProviderFake
 ) -> None:
-    """After the first signal a new connection gets 503 with Retry-After, not a refused connection, until the last answer ends."""
+    """Until the last answer ends a new connection gets 503 with Retry-After, and is not refused."""
     service = await serve(
         openai_base_url=fake.base_url, model="fake-model", shutdown_grace_seconds=20
     )
