@@ -22,7 +22,7 @@ from tests.sse import collect
 
 pytestmark = pytest.mark.slow
 
-STREAMS = 200
+STREAMS = 500
 GRACE = 0.5
 
 
