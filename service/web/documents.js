@@ -1,10 +1,10 @@
-// The list of documents: add, look, delete.
+// The list of documents: upload, view, delete.
 
 import { deleteDocument, listDocuments, seed, uploadFiles } from "./service.js";
 import { label, languageOf, say, words } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
-let next = null; // where the list goes on
+let next = null; // cursor of the next page
 
 export function wireDocuments() {
   $("files").addEventListener("change", async (event) => {
@@ -25,7 +25,7 @@ export function wireDocuments() {
   return attempt(() => showDocuments());
 }
 
-// Files may be dropped anywhere on the page; the panel shows that it takes them.
+// Files can be dropped anywhere on the page; the panel shows that it accepts them.
 function wireDrop() {
   const panel = document.querySelector(".documents");
   const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
@@ -52,7 +52,7 @@ async function addFiles(files) {
   await attempt(async () => {
     const { items } = await uploadFiles(files, (share) => {
       progress.value = share;
-      if (share === 1) note("reading", { count: files.length }); // the service reads them now
+      if (share === 1) note("reading", { count: files.length }); // uploaded; the service reads them
     });
     const added = items.filter((item) => item.created).length;
     await showDocuments();
@@ -100,7 +100,7 @@ async function remove(item, element) {
   });
 }
 
-// What goes wrong here is said beside the list; it never touches an answer.
+// Errors are shown beside the list and do not affect answers.
 async function attempt(act) {
   try {
     await act();

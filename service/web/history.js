@@ -1,12 +1,12 @@
-// The answers of this browser, newest first, kept in its storage and nowhere else. Bounded: the oldest give way.
+// The answers of this browser, newest first, stored only in the browser. Bounded: the oldest are removed.
 
 import { forget, recall, remember } from "./storage.js";
 
 const NAME = "kotae.history";
 const ENTRIES_MAX = 30;
-const CHARACTERS_MAX = 400_000; // of JSON; browsers give a site some five million
+const CHARACTERS_MAX = 400_000; // of JSON; browsers allow about five million per site
 
-/** What is kept: [{ question, grounded, text, answer }]. */
+/** Returns the stored answers: [{ question, grounded, text, answer }]. */
 export function listHistory() {
   try {
     const kept = JSON.parse(recall(NAME) ?? "[]");

@@ -1,11 +1,11 @@
-// The one door to the libraries that render an answer: markdown in, harmless elements out. A model may be made to write
-// anything, so nothing that it writes is fetched: tags are shown as characters, images and links as their text and their
-// address. What is rendered is sanitised all the same, after rendering, with a short list of what may stay.
+// Renders the markdown of an answer as harmless elements; the only module that uses the rendering libraries. A model may
+// be manipulated to write anything, so nothing is fetched: tags, images and links are shown as text. The result is
+// sanitised in addition, with a short list of allowed elements.
 
 import { Marked } from "./vendor/marked.esm.js";
 import DOMPurify from "./vendor/purify.es.mjs";
 
-const no = () => undefined; // for a tokenizer: not here
+const no = () => undefined; // disables a tokenizer
 const marked = new Marked({
   gfm: true,
   breaks: true,
@@ -33,8 +33,8 @@ const HARMLESS = {
 };
 
 /**
- * Keeps `element` showing `text` as markdown while it grows. Only blocks that have changed are built anew, so that a
- * selection in the others, and the place of whoever reads, stay. `dress` is called with each new block.
+ * Keeps `element` showing `text` as markdown while it grows. Only changed blocks are rebuilt, so that the selection and
+ * the scroll position in the others are preserved. `dress` is called with each new block.
  */
 export function createMarkdown(element, dress) {
   let blocks = []; // { raw, nodes }

@@ -1,11 +1,11 @@
-// The service's routes as functions. A failure is thrown as its problem object; one of our own making has a `key` into
-// the page's words in place of title and detail.
+// The service's routes as functions. A failure is thrown as its problem object; errors of the page have a `key` of a
+// text in place of title and detail.
 
 export const listDocuments = (cursor) => call(`ai/documents?${new URLSearchParams({ limit: 50, ...(cursor ? { cursor } : {}) })}`);
 export const deleteDocument = (id) => call(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const seed = () => call("seed", { method: "POST" });
 
-/** Begins an answer. The key lets a browser that repeats the request by itself get the same one. */
+/** Starts an answer. The key makes repeated requests of the browser attach to the same answer. */
 export function beginAnswer(body) {
   const headers = { "Content-Type": "application/json", "Idempotency-Key": createKey() };
   return call("ai/answers", { method: "POST", headers, body: JSON.stringify(body) });
@@ -14,7 +14,7 @@ export function beginAnswer(body) {
 export const fetchAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`);
 export const stopAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`, { method: "DELETE" });
 
-/** Uploads files, and calls `onProgress(share)` as their bytes leave; `fetch` does not tell. */
+/** Uploads files and calls `onProgress(share)`, which `fetch` does not support. */
 export function uploadFiles(files, onProgress) {
   const body = new FormData();
   for (const file of files) body.append("files", file);
@@ -33,7 +33,7 @@ export function uploadFiles(files, onProgress) {
   });
 }
 
-/** Why a stream ended without a word: EventSource does not tell. */
+/** Returns why a stream ended without an event, which EventSource does not report. */
 export async function findCause(heard) {
   try {
     const { ok } = await fetch("health/ready");

@@ -1,4 +1,4 @@
-// Signing in: the key goes to the service once, in a header, and comes back as a cookie that no script can read.
+// Sign-in: the key is sent once, in a header; the session cookie is not readable by scripts.
 
 const WORDS = {
   en: {

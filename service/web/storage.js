@@ -1,10 +1,10 @@
-// The storage of this browser. Where it is forbidden or full, what should be kept lasts as long as the page.
+// The storage of this browser. If it is forbidden or full, values last as long as the page.
 
 export function remember(name, value) {
   try {
     localStorage.setItem(name, value);
   } catch {
-    // as above
+    // forbidden: see above
   }
 }
 
@@ -20,6 +20,6 @@ export function forget(name) {
   try {
     localStorage.removeItem(name);
   } catch {
-    // as above
+    // forbidden or full: see above
   }
 }

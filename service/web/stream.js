@@ -1,21 +1,21 @@
-// One answer as it arrives. It is begun by a POST, which can say in words why it was refused, and read by the browser's own
-// EventSource, which reconnects by itself and tells the server the last event it saw. What that leaves open is decided
-// here: when to stop trying, how to go on when the browser gives up, and that nothing is shown twice.
+// One answer as it arrives. A POST starts it, whose response has the reason of a refusal; the browser's EventSource
+// reads it and reconnects with the last event id. This module adds: when to stop trying, how to continue when the
+// browser stops reconnecting, and that no event is shown twice.
 
 import { beginAnswer, fetchAnswer, findCause, stopAnswer } from "./service.js";
 
-const RECONNECT_MS_MAX = 60_000; // how long to try; an answer that has ended meanwhile is in the log
-const STOP_MS_MAX = 3000; // how long a stopped answer may take to say so
+const RECONNECT_MS_MAX = 60_000; // an answer that has ended is in the log
+const STOP_MS_MAX = 3000; // maximum wait for the end of a stopped answer
 
 /**
- * Asks, or goes on with the answer `id`, and calls `on.begun(id)`, `on.start(start)`, `on.delta(text)`, `on.done(answer)`,
- * `on.whole(answer)` (all of it at once, in place of what came), `on.failure(problem)` and
- * `on.state("answering" | "reconnecting" | "stopping")`. Returns a function that stops the answer, for everybody.
+ * Starts an answer, or resumes the answer `id`, and calls `on.begun(id)`, `on.start(start)`, `on.delta(text)`,
+ * `on.done(answer)`, `on.whole(answer)` (the complete answer, replacing earlier text), `on.failure(problem)` and
+ * `on.state("answering" | "reconnecting" | "stopping")`. Returns a function that stops the answer for all clients.
  */
 export function openStream({ question, grounded, id = null }, on) {
   const seen = { id, seq: -1 };
   let source = null;
-  let patience; // a timer: until when to try
+  let patience; // timer that ends the attempts
   let recoveries = 0;
   let stopping = false;
   let over = false;
@@ -55,7 +55,7 @@ export function openStream({ question, grounded, id = null }, on) {
     };
   }
 
-  // An id is {answer}.{characters so far}: what was heard before, and what is of another answer, is dropped.
+  // An id is {answer}.{characters so far}. Repeated events and events of other answers are dropped.
   function hear(name, act) {
     source.addEventListener(name, (event) => {
       const [, id, seq] = /^(.+)\.(\d+)$/.exec(event.lastEventId) ?? [];
@@ -65,7 +65,7 @@ export function openStream({ question, grounded, id = null }, on) {
     });
   }
 
-  // The browser has given up, at a response that is no stream, or the page is new. The answer itself may run, or be in the log.
+  // The browser has stopped at a response that is not a stream, or the page is new. The answer runs or is in the log.
   async function recover() {
     if (over) return;
     let found;
@@ -93,7 +93,7 @@ export function openStream({ question, grounded, id = null }, on) {
     stopping = true;
     on.state("stopping");
     if (seen.id) stopAnswer(seen.id).catch(() => {});
-    setTimeout(() => end(() => on.whole(null)), STOP_MS_MAX); // the service is away: then it ends here alone
+    setTimeout(() => end(() => on.whole(null)), STOP_MS_MAX); // end it locally if the service is unreachable
   }
 
   function end(act) {

@@ -1,6 +1,6 @@
-// Every word of the page, in both languages. An element says which words it shows by `data-text` (its content),
-// `data-label` (aria-label) or `data-hint` (placeholder); `data-values` fills the {gaps}. A switch of the language
-// therefore rewrites the whole page, answers included, without building it again.
+// All texts of the page in both languages. An element names its text by `data-text` (content), `data-label`
+// (aria-label) or `data-hint` (placeholder); `data-values` fills the {placeholders}. Switching the language therefore
+// rewrites the whole page, answers included, without rebuilding it.
 
 export const TEXTS = {
   en: {
@@ -173,38 +173,38 @@ let current = "en";
 
 export const language = () => current;
 
-/** The words of `key`, its {gaps} filled; numbers are written as the language writes them. */
+/** Returns the text of `key` with its placeholders filled; numbers are formatted for the language. */
 export function words(key, values = {}) {
   const shown = (value) => (typeof value === "number" ? value.toLocaleString(current) : value);
   return TEXTS[current][key].replace(/\{(\w+)\}/g, (_, gap) => shown(values[gap]));
 }
 
-/** Puts the words of `key` into an element, for as long as it lives and in whichever language. */
+/** Sets the text of `key` as an element's content; it follows changes of the language. */
 export function say(element, key, values = {}) {
   element.dataset.text = key;
   return fill(element, values);
 }
 
-/** The same for its accessible name. */
+/** Sets the text of `key` as an element's accessible name. */
 export function label(element, key, values = {}) {
   element.dataset.label = key;
   return fill(element, values);
 }
 
-/** Switches the page, and everything that `say` and `label` have written, to `chosen`. */
+/** Switches the page, and all texts set by `say` and `label`, to `chosen`. */
 export function setLanguage(chosen) {
   current = chosen in TEXTS ? chosen : "en";
   document.documentElement.lang = current;
   for (const element of document.querySelectorAll("[data-text], [data-label], [data-hint]")) fill(element);
 }
 
-/** Writes the words of everything inside a fragment just cloned from a template. */
+/** Sets the texts inside a fragment that was cloned from a template. */
 export function fillAll(fragment) {
   for (const element of fragment.querySelectorAll("[data-text], [data-label]")) fill(element);
   return fragment;
 }
 
-/** The language a text is most likely written in, for its typesetting and for screen readers. */
+/** Returns the most likely language of a text, for typesetting and screen readers. */
 export const languageOf = (text) => (/[\u3040-\u30ff\u4e00-\u9fff]/.test(text) ? "ja" : "en");
 
 function fill(element, values) {
