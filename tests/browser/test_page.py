@@ -175,7 +175,7 @@ async def test_a_failure_shows_what_the_service_says_of_it(
     failure = await fake_visit.text("#current .failure")
     row = await service.row()
     for value in (
-        "The provider ended the answer in the middle",
+        "The provider ended the answer early",
         "502",
         "provider_cut",
         row["request_id"],
