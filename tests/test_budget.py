@@ -129,9 +129,7 @@ async def test_an_answer(service: Service, fake: ProviderFake) -> None:
 
 
 @pytest.mark.slow
-async def test_nothing_of_an_answer_waits_for_the_collector(
-    service: Service, fake: ProviderFake
-) -> None:
+async def test_an_answer_leaves_no_reference_cycle(service: Service, fake: ProviderFake) -> None:
     """When an answer has ended, no reference cycle keeps its stream, pump or texts."""
     gc.collect()
     gc.disable()
@@ -162,7 +160,7 @@ async def test_a_stream_and_each_of_its_chunks(service: Service, fake: ProviderF
 
 
 @pytest.mark.slow
-def test_what_only_a_search_needs_is_not_loaded_at_the_start() -> None:
+def test_numpy_is_not_imported_at_the_start() -> None:
     """The start does not import numpy: 10 MiB, and a twentieth of the startup time."""
     loaded = (
         "import sys, service.__main__, service.cli.app, service.main, service.server; "

@@ -78,7 +78,7 @@ def test_every_route_is_documented(route: str) -> None:
         "start", "done", "failure", "ping", "retry",
     ],
 )  # fmt: skip
-def test_every_word_of_the_protocol_is_documented(word: str) -> None:
+def test_every_name_of_the_protocol_is_documented(word: str) -> None:
     """Fields, statuses, sources of usage, scopes and events are in docs/reference/api.md."""
     assert re.search(rf"\b{word}\b", API)
 
@@ -181,7 +181,7 @@ def test_files_in_pages_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     """Every relative link of a page leads to a file, and to a heading of it if it names one."""
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
         path = page.parent / target if target else page

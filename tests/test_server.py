@@ -16,7 +16,7 @@ from tests.sse import Parser
 ASK = {"prompt": "Why?", "grounded": False}
 
 
-async def test_the_system_does_not_hide_a_slow_reader(serve: Serve) -> None:
+async def test_the_send_buffer_is_limited(serve: Serve) -> None:
     """The listener, and so every connection, has the configured send buffer."""
     service = await serve(http_limits=HttpLimits(send_buffer_bytes=32_768))
 
@@ -26,7 +26,7 @@ async def test_the_system_does_not_hide_a_slow_reader(serve: Serve) -> None:
     }
 
 
-async def test_the_end_of_the_process_says_goodbye(serve: Serve, fake: ProviderFake) -> None:
+async def test_shutdown_announces_a_reconnect_time(serve: Serve, fake: ProviderFake) -> None:
     """At the first signal a stream receives a reconnect time, and still ends in time."""
     service = await serve(
         openai_base_url=fake.base_url, model="fake-model", shutdown_grace_seconds=10

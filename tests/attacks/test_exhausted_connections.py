@@ -19,7 +19,9 @@ pytestmark = pytest.mark.slow
         "half_closed_connections",
     ],
 )
-async def test_held_connections_keep_nobody_out(small_victim: ServiceProcess, program: str) -> None:
+async def test_held_connections_do_not_block_others(
+    small_victim: ServiceProcess, program: str
+) -> None:
     """Holding five times the allowed connections without a credential delays no other client."""
     report = await attack(small_victim, program, key=KEY, reconnect=True)
 
@@ -34,7 +36,7 @@ async def test_unread_responses_fill_no_memory(victim: ServiceProcess) -> None:
     report.check(megabytes_max=250)
 
 
-async def test_connection_attempts_keep_nobody_out(victim: ServiceProcess) -> None:
+async def test_connection_attempts_do_not_block_others(victim: ServiceProcess) -> None:
     """Connecting as often as possible without a credential delays no other client."""
     report = await attack(victim, "connection_attempts", key=KEY, reconnect=True)
 

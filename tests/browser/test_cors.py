@@ -62,7 +62,7 @@ async def evaluate_page(chromium: Browser, origin: str, url: str, key: str) -> A
     )
 
 
-async def test_an_allowed_page_asks_and_streams_and_no_other_does(
+async def test_only_allowed_origins_read_responses(
     serve: Serve, fake: ProviderFake, chromium: Browser
 ) -> None:
     """With a key, a preflight and a ticket an allowed page reads everything; another, nothing."""

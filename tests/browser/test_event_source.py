@@ -76,7 +76,7 @@ def check(readings: list[dict[str, Any]], numbers: range) -> None:
         ), n
 
 
-async def test_cut_anywhere_the_text_is_whole_and_paid_once(
+async def test_streams_cut_at_any_byte_are_complete_and_charged_once(
     serve: Serve, fake: ProviderFake, chromium: Browser
 ) -> None:
     """200 streams, each cut at another byte of its body, return the uncut text.
@@ -104,7 +104,7 @@ async def test_cut_anywhere_the_text_is_whole_and_paid_once(
     assert {row["status"] for row in await service.rows(limit=CUTS)} == {"completed"}
 
 
-async def test_the_next_process_gives_the_rest_of_finished_answers(
+async def test_finished_answers_are_resumed_after_a_restart(
     tmp_path: Path, fake: ProviderFake, chromium: Browser
 ) -> None:
     """After a restart, each browser gets the rest of its finished answer from the log."""

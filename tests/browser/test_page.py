@@ -163,9 +163,7 @@ async def test_an_off_topic_question_is_refused_at_no_cost(visit: Visit):
     assert await visit.text("#current footer .cost dd") == "$0"
 
 
-async def test_a_failure_shows_what_the_service_says_of_it(
-    fake_visit: Visit, fake: ProviderFake, service: Service
-):
+async def test_a_failure_shows_its_problem(fake_visit: Visit, fake: ProviderFake, service: Service):
     """A failure keeps the text and shows title, status, code and request id; retry is one click."""
     fake.next(Behaviour(deltas=["Within ", "thirty ", "days"], cut_after=2))
 
@@ -186,9 +184,7 @@ async def test_a_failure_shows_what_the_service_says_of_it(
     assert len(await service.rows()) == 2
 
 
-async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(
-    open_page: Open, serve: Serve
-):
+async def test_a_refusal_differs_from_an_unreachable_service(open_page: Open, serve: Serve):
     """A refusal shows the service's reason; a failed connection shows that it is unreachable."""
     visit = await open_page((await serve(seeded=True, prompt_characters_max=20)).url)
     await visit.ask(ENGLISH)
@@ -199,7 +195,7 @@ async def test_a_refusal_before_the_stream_is_told_from_a_service_that_is_away(
     assert "cannot be reached" in await visit.text("#current .failure h3")
 
 
-async def test_a_cut_stream_goes_on_without_repeating_itself(
+async def test_a_cut_stream_continues_without_repetition(
     open_page: Open, fake: ProviderFake, service: Service
 ):
     """After a connection loss the page continues the same answer: complete, once, asked once."""
@@ -221,7 +217,7 @@ async def test_a_cut_stream_goes_on_without_repeating_itself(
         assert (await service.row())["response"] == "Within thirty days."
 
 
-async def test_a_page_loaded_anew_goes_on_with_the_answer_that_was_arriving(
+async def test_a_reload_resumes_the_current_answer(
     open_page: Open, fake: ProviderFake, service: Service
 ):
     """After a reload question and text are restored, the rest follows, nothing is resent."""
@@ -245,7 +241,7 @@ async def test_a_page_loaded_anew_goes_on_with_the_answer_that_was_arriving(
     assert await visit.page.locator("#earlier-list > details").count() == 1
 
 
-async def test_what_is_sent_twice_is_shown_once(visit: Visit):
+async def test_repeated_events_are_shown_once(visit: Visit):
     """A repeated event is dropped, and so is a piece of another answer."""
     first = start() + delta(7, "Thirty ") + delta(9, "da")
     second = (
@@ -260,7 +256,7 @@ async def test_what_is_sent_twice_is_shown_once(visit: Visit):
     assert await visit.text("#current .text") == "Thirty days."
 
 
-async def test_when_the_browser_gives_up_the_answer_is_fetched(
+async def test_the_answer_is_fetched_when_the_browser_stops_reconnecting(
     open_page: Open, fake: ProviderFake, service: Service
 ):
     """A response that is not a stream ends an EventSource; the page fetches the answer."""
@@ -307,7 +303,7 @@ async def test_a_citation_mark_may_be_cut_between_two_events(visit: Visit):
     assert await visit.page.locator("#current .cite").all_inner_texts() == ["[1]", "【1】", "1"]
 
 
-async def test_an_estimate_and_an_unknown_price_are_said_to_be_such(visit: Visit):
+async def test_estimates_and_unknown_prices_are_marked(visit: Visit):
     """Estimated tokens are marked, and a model without a price shows no cost."""
     await script_streams(
         visit.page, start() + done(1, usage_source="estimated", estimated_cost=None)
@@ -365,7 +361,7 @@ async def test_documents_are_added_found_and_deleted(visit: Visit):
     await expect(visit.page.locator("#documents-note")).to_contain_text("Deleted")
 
 
-async def test_files_are_dropped_anywhere_and_their_way_is_shown(visit: Visit):
+async def test_dropped_files_upload_with_progress(visit: Visit):
     """The panel marks a dragged file; dropped, it uploads with a progress bar and is listed."""
     transfer = await visit.page.evaluate_handle(
         "() => { const data = new DataTransfer();"
@@ -386,7 +382,7 @@ async def test_files_are_dropped_anywhere_and_their_way_is_shown(visit: Visit):
     assert await visit.page.locator(".dropping").count() == 0
 
 
-async def test_a_file_that_is_no_text_is_refused_in_words(visit: Visit):
+async def test_a_refused_upload_shows_the_reason(visit: Visit):
     """A refused upload shows the reason beside the list, which is unchanged."""
     before = await visit.page.locator("#documents-list li").count()
 
@@ -480,7 +476,7 @@ async def test_both_languages_have_the_same_words(visit: Visit):
     assert gaps["en"] == gaps["ja"]
 
 
-async def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Open, service_url: str):
+async def test_the_theme_follows_the_system_by_default(open_page: Open, service_url: str):
     """The page follows a dark system; the switch makes it light, also after a reload."""
     visit = await open_page(service_url, color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
@@ -494,7 +490,7 @@ async def test_the_theme_follows_the_system_until_it_is_chosen(open_page: Open, 
     assert await visit.page.evaluate(background) == light
 
 
-async def test_an_answer_without_documents_can_be_asked_for(visit: Visit):
+async def test_the_switch_selects_grounded_answers(visit: Visit):
     """The switch "From my documents" selects grounded answers."""
     bodies = await script_streams(visit.page, *[start() + done(1)] * 2)
 
@@ -596,7 +592,7 @@ async def test_an_image_in_a_document_and_in_an_answer_is_never_loaded(visit: Vi
     assert visit.foreign_requests == []
 
 
-async def test_the_policy_refuses_an_image_from_elsewhere(visit: Visit):
+async def test_the_policy_refuses_external_images(visit: Visit):
     """The browser refuses to fetch an image that was added to the page."""
     refused = await visit.page.evaluate(
         """() => new Promise((resolve) => {
@@ -627,7 +623,7 @@ async def test_a_citation_marks_the_sentence_that_supports_it(visit: Visit):
         assert await visit.text("#current .source[open] blockquote") == passage["text"]
 
 
-async def test_what_was_asked_before_is_there_after_a_reload_and_can_be_cleared(visit: Visit):
+async def test_the_history_survives_a_reload_and_can_be_cleared(visit: Visit):
     """The history keeps questions, texts, sources and usage, bounded, until it is cleared."""
     await visit.ask(ENGLISH)
     text, facts = await visit.text("#current .text"), await visit.text("#current footer .facts")
@@ -687,7 +683,9 @@ async def test_an_answer_is_copied_as_text_and_as_a_command(open_page: Open, ser
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
-async def test_axe_finds_nothing(open_page: Open, service_url: str, locale: str, scheme: str):
+async def test_axe_reports_no_violations(
+    open_page: Open, service_url: str, locale: str, scheme: str
+):
     """axe-core reports nothing for an answer, a source, the history, documents; all languages."""
     visit = await open_page(service_url, locale=locale, color_scheme=scheme)
     for question in (ENGLISH, JAPANESE) if locale == "ja-JP" else (JAPANESE, ENGLISH):
@@ -703,7 +701,7 @@ async def test_axe_finds_nothing(open_page: Open, service_url: str, locale: str,
     assert results.response["violations"] == [], results.generate_report()
 
 
-async def test_a_visit_is_quiet_and_stays_at_home(visit: Visit):
+async def test_a_visit_causes_no_messages_and_no_foreign_requests(visit: Visit):
     """A complete visit causes no console message and no request to another origin."""
     await visit.ask(ENGLISH)
     await visit.page.locator("#current .cite").first.click()
@@ -716,7 +714,7 @@ async def test_a_visit_is_quiet_and_stays_at_home(visit: Visit):
     assert visit.foreign_requests == []
 
 
-async def test_the_page_forbids_whatever_it_does_not_need(visit: Visit):
+async def test_the_policy_allows_only_own_files(visit: Visit):
     """The policy allows only the service's own files: no inline script, frame, or other origin."""
     response = await visit.page.reload()
     assert response is not None
@@ -734,7 +732,7 @@ async def test_the_page_forbids_whatever_it_does_not_need(visit: Visit):
 
 @pytest.mark.parametrize("width", [320, 390])
 @pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
-async def test_a_phone_needs_no_sideways_scrolling(
+async def test_a_phone_needs_no_horizontal_scrolling(
     open_page: Open, service_url: str, width: int, locale: str
 ):
     """At a phone's width, an answer with an unbroken long word does not overflow."""

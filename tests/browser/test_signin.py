@@ -10,9 +10,7 @@ from tests.fakes.provider import ProviderFake
 pytestmark = pytest.mark.slow
 
 
-async def test_a_reader_signs_in_asks_and_signs_out(
-    chromium: Browser, serve: Serve, fake: ProviderFake
-) -> None:
+async def test_sign_in_and_sign_out(chromium: Browser, serve: Serve, fake: ProviderFake) -> None:
     """The page leads to the sign-in, a wrong key is refused, and a stream needs only the cookie."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     key = str((await make_key(service, "alice")).key)

@@ -51,7 +51,7 @@ async def embedder(request: pytest.FixtureRequest, fake: ProviderFake) -> AsyncI
     await implementation.aclose()
 
 
-async def test_any_text_has_a_vector_in_its_place(embedder: Embedder) -> None:
+async def test_every_text_has_a_vector(embedder: Embedder) -> None:
     """Every text, including empty and odd ones, has a finite vector, independent of its batch."""
     encoded = (await embedder.embed(TEXTS, query=False)).vectors
     vectors = [array("f", vector) for vector in encoded]
@@ -62,7 +62,7 @@ async def test_any_text_has_a_vector_in_its_place(embedder: Embedder) -> None:
     assert max(abs(a - b) for a, b in zip(alone, vectors[1], strict=True)) < 1e-3
 
 
-async def test_what_is_alike_is_nearer(embedder: Embedder) -> None:
+async def test_similar_texts_are_nearer(embedder: Embedder) -> None:
     """A question is nearer to the text that answers it than to another."""
     (query_vector,) = (
         await embedder.embed(["Who polishes the lens of the lighthouse?"], query=True)
@@ -71,7 +71,7 @@ async def test_what_is_alike_is_nearer(embedder: Embedder) -> None:
     assert cosine(query_vector, near) > cosine(query_vector, far)
 
 
-async def test_usage_is_told_by_who_bills(embedder: Embedder) -> None:
+async def test_billed_embedders_report_usage(embedder: Embedder) -> None:
     """Embedders that may be billed report usage, the local one does not."""
     result = await embedder.embed(TEXTS[:2], query=False)
     assert (result.usage is not None) == embedder.metered
@@ -91,7 +91,7 @@ async def test_a_question_waits_for_no_text() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 429, 500])
-async def test_a_refusal_is_one_of_our_errors(fake: ProviderFake, status: int) -> None:
+async def test_a_refusal_is_a_provider_error(fake: ProviderFake, status: int) -> None:
     """One attempt is made, and its error status is a `ProviderError`."""
     embedder = openai_embedder(fake)
     fake.embedding_statuses.append(status)

@@ -30,7 +30,7 @@ def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordQueu
     journal.stop(5)
 
 
-async def test_outcomes_come_out_in_order(queue: RecordQueue) -> None:
+async def test_outcomes_are_returned_in_order(queue: RecordQueue) -> None:
     """Outcomes are returned oldest first, up to the requested number."""
     intents = [build_intent() for _ in range(3)]
     for record in intents:
@@ -42,7 +42,7 @@ async def test_outcomes_come_out_in_order(queue: RecordQueue) -> None:
     assert [record.intent for record in await queue.take_batch(2)] == intents[2:]
 
 
-async def test_there_is_room_for_every_outcome_that_was_begun(queue: RecordQueue) -> None:
+async def test_an_accepted_intent_reserves_its_outcome(queue: RecordQueue) -> None:
     """`begin` refuses at the capacity; `finish` never does."""
     intents = [build_intent() for _ in range(CAPACITY)]
     for record in intents:
@@ -58,7 +58,7 @@ async def test_there_is_room_for_every_outcome_that_was_begun(queue: RecordQueue
     assert queue.statistics().waiting == CAPACITY
 
 
-async def test_only_commitment_makes_room(queue: RecordQueue) -> None:
+async def test_only_commits_free_capacity(queue: RecordQueue) -> None:
     """Records count against the capacity until they are committed."""
     intents = [build_intent() for _ in range(CAPACITY)]
     for record in intents:
@@ -84,7 +84,7 @@ async def test_an_answer_ends_once(queue: RecordQueue) -> None:
         queue.add_outcome(build_outcome(begun))
 
 
-async def test_wait_committed_waits_for_what_has_ended(queue: RecordQueue) -> None:
+async def test_wait_committed_waits_for_ended_answers(queue: RecordQueue) -> None:
     """It returns when everything that ended before the call is committed, and not earlier."""
     begun = build_intent()
     queue.add_intent(begun)

@@ -76,7 +76,7 @@ def test_a_ticket_is_for_one_answer() -> None:
 
 
 @given(at=st.integers(0, 10**6), put=st.characters(), other=st.text(max_size=80))
-def test_a_changed_ticket_is_none(at: int, put: str, other: str) -> None:
+def test_a_changed_ticket_is_refused(at: int, put: str, other: str) -> None:
     """Any other text is refused, including a ticket with one changed character."""
     room = make(Clock())
     ticket = room.issue(GRANT).ticket
@@ -87,7 +87,7 @@ def test_a_changed_ticket_is_none(at: int, put: str, other: str) -> None:
                 room.redeem(text, GRANT.answer_id, resuming=True)
 
 
-def test_a_ticket_survives_the_process_for_reconnects_alone() -> None:
+def test_a_ticket_survives_a_restart_only_for_reconnects() -> None:
     """A new process with the same key accepts reconnects, but no first use of earlier tickets."""
     clock = Clock()
     ticket = make(clock).issue(GRANT).ticket
@@ -127,7 +127,7 @@ def test_used_tickets_are_bounded() -> None:
     assert len(room._used) == 1
 
 
-def test_the_key_is_made_once_and_is_private(tmp_path: Path) -> None:
+def test_the_key_is_created_once_and_is_private(tmp_path: Path) -> None:
     """The second start reads the key of the first; other users cannot."""
     file = tmp_path / "tickets.key"
 

@@ -107,7 +107,7 @@ def read_requirements() -> dict[tuple[str, str], tuple[Role, Scope | None] | Non
     return requirements
 
 
-def test_every_route_says_who_may() -> None:
+def test_every_route_has_a_requirement() -> None:
     """A route that is missing or different in this table fails the build."""
     assert read_requirements() == ROUTES
 
@@ -175,7 +175,7 @@ async def create_caller(service: Service, user_id: str, way: str) -> httpx2.Asyn
 
 
 @pytest.mark.parametrize("way", ["key", "jwt", "session"])
-async def test_nobody_reads_what_is_another_s(serve: Serve, fake: ProviderFake, way: str) -> None:
+async def test_users_cannot_read_data_of_others(serve: Serve, fake: ProviderFake, way: str) -> None:
     """Documents, answers, streams, tickets, logs, exports, usage and keys are private to a user."""
     service = await serve(**HS, openai_base_url=fake.base_url, model="m")
     key = await make_key(service, "alice")
@@ -275,7 +275,7 @@ TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
     ),
     query=TEXTS,
 )
-def test_retrieval_never_finds_a_chunk_of_another(
+def test_search_never_returns_chunks_of_other_users(
     migrated: Path, uploads: list[tuple[str, str, bool]], query: str
 ) -> None:
     """A search returns only own and shared documents, also after uploads and deletions."""
@@ -337,7 +337,7 @@ async def test_shared_documents_are_context_for_everyone(serve: Serve, fake: Pro
         )
 
 
-async def test_only_admins_ask_on_behalf_of_others(serve: Serve, fake: ProviderFake) -> None:
+async def test_only_admins_set_user_id(serve: Serve, fake: ProviderFake) -> None:
     """`user_id` is ignored from users and accepted from admins; the row names the caller."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     hers, boss = await make_key(service, "alice"), await make_key(service, "root", Role.ADMIN)

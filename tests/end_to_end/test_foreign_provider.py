@@ -25,7 +25,7 @@ async def ask(serve: Serve, llmock: Any) -> tuple[dict[str, Any], str, dict[str,
     return events[-1].json, text_of(events), await service.row()
 
 
-async def test_a_flawless_answer(serve: Serve, llmock: Any) -> None:
+async def test_an_answer_without_faults(serve: Serve, llmock: Any) -> None:
     """Text, usage and price are recorded."""
     done, text, row = await ask(serve, llmock)
 
@@ -57,7 +57,7 @@ async def test_faults_in_the_stream(
     assert row["response"] == text
 
 
-async def test_a_rate_limit_is_waited_for(serve: Serve, llmock: Any) -> None:
+async def test_a_rate_limit_is_retried(serve: Serve, llmock: Any) -> None:
     """Two refusals that ask for a short wait, then an answer: three attempts, one row."""
     llmock.rate_limit(times=2, retry_after=0)
 

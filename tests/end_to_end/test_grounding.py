@@ -38,7 +38,7 @@ async def upload(service: Service, **body: Any) -> dict[str, Any]:
         ("Library", EN, "When does the reading room close?", "8 pm"),
     ],
 )
-async def test_a_given_text_answers_a_question_and_is_cited(
+async def test_an_uploaded_text_answers_a_question_and_is_cited(
     serve: Serve, title: str, text: str, question: str, expected: str
 ) -> None:
     """The answer has the text's content, cites it by [n], and names the document as its source."""
@@ -65,7 +65,7 @@ async def test_a_given_text_answers_a_question_and_is_cited(
         ("Who invented the quantum computer?", "could not find"),
     ],
 )
-async def test_what_is_in_no_document_is_refused_without_a_provider(
+async def test_off_topic_questions_are_refused_without_a_provider_call(
     serve: Serve, fake: ProviderFake, question: str, refusal: str
 ) -> None:
     """A refusal in the question's language, no provider call, no tokens, no cost, and a row."""
@@ -87,7 +87,7 @@ async def test_what_is_in_no_document_is_refused_without_a_provider(
     assert fake.calls == []
 
 
-async def test_the_model_gets_numbered_context_and_rules(
+async def test_the_prompt_has_rules_and_numbered_passages(
     service: Service, fake: ProviderFake
 ) -> None:
     """The provider receives rules, delimited passages and question; citations become sources."""
@@ -105,7 +105,7 @@ async def test_the_model_gets_numbered_context_and_rules(
     assert answer["sources"][0]["document_id"] == document["document_id"]
 
 
-async def test_start_shows_the_context_and_done_the_cited_part(serve: Serve) -> None:
+async def test_start_has_the_context_and_done_the_cited_sources(serve: Serve) -> None:
     """`start` has the context given to the model; `sources` of `done` is the cited part."""
     service = await serve(seeded=True)
     async with service.client.stream(
@@ -127,7 +127,7 @@ async def test_start_shows_the_context_and_done_the_cited_part(serve: Serve) -> 
     )
 
 
-async def test_citations_of_nothing_are_dropped_and_counted(
+async def test_citations_without_a_passage_are_dropped_and_counted(
     service: Service, fake: ProviderFake
 ) -> None:
     """A citation without a passage adds no source and is counted in a metric."""
@@ -144,9 +144,7 @@ async def test_citations_of_nothing_are_dropped_and_counted(
     assert 'kotae_citations_total{what="real"} 1.0' in metrics
 
 
-async def test_thirty_injections_reach_the_provider_as_data(
-    serve: Serve, fake: ProviderFake
-) -> None:
+async def test_injections_reach_the_provider_as_data(serve: Serve, fake: ProviderFake) -> None:
     """Orders, forged parts, delimiters and images do not change the parts of the prompt."""
     service = await serve(
         openai_base_url=fake.base_url, model="m", context_chunks_max=50, context_tokens_max=100_000
@@ -188,7 +186,7 @@ async def test_a_deleted_document_is_never_used_again(serve: Serve) -> None:
     assert (await service.client.get(f"/ai/documents/{document['document_id']}")).status_code == 404
 
 
-async def test_ungrounded_is_not_retrieved(service: Service, fake: ProviderFake) -> None:
+async def test_ungrounded_answers_have_no_context(service: Service, fake: ProviderFake) -> None:
     """`grounded: false` asks the model without context."""
     await upload(service, title="図書館", text=JA)
     answer = (
@@ -201,7 +199,7 @@ async def test_ungrounded_is_not_retrieved(service: Service, fake: ProviderFake)
     assert JA[20:40] not in str(fake.calls[0].body["messages"])
 
 
-async def test_search_shows_what_an_answer_would_be_drawn_from(serve: Serve) -> None:
+async def test_search_returns_the_context_of_an_answer(serve: Serve) -> None:
     """GET /ai/search returns ranked chunks with scores and matched terms, and `answerable`."""
     service = await serve(seeded=True)
     results = (
@@ -228,7 +226,7 @@ async def test_search_shows_what_an_answer_would_be_drawn_from(serve: Serve) -> 
     assert nothing["answerable"] is False
 
 
-async def test_the_numbers_that_decided_are_on_the_row(serve: Serve) -> None:
+async def test_relevance_scores_are_recorded(serve: Serve) -> None:
     """Answer, refusal and search report the same two scores; ungrounded answers have none."""
     service = await serve(seeded=True)
     for question in ("返品は何日以内にできますか", "量子コンピュータの発明者は誰ですか"):
@@ -243,7 +241,7 @@ async def test_the_numbers_that_decided_are_on_the_row(serve: Serve) -> None:
     assert (free["relevance_share"], free["relevance_terms"]) == (None, None)
 
 
-async def test_documents_narrow_a_question(serve: Serve) -> None:
+async def test_documents_restrict_a_search(serve: Serve) -> None:
     """With `documents` nothing else is searched; unknown ids find nothing."""
     service = await serve()
     ids = [

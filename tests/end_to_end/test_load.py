@@ -24,7 +24,7 @@ CONCURRENCY = 100
         pytest.param(20_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1200)]),
     ],
 )
-async def test_every_answer_has_one_row_with_the_provider_s_tokens(
+async def test_every_answer_has_one_row_with_exact_tokens(
     service: Service, fake: ProviderFake, answers: int
 ) -> None:
     """Of thousands of answers, a fifth cut by clients, each has one row with the exact tokens."""

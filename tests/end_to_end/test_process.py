@@ -28,7 +28,7 @@ def read_statuses(data_dir: Path) -> list[tuple[str, str]]:
         ).fetchall()
 
 
-async def test_the_two_minutes_of_a_newcomer(tmp_path: Path) -> None:
+async def test_commands_of_a_new_user(tmp_path: Path) -> None:
     """migrate, seed, serve, ask, logs: each command works as documented in the README."""
     assert (await kotae("migrate", data_dir=tmp_path))[0] == 0
     seeded = await kotae("seed", data_dir=tmp_path)
@@ -62,7 +62,7 @@ async def test_sigterm_when_idle(tmp_path: Path) -> None:
         assert time.monotonic() - began < 2 + service.start_seconds
 
 
-async def test_sigterm_lets_streams_end_within_the_grace(
+async def test_sigterm_waits_for_streams_within_the_grace_period(
     tmp_path: Path, fake: ProviderFake
 ) -> None:
     """A stream that ends within the grace period is completed and recorded; the exit code is 0."""
@@ -100,7 +100,7 @@ async def wait_refusing(service: ServiceProcess) -> None:
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-async def test_sigterm_interrupts_what_does_not_end(
+async def test_sigterm_interrupts_open_streams(
     tmp_path: Path, fake: ProviderFake, signals: int
 ) -> None:
     """After the grace period or a second signal, streams fail, rows are written, exit is 0."""
@@ -134,7 +134,7 @@ async def read_failure_code(service: ServiceProcess) -> str:
         return str((await collect(response))[-1].json["code"])
 
 
-async def test_the_queue_is_written_at_the_end(tmp_path: Path) -> None:
+async def test_the_queue_is_written_at_shutdown(tmp_path: Path) -> None:
     """Answers completed just before SIGTERM are in the database after it."""
     await migrate(tmp_path)
     await kotae("seed", data_dir=tmp_path)

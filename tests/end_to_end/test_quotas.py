@@ -86,7 +86,7 @@ async def cut_stream(caller: httpx2.AsyncClient, refused: Callable[[], None]) ->
 
 
 @pytest.mark.parametrize("way", [send_plain, read_stream, cut_stream])
-async def test_two_hundred_at_once_against_room_for_ten(
+async def test_parallel_requests_do_not_exceed_the_quota(
     serve: Serve, fake: ProviderFake, way: Any
 ) -> None:
     """Ten reach the provider, 190 get 429; then usage equals the log, and nothing is held."""
@@ -136,7 +136,7 @@ async def read_charged(service: Service, subject: str) -> int:
 
 
 @pytest.mark.slow
-async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderFake) -> None:
+async def test_a_kill_leaves_no_hold(tmp_path: Path, fake: ProviderFake) -> None:
     """Of 200 at once, ten are open at a kill; the next process charges only those."""
     await migrate(tmp_path)
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}")
@@ -180,7 +180,7 @@ async def test_a_kill_leaves_no_hold_and_no_room(tmp_path: Path, fake: ProviderF
     assert all(compute_row_charge(row)[0] >= 100 for row in rows if row["status"] == "interrupted")
 
 
-async def test_a_refusal_is_whole(serve: Serve, fake: ProviderFake) -> None:
+async def test_a_quota_refusal_is_complete(serve: Serve, fake: ProviderFake) -> None:
     """429 names its limit and the time, with headers; nothing reaches the provider."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     async with client(
@@ -206,7 +206,7 @@ async def test_a_refusal_is_whole(serve: Serve, fake: ProviderFake) -> None:
     assert len(fake.calls) == 2
 
 
-async def test_what_never_fits_is_told_so_at_once(serve: Serve, fake: ProviderFake) -> None:
+async def test_a_request_above_the_limit_is_a_400(serve: Serve, fake: ProviderFake) -> None:
     """A request above the limit is a 400 with a separate code, without Retry-After."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m", seeded=True)
     async with client(service, await create_limited_key(service, tokens_per_day=1000)) as alice:
@@ -240,9 +240,7 @@ async def test_money_is_held_by_price(serve: Serve, fake: ProviderFake) -> None:
     assert used[0] > 0
 
 
-async def test_a_refusal_of_the_service_gives_the_hold_back(
-    serve: Serve, fake: ProviderFake
-) -> None:
+async def test_a_refusal_releases_the_hold(serve: Serve, fake: ProviderFake) -> None:
     """When the queue is full after the hold, nothing remains held and nothing is used."""
     service = await serve(
         auth="keys",

@@ -150,7 +150,7 @@ async def test_a_whole_answer(fake: ProviderFake, client: AsyncOpenAI) -> None:
     assert fake.calls[0].body["model"] == "m"
 
 
-async def test_answers_can_be_told_apart(fake: ProviderFake, client: AsyncOpenAI) -> None:
+async def test_answers_are_distinguishable(fake: ProviderFake, client: AsyncOpenAI) -> None:
     """Parallel prompts get different texts, each always the same."""
     prompts = [f"question {n}" for n in range(20)]
     texts = [
@@ -170,7 +170,7 @@ async def test_models_and_nothing_else(fake: ProviderFake, client: AsyncOpenAI) 
     assert (fake.calls, fake.others) == ([], ["GET /v1/models", "POST /v1/moderations"])
 
 
-async def test_usage_only_if_asked_for(fake: ProviderFake) -> None:
+async def test_usage_only_on_request(fake: ProviderFake) -> None:
     """A stream that does not ask for usage has none, unless the behaviour overrides it."""
     assert b"usage" not in await receive_raw(fake)
     fake.next(Behaviour(usage_unasked=True))
@@ -453,7 +453,7 @@ async def test_an_error_event(fake: ProviderFake, client: AsyncOpenAI) -> None:
     ],
     ids=["malformed", "utf-8"],
 )
-async def test_chunks_that_cannot_be_read(
+async def test_invalid_chunks(
     fake: ProviderFake, client: AsyncOpenAI, behaviour: Behaviour, error: type[Exception]
 ) -> None:
     """A malformed chunk, or one that is not UTF-8, is sent at its point."""
@@ -556,7 +556,7 @@ async def test_markers(fake: ProviderFake, client: AsyncOpenAI) -> None:
     assert texts == ["a-b-c", "", default_text(prompts[2], 3), default_text("plain")]
 
 
-async def test_a_marker_that_means_nothing(fake: ProviderFake, client: AsyncOpenAI) -> None:
+async def test_an_invalid_marker(fake: ProviderFake, client: AsyncOpenAI) -> None:
     """An invalid marker is an error, not ignored."""
     with pytest.raises(openai.BadRequestError, match="no field 'cut_offter'"):
         await read(client, "[[cut-offter=3]]")
@@ -569,7 +569,7 @@ async def test_the_queue_comes_before_the_default(fake: ProviderFake, client: As
     assert [text_of(await read(client)) for _ in range(3)] == ["first", "second", "default"]
 
 
-async def test_waiting_in_vain(fake: ProviderFake) -> None:
+async def test_a_wait_times_out(fake: ProviderFake) -> None:
     """A wait that times out reports the recorded calls."""
     with pytest.raises(TimeoutError, match="has seen 0 calls"):
         await fake.wait_calls(1, seconds=0.001)
@@ -597,7 +597,7 @@ async def test_closing_ends_open_calls(client: AsyncOpenAI, fake: ProviderFake) 
         await reading
 
 
-async def test_a_process_of_its_own() -> None:
+async def test_a_separate_process() -> None:
     """As a process it prints its URL, accepts a behaviour, and returns its record over HTTP."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

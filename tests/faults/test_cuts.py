@@ -82,9 +82,7 @@ async def wait_all_ended(service: Service, fake: ProviderFake) -> None:
 
 
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_client_that_leaves_after_any_event(
-    service: Service, fake: ProviderFake, how: Cut
-) -> None:
+async def test_a_disconnect_after_any_event(service: Service, fake: ProviderFake, how: Cut) -> None:
     """A disconnect stops the provider; the row has the text until then, or is unknown."""
 
     async def leave_after(events: int) -> tuple[str, int]:
@@ -106,7 +104,7 @@ async def test_a_client_that_leaves_after_any_event(
 
 
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_client_that_leaves_before_the_first_byte(
+async def test_a_disconnect_before_the_first_byte(
     service: Service, fake: ProviderFake, how: Cut
 ) -> None:
     """An incomplete request has no row; a complete one has one if it reached the provider."""
@@ -130,9 +128,7 @@ async def test_a_client_that_leaves_before_the_first_byte(
 
 
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_client_that_leaves_at_the_end(
-    service: Service, fake: ProviderFake, how: Cut
-) -> None:
+async def test_a_disconnect_at_the_end(service: Service, fake: ProviderFake, how: Cut) -> None:
     """A disconnect after `done` does not change the account."""
     prompts = [f"done {number}" for number in range(5)]
     for prompt in prompts:
@@ -149,9 +145,7 @@ async def test_a_client_that_leaves_at_the_end(
 
 
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_client_that_leaves_is_drained_when_that_is_wanted(
-    serve: Serve, fake: ProviderFake, how: Cut
-) -> None:
+async def test_a_disconnect_with_drain_time(serve: Serve, fake: ProviderFake, how: Cut) -> None:
     """With drain time, the answer continues after a disconnect, and its usage is exact."""
     service = await serve(
         openai_base_url=fake.base_url,
@@ -181,7 +175,7 @@ async def test_a_client_that_leaves_is_drained_when_that_is_wanted(
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_provider_that_is_cut_at_any_point(
+async def test_a_provider_cut_at_any_point(
     service: Service, fake: ProviderFake, how: Cut, stream: bool
 ) -> None:
     """Any cut by the provider leaves one row: completed with its usage, or a failure."""
@@ -222,9 +216,7 @@ async def test_a_provider_that_is_cut_at_any_point(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_usage_that_cannot_be_believed(
-    service: Service, fake: ProviderFake, stream: bool
-) -> None:
+async def test_invalid_usage(service: Service, fake: ProviderFake, stream: bool) -> None:
     """Usage that is missing, null, negative or absurd is estimated; sent twice, it counts once."""
     strange = {
         "missing": Behaviour(usage=None),
@@ -260,7 +252,7 @@ async def test_a_usage_that_cannot_be_believed(
     ],
     ids=["line", "gzip", "comments", "comments after text", "text"],
 )
-async def test_a_provider_that_streams_too_much(
+async def test_an_oversized_stream(
     serve: Serve, fake: ProviderFake, bomb: Behaviour, status: str
 ) -> None:
     """Endless lines, texts and comments and a bomb fail in bounded memory and time."""
@@ -286,7 +278,7 @@ async def test_a_provider_that_streams_too_much(
 
 
 @pytest.mark.parametrize("gzip", ["false", "true"])
-async def test_a_provider_whose_body_is_too_long(serve: Serve, gzip: str) -> None:
+async def test_an_oversized_body(serve: Serve, gzip: str) -> None:
     """A plain body is read only to the longest possible answer and never decompressed."""
     async with provider_process(f"huge-line-bytes=100000000 gzip={gzip}") as base_url:
         service = await serve(

@@ -130,7 +130,7 @@ async def test_a_read_only_database_stops_no_answer(
     assert len(check(tmp_path, fake.calls, callers.acknowledged)) == 20
 
 
-async def test_a_database_that_may_be_written_again_is_written(
+async def test_a_database_that_becomes_writable_is_written(
     migrated: Path, tmp_path: Path, fake: ProviderFake
 ) -> None:
     """A file that was read-only for some time receives its rows without a restart."""
@@ -149,7 +149,7 @@ async def test_a_database_that_may_be_written_again_is_written(
             await wait_until(lambda: has_status(service, "ready"), 4)
 
 
-async def test_a_deleted_database_is_noticed(tmp_path: Path, fake: ProviderFake) -> None:
+async def test_a_deleted_database_is_detected(tmp_path: Path, fake: ProviderFake) -> None:
     """Rows are not written to a deleted file: the next start writes them."""
     async with serving(tmp_path, **settings_for(fake)) as service:
         await Callers(service.client).ask()
@@ -218,7 +218,7 @@ async def test_a_writer_that_fails_once(
     assert await get_health(service) == "ready"
 
 
-async def test_a_writer_that_always_fails_for_want_of_the_database(
+async def test_a_writer_without_a_database(
     serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Answers continue without the database, health is degraded, and all rows follow."""
@@ -238,7 +238,7 @@ async def test_a_writer_that_always_fails_for_want_of_the_database(
     assert await get_health(service) == "ready"
 
 
-async def test_a_writer_that_always_fails_for_another_reason(
+async def test_a_writer_with_a_permanent_error(
     serve: Serve, fake: ProviderFake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Records that cannot be written are quarantined whole; later answers have rows."""

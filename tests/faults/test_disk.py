@@ -37,7 +37,7 @@ async def fill_journal(service_client: httpx2.AsyncClient) -> Callers:
     return callers
 
 
-async def test_a_full_spool_refuses_new_answers_and_ends_those_begun(
+async def test_a_full_spool_refuses_new_answers_and_completes_others(
     tmp_path: Path, fake: ProviderFake
 ) -> None:
     """A full spool is a 503 before the call; started answers complete; free space resolves it."""
@@ -90,7 +90,7 @@ async def test_a_full_spool_refuses_new_answers_and_ends_those_begun(
     assert all(row["response"] for row in rows)
 
 
-async def test_a_small_spool_is_used_again_and_again(tmp_path: Path, fake: ProviderFake) -> None:
+async def test_a_small_spool_is_reused(tmp_path: Path, fake: ProviderFake) -> None:
     """A spool of one segment refuses temporarily: committed answers free their space."""
     data_dir = tmp_path / "data"
     data_dir.mkdir()
@@ -111,7 +111,7 @@ async def test_a_small_spool_is_used_again_and_again(tmp_path: Path, fake: Provi
     assert len(check(data_dir, fake.calls, callers.acknowledged)) == 25
 
 
-async def test_a_full_data_folder_makes_rows_late(tmp_path: Path, fake: ProviderFake) -> None:
+async def test_a_full_data_folder_delays_rows(tmp_path: Path, fake: ProviderFake) -> None:
     """With a full folder answers continue, health is degraded; free space brings all rows."""
     with mount_small_disk(tmp_path / "data", "16m") as data_dir:
         async with serving(

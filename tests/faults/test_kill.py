@@ -56,9 +56,7 @@ class Load:
         pytest.param(200, marks=[pytest.mark.nightly, pytest.mark.timeout(4060)]),
     ],
 )
-async def test_no_row_is_lost_doubled_or_forgotten(
-    tmp_path: Path, fake: ProviderFake, kills: int
-) -> None:
+async def test_no_row_is_lost_or_duplicated(tmp_path: Path, fake: ProviderFake, kills: int) -> None:
     """After every recovery no row is missing, duplicated or not final; totals equal rows."""
     choose = random.Random(5)
     fake.default = Behaviour(chunks=6, gap=0.004)

@@ -90,7 +90,7 @@ async def wait_refusing(service: ServiceProcess) -> None:
 
 
 @pytest.mark.parametrize("busy_seconds", [0.2, 5])
-async def test_a_database_that_is_locked_to_the_end(
+async def test_a_locked_database_at_shutdown(
     tmp_path: Path, fake: ProviderFake, busy_seconds: float
 ) -> None:
     """A blocked writer delays the exit only up to its limit; the next start writes its records."""
@@ -119,7 +119,7 @@ async def test_a_database_that_is_locked_to_the_end(
     assert await restart(tmp_path, fake, callers.acknowledged) == ["completed"] * 101
 
 
-async def test_killed_in_the_middle_of_the_end(tmp_path: Path, fake: ProviderFake) -> None:
+async def test_a_kill_during_shutdown(tmp_path: Path, fake: ProviderFake) -> None:
     """SIGTERM and then SIGKILL with open streams and a locked database lose nothing."""
     async with serving(tmp_path, **settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=0.1)) as service:
         callers = Callers(service.client)

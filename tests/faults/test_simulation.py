@@ -546,7 +546,7 @@ class World(RuleBasedStateMachine):
         pytest.param(2_000_000, marks=[pytest.mark.nightly, pytest.mark.timeout(4090)]),
     ],
 )
-def test_whatever_happens_the_account_is_right(
+def test_the_journal_keeps_its_guarantees(
     capsys: pytest.CaptureFixture[str], record_property: Any, steps: int
 ) -> None:
     """All guarantees of the journal hold over many thousand steps with faults."""

@@ -297,7 +297,7 @@ async def test_more_pipelined_requests_are_not_answered(service: Service) -> Non
     assert replies[-1].headers["connection"] == "close"
 
 
-async def test_a_client_that_pipelines_and_leaves_is_noticed(
+async def test_a_disconnect_behind_a_pipelined_request_is_detected(
     service: Service, fake: ProviderFake
 ) -> None:
     """A request behind a stream does not hide a disconnect: the provider is stopped."""
@@ -406,7 +406,7 @@ async def test_too_many_connections_drop_idle_ones(serve: Serve) -> None:
         await client.close()
 
 
-async def test_busy_connections_leave_room_for_health_checks(
+async def test_health_checks_are_served_with_all_connections_busy(
     serve: Serve, fake: ProviderFake
 ) -> None:
     """With all connections busy, requests get 503, health checks 200, and streams continue."""
