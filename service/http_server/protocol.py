@@ -33,8 +33,14 @@ from service.core.errors import (
     RequestTimeout,
 )
 from service.http_server.connections import ConnectionTable
+from service.http_server.deadlines import Deadlines
 from service.http_server.exchange import HttpExchange
-from service.http_server.head import RequestHead, check_size, head_too_large
+from service.http_server.head import (
+    RequestHead,
+    check_size,
+    format_without_upgrade,
+    head_too_large,
+)
 
 FEED_BYTES = 16_384
 BODY_BUFFER_BYTES = 65_536  # beyond which reading waits for the application
@@ -73,15 +79,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False  # a head has begun and is not complete
         self._upgrading = False  # the complete head asks for another protocol
         self._head_bytes = 0  # received since the last complete message
-        self._framing_bytes = (
-            0  # chunk sizes, chunk extensions and trailers of the body being received
-        )
+        self._framing_bytes = 0  # of the body: chunk sizes, chunk extensions and trailers
         self._trailer_bytes = 0  # of its complete trailers
         self._ahead_bytes = 0  # received while requests are waiting
         self._discarding = False  # what arrives is not parsed any more
-        self._closing = False
-        self._since = table.now  # of the head, of being idle, or of closing
-        self._stalled_since: float | None = None
+        self._deadlines = Deadlines(table.limits, table.now)
 
     # Transport callbacks
 
@@ -145,13 +147,13 @@ class HttpProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """The client does not read."""
-        self._stalled_since = self._table.now
+        self._deadlines.stalled_since = self._table.now
         self._table.set_stalled(self, stalled=True)
         self.flow.pause_writing()
 
     def resume_writing(self) -> None:
         """The client has read."""
-        self._stalled_since = None
+        self._deadlines.stalled_since = None
         self._table.set_stalled(self, stalled=False)
         self.flow.resume_writing()
 
@@ -201,11 +203,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._transfer_encoding,
         )
         head.check(self._limits, exactly=self._head_bytes > 0)
-        self._begin(
-            self._exchange(
-                head, keep_alive=head.version == "1.1" and self.parser.should_keep_alive()
-            )
-        )
+        keep_alive = head.version == "1.1" and self.parser.should_keep_alive()
+        self._begin(self._exchange(head, keep_alive=keep_alive))
 
     def on_body(self, body: bytes) -> None:
         """Buffer a part of the body until the application reads it."""
@@ -235,10 +234,10 @@ class HttpProtocol(HttpToolsProtocol):
         """Answer the next request, wait for one, or close."""
         self.server_state.total_requests += 1
         exchange, self._active = self._active, None
-        if self._closing or exchange is None or self.transport.is_closing():
+        if exchange is None or self.transport.is_closing():
             return
         self._table.set_idle(self)
-        self._since = self._table.now
+        self._deadlines.since = self._table.now
         exchange.body.clear()
         self.flow.resume_reading()
         if not exchange.keep_alive:
@@ -269,14 +268,17 @@ class HttpProtocol(HttpToolsProtocol):
             self._framing_bytes += size - (exchange.received - received)
         else:
             if not self._head_bytes:
-                self._since = self._table.now
+                self._deadlines.since = self._table.now
             self._head_bytes += size
         if self._head_bytes or self._framing_bytes or self._waiting:
             self._check_sizes(size)
 
     def _parse_again(self, rest: bytes) -> None:
         """Parse a request that asks for another protocol as an ordinary one, and the rest."""
-        data = self._head_without_upgrade() + rest
+        head = format_without_upgrade(
+            self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers
+        )
+        data = head + rest
         self._upgrading = False
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -287,20 +289,6 @@ class HttpProtocol(HttpToolsProtocol):
                 self._parse_again(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._end_parsing(error)
-
-    def _head_without_upgrade(self) -> bytes:
-        """The head again, for a parser that then sees an ordinary request."""
-        closing = any(
-            name == b"connection" and b"close" in value.lower() for name, value in self.headers
-        )
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        lines += [
-            b"%b: %b" % header
-            for header in self.headers
-            if header[0] not in {b"connection", b"upgrade"}
-        ]
-        return b"\r\n".join([*lines, *([b"connection: close"] if closing else []), b"", b""])
 
     def _end_parsing(self, error: httptools.HttpParserError) -> None:
         if isinstance(error.__context__, _TooManyRequests):
@@ -341,16 +329,9 @@ class HttpProtocol(HttpToolsProtocol):
         path, refusal = head.path.decode("ascii"), head.refusal
         if "%" in path:
             path = unquote(path)
-        if (
-            refusal is None
-            and self._table.busy >= self._limits.connections_max
-            and not path.startswith(_HEALTH)
-        ):
-            refusal = (
-                None
-                if self._table.drop_stalled()
-                else Overloaded("too many requests are being answered")
-            )
+        full = self._table.busy >= self._limits.connections_max and not path.startswith(_HEALTH)
+        if full and refusal is None and not self._table.drop_stalled():
+            refusal = Overloaded("too many requests are being answered")
         scope: HTTPScope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -405,11 +386,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.refusal, self.cycle.keep_alive = error, False
             self.cycle.message_event.set()
         else:
-            self._begin(
-                self._exchange(
-                    RequestHead("1.1", "GET", b"", [], (), b"", refusal=error), keep_alive=False
-                )
-            )
+            head = RequestHead("1.1", "GET", b"", [], (), b"", refusal=error)
+            self._begin(self._exchange(head, keep_alive=False))
 
     def _stop_reading_ahead(self) -> None:
         """Answer the complete requests that are waiting, then close."""
@@ -435,45 +413,34 @@ class HttpProtocol(HttpToolsProtocol):
 
     def drop(self) -> None:
         """Close at once, without sending what waits to be sent."""
-        self._discarding = self._closing = True
+        self._discarding = True
         self.transport.abort()
 
     def _close(self) -> None:
         """End the response; discard what the client sends until it closes the connection, too."""
-        self._closing = self._discarding = True
-        self._since = self._table.now
+        self._discarding = True
+        self._deadlines.begin_closing(self._table.now)
         self.transport.write_eof()
 
     def check_deadlines(self, now: float) -> int:
         """Enforce the time limits; return the bytes that are buffered for the connection."""
-        limits, active, waited = self._limits, self._active, now - self._since
-        unsent = (
-            self.transport.get_write_buffer_size()
-            if self._closing or self._stalled_since is not None
-            else 0
+        unsent = self.transport.get_write_buffer_size()
+        exceeded = self._deadlines.find_exceeded(
+            now,
+            unsent=unsent,
+            in_head=self._head_bytes > 0 and not self._discarding,
+            cycle=self.cycle,
+            active=self._active,
         )
-        if self._closing:
-            if waited > (limits.send_seconds if unsent else limits.linger_seconds):
-                self._table.drop(self, "linger_seconds")
-        elif self._stalled_since is not None and now - self._stalled_since > limits.send_seconds:
-            self._table.drop(self, "send_seconds")
-        elif self._head_bytes and not self._discarding:
-            if waited > limits.head_seconds:
-                self._refuse(
-                    RequestTimeout(
-                        f"the head was not complete within {limits.head_seconds:g} seconds"
-                    )
-                )
-        elif active is not None:
-            self._check_body(active, now)
-        elif waited > (limits.head_seconds if self.cycle is None else limits.idle_seconds):
-            self._closing, self._since = True, now
+        if exceeded == "head_seconds":
+            seconds = self._limits.head_seconds
+            self._refuse(RequestTimeout(f"the head was not complete within {seconds:g} seconds"))
+        elif exceeded == "body_seconds":
+            self._refuse(RequestTimeout("the body arrives too slowly"))
+        elif exceeded == "idle_seconds":
+            self._deadlines.begin_closing(now)
             self.transport.close()
-        return unsent + self._head_bytes + self._ahead_bytes + (len(active.body) if active else 0)
-
-    def _check_body(self, active: HttpExchange, now: float) -> None:
-        if active.more_body and not self._discarding:
-            if not active.receiving:
-                active.measure_from(now)
-            elif active.is_too_slow(now, self._limits):
-                self._refuse(RequestTimeout("the body arrives too slowly"))
+        elif exceeded:
+            self._table.drop(self, exceeded)
+        body_bytes = len(self._active.body) if self._active else 0
+        return unsent + len(self._unfed) + self._head_bytes + self._ahead_bytes + body_bytes
