@@ -32,15 +32,15 @@ class Deadlines:
         *,
         unsent: int,
         in_head: bool,
-        cycle: HttpExchange | None,
+        last: HttpExchange | None,
         active: HttpExchange | None,
     ) -> Exceeded | None:
         """The limit that is exceeded, if any.
 
-        `unsent` bytes wait for the client. `in_head`: part of a head has arrived. `cycle` is the
-        exchange received last, `active` the one being answered.
+        `unsent` bytes wait for the client. `in_head`: part of a head has arrived. `last` is the
+        exchange that was begun last, `active` the one being answered.
         """
-        if unsent < self._unsent:
+        if unsent < self._unsent or (self.closing and unsent and self.stalled_since is None):
             self.stalled_since = now
         self._unsent = unsent
         if unsent and self.stalled_since is not None:
@@ -52,5 +52,5 @@ class Deadlines:
             return "head_seconds" if waited > self._limits.head_seconds else None
         if active is not None:
             return "body_seconds" if active.is_too_slow(now, self._limits) else None
-        limit = self._limits.head_seconds if cycle is None else self._limits.idle_seconds
+        limit = self._limits.head_seconds if last is None else self._limits.idle_seconds
         return "idle_seconds" if waited > limit else None

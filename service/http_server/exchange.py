@@ -30,6 +30,11 @@ class HttpExchange(RequestResponseCycle):
     _delimited = True  # the response ends before the connection does
     _measured_from: tuple[float, int] | None = None  # a time, and the bytes received until then
 
+    def refuse(self, error: KotaeError) -> None:
+        """Raise this error where the application waits for the body, and close afterwards."""
+        self.refusal, self.keep_alive = error, False
+        self.message_event.set()
+
     def _measure_from(self, now: float) -> None:
         """Begin to measure how fast the body arrives.
 

@@ -23,7 +23,7 @@ class Exchange:
 
 def exceeded(deadlines: Deadlines, now: float, **state: Any) -> str | None:
     """The exceeded limit of a connection without a request, unless `state` differs."""
-    values = {"unsent": 0, "in_head": False, "cycle": None, "active": None} | state
+    values = {"unsent": 0, "in_head": False, "last": None, "active": None} | state
     return deadlines.find_exceeded(now, **values)
 
 
@@ -32,7 +32,7 @@ def exceeded(deadlines: Deadlines, now: float, **state: Any) -> str | None:
     [
         ({}, LIMITS.head_seconds, "idle_seconds"),
         ({"in_head": True}, LIMITS.head_seconds, "head_seconds"),
-        ({"cycle": Exchange(slow=False)}, LIMITS.idle_seconds, "idle_seconds"),
+        ({"last": Exchange(slow=False)}, LIMITS.idle_seconds, "idle_seconds"),
     ],
     ids=["new", "head", "idle"],
 )
@@ -50,7 +50,7 @@ def test_a_body_is_limited(slow: bool, name: str | None) -> None:
     exchange = Exchange(slow=slow)
     deadlines = Deadlines(LIMITS, now=0)
 
-    assert exceeded(deadlines, 10_000, cycle=exchange, active=exchange) == name
+    assert exceeded(deadlines, 10_000, last=exchange, active=exchange) == name
 
 
 def test_a_client_that_reads_slowly_is_not_dropped() -> None:
@@ -65,12 +65,19 @@ def test_a_client_that_reads_slowly_is_not_dropped() -> None:
 
 
 def test_closing_waits_for_the_client_to_read() -> None:
+    """What was not sent yet has the same time as on any other connection."""
+    deadlines = Deadlines(LIMITS, now=0)
+    deadlines.begin_closing(0)
+
+    assert exceeded(deadlines, 1, unsent=10) is None
+    assert exceeded(deadlines, LIMITS.send_seconds, unsent=10) is None
+    assert exceeded(deadlines, LIMITS.send_seconds + 2, unsent=10) == "send_seconds"
+
+
+def test_closing_waits_for_the_client_to_close() -> None:
     """A closing connection is dropped some seconds after everything was sent."""
     deadlines = Deadlines(LIMITS, now=0)
     deadlines.begin_closing(0)
-    deadlines.stalled_since = 0
-    unsent = exceeded(deadlines, LIMITS.linger_seconds + 1, unsent=10)
-    deadlines.stalled_since = None
 
-    assert unsent is None
+    assert exceeded(deadlines, LIMITS.linger_seconds) is None
     assert exceeded(deadlines, LIMITS.linger_seconds + 2) == "linger_seconds"
