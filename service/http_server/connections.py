@@ -31,9 +31,8 @@ class HttpLimits:
     url_bytes_max: int = 16_384
     head_bytes_max: int = 32_768  # of the request line and all headers
     headers_max: int = 100
-    framing_bytes_max: int = (
-        16_384  # of chunk sizes, chunk extensions and trailers, and in addition
-    )
+    # Of chunk sizes, chunk extensions and trailers; and so many more for each byte of the body.
+    framing_bytes_max: int = 16_384
     framing_bytes_per_body_byte: int = 8
     pipelined_max: int = 16  # requests that were received and are not answered
     pipelined_bytes_max: int = 65_536  # that were received ahead of their turn
@@ -44,7 +43,7 @@ class HttpLimits:
     idle_seconds: float = 5  # between requests
     linger_seconds: float = 5  # in which the rest of a refused request is discarded
     send_buffer_bytes: int = 65_536  # of the kernel, per connection (SO_SNDBUF)
-    send_seconds: float = 35  # without the client reading
+    send_seconds: float = 35  # without the client reading anything
 
 
 class LimitedConnection(Protocol):

@@ -30,7 +30,12 @@ class HttpExchange(RequestResponseCycle):
     _delimited = True  # the response ends before the connection does
     _measured_from: tuple[float, int] | None = None  # a time, and the bytes received until then
 
-    def measure_from(self, now: float) -> None:
+    def refuse(self, error: KotaeError) -> None:
+        """Raise this error where the application waits for the body, and close afterwards."""
+        self.refusal, self.keep_alive = error, False
+        self.message_event.set()
+
+    def _measure_from(self, now: float) -> None:
         """Begin to measure how fast the body arrives.
 
         Time in which the application did not wait for it is not counted.
@@ -39,9 +44,11 @@ class HttpExchange(RequestResponseCycle):
         self._measured_from = (now, self.received)
 
     def is_too_slow(self, now: float, limits: HttpLimits) -> bool:
-        """Whether the client has been silent for too long, or sends too slowly."""
-        if self._measured_from is None:
-            self.measure_from(now)
+        """Whether the application waits for a client that is silent, or sends too slowly."""
+        if not self.more_body or self.refusal is not None:
+            return False
+        if self._measured_from is None or not self.receiving:
+            self._measure_from(now)
             return False
         began, before = self._measured_from
         rate = (self.received - before) / max(1.0, now - began)
@@ -57,16 +64,14 @@ class HttpExchange(RequestResponseCycle):
         if not (self.disconnected or self.response_complete or self.refusal or self._refused):
             self.flow.resume_reading()
             self.receiving = True
-            await self.message_event.wait()
-            self.receiving = False
+            try:
+                await self.message_event.wait()
+            finally:
+                self.receiving = False
             self.message_event.clear()
         if self.refusal:
-            # Its traceback will refer to this object.
-            self._refused, refusal, self.refusal = (
-                True,
-                self.refusal,
-                None,
-            )
+            refusal, self.refusal = self.refusal, None  # its traceback will refer to this object
+            self._refused = True
             if not (self.disconnected or self.response_started):
                 raise refusal
         if self.disconnected or self.response_complete or self._refused:

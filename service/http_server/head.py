@@ -88,6 +88,18 @@ def head_too_large(limits: HttpLimits) -> HeadTooLarge:
     )
 
 
+def format_without_upgrade(
+    method: bytes, url: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]
+) -> bytes:
+    """A head for a parser that then sees an ordinary request."""
+    connection = b",".join(value.lower() for name, value in headers if name == b"connection")
+    kept = [header for header in headers if header[0] not in {b"connection", b"upgrade"}]
+    if b"close" in connection:
+        kept.append((b"connection", b"close"))
+    lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
+    return b"\r\n".join([*lines, *(b"%b: %b" % header for header in kept), b"", b""])
+
+
 def parse_target(target: bytes, host: bytes) -> tuple[bytes, bytes]:
     """(path, query) of a request with this `Host`.
 

@@ -1,17 +1,12 @@
-"""HTTP/1.1 on one connection, bounded in memory and in time: uvicorn's protocol with limits.
+"""One HTTP/1.1 connection: uvicorn's protocol, bounded in memory and in time.
 
-The parser, llhttp, refuses what is not HTTP/1.1: bare LF, folded headers, invalid, repeated or
-contradictory lengths. But it buffers a head without a limit, knows no deadlines, and reports
-trailers as headers. Therefore it is fed in pieces of `FEED_BYTES`, and what it holds is checked
-after each piece.
+`RequestReader` turns what arrives into exchanges, which are answered one after another. A request
+that is refused by the reader, or because too many connections are busy, is passed to the
+application with the error (`kotae.refusal` in the scope) and answered as a problem; then the
+connection is closed. What the client still sends is discarded for a while, since closing at once
+would reset the connection before the client has read the response (RFC 9112, section 9.6).
 
-A request that exceeds a limit is passed to the application with the error (`kotae.refusal` in the
-scope) and answered in its turn, as a problem; then the connection is closed. What the client still
-sends is discarded for a while, since closing at once would reset the connection before the client
-has read the response (RFC 9112, section 9.6).
-
-What this module does not do: HTTP/2, TLS and WebSocket. An `Upgrade` header is ignored (RFC 9110,
-section 7.8).
+What this module does not do: HTTP/2, TLS and WebSocket.
 """
 
 import asyncio
@@ -19,37 +14,24 @@ from collections import deque
 from typing import Any
 from urllib.parse import unquote
 
-import httptools
 from uvicorn._types import HTTPScope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.core.errors import (
-    HeadTooLarge,
-    KotaeError,
-    MalformedRequest,
-    Overloaded,
-    RequestTimeout,
-)
+from service.core.errors import Overloaded, RequestTimeout
 from service.http_server.connections import ConnectionTable
+from service.http_server.deadlines import Deadlines
 from service.http_server.exchange import HttpExchange
-from service.http_server.head import RequestHead, check_size, head_too_large
+from service.http_server.head import RequestHead
+from service.http_server.reader import FEED_BYTES, RequestReader
 
-FEED_BYTES = 16_384
-BODY_BUFFER_BYTES = 65_536  # beyond which reading waits for the application
 WRITE_BUFFER_BYTES = 16_384  # beyond which the application waits for the client
 _HEALTH = "/health/"  # paths that are served when too many connections are busy
 
 
-class _TooManyRequests(Exception):
-    """Raised in a parser callback: more requests are waiting than may wait."""
-
-
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. `cycle` is the exchange being received, `_active` the one being answered."""
-
-    cycle: HttpExchange
+    """One connection. `_active` is the exchange that is being answered."""
 
     def __init__(
         self,
@@ -61,27 +43,15 @@ class HttpProtocol(HttpToolsProtocol):
         table: ConnectionTable,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.parser = None  # type: ignore[assignment]  # the reader has its own
         self._table, self._limits = table, table.limits
+        self._reader = RequestReader(self, table)
+        self._deadlines = Deadlines(table.limits, table.now)
         self._active: HttpExchange | None = None
         self._waiting: deque[HttpExchange] = deque()  # the newest first
-        self._extensions: dict[str, Any] = {}
-        self.url = b""
-        self.headers = []
-        self._hosts: tuple[bytes, ...] = ()
-        self._transfer_encoding = b""
-        self._unfed = bytearray()  # received, and not yet parsed
-        self._in_head = False  # a head has begun and is not complete
-        self._upgrading = False  # the complete head asks for another protocol
-        self._head_bytes = 0  # received since the last complete message
-        self._framing_bytes = (
-            0  # chunk sizes, chunk extensions and trailers of the body being received
-        )
-        self._trailer_bytes = 0  # of its complete trailers
         self._ahead_bytes = 0  # received while requests are waiting
-        self._discarding = False  # what arrives is not parsed any more
-        self._closing = False
-        self._since = table.now  # of the head, of being idle, or of closing
-        self._stalled_since: float | None = None
+        self._unfed = bytearray()  # received, and not yet parsed
+        self._extensions: dict[str, Any] = {}
 
     # Transport callbacks
 
@@ -96,22 +66,22 @@ class HttpProtocol(HttpToolsProtocol):
         """Disconnect the application; requests that are waiting are not answered."""
         self._table.discard(self)
         self.connections.discard(self)
+        self._reader.close()
         self._waiting.clear()
-        self._discarding = True
         self._unfed.clear()
         if self._active is not None:
             self._active.disconnected = not self._active.response_complete
             self._active.message_event.set()
+            self._active = None
         self.flow.resume_writing()
-        self.parser = self.cycle = self._active = None  # type: ignore[assignment]  # cycles would wait for the collector
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser.
+        """Feed the reader.
 
         What is discarded is read slowly: it is not worth the time of the event loop.
         """
         size = len(data)
-        if self._discarding:
+        if self._reader.stopped:
             if not self._table.discard_bytes(self, size):
                 self.flow.pause_reading()
         elif size <= FEED_BYTES and not self._unfed:
@@ -122,22 +92,6 @@ class HttpProtocol(HttpToolsProtocol):
                 self.loop.call_soon(self._feed_piece)
             self._unfed += data
 
-    def _feed_piece(self) -> None:
-        """Feed a piece per iteration of the event loop.
-
-        In chunks of one byte, parsing it takes milliseconds.
-        """
-        if self._unfed and not self._discarding:
-            piece = bytes(self._unfed[:FEED_BYTES])
-            del self._unfed[:FEED_BYTES]
-            self._feed(piece, len(piece))
-        if self._unfed and not self._discarding:
-            self.loop.call_soon(self._feed_piece)
-        else:
-            self._unfed.clear()
-            if not self.transport.is_closing() and not self.flow.read_paused:
-                self.transport.resume_reading()
-
     def resume_reading(self) -> None:
         """Read again, at a tick."""
         if not self.transport.is_closing():
@@ -145,212 +99,74 @@ class HttpProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """The client does not read."""
-        self._stalled_since = self._table.now
+        self._deadlines.stalled_since = self._table.now
         self._table.set_stalled(self, stalled=True)
         self.flow.pause_writing()
 
     def resume_writing(self) -> None:
         """The client has read."""
-        self._stalled_since = None
+        self._deadlines.stalled_since = None
         self._table.set_stalled(self, stalled=False)
         self.flow.resume_writing()
 
-    # Parser callbacks
+    # Receiving
 
-    def on_message_begin(self) -> None:
-        """Begin a head."""
-        if self._discarding or (
-            self._waiting and len(self._waiting) + 1 >= self._limits.pipelined_max
-        ):
-            raise _TooManyRequests
-        self._in_head, self._trailer_bytes = True, 0
-        self.url, self.headers = b"", []
-        self._hosts, self._transfer_encoding = (), b""
-        self.expect_100_continue = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header.
-
-        Trailers are ignored: nothing uses them, and they must not replace headers.
-        """
-        if not self._in_head:
-            self._trailer_bytes += len(name) + len(value) + 4
-            return
-        name = name.lower()
-        if name == b"host":
-            self._hosts += (value,)
-        elif name == b"transfer-encoding":
-            self._transfer_encoding = value.lower()
-        elif name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
-        self.headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        """Pass the request to the application, with the reason if it is refused."""
-        method = self.parser.get_method().decode("ascii")
-        if self.parser.should_upgrade() and method != "CONNECT":
-            self._upgrading = True
-            return
-        self._in_head = False
-        head = RequestHead(
-            self.parser.get_http_version(),
-            method,
-            self.url,
-            self.headers,
-            self._hosts,
-            self._transfer_encoding,
-        )
-        head.check(self._limits, exactly=self._head_bytes > 0)
-        self._begin(
-            self._exchange(
-                head, keep_alive=head.version == "1.1" and self.parser.should_keep_alive()
-            )
-        )
-
-    def on_body(self, body: bytes) -> None:
-        """Buffer a part of the body until the application reads it."""
-        exchange = self.cycle
-        exchange.received += len(body)
-        exchange.received_at = self._table.now
-        if exchange.response_complete:
-            return
-        exchange.body += body
-        if exchange.received > BODY_BUFFER_BYTES and len(exchange.body) > BODY_BUFFER_BYTES:
-            self.flow.pause_reading()
-        exchange.message_event.set()
-
-    def on_message_complete(self) -> None:
-        """The request is complete."""
-        if self._upgrading:
-            return
-        exchange = self.cycle
-        if self._trailer_bytes > self._limits.framing_bytes_max:
-            self._refuse(self._framing_too_large())
-        exchange.more_body = False
-        exchange.message_event.set()
-        if not exchange.keep_alive:
-            self._discarding = True
-
-    def on_response_complete(self) -> None:
-        """Answer the next request, wait for one, or close."""
-        self.server_state.total_requests += 1
-        exchange, self._active = self._active, None
-        if self._closing or exchange is None or self.transport.is_closing():
-            return
-        self._table.set_idle(self)
-        self._since = self._table.now
-        exchange.body.clear()
-        self.flow.resume_reading()
-        if not exchange.keep_alive:
-            self._close()
-        elif self._waiting:
-            self._start(self._waiting.pop())
-        else:
-            self._ahead_bytes = 0
-
-    # Limits
-
-    def _feed(self, data: bytes | memoryview, size: int) -> None:
-        """Parse a piece, and check the size of the incomplete part of the message."""
-        if self._discarding:
-            return
-        exchange = self.cycle
-        received = exchange.received if exchange is not None and exchange.more_body else None
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._upgrading:
-                self._parse_again(bytes(data[upgrade.args[0] :]))
-        except httptools.HttpParserError as error:
-            self._end_parsing(error)
-        if self.cycle is not exchange:
-            self._head_bytes = self._framing_bytes = 0
-        elif received is not None:
-            self._framing_bytes += size - (exchange.received - received)
-        else:
-            if not self._head_bytes:
-                self._since = self._table.now
-            self._head_bytes += size
-        if self._head_bytes or self._framing_bytes or self._waiting:
-            self._check_sizes(size)
-
-    def _parse_again(self, rest: bytes) -> None:
-        """Parse a request that asks for another protocol as an ordinary one, and the rest."""
-        data = self._head_without_upgrade() + rest
-        self._upgrading = False
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._upgrading:
-                self._parse_again(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            self._end_parsing(error)
-
-    def _head_without_upgrade(self) -> bytes:
-        """The head again, for a parser that then sees an ordinary request."""
-        closing = any(
-            name == b"connection" and b"close" in value.lower() for name, value in self.headers
-        )
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        lines += [
-            b"%b: %b" % header
-            for header in self.headers
-            if header[0] not in {b"connection", b"upgrade"}
-        ]
-        return b"\r\n".join([*lines, *([b"connection: close"] if closing else []), b"", b""])
-
-    def _end_parsing(self, error: httptools.HttpParserError) -> None:
-        if isinstance(error.__context__, _TooManyRequests):
-            self._stop_reading_ahead()
-        elif isinstance(error, httptools.HttpParserCallbackError):
-            raise error.__context__ or error
-        else:
-            self._refuse(MalformedRequest(f"this is not HTTP/1.1: {error}"))
-
-    def _check_sizes(self, size: int) -> None:
-        limits, exchange = self._limits, self.cycle
-        if self._head_bytes:
-            try:
-                check_size(self.url, self.headers, limits)
-            except KotaeError as error:
-                self._refuse(error)
-            if self._head_bytes > limits.head_bytes_max:
-                self._refuse(head_too_large(limits))
-        elif exchange.more_body:
-            allowed = (
-                limits.framing_bytes_max + limits.framing_bytes_per_body_byte * exchange.received
-            )
-            if self._framing_bytes > allowed:
-                self._refuse(self._framing_too_large())
+    def _feed(self, data: bytes, size: int) -> None:
+        reader = self._reader
+        if not reader.head_bytes:
+            self._deadlines.since = self._table.now
+        reader.feed(data, size)
         if self._waiting:
             self._ahead_bytes += size
-            if self._ahead_bytes > limits.pipelined_bytes_max:
-                self._stop_reading_ahead()
+            if self._ahead_bytes > self._limits.pipelined_bytes_max:
+                self.stop_reading_ahead()
 
-    def _framing_too_large(self) -> HeadTooLarge:
-        return HeadTooLarge(
-            f"chunk extensions or trailers are larger than {self._limits.framing_bytes_max} bytes"
-        )
+    def _feed_piece(self) -> None:
+        """Feed a piece per iteration of the event loop.
+
+        In chunks of one byte, parsing it takes milliseconds.
+        """
+        if self._unfed and not self._reader.stopped:
+            piece = bytes(self._unfed[:FEED_BYTES])
+            del self._unfed[:FEED_BYTES]
+            self._feed(piece, len(piece))
+        if self._unfed and not self._reader.stopped:
+            self.loop.call_soon(self._feed_piece)
+        else:
+            self._unfed.clear()
+            if not self.transport.is_closing() and not self.flow.read_paused:
+                self.transport.resume_reading()
 
     # Exchanges
 
-    def _exchange(self, head: RequestHead, *, keep_alive: bool) -> HttpExchange:
+    def can_begin(self) -> bool:
+        """Whether another request may wait for its turn."""
+        return len(self._waiting) + 1 < self._limits.pipelined_max
+
+    def begin_exchange(self, head: RequestHead, *, keep_alive: bool) -> HttpExchange:
+        """Answer a request in its turn; its body follows."""
+        exchange = self._make_exchange(head, keep_alive=keep_alive)
+        if self._active is None:
+            self._start(exchange)
+        else:
+            self._waiting.appendleft(exchange)
+        return exchange
+
+    def stop_reading_ahead(self) -> None:
+        """Answer the complete requests that are waiting, then close."""
+        if not self._reader.stopped:
+            self._reader.stopped = True
+            if self._waiting and self._waiting[0].more_body:
+                self._waiting.popleft()
+            self._close_after_last()
+
+    def _make_exchange(self, head: RequestHead, *, keep_alive: bool) -> HttpExchange:
         path, refusal = head.path.decode("ascii"), head.refusal
         if "%" in path:
             path = unquote(path)
-        if (
-            refusal is None
-            and self._table.busy >= self._limits.connections_max
-            and not path.startswith(_HEALTH)
-        ):
-            refusal = (
-                None
-                if self._table.drop_stalled()
-                else Overloaded("too many requests are being answered")
-            )
+        full = self._table.busy >= self._limits.connections_max and not path.startswith(_HEALTH)
+        if full and refusal is None and not self._table.drop_stalled():
+            refusal = Overloaded("too many requests are being answered")
         scope: HTTPScope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -378,102 +194,76 @@ class HttpProtocol(HttpToolsProtocol):
             access_log=self.access_log,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
+            expect_100_continue=False,
             keep_alive=keep_alive and refusal is None and not self._table.draining,
             on_response=self.on_response_complete,
         )
-
-    def _begin(self, exchange: HttpExchange) -> None:
-        """Answer a request, in its turn."""
-        self.cycle = exchange
-        if self._active is None:
-            self._start(exchange)
-        else:
-            self._waiting.appendleft(exchange)
 
     def _start(self, exchange: HttpExchange) -> None:
         self._active = exchange
         self._table.set_busy(self)
         self._start_asgi_task(exchange, self.app)
 
-    def _refuse(self, error: KotaeError) -> None:
-        """Answer what is being received with a problem, and discard the rest."""
-        if self._discarding:
+    def on_response_complete(self) -> None:
+        """Answer the next request, wait for one, or close."""
+        self.server_state.total_requests += 1
+        exchange, self._active = self._active, None
+        if exchange is None or self.transport.is_closing():
             return
-        self._discarding = True
-        if not self._in_head and self.cycle is not None and self.cycle.more_body:
-            self.cycle.refusal, self.cycle.keep_alive = error, False
-            self.cycle.message_event.set()
+        self._table.set_idle(self)
+        self._deadlines.since = self._table.now
+        exchange.body.clear()
+        self.flow.resume_reading()
+        if not exchange.keep_alive:
+            self._close()
+        elif self._waiting:
+            self._start(self._waiting.pop())
         else:
-            self._begin(
-                self._exchange(
-                    RequestHead("1.1", "GET", b"", [], (), b"", refusal=error), keep_alive=False
-                )
-            )
+            self._ahead_bytes = 0
 
-    def _stop_reading_ahead(self) -> None:
-        """Answer the complete requests that are waiting, then close."""
-        if self._discarding:
-            return
-        self._discarding = True
-        if self._waiting and self._waiting[0].more_body:
-            self._waiting.popleft()
+    # The end
+
+    def shutdown(self) -> None:
+        """Close an idle connection; close any other one after its last response."""
+        if self._active is None and not self._reader.head_bytes:
+            self.transport.close()
         self._close_after_last()
+
+    def drop(self) -> None:
+        """Close at once, without sending what waits to be sent."""
+        self._reader.stopped = True
+        self.transport.abort()
+
+    def check_deadlines(self, now: float) -> int:
+        """Enforce the time limits; return the bytes that are buffered for the connection."""
+        reader, unsent = self._reader, self.transport.get_write_buffer_size()
+        exceeded = self._deadlines.find_exceeded(
+            now,
+            unsent=unsent,
+            in_head=reader.head_bytes > 0 and not reader.stopped,
+            last=reader.exchange,
+            active=self._active,
+        )
+        if exceeded == "head_seconds":
+            seconds = self._limits.head_seconds
+            reader.refuse(RequestTimeout(f"the head was not complete within {seconds:g} seconds"))
+        elif exceeded == "body_seconds":
+            reader.refuse(RequestTimeout("the body arrives too slowly"))
+        elif exceeded == "idle_seconds":
+            self._deadlines.begin_closing(now)
+            self.transport.close()
+        elif exceeded:
+            self._table.drop(self, exceeded)
+        body_bytes = len(self._active.body) if self._active else 0
+        return unsent + len(self._unfed) + reader.head_bytes + self._ahead_bytes + body_bytes
 
     def _close_after_last(self) -> None:
         last = self._waiting[0] if self._waiting else self._active
         if last is not None:
             last.keep_alive = False
 
-    # The end
-
-    def shutdown(self) -> None:
-        """Close an idle connection; close any other one after its last response."""
-        if self._active is None and not self._head_bytes:
-            self.transport.close()
-        self._close_after_last()
-
-    def drop(self) -> None:
-        """Close at once, without sending what waits to be sent."""
-        self._discarding = self._closing = True
-        self.transport.abort()
-
     def _close(self) -> None:
         """End the response; discard what the client sends until it closes the connection, too."""
-        self._closing = self._discarding = True
-        self._since = self._table.now
+        self._reader.stopped = True
+        self._deadlines.begin_closing(self._table.now)
         self.transport.write_eof()
-
-    def check_deadlines(self, now: float) -> int:
-        """Enforce the time limits; return the bytes that are buffered for the connection."""
-        limits, active, waited = self._limits, self._active, now - self._since
-        unsent = (
-            self.transport.get_write_buffer_size()
-            if self._closing or self._stalled_since is not None
-            else 0
-        )
-        if self._closing:
-            if waited > (limits.send_seconds if unsent else limits.linger_seconds):
-                self._table.drop(self, "linger_seconds")
-        elif self._stalled_since is not None and now - self._stalled_since > limits.send_seconds:
-            self._table.drop(self, "send_seconds")
-        elif self._head_bytes and not self._discarding:
-            if waited > limits.head_seconds:
-                self._refuse(
-                    RequestTimeout(
-                        f"the head was not complete within {limits.head_seconds:g} seconds"
-                    )
-                )
-        elif active is not None:
-            self._check_body(active, now)
-        elif waited > (limits.head_seconds if self.cycle is None else limits.idle_seconds):
-            self._closing, self._since = True, now
-            self.transport.close()
-        return unsent + self._head_bytes + self._ahead_bytes + (len(active.body) if active else 0)
-
-    def _check_body(self, active: HttpExchange, now: float) -> None:
-        if active.more_body and not self._discarding:
-            if not active.receiving:
-                active.measure_from(now)
-            elif active.is_too_slow(now, self._limits):
-                self._refuse(RequestTimeout("the body arrives too slowly"))
