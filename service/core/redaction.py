@@ -186,7 +186,8 @@ def _is_key_character(character: str) -> bool:
 
 def _replace_spans(text: str, spans: list[tuple[int, int]]) -> str:
     """Replace the union of the sorted spans, each connected run once."""
-    parts, position = [], 0
+    parts: list[str] = []
+    position = 0
     for start, end in spans:
         if start >= position:
             if not parts or start > position:
