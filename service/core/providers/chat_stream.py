@@ -2,13 +2,18 @@
 
 A stream consists of server-sent events whose data are `chat.completion.chunk` objects, followed by
 `[DONE]` (https://platform.openai.com/docs/api-reference/chat-streaming). Common deviations of real
-servers are accepted: CRLF line ends, comments, a null `content`, role-only and empty-choices
-chunks, usage on every chunk (the last one counts), unknown fields, an error object within a stream,
-and an emoji whose escaped surrogates are in two chunks. Anything else raises `ProviderInvalid`. An
-implausible usage (negative, fractional, null, above `TOKENS_MAX`) is treated as missing.
+servers are accepted: a byte order mark, CRLF line ends, comments, a null `content`, a `content` in
+parts, role-only and empty-choices chunks, usage on every chunk, unknown fields, an error object
+within a stream, and an emoji whose escaped surrogates are in two chunks. Anything else raises
+`ProviderInvalid`. The text is that of the choice with index 0; a refusal is text. An implausible
+usage (zero, negative, fractional, null, above `TOKENS_MAX`) is treated as missing.
+
+An event is limited to `EVENT_BYTES_MAX`, and a run of events without text to `TEXTLESS_BYTES_MAX`,
+so a stream that never ends costs bounded memory and time.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Annotated
 
 import msgspec
@@ -30,8 +35,15 @@ TOKENS_MAX = 100_000_000
 ERROR_BYTES_MAX = 65_536  # maximum to read of the body of an error response
 MESSAGE_CHARACTERS_MAX = 500  # of the provider's reason for a rejection
 FINISH_REASON_CHARACTERS_MAX = 50
-LINE_BYTES_MAX = 1_048_576  # a chunk of one token has about 250 bytes
+EVENT_BYTES_MAX = 1_048_576  # a chunk of one token has about 250 bytes
+# Reasoning can take many chunks before the first text: 200,000 of 300 bytes.
+TEXTLESS_BYTES_MAX = 67_108_864
+LINE_COST_BYTES = 64  # added per line, because short lines take more time per byte
+LINES_MAX = 1_024  # decoded without a break, about 2 ms
+WHOLE_READ_BYTES_MAX = 16_384  # of a read that is not split
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+_FIRST_INDEXES = (None, 0, "0", "")
 _FINISH_REASONS = frozenset({"stop", "length", "content_filter", "tool_calls"})
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
@@ -53,9 +65,11 @@ class _WireUsage(msgspec.Struct):
 
 class _ChoiceText(msgspec.Struct):
     content: str | None = None
+    refusal: str | None = None
 
 
 class _Choice(msgspec.Struct):
+    index: int | float | str | None = None
     delta: _ChoiceText | None = None
     message: _ChoiceText | None = None
     finish_reason: str | None = None
@@ -79,38 +93,76 @@ class StreamDecoder:
     """
 
     def __init__(self) -> None:
-        self._incomplete_line = b""
+        self._start: bytes | None = b""  # as long as it may be part of a byte order mark
+        self._incomplete_line = bytearray()
         self._after_cr = False
         self._data_lines: list[bytes] = []
+        self._data_bytes = 0
+        self._textless_bytes = 0
         self._high_surrogate = ""  # the low one may be in the next chunk
         self.done = False
         self.error: ProviderError | None = None
 
+    @property
+    def buffered_bytes(self) -> int:
+        """The size of the incomplete event."""
+        return self._data_bytes + len(self._incomplete_line)
+
     def feed(self, data: bytes) -> list[Delta]:
         """Decode bytes and return the deltas that they complete."""
         deltas: list[Delta] = []
-        if self._feed_whole_events(data, deltas):
-            return deltas
+        if self._start is not None:
+            data = self._skip_byte_order_mark(data)
+        if not self._feed_whole_events(data, deltas):
+            self._feed_lines(data, deltas)
+        for delta in deltas:
+            if delta.text:
+                self._textless_bytes = 0
+                break
+        else:
+            self._textless_bytes += len(data) + LINE_COST_BYTES * data.count(b"\n")
+            if self._textless_bytes > TEXTLESS_BYTES_MAX:
+                self._reject("the provider sent events without text and without an end")
+        return deltas
+
+    def _skip_byte_order_mark(self, data: bytes) -> bytes:
+        """Return the data without a byte order mark, which may be split between reads."""
+        start = (self._start or b"") + data
+        if len(start) < len(BYTE_ORDER_MARK) and BYTE_ORDER_MARK.startswith(start):
+            self._start = start
+            return b""
+        self._start = None
+        return start.removeprefix(BYTE_ORDER_MARK)
+
+    def _feed_lines(self, data: bytes, deltas: list[Delta]) -> None:
         if b"\r" in data or self._after_cr:
             data = self._normalize_newlines(data)
-        lines = (
-            (self._incomplete_line + data).split(b"\n")
-            if self._incomplete_line
-            else data.split(b"\n")
-        )
-        self._incomplete_line = lines.pop()
+        first, *lines = data.split(b"\n")
+        self._incomplete_line += first
+        if lines:
+            lines.insert(0, bytes(self._incomplete_line))
+            self._incomplete_line = bytearray(lines.pop())
         for line in lines:
             if self.done or self.error:
                 break
             if line.startswith(b"data:"):
                 self._data_lines.append(line[6:] if line[5:6] == b" " else line[5:])
+                self._data_bytes += len(line)
             elif not line and self._data_lines:
                 self._decode_pending_event(deltas)
-        if len(self._incomplete_line) > LINE_BYTES_MAX and not self.done:
-            self.error = self.error or ProviderInvalid(
-                "the provider sent a line of more than a megabyte"
-            )
-        return deltas
+            if self._data_bytes > EVENT_BYTES_MAX:
+                break
+        if self.done or self.error:
+            self._discard_event()
+        elif self.buffered_bytes > EVENT_BYTES_MAX:
+            self._reject("the provider sent an event of more than a megabyte")
+
+    def _reject(self, detail: str) -> None:
+        self.error = self.error or ProviderInvalid(detail)
+        self._discard_event()
+
+    def _discard_event(self) -> None:
+        self._data_lines, self._data_bytes, self._incomplete_line = [], 0, bytearray()
 
     def _feed_whole_events(self, data: bytes, deltas: list[Delta]) -> bool:
         """Fast path for the usual case: complete events of one line each. False for other bytes."""
@@ -156,6 +208,7 @@ class StreamDecoder:
     def _decode_pending_event(self, deltas: list[Delta]) -> None:
         data = self._data_lines[0] if len(self._data_lines) == 1 else b"\n".join(self._data_lines)
         self._data_lines.clear()
+        self._data_bytes = 0
         self._decode_event(data, deltas)
 
     def _decode_event(self, data: bytes, deltas: list[Delta]) -> None:
@@ -174,7 +227,8 @@ class StreamDecoder:
     def _join_surrogates(self, delta: Delta) -> Delta:
         """Prepend the pending high surrogate, hold back a new one, replace others by U+FFFD."""
         text = self._high_surrogate + delta.text
-        self._high_surrogate = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        incomplete = "\ud800" <= text[-1:] <= "\udbff" and not delta.finish_reason
+        self._high_surrogate = text[-1:] if incomplete else ""
         return Delta(
             replace_surrogates(text.removesuffix(self._high_surrogate)),
             delta.finish_reason,
@@ -187,51 +241,82 @@ class StreamDecoder:
             self._high_surrogate = ""
 
 
+def split_reads(data: bytes, lines_max: int = LINES_MAX) -> Iterator[bytes]:
+    """Split a read of many lines into parts with about `lines_max` lines each."""
+    lines = data.count(b"\n") if len(data) > WHOLE_READ_BYTES_MAX else 0
+    size = len(data) if lines <= lines_max else max(1, len(data) * lines_max // lines)
+    for start in range(0, len(data), size or 1):
+        yield data[start : start + size]
+
+
 def decode_completion(data: bytes) -> Delta:
     """Decode a response that is not streamed. Raises `ProviderInvalid`, `ProviderError`."""
-    delta = _decode_delta(data)
+    delta = _decode_delta(data.removeprefix(BYTE_ORDER_MARK))
     return Delta(replace_surrogates(delta.text), delta.finish_reason, delta.usage)
 
 
 def _decode_delta(data: bytes) -> Delta:
     try:
         completion = _parse_completion(data)
-    # Errors of msgspec, json and Unicode are ValueErrors.
-    except (ValueError, RecursionError) as error:
+    # Errors of msgspec, json and Unicode are ValueErrors; others are due to unexpected types.
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ProviderInvalid("the provider sent an invalid chat completion") from error
     if bytes(completion.error) != b"null":
         raise ProviderError("the provider reported an error in the middle of the answer")
     text, finish_reason = "", None
     if completion.choices:
         choice = completion.choices[0]
+        if choice.index:
+            choice = _find_first_choice(completion.choices)
         message = choice.delta or choice.message
-        text = (message.content or "") if message else ""
+        if message:
+            text = message.content or ""
+            if message.refusal:
+                text += message.refusal
         finish_reason = choice.finish_reason and _clean_finish_reason(choice.finish_reason)
     usage = None if bytes(completion.usage) == b"null" else _parse_usage(completion.usage)
     return Delta(text, finish_reason, usage)
 
 
+def _find_first_choice(choices: list[_Choice]) -> _Choice:
+    """Return the choice with index 0, or an empty one: further choices were not requested."""
+    return next((choice for choice in choices if choice.index in _FIRST_INDEXES), _Choice())
+
+
 def _parse_completion(data: bytes) -> _Completion:
     try:
         return _completion_decoder.decode(data)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:  # lone surrogates: JSON allows them and models send them
-        decoded = json.loads(data)
-        completion = _completion_decoder.decode(
-            replace_surrogates(json.dumps(decoded, ensure_ascii=False))
-        )
-        for choice, raw in zip(completion.choices or [], decoded["choices"] or [], strict=True):
-            for message, name in ((choice.delta, "delta"), (choice.message, "message")):
-                if message:
-                    message.content = raw[name].get("content")
-        return completion
+    # Content in parts, and lone surrogates, which JSON allows and models send.
+    except msgspec.DecodeError:
+        return _parse_unusual_completion(data)
+
+
+def _parse_unusual_completion(data: bytes) -> _Completion:
+    """Decode with the standard library, join the parts of contents, and keep lone surrogates."""
+    decoded = json.loads(data)
+    choices = decoded.get("choices") or []
+    raw_messages = [choice.get(name) for choice in choices for name in ("delta", "message")]
+    for raw in raw_messages:
+        if raw and isinstance(raw.get("content"), list):
+            raw["content"] = "".join(part.get("text") or "" for part in raw["content"])
+    completion = _completion_decoder.decode(
+        replace_surrogates(json.dumps(decoded, ensure_ascii=False))
+    )
+    messages = [
+        message for choice in completion.choices or [] for message in (choice.delta, choice.message)
+    ]
+    for message, raw in zip(messages, raw_messages, strict=True):
+        if message:
+            message.content, message.refusal = raw.get("content"), raw.get("refusal")
+    return completion
 
 
 def _parse_usage(raw: msgspec.Raw) -> Usage | None:
     try:
         usage = _usage_decoder.decode(raw)
     except msgspec.MsgspecError:  # null or implausible numbers
+        return None
+    if not usage.prompt_tokens and not usage.completion_tokens:
         return None
     cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
     reasoning = (

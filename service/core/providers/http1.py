@@ -7,7 +7,8 @@ is lost.
 
 Bounds: there are as many connections as concurrent exchanges, and idle ones are closed after
 `KEEP_ALIVE_SECONDS`; reading from the socket pauses at `UNREAD_BYTES_MAX`; a response head is
-limited to `HEAD_BYTES_MAX`. One timer per exchange implements the read timeout.
+limited to `HEAD_BYTES_MAX`, and what is received between two parts of a body to
+`FRAMING_BYTES_MAX`. One timer per exchange implements the read timeout.
 
 Nothing is sent twice. Errors are `ProviderError`s. `ProviderUnreachable` (no connection) means that
 the request was not sent; any other error means that it may have been billed.
@@ -41,6 +42,8 @@ KEEP_ALIVE_SECONDS = 3
 TAIL_SECONDS = 0.1
 UNREAD_BYTES_MAX = 1_048_576  # of a body; reading from the socket pauses here
 HEAD_BYTES_MAX = 65_536
+# Received without a byte of the body: the parser buffers a header or trailer until its line ends.
+FRAMING_BYTES_MAX = 131_072
 CLOSE_SECONDS = 1  # maximum wait for sockets to close
 _EYEBALLS_SECONDS = 0.25  # head start of one address family over the other (RFC 8305 §5)
 
@@ -64,7 +67,7 @@ class HttpConnection(asyncio.Protocol):
     def _reset_exchange(self) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
-        self._head_bytes = self._unread_bytes = 0
+        self._head_bytes = self._unread_bytes = self._framing_bytes = 0
         self._head_complete = self._complete = self._keep_alive = False
         self._error: ProviderError | None = None
 
@@ -184,6 +187,7 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the event loop for received bytes."""
         self._last_data_at = self._loop.time()
+        self._framing_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -191,6 +195,9 @@ class HttpConnection(asyncio.Protocol):
             refusal = ProviderInvalid("the provider's answer could not be read")
             refusal.__cause__ = error
             self._set_error(refusal)
+            self._transport.abort()
+        if self._framing_bytes > FRAMING_BYTES_MAX and not self._complete:
+            self._set_error(ProviderInvalid("the provider sent an endless head or trailer"))
             self._transport.abort()
         if not self._open:
             # Data without a request: it would be taken for the response to the next one.
@@ -240,6 +247,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Called by the parser for a part of the body."""
+        self._framing_bytes = 0
         if self._discard_body:
             return
         self._parts.append(data)

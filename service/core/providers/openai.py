@@ -10,7 +10,7 @@ Bodies are read as raw bytes, bounded, and parsed once by `chat_stream.py`.
 import asyncio
 import ssl
 import urllib.request
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,10 +23,13 @@ from service.core.errors import ProviderCut, ProviderError, ProviderInvalid
 from service.core.lazy import LazyModule, load_module
 from service.core.ports import Delta, ProviderRequest
 from service.core.providers.chat_stream import (
+    BYTE_ORDER_MARK,
     ERROR_BYTES_MAX,
+    WHOLE_READ_BYTES_MAX,
     StreamDecoder,
     decode_completion,
     error_from_refusal,
+    split_reads,
 )
 from service.core.providers.http1 import ConnectionPool, HttpConnection
 from service.core.redaction import add_secrets
@@ -39,6 +42,7 @@ else:
 OPENAI_URL = "https://api.openai.com/v1"
 EMBEDDINGS_BYTES_MAX = 33_554_432
 CONNECT_SECONDS = 5.0
+INLINE_BYTES_MAX = 262_144  # larger bodies are decoded in a thread
 
 
 class Exchange(Protocol):
@@ -203,9 +207,16 @@ class OpenAIProvider:
 
     async def _stream_deltas(self, exchange: Exchange) -> AsyncGenerator[list[Delta], None]:
         decoder, finished, size = StreamDecoder(), False, 0
+        parts: Iterator[bytes] = iter(())
         while not decoder.done:
-            data = await exchange.read()
-            deltas = decoder.feed(data) if data else decoder.end()
+            if part := next(parts, b""):  # of a large read: other tasks get a turn
+                await asyncio.sleep(0)
+            else:
+                part = await exchange.read()
+                if len(part) > WHOLE_READ_BYTES_MAX:
+                    parts = split_reads(part)
+                    part = next(parts)
+            deltas = decoder.feed(part) if part else decoder.end()
             for delta in deltas:
                 size += len(delta.text) if delta.text.isascii() else len(delta.text.encode())
                 finished = finished or bool(delta.finish_reason)
@@ -215,7 +226,7 @@ class OpenAIProvider:
                 yield deltas
             if decoder.error:
                 raise decoder.error
-            if not data:
+            if not part:
                 break
         if not finished:
             raise ProviderCut("the provider ended the answer without saying that it was finished")
@@ -226,7 +237,10 @@ class OpenAIProvider:
             body += data
             if len(body) > self._body_bytes_max:
                 raise ProviderInvalid(f"the answer is longer than {self._answer_bytes_max} bytes")
-        delta = decode_completion(bytes(body))
+        if len(body) > INLINE_BYTES_MAX:
+            delta = await anyio.to_thread.run_sync(decode_completion, bytes(body))
+        else:
+            delta = decode_completion(bytes(body))
         if not delta.finish_reason:
             raise ProviderCut("the provider ended the answer without saying that it was finished")
         return delta
@@ -248,7 +262,7 @@ async def _read_refusal(connection: HttpConnection) -> ProviderError:
         while len(body) < ERROR_BYTES_MAX and (data := await connection.read()):
             body += data
     try:
-        error_object = msgspec.json.decode(body[:ERROR_BYTES_MAX])
+        error_object = msgspec.json.decode(body[:ERROR_BYTES_MAX].removeprefix(BYTE_ORDER_MARK))
     except (msgspec.DecodeError, RecursionError):
         error_object = None
     if isinstance(error_object, dict):

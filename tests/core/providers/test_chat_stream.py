@@ -1,6 +1,7 @@
 """Decoding the responses of OpenAI-compatible providers."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import strategies as st
 from service.core.errors import ProviderError, ProviderInvalid
 from service.core.ports import Delta
 from service.core.pricing import Usage
-from service.core.providers.chat_stream import LINE_BYTES_MAX, StreamDecoder, decode_completion
+from service.core.providers.chat_stream import (
+    EVENT_BYTES_MAX,
+    TEXTLESS_BYTES_MAX,
+    StreamDecoder,
+    decode_completion,
+    split_reads,
+)
 
 
 def chunk(content: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -166,8 +173,200 @@ def test_an_error_object_in_the_stream_is_a_provider_error() -> None:
     assert isinstance(decoder.error, ProviderError)
 
 
-def test_an_endless_line_is_invalid() -> None:
-    """A line longer than the limit sets `error`."""
-    _, decoder = decode(b"data: " + b"a" * LINE_BYTES_MAX, 65_536)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"data: " + b"a" * EVENT_BYTES_MAX,
+        b"data: aaaa\n" * (EVENT_BYTES_MAX // 10),
+        b"data:\n" * (EVENT_BYTES_MAX // 5),
+        b"data: aaaa\r" * (EVENT_BYTES_MAX // 10),
+        b"data: aaaa\nid: 7\n: ping\n" * (EVENT_BYTES_MAX // 10),
+        b"id: " + b"a" * EVENT_BYTES_MAX,
+        b": " + b"a" * EVENT_BYTES_MAX,
+    ],
+    ids=["one line", "lines", "empty lines", "CR", "other fields", "id", "comment"],
+)
+@pytest.mark.parametrize("size", [1_000, 65_536, 2 * EVENT_BYTES_MAX])
+def test_an_endless_event_is_invalid(data: bytes, size: int) -> None:
+    """An event, or a line, of more bytes than the limit sets `error` and is not stored."""
+    _, decoder = decode(data, size)
 
     assert isinstance(decoder.error, ProviderInvalid)
+    assert decoder.buffered_bytes == 0
+
+
+def test_a_line_in_single_bytes_is_decoded_in_linear_time() -> None:
+    """A long line that arrives byte by byte is not copied at each byte."""
+    started = time.perf_counter()
+    decoder = StreamDecoder()
+    for _ in range(500_000):
+        decoder.feed(b"a")
+
+    assert time.perf_counter() - started < 5  # 50 s if each byte copies the line
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"data: {}\n\n",
+        b": ping\n\n",
+        b"\n",
+        sse({"choices": []}),
+        sse(chunk("")),
+        sse(chunk(None, usage={"prompt_tokens": 1, "completion_tokens": 1})),
+    ],
+    ids=["empty", "comment", "line end", "no choices", "no text", "usage"],
+)
+def test_endless_events_without_text_are_invalid(event: bytes) -> None:
+    """A stream that continues without text sets `error` at a limit in bytes."""
+    decoder, part = StreamDecoder(), event * (65_536 // len(event))
+    decoder.feed(sse(chunk("x")))
+    for _ in range(TEXTLESS_BYTES_MAX // 65_536 + 2):
+        decoder.feed(part)
+
+    assert isinstance(decoder.error, ProviderInvalid)
+
+
+def test_text_resets_the_limit_of_bytes_without_text() -> None:
+    """A long stream with text is valid, whatever the number of events without text."""
+    decoder, part = StreamDecoder(), b": ping\n\n" * 8_000
+    for _ in range(TEXTLESS_BYTES_MAX // len(part)):
+        decoder.feed(part)
+        decoder.feed(sse(chunk("x")))
+
+    assert decoder.error is None
+
+
+@given(st.binary(max_size=5_000), st.integers(1, 40))
+def test_reads_are_split_without_loss(data: bytes, repeated: int) -> None:
+    """The parts of a read are the read, and each has a bounded number of lines."""
+    data = data * repeated + b"\n" * 50 * repeated
+
+    parts = list(split_reads(data, lines_max=16))
+
+    assert b"".join(parts) == data
+    assert len(parts) <= 2 + data.count(b"\n") // 8
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 1000])
+@pytest.mark.parametrize("before", [b"", b"\n", b": hello\n\n", b"\r\n"])
+def test_a_byte_order_mark_is_skipped(size: int, before: bytes) -> None:
+    """A stream may begin with a byte order mark, also split between reads."""
+    deltas, decoder = decode(BOM + before + sse(chunk("a"), chunk("b")) + b"data: [DONE]\n\n", size)
+
+    assert [delta.text for delta in deltas] == ["a", "b"]
+    assert decoder.done
+
+
+def test_a_byte_order_mark_within_a_text_is_kept() -> None:
+    """Only the first character of a stream is a byte order mark."""
+    deltas, _ = decode(BOM + sse(chunk("\ufeffa\ufeff")), 5)
+
+    assert deltas[0].text == "\ufeffa\ufeff"
+
+
+def test_a_completion_with_a_byte_order_mark_is_decoded() -> None:
+    """A body may begin with a byte order mark."""
+    assert decode_completion(BOM + json.dumps(chunk("x")).encode()).text == "x"
+
+
+def choice(index: Any, content: str | None = None, **more: Any) -> dict[str, Any]:
+    """A choice of a chunk."""
+    return {"index": index, "delta": {"content": content}, "finish_reason": None} | more
+
+
+@pytest.mark.parametrize("size", [3, 1000])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [[choice(0, "a"), choice(1, "x")], [choice(1, "y"), choice(0, "b")]],
+        [[choice(1, "x")], [choice(0, "a")], [choice(1, "y")], [choice(0, "b")]],
+        [[choice(0, "a")], [choice(2, "x"), choice(1, "y")], [choice(0, "b")]],
+        [[choice(None, "a")], [choice(1, "x")], [choice(None, "b")]],
+        [[choice("0", "a")], [choice("1", "x")], [choice(0.0, "b")]],
+    ],
+    ids=["together", "interleaved", "three", "without index", "other types"],
+)
+def test_the_text_is_that_of_the_first_choice(
+    chunks: list[list[dict[str, Any]]], size: int
+) -> None:
+    """Texts of further choices are not mixed into the answer."""
+    deltas, _ = decode(sse(*({"choices": choices} for choices in chunks)), size)
+
+    assert "".join(delta.text for delta in deltas) == "ab"
+
+
+def test_the_finish_reason_is_that_of_the_first_choice() -> None:
+    """Another choice that ends earlier, or otherwise, does not end the answer."""
+    deltas, _ = decode(
+        sse(
+            {"choices": [choice(1, None, finish_reason="length")]},
+            {"choices": [choice(1, "x"), choice(0, "a", finish_reason="stop")]},
+        ),
+        1000,
+    )
+
+    assert [delta.finish_reason for delta in deltas] == [None, "stop"]
+
+
+def test_a_completion_has_the_text_of_the_first_choice() -> None:
+    """Whatever the order of the choices."""
+    choices = [
+        {"index": n, "message": {"content": text}, "finish_reason": "stop"}
+        for n, text in ((1, "x"), (0, "a"))
+    ]
+
+    assert decode_completion(json.dumps({"choices": choices}).encode()).text == "a"
+
+
+def test_a_refusal_is_the_text_of_the_answer() -> None:
+    """The model's refusal is sent in another field than its content."""
+    refusals = [{"delta": {"content": None, "refusal": text}} for text in ("I can", "'t", None)]
+    deltas, _ = decode(sse(*({"choices": [refusal]} for refusal in refusals)), 1000)
+    message = {"content": None, "refusal": "I can't"}
+
+    assert "".join(delta.text for delta in deltas) == "I can't"
+    assert decode_completion(json.dumps({"choices": [{"message": message}]}).encode()).text == (
+        "I can't"
+    )
+
+
+def test_a_refusal_with_lone_surrogates_is_decoded() -> None:
+    """Surrogates in a refusal are treated like those in a content."""
+    data = b"".join(
+        b'data: {"choices": [{"delta": {"refusal": "%s"}}]}\n\n' % half
+        for half in (b"a\\ud83d", b"\\ude42b")
+    )
+    deltas, _ = decode(data, 1000)
+
+    assert "".join(delta.text for delta in deltas) == "a🙂b"
+
+
+def test_content_parts_are_joined() -> None:
+    """A content may be a list of parts, of which those with text count."""
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "a"}, {"text": "b"}]
+    deltas, _ = decode(sse({"choices": [{"delta": {"content": parts}}]}), 1000)
+
+    assert deltas[0].text == "ab"
+
+
+def test_a_usage_of_zero_is_ignored() -> None:
+    """No answer uses no tokens: servers that do not count send zeros."""
+    zero = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+    assert decode_completion(json.dumps(chunk("x", usage=zero)).encode()).usage is None
+
+
+def test_a_surrogate_at_the_end_is_flushed_with_the_finish_reason() -> None:
+    """No text follows the finish reason, and the usage after it is the last report."""
+    data = (
+        b'data: {"choices": [{"delta": {"content": "a\\ud83d"}, "finish_reason": "stop"}]}\n\n'
+        + sse({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+        + b"data: [DONE]\n\n"
+    )
+    deltas, _ = decode(data, 1000)
+
+    assert [bool(delta.text) for delta in deltas] == [True, False]

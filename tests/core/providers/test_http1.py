@@ -246,6 +246,26 @@ async def test_protocol_violations(answer: bytes) -> None:
         await until(lambda: not connections._connections)
 
 
+@pytest.mark.parametrize(
+    ("start", "endless"),
+    [
+        (b"HTTP/1.1 200 OK\r\nx-a: ", b"a" * 16_384),
+        (b"HTTP/1.1 200 OK\r\n", b"x-a: b\r\n" * 1_000),
+        (b"HTTP/1.1 ", b"100 Continue\r\n\r\nHTTP/1.1 " * 500),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;x=", b"a" * 16_384),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx-a: ", b"a" * 16_384),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"x-a: b\r\n" * 999),
+    ],
+    ids=["header", "headers", "interim", "chunk extension", "trailer", "trailers"],
+)
+async def test_endless_framing_is_invalid(start: bytes, endless: bytes) -> None:
+    """Heads, chunk extensions and trailers are bounded, also before a line is complete."""
+    async with serve_answers([start, *[endless] * 500]) as (connections, _):
+        connection = await connections.send_request(REQUEST)
+        with pytest.raises(ProviderInvalid):
+            await read_response(connection)
+
+
 async def test_silence_is_a_timeout() -> None:
     """The read timeout applies before the head and within the body."""
     async with serve_answers(
