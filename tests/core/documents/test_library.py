@@ -189,7 +189,7 @@ class HookedWorkers(ChunkWorkers):
 async def test_chunking_holds_no_transaction(database: Database) -> None:
     """Others can write while a document is split that was deleted during its upload."""
     first, _ = await keep(database, "to be deleted")
-    writes = []
+    writes: list[object] = []
 
     async def delete_and_write() -> None:
         writes.append(await keep(database, f"another text {len(writes)}", "other"))
