@@ -43,6 +43,7 @@ from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
 from service.workers.background import BackgroundWorker
+from service.workers.integrity import IntegrityChecker
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
 from service.workers.merging import IndexMerger
@@ -128,6 +129,7 @@ async def _open_services(
     if database.file:
         restrict_database_files(database.file)
     await database.require_current_schema()
+    _start_worker("integrity", IntegrityChecker(database), workers, stack)
     queue, recovery = _start_accounting(settings, limits, metrics, database, workers, stack)
     authenticator, quota, revocation = _start_access_control(
         settings, database, recovery, workers, stack

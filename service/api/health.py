@@ -31,6 +31,7 @@ async def get_readiness(request: Request) -> Response:
     database = "ok"
     try:
         await services.database.ping()
+        database = services.database.damage or "ok"
     except DatabaseUnavailable as error:
         database = error.detail
     degraded = database != "ok" or any(worker.degraded() for worker in services.workers.values())

@@ -12,6 +12,7 @@ import typer
 from service import __version__
 from service.cli.database import describe_database, with_database
 from service.core.database.engine import Database
+from service.core.database.files import find_database_file
 from service.core.errors import KotaeError, ProviderError
 from service.core.providers.openai import OpenAIProvider
 from service.core.settings import Settings, load_settings
@@ -59,7 +60,7 @@ async def _run_checks(settings: Settings) -> list[tuple[bool, str, str]]:
             f"{settings.data_dir} is writable",
             "change its owner or KOTAE_DATA_DIR",
         ),
-        await _check_database(settings),
+        *await _check_database(settings),
     ]
     if settings.has_provider:
         checks.append(await _check_provider(settings))
@@ -74,21 +75,24 @@ async def _run_checks(settings: Settings) -> list[tuple[bool, str, str]]:
     return checks
 
 
-async def _check_database(settings: Settings) -> tuple[bool, str, str]:
-    where = describe_database(settings)
+async def _check_database(settings: Settings) -> list[tuple[bool, str, str]]:
+    """Check that the database can be read, its revision, and the structure of its pages."""
+    name = f"database {describe_database(settings)}"
+    file = find_database_file(settings.database)
+    if file and not file.exists():
+        return [(False, f"{name}: does not exist", "run `kotae migrate`")]
     try:
         revision, newest = await with_database(settings, Database.read_revision)
+        problem = await with_database(settings, Database.check_pages)
     except KotaeError as error:
-        return (
-            False,
-            f"database {where}: {error.detail}",
-            "check that the file exists and is not locked; `kotae migrate` creates it",
-        )
-    return (
-        revision == newest,
-        f"database {where}: revision {revision or 'none'}, newest {newest}",
-        "run `kotae migrate`",
-    )
+        remedy = "check that nothing locks the file; if it is damaged, restore a backup"
+        return [(False, f"{name}: {error.detail}", remedy)]
+    text = f"{name}: revision {revision or 'none'}, newest {newest}"
+    damage = f"damaged: {' '.join(problem.split())}" if problem else "no damage found"
+    return [
+        (revision == newest, text, "run `kotae migrate`"),
+        (problem is None, f"{name}: {damage}", "stop the service and run `kotae restore FILE`"),
+    ]
 
 
 async def _check_provider(settings: Settings) -> tuple[bool, str, str]:

@@ -8,15 +8,15 @@ SQLite before 3.51.3 requires two connections that write and checkpoint concurre
 the writer never blocks readers. No session may be held while waiting for a client or a provider.
 
 Failure policy: driver errors that are not programming errors become `DatabaseUnavailable`. The
-writer retries; all other callers respond with 503.
+writer retries; all other callers respond with 503. Errors that are signs of a damaged file are also
+remembered in `Database.damage`, which readiness reports until the file is replaced.
 """
 
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
 import anyio
@@ -24,11 +24,11 @@ import anyio.to_thread
 import sqlalchemy
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from service.core.database.failures import ErrorTranslation, load_json, run_quick_check
 from service.core.database.files import (
     create_private_directory,
     create_private_file,
@@ -37,6 +37,7 @@ from service.core.database.files import (
 )
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
 from service.core.lazy import LazyModule
+from service.core.telemetry import log
 
 if TYPE_CHECKING:
     from service.core.database import migrations
@@ -85,16 +86,20 @@ class Database:
         self._blocking = self._configure_engine(
             create_engine(
                 make_url(url).set(drivername="sqlite"),
+                json_deserializer=load_json,
                 poolclass=QueuePool,
                 **self._pool_options(READERS),
             )
         )
         self._threads = anyio.CapacityLimiter(READERS)
+        self._damage: tuple[tuple[int, int] | None, str] | None = None  # the file and the error
 
     def _create_engine(
         self, *, pool_size: int, write: bool, foreign_keys: bool = True
     ) -> AsyncEngine:
-        engine = create_async_engine(self._url, **self._pool_options(pool_size, write=write))
+        engine = create_async_engine(
+            self._url, json_deserializer=load_json, **self._pool_options(pool_size, write=write)
+        )
         self._configure_engine(engine.sync_engine, write=write, foreign_keys=foreign_keys)
         return engine
 
@@ -147,10 +152,46 @@ class Database:
 
         return engine
 
+    @property
+    def damage(self) -> str | None:
+        """The first error that was a sign of damage in the current file, if any."""
+        if self._damage is None or self._damage[0] != self._identify_file():
+            return None
+        return self._damage[1]
+
+    def report_damage(self, detail: str) -> None:
+        """Remember a sign of damage in the current file, such as a value that cannot be decoded."""
+        if self.damage is None:
+            self._damage = (self._identify_file(), detail)
+            remedy = "run `kotae doctor`; if the damage is confirmed, restore a backup"
+            log.error("database.damaged", error=detail, remedy=remedy)
+
+    async def check_pages(self) -> str | None:
+        """Run `PRAGMA quick_check`, and return and report the first problem, if any.
+
+        Reads the whole file in a thread with another connection. Can be cancelled.
+        """
+        if self.file is None:
+            return None
+        with ErrorTranslation(self.report_damage):
+            connection = sqlite3.connect(self.file, check_same_thread=False)
+            try:
+                result = await anyio.to_thread.run_sync(
+                    run_quick_check, connection, abandon_on_cancel=True
+                )
+            except BaseException:
+                with suppress(sqlite3.ProgrammingError):  # it is closed already
+                    connection.interrupt()
+                raise
+        if result == "ok":
+            return None
+        self.report_damage(result)
+        return result
+
     @asynccontextmanager
     async def read_session(self) -> AsyncGenerator[ReadSession]:
         """A short read on one snapshot. Raises `DatabaseUnavailable`."""
-        with _ErrorTranslation():
+        with ErrorTranslation(self.report_damage):
             async with self._reader.connect() as connection:
                 yield ReadSession(connection)
 
@@ -165,7 +206,7 @@ class Database:
                 connection.begin()
                 return work(connection)
 
-        with _ErrorTranslation():
+        with ErrorTranslation(self.report_damage):
             return await anyio.to_thread.run_sync(read, limiter=self._threads)
 
     @asynccontextmanager
@@ -174,7 +215,7 @@ class Database:
 
         Raises `DatabaseUnavailable`.
         """
-        with _ErrorTranslation():
+        with ErrorTranslation(self.report_damage):
             async with self._writer.connect() as connection:
                 await self._begin_write(connection)
                 yield Session(ReadSession(connection))
@@ -204,7 +245,7 @@ class Database:
             restrict_database_files(self.file)
         engine = self._create_engine(pool_size=1, write=True, foreign_keys=False)
         try:
-            with _ErrorTranslation():
+            with ErrorTranslation(self.report_damage):
                 await self._migrate_when_unlocked(engine, revision)
         finally:
             await engine.dispose()
@@ -283,28 +324,3 @@ def _select_revision(connection: sqlalchemy.Connection) -> str | None:
         "SELECT version_num FROM alembic_version"
     ).scalar()
     return revision
-
-
-class _ErrorTranslation:
-    """Raises `DatabaseUnavailable` for operational errors of the driver; other errors propagate."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, PoolTimeout):
-            raise DatabaseUnavailable("every connection to the database is in use") from error
-        if isinstance(error, DBAPIError) and not isinstance(
-            error, IntegrityError | ProgrammingError
-        ):
-            raise DatabaseUnavailable(f"the database reported: {error.orig}") from error
-        # Raised by searches, which call the driver directly.
-        if isinstance(error, sqlite3.Error) and not isinstance(
-            error, sqlite3.IntegrityError | sqlite3.ProgrammingError
-        ):
-            raise DatabaseUnavailable(f"the database reported: {error}") from error

@@ -4,6 +4,7 @@
 migration, because SQLAlchemy does not support FTS5 tables.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +28,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from service.core.database.failures import DamagedValue
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -47,6 +50,18 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ARG002 - signature of the base class
         """Convert to UTC without an offset."""
         return value.astimezone(UTC).replace(tzinfo=None) if value else None
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        """Raise `DamagedValue` for a value that is not a time."""
+        convert = super().result_processor(dialect, coltype)
+
+        def read(value: Any) -> Any:
+            try:
+                return convert(value) if convert else value
+            except (ValueError, TypeError) as error:
+                raise DamagedValue("a time cannot be parsed") from error
+
+        return read
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - signature of the base class
         """Add the UTC offset."""

@@ -5,7 +5,7 @@ A text that one owner uploads twice is stored once. A document is written in one
 its chunks and index entries (triggers update the index), so a search sees all of it or none.
 
 Chunking takes about one second per million characters. It runs outside the event loop
-(`chunk_workers.py`), before the transaction begins.
+(`chunk_workers.py`), before the transaction begins: nothing else can write during a transaction.
 """
 
 import uuid
@@ -97,15 +97,21 @@ async def store_documents(
     rows = await anyio.to_thread.run_sync(lambda: [create_row(new) for new in new_documents])
     if not rows:
         return []
+    chunk_rows: dict[str, list[ChunkRow]] = {}
     existing = await database.run_blocking_read(partial(_read_existing, rows=rows))
-    chunk_rows = await workers.chunk_documents(_select_missing(rows, existing, settings), settings)
-    async with database.transaction() as session:  # other uploads or deletes may have committed
-        existing = await session.run_sync(_read_existing, rows)
-        missing = _select_missing(rows, existing, settings)
+    missing = _select_missing(rows, existing, settings)
+    while True:
         unchunked = [row for row in missing if row["id"] not in chunk_rows]
         chunk_rows |= await workers.chunk_documents(unchunked, settings)
-        new = [row | {"chunks": len(chunk_rows[row["id"]])} for row in missing]
-        await _insert_documents(session, new, chunk_rows)
+        async with database.transaction() as session:
+            # Uploads and deletes may have committed since. A document that was deleted is chunked
+            # after this transaction, at most once, and then inserted by another one.
+            existing = await session.run_sync(_read_existing, rows)
+            missing = _select_missing(rows, existing, settings)
+            if all(row["id"] in chunk_rows for row in missing):
+                new = [row | {"chunks": len(chunk_rows[row["id"]])} for row in missing]
+                await _insert_documents(session, new, chunk_rows)
+                break
     stored = existing.documents | {
         row["content_hash"]: _to_document({name: row[name] for name in _COLUMN_NAMES})
         for row in new

@@ -1,6 +1,7 @@
 """Documents: stored once, completely, and by owner."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import sqlalchemy as sa
@@ -9,7 +10,8 @@ from service.core.database.engine import Database
 from service.core.database.tables import chunks
 from service.core.database.tables import documents as table
 from service.core.documents import library
-from service.core.documents.chunk_workers import ChunkWorkers
+from service.core.documents.chunk_workers import ChunkInput, ChunkWorkers, Rows
+from service.core.documents.chunker import ChunkRules
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound, NotText
 from service.core.settings import Settings
 
@@ -168,6 +170,61 @@ async def test_a_delete_takes_everything_with_it(database: Database) -> None:
     await library.delete_document(database, document.document_id, user_id="a")
     assert await rows(database, "chunks") == 0
     assert await rows(database, "chunk_vocabulary") == 0
+
+
+class HookedWorkers(ChunkWorkers):
+    """Calls `before` ahead of splitting documents."""
+
+    def __init__(self, before: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self.before = before
+
+    async def chunk_documents(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
+        """Split documents after `before`."""
+        if documents:
+            await self.before()
+        return await super().chunk_documents(documents, rules)
+
+
+async def test_chunking_holds_no_transaction(database: Database) -> None:
+    """Others can write while a document is split that was deleted during its upload."""
+    first, _ = await keep(database, "to be deleted")
+    writes: list[object] = []
+
+    async def delete_and_write() -> None:
+        writes.append(await keep(database, f"another text {len(writes)}", "other"))
+        if len(writes) == 1:
+            await library.delete_document(database, first.document_id, user_id="a")
+
+    texts = [library.NewDocument("", text, "utf-8") for text in ("to be deleted", "new")]
+    async with asyncio.timeout(4):  # a write waits five seconds for a transaction, then fails
+        stored = await library.store_documents(
+            database, SETTINGS, HookedWorkers(delete_and_write), texts, user_id="a"
+        )
+
+    assert [document.created for document in stored] == [True, True]
+    assert len(writes) == 2
+
+
+async def test_a_document_that_is_deleted_and_uploaded_again_is_not_duplicated(
+    database: Database,
+) -> None:
+    """An upload that commits between the two transactions of another one wins."""
+    first, _ = await keep(database)
+
+    async def replace() -> None:
+        await library.delete_document(database, first.document_id, user_id="a")
+        workers.before = store_again
+
+    async def store_again() -> None:
+        await keep(database)
+
+    workers = HookedWorkers(replace)
+    texts = [library.NewDocument("", text, "utf-8") for text in (TEXT, "new")]
+    stored = await library.store_documents(database, SETTINGS, workers, texts, user_id="a")
+
+    assert [document.created for document in stored] == [False, True]
+    assert await rows(database, "documents") == 2
 
 
 async def test_seeding_is_idempotent(database: Database) -> None:

@@ -1,0 +1,91 @@
+"""Translates errors of the database driver, and recognizes signs of a damaged file."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from service.core.errors import DatabaseUnavailable
+
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # primary result codes
+_READ_ERRORS = {  # extended result codes of input/output errors
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+    sqlite3.SQLITE_IOERR_DATA,
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
+}
+_UNDECODABLE = "Could not decode to UTF-8"  # the driver's message continues with the value
+_PROBLEMS_MAX = 1  # of quick_check; one is enough to know
+
+
+class DamagedValue(ValueError):
+    """A stored value does not have the format in which it was written."""
+
+
+class ErrorTranslation:
+    """Raises `DatabaseUnavailable` for operational errors; other errors propagate.
+
+    `report_damage` is called with a description for errors that are signs of a damaged file.
+    """
+
+    def __init__(self, report_damage: Callable[[str], None]) -> None:
+        self._report_damage = report_damage
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, PoolTimeout):
+            raise DatabaseUnavailable("every connection to the database is in use") from error
+        if isinstance(error, DamagedValue):
+            self._report_damage(str(error))
+            raise DatabaseUnavailable(f"the database is damaged: {error}") from error
+        if isinstance(error, IntegrityError | ProgrammingError):
+            return
+        # Searches call the driver directly.
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if not isinstance(cause, sqlite3.Error) or isinstance(
+            cause, sqlite3.IntegrityError | sqlite3.ProgrammingError
+        ):
+            return
+        detail = _describe(cause)
+        if _is_damage(cause):
+            self._report_damage(detail)
+        raise DatabaseUnavailable(f"the database reported: {detail}") from error
+
+
+def _describe(error: BaseException) -> str:
+    """The message of a driver error, without the value that it may contain."""
+    message = str(error)
+    return "a text cannot be decoded" if message.startswith(_UNDECODABLE) else message
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0)  # not set by the driver's own errors
+    return code & 0xFF in _DAMAGE or code in _READ_ERRORS or str(error).startswith(_UNDECODABLE)
+
+
+def load_json(text: str) -> Any:
+    """Parse a stored JSON value. Raises `DamagedValue`."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedValue("a JSON value cannot be parsed") from error
+
+
+def run_quick_check(connection: sqlite3.Connection) -> str:
+    """Run `PRAGMA quick_check` and close the connection. Returns `ok` or the first problem."""
+    with closing(connection):
+        connection.execute("PRAGMA query_only=ON")
+        problem: str = connection.execute(f"PRAGMA quick_check({_PROBLEMS_MAX})").fetchone()[0]
+    return problem
