@@ -1,9 +1,9 @@
 """Check the locked dependencies: `make audit`.
 
-Licenses are read from the metadata of the installed packages and must be on the list below; a missing
-or unknown license is a failure. Vulnerabilities are looked up by pip-audit, which needs advisory data
-from the network. Where it is unavailable, the check reports *not run*; that is not a failure, because
-CI also runs without a network. A known vulnerability is a failure.
+Licenses are read from the metadata of the installed packages and must be on the list below; a
+missing or unknown license is a failure. Vulnerabilities are looked up by pip-audit, which needs
+advisory data from the network. Where it is unavailable, the check reports *not run*; that is not a
+failure, because CI also runs without a network. A known vulnerability is a failure.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def run_pip_audit(program: Path) -> tuple[bytes | None, str]:
 
 
 def read_report(report: bytes) -> tuple[list[str], str]:
-    """Return the known vulnerabilities, and why the report is incomplete (empty: it is complete)."""
+    """Return the known vulnerabilities, and why the report is incomplete; empty if complete."""
     dependencies = msgspec.json.decode(report, type=AuditReport).dependencies
     vulnerabilities = [
         f"{item.name} {item.version}: {vulnerability.id}"

@@ -37,7 +37,7 @@ def test_licenses_of_all_dependencies_are_allowed() -> None:
     ],
 )
 def test_license_expressions(expression: str, allowed: bool) -> None:
-    """All parts must be allowed; of alternatives one suffices; an unknown license is not allowed."""
+    """All parts must be allowed, or one of their alternatives; an unknown license is not."""
     assert is_allowed(expression) is allowed
 
 
