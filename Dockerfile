@@ -9,6 +9,11 @@ COPY requirements/setup.txt requirements/base.txt requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/setup.txt \
  && python -m venv --without-pip /opt/kotae \
  && uv pip install --no-cache --python /opt/kotae/bin/python --require-hashes -r requirements/base.txt
+# The SBOM in CycloneDX: name, version and hashes of every locked dependency.
+COPY requirements/audit.txt requirements/
+RUN python -m venv --without-pip /opt/audit \
+ && uv pip install --no-cache --python /opt/audit/bin/python --require-hashes -r requirements/audit.txt \
+ && /opt/audit/bin/cyclonedx-py requirements --output-reproducible --output-file /opt/kotae/sbom.cdx.json requirements/base.txt
 COPY . .
 # Bytecode is compiled without timestamps: nothing can change the sources at run time.
 RUN hatchling build -t wheel -d dist \

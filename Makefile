@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all test-nightly lint format lock bench image clean
+.PHONY: help setup run test test-all test-nightly lint audit format lock bench image clean
 .SUFFIXES:
 
 PYTHON ?=#  the interpreter for .venv; default: the first suitable one
@@ -55,7 +55,7 @@ pytest := $(python) -m pytest -n 2 --dist worksteal
 test: .venv/.dev ## run the fast tests (one minute)
 	$(pytest) -m 'not slow and not nightly' $(ARGS)
 
-test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed ## run all tests except the nightly ones; ARGS='-m slow': only slow ones
+test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed .cache/audit/.installed ## run all tests except the nightly ones; ARGS='-m slow': only slow ones
 	$(pytest) -m 'not nightly' $(ARGS)
 
 test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing
@@ -78,6 +78,9 @@ lint: .venv/.dev .cache/redocly/.installed ## check format, style, types, import
 	  REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true $(redocly) lint --config tests/api/openapi/redocly.yaml .cache/redocly/openapi.json; \
 	else echo 'lint: redocly not run: npm is absent'; fi
 
+audit: .venv/.base .cache/audit/.installed ## check licenses and known vulnerabilities of the dependencies
+	$(python) -m requirements.audit .cache/audit/bin/pip-audit
+
 format: .venv/.dev ## format the code
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
@@ -91,6 +94,7 @@ lock: .venv/.setup ## update requirements/*.txt; newer versions with ARGS=--upgr
 	$(compile) requirements/setup.in -o requirements/setup.txt
 	$(compile) requirements/nightly.in -o requirements/nightly.txt
 	$(compile) requirements/openapi.in -o requirements/openapi.txt
+	$(compile) requirements/audit.in -o requirements/audit.txt
 
 bench: .venv/.dev ## run the benchmarks
 	$(python) -m bench $(ARGS)
@@ -133,10 +137,10 @@ clean: ## remove generated files including .venv; keep .data
 	  npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent && touch $@; \
 	else echo 'make: npm is absent: the tests of its clients do not run'; fi
 
-# Tools that use the OpenAPI document, in an environment of their own: their dependencies conflict with ours.
-.cache/openapi/.installed: .venv/.setup requirements/openapi.txt
+# Tools in separate environments, because their dependencies conflict with those of the service.
+.cache/openapi/.installed .cache/audit/.installed: .cache/%/.installed: requirements/%.txt .venv/.setup
 	$(python) -m venv --without-pip --clear $(@D)
-	$(call uv_pip_install,--require-hashes -r requirements/openapi.txt,$(@D)/bin/python)
+	$(call uv_pip_install,--require-hashes -r $<,$(@D)/bin/python)
 	@touch $@
 
 .cache/redocly/.installed: tests/api/openapi/package-lock.json

@@ -37,6 +37,9 @@ _ESCAPE = re.compile(
     rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
+_MESSAGES = {"Input data was truncated": "JSON is malformed: it ends early (truncated)"}
+_MODEL_TYPES = {"model_type", "model_attributes_type"}  # the message of pydantic names a class
+_NOT_AN_OBJECT = "must be a JSON object"
 _PLACE = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?", re.DOTALL)
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -166,6 +169,8 @@ def _replace_lone_surrogate(match: re.Match[bytes]) -> bytes:
 
 def list_errors(raw: bytes, model: type[BaseModel], error: Exception) -> list[dict[str, Any]]:
     """All errors of a small body, the first error of a large one."""
+    if not raw:
+        return [{"loc": ("body",), "msg": "the body is empty; a JSON object is required"}]
     if len(raw) <= EXPLAINED_BYTES_MAX:
         try:
             model.model_validate(json.loads(raw.removeprefix(_BYTE_ORDER_MARK).decode()))
@@ -178,7 +183,7 @@ def list_errors(raw: bytes, model: type[BaseModel], error: Exception) -> list[di
     return [
         {
             "loc": ("body", *(location or "").strip(".").split(".")) if location else ("body",),
-            "msg": message[:200],
+            "msg": _MESSAGES.get(message, message[:200]),
         }
     ]
 
@@ -186,4 +191,11 @@ def list_errors(raw: bytes, model: type[BaseModel], error: Exception) -> list[di
 def describe_errors(error: ValidationError) -> list[dict[str, Any]]:
     """Errors without the input, which may be a secret in the wrong field."""
     errors = error.errors(include_input=False, include_url=False, include_context=False)
-    return [{**item, "loc": ("body", *item["loc"])} for item in errors]
+    return [
+        {
+            **item,
+            "loc": ("body", *item["loc"]),
+            "msg": _NOT_AN_OBJECT if item["type"] in _MODEL_TYPES else item["msg"],
+        }
+        for item in errors
+    ]

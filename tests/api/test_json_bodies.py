@@ -151,6 +151,33 @@ async def test_variants_of_the_content_type_are_accepted(
     assert response.status_code == 200
 
 
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/plain"}], ids=["none", "text"])
+async def test_a_wrong_content_type_is_explained(service: Service, headers: dict[str, str]) -> None:
+    """The problem names the header that is required."""
+    response = await service.client.post("/ai/test", content=b'{"prompt":"a"}', headers=headers)
+    problem = is_problem(response, 422, "invalid_request")
+
+    assert "Content-Type: application/json" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "body: the body is empty; a JSON object is required"),
+        (b"[1]", "body: must be a JSON object"),
+        (b'{"prompt":"a"', "body: JSON is malformed: it ends early (truncated)"),
+        (b"{'prompt':1}", "body: JSON is malformed: object keys must be strings (byte 1)"),
+    ],
+    ids=["empty", "array", "truncated", "quotes"],
+)
+async def test_malformed_json_is_explained(service: Service, raw: bytes, message: str) -> None:
+    """The problem says what is wrong with the JSON, and where."""
+    headers = {"Content-Type": "application/json"}
+    response = await service.client.post("/ai/test", content=raw, headers=headers)
+
+    assert is_problem(response, 422, "invalid_request")["detail"] == message
+
+
 async def upload(service: Service, text: str, **members: Any) -> httpx2.Response:
     """Upload a text as JSON in which every character is escaped that can be."""
     return await service.client.post(

@@ -1,0 +1,1 @@
+"""Locks of the dependencies, and the program that checks them."""
