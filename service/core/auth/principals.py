@@ -29,6 +29,7 @@ class Scope(StrEnum):
 
 
 ALL_SCOPES = frozenset(Scope)
+PERMANENT_CREDENTIALS = frozenset({"open", "secret"})  # cannot be revoked while the process runs
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +75,10 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
         return (
             (QuotaSubject.for_key(self.key_id, self.key_limits),) if self.key_id is not None else ()
         )
+
+    def has_expired(self, now: float) -> bool:
+        """Whether the credential has expired at this time (seconds since 1970)."""
+        return self.ends_at is not None and self.ends_at <= now
 
     def require_scope(self, role: Role, scope: Scope) -> None:
         """Require the role and scope of a route. Raises `Forbidden`."""
