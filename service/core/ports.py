@@ -152,14 +152,14 @@ class QuotaSubject(msgspec.Struct, frozen=True):
         return cls(USER_PREFIX + user_id, "user", limits)
 
     @classmethod
-    def for_key(cls, key_id: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
-        """Build the subject of an API key with the limits of the key itself."""
-        return cls(KEY_PREFIX + key_id, "key", limits)
+    def for_key(cls, lineage: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
+        """The subject of an API key and the keys it was rotated from, with the key's limits."""
+        return cls(KEY_PREFIX + lineage, "key", limits)
 
 
-def list_subject_names(user_id: str, key_id: str | None) -> list[str]:
+def list_subject_names(user_id: str, key_lineage: str | None) -> list[str]:
     """Return the names of the subjects that a log row is charged to."""
-    return [USER_PREFIX + user_id, *([KEY_PREFIX + key_id] if key_id else [])]
+    return [USER_PREFIX + user_id, *([KEY_PREFIX + key_lineage] if key_lineage else [])]
 
 
 class QuotaWindow(msgspec.Struct, frozen=True, kw_only=True):

@@ -143,7 +143,7 @@ class Authenticator:
                 rows: list[Mapping[Any, Any] | None] = []
                 if principal.key_id is not None:
                     rows.append(await store.find_key_by_id(session, principal.key_id))
-                if principal.credential.startswith("session:"):
+                if principal.is_session:
                     rows.append(
                         await store.find_session(
                             session, principal.credential.removeprefix("session:")
@@ -339,7 +339,9 @@ class Authenticator:
             scopes=frozenset(map(Scope, row["scopes"])),
             credential=f"session:{hashed}",
             key_id=key_principal.key_id if key_principal else None,
+            key_lineage=key_principal.key_lineage if key_principal else None,
             ends_at=row["expires_at"].timestamp(),
+            origin_ends_at=_get_origin_expiry(kind, row, key_principal),
             limits=store.get_user_limits(row, Role(row["role"])) if kind != "secret" else None,
             key_limits=key_principal.key_limits if key_principal else None,
         )
@@ -353,9 +355,20 @@ def _create_key_principal(row: Mapping[Any, Any]) -> Principal:
         scopes=frozenset(map(Scope, row["scopes"])),
         credential=f"{_KEY_ORIGIN}:{row['id']}",
         key_id=row["id"],
+        key_lineage=row["lineage"],
         ends_at=row["expires_at"].timestamp() if row["expires_at"] else None,
         limits=store.get_user_limits(row, role),
         key_limits=msgspec.convert(row["key_limits"], QuotaLimits)
         if row["key_limits"] is not None
         else None,
     )
+
+
+def _get_origin_expiry(
+    kind: str, session: Mapping[Any, Any], key_principal: Principal | None
+) -> float | None:
+    """The expiry of the credential of a session; for a token, the session's, which is no later."""
+    if key_principal is not None:
+        return key_principal.ends_at
+    expires_at: datetime = session["expires_at"]
+    return None if kind == "secret" else expires_at.timestamp()
