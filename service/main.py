@@ -24,7 +24,7 @@ from service.core.answering.answers import Answers
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
-from service.core.auth.tickets import SignedTickets, load_ticket_key
+from service.core.auth.tickets import SignedTickets
 from service.core.database.engine import Database
 from service.core.database.files import restrict_database_files
 from service.core.database.instance_lock import SERVE, lock_instance
@@ -62,7 +62,6 @@ else:
 HOLD_SECONDS = 30  # lifetime of a quota hold after the deadline of its answer
 SDK_SECONDS = 0.1  # delay of importing the SDK, after everything else has started
 JOURNAL_SECONDS = 1  # maximum wait for the last sync at shutdown
-TICKET_RESUME_SECONDS = 3600  # a ticket allows reconnects this long after its answer
 WRITE_OUT_SECONDS = 1.5  # maximum wait for the database at shutdown, which takes at most 2 s
 
 DESCRIPTION = (
@@ -180,9 +179,7 @@ async def _open_services(
         quota=quota,
         answers=answering,
         tickets=SignedTickets(
-            load_ticket_key(settings.data_dir / "tickets.key"),
-            seconds=settings.ticket_seconds,
-            resume_seconds=settings.answer_seconds_max + TICKET_RESUME_SECONDS,
+            seconds=settings.ticket_seconds, resume_seconds=settings.resume_seconds
         ),
         metrics=metrics,
         retrieval=search_service,

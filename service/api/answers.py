@@ -1,5 +1,7 @@
 """Questions (POST /ai/test, POST and GET /ai/stream) and answers by id (/ai/answers)."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
@@ -31,7 +33,7 @@ from service.core.answering.answers import (
 )
 from service.core.auth.principals import Principal, Role
 from service.core.errors import KotaeError, NotFound, TooLarge
-from service.core.ports import QuotaSubject, TicketGrant
+from service.core.ports import QuotaSubject, RedeemedTicket, TicketGrant
 from service.core.records import Answer, create_answer_object
 
 router = APIRouter(prefix="/ai", tags=["answers"], route_class=AskRoute)
@@ -163,7 +165,8 @@ async def stream_answer_to_event_source(
 ) -> Response:
     """The same for a browser's `EventSource`. A reconnect with `Last-Event-ID` resumes."""
     if last_event_id:
-        return await _resume_stream(last_event_id[:36], last_event_id, services, principal)
+        reader = EventReader(principal)
+        return await _resume_stream(last_event_id[:36], last_event_id, services, reader)
     body = AskBody(
         prompt=prompt,
         grounded=grounded,
@@ -214,7 +217,14 @@ async def start_answer(
     started = await _begin_answer(answer_request, key, services)
     intent = started.stream.intent
     issued = services.tickets.issue(
-        TicketGrant(intent.id, principal.user_id, principal.visible_user_id)
+        TicketGrant(
+            intent.id,
+            principal.user_id,
+            principal.visible_user_id,
+            principal.credential,
+            principal.key_id,
+            principal.ends_at,
+        )
     )
     location = f"{request.scope.get('root_path', '')}/ai/answers/{intent.id}"
     body_out = AnswerStarted(
@@ -231,6 +241,27 @@ async def start_answer(
     return json_response(body_out, 202, headers)
 
 
+@dataclass(frozen=True)
+class EventReader:
+    """Who reads events: a principal, with the ticket if there is one."""
+
+    principal: Principal
+    ticket: RedeemedTicket | None = None
+
+    def enter(self, services: Services, disconnect: Callable[[], None]) -> Callable[[], None]:
+        """Register the reader; returns the function to call when it has left."""
+        unwatch = services.revocation.watch_principal(self.principal, disconnect)
+        if (ticket := self.ticket) is None:
+            return unwatch
+        ticket.add_reader()
+
+        def leave() -> None:
+            ticket.remove_reader()
+            unwatch()
+
+        return leave
+
+
 async def authorize_reader(
     answer_id: str,
     request: Request,
@@ -240,17 +271,25 @@ async def authorize_reader(
         str | None,
         Query(max_length=2000, description="From `events_url`; replaces a credential"),
     ] = None,
-) -> Principal:
+) -> EventReader:
     """The reader's principal: from the ticket, or else from a credential."""
     if ticket is None:
-        return await authorize_ask(request)
-    grant = services.tickets.redeem(ticket, answer_id, resuming=bool(last_event_id))
-    await services.authenticator.require_enabled(grant.user_id)
-    return Principal(
+        return EventReader(await authorize_ask(request))
+    seq = _parse_position(answer_id, last_event_id)
+    if seq < 0:
+        redeemed = services.tickets.redeem(ticket, answer_id)
+    else:
+        redeemed = services.tickets.resume(ticket, answer_id, seq)
+    grant = redeemed.grant
+    principal = Principal(
         user_id=grant.user_id,
         role=Role.ADMIN if grant.sees is None else Role.USER,
-        credential="ticket",
+        credential=grant.credential,
+        key_id=grant.key_id,
+        ends_at=grant.ends_at,
     )
+    await services.authenticator.require_valid(principal)
+    return EventReader(principal, redeemed)
 
 
 authorize_reader.requires = authorize_ask.requires  # type: ignore[attr-defined]  # checked when the ticket was issued
@@ -264,7 +303,7 @@ async def stream_answer_events(
     answer_id: str,
     services: ServicesDep,
     last_event_id: _LastEventIdDep,
-    reader: Annotated[Principal, Depends(authorize_reader)],
+    reader: Annotated[EventReader, Depends(authorize_reader)],
 ) -> Response:
     """The events of an answer, from `start` or after `Last-Event-ID`. Several clients may read."""
     return await _resume_stream(answer_id, last_event_id, services, reader)
@@ -303,26 +342,36 @@ async def stop_answer(answer_id: str, services: ServicesDep, principal: AskPrinc
 
 
 async def _resume_stream(
-    answer_id: str, last_event_id: str | None, services: Services, principal: Principal
+    answer_id: str, last_event_id: str | None, services: Services, reader: EventReader
 ) -> Response:
     """Send the events after the given one; 204 beyond the end, which stops an `EventSource`.
 
     Raises `NotFound`.
     """
-    position = parse_event_id(last_event_id) if last_event_id else (answer_id, -1)
-    if position is None or position[0] != answer_id:
-        raise NotFound("this answer has no event with this id")
-    stream = await services.answers.find_stream(answer_id, principal.visible_user_id)
-    if position[1] >= stream.last_seq and stream.outcome is not None:
+    seq = _parse_position(answer_id, last_event_id)
+    stream = await services.answers.find_stream(answer_id, reader.principal.visible_user_id)
+    if seq >= stream.last_seq and stream.outcome is not None:
         return Response(status_code=204)
-    if position[1] > stream.last_seq:
+    if seq > stream.last_seq:
         raise NotFound("this answer has no event with this id")
+    ticket = reader.ticket
+    if ticket is not None and seq < 0:  # once: at the first use
+        stream.add_finish_callback(ticket.record_end)
     return create_stream_response(
         stream,
         services.limits,
-        after=position[1],
-        enter=partial(services.revocation.watch_principal, principal),
+        after=seq,
+        enter=partial(reader.enter, services),
+        on_batch=ticket.record_sent if ticket else None,
     )
+
+
+def _parse_position(answer_id: str, last_event_id: str | None) -> int:
+    """The position of the last received event; -1 without one. Raises `NotFound`."""
+    position = parse_event_id(last_event_id) if last_event_id else (answer_id, -1)
+    if position is None or position[0] != answer_id:
+        raise NotFound("this answer has no event with this id")
+    return position[1]
 
 
 async def _begin_answer(

@@ -84,11 +84,17 @@ async def rotate_key(
 @router.delete(
     "/{key_id}", status_code=204, responses={**REFUSALS, **_MISSING}, response_class=Response
 )
-async def revoke_key(key_id: str, services: ServicesDep, principal: KeysPrincipal) -> Response:
+async def revoke_key(
+    key_id: str,
+    services: ServicesDep,
+    principal: KeysPrincipal,
+    cascade: Annotated[bool, Query(description="Also revoke the keys that it created")] = False,
+) -> Response:
     """Revoke a key: its requests are refused immediately, its streams end within five seconds."""
-    await store.revoke_key(services.database, principal, key_id)
+    revoked = await store.revoke_key(services.database, principal, key_id, cascade=cascade)
     services.authenticator.clear_cache()
-    log.info("key.revoked", key_id=key_id)
+    for revoked_id in revoked:
+        log.info("key.revoked", key_id=revoked_id)
     return Response(status_code=204)
 
 

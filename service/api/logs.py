@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Annotated
@@ -18,6 +18,7 @@ from service.api.responses import json_response
 from service.api.schemas import REFUSALS, problem_schemas, schema_ref
 from service.core.accounting import log as request_log
 from service.core.accounting.log import PAGE_MAX, LogFilter, LogPage
+from service.core.auth.principals import Principal
 from service.core.encoding import to_json
 from service.core.records import Answer
 
@@ -74,18 +75,11 @@ async def list_logs(
         until=_to_utc(until),
     )
     await _wait_fresh(services)
-    if "text/csv" in accept:
-        return _create_export(
-            _encode_csv(request_log.export_pages(services.database, log_filter)),
-            "text/csv; charset=utf-8",
-            "csv",
-        )
-    if "application/x-ndjson" in accept:
-        return _create_export(
-            _encode_ndjson(request_log.export_pages(services.database, log_filter)),
-            "application/x-ndjson",
-            "ndjson",
-        )
+    if "text/csv" in accept or "application/x-ndjson" in accept:
+        pages = _export_while_valid(services, principal, log_filter)
+        if "text/csv" in accept:
+            return _create_export(_encode_csv(pages), "text/csv; charset=utf-8", "csv")
+        return _create_export(_encode_ndjson(pages), "application/x-ndjson", "ndjson")
     async with services.database.read_session() as session:
         if after is not None:
             page = await request_log.read_tail(session, log_filter, limit=limit, after=after)
@@ -127,6 +121,16 @@ def _add_etag(response: Response, if_none_match: str) -> Response:
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return response
+
+
+async def _export_while_valid(
+    services: Services, principal: Principal, log_filter: LogFilter
+) -> AsyncGenerator[list[Answer], None]:
+    """The pages of an export; it is cut off when the credential is revoked or expires."""
+    async with aclosing(request_log.export_pages(services.database, log_filter)) as pages:
+        async for items in pages:
+            await services.authenticator.require_valid(principal)
+            yield items
 
 
 def _create_export(content: AsyncIterator[bytes], media_type: str, suffix: str) -> Response:

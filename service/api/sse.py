@@ -33,20 +33,25 @@ _PING = b": ping\n\n"
 
 
 Enter = Callable[[Callable[[], None]], Callable[[], None]]
-"""Takes what ends a reading, and returns what to call when it has ended."""
+"""Takes a function that disconnects the reader, returns one to call when the reader has left."""
 
 
 class StreamResponse(EventSourceResponse):
     """The events of a stream after `after`, to its end. Slow readers are disconnected.
 
-    `enter` registers the reader for revocation.
+    `enter` registers the reader; `on_batch` is called with the position of each batch.
     """
 
     def __init__(
-        self, stream: Stream, limits: ServiceLimits, after: int, enter: Enter | None
+        self,
+        stream: Stream,
+        limits: ServiceLimits,
+        after: int,
+        enter: Enter | None,
+        on_batch: Callable[[int], None] | None,
     ) -> None:
         self._enter = enter
-        self._batches = stream.read_events(after)
+        self._batches = stream.read_events(after, on_batch)
         super().__init__(self._batches)
         self._ping_seconds, self._send_seconds = limits.ping_seconds, limits.send_seconds_max
         self._sending_since: float | None = None
@@ -137,10 +142,14 @@ class StreamResponse(EventSourceResponse):
 
 
 def create_stream_response(
-    stream: Stream, limits: ServiceLimits, after: int = -1, enter: Enter | None = None
+    stream: Stream,
+    limits: ServiceLimits,
+    after: int = -1,
+    enter: Enter | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> StreamResponse:
     """The events of a stream after `after`, to its end, as server-sent events."""
-    return StreamResponse(stream, limits, after, enter)
+    return StreamResponse(stream, limits, after, enter, on_batch)
 
 
 def _jitter_reconnect_ms() -> int:

@@ -91,10 +91,17 @@ def rotate_key(
 
 
 @keys.command("revoke")
-def revoke_key(key_id: str) -> None:
+def revoke_key(
+    key_id: str,
+    cascade: Annotated[bool, typer.Option(help="Also revoke the keys that it created.")] = False,
+) -> None:
     """Revoke a key immediately."""
-    run_on_database(load_settings(), lambda database: store.revoke_key(database, BOOTSTRAP, key_id))
-    print(f"revoked: {key_id}")
+    revoked = run_on_database(
+        load_settings(),
+        lambda database: store.revoke_key(database, BOOTSTRAP, key_id, cascade=cascade),
+    )
+    for revoked_id in revoked or [key_id]:
+        print(f"revoked: {revoked_id}")
 
 
 def _parse_scope(text: str) -> Scope:

@@ -152,14 +152,14 @@ class QuotaSubject(msgspec.Struct, frozen=True):
         return cls(USER_PREFIX + user_id, "user", limits)
 
     @classmethod
-    def for_key(cls, key_id: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
-        """Build the subject of an API key with the limits of the key itself."""
-        return cls(KEY_PREFIX + key_id, "key", limits)
+    def for_key(cls, lineage: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
+        """The subject of an API key and the keys it was rotated from, with the key's limits."""
+        return cls(KEY_PREFIX + lineage, "key", limits)
 
 
-def list_subject_names(user_id: str, key_id: str | None) -> list[str]:
+def list_subject_names(user_id: str, key_lineage: str | None) -> list[str]:
     """Return the names of the subjects that a log row is charged to."""
-    return [USER_PREFIX + user_id, *([KEY_PREFIX + key_id] if key_id else [])]
+    return [USER_PREFIX + user_id, *([KEY_PREFIX + key_lineage] if key_lineage else [])]
 
 
 class QuotaWindow(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,11 +266,18 @@ class RecordQueue(Protocol):
 
 
 class TicketGrant(msgspec.Struct, frozen=True, array_like=True):
-    """The permission of a ticket: read one answer as this user. `sees`: see `Principal`."""
+    """The permission of a ticket: read one answer, for as long as the credential is valid.
+
+    The other fields are those of the `Principal` that the ticket was issued to; `sees` is its
+    `visible_user_id`.
+    """
 
     answer_id: str
     user_id: str
     sees: str | None
+    credential: str
+    key_id: str | None = None
+    ends_at: float | None = None
 
 
 class IssuedTicket(msgspec.Struct, frozen=True):
@@ -280,6 +287,28 @@ class IssuedTicket(msgspec.Struct, frozen=True):
     expires_at: float
 
 
+class RedeemedTicket(Protocol):
+    """A ticket after its first use. Its readers report what decides about later reconnects."""
+
+    grant: TicketGrant
+
+    def add_reader(self) -> None:
+        """Count a reader; `remove_reader` must follow."""
+        ...
+
+    def remove_reader(self) -> None:
+        """A reader has left: the time for a reconnect starts again."""
+        ...
+
+    def record_sent(self, seq: int) -> None:
+        """Events up to this position were sent, at least in part."""
+        ...
+
+    def record_end(self) -> None:
+        """The answer has ended: the time for a reconnect starts again."""
+        ...
+
+
 class Tickets(Protocol):
     """One-time tickets to the events of one answer: unforgeable credentials for URLs."""
 
@@ -287,9 +316,18 @@ class Tickets(Protocol):
         """Issue a ticket."""
         ...
 
-    def redeem(self, ticket: str, answer_id: str, *, resuming: bool) -> TicketGrant:
-        """Return the grant of a ticket. It can be redeemed once, shortly after it was issued.
+    def redeem(self, ticket: str, answer_id: str) -> RedeemedTicket:
+        """Use a ticket for the first time, which must be shortly after it was issued.
 
-        `resuming` continues an earlier use. Raises `TicketInvalid`.
+        Raises `TicketInvalid` and `Overloaded`.
+        """
+        ...
+
+    def resume(self, ticket: str, answer_id: str, seq: int) -> RedeemedTicket:
+        """Use a redeemed ticket for a reconnect after the event `seq`.
+
+        That event must have been sent to a reader of this ticket, and the reconnect must follow
+        within the resume time of its last reader or of the end of the answer. Raises
+        `TicketInvalid`.
         """
         ...

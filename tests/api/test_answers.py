@@ -384,6 +384,54 @@ async def test_ticket_replaces_a_credential_once(serve: Serve, fake: ProviderFak
     assert without.status_code == 401
 
 
+@pytest.mark.parametrize("place", ["header", "parameter"])
+async def test_unused_ticket_cannot_resume(service: Service, place: str) -> None:
+    """Without a first use, `{id}.0` opens nothing."""
+    started = await start_answer(service)
+    await service.wait_idle()
+    event_id = f"{started['id']}.0"
+    response = await service.client.get(
+        started["events_url"] + (f"&last_event_id={event_id}" if place == "parameter" else ""),
+        headers={"Last-Event-ID": event_id} if place == "header" else {},
+    )
+
+    is_problem(response, 403, "ticket_invalid")
+
+
+async def test_ticket_resumes_only_after_sent_events(service: Service, fake: ProviderFake) -> None:
+    """A position that another reader has received, but no reader of this ticket, is refused."""
+    release = asyncio.Event()
+    fake.next(Behaviour(deltas=["One ", "two ", "three."], hold=release, hold_after=1))
+    started = await start_answer(service)
+    async with open_events(service, started["events_url"]) as stream:
+        received = [await anext(stream), await anext(stream)]
+    (answer_stream,) = service.services.answers._registry
+    async with asyncio.timeout(10):
+        while answer_stream.readers:
+            await asyncio.sleep(0.002)
+    release.set()
+    everything = await read_all_events(service, f"/ai/answers/{started['id']}/events")
+
+    ahead, resumed = [
+        await service.client.get(started["events_url"], headers={"Last-Event-ID": event.last_id})
+        for event in (everything[-2], received[-1])
+    ]
+    is_problem(ahead, 403, "ticket_invalid")
+    assert text_of(received + parse_events(resumed.content)) == "One two three."
+
+
+async def test_ticket_is_invalid_after_the_resume_time(serve: Serve, fake: ProviderFake) -> None:
+    """Beyond `resume_seconds` after the last reader and the end, a ticket serves no reconnect."""
+    service = await serve(openai_base_url=fake.base_url, model="m", resume_seconds=0)
+    started = await start_answer(service)
+    received = await read_all_events(service, started["events_url"])
+    response = await service.client.get(
+        started["events_url"], headers={"Last-Event-ID": received[0].last_id}
+    )
+
+    is_problem(response, 403, "ticket_invalid")
+
+
 @pytest.mark.parametrize("stage", ["running", "ended", "in the log"])
 async def test_other_users_cannot_access_an_answer(
     serve: Serve, fake: ProviderFake, stage: str

@@ -1,10 +1,14 @@
 """The routes of API keys."""
 
+import pytest
 from pydantic import SecretStr
 
 from tests.access import SECRET, client
 from tests.conftest import Serve
+from tests.fakes.provider import ProviderFake
 from tests.problems import is_problem
+
+ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 
 
 async def test_keys_through_the_routes(serve: Serve) -> None:
@@ -35,7 +39,71 @@ async def test_keys_through_the_routes(serve: Serve) -> None:
     assert all("key" not in item and item["prefix"].startswith("kt_") for item in listed)
 
 
-async def test_a_rotated_key_is_a_conflict_on_the_wire(serve: Serve) -> None:
+async def test_key_names_its_creator(serve: Serve) -> None:
+    """`made_by` is the id of the key that created a key; none for the secret."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    admin = (await service.client.post("/ai/keys", json={"role": "admin"})).json()
+    async with client(service, admin["key"]) as root:
+        child = (await root.post("/ai/keys", json={"user_id": "bob"})).json()
+
+    assert (admin["made_by"], child["made_by"]) == (None, admin["id"])
+
+
+async def test_admin_key_cannot_exceed_itself(serve: Serve) -> None:
+    """Expiry, limits and scopes of an admin's key bound the keys that it creates."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    wanted = {"role": "admin", "scopes": ["keys", "ask"], "expires_in_days": 1}
+    admin = (await service.client.post("/ai/keys", json=wanted)).json()
+    limits = {"limits": {"tokens_per_day": 5}}
+    limited = (await service.client.post("/ai/keys", json={"role": "admin"} | limits)).json()
+    end = {"expires_at": admin["expires_at"]}
+    async with client(service, admin["key"]) as root, client(service, limited["key"]) as other:
+        for body in (
+            {"scopes": ["ask"]},
+            {"scopes": ["ask"], "expires_in_days": 2},
+            {"scopes": ["logs"], **end},
+        ):
+            is_problem(await root.post("/ai/keys", json=body), 403, "forbidden")
+        for body in ({}, limits, {"user_id": "bob"}):
+            is_problem(await other.post("/ai/keys", json=body), 403, "forbidden")
+        assert (await root.post("/ai/keys", json={"scopes": ["ask"], **end})).status_code == 201
+
+
+@pytest.mark.parametrize(("query", "status"), [("", 200), ("?cascade=true", 401)])
+async def test_revoking_a_key_can_revoke_the_keys_it_created(
+    serve: Serve, query: str, status: int
+) -> None:
+    """`cascade` ends the created keys at once; without it they stay valid."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    admin = (await service.client.post("/ai/keys", json={"role": "admin"})).json()
+    async with client(service, admin["key"]) as root:
+        child = (await root.post("/ai/keys", json={"user_id": "bob"})).json()
+    async with client(service, child["key"]) as bob:
+        assert (await bob.get("/ai/logs")).status_code == 200
+        assert (await service.client.delete(f"/ai/keys/{admin['id']}{query}")).status_code == 204
+
+        assert (await bob.get("/ai/logs")).status_code == status
+
+
+async def test_rotation_keeps_the_usage_of_a_key(serve: Serve, fake: ProviderFake) -> None:
+    """Old and new key share their limits, however often the key is rotated."""
+    service = await serve(
+        auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
+    )
+    limits = {"requests_per_minute": 2}
+    key = (await service.client.post("/ai/keys", json={"user_id": "a", "limits": limits})).json()
+    statuses = []
+    for _ in range(3):
+        async with client(service, key["key"]) as caller:
+            statuses.append((await caller.post("/ai/test", json=ASK)).status_code)
+            new = (await caller.post(f"/ai/keys/{key['id']}/rotate")).json()
+            statuses.append((await caller.post("/ai/test", json=ASK)).status_code)
+        key = new
+
+    assert statuses == [200, 200, 429, 429, 429, 429]
+
+
+async def test_rotated_key_is_a_conflict_on_the_wire(serve: Serve) -> None:
     """The second rotation of a key is a 409 with its own code."""
     service = await serve(auth="keys", secret=SecretStr(SECRET))
     old = (await service.client.post("/ai/keys", json={"user_id": "alice"})).json()

@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from service.core.database.engine import Database, ReadSession
-from service.core.database.tables import daily_totals, quota_totals, request_logs
+from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
 from service.core.encoding import compute_first_id, read_id_time
 from service.core.errors import KotaeError
 from service.core.ports import KEY_PREFIX, USER_PREFIX
@@ -260,9 +260,16 @@ async def _check_totals(session: ReadSession, day: date, report: AuditReport) ->
     }
     subjects: list[dict[str, sa.ColumnElement[Any]]] = [
         {"subject": sa.literal(USER_PREFIX).concat(logs.user_id)},
-        {"subject": sa.literal(KEY_PREFIX).concat(logs.key_id)},  # NULL without a key
+        {"subject": sa.literal(KEY_PREFIX).concat(_select_lineage())},  # NULL without a key
     ]
     await _compare_totals(session, day, report, CHARGES, quota_totals, subjects, charges)
+
+
+def _select_lineage() -> sa.ColumnElement[str]:
+    """The lineage of the key of a log row."""
+    key_id = request_logs.c.key_id
+    lineage = sa.select(api_keys.c.lineage).where(api_keys.c.id == key_id).scalar_subquery()
+    return sa.func.coalesce(lineage, key_id)
 
 
 async def _compare_totals(

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import RowMapping
 
 from service.core.database.engine import Database, ReadSession, Session
-from service.core.database.tables import daily_totals, quota_totals, request_logs
+from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
 from service.core.encoding import compute_first_id
 from service.core.errors import InvalidCursor, NotFound
 from service.core.ports import list_subject_names
@@ -155,7 +155,8 @@ async def _add_totals(
 async def _add_charges(
     session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Add the charges to the quotas of the user and the key."""
+    """Add the charges to the quotas of the user and the lineage of the key."""
+    lineages = await _read_lineages(session, {row["key_id"] for row in (*added, *replaced)})
     sums: dict[tuple[str, str], list[int]] = {}
     for sign, rows in ((1, added), (-1, replaced)):
         for row in rows:
@@ -163,7 +164,8 @@ async def _add_charges(
                 row["created_at"].strftime("%Y-%m-%d"),
                 compute_row_charge(row),
             )
-            for subject in list_subject_names(row["user_id"], row["key_id"]):
+            lineage = lineages.get(row["key_id"], row["key_id"])
+            for subject in list_subject_names(row["user_id"], lineage):
                 counts = sums.setdefault((day, subject), [0, 0, 0])
                 for n, value in enumerate((1, tokens, nano_usd)):
                     counts[n] += sign * value
@@ -171,6 +173,14 @@ async def _add_charges(
     await session.execute(
         _charge, [dict(zip(names, [*key, *counts], strict=True)) for key, counts in sums.items()]
     )
+
+
+async def _read_lineages(session: Session, key_ids: set[str | None]) -> dict[str, str]:
+    """The lineages of keys that were rotated; a key without is its own lineage."""
+    if key_ids == {None}:
+        return {}
+    query = sa.select(api_keys.c.id, api_keys.c.lineage).where(api_keys.c.id.in_(key_ids - {None}))
+    return {row.id: row.lineage for row in await session.execute(query)}
 
 
 def _build_total_key(row: Mapping[str, Any]) -> tuple[str, ...]:

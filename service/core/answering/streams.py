@@ -160,10 +160,13 @@ class Stream:
             raise self.error
         return self.outcome
 
-    async def read_events(self, after: int = -1) -> AsyncGenerator[bytes, None]:
+    async def read_events(
+        self, after: int = -1, on_batch: Callable[[int], None] | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the events after `after` as bytes of an event stream, in batches, to the end.
 
-        Close it (`contextlib.aclosing`) to leave: closing notifies the pump.
+        `on_batch` is called with the position at the end of each batch, before it is yielded.
+        Close the generator (`contextlib.aclosing`) to leave: closing notifies the pump.
         """
         self._readers += 1
         self._was_read = True
@@ -174,6 +177,8 @@ class Stream:
             while True:
                 batch, position = self._encode_batch(position)
                 if batch:
+                    if on_batch is not None:
+                        on_batch(position)
                     yield batch
                 elif self.outcome is not None:
                     return

@@ -29,7 +29,14 @@ from service.core.auth.credentials import (
     parse_header_credential,
 )
 from service.core.auth.jwts import JwtVerifier
-from service.core.auth.principals import BOOTSTRAP, LOCAL, Principal, Role, Scope
+from service.core.auth.principals import (
+    BOOTSTRAP,
+    LOCAL,
+    PERMANENT_CREDENTIALS,
+    Principal,
+    Role,
+    Scope,
+)
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable, JwksUnavailable, Unauthorized
 from service.core.ports import QuotaLimits
@@ -55,7 +62,6 @@ class _CachedPrincipal(msgspec.Struct):
 
 class _CachedUser(msgspec.Struct, frozen=True):
     limits: QuotaLimits | None
-    disabled: bool
     read_at: float  # monotonic
 
 
@@ -80,6 +86,8 @@ class Authenticator:
         self._jwts = jwts
         self._monotonic, self._clock = monotonic, clock
         self._cache: FIFOCache[str, _CachedPrincipal] = FIFOCache(cache_max)
+        # When credentials of principals were last valid, by credential and user id.
+        self._valid_at: FIFOCache[tuple[str, str], float] = FIFOCache(cache_max)
         self._users: FIFOCache[str, _CachedUser] = FIFOCache(cache_max)
         self._last_used: dict[str, datetime] = {}
         # Database lookups in progress.
@@ -109,7 +117,7 @@ class Authenticator:
                 "credential", hashed, partial(self._verify_and_cache, credential, hashed, cached)
             )
         principal = cached.principal
-        if principal.ends_at is not None and principal.ends_at <= self._clock():
+        if principal.has_expired(self._clock()):
             self._cache.pop(hashed, None)
             raise Unauthorized(_INVALID_CREDENTIAL)
         if principal.key_id is not None and (
@@ -135,7 +143,7 @@ class Authenticator:
                 rows: list[Mapping[Any, Any] | None] = []
                 if principal.key_id is not None:
                     rows.append(await store.find_key_by_id(session, principal.key_id))
-                if principal.credential.startswith("session:"):
+                if principal.is_session:
                     rows.append(
                         await store.find_session(
                             session, principal.credential.removeprefix("session:")
@@ -154,10 +162,35 @@ class Authenticator:
         """The limits of a user for whom an admin makes a request; cached for `FRESH_SECONDS`."""
         return (await self._get_user(user_id)).limits
 
-    async def require_enabled(self, user_id: str) -> None:
-        """For tickets, which name a user. Raises `Unauthorized` for a disabled user."""
-        if not self._open and (await self._get_user(user_id)).disabled:
+    async def require_valid(self, principal: Principal) -> None:
+        """Require that the credential of an earlier request is still valid; for tickets.
+
+        The result is cached like credentials. Raises `Unauthorized` and `DatabaseUnavailable`.
+        """
+        if principal.has_expired(self._clock()):
             raise Unauthorized(_INVALID_CREDENTIAL)
+        if principal.credential in PERMANENT_CREDENTIALS:
+            return
+        name = (principal.credential, principal.user_id)
+        valid_at = self._valid_at.get(name)
+        if valid_at is None or self._monotonic() - valid_at > FRESH_SECONDS:
+            lookup = partial(self._check_and_cache, principal, valid_at)
+            await self._run_once("principal", repr(name), lookup)
+
+    async def _check_and_cache(self, principal: Principal, valid_at: float | None) -> None:
+        now, generation = self._monotonic(), self._generation
+        name = (principal.credential, principal.user_id)
+        try:
+            valid = (await self.check_validity([principal]))[name]
+        except DatabaseUnavailable:
+            if valid_at is None or now - valid_at > STALE_SECONDS:
+                raise
+            return
+        if not valid:
+            self._valid_at.pop(name, None)
+            raise Unauthorized(_INVALID_CREDENTIAL)
+        if generation == self._generation:
+            self._valid_at[name] = now
 
     def refresh_keys(self) -> None:
         """Start fetching the issuer's keys if they are due. Does not wait."""
@@ -168,6 +201,7 @@ class Authenticator:
         """Forget all cached credentials after a change of users, keys or plans in this process."""
         self._generation += 1
         self._cache.clear()
+        self._valid_at.clear()
         self._users.clear()
 
     async def write_last_used(self) -> None:
@@ -200,7 +234,7 @@ class Authenticator:
             if cached is None or now - cached.read_at > STALE_SECONDS:
                 raise
             return cached
-        cached = _CachedUser(store.get_user_limits(row, Role.USER), bool(row["disabled"]), now)
+        cached = _CachedUser(store.get_user_limits(row, Role.USER), now)
         self._users[user_id] = cached
         return cached
 
@@ -243,6 +277,7 @@ class Authenticator:
         cached = _CachedPrincipal(principal, now)
         if generation == self._generation:
             self._cache[hashed] = cached
+            self._valid_at[principal.credential, principal.user_id] = now
         return cached
 
     async def _verify(self, credential: str, hashed: str) -> Principal:
@@ -304,7 +339,9 @@ class Authenticator:
             scopes=frozenset(map(Scope, row["scopes"])),
             credential=f"session:{hashed}",
             key_id=key_principal.key_id if key_principal else None,
+            key_lineage=key_principal.key_lineage if key_principal else None,
             ends_at=row["expires_at"].timestamp(),
+            origin_ends_at=_get_origin_expiry(kind, row, key_principal),
             limits=store.get_user_limits(row, Role(row["role"])) if kind != "secret" else None,
             key_limits=key_principal.key_limits if key_principal else None,
         )
@@ -318,9 +355,20 @@ def _create_key_principal(row: Mapping[Any, Any]) -> Principal:
         scopes=frozenset(map(Scope, row["scopes"])),
         credential=f"{_KEY_ORIGIN}:{row['id']}",
         key_id=row["id"],
+        key_lineage=row["lineage"],
         ends_at=row["expires_at"].timestamp() if row["expires_at"] else None,
         limits=store.get_user_limits(row, role),
         key_limits=msgspec.convert(row["key_limits"], QuotaLimits)
         if row["key_limits"] is not None
         else None,
     )
+
+
+def _get_origin_expiry(
+    kind: str, session: Mapping[Any, Any], key_principal: Principal | None
+) -> float | None:
+    """The expiry of the credential of a session; for a token, the session's, which is no later."""
+    if key_principal is not None:
+        return key_principal.ends_at
+    expires_at: datetime = session["expires_at"]
+    return None if kind == "secret" else expires_at.timestamp()

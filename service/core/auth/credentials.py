@@ -3,6 +3,9 @@
 An API key is `kt_` followed by 256 random bits in base64url; a session is `ks_` followed by the
 same. Only their SHA-256 is stored: for random secrets of this length a slow hash would add nothing
 but latency. The verification cache uses the full hash, never part of a credential.
+
+A credential has one spelling: base64 that decodes to the same bytes but is written differently is
+refused, so that lists of revoked or logged credentials cannot be evaded.
 """
 
 import base64
@@ -18,7 +21,9 @@ from service.core.errors import Unauthorized
 
 CREDENTIAL_CHARACTERS_MAX = 8192  # a JWT with many claims; keys have 46
 PREFIX_CHARACTERS = 10
-_RANDOM = re.compile(r"k[ts]_[A-Za-z0-9_-]{43}")
+# 43 characters of base64url for 32 bytes: the last two bits of the last character are zero.
+_RANDOM = re.compile(r"k[ts]_[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,12 +85,25 @@ def parse_header_credential(credentials: Credentials) -> str | None:
 
 
 def _parse_authorization(header: str) -> str:
-    scheme, _, value = header.partition(" ")
+    scheme, _, parameter = header.partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip()
-    if scheme.lower() == "basic" and len(value) <= CREDENTIAL_CHARACTERS_MAX:
+        return parameter.strip()
+    if scheme.lower() == "basic" and len(parameter) <= CREDENTIAL_CHARACTERS_MAX:
         try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+            decoded = base64.b64decode(parameter, validate=True)
+            if base64.b64encode(decoded).decode() == parameter:
+                return decoded.decode().partition(":")[2]
         except (binascii.Error, UnicodeDecodeError, ValueError):
             return ""
     return ""
+
+
+def is_canonical_base64url(text: str) -> bool:
+    """Whether this is base64url without padding, foreign characters or ignored bits (RFC 7515)."""
+    if not _BASE64URL.fullmatch(text):
+        return False
+    try:
+        decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except (binascii.Error, ValueError):
+        return False
+    return base64.urlsafe_b64encode(decoded).decode().rstrip("=") == text

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import msgspec
 
+from service.core.auth.credentials import is_canonical_base64url
 from service.core.auth.principals import Role
 from service.core.errors import JwksUnavailable, SettingsInvalid, Unauthorized
 from service.core.lazy import LazyModule, load_module
@@ -40,6 +41,7 @@ FETCH_SECONDS = 5.0
 SET_BYTES_MAX = 262_144
 KEYS_MAX = 100
 USER_CHARACTERS_MAX = 200
+EXPIRY_MAX = 253_402_300_799  # the last second of year 9999
 RESERVED = frozenset({"admin", "local"})  # the user ids of the secret and of open mode
 _REFUSED_HEADERS = frozenset({"crit", "jku", "jwk", "x5u", "x5c", "b64"})
 _FAMILIES = {"RS": "RSA", "ES": "EC", "Ed": "OKP"}
@@ -105,6 +107,8 @@ class JwtVerifier:
 
     async def verify(self, token: str) -> Claims:
         """The claims of a token. Raises `Unauthorized`, or `JwksUnavailable` without a key set."""
+        if not all(map(is_canonical_base64url, token.split("."))):
+            raise Unauthorized(_REFUSED)
         try:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError as error:
@@ -139,7 +143,7 @@ class JwtVerifier:
         role = Role.ADMIN if self._admin_role in roles else Role.USER
         if role is Role.USER and user_id in RESERVED:
             raise Unauthorized(_REFUSED)
-        return Claims(user_id, role, float(claims["exp"]))
+        return Claims(user_id, role, _parse_expiry(claims["exp"]))
 
     async def _get_key(self, kid: object) -> "jwt.PyJWK":
         """The key with this id; without an id, the only key of the set."""
@@ -205,6 +209,13 @@ class JwtVerifier:
         if not keys:
             raise ValueError("the set has no matching key")
         return keys
+
+
+def _parse_expiry(exp: Any) -> float:
+    """The expiry in seconds since 1970. Raises `Unauthorized` after year 9999: it is no date."""
+    if not 0 <= int(exp) <= EXPIRY_MAX:  # PyJWT has accepted it, so it is a number or digits
+        raise Unauthorized("the claim exp of the token must be in seconds since 1970")
+    return float(exp)
 
 
 def create_token(settings: Settings, user_id: str, role: Role, seconds: float) -> str:

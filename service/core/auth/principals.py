@@ -29,14 +29,17 @@ class Scope(StrEnum):
 
 
 ALL_SCOPES = frozenset(Scope)
+PERMANENT_CREDENTIALS = frozenset({"open", "secret"})  # cannot be revoked while the process runs
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """The authenticated caller.
 
     `credential` identifies the credential (`key:<id>`, `session:<hash>`, `jwt`, `secret`, `open`),
-    `ends_at` is its expiry (seconds since 1970). `limits` are those of the user, `key_limits`
-    those of the key; None means unlimited.
+    `ends_at` is its expiry (seconds since 1970), `origin_ends_at` the expiry of the key or token
+    that a session was exchanged for. `key_lineage` is the first of the keys that the key was
+    rotated from; quotas are charged to it. `limits` are those of the user, `key_limits` those of
+    the key; None means unlimited.
     """
 
     user_id: str
@@ -44,7 +47,9 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     scopes: frozenset[Scope] = ALL_SCOPES
     credential: str
     key_id: str | None = None
+    key_lineage: str | None = None
     ends_at: float | None = None
+    origin_ends_at: float | None = None
     limits: QuotaLimits | None = None
     key_limits: QuotaLimits | None = None
 
@@ -72,8 +77,24 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     def key_subjects(self) -> tuple[QuotaSubject, ...]:
         """The subject of the API key, if one was used."""
         return (
-            (QuotaSubject.for_key(self.key_id, self.key_limits),) if self.key_id is not None else ()
+            (QuotaSubject.for_key(self.key_lineage or self.key_id, self.key_limits),)
+            if self.key_id is not None
+            else ()
         )
+
+    @property
+    def is_session(self) -> bool:
+        """Whether the credential is a browser session."""
+        return self.credential.startswith("session:")
+
+    @property
+    def delegation_ends_at(self) -> float | None:
+        """The latest expiry of keys that this principal creates; None: no limit."""
+        return self.origin_ends_at if self.is_session else self.ends_at
+
+    def has_expired(self, now: float) -> bool:
+        """Whether the credential has expired at this time (seconds since 1970)."""
+        return self.ends_at is not None and self.ends_at <= now
 
     def require_scope(self, role: Role, scope: Scope) -> None:
         """Require the role and scope of a route. Raises `Forbidden`."""

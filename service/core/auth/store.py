@@ -48,6 +48,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: datetime | None
     last_used_at: datetime | None
     replaced_by: str | None
+    made_by: str | None
     key: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -79,7 +80,10 @@ async def create_key(
         return await _insert_key(session, by, new_key, keys_max=keys_max)
 
 
-async def _insert_key(session: Session, by: Principal, new_key: NewKey, *, keys_max: int) -> ApiKey:
+async def _insert_key(
+    session: Session, by: Principal, new_key: NewKey, *, keys_max: int, lineage: str | None = None
+) -> ApiKey:
+    """Insert a key; `lineage` is that of the key it replaces."""
     _check_delegation(by, new_key)
     key, now = generate_key(), utc_now()
     key_id = create_id(now)
@@ -94,6 +98,8 @@ async def _insert_key(session: Session, by: Principal, new_key: NewKey, *, keys_
         "limits": None if new_key.limits is None else msgspec.to_builtins(new_key.limits),
         "created_at": now,
         "expires_at": new_key.expires_at,
+        "made_by": by.key_id,
+        "lineage": lineage or key_id,
     }
     await session.execute(
         insert(users)
@@ -108,17 +114,16 @@ async def _insert_key(session: Session, by: Principal, new_key: NewKey, *, keys_
 
 
 def _check_delegation(by: Principal, new_key: NewKey) -> None:
-    """Require that a key does not exceed its creator. Raises `Forbidden`."""
-    if by.is_admin and by.scopes >= new_key.scopes:
-        return
-    if new_key.user_id != by.user_id or new_key.role is Role.ADMIN:
+    """Require that a key does not exceed its creator, whatever the role. Raises `Forbidden`."""
+    if not by.is_admin and (new_key.user_id != by.user_id or new_key.role is Role.ADMIN):
         raise Forbidden("creating keys for other users or admins requires an admin")
     if not by.scopes >= new_key.scopes:
         raise Forbidden("a key cannot have scopes that its creator lacks")
     if by.key_limits is not None:
         raise Forbidden("a key with its own limits cannot create keys")
-    if by.ends_at is not None and (
-        new_key.expires_at is None or new_key.expires_at.timestamp() > by.ends_at
+    ends_at = by.delegation_ends_at
+    if ends_at is not None and (
+        new_key.expires_at is None or new_key.expires_at.timestamp() > ends_at
     ):
         raise Forbidden(
             "a key cannot outlive the credential that creates it: set an earlier expires_at"
@@ -163,22 +168,46 @@ async def rotate_key(
         template = msgspec.convert({str(name): value for name, value in old.items()}, NewKey)
         # A key with its own limits may rotate itself: the new key has the same limits.
         creator = msgspec.structs.replace(by, key_limits=None) if by.key_id == key_id else by
-        new = await _insert_key(session, creator, template, keys_max=keys_max + 1)
+        new = await _insert_key(
+            session, creator, template, keys_max=keys_max + 1, lineage=old["lineage"]
+        )
         end = now + timedelta(seconds=grace_seconds)
         values = {"replaced_by": new.id, "expires_at": min(end, old["expires_at"] or end)}
         await session.execute(sa.update(api_keys).where(api_keys.c.id == key_id).values(**values))
     return new
 
 
-async def revoke_key(database: Database, by: Principal, key_id: str) -> None:
-    """Revoke a key. Idempotent. Raises `NotFound`."""
+async def revoke_key(
+    database: Database, by: Principal, key_id: str, *, cascade: bool = False
+) -> list[str]:
+    """Revoke a key, with `cascade` also the keys that it created; returns the ids.
+
+    Keys created by those keys, and by the keys that this one was rotated from, are included.
+    Idempotent. Raises `NotFound`.
+    """
     async with database.transaction() as session:
         await _read_key(session, key_id, by)
-        await session.execute(
+        selected = _select_created_keys(key_id) if cascade else sa.select(sa.literal(key_id))
+        revoked = await session.execute(
             sa.update(api_keys)
-            .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+            .where(api_keys.c.id.in_(selected), api_keys.c.revoked_at.is_(None))
             .values(revoked_at=utc_now())
+            .returning(api_keys.c.id)
         )
+        return sorted(revoked.scalars())
+
+
+def _select_created_keys(key_id: str) -> sa.Select[tuple[str]]:
+    """The ids of a key, and of the keys that it or its predecessors created, recursively."""
+    origin = sa.select(sa.literal(key_id).label("id")).cte("origin", recursive=True)
+    origin = origin.union(sa.select(api_keys.c.id).where(api_keys.c.replaced_by == origin.c.id))
+    created = (
+        sa.select(api_keys.c.id)
+        .where(api_keys.c.made_by.in_(sa.select(origin.c.id)))
+        .cte("created", recursive=True)
+    )
+    created = created.union(sa.select(api_keys.c.id).where(api_keys.c.made_by == created.c.id))
+    return sa.union(sa.select(sa.literal(key_id)), sa.select(created.c.id)).subquery().select()
 
 
 async def find_key(session: ReadSession, key_hash: str) -> Mapping[Any, Any] | None:
@@ -186,7 +215,16 @@ async def find_key(session: ReadSession, key_hash: str) -> Mapping[Any, Any] | N
     columns = (
         *(
             api_keys.c[name]
-            for name in ("id", "hash", "user_id", "role", "scopes", "expires_at", "revoked_at")
+            for name in (
+                "id",
+                "hash",
+                "user_id",
+                "role",
+                "scopes",
+                "expires_at",
+                "revoked_at",
+                "lineage",
+            )
         ),
     )
     query = sa.select(*columns, api_keys.c.limits.label("key_limits"), *_USER_COLUMNS).join(

@@ -1,108 +1,160 @@
-"""Signed, self-contained tickets: issuing stores nothing, and a restart does not invalidate them.
+"""Signed stream tickets: issuing stores nothing, redeeming is remembered in this process.
 
-The signing key is created at the first start and kept in the data directory, so that a browser
-whose stream was cut by a restart can continue with its ticket. Only used tickets are remembered,
-and only while a second first use would be possible: for `seconds`. A ticket issued before this
-process started may have been used: it is valid for a reconnect, not for a first use.
+A ticket carries its grant. The first use must follow within `seconds`. A reconnect is accepted only
+for a ticket that was redeemed in this process, within `resume_seconds` of its last reader or of the
+end of the answer, and after an event that was sent to one of its readers. Times are monotonic, so a
+change of the system time neither extends nor ends a ticket.
+
+The signing key exists in this process only: tickets of an earlier process are invalid, because it
+is unknown whether they were redeemed.
 """
 
 import hashlib
-import os
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from cachetools import TTLCache
 from itsdangerous import BadData, URLSafeSerializer
 
 from service.core.errors import Overloaded, TicketInvalid
 from service.core.ports import IssuedTicket, TicketGrant
 
-USED_MAX = 200_000  # used tickets remembered, about 3,000 new ones per second
-_VERSION = 1
+REDEEMED_MAX = 200_000  # redeemed tickets remembered, about 3,000 new ones per second
+EVICTIONS = 2  # old tickets examined per redemption, so their number shrinks while tickets are used
+_VERSION = 2
+
+
+class RedeemedTicket:
+    """A ticket after its first use: see `ports.RedeemedTicket`."""
+
+    def __init__(
+        self, grant: TicketGrant, clock: Callable[[], float], *, once_until: float
+    ) -> None:
+        self.grant = grant
+        self.once_until = once_until  # until then a second first use would be possible
+        self._clock = clock
+        self._readers = 0
+        self._sent_seq = -1
+        self._active_at = clock()
+
+    def add_reader(self) -> None:
+        """See `ports.RedeemedTicket.add_reader`."""
+        self._readers += 1
+
+    def remove_reader(self) -> None:
+        """See `ports.RedeemedTicket.remove_reader`."""
+        self._readers -= 1
+        self._active_at = self._clock()
+
+    def record_sent(self, seq: int) -> None:
+        """See `ports.RedeemedTicket.record_sent`."""
+        self._sent_seq = max(self._sent_seq, seq)
+
+    def record_end(self) -> None:
+        """See `ports.RedeemedTicket.record_end`."""
+        self._active_at = self._clock()
+
+    def was_sent(self, seq: int) -> bool:
+        """Whether an event up to this position was sent to a reader."""
+        return 0 <= seq <= self._sent_seq
+
+    def is_active(self, resume_seconds: float) -> bool:
+        """Whether a reconnect is in time."""
+        return self._readers > 0 or self._clock() <= self._active_at + resume_seconds
 
 
 class SignedTickets:
     """See `Tickets`. `seconds`: until the first use; `resume_seconds`: for reconnects.
 
-    `used_max`: used tickets remembered at once; beyond it a first use is refused.
+    `clock` is monotonic, `wall_clock` is only for the expiry that callers see. `redeemed_max`:
+    redeemed tickets remembered at once; beyond it a first use is refused.
     """
 
     def __init__(
         self,
-        key: bytes,
         *,
         seconds: float,
         resume_seconds: float,
-        clock: Callable[[], float] = time.time,
-        used_max: int = USED_MAX,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        redeemed_max: int = REDEEMED_MAX,
     ) -> None:
         self._signer = URLSafeSerializer(
-            key, salt="kotae stream ticket", signer_kwargs={"digest_method": _hash_sha256}
+            secrets.token_bytes(32),
+            salt="kotae stream ticket",
+            signer_kwargs={"digest_method": _hash_sha256},
         )
-        self._seconds = seconds
-        self._resume_seconds = resume_seconds
-        self._clock = clock
-        self._began = clock()
-        # Nonces. The cache drops an entry at the end of its interval, when a ticket is still valid.
-        self._used: TTLCache[str, None] = TTLCache(used_max, seconds + 1, timer=clock)
+        self._seconds, self._resume_seconds = seconds, resume_seconds
+        self._clock, self._wall_clock = clock, wall_clock
+        self._redeemed_max = redeemed_max
+        self._redeemed: OrderedDict[str, RedeemedTicket] = OrderedDict()  # by nonce
+
+    def __len__(self) -> int:
+        """Number of redeemed tickets remembered."""
+        return len(self._redeemed)
 
     def issue(self, grant: TicketGrant) -> IssuedTicket:
         """See `Tickets.issue`."""
-        now = self._clock()
         nonce = secrets.token_urlsafe(16)
-        ticket = self._signer.dumps(
-            [_VERSION, nonce, now, grant.answer_id, grant.user_id, grant.sees]
-        )
-        return IssuedTicket(
-            ticket if isinstance(ticket, str) else ticket.decode(), now + self._seconds
-        )
+        ticket = self._sign([_VERSION, nonce, self._clock(), grant])
+        return IssuedTicket(ticket, self._wall_clock() + self._seconds)
 
-    def redeem(self, ticket: str, answer_id: str, *, resuming: bool) -> TicketGrant:
+    def redeem(self, ticket: str, answer_id: str) -> RedeemedTicket:
         """See `Tickets.redeem`."""
-        try:
-            version, nonce, issued_at, *rest = self._signer.loads(ticket)
-            grant = msgspec.convert(rest, TicketGrant)
-        except (BadData, ValueError) as error:  # msgspec errors are ValueErrors
-            raise TicketInvalid("the ticket was not issued by this service") from error
-        now = self._clock()
-        expired = now > issued_at + self._resume_seconds
-        if version != _VERSION or grant.answer_id != answer_id or expired:
-            raise TicketInvalid("the ticket is for another answer, or too old")
-        if not resuming:
-            self._mark_used(nonce, issued_at, now)
-        return grant
-
-    def _mark_used(self, nonce: str, issued_at: float, now: float) -> None:
-        if now > issued_at + self._seconds or issued_at < self._began:
-            raise TicketInvalid("the ticket has expired: it must be used soon after it was issued")
-        if nonce in self._used:
+        nonce, issued_at, grant = self._verify(ticket, answer_id)
+        if nonce in self._redeemed:
             raise TicketInvalid(
                 "the ticket was used already: only a reconnect with Last-Event-ID may use it again"
             )
-        if (
-            len(self._used) >= self._used.maxsize
-        ):  # never evict: an evicted ticket could be used again
+        if self._clock() > issued_at + self._seconds:
+            raise TicketInvalid("the ticket has expired: it must be used soon after it was issued")
+        self._evict_old(EVICTIONS)
+        if len(self._redeemed) >= self._redeemed_max:
+            self._evict_old(len(self._redeemed))
+        if len(self._redeemed) >= self._redeemed_max:
             raise Overloaded("too many tickets in use")
-        self._used[nonce] = None
+        redeemed = RedeemedTicket(grant, self._clock, once_until=issued_at + self._seconds)
+        self._redeemed[nonce] = redeemed
+        return redeemed
 
+    def resume(self, ticket: str, answer_id: str, seq: int) -> RedeemedTicket:
+        """See `Tickets.resume`."""
+        nonce, _, _ = self._verify(ticket, answer_id)
+        redeemed = self._redeemed.get(nonce)
+        if redeemed is None or not redeemed.is_active(self._resume_seconds):
+            raise TicketInvalid("the ticket has expired, or was not used before this reconnect")
+        if not redeemed.was_sent(seq):
+            raise TicketInvalid("the ticket is for a reconnect after an event that was received")
+        return redeemed
 
-def load_ticket_key(file: Path) -> bytes:
-    """The signing key in this file; created at the first start, readable only by its owner."""
-    new = file.with_name(f"{file.name}.{os.getpid()}")
-    if not file.exists():
-        new.touch(mode=0o600)
-        new.write_bytes(secrets.token_bytes(32))
+    def _verify(self, ticket: str, answer_id: str) -> tuple[str, float, TicketGrant]:
+        """Returns (nonce, time of issue, grant). Raises `TicketInvalid`."""
         try:
-            os.link(new, file)  # atomic, and the first of two processes wins
-        except FileExistsError:
-            pass
-        finally:
-            new.unlink()
-    return file.read_bytes()
+            payload = self._signer.loads(ticket)
+            version, nonce, issued_at, fields = payload
+            grant = msgspec.convert(fields, TicketGrant)
+        except (BadData, ValueError) as error:  # msgspec errors are ValueErrors
+            raise TicketInvalid("the ticket was not issued by this process") from error
+        if version != _VERSION or grant.answer_id != answer_id:
+            raise TicketInvalid("the ticket is for another answer")
+        if self._sign(payload) != ticket:  # base64 with bits that decoding ignores
+            raise TicketInvalid("the ticket is not in canonical form")
+        return nonce, issued_at, grant
+
+    def _sign(self, payload: list[Any]) -> str:
+        ticket = self._signer.dumps(msgspec.to_builtins(payload))
+        return ticket if isinstance(ticket, str) else ticket.decode()
+
+    def _evict_old(self, count: int) -> None:
+        """Examine the oldest tickets, and forget those that can no longer be used."""
+        now = self._clock()
+        for _ in range(min(count, len(self._redeemed))):
+            nonce, redeemed = self._redeemed.popitem(last=False)
+            if now <= redeemed.once_until or redeemed.is_active(self._resume_seconds):
+                self._redeemed[nonce] = redeemed
 
 
 def _hash_sha256(data: bytes = b"") -> Any:

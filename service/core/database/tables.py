@@ -185,6 +185,9 @@ api_keys = Table(
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
     Column("replaced_by", String(36)),  # the id of the key that a rotation created
+    Column("made_by", String(36)),  # the id of the key that created this one
+    # The id of the first key of the chain of rotations, which quotas are charged to.
+    Column("lineage", String(36), nullable=False, server_default=""),
     Index(None, "user_id", "id"),
 )
 

@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.database.engine import ReadSession
-from service.core.database.tables import daily_totals, quota_totals, request_logs
+from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
 from service.core.encoding import compute_first_id
 from service.core.ports import list_subject_names
 from service.core.pricing import format_usd
@@ -56,7 +56,6 @@ async def rebuild_usage(session: ReadSession, ledger: LocalQuota, started: datet
         "id",
         "created_at",
         "user_id",
-        "key_id",
         "usage_source",
         "prompt_tokens",
         "completion_tokens",
@@ -64,12 +63,15 @@ async def rebuild_usage(session: ReadSession, ledger: LocalQuota, started: datet
         "held_tokens",
     )
     columns = [request_logs.c[name] for name in (*names, "held_nano_usd")]
+    lineage = sa.func.coalesce(api_keys.c.lineage, request_logs.c.key_id).label("key_lineage")
     for log_row in (
         await session.execute(
-            sa.select(*columns).where(request_logs.c.id >= compute_first_id(since))
+            sa.select(*columns, lineage)
+            .outerjoin(api_keys, api_keys.c.id == request_logs.c.key_id)
+            .where(request_logs.c.id >= compute_first_id(since))
         )
     ).mappings():
-        for subject in list_subject_names(log_row["user_id"], log_row["key_id"]):
+        for subject in list_subject_names(log_row["user_id"], log_row["key_lineage"]):
             amount = (1, *compute_row_charge(log_row))
             if log_row["created_at"] < started:
                 if log_row["created_at"].timestamp() >= starts[MINUTE]:

@@ -11,16 +11,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.core.accounting.audit import DETAILS_MAX, AuditReport, audit_log, read_export
 from service.core.accounting.journal import Journal
+from service.core.auth import store
+from service.core.auth.principals import BOOTSTRAP
 from service.core.database.engine import Database
+from service.core.database.tables import quota_totals
 from service.core.encoding import create_id
 from service.core.errors import KotaeError
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
+from tests.access import create_key
 from tests.process import kotae
 from tests.records import build_intent, build_outcome
 from tests.rows import write
@@ -209,6 +214,22 @@ async def test_invalid_rows_are_found(
 
     assert expected in "\n".join(report.details)
     assert report.different["rows of the log"] >= 1
+
+
+async def test_usage_of_rotated_keys_agrees(database: Database, tmp_path: Path) -> None:
+    """Rows of all keys of a lineage are charged to the first, also when rows are replaced."""
+    first = await create_key(database)
+    second = await store.rotate_key(database, BOOTSTRAP, first.id, grace_seconds=60)
+    intents = [build_intent(user_id="alice", key_id=key.id) for key in (first, second, second)]
+    await write(database, [build_outcome(intent, **UNKNOWN) for intent in intents])
+    await write(database, [build_outcome(intent) for intent in intents])
+    report = await audit_log(database, tmp_path)
+    async with database.read_session() as session:
+        subjects = sa.select(quota_totals.c.subject, quota_totals.c.requests)
+        charged = dict(map(tuple, await session.execute(subjects)))
+
+    assert report.details == []
+    assert charged == {"user:alice": 3, f"key:{first.id}": 3}
 
 
 async def test_a_bad_id_is_reported_once(log: Database) -> None:

@@ -1,13 +1,24 @@
 """Hashing and comparison of credentials."""
 
 import ast
+import base64
 import re
+import string
 from pathlib import Path
 
+import pytest
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 
-from service.core.auth.credentials import hash_credential
+from service.core.auth.credentials import (
+    Credentials,
+    generate_key,
+    hash_credential,
+    is_canonical_base64url,
+    is_key,
+    parse_header_credential,
+)
+from service.core.errors import Unauthorized
 
 SERVICE = Path(__file__).parents[3] / "service"
 
@@ -16,6 +27,41 @@ SERVICE = Path(__file__).parents[3] / "service"
 def test_cache_key_is_the_full_hash(one: str, other: str) -> None:
     """Two credentials have the same cache key only if they are equal."""
     assert (hash_credential(one) == hash_credential(other)) == (one == other)
+
+
+@hypothesis_given(st.text(alphabet=string.printable, max_size=20))
+def test_canonical_base64url_has_one_spelling(text: str) -> None:
+    """Canonical is exactly what encoding returns, without padding."""
+    try:
+        decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        decoded = b""
+    encoded = base64.urlsafe_b64encode(decoded).decode().rstrip("=")
+
+    assert is_canonical_base64url(text) == (encoded == text)
+
+
+@pytest.mark.parametrize("suffix", ["=", "==", "%3D", " =", "A"])
+def test_key_with_a_suffix_is_no_key(suffix: str) -> None:
+    """Padding or any other suffix is not part of a key."""
+    assert is_key(key := generate_key())
+    assert not is_key(key + suffix)
+
+
+def test_key_has_one_spelling() -> None:
+    """Of the 64 last characters, the 16 without ignored bits are keys."""
+    key = generate_key()
+    alphabet = string.ascii_letters + string.digits + "-_"
+
+    assert sum(is_key(key[:-1] + last) for last in alphabet) == 16
+
+
+@pytest.mark.parametrize("spelling", ["{}=", "{}\n", " {}", "{}===="])
+def test_basic_credentials_have_one_spelling(spelling: str) -> None:
+    """Basic credentials with other padding or whitespace are refused."""
+    value = base64.b64encode(f"x:{generate_key()}".encode()).decode()
+    with pytest.raises(Unauthorized):
+        parse_header_credential(Credentials(authorization=["Basic " + spelling.format(value)]))
 
 
 def test_secrets_are_compared_in_constant_time() -> None:

@@ -118,6 +118,16 @@ BAD = {
     "roles a number": token(roles=7),
     "a body that is a list": raw({"alg": "HS256"}, [1], b"x"),
     "not JSON": "e30.!!!.AA",
+    "padding": token() + "=",
+    "padding inside": token().replace(".", "=.", 1),
+    "two paddings": token() + "==",
+    "a space": token().replace(".", ". ", 1),
+    "a line break": token() + "\n",
+    "the other alphabet": raw({"alg": "HS256"}, claims(), b"\xff\xff\xff").replace("_", "/"),
+    "exp in milliseconds": token(exp=int(time.time() + 600) * 1000),
+    "exp in microseconds": token(exp=int(time.time() + 600) * 1_000_000),
+    "exp beyond any float": token(exp=10**400),
+    "exp as digits beyond any date": token(exp="9" * 30),
     "two dots": "..",
 }
 
@@ -127,6 +137,26 @@ async def test_bad_token_is_refused(name: str) -> None:
     """A token with any defect is refused."""
     with pytest.raises(Unauthorized):
         await JwtVerifier(Settings(**HS)).verify(BAD[name])
+
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+async def test_token_has_one_spelling(part: int) -> None:
+    """Bits of a last base64 character that decoding ignores must be zero."""
+    verifier, parts = JwtVerifier(Settings(**HS)), token(jti="xx").split(".")
+    accepted = []
+    for last in ALPHABET:
+        spelled = [*parts]
+        spelled[part] = parts[part][:-1] + last
+        try:
+            await verifier.verify(".".join(spelled))
+            accepted.append(last)
+        except Unauthorized:
+            pass
+
+    assert accepted == [parts[part][-1]]
 
 
 async def test_valid_token_has_user_and_role() -> None:

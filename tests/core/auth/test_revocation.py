@@ -8,13 +8,20 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.api.logs import _export_while_valid
+from service.core.accounting.log import LogFilter
 from service.core.auth import store
+from service.core.auth.jwts import create_token
 from service.core.auth.principals import BOOTSTRAP, LOCAL, Role
 from service.core.auth.revocation import RevocationMonitor
-from tests.access import client, make_key
+from service.core.errors import Unauthorized
+from tests.access import Clocks, bearer, client, create_credentials, make_key
 from tests.conftest import Serve, Service
+from tests.core.auth.test_jwts import HS
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.problems import is_problem
+from tests.records import build_intent, build_outcome
+from tests.rows import write
 from tests.sse import events
 
 ASK = {"prompt": "Why?", "grounded": False}
@@ -115,19 +122,104 @@ async def test_reader_with_a_revoked_key_is_disconnected_and_the_answer_continue
             assert (await read_names(response))[-1] == "done"
 
 
-async def test_ticket_of_a_disabled_user_is_refused(serve: Serve, fake: ProviderFake) -> None:
-    """A ticket of a disabled user is refused, before its first use and after."""
+async def expire_key(service: Service, key: store.ApiKey) -> None:
+    """Let a key expire, as a rotation without a grace period does."""
+    await store.rotate_key(service.services.database, BOOTSTRAP, key.id, grace_seconds=0)
+
+
+@pytest.mark.parametrize("invalidate", [revoke_key, disable_user, expire_key])
+@pytest.mark.parametrize("redeemed", [False, True])
+async def test_ticket_is_invalid_without_its_credential(
+    serve: Serve, fake: ProviderFake, invalidate: Any, redeemed: bool
+) -> None:
+    """A ticket of a revoked or expired key, or of a disabled user, serves no reader."""
     service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
     key = await make_key(service, "alice")
     async with client(service, key) as alice, client(service) as browser:
         started = (await alice.post("/ai/answers", json=ASK)).json()
-        await disable_user(service, key)
+        headers = {}
+        if redeemed:
+            assert (await browser.get(started["events_url"])).status_code == 200
+            headers = {"Last-Event-ID": f"{started['id']}.0"}
+            assert (await browser.get(started["events_url"], headers=headers)).status_code == 200
+        await invalidate(service, key)
         service.services.authenticator.clear_cache()
+
+        response = await browser.get(started["events_url"], headers=headers)
+        is_problem(response, 401, "unauthorized")
+
+
+async def test_ticket_of_a_session_ends_with_it(serve: Serve, fake: ProviderFake) -> None:
+    """After signing out, a ticket issued to the session is invalid, though its key is not."""
+    service = await serve(auth="keys", openai_base_url=fake.base_url, model="m")
+    key = await make_key(service, "alice")
+    async with client(service, headers={"Origin": service.url}) as page, client(service) as browser:
+        assert (await page.post("/auth/session", headers=bearer(key))).status_code == 200
+        started = (await page.post("/ai/answers", json=ASK)).json()
+        assert (await page.delete("/auth/session")).status_code == 204
+
         is_problem(await browser.get(started["events_url"]), 401, "unauthorized")
-        resumed = await browser.get(
-            started["events_url"], headers={"Last-Event-ID": f"{started['id']}.0"}
-        )
-        is_problem(resumed, 401, "unauthorized")
+
+
+async def test_ticket_expires_with_its_token(serve: Serve, fake: ProviderFake) -> None:
+    """A ticket issued for a JWT is invalid once the token has expired."""
+    service = await serve(**HS, openai_base_url=fake.base_url, model="m")
+    clock = Clocks()
+    clock.now = time.time()
+    service.services.authenticator._clock = clock
+    token = create_token(service.services.settings, "alice", Role.USER, 60)
+    async with client(service, token) as alice, client(service) as browser:
+        started = (await alice.post("/ai/answers", json=ASK)).json()
+        clock.now += 61
+
+        is_problem(await browser.get(started["events_url"]), 401, "unauthorized")
+
+
+async def test_readers_and_answers_end_when_their_token_expires(
+    serve: Serve, fake: ProviderFake
+) -> None:
+    """When a JWT expires, its streams are disconnected and its answer is stopped."""
+    service = await serve(**HS, openai_base_url=fake.base_url, model="m")
+    fake.default = Behaviour(hang_after=2)
+    clock = Clocks()
+    clock.now = time.time()
+    service.services.revocation._clock = clock
+    short = create_token(service.services.settings, "alice", Role.USER, 60)
+    longer = create_token(service.services.settings, "alice", Role.USER, 600)
+    async with client(service, short) as alice, client(service, longer) as later:
+        other = (await later.post("/ai/answers", json=ASK)).json()
+        async with (
+            alice.stream("POST", "/ai/stream", json=ASK) as posted,
+            later.stream("GET", f"/ai/answers/{other['id']}/events") as followed,
+        ):
+            reading = asyncio.create_task(read_names(posted))
+            others_reading = asyncio.create_task(read_names(followed))
+            for call in await fake.wait_calls(2):
+                await fake.wait_chunks(call, 2)
+            clock.now += 61
+            await service.services.revocation.check_principals(service.services.authenticator)
+            await asyncio.wait_for(reading, 5)
+            assert not others_reading.done()
+            others_reading.cancel()
+        await later.delete(f"/ai/answers/{other['id']}")
+    assert {row["status"] for row in await rows_of(service, "alice")} == {"stopped"}
+
+
+async def test_export_is_cut_off_when_its_key_is_revoked(serve: Serve) -> None:
+    """An export that is still being read ends without its last rows."""
+    service = await serve(auth="keys")
+    rows = [build_outcome(build_intent(user_id="alice", prompt=f"{n}")) for n in range(1_200)]
+    await write(service.services.database, rows)
+    key = await make_key(service, "alice")
+    principal = await service.services.authenticator.authenticate(create_credentials(key))
+    pages = _export_while_valid(service.services, principal, LogFilter(user_id="alice"))
+    async with aclosing(pages):
+        assert len(await anext(pages)) == 500
+        await revoke_key(service, key)
+        service.services.authenticator.clear_cache()
+
+        with pytest.raises(Unauthorized):
+            await anext(pages)
 
 
 def test_permanent_credentials_are_not_watched() -> None:

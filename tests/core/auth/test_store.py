@@ -12,13 +12,15 @@ from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 
 from service.core.auth import credentials, store
-from service.core.auth.credentials import hash_credential
+from service.core.auth.authenticator import Authenticator
+from service.core.auth.credentials import Credentials, hash_credential
 from service.core.auth.principals import BOOTSTRAP, Principal, Role, Scope
 from service.core.auth.store import ApiKey, NewKey
 from service.core.database.engine import Database
 from service.core.database.tables import api_keys
 from service.core.encoding import utc_now
 from service.core.errors import Forbidden, KeyReplaced, KeysFull, NotFound, Unauthorized
+from service.core.ports import QuotaLimits
 from tests.access import Clocks, create_authenticator, create_credentials, create_key
 
 SERVICE = Path(__file__).parents[3] / "service"
@@ -61,11 +63,12 @@ def test_key_never_exceeds_its_creator(
         assert fits
 
 
-async def test_key_does_not_outlive_its_creator(database: Database) -> None:
-    """A key does not outlive its creator."""
+@pytest.mark.parametrize("role", Role)
+async def test_key_does_not_outlive_its_creator(database: Database, role: Role) -> None:
+    """Users and admins with an expiring credential create only keys that expire no later."""
     by = Principal(
         user_id="alice",
-        role=Role.USER,
+        role=role,
         credential="key:1",
         ends_at=(utc_now() + timedelta(days=1)).timestamp(),
     )
@@ -75,6 +78,136 @@ async def test_key_does_not_outlive_its_creator(database: Database) -> None:
     assert (
         await create_key(database, by=by, expires_at=utc_now() + timedelta(hours=1))
     ).user_id == "alice"
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_limited_key_creates_no_keys(database: Database, role: Role) -> None:
+    """A created key would escape the limits of its creator, whatever the role."""
+    limits = QuotaLimits(requests_per_minute=5)
+    by = Principal(user_id="alice", role=role, credential="key:1", key_id="1", key_limits=limits)
+    for wanted in (None, limits):
+        with pytest.raises(Forbidden):
+            await create_key(database, by=by, limits=wanted)
+
+
+async def test_expiring_admin_key_cannot_take_over_a_lasting_key(database: Database) -> None:
+    """Rotating reveals a new key, so it obeys the same rules as creating one."""
+    lasting = await create_key(database)
+    admin = await create_key(
+        database, "root", role=Role.ADMIN, expires_at=utc_now() + timedelta(days=1)
+    )
+    authenticator = create_authenticator(database, create_clocks())
+    by = await authenticator.authenticate(create_credentials(admin))
+
+    with pytest.raises(Forbidden):
+        await store.rotate_key(database, by, lasting.id, grace_seconds=60)
+
+
+async def test_expiring_key_may_rotate_itself(database: Database) -> None:
+    """The replacement expires with the lineage, not later."""
+    old = await create_key(database, role=Role.ADMIN, expires_at=utc_now() + timedelta(days=1))
+    authenticator = create_authenticator(database, create_clocks())
+    by = await authenticator.authenticate(create_credentials(old))
+    new = await store.rotate_key(database, by, old.id, grace_seconds=60)
+
+    assert new.expires_at == old.expires_at
+
+
+def create_clocks() -> Clocks:
+    """Clocks that show the current time."""
+    clocks = Clocks()
+    clocks.now = utc_now().timestamp()
+    return clocks
+
+
+async def sign_in(database: Database, authenticator: Authenticator, key: ApiKey) -> Principal:
+    """The principal of a session of this key."""
+    principal = await authenticator.authenticate(create_credentials(key))
+    origin = authenticator.get_session_origin(principal)
+    cookie, _ = await store.begin_session(database, principal, origin, seconds=60)
+    return await authenticator.authenticate(Credentials(session=cookie))
+
+
+async def test_session_delegates_like_its_key(database: Database) -> None:
+    """Keys created by a session may outlive the session, but not its key."""
+    authenticator = create_authenticator(database, create_clocks())
+    end = utc_now() + timedelta(days=1)
+    key = await create_key(database, role=Role.ADMIN, expires_at=end)
+    by = await sign_in(database, authenticator, key)
+    child = await create_key(database, by=by, expires_at=end)
+
+    assert child.made_by == key.id
+    for later in (None, end + timedelta(seconds=1)):
+        with pytest.raises(Forbidden):
+            await create_key(database, by=by, expires_at=later)
+
+
+async def create_tree(database: Database) -> dict[str, ApiKey]:
+    """An admin key, keys that it created, and a key that it did not."""
+    authenticator = create_authenticator(database)
+
+    async def create_by(creator: ApiKey, user_id: str, role: Role = Role.USER) -> ApiKey:
+        by = await authenticator.authenticate(create_credentials(creator))
+        return await create_key(database, user_id, by, role=role)
+
+    root = await create_key(database, "root", role=Role.ADMIN)
+    child = await create_by(root, "bob", Role.ADMIN)
+    return {
+        "root": root,
+        "child": child,
+        "grandchild": await create_by(child, "carol"),
+        "unrelated": await create_key(database, "root", role=Role.ADMIN),
+    }
+
+
+async def list_valid(database: Database, keys: dict[str, ApiKey]) -> set[str]:
+    """The names of keys that are not revoked."""
+    revoked = {row["id"] for row in await read_keys(database) if row["revoked_at"]}
+    return {name for name, key in keys.items() if key.id not in revoked}
+
+
+@pytest.mark.parametrize(
+    ("cascade", "valid"), [(False, {"child", "grandchild", "unrelated"}), (True, {"unrelated"})]
+)
+async def test_revoking_a_key_can_revoke_the_keys_it_created(
+    database: Database, cascade: bool, valid: set[str]
+) -> None:
+    """With `cascade` the keys that it created are revoked too, recursively."""
+    keys = await create_tree(database)
+    revoked = await store.revoke_key(database, BOOTSTRAP, keys["root"].id, cascade=cascade)
+
+    assert await list_valid(database, keys) == valid
+    assert set(revoked) == {keys[name].id for name in keys.keys() - valid}
+
+
+async def test_cascade_includes_keys_created_before_a_rotation(database: Database) -> None:
+    """Revoking the replacement of a key revokes what the key itself had created."""
+    keys = await create_tree(database)
+    keys["replacement"] = await rotate_key(database, keys["root"].id)
+    await store.revoke_key(database, BOOTSTRAP, keys["replacement"].id, cascade=True)
+
+    assert await list_valid(database, keys) == {"root", "unrelated"}
+
+
+async def test_cascade_spares_the_replacement_of_a_leaked_key(database: Database) -> None:
+    """A key that an admin put in place of another one was not created by it."""
+    keys = await create_tree(database)
+    keys["replacement"] = await rotate_key(database, keys["root"].id)
+    await store.revoke_key(database, BOOTSTRAP, keys["root"].id, cascade=True)
+
+    assert await list_valid(database, keys) == {"replacement", "unrelated"}
+
+
+async def test_rotated_keys_share_a_lineage(database: Database) -> None:
+    """Every key of a chain of rotations has the id of the first as its lineage."""
+    first = await create_key(database)
+    second = await rotate_key(database, first.id)
+    third = await rotate_key(database, second.id)
+    other = await create_key(database)
+    lineages = {row["id"]: row["lineage"] for row in await read_keys(database)}
+
+    assert [lineages[key.id] for key in (first, second, third)] == [first.id] * 3
+    assert lineages[other.id] == other.id
 
 
 async def test_number_of_keys_is_limited(database: Database) -> None:

@@ -53,7 +53,7 @@ async def test_an_intact_database_has_no_damage(database: Database) -> None:
 
     assert await database.check_pages() is None
     await read_everything(database)
-    assert database.damage is None
+    assert not database.damage
 
 
 async def test_a_failed_read_of_a_damaged_page_is_remembered(filled: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ async def test_damage_ends_with_the_file(filled: Path, tmp_path: Path) -> None:
     assert database.damage
     Path(backup).replace(filled)
 
-    assert database.damage is None
+    assert not database.damage
     await database.close()
 
 

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.core.database.engine import Database
+from service.core.database.tables import api_keys, quota_totals
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable
@@ -85,6 +86,50 @@ async def test_downgrade_and_upgrade_with_data(database: Database) -> None:
     await write(database, [build_outcome()])
 
 
+async def test_keys_get_lineages_and_their_totals_are_merged(tmp_path: Path) -> None:
+    """Upgrading charges the usage of each chain of rotations to its first key."""
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}")
+    await database.migrate("0009")
+    keys = [("a1", "a2"), ("a2", "a3"), ("a3", None), ("b", None)]
+    totals = [("day 1", "key:a1", 1), ("day 1", "key:a2", 2), ("day 2", "key:a3", 4)]
+    totals += [("day 1", "key:b", 8), ("day 1", "user:u", 11), ("day 1", "key:gone", 16)]
+    async with database.transaction() as session:
+        await session.execute(
+            sa.text("INSERT INTO users VALUES ('u', 0, NULL, NULL, '2026-01-01')")
+        )
+        for key, replaced_by in keys:
+            await session.execute(
+                sa.text(
+                    "INSERT INTO api_keys (id, hash, prefix, name, user_id, role, scopes,"
+                    " created_at, replaced_by)"
+                    " VALUES (:id, :id, '', '', 'u', 'user', '[]', '2026-01-01', :replaced_by)"
+                ),
+                {"id": key, "replaced_by": replaced_by},
+            )
+        for day, subject, requests in totals:
+            await session.execute(
+                sa.insert(quota_totals).values(
+                    day=day, subject=subject, requests=requests, tokens=0, cost_nano_usd=0
+                )
+            )
+    await database.migrate()
+
+    async with database.read_session() as session:
+        lineages = await session.execute(sa.select(api_keys.c.id, api_keys.c.lineage))
+        assert dict(map(tuple, lineages)) == {"a1": "a1", "a2": "a1", "a3": "a1", "b": "b"}
+        merged = await session.execute(
+            sa.select(quota_totals.c.day, quota_totals.c.subject, quota_totals.c.requests)
+        )
+        assert sorted(map(tuple, merged)) == [
+            ("day 1", "key:a1", 3),
+            ("day 1", "key:b", 8),
+            ("day 1", "key:gone", 16),
+            ("day 1", "user:u", 11),
+            ("day 2", "key:a1", 4),
+        ]
+    await database.close()
+
+
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     """A migration is applied completely or not at all."""
     file = tmp_path / "kotae.db"
@@ -104,6 +149,6 @@ async def test_several_migrate_at_once(tmp_path: Path) -> None:
     databases = [Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}") for _ in range(6)]
     await asyncio.gather(*(database.migrate() for database in databases))
 
-    assert await databases[0].read_revision() == ("0009", "0009")
+    assert await databases[0].read_revision() == ("0011", "0011")
     for database in databases:
         await database.close()
