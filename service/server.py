@@ -24,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.core.answering.answers import Answers
 from service.core.errors import KotaeError
 from service.core.settings import Settings
-from service.core.telemetry import log
+from service.core.telemetry import Metrics, log
 from service.http_server.connections import ConnectionTable, HttpLimits
 from service.http_server.protocol import HttpProtocol
 
@@ -82,6 +82,7 @@ class Server(uvicorn.Server):
                 listener.setsockopt(
                     socket.SOL_SOCKET, socket.SO_SNDBUF, self.connections.limits.send_buffer_bytes
                 )
+            self._publish_metrics(self._app.state.services.metrics)
             self._announce(
                 self._app.state.services.settings, self.servers[0].sockets[0].getsockname()[1]
             )
@@ -143,6 +144,10 @@ class Server(uvicorn.Server):
         self._stopping.set()
         if hurry:
             self._hurried.set()
+
+    def _publish_metrics(self, metrics: Metrics) -> None:
+        metrics.connections.set_function(lambda: len(self.connections))
+        self.connections.on_drop = lambda limit: metrics.connections_dropped.labels(limit).inc()
 
     def _shut_connections(self) -> None:
         for connection in list(self.server_state.connections):

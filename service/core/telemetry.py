@@ -149,6 +149,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.connections = Gauge("kotae_connections", "Open connections", registry=registry)
+        self.connections_dropped = Counter(
+            "kotae_connections_dropped",
+            "Connections that were closed because they exceeded a limit",
+            ["limit"],
+            registry=registry,
+        )
         self.answers = Counter(
             "kotae_answers",
             "Answers by final status",

@@ -77,6 +77,7 @@ class ConnectionTable:
     def __init__(self, limits: HttpLimits, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.draining = False
+        self.on_drop: Callable[[str], None] = lambda _: None  # called with the exceeded limit
         self.busy = 0  # connections that are answering a request
         self.now = monotonic()
         self._monotonic = monotonic
@@ -154,6 +155,7 @@ class ConnectionTable:
     def drop(self, connection: LimitedConnection, reason: str) -> None:
         """Close a connection at once, and count it."""
         self._dropped[reason] += 1
+        self.on_drop(reason)
         self.discard(connection)
         connection.drop()
 
