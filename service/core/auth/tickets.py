@@ -27,7 +27,7 @@ EVICTIONS = 2  # old tickets examined per redemption, so their number shrinks wh
 _VERSION = 2
 
 
-class RedeemedTicket:
+class TicketRecord:
     """A ticket after its first use: see `ports.RedeemedTicket`."""
 
     def __init__(
@@ -90,7 +90,7 @@ class SignedTickets:
         self._seconds, self._resume_seconds = seconds, resume_seconds
         self._clock, self._wall_clock = clock, wall_clock
         self._redeemed_max = redeemed_max
-        self._redeemed: OrderedDict[str, RedeemedTicket] = OrderedDict()  # by nonce
+        self._redeemed: OrderedDict[str, TicketRecord] = OrderedDict()  # by nonce
 
     def __len__(self) -> int:
         """Number of redeemed tickets remembered."""
@@ -102,7 +102,7 @@ class SignedTickets:
         ticket = self._sign([_VERSION, nonce, self._clock(), grant])
         return IssuedTicket(ticket, self._wall_clock() + self._seconds)
 
-    def redeem(self, ticket: str, answer_id: str) -> RedeemedTicket:
+    def redeem(self, ticket: str, answer_id: str) -> TicketRecord:
         """See `Tickets.redeem`."""
         nonce, issued_at, grant = self._verify(ticket, answer_id)
         if nonce in self._redeemed:
@@ -116,11 +116,11 @@ class SignedTickets:
             self._evict_old(len(self._redeemed))
         if len(self._redeemed) >= self._redeemed_max:
             raise Overloaded("too many tickets in use")
-        redeemed = RedeemedTicket(grant, self._clock, once_until=issued_at + self._seconds)
+        redeemed = TicketRecord(grant, self._clock, once_until=issued_at + self._seconds)
         self._redeemed[nonce] = redeemed
         return redeemed
 
-    def resume(self, ticket: str, answer_id: str, seq: int) -> RedeemedTicket:
+    def resume(self, ticket: str, answer_id: str, seq: int) -> TicketRecord:
         """See `Tickets.resume`."""
         nonce, _, _ = self._verify(ticket, answer_id)
         redeemed = self._redeemed.get(nonce)
