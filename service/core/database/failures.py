@@ -49,7 +49,9 @@ class ErrorTranslation:
             raise DatabaseUnavailable("every connection to the database is in use") from error
         if isinstance(error, DamagedValue):
             self._report_damage(str(error))
-            raise DatabaseUnavailable(f"the database is damaged: {error}") from error
+            raise DatabaseUnavailable(
+                f"the database is damaged, a value cannot be read: {error}"
+            ) from error
         if isinstance(error, IntegrityError | ProgrammingError):
             return
         # Searches call the driver directly.

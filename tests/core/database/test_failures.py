@@ -53,7 +53,7 @@ async def test_an_intact_database_has_no_damage(database: Database) -> None:
 
     assert await database.check_pages() is None
     await read_everything(database)
-    assert not database.damage
+    assert database.damage is None
 
 
 async def test_a_failed_read_of_a_damaged_page_is_remembered(filled: Path, tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ async def test_damage_ends_with_the_file(filled: Path, tmp_path: Path) -> None:
     backup = shutil.copy(filled, tmp_path / "backup.db")
     database = Database(f"sqlite+aiosqlite:///{filled}")
     database.report_damage("a value cannot be decoded")
-    assert database.damage
+    before = database.damage
     Path(backup).replace(filled)
 
-    assert not database.damage
+    assert (before, database.damage) == ("a value cannot be decoded", None)
     await database.close()
 
 
