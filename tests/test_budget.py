@@ -128,19 +128,21 @@ async def test_an_answer(service: Service, fake: ProviderFake) -> None:
     check_budget(calls.total(), ANSWER, calls)
 
 
+def find_answers() -> list[Stream | Pump | ProviderRequest]:
+    """The parts of every answer that exist in this process."""
+    return [item for item in gc.get_objects() if isinstance(item, Stream | Pump | ProviderRequest)]
+
+
 @pytest.mark.slow
 async def test_an_answer_leaves_no_reference_cycle(service: Service, fake: ProviderFake) -> None:
     """When an answer has ended, no reference cycle keeps its stream, pump or texts."""
     gc.collect()
+    before = {id(item) for item in find_answers()}  # of earlier tests in this process
     gc.disable()
     try:
         for path in ("/ai/test", "/ai/stream"):
             await send_prompt(service, path)
-        leaked = [
-            type(item).__name__
-            for item in gc.get_objects()
-            if isinstance(item, (Stream, Pump, ProviderRequest))
-        ]
+        leaked = [type(item).__name__ for item in find_answers() if id(item) not in before]
     finally:
         gc.enable()
 

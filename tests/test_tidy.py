@@ -37,6 +37,7 @@ TESTED_ELSEWHERE = {
     "core/search/engine.py": "through its only caller: tests/core/search/test_service.py",
     "core/search/fts5_merge.py": "through its only caller: tests/workers/test_merging.py",
     "http_server/exchange.py": "over raw sockets: tests/attacks",
+    "http_server/reader.py": "through its only caller: tests/http_server/test_protocol.py",
     "main.py": "by every test with a `service`",
     "workers/quarantine.py": "with the writer and recovery: tests/workers",
 }

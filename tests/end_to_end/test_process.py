@@ -48,7 +48,11 @@ async def test_commands_of_a_new_user(tmp_path: Path) -> None:
     assert "30日" in answer
     assert "[1]" in answer
     assert "completed" in log
-    assert (refused[0], "not known" in refused[2], "Traceback" in refused[2]) == (2, True, False)
+    assert (refused[0], "Unknown model" in refused[2], "Traceback" in refused[2]) == (
+        2,
+        True,
+        False,
+    )
 
 
 async def test_sigterm_when_idle(tmp_path: Path) -> None:
