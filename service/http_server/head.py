@@ -93,11 +93,11 @@ def format_without_upgrade(
 ) -> bytes:
     """A head for a parser that then sees an ordinary request."""
     connection = b",".join(value.lower() for name, value in headers if name == b"connection")
-    kept = [header for header in headers if header[0] not in {b"connection", b"upgrade"}]
+    remaining = [header for header in headers if header[0] not in {b"connection", b"upgrade"}]
     if b"close" in connection:
-        kept.append((b"connection", b"close"))
+        remaining.append((b"connection", b"close"))
     lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
-    return b"\r\n".join([*lines, *(b"%b: %b" % header for header in kept), b"", b""])
+    return b"\r\n".join([*lines, *(b"%b: %b" % header for header in remaining), b"", b""])
 
 
 def parse_target(target: bytes, host: bytes) -> tuple[bytes, bytes]:
