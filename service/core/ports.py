@@ -1,6 +1,6 @@
 """The ports: protocols with several implementations, tested by `tests/contracts/`."""
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -37,9 +37,12 @@ class Delta(msgspec.Struct, frozen=True):
 class Provider(Protocol):
     """A service that generates text."""
 
-    def stream(self, request: ProviderRequest) -> AsyncGenerator[list[Delta], None]:
+    def stream(
+        self, request: ProviderRequest, on_sent: Callable[[], None]
+    ) -> AsyncGenerator[list[Delta], None]:
         """Make one attempt and yield the deltas, those that arrived together in one list.
 
+        Calls `on_sent` as soon as the request may have reached the provider, and be billed.
         Closing the generator closes the connection. Raises only `ProviderError`s; never retries;
         ends without an error only after a finish reason.
         """

@@ -34,6 +34,20 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         return self.prompt_tokens + self.completion_tokens
 
 
+def combine_usage(previous: Usage | None, later: Usage) -> Usage:
+    """Update the usage of an answer by a later report: zeros do not replace counts."""
+    if previous is None:
+        return later
+    prompt = later.prompt_tokens or previous.prompt_tokens
+    completion = later.completion_tokens or previous.completion_tokens
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=min(later.cached_tokens or previous.cached_tokens, prompt),
+        reasoning_tokens=min(later.reasoning_tokens or previous.reasoning_tokens, completion),
+    )
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """The cost of an answer, and the price it was computed from, as stored in the row."""
 

@@ -5,12 +5,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import genai_prices
+import pytest
 from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core import pricing
-from service.core.pricing import NANO, PriceBook, Usage, format_usd, to_nano_usd
+from service.core.pricing import NANO, PriceBook, Usage, combine_usage, format_usd, to_nano_usd
 from service.core.settings import ModelPrice
 
 AT = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)
@@ -121,6 +122,35 @@ def test_an_unknown_model_has_no_cost() -> None:
         PriceBook({}).compute_cost("my-own-model", Usage(prompt_tokens=1, completion_tokens=1), AT)
         is None
     )
+
+
+def build_usage(prompt: int, completion: int, cached: int = 0, reasoning: int = 0) -> Usage:
+    """Build a usage."""
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=cached,
+        reasoning_tokens=reasoning,
+    )
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        ([build_usage(10, 1), build_usage(10, 5)], build_usage(10, 5)),
+        ([build_usage(10, 5), build_usage(12, 4)], build_usage(12, 4)),
+        ([build_usage(10, 5, 3, 2), build_usage(0, 5)], build_usage(10, 5, 3, 2)),
+        ([build_usage(10, 0, 8), build_usage(0, 7, 0, 4)], build_usage(10, 7, 8, 4)),
+        ([build_usage(10, 5, 9, 5), build_usage(6, 3)], build_usage(6, 3, 6, 3)),
+    ],
+    ids=["growing", "corrected", "zero later", "in two parts", "details are limited"],
+)
+def test_later_reports_replace_counts(reports: list[Usage], expected: Usage) -> None:
+    """The last count of each kind that is not zero is the usage of the answer."""
+    first, second = reports
+
+    assert combine_usage(None, first) == first
+    assert combine_usage(first, second) == expected
 
 
 def test_rounding_is_half_to_even() -> None:

@@ -2,10 +2,10 @@
 
 The only module that constructs an `Outcome`. Where the tokens come from is decided in this order:
 
-1. the provider reported them: `provider`;
-2. no request can have reached a provider: `none`, 0 tokens, cost 0;
+1. the provider reported them, and sent no text afterwards: `provider`;
+2. no request was sent to a provider: `none`, 0 tokens, cost 0;
 3. nothing was received that could be counted: `unknown`, no tokens, no cost;
-4. they are counted here, from the prompt and the text received: `estimated`.
+4. they are counted here, from the prompt, the text received and the last report: `estimated`.
 
 Unknown is never written as zero, and the cost of a model without a price is None.
 `AnswerAccount.finish` is synchronous and idempotent: an answer may end where no await is possible.
@@ -14,29 +14,32 @@ Unknown is never written as zero, and the cost of a model without a price is Non
 import time
 from collections.abc import Callable
 
+import anyio.to_thread
 import msgspec
 
 from service.core import tokens
 from service.core.accounting.recorder import Recorder
 from service.core.errors import ProviderError, ProviderUnreachable, ShuttingDown
 from service.core.ports import Message
-from service.core.pricing import Cost, PriceBook, Usage
+from service.core.pricing import Cost, PriceBook, Usage, combine_usage
 from service.core.records import Intent, Outcome, Passage, Status, UsageSource
 from service.core.telemetry import log
 
+INLINE_CHARACTERS = 4_000  # of a text whose sources are read without a thread
 _NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0)
 
 
 class AnswerAccount:
-    """The account of one answer, or of one embedding call: what its attempts used, and its outcome.
+    """The account of one answer or embedding call: the usage of its attempts, and its outcome.
 
-    The caller of the provider increments `attempts` before each attempt and calls `end_attempt`
-    after it, sets `first_text_at` (of `time.perf_counter`) when the first text arrives, and sets
-    `usage` and `finish_reason` as the provider reports them.
+    The caller of the provider increments `attempts` before each attempt, calls `mark_sent` when the
+    request is sent and `end_attempt` after the attempt, sets `first_text_at` (of
+    `time.perf_counter`) when the first text arrives, calls `report_usage` and sets `finish_reason`
+    as the provider reports them, and clears `usage_is_current` at text after a report.
 
-    `messages`: what is sent to the provider. `completion_tokens_max`: most tokens that it may send
-    back. `started`: when the request arrived, of `time.perf_counter`. `read_sources`: returns the
-    passages that a text cites.
+    `messages`: the request to the provider. `completion_tokens_max`: the limit of the response.
+    `started`: the time of the request, of `time.perf_counter`. `find_sources`: returns the passages
+    that a text cites; it is called in a thread for long texts.
     """
 
     def __init__(
@@ -48,48 +51,62 @@ class AnswerAccount:
         *,
         completion_tokens_max: int,
         started: float,
-        read_sources: Callable[[str], list[Passage]] | None = None,
+        find_sources: Callable[[str], list[Passage]] | None = None,
     ) -> None:
         self._intent, self._messages = intent, messages
         self._recorder, self._prices = recorder, prices
         self._completion_tokens_max = completion_tokens_max
         self._started = started
-        self._read_sources = read_sources
-        self._unsent = 0  # attempts that did not reach the provider
+        self._find_sources = find_sources
+        self._sources: list[Passage] | None = None
+        self._sent = False
         self._outcome: Outcome | None = None
         self.attempts = 0
         self.first_text_at: float | None = None
         self.usage: Usage | None = None
+        self.usage_is_current = True
         self.finish_reason: str | None = None
 
     async def wait_synced(self) -> None:
         """See `Recorder.wait_synced`."""
         await self._recorder.wait_synced()
 
+    def mark_sent(self) -> None:
+        """Note that a request may have reached the provider, and may be billed."""
+        self._sent = True
+
+    def report_usage(self, usage: Usage) -> None:
+        """Update the usage by a report of the provider. Reports are cumulative."""
+        self.usage, self.usage_is_current = combine_usage(self.usage, usage), True
+
     def end_attempt(self, error: ProviderError | None = None) -> None:
-        """Count how an attempt ended. Only one without a connection cannot have been billed."""
-        if error and isinstance(error, ProviderUnreachable):
-            self._unsent += 1
+        """Count how an attempt ended. Only one without a connection was not sent."""
+        if not isinstance(error, ProviderUnreachable):
+            self.mark_sent()
         self._recorder.count_attempt(error.code if error else "ok")
 
     def remaining_cost_max(self, text: str) -> int | None:
-        """Nano-dollars that the rest of the answer may cost at most; None without a price."""
+        """Return the upper bound of the remaining cost, in nano-dollars; None without a price."""
         rest = max(self._completion_tokens_max - tokens.approximate_tokens(text), 0)
         cost = self._price_usage(Usage(prompt_tokens=0, completion_tokens=rest))
         return None if cost is None else cost.nano_usd
 
     async def estimate_usage(self, status: Status, text: str) -> Usage | None:
-        """Count the tokens of an answer whose usage must be estimated; None for any other.
+        """Count the tokens of an answer whose usage must be estimated; None for others.
 
-        Also None for an interrupted answer: a tokenizer takes a second to load.
+        Also None for an interrupted answer: loading a tokenizer takes a second.
         """
         if (
-            self.usage
-            or status is Status.INTERRUPTED
+            status is Status.INTERRUPTED
             or self._decide_source(status, text) is not UsageSource.ESTIMATED
         ):
             return None
         return await self._count_tokens(text)
+
+    async def read_sources(self, text: str) -> None:
+        """Read the sources of the text, in a thread if it is long."""
+        if self._find_sources and len(text) > INLINE_CHARACTERS:
+            self._sources = await anyio.to_thread.run_sync(self._find_sources, text)
 
     def finish(
         self,
@@ -101,7 +118,8 @@ class AnswerAccount:
     ) -> Outcome:
         """Record the outcome, once, and return it.
 
-        Where tokens must be estimated and there is no `estimate`, the length of the texts decides.
+        An estimate that is missing is computed from the length of the texts, and sources that were
+        not read are those of the beginning of the text.
         """
         if self._outcome is None:
             source = self._decide_source(status, text)
@@ -121,15 +139,20 @@ class AnswerAccount:
                 response_time_ms=self._measure_ms(time.perf_counter()),
                 first_token_ms=self._measure_ms(self.first_text_at) if self.first_text_at else None,
                 attempts=self.attempts,
-                sources=self._read_sources(text) if self._read_sources else [],
+                sources=self._get_sources(text),
             )
             self._recorder.record_outcome(self._outcome)
         return self._outcome
 
+    def _get_sources(self, text: str) -> list[Passage]:
+        if self._sources is None and self._find_sources:
+            return self._find_sources(text[:INLINE_CHARACTERS])
+        return self._sources or []
+
     def _decide_source(self, status: Status, text: str) -> UsageSource:
-        if self.usage is not None:
+        if self.usage is not None and self.usage_is_current:
             return UsageSource.PROVIDER
-        if self.attempts == self._unsent:
+        if not self._sent:
             return UsageSource.NONE
         if not text and status is not Status.COMPLETED:
             return UsageSource.UNKNOWN
@@ -145,7 +168,13 @@ class AnswerAccount:
             completion_tokens=tokens.approximate_tokens(text),
         )
         completion_tokens = min(estimate.completion_tokens, self._completion_tokens_max)
-        return msgspec.structs.replace(estimate, completion_tokens=completion_tokens)
+        estimate = msgspec.structs.replace(estimate, completion_tokens=completion_tokens)
+        if self.usage is None:
+            return estimate
+        completion_tokens = max(completion_tokens, self.usage.completion_tokens)
+        return msgspec.structs.replace(
+            combine_usage(estimate, self.usage), completion_tokens=completion_tokens
+        )
 
     def _price_usage(self, usage: Usage) -> Cost | None:
         return self._prices.compute_cost(self._intent.model, usage, self._intent.created_at)

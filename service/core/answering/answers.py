@@ -402,10 +402,10 @@ class Answers:
             self._prices,
             completion_tokens_max=request.max_tokens or self._settings.max_tokens,
             started=started,
-            read_sources=partial(self._read_sources, stream.context) if stream.context else None,
+            find_sources=partial(self._find_sources, stream.context) if stream.context else None,
         )
 
-    def _read_sources(self, context: list[Passage], text: str) -> list[Passage]:
+    def _find_sources(self, context: list[Passage], text: str) -> list[Passage]:
         """Return the passages that a text cites, and count real and dropped citations."""
         citations = read_citations(text, context)
         self._metrics.citations.labels("real").inc(citations.real)

@@ -134,7 +134,7 @@ class Pump:
             try:
                 async with (
                     self._call_slot,
-                    aclosing(self._provider.stream(self._request)) as batches,
+                    aclosing(self._provider.stream(self._request, account.mark_sent)) as batches,
                 ):
                     account.attempts += 1
                     async for deltas in batches:
@@ -151,6 +151,9 @@ class Pump:
                     code=error.code,
                 )
                 await asyncio.sleep(wait)
+            except Exception:
+                account.mark_sent()  # unknown
+                raise
             else:
                 account.end_attempt()
                 return
@@ -163,7 +166,10 @@ class Pump:
             self.stream.append_texts(texts)
         for delta in deltas:
             account.finish_reason = delta.finish_reason or account.finish_reason
-            account.usage = delta.usage or account.usage
+            if delta.usage:
+                account.report_usage(delta.usage)
+            elif delta.text:
+                account.usage_is_current = False
 
     def _compute_retry_wait(self, error: ProviderError) -> float | None:
         """Seconds until the next attempt, as the provider asks for or ours; None: do not retry."""
@@ -202,6 +208,7 @@ class Pump:
         """Record the outcome, then send the terminal event."""
         account, text = self._account, self.stream.text
         estimate = await account.estimate_usage(status, text)
+        await account.read_sources(text)
         outcome = account.finish(status, text, error.code if error else None, estimate=estimate)
         await account.wait_synced()
         self.stream.finish(outcome, error)

@@ -10,7 +10,7 @@ Bodies are read as raw bytes, bounded, and parsed once by `chat_stream.py`.
 import asyncio
 import ssl
 import urllib.request
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +19,12 @@ import httpx2
 import msgspec
 
 from service.core.encoding import to_json
-from service.core.errors import ProviderCut, ProviderError, ProviderInvalid
+from service.core.errors import (
+    ProviderCut,
+    ProviderError,
+    ProviderInvalid,
+    ProviderUnreachable,
+)
 from service.core.lazy import LazyModule, load_module
 from service.core.ports import Delta, ProviderRequest
 from service.core.providers.chat_stream import (
@@ -118,9 +123,11 @@ class OpenAIProvider:
         self._body_bytes_max = answer_bytes_max * 6 + 65_536
         self._answer_bytes_max = answer_bytes_max
 
-    async def stream(self, request: ProviderRequest) -> AsyncGenerator[list[Delta], None]:
+    async def stream(
+        self, request: ProviderRequest, on_sent: Callable[[], None]
+    ) -> AsyncGenerator[list[Delta], None]:
         """See `Provider.stream`."""
-        exchange = await self._send_request(self._build_body(request))
+        exchange = await self._send_request(self._build_body(request), on_sent)
         tail = False
         try:
             if exchange.content_encoding() not in {b"", b"identity"}:
@@ -187,13 +194,14 @@ class OpenAIProvider:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return to_json(body)
 
-    async def _send_request(self, body: bytes) -> Exchange:
+    async def _send_request(self, body: bytes, on_sent: Callable[[], None]) -> Exchange:
         if self._connections is None:
-            return await (await self._load_client()).send_post(body)
+            return await self._send_by_sdk(body, on_sent)
         self._head = self._head or await (await self._load_client()).build_head()
         connection = await self._connections.send_request(
             b"%scontent-length: %d\r\n\r\n%s" % (self._head, len(body), body)
         )
+        on_sent()
         try:
             await connection.wait_head()
             refusal = None if 200 <= connection.status < 300 else await _read_refusal(connection)
@@ -204,6 +212,19 @@ class OpenAIProvider:
             await connection.close()
             raise refusal
         return connection
+
+    async def _send_by_sdk(self, body: bytes, on_sent: Callable[[], None]) -> Exchange:
+        """Send through the SDK, which does not report whether a cancelled request was sent."""
+        client = await self._load_client()
+        try:
+            exchange = await client.send_post(body)
+        except ProviderUnreachable:
+            raise
+        except BaseException:
+            on_sent()
+            raise
+        on_sent()
+        return exchange
 
     async def _stream_deltas(self, exchange: Exchange) -> AsyncGenerator[list[Delta], None]:
         decoder, finished, size = StreamDecoder(), False, 0

@@ -239,6 +239,9 @@ class EmbeddingStore:
                 account.end_attempt(error)
                 if not error.may_retry or account.attempts >= self._attempts_max:
                     raise
+            except BaseException:  # the process ends, or the time for a question
+                account.mark_sent()  # unknown
+                raise
             else:
                 account.end_attempt()
                 return result

@@ -45,7 +45,9 @@ def open_account(queue: JournaledQueue) -> OpenAccount:
 
     def open_account(
         attempts: int = 1,
-        read_sources: Callable[[str], list[Passage]] | None = None,
+        *,
+        sent: bool = True,
+        find_sources: Callable[[str], list[Passage]] | None = None,
         **fields: Any,
     ) -> AnswerAccount:
         intent = build_intent(**fields)
@@ -57,9 +59,11 @@ def open_account(queue: JournaledQueue) -> OpenAccount:
             PRICES,
             completion_tokens_max=100,
             started=time.perf_counter(),
-            read_sources=read_sources,
+            find_sources=find_sources,
         )
         account.attempts = attempts
+        if sent:
+            account.mark_sent()
         return account
 
     return open_account
@@ -93,7 +97,7 @@ def test_without_a_request_nothing_was_used(
     open_account: OpenAccount, errors: list[ProviderError], status: Status
 ) -> None:
     """Without a connected attempt: `none`, 0 tokens and cost 0, even without a price."""
-    account = open_account(model="no-such-model")
+    account = open_account(model="no-such-model", sent=False)
     end_attempts(account, *errors)
     outcome = account.finish(status)
 
@@ -105,22 +109,68 @@ def test_without_a_request_nothing_was_used(
 @pytest.mark.parametrize(
     "status", [Status.PROVIDER_ERROR, Status.TIMEOUT, Status.STOPPED, Status.INTERRUPTED]
 )
-def test_an_attempt_in_progress_may_have_been_billed(
-    open_account: OpenAccount, status: Status
-) -> None:
-    """An unfinished attempt counts as sent: usage `unknown`, no tokens, no cost."""
-    account = open_account()
+def test_a_sent_attempt_may_have_been_billed(open_account: OpenAccount, status: Status) -> None:
+    """An unfinished attempt that was sent: usage `unknown`, no tokens, no cost."""
+    account = open_account(sent=False)
     end_attempts(account, ProviderUnreachable())
     account.attempts += 1
+    account.mark_sent()
     outcome = account.finish(status)
 
     assert (outcome.usage_source, outcome.usage) == (UsageSource.UNKNOWN, None)
     assert (outcome.cost_nano_usd, outcome.price, outcome.attempts) == (None, None, 2)
 
 
+def test_an_attempt_without_a_connection_used_nothing(open_account: OpenAccount) -> None:
+    """An unfinished attempt that was not sent: usage `none`, and it is counted."""
+    account = open_account(sent=False)
+    end_attempts(account, ProviderUnreachable())
+    account.attempts += 1
+    outcome = account.finish(Status.STOPPED)
+
+    assert (outcome.usage_source, outcome.attempts) == (UsageSource.NONE, 2)
+
+
+def test_a_usage_reported_in_parts_is_combined(open_account: OpenAccount) -> None:
+    """A later report with zeros does not erase an earlier one."""
+    account = open_account()
+    account.report_usage(REPORTED)
+    account.report_usage(Usage(prompt_tokens=0, completion_tokens=7))
+    outcome = account.finish(Status.COMPLETED, "Because.")
+
+    assert outcome.usage == Usage(prompt_tokens=10, completion_tokens=7)
+    assert outcome.usage_source is UsageSource.PROVIDER
+
+
+async def test_text_after_the_last_report_is_estimated(open_account: OpenAccount) -> None:
+    """A usage that is older than the text gives the prompt tokens and a lower bound."""
+    text = "Because it is so, and has been so for a long time."
+    account = open_account()
+    account.report_usage(Usage(prompt_tokens=1000, completion_tokens=1, cached_tokens=200))
+    account.usage_is_current = False
+    outcome = account.finish(
+        Status.CLIENT_GONE, text, estimate=await account.estimate_usage(Status.CLIENT_GONE, text)
+    )
+
+    assert outcome.usage_source is UsageSource.ESTIMATED
+    assert outcome.usage is not None
+    assert (outcome.usage.prompt_tokens, outcome.usage.cached_tokens) == (1000, 200)
+    assert outcome.usage.completion_tokens == tokens.count_tokens(text, "m")
+
+
+def test_an_estimate_is_never_below_the_report(open_account: OpenAccount) -> None:
+    """Reasoning is billed and not part of the text."""
+    account = open_account()
+    account.report_usage(Usage(prompt_tokens=10, completion_tokens=90, reasoning_tokens=80))
+    account.usage_is_current = False
+    outcome = account.finish(Status.CLIENT_GONE, "Because")
+
+    assert outcome.usage == Usage(prompt_tokens=10, completion_tokens=90, reasoning_tokens=80)
+
+
 def test_a_refused_attempt_may_have_been_billed(open_account: OpenAccount) -> None:
     """One attempt that reached the provider is enough for `unknown`."""
-    account = open_account()
+    account = open_account(sent=False)
     end_attempts(account, ProviderBusy(), ProviderUnreachable())
 
     assert account.finish(Status.PROVIDER_ERROR).usage_source is UsageSource.UNKNOWN
@@ -186,12 +236,30 @@ async def test_an_answer_is_recorded_once(open_account: OpenAccount, queue: Jour
     assert await queue.take_batch(10) == [first]
 
 
-def test_sources_are_read_from_the_text(open_account: OpenAccount) -> None:
-    """The caller's function decides which passages an answer cites."""
-    passage = Passage(1, "d", "c", "title", "text")
-    account = open_account(read_sources=lambda text: [passage] if "[1]" in text else [])
+PASSAGE = Passage(1, "d", "c", "title", "text")
 
-    assert account.finish(Status.COMPLETED, "Because [1].").sources == [passage]
+
+def find_sources(text: str) -> list[Passage]:
+    """Return the passage if the text cites it."""
+    return [PASSAGE] if "[1]" in text else []
+
+
+@pytest.mark.parametrize("text", ["Because [1].", "word " * 20_000 + "[1]"], ids=["short", "long"])
+async def test_sources_are_read_before_the_end(open_account: OpenAccount, text: str) -> None:
+    """The caller's function decides which passages an answer cites."""
+    account = open_account(find_sources=find_sources)
+    await account.read_sources(text)
+
+    assert account.finish(Status.COMPLETED, text).sources == [PASSAGE]
+
+
+def test_a_cancelled_answer_has_the_sources_of_its_beginning(open_account: OpenAccount) -> None:
+    """Where nothing can be awaited, a bounded part of the text is read."""
+    cited = open_account(find_sources=find_sources)
+    long = open_account(find_sources=find_sources)
+
+    assert cited.finish(Status.INTERRUPTED, "Because [1].").sources == [PASSAGE]
+    assert long.finish(Status.INTERRUPTED, "word " * 20_000 + "[1]").sources == []
 
 
 @pytest.mark.parametrize(("model", "cost"), [("m", 99 * 2000), ("no-such-model", None)])

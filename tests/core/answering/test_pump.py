@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ from tests.sse import events, text_of
 from tests.streams import open_events, post_stream, start_answer
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
+OTHER_CHOICE = (
+    b'data: {"choices":[{"index":1,"delta":{"content":"x"},"finish_reason":"length"}]}\n\n'
+)
+ZERO_USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}\n\n'
 LIMITS = PumpLimits(
     answer_seconds_max=20, attempts_max=3, leave_seconds=None, leave_nano_usd_max=None
 )
@@ -247,6 +251,11 @@ async def test_missing_usage_is_estimated(
         Behaviour(framing="close"),
         Behaviour(cut_after="usage"),
         Behaviour(finish_reason="length"),
+        Behaviour(raw_after="headers", raw=b"\xef\xbb\xbf"),
+        Behaviour(raw_after=2, raw=OTHER_CHOICE),
+        Behaviour(raw_after="usage", raw=ZERO_USAGE),
+        Behaviour(raw_after="finish", raw=ZERO_USAGE),
+        Behaviour(raw_after=1, raw=ZERO_USAGE, usage_place="every"),
     ],
     ids=lambda behaviour: repr(behaviour)[:0] or None,
 )
@@ -377,10 +386,14 @@ class ScriptedProvider(Provider):
         self.waiting = asyncio.Event()  # set when the script waits for an event
         self.ended = asyncio.Event()  # set when an attempt has ended
 
-    async def stream(self, request: ProviderRequest) -> AsyncGenerator[list[Delta], None]:
+    async def stream(
+        self, request: ProviderRequest, on_sent: Callable[[], None]
+    ) -> AsyncGenerator[list[Delta], None]:
         """Play the next attempt."""
         try:
             for step in self.attempts.pop(0):
+                if isinstance(step, list):
+                    on_sent()
                 if isinstance(step, Exception):
                     raise step
                 if isinstance(step, asyncio.Event):
@@ -496,6 +509,49 @@ async def test_attempts_are_counted(tmp_path: Path) -> None:
     outcome = await running.take_outcome()
 
     assert (outcome.status, outcome.usage, outcome.attempts) == (Status.COMPLETED, USAGE, 2)
+
+
+async def test_an_answer_stopped_while_connecting_used_nothing(tmp_path: Path) -> None:
+    """Stopped during an attempt that was not sent: usage `none`, and the attempt is counted."""
+    script = ScriptedProvider([asyncio.Event()])
+    running = RunningPump(script, tmp_path / "journal")
+    await script.waiting.wait()
+    running.pump.stop(Status.STOPPED)
+    await running.task
+    outcome = await running.take_outcome()
+
+    assert (outcome.status, outcome.usage_source, outcome.attempts) == (
+        Status.STOPPED,
+        UsageSource.NONE,
+        1,
+    )
+
+
+async def test_an_answer_stopped_before_its_first_text_is_unknown(tmp_path: Path) -> None:
+    """Stopped during an attempt that was sent: it may be billed."""
+    script = ScriptedProvider([[], asyncio.Event()])
+    running = RunningPump(script, tmp_path / "journal")
+    await script.waiting.wait()
+    running.pump.stop(Status.STOPPED)
+    await running.task
+
+    assert (await running.take_outcome()).usage_source is UsageSource.UNKNOWN
+
+
+async def test_text_after_a_usage_makes_it_an_estimate(tmp_path: Path) -> None:
+    """A stream that is cut after a report has at least the tokens of its text."""
+    early = Usage(prompt_tokens=500, completion_tokens=1)
+    script = ScriptedProvider(
+        [[Delta("a", usage=early)], [Delta("word " * 100)], ProviderUnreachable("cut")]
+    )
+    running = RunningPump(script, tmp_path / "journal")
+    await running.task
+    outcome = await running.take_outcome()
+
+    assert outcome.usage_source is UsageSource.ESTIMATED
+    assert outcome.usage is not None
+    assert outcome.usage.prompt_tokens == 500
+    assert 90 < outcome.usage.completion_tokens < 200
 
 
 async def test_an_answer_stopped_between_unsent_attempts_used_nothing(
