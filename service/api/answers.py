@@ -1,6 +1,8 @@
 """Questions (POST /ai/test, POST and GET /ai/stream) and answers by id (/ai/answers)."""
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -29,12 +31,16 @@ from service.core.answering.answers import (
     ATTACH_SECONDS,
     AnswerRequest,
     StartedAnswer,
+    Stream,
     parse_event_id,
 )
 from service.core.auth.principals import Principal, Role
-from service.core.errors import KotaeError, NotFound, TooLarge
+from service.core.errors import NotFound, TooLarge
 from service.core.ports import QuotaSubject, RedeemedTicket, TicketGrant
 from service.core.records import Answer, create_answer_object
+
+# Not registered, but usual in logs and metrics: nothing was sent (introduced by nginx).
+CLIENT_CLOSED_REQUEST = 499
 
 router = APIRouter(prefix="/ai", tags=["answers"], route_class=AskRoute)
 
@@ -98,21 +104,22 @@ async def read_last_event_id(
 async def create_answer(
     body: AskBody, request: Request, services: ServicesDep, principal: AskPrincipal, key: KeyDep
 ) -> Response:
-    """Answer a prompt in one response. A failure is a problem with an `answer_id` and is logged."""
+    """Answer a prompt in one response. A failure is a problem with an `answer_id` and is logged.
+
+    After a disconnect without an idempotency key the provider call is cancelled.
+    """
     answer_request = await _build_request(body, request, services, principal, stream=False)
     started = await _begin_answer(answer_request, key, services)
+    stream = started.stream
+    await _wait_finished(request, stream)
+    if stream.outcome is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     headers = _REPLAYED if started.replayed else {}
-    try:
-        outcome = await started.stream.wait_finished()
-    except KotaeError as error:
-        error.extra["answer_id"] = started.stream.intent.id
-        return create_problem_response(
-            error,
-            request.scope["request_id"],
-            headers | _build_quota_headers(answer_request, services),
-        )
     headers = headers | _build_quota_headers(answer_request, services)
-    return json_response(create_answer_object(outcome), headers=headers)
+    if error := stream.error:
+        error.extra["answer_id"] = stream.intent.id
+        return create_problem_response(error, request.scope["request_id"], headers)
+    return json_response(create_answer_object(stream.outcome), headers=headers)
 
 
 @router.post("/stream", responses={200: _STREAM, **REFUSALS, **_PROVIDER, **_KEYED})
@@ -372,6 +379,24 @@ def _parse_position(answer_id: str, last_event_id: str | None) -> int:
     if position is None or position[0] != answer_id:
         raise NotFound("this answer has no event with this id")
     return position[1]
+
+
+async def _wait_finished(request: Request, stream: Stream) -> None:
+    """Wait until the answer has ended or the client has disconnected."""
+    with stream.attach_reader(), suppress(TimeoutError):
+        async with asyncio.timeout(None) as deadline:
+            expire = partial(_expire, deadline)
+            stream.add_finish_callback(expire)
+            try:
+                while stream.outcome is None:
+                    if (await request.receive())["type"] == "http.disconnect":
+                        return
+            finally:
+                stream.remove_finish_callback(expire)
+
+
+def _expire(deadline: asyncio.Timeout) -> None:
+    deadline.reschedule(asyncio.get_running_loop().time())
 
 
 async def _begin_answer(

