@@ -13,7 +13,6 @@ so a stream that never ends costs bounded memory and time.
 """
 
 import json
-from collections.abc import Iterator
 from typing import Annotated
 
 import msgspec
@@ -241,12 +240,13 @@ class StreamDecoder:
             self._high_surrogate = ""
 
 
-def split_reads(data: bytes, lines_max: int = LINES_MAX) -> Iterator[bytes]:
-    """Split a read of many lines into parts with about `lines_max` lines each."""
-    lines = data.count(b"\n") if len(data) > WHOLE_READ_BYTES_MAX else 0
-    size = len(data) if lines <= lines_max else max(1, len(data) * lines_max // lines)
-    for start in range(0, len(data), size or 1):
-        yield data[start : start + size]
+def split_read(data: bytes, lines_max: int = LINES_MAX) -> list[bytes]:
+    """Split a large read into parts with about `lines_max` lines each, the first one last."""
+    lines = data.count(b"\n")
+    if lines <= lines_max:
+        return [data]
+    size = max(1, len(data) * lines_max // lines)
+    return [data[start : start + size] for start in range(0, len(data), size)][::-1]
 
 
 def decode_completion(data: bytes) -> Delta:

@@ -68,6 +68,7 @@ class HttpConnection(asyncio.Protocol):
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self._head_bytes = self._unread_bytes = self._framing_bytes = 0
+        self._body_arrived = False
         self._head_complete = self._complete = self._keep_alive = False
         self._error: ProviderError | None = None
 
@@ -187,7 +188,7 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the event loop for received bytes."""
         self._last_data_at = self._loop.time()
-        self._framing_bytes += len(data)
+        self._body_arrived = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -196,9 +197,8 @@ class HttpConnection(asyncio.Protocol):
             refusal.__cause__ = error
             self._set_error(refusal)
             self._transport.abort()
-        if self._framing_bytes > FRAMING_BYTES_MAX and not self._complete:
-            self._set_error(ProviderInvalid("the provider sent an endless head or trailer"))
-            self._transport.abort()
+        if not self._body_arrived:
+            self._limit_framing(len(data))
         if not self._open:
             # Data without a request: it would be taken for the response to the next one.
             self._transport.abort()
@@ -207,6 +207,12 @@ class HttpConnection(asyncio.Protocol):
                 self._finish_exchange()
         elif self._waiter:
             self._wake_reader()
+
+    def _limit_framing(self, size: int) -> None:
+        self._framing_bytes += size
+        if self._framing_bytes > FRAMING_BYTES_MAX and not self._complete:
+            self._set_error(ProviderInvalid("the provider sent an endless head or trailer"))
+            self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Called when the socket is closed: the end of a body without a length, else an error."""
@@ -247,7 +253,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Called by the parser for a part of the body."""
-        self._framing_bytes = 0
+        self._body_arrived, self._framing_bytes = True, 0
         if self._discard_body:
             return
         self._parts.append(data)

@@ -10,7 +10,7 @@ Bodies are read as raw bytes, bounded, and parsed once by `chat_stream.py`.
 import asyncio
 import ssl
 import urllib.request
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,7 +34,7 @@ from service.core.providers.chat_stream import (
     StreamDecoder,
     decode_completion,
     error_from_refusal,
-    split_reads,
+    split_read,
 )
 from service.core.providers.http1 import ConnectionPool, HttpConnection
 from service.core.redaction import add_secrets
@@ -228,15 +228,16 @@ class OpenAIProvider:
 
     async def _stream_deltas(self, exchange: Exchange) -> AsyncGenerator[list[Delta], None]:
         decoder, finished, size = StreamDecoder(), False, 0
-        parts: Iterator[bytes] = iter(())
+        parts: list[bytes] = []  # of a large read, the next one last
         while not decoder.done:
-            if part := next(parts, b""):  # of a large read: other tasks get a turn
-                await asyncio.sleep(0)
+            if parts:
+                await asyncio.sleep(0)  # other tasks get a turn
+                part = parts.pop()
             else:
                 part = await exchange.read()
                 if len(part) > WHOLE_READ_BYTES_MAX:
-                    parts = split_reads(part)
-                    part = next(parts)
+                    parts = split_read(part)
+                    part = parts.pop()
             deltas = decoder.feed(part) if part else decoder.end()
             for delta in deltas:
                 size += len(delta.text) if delta.text.isascii() else len(delta.text.encode())

@@ -16,7 +16,7 @@ from service.core.providers.chat_stream import (
     TEXTLESS_BYTES_MAX,
     StreamDecoder,
     decode_completion,
-    split_reads,
+    split_read,
 )
 
 
@@ -242,9 +242,9 @@ def test_reads_are_split_without_loss(data: bytes, repeated: int) -> None:
     """The parts of a read are the read, and each has a bounded number of lines."""
     data = data * repeated + b"\n" * 50 * repeated
 
-    parts = list(split_reads(data, lines_max=16))
+    parts = split_read(data, lines_max=16)
 
-    assert b"".join(parts) == data
+    assert b"".join(reversed(parts)) == data
     assert len(parts) <= 2 + data.count(b"\n") // 8
 
 
