@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from service import __version__
 from service.api import answers, documents, health, keys, logs, pages, problems, quotas, sessions
+from service.api.body_budget import BodyBudget
 from service.api.dependencies import Services
 from service.api.middleware import RequestMiddleware
 from service.api.openapi import build_openapi
@@ -174,6 +175,10 @@ async def _open_services(
         queue=queue,
         workers=workers,
         chunk_workers=chunk_workers,
+        body_budget=BodyBudget(max(limits.bodies_bytes_max, 12 * settings.upload_file_bytes_max)),
+        upload_budget=BodyBudget(
+            limits.uploads_max * limits.upload_files_max * settings.upload_file_bytes_max
+        ),
         authenticator=authenticator,
         revocation=revocation,
         quota=quota,

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.api.body_budget import BodyBudget
 from service.core.answering.answers import Answers
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.credentials import Credentials
@@ -38,6 +39,8 @@ class Services:
     queue: RecordQueue
     workers: Mapping[str, Worker]
     chunk_workers: ChunkWorkers
+    body_budget: BodyBudget
+    upload_budget: BodyBudget
     authenticator: Authenticator
     revocation: RevocationMonitor
     quota: LocalQuota

@@ -1,5 +1,6 @@
 """Documents: POST /ai/upload, POST /seed, listing, deletion, and GET /ai/search."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import anyio
@@ -8,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
+from starlette.types import Message, Receive
 
 from service.api.dependencies import (
     AdminDocumentsPrincipal,
@@ -19,6 +21,7 @@ from service.api.json_bodies import THREAD_BYTES_MIN, describe_errors, read_body
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, DocumentIds, TextBody, problem_schemas, schema_ref
 from service.api.shapes import UploadResult
+from service.core.auth.principals import Principal
 from service.core.documents import library
 from service.core.documents.library import Document, DocumentPage, NewDocument
 from service.core.encoding import replace_surrogates
@@ -75,10 +78,18 @@ async def upload_documents(
     shared: Annotated[bool, Query(description="Visible to all users; requires an admin")] = False,
 ) -> Response:
     """Upload files as multipart, or `{title, text}` as JSON. All texts are stored, or none."""
+    with services.upload_budget.begin_body(principal.user_id) as add_bytes:
+        counted = Request(request.scope, _count_bytes(request.receive, add_bytes))
+        return await _store_upload(counted, services, principal, shared=shared)
+
+
+async def _store_upload(
+    request: Request, services: Services, principal: Principal, *, shared: bool
+) -> Response:
     if _is_form(request):
         new_documents = await _read_files(request, services)
     else:
-        body = await _read_json(request, services)
+        body = await _read_json(request, services, principal.user_id)
         new_documents, shared = (
             [NewDocument(title=body.title or "", text=body.text, encoding="utf-8")],
             shared or body.shared,
@@ -189,13 +200,24 @@ async def search_documents(
     )
 
 
+def _count_bytes(receive: Receive, add_bytes: Callable[[int], None]) -> Receive:
+    """A `receive` that passes the size of each part of the body on before it returns the part."""
+
+    async def receive_counted() -> Message:
+        message = await receive()
+        add_bytes(len(message.get("body", b"")))
+        return message
+
+    return receive_counted
+
+
 def _is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").startswith("multipart/form-data")
 
 
-async def _read_json(request: Request, services: Services) -> TextBody:
+async def _read_json(request: Request, services: Services, user_id: str) -> TextBody:
     """The text of a JSON body. Raises `RequestValidationError`, `InvalidRequest`, `TooLarge`."""
-    raw, bytes_max = await read_body(request), services.settings.upload_file_bytes_max
+    raw, bytes_max = await read_body(request, user_id), services.settings.upload_file_bytes_max
     if len(raw) < THREAD_BYTES_MIN:
         return _decode_text(raw, bytes_max)
     return await anyio.to_thread.run_sync(_decode_text, raw, bytes_max)

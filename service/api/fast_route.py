@@ -60,7 +60,7 @@ class AskRoute(BodyRoute):
             return
         request = Request(scope, receive)
         principal = await authorize_ask(request)
-        body = await read_model(request, AskBody)
+        body = await read_model(request, AskBody, principal.user_id)
         key = await read_idempotency_key(request, request.headers.get("idempotency-key"))
         response = await self.endpoint(
             body=body,

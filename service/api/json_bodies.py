@@ -23,9 +23,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
+from service.core.auth.principals import Principal
 from service.core.errors import InvalidRequest
 
 EXPLAINED_BYTES_MAX = 4_096  # larger bodies report only their first error
@@ -52,7 +52,7 @@ class BodyRoute(APIRoute):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         calls = [dependency.call for dependency in self.dependant.dependencies]
-        self._authenticate = next((call for call in calls if hasattr(call, "requires")), None)
+        self._authenticate: Any = next((call for call in calls if hasattr(call, "requires")), None)
         annotations = [parameter.field_info.annotation for parameter in self.dependant.body_params]
         self._models = [
             model for annotation in annotations for model in get_args(annotation) or (annotation,)
@@ -64,34 +64,47 @@ class BodyRoute(APIRoute):
             await super().handle(scope, receive, send)
             return
         request = Request(scope, receive)
-        if self._authenticate:
-            await self._authenticate(request)
-        raw = await read_body(request)
+        principal: Principal = await self._authenticate(request)
+        raw = await read_body(request, principal.user_id)
         if raw or type(None) not in self._models:
             decode_json(raw, self._models[0])
         await super().handle(scope, replay_body(raw, receive), send)
 
 
-async def read_model(request: Request, model: type[Model]) -> Model:
+async def read_model(request: Request, model: type[Model], user_id: str) -> Model:
     """The body as a model. Raises `RequestValidationError`, and like `read_body`."""
-    raw = await read_body(request)
+    raw = await read_body(request, user_id)
     if len(raw) < THREAD_BYTES_MIN:
         return validate_json(raw, model)
     return await anyio.to_thread.run_sync(validate_json, raw, model)
 
 
-async def read_body(request: Request) -> bytes:
-    """The JSON body of a request, may be empty. Raises `InvalidRequest` for other content types."""
-    content_type = request.headers.get("content-type")
-    try:
-        raw = await request.body()
-    except ClientDisconnect:
-        raise HTTPException(400, "the body ended early") from None
-    if raw and not _JSON_TYPE.fullmatch(content_type or ""):
+async def read_body(request: Request, user_id: str) -> bytes:
+    """The JSON body of a request, may be empty.
+
+    Raises `InvalidRequest` for other content types, and `Overloaded`.
+    """
+    message = await request.receive()
+    raw: bytes = message.get("body", b"")
+    if message.get("more_body", False) or message["type"] == "http.disconnect":
+        raw = await _receive_rest(request, message, user_id)
+    if raw and not _JSON_TYPE.fullmatch(request.headers.get("content-type") or ""):
         raise InvalidRequest(
             "the body must be JSON, with the header Content-Type: application/json"
         )
     return raw
+
+
+async def _receive_rest(request: Request, message: Message, user_id: str) -> bytes:
+    parts: list[bytes] = []
+    with request.state.services.body_budget.begin_body(user_id) as add_bytes:
+        while message["type"] == "http.request":
+            parts.append(message.get("body", b""))
+            add_bytes(len(parts[-1]))
+            if not message.get("more_body", False):
+                return b"".join(parts)
+            message = await request.receive()
+    raise HTTPException(400, "the body ended early")
 
 
 def replay_body(raw: bytes, receive: Receive) -> Receive:

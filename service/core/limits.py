@@ -15,6 +15,10 @@ class ServiceLimits(msgspec.Struct, frozen=True, kw_only=True):
     # Maximum cost of draining the rest of an answer (`drain_seconds`).
     drain_nano_usd_max: int = 50_000_000
     upload_files_max: int = 20  # per upload
+    # Of the largest size in progress; one user can have half of them.
+    uploads_max: int = 4
+    # Of JSON bodies that are being received; one user can have half of it.
+    bodies_bytes_max: int = 268_435_456
     # Interval of comments in a silent stream, which prevent timeouts of proxies.
     ping_seconds: float = 15
     send_seconds_max: float = (

@@ -135,3 +135,16 @@ async def test_too_many_waiting_searches_are_refused(serve: Serve) -> None:
     assert is_problem(refused, 503, "overloaded")
     assert refused.headers["retry-after"] == "1"
     assert all(result.items for result in await asyncio.gather(*waiting))
+
+
+async def test_uploads_in_progress_are_bounded(serve: Serve) -> None:
+    """An upload beyond the budget is rejected before it is read to its end."""
+    service = await serve(limits=ServiceLimits(uploads_max=1), upload_file_bytes_max=10_000)
+    with service.services.upload_budget.begin_body("local") as add_bytes:
+        add_bytes(95_000)
+        refused = await service.client.post("/ai/upload", json={"text": "a" * 9_000})
+    stored = await service.client.post("/ai/upload", json={"text": "a" * 9_000})
+
+    is_problem(refused, 503, "overloaded")
+    assert stored.status_code == 201
+    assert service.services.upload_budget.bytes_in_progress == 0

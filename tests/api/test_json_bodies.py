@@ -26,7 +26,8 @@ from service.api.schemas import (
     TextBody,
     UserBody,
 )
-from tests.conftest import Service
+from service.core.limits import ServiceLimits
+from tests.conftest import Serve, Service
 from tests.problems import is_problem
 
 MODELS = [AskBody, KeyBody, LimitsBody, QuotaBody, RotateBody, TextBody, UserBody]
@@ -215,3 +216,18 @@ async def test_a_large_text_is_validated(service: Service, body: bytes, where: s
     problem = is_problem(response, 422, "invalid_request")
 
     assert where in [error["where"] for error in problem["errors"]]
+
+
+async def test_bodies_in_progress_are_bounded(serve: Serve) -> None:
+    """A body that arrives in parts is rejected when too many bytes of bodies are in progress."""
+    service = await serve()
+    body = json.dumps({"prompt": "Why?", "grounded": False}) + " " * 300_000
+    headers = {"Content-Type": "application/json"}
+    with service.services.body_budget.begin_body("local") as add_bytes:
+        add_bytes(ServiceLimits().bodies_bytes_max // 2 - 200_000)
+        refused = await service.client.post("/ai/test", content=body, headers=headers)
+        small = await service.client.post("/ai/test", json={"prompt": "Why?", "grounded": False})
+
+    is_problem(refused, 503, "overloaded")
+    assert small.status_code == 200
+    assert service.services.body_budget.bytes_in_progress == 0
