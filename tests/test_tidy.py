@@ -31,6 +31,7 @@ TESTED_ELSEWHERE = {
     "cli/plans.py": "with `kotae users`: tests/cli/test_users.py",
     "core/accounting/queue.py": "the suite of its port: tests/contracts/test_record_queue.py",
     "core/auth/tickets.py": "the suite of its port: tests/contracts/test_tickets.py",
+    "core/database/backup.py": "through its commands: tests/cli/test_backup.py",
     "core/database/tables.py": "declarations; `make lint` compares them with the migrations",
     "core/limits.py": "constants; each limit is tested where it applies",
     "core/providers/embedders.py": "the suite of its port: tests/contracts/test_embedder.py",

@@ -5,7 +5,19 @@ import sys
 import httpx2
 import typer
 
-from service.cli import ask, audit, doctor, evaluate, keys, logs, plans, serve, settings, users
+from service.cli import (
+    ask,
+    audit,
+    backup,
+    doctor,
+    evaluate,
+    keys,
+    logs,
+    plans,
+    serve,
+    settings,
+    users,
+)
 from service.core.errors import KotaeError
 
 app = typer.Typer(
@@ -25,6 +37,8 @@ app.command("env-example", hidden=True)(settings.print_env_example)
 app.command("settings-reference", hidden=True)(settings.print_reference)
 app.command()(doctor.doctor)
 app.command()(audit.audit)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(keys.keys, name="keys")
 app.add_typer(users.users, name="users")

@@ -22,7 +22,11 @@ def run_on_database(settings: Settings, work: Callable[[Database], Awaitable[T]]
 
 async def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
     """Run `work` on the configured database, and close it."""
-    database = Database(settings.database)
+    return await run_with(Database(settings.database), work)
+
+
+async def run_with(database: Database, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Run `work` on a database, and close it."""
     try:
         return await work(database)
     finally:

@@ -32,6 +32,7 @@ def create_private_directory(path: Path) -> None:
         with suppress(FileExistsError):  # another process was faster
             folder.mkdir(DIRECTORY_MODE)
             folder.chmod(DIRECTORY_MODE)  # the umask may have removed bits of the owner
+            match_owner(folder)
 
 
 def create_private_file(path: Path) -> None:
@@ -40,6 +41,14 @@ def create_private_file(path: Path) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         os.fchmod(fd, FILE_MODE)
         os.close(fd)
+        match_owner(path)
+
+
+def match_owner(path: Path) -> None:
+    """Run as root, give a new file the owner of its directory: the service may be another user."""
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def restrict_database_files(file: Path) -> None:

@@ -3,18 +3,28 @@
 from pathlib import Path
 
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection
 
 from alembic import command
+from service.core.errors import SettingsInvalid
 
 
 def run_migration(connection: Connection, scripts: Path, revision: str) -> None:
-    """Upgrade or downgrade the schema to a revision. `scripts`: the folder with `env.py`."""
+    """Upgrade or downgrade the schema to a revision. `scripts`: the folder with `env.py`.
+
+    Raises `SettingsInvalid` for an unknown revision.
+    """
     config = Config()
     config.set_main_option("script_location", str(scripts))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    direction = (
-        command.downgrade if revision == "base" or revision.startswith("-") else command.upgrade
-    )
-    direction(config, revision)
+    current = MigrationContext.configure(connection).get_current_revision() or ""
+    # Revisions are numbers of equal length in one line of history.
+    is_older = revision == "base" or revision.startswith("-") or revision < current
+    direction = command.downgrade if is_older else command.upgrade
+    try:
+        direction(config, revision)
+    except CommandError as error:
+        raise SettingsInvalid(f"cannot migrate to {revision}: {error}") from error

@@ -14,7 +14,7 @@ from service.core.database.engine import Database
 from service.core.database.tables import api_keys, quota_totals
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
-from service.core.errors import DatabaseUnavailable
+from service.core.errors import DatabaseUnavailable, SettingsInvalid
 from service.core.settings import Settings
 from tests.records import build_outcome
 from tests.rows import write
@@ -128,6 +128,21 @@ async def test_keys_get_lineages_and_their_totals_are_merged(tmp_path: Path) -> 
             ("day 2", "key:a1", 4),
         ]
     await database.close()
+
+
+async def test_a_migration_to_an_older_revision(database: Database) -> None:
+    """A revision below the current one downgrades, a higher one upgrades."""
+    await database.migrate("0008")
+    older = (await database.read_revision())[0]
+    await database.migrate("0009")
+
+    assert (older, (await database.read_revision())[0]) == ("0008", "0009")
+
+
+async def test_an_unknown_revision(database: Database) -> None:
+    """The error names the revision."""
+    with pytest.raises(SettingsInvalid, match="9999"):
+        await database.migrate("9999")
 
 
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
