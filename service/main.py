@@ -129,7 +129,7 @@ async def _open_services(
     await database.require_current_schema()
     queue, recovery = _start_accounting(settings, limits, metrics, database, workers, stack)
     authenticator, quota, revocation = _start_access_control(
-        settings, database, recovery, workers, stack
+        settings, database, queue, recovery, metrics, workers, stack
     )
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
@@ -219,7 +219,9 @@ def _start_accounting(
 def _start_access_control(
     settings: Settings,
     database: Database,
+    queue: JournaledQueue,
     recovery: JournalRecovery,
+    metrics: Metrics,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> tuple[Authenticator, LocalQuota, RevocationMonitor]:
@@ -231,7 +233,15 @@ def _start_access_control(
     quota, revocation = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS), RevocationMonitor()
     _start_worker(
         "reaper",
-        Reaper(authenticator, revocation, quota, database, recovery.wait_done),
+        Reaper(
+            authenticator,
+            revocation,
+            quota,
+            database,
+            recovery.wait_done,
+            queue.wait_committed,
+            metrics,
+        ),
         workers,
         stack,
     )

@@ -149,6 +149,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.clock_jumps = Counter(
+            "kotae_clock_jumps",
+            "Jumps of the system time",
+            ["direction"],
+            registry=registry,
+        )
         self.answers = Counter(
             "kotae_answers",
             "Answers by final status",
