@@ -132,7 +132,7 @@ async def _open_services(
     _start_worker("integrity", IntegrityChecker(database), workers, stack)
     queue, recovery = _start_accounting(settings, limits, metrics, database, workers, stack)
     authenticator, quota, revocation = _start_access_control(
-        settings, database, recovery, workers, stack
+        settings, database, queue, recovery, metrics, workers, stack
     )
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
@@ -226,7 +226,9 @@ def _start_accounting(
 def _start_access_control(
     settings: Settings,
     database: Database,
+    queue: JournaledQueue,
     recovery: JournalRecovery,
+    metrics: Metrics,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> tuple[Authenticator, LocalQuota, RevocationMonitor]:
@@ -238,7 +240,15 @@ def _start_access_control(
     quota, revocation = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS), RevocationMonitor()
     _start_worker(
         "reaper",
-        Reaper(authenticator, revocation, quota, database, recovery.wait_done),
+        Reaper(
+            authenticator,
+            revocation,
+            quota,
+            database,
+            recovery.wait_done,
+            queue.wait_committed,
+            metrics,
+        ),
         workers,
         stack,
     )

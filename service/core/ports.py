@@ -182,11 +182,18 @@ class Quota(Protocol):
     """Counts used and held quota. At any time, for every limit: `used + held ≤ limit`."""
 
     async def hold(
-        self, name: str, subjects: Sequence[QuotaSubject], *, tokens: int, nano_usd: int | None
+        self,
+        name: str,
+        subjects: Sequence[QuotaSubject],
+        *,
+        tokens: int,
+        nano_usd: int | None,
+        created_at: float | None = None,
     ) -> None:
         """Hold the upper bound of an answer, for all subjects or for none.
 
-        `nano_usd` None: the price is unknown. Raises `QuotaExceeded`, `BeyondQuota`,
+        `nano_usd` None: the price is unknown. `created_at` (seconds since 1970; default: now)
+        decides which windows are charged. Raises `QuotaExceeded`, `BeyondQuota`,
         `UnpricedModel`, `Overloaded`, and `DatabaseUnavailable` if the usage cannot be read: it
         fails closed.
         """

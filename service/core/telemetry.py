@@ -156,6 +156,12 @@ class Metrics:
             ["limit"],
             registry=registry,
         )
+        self.clock_jumps = Counter(
+            "kotae_clock_jumps",
+            "Jumps of the system time",
+            ["direction"],
+            registry=registry,
+        )
         self.answers = Counter(
             "kotae_answers",
             "Answers by final status",

@@ -1,11 +1,13 @@
 """Periodic cleanup, once per second, outside of requests.
 
 It stops answers whose credential was revoked, expires quota holds, and writes the last uses of
-keys. Failed work is repeated at the next tick; the service is degraded while it keeps failing. At
-start, it rebuilds quota usage from the log after recovery has completed the log.
+keys. Failed work is repeated at the next tick; the service is degraded while it keeps failing. It
+loads quota usage from the log, at the start after recovery has completed the log, and after jumps
+of the system time, which it counts.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -13,14 +15,14 @@ import msgspec
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
-from service.core.encoding import utc_now
 from service.core.errors import DatabaseUnavailable
 from service.core.quota.history import rebuild_usage
 from service.core.quota.local import LocalQuota
-from service.core.telemetry import log
+from service.core.telemetry import Metrics, log
 from service.workers.background import BackgroundTask, PeriodicTask
 
 TICK_SECONDS = 1.0
+JUMP_SECONDS = 0.5  # a larger difference between the two clocks is a jump; NTP slews slower
 USED_TICKS = 30  # interval of writing the last uses of keys, in ticks
 
 
@@ -41,11 +43,15 @@ class Reaper:
         quota: LocalQuota,
         database: Database,
         wait_recovered: Callable[[], Awaitable[None]],
+        wait_committed: Callable[[], Awaitable[None]],
+        metrics: Metrics,
         *,
         tick_seconds: float = TICK_SECONDS,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._task = PeriodicTask("reaper", self.run_checks, tick_seconds)
-        self._rebuild_task = BackgroundTask("quota load", self._rebuild_usage)
+        self._rebuild_task = BackgroundTask("quota load", self._keep_usage_loaded)
         self._tick_seconds = tick_seconds
         self._authenticator, self._revocation, self._quota, self._database = (
             authenticator,
@@ -53,8 +59,9 @@ class Reaper:
             quota,
             database,
         )
-        self._wait_recovered = wait_recovered
-        self._started = utc_now()
+        self._wait_recovered, self._wait_committed = wait_recovered, wait_committed
+        self._metrics, self._clock, self._monotonic = metrics, clock, monotonic
+        self._clock_offset = clock() - monotonic()
 
     def start(self) -> None:
         """See `BackgroundWorker.start`."""
@@ -78,23 +85,39 @@ class Reaper:
         """An immutable snapshot of the counters."""
         return ReaperStatistics(ticks=self._task.ticks, failures=self._task.failures)
 
-    async def _rebuild_usage(self) -> None:
+    async def _keep_usage_loaded(self) -> None:
+        """Load usage at startup, and whenever the clock has jumped to an unknown window."""
         try:
             await self._wait_recovered()
         except DatabaseUnavailable as error:  # rows are missing, which readiness reports
             log.warning("quota.incomplete", error=str(error))
         while True:
+            await self._load_usage()
+            await self._quota.wait_load_requested()
+            await self._wait_committed()
+
+    async def _load_usage(self) -> None:
+        while True:
             try:
                 async with self._database.read_session() as session:
-                    await rebuild_usage(session, self._quota, self._started)
+                    await rebuild_usage(session, self._quota)
             except DatabaseUnavailable as error:
                 log.warning("quota.delayed", error=str(error))
                 await asyncio.sleep(self._tick_seconds)
             else:
                 return
 
+    def _check_clock(self) -> None:
+        """Count and log a jump of the time of day since the last tick."""
+        offset = self._clock() - self._monotonic()
+        seconds, self._clock_offset = offset - self._clock_offset, offset
+        if abs(seconds) >= JUMP_SECONDS:
+            self._metrics.clock_jumps.labels("forwards" if seconds > 0 else "backwards").inc()
+            log.warning("clock.jumped", seconds=round(seconds, 3))
+
     async def run_checks(self) -> None:
         """Do the work of one tick. Raises `DatabaseUnavailable`."""
+        self._check_clock()
         self._authenticator.refresh_keys()
         if expired := self._quota.expire():
             log.warning("holds.expired", holds=expired)

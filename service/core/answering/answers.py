@@ -350,7 +350,11 @@ class Answers:
                 await self._quota.grow(intent.id, tokens=tokens_held, nano_usd=nano_usd)
             else:
                 await self._quota.hold(
-                    intent.id, request.subjects, tokens=tokens_held, nano_usd=nano_usd
+                    intent.id,
+                    request.subjects,
+                    tokens=tokens_held,
+                    nano_usd=nano_usd,
+                    created_at=intent.created_at.timestamp(),
                 )
         except QuotaExceeded as error:
             self._metrics.quota_refusals.labels(error.extra["of"], error.extra["limit"]).inc()

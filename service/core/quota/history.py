@@ -1,11 +1,12 @@
-"""Usage of earlier processes, and usage totals.
+"""Usage in the log: loading it into the quota, and totals for the API.
 
-At startup the quota is empty, and the log contains all usage once recovery has replayed the
-journal of the previous process. `rebuild_usage` adds the totals of this month without the rows of
-this process, which the quota has counted already. It reads both in one snapshot, so nothing is
-counted twice or left out.
+At startup the quota is empty, and the log contains the usage of earlier processes once recovery has
+replayed their journals. The same holds after the clock has jumped to windows that the quota does
+not know. `rebuild_usage` reads the usage by the start of its windows and, in the same snapshot,
+which of the recently settled answers it includes, so nothing is counted twice or left out.
 """
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
@@ -18,11 +19,25 @@ from service.core.database.tables import api_keys, daily_totals, quota_totals, r
 from service.core.encoding import compute_first_id
 from service.core.ports import list_subject_names
 from service.core.pricing import format_usd
-from service.core.quota.local import DAY, MINUTE, MONTH, LocalQuota
+from service.core.quota.local import LocalQuota
+from service.core.quota.windows import DAY, MINUTE, MONTH, add_amount
 from service.core.records import compute_row_charge
 
 DAYS_MAX = 400
 ROWS_MAX = 5000
+ROWS_AT_ONCE = 500  # processing a row takes the event loop about 10 µs
+MINUTES_SECONDS = 3600  # minutes that are loaded; later ones exist if the clock was ahead
+_CHARGE_COLUMNS = (
+    "created_at",
+    "user_id",
+    "usage_source",
+    "prompt_tokens",
+    "completion_tokens",
+    "cost_nano_usd",
+    "held_tokens",
+    "held_nano_usd",
+)
+_Amounts = dict[tuple[str, int], list[int]]
 
 
 class UsageTotal(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,50 +53,77 @@ class UsageTotal(msgspec.Struct, frozen=True, kw_only=True):
     unpriced: int
 
 
-async def rebuild_usage(session: ReadSession, ledger: LocalQuota, started: datetime) -> None:
-    """Add the usage before `started` to the quota. Raises `DatabaseUnavailable`."""
-    minute: dict[str, list[int]] = {}
-    day: dict[str, list[int]] = {}
-    month: dict[str, list[int]] = {}
-    starts = ledger.get_window_starts()
-    today, first = (_format_day(starts[window]) for window in (DAY, MONTH))
-    totals = quota_totals.c
-    for row in await session.execute(sa.select(quota_totals).where(totals.day >= first)):
-        amount = (row.requests, row.tokens, row.cost_nano_usd)
-        _add_amount(month, row.subject, amount, 1)
-        if row.day == today:
-            _add_amount(day, row.subject, amount, 1)
-    since = min(started, datetime.fromtimestamp(starts[MINUTE], UTC))
-    names = (
-        "id",
-        "created_at",
-        "user_id",
-        "usage_source",
-        "prompt_tokens",
-        "completion_tokens",
-        "cost_nano_usd",
-        "held_tokens",
+async def rebuild_usage(session: ReadSession, quota: LocalQuota) -> None:
+    """Load the usage of the current and later windows. Raises `DatabaseUnavailable`."""
+    starts = quota.get_load_starts()
+    minutes_until = starts[MINUTE] + MINUTES_SECONDS
+    usage = (
+        await _read_minutes(session, starts[MINUTE], minutes_until),
+        await _read_days(session, starts[DAY]),
+        await _read_months(session, starts[MONTH]),
     )
-    columns = [request_logs.c[name] for name in (*names, "held_nano_usd")]
+    later = sa.select(request_logs.c.id).where(
+        request_logs.c.id >= compute_first_id(datetime.fromtimestamp(minutes_until, UTC))
+    )
+    has_later = (await session.execute(later.limit(1))).first() is not None
+    # The snapshot exists, so what is settled from now on is not in it.
+    logged = await _read_logged(session, quota.list_settled())
+    quota.load(starts, usage, logged, **({"minutes_until": minutes_until} if has_later else {}))
+
+
+async def _read_minutes(session: ReadSession, start: int, end: int) -> _Amounts:
+    """Usage by subject and minute, from the rows."""
+    amounts: _Amounts = {}
     lineage = sa.func.coalesce(api_keys.c.lineage, request_logs.c.key_id).label("key_lineage")
-    for log_row in (
-        await session.execute(
-            sa.select(*columns, lineage)
-            .outerjoin(api_keys, api_keys.c.id == request_logs.c.key_id)
-            .where(request_logs.c.id >= compute_first_id(since))
-        )
-    ).mappings():
-        for subject in list_subject_names(log_row["user_id"], log_row["key_lineage"]):
-            amount = (1, *compute_row_charge(log_row))
-            if log_row["created_at"] < started:
-                if log_row["created_at"].timestamp() >= starts[MINUTE]:
-                    _add_amount(minute, subject, amount, 1)
-                continue
-            if log_row["created_at"].timestamp() >= starts[MONTH]:
-                _add_amount(month, subject, amount, -1)
-            if log_row["created_at"].timestamp() >= starts[DAY]:
-                _add_amount(day, subject, amount, -1)
-    ledger.load(day, month, minute)
+    first, last = (compute_first_id(datetime.fromtimestamp(at, UTC)) for at in (start, end))
+    query = (
+        sa.select(*(request_logs.c[name] for name in _CHARGE_COLUMNS), lineage)
+        .outerjoin(api_keys, api_keys.c.id == request_logs.c.key_id)
+        .where(request_logs.c.id >= first, request_logs.c.id < last)
+    )
+    for n, row in enumerate((await session.execute(query)).mappings()):
+        at = int(row["created_at"].timestamp())
+        for subject in list_subject_names(row["user_id"], row["key_lineage"]):
+            total = amounts.setdefault((subject, at - at % 60), [0, 0, 0])
+            add_amount(total, (1, *compute_row_charge(row)))
+        if n % ROWS_AT_ONCE == ROWS_AT_ONCE - 1:
+            await asyncio.sleep(0)
+    return amounts
+
+
+async def _read_days(session: ReadSession, start: int) -> _Amounts:
+    """Usage by subject and day, from the totals."""
+    query = sa.select(quota_totals).where(quota_totals.c.day >= _format_day(start))
+    return {
+        (row.subject, _parse_day(row.day)): [row.requests, row.tokens, row.cost_nano_usd]
+        for row in await session.execute(query)
+    }
+
+
+async def _read_months(session: ReadSession, start: int) -> _Amounts:
+    """Usage by subject and month, from the totals."""
+    totals = quota_totals.c
+    month = sa.func.substr(totals.day, 1, 7)
+    sums = [sa.func.sum(totals[name]) for name in ("requests", "tokens", "cost_nano_usd")]
+    query = (
+        sa.select(totals.subject, month, *sums)
+        .where(totals.day >= _format_day(start))
+        .group_by(totals.subject, month)
+    )
+    return {
+        (subject, _parse_day(f"{name}-01")): amount
+        for subject, name, *amount in await session.execute(query)
+    }
+
+
+async def _read_logged(session: ReadSession, names: Sequence[str]) -> set[str]:
+    """Those of these answers that have a row."""
+    logged: set[str] = set()
+    for begin in range(0, len(names), ROWS_AT_ONCE):
+        batch = names[begin : begin + ROWS_AT_ONCE]
+        query = sa.select(request_logs.c.id).where(request_logs.c.id.in_(batch))
+        logged.update((await session.execute(query)).scalars())
+    return logged
 
 
 async def read_totals(
@@ -109,11 +151,9 @@ async def read_totals(
     return items
 
 
-def _add_amount(sums: dict[str, list[int]], subject: str, amount: Sequence[int], sign: int) -> None:
-    total = sums.setdefault(subject, [0, 0, 0])
-    for n, part in enumerate(amount):
-        total[n] += sign * part
-
-
 def _format_day(seconds: int) -> str:
     return str(datetime.fromtimestamp(seconds, UTC).date())
+
+
+def _parse_day(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())

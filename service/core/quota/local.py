@@ -9,21 +9,21 @@ Therefore `used + held ≤ limit` in every window under any concurrency: checkin
 one step without an await. Usage can exceed a limit in two ways, both afterwards: an outcome that
 arrives after its hold has expired, and a provider that returns more than was requested.
 
-Windows are fixed: an answer is charged to the minute, day and month (UTC) in which it started,
-whenever it ends, as in the log. `concurrent` has no window: it counts holds.
+An answer is charged to the minute, day and month (UTC) in which it started, whenever it ends, as in
+the log. `concurrent` has no window: it counts holds. Unknown usage is charged as the full hold: it
+may have been billed, and disconnecting early must not be a way to avoid charges.
 
-Unknown usage is charged as the full hold: it may have been billed, and disconnecting early must
-not be a way to avoid charges.
-
-Until `load` has added the usage of earlier processes, callers with limits wait: see `history`.
+The clock may jump. Windows are found by their start (`windows.py`), so usage before a jump counts
+again when the clock returns, and holds expire by the monotonic clock. A window is known if all of
+its usage is in memory: because it began in this process, or was loaded from the log
+(`history.py`). If the current window is not known, as at the start of the process or after a jump
+to an earlier time, callers with limits wait for `load`.
 """
 
 import asyncio
-import calendar
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -35,49 +35,48 @@ from service.core.errors import (
     UnpricedModel,
 )
 from service.core.ports import QuotaLimits, QuotaSubject, QuotaWindow
+from service.core.quota.windows import (
+    CONCURRENT,
+    COST,
+    LIMITS,
+    MONTH,
+    TOKENS,
+    Starts,
+    UsageAccount,
+    UsageWindow,
+    add_amount,
+    compute_end,
+    compute_starts,
+    get_unit,
+    get_wire_name,
+    list_limits,
+)
 
-MINUTE, DAY, MONTH = 0, 1, 2
-REQUESTS, TOKENS, COST = 0, 1, 2
 ACCOUNTS_MAX = 100_000  # users and keys active this month
 LOAD_SECONDS = 5  # how long callers with limits wait for `load`
 SOON_SECONDS = 1  # retry delay if only holds are in the way: they end with their answers
-LIMITS = (  # field of QuotaLimits, window, kind, unit
-    ("requests_per_minute", MINUTE, REQUESTS, "requests"),
-    ("tokens_per_minute", MINUTE, TOKENS, "tokens"),
-    ("tokens_per_day", DAY, TOKENS, "tokens"),
-    ("tokens_per_month", MONTH, TOKENS, "tokens"),
-    ("cost_nano_usd_per_day", DAY, COST, "nano-usd"),
-    ("cost_nano_usd_per_month", MONTH, COST, "nano-usd"),
-)
-CONCURRENT = ("concurrent", "concurrent-requests")
+_NEVER = 2**62  # later than any window
 
-
-class UsageAccount:
-    """One user or key: start, usage and holds of each window (requests, tokens, nano-dollars)."""
-
-    __slots__ = ("held", "open", "starts", "used")
-
-    def __init__(self, starts: Sequence[int]) -> None:
-        self.starts = list(starts)
-        self.used = [[0, 0, 0] for _ in starts]
-        self.held = [[0, 0, 0] for _ in starts]
-        self.open = 0
-
-    def roll_windows(self, starts: Sequence[int]) -> None:
-        """Reset the windows that have ended. A clock that goes back changes nothing."""
-        for window, start in enumerate(starts):
-            if start > self.starts[window]:
-                self.starts[window] = start
-                self.used[window] = [0, 0, 0]
-                self.held[window] = [0, 0, 0]
+LoadedUsage = Sequence[Mapping[tuple[str, int], Sequence[int]]]
+"""By kind of window: (requests, tokens, nano-dollars) by subject and start of the window."""
 
 
 class _Hold(msgspec.Struct):
+    name: str
     subjects: Sequence[QuotaSubject]
     accounts: list[UsageAccount]
-    starts: tuple[int, int, int]
+    starts: Starts
     amount: tuple[int, int, int]
-    expires_at: float
+    expires_at: float  # monotonic
+
+
+class _Settlement(msgspec.Struct, frozen=True):
+    """Usage that the log may not contain yet."""
+
+    name: str
+    subjects: Sequence[str]
+    starts: Starts
+    amount: tuple[int, int, int]
 
 
 class LocalQuotaStatistics(msgspec.Struct, frozen=True):
@@ -91,7 +90,10 @@ class LocalQuotaStatistics(msgspec.Struct, frozen=True):
 
 
 class LocalQuota:
-    """The quota of one process. Callers with a limit wait up to `load_seconds` for `load`."""
+    """The quota of one process. Callers with a limit wait up to `load_seconds` for `load`.
+
+    `clock` is the time of day, which decides about windows; `monotonic` about the expiry of holds.
+    """
 
     def __init__(
         self,
@@ -99,58 +101,66 @@ class LocalQuota:
         *,
         load_seconds: float = LOAD_SECONDS,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ttl_seconds, self._load_seconds = ttl_seconds, load_seconds
-        self._clock = clock
+        self._clock, self._monotonic = clock, monotonic
         self._accounts: dict[str, UsageAccount] = {}
         self._holds: dict[str, _Hold] = {}  # in order of expiry: the TTL is the same for all
         self._expired_holds: dict[str, _Hold] = {}  # waiting for a late outcome; bounded like holds
-        self._month = (0, 0)
         self._expired_count = self._late_count = 0
-        self._loaded = asyncio.Event()
+        # By kind of window: those that start in this interval are known.
+        self._known_from, self._known_until = [_NEVER] * 3, [_NEVER] * 3
+        self._loaded, self._load_requested = asyncio.Event(), asyncio.Event()
+        self._load_from: list[int] | None = None  # the earliest windows that callers wait for
+        # Since the last time that all usage was in the log; None: not needed.
+        self._settled: deque[_Settlement] | None = deque(maxlen=ACCOUNTS_MAX)
 
     async def hold(
-        self, name: str, subjects: Sequence[QuotaSubject], *, tokens: int, nano_usd: int | None
+        self,
+        name: str,
+        subjects: Sequence[QuotaSubject],
+        *,
+        tokens: int,
+        nano_usd: int | None,
+        created_at: float | None = None,
     ) -> None:
         """Hold for the answer `name`, for all subjects or none.
 
-        Raises `QuotaExceeded`, `BeyondQuota`, `UnpricedModel`, `Overloaded` and
-        `DatabaseUnavailable`.
+        `created_at` decides about the windows; default: now. Raises `QuotaExceeded`,
+        `BeyondQuota`, `UnpricedModel`, `Overloaded` and `DatabaseUnavailable`.
         """
-        if not self._loaded.is_set() and any(subject.limits is not None for subject in subjects):
-            await self._wait_loaded()
+        starts = compute_starts(self._clock() if created_at is None else created_at)
+        await self._wait_known(subjects, starts)
         self.expire()
-        now = self._clock()
-        starts = self._compute_starts(now)
         amount = (1, tokens, nano_usd or 0)
-        accounts = [self._get_account(subject, starts) for subject in subjects]
-        for subject, account in zip(subjects, accounts, strict=True):
-            if subject.limits is not None:
-                self._check_limits(subject, account, subject.limits, amount, amount, nano_usd, now)
-                if (
-                    concurrent_max := subject.limits.concurrent
-                ) is not None and account.open >= concurrent_max:
-                    self._raise_exceeded(
-                        subject, CONCURRENT[0], concurrent_max, 1, subjects, SOON_SECONDS
-                    )
-        for account in accounts:
-            account.open += 1
-            _add_amount(account.held, account, starts, amount)
-        self._holds[name] = _Hold(subjects, accounts, starts, amount, now + self._ttl_seconds)
+        accounts = [self._get_account(subject) for subject in subjects]
+        hold = _Hold(name, subjects, accounts, starts, amount, 0)
+        self._check_hold(hold, nano_usd)
+        self._add_hold(hold)
 
     async def grow(self, name: str, *, tokens: int, nano_usd: int | None) -> None:
-        """Change the amount of a hold. Raises like `hold`; the hold is then unchanged."""
-        hold = self._holds[name]
+        """Change the amount of a hold. Raises like `hold`; the hold is then unchanged.
+
+        An expired hold is made again, if there is still room for it.
+        """
+        hold = self._holds.get(name)
         amount = (1, tokens, nano_usd or 0)
+        if hold is None:
+            expired = self._expired_holds.get(name)
+            if expired is None:
+                raise Overloaded("the quota hold of this answer has expired")
+            await self._wait_known(expired.subjects, expired.starts)
+            renewed = msgspec.structs.replace(expired, amount=amount)
+            self._check_hold(renewed, nano_usd)
+            if self._expired_holds.pop(name, None) is not None:
+                self._add_hold(renewed)
+            return
         increase = (0, tokens - hold.amount[TOKENS], amount[COST] - hold.amount[COST])
-        now = self._clock()
         for subject, account in zip(hold.subjects, hold.accounts, strict=True):
             if subject.limits is not None:
-                self._check_limits(
-                    subject, account, subject.limits, amount, increase, nano_usd, now
-                )
-        for account in hold.accounts:
-            _add_amount(account.held, account, hold.starts, increase)
+                self._check_limits(subject, account, hold.starts, amount, increase, nano_usd)
+        self._change_held(hold, increase)
         hold.amount = amount
 
     def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:
@@ -163,17 +173,22 @@ class LocalQuota:
             self._late_count += 1
         else:
             self._return_hold(hold)
+        amount = (1, tokens, nano_usd)
         for account in hold.accounts:
-            _add_amount(account.used, account, hold.starts, (1, tokens, nano_usd))
+            self._add_used(account, hold.starts, amount)
+        if self._settled is not None:
+            names = [subject.name for subject in hold.subjects]
+            self._settled.append(_Settlement(name, names, hold.starts, amount))
 
     def release(self, name: str) -> None:
         """Drop the hold of a refused answer. Idempotent."""
         if (hold := self._holds.pop(name, None)) is not None:
             self._return_hold(hold)
+        self._expired_holds.pop(name, None)
 
     def expire(self) -> int:
         """Expire overdue holds and return their number."""
-        count, now = 0, self._clock()
+        count, now = 0, self._monotonic()
         while (
             self._holds
             and (name := next(iter(self._holds)))
@@ -194,48 +209,13 @@ class LocalQuota:
 
     def get_usage(self, subject: str) -> Mapping[str, tuple[int, int]]:
         """(used, held) of a subject by the names of `LIMITS` and `concurrent`, limited or not."""
-        account = self._accounts.get(subject)
-        if account is None:
-            return dict.fromkeys((*(name for name, *_ in LIMITS), CONCURRENT[0]), (0, 0))
-        account.roll_windows(self._compute_starts(self._clock()))
-        usage = {
-            name: (account.used[window][kind], account.held[window][kind])
-            for name, window, kind, _ in LIMITS
-        }
+        account = self._accounts.get(subject) or UsageAccount()
+        starts = compute_starts(self._clock())
+        usage = {}
+        for name, kind, amount, _ in LIMITS:
+            window = account.get_window(kind, starts[kind])
+            usage[name] = (window.used[amount], window.held[amount])
         return usage | {CONCURRENT[0]: (0, account.open)}
-
-    def load(
-        self,
-        day: Mapping[str, Sequence[int]],
-        month: Mapping[str, Sequence[int]],
-        minute: Mapping[str, Sequence[int]],
-    ) -> None:
-        """Add the usage of earlier processes: (requests, tokens, nano-dollars) by subject."""
-        starts = self._compute_starts(self._clock())
-        for window, usage in ((MINUTE, minute), (DAY, day), (MONTH, month)):
-            for subject, amount in usage.items():
-                account = self._accounts.get(subject)
-                if account is None:
-                    if len(self._accounts) >= ACCOUNTS_MAX:
-                        continue
-                    account = self._accounts[subject] = UsageAccount(starts)
-                account.roll_windows(starts)
-                account.used[window] = [
-                    before + added
-                    for before, added in zip(account.used[window], amount, strict=True)
-                ]
-        self._loaded.set()
-
-    async def _wait_loaded(self) -> None:
-        try:
-            async with asyncio.timeout(self._load_seconds):
-                await self._loaded.wait()
-        except TimeoutError as error:
-            raise DatabaseUnavailable("earlier usage has not been loaded yet") from error
-
-    def get_window_starts(self) -> tuple[int, int, int]:
-        """Start of the current windows, in seconds since 1970: minute, day, month."""
-        return self._compute_starts(self._clock())
 
     def statistics(self) -> LocalQuotaStatistics:
         """An immutable snapshot of the counters."""
@@ -247,36 +227,130 @@ class LocalQuota:
             late=self._late_count,
         )
 
+    # Loading, by `history.rebuild_usage`.
+
+    async def wait_load_requested(self) -> None:
+        """Wait until usage must be loaded again, because the clock jumped to an unknown window."""
+        await self._load_requested.wait()
+
+    def get_load_starts(self) -> Starts:
+        """The windows to load: these and all later ones."""
+        minute, day, month = compute_starts(self._clock())
+        if self._load_from is None:
+            return minute, day, month
+        earliest = self._load_from
+        return min(minute, earliest[0]), min(day, earliest[1]), min(month, earliest[2])
+
+    def list_settled(self) -> list[str]:
+        """The answers settled since usage had to be loaded: the log may contain them or not."""
+        return [settlement.name for settlement in self._settled or ()]
+
+    def load(
+        self,
+        starts: Starts,
+        usage: LoadedUsage,
+        logged: Collection[str] = (),
+        *,
+        minutes_until: int = _NEVER,
+    ) -> None:
+        """Replace the usage of the windows from `starts` by that of the log.
+
+        `logged`: those of `list_settled` that the usage includes; the others are added.
+        `minutes_until`: minutes from here on have usage that was not read.
+        """
+        self._reset_used(starts)
+        for kind, amounts in enumerate(usage):
+            for (subject, start), amount in amounts.items():
+                if subject not in self._accounts:
+                    if len(self._accounts) >= ACCOUNTS_MAX:
+                        continue
+                    self._accounts[subject] = UsageAccount()
+                self._accounts[subject].open_window(kind, start).used = list(amount)
+        self._known_from, self._known_until = list(starts), [minutes_until, _NEVER, _NEVER]
+        for settlement in self._settled or ():
+            if settlement.name not in logged:
+                self._add_settlement(settlement)
+        self._load_from = self._settled = None
+        self._load_requested.clear()
+        self._loaded.set()
+
+    def _reset_used(self, starts: Starts) -> None:
+        for account in self._accounts.values():
+            for kind, start in enumerate(starts):
+                for at in account.list_starts(kind):
+                    if at >= start:
+                        account.open_window(kind, at).used = [0, 0, 0]
+
+    def _add_settlement(self, settlement: _Settlement) -> None:
+        for subject in settlement.subjects:
+            if subject in self._accounts:
+                self._add_used(self._accounts[subject], settlement.starts, settlement.amount)
+
+    async def _wait_known(self, subjects: Sequence[QuotaSubject], starts: Starts) -> None:
+        """Wait until the usage of these windows is known, if there are limits."""
+        if self._is_known(starts) or all(subject.limits is None for subject in subjects):
+            return
+        try:
+            async with asyncio.timeout(self._load_seconds):
+                while not self._is_known(starts):
+                    self._request_load(starts)
+                    await self._loaded.wait()
+        except TimeoutError as error:
+            raise DatabaseUnavailable("earlier usage has not been loaded yet") from error
+
+    def _is_known(self, starts: Starts) -> bool:
+        intervals = zip(starts, self._known_from, self._known_until, strict=True)
+        return all(first <= start < end for start, first, end in intervals)
+
+    def _request_load(self, starts: Starts) -> None:
+        earliest = self._load_from or list(starts)
+        self._load_from = [min(pair) for pair in zip(earliest, starts, strict=True)]
+        self._loaded.clear()
+        if self._settled is None:
+            self._settled = deque(maxlen=ACCOUNTS_MAX)
+        self._load_requested.set()
+
+    def _check_hold(self, hold: _Hold, nano_usd: int | None) -> None:
+        """Raise if a new hold does not fit."""
+        for subject, account in zip(hold.subjects, hold.accounts, strict=True):
+            limits = subject.limits
+            if limits is None:
+                continue
+            self._check_limits(subject, account, hold.starts, hold.amount, hold.amount, nano_usd)
+            if (concurrent_max := limits.concurrent) is not None and account.open >= concurrent_max:
+                self._raise_exceeded(
+                    subject, CONCURRENT[0], concurrent_max, 1, hold.subjects, SOON_SECONDS
+                )
+
     def _check_limits(
         self,
         subject: QuotaSubject,
         account: UsageAccount,
-        limits: QuotaLimits,
+        starts: Starts,
         bound: Sequence[int],
         increase: Sequence[int],
         nano_usd: int | None,
-        now: float,
     ) -> None:
         """Raise if `bound` can never fit a limit, or `increase` does not fit now."""
-        for name, window, kind, limit, _, _ in _list_limits(limits):
-            if kind == COST and nano_usd is None:
-                raise UnpricedModel(
-                    f"{_get_wire_name(name)} is limited, and the model has no known price"
-                )
-            used, held = account.used[window][kind], account.held[window][kind]
-            if bound[kind] > limit:
+        limits = subject.limits or QuotaLimits()
+        for name, kind, amount, limit, wire_name, _ in list_limits(limits):
+            if amount == COST and nano_usd is None:
+                raise UnpricedModel(f"{wire_name} is limited, and the model has no known price")
+            window = account.get_window(kind, starts[kind])
+            used, held = window.used[amount], window.held[amount]
+            if bound[amount] > limit:
                 raise BeyondQuota(
-                    f"the request needs up to {bound[kind]} {_get_unit(name)}, more than the "
-                    f"{_get_wire_name(name)} of this {subject.of} ({limit}) allows",
-                    extra={"limit": _get_wire_name(name), "of": subject.of},
+                    f"the request needs up to {bound[amount]} {get_unit(name)}, more than the "
+                    f"{wire_name} of this {subject.of} ({limit}) allows",
+                    extra={"limit": wire_name, "of": subject.of},
                 )
-            if increase[kind] > 0 and used + held + increase[kind] > limit:
+            if increase[amount] > 0 and used + held + increase[amount] > limit:
                 wait = (
                     SOON_SECONDS
-                    if used + bound[kind] <= limit
-                    else _round_up(self._compute_end(window) - now)
+                    if used + bound[amount] <= limit
+                    else _round_up(compute_end(kind, starts[kind]) - self._clock())
                 )
-                self._raise_exceeded(subject, name, limit, increase[kind], [subject], wait)
+                self._raise_exceeded(subject, name, limit, increase[amount], [subject], wait)
 
     def _raise_exceeded(
         self,
@@ -287,11 +361,12 @@ class LocalQuota:
         subjects: Sequence[QuotaSubject],
         retry_after_seconds: int,
     ) -> None:
+        wire_name = get_wire_name(name)
         error = QuotaExceeded(
-            f"{needed} more would exceed the {_get_wire_name(name)} of this {subject.of} ({limit})",
+            f"{needed} more would exceed the {wire_name} of this {subject.of} ({limit})",
             retry_after_seconds=retry_after_seconds,
             extra={
-                "limit": _get_wire_name(name),
+                "limit": wire_name,
                 "of": subject.of,
                 "violated-policies": [format_policy(subject.of, name)],
             },
@@ -301,23 +376,23 @@ class LocalQuota:
 
     def _iterate_windows(self, subjects: Sequence[QuotaSubject]) -> Iterator[QuotaWindow]:
         now = self._clock()
-        starts = self._compute_starts(now)
-        ends = (starts[MINUTE] + 60, starts[DAY] + 86_400, self._month[1])
+        starts = compute_starts(now)
         for subject in subjects:
             if subject.limits is None:
                 continue
-            account = self._accounts.get(subject.name) or UsageAccount(starts)
-            account.roll_windows(starts)
-            for _, window, kind, limit, wire_name, unit in _list_limits(subject.limits):
+            account = self._accounts.get(subject.name) or UsageAccount()
+            for _, kind, amount, limit, wire_name, unit in list_limits(subject.limits):
+                window = account.get_window(kind, starts[kind])
+                end = compute_end(kind, starts[kind])
                 yield QuotaWindow(
                     name=wire_name,
                     of=subject.of,
                     unit=unit,
                     limit=limit,
-                    used=account.used[window][kind],
-                    held=account.held[window][kind],
-                    seconds=ends[window] - starts[window],
-                    reset_seconds=_round_up(ends[window] - now),
+                    used=window.used[amount],
+                    held=window.held[amount],
+                    seconds=end - starts[kind],
+                    reset_seconds=_round_up(end - now),
                 )
             if (concurrent_max := subject.limits.concurrent) is not None:
                 yield QuotaWindow(
@@ -329,89 +404,77 @@ class LocalQuota:
                     held=account.open,
                 )
 
-    def _get_account(self, subject: QuotaSubject, starts: Sequence[int]) -> UsageAccount:
+    def _get_account(self, subject: QuotaSubject) -> UsageAccount:
         account = self._accounts.get(subject.name)
         if account is None:
-            account = UsageAccount(starts)
+            account = UsageAccount()
             if len(self._accounts) >= ACCOUNTS_MAX:
-                self._remove_inactive(starts)
+                self._remove_inactive()
             if len(self._accounts) < ACCOUNTS_MAX:
                 self._accounts[subject.name] = account
             elif subject.limits is not None:
-                raise Overloaded(f"{ACCOUNTS_MAX} users and keys are active this month")
-        account.roll_windows(starts)
+                raise Overloaded("too many users and keys are active this month")
         return account
 
-    def _remove_inactive(self, starts: Sequence[int]) -> None:
+    def _remove_inactive(self) -> None:
         """Drop accounts that were last active in an earlier month."""
-        inactive = [
-            name
-            for name, account in self._accounts.items()
-            if not account.open and account.starts[MONTH] < starts[MONTH]
-        ]
-        for name in inactive:
-            del self._accounts[name]
+        month = compute_starts(self._clock())[MONTH]
+        for name, account in list(self._accounts.items()):
+            if not account.open and all(start < month for start in account.list_starts(MONTH)):
+                del self._accounts[name]
+                for kind in range(3):
+                    self._forget_window(kind, max(account.list_starts(kind), default=0))
+
+    def _forget_window(self, kind: int, start: int) -> None:
+        """Note that this window was dropped: it and earlier ones are no longer known."""
+        self._known_from[kind] = max(self._known_from[kind], start + 1)
+
+    def _add_hold(self, hold: _Hold) -> None:
+        hold.expires_at = self._monotonic() + self._ttl_seconds
+        self._holds[hold.name] = hold
+        for account in hold.accounts:
+            account.open += 1
+        self._change_held(hold, hold.amount)
 
     def _return_hold(self, hold: _Hold) -> None:
-        decrease = tuple(-part for part in hold.amount)
         for account in hold.accounts:
             account.open -= 1
-            _add_amount(account.held, account, hold.starts, decrease)
+        self._change_held(hold, [-part for part in hold.amount])
 
-    def _compute_starts(self, now: float) -> tuple[int, int, int]:
-        seconds = int(now)
-        if not self._month[0] <= seconds < self._month[1]:
-            first = datetime.fromtimestamp(seconds, UTC).replace(
-                day=1, hour=0, minute=0, second=0, microsecond=0
-            )
-            begin = int(first.timestamp())
-            self._month = (begin, begin + calendar.monthrange(first.year, first.month)[1] * 86_400)
-        return seconds - seconds % 60, seconds - seconds % 86_400, self._month[0]
+    def _change_held(self, hold: _Hold, change: Sequence[int]) -> None:
+        for account in hold.accounts:
+            for kind, start in enumerate(hold.starts):
+                window = account.windows[kind].get(start) or self._open_window(account, kind, start)
+                held = window.held
+                held[0] += change[0]
+                held[1] += change[1]
+                held[2] += change[2]
 
-    def _compute_end(self, window: int) -> int:
-        starts = self._compute_starts(self._clock())
-        return self._month[1] if window == MONTH else starts[window] + (60, 86_400)[window]
+    def _add_used(
+        self, account: UsageAccount, starts: Sequence[int], amount: Sequence[int]
+    ) -> None:
+        """Add usage to the windows that are known; others will be loaded from the log."""
+        for kind, start in enumerate(starts):
+            window = account.windows[kind].get(start)
+            if window is None:
+                if not self._known_from[kind] <= start < self._known_until[kind]:
+                    continue
+                window = self._open_window(account, kind, start)
+            add_amount(window.used, amount)
 
-
-@lru_cache(maxsize=1024)
-def _list_limits(limits: QuotaLimits) -> tuple[tuple[str, int, int, int, str, str], ...]:
-    """The limits that are set: (name, window, kind, limit, name on the wire, unit)."""
-    limit_rows = (
-        (name, window, kind, getattr(limits, name), _get_wire_name(name), unit)
-        for name, window, kind, unit in LIMITS
-    )
-    return tuple(row for row in limit_rows if row[3] is not None)
+    def _open_window(self, account: UsageAccount, kind: int, start: int) -> UsageWindow:
+        """Create a window, and drop others beyond the maximum."""
+        window = account.open_window(kind, start)
+        if (earlier := account.drop_earlier(kind, start)) is not None:
+            self._forget_window(kind, earlier)
+        if (later := account.drop_later(kind, start)) is not None:
+            self._known_until[kind] = min(self._known_until[kind], later)
+        return window
 
 
 def format_policy(of: str, name: str) -> str:
     """The name of a limit in the `RateLimit` headers, such as `user-tokens-per-day`."""
-    return f"{of}-{_get_wire_name(name).replace('_', '-')}"
-
-
-def _add_amount(
-    sums: list[list[int]], account: UsageAccount, starts: Sequence[int], amount: Sequence[int]
-) -> None:
-    """Add to the windows that are still the ones in which the answer started."""
-    for window, start in enumerate(starts):
-        if account.starts[window] == start:
-            totals = sums[window]
-            totals[0] += amount[0]
-            totals[1] += amount[1]
-            totals[2] += amount[2]
-
-
-def _get_wire_name(name: str) -> str:
-    return name.replace("nano_usd", "usd")
-
-
-def _get_unit(name: str) -> str:
-    return (
-        "tokens"
-        if name.startswith("tokens")
-        else "nano-dollars"
-        if name.startswith("cost")
-        else "requests"
-    )
+    return f"{of}-{get_wire_name(name).replace('_', '-')}"
 
 
 def _round_up(seconds: float) -> int:
