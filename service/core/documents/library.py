@@ -21,7 +21,7 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.database.engine import Database, ReadSession, Session
-from service.core.database.tables import chunks, documents, vectors
+from service.core.database.tables import chunks, documents, index_scopes, vectors
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import ChunkRow, hash_text
 from service.core.encoding import create_id, replace_surrogates, utc_now
@@ -222,14 +222,27 @@ async def _insert_documents(
 
 
 async def _insert_chunks(session: Session, rows: list[ChunkRow]) -> None:
-    """Insert chunk rows in batches, because preparing them blocks the event loop.
+    """Insert chunk rows, of documents with one owner and visibility, with their scope.
 
-    `RETURNING` makes SQLAlchemy use one statement for many rows. FTS5 writes its terms once per
-    statement, which halves the time.
+    This happens in batches, because preparing them blocks the event loop. `RETURNING` makes
+    SQLAlchemy use one statement for many rows. FTS5 writes its terms once per statement, which
+    halves the time.
     """
+    if not rows:
+        return
+    scope = (await session.execute(_SCOPE, {"id": rows[0]["document_id"]})).scalar_one()
     statement = sa.insert(chunks).returning(chunks.c.id)
     for begin in range(0, len(rows), STATEMENT_ROWS_MAX):
-        await session.execute(statement, rows[begin : begin + STATEMENT_ROWS_MAX])
+        batch = [{**row, "scope": scope} for row in rows[begin : begin + STATEMENT_ROWS_MAX]]
+        await session.execute(statement, batch)
+
+
+# A trigger creates the scope of an owner with their first document.
+_SCOPE = (
+    sa.select(sa.case((documents.c.shared, 0), else_=index_scopes.c.id))
+    .select_from(documents.outerjoin(index_scopes, index_scopes.c.user_id == documents.c.user_id))
+    .where(documents.c.id == sa.bindparam("id"))
+)
 
 
 async def list_documents(

@@ -43,11 +43,11 @@ class SearchEngine:
         if not query.words and not query.grams:
             return NOTHING
         visibility = Visibility(user_id, within)
-        snapshot = self._index.open_snapshot(connection, query)
+        snapshot = self._index.open_snapshot(connection, query, visibility)
         statistics = snapshot.read_statistics()
-        ids = snapshot.select_candidates(statistics, visibility)
+        ids = snapshot.select_candidates(statistics)
         if similarities:
-            ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities, visibility)]))
+            ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities)]))
         candidates = snapshot.count_terms(ids)
         cosines = (
             similarities.get_cosines(name or "" for name in candidates.content_hashes)
