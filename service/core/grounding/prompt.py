@@ -79,6 +79,11 @@ def build_context(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list
     return [_merge_hits(n, run) for n, run in enumerate(_group_adjacent(selected), 1)]
 
 
+def build_passage(n: int, hit: Hit) -> Passage:
+    """Return a hit as passage number `n`."""
+    return Passage(n, hit.document_id, hit.chunk_id, hit.title, hit.text, hit.sentence)
+
+
 def _truncate_text(text: str, tokens_max: int) -> str:
     while (size := tokens.approximate_tokens(text)) > tokens_max:
         text = text[: min(len(text) - 1, len(text) * tokens_max // size)]
