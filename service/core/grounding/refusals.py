@@ -122,7 +122,7 @@ class _Texts(msgspec.Struct, frozen=True, kw_only=True):
     replies: dict[PromptKind, str]
     documents: str
     document: str
-    more: str
+    further: str
     empty: str
     missing: str
     word: str
@@ -139,7 +139,7 @@ _TEXTS = {
         },
         documents="I answer from these {count} documents:",
         document="I answer from this document:",
-        more="… and {count} more.",
+        further="… and {count} more.",
         empty="There are no documents yet. Add some, then ask about them.",
         missing="The documents do not mention {words}.",
         word="{word}",
@@ -154,7 +154,7 @@ _TEXTS = {
         },
         documents="次の文書（{count} 件）から答えます。",
         document="次の文書から答えます。",
-        more="ほか {count} 件",
+        further="ほか {count} 件",
         empty="文書はまだありません。文書を追加してから質問してください。",
         missing="{words}は文書にありません。",
         word="「{word}」",
@@ -189,7 +189,7 @@ def compose_reply(kind: PromptKind, prompt: str, titles: Sequence[str], total: i
     head = (texts.document if total == 1 else texts.documents).format(count=total)
     lines = [head, "", *(f"- {title}" for title in titles)]
     if total > len(titles):
-        lines += ["", texts.more.format(count=total - len(titles))]
+        lines += ["", texts.further.format(count=total - len(titles))]
     return "\n".join(lines)
 
 

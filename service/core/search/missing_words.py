@@ -120,12 +120,10 @@ def _split_kanji(run: str, start: int, tokenizer: Tokenizer) -> list[Candidate]:
     nouns: list[Candidate] = []
     position = 0
     for word in tokenizer.extract_terms(run).words:
-        found = run.find(word, position)
-        if found >= 0 and word not in _IGNORED:
-            position = found + len(word)
-            nouns.append(
-                Candidate(word, start + found, WordKind.CONTENT, (word,), _list_pairs(word))
-            )
+        at = run.find(word, position)
+        if at >= 0 and word not in _IGNORED:
+            position = at + len(word)
+            nouns.append(Candidate(word, start + at, WordKind.CONTENT, (word,), _list_pairs(word)))
     return nouns
 
 

@@ -28,7 +28,10 @@ from tests.sse import collect, text_of
 from tests.streams import read_all_events, wait_evicted
 
 OFF_TOPIC = [
-    ("How do I install nginx in the kitchen of an office or a museum?", "The documents do not mention nginx."),
+    (
+        "How do I install nginx in the kitchen of an office or a museum?",
+        "The documents do not mention nginx.",
+    ),
     ("会社や博物館の冷蔵庫にnginxを導入する手順は？", "「nginx」は文書にありません。"),
 ]
 
