@@ -16,6 +16,7 @@ from service.core.search.missing_words import list_candidates, select_missing
 from service.core.search.postings.fts5 import find_absent
 from service.core.search.ranking import Thresholds, build_hit, parse_query, rank_chunks
 from service.core.search.results import NOTHING, SearchResults
+from service.core.search.versions import order_versions
 from service.core.settings import Settings
 from service.core.text.tokenizer import Tokenizer
 
@@ -61,7 +62,9 @@ class SearchEngine:
         )
         chunks = snapshot.read_chunks([ranked.id for ranked in ranking.chunks])
         return SearchResults(
-            items=[build_hit(ranked, chunks[ranked.id]) for ranked in ranking.chunks],
+            items=order_versions(
+                [build_hit(ranked, chunks[ranked.id]) for ranked in ranking.chunks], text
+            ),
             answerable=ranking.answerable,
             share=ranking.share,
             terms=ranking.terms,
