@@ -37,7 +37,7 @@ from service.core.search.bm25 import (
 )
 from service.core.search.cache import BoundedCache
 from service.core.search.postings.fts5 import Fts5Postings, PostingCache, Scope
-from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk
+from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
 
 CANDIDATES_MAX = 70
 TIED_SHARE = (
@@ -124,7 +124,8 @@ class Snapshot:
 
     def read_statistics(self) -> CollectionStatistics:
         """Return the number of chunks, and the document frequencies of the query's terms."""
-        frequencies, query = self._postings.read_frequencies(), self._query
+        query = self._query
+        frequencies = self._postings.read_frequencies(query.terms)
         return CollectionStatistics(
             sum(scope.chunks for scope in self._scopes),
             {word: frequencies["words", word] for word in query.words},
@@ -178,6 +179,16 @@ class Snapshot:
                 break
         return ids[:NEAREST_MAX]
 
+    def find_absent(self, terms: Sequence[Term]) -> set[Term]:
+        """Return those of these terms that no visible chunk contains."""
+        frequencies = self._postings.read_frequencies(terms)
+        return {
+            term
+            for term in terms
+            if not frequencies[term]
+            or (self._within is not None and not self._filter_visible(self._list_chunks(term), 1))
+        }
+
     def count_terms(self, ids: Sequence[int]) -> TermCounts:
         """Count the query's terms in these chunks."""
         return self._postings.count_terms(
@@ -187,6 +198,11 @@ class Snapshot:
     def read_chunks(self, ids: Sequence[int]) -> dict[int, StoredChunk]:
         """Return these chunks as they are stored."""
         return self._cache.stored.get_many(ids, partial(_read_stored, self._execute))
+
+    def _list_chunks(self, term: Term) -> list[int]:
+        """Return the chunks of the visible scopes that contain a term."""
+        ids: list[int] = self._postings.read_weighted({term: 1})[0].tolist()
+        return ids
 
     def _filter_visible(self, ids: list[int], limit: int) -> list[int]:
         """Return the first of these chunks that are in the documents of the restriction."""

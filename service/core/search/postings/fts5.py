@@ -33,7 +33,7 @@ from service.core.search.ranking import Query, Term
 
 FREQUENCIES_CACHED, POSTINGS_CACHED = 100_000, 1_000_000
 IDF_MIN = 1e-6
-# The marks of migration 0012: private-use characters, which no term contains.
+# The marks of migration 0019: private-use characters, which no term contains.
 MARKS = {"words": "\ue000", "grams": "\ue001"}
 
 
@@ -70,17 +70,17 @@ class Fts5Postings:
     ) -> None:
         self._execute, self._cache, self._scopes, self._query = execute, cache, scopes, query
 
-    def read_frequencies(self) -> dict[Term, int]:
-        """Return the number of chunks that contain each word and gram of the query."""
+    def read_frequencies(self, terms: Sequence[Term]) -> dict[Term, int]:
+        """Return the number of chunks that contain each of these words and grams."""
 
         def read(missing: list[Key]) -> dict[Key, int]:
             tokens = json.dumps([token for _, token in missing])
             frequencies = dict(self._execute(_FREQUENCIES, (tokens,)).fetchall())
             return {key: frequencies.get(key[1], 0) for key in missing}
 
-        keys = self._build_keys(self._query.terms)
+        keys = self._build_keys(terms)
         frequencies = self._cache.frequencies.get_many(keys, read)
-        sums = dict.fromkeys(self._query.terms, 0)
+        sums = dict.fromkeys(terms, 0)
         for key, term in keys.items():
             sums[term] += frequencies[key]
         return sums

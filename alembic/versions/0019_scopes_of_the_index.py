@@ -1,15 +1,15 @@
 """scopes of the search index
 
-Revision ID: 0012
-Revises: 0011
+Revision ID: 0019
+Revises: 0018
 """
 
 import sqlalchemy as sa
 
 from alembic import op
 
-revision = "0012"
-down_revision = "0011"
+revision = "0019"
+down_revision = "0018"
 branch_labels = None
 depends_on = None
 
