@@ -7,6 +7,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from service.api.dependencies import ServicesDep, read_credentials
+from service.api.responses import json_response
 from service.core.errors import Unauthorized
 
 WEB = Path(__file__).parents[1] / "web"
@@ -27,6 +28,8 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 async def show_index(request: Request, services: ServicesDep) -> Response:
     """The main page, without user data; redirects to the sign-in page without a credential."""
+    if not request.scope["raw_path"].endswith(b"/"):  # a prefix: see `ForwardedHeaders`
+        return RedirectResponse(request.scope["path"], 308)
     try:
         await services.authenticator.authenticate(read_credentials(request))
     except Unauthorized:
@@ -44,6 +47,13 @@ async def show_sign_in() -> FileResponse:
 async def show_docs() -> FileResponse:
     """The API documentation (Swagger UI)."""
     return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": _DOCS_POLICY})
+
+
+@router.get("/openapi.json")
+async def get_openapi_document(request: Request) -> Response:
+    """The OpenAPI document, with the prefix of this request as its server."""
+    server = {"url": request.scope["root_path"] or "/"}
+    return json_response(request.app.openapi() | {"servers": [server]})
 
 
 def mount_pages(app: FastAPI) -> None:
