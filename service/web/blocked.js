@@ -9,6 +9,6 @@ export function explainBlocked(problem) {
     "# nginx",
     "proxy_set_header Host $http_host;",
     "# Kotae",
-    `KOTAE_ALLOWED_ORIGINS=["${location.origin}"]`,
+    `KOTAE_ALLOWED_ORIGINS=${location.origin}`,
   ].join("\n");
 }

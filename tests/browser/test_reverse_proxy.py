@@ -72,7 +72,7 @@ async def test_blocked_page_explains_the_remedy(
         await expect(page.locator("#blocked")).to_contain_text("refuses requests from this page")
         remedy = await page.inner_text("#blocked-remedy")
         assert "proxy_set_header Host $http_host;" in remedy
-        assert f'KOTAE_ALLOWED_ORIGINS=["{origin}"]' in remedy
+        assert f"KOTAE_ALLOWED_ORIGINS={origin}" in remedy
     service = await serve(seeded=True, data_dir=tmp_path / "b", allowed_origins=[origin])
     async with plain_nginx(service.url, tmp_path, int(origin.rpartition(":")[2])):
         await page.reload()

@@ -82,7 +82,7 @@ async def test_repeated_prefix_header_is_ignored(shared_plain: Service) -> None:
 
 async def test_headers_of_other_clients_are_ignored(serve: Serve) -> None:
     """Prefix and scheme are accepted from FORWARDED_ALLOW_IPS only."""
-    service = await serve(auth="keys", secret=SECRET, forwarded_allow_ips="10.0.0.0/8")
+    service = await serve(auth="keys", secret=SECRET, forwarded_allow_ips=["10.0.0.0/8"])
     headers = {"X-Forwarded-Prefix": "/kotae", "X-Forwarded-Proto": "https"}
     document = await service.client.get("/openapi.json", headers=headers)
     assert document.json()["servers"] == [{"url": "/"}]
