@@ -43,6 +43,7 @@ __all__ = [
     "index_name",
     "list_documents",
     "list_outdated",
+    "list_titles",
     "reindex_document",
     "seed_documents",
     "store_documents",
@@ -249,6 +250,22 @@ async def list_documents(
         items=page[:limit],
         next_cursor=page[limit - 1].document_id if len(page) > limit else None,
     )
+
+
+async def list_titles(
+    session: ReadSession, *, user_id: str | None, within: Sequence[str] | None, limit: int
+) -> tuple[list[str], int]:
+    """The titles of the newest documents visible to `user_id` (None: all), and their number.
+
+    `within` restricts both to documents with these ids.
+    """
+    visible = _visible_to(user_id)
+    if within is not None:
+        visible = sa.and_(visible, documents.c.id.in_(map(replace_surrogates, within)))
+    query = sa.select(documents.c.title).where(visible).order_by(documents.c.id.desc())
+    titles = list((await session.execute(query.limit(limit))).scalars())
+    count_query = sa.select(sa.func.count()).select_from(documents).where(visible)
+    return titles, (await session.execute(count_query)).scalar_one()
 
 
 async def get_document(session: ReadSession, document_id: str, *, user_id: str | None) -> Document:

@@ -60,10 +60,10 @@ _FRAME_WORDS = frozenset(
 )
 
 FREE = {
-    "ja": "これは内蔵の抽出モデルで、預かった文書の文を引用することしかできません。"
-    "文書をもとに答えるには、grounded を true にしてお尋ねください。",
-    "en": "This is the embedded extractive model: it can only quote the documents it was given. "
-    "Ask with grounded set to true to get an answer from them.",
+    "ja": "引用モードです。言語モデルが接続されていないため、文書の文を引用することしかできません。"
+    "文書から答える設定で質問するか、言語モデルを接続してください。",
+    "en": "This is quoting mode: no language model is connected, so I can only quote sentences of "
+    "the documents. Ask from the documents, or connect a model.",
 }
 
 _FIGURE = (

@@ -62,12 +62,13 @@ def refusal_text(question: str) -> str:
 def build_context(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list[Passage]:
     """Return the best hits that fit as passages, numbered from 1.
 
-    The first one is truncated if it is too long. Adjacent chunks of a document are merged into one
-    passage with the rank of the best.
+    Older versions are left out. The first one is truncated if it is too long. Adjacent chunks of a
+    document are merged into one passage with the rank of the best.
     """
     selected: list[Hit] = []
     remaining = tokens_max
-    for hit in hits[:chunks_max]:
+    current = [hit for hit in hits if hit.newer is msgspec.UNSET]
+    for hit in current[:chunks_max]:
         text = hit.text if selected else _truncate_text(hit.text, remaining)
         if (size := tokens.approximate_tokens(text)) <= remaining:
             selected.append(
@@ -79,6 +80,11 @@ def build_context(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list
             )
             remaining -= size
     return [_merge_hits(n, run) for n, run in enumerate(_group_adjacent(selected), 1)]
+
+
+def build_passage(n: int, hit: Hit) -> Passage:
+    """Return a hit as passage number `n`."""
+    return Passage(n, hit.document_id, hit.chunk_id, hit.title, hit.text, hit.sentence)
 
 
 def _truncate_text(text: str, tokens_max: int) -> str:
