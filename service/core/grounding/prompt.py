@@ -133,8 +133,8 @@ def _locate_sentence(hit: Hit, text: str, offset: int) -> tuple[int, int]:
     """Return the position of the best sentence of a hit whose text is at `offset` of a passage."""
     low, high = hit.sentence
     if low < len(hit.text) - (hit.end - hit.start):  # in the introduction, which may be dropped
-        found = text.find(hit.text[low:high])
-        low, high = (found, found + high - low) if found >= 0 else (0, 0)
+        position = text.find(hit.text[low:high])
+        low, high = (position, position + high - low) if position >= 0 else (0, 0)
     else:
         low, high = low + offset, high + offset
     return min(low, len(text)), min(high, len(text))

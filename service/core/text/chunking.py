@@ -46,16 +46,16 @@ def split_chunks(text: str, target: int, overlap: int) -> list[Piece]:
     whole = split_units(text)
     units, origins = _split_units(text, whole, target)
     pieces = []
-    heading, first, seen = "", 0, 0
+    heading, first, searched = "", 0, 0
     while first < len(units):
         last = _fill_chunk(units, first, target)
         start, end = _find_line_start(text, units, first), units[last].end
-        headings = [unit for unit in units[seen : first + 1] if _is_heading(unit)]
+        headings = [unit for unit in units[searched : first + 1] if _is_heading(unit)]
         heading = text[headings[-1].start : headings[-1].end] if headings else heading
         above = "" if _is_heading(units[first]) else heading
         introduction = _find_introduction(text, whole, units[first], origins[first])
         pieces.append(Piece(start, end, introduction + text[start:end], above))
-        seen = first + 1
+        searched = first + 1
         first = _find_next_start(units, first, last, target, overlap)
     return pieces
 
