@@ -27,7 +27,7 @@ from service.core.documents.chunker import ChunkRow, hash_text
 from service.core.encoding import create_id, replace_surrogates, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.settings import Settings
-from service.core.text.chunking import TITLE_CHARACTERS_MAX, derive_title
+from service.core.text.chunking import RULES, TITLE_CHARACTERS_MAX, derive_title
 from service.core.text.decoding import normalize_text
 from service.core.text.tokenizer import get_tokenizer
 
@@ -368,7 +368,8 @@ async def reindex_document(
 def index_name(settings: Settings) -> str:
     """The rules of chunking as text. Documents indexed with other rules are reindexed."""
     tokenizer = get_tokenizer(settings.dictionary).name
-    return f"{tokenizer} {settings.chunk_characters} {settings.chunk_overlap_characters}"
+    target, overlap = settings.chunk_characters, settings.chunk_overlap_characters
+    return f"{tokenizer} {target} {overlap} chunks-{RULES}"
 
 
 _COLUMN_NAMES = ("id", "title", "chunks", "characters", "encoding", "shared", "created_at")

@@ -74,7 +74,9 @@ def build_context(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list
             selected.append(
                 hit
                 if text == hit.text
-                else msgspec.structs.replace(hit, text=text, end=hit.start + len(text))
+                else msgspec.structs.replace(
+                    hit, text=text, end=hit.end - len(hit.text) + len(text)
+                )
             )
             remaining -= size
     return [_merge_hits(n, run) for n, run in enumerate(_group_adjacent(selected), 1)]
@@ -110,24 +112,32 @@ def _are_adjacent(a: Hit, b: Hit) -> bool:
 
 
 def _merge_hits(n: int, run: list[Hit]) -> Passage:
-    """Merge adjacent hits into one passage. White space between them becomes a newline."""
+    """Merge adjacent hits into one passage. White space between them becomes one or two newlines.
+
+    Introductions that a chunk repeats (`chunking.Piece`) are dropped, except the first.
+    """
     best, *_ = run
     first, *rest = sorted(run, key=lambda hit: hit.start)
     text, end, starts = first.text, first.end, {first.chunk_id: 0}
     for hit in rest:
-        text += "" if hit.start <= end else "\n"
-        starts[hit.chunk_id] = len(text) - max(0, end - hit.start)
-        text += hit.text[max(0, end - hit.start) :]
+        introduction = len(hit.text) - (hit.end - hit.start)
+        text += "\n" * min(max(0, hit.start - end), 2)
+        starts[hit.chunk_id] = len(text) - max(0, end - hit.start) - introduction
+        text += hit.text[introduction + max(0, end - hit.start) :]
         end = max(end, hit.end)
-    low, high = (position + starts[best.chunk_id] for position in best.sentence)
-    return Passage(
-        n,
-        best.document_id,
-        best.chunk_id,
-        best.title,
-        text,
-        (min(low, len(text)), min(high, len(text))),
-    )
+    low, high = _locate_sentence(best, text, starts[best.chunk_id])
+    return Passage(n, best.document_id, best.chunk_id, best.title, text, (low, high))
+
+
+def _locate_sentence(hit: Hit, text: str, offset: int) -> tuple[int, int]:
+    """Return the position of the best sentence of a hit whose text is at `offset` of a passage."""
+    low, high = hit.sentence
+    if low < len(hit.text) - (hit.end - hit.start):  # in the introduction, which may be dropped
+        position = text.find(hit.text[low:high])
+        low, high = (position, position + high - low) if position >= 0 else (0, 0)
+    else:
+        low, high = low + offset, high + offset
+    return min(low, len(text)), min(high, len(text))
 
 
 def build_grounded_messages(question: str, passages: Sequence[Passage]) -> list[Message]:
