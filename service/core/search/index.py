@@ -36,7 +36,7 @@ from service.core.search.bm25 import (
     select_heaviest,
 )
 from service.core.search.cache import BoundedCache
-from service.core.search.postings.fts5 import Fts5Postings, PostingCache, Scope
+from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
 from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
 
 CANDIDATES_MAX = 70
@@ -93,7 +93,7 @@ class SearchIndex:
             if visibility.user_id is None
             else cursor.execute(_SCOPES, (visibility.user_id,))
         )
-        scopes = [Scope(*row) for row in rows]
+        scopes = [IndexScope(*row) for row in rows]
         file = connection.info.get("file")
         if file != self._file or any(
             scope.version < self._versions.get(scope.id, 0) for scope in scopes
@@ -114,7 +114,7 @@ class Snapshot:
         cursor: Any,
         query: Query,
         visibility: Visibility,
-        scopes: Sequence[Scope],
+        scopes: Sequence[IndexScope],
         postings: Fts5Postings,
         cache: _ChunkCache,
     ) -> None:

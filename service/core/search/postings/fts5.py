@@ -37,7 +37,7 @@ IDF_MIN = 1e-6
 MARKS = {"words": "\ue000", "grams": "\ue001"}
 
 
-class Scope(msgspec.Struct, frozen=True):
+class IndexScope(msgspec.Struct, frozen=True):
     """Chunks with the same visibility. `terms`: number of their words and grams, repeated ones too.
 
     A row of `index_scopes`; its fields have the order of `index._SCOPES`.
@@ -66,7 +66,7 @@ class Fts5Postings:
     """The posting lists of the terms of one query in some scopes. All methods block."""
 
     def __init__(
-        self, execute: Any, cache: PostingCache, scopes: Sequence[Scope], query: Query
+        self, execute: Any, cache: PostingCache, scopes: Sequence[IndexScope], query: Query
     ) -> None:
         self._execute, self._cache, self._scopes, self._query = execute, cache, scopes, query
 

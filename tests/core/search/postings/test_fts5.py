@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
-from service.core.search.postings.fts5 import Fts5Postings, PostingCache, Scope
+from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
 from service.core.search.ranking import Term, parse_query
 from service.core.settings import Settings
 from service.core.text.tokenizer import get_tokenizer
@@ -51,7 +51,7 @@ async def read(
         rows = execute(
             "SELECT id, version, chunks, terms FROM index_scopes WHERE instr(?, user_id)", (users,)
         )
-        scopes = [Scope(*row) for row in rows]
+        scopes = [IndexScope(*row) for row in rows]
         if version is not None:
             scopes = [msgspec.structs.replace(scope, version=version) for scope in scopes]
         return read_postings(Fts5Postings(execute, cache or PostingCache(), scopes, query))
