@@ -24,11 +24,11 @@ from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import chunks, documents, vectors
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import ChunkRow, hash_text
-from service.core.encoding import create_id, replace_surrogates, utc_now
+from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.settings import Settings
 from service.core.text.chunking import TITLE_CHARACTERS_MAX, derive_title
-from service.core.text.decoding import normalize_text
+from service.core.text.decoding import normalize_text, replace_nul
 from service.core.text.tokenizer import get_tokenizer
 
 STATEMENT_ROWS_MAX = 50  # preparing a row takes the event loop about 20 µs
@@ -136,12 +136,12 @@ def _create_row(
     new_document: NewDocument, settings: Settings, *, user_id: str, shared: bool
 ) -> dict[str, Any]:
     """Create the row of a document, without the number of chunks."""
-    text = normalize_text(new_document.text)
+    text = normalize_text(replace_nul(new_document.text))
     return {
         "id": create_id(created_at := utc_now()),
         "user_id": user_id,
         "shared": shared,
-        "title": " ".join(replace_surrogates(new_document.title).split())[:TITLE_CHARACTERS_MAX]
+        "title": " ".join(sanitize_text(new_document.title).split())[:TITLE_CHARACTERS_MAX]
         or derive_title(text),
         "content_hash": hash_text(text),
         "text": text,
@@ -255,18 +255,18 @@ async def get_document(session: ReadSession, document_id: str, *, user_id: str |
     """A document with its text. Raises `NotFound` if it does not exist or is not visible."""
     return await _read_document(
         session,
-        sa.and_(documents.c.id == replace_surrogates(document_id), _visible_to(user_id)),
+        sa.and_(documents.c.id == sanitize_text(document_id), _visible_to(user_id)),
         documents.c.text,
     )
 
 
 async def delete_document(database: Database, document_id: str, *, user_id: str | None) -> None:
     """Delete a document of `user_id` (None: of anyone) with its chunks. Raises `NotFound`."""
-    query = sa.delete(documents).where(documents.c.id == replace_surrogates(document_id))
+    query = sa.delete(documents).where(documents.c.id == sanitize_text(document_id))
     if user_id is not None:
         query = query.where(documents.c.user_id == user_id)
     hashes_query = sa.select(chunks.c.content_hash).where(
-        chunks.c.document_id == replace_surrogates(document_id), chunks.c.content_hash.is_not(None)
+        chunks.c.document_id == sanitize_text(document_id), chunks.c.content_hash.is_not(None)
     )
     async with database.transaction() as session:
         hashes = list((await session.execute(hashes_query.distinct())).scalars())
