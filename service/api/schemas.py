@@ -334,6 +334,7 @@ REFUSALS = problem_schemas(
     _403="`forbidden`: another role or scope is required; `foreign_origin`: sent by a page of "
     "another site",
     _413="`too_large`: exceeds the limit in `detail`",
+    _414="`url_too_long`: send long texts in a body",
     _422="`invalid_request`: the request does not match the schema",
     _500="`internal`: an error of the service; see the log under `request_id`",
     _503="`overloaded`, `shutting_down`, `database_unavailable`: retry after `Retry-After`",
