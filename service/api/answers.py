@@ -234,7 +234,7 @@ async def start_answer(
             principal.ends_at,
         )
     )
-    location = f"{request.scope.get('root_path', '')}/ai/answers/{intent.id}"
+    location = f"{request.scope['root_path']}/ai/answers/{intent.id}"
     body_out = AnswerStarted(
         id=intent.id,
         events_url=f"{location}/events?ticket={issued.ticket}",

@@ -27,7 +27,7 @@ from service.core.search.service import SearchService
 from service.core.settings import Settings
 from service.core.telemetry import Metrics
 
-COOKIE, SECURE_COOKIE = "kotae", "__Host-kotae"  # the second over TLS
+COOKIE = "kotae"
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,33 @@ def require_role(
 def read_credentials(request: Request) -> Credentials:
     """The credentials of a request."""
     headers = request.headers
-    name = SECURE_COOKIE if request.scope["scheme"] == "https" else COOKIE
     return Credentials(
         authorization=headers.getlist("authorization"),
         api_key=headers.getlist("x-api-key"),
-        session=request.cookies.get(name) if "cookie" in headers else None,
+        session=_read_session(request) if "cookie" in headers else None,
     )
+
+
+def get_cookie_name(root_path: str, *, secure: bool) -> str:
+    """The name of the session cookie; browsers restrict the names with a prefix to TLS.
+
+    `__Host-` also requires the path `/`.
+    """
+    if not secure:
+        return COOKIE
+    return f"__Secure-{COOKIE}" if root_path else f"__Host-{COOKIE}"
+
+
+def _read_session(request: Request) -> str | None:
+    """The first cookie of that name: browsers send the one with the longest path first."""
+    scope = request.scope
+    cookie = get_cookie_name(scope["root_path"], secure=scope["scheme"] == "https")
+    for header in request.headers.getlist("cookie"):
+        for pair in header.split(";"):
+            name, _, value = pair.partition("=")
+            if name.strip() == cookie:
+                return value.strip()
+    return None
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]

@@ -24,7 +24,7 @@ from service.api.schemas import (
     schema_ref,
 )
 from service.core.accounting import log as request_log
-from service.core.accounting.log import PAGE_MAX, LogFilter, LogPage
+from service.core.accounting.log import OMITTED_IN_LISTS, PAGE_MAX, LogFilter, LogPage
 from service.core.auth.principals import Principal
 from service.core.encoding import to_json
 from service.core.records import Answer, Status
@@ -35,7 +35,7 @@ FRESH_SECONDS = (
     0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
 )
 NOBODY = ""  # the id of no user
-_COLUMNS = Answer.__struct_fields__
+_COLUMNS = [name for name in Answer.__struct_fields__ if name not in OMITTED_IN_LISTS]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 

@@ -21,13 +21,13 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.database.engine import Database, ReadSession, Session
-from service.core.database.tables import chunks, documents, vectors
+from service.core.database.tables import chunks, documents, index_scopes, vectors
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import ChunkRow, hash_text
 from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.settings import Settings
-from service.core.text.chunking import TITLE_CHARACTERS_MAX, derive_title
+from service.core.text.chunking import RULES, TITLE_CHARACTERS_MAX, derive_title
 from service.core.text.decoding import normalize_text, replace_nul
 from service.core.text.tokenizer import get_tokenizer
 
@@ -43,6 +43,7 @@ __all__ = [
     "index_name",
     "list_documents",
     "list_outdated",
+    "list_titles",
     "reindex_document",
     "seed_documents",
     "store_documents",
@@ -222,14 +223,27 @@ async def _insert_documents(
 
 
 async def _insert_chunks(session: Session, rows: list[ChunkRow]) -> None:
-    """Insert chunk rows in batches, because preparing them blocks the event loop.
+    """Insert chunk rows, of documents with one owner and visibility, with their scope.
 
-    `RETURNING` makes SQLAlchemy use one statement for many rows. FTS5 writes its terms once per
-    statement, which halves the time.
+    This happens in batches, because preparing them blocks the event loop. `RETURNING` makes
+    SQLAlchemy use one statement for many rows. FTS5 writes its terms once per statement, which
+    halves the time.
     """
+    if not rows:
+        return
+    scope = (await session.execute(_SCOPE, {"id": rows[0]["document_id"]})).scalar_one()
     statement = sa.insert(chunks).returning(chunks.c.id)
     for begin in range(0, len(rows), STATEMENT_ROWS_MAX):
-        await session.execute(statement, rows[begin : begin + STATEMENT_ROWS_MAX])
+        batch = [{**row, "scope": scope} for row in rows[begin : begin + STATEMENT_ROWS_MAX]]
+        await session.execute(statement, batch)
+
+
+# A trigger creates the scope of an owner with their first document.
+_SCOPE = (
+    sa.select(sa.case((documents.c.shared, 0), else_=index_scopes.c.id))
+    .select_from(documents.outerjoin(index_scopes, index_scopes.c.user_id == documents.c.user_id))
+    .where(documents.c.id == sa.bindparam("id"))
+)
 
 
 async def list_documents(
@@ -249,6 +263,22 @@ async def list_documents(
         items=page[:limit],
         next_cursor=page[limit - 1].document_id if len(page) > limit else None,
     )
+
+
+async def list_titles(
+    session: ReadSession, *, user_id: str | None, within: Sequence[str] | None, limit: int
+) -> tuple[list[str], int]:
+    """The titles of the newest documents visible to `user_id` (None: all), and their number.
+
+    `within` restricts both to documents with these ids.
+    """
+    visible = _visible_to(user_id)
+    if within is not None:
+        visible = sa.and_(visible, documents.c.id.in_(map(sanitize_text, within)))
+    query = sa.select(documents.c.title).where(visible).order_by(documents.c.id.desc())
+    titles = list((await session.execute(query.limit(limit))).scalars())
+    count_query = sa.select(sa.func.count()).select_from(documents).where(visible)
+    return titles, (await session.execute(count_query)).scalar_one()
 
 
 async def get_document(session: ReadSession, document_id: str, *, user_id: str | None) -> Document:
@@ -338,7 +368,8 @@ async def reindex_document(
 def index_name(settings: Settings) -> str:
     """The rules of chunking as text. Documents indexed with other rules are reindexed."""
     tokenizer = get_tokenizer(settings.dictionary).name
-    return f"{tokenizer} {settings.chunk_characters} {settings.chunk_overlap_characters}"
+    target, overlap = settings.chunk_characters, settings.chunk_overlap_characters
+    return f"{tokenizer} {target} {overlap} chunks-{RULES}"
 
 
 _COLUMN_NAMES = ("id", "title", "chunks", "characters", "encoding", "shared", "created_at")
