@@ -24,11 +24,11 @@ from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import chunks, documents, index_scopes, vectors
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import ChunkRow, hash_text
-from service.core.encoding import create_id, replace_surrogates, utc_now
+from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.settings import Settings
 from service.core.text.chunking import RULES, TITLE_CHARACTERS_MAX, derive_title
-from service.core.text.decoding import normalize_text
+from service.core.text.decoding import normalize_text, replace_nul
 from service.core.text.tokenizer import get_tokenizer
 
 STATEMENT_ROWS_MAX = 50  # preparing a row takes the event loop about 20 µs
@@ -137,12 +137,12 @@ def _create_row(
     new_document: NewDocument, settings: Settings, *, user_id: str, shared: bool
 ) -> dict[str, Any]:
     """Create the row of a document, without the number of chunks."""
-    text = normalize_text(new_document.text)
+    text = normalize_text(replace_nul(new_document.text))
     return {
         "id": create_id(created_at := utc_now()),
         "user_id": user_id,
         "shared": shared,
-        "title": " ".join(replace_surrogates(new_document.title).split())[:TITLE_CHARACTERS_MAX]
+        "title": " ".join(sanitize_text(new_document.title).split())[:TITLE_CHARACTERS_MAX]
         or derive_title(text),
         "content_hash": hash_text(text),
         "text": text,
@@ -274,7 +274,7 @@ async def list_titles(
     """
     visible = _visible_to(user_id)
     if within is not None:
-        visible = sa.and_(visible, documents.c.id.in_(map(replace_surrogates, within)))
+        visible = sa.and_(visible, documents.c.id.in_(map(sanitize_text, within)))
     query = sa.select(documents.c.title).where(visible).order_by(documents.c.id.desc())
     titles = list((await session.execute(query.limit(limit))).scalars())
     count_query = sa.select(sa.func.count()).select_from(documents).where(visible)
@@ -285,18 +285,18 @@ async def get_document(session: ReadSession, document_id: str, *, user_id: str |
     """A document with its text. Raises `NotFound` if it does not exist or is not visible."""
     return await _read_document(
         session,
-        sa.and_(documents.c.id == replace_surrogates(document_id), _visible_to(user_id)),
+        sa.and_(documents.c.id == sanitize_text(document_id), _visible_to(user_id)),
         documents.c.text,
     )
 
 
 async def delete_document(database: Database, document_id: str, *, user_id: str | None) -> None:
     """Delete a document of `user_id` (None: of anyone) with its chunks. Raises `NotFound`."""
-    query = sa.delete(documents).where(documents.c.id == replace_surrogates(document_id))
+    query = sa.delete(documents).where(documents.c.id == sanitize_text(document_id))
     if user_id is not None:
         query = query.where(documents.c.user_id == user_id)
     async with database.transaction() as session:
-        scope, hashes = await _read_texts(session, replace_surrogates(document_id))
+        scope, hashes = await _read_texts(session, sanitize_text(document_id))
         if not (await session.execute(query)).rowcount:
             raise NotFound("there is no such document")
         await _delete_unused_vectors(session, scope, hashes)
