@@ -20,6 +20,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from service.core.accounting.rows import (
     ANSWER_COLUMNS,
+    LISTED_COLUMNS,
     LoggedAnswer,
     build_row,
     get_rank,
@@ -235,7 +236,7 @@ async def read_page(
             where.append(request_logs.c.id >= as_text(last))
             end = _build_cursor(decode_name(last))
     query = (
-        sa.select(*ANSWER_COLUMNS).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
+        sa.select(*LISTED_COLUMNS).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
     )
     rows = await read_answers(session, query, user_id=log_filter.user_id)
     items = rows[:limit]
@@ -278,7 +279,7 @@ async def read_tail(
             where.append(request_logs.c.seq <= last[0])
             name = decode_name(last[1])
             end = name if _is_cursor(name) else after
-    query = sa.select(*ANSWER_COLUMNS).where(*where).order_by(request_logs.c.seq).limit(limit)
+    query = sa.select(*LISTED_COLUMNS).where(*where).order_by(request_logs.c.seq).limit(limit)
     items = await read_answers(session, query, user_id=log_filter.user_id)
     if end is not None and len(items) < limit:
         return LogPage(items, end)

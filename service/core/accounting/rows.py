@@ -3,7 +3,7 @@
 A row that cannot be read completely becomes a `DamagedAnswer`, which says what is missing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +35,7 @@ _SEQ, _ID, _COST = request_logs.c.seq, request_logs.c.id, request_logs.c.cost_na
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Answer)}
 _TEXTS = (str, str | None, str | msgspec.UnsetType)
 _DERIVED = ("total_tokens", "estimated_cost")
+OMITTED_IN_LISTS = ("nearest",)  # long, and rarely read
 _BOOLEANS = {0: False, 1: True}
 # The type of the column would convert any value to a boolean.
 _GROUNDED = sa.type_coerce(request_logs.c.grounded, sa.Integer).label("grounded")
@@ -44,6 +45,7 @@ ANSWER_COLUMNS: list[Column] = [
     _GROUNDED,
     _COST,
 ]
+LISTED_COLUMNS = [column for column in ANSWER_COLUMNS if column.name not in OMITTED_IN_LISTS]
 _DAMAGED, _WRONG_TYPE = "the log row of this answer is damaged", "a value has the wrong type"
 _UNUSABLE = (msgspec.ValidationError, ValueError, TypeError)
 
@@ -73,6 +75,7 @@ def build_row(outcome: Outcome) -> dict[str, Any]:
         "first_token_ms": outcome.first_token_ms,
         "grounded": intent.grounded,
         "sources": msgspec.to_builtins(outcome.sources),
+        "nearest": msgspec.to_builtins(outcome.nearest),
         "attempts": outcome.attempts,
         "request_id": intent.request_id,
         "rank": get_rank(outcome),
@@ -96,14 +99,16 @@ def get_rank(outcome: Outcome) -> int:
 async def read_answers(
     session: ReadSession, query: sa.Select[Any], *, user_id: str | None
 ) -> list[LoggedAnswer]:
-    """Run a query that selects `ANSWER_COLUMNS`. `user_id`: the only user whose rows are expected.
+    """Run a query that selects `ANSWER_COLUMNS` or `LISTED_COLUMNS`.
 
-    Of a damaged row that belongs to another user, nothing but its id is returned.
+    `user_id`: the only user whose rows are expected. Of a damaged row that belongs to another user,
+    nothing but its id is returned.
     """
 
     def read(connection: sa.Connection) -> list[LoggedAnswer]:
         rows = read_rows(connection, query, _SEQ, _ID)
-        return [_convert_row(connection, keyed, user_id) for keyed in rows]
+        columns = [column for column in ANSWER_COLUMNS if column.name in query.selected_columns]
+        return [_convert_row(connection, keyed, columns, user_id) for keyed in rows]
 
     return await session.run_sync(read)
 
@@ -139,14 +144,16 @@ def _build_outcome(row: RowMapping) -> Outcome:
     )
 
 
-def _convert_row(connection: sa.Connection, keyed: KeyedRow, user_id: str | None) -> LoggedAnswer:
-    if (row := keyed.row) is None:
-        return _read_damaged_answer(connection, keyed, user_id)
-    try:
-        return _build_answer(row)
-    except _UNUSABLE:
-        report_damaged_row(connection, _SEQ, keyed.key, _WRONG_TYPE)
-    return _read_damaged_answer(connection, keyed, user_id)
+def _convert_row(
+    connection: sa.Connection, keyed: KeyedRow, columns: Sequence[Column], user_id: str | None
+) -> LoggedAnswer:
+    if keyed.row is not None:
+        try:
+            return _build_answer(keyed.row)
+        except _UNUSABLE:
+            report_damaged_row(connection, _SEQ, keyed.key, _WRONG_TYPE)
+    stored = read_stored_values(connection, columns, request_logs.c.seq == keyed.key)
+    return _build_damaged_answer(keyed, columns, stored, user_id)
 
 
 def _build_answer(row: RowMapping) -> Answer:
@@ -157,28 +164,38 @@ def _build_answer(row: RowMapping) -> Answer:
         "grounded": _BOOLEANS.get(row["grounded"]),
     }
     # The keys are a subclass of str, which msgspec does not accept.
-    return msgspec.convert({str(key): value for key, value in row.items()} | derived, Answer)
+    fields = {
+        str(key): value
+        for key, value in row.items()
+        if value is not None or key not in OMITTED_IN_LISTS
+    }
+    return msgspec.convert(fields | derived, Answer)
 
 
-def _read_damaged_answer(
-    connection: sa.Connection, keyed: KeyedRow, user_id: str | None
+def _build_damaged_answer(
+    keyed: KeyedRow,
+    columns: Sequence[Column],
+    stored: Mapping[str, StoredValue],
+    user_id: str | None,
 ) -> LoggedAnswer:
-    stored = read_stored_values(connection, ANSWER_COLUMNS, request_logs.c.seq == keyed.key)
     answer_id = keyed.name.encode(errors="surrogateescape").decode(errors="replace")
     other_id = stored.get("id")
     is_other = isinstance(other_id, str) and other_id != answer_id and read_id_time(other_id)
     if is_other or user_id not in {None, stored.get("user_id")}:
         stored = {}  # the index leads to another row
+    names = {*_DERIVED, *(column.name for column in columns)}
+    expected = [name for name in Answer.__struct_fields__ if name in names]
     values: dict[str, Any] = {
         name: _replace_undecodable(stored.get(name)) if _TYPES[name] in _TEXTS else None
-        for name in _TYPES
+        for name in expected
     }
     values |= {"id": answer_id, "created_at": read_id_time(answer_id)}
     readable = _convert_stored_values(stored)
-    damaged = [name for name in Answer.__struct_fields__ if name not in readable]
+    damaged = [name for name in expected if name not in readable]
+    fields = {key: value for key, value in readable.items() if value is not msgspec.UNSET}
     if not damaged:  # it could not be read for a moment
-        return msgspec.convert(readable, Answer)
-    return msgspec.convert(values | readable | {"damaged": damaged}, DamagedAnswer)
+        return msgspec.convert(fields, Answer)
+    return msgspec.convert(values | fields | {"damaged": damaged}, DamagedAnswer)
 
 
 def _convert_stored_values(stored: Mapping[str, StoredValue]) -> dict[str, Any]:
@@ -200,9 +217,11 @@ def _convert_stored_values(stored: Mapping[str, StoredValue]) -> dict[str, Any]:
 def _convert_stored(name: str, value: StoredValue) -> Any:
     """The value of a field. Raises `ValueError` or `TypeError`."""
     converted: Any = value
+    if name in OMITTED_IN_LISTS and value is None:
+        return msgspec.UNSET
     if name == "created_at":
         converted = datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
-    elif name == "sources":
+    elif name in {"sources", "nearest"}:
         converted = load_json(str(value))
     elif name == "grounded":
         converted = _BOOLEANS.get(value)  # type: ignore[arg-type]  # any value may be looked up

@@ -10,7 +10,7 @@ from service.core.database.engine import Database
 from service.core.database.tables import request_logs
 from service.core.encoding import replace_surrogates
 from service.core.errors import AnswerDamaged
-from service.core.records import Answer, DamagedAnswer, Passage, create_answer_object
+from service.core.records import Answer, DamagedAnswer, Passage, Status, create_answer_object
 from tests.damage import set_value
 from tests.records import build_intent, build_outcome
 from tests.rows import write
@@ -66,6 +66,25 @@ async def test_only_the_damaged_fields_are_missing(
 
     intact = msgspec.structs.asdict(create_answer_object(outcome))
     assert msgspec.structs.asdict(row) == intact | expected | {"damaged": [*expected]}
+
+
+@pytest.mark.parametrize("stored", ["x", "[{}]", b"[\xff]"])
+async def test_a_damaged_passage_list_of_a_refusal_is_marked(
+    database: Database, stored: str | bytes
+) -> None:
+    """`nearest` is read with a single row only, and lists do not depend on it."""
+    nearest = [Passage(1, "d", "d.1", "t", "text")]
+    outcome = build_outcome(status=Status.NO_CONTEXT, nearest=nearest)
+    await write(database, [outcome])
+    assert database.file
+    set_value(database.file, outcome.intent.id, "nearest = CAST(? AS TEXT)", stored)
+    async with database.read_session() as session:
+        (listed,) = (await request_log.read_page(session, LogFilter(), limit=10)).items
+        row = await request_log.read_row(session, outcome.intent.id, user_id=None)
+
+    assert isinstance(listed, Answer)
+    assert isinstance(row, DamagedAnswer)
+    assert (row.damaged, row.prompt) == (["nearest"], "Why?")
 
 
 async def test_the_outcome_of_a_damaged_row_is_an_error(database: Database) -> None:
