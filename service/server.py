@@ -8,6 +8,7 @@ database. The process exits with 0, not by the signal.
 """
 
 import asyncio
+import errno
 import resource
 import signal
 import socket
@@ -22,7 +23,7 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 from service.core.answering.answers import Answers
-from service.core.errors import KotaeError
+from service.core.errors import KotaeError, SettingsInvalid
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log
 from service.http_server.connections import ConnectionTable, HttpLimits
@@ -32,6 +33,34 @@ INTERRUPT_SECONDS = 1.0  # in which interrupted streams send their last event
 TICK_SECONDS = 0.1
 FILES_RESERVED = 256  # for the database, the journal, and other open files
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def bind_sockets(host: str, port: int) -> list[socket.socket]:
+    """Bind the addresses of a host, so that a port in use is noticed before anything is changed.
+
+    Port 0 selects a free port. Raises `SettingsInvalid`.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(addresses):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound_port = sockets[0].getsockname()[1]  # 0 before the first one is bound
+            listener.bind((address[0], port or bound_port, *address[2:]))
+    except OSError as error:
+        for listener in sockets:
+            listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise SettingsInvalid(
+                f"port {port} of {host} is in use: stop its process, or choose another port with "
+                "--port or KOTAE_PORT"
+            ) from error
+        raise SettingsInvalid(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+    return sockets
 
 
 class Server(uvicorn.Server):

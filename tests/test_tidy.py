@@ -24,7 +24,6 @@ MAP = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
 TESTED_ELSEWHERE = {
     "api/responses.py": "two functions that every route test uses",
     "api/shapes.py": "schemathesis compares them with responses: tests/api/test_openapi.py",
-    "cli/app.py": "the commands themselves: tests/cli, tests/end_to_end/test_process.py",
     "cli/audit.py": "with the audit: tests/core/accounting/test_audit.py",
     "cli/database.py": "tests/cli/test_keys.py, test_users.py and tests/end_to_end/test_process.py",
     "cli/logs.py": "with `kotae ask`: tests/cli/test_ask.py",

@@ -17,7 +17,7 @@ from service.api.dependencies import LogsPrincipal, Services, ServicesDep
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, problem_schemas, schema_ref
 from service.core.accounting import log as request_log
-from service.core.accounting.log import PAGE_MAX, LogFilter, LogPage
+from service.core.accounting.log import OMITTED_IN_LISTS, PAGE_MAX, LogFilter, LogPage
 from service.core.auth.principals import Principal
 from service.core.encoding import to_json
 from service.core.records import Answer
@@ -27,7 +27,7 @@ router = APIRouter(prefix="/ai/logs", tags=["logs"])
 FRESH_SECONDS = (
     0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
 )
-_COLUMNS = Answer.__struct_fields__
+_COLUMNS = [name for name in Answer.__struct_fields__ if name not in OMITTED_IN_LISTS]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 

@@ -1,15 +1,24 @@
-"""The web pages: static files and their content security policies."""
+"""The web pages: static files and their content security policies.
 
+The files are read once, at startup: serving them needs neither the disk nor a thread, so that
+clients that request the largest file in large numbers delay no others.
+"""
+
+import hashlib
+import mimetypes
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import FileResponse, RedirectResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse
 
 from service.api.dependencies import ServicesDep, read_credentials
 from service.core.errors import Unauthorized
 
 WEB = Path(__file__).parents[1] / "web"
+_SWAGGER = ("swagger-ui.css", "swagger-ui-bundle.js")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -21,33 +30,73 @@ _DOCS_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-router = APIRouter(include_in_schema=False)
+
+@dataclass(frozen=True)
+class StaticFile:
+    """A file that does not change while the service runs."""
+
+    content: bytes
+    media_type: str
+    etag: str
+
+    def respond(self, request: Request, policy: str | None = None) -> Response:
+        """The file, or 304 for a client that has it."""
+        headers = {"ETag": self.etag, "Cache-Control": "no-cache"}  # no-cache: use, but revalidate
+        if policy is not None:
+            headers["Content-Security-Policy"] = policy
+        cached = request.headers.get("if-none-match", "").split(",")
+        if self.etag in [etag.strip().removeprefix("W/") for etag in cached]:
+            return Response(status_code=304, headers=headers)
+        return Response(self.content, headers=headers, media_type=self.media_type)
 
 
-@router.get("/")
-async def show_index(request: Request, services: ServicesDep) -> Response:
-    """The main page, without user data; redirects to the sign-in page without a credential."""
-    try:
-        await services.authenticator.authenticate(read_credentials(request))
-    except Unauthorized:
-        return RedirectResponse("signin", 303)
-    return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": _POLICY})
+def read_files() -> dict[str, StaticFile]:
+    """The files of the pages and of Swagger UI, by their path below `/web/`."""
+    files = dict(_read(WEB, (path for path in WEB.rglob("*") if path.is_file())))
+    swagger = Path(str(resources.files("fastapi_offline"))) / "static"
+    for name, file in _read(swagger, (swagger / name for name in _SWAGGER)):
+        files[f"swagger/{name}"] = file
+    return files
 
 
-@router.get("/signin")
-async def show_sign_in() -> FileResponse:
-    """The sign-in page, which exchanges a key for a session."""
-    return FileResponse(WEB / "signin.html", headers={"Content-Security-Policy": _POLICY})
-
-
-@router.get("/docs")
-async def show_docs() -> FileResponse:
-    """The API documentation (Swagger UI)."""
-    return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": _DOCS_POLICY})
+def _read(folder: Path, paths: Iterable[Path]) -> Iterable[tuple[str, StaticFile]]:
+    for path in paths:
+        content = path.read_bytes()
+        media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        yield path.relative_to(folder).as_posix(), StaticFile(content, media_type, etag)
 
 
 def mount_pages(app: FastAPI) -> None:
-    """Serve the files that the pages load: ours and those of Swagger UI."""
+    """Serve the pages and the files that they load."""
+    router = APIRouter(include_in_schema=False)
+    files = read_files()
+
+    @router.get("/")
+    async def show_index(request: Request, services: ServicesDep) -> Response:
+        """The main page, without user data; redirects to sign-in without a credential."""
+        try:
+            await services.authenticator.authenticate(read_credentials(request))
+        except Unauthorized:
+            return RedirectResponse("signin", 303)
+        return files["index.html"].respond(request, _POLICY)
+
+    @router.get("/signin")
+    async def show_sign_in(request: Request) -> Response:
+        """The sign-in page, which exchanges a key for a session."""
+        return files["signin.html"].respond(request, _POLICY)
+
+    @router.get("/docs")
+    async def show_docs(request: Request) -> Response:
+        """The API documentation (Swagger UI)."""
+        return files["docs.html"].respond(request, _DOCS_POLICY)
+
+    @router.api_route("/web/{path:path}", methods=["GET", "HEAD"])
+    async def show_file(request: Request, path: str) -> Response:
+        """A file that a page loads."""
+        file = files.get(path)
+        if file is None:
+            raise HTTPException(404)
+        return file.respond(request)
+
     app.include_router(router)
-    app.mount("/web/swagger", StaticFiles(packages=[("fastapi_offline", "static")]))
-    app.mount("/web", StaticFiles(directory=WEB))

@@ -1,10 +1,12 @@
 """The command line: every command of `kotae`, and its exit codes."""
 
 import sys
+from typing import Annotated
 
 import httpx2
 import typer
 
+from service import __version__
 from service.cli import (
     ask,
     audit,
@@ -18,14 +20,32 @@ from service.cli import (
     settings,
     users,
 )
-from service.core.errors import KotaeError
+from service.core.errors import KotaeError, NotFound
 
 app = typer.Typer(
-    help="Kotae: a self-hosted question-answering server with exact accounting.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(f"kotae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def configure(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Kotae: a self-hosted question-answering server with exact accounting."""
+
+
 app.command()(serve.serve)
 app.command()(serve.migrate)
 app.command()(serve.seed)
@@ -51,12 +71,18 @@ def main() -> None:
         app()
     except KotaeError as error:
         print(f"kotae: {error.detail}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, NotFound) else 2)
     except httpx2.TransportError as error:
         print(
             f"kotae: no service responds ({error}); start one with `kotae serve`, or pass --url",
             file=sys.stderr,
         )
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # the reader of the pipe has exited
         sys.exit(0)
+    except OSError as error:
+        path = f"{error.filename}: " if error.filename else ""
+        print(f"kotae: {path}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

@@ -6,6 +6,7 @@ import typer
 
 from service.cli.client import Url, open_client, raise_for_problem, summarize
 from service.core.errors import KotaeError
+from service.core.settings import EXTRACTIVE
 
 
 def ask(
@@ -26,12 +27,24 @@ def ask(
             _print_event(event.event, cast("dict[str, Any]", event.json()))
 
 
+def _read_sentence(passage: dict[str, Any]) -> str:
+    """The best sentence of a passage, on one line."""
+    start, end = passage["sentence"]
+    return " ".join(passage["text"][start:end].split())
+
+
 def _print_event(name: str, data: dict[str, Any]) -> None:
     if name == "message":
         print(data["delta"], end="", flush=True)
     elif name == "done":
         for source in data["sources"]:
             print(f"\n[{source['n']}] {source['title']}", end="")
+        if data.get("nearest"):
+            print("\n\nClosest passages, not an answer:", end="")
+        for passage in data.get("nearest", []):
+            print(f"\n- {passage['title']}: {_read_sentence(passage)}", end="")
         print(f"\n\n{summarize(data)}")
+        if data["model"] == EXTRACTIVE:
+            print("Quoting mode: connect a model (OPENAI_API_KEY or OPENAI_BASE_URL).")
     elif name == "failure":
         raise KotaeError(f"{data['title']}: {data['detail']} (request {data['request_id']})")

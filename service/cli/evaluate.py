@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,14 +16,16 @@ from service.core.providers.embedders import create_embedder
 from service.core.settings import Settings, load_settings
 
 
+def _lines_file(content: str) -> Any:
+    return typer.Option(help=f"JSONL file of {content}.", exists=True, dir_okay=False)
+
+
 def evaluate(
-    corpus: Annotated[Path, typer.Option(help="JSONL file of {id, text, title?}.")],
-    queries: Annotated[
-        Path, typer.Option(help="JSONL file of {question, relevant: [ids], answers?: [texts]}.")
-    ],
+    corpus: Annotated[Path, _lines_file("{id, text, title?}")],
+    queries: Annotated[Path, _lines_file("{question, relevant: \\[ids], answers?: \\[texts]}")],
     offtopic: Annotated[
         Path | None,
-        typer.Option(help="JSONL file of {question, kind?}: questions without an answer."),
+        _lines_file("{question, kind?}: questions without an answer"),
     ] = None,
     keep: Annotated[
         Path | None,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from service.cli.database import run_on_database
+from service.cli.output import Json, format_time, print_json, print_table
 from service.core.auth import store
 from service.core.auth.principals import ALL_SCOPES, BOOTSTRAP, Role, Scope
 from service.core.auth.store import ApiKey, NewKey
@@ -52,26 +53,44 @@ def create_key(
 
 
 @keys.command("list")
-def list_keys(user: Annotated[str | None, typer.Option(help="Only of this user.")] = None) -> None:
+def list_keys(
+    user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
+    as_json: Json = False,
+) -> None:
     """List keys, newest first, by id and prefix."""
 
     async def read(database: Database) -> list[ApiKey]:
         async with database.read_session() as session:
             return await store.list_keys(session, BOOTSTRAP, user_id=user)
 
-    for key in run_on_database(load_settings(), read):
-        state = (
-            "revoked"
-            if key.revoked_at
-            else "expired"
-            if key.expires_at and key.expires_at <= utc_now()
-            else "valid"
-        )
-        used = f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
-        end = f"until {key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else "no end"
-        scopes = ",".join(key.scopes)
-        columns = f"{key.id}  {key.prefix}…  {key.user_id}  {key.role}  {scopes}"
-        print(f"{columns}  {state}  {end}  {used}  {key.name}")
+    listed = run_on_database(load_settings(), read)
+    if as_json:
+        print_json(listed)
+        return
+    print_table(
+        ("ID", "KEY", "USER", "ROLE", "SCOPES", "STATE", "EXPIRES", "LAST USED", "NAME"),
+        (
+            (
+                key.id,
+                f"{key.prefix}…",
+                key.user_id,
+                key.role,
+                ",".join(key.scopes),
+                _describe_state(key),
+                format_time(key.expires_at, "never"),
+                format_time(key.last_used_at, "never"),
+                key.name,
+            )
+            for key in listed
+        ),
+        empty="no keys yet: kotae keys create --user NAME",
+    )
+
+
+def _describe_state(key: ApiKey) -> str:
+    if key.revoked_at:
+        return "revoked"
+    return "expired" if key.expires_at and key.expires_at <= utc_now() else "valid"
 
 
 @keys.command("rotate")

@@ -36,3 +36,8 @@ def parse_limits(options: list[str]) -> QuotaLimits:
         if values[name] < 0:
             raise typer.BadParameter(f"{option!r} is negative")
     return QuotaLimits(**values)
+
+
+def format_limits(limits: QuotaLimits) -> str:
+    """Format limits as NAME=VALUE, separated by spaces."""
+    return " ".join(f"{name}={value}" for name, value in limits.to_wire().items())

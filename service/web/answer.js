@@ -67,6 +67,7 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
     end(answer.status);
     for (const { n, sentence } of answer.sources) if (sentence) markSentence(sources.get(n), sentence);
     placeSources(card, sources, answer.sources.map((source) => source.n));
+    showNearest(part(".nearest"), answer.nearest ?? []);
     showFacts(part("footer .facts"), answer, cuts);
     const { prompt, response, ...account } = answer;
     ended({ question, grounded, text: whole, answer: account });
@@ -164,6 +165,20 @@ function createSource({ n, title, text }) {
   write(item.querySelector(".glimpse"), text.replace(/^#+ .*$/gm, "").trim().slice(0, 160)); // headings repeat the title
   write(item.querySelector("blockquote"), text);
   return item.querySelector("details");
+}
+
+// The passages nearest to a refused question: each shows its best sentence, which is no answer.
+function showNearest(section, passages) {
+  const items = passages.map((passage) => {
+    const source = createSource(passage);
+    if (passage.sentence) {
+      markSentence(source, passage.sentence);
+      write(source.querySelector(".glimpse"), source.querySelector("mark")?.textContent ?? passage.text.slice(0, 160));
+    }
+    return source.parentElement;
+  });
+  section.querySelector("ol").replaceChildren(...items);
+  section.hidden = items.length === 0;
 }
 
 // Cited passages are listed openly; the rest of the context is folded.

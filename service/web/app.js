@@ -3,10 +3,12 @@
 import { createAnswer } from "./answer.js";
 import { wireDocuments } from "./documents.js";
 import { addHistory, clearHistory, listHistory } from "./history.js";
+import { fetchModel } from "./service.js";
 import { recall, remember } from "./storage.js";
 import { openStream } from "./stream.js";
 import { EXAMPLES, language, languageOf, say, setLanguage, words } from "./text.js";
 
+const EXTRACTIVE = "extractive"; // the built-in model, which quotes sentences
 const QUESTION_CHARACTERS_MAX = 20_000;
 const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
@@ -17,6 +19,7 @@ wireSwitches();
 wireForm();
 wireHistory();
 wireDocuments();
+fetchModel().then((model) => { $("quoting").hidden = model !== EXTRACTIVE; });
 if (history.state?.id) show(history.state); // resume the answer of before a reload
 
 function ask(question, grounded = $("grounded").checked) {

@@ -33,6 +33,15 @@ export function uploadFiles(files, onProgress) {
   });
 }
 
+/** Returns the name of the default model; null if the service cannot be reached. */
+export async function fetchModel() {
+  try {
+    return (await (await fetch("health/ready")).json()).model;
+  } catch {
+    return null;
+  }
+}
+
 /** Returns why a stream ended without an event, which EventSource does not report. */
 export async function findCause(heard) {
   try {

@@ -3,6 +3,8 @@
 import re
 from contextlib import aclosing
 
+import pytest
+
 from tests.access import client, make_key
 from tests.api.test_sessions import signed_in
 from tests.conftest import Serve, Service
@@ -34,3 +36,26 @@ async def test_page_redirects_to_the_sign_in_page(serve: Serve) -> None:
         assert "http" not in page.text.replace("http-equiv", "")
         assert (await stranger.get("/web/signin.js")).status_code == 200
         assert "Basic" not in (await stranger.get("/ai/logs")).headers["www-authenticate"]
+
+
+async def test_browsers_revalidate_static_files(service: Service) -> None:
+    """A static file has an ETag; a client that has the file gets 304 without content."""
+    whole = await service.client.get("/web/app.js")
+    again = await service.client.get(
+        "/web/app.js", headers={"If-None-Match": whole.headers["etag"]}
+    )
+    head = await service.client.head("/web/app.js")
+
+    assert whole.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert whole.headers["cache-control"] == "no-cache"
+    assert (again.status_code, again.content) == (304, b"")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+
+
+@pytest.mark.parametrize(
+    "path", ["/web/", "/web/none.js", "/web/%2e%2e/main.py", "/web//etc/passwd", "/web/swagger"]
+)
+async def test_only_files_of_the_pages_are_served(service: Service, path: str) -> None:
+    """Paths outside the folder of the pages and folders are 404."""
+    assert (await service.client.get(path)).status_code == 404

@@ -163,6 +163,31 @@ async def test_an_off_topic_question_is_refused_at_no_cost(visit: Visit):
     assert await visit.text("#current footer .cost dd") == "$0"
 
 
+async def test_a_refusal_shows_the_nearest_passages(visit: Visit):
+    """Passages near a refused question are listed by title and sentence, apart from sources."""
+    await visit.ask("How do I install nginx in the kitchen of an office or a museum?")
+
+    nearest = visit.page.locator("#current .nearest")
+    assert "nginx" in await visit.text("#current .text")
+    assert "not an answer" in await visit.text("#current .nearest h3")
+    assert await nearest.locator(".source").count() == 3
+    await nearest.locator("summary").first.click()
+    glimpse = await nearest.locator(".glimpse").first.inner_text()
+    assert await nearest.locator("mark").first.inner_text() == glimpse
+    assert await visit.page.locator("#current .sources").is_hidden()
+
+
+async def test_the_built_in_model_is_described(visit: Visit):
+    """Without a language model the page says that answers are quotes."""
+    await expect(visit.page.locator("#quoting")).to_contain_text("Quoting mode")
+
+
+async def test_with_a_model_the_page_does_not_mention_quotes(fake_visit: Visit):
+    """With a provider the note about quoting mode is hidden, also after an answer."""
+    await fake_visit.ask(ENGLISH)
+    await expect(fake_visit.page.locator("#quoting")).to_be_hidden()
+
+
 async def test_a_failure_shows_its_problem(fake_visit: Visit, fake: ProviderFake, service: Service):
     """A failure keeps the text and shows title, status, code and request id; retry is one click."""
     fake.next(Behaviour(deltas=["Within ", "thirty ", "days"], cut_after=2))

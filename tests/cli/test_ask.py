@@ -9,6 +9,19 @@ from tests.process import kotae, migrate, serving
 pytestmark = pytest.mark.slow
 
 
+async def test_a_refusal_lists_the_closest_passages(tmp_path: Path) -> None:
+    """`kotae ask` prints title and sentence of the closest passages, labelled, and the mode."""
+    async with serving(tmp_path, "--seed") as service:
+        question = "How do I install nginx in the kitchen of an office or a museum?"
+        code, output, _ = await kotae("ask", question, "--url", service.url, data_dir=tmp_path)
+
+    assert code == 0
+    assert "The documents do not mention nginx." in output
+    listed = output.partition("Closest passages, not an answer:\n")[2].splitlines()
+    assert [line[:2] for line in listed[:3]] == ["- "] * 3
+    assert "Quoting mode: connect a model" in output
+
+
 async def test_commands_send_the_api_key(tmp_path: Path) -> None:
     """`kotae ask` and `kotae logs` send KOTAE_API_KEY; without it, they print one line and fail."""
     await migrate(tmp_path)

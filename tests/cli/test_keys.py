@@ -36,7 +36,7 @@ async def test_keys_on_the_command_line(serve: Serve, monkeypatch: pytest.Monkey
         await command("keys", "revoke", "nothing")
 
     assert key not in listed
-    assert f"{key_id}  {key[:10]}…  alice  user  logs  valid" in listed
+    assert f"{key_id}  {key[:10]}…  alice  user  logs    valid" in listed
 
 
 async def refused(caller: httpx2.AsyncClient) -> None:

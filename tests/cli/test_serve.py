@@ -2,6 +2,7 @@
 
 import json
 import resource
+import socket
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,22 @@ async def test_common_mistakes_are_reported_without_traceback(tmp_path: Path) ->
         assert code != 0
         assert expected in errors
         assert "Traceback" not in errors
+
+
+async def test_a_port_in_use_is_reported_before_the_migration(tmp_path: Path) -> None:
+    """One line names the port and the setting; the database is not touched."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, _, errors = await kotae(
+            "serve", "--migrate", "--port", str(port), data_dir=tmp_path, KOTAE_LOG_FORMAT="json"
+        )
+
+    assert code == 2
+    assert errors == (
+        f"kotae: port {port} of 127.0.0.1 is in use: stop its process, or choose another port "
+        "with --port or KOTAE_PORT\n"
+    )
+    assert not (tmp_path / "kotae.db").exists()
 
 
 async def test_an_ignored_variable_is_logged(tmp_path: Path) -> None:

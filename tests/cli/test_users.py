@@ -1,5 +1,7 @@
 """`kotae users` and `kotae plans`."""
 
+import json
+
 import pytest
 
 from service.core.errors import NotFound
@@ -31,12 +33,13 @@ async def test_quotas_on_the_command_line(
     await service.wait_idle()
 
     assert quota["in_force"] == {"tokens_per_day": 1000, "cost_usd_per_month": "2.5"}
-    assert "team  {'tokens_per_day': 1000, 'cost_usd_per_month': '2.5'}" in await command(
-        "plans", "list"
-    )
-    assert "1 answers" in await command("users", "usage", "bob")
-    assert await command("users", "usage", "alice") == ""
-    assert "alice: {'concurrent': 2}" in await command(
+    assert "team  tokens_per_day=1000 cost_usd_per_month=2.5" in await command("plans", "list")
+    (usage,) = (await command("users", "usage", "bob", "--json")).splitlines()
+    assert json.loads(usage)["answers"] == 1
+    assert "no answers in the last 30 days" in await command("users", "usage", "alice")
+    with pytest.raises(NotFound):
+        await command("users", "usage", "nobody")
+    assert "alice: concurrent=2" in await command(
         "users", "quota", "alice", "--limit", "concurrent=2"
     )
     for wrong in (

@@ -73,13 +73,15 @@ def test_the_example_file_with_everything_uncommented_is_valid(
     [
         ("KOTAE_PORT", "many", "KOTAE_PORT"),
         ("KOTAE_PORT", "99999", "KOTAE_PORT"),
-        ("KOTAE_MODELS", "not json", "models"),
+        ("KOTAE_MODELS", "[m", "KOTAE_MODELS: not a list"),
+        ("KOTAE_PRICES", "{", "KOTAE_PRICES: not valid JSON"),
+        ("OPENAI_BASE_URL", "localhost:11434", "http://localhost:11434"),
         ("KOTAE_AUTH", "none", "KOTAE_AUTH"),
         ("KOTAE_AUTH", "secret", "KOTAE_AUTH"),
         ("KOTAE_HOST", "0.0.0.0", "KOTAE_AUTH=keys"),
         ("KOTAE_DATABASE_URL", "postgresql://x", "KOTAE_DATABASE_URL"),
         ("KOTAE_MAX_TOKENS", "9999", "KOTAE_MAX_TOKENS_MAX"),
-        ("KOTAE_PRICES", '{"m": {"input": -1, "output": 1}}', "KOTAE_PRICES.M.INPUT"),
+        ("KOTAE_PRICES", '{"m": {"input": -1, "output": 1}}', "KOTAE_PRICES: m.input: must be"),
     ],
 )
 def test_a_bad_value_is_one_clear_line(
@@ -91,6 +93,14 @@ def test_a_bad_value_is_one_clear_line(
     with pytest.raises(SettingsInvalid, match=told) as caught:
         load_settings()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["a.example, b.example,", '["a.example", "b.example"]'])
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A list is separated by commas; JSON is accepted too."""
+    monkeypatch.setenv("KOTAE_ALLOWED_HOSTS", value)
+
+    assert load_settings().allowed_hosts == ["a.example", "b.example"]
 
 
 def test_a_short_secret_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +135,7 @@ def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         unknown["KOTAE_DATABASE_BUSY_SECONDS"]
         == "it was removed: add ?timeout=SECONDS to KOTAE_DATABASE_URL"
     )
-    assert unknown["KOTAE_HOTS"] == "it is not a setting: see `kotae settings`"
+    assert unknown["KOTAE_HOTS"] == "it is not a setting: did you mean KOTAE_HOST?"
     assert unknown["KOTAE_WRITER_BATCH_MAX"] == "it was removed: the value is fixed"
     assert not {"OTHER", "KOTAE_MODEL"} & unknown.keys()
 

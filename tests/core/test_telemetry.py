@@ -3,6 +3,7 @@
 import contextvars
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +16,11 @@ from service.core.telemetry import Metrics, configure_logging, set_request_id
 
 
 @contextmanager
-def debug_log() -> Iterator[FilteringBoundLogger]:
+def debug_log(form: str = "json") -> Iterator[FilteringBoundLogger]:
     """A logger of the service at the debug level, on the standard error of the test."""
     root, config = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers, root.level
-    configure_logging("debug", "json")
+    configure_logging("debug", form)
     try:
         yield structlog.get_logger("kotae")
     finally:
@@ -95,3 +96,16 @@ def test_each_service_has_separate_metrics() -> None:
 
     assert b'kotae_provider_attempts_total{code="ok"} 1.0' in first.format_exposition()
     assert b'code="ok"' not in other.format_exposition()
+
+
+def test_a_request_is_one_short_line_on_a_console(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a console a request is one line with method, route, status and duration."""
+    request_log = contextvars.copy_context()
+    request_log.run(set_request_id, "r-1")
+    with debug_log("console") as log:
+        request_log.run(log.info, "request.served", method="GET", route="/", status=200, ms=12.3)
+        request_log.run(log.warning, "disk.filled", free=1)
+
+    request, warning = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d GET / 200 12 ms", request)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d warning disk\.filled free=1 request_id=r-1", warning)

@@ -437,7 +437,12 @@ def strip_texts(outcome: Outcome) -> Outcome:
     """Return the outcome without texts. The price label is cut; the cost has its number."""
     intent = msgspec.structs.replace(outcome.intent, prompt="")
     return msgspec.structs.replace(
-        outcome, intent=intent, response="", sources=[], price=outcome.price and outcome.price[:500]
+        outcome,
+        intent=intent,
+        response="",
+        sources=[],
+        nearest=outcome.nearest and [],
+        price=outcome.price and outcome.price[:500],
     )
 
 

@@ -37,6 +37,9 @@ _FILTERS = (
     "endpoint",
     "status",
 )
+# Long, and rarely read.
+OMITTED_IN_LISTS = ("nearest",)
+_LISTED = [column for column in request_logs.c if column.name not in OMITTED_IN_LISTS]
 _KEY = ("day", "user_id", "endpoint", "model", "status", "usage_source")
 _COUNTS = (
     "answers",
@@ -211,9 +214,7 @@ async def read_page(
         )
         end = (await session.execute(scanned_ids.offset(scan_max - 1).limit(1))).scalar()
         where += [] if end is None else [request_logs.c.id >= end]
-    query = (
-        sa.select(request_logs).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
-    )
+    query = sa.select(*_LISTED).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
     rows = (await session.execute(query)).mappings().all()
     items = [_build_answer(row) for row in rows[:limit]]
     return LogPage(items, items[-1].id if len(rows) > limit else end)
@@ -252,7 +253,7 @@ async def read_tail(
     rows = (
         (
             await session.execute(
-                sa.select(request_logs).where(*where).order_by(request_logs.c.seq).limit(limit)
+                sa.select(*_LISTED).where(*where).order_by(request_logs.c.seq).limit(limit)
             )
         )
         .mappings()
@@ -393,6 +394,7 @@ def _build_row(outcome: Outcome) -> dict[str, Any]:
         "first_token_ms": outcome.first_token_ms,
         "grounded": intent.grounded,
         "sources": msgspec.to_builtins(outcome.sources),
+        "nearest": msgspec.to_builtins(outcome.nearest),
         "attempts": outcome.attempts,
         "request_id": intent.request_id,
         "rank": _get_rank(outcome),
@@ -415,4 +417,9 @@ def _build_answer(row: RowMapping) -> Answer:
         "estimated_cost": None if cost is None else format_usd(cost),
     }
     # The keys are a subclass of str, which msgspec does not accept.
-    return msgspec.convert({str(key): value for key, value in row.items()} | derived, Answer)
+    fields = {
+        str(key): value
+        for key, value in row.items()
+        if value is not None or key not in OMITTED_IN_LISTS
+    }
+    return msgspec.convert(fields | derived, Answer)

@@ -115,6 +115,7 @@ class AnswerAccount:
         error_code: str | None = None,
         *,
         estimate: Usage | None = None,
+        nearest: list[Passage] | None = None,
     ) -> Outcome:
         """Record the outcome, once, and return it.
 
@@ -140,6 +141,7 @@ class AnswerAccount:
                 first_token_ms=self._measure_ms(self.first_text_at) if self.first_text_at else None,
                 attempts=self.attempts,
                 sources=self._get_sources(text),
+                nearest=nearest,
             )
             self._recorder.record_outcome(self._outcome)
         return self._outcome

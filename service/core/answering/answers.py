@@ -26,6 +26,7 @@ from service.core.answering.idempotency import (
     require_same_request,
 )
 from service.core.answering.pump import ATTACH_SECONDS, Pump, PumpLimits
+from service.core.answering.refusals import Refusal, RefusalComposer
 from service.core.answering.registry import StreamRegistry
 from service.core.answering.replay import ReplayLookup
 from service.core.answering.streams import (
@@ -42,6 +43,7 @@ from service.core.encoding import create_id, replace_surrogates, utc_now
 from service.core.errors import NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
+from service.core.grounding.refusals import NEAREST_MAX
 from service.core.limits import ServiceLimits
 from service.core.ports import Message, Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
 from service.core.pricing import PriceBook, Usage
@@ -143,6 +145,7 @@ class Answers:
         self._metrics = metrics
         self._quota = quota
         self._revocation = revocation
+        self._refusals = RefusalComposer(database, search_service)
         self._replay = ReplayLookup(database, queue, wait_recovered)
         self._idempotency = IdempotencyRegistry(queue)
         # Strong references: the event loop keeps weak ones.
@@ -163,6 +166,7 @@ class Answers:
         model, provider = self._choose_model(request.model)
         intent = self._build_intent(request, model)
         context: list[Passage] = []
+        refusal: Refusal | None = None
         messages = (
             [Message("user", intent.prompt)]
             if request.grounded
@@ -171,14 +175,7 @@ class Answers:
         intent = await self._hold_quota(request, intent, messages)
         try:
             if request.grounded:
-                results = await self._search_documents(request)
-                intent = msgspec.structs.replace(
-                    intent,
-                    relevance_share=results.share,
-                    relevance_terms=results.terms,
-                    relevance_cosine=results.cosine or None,
-                )
-                context = self._build_context(results) if results.answerable else []
+                intent, context, refusal = await self._find_context(request, intent)
                 messages = prompt.build_grounded_messages(intent.prompt, context) if context else []
                 intent = await self._hold_quota(request, intent, messages, grow=True)
             degraded = request.resumable and not self._registry.has_capacity()
@@ -198,8 +195,8 @@ class Answers:
         )
         self._registry.add_stream(stream)
         account = self._open_account(stream, request, messages, started)
-        if request.grounded and not context:
-            await self._send_refusal(stream, account)
+        if refusal:
+            await self._send_refusal(stream, account, refusal)
         else:
             self._start_pump(stream, account, request, messages, provider)
         return stream
@@ -380,8 +377,33 @@ class Answers:
         cost = self._prices.compute_cost(intent.model, usage_max, intent.created_at)
         return usage_max.total_tokens, None if cost is None else cost.nano_usd
 
+    async def _find_context(
+        self, request: AnswerRequest, intent: Intent
+    ) -> tuple[Intent, list[Passage], Refusal | None]:
+        """Return the intent with its relevance, and either the context or the refusal."""
+        user_id, within = request.sees, request.documents
+        reply = await self._refusals.reply_without_search(
+            intent.prompt, user_id=user_id, within=within
+        )
+        if reply:
+            return intent, [], reply
+        results = await self._search_documents(request)
+        intent = msgspec.structs.replace(
+            intent,
+            relevance_share=results.share,
+            relevance_terms=results.terms,
+            relevance_cosine=results.cosine or None,
+        )
+        context = self._build_context(results) if results.answerable else []
+        if context:
+            return intent, context, None
+        refusal = await self._refusals.refuse(
+            intent.prompt, results, user_id=user_id, within=within
+        )
+        return intent, [], refusal
+
     async def _search_documents(self, request: AnswerRequest) -> SearchResults:
-        limit = self._settings.context_chunks_max
+        limit = max(self._settings.context_chunks_max, NEAREST_MAX)
         results = await self._search_service.search(
             replace_surrogates(request.prompt),
             user_id=request.sees,
@@ -416,12 +438,12 @@ class Answers:
         self._metrics.citations.labels("dropped").inc(citations.dropped)
         return citations.sources
 
-    async def _send_refusal(self, stream: Stream, account: AnswerAccount) -> None:
-        """Send the fixed refusal: no provider call, no tokens, no cost, one row."""
-        text = prompt.refusal_text(stream.intent.prompt)
-        stream.append_texts([text])
+    async def _send_refusal(self, stream: Stream, account: AnswerAccount, refusal: Refusal) -> None:
+        """Send a refusal: no provider call, no tokens, no cost, one row."""
+        stream.append_texts([refusal.text])
         account.first_text_at = time.perf_counter()
-        stream.finish(account.finish(Status.NO_CONTEXT, text), None)
+        outcome = account.finish(Status.NO_CONTEXT, refusal.text, nearest=refusal.nearest)
+        stream.finish(outcome, None)
         await account.wait_synced()
 
     def _start_pump(

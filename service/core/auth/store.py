@@ -336,6 +336,14 @@ async def get_user(session: ReadSession, user_id: str) -> User:
     return User(id=user_id) if row is None else _create_user(row)
 
 
+async def has_user(session: ReadSession, user_id: str) -> bool:
+    """Whether a user has settings or keys."""
+    condition = sa.or_(
+        sa.exists().where(users.c.id == user_id), sa.exists().where(api_keys.c.user_id == user_id)
+    )
+    return bool((await session.execute(sa.select(condition))).scalar())
+
+
 async def put_user(database: Database, user_id: str, **values: Any) -> User:
     """Set `disabled`, or `plan` and `limits`, of a user. Raises `NotFound` for an unknown plan."""
     if "limits" in values and values["limits"] is not None:

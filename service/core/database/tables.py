@@ -111,6 +111,9 @@ request_logs = Table(
     Column("relevance_share", Float),  # the two scores that decide about abstention
     Column("relevance_terms", Float),
     Column("relevance_cosine", Float),  # adjusts their thresholds; None: not used
+    Column(
+        "nearest", JSON(none_as_null=True)
+    ),  # passages shown with a refusal; None: not a refusal
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order. The columns after `id` cover further filters.
     Index(None, "user_id", "id", "status", "model", "endpoint"),

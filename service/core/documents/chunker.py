@@ -12,6 +12,7 @@ After a response the child waits for the next task. It ends when the socket is c
 """
 
 import hashlib
+import re
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import Any, Protocol, TypedDict
 
 import msgspec
 
-from service.core.text.chunking import derive_title, is_heading, split_chunks
+from service.core.text.chunking import derive_title, split_chunks
 from service.core.text.decoding import split_parts
 from service.core.text.tokenizer import compute_japanese_share, get_tokenizer
 
@@ -31,6 +32,8 @@ HEADLINE_CHARACTERS_MAX = 100  # a longer first line is a paragraph, not the tit
 LANGUAGE_CHARACTERS = 20_000  # the beginning of a text, from which its language is determined
 YIELD_CHUNKS = 3  # about a millisecond; yielding after each chunk did not help streams further
 YIELD_SECONDS = 0.0001  # chunking holds the interpreter lock, for which the event loop waits
+# A line break within Japanese text, where it may be within a word.
+_WRAP = re.compile("(?<=[\u3041-\u30ff\u4e00-\u9fff])\n(?=[\u3041-\u30ff\u4e00-\u9fff])")
 ROWS_PER_FRAME = 50  # decoding a frame holds the interpreter lock of the parent
 
 
@@ -73,7 +76,6 @@ def chunk_document(document: Mapping[str, Any], rules: ChunkRules) -> Iterator[C
     A chunk is also indexed by the title and by the heading above it, once each.
     """
     text, title = document["text"], document["title"]
-    heading, position = "", 0
     begins_with_title = title == derive_title(text)
     terms_of = get_tokenizer(rules.dictionary).extract_terms
     # A Japanese character carries about as much information as two Latin letters.
@@ -82,12 +84,10 @@ def chunk_document(document: Mapping[str, Any], rules: ChunkRules) -> Iterator[C
         text, rules.chunk_characters * scale, rules.chunk_overlap_characters * scale
     )
     for n, piece in enumerate(pieces, 1):
-        heading = _find_last_heading(text, position, piece.start) or heading
-        above = "" if is_heading(text, piece.start) else heading
         first_or_long = n == 1 or len(title) > HEADLINE_CHARACTERS_MAX
-        has_title = title == derive_title(above) or (begins_with_title and first_or_long)
-        terms = terms_of(f"{'' if has_title else title}\n{above}\n{piece.text}")
-        position = piece.start
+        has_title = title == derive_title(piece.heading) or (begins_with_title and first_or_long)
+        body = _WRAP.sub("", piece.text)
+        terms = terms_of(f"{'' if has_title else title}\n{piece.heading}\n{body}")
         yield {
             "document_id": document["id"],
             "n": n,
@@ -152,13 +152,6 @@ def hash_text(text: str) -> str:
     for part in split_parts(text):
         digest.update(part.encode())
     return digest.hexdigest()
-
-
-def _find_last_heading(text: str, start: int, end: int) -> str:
-    """The last Markdown heading that begins in `text[start:end]`, or an empty string."""
-    newline = text.rfind("\n#", start, end)
-    at = start if newline < 0 and is_heading(text, start) else newline + 1
-    return text[at:end].partition("\n")[0] if is_heading(text, at) and start <= at < end else ""
 
 
 if __name__ == "__main__":

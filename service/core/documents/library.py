@@ -27,7 +27,7 @@ from service.core.documents.chunker import ChunkRow, hash_text
 from service.core.encoding import create_id, replace_surrogates, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.settings import Settings
-from service.core.text.chunking import TITLE_CHARACTERS_MAX, derive_title
+from service.core.text.chunking import RULES, TITLE_CHARACTERS_MAX, derive_title
 from service.core.text.decoding import normalize_text
 from service.core.text.tokenizer import get_tokenizer
 
@@ -43,6 +43,7 @@ __all__ = [
     "index_name",
     "list_documents",
     "list_outdated",
+    "list_titles",
     "reindex_document",
     "seed_documents",
     "store_documents",
@@ -251,6 +252,22 @@ async def list_documents(
     )
 
 
+async def list_titles(
+    session: ReadSession, *, user_id: str | None, within: Sequence[str] | None, limit: int
+) -> tuple[list[str], int]:
+    """The titles of the newest documents visible to `user_id` (None: all), and their number.
+
+    `within` restricts both to documents with these ids.
+    """
+    visible = _visible_to(user_id)
+    if within is not None:
+        visible = sa.and_(visible, documents.c.id.in_(map(replace_surrogates, within)))
+    query = sa.select(documents.c.title).where(visible).order_by(documents.c.id.desc())
+    titles = list((await session.execute(query.limit(limit))).scalars())
+    count_query = sa.select(sa.func.count()).select_from(documents).where(visible)
+    return titles, (await session.execute(count_query)).scalar_one()
+
+
 async def get_document(session: ReadSession, document_id: str, *, user_id: str | None) -> Document:
     """A document with its text. Raises `NotFound` if it does not exist or is not visible."""
     return await _read_document(
@@ -338,7 +355,8 @@ async def reindex_document(
 def index_name(settings: Settings) -> str:
     """The rules of chunking as text. Documents indexed with other rules are reindexed."""
     tokenizer = get_tokenizer(settings.dictionary).name
-    return f"{tokenizer} {settings.chunk_characters} {settings.chunk_overlap_characters}"
+    target, overlap = settings.chunk_characters, settings.chunk_overlap_characters
+    return f"{tokenizer} {target} {overlap} chunks-{RULES}"
 
 
 _COLUMN_NAMES = ("id", "title", "chunks", "characters", "encoding", "shared", "created_at")

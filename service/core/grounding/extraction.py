@@ -17,8 +17,8 @@ import msgspec
 
 from service.core.grounding.prompt import refusal_text
 from service.core.records import Passage
-from service.core.text.chunking import is_heading
-from service.core.text.sentences import split_sentences
+from service.core.text.blocks import BlockKind
+from service.core.text.sentences import split_units
 from service.core.text.tokenizer import Tokenizer, detect_language, get_tokenizer
 
 SENTENCES_MAX = 3  # of an answer
@@ -60,10 +60,10 @@ _FRAME_WORDS = frozenset(
 )
 
 FREE = {
-    "ja": "これは内蔵の抽出モデルで、預かった文書の文を引用することしかできません。"
-    "文書をもとに答えるには、grounded を true にしてお尋ねください。",
-    "en": "This is the embedded extractive model: it can only quote the documents it was given. "
-    "Ask with grounded set to true to get an answer from them.",
+    "ja": "引用モードです。言語モデルが接続されていないため、文書の文を引用することしかできません。"
+    "文書から答える設定で質問するか、言語モデルを接続してください。",
+    "en": "This is quoting mode: no language model is connected, so I can only quote sentences of "
+    "the documents. Ask from the documents, or connect a model.",
 }
 
 _FIGURE = (
@@ -167,7 +167,7 @@ def _iterate_sentences(passages: Sequence[Passage], tokenizer: Tokenizer) -> Ite
     for passage in passages:
         title = _extract_terms(passage.title, tokenizer)
         above, before = title, frozenset[_Term]()
-        for start, end in split_sentences(passage.text)[:SENTENCES_READ_MAX]:
+        for start, end, kind, *_ in split_units(passage.text)[:SENTENCES_READ_MAX]:
             text = _clean_sentence(passage.text[start:end])
             own = _extract_terms(passage.text[start:end], tokenizer).union(
                 *(
@@ -176,7 +176,7 @@ def _iterate_sentences(passages: Sequence[Passage], tokenizer: Tokenizer) -> Ite
                     if pattern.search(text)
                 )
             )
-            if is_heading(passage.text, start) or _QUESTION.search(text):
+            if kind is BlockKind.HEADING or _QUESTION.search(text):
                 above, before = title | own, frozenset()
                 continue
             if own and text and text not in texts:

@@ -62,21 +62,29 @@ def refusal_text(question: str) -> str:
 def build_context(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list[Passage]:
     """Return the best hits that fit as passages, numbered from 1.
 
-    The first one is truncated if it is too long. Adjacent chunks of a document are merged into one
-    passage with the rank of the best.
+    Older versions are left out. The first one is truncated if it is too long. Adjacent chunks of a
+    document are merged into one passage with the rank of the best.
     """
     selected: list[Hit] = []
     remaining = tokens_max
-    for hit in hits[:chunks_max]:
+    current = [hit for hit in hits if hit.newer is msgspec.UNSET]
+    for hit in current[:chunks_max]:
         text = hit.text if selected else _truncate_text(hit.text, remaining)
         if (size := tokens.approximate_tokens(text)) <= remaining:
             selected.append(
                 hit
                 if text == hit.text
-                else msgspec.structs.replace(hit, text=text, end=hit.start + len(text))
+                else msgspec.structs.replace(
+                    hit, text=text, end=hit.end - len(hit.text) + len(text)
+                )
             )
             remaining -= size
     return [_merge_hits(n, run) for n, run in enumerate(_group_adjacent(selected), 1)]
+
+
+def build_passage(n: int, hit: Hit) -> Passage:
+    """Return a hit as passage number `n`."""
+    return Passage(n, hit.document_id, hit.chunk_id, hit.title, hit.text, hit.sentence)
 
 
 def _truncate_text(text: str, tokens_max: int) -> str:
@@ -104,24 +112,32 @@ def _are_adjacent(a: Hit, b: Hit) -> bool:
 
 
 def _merge_hits(n: int, run: list[Hit]) -> Passage:
-    """Merge adjacent hits into one passage. White space between them becomes a newline."""
+    """Merge adjacent hits into one passage. White space between them becomes one or two newlines.
+
+    Introductions that a chunk repeats (`chunking.Piece`) are dropped, except the first.
+    """
     best, *_ = run
     first, *rest = sorted(run, key=lambda hit: hit.start)
     text, end, starts = first.text, first.end, {first.chunk_id: 0}
     for hit in rest:
-        text += "" if hit.start <= end else "\n"
-        starts[hit.chunk_id] = len(text) - max(0, end - hit.start)
-        text += hit.text[max(0, end - hit.start) :]
+        introduction = len(hit.text) - (hit.end - hit.start)
+        text += "\n" * min(max(0, hit.start - end), 2)
+        starts[hit.chunk_id] = len(text) - max(0, end - hit.start) - introduction
+        text += hit.text[introduction + max(0, end - hit.start) :]
         end = max(end, hit.end)
-    low, high = (position + starts[best.chunk_id] for position in best.sentence)
-    return Passage(
-        n,
-        best.document_id,
-        best.chunk_id,
-        best.title,
-        text,
-        (min(low, len(text)), min(high, len(text))),
-    )
+    low, high = _locate_sentence(best, text, starts[best.chunk_id])
+    return Passage(n, best.document_id, best.chunk_id, best.title, text, (low, high))
+
+
+def _locate_sentence(hit: Hit, text: str, offset: int) -> tuple[int, int]:
+    """Return the position of the best sentence of a hit whose text is at `offset` of a passage."""
+    low, high = hit.sentence
+    if low < len(hit.text) - (hit.end - hit.start):  # in the introduction, which may be dropped
+        position = text.find(hit.text[low:high])
+        low, high = (position, position + high - low) if position >= 0 else (0, 0)
+    else:
+        low, high = low + offset, high + offset
+    return min(low, len(text)), min(high, len(text))
 
 
 def build_grounded_messages(question: str, passages: Sequence[Passage]) -> list[Message]:

@@ -12,8 +12,11 @@ import sqlalchemy as sa
 
 from service.core.ports import Similarities
 from service.core.search.index import SearchIndex, Visibility
+from service.core.search.missing_words import list_candidates, select_missing
+from service.core.search.postings.fts5 import find_absent
 from service.core.search.ranking import Thresholds, build_hit, parse_query, rank_chunks
 from service.core.search.results import NOTHING, SearchResults
+from service.core.search.versions import order_versions
 from service.core.settings import Settings
 from service.core.text.tokenizer import Tokenizer
 
@@ -59,9 +62,29 @@ class SearchEngine:
         )
         chunks = snapshot.read_chunks([ranked.id for ranked in ranking.chunks])
         return SearchResults(
-            items=[build_hit(ranked, chunks[ranked.id]) for ranked in ranking.chunks],
+            items=order_versions(
+                [build_hit(ranked, chunks[ranked.id]) for ranked in ranking.chunks], text
+            ),
             answerable=ranking.answerable,
             share=ranking.share,
             terms=ranking.terms,
             cosine=ranking.cosine,
         )
+
+    def find_missing_words(
+        self,
+        connection: sa.Connection,
+        text: str,
+        *,
+        user_id: str | None,
+        within: Sequence[str] | None,
+    ) -> list[str]:
+        """See `SearchService.find_missing_words`."""
+        candidates = list_candidates(text, self._tokenizer)
+        terms = dict.fromkeys(term for candidate in candidates for term in candidate.terms)
+        if not terms:
+            return []
+        visibility = Visibility(user_id, within)
+        execute = connection.connection.cursor().execute
+        absent = find_absent(execute, list(terms), visibility.condition, visibility.parameters)
+        return select_missing(text, candidates, absent)

@@ -18,7 +18,8 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """A chunk that matches a query. `start` and `end` are its position in its document.
 
     `coverage`: score as a share of the best possible one. `matched`: words of the query in the
-    chunk. `sentence`: position in `text` of the sentence that matches best.
+    chunk. `sentence`: position in `text` of the sentence that matches best. `newer`: the document
+    that contains a newer version of the chunk (`versions.py`).
     """
 
     document_id: str
@@ -32,6 +33,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     matched: list[str]
     sentence: tuple[int, int]
     cosine: float | msgspec.UnsetType = msgspec.UNSET  # similarity, where the chunk has a vector
+    newer: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class SearchResults(msgspec.Struct, frozen=True, kw_only=True):

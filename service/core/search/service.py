@@ -74,6 +74,22 @@ class SearchService:
         async with self._semaphore:
             return await self._database.run_blocking_read(run_search)
 
+    async def find_missing_words(
+        self, question: str, *, user_id: str | None, within: Sequence[str] | None = None
+    ) -> list[str]:
+        """Return the decisive words of a question that no visible document contains, as written.
+
+        A few at most; see `missing_words.py`. Raises `DatabaseUnavailable` only.
+        """
+
+        def find_words(connection: sa.Connection) -> list[str]:
+            return self._engine.find_missing_words(
+                connection, question, user_id=user_id, within=within
+            )
+
+        async with self._semaphore:
+            return await self._database.run_blocking_read(find_words)
+
     @cached_property
     def _engine(self) -> "engine.SearchEngine":
         return engine.SearchEngine(get_tokenizer(self._settings.dictionary), self._settings)

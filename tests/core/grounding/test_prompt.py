@@ -3,6 +3,7 @@
 from itertools import pairwise
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,6 +138,19 @@ def hit(document: str, start: int, text: str, sentence: tuple[int, int] = (0, 1)
         matched=[],
         sentence=sentence,
     )
+
+
+def test_a_merged_passage_repeats_no_introduction() -> None:
+    """The introduction that a later chunk repeats is dropped; its best sentence keeps its place."""
+    first = hit("d", 10, "There are:\n- one")
+    second = msgspec.structs.replace(hit("d", 27, "There are:\n- two"), end=32, sentence=(13, 16))
+    (passage,) = build_context([second, first], 1000, 5)
+    assert passage.text == "There are:\n- one\n- two"
+    assert passage.sentence == (19, 22)
+    (passage,) = build_context([msgspec.structs.replace(second, sentence=(0, 10)), first], 1000, 5)
+    assert passage.sentence == (0, 10)
+    (passage,) = build_context([second], 1000, 5)
+    assert (passage.text, passage.sentence) == (second.text, (13, 16))
 
 
 def test_context_takes_the_best_that_fits() -> None:

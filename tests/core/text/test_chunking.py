@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.text.chunking import is_heading, split_chunks
+from service.core.text.chunking import INTRODUCTION_CHARACTERS_MAX, derive_title, split_chunks
 from service.core.text.sentences import split_sentences
 
 TEXTS = st.text(
-    st.sampled_from(" \n。.!?「」（）#-*1aあ漢カ,、\t\u3000\u0301"), max_size=400
+    st.sampled_from(" \n。.!?「」（）#-*1aあ漢カ,、\t\u3000\u0301|>`=:：■"), max_size=400
 ) | st.text(max_size=200)
 
 
@@ -20,9 +20,14 @@ def test_pieces_slice_the_text(text: str, target: int, overlap: int) -> None:
     """Pieces are slices of limited length in ascending order that cover all sentences."""
     pieces = split_chunks(text, target, overlap)
     assert all(
-        piece.text == text[piece.start : piece.end] and piece.text.strip() for piece in pieces
+        piece.text.endswith(text[piece.start : piece.end]) and text[piece.start : piece.end].strip()
+        for piece in pieces
     )
-    assert all(len(piece.text) <= 2 * target + 40 for piece in pieces)
+    assert all(piece.end - piece.start <= 2 * target + 40 for piece in pieces)
+    assert all(
+        len(piece.text) - (piece.end - piece.start) <= INTRODUCTION_CHARACTERS_MAX + 1
+        for piece in pieces
+    )
     assert all(
         a.start < b.start and a.end < b.end and b.start - a.end < 1000 for a, b in pairwise(pieces)
     )
@@ -51,7 +56,7 @@ def test_a_heading_stays_with_its_text() -> None:
         f"## Part {i}\n\nSome words of the text. More words of it.\n\n" for i in range(30)
     )
     for piece in split_chunks(text, 120, 30)[:-1]:
-        assert not is_heading(piece.text.splitlines()[-1], 0)
+        assert not piece.text.splitlines()[-1].startswith("#")
 
 
 def test_only_sentences_that_are_far_too_long_are_split() -> None:
@@ -59,6 +64,58 @@ def test_only_sentences_that_are_far_too_long_are_split() -> None:
     assert len(split_chunks("あ" * 190 + "。", 100, 20)) == 1
     pieces = split_chunks(("あ" * 70 + "、") * 10, 100, 20)
     assert all(piece.text.endswith("、") and len(piece.text) <= 100 for piece in pieces)
+
+
+def test_a_part_of_a_list_has_the_sentence_before_the_list() -> None:
+    """A chunk that begins within a list repeats the introduction, which does not stand alone."""
+    items = "".join(f"- The advantage with number {n} is worth reading.\n" for n in range(12))
+    pieces = split_chunks(f"Some text. The advantages are:\n\n{items}\nOther text.", 150, 0)
+    assert len(pieces) > 3
+    assert all(
+        piece.text.startswith("The advantages are:\n- The advantage with") for piece in pieces[1:-1]
+    )
+    assert not any(piece.text.endswith("are:") for piece in pieces)
+
+
+def test_a_part_of_a_table_has_its_header() -> None:
+    """A chunk that begins within a table repeats the header row."""
+    rows = "".join(f"| item {n} | {n * 10} euros |\n" for n in range(30))
+    header = "| Name | Price |\n|---|---|\n"
+    pieces = split_chunks(f"# Prices\n\n{header}{rows}", 150, 0)
+    assert len(pieces) > 3
+    assert all(header in piece.text for piece in pieces)
+
+
+def test_code_is_split_only_at_lines_and_keeps_its_fence() -> None:
+    """Code up to twice the target is whole; the parts of longer code are lines in a fence."""
+    short = "Run this:\n\n```sh\n# not a heading\nmake. Install it. Then run.\n```\n"
+    (piece,) = split_chunks(short, 60, 0)
+    assert piece.text == short.strip()
+    long = "```python\n" + "".join(f"call_a_function({n})\n" for n in range(30)) + "```\n"
+    pieces = split_chunks(long, 100, 0)
+    assert all(piece.text.startswith("```python\ncall_a_function(") for piece in pieces)
+    assert all(piece.text.endswith(("\n", "```")) for piece in pieces)
+
+
+def test_a_chunk_has_the_heading_above() -> None:
+    """`heading` is the last heading before the chunk, whether it begins the chunk before or not."""
+    text = "Setext\n======\n\n" + "Words of it stand here. " * 11 + "\n\n## Next\n\nMore words."
+    pieces = split_chunks(text, 100, 0)
+    assert [piece.heading for piece in pieces] == ["", "Setext", "Setext", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ('---\nauthor: A\ntitle: "The guide"\n---\n\n# Other\n', "The guide"),
+        ("\n## Guide\n\ntext", "Guide"),
+        ("#include <stdio.h>\n", "#include <stdio.h>"),
+        ("---\n\ntext", "---"),
+    ],
+)
+def test_titles(text: str, title: str) -> None:
+    """The title is that of the front matter, or the first line without a heading marker."""
+    assert derive_title(text) == title
 
 
 @pytest.mark.slow
@@ -77,6 +134,17 @@ def test_only_sentences_that_are_far_too_long_are_split() -> None:
         "（「『",
         "a.b ",
         "x" * 60 + "\n",
+        "- ",
+        "> ",
+        "|-",
+        "| a\n",
+        "    a. b\n",
+        "```\na\n",
+        "- a\n\n  b\n",
+        "a: b\n",
+        "---\na:\n",
+        " " * 50 + "\n",
+        "***",
     ],
 )
 def test_time_is_linear(unit: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.core.text.sentences import split_sentences
+from service.core.text.sentences import split_sentences, split_units
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from service.core.text.sentences import split_sentences
             "# Title\nText one. Text two.\n- item. One\n2. second",
             ["# Title", "Text one.", "Text two.", "item.", "One", "second"],
         ),
-        ("short\nlines\n\nare apart", ["short", "lines", "are apart"]),
+        ("Short\nLines\n\nare apart", ["Short", "Lines", "are apart"]),
         (
             "This is a paragraph whose author wrapped every line by hand\nand it ends here. Next.",
             [
@@ -40,8 +40,59 @@ from service.core.text.sentences import split_sentences
             ],
         ),
         ("Yahoo!ニュースを見る。", ["Yahoo!ニュースを見る。"]),
+        ("Open until 6 p.m. Closed on Monday.", ["Open until 6 p.m.", "Closed on Monday."]),
+        (
+            "See No. 5 on p. 12. Is it so? No. Then go.",
+            ["See No. 5 on p. 12.", "Is it so?", "No.", "Then go."],
+        ),
+        (
+            "Am 3. Oktober war z. B. Dr. Weiß da. Das kostet ca. 2 Mio. Euro, d. h. viel.",
+            ["Am 3. Oktober war z. B. Dr. Weiß da.", "Das kostet ca. 2 Mio. Euro, d. h. viel."],
+        ),
+        (
+            "Mme Roux dit : « C'est prêt. » Puis elle part.",
+            ["Mme Roux dit : « C'est prêt. »", "Puis elle part."],
+        ),
+        ("¿Qué es? El Sr. Ruiz lo sabe. ¡Sí!", ["¿Qué es?", "El Sr. Ruiz lo sabe.", "¡Sí!"]),
+        (
+            "彼は「行く。\nすぐに。」などと言い、「はい。」と答えた。次。",
+            ["彼は「行く。\nすぐに。」などと言い、「はい。」と答えた。", "次。"],
+        ),
+        ("怎么退货？请联系客服。", ["怎么退货？", "请联系客服。"]),
+        ("यह एक है। वह दो है।", ["यह एक है।", "वह दो है।"]),
     ],
 )
 def test_sentences(text: str, expected: list[str]) -> None:
     """Sentence boundaries are found in both languages."""
     assert [text[start:end] for start, end in split_sentences(text)] == expected
+
+
+def read_units(text: str) -> list[tuple[str, str, str]]:
+    """Kind, text and introduction of each unit."""
+    units = split_units(text)
+    return [
+        (
+            unit.kind.value,
+            text[unit.start : unit.end],
+            text[slice(*units[unit.introduction][:2])] if unit.introduction >= 0 else "",
+        )
+        for unit in units
+    ]
+
+
+def test_introductions() -> None:
+    """Items and code have the sentence before them, rows have the header."""
+    text = (
+        "Two. Run:\n\n```\na. B\n```\n\nThere are:\n- one\n\n  more\n- two\n\n| A |\n|---|\n| 1 |\n"
+    )
+    assert read_units(text) == [
+        ("paragraph", "Two.", ""),
+        ("paragraph", "Run:", ""),
+        ("code", "```\na. B\n```", "Run:"),
+        ("paragraph", "There are:", ""),
+        ("item", "one", "There are:"),
+        ("item", "more", "There are:"),
+        ("item", "two", "There are:"),
+        ("table", "| A |\n|---|", "There are:"),
+        ("table", "| 1 |", "| A |\n|---|"),
+    ]

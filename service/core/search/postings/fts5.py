@@ -81,12 +81,31 @@ class Fts5Postings:
         return count_terms(self._query.codes, chunks)
 
 
+def find_absent(
+    execute: Any, terms: Sequence[Term], condition: str, parameters: Mapping[str, Any]
+) -> set[Term]:
+    """Return the terms that occur in no chunk which meets the condition. Blocking.
+
+    `condition`: of `chunks AS c` and `documents AS d`, with its parameters.
+    """
+    expressions = json.dumps([_match_any(column, [term]) for column, term in terms])
+    rows = execute(_ABSENT.format(condition=condition), {**parameters, "terms": expressions})
+    return {terms[n] for (n,) in rows}
+
+
 _FREQUENCIES = (
     "SELECT col, term, doc FROM chunk_vocabulary WHERE term IN (SELECT value FROM json_each(?))"
 )
 _POSTINGS = """
 SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value)
 FROM json_each(?)
+"""
+_ABSENT = """
+SELECT key FROM json_each(:terms) AS searched WHERE NOT EXISTS (
+    SELECT 1 FROM chunk_terms AS t
+    CROSS JOIN chunks AS c ON c.id = t.rowid JOIN documents AS d ON d.id = c.document_id
+    WHERE chunk_terms MATCH searched.value {condition}
+)
 """
 _MATCH = """
 SELECT rowid FROM chunk_terms WHERE chunk_terms MATCH :match
