@@ -43,6 +43,7 @@ _SHAPES = [
     shapes.DeltaEvent,
     shapes.KeyList,
     shapes.Liveness,
+    shapes.PartialUploadResult,
     shapes.PlanList,
     shapes.PlanSettings,
     shapes.Readiness,

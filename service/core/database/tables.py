@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Float,
@@ -220,6 +221,9 @@ documents = Table(
     Column("characters", Integer, nullable=False),
     Column("chunks", Integer, nullable=False),
     Column("encoding", String(20), nullable=False),
+    Column("format", String(20), nullable=False, server_default="text"),
+    Column("pages", Integer),  # their number; None: the format has no pages
+    Column("date", Date),  # of the content: from the file, or set by its owner
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
     Column("indexed_by", String(200), nullable=False, server_default=""),
@@ -241,6 +245,7 @@ chunks = Table(
     Column("grams", Text, nullable=False),
     # SHA-256 of the text, the key in `vectors`; None until the document is reindexed.
     Column("content_hash", String(64)),
+    Column("page", Integer),  # on which the chunk begins; None: the document has no pages
     UniqueConstraint("document_id", "n"),
     Index(None, "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,

@@ -161,7 +161,9 @@ class ChunkProcess:
         return child if child and child.is_running else None
 
 
-def _chunk_in_child(child: ChildProcess, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
+def _chunk_in_child(
+    child: ChildProcess, documents: Sequence[ChunkInput], rules: ChunkRules
+) -> Rows:
     """Return the chunk rows of documents by document id.
 
     Raises `OSError` or `EOFError` if the process does not start or ends early, `MsgspecError` or

@@ -56,28 +56,30 @@ class FileReaders:
         self.turn_seconds, self.file_seconds_max = turn_seconds, file_seconds_max
         self.memory_bytes_max = memory_bytes_max
         self.children = anyio.Semaphore(children_max)
-        self._users: dict[str, tuple[anyio.Lock, int]] = {}  # with the number of their uploads
+        self._users: dict[str, tuple[anyio.Semaphore, int]] = {}  # with the number of their uploads
 
     @asynccontextmanager
     async def open_reader(self, user_id: str, text_bytes_max: int) -> AsyncIterator["FileReader"]:
         """A reader for the files of one upload."""
-        lock, uploads = self._users.get(user_id, (anyio.Lock(), 0))
-        self._users[user_id] = (lock, uploads + 1)
-        reader = FileReader(self, lock, text_bytes_max)
+        turn, uploads = self._users.get(user_id, (anyio.Semaphore(1), 0))
+        self._users[user_id] = (turn, uploads + 1)
+        reader = FileReader(self, turn, text_bytes_max)
         try:
             yield reader
         finally:
             reader.end_turn()
             _, uploads = self._users.pop(user_id)
             if uploads > 1:
-                self._users[user_id] = (lock, uploads - 1)
+                self._users[user_id] = (turn, uploads - 1)
 
 
 class FileReader:
     """Reads the files of one upload, one after the other."""
 
-    def __init__(self, readers: FileReaders, user_lock: anyio.Lock, text_bytes_max: int) -> None:
-        self._readers, self._user_lock = readers, user_lock
+    def __init__(
+        self, readers: FileReaders, user_turn: anyio.Semaphore, text_bytes_max: int
+    ) -> None:
+        self._readers, self._user_turn = readers, user_turn
         self._text_bytes_max = text_bytes_max
         self._child: ChildProcess | None = None
         self._turn_ends_at = 0.0
@@ -96,15 +98,15 @@ class FileReader:
             self._child.end_in_thread()
             self._child = None
             self._readers.children.release()
-            self._user_lock.release()
+            self._user_turn.release()
 
     async def _begin_turn(self) -> ChildProcess:
         if self._child is None:
-            await self._user_lock.acquire()
+            await self._user_turn.acquire()
             try:
                 await self._readers.children.acquire()
             except BaseException:
-                self._user_lock.release()
+                self._user_turn.release()
                 raise
             self._child = ChildProcess(
                 self._readers.command, self._readers.memory_bytes_max, keeps_errors=False

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ async def test_a_child_that_is_ended_while_it_starts_is_killed() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="not run: only Linux has these limits")
-def test_a_child_cannot_write_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_child_cannot_write_files(tmp_path: Path) -> None:
     """A reader that a file has taken over leaves nothing on the disk."""
     program = (
         "from multiprocessing.connection import Connection\n"

@@ -6,8 +6,12 @@ expat limits the expansion of internal ones.
 """
 
 import io
+import lzma
+import struct
 import zipfile
-from xml.etree import ElementTree
+import zlib
+from typing import BinaryIO
+from xml.etree import ElementTree as ET
 
 from service.core.errors import FileUnreadable, TooLarge
 
@@ -17,16 +21,28 @@ PART_BYTES_MAX = 50_000_000  # of an entry that is parsed
 RATIO_MAX = 250  # of an entry of more than `RATIO_BYTES_MIN`
 RATIO_BYTES_MIN = 1_000_000
 
+_READ_ERRORS = (
+    zipfile.BadZipFile,
+    NotImplementedError,  # an unknown compression
+    RuntimeError,  # encrypted
+    EOFError,
+    OSError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+)
+
 
 class Archive:
-    """A zip archive in memory. Raises `FileUnreadable`, `TooLarge`."""
+    """A zip archive. Raises `FileUnreadable`, `TooLarge`."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, file: bytes | BinaryIO) -> None:
         try:
-            self._zip = zipfile.ZipFile(io.BytesIO(data))
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            self._zip = zipfile.ZipFile(io.BytesIO(file) if isinstance(file, bytes) else file)
+        except (zipfile.BadZipFile, ValueError, OSError, struct.error) as error:
             raise FileUnreadable("the file is damaged or incomplete") from error
-        entries = self._zip.infolist()
+        self.entries = entries = self._zip.infolist()
         if len(entries) > ENTRIES_MAX:
             raise TooLarge(f"the archive has {len(entries)} entries, more than {ENTRIES_MAX}")
         if sum(entry.file_size for entry in entries) > EXPANDED_BYTES_MAX:
@@ -38,17 +54,24 @@ class Archive:
     def read(self, name: str) -> bytes:
         """The content of an entry."""
         try:
-            if self._zip.getinfo(name).file_size > PART_BYTES_MAX:
-                raise TooLarge(f"a part of the file is larger than {PART_BYTES_MAX} bytes")
-            return self._zip.read(name)
-        except (KeyError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+            return self.read_entry(self._zip.getinfo(name))
+        except KeyError as error:
+            raise FileUnreadable(f"the file is damaged: `{name}` is missing") from error
+
+    def read_entry(self, entry: zipfile.ZipInfo) -> bytes:
+        """The content of an entry, of which several may have the same name."""
+        if entry.file_size > PART_BYTES_MAX:
+            raise TooLarge(f"a part of the file is larger than {PART_BYTES_MAX} bytes")
+        try:
+            return self._zip.read(entry)
+        except _READ_ERRORS as error:
             raise FileUnreadable("the file is damaged or incomplete") from error
 
-    def parse_xml(self, name: str) -> ElementTree.Element:
+    def parse_xml(self, name: str) -> ET.Element:
         """The root element of an entry."""
         try:
-            return ElementTree.fromstring(self.read(name))  # noqa: S314 - see above
-        except ElementTree.ParseError as error:
+            return ET.fromstring(self.read(name))  # noqa: S314 - see above
+        except ET.ParseError as error:
             raise FileUnreadable("the file is damaged: a part is not well-formed XML") from error
 
     def check_parts(self) -> None:

@@ -1,7 +1,7 @@
-"""Reads DOCX with mammoth, which converts it to HTML: headings, lists, tables, notes, text boxes."""
+"""Reads DOCX with mammoth, which converts it to HTML, including notes and text boxes."""
 
 import io
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import mammoth
 
@@ -44,5 +44,5 @@ def read_core_properties(archive: Archive) -> tuple[str, str]:
     return _find_text(root, "title"), _find_text(root, "modified") or _find_text(root, "created")
 
 
-def _find_text(root: ElementTree.Element, name: str) -> str:
+def _find_text(root: ET.Element, name: str) -> str:
     return next((child.text or "" for child in root if child.tag.endswith(f"}}{name}")), "")

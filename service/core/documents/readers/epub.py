@@ -2,7 +2,7 @@
 
 import posixpath
 from urllib.parse import unquote
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from service.core.documents.readers.archive import Archive
 from service.core.documents.readers.extracted import (
@@ -38,7 +38,7 @@ def read_epub(data: bytes, bytes_max: int) -> Extracted:
     )
 
 
-def _list_chapters(package: ElementTree.Element, folder: str) -> list[str]:
+def _list_chapters(package: ET.Element, folder: str) -> list[str]:
     """The paths of the chapters in the order of the spine."""
     items = {
         item.get("id"): posixpath.normpath(posixpath.join(folder, unquote(item.get("href", ""))))
@@ -60,16 +60,16 @@ def _list_encrypted(archive: Archive) -> set[str]:
     }
 
 
-def _name(element: ElementTree.Element) -> str:
+def _name(element: ET.Element) -> str:
     return element.tag.rpartition("}")[2]
 
 
-def _find_element(root: ElementTree.Element, name: str) -> ElementTree.Element:
+def _find_element(root: ET.Element, name: str) -> ET.Element:
     for element in root.iter():
         if _name(element) == name:
             return element
     raise FileUnreadable(f"the book is damaged: `{name}` is missing")
 
 
-def _find_text(root: ElementTree.Element, name: str) -> str:
+def _find_text(root: ET.Element, name: str) -> str:
     return next((element.text or "" for element in root.iter() if _name(element) == name), "")

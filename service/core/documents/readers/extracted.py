@@ -10,7 +10,6 @@ import msgspec
 from service.core.errors import FileUnreadable, TooLarge
 from service.core.text.chunking import TITLE_CHARACTERS_MAX
 
-PAGE_BREAK = "\f"  # in the text of a document with pages
 _NOT_IN_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufffe\uffff]+")
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+\n")
 
@@ -33,8 +32,8 @@ class Format(StrEnum):
 class Extracted(msgspec.Struct, frozen=True, kw_only=True):
     """The text of a file, with what the file tells about it.
 
-    `has_pages`: pages are separated by `PAGE_BREAK`. `encoding`: of a file that is text, in
-    Python's name. An empty title means that the file has none.
+    `has_pages`: page breaks (`core/text/pages.py`) separate pages. `encoding`: of a file that is
+    text, in Python's name. An empty title means that the file has none.
     """
 
     text: str
@@ -79,11 +78,23 @@ def clean_text(text: str) -> str:
 
 def clean_title(title: object) -> str:
     """A title from metadata on one line; an empty string if it is missing or a file path."""
-    text = " ".join(_NOT_IN_TEXT.sub(" ", str(title or "")).split())[:TITLE_CHARACTERS_MAX]
-    return "" if not any(map(str.isalnum, text)) or text.lower() in _NO_TITLES else text
+    text = " ".join(_NOT_IN_TEXT.sub(" ", str(title or "")).split())
+    text = text.removeprefix("Microsoft Word - ").removeprefix("Microsoft PowerPoint - ")
+    is_title = any(map(str.isalnum, text)) and not _FILE_NAME.search(text)
+    return text[:TITLE_CHARACTERS_MAX] if is_title and text.lower() not in _NO_TITLES else ""
 
 
-_NO_TITLES = {"untitled", "untitled document", "document", "none", "title", "powerpoint presentation"}
+_FILE_NAME = re.compile(
+    r"\.(?:docx?|pptx?|xlsx?|indd|qxd|tex|dvi|html?|md|rtf|odt|ai)$", re.IGNORECASE
+)
+_NO_TITLES = {
+    "untitled",
+    "untitled document",
+    "document",
+    "none",
+    "title",
+    "powerpoint presentation",
+}
 
 
 def parse_date(value: object) -> dt.date | None:

@@ -20,7 +20,9 @@ _HTML = re.compile(
 )
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,60}:[ \t]*\S")
 _FROM = re.compile(r"^From:", re.MULTILINE | re.IGNORECASE)
-_MAIL_HEADER = re.compile(r"^(?:Date|Received|Message-ID|MIME-Version):", re.MULTILINE | re.IGNORECASE)
+_MAIL_HEADER = re.compile(
+    r"^(?:Date|Received|Message-ID|MIME-Version):", re.MULTILINE | re.IGNORECASE
+)
 _SUFFIXES = {
     "csv": Format.CSV, "tsv": Format.CSV, "tab": Format.CSV,
     "json": Format.JSON, "ndjson": Format.JSON, "jsonl": Format.JSON,

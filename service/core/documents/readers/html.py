@@ -201,7 +201,7 @@ class _Converter:
         self._prefix = ""
 
     def _add_code(self, node: LexborNode) -> None:
-        code = (node.text_content or "").strip("\n").rstrip()
+        code = node.text(deep=True).strip("\n").rstrip()
         if code:
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
             self._blocks.append(f"{fence}\n{code}\n{fence}\n\n")

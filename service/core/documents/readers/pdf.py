@@ -17,7 +17,6 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from service.core.documents.readers.extracted import (
-    PAGE_BREAK,
     Extracted,
     Format,
     TextBuilder,
@@ -25,6 +24,7 @@ from service.core.documents.readers.extracted import (
     parse_date,
 )
 from service.core.errors import FileUnreadable, TooLarge
+from service.core.text.pages import PAGE_BREAK
 
 PAGES_MAX = 10_000
 HEADING_SIZE_MIN = 1.15  # size of the font of a heading, as a multiple of the usual one
@@ -92,7 +92,11 @@ def _read_lines(pdf: pypdfium2.PdfDocument, index: int, builder: TextBuilder) ->
     for line in text.split("\n"):
         if stripped := line.strip():
             # The middle is more typical than the beginning, which may be a bullet.
-            lines.append(_measure_line(text_page, stripped, position + line.find(stripped[len(stripped) // 2 :])))
+            lines.append(
+                _measure_line(
+                    text_page, stripped, position + line.find(stripped[len(stripped) // 2 :])
+                )
+            )
         position += len(line) + 1
     text_page.close()
     page.close()
@@ -122,7 +126,7 @@ def _join_pages(pages: Sequence[Sequence[Line]]) -> str:
         paragraphs = list(_join_paragraphs(lines, usual, words))
         if parts:
             continues = bool(paragraphs) and _continues(text, paragraphs[0])
-            parts.append(("\n" if continues else "\n\n") + PAGE_BREAK)
+            parts.append(f" {PAGE_BREAK}" if continues else f"\n{PAGE_BREAK}\n")
         text = "\n\n".join(paragraphs)
         parts.append(text)
     return "".join(parts)
@@ -158,14 +162,14 @@ def _begins_paragraph(previous: Line, line: Line, distance_max: float) -> bool:
 def _format_paragraph(lines: Sequence[Line], usual: float, words: set[str]) -> str:
     text = lines[0].text
     for line in lines[1:]:
-        text = _join_lines(text, line.text, words)
+        text = _join_lines(text, line.text)
     text = _LEADERS.sub(" … ", text)
     text = _DIVIDED.sub(lambda match: _join_hyphenated(match[1], match[2], words), text)
     is_heading = lines[0].size >= HEADING_SIZE_MIN * usual and len(text) <= HEADING_CHARACTERS_MAX
     return f"## {text}" if is_heading and not text.startswith("#") else text
 
 
-def _join_lines(text: str, following: str, words: set[str]) -> str:
+def _join_lines(text: str, following: str) -> str:
     """Join two lines of a paragraph: with a space, or without one in Japanese and after hyphens."""
     if text[-1] in _HYPHENS:
         return text + following

@@ -2,12 +2,11 @@
 
 import posixpath
 from collections.abc import Iterator
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from service.core.documents.readers.archive import Archive
 from service.core.documents.readers.docx import read_core_properties
 from service.core.documents.readers.extracted import (
-    PAGE_BREAK,
     Extracted,
     Format,
     TextBuilder,
@@ -17,6 +16,7 @@ from service.core.documents.readers.extracted import (
     parse_date,
 )
 from service.core.errors import FileUnreadable
+from service.core.text.pages import PAGE_BREAK
 
 _PRESENTATION = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
 _DRAWING = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
@@ -36,7 +36,7 @@ def read_pptx(data: bytes, bytes_max: int) -> Extracted:
     builder.build()
     title, date = read_core_properties(archive)
     return Extracted(
-        text=f"\n\n{PAGE_BREAK}".join(slides),
+        text=f"\n{PAGE_BREAK}\n".join(slides),
         format=Format.PPTX,
         title=clean_title(title),
         date=parse_date(date),
@@ -78,7 +78,7 @@ def _read_slide(archive: Archive, path: str) -> Iterator[str]:
             yield f"Notes: {notes}" if notes.strip() else ""
 
 
-def _read_shapes(slide: ElementTree.Element) -> Iterator[str]:
+def _read_shapes(slide: ET.Element) -> Iterator[str]:
     """Yield titles as headings, other paragraphs as list items, and tables as rows."""
     for element in slide.iter():
         if element.tag == f"{_PRESENTATION}sp":
@@ -104,7 +104,7 @@ def _format_shape(paragraphs: list[str], kind: str) -> Iterator[str]:
         yield from (f"{paragraph}\n\n" for paragraph in paragraphs)
 
 
-def _read_paragraphs(shape: ElementTree.Element) -> list[str]:
+def _read_paragraphs(shape: ET.Element) -> list[str]:
     """The paragraphs of a shape that contain text, on one line each."""
     paragraphs = []
     for paragraph in shape.iter(f"{_DRAWING}p"):
