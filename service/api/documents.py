@@ -13,7 +13,7 @@ from service.api.responses import json_response
 from service.api.schemas import REFUSALS, DocumentIds, problem_schemas, schema_ref
 from service.core.documents import library
 from service.core.documents.library import Document, DocumentPage
-from service.core.encoding import replace_surrogates
+from service.core.encoding import sanitize_text
 from service.core.errors import Overloaded, TooLarge
 from service.core.search.results import SearchResults
 
@@ -107,6 +107,6 @@ async def search_documents(
         raise Overloaded(f"{SEARCHES_WAITING_MAX} searches are waiting")
     return json_response(
         await services.retrieval.search(
-            replace_surrogates(q), user_id=principal.visible_user_id, limit=limit, within=documents
+            sanitize_text(q), user_id=principal.visible_user_id, limit=limit, within=documents
         )
     )

@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
-from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Annotated
 
@@ -15,18 +14,27 @@ from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import LogsPrincipal, Services, ServicesDep
 from service.api.responses import json_response
-from service.api.schemas import REFUSALS, problem_schemas, schema_ref
+from service.api.schemas import (
+    REFUSALS,
+    Endpoint,
+    ModelName,
+    Moment,
+    UserId,
+    problem_schemas,
+    schema_ref,
+)
 from service.core.accounting import log as request_log
 from service.core.accounting.log import OMITTED_IN_LISTS, PAGE_MAX, LogFilter, LogPage
 from service.core.auth.principals import Principal
 from service.core.encoding import to_json
-from service.core.records import Answer
+from service.core.records import Answer, Status
 
 router = APIRouter(prefix="/ai/logs", tags=["logs"])
 
 FRESH_SECONDS = (
     0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
 )
+NOBODY = ""  # the id of no user
 _COLUMNS = [name for name in Answer.__struct_fields__ if name not in OMITTED_IN_LISTS]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -54,25 +62,25 @@ async def list_logs(
             "`next_cursor`",
         ),
     ] = None,
-    user_id: Annotated[str | None, Query(max_length=200)] = None,
-    endpoint: Annotated[str | None, Query(max_length=50)] = None,
-    model: Annotated[str | None, Query(max_length=200)] = None,
-    status: Annotated[str | None, Query(max_length=20)] = None,
+    user_id: Annotated[UserId | None, Query()] = None,
+    endpoint: Annotated[Endpoint | None, Query()] = None,
+    model: Annotated[ModelName | None, Query()] = None,
+    status: Annotated[Status | None, Query()] = None,
     since: Annotated[
-        datetime | None, Query(description="Inclusive, RFC 3339; UTC without an offset")
+        Moment | None, Query(description="Inclusive, RFC 3339; UTC without an offset")
     ] = None,
-    until: Annotated[datetime | None, Query(description="Exclusive")] = None,
+    until: Annotated[Moment | None, Query(description="Exclusive")] = None,
     accept: Annotated[str, Header()] = "",
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
     """The log rows. `Accept: text/csv` or `application/x-ndjson` streams all matching rows."""
     log_filter = LogFilter(
-        user_id=user_id if principal.is_admin else principal.user_id,
+        user_id=_select_user(principal, user_id),
         endpoint=endpoint,
         model=model,
         status=status,
-        since=_to_utc(since),
-        until=_to_utc(until),
+        since=since,
+        until=until,
     )
     await _wait_fresh(services)
     if "text/csv" in accept or "application/x-ndjson" in accept:
@@ -110,8 +118,11 @@ async def _wait_fresh(services: Services) -> None:
         await services.queue.wait_committed()
 
 
-def _to_utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+def _select_user(principal: Principal, user_id: str | None) -> str | None:
+    """The user whose rows match; None: all users. Rows of other users match nothing."""
+    if principal.visible_user_id in {None, user_id}:
+        return user_id
+    return principal.user_id if user_id is None else NOBODY
 
 
 def _add_etag(response: Response, if_none_match: str) -> Response:

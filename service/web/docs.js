@@ -1,1 +1,1 @@
-window.SwaggerUIBundle({ url: "/openapi.json", dom_id: "#docs", deepLinking: true });
+window.SwaggerUIBundle({ url: "openapi.json", dom_id: "#docs", deepLinking: true });

@@ -1,6 +1,8 @@
 // The service's routes as functions. A failure is thrown as its problem object; errors of the page have a `key` of a
 // text in place of title and detail.
 
+import { explainBlocked } from "./blocked.js";
+
 export const listDocuments = (cursor) => call(`ai/documents?${new URLSearchParams({ limit: 50, ...(cursor ? { cursor } : {}) })}`);
 export const deleteDocument = (id) => call(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const seed = () => call("seed", { method: "POST" });
@@ -25,6 +27,7 @@ export function uploadFiles(files, onProgress) {
     request.upload.onprogress = ({ loaded, total }) => onProgress(total ? loaded / total : 0);
     request.onload = () => {
       const answer = request.response ?? { title: request.statusText, status: request.status };
+      explainBlocked(answer);
       if (request.status < 400) resolve(answer);
       else reject(answer);
     };
@@ -61,6 +64,7 @@ async function call(path, options) {
   }
   if (response.status === 204) return null;
   const body = await response.json().catch(() => ({ title: response.statusText, status: response.status }));
+  explainBlocked(body);
   if (!response.ok) throw body;
   return body;
 }

@@ -1,15 +1,15 @@
 """the format, the number of pages and the date of documents, and the pages of chunks
 
-Revision ID: 0016
-Revises: 0018
+Revision ID: 0021
+Revises: 0019
 """
 
 import sqlalchemy as sa
 
 from alembic import op
 
-revision = "0016"
-down_revision = "0018"
+revision = "0021"
+down_revision = "0019"
 branch_labels = None
 depends_on = None
 
