@@ -32,6 +32,8 @@ ALLOWED = {
 # Trove classifiers and free texts of older packages, as SPDX identifiers.
 SPDX = {
     "Apache Software License": "Apache-2.0",
+    # pypdfium2; its dependencies are the permissive ones of PDFium
+    "BSD-3-Clause, Apache-2.0, dependency licenses": "BSD-3-Clause",
     "BSD License": "BSD-3-Clause",
     "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
