@@ -116,7 +116,7 @@ def read_license(name: str) -> str:
     if classifiers:
         return " AND ".join(SPDX.get(value, value) for value in classifiers)
     if "License" in fields:
-        return fields["License"]
+        return SPDX.get(fields["License"], fields["License"])
     return ""
 
 

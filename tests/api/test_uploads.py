@@ -202,14 +202,14 @@ async def test_the_files_of_an_archive_are_stored(serve: Serve) -> None:
     """With their paths as names in the results; an archive in an archive is not opened."""
     service = await serve()
     archive = build_zip(
-        {"docs/a.md": "# A\n\nText.", "b.csv": "x,y\n1,2", "c.zip": build_zip({"d.txt": "x"})}
+        {"notes/a.md": "# A\n\nText.", "b.csv": "x,y\n1,2", "c.zip": build_zip({"d.txt": "x"})}
     )
     response = await service.client.post(
         "/ai/upload?partial=true", files={"files": ("all.zip", archive)}
     )
 
     assert [(item["index"], item["name"], item["status"]) for item in response.json()["items"]] == [
-        (0, "all.zip/docs/a.md", 201),
+        (0, "all.zip/notes/a.md", 201),
         (0, "all.zip/b.csv", 201),
         (0, "all.zip/c.zip", 415),
     ]
