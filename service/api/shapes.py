@@ -2,8 +2,9 @@
 
 from datetime import date as Date  # noqa: N812 - `date` is also a field
 from datetime import datetime
+from typing import Annotated, Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.api.schemas import Problem
 from service.core.auth.store import ApiKey
@@ -45,6 +46,24 @@ class PartialUploadResult(Struct):
     """The results of all files, in order."""
 
     items: list[UploadedFile]
+
+
+LOG_ROW_SCHEMA = {
+    "anyOf": [
+        {"$ref": "#/components/schemas/Answer"},
+        {"$ref": "#/components/schemas/DamagedAnswer"},
+    ]
+}
+
+
+class LogRowPage(Struct):
+    """A page. `next_cursor` is null only on the last page; when tailing it is always set.
+
+    With several filters a page may have fewer rows than requested, even none, before the last page.
+    """
+
+    items: list[Annotated[Any, Meta(extra_json_schema=LOG_ROW_SCHEMA)]]
+    next_cursor: str | None
 
 
 class KeyList(Struct):
