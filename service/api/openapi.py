@@ -43,6 +43,7 @@ _SHAPES = [
     shapes.KeyList,
     shapes.Liveness,
     shapes.LogRowPage,
+    shapes.PartialUploadResult,
     shapes.PlanList,
     shapes.PlanSettings,
     shapes.Readiness,
