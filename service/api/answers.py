@@ -23,6 +23,7 @@ from service.api.schemas import (
     DocumentIds,
     ModelName,
     NotBlank,
+    Tags,
     UserId,
     problem_schemas,
     schema_ref,
@@ -163,6 +164,7 @@ async def stream_answer_to_event_source(
     temperature: Annotated[float | None, Query(ge=0, le=2)] = None,
     user_id: Annotated[UserId | None, Query()] = None,
     documents: Annotated[DocumentIds | None, Query()] = None,
+    tags: Annotated[Tags | None, Query(alias="tag", min_length=1)] = None,
     key: Annotated[
         str | None,
         Query(
@@ -183,6 +185,7 @@ async def stream_answer_to_event_source(
         temperature=temperature,
         user_id=user_id,
         documents=documents,
+        tags=tags,
     )
     answer_request = await _build_request(
         body, request, services, principal, stream=True, resumable=True
@@ -461,4 +464,5 @@ async def _build_request(
         max_tokens=body.max_tokens,
         temperature=body.temperature,
         documents=body.documents,
+        tags=body.tags,
     )

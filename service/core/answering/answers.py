@@ -39,6 +39,7 @@ from service.core.answering.streams import (
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
+from service.core.documents.library import list_tagged
 from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.grounding import prompt
@@ -74,7 +75,8 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated request for an answer.
 
     `sees`: the user whose documents may be context; None: the documents of all users. `documents`:
-    restricts the context to these documents; None: no restriction. `resumable`: the answer
+    restricts the context to these documents, `tags` to those with one of these tags; None: no
+    restriction. `resumable`: the answer
     continues for a while without a reader, and waits up to `attach_seconds` for its first one.
     """
 
@@ -91,6 +93,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     temperature: float | None = None
     documents: list[str] | None = None
+    tags: list[str] | None = None
     idempotency_key: str | None = None  # set by `answer_once`, with `body_hash`
     body_hash: str | None = None
     key_id: str | None = None
@@ -145,6 +148,7 @@ class Answers:
         self._metrics = metrics
         self._quota = quota
         self._revocation = revocation
+        self._database = database
         self._refusals = RefusalComposer(database, search_service)
         self._replay = ReplayLookup(database, queue, wait_recovered)
         self._idempotency = IdempotencyRegistry(queue)
@@ -214,6 +218,7 @@ class Answers:
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             documents=request.documents,
+            tags=request.tags,
         )
         request = msgspec.structs.replace(
             request, idempotency_key=idempotency_key, body_hash=body_hash
@@ -382,12 +387,14 @@ class Answers:
     ) -> tuple[Intent, list[Passage], Refusal | None]:
         """Return the intent with its relevance, and either the context or the refusal."""
         user_id, within = request.sees, request.documents
+        if request.tags:
+            within = await list_tagged(self._database, request.tags, user_id=user_id, within=within)
         reply = await self._refusals.reply_without_search(
             intent.prompt, user_id=user_id, within=within
         )
         if reply:
             return intent, [], reply
-        results = await self._search_documents(request)
+        results = await self._search_documents(request, within)
         intent = msgspec.structs.replace(
             intent,
             relevance_share=results.share,
@@ -402,13 +409,15 @@ class Answers:
         )
         return intent, [], refusal
 
-    async def _search_documents(self, request: AnswerRequest) -> SearchResults:
+    async def _search_documents(
+        self, request: AnswerRequest, within: list[str] | None
+    ) -> SearchResults:
         limit = max(self._settings.context_chunks_max, NEAREST_MAX)
         results = await self._search_service.search(
             sanitize_text(request.prompt),
             user_id=request.sees,
             limit=limit,
-            within=request.documents,
+            within=within,
         )
         self._metrics.searches.labels(str(results.answerable).lower()).inc()
         return results

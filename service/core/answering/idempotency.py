@@ -64,6 +64,7 @@ def hash_request(
     max_tokens: int | None,
     temperature: float | None,
     documents: list[str] | None = None,
+    tags: list[str] | None = None,
 ) -> str:
     """Return the SHA-256 of a request in hexadecimal.
 
@@ -71,8 +72,9 @@ def hash_request(
     are stored in the log: changing this encoding would turn repeated requests into conflicts.
     """
     fields = [1, stream, sanitize_text(prompt), grounded, model, max_tokens, temperature]
-    # A later field: without it the hash does not change.
-    fields += [] if documents is None else [documents]
+    # Later fields: without them the hash does not change.
+    fields += [] if documents is None and tags is None else [documents]
+    fields += [] if tags is None else [tags]
     return hashlib.sha256(to_json(fields)).hexdigest()
 
 
