@@ -12,7 +12,18 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from service import __version__
-from service.api import answers, documents, health, keys, logs, pages, problems, quotas, sessions
+from service.api import (
+    answers,
+    conversations,
+    documents,
+    health,
+    keys,
+    logs,
+    pages,
+    problems,
+    quotas,
+    sessions,
+)
 from service.api.body_budget import BodyBudget
 from service.api.dependencies import Services
 from service.api.middleware import RequestMiddleware
@@ -110,7 +121,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    for module in (answers, documents, logs, keys, quotas, sessions, health):
+    for module in (answers, conversations, documents, logs, keys, quotas, sessions, health):
         # Copied, because an included router adds a lookup to every request.
         app.router.routes += module.router.routes
     pages.mount_pages(app)

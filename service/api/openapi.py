@@ -23,6 +23,7 @@ from service.api.schemas import (
     StartEvent,
     TextBody,
 )
+from service.core.accounting.conversations import ConversationPage, Thread
 from service.core.accounting.log import LogPage
 from service.core.auth.store import ApiKey
 from service.core.documents.library import Document, DocumentPage
@@ -34,12 +35,14 @@ _SHAPES = [
     AnswerInProgress,
     AnswerStarted,
     ApiKey,
+    ConversationPage,
     Document,
     DocumentPage,
     LogPage,
     Problem,
     SearchResults,
     StartEvent,
+    Thread,
     shapes.DeltaEvent,
     shapes.KeyList,
     shapes.Liveness,

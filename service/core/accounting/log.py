@@ -38,7 +38,7 @@ _FILTERS = (
     "status",
 )
 # Long, and rarely read.
-OMITTED_IN_LISTS = ("nearest",)
+OMITTED_IN_LISTS = ("nearest", "messages")
 _LISTED = [column for column in request_logs.c if column.name not in OMITTED_IN_LISTS]
 _KEY = ("day", "user_id", "endpoint", "model", "status", "usage_source")
 _COUNTS = (
@@ -65,13 +65,27 @@ _TOTALLED = [
 ]
 _CHARGES = ("requests", "tokens", "cost_nano_usd")
 
+# What erasure removes: the texts, and the hash of a request, from which a text can be guessed.
+ERASED_VALUES: dict[str, Any] = {
+    "prompt": "",
+    "response": "",
+    "sources": [],
+    "nearest": None,
+    "messages": None,
+    "body_hash": None,
+}
 _insert = insert(request_logs)
 _upsert = _insert.on_conflict_do_update(
     index_elements=["id"],
     set_={
         column.name: _insert.excluded[column.name]
+        if column.name not in ERASED_VALUES
+        else sa.case(
+            (request_logs.c.erased_at.is_(None), _insert.excluded[column.name]),
+            else_=request_logs.c[column.name],
+        )
         for column in request_logs.c
-        if column.name not in ("seq", "id")
+        if column.name not in ("seq", "id", "erased_at")
     },
     where=request_logs.c.rank < _insert.excluded.rank,
 )
@@ -115,7 +129,9 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
     """Write the rows and their totals. Returns the number of new rows.
 
     Idempotent in any order and number: a row is inserted once and replaced only by a record of
-    higher rank (`RANKS`); the totals change by the difference in the same transaction.
+    higher rank (`RANKS`); the totals change by the difference in the same transaction. Erasure is
+    final: a record changes the numbers of an erased row, but not its texts, and a new row of an
+    erased conversation is inserted without texts.
     """
     best: dict[str, Outcome] = {}
     for outcome in outcomes:
@@ -132,12 +148,33 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
         if id_ not in existing or existing[id_]["rank"] < _get_rank(outcome)
     ]
     if accepted:
-        rows = [_build_row(outcome) for outcome in accepted]
+        erased = await _read_erased(session, accepted)
+        rows = [
+            _build_row(outcome) | erased.get(outcome.intent.conversation_id or "", {})
+            for outcome in accepted
+        ]
         await session.execute(_upsert, rows)
         replaced = [existing[row["id"]] for row in rows if row["id"] in existing]
         await _add_totals(session, rows, replaced)
         await _add_charges(session, rows, replaced)
     return sum(outcome.intent.id not in existing for outcome in accepted)
+
+
+async def _read_erased(session: Session, outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+    """Return the values of erased rows for each conversation of these outcomes that is erased."""
+    ids = {
+        conversation_id
+        for outcome in outcomes
+        if (conversation_id := outcome.intent.conversation_id) not in {None, outcome.intent.id}
+    }
+    if not ids:
+        return {}
+    query = sa.select(request_logs.c.id, request_logs.c.erased_at).where(
+        request_logs.c.id.in_(ids), request_logs.c.erased_at.is_not(None)
+    )
+    return {
+        row.id: ERASED_VALUES | {"erased_at": row.erased_at} for row in await session.execute(query)
+    }
 
 
 async def _add_totals(
@@ -205,7 +242,7 @@ async def read_page(
     """Read a page, newest first. Raises `InvalidCursor`."""
     interval = _build_interval(log_filter)
     if cursor is not None:
-        interval.append(request_logs.c.id < _parse_cursor(cursor))
+        interval.append(request_logs.c.id < parse_cursor(cursor))
     lead, others = _split_conditions(log_filter)
     where, end = [*lead, *others, *interval], None
     if others:
@@ -216,7 +253,7 @@ async def read_page(
         where += [] if end is None else [request_logs.c.id >= end]
     query = sa.select(*_LISTED).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
     rows = (await session.execute(query)).mappings().all()
-    items = [_build_answer(row) for row in rows[:limit]]
+    items = [build_answer(row) for row in rows[:limit]]
     return LogPage(items, items[-1].id if len(rows) > limit else end)
 
 
@@ -234,7 +271,7 @@ async def read_tail(
     """
     seq = (
         await session.execute(
-            sa.select(request_logs.c.seq).where(request_logs.c.id == _parse_cursor(after))
+            sa.select(request_logs.c.seq).where(request_logs.c.id == parse_cursor(after))
         )
     ).scalar()
     if seq is None:
@@ -259,7 +296,7 @@ async def read_tail(
         .mappings()
         .all()
     )
-    items = [_build_answer(row) for row in rows]
+    items = [build_answer(row) for row in rows]
     if end is not None and len(items) < limit:
         return LogPage(items, end.id)
     return LogPage(items, items[-1].id if items else after)
@@ -274,7 +311,7 @@ async def read_row(session: ReadSession, answer_id: str, *, user_id: str | None)
     )
     if row is None or user_id not in {None, row["user_id"]}:
         raise NotFound("no answer has this id")
-    return _build_answer(row)
+    return build_answer(row)
 
 
 async def find_by_key(session: ReadSession, user_id: str, idempotency_key: str) -> Outcome | None:
@@ -360,7 +397,8 @@ def _build_interval(
     ]
 
 
-def _parse_cursor(cursor: str) -> str:
+def parse_cursor(cursor: str) -> str:
+    """Return the id that a cursor is. Raises `InvalidCursor`."""
     if len(cursor) != 36 or not cursor.isascii():
         raise InvalidCursor("the cursor is not the id of an answer")
     return cursor
@@ -407,10 +445,14 @@ def _build_row(outcome: Outcome) -> dict[str, Any]:
         "asked_by": intent.asked_by,
         "held_tokens": intent.held_tokens,
         "held_nano_usd": intent.held_nano_usd,
+        "conversation_id": intent.conversation_id,
+        "messages": msgspec.to_builtins(intent.messages),
+        "erased_at": None,
     }
 
 
-def _build_answer(row: RowMapping) -> Answer:
+def build_answer(row: RowMapping) -> Answer:
+    """Build the answer object of a row, without the columns that were not selected."""
     prompt, completion, cost = row["prompt_tokens"], row["completion_tokens"], row["cost_nano_usd"]
     derived = {
         "total_tokens": None if prompt is None or completion is None else prompt + completion,
