@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from service.api import shapes
 from service.api.dependencies import AskPrincipal, ServicesDep
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, UserId, problem_schemas, schema_ref
@@ -50,7 +51,7 @@ async def list_conversations(
 @router.get(
     "/{conversation_id}",
     responses={
-        200: schema_ref(Thread, "The answers, oldest first"),
+        200: schema_ref(shapes.ConversationThread, "The answers, oldest first"),
         **REFUSALS,
         **_INVALID,
         **_UNKNOWN,
@@ -74,7 +75,7 @@ async def get_conversation(
             raise NotFound("no conversation has this id")
         if state.erased_at:
             raise Erased("this conversation was erased")
-        items, next_cursor = await conversations.read_answers(
+        items, next_cursor = await conversations.read_thread(
             session, conversation_id, limit=limit, after=cursor
         )
     return json_response(

@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.body_budget import BodyBudget
+from service.api.query_parameters import check_query
 from service.core.answering.answers import Answers
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.credentials import Credentials
@@ -56,10 +57,13 @@ async def get_services(request: Request) -> Services:
     return services
 
 
-def require_role(role: Role, scope: Scope | None) -> Callable[[Request], Awaitable[Principal]]:
+def require_role(
+    role: Role, scope: Scope | None, *, any_query: bool = False
+) -> Callable[[Request], Awaitable[Principal]]:
     """Create a dependency that returns the principal if it has this role and scope (or any).
 
-    The dependency raises `Unauthorized`, `Forbidden` or `ForeignOrigin`.
+    The dependency raises `Unauthorized`, `Forbidden` or `ForeignOrigin`, and, unless `any_query`,
+    `RequestValidationError` for query parameters that the route does not have.
     """
 
     async def principal(request: Request) -> Principal:
@@ -76,6 +80,8 @@ def require_role(role: Role, scope: Scope | None) -> Callable[[Request], Awaitab
             )
         if scope is not None:
             found_principal.require_scope(role, scope)
+        if not any_query:
+            await check_query(request)
         return found_principal
 
     principal.requires = (role, scope)  # type: ignore[attr-defined]  # read by the test of all routes
@@ -120,6 +126,8 @@ AskPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.ASK))]
 LogsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.LOGS))]
 DocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.DOCUMENTS))]
 KeysPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.KEYS))]
-AdminLogsPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.LOGS))]
+MetricsPrincipal = Annotated[
+    Principal, Depends(require_role(Role.ADMIN, Scope.LOGS, any_query=True))
+]
 AdminDocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.DOCUMENTS))]
 AdminKeysPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.KEYS))]

@@ -24,7 +24,7 @@ from service.api.shapes import UploadResult
 from service.core.auth.principals import Principal
 from service.core.documents import library
 from service.core.documents.library import Document, DocumentPage, NewDocument
-from service.core.encoding import replace_surrogates
+from service.core.encoding import sanitize_text
 from service.core.errors import Forbidden, InvalidRequest, NotText, Overloaded, TooLarge
 from service.core.search.results import SearchResults
 from service.core.text import decoding
@@ -195,7 +195,7 @@ async def search_documents(
         raise Overloaded(f"{SEARCHES_WAITING_MAX} searches are waiting")
     return json_response(
         await services.retrieval.search(
-            replace_surrogates(q), user_id=principal.visible_user_id, limit=limit, within=documents
+            sanitize_text(q), user_id=principal.visible_user_id, limit=limit, within=documents
         )
     )
 

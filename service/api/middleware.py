@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.problems import create_problem_response
 from service.core.auth.origin import check_origin
 from service.core.encoding import create_id, utc_now
-from service.core.errors import KotaeError, TooLarge
+from service.core.errors import InvalidRequest, KotaeError, TooLarge
 from service.core.limits import ServiceLimits
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log, set_request_id
@@ -117,6 +117,8 @@ class RequestMiddleware:
                 fetch_site=headers.get(b"sec-fetch-site"),
                 public=_is_public(scope["method"], get_route_path(scope)),
             )
+            if "\0" in scope["path"]:
+                raise InvalidRequest("the path contains a NUL character")
             await self._admitted(scope, receive, send)
         except KotaeError as error:  # from the server or the origin check
             await create_problem_response(error, scope["request_id"], self._refusal_headers)(

@@ -23,11 +23,10 @@ from service.api.schemas import (
     StartEvent,
     TextBody,
 )
-from service.core.accounting.conversations import ConversationPage, Thread
-from service.core.accounting.log import LogPage
+from service.core.accounting.conversations import ConversationPage
 from service.core.auth.store import ApiKey
 from service.core.documents.library import Document, DocumentPage
-from service.core.records import Answer
+from service.core.records import Answer, DamagedAnswer
 from service.core.search.results import SearchResults
 
 _SHAPES = [
@@ -38,14 +37,15 @@ _SHAPES = [
     ConversationPage,
     Document,
     DocumentPage,
-    LogPage,
+    DamagedAnswer,
     Problem,
     SearchResults,
     StartEvent,
-    Thread,
+    shapes.ConversationThread,
     shapes.DeltaEvent,
     shapes.KeyList,
     shapes.Liveness,
+    shapes.LogRowPage,
     shapes.PlanList,
     shapes.PlanSettings,
     shapes.Readiness,

@@ -7,7 +7,7 @@ its path is the prefix, and over TLS its name begins with `__Secure-`. `check_or
 
 from datetime import UTC, datetime
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from service.api.dependencies import (
     AnyPrincipal,
@@ -15,6 +15,7 @@ from service.api.dependencies import (
     get_cookie_name,
     read_credentials,
 )
+from service.api.query_parameters import check_query
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, schema_ref
 from service.api.shapes import SessionInfo
@@ -65,7 +66,13 @@ async def get_session(principal: AnyPrincipal) -> Response:
     )
 
 
-@router.delete("", status_code=204, responses=REFUSALS, response_class=Response)
+@router.delete(
+    "",
+    status_code=204,
+    responses=REFUSALS,
+    response_class=Response,
+    dependencies=[Depends(check_query)],
+)
 async def sign_out(request: Request, services: ServicesDep) -> Response:
     """End the session of this request's cookie, if any. The cookie is invalid from then on."""
     if (value := read_credentials(request).session) is not None:

@@ -1,8 +1,9 @@
 """Shapes of responses that routes build as dictionaries; used by the OpenAPI document only."""
 
 from datetime import date, datetime
+from typing import Annotated, Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.core.auth.store import ApiKey
 from service.core.documents.library import Document
@@ -21,6 +22,33 @@ class UploadResult(Struct):
     shared: bool | UnsetType = UNSET
     created_at: datetime | UnsetType = UNSET
     created: bool | UnsetType = UNSET
+
+
+LOG_ROW_SCHEMA = {
+    "anyOf": [
+        {"$ref": "#/components/schemas/Answer"},
+        {"$ref": "#/components/schemas/DamagedAnswer"},
+    ]
+}
+
+
+class LogRowPage(Struct):
+    """A page. `next_cursor` is null only on the last page; when tailing it is always set.
+
+    With several filters a page may have fewer rows than requested, even none, before the last page.
+    """
+
+    items: list[Annotated[Any, Meta(extra_json_schema=LOG_ROW_SCHEMA)]]
+    next_cursor: str | None
+
+
+class ConversationThread(Struct):
+    """A conversation with its answers, oldest first. `next_cursor` is null on the last page."""
+
+    id: str
+    user_id: str
+    items: list[Annotated[Any, Meta(extra_json_schema=LOG_ROW_SCHEMA)]]
+    next_cursor: str | None
 
 
 class KeyList(Struct):

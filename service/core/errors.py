@@ -25,6 +25,7 @@
     ├── NotText                  415 not_text              upload plain text or Markdown
     ├── TooLarge                 413 too_large             send less, or raise the named limit
     ├── DocumentsFull            409 documents_full        delete documents, or raise the limit
+    ├── AnswerDamaged            410 answer_damaged        restore a backup, or ask again
     ├── IdempotencyConflict      409 idempotency_conflict  use a new key for a different request
     ├── Overloaded               503 overloaded            retry after `Retry-After`
     ├── JournalFull              503 journal_full          free disk space; nothing was started
@@ -235,6 +236,12 @@ class DocumentsFull(KotaeError):
     """The maximum number of documents is stored."""
 
     code, status, title = "documents_full", 409, "Document limit reached"
+
+
+class AnswerDamaged(KotaeError):
+    """The log row of the answer cannot be read completely. `/ai/logs/{id}` returns the rest."""
+
+    code, status, title = "answer_damaged", 410, "The answer is damaged"
 
 
 class IdempotencyConflict(KotaeError):

@@ -165,6 +165,48 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     erased_at: datetime | None
 
 
+class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A log row that cannot be read completely. `damaged`: the fields that cannot.
+
+    Those are null, except `id` and `created_at`, which are taken from the index, and texts, whose
+    undecodable bytes are replaced by U+FFFD.
+    """
+
+    id: str
+    prompt: str | None
+    response: str | None
+    status: str | None
+    finish_reason: str | None
+    error_code: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+    cached_tokens: int | None
+    reasoning_tokens: int | None
+    usage_source: str | None
+    estimated_cost: str | None
+    response_time_ms: int | None
+    first_token_ms: int | None
+    endpoint: str | None
+    model: str | None
+    user_id: str | None
+    created_at: datetime | None
+    grounded: bool | None
+    relevance_share: float | None
+    relevance_terms: float | None
+    relevance_cosine: float | None
+    sources: list[Passage] | None
+    nearest: list[Passage] | msgspec.UnsetType | None = msgspec.UNSET
+    attempts: int | None
+    request_id: str | None
+    key_id: str | None
+    asked_by: str | None
+    conversation_id: str | None
+    messages: list[Message] | msgspec.UnsetType | None = msgspec.UNSET
+    erased_at: datetime | None
+    damaged: list[str]
+
+
 def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
     """Build the answer object; without `texts` it has no prompt, messages and response (`done`)."""
     intent, usage = outcome.intent, outcome.usage

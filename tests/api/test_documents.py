@@ -38,6 +38,31 @@ async def test_files_are_decoded_in_their_encoding(serve: Serve, encoding: str) 
     assert document["title"] == FILES[encoding][0]
 
 
+async def test_nul_and_lone_surrogates_are_replaced(serve: Serve) -> None:
+    """Title, text and file name are stored with U+FFFD in place of NUL and lone surrogates."""
+    service = await serve()
+    body = b'{"title": "a\\u0000\\ud800b", "text": "c\\u0000\\udfffd"}'
+    named = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="e\0f.txt"\r\n\r\n'
+        b"one line of a log \0 with a NUL\r\n--x--\r\n"
+    )
+    as_json = await service.client.post(
+        "/ai/upload", content=body, headers={"Content-Type": "application/json"}
+    )
+    as_form = await service.client.post(
+        "/ai/upload", content=named, headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    stored = [
+        (await service.client.get(f"/ai/documents/{response.json()['document_id']}")).json()
+        for response in (as_json, as_form)
+    ]
+
+    assert [(item["title"], item["text"]) for item in stored] == [
+        ("a\ufffd\ufffdb", "c\ufffd\ufffdd"),
+        ("e\ufffdf.txt", "one line of a log \ufffd with a NUL"),
+    ]
+
+
 async def test_several_files_are_stored_together_or_not_at_all(serve: Serve) -> None:
     """One file that is not text rejects the whole upload, naming the file and the reason."""
     service = await serve()

@@ -10,11 +10,12 @@ from datetime import datetime
 import msgspec
 import sqlalchemy as sa
 
-from service.core.accounting.log import ERASED_VALUES, build_answer, parse_cursor
+from service.core.accounting.log import ERASED_VALUES, parse_cursor
+from service.core.accounting.rows import ANSWER_COLUMNS, LoggedAnswer, read_answers
 from service.core.database.engine import ReadSession, Session
 from service.core.database.tables import request_logs
 from service.core.encoding import utc_now
-from service.core.records import Answer, Message
+from service.core.records import Message
 
 PAGE_MAX = 100
 TITLE_CHARACTERS_MAX = 200
@@ -45,7 +46,7 @@ class Thread(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     user_id: str
-    items: list[Answer]
+    items: list[LoggedAnswer]
     next_cursor: str | None
 
 
@@ -110,18 +111,18 @@ async def list_conversations(
     return ConversationPage(items, items[-1].id if len(rows) > limit else None)
 
 
-async def read_answers(
+async def read_thread(
     session: ReadSession, conversation_id: str, *, limit: int, after: str | None = None
-) -> tuple[list[Answer], str | None]:
+) -> tuple[list[LoggedAnswer], str | None]:
     """Return answers of a conversation, oldest first, and the cursor of the next page.
 
     Raises `InvalidCursor`.
     """
-    query = sa.select(request_logs).where(_belongs_to(conversation_id)).order_by(_columns.id)
+    query = sa.select(*ANSWER_COLUMNS).where(_belongs_to(conversation_id)).order_by(_columns.id)
     if after is not None:
         query = query.where(_columns.id > parse_cursor(after))
-    rows = (await session.execute(query.limit(limit + 1))).mappings().all()
-    items = [build_answer(row) for row in rows[:limit]]
+    rows = await read_answers(session, query.limit(limit + 1), user_id=None)
+    items = rows[:limit]
     return items, items[-1].id if len(rows) > limit else None
 
 

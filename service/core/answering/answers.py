@@ -40,7 +40,7 @@ from service.core.answering.streams import (
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
-from service.core.encoding import create_id, replace_surrogates, utc_now
+from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import (
     Erased,
     NotFound,
@@ -375,7 +375,7 @@ class Answers:
     def _build_intent(self, request: AnswerRequest, model: str) -> Intent:
         created_at = utc_now()
         answer_id = create_id(created_at)
-        text = replace_surrogates(request.prompt)
+        text = sanitize_text(request.prompt)
         return Intent(
             id=answer_id,
             created_at=created_at,
@@ -464,7 +464,7 @@ class Answers:
     async def _search_documents(self, request: AnswerRequest) -> SearchResults:
         limit = max(self._settings.context_chunks_max, NEAREST_MAX)
         results = await self._search_service.search(
-            replace_surrogates(request.prompt),
+            sanitize_text(request.prompt),
             user_id=request.sees,
             limit=limit,
             within=request.documents,

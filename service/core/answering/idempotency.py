@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 
 from service.core.answering.streams import Stream
-from service.core.encoding import replace_surrogates, to_json
+from service.core.encoding import sanitize_text, to_json
 from service.core.errors import IdempotencyConflict, ShuttingDown
 from service.core.ports import RecordQueue
 from service.core.records import Message
@@ -76,7 +76,7 @@ def hash_request(
     fields: list[Any] = [
         1,
         stream,
-        replace_surrogates(prompt),
+        sanitize_text(prompt),
         grounded,
         model,
         max_tokens,

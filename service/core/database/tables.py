@@ -1,6 +1,6 @@
 """The tables in SQLAlchemy Core. The migrations in `alembic/versions` create them.
 
-`chunk_terms`, the full-text index over `chunks.words` and `chunks.grams`, is created by SQL in a
+`chunk_terms`, the full-text index over the scope and the terms of chunks, is created by SQL in a
 migration, because SQLAlchemy does not support FTS5 tables.
 """
 
@@ -259,18 +259,25 @@ chunks = Table(
     Column("grams", Text, nullable=False),
     # SHA-256 of the text, the key in `vectors`; None until the document is reindexed.
     Column("content_hash", String(64)),
+    # `index_scopes.id`; the default makes a chunk invisible. Sharing a document changes it.
+    Column("scope", Integer, nullable=False, server_default="-1"),
     UniqueConstraint("document_id", "n"),
     Index(None, "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,
 )
 
-# One row, updated by triggers on chunks: their number, and a version that every change increments.
-index_state = Table(
-    "index_state",
+# The scopes of the search index: that of shared documents (id 0, no user), and one per owner of
+# others. Triggers update them with the chunks: their number, that of their terms, and a version
+# that every change increments.
+index_scopes = Table(
+    "index_scopes",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("user_id", String(200), unique=True),
     Column("version", BigInteger, nullable=False),
     Column("chunks", BigInteger, nullable=False),
+    Column("terms", BigInteger, nullable=False),  # words and grams, with repetitions
+    sqlite_autoincrement=True,
 )
 
 # Cache of embedding vectors, by the hash of the text.

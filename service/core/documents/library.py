@@ -21,14 +21,14 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.database.engine import Database, ReadSession, Session
-from service.core.database.tables import chunks, documents, vectors
+from service.core.database.tables import chunks, documents, index_scopes, vectors
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import ChunkRow, hash_text
-from service.core.encoding import create_id, replace_surrogates, utc_now
+from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.settings import Settings
 from service.core.text.chunking import RULES, TITLE_CHARACTERS_MAX, derive_title
-from service.core.text.decoding import normalize_text
+from service.core.text.decoding import normalize_text, replace_nul
 from service.core.text.tokenizer import get_tokenizer
 
 STATEMENT_ROWS_MAX = 50  # preparing a row takes the event loop about 20 µs
@@ -137,12 +137,12 @@ def _create_row(
     new_document: NewDocument, settings: Settings, *, user_id: str, shared: bool
 ) -> dict[str, Any]:
     """Create the row of a document, without the number of chunks."""
-    text = normalize_text(new_document.text)
+    text = normalize_text(replace_nul(new_document.text))
     return {
         "id": create_id(created_at := utc_now()),
         "user_id": user_id,
         "shared": shared,
-        "title": " ".join(replace_surrogates(new_document.title).split())[:TITLE_CHARACTERS_MAX]
+        "title": " ".join(sanitize_text(new_document.title).split())[:TITLE_CHARACTERS_MAX]
         or derive_title(text),
         "content_hash": hash_text(text),
         "text": text,
@@ -223,14 +223,27 @@ async def _insert_documents(
 
 
 async def _insert_chunks(session: Session, rows: list[ChunkRow]) -> None:
-    """Insert chunk rows in batches, because preparing them blocks the event loop.
+    """Insert chunk rows, of documents with one owner and visibility, with their scope.
 
-    `RETURNING` makes SQLAlchemy use one statement for many rows. FTS5 writes its terms once per
-    statement, which halves the time.
+    This happens in batches, because preparing them blocks the event loop. `RETURNING` makes
+    SQLAlchemy use one statement for many rows. FTS5 writes its terms once per statement, which
+    halves the time.
     """
+    if not rows:
+        return
+    scope = (await session.execute(_SCOPE, {"id": rows[0]["document_id"]})).scalar_one()
     statement = sa.insert(chunks).returning(chunks.c.id)
     for begin in range(0, len(rows), STATEMENT_ROWS_MAX):
-        await session.execute(statement, rows[begin : begin + STATEMENT_ROWS_MAX])
+        batch = [{**row, "scope": scope} for row in rows[begin : begin + STATEMENT_ROWS_MAX]]
+        await session.execute(statement, batch)
+
+
+# A trigger creates the scope of an owner with their first document.
+_SCOPE = (
+    sa.select(sa.case((documents.c.shared, 0), else_=index_scopes.c.id))
+    .select_from(documents.outerjoin(index_scopes, index_scopes.c.user_id == documents.c.user_id))
+    .where(documents.c.id == sa.bindparam("id"))
+)
 
 
 async def list_documents(
@@ -261,7 +274,7 @@ async def list_titles(
     """
     visible = _visible_to(user_id)
     if within is not None:
-        visible = sa.and_(visible, documents.c.id.in_(map(replace_surrogates, within)))
+        visible = sa.and_(visible, documents.c.id.in_(map(sanitize_text, within)))
     query = sa.select(documents.c.title).where(visible).order_by(documents.c.id.desc())
     titles = list((await session.execute(query.limit(limit))).scalars())
     count_query = sa.select(sa.func.count()).select_from(documents).where(visible)
@@ -272,18 +285,18 @@ async def get_document(session: ReadSession, document_id: str, *, user_id: str |
     """A document with its text. Raises `NotFound` if it does not exist or is not visible."""
     return await _read_document(
         session,
-        sa.and_(documents.c.id == replace_surrogates(document_id), _visible_to(user_id)),
+        sa.and_(documents.c.id == sanitize_text(document_id), _visible_to(user_id)),
         documents.c.text,
     )
 
 
 async def delete_document(database: Database, document_id: str, *, user_id: str | None) -> None:
     """Delete a document of `user_id` (None: of anyone) with its chunks. Raises `NotFound`."""
-    query = sa.delete(documents).where(documents.c.id == replace_surrogates(document_id))
+    query = sa.delete(documents).where(documents.c.id == sanitize_text(document_id))
     if user_id is not None:
         query = query.where(documents.c.user_id == user_id)
     hashes_query = sa.select(chunks.c.content_hash).where(
-        chunks.c.document_id == replace_surrogates(document_id), chunks.c.content_hash.is_not(None)
+        chunks.c.document_id == sanitize_text(document_id), chunks.c.content_hash.is_not(None)
     )
     async with database.transaction() as session:
         hashes = list((await session.execute(hashes_query.distinct())).scalars())

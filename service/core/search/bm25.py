@@ -7,7 +7,7 @@ occurrence.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import compress
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 K1, B = 0.6, 0.75
 HALF = 1 << 16
 CHUNKS_AT_ONCE = 12  # arrays of this size are reused by the allocator; larger ones cost page faults
-DENSE_MAX = 1_000_000  # range of ids up to which weights are summed in an array indexed by id
+DENSE_MAX = 20  # range of ids per posting up to which weights are summed in an array by id
 
 SPACE = ord(" ")
 BASE = 0xD6E8FEB86659FD93  # of the polynomial; any odd number has an inverse modulo 2^64
@@ -160,11 +160,14 @@ class Bm25Scorer:
 
     def compute_scores(self, weights: Sequence[float], b: float) -> list[float]:
         """Return the score of each chunk. `weights`: of each term, its idf times its kind's."""
-        norms = (K1 * (1 - b + b * self._lengths))[:, self._length_columns]
-        scores: list[float] = (
-            self._counts / (self._counts + norms) @ (np.asarray(weights) * (K1 + 1))
-        ).tolist()
+        saturated = saturate_counts(self._counts, self._lengths[:, self._length_columns], b)
+        scores: list[float] = (saturated @ (np.asarray(weights) * (K1 + 1))).tolist()
         return scores
+
+
+def saturate_counts(counts: Numbers, lengths: Numbers, b: float) -> Numbers:
+    """Return f / (f + k1 · (1 - b + b · l)) for term counts f and relative lengths l of chunks."""
+    return counts / (counts + K1 * (1 - b + b * lengths))
 
 
 def select_heaviest(ids: Ids, weights: Numbers, limit: int | None) -> dict[int, float]:
@@ -172,7 +175,7 @@ def select_heaviest(ids: Ids, weights: Numbers, limit: int | None) -> dict[int, 
     if not len(ids):
         return {}
     first = ids.min()
-    if ids.max() - first < DENSE_MAX:
+    if ids.max() - first < DENSE_MAX * len(ids):
         sums = np.bincount(ids - first, weights)
         selected = np.flatnonzero(sums)
         sums, ids = sums[selected], selected + first
@@ -184,6 +187,29 @@ def select_heaviest(ids: Ids, weights: Numbers, limit: int | None) -> dict[int, 
         sums, ids = sums[selected], ids[selected]
     order = np.argsort(-sums, kind="stable")[:limit]
     return dict(zip(ids[order].tolist(), sums[order].tolist(), strict=True))
+
+
+def select_best(
+    occurrences: Iterable[tuple[Ids, float]],
+    read_lengths: Callable[[list[int]], list[int]],
+    length_mean: float,
+    limit: int | None,
+) -> list[int]:
+    """Return the best chunks by BM25, in descending order.
+
+    `occurrences`: for each term the chunk of each occurrence, and its idf. `read_lengths` returns
+    the lengths of chunks, given as distinct ids in ascending order.
+    """
+    counted = [
+        (*np.unique(chunks, return_counts=True), idf) for chunks, idf in occurrences if len(chunks)
+    ]
+    if not counted:
+        return []
+    ids, weights = join_postings((chunks, idf) for chunks, _, idf in counted)
+    counts = np.concatenate([counts for _, counts, _ in counted]).astype(float)
+    distinct, positions = np.unique(ids, return_inverse=True)
+    lengths = np.asarray(read_lengths(distinct.tolist()))[positions] / length_mean
+    return list(select_heaviest(ids, weights * saturate_counts(counts, lengths, B), limit))
 
 
 def locate_codes(query_codes: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids, Ids]:

@@ -6,12 +6,16 @@ with the collection; the ranking considers all terms again. Where this cannot di
 chunks because too many contain the same few words, as with queries of one word, the best by BM25
 over the whole collection are added.
 
-Posting lists come from FTS5 (`postings/fts5.py`), which caches them for one version of the index.
+*Scopes*: shared chunks are one scope, and those of each owner that are not shared another. A user
+sees two of them. All numbers are computed from the scopes that the caller sees, so results and the
+time they take do not depend on documents of others. An admin sees all scopes: such a search reads
+each of them, which takes longer with many owners. A restriction to some documents (`within`)
+restricts the candidates, not the numbers.
+
+Posting lists come from FTS5 (`postings/fts5.py`), which caches them for one version of a scope.
 The terms of chunks (`CODES_CACHED`, 4 bytes each) and their texts (`CHARACTERS_CACHED`, one or two
 bytes each) are cached across versions, since chunks never change and ids are never reused. Entries
 are evicted in insertion order.
-
-Document frequencies count all documents, including those that the caller may not see.
 """
 
 import json
@@ -32,8 +36,8 @@ from service.core.search.bm25 import (
     select_heaviest,
 )
 from service.core.search.cache import BoundedCache
-from service.core.search.postings.fts5 import Fts5Postings, IndexVersion
-from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk
+from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
+from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
 
 CANDIDATES_MAX = 70
 TIED_SHARE = (
@@ -52,27 +56,6 @@ class Visibility(msgspec.Struct, frozen=True):
 
     user_id: str | None
     within: Sequence[str] | None
-
-    @property
-    def is_unrestricted(self) -> bool:
-        """Whether all documents are visible."""
-        return self.user_id is None and self.within is None
-
-    @property
-    def condition(self) -> str:
-        """A condition for queries of `chunks AS c` and `documents AS d`, with `parameters`."""
-        clauses = [
-            "AND (d.user_id = :user_id OR d.shared)" if self.user_id is not None else "",
-            "AND c.document_id IN (SELECT value FROM json_each(:within))"
-            if self.within is not None
-            else "",
-        ]
-        return " ".join(clauses)
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of the condition."""
-        return {"user_id": self.user_id, "within": json.dumps(self.within)}
 
 
 class _ChunkCache:
@@ -95,46 +78,61 @@ class SearchIndex:
         self._clear()
 
     def _clear(self) -> None:
-        self._version = IndexVersion(0)
+        self._versions: dict[int, int] = {}  # by scope
+        self._postings = PostingCache()
         self._chunks = _ChunkCache()
 
-    def open_snapshot(self, connection: sa.Connection, query: Query) -> "Snapshot":
-        """Return the index for a query as the transaction of this connection sees it."""
+    def open_snapshot(
+        self, connection: sa.Connection, query: Query, visibility: Visibility
+    ) -> "Snapshot":
+        """Return the visible index for a query as the transaction of this connection sees it."""
         # Statements bypass SQLAlchemy, whose overhead exceeds the time SQLite needs for them.
         cursor = connection.connection.cursor()
-        number, chunks = cursor.execute(_STATE).fetchone()
+        rows = (
+            cursor.execute(_ALL_SCOPES)
+            if visibility.user_id is None
+            else cursor.execute(_SCOPES, (visibility.user_id,))
+        )
+        scopes = [IndexScope(*row) for row in rows]
         file = connection.info.get("file")
-        if file != self._file or number < self._version.number:  # replaced by a backup
+        if file != self._file or any(
+            scope.version < self._versions.get(scope.id, 0) for scope in scopes
+        ):  # replaced by a backup
             self._file = file
             self._clear()
-        if number != self._version.number:
-            self._version = IndexVersion(number)
-        return Snapshot(
-            cursor, query, Fts5Postings(cursor.execute, self._version, query), self._chunks, chunks
-        )
+        self._versions |= {scope.id: scope.version for scope in scopes}
+        occupied = [scope for scope in scopes if scope.chunks]
+        postings = Fts5Postings(cursor.execute, self._postings, occupied, query)
+        return Snapshot(cursor, query, visibility, occupied, postings, self._chunks)
 
 
 class Snapshot:
     """One version of the index, for one query. All methods block."""
 
     def __init__(
-        self, cursor: Any, query: Query, postings: Fts5Postings, cache: _ChunkCache, chunks: int
+        self,
+        cursor: Any,
+        query: Query,
+        visibility: Visibility,
+        scopes: Sequence[IndexScope],
+        postings: Fts5Postings,
+        cache: _ChunkCache,
     ) -> None:
         self._execute = cursor.execute
-        self._query, self._postings, self._cache, self._chunks = query, postings, cache, chunks
+        self._query, self._postings, self._cache = query, postings, cache
+        self._within, self._scopes = visibility.within, scopes
 
     def read_statistics(self) -> CollectionStatistics:
         """Return the number of chunks, and the document frequencies of the query's terms."""
-        frequencies, query = self._postings.read_frequencies(), self._query
+        query = self._query
+        frequencies = self._postings.read_frequencies(query.terms)
         return CollectionStatistics(
-            self._chunks,
+            sum(scope.chunks for scope in self._scopes),
             {word: frequencies["words", word] for word in query.words},
             {gram: frequencies["grams", gram] for gram in query.grams},
         )
 
-    def select_candidates(
-        self, statistics: CollectionStatistics, visibility: Visibility
-    ) -> list[int]:
+    def select_candidates(self, statistics: CollectionStatistics) -> list[int]:
         """Return the ids of the visible chunks to rank."""
         words = _select_rarest(statistics.words, WORDS_MIN, POSTINGS_MAX)
         grams = _select_rarest(statistics.grams, 1, GRAM_POSTINGS_MAX)
@@ -144,20 +142,23 @@ class Snapshot:
             ("grams", gram): GRAM_WEIGHT * compute_idf(statistics.grams[gram], total)
             for gram in grams
         }
-        limit = CANDIDATES_MAX + 1 if visibility.is_unrestricted else None
+        limit = CANDIDATES_MAX + 1 if self._within is None else None
         sums = select_heaviest(*self._postings.read_weighted(weights), limit)
-        best = self._filter_visible(list(sums), visibility, CANDIDATES_MAX + 1)
+        best = self._filter_visible(list(sums), CANDIDATES_MAX + 1)
         selected = best[:CANDIDATES_MAX]
         if words and len(best) > CANDIDATES_MAX and sums[best[-1]] >= TIED_SHARE * sums[best[0]]:
             words = _select_rarest(statistics.words, WORDS_MIN, MATCHED_POSTINGS_MAX)
-            limit = CANDIDATES_MAX if visibility.is_unrestricted else None
+            limit = CANDIDATES_MAX if self._within is None else None
             matches = self._filter_visible(
-                self._postings.find_matches(words, limit), visibility, CANDIDATES_MAX
+                self._postings.find_matches(
+                    {word: statistics.words[word] for word in words}, limit
+                ),
+                CANDIDATES_MAX,
             )
             selected = list(dict.fromkeys([*matches, *selected]))
         return selected
 
-    def select_nearest(self, similarities: Similarities, visibility: Visibility) -> list[int]:
+    def select_nearest(self, similarities: Similarities) -> list[int]:
         """Return the visible chunks nearest in meaning, reading further if others' are nearer."""
         ids: list[int] = []
         offset = 0
@@ -166,13 +167,27 @@ class Snapshot:
             offset += len(hashes)
             ranks = {content_hash: n for n, content_hash in enumerate(hashes)}
             rows = self._execute(
-                _NEAREST.format(condition=visibility.condition),
-                visibility.parameters | {"hashes": json.dumps(hashes)},
+                _NEAREST,
+                {
+                    "hashes": json.dumps(hashes),
+                    "scopes": json.dumps([scope.id for scope in self._scopes]),
+                    "within": json.dumps(self._within),
+                },
             )
             ids += [row[0] for row in sorted(rows, key=lambda row: ranks[row[1]])]
             if len(ids) >= NEAREST_MAX or not hashes:
                 break
         return ids[:NEAREST_MAX]
+
+    def find_absent(self, terms: Sequence[Term]) -> set[Term]:
+        """Return those of these terms that no visible chunk contains."""
+        frequencies = self._postings.read_frequencies(terms)
+        return {
+            term
+            for term in terms
+            if not frequencies[term]
+            or (self._within is not None and not self._filter_visible(self._list_chunks(term), 1))
+        }
 
     def count_terms(self, ids: Sequence[int]) -> TermCounts:
         """Count the query's terms in these chunks."""
@@ -184,15 +199,19 @@ class Snapshot:
         """Return these chunks as they are stored."""
         return self._cache.stored.get_many(ids, partial(_read_stored, self._execute))
 
-    def _filter_visible(self, ids: list[int], visibility: Visibility, limit: int) -> list[int]:
-        """Return the first of these chunks that are visible."""
-        if visibility.is_unrestricted:
+    def _list_chunks(self, term: Term) -> list[int]:
+        """Return the chunks of the visible scopes that contain a term."""
+        ids: list[int] = self._postings.read_weighted({term: 1})[0].tolist()
+        return ids
+
+    def _filter_visible(self, ids: list[int], limit: int) -> list[int]:
+        """Return the first of these chunks that are in the documents of the restriction."""
+        if self._within is None:
             return ids[:limit]
         visible: list[int] = []
         for begin in range(0, len(ids), VISIBLE_AT_ONCE):
             batch = ids[begin : begin + VISIBLE_AT_ONCE]
-            parameters = visibility.parameters | {"ids": json.dumps(batch)}
-            rows = self._execute(_VISIBLE.format(condition=visibility.condition), parameters)
+            rows = self._execute(_WITHIN, (json.dumps(batch), json.dumps(self._within)))
             visible_ids = {row[0] for row in rows}
             visible += [id_ for id_ in batch if id_ in visible_ids]
             if len(visible) >= limit:
@@ -200,14 +219,16 @@ class Snapshot:
         return visible[:limit]
 
 
-_STATE = "SELECT version, chunks FROM index_state"
-_VISIBLE = """
-SELECT c.id FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
-WHERE c.id IN (SELECT value FROM json_each(:ids)) {condition}
+_ALL_SCOPES = "SELECT id, version, chunks, terms FROM index_scopes"
+_SCOPES = f"{_ALL_SCOPES} WHERE id = 0 OR user_id = ?"
+_WITHIN = """
+SELECT id FROM chunks WHERE id IN (SELECT value FROM json_each(?))
+AND document_id IN (SELECT value FROM json_each(?))
 """
 _NEAREST = """
-SELECT c.id, c.content_hash FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
-WHERE c.content_hash IN (SELECT value FROM json_each(:hashes)) {condition}
+SELECT id, content_hash FROM chunks WHERE content_hash IN (SELECT value FROM json_each(:hashes))
+AND scope IN (SELECT value FROM json_each(:scopes))
+AND (:within = 'null' OR document_id IN (SELECT value FROM json_each(:within)))
 """
 _TERMS = """
 SELECT id, words, grams, content_hash FROM chunks WHERE id IN (SELECT value FROM json_each(?))

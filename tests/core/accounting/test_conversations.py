@@ -141,7 +141,7 @@ async def test_erasure_removes_all_texts_and_keeps_the_account(
     async with database.read_session() as session:
         state = await conversations.read_state(session, first.id)
         page = await conversations.list_conversations(session, user_id="local", limit=10)
-        (answer, follow_up), _ = await conversations.read_answers(session, first.id, limit=10)
+        (answer, follow_up), _ = await conversations.read_thread(session, first.id, limit=10)
     assert state is not None
     assert state.erased_at
     assert [item.id for item in page.items] == [kept.id]
@@ -167,7 +167,7 @@ async def test_a_late_record_updates_numbers_but_never_texts(
 
     assert "Secret" not in await read_texts(database)
     async with database.read_session() as session:
-        answers, _ = await conversations.read_answers(session, first.id, limit=10)
+        answers, _ = await conversations.read_thread(session, first.id, limit=10)
     (answer,) = (answer for answer in answers if answer.id == intent.id)
     assert (answer.total_tokens, answer.usage_source) == (77, "provider")
     assert answer.erased_at
@@ -189,7 +189,7 @@ async def test_a_new_row_of_an_erased_conversation_has_no_texts(
     assert "Secret" not in texts
     assert "0" * 64 not in texts
     async with database.read_session() as session:
-        (_, answer), _ = await conversations.read_answers(session, first.id, limit=10)
+        (_, answer), _ = await conversations.read_thread(session, first.id, limit=10)
     assert answer.id == later.id
     assert (answer.total_tokens, bool(answer.erased_at)) == (15, True)
     assert (await audit_log(database, tmp_path)).agrees
@@ -218,7 +218,7 @@ async def test_recovery_after_an_erasure_restores_no_texts(
     assert list_files(tmp_path) == []
     assert "Secret" not in await read_texts(database)
     async with database.read_session() as session:
-        answers, _ = await conversations.read_answers(session, first.id, limit=10)
+        answers, _ = await conversations.read_thread(session, first.id, limit=10)
     assert {answer.id: answer.usage_source for answer in answers} == {
         first.id: "provider",
         later.id: "provider",

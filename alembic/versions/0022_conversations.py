@@ -1,15 +1,15 @@
 """conversations, the messages of requests, and erasure
 
-Revision ID: 0019
-Revises: 0018
+Revision ID: 0022
+Revises: 0019
 """
 
 import sqlalchemy as sa
 
 from alembic import op
 
-revision = "0019"
-down_revision = "0018"
+revision = "0022"
+down_revision = "0019"
 branch_labels = None
 depends_on = None
 
