@@ -86,7 +86,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/ai/users/{user_id}/quota"): {},
     ("PUT", "/ai/plans/{name}"): {},
 }
-MOUNTED = {"/web/swagger", "/web"}
+MOUNTED = {"/web/swagger", "/web/{path:path}"}
 
 
 def read_requirements() -> dict[tuple[str, str], tuple[Role, Scope | None] | None]:

@@ -262,7 +262,7 @@ chunks = Table(
     # `index_scopes.id`; the default makes a chunk invisible. Sharing a document changes it.
     Column("scope", Integer, nullable=False, server_default="-1"),
     UniqueConstraint("document_id", "n"),
-    Index(None, "content_hash"),  # the chunks of a vector
+    Index(None, "scope", "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,
 )
 
@@ -277,14 +277,18 @@ index_scopes = Table(
     Column("version", BigInteger, nullable=False),
     Column("chunks", BigInteger, nullable=False),
     Column("terms", BigInteger, nullable=False),  # words and grams, with repetitions
+    # Incremented from time to time while vectors are added (`core/search/embeddings.py`).
+    Column("vectors", BigInteger, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
 )
 
-# Cache of embedding vectors, by the hash of the text.
+# Cache of embedding vectors, by the hash of the text. Each scope has its own: otherwise the time
+# when a text has its vector would reveal whether another user has the same text.
 vectors = Table(
     "vectors",
     metadata,
-    Column("model", String(200), primary_key=True),
+    Column("scope", Integer, primary_key=True),
     Column("content_hash", String(64), primary_key=True),
+    Column("model", String(200), primary_key=True),
     Column("vector", LargeBinary, nullable=False),  # little-endian float32, of length 1
 )

@@ -295,23 +295,35 @@ async def delete_document(database: Database, document_id: str, *, user_id: str 
     query = sa.delete(documents).where(documents.c.id == sanitize_text(document_id))
     if user_id is not None:
         query = query.where(documents.c.user_id == user_id)
-    hashes_query = sa.select(chunks.c.content_hash).where(
-        chunks.c.document_id == sanitize_text(document_id), chunks.c.content_hash.is_not(None)
-    )
     async with database.transaction() as session:
-        hashes = list((await session.execute(hashes_query.distinct())).scalars())
+        scope, hashes = await _read_texts(session, sanitize_text(document_id))
         if not (await session.execute(query)).rowcount:
             raise NotFound("there is no such document")
-        await _delete_unused_vectors(session, hashes)
+        await _delete_unused_vectors(session, scope, hashes)
 
 
-async def _delete_unused_vectors(session: Session, hashes: Sequence[str]) -> None:
-    """Delete the vectors of texts that no chunk contains any longer."""
+async def _read_texts(session: Session, document_id: str) -> tuple[int | None, list[str]]:
+    """Return the scope of a document's chunks, and the hashes of their texts."""
+    query = sa.select(chunks.c.scope, chunks.c.content_hash).where(
+        chunks.c.document_id == document_id, chunks.c.content_hash.is_not(None)
+    )
+    rows = (await session.execute(query.distinct())).all()
+    return (rows[0][0] if rows else None), [row[1] for row in rows]
+
+
+async def _delete_unused_vectors(
+    session: Session, scope: int | None, hashes: Sequence[str]
+) -> None:
+    """Delete the vectors of texts that no chunk of the scope contains any longer."""
     for begin in range(0, len(hashes), STATEMENT_ROWS_MAX):
         batch = hashes[begin : begin + STATEMENT_ROWS_MAX]
-        still_used = sa.exists().where(chunks.c.content_hash == vectors.c.content_hash)
+        still_used = sa.exists().where(
+            chunks.c.scope == vectors.c.scope, chunks.c.content_hash == vectors.c.content_hash
+        )
         await session.execute(
-            sa.delete(vectors).where(vectors.c.content_hash.in_(batch), ~still_used)
+            sa.delete(vectors).where(
+                vectors.c.scope == scope, vectors.c.content_hash.in_(batch), ~still_used
+            )
         )
 
 
@@ -356,13 +368,10 @@ async def reindex_document(
     )
     async with database.transaction() as session:
         if (await session.execute(change)).rowcount:  # 0: the document was deleted in between
-            hashes_query = sa.select(chunks.c.content_hash).where(
-                chunks.c.document_id == document_id, chunks.c.content_hash.is_not(None)
-            )
-            hashes = list((await session.execute(hashes_query.distinct())).scalars())
+            scope, hashes = await _read_texts(session, document_id)
             await session.execute(sa.delete(chunks).where(chunks.c.document_id == document_id))
             await _insert_chunks(session, chunk_rows)
-            await _delete_unused_vectors(session, hashes)
+            await _delete_unused_vectors(session, scope, hashes)
 
 
 def index_name(settings: Settings) -> str:

@@ -171,12 +171,12 @@ def rank_chunks(
     *,
     limit: int,
     thresholds: Thresholds,
-    cosines: Mapping[str, float] | None = None,
+    cosines: Mapping[int, float] | None = None,
 ) -> Ranking:
     """Rank candidates and decide whether they can answer the query.
 
     Of equal candidates those that contain all words of the query come first. `cosines`: similarity
-    by content hash; None ranks by words.
+    by chunk; None ranks by words.
     """
     return _Ranker(query, candidates, statistics, cosines).rank(limit, thresholds)
 
@@ -189,7 +189,7 @@ class _Ranker:
         query: Query,
         candidates: TermCounts,
         statistics: CollectionStatistics,
-        cosines: Mapping[str, float] | None,
+        cosines: Mapping[int, float] | None,
     ) -> None:
         self._query, self._candidates, self._total = query, candidates, statistics.total
         self._scorer = Bm25Scorer(query.words, query.phrases, query.grams, candidates)
@@ -200,7 +200,7 @@ class _Ranker:
         self._score_max = self._term_score_max * (1 + PROXIMITY_WEIGHT)
         self._complete = self._scorer.have_all_words()
         self._cosines: list[float | None] = (
-            [cosines.get(content_hash or "") for content_hash in candidates.content_hashes]
+            [cosines.get(id_) for id_ in candidates.ids]
             if cosines
             else [None] * len(candidates.ids)
         )
