@@ -46,6 +46,7 @@ _SHAPES = [
     shapes.KeyList,
     shapes.Liveness,
     shapes.LogRowPage,
+    shapes.PartialUploadResult,
     shapes.PlanList,
     shapes.PlanSettings,
     shapes.Readiness,

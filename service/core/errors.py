@@ -22,7 +22,8 @@
     ├── HeadTooLarge             431 head_too_large        send fewer or smaller headers
     ├── InvalidCursor            400 invalid_cursor        pass `next_cursor` or an id unchanged
     ├── UnknownModel             400 unknown_model         use a configured model
-    ├── NotText                  415 not_text              upload plain text or Markdown
+    ├── NotText                  415 not_text              upload text or a supported file format
+    ├── FileUnreadable           415 file_unreadable       do what `detail` says: decrypt, OCR, …
     ├── TooLarge                 413 too_large             send less, or raise the named limit
     ├── DocumentsFull            409 documents_full        delete documents, or raise the limit
     ├── AnswerDamaged            410 answer_damaged        restore a backup, or ask again
@@ -221,9 +222,15 @@ class UnknownModel(KotaeError):
 
 
 class NotText(KotaeError):
-    """The bytes are not text in a supported encoding."""
+    """The bytes are neither text in a supported encoding nor a supported file format."""
 
     code, status, title = "not_text", 415, "Not a text"
+
+
+class FileUnreadable(KotaeError):
+    """A file of a supported format that is encrypted, damaged, or without text."""
+
+    code, status, title = "file_unreadable", 415, "The file cannot be read"
 
 
 class TooLarge(KotaeError):

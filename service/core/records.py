@@ -49,7 +49,8 @@ class Passage(msgspec.Struct, frozen=True):
     """One or more chunks as given to the model, numbered; has the id of the best one.
 
     `sentence`: the range in `text` of the sentence that matches the question best or, in `sources`,
-    the one cited.
+    the one cited. `page`: the page of the sentence, in a document with pages, which page breaks
+    (form feeds) in `text` separate.
     """
 
     n: int
@@ -58,6 +59,7 @@ class Passage(msgspec.Struct, frozen=True):
     title: str
     text: str
     sentence: tuple[int, int] | None = None
+    page: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Message(msgspec.Struct, frozen=True):

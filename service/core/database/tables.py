@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Float,
@@ -238,6 +239,9 @@ documents = Table(
     Column("characters", Integer, nullable=False),
     Column("chunks", Integer, nullable=False),
     Column("encoding", String(20), nullable=False),
+    Column("format", String(20), nullable=False, server_default="text"),
+    Column("pages", Integer),  # their number; None: the format has no pages
+    Column("date", Date),  # of the content: from the file, or set by its owner
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
     Column("indexed_by", String(200), nullable=False, server_default=""),
@@ -261,6 +265,7 @@ chunks = Table(
     Column("content_hash", String(64)),
     # `index_scopes.id`; the default makes a chunk invisible. Sharing a document changes it.
     Column("scope", Integer, nullable=False, server_default="-1"),
+    Column("page", Integer),  # on which the chunk begins; None: the document has no pages
     UniqueConstraint("document_id", "n"),
     Index(None, "scope", "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,
