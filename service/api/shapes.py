@@ -69,6 +69,15 @@ class LogRowPage(Struct):
     next_cursor: str | None
 
 
+class ConversationThread(Struct):
+    """A conversation with its answers, oldest first. `next_cursor` is null on the last page."""
+
+    id: str
+    user_id: str
+    items: list[Annotated[Any, Meta(extra_json_schema=LOG_ROW_SCHEMA)]]
+    next_cursor: str | None
+
+
 class KeyList(Struct):
     """API keys, newest first, without the keys themselves."""
 
