@@ -1,120 +1,15 @@
-"""Uploads: encodings, several files, limits, samples, pagination."""
+"""Samples, pagination, and the limit of waiting searches."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from service.api.documents import SEARCHES_WAITING_MAX
-from service.core.limits import ServiceLimits
-from tests.conftest import Serve
-from tests.end_to_end.test_grounding import EN, JA
+from service.core.auth.principals import Role
+from tests.access import client, make_key
+from tests.conftest import Serve, Service
 from tests.problems import is_problem
-
-FILES = {
-    "utf-8": ("案内.txt", JA.encode()),
-    "utf-8-sig": ("bom.txt", JA.encode("utf-8-sig")),
-    "utf-16": ("wide.txt", JA.encode("utf-16")),
-    "cp932": ("sjis.txt", JA.encode("cp932")),
-    "euc_jp": ("euc.md", JA.encode("euc-jp")),
-}
-
-
-@pytest.mark.parametrize("encoding", FILES)
-async def test_files_are_decoded_in_their_encoding(serve: Serve, encoding: str) -> None:
-    """A file is decoded in its own encoding, which the response names."""
-    service = await serve()
-    response = await service.client.post("/ai/upload", files={"files": FILES[encoding]})
-
-    document = response.json()
-    assert (response.status_code, document["encoding"], document["created"]) == (
-        201,
-        encoding,
-        True,
-    )
-    assert (await service.client.get(f"/ai/documents/{document['document_id']}")).json()[
-        "text"
-    ] == JA
-    assert document["characters"] == len(JA)
-    assert document["title"] == FILES[encoding][0]
-
-
-async def test_nul_and_lone_surrogates_are_replaced(serve: Serve) -> None:
-    """Title, text and file name are stored with U+FFFD in place of NUL and lone surrogates."""
-    service = await serve()
-    body = b'{"title": "a\\u0000\\ud800b", "text": "c\\u0000\\udfffd"}'
-    named = (
-        b'--x\r\nContent-Disposition: form-data; name="files"; filename="e\0f.txt"\r\n\r\n'
-        b"one line of a log \0 with a NUL\r\n--x--\r\n"
-    )
-    as_json = await service.client.post(
-        "/ai/upload", content=body, headers={"Content-Type": "application/json"}
-    )
-    as_form = await service.client.post(
-        "/ai/upload", content=named, headers={"Content-Type": "multipart/form-data; boundary=x"}
-    )
-    stored = [
-        (await service.client.get(f"/ai/documents/{response.json()['document_id']}")).json()
-        for response in (as_json, as_form)
-    ]
-
-    assert [(item["title"], item["text"]) for item in stored] == [
-        ("a\ufffd\ufffdb", "c\ufffd\ufffdd"),
-        ("e\ufffdf.txt", "one line of a log \ufffd with a NUL"),
-    ]
-
-
-async def test_several_files_are_stored_together_or_not_at_all(serve: Serve) -> None:
-    """One file that is not text rejects the whole upload, naming the file and the reason."""
-    service = await serve()
-    good, image = (
-        ("files", ("good.txt", EN.encode())),
-        ("files", ("photo.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")),
-    )
-    refused = await service.client.post("/ai/upload", files=[good, image])
-    nothing = (await service.client.get("/ai/documents")).json()["items"]
-    stored = (
-        await service.client.post("/ai/upload", files=[good, ("files", FILES["cp932"])])
-    ).json()["items"]
-
-    assert (refused.status_code, refused.json()["code"]) == (415, "not_text")
-    assert "photo.png" in refused.json()["detail"]
-    assert nothing == []
-    assert [document["title"] for document in stored] == ["good.txt", "sjis.txt"]
-
-
-async def test_same_text_twice_is_one_document(serve: Serve) -> None:
-    """The same text in another encoding and under another name is found, not stored again."""
-    service = await serve()
-    first = (await service.client.post("/ai/upload", files={"files": FILES["utf-8"]})).json()
-    again = await service.client.post("/ai/upload", files={"files": FILES["cp932"]})
-
-    assert (again.status_code, again.json()["created"], again.json()["document_id"]) == (
-        200,
-        False,
-        first["document_id"],
-    )
-    assert len((await service.client.get("/ai/documents")).json()["items"]) == 1
-
-
-async def test_uploads_have_limits(serve: Serve) -> None:
-    """Too large files, too many files and too many documents are refused with the limit."""
-    service = await serve(
-        upload_file_bytes_max=1000, limits=ServiceLimits(upload_files_max=2), documents_max=1
-    )
-    large = await service.client.post("/ai/upload", files={"files": ("large.txt", b"word " * 300)})
-    many = await service.client.post(
-        "/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(3)]
-    )
-    both = await service.client.post(
-        "/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(2)]
-    )
-
-    assert [large.json()["code"], many.json()["code"], both.json()["code"]] == [
-        "too_large",
-        "too_large",
-        "documents_full",
-    ]
-    assert (await service.client.get("/ai/documents")).json()["items"] == []
 
 
 async def test_seeding_twice_changes_nothing(serve: Serve) -> None:
@@ -162,14 +57,116 @@ async def test_too_many_waiting_searches_are_refused(serve: Serve) -> None:
     assert all(result.items for result in await asyncio.gather(*waiting))
 
 
-async def test_uploads_in_progress_are_bounded(serve: Serve) -> None:
-    """An upload beyond the budget is rejected before it is read to its end."""
-    service = await serve(limits=ServiceLimits(uploads_max=1), upload_file_bytes_max=10_000)
-    with service.services.upload_budget.begin_body("local") as add_bytes:
-        add_bytes(95_000)
-        refused = await service.client.post("/ai/upload", json={"text": "a" * 9_000})
-    stored = await service.client.post("/ai/upload", json={"text": "a" * 9_000})
+async def store(service: Service, text: str, **fields: Any) -> str:
+    """Upload a text; returns the id of the document."""
+    response = await service.client.post("/ai/upload", json={"text": text, **fields})
+    assert response.status_code == 201, response.text
+    return str(response.json()["document_id"])
 
-    is_problem(refused, 503, "overloaded")
-    assert stored.status_code == 201
-    assert service.services.upload_budget.bytes_in_progress == 0
+
+async def test_title_tags_and_date_can_be_changed(serve: Serve) -> None:
+    """Absent fields stay; null removes the date."""
+    service = await serve()
+    document_id = await store(service, "Text.", title="Old", tags=["a"], date="2024-05-06")
+    path = f"/ai/documents/{document_id}"
+    changed = (
+        await service.client.patch(path, json={"title": " New\n title", "date": None})
+    ).json()
+    tagged = (await service.client.patch(path, json={"tags": ["B", "c", "b"]})).json()
+
+    assert [changed[name] for name in ("title", "tags", "date")] == ["New title", ["a"], None]
+    assert [tagged[name] for name in ("title", "tags")] == ["New title", ["b", "c"]]
+
+
+async def test_a_document_is_found_by_its_new_title(serve: Serve) -> None:
+    """And no longer by the words of the old one."""
+    service = await serve()
+    document_id = await store(service, "It lasts two years.", title="Delivery")
+    await service.client.patch(f"/ai/documents/{document_id}", json={"title": "Warranty"})
+    (hit,) = (await service.client.get("/ai/search", params={"q": "warranty"})).json()["items"]
+    old = await service.client.get("/ai/search", params={"q": "delivery"})
+
+    assert hit["title"] == "Warranty"
+    assert old.json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    "body", [{"title": ""}, {"title": None}, {"tags": [""]}, {"text": "x"}, {"date": "yesterday"}]
+)
+async def test_invalid_changes_are_refused(serve: Serve, body: dict[str, Any]) -> None:
+    """Nothing is changed."""
+    service = await serve()
+    document_id = await store(service, "Text.")
+    response = await service.client.patch(f"/ai/documents/{document_id}", json=body)
+
+    assert is_problem(response, 422, "invalid_request")
+
+
+async def test_sharing_changes_who_finds_a_document(serve: Serve) -> None:
+    """Only an admin shares; the document is found by others until it is no longer shared."""
+    service = await serve(auth="keys")
+    keys = await make_key(service, "alice", Role.ADMIN), await make_key(service, "bob")
+    async with client(service, keys[0]) as alice, client(service, keys[1]) as bob:
+        created = await alice.post("/ai/upload", json={"text": "The kettle is red."})
+        path = f"/ai/documents/{created.json()['document_id']}"
+        counts = []
+        for shared in (True, False):
+            response = await alice.patch(path, json={"shared": shared})
+            assert (response.status_code, response.json()["shared"]) == (200, shared)
+            hits = await bob.get("/ai/search", params={"q": "kettle"})
+            counts.append(len(hits.json()["items"]))
+        foreign = await bob.patch(path, json={"title": "Mine"})
+        own = await bob.post("/ai/upload", json={"text": "Text of Bob."})
+        refused = await bob.patch(
+            f"/ai/documents/{own.json()['document_id']}", json={"shared": True}
+        )
+
+    assert counts == [1, 0]
+    assert is_problem(foreign, 404, "not_found")
+    assert is_problem(refused, 403, "forbidden")
+
+
+async def test_lists_and_searches_are_restricted_by_tag(serve: Serve) -> None:
+    """Documents with one of the tags, whatever their case."""
+    service = await serve()
+    for tag in ("a", "b", "c"):
+        await store(service, f"The kettle of {tag}.", tags=[tag])
+    tags = {"tag": ["A", "b"]}
+    listed = (await service.client.get("/ai/documents", params=tags)).json()["items"]
+    hits = (await service.client.get("/ai/search", params={"q": "kettle", **tags})).json()["items"]
+    none = (await service.client.get("/ai/search", params={"q": "kettle", "tag": "x"})).json()
+
+    assert sorted(item["tags"] for item in listed) == [["a"], ["b"]]
+    assert len(hits) == 2
+    assert none["items"] == []
+
+
+async def test_answers_are_restricted_by_tag(serve: Serve) -> None:
+    """By a list in the body, or by a parameter of the URL."""
+    service = await serve()
+    for tag, days in (("de", "ten"), ("fr", "twelve")):
+        await store(service, f"The delivery takes {days} days.", tags=[tag])
+    prompt = "How long does the delivery take?"
+    answers = [
+        (await service.client.post("/ai/test", json={"prompt": prompt, "tags": [tag]})).json()
+        for tag in ("de", "fr", "it")
+    ]
+    stream = await service.client.get("/ai/stream", params={"prompt": prompt, "tag": "fr"})
+
+    assert ["ten" in answers[0]["response"], "twelve" in answers[1]["response"]] == [True, True]
+    assert answers[2]["status"] == "no_context"
+    assert "twelve" in stream.text
+
+
+async def test_lists_are_restricted_by_source_and_owner(serve: Serve) -> None:
+    """By the beginning of the source, whose wildcards are ordinary characters."""
+    service = await serve(seeded=True)
+    for source in ("/a_b/1", "/axb/2", "/A_B/3"):
+        await store(service, f"Text of {source}.", source=source)
+
+    async def list_sources(**params: Any) -> list[str]:
+        response = await service.client.get("/ai/documents", params=params)
+        return [item["source"] for item in response.json()["items"]]
+
+    assert await list_sources(source="/a_b/") == ["/a_b/1"]
+    assert len(await list_sources(mine="true", source="/")) == 3
