@@ -191,8 +191,9 @@ def merge_rankings(whole: Ranking, questions: Sequence[Ranking], limit: int) -> 
     """Combine the ranking of a prompt with those of the questions within it.
 
     Chunks are ordered by their values for the prompt plus the mean of those for the questions, each
-    as a share of the best in its ranking. The prompt is answerable if it or a question is. Numbers and matches are those of the question that
-    is the most relevant one, or of the prompt for chunks that this ranking does not contain.
+    as a share of the best in its ranking. The prompt is answerable if it or a question is. Numbers
+    and matches are those of the question that is the most relevant one, or of the prompt for chunks
+    that this ranking does not contain.
     """
     sums: dict[int, float] = {}
     for ranking, weight in (
