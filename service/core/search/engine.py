@@ -57,7 +57,7 @@ class SearchEngine:
     ) -> SearchResults:
         """See `SearchService.search`."""
         snapshot = self._index.open_snapshot(connection, Visibility(user_id, within))
-        similarities = snapshot.compare_vectors(vector) if vector else None
+        similarities = snapshot.compare_vectors(vector, text) if vector else None
         rank = partial(self._rank_text, snapshot, similarities)
         questions = find_questions(text, self._tokenizer)
         ranking = (
@@ -97,6 +97,7 @@ class SearchEngine:
             limit=limit,
             thresholds=self._thresholds,
             cosines=similarities.get_cosines(candidates.ids) if similarities else None,
+            foreign=similarities.select_foreign(candidates.ids) if similarities else frozenset(),
         )
 
     def find_missing_words(
