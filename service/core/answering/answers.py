@@ -51,7 +51,7 @@ from service.core.errors import (
 )
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
-from service.core.grounding.history import select_history
+from service.core.grounding.history import join_questions, select_history
 from service.core.grounding.refusals import NEAREST_MAX
 from service.core.limits import ServiceLimits
 from service.core.ports import Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
@@ -190,7 +190,7 @@ class Answers:
         intent = await self._hold_quota(request, intent, messages)
         try:
             if request.grounded:
-                intent, context, refusal = await self._find_context(request, intent)
+                intent, context, refusal = await self._find_context(request, intent, history)
                 messages = (
                     prompt.build_grounded_messages(intent.prompt, context, history)
                     if context
@@ -437,7 +437,7 @@ class Answers:
         return usage_max.total_tokens, None if cost is None else cost.nano_usd
 
     async def _find_context(
-        self, request: AnswerRequest, intent: Intent
+        self, request: AnswerRequest, intent: Intent, history: list[Message]
     ) -> tuple[Intent, list[Passage], Refusal | None]:
         """Return the intent with its relevance, and either the context or the refusal."""
         user_id, within = request.sees, request.documents
@@ -446,7 +446,7 @@ class Answers:
         )
         if reply:
             return intent, [], reply
-        results = await self._search_documents(request)
+        results = await self._search_documents(request, intent.prompt, join_questions(history))
         intent = msgspec.structs.replace(
             intent,
             relevance_share=results.share,
@@ -461,12 +461,18 @@ class Answers:
         )
         return intent, [], refusal
 
-    async def _search_documents(self, request: AnswerRequest) -> SearchResults:
-        limit = max(self._settings.context_chunks_max, NEAREST_MAX)
-        results = await self._search_service.search(
-            sanitize_text(request.prompt),
+    async def _search_documents(
+        self, request: AnswerRequest, question: str, previous: str
+    ) -> SearchResults:
+        """`previous`: the questions that this one may refer to; empty without a history."""
+        service = self._search_service
+        search = (
+            partial(service.search_follow_up, previous=previous) if previous else service.search
+        )
+        results = await search(
+            question,
             user_id=request.sees,
-            limit=limit,
+            limit=max(self._settings.context_chunks_max, NEAREST_MAX),
             within=request.documents,
         )
         self._metrics.searches.labels(str(results.answerable).lower()).inc()
