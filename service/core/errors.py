@@ -10,6 +10,8 @@
     ├── UnpricedModel            400 unpriced_model        use a priced model or set KOTAE_PRICES
     ├── KeysFull                 409 keys_full             revoke unused keys
     ├── KeyReplaced              409 key_replaced          rotate the key that replaced this one
+    ├── ConversationBusy         409 conversation_busy     retry when the running answer has ended
+    ├── Erased                   410 erased                begin a new conversation
     ├── ForeignHost              400 foreign_host          add the name to KOTAE_ALLOWED_HOSTS
     ├── ForeignOrigin            403 foreign_origin        add the origin to KOTAE_ALLOWED_ORIGINS
     ├── TicketInvalid            403 ticket_invalid        create a new answer
@@ -20,7 +22,8 @@
     ├── HeadTooLarge             431 head_too_large        send fewer or smaller headers
     ├── InvalidCursor            400 invalid_cursor        pass `next_cursor` or an id unchanged
     ├── UnknownModel             400 unknown_model         use a configured model
-    ├── NotText                  415 not_text              upload plain text or Markdown
+    ├── NotText                  415 not_text              upload text or a supported file format
+    ├── FileUnreadable           415 file_unreadable       do what `detail` says: decrypt, OCR, …
     ├── TooLarge                 413 too_large             send less, or raise the named limit
     ├── DocumentsFull            409 documents_full        delete documents, or raise the limit
     ├── AnswerDamaged            410 answer_damaged        restore a backup, or ask again
@@ -141,6 +144,23 @@ class KeyReplaced(KotaeError):
     code, status, title = "key_replaced", 409, "The key was already rotated"
 
 
+class ConversationBusy(KotaeError):
+    """An answer of the conversation is in progress: the next question needs its text."""
+
+    code, status, title, retry_after_default = (
+        "conversation_busy",
+        409,
+        "The conversation is busy",
+        1,
+    )
+
+
+class Erased(KotaeError):
+    """The texts of an answer or a conversation were erased. This is final."""
+
+    code, status, title = "erased", 410, "Erased"
+
+
 class ForeignHost(KotaeError):
     """The `Host` header is not allowed: DNS rebinding, or a proxy that is not configured."""
 
@@ -202,9 +222,15 @@ class UnknownModel(KotaeError):
 
 
 class NotText(KotaeError):
-    """The bytes are not text in a supported encoding."""
+    """The bytes are neither text in a supported encoding nor a supported file format."""
 
     code, status, title = "not_text", 415, "Not a text"
+
+
+class FileUnreadable(KotaeError):
+    """A file of a supported format that is encrypted, damaged, or without text."""
+
+    code, status, title = "file_unreadable", 415, "The file cannot be read"
 
 
 class TooLarge(KotaeError):

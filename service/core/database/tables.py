@@ -8,11 +8,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Float,
@@ -114,6 +116,9 @@ request_logs = Table(
     Column(
         "nearest", JSON(none_as_null=True)
     ),  # passages shown with a refusal; None: not a refusal
+    Column("conversation_id", String(36)),  # the id of its first answer; None: not part of one
+    Column("messages", JSON(none_as_null=True)),  # as sent; None: the prompt alone
+    Column("erased_at", UtcDateTime),  # the texts are erased, also those of later records
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order. The columns after `id` cover further filters.
     Index(None, "user_id", "id", "status", "model", "endpoint"),
@@ -122,6 +127,20 @@ request_logs = Table(
     Index(None, "endpoint", "id", "status"),
     Index(None, "user_id", "seq"),  # a user's tail
     sqlite_autoincrement=True,
+)
+# The first answers of a user's conversations, and the others of a conversation.
+_starts = request_logs.c.conversation_id == request_logs.c.id
+Index(
+    "ix_request_logs_user_id_conversations",
+    request_logs.c.user_id,
+    request_logs.c.id,
+    sqlite_where=sa.and_(_starts, request_logs.c.erased_at.is_(None)),
+)
+Index(
+    "ix_request_logs_conversation_id_id",
+    request_logs.c.conversation_id,
+    request_logs.c.id,
+    sqlite_where=request_logs.c.conversation_id != request_logs.c.id,
 )
 
 # Sums over request_logs, updated in the same transaction as the rows; they can be recomputed.
@@ -220,6 +239,9 @@ documents = Table(
     Column("characters", Integer, nullable=False),
     Column("chunks", Integer, nullable=False),
     Column("encoding", String(20), nullable=False),
+    Column("format", String(20), nullable=False, server_default="text"),
+    Column("pages", Integer),  # their number; None: the format has no pages
+    Column("date", Date),  # of the content: from the file, or set by its owner
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
     Column("indexed_by", String(200), nullable=False, server_default=""),
@@ -243,6 +265,7 @@ chunks = Table(
     Column("content_hash", String(64)),
     # `index_scopes.id`; the default makes a chunk invisible. Sharing a document changes it.
     Column("scope", Integer, nullable=False, server_default="-1"),
+    Column("page", Integer),  # on which the chunk begins; None: the document has no pages
     UniqueConstraint("document_id", "n"),
     Index(None, "scope", "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,

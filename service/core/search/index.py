@@ -249,7 +249,7 @@ _TERMS = """
 SELECT id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
 """
 _STORED = """
-SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text
+SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
 WHERE c.id IN (SELECT value FROM json_each(?))
 """
