@@ -190,10 +190,11 @@ function openSource(source) {
   requestAnimationFrame(() => source.classList.add("found"));
 }
 
-function createSource({ n, title, text, document_id: id }) {
+function createSource({ n, title, text, page, document_id: id }) {
   const item = clone("source-template");
   item.querySelector(".n").textContent = n;
   write(item.querySelector(".title"), title);
+  if (page) say(item.querySelector(".page"), "page", { page });
   write(item.querySelector(".glimpse"), text.replace(/^#+ .*$/gm, "").trim().slice(0, 160)); // headings repeat the title
   write(item.querySelector("blockquote"), text);
   item.querySelector(".open-document").addEventListener("click", () => {

@@ -53,7 +53,19 @@ function showText(body, text, { from, start, end }) {
   const parts = start < end ? [text.slice(from, start), mark, text.slice(end, to)] : [text.slice(from, to)];
   if (from > 0) parts.unshift("…");
   if (to < text.length) parts.push("…");
-  body.replaceChildren(...parts);
+  let page = text.slice(0, from).split("\f").length;
+  body.replaceChildren(...parts.flatMap((part) => (typeof part === "string" ? splitPages(part) : [part])));
+
+  // Form feeds separate pages.
+  function splitPages(part) {
+    return part.split("\f").flatMap((piece, n) => (n === 0 ? [piece] : [createPageBreak((page += 1)), piece]));
+  }
+}
+
+function createPageBreak(page) {
+  const element = say(document.createElement("span"), "page", { page });
+  element.className = "page-break";
+  return element;
 }
 
 // The place of the sentence in the text, [start, end): in its passage if the text contains that. White space may differ.

@@ -33,19 +33,22 @@ export function beginAnswer(body) {
 export const fetchAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`);
 export const stopAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`, { method: "DELETE" });
 
-/** Uploads a file and calls `onProgress(share)`, which `fetch` does not support. */
+/**
+ * Uploads a file or an archive and calls `onProgress(share)`, which `fetch` does not support. Returns a result for each
+ * file: { name, document } or { name, problem }.
+ */
 export function uploadFile(file, onProgress) {
   const body = new FormData();
   body.append("files", file);
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", "ai/upload");
+    request.open("POST", "ai/upload?partial=true");
     request.responseType = "json";
     request.upload.onprogress = ({ loaded, total }) => onProgress(total ? loaded / total : 0);
     request.onload = () => {
       const answer = request.response ?? { title: request.statusText, status: request.status };
       explain(answer);
-      if (request.status < 400) resolve(answer);
+      if (request.status < 400) resolve(answer.items);
       else reject({ status: request.status, ...answer, retry_after_seconds: Number(request.getResponseHeader("Retry-After")) });
     };
     request.onerror = () => {

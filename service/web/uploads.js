@@ -108,16 +108,13 @@ async function send(upload, onStored, report) {
   for (let attempt = 1; ; attempt += 1) {
     setState(upload, "sending");
     try {
-      const { items } = await uploadFile(upload.file, (share) => {
+      const results = await uploadFile(upload.file, (share) => {
         upload.share = share;
         upload.row.querySelector("progress").value = share;
         if (share === 1) setState(upload, "reading"); // uploaded; the service reads it
         report();
       });
-      upload.created = items.some((item) => item.created);
-      setState(upload, upload.created ? "added" : "known");
-      items.forEach(onStored);
-      return;
+      return end(upload, results, onStored);
     } catch (problem) {
       upload.problem = problem;
       if (![429, 503].includes(problem.status) || attempt === ATTEMPTS_MAX) return setState(upload, "failed");
@@ -129,10 +126,32 @@ async function send(upload, onStored, report) {
   }
 }
 
+// An archive has several results: those that failed are counted, and the first is named.
+function end(upload, results, onStored) {
+  const stored = results.filter((result) => result.document).map((result) => result.document);
+  const failures = results.filter((result) => result.problem);
+  const added = stored.filter((item) => item.created).length;
+  upload.counts = { added, known: stored.length - added, failed: failures.length };
+  if (failures.length) {
+    const [{ name, status, problem }] = failures;
+    const where = results.length > 1 ? `${name}: ` : "";
+    upload.problem = { ...problem, status, detail: where + describe(problem) };
+  }
+  setState(upload, failures.length ? "failed" : added ? "added" : "known");
+  if (stored.length && failures.length) {
+    const values = { ...upload.counts, reason: upload.problem.detail };
+    say(upload.row.querySelector(".meta"), "upload_partly", values);
+  } else if (results.length > 1 && added) {
+    say(upload.row.querySelector(".meta"), "documents_added", upload.counts);
+  }
+  stored.forEach(onStored);
+}
+
 function setState(upload, state) {
   const { row, problem } = upload;
   upload.state = row.dataset.state = state;
-  if (state === "queued") upload.share = 0;
+  if (state === "queued") Object.assign(upload, { share: 0, counts: { added: 0, known: 0, failed: 0 } });
+  if (state === "failed" && !upload.counts.failed) upload.counts.failed = 1;
   row.querySelector("progress").hidden = state !== "sending" && state !== "reading";
   row.querySelector(".retry").hidden = !canRetry(upload);
   const text = row.querySelector(".meta");
@@ -151,9 +170,9 @@ const canRetry = ({ state, problem }) => state === "failed" && !FINAL.has(proble
 const isEnded = (state) => state === "added" || state === "known" || state === "failed";
 
 function summarize() {
-  const count = (state) => uploads.filter((upload) => upload.state === state).length;
-  const failed = uploads.filter(({ state }) => state === "failed");
-  return { added: count("added"), known: count("known"), failed: failed.length, first: failed[0] };
+  const count = (name) => uploads.reduce((sum, { counts }) => sum + counts[name], 0);
+  const first = uploads.find(({ state }) => state === "failed");
+  return { added: count("added"), known: count("known"), failed: count("failed"), first };
 }
 
 function show() {

@@ -1,6 +1,8 @@
 """The list of documents: uploads of many files, search, sorting, deletion with undo, the drawer."""
 
 import asyncio
+import io
+import zipfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +12,7 @@ from playwright.async_api import Page, Route, expect
 from tests.browser.conftest import Open, Visit
 from tests.browser.test_page import ENGLISH, PASSAGE, delta, done, script_streams, start
 from tests.conftest import Service
+from tests.fakes.files import build_pdf
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +96,7 @@ async def test_upload_waits_while_the_service_is_busy(open_page: Open, service: 
         else:
             await route.fulfill(status=503, headers={"Retry-After": "1"}, json={"title": "Busy"})
 
-    await visit.page.route("**/ai/upload", refuse)
+    await visit.page.route("**/ai/upload*", refuse)
     await visit.page.set_input_files("#files", [text_file("a.txt", "A kettle.")])
     await visit.page.locator(ROWS).wait_for()
     await expect(visit.page.locator("#documents-note")).to_contain_text("Added: 1")
@@ -110,7 +113,7 @@ async def test_failed_upload_is_repeated_with_a_click(open_page: Open, service: 
         else:
             await route.fallback()
 
-    await visit.page.route("**/ai/upload", fail)
+    await visit.page.route("**/ai/upload*", fail)
     files = [text_file("a.txt", "A kettle."), text_file("b.txt", "A teapot.")]
     await visit.page.set_input_files("#files", files)
     row = visit.page.locator("#uploads-list li", has_text="b.txt")
@@ -118,11 +121,44 @@ async def test_failed_upload_is_repeated_with_a_click(open_page: Open, service: 
     await visit.page.locator('#uploads-list [data-state="added"]').wait_for()
     assert await list_titles(service) == ["a.txt"]
 
-    await visit.page.unroute("**/ai/upload")
+    await visit.page.unroute("**/ai/upload*")
     await row.locator(".retry").click()
     await expect(visit.page.locator(ROWS)).to_have_count(2)
     await expect(visit.page.locator("#documents-note")).not_to_have_attribute("data-bad", "")
     assert await visit.page.evaluate("sent") == 3
+
+
+async def test_archive_has_a_result_for_its_files(open_page: Open, service: Service) -> None:
+    """Of a zip archive what can be read is added, and what failed is named."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("docs/a.txt", "A kettle.")
+        archive.writestr("docs/b.md", "# Teapots\n\nA teapot.")
+        archive.writestr("photo.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0")
+    visit = await open_page(service.url)
+    data = {"name": "all.zip", "mimeType": "application/zip", "buffer": buffer.getvalue()}
+    await visit.page.set_input_files("#files", data)  # type: ignore[arg-type]  # a file
+    await expect(visit.page.locator(ROWS)).to_have_count(2)
+    outcome = visit.page.locator("#uploads-list .meta")
+    await expect(outcome).to_contain_text("Added: 2. Not added: 1")
+    assert "photo.png" in await outcome.inner_text()
+
+
+async def test_pages_of_a_document_are_numbered(open_page: Open, service: Service) -> None:
+    """A source names its page, and the drawer shows where pages begin."""
+    pdf = build_pdf(["Kettles boil water.", "Teapots are made of iron.", "Cups are small."])
+    files = [("files", ("manual.pdf", pdf))]
+    assert (await service.client.post("/ai/upload", files=files)).status_code == 201
+    visit = await open_page(service.url)
+    await visit.page.click(f"{ROWS} .title")
+    breaks = visit.page.locator("#drawer .page-break")
+    await expect(breaks).to_have_text(["p. 2", "p. 3"])
+    await visit.page.keyboard.press("Escape")
+    passage = PASSAGE | {"page": 2}
+    answer = done(30, sources=[passage])
+    await script_streams(visit.page, start(context=[passage]) + delta(10, "Iron [1].") + answer)
+    await visit.ask(ENGLISH)
+    assert await visit.text("#current .source .page") == "p. 2"
 
 
 async def test_folders_are_dropped_with_their_files(visit: Visit) -> None:
