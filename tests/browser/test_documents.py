@@ -132,8 +132,8 @@ async def test_archive_has_a_result_for_its_files(open_page: Open, service: Serv
     """Of a zip archive what can be read is added, and what failed is named."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("docs/a.txt", "A kettle.")
-        archive.writestr("docs/b.md", "# Teapots\n\nA teapot.")
+        archive.writestr("deep/a.txt", "A kettle.")
+        archive.writestr("deep/b.md", "# Teapots\n\nA teapot.")
         archive.writestr("photo.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0")
     visit = await open_page(service.url)
     data = {"name": "all.zip", "mimeType": "application/zip", "buffer": buffer.getvalue()}
