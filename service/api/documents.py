@@ -25,16 +25,13 @@ from service.core.auth.principals import Principal
 from service.core.documents import library
 from service.core.documents.library import Document, DocumentPage, NewDocument
 from service.core.encoding import sanitize_text
-from service.core.errors import Forbidden, InvalidRequest, NotText, Overloaded, TooLarge
+from service.core.errors import Forbidden, InvalidRequest, NotText, TooLarge
 from service.core.search.results import SearchResults
 from service.core.text import decoding
 from service.core.text.decoding import split_parts
 from service.core.text.json_object import decode_members
 
 FIELDS_MAX, FIELD_BYTES_MAX = 100, 1_024  # form fields other than files; they are ignored
-SEARCHES_WAITING_MAX = (
-    200  # a few seconds of work; searches of answers are bounded by the number of answers
-)
 
 router = APIRouter(tags=["documents"])
 
@@ -78,7 +75,8 @@ async def upload_documents(
     shared: Annotated[bool, Query(description="Visible to all users; requires an admin")] = False,
 ) -> Response:
     """Upload files as multipart, or `{title, text}` as JSON. All texts are stored, or none."""
-    with services.upload_budget.begin_body(principal.user_id) as add_bytes:
+    user_id = principal.user_id
+    with services.uploads.hold(user_id), services.upload_budget.begin_body(user_id) as add_bytes:
         counted = Request(request.scope, _count_bytes(request.receive, add_bytes))
         return await _store_upload(counted, services, principal, shared=shared)
 
@@ -191,13 +189,11 @@ async def search_documents(
         raise TooLarge(
             f"the question is longer than {services.settings.prompt_characters_max} characters"
         )
-    if services.retrieval.waiting_searches >= SEARCHES_WAITING_MAX:
-        raise Overloaded(f"{SEARCHES_WAITING_MAX} searches are waiting")
-    return json_response(
-        await services.retrieval.search(
+    with services.searches.hold(principal.user_id):
+        results = await services.retrieval.search(
             sanitize_text(q), user_id=principal.visible_user_id, limit=limit, within=documents
         )
-    )
+    return json_response(results)
 
 
 def _count_bytes(receive: Receive, add_bytes: Callable[[int], None]) -> Receive:

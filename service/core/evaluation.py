@@ -9,7 +9,7 @@ relevance, both of the first ten. A text with several hits counts at its first o
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -207,12 +207,11 @@ async def _embed_corpus(
     await anyio.to_thread.run_sync(load_module, embeddings)
     vectors = embeddings.EmbeddingStore(database, embedder, None, None)
     await vectors.load_vectors()
-    after = ""
     with progress("vectors", texts_max) as advance:
-        while texts := await vectors.list_missing(after):
-            await vectors.embed_texts(texts)
-            after = texts[-1].content_hash
-            advance(len(texts))
+        async with aclosing(vectors.list_missing_batches()) as batches:
+            async for texts in batches:
+                await vectors.embed_texts(texts)
+                advance(len(texts))
     return vectors
 
 

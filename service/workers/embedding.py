@@ -1,10 +1,11 @@
 """Back-fill of vectors: embeds texts that have none, while searches rank by words.
 
-The worker runs again when the index has changed, and removes deleted texts from memory. Failed
-calls are retried with exponential backoff.
+Owners of documents take turns. The worker runs again when the index has changed, and removes
+deleted texts from memory. Failed calls are retried with exponential backoff.
 """
 
 import asyncio
+from contextlib import aclosing
 from enum import StrEnum
 
 import msgspec
@@ -100,10 +101,10 @@ class EmbeddingWorker:
             return
         await self._vectors.delete_unused()
         self._texts, self._done = await self._vectors.read_progress()
-        self._state, after = EmbeddingState.RUNNING, ""
-        while texts := await self._vectors.list_missing(after):
-            await self._vectors.embed_texts(texts)
-            self._done += len(texts)
-            self._failures = 0
-            after = texts[-1].content_hash
+        self._state = EmbeddingState.RUNNING
+        async with aclosing(self._vectors.list_missing_batches()) as batches:
+            async for texts in batches:
+                await self._vectors.embed_texts(texts)
+                self._done += len(texts)
+                self._failures = 0
         self._version, self._state = version, EmbeddingState.DONE

@@ -16,7 +16,9 @@ vector of a query.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from itertools import islice
 
 import anyio.to_thread
 import msgspec
@@ -25,7 +27,7 @@ import sqlalchemy as sa
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.database.engine import Database
-from service.core.database.tables import chunks, vectors
+from service.core.database.tables import chunks, documents, vectors
 from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout, retry_delay
 from service.core.ports import Embedder, EmbeddingResult, Message, Similarities
@@ -42,6 +44,7 @@ QUERY_SECONDS = 3
 RETRY_SECONDS = 0.3  # after the first attempt, doubled after each further one
 RETRY_SECONDS_MAX = 3
 AT_ONCE = 1000  # vectors loaded or looked up by one statement
+DOCUMENTS_AT_ONCE = 50  # searched for missing texts by one statement
 
 
 class MissingText(msgspec.Struct, frozen=True):
@@ -105,23 +108,64 @@ class EmbeddingStore:
             removed += len(missing)
         return removed
 
-    async def list_missing(self, after: str) -> list[MissingText]:
-        """Return texts without a vector whose hash follows `after`, ordered by hash.
+    async def list_missing_batches(self) -> AsyncGenerator[list[MissingText]]:
+        """Yield texts without a vector in batches of at most `at_once`, until there are none.
 
-        At most `at_once`, the size of one call.
+        The owners of documents take turns, so that a small document does not wait for all texts of
+        another owner. The caller embeds each batch before the next. Includes texts added meanwhile.
         """
-        has_vector = sa.exists().where(
-            vectors.c.model == self._embedder.model, vectors.c.content_hash == chunks.c.content_hash
-        )
+        backlog: dict[str, deque[str]] = {}
+        last_chunk = 0
+        while True:
+            last_chunk = await self._extend_backlog(backlog, last_chunk)
+            if not backlog:
+                return
+            for owner in list(backlog):
+                texts = await self._take_missing(backlog[owner])
+                if not backlog[owner]:
+                    del backlog[owner]
+                if texts:
+                    yield texts
+
+    async def _extend_backlog(self, backlog: dict[str, deque[str]], last_chunk: int) -> int:
+        """Add the documents of later chunks without a vector, by owner. Returns the last chunk."""
+        newest = sa.select(sa.func.max(chunks.c.id))
+        first = sa.func.min(chunks.c.id)
         query = (
-            sa.select(chunks.c.content_hash, sa.func.min(chunks.c.text).label("text"))
-            .where(chunks.c.content_hash > after, ~has_vector)
-            .group_by(chunks.c.content_hash)
-            .order_by(chunks.c.content_hash)
+            sa.select(documents.c.user_id, documents.c.id)
+            .join(chunks, chunks.c.document_id == documents.c.id)
+            .where(chunks.c.id > last_chunk, self._is_missing())
+            .group_by(documents.c.user_id, documents.c.id)
+            .order_by(first)
+        )
+        async with self._database.read_session() as session:
+            end = (await session.execute(newest)).scalar() or 0
+            if end > last_chunk:
+                for owner, document_id in await session.execute(query):
+                    backlog.setdefault(owner, deque()).append(document_id)
+        return int(end)
+
+    async def _take_missing(self, document_ids: deque[str]) -> list[MissingText]:
+        """Return a batch of texts of the first documents; remove those without further texts."""
+        ids = list(islice(document_ids, DOCUMENTS_AT_ONCE))
+        query = (
+            sa.select(chunks.c.content_hash, chunks.c.text)
+            .where(chunks.c.document_id.in_(ids), self._is_missing())
+            .order_by(chunks.c.document_id, chunks.c.n)
             .limit(self.at_once)
         )
         async with self._database.read_session() as session:
-            return [MissingText(row[0], row[1]) for row in await session.execute(query)]
+            rows = [(row[0], row[1]) for row in await session.execute(query)]
+        if len(rows) < self.at_once:
+            for _ in ids:
+                document_ids.popleft()
+        return [MissingText(*row) for row in dict(rows).items()]
+
+    def _is_missing(self) -> sa.ColumnElement[bool]:
+        has_vector = sa.exists().where(
+            vectors.c.model == self._embedder.model, vectors.c.content_hash == chunks.c.content_hash
+        )
+        return sa.and_(chunks.c.content_hash.is_not(None), ~has_vector)
 
     async def read_version(self) -> int:
         """Return the version of the index, which changes with every chunk."""

@@ -1,5 +1,6 @@
 """Semantic search: vectors are stored by text, computed in the background, and optional."""
 
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -58,9 +59,12 @@ async def store_texts(database: Database, *texts: str, user_id: str = "u") -> li
 async def embed_missing(store: EmbeddingStore, texts_max: int = 100) -> int:
     """Embed up to `texts_max` texts and return their number."""
     n = 0
-    while n < texts_max and (texts := await store.list_missing("")):
-        await store.embed_texts(texts[: texts_max - n])
-        n += len(texts[: texts_max - n])
+    async with aclosing(store.list_missing_batches()) as batches:
+        async for texts in batches:
+            await store.embed_texts(texts[: texts_max - n])
+            n += len(texts[: texts_max - n])
+            if n >= texts_max:
+                break
     return n
 
 
@@ -170,7 +174,31 @@ async def test_vectors_of_deleted_texts_are_not_stored(database: Database) -> No
     """A document deleted while its text is embedded leaves no vector."""
     (document_id,) = await store_texts(database, TEXTS[0])
     store = EmbeddingStore(database, Letters(), None, None)
-    texts = await store.list_missing("")
+    async with aclosing(store.list_missing_batches()) as batches:
+        texts = await anext(batches)
     await library.delete_document(database, document_id, user_id="u")
     await store.embed_texts(texts)
     assert await count_vectors(database) == 0
+
+
+async def test_owners_take_turns_at_the_back_fill(database: Database) -> None:
+    """A document waits for one batch of each other owner, also if it is added meanwhile."""
+    long = "".join(f"# Part {n}\n\n{TEXTS[n % 3]} {'word ' * 100}{n}.\n\n" for n in range(30))
+    (longest,) = await store_texts(database, long, user_id="a")
+    await store_texts(database, TEXTS[0], TEXTS[1], TEXTS[2], user_id="b")
+    embedder = Letters()
+    store = EmbeddingStore(database, embedder, None, None)
+    owners: list[str] = []
+    async with aclosing(store.list_missing_batches()) as batches:
+        async for texts in batches:
+            await store.embed_texts(texts)
+            owners.append("a" if "word" in texts[0].text else "b" if len(owners) < 4 else "c")
+            if len(owners) == 4:
+                await store_texts(database, "Apples are red.", user_id="c")
+    async with database.read_session() as session:
+        document = await library.get_document(session, longest, user_id="a")
+
+    assert document.chunks >= 12
+    assert owners[:6] == ["a", "b", "a", "b", "a", "c"]
+    assert set(owners[6:]) == {"a"}
+    assert len(embedder.embedded) == len(set(embedder.embedded)) == document.chunks + 4
