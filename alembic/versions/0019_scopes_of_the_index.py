@@ -56,6 +56,10 @@ def _remove(row: str) -> str:
             terms = terms - ({count_terms(row)}) WHERE id = {row}.scope;"""  # noqa: S608 - as above
 
 
+ADD_SCOPE = """INSERT INTO index_scopes (user_id, version, chunks, terms)
+    SELECT new.user_id, 1, 0, 0 WHERE NOT new.shared
+    AND NOT EXISTS (SELECT 1 FROM index_scopes WHERE user_id = new.user_id);"""
+
 # FTS5 counts the terms of each chunk, but reads no texts: the index has no content table.
 FULL_TEXT = """CREATE VIRTUAL TABLE chunk_terms USING fts5(
     terms, content='',
@@ -70,17 +74,13 @@ TRIGGERS = (
     f"CREATE TRIGGER chunks_after_delete AFTER DELETE ON chunks BEGIN {_remove('old')} END",
     f"""CREATE TRIGGER chunks_after_update AFTER UPDATE ON chunks
     BEGIN {_remove("old")} {_add("new")} END""",
-    """CREATE TRIGGER documents_after_insert AFTER INSERT ON documents WHEN NOT new.shared BEGIN
-        INSERT OR IGNORE INTO index_scopes (user_id, version, chunks, terms)
-        VALUES (new.user_id, 1, 0, 0);
-    END""",
-    """CREATE TRIGGER documents_after_update AFTER UPDATE OF user_id, shared ON documents BEGIN
-        INSERT OR IGNORE INTO index_scopes (user_id, version, chunks, terms)
-        SELECT new.user_id, 1, 0, 0 WHERE NOT new.shared;
+    f"CREATE TRIGGER documents_after_insert AFTER INSERT ON documents BEGIN {ADD_SCOPE} END",
+    f"""CREATE TRIGGER documents_after_update AFTER UPDATE OF user_id, shared ON documents BEGIN
+        {ADD_SCOPE}
         UPDATE chunks SET scope = CASE WHEN new.shared THEN 0
             ELSE (SELECT id FROM index_scopes WHERE user_id = new.user_id) END
         WHERE document_id = new.id;
-    END""",
+    END""",  # noqa: S608 - as above
 )
 
 _OLD_FULL_TEXT = (

@@ -19,7 +19,7 @@ from service.core.auth.origin import check_csrf
 from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
-from service.core.documents.library import ChunkWorkers
+from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.fair_share import SharedLimit, current_user
 from service.core.limits import ServiceLimits
 from service.core.ports import RecordQueue, Tickets, Worker
@@ -41,6 +41,7 @@ class Services:
     queue: RecordQueue
     workers: Mapping[str, Worker]
     chunk_workers: ChunkWorkers
+    file_readers: FileReaders
     body_budget: BodyBudget
     upload_budget: BodyBudget
     uploads: SharedLimit

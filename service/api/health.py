@@ -63,6 +63,7 @@ async def get_metrics(services: ServicesDep, _: MetricsPrincipal) -> Response:
     """Prometheus metrics."""
     services.metrics.in_progress.set(services.answers.statistics().in_progress)
     services.metrics.records_waiting.set(services.queue.statistics().waiting)
+    services.metrics.rows_damaged.set(services.database.damaged_rows)
     return Response(
         services.metrics.format_exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
     )

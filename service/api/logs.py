@@ -12,6 +12,7 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
+from service.api import shapes
 from service.api.dependencies import LogsPrincipal, Services, ServicesDep
 from service.api.responses import json_response
 from service.api.schemas import (
@@ -24,10 +25,11 @@ from service.api.schemas import (
     schema_ref,
 )
 from service.core.accounting import log as request_log
-from service.core.accounting.log import OMITTED_IN_LISTS, PAGE_MAX, LogFilter, LogPage
+from service.core.accounting.log import PAGE_MAX, LogFilter
+from service.core.accounting.rows import OMITTED_IN_LISTS, LoggedAnswer
 from service.core.auth.principals import Principal
 from service.core.encoding import to_json
-from service.core.records import Answer, Status
+from service.core.records import DamagedAnswer, Status
 
 router = APIRouter(prefix="/ai/logs", tags=["logs"])
 
@@ -35,14 +37,14 @@ FRESH_SECONDS = (
     0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
 )
 NOBODY = ""  # the id of no user
-_COLUMNS = [name for name in Answer.__struct_fields__ if name not in OMITTED_IN_LISTS]
+_COLUMNS = [name for name in DamagedAnswer.__struct_fields__ if name not in OMITTED_IN_LISTS]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @router.get(
     "",
     responses={
-        200: schema_ref(LogPage, "Rows, newest first"),
+        200: schema_ref(shapes.LogRowPage, "Rows, newest first"),
         304: {"description": "Not modified"},
         **REFUSALS,
     },
@@ -99,7 +101,10 @@ async def list_logs(
 @router.get(
     "/{answer_id}",
     responses={
-        200: schema_ref(Answer, "The row"),
+        200: {
+            "description": "The row",
+            "content": {"application/json": {"schema": shapes.LOG_ROW_SCHEMA}},
+        },
         **REFUSALS,
         **problem_schemas(_404="`not_found`: no answer has this id"),
     },
@@ -136,7 +141,7 @@ def _add_etag(response: Response, if_none_match: str) -> Response:
 
 async def _export_while_valid(
     services: Services, principal: Principal, log_filter: LogFilter
-) -> AsyncGenerator[list[Answer], None]:
+) -> AsyncGenerator[list[LoggedAnswer], None]:
     """The pages of an export; it is cut off when the credential is revoked or expires."""
     async with aclosing(request_log.export_pages(services.database, log_filter)) as pages:
         async for items in pages:
@@ -152,16 +157,20 @@ def _create_export(content: AsyncIterator[bytes], media_type: str, suffix: str) 
     )
 
 
-async def _encode_ndjson(pages: AsyncGenerator[list[Answer], None]) -> AsyncGenerator[bytes, None]:
+async def _encode_ndjson(
+    pages: AsyncGenerator[list[LoggedAnswer], None],
+) -> AsyncGenerator[bytes, None]:
     async for items in pages:
         yield b"".join(to_json(item) + b"\n" for item in items)
 
 
-async def _encode_csv(pages: AsyncGenerator[list[Answer], None]) -> AsyncGenerator[bytes, None]:
+async def _encode_csv(
+    pages: AsyncGenerator[list[LoggedAnswer], None],
+) -> AsyncGenerator[bytes, None]:
     yield _format_rows([list(_COLUMNS)])
     async for items in pages:
         yield _format_rows(
-            [[_format_cell(getattr(item, column)) for column in _COLUMNS] for item in items]
+            [[_format_cell(getattr(item, column, None)) for column in _COLUMNS] for item in items]
         )
 
 

@@ -9,7 +9,7 @@ relevance, both of the first ten. A text with several hits counts at its first o
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -206,12 +206,11 @@ async def _embed_corpus(
 ) -> VectorSearch:
     await anyio.to_thread.run_sync(load_module, embeddings)
     vectors = embeddings.EmbeddingStore(database, embedder, None, None)
-    await vectors.load_vectors()
     with progress("vectors", texts_max) as advance:
-        async with aclosing(vectors.list_missing_batches()) as batches:
-            async for texts in batches:
-                await vectors.embed_texts(texts)
-                advance(len(texts))
+        async for texts in vectors.list_missing(await vectors.read_progress()):
+            await vectors.embed_texts(texts)
+            advance(len(texts))
+    await vectors.publish_vectors()
     return vectors
 
 

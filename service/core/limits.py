@@ -15,6 +15,7 @@ class ServiceLimits(msgspec.Struct, frozen=True, kw_only=True):
     # Maximum cost of draining the rest of an answer (`drain_seconds`).
     drain_nano_usd_max: int = 50_000_000
     upload_files_max: int = 20  # per upload
+    archive_files_max: int = 500  # in the zip archives of an upload
     # The following are limits of all users, of which one can use a share (`fair_share.py`).
     uploads_max: int = 4  # in progress, of the largest size
     uploads_at_once_max: int = 200  # in progress, of any size

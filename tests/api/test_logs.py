@@ -13,7 +13,8 @@ import pytest
 
 from service.core.accounting import log as request_log
 from service.core.accounting.log import LogFilter
-from service.core.records import Answer, Status
+from service.core.accounting.rows import LoggedAnswer
+from service.core.records import Status
 from tests.access import SECRET, client, make_key
 from tests.conftest import Serve, Service, shared_fixture, shared_loop
 from tests.core.accounting.test_log import COMBINED, explain_queries
@@ -266,7 +267,7 @@ def log_filter(params: dict[str, Any]) -> LogFilter:
     return msgspec.convert(params, LogFilter)
 
 
-def get_number(item: Answer) -> int:
+def get_number(item: LoggedAnswer) -> int:
     """The number in the prompt of a row."""
     return int(str(item.prompt).split()[1])
 

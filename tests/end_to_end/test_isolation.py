@@ -9,9 +9,11 @@ import pytest
 import sqlalchemy as sa
 
 from service.core.auth.principals import Role
-from service.core.database.tables import documents
+from service.core.database.tables import chunks, documents
 from tests.access import client, make_key
 from tests.conftest import Serve, Service
+from tests.fakes.provider import ProviderFake
+from tests.workers.test_embedding import wait_filled
 
 QUESTIONS = [
     "When is the boiler in the cellar inspected?",
@@ -51,7 +53,8 @@ async def read_everything(caller: httpx2.AsyncClient, within: str) -> list[bytes
         for options in ({"limit": "50"}, {"documents": within}):
             response = await caller.get("/ai/search", params={"q": question, **options})
             responses.append(response.content)
-        answer = (await caller.post("/ai/test", json={"prompt": question})).json()
+        body = {"prompt": question, "model": "extractive"}
+        answer = (await caller.post("/ai/test", json=body)).json()
         stable = {name: value for name, value in answer.items() if name not in VARIABLE}
         responses.append(json.dumps(stable).encode())
     return responses
@@ -91,23 +94,42 @@ class Others:
                 )
 
 
+async def wait_embedded(service: Service) -> None:
+    """Wait until each text has a vector."""
+    texts = sa.select(chunks.c.scope, chunks.c.content_hash).distinct().subquery()
+    async with service.services.database.read_session() as session:
+        count = (await session.execute(sa.select(sa.func.count()).select_from(texts))).scalar_one()
+    await wait_filled(service, count)
+
+
 @pytest.mark.slow
-async def test_documents_of_others_change_no_byte(serve: Serve) -> None:
+@pytest.mark.parametrize("embeddings", ["none", "openai"])
+async def test_documents_of_others_change_no_byte(
+    serve: Serve, fake: ProviderFake, embeddings: str
+) -> None:
     """Uploads, deletions and sharing of others change neither searches nor grounded answers."""
-    service = await serve(auth="keys", seeded=True)
+    service = await serve(
+        auth="keys", seeded=True, openai_base_url=fake.base_url, embeddings=embeddings
+    )
     mine = client(service, await make_key(service, "mine"))
     callers = [client(service, await make_key(service, name)) for name in ("other", "third")]
     ids = await upload(mine, *MINE)
     others = Others(service, callers)
+    if embeddings != "none":
+        await wait_embedded(service)
     before = await read_everything(mine, ids[3])
     assert {json.loads(response).get("status") for response in before} == {
         None,
         "completed",
         "no_context",
     }
+    assert (b"cosine" in before[0]) is (embeddings != "none")
 
     for _ in range(STEPS):
         await others.change()
+        assert await read_everything(mine, ids[3]) == before
+    if embeddings != "none":
+        await wait_embedded(service)
         assert await read_everything(mine, ids[3]) == before
 
     for caller in (mine, *callers):

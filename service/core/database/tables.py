@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Float,
@@ -220,6 +221,9 @@ documents = Table(
     Column("characters", Integer, nullable=False),
     Column("chunks", Integer, nullable=False),
     Column("encoding", String(20), nullable=False),
+    Column("format", String(20), nullable=False, server_default="text"),
+    Column("pages", Integer),  # their number; None: the format has no pages
+    Column("date", Date),  # of the content: from the file, or set by its owner
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
     Column("indexed_by", String(200), nullable=False, server_default=""),
@@ -243,8 +247,9 @@ chunks = Table(
     Column("content_hash", String(64)),
     # `index_scopes.id`; the default makes a chunk invisible. Sharing a document changes it.
     Column("scope", Integer, nullable=False, server_default="-1"),
+    Column("page", Integer),  # on which the chunk begins; None: the document has no pages
     UniqueConstraint("document_id", "n"),
-    Index(None, "content_hash"),  # the chunks of a vector
+    Index(None, "scope", "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,
 )
 
@@ -259,14 +264,18 @@ index_scopes = Table(
     Column("version", BigInteger, nullable=False),
     Column("chunks", BigInteger, nullable=False),
     Column("terms", BigInteger, nullable=False),  # words and grams, with repetitions
+    # Incremented from time to time while vectors are added (`core/search/embeddings.py`).
+    Column("vectors", BigInteger, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
 )
 
-# Cache of embedding vectors, by the hash of the text.
+# Cache of embedding vectors, by the hash of the text. Each scope has its own: otherwise the time
+# when a text has its vector would reveal whether another user has the same text.
 vectors = Table(
     "vectors",
     metadata,
-    Column("model", String(200), primary_key=True),
+    Column("scope", Integer, primary_key=True),
     Column("content_hash", String(64), primary_key=True),
+    Column("model", String(200), primary_key=True),
     Column("vector", LargeBinary, nullable=False),  # little-endian float32, of length 1
 )

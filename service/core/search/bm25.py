@@ -41,25 +41,24 @@ class ChunkTerms(msgspec.Struct, frozen=True):
     codes: Codes
     word_count: int
     gram_count: int
-    content_hash: str | None = None
 
 
-def encode_chunks(rows: Sequence[tuple[int, str, str, str | None]]) -> dict[int, ChunkTerms]:
+def encode_chunks(rows: Sequence[tuple[int, str, str]]) -> dict[int, ChunkTerms]:
     """Encode chunks, by id.
 
-    A row is (id, words in order, grams, content hash); terms are separated by spaces.
+    A row is (id, words in order, grams); terms are separated by spaces.
     """
     chunks = {}
     for begin in range(0, len(rows), CHUNKS_AT_ONCE):
         batch = rows[begin : begin + CHUNKS_AT_ONCE]
         hashes = _hash_terms(
-            " ".join(text for _, words, grams, _ in batch for text in (words, grams) if text)
+            " ".join(text for _, words, grams in batch for text in (words, grams) if text)
         )
         word_codes = _truncate_hashes(hashes * _WORD_FACTOR)
         gram_codes = _truncate_hashes(hashes * _GRAM_FACTOR)
         phrase_codes = _truncate_hashes(hashes[:-1] * _WORD_FACTOR + hashes[1:] * _NEXT_WORD_FACTOR)
         first = 0
-        for id_, words, grams, content_hash in batch:
+        for id_, words, grams in batch:
             middle = first + _count_terms(words)
             last = middle + _count_terms(grams)
             codes = np.concatenate(
@@ -69,7 +68,7 @@ def encode_chunks(rows: Sequence[tuple[int, str, str, str | None]]) -> dict[int,
                     gram_codes[middle:last],
                 ]
             )
-            chunks[id_] = ChunkTerms(codes, middle - first, last - middle, content_hash)
+            chunks[id_] = ChunkTerms(codes, middle - first, last - middle)
             first = last
     return chunks
 
@@ -81,7 +80,6 @@ class TermCounts(msgspec.Struct, frozen=True):
     counts: Numbers  # one row per chunk; one column per word, phrase and gram, in this order
     lengths: Numbers  # one row per chunk: number of words, number of grams
     word_codes: list[Codes]  # of each chunk, in order
-    content_hashes: list[str | None]
 
 
 def encode_query(
@@ -110,7 +108,6 @@ def count_terms(query_codes: Codes, chunks: Mapping[int, ChunkTerms]) -> TermCou
             -1, 2
         ),
         [chunk.codes[: chunk.word_count] for chunk in terms],
-        [chunk.content_hash for chunk in terms],
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from service.core.ports import Similarities
+from service.core.ports import QueryVector
 from service.core.search.index import SearchIndex, Visibility
 from service.core.search.missing_words import list_candidates, select_missing
 from service.core.search.ranking import Thresholds, build_hit, parse_query, rank_chunks
@@ -38,7 +38,7 @@ class SearchEngine:
         user_id: str | None,
         within: Sequence[str] | None,
         limit: int,
-        similarities: Similarities | None,
+        vector: QueryVector | None,
     ) -> SearchResults:
         """See `SearchService.search`."""
         query = parse_query(text, self._tokenizer)
@@ -48,14 +48,11 @@ class SearchEngine:
         snapshot = self._index.open_snapshot(connection, query, visibility)
         statistics = snapshot.read_statistics()
         ids = snapshot.select_candidates(statistics)
+        similarities = snapshot.compare_vectors(vector) if vector else None
         if similarities:
             ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities)]))
         candidates = snapshot.count_terms(ids)
-        cosines = (
-            similarities.get_cosines(name or "" for name in candidates.content_hashes)
-            if similarities
-            else None
-        )
+        cosines = similarities.get_cosines(candidates.ids) if similarities else None
         ranking = rank_chunks(
             query, candidates, statistics, limit=limit, thresholds=self._thresholds, cosines=cosines
         )

@@ -14,8 +14,9 @@ restricts the candidates, not the numbers.
 
 Posting lists come from FTS5 (`postings/fts5.py`), which caches them for one version of a scope.
 The terms of chunks (`CODES_CACHED`, 4 bytes each) and their texts (`CHARACTERS_CACHED`, one or two
-bytes each) are cached across versions, since chunks never change and ids are never reused. Entries
-are evicted in insertion order.
+bytes each) are cached across versions, since chunks never change and ids are never reused. The
+vectors of a scope are read as a whole (`VECTORS_MAX`, 1.5 KB each for 384 dimensions). Entries are
+evicted in insertion order.
 """
 
 import json
@@ -27,7 +28,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from service.core.ports import Similarities
+from service.core.ports import QueryVector
 from service.core.search.bm25 import (
     ChunkTerms,
     TermCounts,
@@ -38,13 +39,14 @@ from service.core.search.bm25 import (
 from service.core.search.cache import BoundedCache
 from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
 from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
+from service.core.search.vector_matrix import ChunkSimilarities, VectorMatrix
 
 CANDIDATES_MAX = 70
 TIED_SHARE = (
     0.5  # of the best weight: if the last candidate reaches it, the weights do not distinguish
 )
 NEAREST_MAX = 30
-NEAREST_LIMITS = (50, 500, 5_000)  # nearest texts looked up, step by step, until enough are visible
+VECTORS_MAX = 200_000  # of the chunks that a caller sees; with more of them, words decide
 VISIBLE_AT_ONCE = 300  # best chunks whose visibility is checked by one statement
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_MIN = 3  # looked up even if they are not rare
@@ -58,8 +60,15 @@ class Visibility(msgspec.Struct, frozen=True):
     within: Sequence[str] | None
 
 
+class CachedMatrix(msgspec.Struct, frozen=True):
+    """The vectors of a scope. `key`: its versions, and the model and length of the vectors."""
+
+    key: tuple[int, int, str, int]
+    matrix: VectorMatrix
+
+
 class _ChunkCache:
-    """Chunks of any version of the index."""
+    """Chunks of any version of the index, and the vectors of scopes."""
 
     def __init__(self) -> None:
         self.terms: BoundedCache[int, ChunkTerms] = BoundedCache(
@@ -67,6 +76,9 @@ class _ChunkCache:
         )
         self.stored: BoundedCache[int, StoredChunk] = BoundedCache(
             CHARACTERS_CACHED, lambda chunk: len(chunk.text) + 400
+        )
+        self.matrices: BoundedCache[int, CachedMatrix] = BoundedCache(
+            VECTORS_MAX, lambda cached: len(cached.matrix) + 1
         )
 
 
@@ -158,26 +170,19 @@ class Snapshot:
             selected = list(dict.fromkeys([*matches, *selected]))
         return selected
 
-    def select_nearest(self, similarities: Similarities) -> list[int]:
-        """Return the visible chunks nearest in meaning, reading further if others' are nearer."""
-        ids: list[int] = []
-        offset = 0
-        for limit in NEAREST_LIMITS:
-            hashes = similarities.find_nearest(limit)[offset:]
-            offset += len(hashes)
-            ranks = {content_hash: n for n, content_hash in enumerate(hashes)}
-            rows = self._execute(
-                _NEAREST,
-                {
-                    "hashes": json.dumps(hashes),
-                    "scopes": json.dumps([scope.id for scope in self._scopes]),
-                    "within": json.dumps(self._within),
-                },
-            )
-            ids += [row[0] for row in sorted(rows, key=lambda row: ranks[row[1]])]
-            if len(ids) >= NEAREST_MAX or not hashes:
-                break
-        return ids[:NEAREST_MAX]
+    def compare_vectors(self, vector: QueryVector) -> ChunkSimilarities | None:
+        """Compare the visible chunks that have a vector; None if there are none, or too many."""
+        if sum(scope.chunks for scope in self._scopes) > VECTORS_MAX:
+            return None
+        matrices = [self._read_matrix(scope, vector) for scope in self._scopes]
+        if not any(map(len, matrices)):
+            return None
+        return ChunkSimilarities(matrices, vector.vector)
+
+    def select_nearest(self, similarities: ChunkSimilarities) -> list[int]:
+        """Return the visible chunks nearest in meaning."""
+        limit = NEAREST_MAX if self._within is None else None
+        return self._filter_visible(similarities.find_nearest(limit), NEAREST_MAX)
 
     def find_absent(self, terms: Sequence[Term]) -> set[Term]:
         """Return those of these terms that no visible chunk contains."""
@@ -199,6 +204,17 @@ class Snapshot:
         """Return these chunks as they are stored."""
         return self._cache.stored.get_many(ids, partial(_read_stored, self._execute))
 
+    def _read_matrix(self, scope: IndexScope, vector: QueryVector) -> VectorMatrix:
+        """Return the vectors of a scope that are comparable with this one."""
+        key = (scope.version, scope.vectors, vector.model, len(vector.vector))
+        cached = self._cache.matrices.get(scope.id)
+        if cached is not None and cached.key == key:
+            return cached.matrix
+        rows = self._execute(_VECTORS, (scope.id, vector.model, len(vector.vector))).fetchall()
+        matrix = VectorMatrix(rows)
+        self._cache.matrices.store({scope.id: CachedMatrix(key, matrix)})
+        return matrix
+
     def _list_chunks(self, term: Term) -> list[int]:
         """Return the chunks of the visible scopes that contain a term."""
         ids: list[int] = self._postings.read_weighted({term: 1})[0].tolist()
@@ -219,22 +235,21 @@ class Snapshot:
         return visible[:limit]
 
 
-_ALL_SCOPES = "SELECT id, version, chunks, terms FROM index_scopes"
+_ALL_SCOPES = "SELECT id, version, chunks, terms, vectors FROM index_scopes"
 _SCOPES = f"{_ALL_SCOPES} WHERE id = 0 OR user_id = ?"
 _WITHIN = """
 SELECT id FROM chunks WHERE id IN (SELECT value FROM json_each(?))
 AND document_id IN (SELECT value FROM json_each(?))
 """
-_NEAREST = """
-SELECT id, content_hash FROM chunks WHERE content_hash IN (SELECT value FROM json_each(:hashes))
-AND scope IN (SELECT value FROM json_each(:scopes))
-AND (:within = 'null' OR document_id IN (SELECT value FROM json_each(:within)))
+_VECTORS = """
+SELECT chunks.id, vectors.vector FROM chunks JOIN vectors USING (scope, content_hash)
+WHERE chunks.scope = ? AND vectors.model = ? AND length(vectors.vector) = ? ORDER BY chunks.id
 """
 _TERMS = """
-SELECT id, words, grams, content_hash FROM chunks WHERE id IN (SELECT value FROM json_each(?))
+SELECT id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
 """
 _STORED = """
-SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text
+SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
 WHERE c.id IN (SELECT value FROM json_each(?))
 """

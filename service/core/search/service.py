@@ -59,10 +59,10 @@ class SearchService:
         to documents with these ids. Any text is a query. Raises `DatabaseUnavailable` only.
         """
         query = query[:QUERY_CHARACTERS_MAX]
-        similarities = None
+        vector = None
         if self._vectors and query.strip():
             async with self._vector_turns.turn():
-                similarities = await self._vectors.find_similar(query)
+                vector = await self._vectors.embed_query(query)
 
         def run_search(connection: sa.Connection) -> SearchResults:
             return self._engine.search(
@@ -71,7 +71,7 @@ class SearchService:
                 user_id=user_id,
                 within=within,
                 limit=limit,
-                similarities=similarities,
+                vector=vector,
             )
 
         async with self._turns.turn():

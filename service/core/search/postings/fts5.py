@@ -40,13 +40,15 @@ MARKS = {"words": "\ue000", "grams": "\ue001"}
 class IndexScope(msgspec.Struct, frozen=True):
     """Chunks with the same visibility. `terms`: number of their words and grams, repeated ones too.
 
-    A row of `index_scopes`; its fields have the order of `index._SCOPES`.
+    A row of `index_scopes`; its fields have the order of `index._SCOPES`. `vectors`: the version of
+    their vectors.
     """
 
     id: int
     version: int
     chunks: int
     terms: int
+    vectors: int = 0
 
 
 Key = tuple[int, str]  # of the caches: version of the scope, and token
