@@ -48,21 +48,22 @@ class SharedLimit:
 
     def get_used(self, user_id: str) -> int:
         """The amount of one user."""
-        return self._used.get(user_id, 0)
+        return self._used[user_id]
 
     def require(self, user_id: str, amount: int = 1) -> None:
         """Raise `Overloaded` if the user cannot take this amount. Names no number of others."""
-        used = self.get_used(user_id)
+        self.take(user_id, amount)
+        self.release(user_id, amount)
+
+    def take(self, user_id: str, amount: int = 1) -> None:
+        """Add an amount. Raises `Overloaded`."""
+        used = self._used[user_id]  # reading a missing item of a counter does not insert it
         if used + amount > self._user_max:
             raise Overloaded(
                 f"you have {used} {self._noun}, and one user can have {self._user_max}"
             )
         if self._total + amount > self._capacity:
             raise Overloaded(f"all users together have too many {self._noun}")
-
-    def take(self, user_id: str, amount: int = 1) -> None:
-        """Add an amount. Raises `Overloaded`."""
-        self.require(user_id, amount)
         self.add(user_id, amount)
 
     def add(self, user_id: str, amount: int = 1) -> None:
@@ -120,8 +121,13 @@ class FairTurns:
 
     async def acquire(self, user_id: str) -> None:
         """Wait for a turn. `release` must follow. Raises `TurnTimeout`."""
-        if self._is_free(user_id) and user_id not in self._waiting:
-            self._start(user_id)
+        if (
+            self._total < self._at_once
+            and self._running[user_id] < self._user_max
+            and user_id not in self._waiting
+        ):
+            self._total += 1
+            self._running[user_id] += 1
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(user_id, deque()).append(granted)
@@ -147,14 +153,15 @@ class FairTurns:
         self._running[user_id] -= 1
         if not self._running[user_id]:
             del self._running[user_id]
-        while (next_user := self._find_next()) is not None:
+        while self._waiting and (next_user := self._find_next()) is not None:
             queue = self._waiting[next_user]
             granted = queue.popleft()
             self._waiting.move_to_end(next_user)
             if not queue:
                 del self._waiting[next_user]
             if not granted.done():
-                self._start(next_user)
+                self._total += 1
+                self._running[next_user] += 1
                 granted.set_result(None)
 
     def _find_next(self) -> str | None:
@@ -164,14 +171,7 @@ class FairTurns:
         """
         if self._total >= self._at_once:
             return None
-        return next((user_id for user_id in self._waiting if self._is_free(user_id)), None)
-
-    def _is_free(self, user_id: str) -> bool:
-        return self._total < self._at_once and self._running.get(user_id, 0) < self._user_max
-
-    def _start(self, user_id: str) -> None:
-        self._total += 1
-        self._running[user_id] += 1
+        return next((name for name in self._waiting if self._running[name] < self._user_max), None)
 
     def _remove(self, user_id: str, granted: asyncio.Future[None]) -> None:
         if granted in (queue := self._waiting.get(user_id, deque())):

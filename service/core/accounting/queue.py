@@ -27,9 +27,12 @@ class JournaledQueue:
 
     def add_intent(self, intent: Intent) -> None:
         """See `RecordQueue.add_intent`."""
-        self._records.require(intent.user_id)
-        self._journal.append_intent(intent)
-        self._records.add(intent.user_id)
+        self._records.take(intent.user_id)
+        try:
+            self._journal.append_intent(intent)
+        except BaseException:
+            self._records.release(intent.user_id)
+            raise
         self._open.add(intent.id)
 
     def add_outcome(self, outcome: Outcome) -> None:

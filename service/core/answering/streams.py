@@ -57,12 +57,15 @@ class BufferBudget:
 
     def add_bytes(self, user_id: str, size: int) -> None:
         """Add to the bytes of a user; a negative size subtracts."""
-        before = self._by_user[user_id]
+        most, before = self._user_max, self._by_user[user_id]
         after = self._by_user[user_id] = before + size
         if not after:
             del self._by_user[user_id]
         self.held_bytes += size
-        self._counted_bytes += min(after, self._user_max) - min(before, self._user_max)
+        if after <= most and before <= most:  # the usual case without calls: for every delta
+            self._counted_bytes += size
+        else:
+            self._counted_bytes += min(after, most) - min(before, most)
 
     @property
     def is_full(self) -> bool:
@@ -71,7 +74,7 @@ class BufferBudget:
 
     def is_share_full(self, user_id: str) -> bool:
         """True when no further stream of this user may be resumable."""
-        return self._by_user.get(user_id, 0) >= self._user_max
+        return self._by_user[user_id] >= self._user_max
 
 
 class Stream:
@@ -109,7 +112,8 @@ class Stream:
         self._shutting_down = False
         self._buffers = buffers
         self._held_bytes = 0
-        self._count_bytes(sum(sys.getsizeof(passage.text) for passage in context))
+        if context:
+            self._count_bytes(sum(sys.getsizeof(passage.text) for passage in context))
 
     @property
     def readers(self) -> int:
