@@ -27,8 +27,8 @@ from tests.conftest import Service
 from tests.fakes.provider import Behaviour, Point, ProviderFake
 
 ANSWER, STREAM, CHUNK = (
-    710,
-    910,
+    715,
+    915,
     75,
 )  # calls: of a plain answer, of a stream without its chunks, of a chunk
 HERE, PACKAGES = f"{Path(__file__).parents[1]}/", f"{Path(pytest.__file__).parents[1]}/"

@@ -52,11 +52,6 @@ class SharedLimit:
 
     def require(self, user_id: str, amount: int = 1) -> None:
         """Raise `Overloaded` if the user cannot take this amount. Names no number of others."""
-        self.take(user_id, amount)
-        self.release(user_id, amount)
-
-    def take(self, user_id: str, amount: int = 1) -> None:
-        """Add an amount. Raises `Overloaded`."""
         used = self._used[user_id]  # reading a missing item of a counter does not insert it
         if used + amount > self._user_max:
             raise Overloaded(
@@ -64,7 +59,12 @@ class SharedLimit:
             )
         if self._total + amount > self._capacity:
             raise Overloaded(f"all users together have too many {self._noun}")
-        self.add(user_id, amount)
+
+    def take(self, user_id: str, amount: int = 1) -> None:
+        """Add an amount. Raises `Overloaded`."""
+        self.require(user_id, amount)
+        self._used[user_id] += amount
+        self._total += amount
 
     def add(self, user_id: str, amount: int = 1) -> None:
         """Add an amount for which `require` was called before."""
