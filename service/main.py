@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from service import __version__
 from service.api import (
     answers,
+    conversations,
     documents,
     health,
     keys,
@@ -122,7 +123,17 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    for module in (answers, uploads, documents, logs, keys, quotas, sessions, health):
+    for module in (
+        answers,
+        conversations,
+        uploads,
+        documents,
+        logs,
+        keys,
+        quotas,
+        sessions,
+        health,
+    ):
         # Copied, because an included router adds a lookup to every request.
         app.router.routes += module.router.routes
     pages.mount_pages(app)

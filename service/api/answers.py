@@ -20,9 +20,11 @@ from service.api.schemas import (
     AnswerInProgress,
     AnswerStarted,
     AskBody,
+    ConversationId,
     DocumentIds,
     ModelName,
     NotBlank,
+    Tags,
     UserId,
     problem_schemas,
     schema_ref,
@@ -55,8 +57,12 @@ _PROVIDER = problem_schemas(
     "`Retry-After`",
     _504="`provider_timeout`: the provider did not respond in time; it may have billed",
 )
-_KEYED = problem_schemas(
-    _409="`idempotency_conflict`: the `Idempotency-Key` was used for a different request"
+_ERASED = problem_schemas(_410="`erased`: the texts of this answer were erased")
+_CONTINUED = problem_schemas(
+    _404="`not_found`: no conversation, answer or event has this id, or it belongs to another user",
+    _409="`conversation_busy`: an answer of the conversation is in progress; "
+    "`idempotency_conflict`: the `Idempotency-Key` was used for a different request",
+    _410="`erased`: the conversation, or the answer of the `Idempotency-Key`, was erased",
 )
 _REPLAYED = {"Idempotent-Replayed": "true"}
 _UNKNOWN = problem_schemas(
@@ -100,7 +106,7 @@ async def read_last_event_id(
         200: schema_ref(Answer, "The answer object"),
         **REFUSALS,
         **_PROVIDER,
-        **_KEYED,
+        **_CONTINUED,
     },
 )
 async def create_answer(
@@ -124,7 +130,7 @@ async def create_answer(
     return json_response(create_answer_object(stream.outcome), headers=headers)
 
 
-@router.post("/stream", responses={200: _STREAM, **REFUSALS, **_PROVIDER, **_KEYED})
+@router.post("/stream", responses={200: _STREAM, **REFUSALS, **_PROVIDER, **_CONTINUED})
 async def stream_answer(
     body: AskBody, request: Request, services: ServicesDep, principal: AskPrincipal, key: KeyDep
 ) -> Response:
@@ -151,7 +157,7 @@ _LastEventIdDep = Annotated[str | None, Depends(read_last_event_id)]
 
 
 @router.get(
-    "/stream", responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_PROVIDER, **_KEYED, **_UNKNOWN}
+    "/stream", responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_PROVIDER, **_CONTINUED}
 )
 async def stream_answer_to_event_source(
     request: Request,
@@ -165,6 +171,8 @@ async def stream_answer_to_event_source(
     temperature: Annotated[float | None, Query(ge=0, le=2)] = None,
     user_id: Annotated[UserId | None, Query()] = None,
     documents: Annotated[DocumentIds | None, Query()] = None,
+    tags: Annotated[Tags | None, Query(alias="tag", min_length=1)] = None,
+    conversation_id: Annotated[ConversationId | None, Query()] = None,
     key: Annotated[
         str | None,
         Query(
@@ -185,6 +193,8 @@ async def stream_answer_to_event_source(
         temperature=temperature,
         user_id=user_id,
         documents=documents,
+        tags=tags,
+        conversation_id=conversation_id,
     )
     services.event_streams.require(principal.user_id)
     answer_request = await _build_request(
@@ -209,7 +219,7 @@ async def stream_answer_to_event_source(
         202: schema_ref(AnswerStarted, "The answer has started; its events are at `events_url`"),
         **REFUSALS,
         **_PROVIDER,
-        **_KEYED,
+        **_CONTINUED,
     },
 )
 async def start_answer(
@@ -243,6 +253,7 @@ async def start_answer(
         events_url=f"{location}/events?ticket={issued.ticket}",
         expires_at=datetime.fromtimestamp(issued.expires_at, UTC),
         resumable=not started.stream.degraded,
+        conversation_id=intent.conversation_id,
     )
     headers = (
         {"Location": location}
@@ -313,7 +324,7 @@ authorize_reader.requires = authorize_ask.requires  # type: ignore[attr-defined]
 
 @router.get(
     "/answers/{answer_id}/events",
-    responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_UNKNOWN, **_TICKET},
+    responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_UNKNOWN, **_ERASED, **_TICKET},
 )
 async def stream_answer_events(
     answer_id: str,
@@ -332,6 +343,7 @@ async def stream_answer_events(
         202: schema_ref(AnswerInProgress, "In progress: the text so far"),
         **REFUSALS,
         **_UNKNOWN,
+        **_ERASED,
     },
 )
 async def get_answer(answer_id: str, services: ServicesDep, principal: AskPrincipal) -> Response:
@@ -348,7 +360,7 @@ async def get_answer(answer_id: str, services: ServicesDep, principal: AskPrinci
 @router.delete(
     "/answers/{answer_id}",
     status_code=204,
-    responses={**REFUSALS, **_UNKNOWN},
+    responses={**REFUSALS, **_UNKNOWN, **_ERASED},
     response_class=Response,
 )
 async def stop_answer(answer_id: str, services: ServicesDep, principal: AskPrincipal) -> Response:
@@ -438,8 +450,11 @@ async def _build_request(
 ) -> AnswerRequest:
     """Create the request for `core/answering`. Raises `TooLarge`."""
     settings = services.settings
-    if len(body.prompt) > settings.prompt_characters_max:
-        raise TooLarge(f"the prompt is longer than {settings.prompt_characters_max} characters")
+    prompt, history = body.split_question()
+    characters = len(prompt) + sum(len(message.content) for message in history)
+    if characters > settings.prompt_characters_max:
+        what = "messages are" if history else "prompt is"
+        raise TooLarge(f"the {what} longer than {settings.prompt_characters_max} characters")
     if body.max_tokens and body.max_tokens > settings.max_tokens_max:
         raise TooLarge(f"max_tokens is more than {settings.max_tokens_max}")
     user_id = body.user_id if body.user_id and principal.may_impersonate else principal.user_id
@@ -453,7 +468,9 @@ async def _build_request(
             *principal.key_subjects,
         )
     return AnswerRequest(
-        prompt=body.prompt,
+        prompt=prompt,
+        history=history,
+        conversation_id=body.conversation_id,
         grounded=body.grounded,
         endpoint=request.scope["route"].path,
         user_id=user_id,
@@ -470,4 +487,5 @@ async def _build_request(
         max_tokens=body.max_tokens,
         temperature=body.temperature,
         documents=body.documents,
+        tags=body.tags,
     )

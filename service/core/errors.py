@@ -10,6 +10,8 @@
     ├── UnpricedModel            400 unpriced_model        use a priced model or set KOTAE_PRICES
     ├── KeysFull                 409 keys_full             revoke unused keys
     ├── KeyReplaced              409 key_replaced          rotate the key that replaced this one
+    ├── ConversationBusy         409 conversation_busy     retry when the running answer has ended
+    ├── Erased                   410 erased                begin a new conversation
     ├── ForeignHost              400 foreign_host          add the name to KOTAE_ALLOWED_HOSTS
     ├── ForeignOrigin            403 foreign_origin        add the origin to KOTAE_ALLOWED_ORIGINS
     ├── TicketInvalid            403 ticket_invalid        create a new answer
@@ -140,6 +142,23 @@ class KeyReplaced(KotaeError):
     """The key was already rotated. The key that replaced it was shown once, at that time."""
 
     code, status, title = "key_replaced", 409, "The key was already rotated"
+
+
+class ConversationBusy(KotaeError):
+    """An answer of the conversation is in progress: the next question needs its text."""
+
+    code, status, title, retry_after_default = (
+        "conversation_busy",
+        409,
+        "The conversation is busy",
+        1,
+    )
+
+
+class Erased(KotaeError):
+    """The texts of an answer or a conversation were erased. This is final."""
+
+    code, status, title = "erased", 410, "Erased"
 
 
 class ForeignHost(KotaeError):

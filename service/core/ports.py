@@ -6,14 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from service.core.pricing import Usage, format_usd
-from service.core.records import Intent, Outcome
-
-
-class Message(msgspec.Struct, frozen=True):
-    """A message to a model. `role` is `system` or `user`."""
-
-    role: str
-    content: str
+from service.core.records import Intent, Message, Outcome
 
 
 class ProviderRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.core.grounding.prompt import GROUNDED_RULES, parse_messages
-from service.core.ports import Message
+from service.core.records import Message
 from tests.conftest import Serve, Service
 from tests.core.grounding.test_prompt import IMAGES, INJECTIONS
 from tests.fakes.provider import Behaviour, ProviderFake

@@ -20,9 +20,8 @@ import msgspec
 from service.core import tokens
 from service.core.accounting.recorder import Recorder
 from service.core.errors import ProviderError, ProviderUnreachable, ShuttingDown
-from service.core.ports import Message
 from service.core.pricing import Cost, PriceBook, Usage, combine_usage
-from service.core.records import Intent, Outcome, Passage, Status, UsageSource
+from service.core.records import Intent, Message, Outcome, Passage, Status, UsageSource
 from service.core.telemetry import log
 
 INLINE_CHARACTERS = 4_000  # of a text whose sources are read without a thread

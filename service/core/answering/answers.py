@@ -17,6 +17,7 @@ import msgspec
 from service.core import tokens
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
+from service.core.answering.conversations import ConversationRegistry
 from service.core.answering.events import parse_event_id
 from service.core.answering.idempotency import (
     IdempotencyKey,
@@ -39,16 +40,18 @@ from service.core.answering.streams import (
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
+from service.core.documents.library import list_tagged
 from service.core.encoding import create_id, sanitize_text, utc_now
-from service.core.errors import NotFound, QuotaExceeded, ShuttingDown, UnknownModel
+from service.core.errors import Erased, NotFound, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.fair_share import FairTurns, SharedLimit
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
+from service.core.grounding.history import select_history
 from service.core.grounding.refusals import NEAREST_MAX
 from service.core.limits import ServiceLimits
-from service.core.ports import Message, Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
+from service.core.ports import Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
 from service.core.pricing import PriceBook, Usage
-from service.core.records import Intent, Passage, Status
+from service.core.records import Intent, Message, Passage, Status
 from service.core.search.results import SearchResults
 from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, Settings
@@ -75,7 +78,9 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated request for an answer.
 
     `sees`: the user whose documents may be context; None: the documents of all users. `documents`:
-    restricts the context to these documents; None: no restriction. `resumable`: the answer
+    restricts the context to these documents, `tags` to those with one of these tags; None: no
+    restriction. `history`: the messages before the prompt; `conversation_id`: the conversation that
+    the answer continues, with its own history; None: it begins one. `resumable`: the answer
     continues for a while without a reader, and waits up to `attach_seconds` for its first one.
     """
 
@@ -92,6 +97,9 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     temperature: float | None = None
     documents: list[str] | None = None
+    tags: list[str] | None = None
+    history: list[Message] = []
+    conversation_id: str | None = None
     idempotency_key: str | None = None  # set by `answer_once`, with `body_hash`
     body_hash: str | None = None
     key_id: str | None = None
@@ -146,6 +154,7 @@ class Answers:
         self._metrics = metrics
         self._quota = quota
         self._revocation = revocation
+        self._database = database
         self._refusals = RefusalComposer(database, search_service)
         self._replay = ReplayLookup(database, queue, wait_recovered)
         self._idempotency = IdempotencyRegistry(queue)
@@ -160,6 +169,7 @@ class Answers:
             keep_seconds=settings.resume_seconds,
         )
         self._call_turns = FairTurns(settings.provider_calls_max, settings.user_share)
+        self._conversations = ConversationRegistry(database, self._replay, self._registry)
         self._stopping = False
 
     async def answer(self, request: AnswerRequest, *, started: float | None = None) -> Stream:
@@ -179,24 +189,30 @@ class Answers:
 
     async def _start_answer(self, request: AnswerRequest, started: float) -> Stream:
         model, provider = self._choose_model(request.model)
+        history = await self._read_history(request)
         intent = self._build_intent(request, model)
         context: list[Passage] = []
         refusal: Refusal | None = None
         messages = (
-            [Message("user", intent.prompt)]
+            [*history, Message("user", intent.prompt)]
             if request.grounded
-            else prompt.build_free_messages(intent.prompt)
+            else prompt.build_free_messages(intent.prompt, history)
         )
         intent = await self._hold_quota(request, intent, messages)
         try:
             if request.grounded:
                 intent, context, refusal = await self._find_context(request, intent)
-                messages = prompt.build_grounded_messages(intent.prompt, context) if context else []
+                messages = (
+                    prompt.build_grounded_messages(intent.prompt, context, history)
+                    if context
+                    else []
+                )
                 intent = await self._hold_quota(request, intent, messages, grow=True)
             degraded = request.resumable and not self._registry.has_capacity(intent.user_id)
             if degraded:  # not resumable: ends with its reader
                 self._metrics.streams_degraded.inc()
                 request = msgspec.structs.replace(request, resumable=False)
+            self._conversations.require_open(intent.conversation_id)
             self._recorder.record_intent(intent)  # from here on there will be a row
         except BaseException:
             self._quota.release(intent.id)
@@ -229,6 +245,9 @@ class Answers:
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             documents=request.documents,
+            tags=request.tags,
+            history=request.history,
+            conversation_id=request.conversation_id,
         )
         request = msgspec.structs.replace(
             request, idempotency_key=idempotency_key, body_hash=body_hash
@@ -239,6 +258,7 @@ class Answers:
         started_answer = await self._idempotency.start_once(
             IdempotencyKey(request.user_id, idempotency_key), body_hash, start
         )
+        self._require_not_erased(started_answer.stream)
         started_answer.stream.restart_leave_timer()
         return started_answer
 
@@ -246,13 +266,14 @@ class Answers:
         """Return the stream of an answer, running or ended, that this user may read.
 
         `user_id` None: an admin, who may read every stream. Raises `NotFound`, also for answers of
-        other users, and `DatabaseUnavailable`.
+        other users, `Erased` and `DatabaseUnavailable`.
         """
         stream = self._registry.find_stream(answer_id)
         if stream is None and len(answer_id) == ID_CHARACTERS:
             stream = await self._replay.find_by_id(answer_id)
         if stream is None or user_id not in {None, stream.intent.user_id}:
             raise NotFound("no answer has this id")
+        self._require_not_erased(stream)
         return stream
 
     async def stop_answer(self, answer_id: str, user_id: str | None) -> None:
@@ -261,6 +282,17 @@ class Answers:
         Raises the errors of `find_stream`.
         """
         (await self.find_stream(answer_id, user_id)).on_stop()
+
+    async def wait_written(self) -> None:
+        """Wait for the rows of all answers that have ended. Raises `DatabaseUnavailable`."""
+        await self._replay.wait_written()
+
+    async def erase_conversation(self, conversation_id: str, user_id: str | None) -> None:
+        """Stop the running answers of a conversation and erase its texts. Idempotent.
+
+        `user_id` None: an admin. Raises `NotFound`, `Overloaded` and `DatabaseUnavailable`.
+        """
+        await self._conversations.erase(conversation_id, user_id)
 
     def statistics(self) -> AnswersStatistics:
         """Return an immutable snapshot of the counters."""
@@ -306,8 +338,16 @@ class Answers:
         outcome = await self._replay.find_by_key(request.user_id, idempotency_key)
         if outcome is None:
             return StartedAnswer(await self.answer(request, started=started), replayed=False)
+        if outcome.erased_at:
+            raise Erased("this answer was erased")
         require_same_request(outcome.intent.body_hash, body_hash)
         return StartedAnswer(replay_stream(outcome), replayed=True)
+
+    def _require_not_erased(self, stream: Stream) -> None:
+        """Raise `Erased` if the texts of an answer were erased."""
+        self._conversations.require_open(stream.intent.conversation_id)
+        if stream.outcome and stream.outcome.erased_at:
+            raise Erased("this answer was erased")
 
     def _choose_model(self, requested: str | None) -> tuple[str, Provider]:
         model = requested or self._settings.default_model
@@ -326,21 +366,37 @@ class Answers:
             )
         return model, self._provider
 
+    async def _read_history(self, request: AnswerRequest) -> list[Message]:
+        """Return the messages before the prompt that are given to the model.
+
+        Raises the errors of `ConversationRegistry.read_history`.
+        """
+        history = request.history
+        if request.conversation_id is not None:
+            history = await self._conversations.read_history(
+                request.conversation_id, request.user_id
+            )
+        return select_history(history)
+
     def _build_intent(self, request: AnswerRequest, model: str) -> Intent:
         created_at = utc_now()
+        answer_id = create_id(created_at)
+        text = sanitize_text(request.prompt)
         return Intent(
-            id=create_id(created_at),
+            id=answer_id,
             created_at=created_at,
             endpoint=request.endpoint,
             model=model,
             user_id=request.user_id,
             request_id=request.request_id,
-            prompt=sanitize_text(request.prompt),
+            prompt=text,
             grounded=request.grounded,
             idempotency_key=request.idempotency_key,
             body_hash=request.body_hash,
             key_id=request.key_id,
             asked_by=request.asked_by,
+            conversation_id=request.conversation_id or answer_id,
+            messages=[*request.history, Message("user", text)] if request.history else None,
         )
 
     async def _hold_quota(
@@ -391,12 +447,14 @@ class Answers:
     ) -> tuple[Intent, list[Passage], Refusal | None]:
         """Return the intent with its relevance, and either the context or the refusal."""
         user_id, within = request.sees, request.documents
+        if request.tags:
+            within = await list_tagged(self._database, request.tags, user_id=user_id, within=within)
         reply = await self._refusals.reply_without_search(
             intent.prompt, user_id=user_id, within=within
         )
         if reply:
             return intent, [], reply
-        results = await self._search_documents(request)
+        results = await self._search_documents(request, within)
         intent = msgspec.structs.replace(
             intent,
             relevance_share=results.share,
@@ -411,13 +469,15 @@ class Answers:
         )
         return intent, [], refusal
 
-    async def _search_documents(self, request: AnswerRequest) -> SearchResults:
+    async def _search_documents(
+        self, request: AnswerRequest, within: list[str] | None
+    ) -> SearchResults:
         limit = max(self._settings.context_chunks_max, NEAREST_MAX)
         results = await self._search_service.search(
             sanitize_text(request.prompt),
             user_id=request.sees,
             limit=limit,
-            within=request.documents,
+            within=within,
         )
         self._metrics.searches.labels(str(results.answerable).lower()).inc()
         return results

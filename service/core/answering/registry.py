@@ -8,7 +8,7 @@ their own streams only.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from service.core.answering.streams import BufferBudget, Stream
@@ -54,6 +54,11 @@ class StreamRegistry:
         if self.buffers.is_share_full(user_id):
             return next(iter(self._ended_by_user.get(user_id, ())), None)
         return next(iter(self._ended_timers), None) if self.buffers.is_full else None
+
+    def evict_streams(self, answer_ids: Iterable[str]) -> None:
+        """Evict ended streams before their time. Their readers finish reading."""
+        for answer_id in answer_ids:
+            self._evict_stream(answer_id)
 
     def _retain_stream(self, stream: Stream) -> None:
         answer_id, user_id = stream.intent.id, stream.intent.user_id

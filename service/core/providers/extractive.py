@@ -23,8 +23,8 @@ from service.core import tokens
 from service.core.encoding import to_json
 from service.core.grounding.extraction import FREE, quote_answer
 from service.core.grounding.prompt import parse_messages
-from service.core.ports import Message
 from service.core.pricing import Usage
+from service.core.records import Message
 from service.core.settings import EXTRACTIVE
 from service.core.text.tokenizer import detect_language
 
