@@ -64,6 +64,33 @@ def test_basic_credentials_have_one_spelling(spelling: str) -> None:
         parse_header_credential(Credentials(authorization=["Basic " + spelling.format(value)]))
 
 
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "Bearer  {}",
+        "Bearer\t{}",
+        "Bearer {}\xa0",
+        "Bearer \x85{}",
+        "Bearer \u2003{}",
+        "Bearer {}\x1c",
+    ],
+)
+def test_bearer_credentials_have_one_spelling(spelling: str) -> None:
+    """One space separates scheme and credential; white space of other alphabets is refused."""
+    with pytest.raises(Unauthorized):
+        parse_header_credential(Credentials(authorization=[spelling.format(generate_key())]))
+
+
+@pytest.mark.parametrize("spelling", ["{}\xa0", "\x85{}", "{}\x0b", "{} {}"])
+def test_white_space_is_part_of_a_key(spelling: str) -> None:
+    """Of X-API-Key only the white space of HTTP is removed."""
+    key = generate_key()
+    value = spelling.format(key, key)
+
+    assert parse_header_credential(Credentials(api_key=[f" {key}\t"])) == key
+    assert parse_header_credential(Credentials(api_key=[value])) == value
+
+
 def test_secrets_are_compared_in_constant_time() -> None:
     """Secrets and hashes are compared by `hmac.compare_digest`, never by `==`."""
     compared = 0
