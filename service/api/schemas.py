@@ -86,7 +86,9 @@ ExpiryDays = Annotated[float, Field(gt=0, le=3650), NUMBER]
 GraceSeconds = Annotated[float, Field(ge=0, le=2_592_000), NUMBER]
 
 # The values of `endpoint` in log rows.
-Endpoint = Literal["/ai/test", "/ai/stream", "/ai/answers", "/v1/embeddings"]
+Endpoint = Literal[
+    "/ai/test", "/ai/stream", "/ai/answers", "/v1/chat/completions", "/v1/embeddings"
+]
 
 READ_ONLY = "Not changed: accepted because `GET` returns it"
 SAME_USER = "If present, the id in the URL."

@@ -23,6 +23,8 @@ class ServiceLimits(msgspec.Struct, frozen=True, kw_only=True):
     searches_max: int = 200
     # Of JSON bodies that are being received.
     bodies_bytes_max: int = 268_435_456
+    # Of the body of a chat completion request, with its conversation, tools and images.
+    chat_bytes_max: int = 4_194_304
     # Interval of comments in a silent stream, which prevent timeouts of proxies.
     ping_seconds: float = 15
     send_seconds_max: float = (

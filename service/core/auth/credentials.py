@@ -89,7 +89,7 @@ def parse_header_credential(credentials: Credentials) -> str | None:
 def _parse_authorization(header: str) -> str:
     scheme, _, parameter = header.strip(_HTTP_SPACE).partition(" ")
     if scheme.lower() == "bearer":
-        return parameter if parameter == parameter.strip() else ""
+        return parameter.lstrip(" ")  # RFC 6750: one or more spaces
     if scheme.lower() == "basic" and len(parameter) <= CREDENTIAL_CHARACTERS_MAX:
         try:
             decoded = base64.b64decode(parameter, validate=True)
