@@ -44,14 +44,8 @@ from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.documents.library import list_tagged
 from service.core.encoding import create_id, sanitize_text, utc_now
-from service.core.errors import (
-    Erased,
-    NotFound,
-    Overloaded,
-    QuotaExceeded,
-    ShuttingDown,
-    UnknownModel,
-)
+from service.core.errors import Erased, NotFound, QuotaExceeded, ShuttingDown, UnknownModel
+from service.core.fair_share import FairTurns, SharedLimit
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
 from service.core.grounding.history import join_questions, select_history
@@ -180,20 +174,34 @@ class Answers:
         self._idempotency = IdempotencyRegistry(queue)
         # Strong references: the event loop keeps weak ones.
         self._pumps: dict[asyncio.Task[None], Pump] = {}
+        self._in_progress = SharedLimit(
+            settings.answers_max, "answers in progress", settings.user_share
+        )
         self._registry = StreamRegistry(
-            BufferBudget(settings.resume_bytes_max),
+            BufferBudget(settings.resume_bytes_max, settings.user_share),
             ended_max=settings.answers_max,
             keep_seconds=settings.resume_seconds,
         )
+        self._call_turns = FairTurns(settings.provider_calls_max, settings.user_share)
         self._conversations = ConversationRegistry(database, self._replay, self._registry)
-        # First come, first served.
-        self._call_slots = asyncio.Semaphore(settings.provider_calls_max)
         self._stopping = False
 
     async def answer(self, request: AnswerRequest, *, started: float | None = None) -> Stream:
         """Start an answer and return its stream. Raises the `KotaeError` that rejects it."""
         started = started or time.perf_counter()
-        self._require_capacity()
+        if self._stopping:
+            raise ShuttingDown("this process is shutting down")
+        self._in_progress.take(request.user_id)
+        release = partial(self._in_progress.release, request.user_id)
+        try:
+            stream = await self._start_answer(request, started)
+        except BaseException:
+            release()
+            raise
+        stream.add_finish_callback(release)
+        return stream
+
+    async def _start_answer(self, request: AnswerRequest, started: float) -> Stream:
         model, provider = self._choose_model(request.model)
         history = await self._read_history(request)
         intent = self._build_intent(request, model)
@@ -212,7 +220,7 @@ class Answers:
                 if request.chat is not None and capped:
                     request = self._cap_tokens(request, request.chat, intent)
                 intent = await self._hold_quota(request, intent, messages, grow=True)
-            degraded = request.resumable and not self._registry.has_capacity()
+            degraded = request.resumable and not self._registry.has_capacity(intent.user_id)
             if degraded:  # not resumable: ends with its reader
                 self._metrics.streams_degraded.inc()
                 request = msgspec.structs.replace(request, resumable=False)
@@ -355,12 +363,6 @@ class Answers:
         self._conversations.require_open(stream.intent.conversation_id)
         if stream.outcome and stream.outcome.erased_at:
             raise Erased("this answer was erased")
-
-    def _require_capacity(self) -> None:
-        if self._stopping:
-            raise ShuttingDown("this process is shutting down")
-        if len(self._pumps) >= self._settings.answers_max:
-            raise Overloaded(f"{self._settings.answers_max} answers are in progress")
 
     def _choose_model(self, requested: str | None) -> tuple[str, Provider]:
         model = requested or self._settings.default_model
@@ -619,7 +621,9 @@ class Answers:
             else self._limits.drain_nano_usd_max,
             attach_seconds=request.attach_seconds,
         )
-        call_slot = nullcontext() if provider is self._extractive else self._call_slots
+        call_slot = (
+            nullcontext() if provider is self._extractive else self._call_turns.turn(intent.user_id)
+        )
         pump = Pump(stream, account, provider_request, provider, limits, call_slot)
         unwatch = self._revocation.watch_principal(
             request.principal, partial(pump.stop, Status.STOPPED)
