@@ -37,6 +37,7 @@ from service.core.database.files import (
     restrict_database_files,
 )
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
+from service.core.fair_share import FairTurns
 from service.core.lazy import LazyModule
 from service.core.telemetry import log
 
@@ -60,7 +61,9 @@ MIGRATIONS = next(
 )
 # Maximum wait of a statement for a locked database; `?timeout=` in the URL overrides it.
 BUSY_SECONDS = 5.0
-READERS = 4  # connections, each with its own thread
+READERS = 4  # connections, each with its own thread; there are two such pools
+# The page cache of each connection. In total at most 80 MiB, which fill while the database grows.
+CACHE_KIB, READER_CACHE_KIB = 16_384, 8_192
 DAMAGED_ROWS_MAX = 1_000  # counted and logged
 
 T = TypeVar("T")
@@ -94,6 +97,11 @@ class Database:
             )
         )
         self._threads = anyio.CapacityLimiter(READERS)
+        # Connections are given to users in rotation; their pools are first come, first served.
+        seconds = self._busy_seconds * 2
+        self._reader_turns = FairTurns(READERS, wait_seconds=seconds)
+        self._blocking_turns = FairTurns(READERS, wait_seconds=seconds)
+        self._writer_turns = FairTurns(1, wait_seconds=seconds)
         self._damage: tuple[tuple[int, int] | None, str] | None = None  # the file and the error
         self._damaged_rows: set[tuple[str, str]] = set()  # of that file: table and key
 
@@ -111,6 +119,7 @@ class Database:
         return {
             "pool_size": size,
             "max_overflow": 0,
+            "pool_use_lifo": True,  # the caches of rarely needed connections stay small
             "pool_timeout": self._busy_seconds * 2,
             "connect_args": {"timeout": timeout},
         }
@@ -129,7 +138,7 @@ class Database:
                 # A commit is durable when it returns: the journal then deletes its records.
                 "synchronous=FULL",
                 f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
-                "cache_size=-16384",
+                f"cache_size=-{CACHE_KIB if write else READER_CACHE_KIB}",
                 *(() if write else ("query_only=ON", "wal_autocheckpoint=0")),
             ):
                 cursor.execute(f"PRAGMA {pragma}")
@@ -209,7 +218,7 @@ class Database:
     async def read_session(self) -> AsyncGenerator[ReadSession]:
         """A short read on one snapshot. Raises `DatabaseUnavailable`."""
         with ErrorTranslation(self.report_damage):
-            async with self._reader.connect() as connection:
+            async with self._reader_turns.turn(), self._reader.connect() as connection:
                 yield ReadSession(connection)
 
     async def run_blocking_read(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
@@ -224,7 +233,8 @@ class Database:
                 return work(connection)
 
         with ErrorTranslation(self.report_damage):
-            return await anyio.to_thread.run_sync(read, limiter=self._threads)
+            async with self._blocking_turns.turn():
+                return await anyio.to_thread.run_sync(read, limiter=self._threads)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Session]:
@@ -233,7 +243,7 @@ class Database:
         Raises `DatabaseUnavailable`.
         """
         with ErrorTranslation(self.report_damage):
-            async with self._writer.connect() as connection:
+            async with self._writer_turns.turn(), self._writer.connect() as connection:
                 await self._begin_write(connection)
                 yield Session(ReadSession(connection))
                 await connection.commit()

@@ -54,12 +54,13 @@ class SearchEngine:
         within: Sequence[str] | None,
         limit: int,
         vector: QueryVector | None,
+        as_whole: bool,
     ) -> SearchResults:
         """See `SearchService.search`."""
         snapshot = self._index.open_snapshot(connection, Visibility(user_id, within))
         similarities = snapshot.compare_vectors(vector, text) if vector else None
         rank = partial(self._rank_text, snapshot, similarities)
-        questions = find_questions(text, self._tokenizer)
+        questions = [] if as_whole else find_questions(text, self._tokenizer)
         ranking = (
             merge_rankings(
                 rank(text, LIMIT_MAX), [rank(each, LIMIT_MAX) for each in questions], limit
