@@ -121,6 +121,9 @@ async def test_previous_questions_do_not_answer_for_the_last_one(
                 assert not results.answerable, (thread["question"], question)
 
 
+NOTHING = SearchResults(items=[], answerable=False, share=0, terms=0)
+
+
 def build_results(coverages: dict[str, float], *, answerable: bool = True) -> SearchResults:
     """Build results with these chunks."""
     items = [
@@ -181,6 +184,6 @@ def test_a_question_without_words_takes_the_results_of_the_thread() -> None:
     """The question "Why?" has no words to search for, so only the previous questions rank."""
     together = build_results({"a": 0.2})
 
-    results = fuse_results("Why?", build_results({}), together, missing=[], limit=5)
+    results = fuse_results("Why?", NOTHING, together, missing=[], limit=5)
 
     assert results == msgspec.structs.replace(together)
