@@ -32,6 +32,8 @@ ALLOWED = {
 # Trove classifiers and free texts of older packages, as SPDX identifiers.
 SPDX = {
     "Apache Software License": "Apache-2.0",
+    # pypdfium2; its dependencies are the permissive ones of PDFium
+    "BSD-3-Clause, Apache-2.0, dependency licenses": "BSD-3-Clause",
     "BSD License": "BSD-3-Clause",
     "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
@@ -114,7 +116,7 @@ def read_license(name: str) -> str:
     if classifiers:
         return " AND ".join(SPDX.get(value, value) for value in classifiers)
     if "License" in fields:
-        return fields["License"]
+        return SPDX.get(fields["License"], fields["License"])
     return ""
 
 

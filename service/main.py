@@ -12,7 +12,18 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from service import __version__
-from service.api import answers, documents, health, keys, logs, pages, problems, quotas, sessions
+from service.api import (
+    answers,
+    documents,
+    health,
+    keys,
+    logs,
+    pages,
+    problems,
+    quotas,
+    sessions,
+    uploads,
+)
 from service.api.body_budget import BodyBudget
 from service.api.dependencies import Services
 from service.api.middleware import RequestMiddleware
@@ -29,7 +40,7 @@ from service.core.auth.tickets import SignedTickets
 from service.core.database.engine import Database
 from service.core.database.files import restrict_database_files
 from service.core.database.instance_lock import SERVE, lock_instance
-from service.core.documents.library import ChunkWorkers
+from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.errors import KotaeError
 from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
@@ -106,10 +117,11 @@ def create_app(
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
-    for module in (answers, documents, logs, keys, quotas, sessions, health):
+    for module in (answers, uploads, documents, logs, keys, quotas, sessions, health):
         # Copied, because an included router adds a lookup to every request.
         app.router.routes += module.router.routes
     pages.mount_pages(app)
@@ -175,6 +187,7 @@ async def _open_services(
         queue=queue,
         workers=workers,
         chunk_workers=chunk_workers,
+        file_readers=FileReaders(),
         body_budget=BodyBudget(max(limits.bodies_bytes_max, 12 * settings.upload_file_bytes_max)),
         upload_budget=BodyBudget(
             limits.uploads_max * limits.upload_files_max * settings.upload_file_bytes_max

@@ -27,6 +27,7 @@ from service.core.errors import KotaeError, SettingsInvalid
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log
 from service.http_server.connections import ConnectionTable, HttpLimits
+from service.http_server.forwarded import ForwardedHeaders
 from service.http_server.protocol import HttpProtocol
 
 INTERRUPT_SECONDS = 1.0  # in which interrupted streams send their last event
@@ -81,13 +82,14 @@ class Server(uvicorn.Server):
         )
         super().__init__(
             uvicorn.Config(
-                _StartupReporter(app),
+                ForwardedHeaders(_StartupReporter(app), settings),  # type: ignore[arg-type]  # starlette's types
                 host=settings.host,
                 port=settings.port,
                 loop="uvloop",
                 http=partial(HttpProtocol, table=self.connections),  # type: ignore[arg-type]  # called like the class
                 ws="none",
                 lifespan="on",
+                proxy_headers=False,  # see above
                 log_config=None,
                 access_log=False,
                 server_header=False,

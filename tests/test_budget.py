@@ -36,6 +36,8 @@ NOT_THE_REQUEST = (
     "tests/",
     "service/workers/",
     "service/core/accounting/log.py",
+    "service/core/accounting/rows.py",
+    "service/core/database/damaged_rows.py",
     "service/core/database/engine.py",
     "sqlalchemy/",
     "aiosqlite/",

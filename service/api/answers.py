@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from service.api.dependencies import AskPrincipal, Services, ServicesDep
 from service.api.fast_route import KEY, AskRoute, KeyDep, authorize_ask
 from service.api.problems import create_problem_response, create_quota_headers
+from service.api.query_parameters import check_query
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
@@ -165,7 +166,7 @@ async def stream_answer_to_event_source(
     key: Annotated[
         str | None,
         Query(
-            pattern=KEY.pattern,
+            pattern=f"^{KEY.pattern}$",
             description="An idempotency key: a reconnect without an event id finds its answer",
         ),
     ] = None,
@@ -233,7 +234,7 @@ async def start_answer(
             principal.ends_at,
         )
     )
-    location = f"{request.scope.get('root_path', '')}/ai/answers/{intent.id}"
+    location = f"{request.scope['root_path']}/ai/answers/{intent.id}"
     body_out = AnswerStarted(
         id=intent.id,
         events_url=f"{location}/events?ticket={issued.ticket}",
@@ -282,6 +283,7 @@ async def authorize_reader(
     """The reader's principal: from the ticket, or else from a credential."""
     if ticket is None:
         return EventReader(await authorize_ask(request))
+    await check_query(request)  # before the ticket is used up
     seq = _parse_position(answer_id, last_event_id)
     if seq < 0:
         redeemed = services.tickets.redeem(ticket, answer_id)

@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.body_budget import BodyBudget
+from service.api.query_parameters import check_query
 from service.core.answering.answers import Answers
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.credentials import Credentials
@@ -18,7 +19,7 @@ from service.core.auth.origin import check_csrf
 from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
-from service.core.documents.library import ChunkWorkers
+from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.limits import ServiceLimits
 from service.core.ports import RecordQueue, Tickets, Worker
 from service.core.quota.local import LocalQuota
@@ -26,7 +27,7 @@ from service.core.search.service import SearchService
 from service.core.settings import Settings
 from service.core.telemetry import Metrics
 
-COOKIE, SECURE_COOKIE = "kotae", "__Host-kotae"  # the second over TLS
+COOKIE = "kotae"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Services:
     queue: RecordQueue
     workers: Mapping[str, Worker]
     chunk_workers: ChunkWorkers
+    file_readers: FileReaders
     body_budget: BodyBudget
     upload_budget: BodyBudget
     authenticator: Authenticator
@@ -56,10 +58,13 @@ async def get_services(request: Request) -> Services:
     return services
 
 
-def require_role(role: Role, scope: Scope | None) -> Callable[[Request], Awaitable[Principal]]:
+def require_role(
+    role: Role, scope: Scope | None, *, any_query: bool = False
+) -> Callable[[Request], Awaitable[Principal]]:
     """Create a dependency that returns the principal if it has this role and scope (or any).
 
-    The dependency raises `Unauthorized`, `Forbidden` or `ForeignOrigin`.
+    The dependency raises `Unauthorized`, `Forbidden` or `ForeignOrigin`, and, unless `any_query`,
+    `RequestValidationError` for query parameters that the route does not have.
     """
 
     async def principal(request: Request) -> Principal:
@@ -76,6 +81,8 @@ def require_role(role: Role, scope: Scope | None) -> Callable[[Request], Awaitab
             )
         if scope is not None:
             found_principal.require_scope(role, scope)
+        if not any_query:
+            await check_query(request)
         return found_principal
 
     principal.requires = (role, scope)  # type: ignore[attr-defined]  # read by the test of all routes
@@ -85,12 +92,33 @@ def require_role(role: Role, scope: Scope | None) -> Callable[[Request], Awaitab
 def read_credentials(request: Request) -> Credentials:
     """The credentials of a request."""
     headers = request.headers
-    name = SECURE_COOKIE if request.scope["scheme"] == "https" else COOKIE
     return Credentials(
         authorization=headers.getlist("authorization"),
         api_key=headers.getlist("x-api-key"),
-        session=request.cookies.get(name) if "cookie" in headers else None,
+        session=_read_session(request) if "cookie" in headers else None,
     )
+
+
+def get_cookie_name(root_path: str, *, secure: bool) -> str:
+    """The name of the session cookie; browsers restrict the names with a prefix to TLS.
+
+    `__Host-` also requires the path `/`.
+    """
+    if not secure:
+        return COOKIE
+    return f"__Secure-{COOKIE}" if root_path else f"__Host-{COOKIE}"
+
+
+def _read_session(request: Request) -> str | None:
+    """The first cookie of that name: browsers send the one with the longest path first."""
+    scope = request.scope
+    cookie = get_cookie_name(scope["root_path"], secure=scope["scheme"] == "https")
+    for header in request.headers.getlist("cookie"):
+        for pair in header.split(";"):
+            name, _, value = pair.partition("=")
+            if name.strip() == cookie:
+                return value.strip()
+    return None
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
@@ -99,6 +127,8 @@ AskPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.ASK))]
 LogsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.LOGS))]
 DocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.DOCUMENTS))]
 KeysPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.KEYS))]
-AdminLogsPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.LOGS))]
+MetricsPrincipal = Annotated[
+    Principal, Depends(require_role(Role.ADMIN, Scope.LOGS, any_query=True))
+]
 AdminDocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.DOCUMENTS))]
 AdminKeysPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.KEYS))]

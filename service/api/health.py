@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.dependencies import AdminLogsPrincipal, Services, ServicesDep
+from service.api.dependencies import MetricsPrincipal, Services, ServicesDep
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, schema_ref
 from service.api.shapes import Liveness, Readiness
@@ -59,10 +59,11 @@ async def get_readiness(request: Request) -> Response:
     },
     response_class=Response,
 )
-async def get_metrics(services: ServicesDep, _: AdminLogsPrincipal) -> Response:
+async def get_metrics(services: ServicesDep, _: MetricsPrincipal) -> Response:
     """Prometheus metrics."""
     services.metrics.in_progress.set(services.answers.statistics().in_progress)
     services.metrics.records_waiting.set(services.queue.statistics().waiting)
+    services.metrics.rows_damaged.set(services.database.damaged_rows)
     return Response(
         services.metrics.format_exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
     )

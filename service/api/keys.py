@@ -13,7 +13,7 @@ from service.api.shapes import KeyList
 from service.core.auth import store
 from service.core.auth.principals import ALL_SCOPES, Role, Scope
 from service.core.auth.store import ApiKey, NewKey
-from service.core.encoding import utc_now
+from service.core.encoding import sanitize_text, utc_now
 from service.core.errors import InvalidRequest
 from service.core.telemetry import log
 
@@ -45,7 +45,7 @@ async def create_key(body: KeyBody, services: ServicesDep, principal: KeysPrinci
             scopes=frozenset(map(Scope, body.scopes))
             if body.scopes is not None
             else principal.scopes & ALL_SCOPES,
-            name=body.name,
+            name=sanitize_text(body.name),
             expires_at=_parse_expiry(body),
             limits=body.limits.to_limits() if body.limits else None,
         ),

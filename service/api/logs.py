@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
-from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Annotated
 
@@ -13,28 +12,39 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
+from service.api import shapes
 from service.api.dependencies import LogsPrincipal, Services, ServicesDep
 from service.api.responses import json_response
-from service.api.schemas import REFUSALS, problem_schemas, schema_ref
+from service.api.schemas import (
+    REFUSALS,
+    Endpoint,
+    ModelName,
+    Moment,
+    UserId,
+    problem_schemas,
+    schema_ref,
+)
 from service.core.accounting import log as request_log
-from service.core.accounting.log import OMITTED_IN_LISTS, PAGE_MAX, LogFilter, LogPage
+from service.core.accounting.log import PAGE_MAX, LogFilter
+from service.core.accounting.rows import OMITTED_IN_LISTS, LoggedAnswer
 from service.core.auth.principals import Principal
 from service.core.encoding import to_json
-from service.core.records import Answer
+from service.core.records import DamagedAnswer, Status
 
 router = APIRouter(prefix="/ai/logs", tags=["logs"])
 
 FRESH_SECONDS = (
     0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
 )
-_COLUMNS = [name for name in Answer.__struct_fields__ if name not in OMITTED_IN_LISTS]
+NOBODY = ""  # the id of no user
+_COLUMNS = [name for name in DamagedAnswer.__struct_fields__ if name not in OMITTED_IN_LISTS]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @router.get(
     "",
     responses={
-        200: schema_ref(LogPage, "Rows, newest first"),
+        200: schema_ref(shapes.LogRowPage, "Rows, newest first"),
         304: {"description": "Not modified"},
         **REFUSALS,
     },
@@ -54,25 +64,25 @@ async def list_logs(
             "`next_cursor`",
         ),
     ] = None,
-    user_id: Annotated[str | None, Query(max_length=200)] = None,
-    endpoint: Annotated[str | None, Query(max_length=50)] = None,
-    model: Annotated[str | None, Query(max_length=200)] = None,
-    status: Annotated[str | None, Query(max_length=20)] = None,
+    user_id: Annotated[UserId | None, Query()] = None,
+    endpoint: Annotated[Endpoint | None, Query()] = None,
+    model: Annotated[ModelName | None, Query()] = None,
+    status: Annotated[Status | None, Query()] = None,
     since: Annotated[
-        datetime | None, Query(description="Inclusive, RFC 3339; UTC without an offset")
+        Moment | None, Query(description="Inclusive, RFC 3339; UTC without an offset")
     ] = None,
-    until: Annotated[datetime | None, Query(description="Exclusive")] = None,
+    until: Annotated[Moment | None, Query(description="Exclusive")] = None,
     accept: Annotated[str, Header()] = "",
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
     """The log rows. `Accept: text/csv` or `application/x-ndjson` streams all matching rows."""
     log_filter = LogFilter(
-        user_id=user_id if principal.is_admin else principal.user_id,
+        user_id=_select_user(principal, user_id),
         endpoint=endpoint,
         model=model,
         status=status,
-        since=_to_utc(since),
-        until=_to_utc(until),
+        since=since,
+        until=until,
     )
     await _wait_fresh(services)
     if "text/csv" in accept or "application/x-ndjson" in accept:
@@ -91,7 +101,10 @@ async def list_logs(
 @router.get(
     "/{answer_id}",
     responses={
-        200: schema_ref(Answer, "The row"),
+        200: {
+            "description": "The row",
+            "content": {"application/json": {"schema": shapes.LOG_ROW_SCHEMA}},
+        },
         **REFUSALS,
         **problem_schemas(_404="`not_found`: no answer has this id"),
     },
@@ -110,8 +123,11 @@ async def _wait_fresh(services: Services) -> None:
         await services.queue.wait_committed()
 
 
-def _to_utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+def _select_user(principal: Principal, user_id: str | None) -> str | None:
+    """The user whose rows match; None: all users. Rows of other users match nothing."""
+    if principal.visible_user_id in {None, user_id}:
+        return user_id
+    return principal.user_id if user_id is None else NOBODY
 
 
 def _add_etag(response: Response, if_none_match: str) -> Response:
@@ -125,7 +141,7 @@ def _add_etag(response: Response, if_none_match: str) -> Response:
 
 async def _export_while_valid(
     services: Services, principal: Principal, log_filter: LogFilter
-) -> AsyncGenerator[list[Answer], None]:
+) -> AsyncGenerator[list[LoggedAnswer], None]:
     """The pages of an export; it is cut off when the credential is revoked or expires."""
     async with aclosing(request_log.export_pages(services.database, log_filter)) as pages:
         async for items in pages:
@@ -141,16 +157,20 @@ def _create_export(content: AsyncIterator[bytes], media_type: str, suffix: str) 
     )
 
 
-async def _encode_ndjson(pages: AsyncGenerator[list[Answer], None]) -> AsyncGenerator[bytes, None]:
+async def _encode_ndjson(
+    pages: AsyncGenerator[list[LoggedAnswer], None],
+) -> AsyncGenerator[bytes, None]:
     async for items in pages:
         yield b"".join(to_json(item) + b"\n" for item in items)
 
 
-async def _encode_csv(pages: AsyncGenerator[list[Answer], None]) -> AsyncGenerator[bytes, None]:
+async def _encode_csv(
+    pages: AsyncGenerator[list[LoggedAnswer], None],
+) -> AsyncGenerator[bytes, None]:
     yield _format_rows([list(_COLUMNS)])
     async for items in pages:
         yield _format_rows(
-            [[_format_cell(getattr(item, column)) for column in _COLUMNS] for item in items]
+            [[_format_cell(getattr(item, column, None)) for column in _COLUMNS] for item in items]
         )
 
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.problems import create_problem_response
 from service.core.auth.origin import check_origin
 from service.core.encoding import create_id, utc_now
-from service.core.errors import KotaeError, TooLarge
+from service.core.errors import InvalidRequest, KotaeError, TooLarge
 from service.core.limits import ServiceLimits
 from service.core.settings import Settings
 from service.core.telemetry import Metrics, log, set_request_id
@@ -30,7 +30,9 @@ JSON_BYTES_PER_CHARACTER = 16  # of a prompt
 JSON_BYTES_PER_TEXT_BYTE = 3  # of an uploaded text
 _PROMPT_PATHS = {"/ai/test", "/ai/stream", "/ai/answers"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PAGES = {"/", "/docs", "/signin"}
+# Pages and static files, without data of users: everybody may read them.
+_PUBLIC_PATHS = {"/", "/docs", "/openapi.json", "/signin"}
+_PUBLIC_FOLDER = "/web/"
 _QUIET = {"/health/live", "/health/ready", "/metrics"}
 # Headers of every response that does not set them.
 _HEADERS = [
@@ -113,8 +115,10 @@ class RequestMiddleware:
                 host=headers.get(b"host", ""),
                 origin=headers.get(b"origin"),
                 fetch_site=headers.get(b"sec-fetch-site"),
-                page=scope["path"] in _PAGES and headers.get(b"sec-fetch-mode") == "navigate",
+                public=_is_public(scope["method"], get_route_path(scope)),
             )
+            if "\0" in scope["path"]:
+                raise InvalidRequest("the path contains a NUL character")
             await self._admitted(scope, receive, send)
         except KotaeError as error:  # from the server or the origin check
             await create_problem_response(error, scope["request_id"], self._refusal_headers)(
@@ -125,7 +129,7 @@ class RequestMiddleware:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Limit the body, call the application, and turn exceptions into problems."""
-        limit = self._get_body_limit(scope["path"], scope["kotae.content_type"])
+        limit = self._get_body_limit(get_route_path(scope), scope["kotae.content_type"])
         if scope["kotae.content_length"] > limit:
             await create_problem_response(
                 TooLarge(f"the body is larger than {limit} bytes"), scope["request_id"]
@@ -167,6 +171,16 @@ class RequestMiddleware:
                 status=status,
                 ms=round(seconds * 1000, 1),
             )
+
+
+def get_route_path(scope: Scope) -> str:
+    """The path without the prefix under which a reverse proxy serves us."""
+    path: str = scope["path"]
+    return path[len(scope["root_path"]) :]
+
+
+def _is_public(method: str, path: str) -> bool:
+    return method in {"GET", "HEAD"} and (path in _PUBLIC_PATHS or path.startswith(_PUBLIC_FOLDER))
 
 
 class _ResponseWriter:

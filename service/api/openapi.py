@@ -23,10 +23,9 @@ from service.api.schemas import (
     StartEvent,
     TextBody,
 )
-from service.core.accounting.log import LogPage
 from service.core.auth.store import ApiKey
 from service.core.documents.library import Document, DocumentPage
-from service.core.records import Answer
+from service.core.records import Answer, DamagedAnswer
 from service.core.search.results import SearchResults
 
 _SHAPES = [
@@ -36,13 +35,15 @@ _SHAPES = [
     ApiKey,
     Document,
     DocumentPage,
-    LogPage,
+    DamagedAnswer,
     Problem,
     SearchResults,
     StartEvent,
     shapes.DeltaEvent,
     shapes.KeyList,
     shapes.Liveness,
+    shapes.LogRowPage,
+    shapes.PartialUploadResult,
     shapes.PlanList,
     shapes.PlanSettings,
     shapes.Readiness,

@@ -15,6 +15,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
 from service.api.dependencies import ServicesDep, read_credentials
+from service.api.responses import json_response
 from service.core.errors import Unauthorized
 
 WEB = Path(__file__).parents[1] / "web"
@@ -75,6 +76,8 @@ def mount_pages(app: FastAPI) -> None:
     @router.get("/")
     async def show_index(request: Request, services: ServicesDep) -> Response:
         """The main page, without user data; redirects to sign-in without a credential."""
+        if not request.scope["raw_path"].endswith(b"/"):  # a prefix: see `ForwardedHeaders`
+            return RedirectResponse(request.scope["path"], 308)
         try:
             await services.authenticator.authenticate(read_credentials(request))
         except Unauthorized:
@@ -90,6 +93,12 @@ def mount_pages(app: FastAPI) -> None:
     async def show_docs(request: Request) -> Response:
         """The API documentation (Swagger UI)."""
         return files["docs.html"].respond(request, _DOCS_POLICY)
+
+    @router.get("/openapi.json")
+    async def get_openapi_document(request: Request) -> Response:
+        """The OpenAPI document, with the prefix of this request as its server."""
+        server = {"url": request.scope["root_path"] or "/"}
+        return json_response(app.openapi() | {"servers": [server]})
 
     @router.api_route("/web/{path:path}", methods=["GET", "HEAD"])
     async def show_file(request: Request, path: str) -> Response:

@@ -19,6 +19,7 @@ MEDIA_TYPE = "application/problem+json"
 FILE_METHODS = ("GET", "HEAD")  # of static files, which have no route
 ERRORS_MAX = 50  # in `errors`
 ERROR_CHARACTERS_MAX = 200  # of the location of an error, which may contain an unknown field
+_MESSAGES = {"bool_parsing": "must be true or false"}  # of pydantic, which lists no values
 _INTEGER_MAX = 999_999_999_999_999
 # Basic is accepted but not offered: a browser would open its own login dialog.
 CHALLENGE = 'Bearer realm="Kotae"'
@@ -94,7 +95,7 @@ async def _handle_validation_error(request: Request, error: Exception) -> Respon
     errors = [
         {
             "where": ".".join(str(part) for part in item["loc"])[:ERROR_CHARACTERS_MAX],
-            "what": item["msg"],
+            "what": _MESSAGES.get(item.get("type", ""), item["msg"].removeprefix("Value error, ")),
         }
         for item in items[:ERRORS_MAX]
     ]

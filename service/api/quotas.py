@@ -1,6 +1,6 @@
 """Usage and limits: GET /ai/usage, the quotas of users, plans, and disabling users."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
@@ -10,6 +10,7 @@ from service.api.json_bodies import BodyRoute
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
+    Day,
     PlanBody,
     PlanName,
     QuotaBody,
@@ -51,9 +52,9 @@ async def get_usage(
     principal: LogsPrincipal,
     user_id: Annotated[UserId | None, Query(description="Another user; requires an admin")] = None,
     since: Annotated[
-        date | None, Query(description="Inclusive; default: first of this month")
+        Day | None, Query(description="Inclusive; default: first of this month")
     ] = None,
-    until: Annotated[date | None, Query(description="Exclusive; default: tomorrow")] = None,
+    until: Annotated[Day | None, Query(description="Exclusive; default: tomorrow")] = None,
 ) -> Response:
     """Used and held amounts of each limit, all usage, and totals by day, model and endpoint."""
     subject_id = _resolve_user_id(principal, user_id)
@@ -92,11 +93,11 @@ async def get_usage(
 
 @router.get("/users", responses={200: schema_ref(UserPage, "Users, by id"), **REFUSALS})
 async def list_users(
-    services: ServicesDep, _: AdminKeysPrincipal, cursor: Annotated[str, Query(max_length=200)] = ""
+    services: ServicesDep, _: AdminKeysPrincipal, cursor: Annotated[UserId | None, Query()] = None
 ) -> Response:
     """Users that have keys, a quota or are disabled, by id."""
     async with services.database.read_session() as session:
-        users = await store.list_users(session, limit=USERS_PAGE + 1, after=cursor)
+        users = await store.list_users(session, limit=USERS_PAGE + 1, after=cursor or "")
     items = users[:USERS_PAGE]
     return json_response(
         {

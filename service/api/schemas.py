@@ -4,12 +4,14 @@ Responses are encoded by msgspec, mostly from the structs of `service.core`; `ap
 derives their JSON schemas from the same structs.
 """
 
-from datetime import datetime
+import re
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -24,9 +26,10 @@ from service.core.ports import QuotaLimits
 from service.core.pricing import to_nano_usd
 from service.core.records import Intent, Passage
 
+_NO_NUL = r"^[^\x00]+$"  # PostgreSQL cannot store it
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-UserId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_NO_NUL)]
+UserId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_NO_NUL)]
 PlanName = Annotated[
     str, StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9._-]+$")
 ]
@@ -40,6 +43,39 @@ def reject_conversion(value: Any) -> Any:
     return value
 
 
+EPOCH_YEAR = 1970
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def require_date(value: Any) -> Any:
+    """Reject numbers, which pydantic converts to times. Raises `ValueError`."""
+    if not (isinstance(value, str) and _DATE.match(value)):
+        raise ValueError("must be a date or time as in RFC 3339")
+    return value
+
+
+def to_utc(moment: datetime) -> datetime:
+    """Convert a time from 1970 to 9999 to UTC; without an offset it is UTC. Raises `ValueError`."""
+    try:
+        moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    except OverflowError:
+        moment = datetime.min.replace(tzinfo=UTC)
+    if moment.year < EPOCH_YEAR:
+        raise ValueError("must be between the years 1970 and 9999 in UTC")
+    return moment
+
+
+def require_era(day: date) -> date:
+    """Reject dates before 1970. Raises `ValueError`."""
+    if day.year < EPOCH_YEAR:
+        raise ValueError("must be between the years 1970 and 9999")
+    return day
+
+
+Moment = Annotated[datetime, BeforeValidator(require_date), AfterValidator(to_utc)]
+Day = Annotated[date, BeforeValidator(require_date), AfterValidator(require_era)]
+ExpiryTime = Annotated[AwareDatetime, BeforeValidator(require_date), AfterValidator(to_utc)]
+
 NUMBER = BeforeValidator(reject_conversion)
 Count = Annotated[int, Field(ge=0, le=10**15), NUMBER]
 MaxTokens = Annotated[int, Field(ge=1), NUMBER]
@@ -47,11 +83,14 @@ Temperature = Annotated[float, Field(ge=0, le=2), NUMBER]
 ExpiryDays = Annotated[float, Field(gt=0, le=3650), NUMBER]
 GraceSeconds = Annotated[float, Field(ge=0, le=2_592_000), NUMBER]
 
+# The values of `endpoint` in log rows.
+Endpoint = Literal["/ai/test", "/ai/stream", "/ai/answers", "/v1/embeddings"]
+
 READ_ONLY = "Not changed: accepted because `GET` returns it"
 SAME_USER = "If present, the id in the URL."
 
 DocumentIds = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1, max_length=64)]],
+    list[Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]],
     Field(min_length=1, max_length=100),
 ]
 
@@ -169,7 +208,7 @@ class KeyBody(BaseModel):
         None, max_length=4, description="Default: those of the creator."
     )
     name: Annotated[str, StringConstraints(max_length=100)] = Field("", description="A label.")
-    expires_at: AwareDatetime | None = None
+    expires_at: ExpiryTime | None = None
     expires_in_days: ExpiryDays | None = None
     limits: LimitsBody | None = Field(
         None, description="Limits of this key, besides those of its user."
@@ -295,6 +334,7 @@ REFUSALS = problem_schemas(
     _403="`forbidden`: another role or scope is required; `foreign_origin`: sent by a page of "
     "another site",
     _413="`too_large`: exceeds the limit in `detail`",
+    _414="`url_too_long`: send long texts in a body",
     _422="`invalid_request`: the request does not match the schema",
     _500="`internal`: an error of the service; see the log under `request_id`",
     _503="`overloaded`, `shutting_down`, `database_unavailable`: retry after `Retry-After`",

@@ -1,20 +1,21 @@
 """Browser sessions: a cookie in place of an API key, so that pages do not store keys.
 
-The cookie is `HttpOnly` and `SameSite=Lax`, with the `__Host-` prefix over TLS. `check_origin` and
+The cookie is `HttpOnly` and `SameSite=Lax`, with the `__Host-` prefix over TLS; under a path prefix
+its path is the prefix, and over TLS its name begins with `__Secure-`. `check_origin` and
 `check_csrf` (core/auth/origin.py) additionally refuse requests from other sites.
 """
 
 from datetime import UTC, datetime
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from service.api.dependencies import (
-    COOKIE,
-    SECURE_COOKIE,
     AnyPrincipal,
     ServicesDep,
+    get_cookie_name,
     read_credentials,
 )
+from service.api.query_parameters import check_query
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, schema_ref
 from service.api.shapes import SessionInfo
@@ -41,13 +42,13 @@ async def sign_in(request: Request, services: ServicesDep, principal: AnyPrincip
         services.authenticator.get_session_origin(principal),
         seconds=services.settings.session_seconds,
     )
-    secure = request.scope["scheme"] == "https"
+    secure, root_path = request.scope["scheme"] == "https", request.scope["root_path"]
     response = _create_session_response(principal, end)
     response.set_cookie(
-        SECURE_COOKIE if secure else COOKIE,
+        get_cookie_name(root_path, secure=secure),
         value,
         max_age=max(1, int((end - utc_now()).total_seconds())),
-        path="/",
+        path=root_path or "/",
         secure=secure,
         httponly=True,
         samesite="lax",
@@ -65,16 +66,27 @@ async def get_session(principal: AnyPrincipal) -> Response:
     )
 
 
-@router.delete("", status_code=204, responses=REFUSALS, response_class=Response)
+@router.delete(
+    "",
+    status_code=204,
+    responses=REFUSALS,
+    response_class=Response,
+    dependencies=[Depends(check_query)],
+)
 async def sign_out(request: Request, services: ServicesDep) -> Response:
     """End the session of this request's cookie, if any. The cookie is invalid from then on."""
     if (value := read_credentials(request).session) is not None:
         await store.end_session(services.database, hash_credential(value))
         services.authenticator.clear_cache()
     response = Response(status_code=204)
-    for name in (COOKIE, SECURE_COOKIE):
+    root_path = request.scope["root_path"]
+    for secure in (False, True):
         response.delete_cookie(
-            name, path="/", secure=name == SECURE_COOKIE, httponly=True, samesite="lax"
+            get_cookie_name(root_path, secure=secure),
+            path=root_path or "/",
+            secure=secure,
+            httponly=True,
+            samesite="lax",
         )
     return response
 

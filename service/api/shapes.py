@@ -1,9 +1,12 @@
 """Shapes of responses that routes build as dictionaries; used by the OpenAPI document only."""
 
-from datetime import date, datetime
+from datetime import date as Date  # noqa: N812 - `date` is also a field
+from datetime import datetime
+from typing import Annotated, Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
+from service.api.schemas import Problem
 from service.core.auth.store import ApiKey
 from service.core.documents.library import Document
 from service.core.quota.history import UsageTotal
@@ -18,9 +21,49 @@ class UploadResult(Struct):
     chunks: int | UnsetType = UNSET
     characters: int | UnsetType = UNSET
     encoding: str | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    pages: int | UnsetType | None = UNSET
+    date: Date | UnsetType | None = UNSET
     shared: bool | UnsetType = UNSET
     created_at: datetime | UnsetType = UNSET
     created: bool | UnsetType = UNSET
+
+
+class UploadedFile(Struct):
+    """The result of a file: `status` and `document`, or the `problem` with its `status`.
+
+    `index`: position of the file in the upload. `name`: with its path if it is in an archive.
+    """
+
+    index: int
+    name: str
+    status: int
+    document: Document | UnsetType = UNSET
+    problem: Problem | UnsetType = UNSET
+
+
+class PartialUploadResult(Struct):
+    """The results of all files, in order."""
+
+    items: list[UploadedFile]
+
+
+LOG_ROW_SCHEMA = {
+    "anyOf": [
+        {"$ref": "#/components/schemas/Answer"},
+        {"$ref": "#/components/schemas/DamagedAnswer"},
+    ]
+}
+
+
+class LogRowPage(Struct):
+    """A page. `next_cursor` is null only on the last page; when tailing it is always set.
+
+    With several filters a page may have fewer rows than requested, even none, before the last page.
+    """
+
+    items: list[Annotated[Any, Meta(extra_json_schema=LOG_ROW_SCHEMA)]]
+    next_cursor: str | None
 
 
 class KeyList(Struct):
@@ -109,8 +152,8 @@ class UsageReport(Struct):
     user_id: str
     limits: list[LimitUsage]
     used: dict[str, UsedAmount]
-    since: date
-    until: date
+    since: Date
+    until: Date
     totals: list[UsageTotal]
 
 

@@ -53,6 +53,7 @@ def _read_pages(
 
 
 def _format_row(item: dict[str, Any]) -> str:
-    prompt = " ".join(item["prompt"].split())
+    prompt = " ".join((item["prompt"] or "").split())
     columns = (item["created_at"], item["user_id"], item["endpoint"], summarize(item), prompt[:60])
-    return "  ".join(columns)
+    damaged = f"damaged row {item['id']}" if "damaged" in item else None
+    return "  ".join(column for column in (*columns, damaged) if column)

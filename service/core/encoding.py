@@ -45,6 +45,11 @@ def replace_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def sanitize_text(text: str) -> str:
+    """Replace lone surrogates, and NUL, which PostgreSQL cannot store, by U+FFFD."""
+    return replace_surrogates(text.replace("\0", "\ufffd") if "\0" in text else text)
+
+
 def _has_surrogate(text: str) -> bool:
     try:
         text.encode()

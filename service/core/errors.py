@@ -20,9 +20,11 @@
     ├── HeadTooLarge             431 head_too_large        send fewer or smaller headers
     ├── InvalidCursor            400 invalid_cursor        pass `next_cursor` or an id unchanged
     ├── UnknownModel             400 unknown_model         use a configured model
-    ├── NotText                  415 not_text              upload plain text or Markdown
+    ├── NotText                  415 not_text              upload text or a supported file format
+    ├── FileUnreadable           415 file_unreadable       do what `detail` says: decrypt, OCR, …
     ├── TooLarge                 413 too_large             send less, or raise the named limit
     ├── DocumentsFull            409 documents_full        delete documents, or raise the limit
+    ├── AnswerDamaged            410 answer_damaged        restore a backup, or ask again
     ├── IdempotencyConflict      409 idempotency_conflict  use a new key for a different request
     ├── Overloaded               503 overloaded            retry after `Retry-After`
     ├── JournalFull              503 journal_full          free disk space; nothing was started
@@ -201,9 +203,15 @@ class UnknownModel(KotaeError):
 
 
 class NotText(KotaeError):
-    """The bytes are not text in a supported encoding."""
+    """The bytes are neither text in a supported encoding nor a supported file format."""
 
     code, status, title = "not_text", 415, "Not a text"
+
+
+class FileUnreadable(KotaeError):
+    """A file of a supported format that is encrypted, damaged, or without text."""
+
+    code, status, title = "file_unreadable", 415, "The file cannot be read"
 
 
 class TooLarge(KotaeError):
@@ -216,6 +224,12 @@ class DocumentsFull(KotaeError):
     """The maximum number of documents is stored."""
 
     code, status, title = "documents_full", 409, "Document limit reached"
+
+
+class AnswerDamaged(KotaeError):
+    """The log row of the answer cannot be read completely. `/ai/logs/{id}` returns the rest."""
+
+    code, status, title = "answer_damaged", 410, "The answer is damaged"
 
 
 class IdempotencyConflict(KotaeError):

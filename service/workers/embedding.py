@@ -1,10 +1,10 @@
 """Back-fill of vectors: embeds texts that have none, while searches rank by words.
 
-The worker runs again when the index has changed, and removes deleted texts from memory. Failed
-calls are retried with exponential backoff.
+The worker runs again when the index has changed. Failed calls are retried with exponential backoff.
 """
 
 import asyncio
+from contextlib import aclosing
 from enum import StrEnum
 
 import msgspec
@@ -28,7 +28,10 @@ class EmbeddingState(StrEnum):
 
 
 class EmbeddingStatistics(msgspec.Struct, frozen=True):
-    """`texts`: distinct texts of chunks. `done`: those with a vector. `failures`: consecutive."""
+    """`texts`: distinct texts of chunks, counted for each owner. `done`: those with a vector.
+
+    `failures`: consecutive.
+    """
 
     state: EmbeddingState
     texts: int
@@ -66,8 +69,6 @@ class EmbeddingWorker:
 
     async def _run(self) -> None:
         try:
-            while not await self._try_pass(loading=True):
-                pass
             while True:
                 if await self._try_pass():
                     await asyncio.sleep(POLL_SECONDS)
@@ -75,10 +76,10 @@ class EmbeddingWorker:
             self._state = EmbeddingState.FAILED
             log.exception("vectors.failed")
 
-    async def _try_pass(self, *, loading: bool = False) -> bool:
-        """Load the vectors or run one pass. Returns False after a failure and its backoff."""
+    async def _try_pass(self) -> bool:
+        """Run one pass. Returns False after a failure and its backoff."""
         try:
-            await (self._vectors.load_vectors() if loading else self._run_pass())
+            await self._run_pass()
         except KotaeError as error:
             self._state = EmbeddingState.DELAYED
             self._failures += 1
@@ -98,12 +99,14 @@ class EmbeddingWorker:
         version = await self._vectors.read_version()
         if version == self._version and self._state is EmbeddingState.DONE:
             return
-        await self._vectors.delete_unused()
-        self._texts, self._done = await self._vectors.read_progress()
-        self._state, after = EmbeddingState.RUNNING, ""
-        while texts := await self._vectors.list_missing(after):
-            await self._vectors.embed_texts(texts)
-            self._done += len(texts)
-            self._failures = 0
-            after = texts[-1].content_hash
+        progress = await self._vectors.read_progress()
+        self._texts = sum(scope.texts for scope in progress)
+        self._done = sum(scope.done for scope in progress)
+        self._state = EmbeddingState.RUNNING
+        async with aclosing(self._vectors.list_missing(progress)) as batches:
+            async for texts in batches:
+                await self._vectors.embed_texts(texts)
+                self._done += len(texts)
+                self._failures = 0
+        await self._vectors.publish_vectors()
         self._version, self._state = version, EmbeddingState.DONE

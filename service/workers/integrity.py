@@ -26,10 +26,14 @@ class IntegrityState(StrEnum):
 
 
 class IntegrityStatistics(msgspec.Struct, frozen=True):
-    """An immutable snapshot. `seconds`: duration of the check, once it is finished."""
+    """An immutable snapshot. `seconds`: duration of the check, once it is finished.
+
+    `damaged_rows`: rows that reads could not read, up to `DAMAGED_ROWS_MAX`.
+    """
 
     state: IntegrityState
     damage: str | None
+    damaged_rows: int
     seconds: float | None
 
 
@@ -62,7 +66,12 @@ class IntegrityChecker:
         """An immutable snapshot of the state."""
         damage = self._database.damage
         state = IntegrityState.DAMAGED if damage else self._state
-        return IntegrityStatistics(state=state, damage=damage, seconds=self._seconds)
+        return IntegrityStatistics(
+            state=state,
+            damage=damage,
+            damaged_rows=self._database.damaged_rows,
+            seconds=self._seconds,
+        )
 
     async def _run_check(self) -> None:
         begun = time.monotonic()

@@ -52,6 +52,27 @@ async def test_tokens_are_recorded_as_reported(service: Service, fake: ProviderF
     assert answer["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "sent"),
+    [
+        ("POST", "/ai/test", b'"a\\u0000b\\ud800c"'),
+        ("POST", "/ai/stream", b'"a\\u0000b\\ud800c"'),
+        ("GET", "/ai/stream?prompt=a%00b%ED%A0%80c&grounded=false", None),
+    ],
+)
+async def test_nul_in_a_prompt_is_replaced(
+    service: Service, method: str, path: str, sent: bytes | None
+) -> None:
+    """A prompt with NUL and a lone surrogate is answered and stored with U+FFFD instead."""
+    body = b'{"grounded": false, "prompt": %b}' % sent if sent else None
+    response = await service.client.request(
+        method, path, content=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert response.status_code == 200
+    assert (await service.row())["prompt"].replace("\ufffd" * 3, "\ufffd") == "a\ufffdb\ufffdc"
+
+
 async def test_stream_sends_start_deltas_done(service: Service, fake: ProviderFake) -> None:
     """Events arrive in order, their ids count characters, and their text is the provider's."""
     received = await post_stream(service)

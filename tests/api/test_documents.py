@@ -1,95 +1,10 @@
-"""Uploads: encodings, several files, limits, samples, pagination."""
+"""Samples, pagination, and the limit of waiting searches."""
 
 import asyncio
 
-import pytest
-
 from service.api.documents import SEARCHES_WAITING_MAX
-from service.core.limits import ServiceLimits
 from tests.conftest import Serve
-from tests.end_to_end.test_grounding import EN, JA
 from tests.problems import is_problem
-
-FILES = {
-    "utf-8": ("案内.txt", JA.encode()),
-    "utf-8-sig": ("bom.txt", JA.encode("utf-8-sig")),
-    "utf-16": ("wide.txt", JA.encode("utf-16")),
-    "cp932": ("sjis.txt", JA.encode("cp932")),
-    "euc_jp": ("euc.md", JA.encode("euc-jp")),
-}
-
-
-@pytest.mark.parametrize("encoding", FILES)
-async def test_files_are_decoded_in_their_encoding(serve: Serve, encoding: str) -> None:
-    """A file is decoded in its own encoding, which the response names."""
-    service = await serve()
-    response = await service.client.post("/ai/upload", files={"files": FILES[encoding]})
-
-    document = response.json()
-    assert (response.status_code, document["encoding"], document["created"]) == (
-        201,
-        encoding,
-        True,
-    )
-    assert (await service.client.get(f"/ai/documents/{document['document_id']}")).json()[
-        "text"
-    ] == JA
-    assert document["characters"] == len(JA)
-    assert document["title"] == FILES[encoding][0]
-
-
-async def test_several_files_are_stored_together_or_not_at_all(serve: Serve) -> None:
-    """One file that is not text rejects the whole upload, naming the file and the reason."""
-    service = await serve()
-    good, image = (
-        ("files", ("good.txt", EN.encode())),
-        ("files", ("photo.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")),
-    )
-    refused = await service.client.post("/ai/upload", files=[good, image])
-    nothing = (await service.client.get("/ai/documents")).json()["items"]
-    stored = (
-        await service.client.post("/ai/upload", files=[good, ("files", FILES["cp932"])])
-    ).json()["items"]
-
-    assert (refused.status_code, refused.json()["code"]) == (415, "not_text")
-    assert "photo.png" in refused.json()["detail"]
-    assert nothing == []
-    assert [document["title"] for document in stored] == ["good.txt", "sjis.txt"]
-
-
-async def test_same_text_twice_is_one_document(serve: Serve) -> None:
-    """The same text in another encoding and under another name is found, not stored again."""
-    service = await serve()
-    first = (await service.client.post("/ai/upload", files={"files": FILES["utf-8"]})).json()
-    again = await service.client.post("/ai/upload", files={"files": FILES["cp932"]})
-
-    assert (again.status_code, again.json()["created"], again.json()["document_id"]) == (
-        200,
-        False,
-        first["document_id"],
-    )
-    assert len((await service.client.get("/ai/documents")).json()["items"]) == 1
-
-
-async def test_uploads_have_limits(serve: Serve) -> None:
-    """Too large files, too many files and too many documents are refused with the limit."""
-    service = await serve(
-        upload_file_bytes_max=1000, limits=ServiceLimits(upload_files_max=2), documents_max=1
-    )
-    large = await service.client.post("/ai/upload", files={"files": ("large.txt", b"word " * 300)})
-    many = await service.client.post(
-        "/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(3)]
-    )
-    both = await service.client.post(
-        "/ai/upload", files=[("files", (f"{n}.txt", f"text {n}".encode())) for n in range(2)]
-    )
-
-    assert [large.json()["code"], many.json()["code"], both.json()["code"]] == [
-        "too_large",
-        "too_large",
-        "documents_full",
-    ]
-    assert (await service.client.get("/ai/documents")).json()["items"] == []
 
 
 async def test_seeding_twice_changes_nothing(serve: Serve) -> None:
@@ -135,16 +50,3 @@ async def test_too_many_waiting_searches_are_refused(serve: Serve) -> None:
     assert is_problem(refused, 503, "overloaded")
     assert refused.headers["retry-after"] == "1"
     assert all(result.items for result in await asyncio.gather(*waiting))
-
-
-async def test_uploads_in_progress_are_bounded(serve: Serve) -> None:
-    """An upload beyond the budget is rejected before it is read to its end."""
-    service = await serve(limits=ServiceLimits(uploads_max=1), upload_file_bytes_max=10_000)
-    with service.services.upload_budget.begin_body("local") as add_bytes:
-        add_bytes(95_000)
-        refused = await service.client.post("/ai/upload", json={"text": "a" * 9_000})
-    stored = await service.client.post("/ai/upload", json={"text": "a" * 9_000})
-
-    is_problem(refused, 503, "overloaded")
-    assert stored.status_code == 201
-    assert service.services.upload_budget.bytes_in_progress == 0

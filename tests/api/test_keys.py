@@ -1,5 +1,7 @@
 """The routes of API keys."""
 
+from typing import Any
+
 import pytest
 from pydantic import SecretStr
 
@@ -37,6 +39,39 @@ async def test_keys_through_the_routes(serve: Serve) -> None:
 
     assert [item["name"] for item in listed] == ["", "", "laptop"]
     assert all("key" not in item and item["prefix"].startswith("kt_") for item in listed)
+
+
+@pytest.mark.parametrize(
+    "expires_at",
+    [
+        *("9999-12-31T23:59:59-14:00", "9999-12-31T23:59:59.999999-00:01"),
+        *("0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "2030-01-01T00:00:00"),
+        *(0, -1, 1e18, 9e99, 253_402_300_800, "253402300800", "inf", "", True),
+    ],
+)
+async def test_impossible_expiry_is_refused(serve: Serve, expires_at: Any) -> None:
+    """An expiry that is not a time in RFC 3339 with an offset, or impossible, is refused."""
+    service = await serve()
+
+    response = await service.client.post("/ai/keys", json={"expires_at": expires_at})
+
+    assert "expires_at" in is_problem(response, 422, "invalid_request")["detail"]
+
+
+async def test_text_that_cannot_be_stored_is_replaced_or_refused(serve: Serve) -> None:
+    """NUL in the name of a key becomes U+FFFD; in an identifier it is refused."""
+    service = await serve()
+
+    created = await service.client.post("/ai/keys", json={"name": "a\0b"})
+    refused = [
+        await service.client.post("/ai/keys", json={"user_id": "a\0b"}),
+        await service.client.get("/ai/keys?user_id=a%00b"),
+        await service.client.put("/ai/users/a%00b", json={"disabled": True}),
+        await service.client.delete("/ai/keys/a%00b"),
+    ]
+
+    assert created.json()["name"] == "a\ufffdb"
+    assert [response.status_code for response in refused] == [422] * 4
 
 
 async def test_key_names_its_creator(serve: Serve) -> None:

@@ -13,9 +13,12 @@ import pytest
 
 from service.core.accounting import log as request_log
 from service.core.accounting.log import LogFilter
-from service.core.records import Answer, Status
+from service.core.accounting.rows import LoggedAnswer
+from service.core.records import Status
+from tests.access import SECRET, client, make_key
 from tests.conftest import Serve, Service, shared_fixture, shared_loop
 from tests.core.accounting.test_log import COMBINED, explain_queries
+from tests.problems import is_problem
 from tests.records import build_intent, build_outcome
 from tests.rows import write
 
@@ -264,7 +267,7 @@ def log_filter(params: dict[str, Any]) -> LogFilter:
     return msgspec.convert(params, LogFilter)
 
 
-def get_number(item: Answer) -> int:
+def get_number(item: LoggedAnswer) -> int:
     """The number in the prompt of a row."""
     return int(str(item.prompt).split()[1])
 
@@ -357,12 +360,74 @@ async def test_readers_of_the_log_do_not_wait_for_a_stuck_database(serve: Serve)
     assert len(await service.rows()) == 1
 
 
-@pytest.mark.parametrize(
-    "since", ["0001-01-01T00:00:00Z", "1960-01-01T00:00:00Z", "1970-01-01T00:00:00Z"]
-)
-async def test_since_may_be_before_any_answer(service: Service, since: str) -> None:
-    """A moment before 1970, which no id can represent, excludes nothing."""
-    await service.client.post("/ai/test", json={"prompt": "Why?", "grounded": False})
+IMPOSSIBLE_TIMES = [
+    "0001-01-01",
+    "0001-01-01T00:00:00+14:00",
+    "1969-12-31T23:59:59.999999Z",
+    "1969-12-31T23:59:59",
+    "1970-01-01T00:00:00+00:01",
+    "9999-12-31T23:59:59-14:00",
+    "9999-12-31T23:59:59.999999-00:01",
+    "0",
+    "-1",
+    "253402300800",
+    "99999999999999999999",
+    "1e400",
+    "nan",
+    "",
+]
 
-    assert len(await service.rows(since=since)) == 1
-    assert await service.rows(until=since) == []
+
+@shared_loop
+@pytest.mark.parametrize("name", ["since", "until"])
+@pytest.mark.parametrize("moment", IMPOSSIBLE_TIMES)
+async def test_times_are_between_1970_and_9999(shared_log: Service, name: str, moment: str) -> None:
+    """A time that is not in RFC 3339, or outside of 1970 to 9999 in UTC, is refused."""
+    response = await shared_log.client.get("/ai/logs", params={name: moment})
+
+    assert name in is_problem(response, 422, "invalid_request")["detail"]
+
+
+@shared_loop
+@pytest.mark.parametrize(
+    ("moment", "count"),
+    [
+        ("1970-01-01T00:00:00Z", 25),
+        ("1969-12-31T23:59:59-00:01", 25),
+        ("2026-03-01T00:20:00", 5),
+        ("2026-03-01T09:20:00+09:00", 5),
+        ("2026-03-01T00:19:59.999999999Z", 5),
+        ("2026-03-02", 0),
+        ("9999-12-31T23:59:59.999999Z", 0),
+        ("9999-12-31T23:59:59+14:00", 0),
+    ],
+)
+async def test_times_with_and_without_offset_select_rows(
+    shared_log: Service, moment: str, count: int
+) -> None:
+    """Times may have an offset and fractions of seconds; without an offset they are in UTC."""
+    assert len((await get_page(shared_log, since=moment))["items"]) == count
+    assert len((await get_page(shared_log, until=moment))["items"]) == 25 - count
+
+
+@pytest.mark.parametrize("name", ["status", "endpoint"])
+@shared_loop
+async def test_unknown_value_of_a_filter_lists_the_valid_ones(
+    shared_log: Service, name: str
+) -> None:
+    """A value that no row can have is refused, with those that rows can have."""
+    response = await shared_log.client.get("/ai/logs", params={name: "error"})
+
+    valid = {"status": "timeout", "endpoint": "/ai/stream"}
+    assert f"'{valid[name]}'" in is_problem(response, 422, "invalid_request")["detail"]
+
+
+async def test_filter_by_another_user_matches_nothing(serve: Serve) -> None:
+    """A user who filters by another user gets no rows, neither the other's nor their own."""
+    service = await serve(auth="keys", secret=SECRET)
+    await fill(service)
+    async with client(service, await make_key(service, "a")) as alice:
+        own = (await alice.get("/ai/logs", params={"user_id": "a"})).json()["items"]
+        foreign = (await alice.get("/ai/logs", params={"user_id": "b"})).json()["items"]
+
+    assert ({item["user_id"] for item in own}, foreign) == ({"a"}, [])

@@ -51,6 +51,37 @@ async def test_foreign_host_is_refused_on_every_route(service: Service, fake: Pr
     assert fake.calls == []
 
 
+async def test_foreign_origin_may_only_read_pages(service: Service, fake: ProviderFake) -> None:
+    """Pages and static files are served to every origin, API routes and other methods are not."""
+    foreign = {"Origin": "http://evil.test", "Sec-Fetch-Site": "cross-site"}
+    for path in (
+        "/",
+        "/signin",
+        "/docs",
+        "/openapi.json",
+        "/web/app.js",
+        "/web/swagger/swagger-ui.css",
+    ):
+        response = await service.client.get(path, headers=foreign)
+        assert response.status_code == 200
+        assert "access-control-allow-origin" not in response.headers
+    for method, path in (
+        ("GET", "/ai/documents"),
+        ("GET", "/web"),
+        ("GET", "/website"),
+        ("GET", "/health/ready"),
+        ("GET", "/metrics"),
+        ("POST", "/"),
+        ("POST", "/web/app.js"),
+        ("POST", "/ai/test"),
+        ("DELETE", "/auth/session"),
+    ):
+        is_problem(
+            await service.client.request(method, path, headers=foreign), 403, "foreign_origin"
+        )
+    assert fake.calls == []
+
+
 async def test_every_response_has_its_headers(service: Service) -> None:
     """No response is cached, sniffed or framed."""
     for path in ("/", "/ai/logs", "/health/live", "/nope", "/docs"):

@@ -25,6 +25,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    # A name that is neither loopback nor https: browsers send it no Sec-Fetch headers.
+    "--host-resolver-rules=MAP kotae.test 127.0.0.1",
 ]
 
 

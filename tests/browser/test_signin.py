@@ -1,9 +1,11 @@
 """Sign-in with a browser: the key is typed once, and scripts cannot read the session cookie."""
 
 import pytest
-from playwright.async_api import Browser, expect
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, expect
+from pydantic import SecretStr
 
-from tests.access import make_key
+from tests.access import SECRET, make_key
 from tests.conftest import Serve
 from tests.fakes.provider import ProviderFake
 
@@ -30,9 +32,92 @@ async def test_sign_in_and_sign_out(chromium: Browser, serve: Serve, fake: Provi
     await page.locator('#current .text[aria-busy="false"]').wait_for(state="attached")
     assert len(fake.calls) == 1
     assert await page.evaluate("document.cookie") == ""
-    await page.goto(f"{service.url}/signin")
-    await expect(page.locator("#note")).to_contain_text("alice")
+    for path in ("/", "/docs", "/signin"):
+        await page.goto(f"{service.url}{path}")
+        await expect(page.locator("#account")).to_contain_text("alice")
     await page.click("#signout")
-    await expect(page.locator("#signout")).to_be_hidden()
+    await expect(page.locator("#key")).to_be_visible()
     await page.goto(f"{service.url}/")
     await expect(page).to_have_url(f"{service.url}/signin")
+
+
+async def open_signin(
+    chromium: Browser,
+    serve: Serve,
+    *,
+    locale: str = "en-US",
+    scheme: str = "light",
+    width: int = 800,
+) -> Page:
+    """Open the sign-in page of a new service."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    context = await chromium.new_context(
+        locale=locale,
+        color_scheme="dark" if scheme == "dark" else "light",
+        viewport={"width": width, "height": 700},
+    )
+    page = await context.new_page()
+    page.set_default_timeout(10_000)
+    await page.goto(f"{service.url}/signin")
+    await expect(page.locator("#send")).not_to_be_empty()
+    return page
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+async def test_sign_in_is_a_centered_card(chromium: Browser, serve: Serve, width: int) -> None:
+    """The input fills the card, which is centered and at most 26 rem wide, without scrolling."""
+    page = await open_signin(chromium, serve, width=width)
+    card, field, button = [
+        await page.locator(selector).bounding_box() for selector in (".card", ".field", "#send")
+    ]
+    assert card
+    assert field
+    assert button
+    assert abs(card["x"] + card["width"] / 2 - width / 2) <= 1
+    assert card["width"] <= 26 * 16
+    assert field["width"] == button["width"] > card["width"] * 0.8
+    assert await page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize(("locale", "scheme"), [("en-US", "light"), ("ja-JP", "dark")])
+async def test_wrong_key_is_marked(
+    chromium: Browser, serve: Serve, locale: str, scheme: str
+) -> None:
+    """A wrong key is marked in the color of errors until it is changed; axe reports nothing."""
+    page = await open_signin(chromium, serve, locale=locale, scheme=scheme)
+    color = "getComputedStyle(document.getElementById('note')).color"
+    before = await page.evaluate(color)
+    await page.fill("#key", "kt_wrong")
+    await page.press("#key", "Enter")
+    await expect(page.locator("#note[data-bad]")).to_be_visible()
+    assert await page.evaluate(color) != before
+    assert await page.get_attribute("#key", "aria-invalid") == "true"
+    results = await Axe().run(page)
+    assert results.response["violations"] == [], results.generate_report()
+    await page.fill("#key", "kt_another")
+    assert await page.evaluate(color) == before
+
+
+async def test_sign_in_page_has_the_switches_and_shows_the_key(
+    chromium: Browser, serve: Serve
+) -> None:
+    """Language and theme can be switched before the sign-in, and the key can be read."""
+    page = await open_signin(chromium, serve)
+    await page.click("#language")
+    assert await page.inner_text("#send") == "サインイン"
+    await page.click("#theme")
+    assert await page.get_attribute("html", "data-theme") == "dark"
+    await page.click("#reveal")
+    assert await page.get_attribute("#key", "type") == "text"
+    await page.reload()
+    await expect(page.locator("#send")).to_have_text("サインイン")
+
+
+async def test_open_mode_shows_no_account(chromium: Browser, serve: Serve) -> None:
+    """Without authentication there is no name and nothing to sign out of."""
+    service = await serve()
+    page = await chromium.new_page()
+    async with page.expect_response("**/auth/session"):
+        await page.goto(f"{service.url}/")
+    await expect(page.locator("#documents-empty")).to_be_visible()
+    assert await page.locator("#signout").count() == 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.encoding import compute_first_id, create_id, read_id_time, utc_now
+from service.core.encoding import compute_first_id, create_id, read_id_time, sanitize_text, utc_now
 
 TIMES = st.datetimes(
     min_value=datetime(1970, 1, 1),  # noqa: DTZ001 - the strategy takes naive times
@@ -75,3 +75,17 @@ def test_no_id_is_above_the_last_moment() -> None:
 def test_any_other_text_has_no_time(text: str) -> None:
     """Only a canonical UUIDv7 is an id."""
     assert read_id_time(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("plain", "plain"),
+        ("返品🙂", "返品🙂"),
+        ("a\0b\0", "a\ufffdb\ufffd"),
+        ("\ud800返\0品\udc00", "\ufffd返\ufffd品\ufffd"),
+    ],
+)
+def test_texts_can_be_stored(text: str, stored: str) -> None:
+    """NUL and lone surrogates become U+FFFD, one for one; other text is unchanged."""
+    assert sanitize_text(text) == stored

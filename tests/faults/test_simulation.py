@@ -49,6 +49,7 @@ from service.core.accounting import journal as journals
 from service.core.accounting import log as request_log
 from service.core.accounting.journal import Journal, decode_frames, strip_texts
 from service.core.accounting.outcomes import build_interrupted
+from service.core.accounting.rows import build_row
 from service.core.database.tables import metadata, request_logs
 from service.core.errors import JournalFull
 from service.core.pricing import Usage
@@ -509,7 +510,10 @@ class World(RuleBasedStateMachine):
         engine = sa.create_engine("sqlite://")
         metadata.create_all(engine)
         with engine.connect() as connection:
-            session: Any = SimpleNamespace(execute=partial(_at_once, connection.execute))
+            session: Any = SimpleNamespace(
+                execute=partial(_at_once, connection.execute),
+                run_sync=lambda read, *args: _at_once(read, connection, *args),
+            )
             for outcomes in self.applied:
                 with suppress(StopIteration):
                     request_log.apply_outcomes(session, outcomes).send(None)
@@ -525,7 +529,7 @@ class World(RuleBasedStateMachine):
         for id_, outcome in self.database.items():
             assert {
                 str(name): value for name, value in stored[id_].items() if name != "seq"
-            } == request_log._build_row(outcome)
+            } == build_row(outcome)
 
     def _files(self) -> list[Path]:
         return sorted(

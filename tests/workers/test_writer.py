@@ -17,7 +17,9 @@ from service.core.database.engine import Database
 from service.core.records import Outcome
 from service.core.telemetry import Metrics
 from service.workers.writer import Writer
+from tests.damage import set_value
 from tests.records import build_intent, build_outcome
+from tests.rows import write
 
 
 @pytest.fixture
@@ -158,3 +160,19 @@ async def test_redelivery_changes_nothing(database: Database, tmp_path: Path) ->
         assert await writer.stop(10)
 
     assert await read_ids(database) == [intent.id]
+
+
+async def test_a_damaged_row_does_not_delay_others(database: Database, tmp_path: Path) -> None:
+    """A record whose row exists and cannot be read is quarantined; others are written."""
+    queue = create_queue(tmp_path)
+    writer = create_writer(database, queue, tmp_path)
+    outcomes = add_outcomes(queue, 5)
+    await write(database, outcomes[2:3])
+    assert database.file
+    set_value(database.file, outcomes[2].intent.id, "user_id = CAST(x'ff' AS TEXT)")
+    writer.start()
+
+    assert await writer.stop(10)
+    assert writer.statistics().written == 4
+    assert [file.stem for file in (tmp_path / "quarantine").iterdir()] == [outcomes[2].intent.id]
+    assert writer.degraded()

@@ -12,15 +12,25 @@ import fcntl
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
+from service.core.database.damaged_rows import (
+    KeyedRow,
+    as_text,
+    decode_name,
+    iterate_rows,
+    read_as_bytes,
+)
 from service.core.database.engine import Database, ReadSession
+from service.core.database.failures import DamagedValue, describe_error, is_damage
 from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
-from service.core.encoding import compute_first_id, read_id_time
+from service.core.encoding import compute_first_id, read_id_time, replace_surrogates
 from service.core.errors import KotaeError
 from service.core.ports import KEY_PREFIX, USER_PREFIX
 from service.core.records import RANKS, Status, UsageSource
@@ -29,6 +39,7 @@ from service.core.settings import EXTRACTIVE
 DETAILS_MAX = 20  # differences that are described; the others are counted
 EXPORT_KEYS_MAX = 100_000  # days × models of one export
 _BATCH = 2000
+_WRONG_TYPES = (ValueError, TypeError, ArithmeticError)
 _KEY = ("user_id", "endpoint", "model", "status", "usage_source")
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 
@@ -77,7 +88,7 @@ class AuditReport:
         """Count a difference and keep its description, up to the limit."""
         self.different[kind] += 1
         if len(self.details) < DETAILS_MAX:
-            self.details.append(text)
+            self.details.append(replace_surrogates(text))
 
     def to_text(self) -> str:
         """Format a table, followed by the differences."""
@@ -105,10 +116,7 @@ async def audit_log(
         if export is None
         else {key: sums for key, sums in export.items() if since is None or key[0] >= str(since)}
     )
-    try:
-        await _audit_days(database, report, since, period_export)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise KotaeError(f"the log contains a value that cannot be read: {error}") from error
+    await _audit_days(database, report, since, period_export)
     _check_files(data_dir, report)
     return report
 
@@ -126,17 +134,9 @@ async def _audit_days(
     )
     while True:
         async with database.read_session() as session:
-            answer_id = (
-                await session.execute(
-                    sa.select(sa.func.min(request_logs.c.id)).where(request_logs.c.id > low_id)
-                )
-            ).scalar()
+            answer_id = await _find_next(session, request_logs.c.id, low_id)
             total_days = [
-                (
-                    await session.execute(
-                        sa.select(sa.func.min(table.c.day)).where(table.c.day > low_day)
-                    )
-                ).scalar()
+                await _find_next(session, table.c.day, low_day)
                 for table in (daily_totals, quota_totals)
             ]
             total_day = min((day for day in total_days if day is not None), default=None)
@@ -162,15 +162,41 @@ async def _audit_days(
             await _check_rows(session, date_, report)
             await _check_totals(session, date_, report)
             if export is not None and first <= day <= last:
-                await _check_export(session, date_, unmatched, report)
+                with _report_damage(report, EXPORT, f"the rows of {day}"):
+                    await _check_export(session, date_, unmatched, report)
     for (day, model), reported in sorted(unmatched.items()):  # days without rows
         _compare_export(report, day, model, reported, None)
     if export is not None:
         report.compared[EXPORT] += 0
 
 
+async def _find_next(session: ReadSession, column: sa.Column[str], low: str) -> str | None:
+    """The first value after `low`; undecodable bytes of it are surrogates."""
+    query = (
+        sa.select(read_as_bytes(column))
+        .where(column > as_text(low.encode(errors="surrogateescape")))
+        .where(sa.func.typeof(column) == "text")
+        .order_by(column)
+        .limit(1)
+    )
+    value = (await session.execute(query)).scalar()
+    return None if value is None else decode_name(value)
+
+
+@contextmanager
+def _report_damage(report: AuditReport, kind: str, subject: str) -> Iterator[None]:
+    """Report a difference if a read within the block meets damage."""
+    try:
+        yield
+    except (DBAPIError, DamagedValue, *_WRONG_TYPES) as error:
+        if isinstance(error, DBAPIError) and not is_damage(error):
+            raise
+        report.add_difference(kind, f"{subject} cannot be read: {describe_error(error)}")
+
+
 async def _check_rows(session: ReadSession, day: date, report: AuditReport) -> None:
     names = (
+        "seq",
         "id",
         "created_at",
         "status",
@@ -180,17 +206,21 @@ async def _check_rows(session: ReadSession, day: date, report: AuditReport) -> N
         "cost_nano_usd",
         "price",
     )
-    query = (
-        sa.select(*(request_logs.c[name] for name in names))
-        .where(*_filter_day(day))
-        .order_by(request_logs.c.id)
-    )
-    result = await session.stream(query, execution_options={"yield_per": _BATCH})
-    async for rows in result.mappings().partitions():
+    query = sa.select(*(request_logs.c[name] for name in names)).where(*_filter_day(day))
+    async for rows in iterate_rows(session, query, request_logs.c.seq, request_logs.c.id):
         report.compared[ROWS] += len(rows)
-        for row in rows:
-            for problem in check_row(row):
-                report.add_difference(ROWS, f"answer {row['id']}: {problem}")
+        for keyed in rows:
+            for problem in _check_keyed_row(keyed):
+                report.add_difference(ROWS, f"answer {keyed.name}: {problem}")
+
+
+def _check_keyed_row(keyed: KeyedRow) -> list[str]:
+    if keyed.row is None:
+        return ["its row cannot be read"]
+    try:
+        return list(check_row(keyed.row))
+    except _WRONG_TYPES:
+        return ["a value in its row has the wrong type"]
 
 
 def check_row(row: Mapping[Any, Any]) -> Iterator[str]:
@@ -245,9 +275,9 @@ async def _check_totals(session: ReadSession, day: date, report: AuditReport) ->
         "answers": sa.literal(1),
         "unpriced": sa.case((logs.cost_nano_usd.is_(None), 1), else_=0),
     }
-    await _compare_totals(
-        session, day, report, TOTALS, daily_totals, [{name: logs[name] for name in _KEY}], counts
-    )
+    keys: list[dict[str, sa.ColumnElement[Any]]] = [{name: logs[name] for name in _KEY}]
+    with _report_damage(report, TOTALS, f"the totals or rows of {day}"):
+        await _compare_totals(session, day, report, TOTALS, daily_totals, keys, counts)
 
     unknown = logs.usage_source == UsageSource.UNKNOWN
     known_tokens = sa.func.coalesce(logs.prompt_tokens, 0) + sa.func.coalesce(
@@ -262,7 +292,8 @@ async def _check_totals(session: ReadSession, day: date, report: AuditReport) ->
         {"subject": sa.literal(USER_PREFIX).concat(logs.user_id)},
         {"subject": sa.literal(KEY_PREFIX).concat(_select_lineage())},  # NULL without a key
     ]
-    await _compare_totals(session, day, report, CHARGES, quota_totals, subjects, charges)
+    with _report_damage(report, CHARGES, f"the quotas or rows of {day}"):
+        await _compare_totals(session, day, report, CHARGES, quota_totals, subjects, charges)
 
 
 def _select_lineage() -> sa.ColumnElement[str]:
@@ -321,9 +352,8 @@ async def _compare_totals(
             f"{name} {row[name]} in the rows, {row[f'stored_{name}']} in the totals"
             for name in unequal
         )
-        report.add_difference(
-            kind, f"{_LABELS[kind]} of {day} {' '.join(row[name] for name in key)}: {differences}"
-        )
+        name = " ".join(str(row[name]) for name in key)
+        report.add_difference(kind, f"{_LABELS[kind]} of {day} {name}: {differences}")
 
 
 async def _check_export(

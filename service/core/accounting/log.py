@@ -11,25 +11,37 @@ most `SCAN_MAX` of them: a page may then end early, even empty, with a cursor to
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine import RowMapping
 
+from service.core.accounting.rows import (
+    ANSWER_COLUMNS,
+    LISTED_COLUMNS,
+    LoggedAnswer,
+    build_row,
+    get_rank,
+    read_answers,
+    read_outcome,
+    require_readable,
+)
+from service.core.database.damaged_rows import as_text, decode_name, read_as_bytes, read_rows
 from service.core.database.engine import Database, ReadSession, Session
+from service.core.database.failures import DamagedValue
 from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
 from service.core.encoding import compute_first_id
 from service.core.errors import InvalidCursor, NotFound
 from service.core.ports import list_subject_names
-from service.core.pricing import Usage, format_usd
-from service.core.records import RANKS, Answer, Intent, Outcome, Status, compute_row_charge
+from service.core.records import Answer, DamagedAnswer, Outcome, Status, compute_row_charge
 
 PAGE_MAX = 200
 SCAN_MAX = 10_000  # maximum index entries of the leading filter per page, a few ms
 TAIL_SCAN_MAX = 2_000  # maximum rows per tail; these are read completely
 _EXPORT_PAGE = 500
+_ID_CHARACTERS = 36
 # The most selective first: see `_choose_leading`.
 _FILTERS = (
     "user_id",
@@ -37,9 +49,6 @@ _FILTERS = (
     "endpoint",
     "status",
 )
-# Long, and rarely read.
-OMITTED_IN_LISTS = ("nearest",)
-_LISTED = [column for column in request_logs.c if column.name not in OMITTED_IN_LISTS]
 _KEY = ("day", "user_id", "endpoint", "model", "status", "usage_source")
 _COUNTS = (
     "answers",
@@ -53,6 +62,7 @@ _COUNTS = (
 _TOTALLED = [
     request_logs.c[name]
     for name in (
+        "seq",
         "id",
         "rank",
         "created_at",
@@ -107,7 +117,7 @@ class LogPage(msgspec.Struct, frozen=True):
     With several filters a page may have fewer rows than requested, even none, before the last page.
     """
 
-    items: list[Answer]
+    items: list[Answer | DamagedAnswer]
     next_cursor: str | None
 
 
@@ -115,29 +125,36 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
     """Write the rows and their totals. Returns the number of new rows.
 
     Idempotent in any order and number: a row is inserted once and replaced only by a record of
-    higher rank (`RANKS`); the totals change by the difference in the same transaction.
+    higher rank (`RANKS`); the totals change by the difference in the same transaction. Raises
+    `AnswerDamaged` if a row exists that cannot be read.
     """
     best: dict[str, Outcome] = {}
     for outcome in outcomes:
         current = best.get(outcome.intent.id)
-        if current is None or _get_rank(outcome) > _get_rank(current):
+        if current is None or get_rank(outcome) > get_rank(current):
             best[outcome.intent.id] = outcome
-    result = (
-        await session.execute(sa.select(*_TOTALLED).where(request_logs.c.id.in_(best)))
-    ).mappings()
-    existing = {row["id"]: {str(key): value for key, value in row.items()} for row in result}
+    existing = await session.run_sync(_read_existing, list(best))
     accepted = [
         outcome
         for id_, outcome in best.items()
-        if id_ not in existing or existing[id_]["rank"] < _get_rank(outcome)
+        if id_ not in existing or existing[id_]["rank"] < get_rank(outcome)
     ]
     if accepted:
-        rows = [_build_row(outcome) for outcome in accepted]
+        rows = [build_row(outcome) for outcome in accepted]
         await session.execute(_upsert, rows)
         replaced = [existing[row["id"]] for row in rows if row["id"] in existing]
         await _add_totals(session, rows, replaced)
         await _add_charges(session, rows, replaced)
     return sum(outcome.intent.id not in existing for outcome in accepted)
+
+
+def _read_existing(connection: sa.Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
+    query = sa.select(*_TOTALLED).where(request_logs.c.id.in_(ids))
+    rows = read_rows(connection, query, request_logs.c.seq, request_logs.c.id)
+    return {
+        keyed.name: {str(name): value for name, value in require_readable(keyed).items()}
+        for keyed in rows
+    }
 
 
 async def _add_totals(
@@ -210,14 +227,23 @@ async def read_page(
     where, end = [*lead, *others, *interval], None
     if others:
         scanned_ids = (
-            sa.select(request_logs.c.id).where(*lead, *interval).order_by(request_logs.c.id.desc())
+            sa.select(read_as_bytes(request_logs.c.id))
+            .where(*lead, *interval)
+            .order_by(request_logs.c.id.desc())
         )
-        end = (await session.execute(scanned_ids.offset(scan_max - 1).limit(1))).scalar()
-        where += [] if end is None else [request_logs.c.id >= end]
-    query = sa.select(*_LISTED).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
-    rows = (await session.execute(query)).mappings().all()
-    items = [_build_answer(row) for row in rows[:limit]]
-    return LogPage(items, items[-1].id if len(rows) > limit else end)
+        last = (await session.execute(scanned_ids.offset(scan_max - 1).limit(1))).scalar()
+        if last is not None:
+            where.append(request_logs.c.id >= as_text(last))
+            end = _build_cursor(decode_name(last))
+    query = (
+        sa.select(*LISTED_COLUMNS).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
+    )
+    rows = await read_answers(session, query, user_id=log_filter.user_id)
+    items = rows[:limit]
+    next_cursor = _build_cursor(items[-1].id) if len(rows) > limit else end
+    if next_cursor is not None and cursor is not None and next_cursor >= cursor:
+        raise DamagedValue("the order of an index is wrong")
+    return LogPage(items, next_cursor)
 
 
 async def read_tail(
@@ -244,66 +270,54 @@ async def read_tail(
     where, end = [*lead, *others], None
     if others:
         scanned_rows = (
-            sa.select(request_logs.c.seq, request_logs.c.id)
+            sa.select(request_logs.c.seq, read_as_bytes(request_logs.c.id))
             .where(*lead)
             .order_by(request_logs.c.seq)
         )
-        end = (await session.execute(scanned_rows.offset(scan_max - 1).limit(1))).first()
-        where += [] if end is None else [request_logs.c.seq <= end.seq]
-    rows = (
-        (
-            await session.execute(
-                sa.select(*_LISTED).where(*where).order_by(request_logs.c.seq).limit(limit)
-            )
-        )
-        .mappings()
-        .all()
-    )
-    items = [_build_answer(row) for row in rows]
+        last = (await session.execute(scanned_rows.offset(scan_max - 1).limit(1))).first()
+        if last is not None:
+            where.append(request_logs.c.seq <= last[0])
+            name = decode_name(last[1])
+            end = name if _is_cursor(name) else after
+    query = sa.select(*LISTED_COLUMNS).where(*where).order_by(request_logs.c.seq).limit(limit)
+    items = await read_answers(session, query, user_id=log_filter.user_id)
     if end is not None and len(items) < limit:
-        return LogPage(items, end.id)
-    return LogPage(items, items[-1].id if items else after)
+        return LogPage(items, end)
+    sound_ids = (item.id for item in reversed(items) if _is_cursor(item.id))
+    return LogPage(items, next(sound_ids, after))
 
 
-async def read_row(session: ReadSession, answer_id: str, *, user_id: str | None) -> Answer:
+async def read_row(session: ReadSession, answer_id: str, *, user_id: str | None) -> LoggedAnswer:
     """Read one row. Raises `NotFound`, also for other users' rows; None: any user's."""
-    row = (
-        (await session.execute(sa.select(request_logs).where(request_logs.c.id == answer_id)))
-        .mappings()
-        .first()
-    )
-    if row is None or user_id not in {None, row["user_id"]}:
-        raise NotFound("no answer has this id")
-    return _build_answer(row)
+    query = sa.select(*ANSWER_COLUMNS).where(request_logs.c.id == answer_id)
+    for item in await read_answers(session, query, user_id=None):
+        if user_id in {None, item.user_id}:
+            return item
+    raise NotFound("no answer has this id")
 
 
 async def find_by_key(session: ReadSession, user_id: str, idempotency_key: str) -> Outcome | None:
-    """Return the outcome of the request with this key from its row; None without a row."""
+    """Return the outcome of the request with this key from its row; None without a row.
+
+    Raises `AnswerDamaged`.
+    """
     columns = request_logs.c
-    return await _read_outcome(
+    return await read_outcome(
         session, columns.user_id == user_id, columns.idempotency_key == idempotency_key
     )
 
 
 async def find_outcome(session: ReadSession, answer_id: str) -> Outcome | None:
-    """Return the outcome of an answer of any user from its row; None without a row."""
-    return await _read_outcome(session, request_logs.c.id == answer_id)
+    """Return the outcome of an answer of any user from its row; None without a row.
 
-
-async def _read_outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> Outcome | None:
-    row = (await session.execute(sa.select(request_logs).where(*where))).mappings().first()
-    if row is None:
-        return None
-    fields: dict[str, Any] = {str(name): value for name, value in row.items()}
-    usage = msgspec.convert(fields, Usage) if fields["prompt_tokens"] is not None else None
-    return msgspec.convert(
-        fields | {"intent": msgspec.convert(fields, Intent), "usage": usage}, Outcome
-    )
+    Raises `AnswerDamaged`.
+    """
+    return await read_outcome(session, request_logs.c.id == answer_id)
 
 
 async def export_pages(
     database: Database, log_filter: LogFilter, *, scan_max: int = SCAN_MAX
-) -> AsyncGenerator[list[Answer], None]:
+) -> AsyncGenerator[list[LoggedAnswer], None]:
     """Yield all matching rows, newest first, by pages. No session is held between pages."""
     cursor: str | None = None
     while True:
@@ -361,65 +375,23 @@ def _build_interval(
 
 
 def _parse_cursor(cursor: str) -> str:
-    if len(cursor) != 36 or not cursor.isascii():
+    if not _is_cursor(cursor):
         raise InvalidCursor("the cursor is not the id of an answer")
     return cursor
 
 
-def _get_rank(outcome: Outcome) -> int:
-    return RANKS[outcome.usage_source]
+def _is_cursor(text: str) -> bool:
+    return len(text) == _ID_CHARACTERS and text.isascii()
 
 
-def _build_row(outcome: Outcome) -> dict[str, Any]:
-    intent, usage = outcome.intent, outcome.usage
-    return {
-        "id": intent.id,
-        "created_at": intent.created_at,
-        "user_id": intent.user_id,
-        "endpoint": intent.endpoint,
-        "model": intent.model,
-        "status": outcome.status,
-        "finish_reason": outcome.finish_reason,
-        "error_code": outcome.error_code,
-        "prompt": intent.prompt,
-        "response": outcome.response,
-        "prompt_tokens": usage.prompt_tokens if usage else None,
-        "completion_tokens": usage.completion_tokens if usage else None,
-        "cached_tokens": usage.cached_tokens if usage else None,
-        "reasoning_tokens": usage.reasoning_tokens if usage else None,
-        "usage_source": outcome.usage_source,
-        "cost_nano_usd": outcome.cost_nano_usd,
-        "price": outcome.price,
-        "response_time_ms": outcome.response_time_ms,
-        "first_token_ms": outcome.first_token_ms,
-        "grounded": intent.grounded,
-        "sources": msgspec.to_builtins(outcome.sources),
-        "nearest": msgspec.to_builtins(outcome.nearest),
-        "attempts": outcome.attempts,
-        "request_id": intent.request_id,
-        "rank": _get_rank(outcome),
-        "idempotency_key": intent.idempotency_key,
-        "body_hash": intent.body_hash,
-        "relevance_share": intent.relevance_share,
-        "relevance_terms": intent.relevance_terms,
-        "relevance_cosine": intent.relevance_cosine,
-        "key_id": intent.key_id,
-        "asked_by": intent.asked_by,
-        "held_tokens": intent.held_tokens,
-        "held_nano_usd": intent.held_nano_usd,
-    }
+def _build_cursor(answer_id: str) -> str:
+    """The cursor after a row: its id or, if that is damaged, a text of the same length before it.
 
-
-def _build_answer(row: RowMapping) -> Answer:
-    prompt, completion, cost = row["prompt_tokens"], row["completion_tokens"], row["cost_nano_usd"]
-    derived = {
-        "total_tokens": None if prompt is None or completion is None else prompt + completion,
-        "estimated_cost": None if cost is None else format_usd(cost),
-    }
-    # The keys are a subclass of str, which msgspec does not accept.
-    fields = {
-        str(key): value
-        for key, value in row.items()
-        if value is not None or key not in OMITTED_IN_LISTS
-    }
-    return msgspec.convert(fields | derived, Answer)
+    There is no sound id between the two.
+    """
+    if _is_cursor(answer_id):
+        return answer_id
+    ascii_prefix = "".join(takewhile(str.isascii, answer_id[:_ID_CHARACTERS]))
+    if answer_id == ascii_prefix and answer_id:  # too short
+        ascii_prefix = ascii_prefix[:-1] + chr(max(0, ord(ascii_prefix[-1]) - 1))
+    return ascii_prefix.ljust(_ID_CHARACTERS, "\x7f")

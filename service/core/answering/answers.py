@@ -39,7 +39,7 @@ from service.core.answering.streams import (
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
-from service.core.encoding import create_id, replace_surrogates, utc_now
+from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import NotFound, Overloaded, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
@@ -326,7 +326,7 @@ class Answers:
             model=model,
             user_id=request.user_id,
             request_id=request.request_id,
-            prompt=replace_surrogates(request.prompt),
+            prompt=sanitize_text(request.prompt),
             grounded=request.grounded,
             idempotency_key=request.idempotency_key,
             body_hash=request.body_hash,
@@ -405,7 +405,7 @@ class Answers:
     async def _search_documents(self, request: AnswerRequest) -> SearchResults:
         limit = max(self._settings.context_chunks_max, NEAREST_MAX)
         results = await self._search_service.search(
-            replace_surrogates(request.prompt),
+            sanitize_text(request.prompt),
             user_id=request.sees,
             limit=limit,
             within=request.documents,

@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 
 from service.core.answering.streams import Stream
-from service.core.encoding import replace_surrogates, to_json
+from service.core.encoding import sanitize_text, to_json
 from service.core.errors import IdempotencyConflict, ShuttingDown
 from service.core.ports import RecordQueue
 from service.core.telemetry import log
@@ -70,7 +70,7 @@ def hash_request(
     Parameters that were not sent stay None, so a changed default is not a different request. Hashes
     are stored in the log: changing this encoding would turn repeated requests into conflicts.
     """
-    fields = [1, stream, replace_surrogates(prompt), grounded, model, max_tokens, temperature]
+    fields = [1, stream, sanitize_text(prompt), grounded, model, max_tokens, temperature]
     # A later field: without it the hash does not change.
     fields += [] if documents is None else [documents]
     return hashlib.sha256(to_json(fields)).hexdigest()

@@ -28,6 +28,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from service.core.database.damaged_rows import REPORT
 from service.core.database.failures import ErrorTranslation, load_json, run_quick_check
 from service.core.database.files import (
     create_private_directory,
@@ -60,6 +61,7 @@ MIGRATIONS = next(
 # Maximum wait of a statement for a locked database; `?timeout=` in the URL overrides it.
 BUSY_SECONDS = 5.0
 READERS = 4  # connections, each with its own thread
+DAMAGED_ROWS_MAX = 1_000  # counted and logged
 
 T = TypeVar("T")
 
@@ -93,6 +95,7 @@ class Database:
         )
         self._threads = anyio.CapacityLimiter(READERS)
         self._damage: tuple[tuple[int, int] | None, str] | None = None  # the file and the error
+        self._damaged_rows: set[tuple[str, str]] = set()  # of that file: table and key
 
     def _create_engine(
         self, *, pool_size: int, write: bool, foreign_keys: bool = True
@@ -118,6 +121,7 @@ class Database:
         @event.listens_for(engine, "connect")
         def configure_connection(connection: Any, entry: ConnectionPoolEntry) -> None:
             entry.info["file"] = self._identify_file()
+            entry.info[REPORT] = self._report_damaged_row
             connection.isolation_level = None  # `begin_transaction` below sends BEGIN
             cursor = connection.cursor()
             for pragma in (
@@ -159,12 +163,25 @@ class Database:
             return None
         return self._damage[1]
 
+    @property
+    def damaged_rows(self) -> int:
+        """The number of rows of the current file that could not be read, up to the limit."""
+        return len(self._damaged_rows) if self.damage else 0
+
     def report_damage(self, detail: str) -> None:
         """Remember a sign of damage in the current file, such as a value that cannot be decoded."""
         if self.damage is None:
             self._damage = (self._identify_file(), detail)
+            self._damaged_rows.clear()
             remedy = "run `kotae doctor`; if the damage is confirmed, restore a backup"
             log.error("database.damaged", error=detail, remedy=remedy)
+
+    def _report_damaged_row(self, table: str, key: str, detail: str) -> None:
+        """Remember a row that could not be read; its key is logged once."""
+        self.report_damage(detail)
+        if (table, key) not in self._damaged_rows and len(self._damaged_rows) < DAMAGED_ROWS_MAX:
+            self._damaged_rows.add((table, key))
+            log.error("row.damaged", table=table, key=key, error=detail)
 
     async def check_pages(self) -> str | None:
         """Run `PRAGMA quick_check`, and return and report the first problem, if any.

@@ -60,21 +60,27 @@ class ErrorTranslation:
             cause, sqlite3.IntegrityError | sqlite3.ProgrammingError
         ):
             return
-        detail = _describe(cause)
-        if _is_damage(cause):
+        detail = describe_error(cause)
+        if is_damage(cause):
             self._report_damage(detail)
         raise DatabaseUnavailable(f"the database reported: {detail}") from error
 
 
-def _describe(error: BaseException) -> str:
-    """The message of a driver error, without the value that it may contain."""
-    message = str(error)
+def describe_error(error: BaseException) -> str:
+    """The message of an error of a read, without the value that it may contain."""
+    message = str(error.orig if isinstance(error, DBAPIError) else error)
     return "a text cannot be decoded" if message.startswith(_UNDECODABLE) else message
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0)  # not set by the driver's own errors
-    return code & 0xFF in _DAMAGE or code in _READ_ERRORS or str(error).startswith(_UNDECODABLE)
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of a read is a sign of a damaged file."""
+    if isinstance(error, DamagedValue):
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(cause, "sqlite_errorcode", 0)  # not set by the driver's own errors
+    return isinstance(cause, sqlite3.Error) and (
+        code & 0xFF in _DAMAGE or code in _READ_ERRORS or str(cause).startswith(_UNDECODABLE)
+    )
 
 
 def load_json(text: str) -> Any:

@@ -1,6 +1,6 @@
 """The tables in SQLAlchemy Core. The migrations in `alembic/versions` create them.
 
-`chunk_terms`, the full-text index over `chunks.words` and `chunks.grams`, is created by SQL in a
+`chunk_terms`, the full-text index over the scope and the terms of chunks, is created by SQL in a
 migration, because SQLAlchemy does not support FTS5 tables.
 """
 
@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Float,
@@ -220,6 +221,9 @@ documents = Table(
     Column("characters", Integer, nullable=False),
     Column("chunks", Integer, nullable=False),
     Column("encoding", String(20), nullable=False),
+    Column("format", String(20), nullable=False, server_default="text"),
+    Column("pages", Integer),  # their number; None: the format has no pages
+    Column("date", Date),  # of the content: from the file, or set by its owner
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
     Column("indexed_by", String(200), nullable=False, server_default=""),
@@ -241,25 +245,37 @@ chunks = Table(
     Column("grams", Text, nullable=False),
     # SHA-256 of the text, the key in `vectors`; None until the document is reindexed.
     Column("content_hash", String(64)),
+    # `index_scopes.id`; the default makes a chunk invisible. Sharing a document changes it.
+    Column("scope", Integer, nullable=False, server_default="-1"),
+    Column("page", Integer),  # on which the chunk begins; None: the document has no pages
     UniqueConstraint("document_id", "n"),
-    Index(None, "content_hash"),  # the chunks of a vector
+    Index(None, "scope", "content_hash"),  # the chunks of a vector
     sqlite_autoincrement=True,
 )
 
-# One row, updated by triggers on chunks: their number, and a version that every change increments.
-index_state = Table(
-    "index_state",
+# The scopes of the search index: that of shared documents (id 0, no user), and one per owner of
+# others. Triggers update them with the chunks: their number, that of their terms, and a version
+# that every change increments.
+index_scopes = Table(
+    "index_scopes",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("user_id", String(200), unique=True),
     Column("version", BigInteger, nullable=False),
     Column("chunks", BigInteger, nullable=False),
+    Column("terms", BigInteger, nullable=False),  # words and grams, with repetitions
+    # Incremented from time to time while vectors are added (`core/search/embeddings.py`).
+    Column("vectors", BigInteger, nullable=False, server_default="0"),
+    sqlite_autoincrement=True,
 )
 
-# Cache of embedding vectors, by the hash of the text.
+# Cache of embedding vectors, by the hash of the text. Each scope has its own: otherwise the time
+# when a text has its vector would reveal whether another user has the same text.
 vectors = Table(
     "vectors",
     metadata,
-    Column("model", String(200), primary_key=True),
+    Column("scope", Integer, primary_key=True),
     Column("content_hash", String(64), primary_key=True),
+    Column("model", String(200), primary_key=True),
     Column("vector", LargeBinary, nullable=False),  # little-endian float32, of length 1
 )

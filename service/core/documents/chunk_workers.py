@@ -5,29 +5,21 @@ stream waits. Therefore only short texts are split in a thread; longer ones go t
 with a lower priority. The child starts in half a second and uses 120 MiB. It is ended
 `KEEP_SECONDS` after its last task.
 
-The child is isolated, as the text comes from outside: its environment contains no secrets, its
-memory is limited (on Linux), and it is killed when it takes too long or when its caller is
-cancelled. Its responses are MessagePack of a declared type in frames of bounded size, never pickle,
-which would let it execute code in the service (docs/decisions/0027).
+The child is isolated (`child_process.py`), as the text comes from outside. It is killed when it
+takes too long or when its caller is cancelled. Its responses are MessagePack of a declared type.
 """
 
 import asyncio
-import os
-import resource
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from multiprocessing.connection import Pipe
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
 
+from service.core.documents.child_process import ChildProcess
 from service.core.documents.chunker import ChunkRow, ChunkRules, ChunkTask, chunk_documents
-from service.core.settings import child_environment
 from service.core.telemetry import log
 from service.core.text.decoding import split_parts
 
@@ -38,8 +30,6 @@ KEEP_SECONDS = 30.0
 TASK_SECONDS_MAX = 60.0  # of a task, and a second more for each `CHARACTERS_PER_SECOND_MIN`
 CHARACTERS_PER_SECOND_MIN = 10_000  # a twentieth of the usual speed
 MEMORY_BYTES_MAX = 4 * 1024**3  # address space of the child
-FRAME_BYTES_MAX = 64 * 1024**2
-NICENESS = 10
 
 ChunkInput = Mapping[str, Any]  # with `id`, `title` and `text`
 Rows = dict[str, list[ChunkRow]]  # of chunks, by document id
@@ -127,28 +117,28 @@ class ChunkProcess:
         self._keep_seconds, self._task_seconds_max = keep_seconds, task_seconds_max
         self._memory_bytes_max = memory_bytes_max
         self._turn = anyio.Lock()
-        self._idle: _Child | None = None
+        self._idle: ChildProcess | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
 
     async def chunk_documents(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
         """Return the chunk rows of documents by document id. Raises `ChunkProcessDied`."""
         async with self._turn:
-            child = self._take_idle() or _Child(self._command, self._memory_bytes_max)
+            child = self._take_idle() or ChildProcess(self._command, self._memory_bytes_max)
             try:
                 with anyio.fail_after(self._seconds_max(documents)):
                     rows = await anyio.to_thread.run_sync(
-                        child.chunk_documents, documents, rules, abandon_on_cancel=True
+                        _chunk_in_child, child, documents, rules, abandon_on_cancel=True
                     )
             except (
                 OSError,
                 EOFError,
                 msgspec.MsgspecError,
                 KeyError,
-            ) as error:  # see `_Child.chunk_documents`
-                _end_in_thread(child)
+            ) as error:  # see `_chunk_in_child`
+                child.end_in_thread()
                 raise ChunkProcessDied(repr(error)) from error
             except BaseException:
-                _end_in_thread(child)
+                child.end_in_thread()
                 raise
             self._idle = child
             self._idle_timer = asyncio.get_running_loop().call_later(self._keep_seconds, self.close)
@@ -161,9 +151,9 @@ class ChunkProcess:
     def close(self) -> None:
         """End the child if it is idle; while it works, cancelling its caller kills it."""
         if child := self._take_idle():
-            _end_in_thread(child)
+            child.end_in_thread()
 
-    def _take_idle(self) -> "_Child | None":
+    def _take_idle(self) -> ChildProcess | None:
         child, self._idle = self._idle, None
         if self._idle_timer:
             self._idle_timer.cancel()
@@ -171,83 +161,29 @@ class ChunkProcess:
         return child if child and child.is_running else None
 
 
-def _end_in_thread(child: "_Child") -> None:
-    threading.Thread(target=child.end, daemon=True).start()
+def _chunk_in_child(
+    child: ChildProcess, documents: Sequence[ChunkInput], rules: ChunkRules
+) -> Rows:
+    """Return the chunk rows of documents by document id.
+
+    Raises `OSError` or `EOFError` if the process does not start or ends early, `MsgspecError` or
+    `KeyError` if it returns anything other than rows of these documents.
+    """
+    rows: Rows = {document["id"]: [] for document in documents}
+    for frame in child.exchange(_encode_task(documents, rules)):
+        for row in msgspec.msgpack.decode(frame, type=list[ChunkRow]):
+            rows[row["document_id"]].append(row)
+    return rows
 
 
-class _Child:
-    """A child process. `chunk_documents` and `end` block; two threads may call them at once."""
-
-    def __init__(self, command: Sequence[str], memory_bytes_max: int) -> None:
-        self._command, self._memory_bytes_max = command, memory_bytes_max
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection, self._child_connection = Pipe()
-        self._lock = threading.Lock()
-        self._ended = False
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it was started and has not ended."""
-        return self._process is not None and self._process.poll() is None
-
-    def chunk_documents(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
-        """Return the chunk rows of documents by document id. Starts the process if necessary.
-
-        Raises `OSError` or `EOFError` if the process does not start or ends early, `MsgspecError`
-        or `KeyError` if it returns anything other than rows of these documents.
-        """
-        if self._process is None:
-            self._start()
-        self._send_task(documents, rules)
-        return self._receive_rows(documents)
-
-    def end(self) -> None:
-        """Kill the process and wait for its end. A process that is being started is killed then."""
-        with self._lock:
-            self._ended = True
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-
-    def _start(self) -> None:
-        with self._child_connection as stdin:
-            process = subprocess.Popen(  # noqa: S603 - a constant
-                self._command,
-                stdin=stdin.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=child_environment(),
-            )
-        with suppress(
-            ProcessLookupError
-        ):  # set here, because the child's imports take half a second
-            os.setpriority(
-                os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
-            )
-            if sys.platform == "linux":
-                limits = (self._memory_bytes_max, self._memory_bytes_max)
-                resource.prlimit(process.pid, resource.RLIMIT_AS, limits)
-        with self._lock:
-            self._process = process
-            ended = self._ended
-        if ended:
-            self.end()
-
-    def _send_task(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> None:
-        """Send texts in parts: encoding a long text holds the interpreter lock."""
-        described = [
-            (document["id"], document["title"], len(document["text"])) for document in documents
-        ]
-        task = ChunkTask(
-            described, rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters
-        )
-        self._connection.send_bytes(msgspec.msgpack.encode(task))
-        for part in split_parts("".join(document["text"] for document in documents)):
-            self._connection.send_bytes(part.encode())
-        self._connection.send_bytes(b"")
-
-    def _receive_rows(self, documents: Sequence[ChunkInput]) -> Rows:
-        rows: Rows = {document["id"]: [] for document in documents}
-        while frame := self._connection.recv_bytes(FRAME_BYTES_MAX):
-            for row in msgspec.msgpack.decode(frame, type=list[ChunkRow]):
-                rows[row["document_id"]].append(row)
-        return rows
+def _encode_task(documents: Sequence[ChunkInput], rules: ChunkRules) -> Iterator[bytes]:
+    """Yield texts in parts: encoding a long text holds the interpreter lock."""
+    described = [
+        (document["id"], document["title"], len(document["text"])) for document in documents
+    ]
+    task = ChunkTask(
+        described, rules.dictionary, rules.chunk_characters, rules.chunk_overlap_characters
+    )
+    yield msgspec.msgpack.encode(task)
+    for part in split_parts("".join(document["text"] for document in documents)):
+        yield part.encode()

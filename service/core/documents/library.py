@@ -8,10 +8,11 @@ Chunking takes about one second per million characters. It runs outside the even
 (`chunk_workers.py`), before the transaction begins: nothing else can write during a transaction.
 """
 
+import datetime as dt
 import uuid
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,29 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.database.engine import Database, ReadSession, Session
-from service.core.database.tables import chunks, documents, vectors
+from service.core.database.tables import chunks, documents, index_scopes, vectors
+from service.core.documents.archives import ArchiveBudget, open_archive
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import ChunkRow, hash_text
-from service.core.encoding import create_id, replace_surrogates, utc_now
+from service.core.documents.file_readers import FileReader, FileReaders
+from service.core.documents.readers.extracted import Format
+from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.settings import Settings
 from service.core.text.chunking import RULES, TITLE_CHARACTERS_MAX, derive_title
-from service.core.text.decoding import normalize_text
+from service.core.text.decoding import normalize_text, replace_nul
+from service.core.text.pages import PAGE_BREAK
 from service.core.text.tokenizer import get_tokenizer
 
 STATEMENT_ROWS_MAX = 50  # preparing a row takes the event loop about 20 µs
 # The public interface of this package.
 __all__ = [
+    "ArchiveBudget",
     "ChunkWorkers",
     "Document",
     "DocumentPage",
+    "FileReader",
+    "FileReaders",
     "NewDocument",
     "delete_document",
     "get_document",
@@ -44,6 +52,7 @@ __all__ = [
     "list_documents",
     "list_outdated",
     "list_titles",
+    "open_archive",
     "reindex_document",
     "seed_documents",
     "store_documents",
@@ -60,8 +69,11 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     chunks: int
     characters: int
     encoding: str
+    format: str
+    pages: int | None
+    date: dt.date | None
     shared: bool
-    created_at: datetime
+    created_at: dt.datetime
     created: bool | msgspec.UnsetType = msgspec.UNSET
     text: str | msgspec.UnsetType = msgspec.UNSET
 
@@ -72,6 +84,9 @@ class NewDocument(msgspec.Struct, frozen=True):
     title: str
     text: str
     encoding: str
+    format: Format = Format.TEXT
+    date: dt.date | None = None
+    has_pages: bool = False  # separated by `PAGE_BREAK`
 
 
 class DocumentPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,17 +152,20 @@ def _create_row(
     new_document: NewDocument, settings: Settings, *, user_id: str, shared: bool
 ) -> dict[str, Any]:
     """Create the row of a document, without the number of chunks."""
-    text = normalize_text(new_document.text)
+    text = normalize_text(replace_nul(new_document.text))
     return {
         "id": create_id(created_at := utc_now()),
         "user_id": user_id,
         "shared": shared,
-        "title": " ".join(replace_surrogates(new_document.title).split())[:TITLE_CHARACTERS_MAX]
+        "title": " ".join(sanitize_text(new_document.title).split())[:TITLE_CHARACTERS_MAX]
         or derive_title(text),
         "content_hash": hash_text(text),
         "text": text,
         "characters": len(text),
         "encoding": new_document.encoding,
+        "format": new_document.format,
+        "pages": text.count(PAGE_BREAK) + 1 if new_document.has_pages else None,
+        "date": new_document.date,
         "created_at": created_at,
         "indexed_by": index_name(settings),
     }
@@ -217,20 +235,41 @@ async def _insert_documents(
 ) -> None:
     if rows:
         await session.execute(sa.insert(documents), rows)
-        await _insert_chunks(
-            session, [row_of_chunk for row in rows for row_of_chunk in chunk_rows[row["id"]]]
-        )
+        numbered = (_number_pages(row, chunk_rows[row["id"]]) for row in rows)
+        await _insert_chunks(session, list(chain.from_iterable(numbered)))
 
 
-async def _insert_chunks(session: Session, rows: list[ChunkRow]) -> None:
-    """Insert chunk rows in batches, because preparing them blocks the event loop.
+def _number_pages(document: Mapping[str, Any], rows: list[ChunkRow]) -> Iterator[dict[str, Any]]:
+    """Yield chunk rows with the page on which each begins."""
+    page, position = 1, 0
+    for row in rows:
+        page += document["text"].count(PAGE_BREAK, position, row["start"])
+        position = row["start"]
+        yield {**row, "page": page if document["pages"] else None}
 
-    `RETURNING` makes SQLAlchemy use one statement for many rows. FTS5 writes its terms once per
-    statement, which halves the time.
+
+async def _insert_chunks(session: Session, rows: list[dict[str, Any]]) -> None:
+    """Insert chunk rows, of documents with one owner and visibility, with their scope.
+
+    This happens in batches, because preparing them blocks the event loop. `RETURNING` makes
+    SQLAlchemy use one statement for many rows. FTS5 writes its terms once per statement, which
+    halves the time.
     """
+    if not rows:
+        return
+    scope = (await session.execute(_SCOPE, {"id": rows[0]["document_id"]})).scalar_one()
     statement = sa.insert(chunks).returning(chunks.c.id)
     for begin in range(0, len(rows), STATEMENT_ROWS_MAX):
-        await session.execute(statement, rows[begin : begin + STATEMENT_ROWS_MAX])
+        batch = [{**row, "scope": scope} for row in rows[begin : begin + STATEMENT_ROWS_MAX]]
+        await session.execute(statement, batch)
+
+
+# A trigger creates the scope of an owner with their first document.
+_SCOPE = (
+    sa.select(sa.case((documents.c.shared, 0), else_=index_scopes.c.id))
+    .select_from(documents.outerjoin(index_scopes, index_scopes.c.user_id == documents.c.user_id))
+    .where(documents.c.id == sa.bindparam("id"))
+)
 
 
 async def list_documents(
@@ -261,7 +300,7 @@ async def list_titles(
     """
     visible = _visible_to(user_id)
     if within is not None:
-        visible = sa.and_(visible, documents.c.id.in_(map(replace_surrogates, within)))
+        visible = sa.and_(visible, documents.c.id.in_(map(sanitize_text, within)))
     query = sa.select(documents.c.title).where(visible).order_by(documents.c.id.desc())
     titles = list((await session.execute(query.limit(limit))).scalars())
     count_query = sa.select(sa.func.count()).select_from(documents).where(visible)
@@ -272,33 +311,45 @@ async def get_document(session: ReadSession, document_id: str, *, user_id: str |
     """A document with its text. Raises `NotFound` if it does not exist or is not visible."""
     return await _read_document(
         session,
-        sa.and_(documents.c.id == replace_surrogates(document_id), _visible_to(user_id)),
+        sa.and_(documents.c.id == sanitize_text(document_id), _visible_to(user_id)),
         documents.c.text,
     )
 
 
 async def delete_document(database: Database, document_id: str, *, user_id: str | None) -> None:
     """Delete a document of `user_id` (None: of anyone) with its chunks. Raises `NotFound`."""
-    query = sa.delete(documents).where(documents.c.id == replace_surrogates(document_id))
+    query = sa.delete(documents).where(documents.c.id == sanitize_text(document_id))
     if user_id is not None:
         query = query.where(documents.c.user_id == user_id)
-    hashes_query = sa.select(chunks.c.content_hash).where(
-        chunks.c.document_id == replace_surrogates(document_id), chunks.c.content_hash.is_not(None)
-    )
     async with database.transaction() as session:
-        hashes = list((await session.execute(hashes_query.distinct())).scalars())
+        scope, hashes = await _read_texts(session, sanitize_text(document_id))
         if not (await session.execute(query)).rowcount:
             raise NotFound("there is no such document")
-        await _delete_unused_vectors(session, hashes)
+        await _delete_unused_vectors(session, scope, hashes)
 
 
-async def _delete_unused_vectors(session: Session, hashes: Sequence[str]) -> None:
-    """Delete the vectors of texts that no chunk contains any longer."""
+async def _read_texts(session: Session, document_id: str) -> tuple[int | None, list[str]]:
+    """Return the scope of a document's chunks, and the hashes of their texts."""
+    query = sa.select(chunks.c.scope, chunks.c.content_hash).where(
+        chunks.c.document_id == document_id, chunks.c.content_hash.is_not(None)
+    )
+    rows = (await session.execute(query.distinct())).all()
+    return (rows[0][0] if rows else None), [row[1] for row in rows]
+
+
+async def _delete_unused_vectors(
+    session: Session, scope: int | None, hashes: Sequence[str]
+) -> None:
+    """Delete the vectors of texts that no chunk of the scope contains any longer."""
     for begin in range(0, len(hashes), STATEMENT_ROWS_MAX):
         batch = hashes[begin : begin + STATEMENT_ROWS_MAX]
-        still_used = sa.exists().where(chunks.c.content_hash == vectors.c.content_hash)
+        still_used = sa.exists().where(
+            chunks.c.scope == vectors.c.scope, chunks.c.content_hash == vectors.c.content_hash
+        )
         await session.execute(
-            sa.delete(vectors).where(vectors.c.content_hash.in_(batch), ~still_used)
+            sa.delete(vectors).where(
+                vectors.c.scope == scope, vectors.c.content_hash.in_(batch), ~still_used
+            )
         )
 
 
@@ -328,7 +379,7 @@ async def reindex_document(
     database: Database, settings: Settings, workers: ChunkWorkers, document_id: str
 ) -> None:
     """Replace the chunks of a document, if it still exists."""
-    query = sa.select(documents.c.id, documents.c.title, documents.c.text).where(
+    query = sa.select(documents.c.id, documents.c.title, documents.c.text, documents.c.pages).where(
         documents.c.id == document_id
     )
     async with database.read_session() as session:
@@ -343,13 +394,10 @@ async def reindex_document(
     )
     async with database.transaction() as session:
         if (await session.execute(change)).rowcount:  # 0: the document was deleted in between
-            hashes_query = sa.select(chunks.c.content_hash).where(
-                chunks.c.document_id == document_id, chunks.c.content_hash.is_not(None)
-            )
-            hashes = list((await session.execute(hashes_query.distinct())).scalars())
+            scope, hashes = await _read_texts(session, document_id)
             await session.execute(sa.delete(chunks).where(chunks.c.document_id == document_id))
-            await _insert_chunks(session, chunk_rows)
-            await _delete_unused_vectors(session, hashes)
+            await _insert_chunks(session, list(_number_pages(dict(row), chunk_rows)))
+            await _delete_unused_vectors(session, scope, hashes)
 
 
 def index_name(settings: Settings) -> str:
@@ -359,7 +407,10 @@ def index_name(settings: Settings) -> str:
     return f"{tokenizer} {target} {overlap} chunks-{RULES}"
 
 
-_COLUMN_NAMES = ("id", "title", "chunks", "characters", "encoding", "shared", "created_at")
+_COLUMN_NAMES = (
+    "id", "title", "chunks", "characters", "encoding", "format", "pages", "date", "shared",
+    "created_at",
+)  # fmt: skip
 _COLUMNS = tuple(documents.c[name] for name in _COLUMN_NAMES)
 
 

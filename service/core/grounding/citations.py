@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from service.core.records import Passage
+from service.core.text.pages import find_page
 from service.core.text.sentences import split_sentences
 from service.core.text.tokenizer import fold_text
 
@@ -42,12 +43,7 @@ def read_citations(text: str, passages: Sequence[Passage]) -> Citations:
                 claims.setdefault(number, claim)
             else:
                 dropped += 1
-    sources = [
-        msgspec.structs.replace(
-            by_number[n], sentence=_find_supporting_sentence(claims[n], by_number[n].text)
-        )
-        for n in sorted(claims)
-    ]
+    sources = [_cite_sentence(by_number[n], claims[n]) for n in sorted(claims)]
     return Citations(sources, real, dropped)
 
 
@@ -56,6 +52,16 @@ def _read_claim(text: str, begin: int, end: int) -> str:
     part = text[max(begin, end - CLAIM_CHARACTERS_MAX) : end]
     spans = split_sentences(part)
     return part[slice(*spans[-1])] if spans else ""
+
+
+def _cite_sentence(passage: Passage, claim: str) -> Passage:
+    """Return a passage with the sentence that best supports a claim, and the page of it."""
+    text, (before, _) = passage.text, passage.sentence or (0, 0)
+    sentence = _find_supporting_sentence(claim, text)
+    if passage.page is msgspec.UNSET:
+        return msgspec.structs.replace(passage, sentence=sentence)
+    page = find_page(text, sentence[0], of=before, page=passage.page)
+    return msgspec.structs.replace(passage, sentence=sentence, page=page)
 
 
 def _parse_numbers(citation: str) -> set[int]:

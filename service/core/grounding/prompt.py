@@ -18,6 +18,7 @@ from service.core import tokens
 from service.core.ports import Message
 from service.core.records import Passage
 from service.core.search.results import Hit
+from service.core.text.pages import PAGE_BREAK, find_page
 from service.core.text.tokenizer import detect_language
 
 REFUSALS = {
@@ -84,7 +85,7 @@ def build_context(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list
 
 def build_passage(n: int, hit: Hit) -> Passage:
     """Return a hit as passage number `n`."""
-    return Passage(n, hit.document_id, hit.chunk_id, hit.title, hit.text, hit.sentence)
+    return Passage(n, hit.document_id, hit.chunk_id, hit.title, hit.text, hit.sentence, hit.page)
 
 
 def _truncate_text(text: str, tokens_max: int) -> str:
@@ -121,12 +122,26 @@ def _merge_hits(n: int, run: list[Hit]) -> Passage:
     text, end, starts = first.text, first.end, {first.chunk_id: 0}
     for hit in rest:
         introduction = len(hit.text) - (hit.end - hit.start)
-        text += "\n" * min(max(0, hit.start - end), 2)
+        text += _separate_hits(first, text, end, hit)
         starts[hit.chunk_id] = len(text) - max(0, end - hit.start) - introduction
         text += hit.text[introduction + max(0, end - hit.start) :]
         end = max(end, hit.end)
     low, high = _locate_sentence(best, text, starts[best.chunk_id])
-    return Passage(n, best.document_id, best.chunk_id, best.title, text, (low, high))
+    return Passage(n, best.document_id, best.chunk_id, best.title, text, (low, high), best.page)
+
+
+def _separate_hits(first: Hit, text: str, end: int, hit: Hit) -> str:
+    """The white space between a passage, which ends at `end`, and a hit, with the page breaks."""
+    if hit.start <= end:
+        return ""
+    pages = 0
+    if isinstance(hit.page, int) and isinstance(first.page, int):
+        begin = len(first.text) - (first.end - first.start)
+        page = find_page(first.text, begin, of=first.sentence[0], page=first.page)
+        begin = len(hit.text) - (hit.end - hit.start)
+        pages = find_page(hit.text, begin, of=hit.sentence[0], page=hit.page)
+        pages -= find_page(text, len(text), of=0, page=page)
+    return f"\n{PAGE_BREAK * pages}\n" if pages > 0 else "\n" * min(hit.start - end, 2)
 
 
 def _locate_sentence(hit: Hit, text: str, offset: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import msgspec
 
-from service.core.encoding import replace_surrogates
+from service.core.encoding import replace_surrogates, sanitize_text
 from service.core.errors import (
     ProviderBusy,
     ProviderError,
@@ -220,23 +220,24 @@ class StreamDecoder:
             except ProviderError as error:
                 self.error = error
             else:
-                whole = delta.text.isascii() and not self._high_surrogate
+                text = delta.text
+                whole = text.isascii() and "\0" not in text and not self._high_surrogate
                 deltas.append(delta if whole else self._join_surrogates(delta))
 
     def _join_surrogates(self, delta: Delta) -> Delta:
-        """Prepend the pending high surrogate, hold back a new one, replace others by U+FFFD."""
+        """Prepend the pending high surrogate, hold back a new one, replace others and NUL."""
         text = self._high_surrogate + delta.text
         incomplete = "\ud800" <= text[-1:] <= "\udbff" and not delta.finish_reason
         self._high_surrogate = text[-1:] if incomplete else ""
         return Delta(
-            replace_surrogates(text.removesuffix(self._high_surrogate)),
+            sanitize_text(text.removesuffix(self._high_surrogate)),
             delta.finish_reason,
             delta.usage,
         )
 
     def _flush_surrogate(self, deltas: list[Delta]) -> None:
         if self._high_surrogate:
-            deltas.append(Delta(replace_surrogates(self._high_surrogate)))
+            deltas.append(Delta(sanitize_text(self._high_surrogate)))
             self._high_surrogate = ""
 
 
@@ -252,7 +253,7 @@ def split_read(data: bytes, lines_max: int = LINES_MAX) -> list[bytes]:
 def decode_completion(data: bytes) -> Delta:
     """Decode a response that is not streamed. Raises `ProviderInvalid`, `ProviderError`."""
     delta = _decode_delta(data.removeprefix(BYTE_ORDER_MARK))
-    return Delta(replace_surrogates(delta.text), delta.finish_reason, delta.usage)
+    return Delta(sanitize_text(delta.text), delta.finish_reason, delta.usage)
 
 
 def _decode_delta(data: bytes) -> Delta:
@@ -334,7 +335,7 @@ def _clean_finish_reason(finish_reason: str) -> str:
     """Bound and redact a finish reason, which is stored and sent to callers."""
     if finish_reason in _FINISH_REASONS:
         return finish_reason
-    return redact_secrets(replace_surrogates(finish_reason))[:FINISH_REASON_CHARACTERS_MAX]
+    return redact_secrets(sanitize_text(finish_reason))[:FINISH_REASON_CHARACTERS_MAX]
 
 
 def error_from_refusal(status: int, retry_after: str, error_object: object) -> ProviderError:

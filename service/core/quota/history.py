@@ -4,19 +4,27 @@ At startup the quota is empty, and the log contains the usage of earlier process
 replayed their journals. The same holds after the clock has jumped to windows that the quota does
 not know. `rebuild_usage` reads the usage by the start of its windows and, in the same snapshot,
 which of the recently settled answers it includes, so nothing is counted twice or left out.
+
+A row or total of a damaged database that cannot be read is reported and not counted; the others
+are.
 """
 
-import asyncio
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.engine import RowMapping
 
+from service.core.database.damaged_rows import (
+    iterate_rows,
+    read_as_bytes,
+    report_damaged_row,
+    sum_integers,
+)
 from service.core.database.engine import ReadSession
 from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
-from service.core.encoding import compute_first_id
+from service.core.encoding import compute_first_id, read_id_time
 from service.core.ports import list_subject_names
 from service.core.pricing import format_usd
 from service.core.quota.local import LocalQuota
@@ -28,7 +36,8 @@ ROWS_MAX = 5000
 ROWS_AT_ONCE = 500  # processing a row takes the event loop about 10 µs
 MINUTES_SECONDS = 3600  # minutes that are loaded; later ones exist if the clock was ahead
 _CHARGE_COLUMNS = (
-    "created_at",
+    "seq",
+    "id",
     "user_id",
     "usage_source",
     "prompt_tokens",
@@ -37,6 +46,7 @@ _CHARGE_COLUMNS = (
     "held_tokens",
     "held_nano_usd",
 )
+_COUNT_COLUMNS = _CHARGE_COLUMNS[4:]
 _Amounts = dict[tuple[str, int], list[int]]
 
 
@@ -81,39 +91,70 @@ async def _read_minutes(session: ReadSession, start: int, end: int) -> _Amounts:
         .outerjoin(api_keys, api_keys.c.id == request_logs.c.key_id)
         .where(request_logs.c.id >= first, request_logs.c.id < last)
     )
-    for n, row in enumerate((await session.execute(query)).mappings()):
-        at = int(row["created_at"].timestamp())
-        for subject in list_subject_names(row["user_id"], row["key_lineage"]):
-            total = amounts.setdefault((subject, at - at % 60), [0, 0, 0])
-            add_amount(total, (1, *compute_row_charge(row)))
-        if n % ROWS_AT_ONCE == ROWS_AT_ONCE - 1:
-            await asyncio.sleep(0)
+    async for rows in iterate_rows(session, query, request_logs.c.seq, request_logs.c.id):
+        for keyed in rows:
+            if keyed.row is not None and not _add_row(amounts, keyed.name, keyed.row):
+                await session.run_sync(
+                    report_damaged_row, request_logs.c.seq, keyed.key, "a value has the wrong type"
+                )
     return amounts
+
+
+def _add_row(amounts: _Amounts, answer_id: str, row: RowMapping) -> bool:
+    """Add the charge of a row. Returns False if a value has the wrong type."""
+    moment = read_id_time(answer_id)
+    values = [row[name] for name in _COUNT_COLUMNS]
+    if (
+        moment is None
+        or not isinstance(row["user_id"], str)
+        or not all(isinstance(value, int | None) for value in values)
+    ):
+        return False
+    at = int(moment.timestamp())
+    for subject in list_subject_names(row["user_id"], row["key_lineage"]):
+        total = amounts.setdefault((subject, at - at % 60), [0, 0, 0])
+        add_amount(total, (1, *compute_row_charge(row)))
+    return True
 
 
 async def _read_days(session: ReadSession, start: int) -> _Amounts:
     """Usage by subject and day, from the totals."""
-    query = sa.select(quota_totals).where(quota_totals.c.day >= _format_day(start))
-    return {
-        (row.subject, _parse_day(row.day)): [row.requests, row.tokens, row.cost_nano_usd]
-        for row in await session.execute(query)
-    }
+    return await _read_sums(session, start, quota_totals.c.day)
 
 
 async def _read_months(session: ReadSession, start: int) -> _Amounts:
     """Usage by subject and month, from the totals."""
+    month = sa.func.substr(quota_totals.c.day, 1, 7).concat("-01")
+    return await _read_sums(session, start, month)
+
+
+async def _read_sums(
+    session: ReadSession, start: int, first_day: sa.ColumnElement[str]
+) -> _Amounts:
+    """Sums of the totals by subject and period, which is named by its first day."""
     totals = quota_totals.c
-    month = sa.func.substr(totals.day, 1, 7)
-    sums = [sa.func.sum(totals[name]) for name in ("requests", "tokens", "cost_nano_usd")]
+    key = (totals.subject, first_day)
+    counts = [totals[name] for name in ("requests", "tokens", "cost_nano_usd")]
     query = (
-        sa.select(totals.subject, month, *sums)
+        sa.select(*map(read_as_bytes, key), *sum_integers(counts))
         .where(totals.day >= _format_day(start))
-        .group_by(totals.subject, month)
+        .group_by(*key)
     )
-    return {
-        (subject, _parse_day(f"{name}-01")): amount
-        for subject, name, *amount in await session.execute(query)
-    }
+    amounts: _Amounts = {}
+    for subject, period, has_others, *amount in await session.execute(query):
+        damaged = bool(has_others)
+        try:
+            begin = _parse_day(period.decode())
+            amounts[subject.decode(), begin] = amount
+        except ValueError:
+            damaged = True
+        if damaged:
+            await session.run_sync(_report_total, totals.subject, subject)
+    return amounts
+
+
+def _report_total(connection: sa.Connection, column: sa.Column[str], value: bytes) -> None:
+    report_damaged_row(connection, column, value.decode(errors="replace"), "a total is damaged")
 
 
 async def _read_logged(session: ReadSession, names: Sequence[str]) -> set[str]:
@@ -136,7 +177,7 @@ async def read_totals(
     columns = daily_totals.c
     key = (columns.day, columns.model, columns.endpoint)
     names = ("answers", "prompt_tokens", "completion_tokens", "cost_nano_usd", "unpriced")
-    query = sa.select(*key, *(sa.func.sum(columns[name]).label(name) for name in names))
+    query = sa.select(*map(read_as_bytes, key), *sum_integers([columns[name] for name in names]))
     query = (
         query.where(columns.day >= str(since), columns.day < str(until))
         .group_by(*key)
@@ -145,9 +186,24 @@ async def read_totals(
     if user_id is not None:
         query = query.where(columns.user_id == user_id)
     items = []
-    for row in (await session.execute(query.limit(ROWS_MAX))).mappings():
-        values: dict[str, Any] = {str(name): value for name, value in row.items()}
-        items.append(UsageTotal(cost=format_usd(values.pop("cost_nano_usd")), **values))
+    for *texts, has_others, answers, prompt, completion, cost, unpriced in await session.execute(
+        query.limit(ROWS_MAX)
+    ):
+        day, model, endpoint = (text.decode(errors="replace") for text in texts)
+        if has_others or "\ufffd" in day + model + endpoint:
+            await session.run_sync(_report_total, columns.day, texts[0])
+        items.append(
+            UsageTotal(
+                day=day,
+                model=model,
+                endpoint=endpoint,
+                answers=answers,
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                cost=format_usd(cost),
+                unpriced=unpriced,
+            )
+        )
     return items
 
 

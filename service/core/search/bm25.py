@@ -7,7 +7,7 @@ occurrence.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import compress
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 K1, B = 0.6, 0.75
 HALF = 1 << 16
 CHUNKS_AT_ONCE = 12  # arrays of this size are reused by the allocator; larger ones cost page faults
-DENSE_MAX = 1_000_000  # range of ids up to which weights are summed in an array indexed by id
+DENSE_MAX = 20  # range of ids per posting up to which weights are summed in an array by id
 
 SPACE = ord(" ")
 BASE = 0xD6E8FEB86659FD93  # of the polynomial; any odd number has an inverse modulo 2^64
@@ -41,25 +41,24 @@ class ChunkTerms(msgspec.Struct, frozen=True):
     codes: Codes
     word_count: int
     gram_count: int
-    content_hash: str | None = None
 
 
-def encode_chunks(rows: Sequence[tuple[int, str, str, str | None]]) -> dict[int, ChunkTerms]:
+def encode_chunks(rows: Sequence[tuple[int, str, str]]) -> dict[int, ChunkTerms]:
     """Encode chunks, by id.
 
-    A row is (id, words in order, grams, content hash); terms are separated by spaces.
+    A row is (id, words in order, grams); terms are separated by spaces.
     """
     chunks = {}
     for begin in range(0, len(rows), CHUNKS_AT_ONCE):
         batch = rows[begin : begin + CHUNKS_AT_ONCE]
         hashes = _hash_terms(
-            " ".join(text for _, words, grams, _ in batch for text in (words, grams) if text)
+            " ".join(text for _, words, grams in batch for text in (words, grams) if text)
         )
         word_codes = _truncate_hashes(hashes * _WORD_FACTOR)
         gram_codes = _truncate_hashes(hashes * _GRAM_FACTOR)
         phrase_codes = _truncate_hashes(hashes[:-1] * _WORD_FACTOR + hashes[1:] * _NEXT_WORD_FACTOR)
         first = 0
-        for id_, words, grams, content_hash in batch:
+        for id_, words, grams in batch:
             middle = first + _count_terms(words)
             last = middle + _count_terms(grams)
             codes = np.concatenate(
@@ -69,7 +68,7 @@ def encode_chunks(rows: Sequence[tuple[int, str, str, str | None]]) -> dict[int,
                     gram_codes[middle:last],
                 ]
             )
-            chunks[id_] = ChunkTerms(codes, middle - first, last - middle, content_hash)
+            chunks[id_] = ChunkTerms(codes, middle - first, last - middle)
             first = last
     return chunks
 
@@ -81,7 +80,6 @@ class TermCounts(msgspec.Struct, frozen=True):
     counts: Numbers  # one row per chunk; one column per word, phrase and gram, in this order
     lengths: Numbers  # one row per chunk: number of words, number of grams
     word_codes: list[Codes]  # of each chunk, in order
-    content_hashes: list[str | None]
 
 
 def encode_query(
@@ -110,7 +108,6 @@ def count_terms(query_codes: Codes, chunks: Mapping[int, ChunkTerms]) -> TermCou
             -1, 2
         ),
         [chunk.codes[: chunk.word_count] for chunk in terms],
-        [chunk.content_hash for chunk in terms],
     )
 
 
@@ -160,11 +157,14 @@ class Bm25Scorer:
 
     def compute_scores(self, weights: Sequence[float], b: float) -> list[float]:
         """Return the score of each chunk. `weights`: of each term, its idf times its kind's."""
-        norms = (K1 * (1 - b + b * self._lengths))[:, self._length_columns]
-        scores: list[float] = (
-            self._counts / (self._counts + norms) @ (np.asarray(weights) * (K1 + 1))
-        ).tolist()
+        saturated = saturate_counts(self._counts, self._lengths[:, self._length_columns], b)
+        scores: list[float] = (saturated @ (np.asarray(weights) * (K1 + 1))).tolist()
         return scores
+
+
+def saturate_counts(counts: Numbers, lengths: Numbers, b: float) -> Numbers:
+    """Return f / (f + k1 · (1 - b + b · l)) for term counts f and relative lengths l of chunks."""
+    return counts / (counts + K1 * (1 - b + b * lengths))
 
 
 def select_heaviest(ids: Ids, weights: Numbers, limit: int | None) -> dict[int, float]:
@@ -172,7 +172,7 @@ def select_heaviest(ids: Ids, weights: Numbers, limit: int | None) -> dict[int, 
     if not len(ids):
         return {}
     first = ids.min()
-    if ids.max() - first < DENSE_MAX:
+    if ids.max() - first < DENSE_MAX * len(ids):
         sums = np.bincount(ids - first, weights)
         selected = np.flatnonzero(sums)
         sums, ids = sums[selected], selected + first
@@ -184,6 +184,29 @@ def select_heaviest(ids: Ids, weights: Numbers, limit: int | None) -> dict[int, 
         sums, ids = sums[selected], ids[selected]
     order = np.argsort(-sums, kind="stable")[:limit]
     return dict(zip(ids[order].tolist(), sums[order].tolist(), strict=True))
+
+
+def select_best(
+    occurrences: Iterable[tuple[Ids, float]],
+    read_lengths: Callable[[list[int]], list[int]],
+    length_mean: float,
+    limit: int | None,
+) -> list[int]:
+    """Return the best chunks by BM25, in descending order.
+
+    `occurrences`: for each term the chunk of each occurrence, and its idf. `read_lengths` returns
+    the lengths of chunks, given as distinct ids in ascending order.
+    """
+    counted = [
+        (*np.unique(chunks, return_counts=True), idf) for chunks, idf in occurrences if len(chunks)
+    ]
+    if not counted:
+        return []
+    ids, weights = join_postings((chunks, idf) for chunks, _, idf in counted)
+    counts = np.concatenate([counts for _, counts, _ in counted]).astype(float)
+    distinct, positions = np.unique(ids, return_inverse=True)
+    lengths = np.asarray(read_lengths(distinct.tolist()))[positions] / length_mean
+    return list(select_heaviest(ids, weights * saturate_counts(counts, lengths, B), limit))
 
 
 def locate_codes(query_codes: Codes, chunks: Sequence[Codes]) -> tuple[Ids, Ids, Ids]:

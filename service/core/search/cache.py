@@ -30,10 +30,17 @@ class BoundedCache(Generic[K, V]):
         if missing := [key for key, value in values.items() if value is None]:
             new = read(missing)
             values |= new
-            self._store(new)
+            self.store(new)
         return {key: value for key, value in values.items() if value is not None}
 
-    def _store(self, new: dict[K, V]) -> None:
+    def get(self, key: K) -> V | None:
+        """Return the value of a key, if it is in the cache."""
+        with self._lock:
+            value: V | None = self._cache.get(key)
+            return value
+
+    def store(self, new: dict[K, V]) -> None:
+        """Add values, or replace those of the same key."""
         with self._lock:
             for key, value in new.items():
                 with suppress(ValueError):  # larger than the whole cache

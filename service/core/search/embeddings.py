@@ -1,54 +1,61 @@
-"""Vectors of chunks: stored by content hash, computed in the background, compared in memory.
+"""Vectors of chunks: stored by scope and content hash, computed in the background.
 
-A text has one vector per model, however many documents contain it (`vectors`), and keeps it when
-documents are re-indexed. The vectors of the model in use are also in memory (`vector_matrix.py`),
-so that a query costs one matrix product: about 0.1 ms for 1,000 chunks of 384 dimensions, 1.5 KB
-of memory each. A search looks up the results in `chunks`, so a deleted document is never returned,
-even while its vectors are still in memory; `delete_unused` removes them.
+A text has one vector per model in each scope, however many documents of the scope contain it
+(`vectors`), and keeps it when documents are re-indexed. Scopes do not share vectors: otherwise the
+time when a text has its vector would reveal whether another user has the same text. Searches read
+the vectors of a scope from the database as a whole and keep them in memory (`index.py`); so that
+they do not do so after each batch, new vectors become visible every `PUBLISH_SECONDS` and at the
+end of a pass.
 
 A call that may be billed has a row in the log: endpoint `/v1/embeddings`, user `EMBEDDER`, with
 the usage reported by the provider and without the texts. It is charged to no quota. Only attempts
 that were certainly not billed are retried.
 
-Limits: `TEXTS_MAX` vectors in memory (further texts are ranked by words), `QUERY_SECONDS` for the
-vector of a query.
+Limits: `QUERY_SECONDS` for the vector of a query; `VECTORS_MAX` of `index.py`.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 
-import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
 
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.database.engine import Database
-from service.core.database.tables import chunks, vectors
+from service.core.database.tables import chunks, index_scopes, vectors
 from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout, retry_delay
-from service.core.ports import Embedder, EmbeddingResult, Message, Similarities
+from service.core.ports import Embedder, EmbeddingResult, Message, QueryVector
 from service.core.pricing import PriceBook
 from service.core.records import Intent, Status
 from service.core.search import fts5_merge
-from service.core.search.vector_matrix import VectorMatrix, normalize_vector
+from service.core.search.vector_matrix import normalize_vector
 from service.core.telemetry import log
 
 EMBEDDER = "kotae.embeddings"  # user id of the log rows
 ENDPOINT = "/v1/embeddings"
-TEXTS_MAX = 200_000
 QUERY_SECONDS = 3
+PUBLISH_SECONDS = 5  # reading the vectors of 20,000 chunks takes about 0.1 s
 RETRY_SECONDS = 0.3  # after the first attempt, doubled after each further one
 RETRY_SECONDS_MAX = 3
-AT_ONCE = 1000  # vectors loaded or looked up by one statement
 
 
 class MissingText(msgspec.Struct, frozen=True):
     """A text that has no vector yet."""
 
+    scope: int
     content_hash: str
     text: str
+
+
+class ScopeProgress(msgspec.Struct, frozen=True):
+    """The number of distinct texts of a scope, and of those that have a vector."""
+
+    scope: int
+    texts: int
+    done: int
 
 
 class EmbeddingStore:
@@ -65,127 +72,117 @@ class EmbeddingStore:
     ) -> None:
         self._database, self._embedder = database, embedder
         self._recorder, self._prices, self._attempts_max = recorder, prices, attempts_max
-        self._matrix = VectorMatrix(TEXTS_MAX)  # by content hash
+        self._unpublished: set[int] = set()  # scopes with new vectors that searches do not see yet
+        self._published_at = time.monotonic()
 
     @property
     def at_once(self) -> int:
         """The maximum number of texts of one call."""
         return self._embedder.at_once
 
-    async def find_similar(self, query: str) -> Similarities | None:
-        """See `VectorSearch.find_similar`."""
-        if not len(self._matrix):
-            return None
+    async def embed_query(self, query: str) -> QueryVector | None:
+        """See `VectorSearch.embed_query`."""
         try:
             result = await self._embed([query], query=True)
         except KotaeError as error:
             log.warning("vector.missed", code=error.code, error=str(error))
             return None
-        return await anyio.to_thread.run_sync(self._matrix.compare, result.vectors[0])
-
-    async def load_vectors(self) -> None:
-        """Replace the vectors in memory by those in the database."""
-        matrix, after = VectorMatrix(TEXTS_MAX), ""
-        while len(matrix) < TEXTS_MAX and (page := await self._read_page(after)):
-            matrix.store(page)
-            after = max(page)
-        self._matrix = matrix
-
-    async def delete_unused(self) -> int:
-        """Remove vectors from memory that are no longer in the database. Returns their number."""
-        count = sa.select(sa.func.count()).where(vectors.c.model == self._embedder.model)
-        async with self._database.read_session() as session:
-            stored = int((await session.execute(count)).scalar_one())
-        names = self._matrix.list_names() if stored < len(self._matrix) else []
-        removed = 0
-        for begin in range(0, len(names), AT_ONCE):
-            batch = names[begin : begin + AT_ONCE]
-            missing = set(batch) - await self._read_stored(batch)
-            self._matrix.remove(missing)
-            removed += len(missing)
-        return removed
-
-    async def list_missing(self, after: str) -> list[MissingText]:
-        """Return texts without a vector whose hash follows `after`, ordered by hash.
-
-        At most `at_once`, the size of one call.
-        """
-        has_vector = sa.exists().where(
-            vectors.c.model == self._embedder.model, vectors.c.content_hash == chunks.c.content_hash
-        )
-        query = (
-            sa.select(chunks.c.content_hash, sa.func.min(chunks.c.text).label("text"))
-            .where(chunks.c.content_hash > after, ~has_vector)
-            .group_by(chunks.c.content_hash)
-            .order_by(chunks.c.content_hash)
-            .limit(self.at_once)
-        )
-        async with self._database.read_session() as session:
-            return [MissingText(row[0], row[1]) for row in await session.execute(query)]
+        return QueryVector(self._embedder.model, normalize_vector(result.vectors[0]))
 
     async def read_version(self) -> int:
         """Return the version of the index, which changes with every chunk."""
         return await fts5_merge.read_version(self._database)
 
-    async def read_progress(self) -> tuple[int, int]:
-        """Return the number of distinct texts, and of those that have a vector."""
-        hashes = (
-            sa.select(chunks.c.content_hash).where(chunks.c.content_hash.is_not(None)).distinct()
+    async def read_progress(self) -> list[ScopeProgress]:
+        """Return the progress in each scope."""
+        texts = sa.select(chunks.c.scope, chunks.c.content_hash).where(
+            chunks.c.content_hash.is_not(None)
         )
-        with_vector = sa.select(vectors.c.content_hash).where(
-            vectors.c.model == self._embedder.model
+        distinct = texts.distinct().subquery()
+        query = (
+            sa.select(distinct.c.scope, sa.func.count(), sa.func.count(vectors.c.scope))
+            .select_from(distinct.outerjoin(vectors, self._matches(distinct)))
+            .group_by(distinct.c.scope)
         )
-        done = hashes.where(chunks.c.content_hash.in_(with_vector))
-        counts = [
-            sa.select(sa.func.count()).select_from(query.subquery()).scalar_subquery()
-            for query in (hashes, done)
-        ]
         async with self._database.read_session() as session:
-            row = (await session.execute(sa.select(*counts))).one()
-            return row[0], row[1]
+            return [ScopeProgress(*row) for row in await session.execute(query)]
+
+    async def list_missing(
+        self, progress: Sequence[ScopeProgress]
+    ) -> AsyncGenerator[list[MissingText]]:
+        """Yield the texts without a vector, at most `at_once` at a time, the size of one call.
+
+        The scopes take turns, so that many texts of one owner do not delay those of others.
+        """
+        positions = {scope.scope: "" for scope in progress if scope.done < scope.texts}
+        while positions:
+            for scope, after in list(positions.items()):
+                if texts := await self._read_missing(scope, after):
+                    positions[scope] = texts[-1].content_hash
+                    yield texts
+                else:
+                    del positions[scope]
+
+    async def _read_missing(self, scope: int, after: str) -> list[MissingText]:
+        """Return texts of a scope whose hash follows `after`, ordered by hash."""
+        query = (
+            sa.select(chunks.c.content_hash, sa.func.min(chunks.c.text))
+            .where(
+                chunks.c.scope == scope,
+                chunks.c.content_hash > after,
+                ~sa.exists().where(self._matches(chunks)),
+            )
+            .group_by(chunks.c.content_hash)
+            .order_by(chunks.c.content_hash)
+            .limit(self.at_once)
+        )
+        async with self._database.read_session() as session:
+            return [MissingText(scope, row[0], row[1]) for row in await session.execute(query)]
+
+    def _matches(self, texts: sa.FromClause) -> sa.ColumnElement[bool]:
+        """Return the condition that joins the vectors of texts."""
+        return sa.and_(
+            vectors.c.scope == texts.c.scope,
+            vectors.c.content_hash == texts.c.content_hash,
+            vectors.c.model == self._embedder.model,
+        )
 
     async def embed_texts(self, texts: Sequence[MissingText]) -> None:
-        """Compute and store vectors, except of texts deleted since. Raises `KotaeError`s."""
+        """Compute and store vectors of one scope, except of texts deleted since.
+
+        Raises `KotaeError`s.
+        """
         result = await self._embed([text.text for text in texts], query=False)
-        hashes = [text.content_hash for text in texts]
+        scope, hashes = texts[0].scope, [text.content_hash for text in texts]
+        stored = sa.select(chunks.c.content_hash).where(
+            chunks.c.scope == scope, chunks.c.content_hash.in_(hashes)
+        )
         async with self._database.transaction() as session:
-            present = set(
-                (
-                    await session.execute(
-                        sa.select(chunks.c.content_hash).where(chunks.c.content_hash.in_(hashes))
-                    )
-                ).scalars()
-            )
-            new = {
-                content_hash: normalize_vector(vector)
+            present = set((await session.execute(stored)).scalars())
+            rows = [
+                {
+                    "scope": scope,
+                    "content_hash": content_hash,
+                    "model": self._embedder.model,
+                    "vector": normalize_vector(vector),
+                }
                 for content_hash, vector in zip(hashes, result.vectors, strict=True)
                 if content_hash in present
-            }
-            if new:
-                rows = [
-                    {"model": self._embedder.model, "content_hash": content_hash, "vector": vector}
-                    for content_hash, vector in new.items()
-                ]
+            ]
+            if rows:
                 await session.execute(sa.insert(vectors).prefix_with("OR REPLACE"), rows)
-        self._matrix.store(new)
+        self._unpublished.add(scope)
+        if time.monotonic() - self._published_at >= PUBLISH_SECONDS:
+            await self.publish_vectors()
 
-    async def _read_stored(self, hashes: list[str]) -> set[str]:
-        """Return those of these texts that have a vector in the database."""
-        query = sa.select(vectors.c.content_hash).where(
-            vectors.c.model == self._embedder.model, vectors.c.content_hash.in_(hashes)
-        )
-        async with self._database.read_session() as session:
-            return set((await session.execute(query)).scalars())
-
-    async def _read_page(self, after: str) -> dict[str, bytes]:
-        query = (
-            sa.select(vectors.c.content_hash, vectors.c.vector)
-            .where(vectors.c.model == self._embedder.model, vectors.c.content_hash > after)
-            .order_by(vectors.c.content_hash)
-            .limit(AT_ONCE)
-        )
-        async with self._database.read_session() as session:
-            return {row[0]: row[1] for row in await session.execute(query)}
+    async def publish_vectors(self) -> None:
+        """Make searches read the vectors that were stored since the last call."""
+        if self._unpublished:
+            change = sa.update(index_scopes).values(vectors=index_scopes.c.vectors + 1)
+            async with self._database.transaction() as session:
+                await session.execute(change.where(index_scopes.c.id.in_(self._unpublished)))
+            self._unpublished.clear()
+        self._published_at = time.monotonic()
 
     async def _embed(self, texts: list[str], *, query: bool) -> EmbeddingResult:
         seconds = QUERY_SECONDS if query else None

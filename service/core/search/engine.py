@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from service.core.ports import Similarities
+from service.core.ports import QueryVector
 from service.core.search.index import SearchIndex, Visibility
 from service.core.search.missing_words import list_candidates, select_missing
-from service.core.search.postings.fts5 import find_absent
 from service.core.search.ranking import Thresholds, build_hit, parse_query, rank_chunks
 from service.core.search.results import NOTHING, SearchResults
 from service.core.search.versions import order_versions
@@ -39,24 +38,21 @@ class SearchEngine:
         user_id: str | None,
         within: Sequence[str] | None,
         limit: int,
-        similarities: Similarities | None,
+        vector: QueryVector | None,
     ) -> SearchResults:
         """See `SearchService.search`."""
         query = parse_query(text, self._tokenizer)
         if not query.words and not query.grams:
             return NOTHING
         visibility = Visibility(user_id, within)
-        snapshot = self._index.open_snapshot(connection, query)
+        snapshot = self._index.open_snapshot(connection, query, visibility)
         statistics = snapshot.read_statistics()
-        ids = snapshot.select_candidates(statistics, visibility)
+        ids = snapshot.select_candidates(statistics)
+        similarities = snapshot.compare_vectors(vector) if vector else None
         if similarities:
-            ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities, visibility)]))
+            ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities)]))
         candidates = snapshot.count_terms(ids)
-        cosines = (
-            similarities.get_cosines(name or "" for name in candidates.content_hashes)
-            if similarities
-            else None
-        )
+        cosines = similarities.get_cosines(candidates.ids) if similarities else None
         ranking = rank_chunks(
             query, candidates, statistics, limit=limit, thresholds=self._thresholds, cosines=cosines
         )
@@ -85,6 +81,7 @@ class SearchEngine:
         if not terms:
             return []
         visibility = Visibility(user_id, within)
-        execute = connection.connection.cursor().execute
-        absent = find_absent(execute, list(terms), visibility.condition, visibility.parameters)
-        return select_missing(text, candidates, absent)
+        snapshot = self._index.open_snapshot(
+            connection, parse_query(text, self._tokenizer), visibility
+        )
+        return select_missing(text, candidates, snapshot.find_absent(list(terms)))

@@ -3,7 +3,7 @@
 FTS5 merges segments of similar size automatically and leaves about ten; in one segment, lookups
 take half the time. Therefore all segments are merged when uploads pause: a few pages per
 transaction, each of which takes a few milliseconds, so that other writers wait no longer and
-searches are hardly affected. The content does not change, nor does `index_state`.
+searches are hardly affected. The content does not change, nor does `index_scopes`.
 
 Merging rewrites the whole index, so it happens only if the other segments are large enough in
 comparison with the largest one (`LOOSE_SHARE`). See https://sqlite.org/fts5.html, "The 'merge'
@@ -26,7 +26,7 @@ async def read_version(database: Database) -> int:
     Raises `DatabaseUnavailable`.
     """
     async with database.read_session() as session:
-        return int((await session.exec_driver_sql("SELECT version FROM index_state")).scalar_one())
+        return int((await session.exec_driver_sql(_VERSION)).scalar_one())
 
 
 async def needs_merge(database: Database) -> bool:
@@ -62,5 +62,6 @@ async def _count_changes(session: Session) -> int:
     return int((await session.exec_driver_sql("SELECT total_changes()")).scalar_one())
 
 
+_VERSION = "SELECT sum(version) FROM index_scopes"
 # One row per page of a segment, except for terms that span several pages.
 _SIZES = "SELECT count(*) FROM chunk_terms_idx GROUP BY segid"

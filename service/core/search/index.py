@@ -6,12 +6,17 @@ with the collection; the ranking considers all terms again. Where this cannot di
 chunks because too many contain the same few words, as with queries of one word, the best by BM25
 over the whole collection are added.
 
-Posting lists come from FTS5 (`postings/fts5.py`), which caches them for one version of the index.
-The terms of chunks (`CODES_CACHED`, 4 bytes each) and their texts (`CHARACTERS_CACHED`, one or two
-bytes each) are cached across versions, since chunks never change and ids are never reused. Entries
-are evicted in insertion order.
+*Scopes*: shared chunks are one scope, and those of each owner that are not shared another. A user
+sees two of them. All numbers are computed from the scopes that the caller sees, so results and the
+time they take do not depend on documents of others. An admin sees all scopes: such a search reads
+each of them, which takes longer with many owners. A restriction to some documents (`within`)
+restricts the candidates, not the numbers.
 
-Document frequencies count all documents, including those that the caller may not see.
+Posting lists come from FTS5 (`postings/fts5.py`), which caches them for one version of a scope.
+The terms of chunks (`CODES_CACHED`, 4 bytes each) and their texts (`CHARACTERS_CACHED`, one or two
+bytes each) are cached across versions, since chunks never change and ids are never reused. The
+vectors of a scope are read as a whole (`VECTORS_MAX`, 1.5 KB each for 384 dimensions). Entries are
+evicted in insertion order.
 """
 
 import json
@@ -23,7 +28,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from service.core.ports import Similarities
+from service.core.ports import QueryVector
 from service.core.search.bm25 import (
     ChunkTerms,
     TermCounts,
@@ -32,15 +37,16 @@ from service.core.search.bm25 import (
     select_heaviest,
 )
 from service.core.search.cache import BoundedCache
-from service.core.search.postings.fts5 import Fts5Postings, IndexVersion
-from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk
+from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
+from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
+from service.core.search.vector_matrix import ChunkSimilarities, VectorMatrix
 
 CANDIDATES_MAX = 70
 TIED_SHARE = (
     0.5  # of the best weight: if the last candidate reaches it, the weights do not distinguish
 )
 NEAREST_MAX = 30
-NEAREST_LIMITS = (50, 500, 5_000)  # nearest texts looked up, step by step, until enough are visible
+VECTORS_MAX = 200_000  # of the chunks that a caller sees; with more of them, words decide
 VISIBLE_AT_ONCE = 300  # best chunks whose visibility is checked by one statement
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_MIN = 3  # looked up even if they are not rare
@@ -53,30 +59,16 @@ class Visibility(msgspec.Struct, frozen=True):
     user_id: str | None
     within: Sequence[str] | None
 
-    @property
-    def is_unrestricted(self) -> bool:
-        """Whether all documents are visible."""
-        return self.user_id is None and self.within is None
 
-    @property
-    def condition(self) -> str:
-        """A condition for queries of `chunks AS c` and `documents AS d`, with `parameters`."""
-        clauses = [
-            "AND (d.user_id = :user_id OR d.shared)" if self.user_id is not None else "",
-            "AND c.document_id IN (SELECT value FROM json_each(:within))"
-            if self.within is not None
-            else "",
-        ]
-        return " ".join(clauses)
+class CachedMatrix(msgspec.Struct, frozen=True):
+    """The vectors of a scope. `key`: its versions, and the model and length of the vectors."""
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of the condition."""
-        return {"user_id": self.user_id, "within": json.dumps(self.within)}
+    key: tuple[int, int, str, int]
+    matrix: VectorMatrix
 
 
 class _ChunkCache:
-    """Chunks of any version of the index."""
+    """Chunks of any version of the index, and the vectors of scopes."""
 
     def __init__(self) -> None:
         self.terms: BoundedCache[int, ChunkTerms] = BoundedCache(
@@ -84,6 +76,9 @@ class _ChunkCache:
         )
         self.stored: BoundedCache[int, StoredChunk] = BoundedCache(
             CHARACTERS_CACHED, lambda chunk: len(chunk.text) + 400
+        )
+        self.matrices: BoundedCache[int, CachedMatrix] = BoundedCache(
+            VECTORS_MAX, lambda cached: len(cached.matrix) + 1
         )
 
 
@@ -95,46 +90,61 @@ class SearchIndex:
         self._clear()
 
     def _clear(self) -> None:
-        self._version = IndexVersion(0)
+        self._versions: dict[int, int] = {}  # by scope
+        self._postings = PostingCache()
         self._chunks = _ChunkCache()
 
-    def open_snapshot(self, connection: sa.Connection, query: Query) -> "Snapshot":
-        """Return the index for a query as the transaction of this connection sees it."""
+    def open_snapshot(
+        self, connection: sa.Connection, query: Query, visibility: Visibility
+    ) -> "Snapshot":
+        """Return the visible index for a query as the transaction of this connection sees it."""
         # Statements bypass SQLAlchemy, whose overhead exceeds the time SQLite needs for them.
         cursor = connection.connection.cursor()
-        number, chunks = cursor.execute(_STATE).fetchone()
+        rows = (
+            cursor.execute(_ALL_SCOPES)
+            if visibility.user_id is None
+            else cursor.execute(_SCOPES, (visibility.user_id,))
+        )
+        scopes = [IndexScope(*row) for row in rows]
         file = connection.info.get("file")
-        if file != self._file or number < self._version.number:  # replaced by a backup
+        if file != self._file or any(
+            scope.version < self._versions.get(scope.id, 0) for scope in scopes
+        ):  # replaced by a backup
             self._file = file
             self._clear()
-        if number != self._version.number:
-            self._version = IndexVersion(number)
-        return Snapshot(
-            cursor, query, Fts5Postings(cursor.execute, self._version, query), self._chunks, chunks
-        )
+        self._versions |= {scope.id: scope.version for scope in scopes}
+        occupied = [scope for scope in scopes if scope.chunks]
+        postings = Fts5Postings(cursor.execute, self._postings, occupied, query)
+        return Snapshot(cursor, query, visibility, occupied, postings, self._chunks)
 
 
 class Snapshot:
     """One version of the index, for one query. All methods block."""
 
     def __init__(
-        self, cursor: Any, query: Query, postings: Fts5Postings, cache: _ChunkCache, chunks: int
+        self,
+        cursor: Any,
+        query: Query,
+        visibility: Visibility,
+        scopes: Sequence[IndexScope],
+        postings: Fts5Postings,
+        cache: _ChunkCache,
     ) -> None:
         self._execute = cursor.execute
-        self._query, self._postings, self._cache, self._chunks = query, postings, cache, chunks
+        self._query, self._postings, self._cache = query, postings, cache
+        self._within, self._scopes = visibility.within, scopes
 
     def read_statistics(self) -> CollectionStatistics:
         """Return the number of chunks, and the document frequencies of the query's terms."""
-        frequencies, query = self._postings.read_frequencies(), self._query
+        query = self._query
+        frequencies = self._postings.read_frequencies(query.terms)
         return CollectionStatistics(
-            self._chunks,
+            sum(scope.chunks for scope in self._scopes),
             {word: frequencies["words", word] for word in query.words},
             {gram: frequencies["grams", gram] for gram in query.grams},
         )
 
-    def select_candidates(
-        self, statistics: CollectionStatistics, visibility: Visibility
-    ) -> list[int]:
+    def select_candidates(self, statistics: CollectionStatistics) -> list[int]:
         """Return the ids of the visible chunks to rank."""
         words = _select_rarest(statistics.words, WORDS_MIN, POSTINGS_MAX)
         grams = _select_rarest(statistics.grams, 1, GRAM_POSTINGS_MAX)
@@ -144,35 +154,45 @@ class Snapshot:
             ("grams", gram): GRAM_WEIGHT * compute_idf(statistics.grams[gram], total)
             for gram in grams
         }
-        limit = CANDIDATES_MAX + 1 if visibility.is_unrestricted else None
+        limit = CANDIDATES_MAX + 1 if self._within is None else None
         sums = select_heaviest(*self._postings.read_weighted(weights), limit)
-        best = self._filter_visible(list(sums), visibility, CANDIDATES_MAX + 1)
+        best = self._filter_visible(list(sums), CANDIDATES_MAX + 1)
         selected = best[:CANDIDATES_MAX]
         if words and len(best) > CANDIDATES_MAX and sums[best[-1]] >= TIED_SHARE * sums[best[0]]:
             words = _select_rarest(statistics.words, WORDS_MIN, MATCHED_POSTINGS_MAX)
-            limit = CANDIDATES_MAX if visibility.is_unrestricted else None
+            limit = CANDIDATES_MAX if self._within is None else None
             matches = self._filter_visible(
-                self._postings.find_matches(words, limit), visibility, CANDIDATES_MAX
+                self._postings.find_matches(
+                    {word: statistics.words[word] for word in words}, limit
+                ),
+                CANDIDATES_MAX,
             )
             selected = list(dict.fromkeys([*matches, *selected]))
         return selected
 
-    def select_nearest(self, similarities: Similarities, visibility: Visibility) -> list[int]:
-        """Return the visible chunks nearest in meaning, reading further if others' are nearer."""
-        ids: list[int] = []
-        offset = 0
-        for limit in NEAREST_LIMITS:
-            hashes = similarities.find_nearest(limit)[offset:]
-            offset += len(hashes)
-            ranks = {content_hash: n for n, content_hash in enumerate(hashes)}
-            rows = self._execute(
-                _NEAREST.format(condition=visibility.condition),
-                visibility.parameters | {"hashes": json.dumps(hashes)},
-            )
-            ids += [row[0] for row in sorted(rows, key=lambda row: ranks[row[1]])]
-            if len(ids) >= NEAREST_MAX or not hashes:
-                break
-        return ids[:NEAREST_MAX]
+    def compare_vectors(self, vector: QueryVector) -> ChunkSimilarities | None:
+        """Compare the visible chunks that have a vector; None if there are none, or too many."""
+        if sum(scope.chunks for scope in self._scopes) > VECTORS_MAX:
+            return None
+        matrices = [self._read_matrix(scope, vector) for scope in self._scopes]
+        if not any(map(len, matrices)):
+            return None
+        return ChunkSimilarities(matrices, vector.vector)
+
+    def select_nearest(self, similarities: ChunkSimilarities) -> list[int]:
+        """Return the visible chunks nearest in meaning."""
+        limit = NEAREST_MAX if self._within is None else None
+        return self._filter_visible(similarities.find_nearest(limit), NEAREST_MAX)
+
+    def find_absent(self, terms: Sequence[Term]) -> set[Term]:
+        """Return those of these terms that no visible chunk contains."""
+        frequencies = self._postings.read_frequencies(terms)
+        return {
+            term
+            for term in terms
+            if not frequencies[term]
+            or (self._within is not None and not self._filter_visible(self._list_chunks(term), 1))
+        }
 
     def count_terms(self, ids: Sequence[int]) -> TermCounts:
         """Count the query's terms in these chunks."""
@@ -184,15 +204,30 @@ class Snapshot:
         """Return these chunks as they are stored."""
         return self._cache.stored.get_many(ids, partial(_read_stored, self._execute))
 
-    def _filter_visible(self, ids: list[int], visibility: Visibility, limit: int) -> list[int]:
-        """Return the first of these chunks that are visible."""
-        if visibility.is_unrestricted:
+    def _read_matrix(self, scope: IndexScope, vector: QueryVector) -> VectorMatrix:
+        """Return the vectors of a scope that are comparable with this one."""
+        key = (scope.version, scope.vectors, vector.model, len(vector.vector))
+        cached = self._cache.matrices.get(scope.id)
+        if cached is not None and cached.key == key:
+            return cached.matrix
+        rows = self._execute(_VECTORS, (scope.id, vector.model, len(vector.vector))).fetchall()
+        matrix = VectorMatrix(rows)
+        self._cache.matrices.store({scope.id: CachedMatrix(key, matrix)})
+        return matrix
+
+    def _list_chunks(self, term: Term) -> list[int]:
+        """Return the chunks of the visible scopes that contain a term."""
+        ids: list[int] = self._postings.read_weighted({term: 1})[0].tolist()
+        return ids
+
+    def _filter_visible(self, ids: list[int], limit: int) -> list[int]:
+        """Return the first of these chunks that are in the documents of the restriction."""
+        if self._within is None:
             return ids[:limit]
         visible: list[int] = []
         for begin in range(0, len(ids), VISIBLE_AT_ONCE):
             batch = ids[begin : begin + VISIBLE_AT_ONCE]
-            parameters = visibility.parameters | {"ids": json.dumps(batch)}
-            rows = self._execute(_VISIBLE.format(condition=visibility.condition), parameters)
+            rows = self._execute(_WITHIN, (json.dumps(batch), json.dumps(self._within)))
             visible_ids = {row[0] for row in rows}
             visible += [id_ for id_ in batch if id_ in visible_ids]
             if len(visible) >= limit:
@@ -200,20 +235,21 @@ class Snapshot:
         return visible[:limit]
 
 
-_STATE = "SELECT version, chunks FROM index_state"
-_VISIBLE = """
-SELECT c.id FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
-WHERE c.id IN (SELECT value FROM json_each(:ids)) {condition}
+_ALL_SCOPES = "SELECT id, version, chunks, terms, vectors FROM index_scopes"
+_SCOPES = f"{_ALL_SCOPES} WHERE id = 0 OR user_id = ?"
+_WITHIN = """
+SELECT id FROM chunks WHERE id IN (SELECT value FROM json_each(?))
+AND document_id IN (SELECT value FROM json_each(?))
 """
-_NEAREST = """
-SELECT c.id, c.content_hash FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
-WHERE c.content_hash IN (SELECT value FROM json_each(:hashes)) {condition}
+_VECTORS = """
+SELECT chunks.id, vectors.vector FROM chunks JOIN vectors USING (scope, content_hash)
+WHERE chunks.scope = ? AND vectors.model = ? AND length(vectors.vector) = ? ORDER BY chunks.id
 """
 _TERMS = """
-SELECT id, words, grams, content_hash FROM chunks WHERE id IN (SELECT value FROM json_each(?))
+SELECT id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
 """
 _STORED = """
-SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text
+SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
 WHERE c.id IN (SELECT value FROM json_each(?))
 """

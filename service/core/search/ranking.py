@@ -39,6 +39,7 @@ from service.core.search.bm25 import (
 )
 from service.core.search.proximity import score_windows
 from service.core.search.results import Hit, find_best_sentence
+from service.core.text.pages import find_page
 from service.core.text.tokenizer import Tokenizer, detect_language
 
 WORDS_MAX = 200
@@ -103,7 +104,7 @@ class Query(msgspec.Struct, frozen=True):
 
 
 class StoredChunk(msgspec.Struct, frozen=True):
-    """A chunk as it is stored, with the title of its document."""
+    """A chunk as it is stored, with the title of its document, and the page where it begins."""
 
     document_id: str
     n: int
@@ -111,6 +112,7 @@ class StoredChunk(msgspec.Struct, frozen=True):
     end: int
     title: str
     text: str
+    page: int | None
 
 
 class CollectionStatistics(msgspec.Struct, frozen=True):
@@ -171,12 +173,12 @@ def rank_chunks(
     *,
     limit: int,
     thresholds: Thresholds,
-    cosines: Mapping[str, float] | None = None,
+    cosines: Mapping[int, float] | None = None,
 ) -> Ranking:
     """Rank candidates and decide whether they can answer the query.
 
     Of equal candidates those that contain all words of the query come first. `cosines`: similarity
-    by content hash; None ranks by words.
+    by chunk; None ranks by words.
     """
     return _Ranker(query, candidates, statistics, cosines).rank(limit, thresholds)
 
@@ -189,7 +191,7 @@ class _Ranker:
         query: Query,
         candidates: TermCounts,
         statistics: CollectionStatistics,
-        cosines: Mapping[str, float] | None,
+        cosines: Mapping[int, float] | None,
     ) -> None:
         self._query, self._candidates, self._total = query, candidates, statistics.total
         self._scorer = Bm25Scorer(query.words, query.phrases, query.grams, candidates)
@@ -200,7 +202,7 @@ class _Ranker:
         self._score_max = self._term_score_max * (1 + PROXIMITY_WEIGHT)
         self._complete = self._scorer.have_all_words()
         self._cosines: list[float | None] = (
-            [cosines.get(content_hash or "") for content_hash in candidates.content_hashes]
+            [cosines.get(id_) for id_ in candidates.ids]
             if cosines
             else [None] * len(candidates.ids)
         )
@@ -358,6 +360,8 @@ def _compute_idfs(
 
 def build_hit(ranked: RankedChunk, chunk: StoredChunk) -> Hit:
     """Combine a ranked chunk with its stored text."""
+    sentence = find_best_sentence(chunk.text, ranked.weights)
+    introduction = len(chunk.text) - (chunk.end - chunk.start)  # see `chunking.Piece`
     return Hit(
         document_id=chunk.document_id,
         chunk_id=f"{chunk.document_id}.{chunk.n}",
@@ -368,6 +372,9 @@ def build_hit(ranked: RankedChunk, chunk: StoredChunk) -> Hit:
         score=ranked.score,
         coverage=ranked.coverage,
         matched=ranked.matched,
-        sentence=find_best_sentence(chunk.text, ranked.weights),
+        sentence=sentence,
         cosine=msgspec.UNSET if ranked.cosine is None else round(ranked.cosine, 4),
+        page=msgspec.UNSET
+        if chunk.page is None
+        else find_page(chunk.text, sentence[0], of=introduction, page=chunk.page),
     )

@@ -34,6 +34,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     sentence: tuple[int, int]
     cosine: float | msgspec.UnsetType = msgspec.UNSET  # similarity, where the chunk has a vector
     newer: str | msgspec.UnsetType = msgspec.UNSET
+    page: int | msgspec.UnsetType = msgspec.UNSET  # of the sentence, in a document with pages
 
 
 class SearchResults(msgspec.Struct, frozen=True, kw_only=True):

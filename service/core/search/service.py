@@ -57,9 +57,7 @@ class SearchService:
         to documents with these ids. Any text is a query. Raises `DatabaseUnavailable` only.
         """
         query = query[:QUERY_CHARACTERS_MAX]
-        similarities = (
-            await self._vectors.find_similar(query) if self._vectors and query.strip() else None
-        )
+        vector = await self._vectors.embed_query(query) if self._vectors and query.strip() else None
 
         def run_search(connection: sa.Connection) -> SearchResults:
             return self._engine.search(
@@ -68,7 +66,7 @@ class SearchService:
                 user_id=user_id,
                 within=within,
                 limit=limit,
-                similarities=similarities,
+                vector=vector,
             )
 
         async with self._semaphore:

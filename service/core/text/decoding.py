@@ -1,7 +1,7 @@
 """Decoding of uploaded files.
 
-The text is stored without a byte order mark, with LF newlines and without lone surrogates; nothing
-else is changed.
+The text is stored without a byte order mark and with LF newlines; lone surrogates and NUL become
+U+FFFD; nothing else is changed. A file with more than a few NUL characters is binary, or UTF-16.
 
 Encodings are tried from certain to likely: byte order mark; escape sequences of ISO-2022-JP;
 strict UTF-8; UTF-16 that yields plausible characters; then charset-normalizer, restricted to the
@@ -79,7 +79,7 @@ def decode_text(data: bytes) -> tuple[str, str]:
 def normalize_text(text: str) -> str:
     """Return the text with LF newlines, without byte order mark and lone surrogates.
 
-    Raises `NotText`.
+    Raises `NotText`, also for NUL characters (`replace_nul`).
     """
     text = text.removeprefix("\ufeff")
     if any(replace_surrogates(part) is not part for part in split_parts(text)):
@@ -96,11 +96,27 @@ def normalize_text(text: str) -> str:
         controls += len(matches)
     if not text or text.isspace():
         raise NotText("the file contains only white space")
-    if controls > max(len(text) * CONTROL_SHARE_MAX, 0 if len(text) < 16 else 1):
+    if controls > _count_controls_max(text):
         raise NotText(
             "the file contains control characters: it is binary or has an unknown encoding"
         )
     return text
+
+
+def replace_nul(text: str) -> str:
+    """Replace NUL by U+FFFD: PostgreSQL cannot store it."""
+    if "\0" not in text:
+        return text
+    return "".join(part.replace("\0", "\ufffd") for part in split_parts(text))
+
+
+def _replace_few_nul(text: str) -> str:
+    """Replace NUL characters if they are as rare as other control characters may be."""
+    return replace_nul(text) if text.count("\0") <= _count_controls_max(text) else text
+
+
+def _count_controls_max(text: str) -> float:
+    return max(len(text) * CONTROL_SHARE_MAX, 0 if len(text) < 16 else 1)
 
 
 def split_parts(text: T) -> Iterator[T]:
@@ -115,7 +131,8 @@ def _decode_candidates(data: bytes) -> Iterator[tuple[str, str]]:
         yield from _try_encodings(data, "iso2022_jp", "iso2022_jp_ext")
     yield from _try_encodings(data, "utf-8")
     yield from _decode_utf_16(data)
-    if _decode_strictly(data, "utf-8") is not None:
+    if (text := _decode_strictly(data, "utf-8")) is not None:
+        yield _replace_few_nul(text), "utf-8"
         raise NotText("the file is binary")
     yield from _decode_by_kana(data)
     if match := charset_normalizer.from_bytes(data, cp_isolation=CANDIDATES).best():
@@ -135,7 +152,7 @@ def _decode_marked(data: bytes) -> Iterator[tuple[str, str]]:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             try:
-                yield data.decode(encoding), encoding
+                yield _replace_few_nul(data.decode(encoding)), encoding
             except UnicodeDecodeError as error:
                 raise NotText(
                     f"the byte order mark indicates {encoding}, but it is invalid: {error.reason}"

@@ -32,7 +32,7 @@ def main(url: str, key: str) -> None:
     assert "event: done" in stream, stream
 
     page = list_logs.sync(client=client)
-    assert isinstance(page, models.LogPage), page
+    assert isinstance(page, models.LogRowPage), page
     assert page.items[-1] == answer
 
     quota = get_quota.sync("alice", client=client)

@@ -242,12 +242,46 @@ async def test_a_bad_id_is_reported_once(log: Database) -> None:
     assert report.different["rows of the log"] == 1
 
 
-async def test_unreadable_values_are_reported(log: Database) -> None:
-    """A value of a wrong type is an error of one line, not a traceback."""
-    with pytest.raises(KotaeError, match="cannot be read"):
-        await audit_after(
-            log, "UPDATE request_logs SET created_at = 'yesterday' WHERE status = 'timeout'"
-        )
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "UPDATE request_logs SET created_at = 'yesterday' WHERE status = 'timeout'",
+            "its row cannot be read",
+        ),
+        (
+            "UPDATE request_logs SET cached_tokens = 'x' WHERE status = 'client_gone'",
+            "a value in its row has the wrong type",
+        ),
+        (
+            "UPDATE request_logs SET id = CAST(x'ff' AS TEXT) WHERE status = 'timeout'",
+            "its id is not a valid UUIDv7",
+        ),
+        (
+            "UPDATE daily_totals SET day = CAST(x'ff' AS TEXT) WHERE status = 'timeout'",
+            "not a date",
+        ),
+        (
+            "UPDATE daily_totals SET model = CAST(x'ff' AS TEXT) WHERE status = 'timeout'",
+            "the totals or rows of 2026-03-02 cannot be read: a text cannot be decoded",
+        ),
+        (
+            "UPDATE daily_totals SET answers = 'x' WHERE status = 'timeout'",
+            "answers 1 in the rows, 0.0 in the totals",
+        ),
+        (
+            "UPDATE quota_totals SET subject = CAST(x'ff' AS TEXT) WHERE subject = 'key:k1'",
+            "the quotas or rows of 2026-03-01 cannot be read: a text cannot be decoded",
+        ),
+    ],
+)
+async def test_unreadable_values_are_differences(log: Database, change: str, expected: str) -> None:
+    """A damaged value is reported, and everything else is compared."""
+    report = await audit_after(log, change)
+
+    assert expected in report.to_text()
+    report.to_text().encode()
+    assert report.compared["rows of the log"] == 6
 
 
 async def test_records_outside_the_log_are_found(log: Database, tmp_path: Path) -> None:

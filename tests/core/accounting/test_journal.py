@@ -78,7 +78,7 @@ async def read_rows(database: Database) -> dict[str, tuple[str, str, str]]:
     """Read (status, prompt, response) by id."""
     async with database.read_session() as session:
         page = await request_log.read_page(session, LogFilter(), limit=1000)
-    return {row.id: (row.status, str(row.prompt), str(row.response)) for row in page.items}
+    return {row.id: (str(row.status), str(row.prompt), str(row.response)) for row in page.items}
 
 
 def test_frames_round_trip() -> None:

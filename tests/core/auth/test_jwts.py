@@ -78,9 +78,14 @@ def hs_with(public: bytes) -> str:
     return raw_signed({"alg": "HS256", "typ": "JWT", "kid": "k1"}, public)
 
 
-def raw_signed(header: dict[str, Any], key: bytes) -> str:
+def raw_with(changed: dict[str, Any]) -> str:
+    """A signed token with claims that the library does not create."""
+    return raw_signed({"alg": "HS256"}, SECRET.encode(), **changed)
+
+
+def raw_signed(header: dict[str, Any], key: bytes, **changed: Any) -> str:
     """Any header with a valid HMAC."""
-    unsigned = raw(header, claims()).rpartition(".")[0]
+    unsigned = raw(header, claims(**changed)).rpartition(".")[0]
     signed = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(
         unsigned.encode(), key
     )
@@ -128,6 +133,17 @@ BAD = {
     "exp in microseconds": token(exp=int(time.time() + 600) * 1_000_000),
     "exp beyond any float": token(exp=10**400),
     "exp as digits beyond any date": token(exp="9" * 30),
+    "exp a negative number": token(exp=-1),
+    "exp infinite": raw_with({"exp": float("inf")}),
+    "exp not a number": raw_with({"exp": float("nan")}),
+    "exp a list": raw_with({"exp": [1]}),
+    "exp true": raw_with({"exp": True}),
+    "exp a fraction of milliseconds": token(exp=time.time() * 1000 + 0.5),
+    "exp as text in milliseconds": raw_with({"exp": f"{time.time() + 600:.0f}000"}),
+    "nbf infinite": raw_with({"nbf": float("inf")}),
+    "nbf not a number": raw_with({"nbf": float("nan")}),
+    "iat infinite": raw_with({"iat": float("inf")}),
+    "iat beyond any date": token(iat=10**400),
     "two dots": "..",
 }
 

@@ -15,7 +15,12 @@ from service.core.database.tables import api_keys, quota_totals
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
+from service.core.search.embeddings import EmbeddingStore
+from service.core.search.results import SearchResults
+from service.core.search.service import SearchService
 from service.core.settings import Settings
+from tests.core.search.test_embeddings import Letters, embed_missing
+from tests.core.search.test_service import store_text
 from tests.records import build_outcome
 from tests.rows import write
 
@@ -164,6 +169,28 @@ async def test_several_migrate_at_once(tmp_path: Path) -> None:
     databases = [Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}") for _ in range(6)]
     await asyncio.gather(*(database.migrate() for database in databases))
 
-    assert await databases[0].read_revision() == ("0018", "0018")
+    assert await databases[0].read_revision() == ("0021", "0021")
     for database in databases:
         await database.close()
+
+
+async def test_the_search_index_survives_migrations(database: Database) -> None:
+    """Documents of several owners and their vectors are found after a downgrade and an upgrade."""
+    for user_id, shared in (("u", False), ("v", False), ("v", True)):
+        await store_text(database, f"A lantern of {user_id}, {shared}.", user_id, shared=shared)
+    store = EmbeddingStore(database, Letters(), None, None)
+    await embed_missing(store)
+
+    async def search_all() -> list[SearchResults]:
+        service = SearchService(database, Settings(), store)
+        return [
+            await service.search("A lantern of v", user_id=user_id, limit=5)
+            for user_id in ("u", "v", "w", None)
+        ]
+
+    before = await search_all()
+    await database.migrate("0018")
+    await database.migrate()
+
+    assert [len(results.items) for results in before] == [2, 2, 1, 3]
+    assert await search_all() == before

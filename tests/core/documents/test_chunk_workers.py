@@ -13,14 +13,12 @@ import pytest
 
 from service.core.database.engine import Database
 from service.core.documents import library
+from service.core.documents.child_process import NICENESS
 from service.core.documents.chunk_workers import (
     BATCH_CHARACTERS_MAX,
-    MEMORY_BYTES_MAX,
-    NICENESS,
     ChunkProcess,
     ChunkProcessDied,
     ChunkWorkers,
-    _Child,
     _group_batches,
 )
 from service.core.documents.chunker import chunk_documents
@@ -211,17 +209,6 @@ async def test_a_child_whose_caller_is_cancelled_is_killed() -> None:
         await task
 
     await wait_gone(pid)
-
-
-async def test_a_child_that_is_cancelled_while_it_starts_is_killed() -> None:
-    """`end` may be called before the process exists."""
-    child = _Child(("sleep", "600"), MEMORY_BYTES_MAX)
-    child.end()
-    with pytest.raises((EOFError, OSError)):
-        await asyncio.to_thread(child.chunk_documents, [document("x")], SETTINGS)
-
-    assert child._process
-    assert child._process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ async def test_titles(database: Database, title: str | None, text: str, expected
     assert (await keep(database, text, title=title))[0].title == expected
 
 
-@pytest.mark.parametrize("text", ["", " \n", "a\0b", "\x01\x02\x03"])
+@pytest.mark.parametrize("text", ["", " \n", "\x01\x02\x03"])
 async def test_invalid_text_is_not_stored(database: Database, text: str) -> None:
     """An empty or binary text is rejected."""
     with pytest.raises(NotText):

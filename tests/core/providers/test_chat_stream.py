@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.core.encoding import sanitize_text
 from service.core.errors import ProviderError, ProviderInvalid
 from service.core.ports import Delta
 from service.core.pricing import Usage
@@ -61,7 +62,7 @@ def test_any_split_of_the_bytes_gives_the_same_text(
 
     deltas, decoder = decode(data, size)
 
-    assert "".join(delta.text for delta in deltas) == "".join(texts)
+    assert "".join(delta.text for delta in deltas) == sanitize_text("".join(texts))
     assert decoder.done
 
 
@@ -106,7 +107,7 @@ def test_surrogates_in_two_chunks_are_joined(
 
     deltas, decoder = decode(data + b"data: [DONE]\n\n", size)
 
-    assert "".join(delta.text for delta in deltas) == before + character + after
+    assert "".join(delta.text for delta in deltas) == sanitize_text(before + character + after)
     assert decoder.done
 
 
@@ -128,6 +129,15 @@ def test_a_lone_surrogate_becomes_a_replacement_character() -> None:
     deltas, _ = decode(b'data: {"choices": [{"delta": {"content": "a\\ud83db"}}]}\n\n', 1000)
 
     assert deltas[0].text == "a\ufffdb"
+
+
+def test_nul_becomes_a_replacement_character() -> None:
+    """NUL is replaced in streams and in whole responses, because PostgreSQL cannot store it."""
+    deltas, _ = decode(sse(chunk("a\0b")), 1000)
+    completion = {"choices": [{"message": {"content": "a\0b"}}]}
+
+    assert deltas[0].text == "a\ufffdb"
+    assert decode_completion(json.dumps(completion).encode()).text == "a\ufffdb"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Usage in the log is loaded by window, and counted once."""
 
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,11 +13,12 @@ from service.core.auth.principals import BOOTSTRAP
 from service.core.database.engine import Database
 from service.core.errors import QuotaExceeded
 from service.core.pricing import Usage
-from service.core.quota.history import rebuild_usage
+from service.core.quota.history import read_totals, rebuild_usage
 from service.core.quota.local import LocalQuota
 from service.core.records import Intent, Status, UsageSource
 from tests.access import create_key
 from tests.core.quota.test_local import Clock, create_quota, user
+from tests.damage import drop_not_null
 from tests.records import build_intent, build_outcome
 
 NOON = datetime(2027, 3, 31, 12, 0, 5, tzinfo=UTC)
@@ -120,3 +123,55 @@ async def test_usage_before_the_start_counts_after_a_jump_back(database: Databas
     with pytest.raises(QuotaExceeded):
         await quota.hold("too much", subjects, tokens=31, nano_usd=None)
     await quota.hold("the rest", subjects, tokens=30, nano_usd=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("UPDATE quota_totals SET tokens = 'many' WHERE subject = 'user:alice'", 0),
+        ("UPDATE quota_totals SET tokens = NULL WHERE subject = 'user:alice'", 0),
+        ("UPDATE quota_totals SET tokens = CAST(x'ff' AS TEXT) WHERE subject = 'user:alice'", 0),
+        ("UPDATE quota_totals SET subject = CAST(x'ff' AS TEXT) WHERE subject = 'user:alice'", 0),
+        ("UPDATE quota_totals SET day = 'x' WHERE subject = 'user:alice'", 0),
+        ("UPDATE request_logs SET prompt_tokens = 'x' WHERE user_id = 'alice'", 5),
+        ("UPDATE request_logs SET user_id = CAST(x'ff' AS TEXT) WHERE user_id = 'alice'", 5),
+    ],
+)
+async def test_a_damaged_total_does_not_hide_others(
+    database: Database, change: str, expected: int
+) -> None:
+    """Usage that cannot be read is reported and not counted; that of other users is loaded."""
+    for name in ("alice", "bob"):
+        await write_row(database, build_intent(at=NOON, user_id=name), tokens=5)
+    assert database.file
+    drop_not_null(database.file, "quota_totals", "request_logs")
+    with closing(sqlite3.connect(database.file)) as connection:
+        assert connection.execute(change).rowcount == 1
+        connection.commit()
+    quota = create_quota(Clock(NOON.timestamp()), loaded=False)
+    await load(database, quota)
+
+    assert quota.get_usage("user:bob")["tokens_per_day"] == (5, 0)
+    assert quota.get_usage("user:bob")["tokens_per_minute"] == (5, 0)
+    assert quota.get_usage("user:alice")["tokens_per_day"] == (expected, 0)
+    assert database.damage is not None
+
+
+async def test_damaged_totals_are_reported_with_the_others(database: Database) -> None:
+    """Totals by day are listed although a key cannot be decoded and a count is no number."""
+    for model in ("m1", "m2"):
+        await write_row(database, build_intent(at=NOON, user_id="alice", model=model), tokens=5)
+    assert database.file
+    with closing(sqlite3.connect(database.file)) as connection:
+        connection.execute(
+            "UPDATE daily_totals SET model = CAST(x'ff' AS TEXT), cost_nano_usd = 'x'"
+            " WHERE model = 'm1'"
+        )
+        connection.commit()
+    async with database.read_session() as session:
+        totals = await read_totals(
+            session, user_id="alice", since=NOON.date(), until=NOON.date() + timedelta(days=1)
+        )
+
+    assert [(total.model, total.prompt_tokens) for total in totals] == [("m2", 5), ("\ufffd", 5)]
+    assert database.damage is not None

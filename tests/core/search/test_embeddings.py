@@ -1,18 +1,20 @@
 """Semantic search: vectors are stored by text, computed in the background, and optional."""
 
+from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
 from service.core.database.engine import Database
-from service.core.database.tables import vectors
+from service.core.database.tables import documents, vectors
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
-from service.core.documents.chunker import hash_text
+from service.core.documents.library import NewDocument
 from service.core.ports import EmbeddingResult
 from service.core.providers import embedders
-from service.core.search.embeddings import EmbeddingStore
+from service.core.search.embeddings import EmbeddingStore, MissingText, ScopeProgress
 from service.core.search.service import SearchService
 from service.core.settings import Settings
 from tests.fakes.connection import count_letters
@@ -32,11 +34,12 @@ class Letters:
 
     def __init__(self) -> None:
         self.embedded: list[str] = []
+        self.width = 65
 
     async def embed(self, texts: Any, *, query: bool) -> EmbeddingResult:
         self.embedded += texts
         return EmbeddingResult(
-            [embedders._pack_floats(count_letters(text)) for text in texts], None
+            [embedders._pack_floats(count_letters(text)[: self.width]) for text in texts], None
         )
 
     async def aclose(self) -> None:
@@ -58,10 +61,20 @@ async def store_texts(database: Database, *texts: str, user_id: str = "u") -> li
 async def embed_missing(store: EmbeddingStore, texts_max: int = 100) -> int:
     """Embed up to `texts_max` texts and return their number."""
     n = 0
-    while n < texts_max and (texts := await store.list_missing("")):
-        await store.embed_texts(texts[: texts_max - n])
-        n += len(texts[: texts_max - n])
+    async with aclosing(store.list_missing(await store.read_progress())) as batches:
+        async for texts in batches:
+            part = texts[: texts_max - n]
+            await store.embed_texts(part)
+            n += len(part)
+            if n == texts_max:
+                break
+    await store.publish_vectors()
     return n
+
+
+async def read_texts(store: EmbeddingStore) -> list[list[MissingText]]:
+    """Return the batches of missing texts."""
+    return [texts async for texts in store.list_missing(await store.read_progress())]
 
 
 async def count_vectors(database: Database) -> int:
@@ -99,7 +112,7 @@ async def test_search_works_while_vectors_are_missing(database: Database) -> Non
         ):
             assert (await service.search(question, user_id="u", limit=5)).items[0].text == text
         await embed_missing(store, 1)
-    assert await store.read_progress() == (3, 3)
+    assert await store.read_progress() == [ScopeProgress(1, 3, 3)]
 
 
 async def test_nearest_texts_are_visible(database: Database) -> None:
@@ -127,39 +140,83 @@ async def test_nearer_texts_of_others_hide_nothing(database: Database) -> None:
     assert [hit.document_id for hit in results.items] == [own]
 
 
-async def test_a_text_is_embedded_once(database: Database) -> None:
-    """Two owners of a text share a vector; a restart and re-indexing keep it."""
-    (document_id,) = await store_texts(database, TEXTS[0])
-    await store_texts(database, TEXTS[0], user_id="v")
+async def test_a_text_is_embedded_once_per_owner(database: Database) -> None:
+    """Two documents of an owner share a vector; a restart and re-indexing keep it."""
+    ids = await store_texts(database, TEXTS[0])
+    await library.store_documents(
+        database, SETTINGS, ChunkWorkers(), [NewDocument("", TEXTS[0] + " ", "utf-8")], user_id="u"
+    )
     embedder = Letters()
     await embed_missing(EmbeddingStore(database, embedder, None, None))
-    await library.reindex_document(database, SETTINGS, ChunkWorkers(), document_id)
+    await library.reindex_document(database, SETTINGS, ChunkWorkers(), ids[0])
     restarted = EmbeddingStore(database, embedder, None, None)
-    await restarted.load_vectors()
     assert await embed_missing(restarted) == 0
     assert embedder.embedded == [TEXTS[0]]
-    similarities = await restarted.find_similar(TEXTS[0])
-    assert similarities is not None
-    assert list(similarities.get_cosines(similarities.find_nearest(10)).values()) == [
-        pytest.approx(1, abs=1e-5)
-    ]
+    results = await SearchService(database, SETTINGS, restarted).search(
+        TEXTS[0], user_id="u", limit=5
+    )
+    assert [hit.cosine for hit in results.items] == [pytest.approx(1, abs=1e-4)] * 2
+
+
+async def test_vectors_of_others_are_not_used(database: Database) -> None:
+    """A text has no vector until its owner's copy is embedded, although another owner's has one."""
+    await store_texts(database, TEXTS[0], user_id="v")
+    store = EmbeddingStore(database, Letters(), None, None)
+    await embed_missing(store)
+    await store_texts(database, TEXTS[0])
+    service = SearchService(database, SETTINGS, store)
+
+    async def list_cosines() -> list[Any]:
+        return [hit.cosine for hit in (await service.search(TEXTS[0], user_id="u", limit=5)).items]
+
+    assert await list_cosines() == [msgspec.UNSET]
+    assert await embed_missing(store) == 1
+    assert await list_cosines() == [pytest.approx(1, abs=1e-4)]
+
+
+async def test_owners_take_turns(database: Database) -> None:
+    """Each batch has texts of one owner, and many texts of one do not delay the others."""
+    await store_texts(database, *(f"Clara Winter, {n}" for n in range(5)), user_id="v")
+    await store_texts(database, TEXTS[0])
+    store = EmbeddingStore(database, Letters(), None, None)
+    batches = await read_texts(store)
+    assert [{text.scope for text in texts} for texts in batches] == [{1}, {2}, {1}, {1}]
+    assert sum(len(texts) for texts in batches) == 6
+
+
+async def test_a_vector_follows_a_shared_document(database: Database) -> None:
+    """Sharing a document and ending it move its vector, unless another document needs it."""
+    ids = await store_texts(database, TEXTS[0], TEXTS[1])
+    store = EmbeddingStore(database, Letters(), None, None)
+    await embed_missing(store)
+    service = SearchService(database, SETTINGS, store)
+    for shared in (True, False):
+        async with database.transaction() as session:
+            change = sa.update(documents).where(documents.c.id == ids[0]).values(shared=shared)
+            await session.execute(change)
+        assert await count_vectors(database) == 2
+        assert await store.read_progress() == [
+            *([ScopeProgress(0, 1, 1)] if shared else []),
+            ScopeProgress(1, 1 if shared else 2, 1 if shared else 2),
+        ]
+        for user_id in ("u", "v"):
+            results = await service.search(TEXTS[0], user_id=user_id, limit=1)
+            assert [hit.cosine for hit in results.items] == (
+                [pytest.approx(1, abs=1e-4)] if shared or user_id == "u" else []
+            )
 
 
 async def test_vectors_are_deleted_with_the_last_document(database: Database) -> None:
-    """A vector is deleted with the last document that contains its text."""
+    """A vector is deleted with the last document of the owner that contains its text."""
     ids = await store_texts(database, TEXTS[0], TEXTS[1])
     (twin,) = await store_texts(database, TEXTS[0], user_id="v")
     store = EmbeddingStore(database, Letters(), None, None)
     await embed_missing(store)
+    assert await count_vectors(database) == 3
     await library.delete_document(database, ids[0], user_id="u")
     assert await count_vectors(database) == 2
-    assert await store.delete_unused() == 0
     await library.delete_document(database, twin, user_id="v")
     assert await count_vectors(database) == 1
-    assert await store.delete_unused() == 1
-    similarities = await store.find_similar(TEXTS[0])
-    assert similarities is not None
-    assert similarities.find_nearest(10) == [hash_text(TEXTS[1])]
     results = await SearchService(database, SETTINGS, store).search(
         TEXTS[0], user_id=None, limit=10
     )
@@ -170,7 +227,19 @@ async def test_vectors_of_deleted_texts_are_not_stored(database: Database) -> No
     """A document deleted while its text is embedded leaves no vector."""
     (document_id,) = await store_texts(database, TEXTS[0])
     store = EmbeddingStore(database, Letters(), None, None)
-    texts = await store.list_missing("")
+    (texts,) = await read_texts(store)
     await library.delete_document(database, document_id, user_id="u")
     await store.embed_texts(texts)
     assert await count_vectors(database) == 0
+
+
+async def test_vectors_of_another_length_are_ignored(database: Database) -> None:
+    """After a change of the embedder's dimensions, the old vectors take no part."""
+    await store_texts(database, TEXTS[0])
+    embedder = Letters()
+    await embed_missing(EmbeddingStore(database, embedder, None, None))
+    embedder.width = 20
+    results = await SearchService(
+        database, SETTINGS, EmbeddingStore(database, embedder, None, None)
+    ).search(TEXTS[0], user_id="u", limit=5)
+    assert [hit.cosine for hit in results.items] == [msgspec.UNSET]

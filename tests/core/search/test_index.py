@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -9,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.core.database.engine import Database
+from service.core.database.tables import documents
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
-from service.core.search.index import CANDIDATES_MAX, VISIBLE_AT_ONCE, SearchIndex
+from service.core.search.index import CANDIDATES_MAX, VISIBLE_AT_ONCE, SearchIndex, Visibility
 from service.core.search.ranking import parse_query
 from service.core.search.service import SearchService
 from service.core.settings import Settings
@@ -19,6 +21,7 @@ from service.core.text.tokenizer import get_tokenizer
 from tests.core.search.test_service import search, store_text
 
 SETTINGS = Settings(_env_file=None)
+OWN, ALL = Visibility("u", None), Visibility(None, None)
 
 
 async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
@@ -31,7 +34,7 @@ async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
     ]
     query = parse_query("灯台 管理人 レンズ", get_tokenizer("auto"))
     counts = await database.run_blocking_read(
-        lambda connection: SearchIndex().open_snapshot(connection, query).read_statistics()
+        lambda connection: SearchIndex().open_snapshot(connection, query, OWN).read_statistics()
     )
     assert (counts.chunks, {word: n for word, n in counts.words.items() if n}) == (1, {"灯台": 1})
     assert {gram: n for gram, n in counts.grams.items() if n} == {"灯台": 1}
@@ -91,7 +94,7 @@ async def test_changes_in_any_order_leave_no_ghost(
         )
         counts = await database.run_blocking_read(
             lambda connection: service._engine._index.open_snapshot(
-                connection, query
+                connection, query, OWN
             ).read_statistics()
         )
         assert (counts.chunks, counts.words["灯台"]) == (len(stored), len(stored))
@@ -115,7 +118,7 @@ async def test_a_restored_backup_clears_the_caches(
     query = parse_query("otters lanterns", get_tokenizer("auto"))
 
     def read(connection: sa.Connection) -> tuple[list[int], list[float], str]:
-        snapshot = index.open_snapshot(connection, query)
+        snapshot = index.open_snapshot(connection, query, OWN)
         return (
             list(snapshot.read_statistics().words.values()),
             snapshot.count_terms([1]).counts[0, :2].tolist(),
@@ -126,3 +129,67 @@ async def test_a_restored_backup_clears_the_caches(
     otters, lanterns = ([1, 0], [1, 0], "Otters sleep in kelp."), ([0, 1], [0, 1], "Lanterns.")
     assert results == [otters, lanterns, otters]
     await backup.close()
+
+
+async def count_word(database: Database, word: str, visibility: Visibility) -> tuple[int, int]:
+    """Return the numbers of visible chunks, and of those that contain a word."""
+    query = parse_query(word, get_tokenizer("auto"))
+    statistics = await database.run_blocking_read(
+        lambda connection: (
+            SearchIndex().open_snapshot(connection, query, visibility).read_statistics()
+        )
+    )
+    return statistics.chunks, statistics.words[query.words[0]]
+
+
+async def test_statistics_count_visible_chunks(database: Database) -> None:
+    """A user counts own and shared chunks, an admin all of them."""
+    for user_id, shared in (("u", False), ("v", False), ("v", False), ("w", True)):
+        await store_text(database, f"A lantern of {user_id}.", user_id=user_id, shared=shared)
+    await store_text(database, "A harbour.", user_id="v")
+
+    assert await count_word(database, "lantern", OWN) == (2, 2)
+    assert await count_word(database, "lantern", Visibility("nobody", None)) == (1, 1)
+    assert await count_word(database, "harbour", OWN) == (2, 0)
+    assert await count_word(database, "lantern", ALL) == (4, 3)
+
+
+async def test_sharing_moves_chunks_to_another_scope(database: Database) -> None:
+    """A document is found by whoever sees it after each change of its owner or its sharing."""
+    document_id = await store_text(database, "A lantern.", user_id="v")
+
+    async def change(**values: Any) -> list[int]:
+        async with database.transaction() as session:
+            await session.execute(
+                sa.update(documents).where(documents.c.id == document_id).values(**values)
+            )
+        return [
+            len((await search(database, "lantern", user_id=user_id)).items)
+            for user_id in ("u", "v", "w", None)
+        ]
+
+    assert await change(title="L") == [0, 1, 0, 1]
+    assert await change(shared=True) == [1, 1, 1, 1]
+    assert await change(shared=False, user_id="w") == [0, 0, 1, 1]
+    assert await change(shared=True) == [1, 1, 1, 1]
+    await library.delete_document(database, document_id, user_id="w")
+    for visibility in (OWN, Visibility("v", None), Visibility("w", None), ALL):
+        assert await count_word(database, "lantern", visibility) == (0, 0)
+
+
+async def test_uploads_of_others_keep_the_caches(database: Database) -> None:
+    """After an upload of another user, a search reads no posting list again."""
+    await store_text(database, "A lantern.")
+    index = SearchIndex()
+    query = parse_query("lantern", get_tokenizer("auto"))
+
+    def read(connection: sa.Connection) -> tuple[int, int]:
+        snapshot = index.open_snapshot(connection, query, OWN)
+        snapshot.select_candidates(snapshot.read_statistics())
+        return index._postings.frequencies.size, index._postings.postings.size
+
+    before = await database.run_blocking_read(read)
+    await store_text(database, "Another lantern.", user_id="v")
+    assert await database.run_blocking_read(read) == before
+    await store_text(database, "One more lantern.")
+    assert await database.run_blocking_read(read) > before

@@ -22,15 +22,10 @@ from tests.core.search.test_embeddings import TEXTS
 TOKENIZER = get_tokenizer("auto")
 
 
-def encode(query: Query, **texts: str) -> TermCounts:
-    """Count the terms of a query in texts, which are named by their content hash."""
-    texts_by_hash = [
-        (content_hash, TOKENIZER.extract_terms(text)) for content_hash, text in texts.items()
-    ]
-    rows = [
-        (n, " ".join(terms.words), " ".join(terms.grams), content_hash)
-        for n, (content_hash, terms) in enumerate(texts_by_hash)
-    ]
+def encode(query: Query, *texts: str) -> TermCounts:
+    """Count the terms of a query in texts, which are numbered from 0."""
+    terms = [TOKENIZER.extract_terms(text) for text in texts]
+    rows = [(n, " ".join(found.words), " ".join(found.grams)) for n, found in enumerate(terms)]
     return count_terms(query.codes, encode_chunks(rows))
 
 
@@ -68,7 +63,7 @@ def test_words_decide_without_distinct_cosines(coverages: list[float]) -> None:
 def test_the_cosine_adjusts_the_thresholds() -> None:
     """Near the thresholds, a far nearest chunk causes a refusal, and a near one an answer."""
     query, statistics = parse("Who polishes the lens of the lighthouse?", 1)
-    chunk = encode(query, h=TEXTS[0])
+    chunk = encode(query, TEXTS[0])
     words_only = rank_chunks(query, chunk, statistics, limit=5, thresholds=Thresholds(0, 0))
     assert words_only.cosine is UNSET
     for margin, even, cosine, answerable in (
@@ -83,7 +78,7 @@ def test_the_cosine_adjusts_the_thresholds() -> None:
             words_only.share * margin / COMBINED_MIN, words_only.terms * margin, even
         )
         ranking = rank_chunks(
-            query, chunk, statistics, limit=5, thresholds=least, cosines={"h": cosine}
+            query, chunk, statistics, limit=5, thresholds=least, cosines={0: cosine}
         )
         assert ranking.answerable is answerable
         assert (ranking.share, ranking.terms, ranking.cosine) == (
@@ -99,25 +94,25 @@ def test_bare_words_are_exempt_from_the_cosine() -> None:
     query, statistics = parse("lighthouse lens", 1)
     assert rank_chunks(
         query,
-        encode(query, h=TEXTS[0]),
+        encode(query, TEXTS[0]),
         statistics,
         limit=5,
         thresholds=Thresholds(0.27, 1.55, 0.9),
-        cosines={"h": 0.1},
+        cosines={0: 0.1},
     ).answerable
 
 
 def test_incomplete_cosines_do_not_count() -> None:
     """While one of the best chunks has no vector, the thresholds are those of words."""
     query, statistics = parse("Who polishes the lens of the lighthouse?", 2)
-    candidates = encode(query, one=TEXTS[0], two=TEXTS[1])
+    candidates = encode(query, TEXTS[0], TEXTS[1])
     ranking = rank_chunks(
         query,
         candidates,
         statistics,
         limit=5,
         thresholds=Thresholds(0.1, 0.1, 0.99),
-        cosines={"one": 0.1},
+        cosines={0: 0.1},
     )
     assert ranking.answerable
     assert ranking.cosine is UNSET
@@ -126,7 +121,7 @@ def test_incomplete_cosines_do_not_count() -> None:
 def encode_words(query: Query, *words: str) -> TermCounts:
     """Count the terms of a query in chunks with these words, numbered from 1."""
     return count_terms(
-        query.codes, encode_chunks([(n, text, "", None) for n, text in enumerate(words, 1)])
+        query.codes, encode_chunks([(n, text, "") for n, text in enumerate(words, 1)])
     )
 
 

@@ -62,7 +62,9 @@ def test_characters_may_span_two_parts(codec: str, before: int) -> None:
         b"%PDF-1.7\n",
         b"PK\x03\x04abc",
         b"\x7fELF\x02\x01",
-        b"text with a NUL \x00 inside",
+        b"text with three \x00 NUL \x00 inside \x00",
+        b"a \x00 short",
+        b"\xff\xfe" + "NUL \x00 NUL \x00 in UTF-16 \x00".encode("utf-16-le"),
         b"\x01\x02\x03\x04abc",
         bytes(range(256)) * 20,
         b"\xff\xfe\x00\xd8a\x00",
@@ -72,6 +74,14 @@ def test_binary_files_are_refused(data: bytes) -> None:
     """Empty files, images, archives, programs and other binary data are refused."""
     with pytest.raises(NotText):
         decode_text(data)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_few_nul_characters_are_replaced(encoding: str) -> None:
+    """A text with a NUL character by accident is a text; databases cannot store NUL."""
+    text = "One line of a log file \x00 with a NUL, and 返品 too\n"
+
+    assert decode_text(text.encode(encoding))[0] == text.replace("\x00", "\ufffd")
 
 
 @given(st.binary(max_size=300))

@@ -1,14 +1,22 @@
 """Posting lists, read from FTS5. Only this module and `fts5_merge.py` depend on FTS5.
 
-Document frequencies (`FREQUENCIES_CACHED`, about 10 MB) and posting lists (`POSTINGS_CACHED`, 8
-bytes each) are cached for one version of the index. Entries are evicted in insertion order.
+A token of the index is a scope, a mark of the kind and a term. So the posting list of a term within
+a scope is that of one token, and neither its content nor the time to read it depends on chunks
+of other scopes. The tokens of a scope are adjacent in the index.
+
+Document frequencies (`FREQUENCIES_CACHED`, about 20 MB) and posting lists (`POSTINGS_CACHED`, 8
+bytes each) are cached for one version of a scope: a change does not affect the entries of other
+scopes. Entries are evicted in insertion order.
 
 A query is never interpreted as a query language: it is reduced to terms, each of which is quoted.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from service.core.search.bm25 import (
     ChunkTerms,
@@ -18,102 +26,133 @@ from service.core.search.bm25 import (
     count_terms,
     decode_ids,
     join_postings,
+    select_best,
 )
 from service.core.search.cache import BoundedCache
 from service.core.search.ranking import Query, Term
 
 FREQUENCIES_CACHED, POSTINGS_CACHED = 100_000, 1_000_000
+IDF_MIN = 1e-6
+# The marks of migration 0019: private-use characters, which no term contains.
+MARKS = {"words": "\ue000", "grams": "\ue001"}
 
 
-class IndexVersion:
-    """The caches of one version of the index."""
+class IndexScope(msgspec.Struct, frozen=True):
+    """Chunks with the same visibility. `terms`: number of their words and grams, repeated ones too.
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.frequencies: BoundedCache[Term, int] = BoundedCache(FREQUENCIES_CACHED, lambda _: 1)
-        self.postings: BoundedCache[Term, Ids] = BoundedCache(
+    A row of `index_scopes`; its fields have the order of `index._SCOPES`. `vectors`: the version of
+    their vectors.
+    """
+
+    id: int
+    version: int
+    chunks: int
+    terms: int
+    vectors: int = 0
+
+
+Key = tuple[int, str]  # of the caches: version of the scope, and token
+
+
+class PostingCache:
+    """Frequencies and posting lists by version and token, of all scopes."""
+
+    def __init__(self) -> None:
+        self.frequencies: BoundedCache[Key, int] = BoundedCache(FREQUENCIES_CACHED, lambda _: 1)
+        self.postings: BoundedCache[Key, Ids] = BoundedCache(
             POSTINGS_CACHED, lambda ids: len(ids) + 20
         )
 
 
 class Fts5Postings:
-    """The posting lists of the terms of one query. All methods block."""
+    """The posting lists of the terms of one query in some scopes. All methods block."""
 
-    def __init__(self, execute: Any, version: IndexVersion, query: Query) -> None:
-        self._execute, self._version, self._query = execute, version, query
+    def __init__(
+        self, execute: Any, cache: PostingCache, scopes: Sequence[IndexScope], query: Query
+    ) -> None:
+        self._execute, self._cache, self._scopes, self._query = execute, cache, scopes, query
 
-    def read_frequencies(self) -> dict[Term, int]:
-        """Return the number of chunks that contain each word and gram of the query."""
+    def read_frequencies(self, terms: Sequence[Term]) -> dict[Term, int]:
+        """Return the number of chunks that contain each of these words and grams."""
 
-        def read(missing: list[Term]) -> dict[Term, int]:
-            terms = json.dumps([term for _, term in missing])
-            frequencies = {
-                (column, term): n for column, term, n in self._execute(_FREQUENCIES, (terms,))
-            }
-            return {term: frequencies.get(term, 0) for term in missing}
+        def read(missing: list[Key]) -> dict[Key, int]:
+            tokens = json.dumps([token for _, token in missing])
+            frequencies = dict(self._execute(_FREQUENCIES, (tokens,)).fetchall())
+            return {key: frequencies.get(key[1], 0) for key in missing}
 
-        return self._version.frequencies.get_many(self._query.terms, read)
+        keys = self._build_keys(terms)
+        frequencies = self._cache.frequencies.get_many(keys, read)
+        sums = dict.fromkeys(terms, 0)
+        for key, term in keys.items():
+            sums[term] += frequencies[key]
+        return sums
 
     def read_weighted(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
         """Return the postings of these terms, one term after the other, and the weight of each."""
 
-        def read(missing: list[Term]) -> dict[Term, Ids]:
-            expressions = json.dumps([_match_any(column, [term]) for column, term in missing])
+        def read(missing: list[Key]) -> dict[Key, Ids]:
+            expressions = json.dumps([f'"{token}"' for _, token in missing])
             rows = self._execute(_POSTINGS, (expressions,))
             return {missing[n]: decode_ids(ids) for n, ids in rows}
 
-        postings = self._version.postings.get_many(weights, read)
-        return join_postings((postings[term], weight) for term, weight in weights.items())
+        keys = self._build_keys(weights)
+        postings = self._cache.postings.get_many(keys, read)
+        return join_postings((postings[key], weights[term]) for key, term in keys.items())
 
-    def find_matches(self, words: Sequence[str], limit: int | None) -> list[int]:
+    def find_matches(self, words: Mapping[str, int], limit: int | None) -> list[int]:
         """Return the best chunks by BM25 that contain any of these words.
 
-        FTS5's `bm25(…, w, w)` is BM25 with k1 = 1.2 / w: weights of 2 give the k1 of the ranking,
-        0.6.
+        `words`: their document frequencies. As in FTS5's `bm25`, the length of a chunk is that of
+        its words and grams, and idf has no lower bound but 0 (`IDF_MIN`).
         """
-        rows = self._execute(
-            _MATCH, {"match": _match_any("words", words), "limit": -1 if limit is None else limit}
-        )
-        return [row[0] for row in rows]
+        keys = self._build_keys(("words", word) for word in words)
+        chunks = sum(scope.chunks for scope in self._scopes)
+        idfs = [
+            max(IDF_MIN, math.log((chunks - n + 0.5) / (n + 0.5)))
+            for n in (words[word] for _, word in keys.values())
+        ]
+        rows = self._execute(_OCCURRENCES, (json.dumps([token for _, token in keys]),))
+        occurrences = [(decode_ids(ids), idfs[n]) for n, ids in rows]
+        mean = sum(scope.terms for scope in self._scopes) / max(chunks, 1)
+        return select_best(occurrences, self._read_lengths, mean, limit)
 
     def count_terms(self, chunks: Mapping[int, ChunkTerms]) -> TermCounts:
         """Count the terms of the query in each of these chunks."""
         return count_terms(self._query.codes, chunks)
 
+    def _build_keys(self, terms: Iterable[Term]) -> dict[Key, Term]:
+        """Return the key of each term in each scope, one term after the other."""
+        return {
+            (scope.version, f"{scope.id}{MARKS[kind]}{term}"): (kind, term)
+            for kind, term in terms
+            for scope in self._scopes
+        }
 
-def find_absent(
-    execute: Any, terms: Sequence[Term], condition: str, parameters: Mapping[str, Any]
-) -> set[Term]:
-    """Return the terms that occur in no chunk which meets the condition. Blocking.
-
-    `condition`: of `chunks AS c` and `documents AS d`, with its parameters.
-    """
-    expressions = json.dumps([_match_any(column, [term]) for column, term in terms])
-    rows = execute(_ABSENT.format(condition=condition), {**parameters, "terms": expressions})
-    return {terms[n] for (n,) in rows}
+    def _read_lengths(self, ids: list[int]) -> list[int]:
+        """Return the number of terms of each of these chunks. `ids`: distinct, ascending."""
+        return [_decode_varint(size) for (size,) in self._execute(_LENGTHS, (json.dumps(ids),))]
 
 
 _FREQUENCIES = (
-    "SELECT col, term, doc FROM chunk_vocabulary WHERE term IN (SELECT value FROM json_each(?))"
+    "SELECT term, doc FROM chunk_vocabulary WHERE term IN (SELECT value FROM json_each(?))"
 )
 _POSTINGS = """
 SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value)
 FROM json_each(?)
 """
-_ABSENT = """
-SELECT key FROM json_each(:terms) AS searched WHERE NOT EXISTS (
-    SELECT 1 FROM chunk_terms AS t
-    CROSS JOIN chunks AS c ON c.id = t.rowid JOIN documents AS d ON d.id = c.document_id
-    WHERE chunk_terms MATCH searched.value {condition}
-)
+_OCCURRENCES = """
+SELECT key, (SELECT json_group_array(doc) FROM chunk_occurrences WHERE term = value)
+FROM json_each(?)
 """
-_MATCH = """
-SELECT rowid FROM chunk_terms WHERE chunk_terms MATCH :match
-ORDER BY bm25(chunk_terms, 2.0, 2.0), rowid LIMIT :limit
+# FTS5 stores the number of terms of each row as a variable-length integer.
+_LENGTHS = """
+SELECT sz FROM chunk_terms_docsize WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id
 """
 
 
-def _match_any(column: str, terms: Iterable[str]) -> str:
-    """Return an FTS5 expression that matches any of these terms, which are quoted."""
-    quoted = (f'"{term}"' for term in terms)
-    return f"{column} : ({' OR '.join(quoted)})"
+def _decode_varint(data: bytes) -> int:
+    """Decode groups of seven bits, the most significant one first."""
+    value = 0
+    for byte in data:
+        value = value << 7 | byte & 127
+    return value

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
 from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
-from service.core.search.postings.fts5 import Fts5Postings, IndexVersion
-from service.core.search.ranking import parse_query
+from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
+from service.core.search.ranking import Term, parse_query
 from service.core.settings import Settings
 from service.core.text.tokenizer import get_tokenizer
 
@@ -37,27 +38,38 @@ async def read(
     database: Database,
     question: str,
     read_postings: Callable[[Fts5Postings], T],
-    version: IndexVersion | None = None,
+    cache: PostingCache | None = None,
+    *,
+    users: str = "u",
+    version: int | None = None,
 ) -> T:
-    """Read from the posting lists of a query."""
+    """Read from the posting lists of a query in the scopes of these users."""
     query = parse_query(question, get_tokenizer("auto"))
 
     def run(connection: sa.Connection) -> T:
         execute = connection.connection.cursor().execute
-        return read_postings(Fts5Postings(execute, version or IndexVersion(1), query))
+        rows = execute(
+            "SELECT id, version, chunks, terms FROM index_scopes WHERE instr(?, user_id)", (users,)
+        )
+        scopes = [IndexScope(*row) for row in rows]
+        if version is not None:
+            scopes = [msgspec.structs.replace(scope, version=version) for scope in scopes]
+        return read_postings(Fts5Postings(execute, cache or PostingCache(), scopes, query))
 
     return await database.run_blocking_read(run)
 
 
+def read_harbour(postings: Fts5Postings) -> dict[Term, int]:
+    """Read the frequency of a word."""
+    return postings.read_frequencies([("words", "harbour")])
+
+
 async def test_frequencies_count_chunks(indexed: Database) -> None:
     """The document frequency of a term is the number of chunks that contain it, or 0."""
-    frequencies = await read(indexed, "lantern tower otter", Fts5Postings.read_frequencies)
+    terms = [("words", "lantern"), ("words", "tower"), ("words", "otter"), ("grams", "tower")]
+    frequencies = await read(indexed, "", lambda postings: postings.read_frequencies(terms))
 
-    assert {term: n for (column, term), n in frequencies.items() if column == "words"} == {
-        "lantern": 3,
-        "tower": 1,
-        "otter": 0,
-    }
+    assert frequencies == dict(zip(terms, (3, 1, 0, 0), strict=True))
 
 
 async def test_postings_have_the_weight_of_their_term(indexed: Database) -> None:
@@ -78,16 +90,32 @@ async def test_postings_have_the_weight_of_their_term(indexed: Database) -> None
 async def test_matches_are_ordered_by_bm25(indexed: Database) -> None:
     """More occurrences and shorter chunks come first, up to the limit."""
     ordered = await read(
-        indexed, "lantern", lambda postings: postings.find_matches(["lantern"], None)
+        indexed, "lantern", lambda postings: postings.find_matches({"lantern": 3}, None)
     )
 
     assert ordered == [3, 1, 2]
     assert await read(
-        indexed, "lantern", lambda postings: postings.find_matches(["lantern"], 2)
+        indexed, "lantern", lambda postings: postings.find_matches({"lantern": 3}, 2)
     ) == [
         3,
         1,
     ]
+
+
+async def test_matches_have_the_order_of_fts5(indexed: Database) -> None:
+    """For one scope the order is that of FTS5's own `bm25`, with k1 = 1.2 / 2."""
+    words = {"lantern": 3, "old": 2, "tower": 1}
+    matches = await read(
+        indexed, "lantern old tower", lambda postings: postings.find_matches(words, None)
+    )
+
+    async with indexed.read_session() as session:
+        rows = await session.exec_driver_sql(
+            "SELECT rowid FROM chunk_terms WHERE chunk_terms MATCH ?"
+            " ORDER BY bm25(chunk_terms, 2.0), rowid",
+            (" OR ".join(f'"1\ue000{word}"' for word in words),),
+        )
+        assert matches == list(rows.scalars())
 
 
 async def test_operators_are_terms(indexed: Database) -> None:
@@ -96,16 +124,37 @@ async def test_operators_are_terms(indexed: Database) -> None:
         await read(
             indexed,
             'lantern" OR NEAR(* ^',
-            lambda postings: postings.find_matches(["or", "near"], None),
+            lambda postings: postings.find_matches({"or": 0, "near": 0}, None),
         )
         == []
     )
 
 
+async def test_scopes_have_their_own_postings(indexed: Database) -> None:
+    """Chunks of another owner are neither counted nor returned, those of both scopes together."""
+    new = [library.NewDocument("T", "A lantern abroad.", "utf-8")]
+    await library.store_documents(
+        indexed, Settings(_env_file=None), ChunkWorkers(), new, user_id="v"
+    )
+
+    def find(postings: Fts5Postings) -> tuple[int, list[int], list[int]]:
+        word = ("words", "lantern")
+        frequency = postings.read_frequencies([word])[word]
+        ids, _ = postings.read_weighted({word: 1})
+        return frequency, ids.tolist(), sorted(postings.find_matches({"lantern": frequency}, None))
+
+    results = [await read(indexed, "lantern", find, users=users) for users in ("u", "v", "uv")]
+    assert results == [
+        (3, [1, 2, 3], [1, 2, 3]),
+        (1, [5], [5]),
+        (4, [1, 2, 3, 5], [1, 2, 3, 5]),
+    ]
+
+
 async def test_frequencies_are_cached_by_version(indexed: Database) -> None:
-    """Frequencies of a version come from its cache, even if the index has changed."""
-    version = IndexVersion(1)
-    before = await read(indexed, "harbour", Fts5Postings.read_frequencies, version)
+    """Frequencies of a version of a scope come from the cache, even if the index has changed."""
+    cache = PostingCache()
+    before = await read(indexed, "", read_harbour, cache, version=1)
     await library.store_documents(
         indexed,
         Settings(_env_file=None),
@@ -114,5 +163,5 @@ async def test_frequencies_are_cached_by_version(indexed: Database) -> None:
         user_id="u",
     )
 
-    assert await read(indexed, "harbour", Fts5Postings.read_frequencies, version) == before
-    assert await read(indexed, "harbour", Fts5Postings.read_frequencies) != before
+    assert before == await read(indexed, "", read_harbour, cache, version=1)
+    assert before != await read(indexed, "", read_harbour, cache, version=2)

@@ -1,0 +1,232 @@
+"""Conversion between rows of the log and the objects of `records`.
+
+A row that cannot be read completely becomes a `DamagedAnswer`, which says what is missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import RowMapping
+
+from service.core.database.damaged_rows import (
+    Column,
+    KeyedRow,
+    StoredValue,
+    read_rows,
+    read_stored_values,
+    report_damaged_row,
+)
+from service.core.database.engine import ReadSession
+from service.core.database.failures import load_json
+from service.core.database.tables import request_logs
+from service.core.encoding import read_id_time
+from service.core.errors import AnswerDamaged
+from service.core.pricing import Usage, format_usd
+from service.core.records import RANKS, Answer, DamagedAnswer, Intent, Outcome
+
+LoggedAnswer = Answer | DamagedAnswer
+"""A row of the log."""
+
+_SEQ, _ID, _COST = request_logs.c.seq, request_logs.c.id, request_logs.c.cost_nano_usd
+_TYPES = {field.name: field.type for field in msgspec.structs.fields(Answer)}
+_TEXTS = (str, str | None, str | msgspec.UnsetType)
+_DERIVED = ("total_tokens", "estimated_cost")
+OMITTED_IN_LISTS = ("nearest",)  # long, and rarely read
+_BOOLEANS = {0: False, 1: True}
+# The type of the column would convert any value to a boolean.
+_GROUNDED = sa.type_coerce(request_logs.c.grounded, sa.Integer).label("grounded")
+ANSWER_COLUMNS: list[Column] = [
+    _SEQ,
+    *(request_logs.c[name] for name in _TYPES if name not in (*_DERIVED, "grounded")),
+    _GROUNDED,
+    _COST,
+]
+LISTED_COLUMNS = [column for column in ANSWER_COLUMNS if column.name not in OMITTED_IN_LISTS]
+_DAMAGED, _WRONG_TYPE = "the log row of this answer is damaged", "a value has the wrong type"
+_UNUSABLE = (msgspec.ValidationError, ValueError, TypeError)
+
+
+def build_row(outcome: Outcome) -> dict[str, Any]:
+    """Build the row of an outcome."""
+    intent, usage = outcome.intent, outcome.usage
+    return {
+        "id": intent.id,
+        "created_at": intent.created_at,
+        "user_id": intent.user_id,
+        "endpoint": intent.endpoint,
+        "model": intent.model,
+        "status": outcome.status,
+        "finish_reason": outcome.finish_reason,
+        "error_code": outcome.error_code,
+        "prompt": intent.prompt,
+        "response": outcome.response,
+        "prompt_tokens": usage.prompt_tokens if usage else None,
+        "completion_tokens": usage.completion_tokens if usage else None,
+        "cached_tokens": usage.cached_tokens if usage else None,
+        "reasoning_tokens": usage.reasoning_tokens if usage else None,
+        "usage_source": outcome.usage_source,
+        "cost_nano_usd": outcome.cost_nano_usd,
+        "price": outcome.price,
+        "response_time_ms": outcome.response_time_ms,
+        "first_token_ms": outcome.first_token_ms,
+        "grounded": intent.grounded,
+        "sources": msgspec.to_builtins(outcome.sources),
+        "nearest": msgspec.to_builtins(outcome.nearest),
+        "attempts": outcome.attempts,
+        "request_id": intent.request_id,
+        "rank": get_rank(outcome),
+        "idempotency_key": intent.idempotency_key,
+        "body_hash": intent.body_hash,
+        "relevance_share": intent.relevance_share,
+        "relevance_terms": intent.relevance_terms,
+        "relevance_cosine": intent.relevance_cosine,
+        "key_id": intent.key_id,
+        "asked_by": intent.asked_by,
+        "held_tokens": intent.held_tokens,
+        "held_nano_usd": intent.held_nano_usd,
+    }
+
+
+def get_rank(outcome: Outcome) -> int:
+    """The completeness of the usage, see `RANKS`."""
+    return RANKS[outcome.usage_source]
+
+
+async def read_answers(
+    session: ReadSession, query: sa.Select[Any], *, user_id: str | None
+) -> list[LoggedAnswer]:
+    """Run a query that selects `ANSWER_COLUMNS` or `LISTED_COLUMNS`.
+
+    `user_id`: the only user whose rows are expected. Of a damaged row that belongs to another user,
+    nothing but its id is returned.
+    """
+
+    def read(connection: sa.Connection) -> list[LoggedAnswer]:
+        rows = read_rows(connection, query, _SEQ, _ID)
+        columns = [column for column in ANSWER_COLUMNS if column.name in query.selected_columns]
+        return [_convert_row(connection, keyed, columns, user_id) for keyed in rows]
+
+    return await session.run_sync(read)
+
+
+async def read_outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> Outcome | None:
+    """Read the outcome of one answer; None without a row. Raises `AnswerDamaged`."""
+
+    def read(connection: sa.Connection) -> Outcome | None:
+        for keyed in read_rows(connection, sa.select(request_logs).where(*where), _SEQ, _ID):
+            if (row := require_readable(keyed)) is not None:
+                try:
+                    return _build_outcome(row)
+                except _UNUSABLE as error:
+                    report_damaged_row(connection, _SEQ, keyed.key, _WRONG_TYPE)
+                    raise AnswerDamaged(_DAMAGED) from error
+        return None
+
+    return await session.run_sync(read)
+
+
+def require_readable(keyed: KeyedRow) -> RowMapping:
+    """The row. Raises `AnswerDamaged` if it cannot be read."""
+    if keyed.row is None:
+        raise AnswerDamaged(_DAMAGED)
+    return keyed.row
+
+
+def _build_outcome(row: RowMapping) -> Outcome:
+    fields: dict[str, Any] = {str(name): value for name, value in row.items()}
+    usage = msgspec.convert(fields, Usage) if fields["prompt_tokens"] is not None else None
+    return msgspec.convert(
+        fields | {"intent": msgspec.convert(fields, Intent), "usage": usage}, Outcome
+    )
+
+
+def _convert_row(
+    connection: sa.Connection, keyed: KeyedRow, columns: Sequence[Column], user_id: str | None
+) -> LoggedAnswer:
+    if keyed.row is not None:
+        try:
+            return _build_answer(keyed.row)
+        except _UNUSABLE:
+            report_damaged_row(connection, _SEQ, keyed.key, _WRONG_TYPE)
+    stored = read_stored_values(connection, columns, request_logs.c.seq == keyed.key)
+    return _build_damaged_answer(keyed, columns, stored, user_id)
+
+
+def _build_answer(row: RowMapping) -> Answer:
+    prompt, completion, cost = row["prompt_tokens"], row["completion_tokens"], row[_COST.name]
+    derived = {
+        "total_tokens": None if prompt is None or completion is None else prompt + completion,
+        "estimated_cost": None if cost is None else format_usd(cost),
+        "grounded": _BOOLEANS.get(row["grounded"]),
+    }
+    # The keys are a subclass of str, which msgspec does not accept.
+    fields = {
+        str(key): value
+        for key, value in row.items()
+        if value is not None or key not in OMITTED_IN_LISTS
+    }
+    return msgspec.convert(fields | derived, Answer)
+
+
+def _build_damaged_answer(
+    keyed: KeyedRow,
+    columns: Sequence[Column],
+    stored: Mapping[str, StoredValue],
+    user_id: str | None,
+) -> LoggedAnswer:
+    answer_id = keyed.name.encode(errors="surrogateescape").decode(errors="replace")
+    other_id = stored.get("id")
+    is_other = isinstance(other_id, str) and other_id != answer_id and read_id_time(other_id)
+    if is_other or user_id not in {None, stored.get("user_id")}:
+        stored = {}  # the index leads to another row
+    names = {*_DERIVED, *(column.name for column in columns)}
+    expected = [name for name in Answer.__struct_fields__ if name in names]
+    values: dict[str, Any] = {
+        name: _replace_undecodable(stored.get(name)) if _TYPES[name] in _TEXTS else None
+        for name in expected
+    }
+    values |= {"id": answer_id, "created_at": read_id_time(answer_id)}
+    readable = _convert_stored_values(stored)
+    damaged = [name for name in expected if name not in readable]
+    fields = {key: value for key, value in readable.items() if value is not msgspec.UNSET}
+    if not damaged:  # it could not be read for a moment
+        return msgspec.convert(fields, Answer)
+    return msgspec.convert(values | fields | {"damaged": damaged}, DamagedAnswer)
+
+
+def _convert_stored_values(stored: Mapping[str, StoredValue]) -> dict[str, Any]:
+    """The fields of an answer that can be read."""
+    values: dict[str, Any] = {}
+    for name, value in stored.items():
+        with suppress(*_UNUSABLE):
+            if name == _COST.name:
+                amount = msgspec.convert(value, int | None)
+                values["estimated_cost"] = None if amount is None else format_usd(amount)
+            elif name in _TYPES:
+                values[name] = _convert_stored(name, value)
+    with suppress(KeyError, TypeError):
+        counts = values["prompt_tokens"], values["completion_tokens"]
+        values["total_tokens"] = None if None in counts else sum(counts)
+    return values
+
+
+def _convert_stored(name: str, value: StoredValue) -> Any:
+    """The value of a field. Raises `ValueError` or `TypeError`."""
+    converted: Any = value
+    if name in OMITTED_IN_LISTS and value is None:
+        return msgspec.UNSET
+    if name == "created_at":
+        converted = datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
+    elif name in {"sources", "nearest"}:
+        converted = load_json(str(value))
+    elif name == "grounded":
+        converted = _BOOLEANS.get(value)  # type: ignore[arg-type]  # any value may be looked up
+    return msgspec.convert(converted, _TYPES[name])
+
+
+def _replace_undecodable(value: StoredValue) -> str | None:
+    return value.decode(errors="replace") if isinstance(value, bytes) else None
