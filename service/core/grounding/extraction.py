@@ -46,7 +46,7 @@ INCOMPLETE_WEIGHT = 0.75  # of a line without an end mark
 CODE_ALONE_WEIGHT = 0.6  # of code, if the question does not ask how to
 LENGTH_CHARACTERS = 1500  # a sentence of this length scores half
 SHORT_CHARACTERS = 60  # shorter ones are not better
-LATER_WEIGHT = 0.05  # decrease of the score per rank of the passage
+LATER_WEIGHT = 0.25  # decrease of the score per rank of the passage
 FRAME_WEIGHT = 0.3  # of words that belong to the form of a question
 _FRAME_WORDS = frozenset(
     [
