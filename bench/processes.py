@@ -91,6 +91,11 @@ class Process:
         """Return the last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._popen.pid
+
     def rss_kib(self) -> int:
         """Return the resident memory, including children."""
         return sum(_rss_kib(pid) for pid in [self._popen.pid, *_descendants(self._popen.pid)])

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from service import __version__
 from service.api import (
     answers,
+    conversations,
     documents,
     health,
     keys,
@@ -27,6 +28,7 @@ from service.api import (
 from service.api.body_budget import BodyBudget
 from service.api.dependencies import Services
 from service.api.middleware import RequestMiddleware
+from service.api.openai import chat, models
 from service.api.openapi import build_openapi
 from service.core import tokens
 from service.core.accounting.journal import Journal, choose_spool, find_spool
@@ -121,7 +123,20 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    for module in (answers, uploads, documents, logs, keys, quotas, sessions, health):
+    # In the order of their frequency: the routes of a request are searched from the first.
+    for module in (
+        chat,
+        answers,
+        conversations,
+        uploads,
+        documents,
+        logs,
+        keys,
+        quotas,
+        sessions,
+        health,
+        models,
+    ):
         # Copied, because an included router adds a lookup to every request.
         app.router.routes += module.router.routes
     pages.mount_pages(app)

@@ -20,9 +20,11 @@ from service.api.schemas import (
     AnswerInProgress,
     AnswerStarted,
     AskBody,
+    ConversationId,
     DocumentIds,
     ModelName,
     NotBlank,
+    Tags,
     UserId,
     problem_schemas,
     schema_ref,
@@ -54,10 +56,14 @@ _PROVIDER = problem_schemas(
     "`Retry-After`",
     _504="`provider_timeout`: the provider did not respond in time; it may have billed",
 )
-_KEYED = problem_schemas(
-    _409="`idempotency_conflict`: the `Idempotency-Key` was used for a different request"
+_ERASED = problem_schemas(_410="`erased`: the texts of this answer were erased")
+_CONTINUED = problem_schemas(
+    _404="`not_found`: no conversation, answer or event has this id, or it belongs to another user",
+    _409="`conversation_busy`: an answer of the conversation is in progress; "
+    "`idempotency_conflict`: the `Idempotency-Key` was used for a different request",
+    _410="`erased`: the conversation, or the answer of the `Idempotency-Key`, was erased",
 )
-_REPLAYED = {"Idempotent-Replayed": "true"}
+REPLAYED = {"Idempotent-Replayed": "true"}
 _UNKNOWN = problem_schemas(
     _404="`not_found`: no answer or event has this id, or it belongs to another user"
 )
@@ -99,7 +105,7 @@ async def read_last_event_id(
         200: schema_ref(Answer, "The answer object"),
         **REFUSALS,
         **_PROVIDER,
-        **_KEYED,
+        **_CONTINUED,
     },
 )
 async def create_answer(
@@ -110,20 +116,20 @@ async def create_answer(
     After a disconnect without an idempotency key the provider call is cancelled.
     """
     answer_request = await _build_request(body, request, services, principal, stream=False)
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     stream = started.stream
-    await _wait_finished(request, stream)
+    await wait_finished(request, stream)
     if stream.outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    headers = _REPLAYED if started.replayed else {}
-    headers = headers | _build_quota_headers(answer_request, services)
+    headers = REPLAYED if started.replayed else {}
+    headers = headers | build_quota_headers(answer_request, services)
     if error := stream.error:
         error.extra["answer_id"] = stream.intent.id
-        return create_problem_response(error, request.scope["request_id"], headers)
+        return create_problem_response(error, request.scope, headers)
     return json_response(create_answer_object(stream.outcome), headers=headers)
 
 
-@router.post("/stream", responses={200: _STREAM, **REFUSALS, **_PROVIDER, **_KEYED})
+@router.post("/stream", responses={200: _STREAM, **REFUSALS, **_PROVIDER, **_CONTINUED})
 async def stream_answer(
     body: AskBody, request: Request, services: ServicesDep, principal: AskPrincipal, key: KeyDep
 ) -> Response:
@@ -133,14 +139,14 @@ async def stream_answer(
     return.
     """
     answer_request = await _build_request(body, request, services, principal, stream=True)
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     response = create_stream_response(
         started.stream,
         services.limits,
         enter=partial(services.revocation.watch_principal, principal),
     )
     response.headers.update(
-        (_REPLAYED if started.replayed else {}) | _build_quota_headers(answer_request, services)
+        (REPLAYED if started.replayed else {}) | build_quota_headers(answer_request, services)
     )
     return response
 
@@ -149,7 +155,7 @@ _LastEventIdDep = Annotated[str | None, Depends(read_last_event_id)]
 
 
 @router.get(
-    "/stream", responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_PROVIDER, **_KEYED, **_UNKNOWN}
+    "/stream", responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_PROVIDER, **_CONTINUED}
 )
 async def stream_answer_to_event_source(
     request: Request,
@@ -163,6 +169,8 @@ async def stream_answer_to_event_source(
     temperature: Annotated[float | None, Query(ge=0, le=2)] = None,
     user_id: Annotated[UserId | None, Query()] = None,
     documents: Annotated[DocumentIds | None, Query()] = None,
+    tags: Annotated[Tags | None, Query(alias="tag", min_length=1)] = None,
+    conversation_id: Annotated[ConversationId | None, Query()] = None,
     key: Annotated[
         str | None,
         Query(
@@ -183,18 +191,20 @@ async def stream_answer_to_event_source(
         temperature=temperature,
         user_id=user_id,
         documents=documents,
+        tags=tags,
+        conversation_id=conversation_id,
     )
     answer_request = await _build_request(
         body, request, services, principal, stream=True, resumable=True
     )
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     response = create_stream_response(
         started.stream,
         services.limits,
         enter=partial(services.revocation.watch_principal, principal),
     )
     response.headers.update(
-        (_REPLAYED if started.replayed else {}) | _build_quota_headers(answer_request, services)
+        (REPLAYED if started.replayed else {}) | build_quota_headers(answer_request, services)
     )
     return response
 
@@ -206,7 +216,7 @@ async def stream_answer_to_event_source(
         202: schema_ref(AnswerStarted, "The answer has started; its events are at `events_url`"),
         **REFUSALS,
         **_PROVIDER,
-        **_KEYED,
+        **_CONTINUED,
     },
 )
 async def start_answer(
@@ -222,7 +232,7 @@ async def start_answer(
         resumable=True,
         attach_seconds=services.settings.ticket_seconds,
     )
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     intent = started.stream.intent
     issued = services.tickets.issue(
         TicketGrant(
@@ -240,11 +250,12 @@ async def start_answer(
         events_url=f"{location}/events?ticket={issued.ticket}",
         expires_at=datetime.fromtimestamp(issued.expires_at, UTC),
         resumable=not started.stream.degraded,
+        conversation_id=intent.conversation_id,
     )
     headers = (
         {"Location": location}
-        | (_REPLAYED if started.replayed else {})
-        | _build_quota_headers(answer_request, services)
+        | (REPLAYED if started.replayed else {})
+        | build_quota_headers(answer_request, services)
     )
     return json_response(body_out, 202, headers)
 
@@ -306,7 +317,7 @@ authorize_reader.requires = authorize_ask.requires  # type: ignore[attr-defined]
 
 @router.get(
     "/answers/{answer_id}/events",
-    responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_UNKNOWN, **_TICKET},
+    responses={200: _STREAM, 204: _BEYOND, **REFUSALS, **_UNKNOWN, **_ERASED, **_TICKET},
 )
 async def stream_answer_events(
     answer_id: str,
@@ -325,6 +336,7 @@ async def stream_answer_events(
         202: schema_ref(AnswerInProgress, "In progress: the text so far"),
         **REFUSALS,
         **_UNKNOWN,
+        **_ERASED,
     },
 )
 async def get_answer(answer_id: str, services: ServicesDep, principal: AskPrincipal) -> Response:
@@ -341,7 +353,7 @@ async def get_answer(answer_id: str, services: ServicesDep, principal: AskPrinci
 @router.delete(
     "/answers/{answer_id}",
     status_code=204,
-    responses={**REFUSALS, **_UNKNOWN},
+    responses={**REFUSALS, **_UNKNOWN, **_ERASED},
     response_class=Response,
 )
 async def stop_answer(answer_id: str, services: ServicesDep, principal: AskPrincipal) -> Response:
@@ -383,7 +395,7 @@ def _parse_position(answer_id: str, last_event_id: str | None) -> int:
     return position[1]
 
 
-async def _wait_finished(request: Request, stream: Stream) -> None:
+async def wait_finished(request: Request, stream: Stream) -> None:
     """Wait until the answer has ended or the client has disconnected."""
     with stream.attach_reader(), suppress(TimeoutError):
         async with asyncio.timeout(None) as deadline:
@@ -397,19 +409,35 @@ async def _wait_finished(request: Request, stream: Stream) -> None:
                 stream.remove_finish_callback(expire)
 
 
+async def wait_output(request: Request, stream: Stream, seconds: float) -> bool:
+    """Wait for the first chunk, the end, or this time. False if the client has disconnected."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds) as deadline:
+            expire = partial(_expire, deadline)
+            stream.add_output_callback(expire)
+            try:
+                while not stream.has_chunks and stream.outcome is None:
+                    if (await request.receive())["type"] == "http.disconnect":
+                        return False
+            finally:
+                stream.remove_output_callback(expire)
+    return True
+
+
 def _expire(deadline: asyncio.Timeout) -> None:
     deadline.reschedule(asyncio.get_running_loop().time())
 
 
-async def _begin_answer(
+async def begin_answer(
     answer_request: AnswerRequest, key: str | None, services: Services
 ) -> StartedAnswer:
+    """Start an answer, or return that of the idempotency key."""
     if key is None:
         return StartedAnswer(await services.answers.answer(answer_request), replayed=False)
     return await services.answers.answer_once(answer_request, key)
 
 
-def _build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:
+def build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:
     """`RateLimit` headers for the caller's limits."""
     return (
         create_quota_headers(services.quota.windows(answer_request.subjects))
@@ -430,8 +458,11 @@ async def _build_request(
 ) -> AnswerRequest:
     """Create the request for `core/answering`. Raises `TooLarge`."""
     settings = services.settings
-    if len(body.prompt) > settings.prompt_characters_max:
-        raise TooLarge(f"the prompt is longer than {settings.prompt_characters_max} characters")
+    prompt, history = body.split_question()
+    characters = len(prompt) + sum(len(message.content) for message in history)
+    if characters > settings.prompt_characters_max:
+        what = "messages are" if history else "prompt is"
+        raise TooLarge(f"the {what} longer than {settings.prompt_characters_max} characters")
     if body.max_tokens and body.max_tokens > settings.max_tokens_max:
         raise TooLarge(f"max_tokens is more than {settings.max_tokens_max}")
     user_id = body.user_id if body.user_id and principal.may_impersonate else principal.user_id
@@ -444,7 +475,9 @@ async def _build_request(
             *principal.key_subjects,
         )
     return AnswerRequest(
-        prompt=body.prompt,
+        prompt=prompt,
+        history=history,
+        conversation_id=body.conversation_id,
         grounded=body.grounded,
         endpoint=request.scope["route"].path,
         user_id=user_id,
@@ -461,4 +494,5 @@ async def _build_request(
         max_tokens=body.max_tokens,
         temperature=body.temperature,
         documents=body.documents,
+        tags=body.tags,
     )

@@ -137,9 +137,14 @@ def decode_json(raw: bytes, model: type[Model]) -> msgspec.Struct:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         refusal = error
     try:
-        return decode(_ESCAPE.sub(_replace_lone_surrogate, raw.removeprefix(_BYTE_ORDER_MARK)))
+        return decode(repair_surrogates(raw))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise RequestValidationError(list_errors(raw, model, refusal)) from None
+
+
+def repair_surrogates(raw: bytes) -> bytes:
+    """The body without a byte order mark, and with U+FFFD instead of lone surrogates."""
+    return _ESCAPE.sub(_replace_lone_surrogate, raw.removeprefix(_BYTE_ORDER_MARK))
 
 
 @lru_cache
@@ -161,11 +166,11 @@ def _create_struct(model: type[BaseModel]) -> type[msgspec.Struct]:
 
 
 def _get_json_type(annotation: Any) -> Any:
-    """The accepted JSON: an object with known fields, an array of scalars, or a scalar."""
+    """The accepted JSON: an object with known fields, a scalar, or an array of either."""
     if get_origin(annotation) is Annotated:
         return _get_json_type(get_args(annotation)[0])
     if get_origin(annotation) is list:
-        return list[Scalar] | None
+        return list[_get_json_type(get_args(annotation)[0])] | None  # type: ignore[misc]  # at run time
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return _create_struct(annotation) | None
     if get_origin(annotation) in {Union, UnionType}:

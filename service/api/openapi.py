@@ -23,6 +23,7 @@ from service.api.schemas import (
     StartEvent,
     TextBody,
 )
+from service.core.accounting.conversations import ConversationPage
 from service.core.auth.store import ApiKey
 from service.core.documents.library import Document, DocumentPage
 from service.core.records import Answer, DamagedAnswer
@@ -33,12 +34,14 @@ _SHAPES = [
     AnswerInProgress,
     AnswerStarted,
     ApiKey,
+    ConversationPage,
     Document,
     DocumentPage,
     DamagedAnswer,
     Problem,
     SearchResults,
     StartEvent,
+    shapes.ConversationThread,
     shapes.DeltaEvent,
     shapes.KeyList,
     shapes.Liveness,

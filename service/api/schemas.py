@@ -4,6 +4,7 @@ Responses are encoded by msgspec, mostly from the structs of `service.core`; `ap
 derives their JSON schemas from the same structs.
 """
 
+import datetime as dt
 import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -22,9 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+from service.core.encoding import sanitize_text
 from service.core.ports import QuotaLimits
 from service.core.pricing import to_nano_usd
-from service.core.records import Intent, Passage
+from service.core.records import Intent, Message, Passage
 
 _NO_NUL = r"^[^\x00]+$"  # PostgreSQL cannot store it
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
@@ -84,15 +86,32 @@ ExpiryDays = Annotated[float, Field(gt=0, le=3650), NUMBER]
 GraceSeconds = Annotated[float, Field(ge=0, le=2_592_000), NUMBER]
 
 # The values of `endpoint` in log rows.
-Endpoint = Literal["/ai/test", "/ai/stream", "/ai/answers", "/v1/embeddings"]
+Endpoint = Literal[
+    "/ai/test", "/ai/stream", "/ai/answers", "/v1/chat/completions", "/v1/embeddings"
+]
 
 READ_ONLY = "Not changed: accepted because `GET` returns it"
 SAME_USER = "If present, the id in the URL."
 
+MESSAGES_MAX = 200
+ConversationId = Annotated[str, StringConstraints(min_length=1, max_length=36)]
 DocumentIds = Annotated[
     list[Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]],
     Field(min_length=1, max_length=100),
 ]
+
+
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"\S")]
+Tags = Annotated[list[Tag], Field(max_length=20)]
+Source = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=_NO_NUL)]
+
+
+class MessageBody(BaseModel):
+    """A message of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["user", "assistant"]
+    content: NotBlank
 
 
 class AskBody(BaseModel):
@@ -104,6 +123,13 @@ class AskBody(BaseModel):
             "examples": [
                 {"prompt": "返品は何日以内にできますか？"},
                 {
+                    "messages": [
+                        {"role": "user", "content": "How long may I return a product?"},
+                        {"role": "assistant", "content": "Within 30 days."},
+                        {"role": "user", "content": "What about opened ones?"},
+                    ]
+                },
+                {
                     "prompt": "Write a haiku about streams.",
                     "grounded": False,
                     "max_tokens": 60,
@@ -112,8 +138,18 @@ class AskBody(BaseModel):
             ]
         },
     )
-    prompt: NotBlank = Field(
-        description="The question, at most KOTAE_PROMPT_CHARACTERS_MAX characters (413)."
+    prompt: NotBlank | None = Field(
+        None, description="The question, at most KOTAE_PROMPT_CHARACTERS_MAX characters (413)."
+    )
+    messages: list[MessageBody] | None = Field(
+        None,
+        min_length=1,
+        max_length=MESSAGES_MAX,
+        description="Instead of `prompt`: a conversation that ends with the question. All messages "
+        "together have at most KOTAE_PROMPT_CHARACTERS_MAX characters (413).",
+    )
+    conversation_id: ConversationId | None = Field(
+        None, description="With `prompt`: the stored conversation that the question continues."
     )
     grounded: StrictBool = Field(
         True, description="Answer from the documents, or refuse without relevant passages."
@@ -125,6 +161,28 @@ class AskBody(BaseModel):
     temperature: Temperature | None = None
     user_id: UserId | None = Field(None, description="The user to answer for; for admins.")
     documents: DocumentIds | None = Field(None, description="Use only these documents.")
+    tags: Annotated[Tags, Field(min_length=1)] | None = Field(
+        None, description="Use only documents with one of these tags."
+    )
+
+    @model_validator(mode="after")
+    def check_question(self) -> Self:
+        """Require `prompt`, or `messages` with the question last. Raises `ValueError`."""
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("either prompt or messages is required")
+        if self.messages is not None:
+            if self.messages[-1].role != "user":
+                raise ValueError("the last message must be from the user")
+            if self.conversation_id is not None:
+                raise ValueError("messages and conversation_id exclude each other")
+        return self
+
+    def split_question(self) -> tuple[str, list[Message]]:
+        """Return the question, and the messages before it."""
+        *history, last = self.messages or [MessageBody(role="user", content=self.prompt or "")]
+        return last.content, [
+            Message(message.role, sanitize_text(message.content)) for message in history
+        ]
 
 
 class TextBody(BaseModel):
@@ -141,6 +199,33 @@ class TextBody(BaseModel):
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
     text: NotBlank
     shared: StrictBool = Field(False, description="Visible to all users; requires an admin.")
+    source: Source | None = Field(
+        None, description="A path or URL; replaces what was uploaded from it."
+    )
+    tags: Tags = Field([], description="Stored in lower case.")
+    date: dt.date | None = Field(None, description="Of the content.")
+
+
+class DocumentBody(BaseModel):
+    """Changes of a document; absent fields stay."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"title": "Handbook 2026", "tags": ["hr"], "date": None}]},
+    )
+    title: Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=r"\S")] | None = (
+        None
+    )
+    tags: Tags | None = None
+    date: dt.date | None = Field(None, description="Of the content; null removes it.")
+    shared: StrictBool | None = Field(None, description="Visible to all users; requires an admin.")
+
+    @model_validator(mode="after")
+    def check_null(self) -> Self:
+        """Reject null except for `date`. Raises `ValueError`."""
+        if any(getattr(self, name) is None for name in self.model_fields_set - {"date"}):
+            raise ValueError("only date can be null")
+        return self
 
 
 class LimitsBody(BaseModel):
@@ -267,6 +352,7 @@ class StartEvent(msgspec.Struct):
     id: str
     model: str
     grounded: bool
+    conversation_id: str | None
     context: list[Passage]
     resumable: bool = True
 
@@ -278,6 +364,7 @@ class AnswerStarted(msgspec.Struct):
     events_url: str
     expires_at: datetime
     resumable: bool
+    conversation_id: str | None
 
 
 class AnswerInProgress(msgspec.Struct):
@@ -292,6 +379,7 @@ class AnswerInProgress(msgspec.Struct):
     created_at: datetime
     grounded: bool
     request_id: str
+    conversation_id: str | None
     status: str = "in_progress"
 
     @classmethod
@@ -307,6 +395,7 @@ class AnswerInProgress(msgspec.Struct):
             created_at=intent.created_at,
             grounded=intent.grounded,
             request_id=intent.request_id,
+            conversation_id=intent.conversation_id,
         )
 
 

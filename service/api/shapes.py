@@ -24,6 +24,9 @@ class UploadResult(Struct):
     format: str | UnsetType = UNSET
     pages: int | UnsetType | None = UNSET
     date: Date | UnsetType | None = UNSET
+    source: str | UnsetType | None = UNSET
+    file_hash: str | UnsetType | None = UNSET
+    tags: list[str] | UnsetType = UNSET
     shared: bool | UnsetType = UNSET
     created_at: datetime | UnsetType = UNSET
     created: bool | UnsetType = UNSET
@@ -62,6 +65,15 @@ class LogRowPage(Struct):
     With several filters a page may have fewer rows than requested, even none, before the last page.
     """
 
+    items: list[Annotated[Any, Meta(extra_json_schema=LOG_ROW_SCHEMA)]]
+    next_cursor: str | None
+
+
+class ConversationThread(Struct):
+    """A conversation with its answers, oldest first. `next_cursor` is null on the last page."""
+
+    id: str
+    user_id: str
     items: list[Annotated[Any, Meta(extra_json_schema=LOG_ROW_SCHEMA)]]
     next_cursor: str | None
 

@@ -10,6 +10,8 @@
     ├── UnpricedModel            400 unpriced_model        use a priced model or set KOTAE_PRICES
     ├── KeysFull                 409 keys_full             revoke unused keys
     ├── KeyReplaced              409 key_replaced          rotate the key that replaced this one
+    ├── ConversationBusy         409 conversation_busy     retry when the running answer has ended
+    ├── Erased                   410 erased                begin a new conversation
     ├── ForeignHost              400 foreign_host          add the name to KOTAE_ALLOWED_HOSTS
     ├── ForeignOrigin            403 foreign_origin        add the origin to KOTAE_ALLOWED_ORIGINS
     ├── TicketInvalid            403 ticket_invalid        create a new answer
@@ -46,7 +48,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from service.core.redaction import redact_secrets
 
@@ -140,6 +142,23 @@ class KeyReplaced(KotaeError):
     """The key was already rotated. The key that replaced it was shown once, at that time."""
 
     code, status, title = "key_replaced", 409, "The key was already rotated"
+
+
+class ConversationBusy(KotaeError):
+    """An answer of the conversation is in progress: the next question needs its text."""
+
+    code, status, title, retry_after_default = (
+        "conversation_busy",
+        409,
+        "The conversation is busy",
+        1,
+    )
+
+
+class Erased(KotaeError):
+    """The texts of an answer or a conversation were erased. This is final."""
+
+    code, status, title = "erased", 410, "Erased"
 
 
 class ForeignHost(KotaeError):
@@ -278,11 +297,33 @@ class JwksUnavailable(KotaeError):
     )
 
 
+class ReportedError(NamedTuple):
+    """An error as the provider reported it, bounded and redacted. `status` None: in a stream."""
+
+    status: int | None
+    message: str | None
+    type: str | None
+    param: str | None
+    code: str | None
+
+
 class ProviderError(KotaeError):
-    """The provider failed while answering."""
+    """The provider failed while answering. `reported`: its own error, if it sent one."""
 
     code, status, title = "provider_error", 502, "The provider failed"
     may_retry: ClassVar[bool] = False
+    reported: ReportedError | None = None
+
+    @property
+    def certainly_unbilled(self) -> bool:
+        """Whether nothing was billed: not started, or a 500 with the provider's own error body.
+
+        Gateways before the provider send other 5xx, also after it has answered.
+        """
+        reported = self.reported
+        return self.may_retry or (
+            reported is not None and reported.status == 500 and reported.message is not None
+        )
 
 
 class ProviderUnreachable(ProviderError):

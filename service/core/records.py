@@ -62,6 +62,13 @@ class Passage(msgspec.Struct, frozen=True):
     page: int | msgspec.UnsetType = msgspec.UNSET
 
 
+class Message(msgspec.Struct, frozen=True):
+    """A message to or from a model. `role` is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
     """A record: an answer starts. It has everything that a row needs if no outcome follows."""
 
@@ -82,6 +89,8 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     asked_by: str | None = None  # the admin who acted for `user_id`
     held_tokens: int | None = None  # the quota held, charged if the usage stays unknown
     held_nano_usd: int | None = None
+    conversation_id: str | None = None  # the id of its first answer; None: not part of one
+    messages: list[Message] | None = None  # as sent, if there are more than the prompt
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +110,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     sources: list[Passage]
     nearest: list[Passage] | None = None  # of a refusal: shown, but not an answer
+    choices: list[dict[str, Any]] | None = None  # of a chat completion, if more than a text
     version: int = VERSION
+    erased_at: datetime | None = None  # set only when it is read from a row
 
     def compute_charge(self) -> tuple[int, int]:
         """Return (tokens, nano-dollars) charged to quotas; `compute_row_charge` for a record."""
@@ -120,7 +131,8 @@ def compute_row_charge(row: Mapping[Any, Any]) -> tuple[int, int]:
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer object of the API and the log. Costs are decimal strings in USD.
 
-    `nearest` is present with a refusal, except in lists.
+    Lists omit `nearest`, which refusals have, `messages`, present if the prompt was not alone, and
+    `choices`, present with a chat completion that is more than a text.
     """
 
     id: str
@@ -148,10 +160,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     relevance_cosine: float | None
     sources: list[Passage]
     nearest: list[Passage] | msgspec.UnsetType = msgspec.UNSET
+    choices: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
     attempts: int
     request_id: str
     key_id: str | None
     asked_by: str | None
+    conversation_id: str | None
+    messages: list[Message] | msgspec.UnsetType = msgspec.UNSET
+    erased_at: datetime | None
 
 
 class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,11 +206,14 @@ class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | None
     key_id: str | None
     asked_by: str | None
+    conversation_id: str | None
+    messages: list[Message] | msgspec.UnsetType | None = msgspec.UNSET
+    erased_at: datetime | None
     damaged: list[str]
 
 
 def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
-    """Build the answer object; without `texts` it has no prompt and response (`done`)."""
+    """Build the answer object; without `texts` it has no prompt, messages and response (`done`)."""
     intent, usage = outcome.intent, outcome.usage
     return Answer(
         id=intent.id,
@@ -222,8 +241,12 @@ def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         relevance_cosine=intent.relevance_cosine,
         sources=outcome.sources,
         nearest=msgspec.UNSET if outcome.nearest is None else outcome.nearest,
+        choices=outcome.choices if texts and outcome.choices else msgspec.UNSET,
         attempts=outcome.attempts,
         request_id=intent.request_id,
         key_id=intent.key_id,
         asked_by=intent.asked_by,
+        conversation_id=intent.conversation_id,
+        messages=intent.messages if texts and intent.messages else msgspec.UNSET,
+        erased_at=outcome.erased_at,
     )

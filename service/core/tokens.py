@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import anyio.to_thread
 
 from service.core.lazy import LazyModule
-from service.core.ports import Message
 from service.core.pricing import Usage
+from service.core.records import Message
 
 if TYPE_CHECKING:
     import bpe_openai

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from service.core import tokens
-from service.core.ports import Message
 from service.core.pricing import Usage
+from service.core.records import Message
 from service.core.tokens import bound_tokens, count_tokens
 
 

@@ -52,6 +52,9 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/ai/answers/{answer_id}"): (USER, Scope.ASK),
     ("GET", "/ai/answers/{answer_id}/events"): (USER, Scope.ASK),
     ("DELETE", "/ai/answers/{answer_id}"): (USER, Scope.ASK),
+    ("GET", "/ai/conversations"): (USER, Scope.ASK),
+    ("GET", "/ai/conversations/{conversation_id}"): (USER, Scope.ASK),
+    ("DELETE", "/ai/conversations/{conversation_id}"): (USER, Scope.ASK),
     ("POST", "/ai/upload"): (USER, Scope.DOCUMENTS),
     ("POST", "/seed"): (ADMIN, Scope.DOCUMENTS),
     ("GET", "/ai/documents"): (USER, Scope.DOCUMENTS),
@@ -83,7 +86,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/ai/users/{user_id}/quota"): {},
     ("PUT", "/ai/plans/{name}"): {},
 }
-MOUNTED = {"/web/swagger", "/web"}
+MOUNTED = {"/web/swagger", "/web/{path:path}"}
 
 
 def read_requirements() -> dict[tuple[str, str], tuple[Role, Scope | None] | None]:
@@ -198,6 +201,7 @@ async def test_users_cannot_read_data_of_others(serve: Serve, fake: ProviderFake
         ids = {
             "document_id": document,
             "answer_id": answer["id"],
+            "conversation_id": answer["id"],
             "key_id": key.id,
             "user_id": "alice",
             "name": "default",

@@ -435,13 +435,14 @@ class Journal:
 
 def strip_texts(outcome: Outcome) -> Outcome:
     """Return the outcome without texts. The price label is cut; the cost has its number."""
-    intent = msgspec.structs.replace(outcome.intent, prompt="")
+    intent = msgspec.structs.replace(outcome.intent, prompt="", messages=None)
     return msgspec.structs.replace(
         outcome,
         intent=intent,
         response="",
         sources=[],
         nearest=outcome.nearest and [],
+        choices=None,
         price=outcome.price and outcome.price[:500],
     )
 

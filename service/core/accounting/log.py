@@ -75,13 +75,28 @@ _TOTALLED = [
 ]
 _CHARGES = ("requests", "tokens", "cost_nano_usd")
 
+# What erasure removes: the texts, and the hash of a request, from which a text can be guessed.
+ERASED_VALUES: dict[str, Any] = {
+    "prompt": "",
+    "response": "",
+    "sources": [],
+    "nearest": None,
+    "choices": None,
+    "messages": None,
+    "body_hash": None,
+}
 _insert = insert(request_logs)
 _upsert = _insert.on_conflict_do_update(
     index_elements=["id"],
     set_={
         column.name: _insert.excluded[column.name]
+        if column.name not in ERASED_VALUES
+        else sa.case(
+            (request_logs.c.erased_at.is_(None), _insert.excluded[column.name]),
+            else_=request_logs.c[column.name],
+        )
         for column in request_logs.c
-        if column.name not in ("seq", "id")
+        if column.name not in ("seq", "id", "erased_at")
     },
     where=request_logs.c.rank < _insert.excluded.rank,
 )
@@ -125,8 +140,10 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
     """Write the rows and their totals. Returns the number of new rows.
 
     Idempotent in any order and number: a row is inserted once and replaced only by a record of
-    higher rank (`RANKS`); the totals change by the difference in the same transaction. Raises
-    `AnswerDamaged` if a row exists that cannot be read.
+    higher rank (`RANKS`); the totals change by the difference in the same transaction. Erasure is
+    final: a record changes the numbers of an erased row, but not its texts, and a new row of an
+    erased conversation is inserted without texts. Raises `AnswerDamaged` if a row exists that
+    cannot be read.
     """
     best: dict[str, Outcome] = {}
     for outcome in outcomes:
@@ -140,12 +157,33 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
         if id_ not in existing or existing[id_]["rank"] < get_rank(outcome)
     ]
     if accepted:
-        rows = [build_row(outcome) for outcome in accepted]
+        erased = await _read_erased(session, accepted)
+        rows = [
+            build_row(outcome) | erased.get(outcome.intent.conversation_id or "", {})
+            for outcome in accepted
+        ]
         await session.execute(_upsert, rows)
         replaced = [existing[row["id"]] for row in rows if row["id"] in existing]
         await _add_totals(session, rows, replaced)
         await _add_charges(session, rows, replaced)
     return sum(outcome.intent.id not in existing for outcome in accepted)
+
+
+async def _read_erased(session: Session, outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+    """Return the values of erased rows for each conversation of these outcomes that is erased."""
+    ids = {
+        conversation_id
+        for outcome in outcomes
+        if (conversation_id := outcome.intent.conversation_id) not in {None, outcome.intent.id}
+    }
+    if not ids:
+        return {}
+    query = sa.select(request_logs.c.id, request_logs.c.erased_at).where(
+        request_logs.c.id.in_(ids), request_logs.c.erased_at.is_not(None)
+    )
+    return {
+        row.id: ERASED_VALUES | {"erased_at": row.erased_at} for row in await session.execute(query)
+    }
 
 
 def _read_existing(connection: sa.Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
@@ -222,7 +260,7 @@ async def read_page(
     """Read a page, newest first. Raises `InvalidCursor`."""
     interval = _build_interval(log_filter)
     if cursor is not None:
-        interval.append(request_logs.c.id < _parse_cursor(cursor))
+        interval.append(request_logs.c.id < parse_cursor(cursor))
     lead, others = _split_conditions(log_filter)
     where, end = [*lead, *others, *interval], None
     if others:
@@ -260,7 +298,7 @@ async def read_tail(
     """
     seq = (
         await session.execute(
-            sa.select(request_logs.c.seq).where(request_logs.c.id == _parse_cursor(after))
+            sa.select(request_logs.c.seq).where(request_logs.c.id == parse_cursor(after))
         )
     ).scalar()
     if seq is None:
@@ -374,7 +412,8 @@ def _build_interval(
     ]
 
 
-def _parse_cursor(cursor: str) -> str:
+def parse_cursor(cursor: str) -> str:
+    """Return the id that a cursor is. Raises `InvalidCursor`."""
     if not _is_cursor(cursor):
         raise InvalidCursor("the cursor is not the id of an answer")
     return cursor

@@ -25,6 +25,7 @@ def build_start_event(intent: Intent, context: list[Passage], *, degraded: bool 
         "id": intent.id,
         "model": intent.model,
         "grounded": intent.grounded,
+        "conversation_id": intent.conversation_id,
         "context": context,
     }
     return Event(0, "start", to_json(start | {"resumable": False} if degraded else start))

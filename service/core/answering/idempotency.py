@@ -22,7 +22,7 @@ row, and the writer quarantines the other.
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from service.core.answering.streams import Stream
 from service.core.encoding import sanitize_text, to_json
 from service.core.errors import IdempotencyConflict, ShuttingDown
 from service.core.ports import RecordQueue
+from service.core.records import Message
 from service.core.telemetry import log
 
 
@@ -64,15 +65,29 @@ def hash_request(
     max_tokens: int | None,
     temperature: float | None,
     documents: list[str] | None = None,
+    tags: list[str] | None = None,
+    history: Sequence[Message] = (),
+    conversation_id: str | None = None,
 ) -> str:
     """Return the SHA-256 of a request in hexadecimal.
 
     Parameters that were not sent stay None, so a changed default is not a different request. Hashes
     are stored in the log: changing this encoding would turn repeated requests into conflicts.
     """
-    fields = [1, stream, sanitize_text(prompt), grounded, model, max_tokens, temperature]
-    # A later field: without it the hash does not change.
+    fields: list[Any] = [
+        1,
+        stream,
+        sanitize_text(prompt),
+        grounded,
+        model,
+        max_tokens,
+        temperature,
+    ]
+    # Later fields: without them the hash does not change.
     fields += [] if documents is None else [documents]
+    fields += [] if tags is None else [{"tags": tags}]
+    fields += [{"history": history}] if history else []
+    fields += [] if conversation_id is None else [{"conversation_id": conversation_id}]
     return hashlib.sha256(to_json(fields)).hexdigest()
 
 

@@ -7,7 +7,7 @@ streams are not resumable (`has_capacity`).
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from service.core.answering.streams import BufferBudget, Stream
@@ -46,6 +46,11 @@ class StreamRegistry:
         while self.buffers.is_full and self._ended_timers:
             self._evict_oldest()
         return not self.buffers.is_full
+
+    def evict_streams(self, answer_ids: Iterable[str]) -> None:
+        """Evict ended streams before their time. Their readers finish reading."""
+        for answer_id in answer_ids:
+            self._evict_stream(answer_id)
 
     def _retain_stream(self, stream: Stream) -> None:
         answer_id = stream.intent.id

@@ -38,16 +38,18 @@ class ReplayLookup:
     async def find_by_id(self, answer_id: str) -> Stream | None:
         """Return the stream of an ended answer. Raises `DatabaseUnavailable`."""
         if (outcome := await self._read_outcome(answer_id)) is None:
-            await self._require_recovered()
-            try:
-                async with asyncio.timeout(COMMIT_SECONDS):
-                    await self._queue.wait_committed()
-            except TimeoutError as error:
-                raise DatabaseUnavailable(
-                    "the rows of recent answers are not written yet"
-                ) from error
+            await self.wait_written()
             outcome = await self._read_outcome(answer_id)
         return replay_stream(outcome) if outcome else None
+
+    async def wait_written(self) -> None:
+        """Wait for the rows of all answers that have ended. Raises `DatabaseUnavailable`."""
+        await self._require_recovered()
+        try:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                await self._queue.wait_committed()
+        except TimeoutError as error:
+            raise DatabaseUnavailable("the rows of recent answers are not written yet") from error
 
     async def find_by_key(self, user_id: str, idempotency_key: str) -> Outcome | None:
         """Return the outcome of a user's request with this key. Raises `DatabaseUnavailable`."""

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from service.core.database.failures import find_problem
 from service.core.database.files import SUFFIXES, create_private_file
 from service.core.errors import KotaeError
 
@@ -33,7 +34,7 @@ def create_copy(source: Path, copy: Path, *, live: bool) -> Iterator[Path]:
             closing(sqlite3.connect(copy)) as target,
         ):
             origin.backup(target)
-            problem: str = target.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            problem = find_problem(target, "integrity_check")
         if problem != "ok":
             raise KotaeError(f"{source} is damaged: {' '.join(problem.split())}")
         yield copy

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -115,6 +116,11 @@ request_logs = Table(
     Column(
         "nearest", JSON(none_as_null=True)
     ),  # passages shown with a refusal; None: not a refusal
+    Column("conversation_id", String(36)),  # the id of its first answer; None: not part of one
+    Column("messages", JSON(none_as_null=True)),  # as sent; None: the prompt alone
+    Column("erased_at", UtcDateTime),  # the texts are erased, also those of later records
+    # Of a chat completion, as the provider sent them; None: the response is everything
+    Column("choices", JSON(none_as_null=True)),
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order. The columns after `id` cover further filters.
     Index(None, "user_id", "id", "status", "model", "endpoint"),
@@ -123,6 +129,20 @@ request_logs = Table(
     Index(None, "endpoint", "id", "status"),
     Index(None, "user_id", "seq"),  # a user's tail
     sqlite_autoincrement=True,
+)
+# The first answers of a user's conversations, and the others of a conversation.
+_starts = request_logs.c.conversation_id == request_logs.c.id
+Index(
+    "ix_request_logs_user_id_conversations",
+    request_logs.c.user_id,
+    request_logs.c.id,
+    sqlite_where=sa.and_(_starts, request_logs.c.erased_at.is_(None)),
+)
+Index(
+    "ix_request_logs_conversation_id_id",
+    request_logs.c.conversation_id,
+    request_logs.c.id,
+    sqlite_where=request_logs.c.conversation_id != request_logs.c.id,
 )
 
 # Sums over request_logs, updated in the same transaction as the rows; they can be recomputed.
@@ -224,10 +244,15 @@ documents = Table(
     Column("format", String(20), nullable=False, server_default="text"),
     Column("pages", Integer),  # their number; None: the format has no pages
     Column("date", Date),  # of the content: from the file, or set by its owner
+    # The path or URL that the uploader gave. An upload replaces the documents of its source.
+    Column("source", String(1000)),
+    Column("file_hash", String(64)),  # SHA-256 of the uploaded file, hexadecimal
+    Column("tags", Text, nullable=False, server_default=""),  # see `documents.tags`
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
     Column("indexed_by", String(200), nullable=False, server_default=""),
     UniqueConstraint("user_id", "content_hash"),
+    Index(None, "user_id", "source"),
 )
 
 chunks = Table(

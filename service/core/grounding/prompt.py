@@ -15,8 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from service.core import tokens
-from service.core.ports import Message
-from service.core.records import Passage
+from service.core.records import Message, Passage
 from service.core.search.results import Hit
 from service.core.text.pages import PAGE_BREAK, find_page
 from service.core.text.tokenizer import detect_language
@@ -155,10 +154,19 @@ def _locate_sentence(hit: Hit, text: str, offset: int) -> tuple[int, int]:
     return min(low, len(text)), min(high, len(text))
 
 
-def build_grounded_messages(question: str, passages: Sequence[Passage]) -> list[Message]:
-    """Return messages that ask a model to answer from these passages only."""
+def build_grounded_messages(
+    question: str, passages: Sequence[Passage], history: Sequence[Message] = ()
+) -> list[Message]:
+    """Return messages that ask a model to answer from these passages only.
+
+    `history`: the earlier messages of the conversation, which tell what the question refers to.
+    """
     mark = _create_mark(
-        [question, *(part for passage in passages for part in (passage.title, passage.text))]
+        [
+            question,
+            *(message.content for message in history),
+            *(part for passage in passages for part in (passage.title, passage.text)),
+        ]
     )
     lines = [f"{mark} begins each part."]
     for passage in passages:
@@ -167,12 +175,12 @@ def build_grounded_messages(question: str, passages: Sequence[Passage]) -> list[
             passage.text,
         ]
     lines += [f"{mark} question", question, f"{mark} end"]
-    return [Message("system", GROUNDED_RULES), Message("user", "\n".join(lines))]
+    return [Message("system", GROUNDED_RULES), *history, Message("user", "\n".join(lines))]
 
 
-def build_free_messages(question: str) -> list[Message]:
+def build_free_messages(question: str, history: Sequence[Message] = ()) -> list[Message]:
     """Return messages that ask a model without documents."""
-    return [Message("system", FREE_RULES), Message("user", question)]
+    return [Message("system", FREE_RULES), *history, Message("user", question)]
 
 
 def parse_messages(messages: Sequence[Message]) -> tuple[str, list[Passage]] | str:

@@ -27,9 +27,9 @@ from service.core.database.engine import Database
 from service.core.database.tables import chunks, index_scopes, vectors
 from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout, retry_delay
-from service.core.ports import Embedder, EmbeddingResult, Message, QueryVector
+from service.core.ports import Embedder, EmbeddingResult, QueryVector
 from service.core.pricing import PriceBook
-from service.core.records import Intent, Status
+from service.core.records import Intent, Message, Status
 from service.core.search import fts5_merge
 from service.core.search.vector_matrix import normalize_vector
 from service.core.telemetry import log

@@ -17,10 +17,9 @@ from service.core.accounting.outcomes import AnswerAccount, build_interrupted
 from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
 from service.core.errors import ProviderBusy, ProviderError, ProviderUnreachable
-from service.core.ports import Message
 from service.core.pricing import PriceBook, Usage
 from service.core.quota.local import LocalQuota
-from service.core.records import Outcome, Passage, Status, UsageSource
+from service.core.records import Message, Outcome, Passage, Status, UsageSource
 from service.core.settings import ModelPrice
 from service.core.telemetry import Metrics
 from tests.records import build_intent

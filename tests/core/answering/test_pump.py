@@ -17,10 +17,10 @@ from service.core.answering.pump import Pump, PumpLimits
 from service.core.answering.streams import Stream
 from service.core.errors import KotaeError, ProviderBusy, ProviderUnreachable, ShuttingDown
 from service.core.limits import ServiceLimits
-from service.core.ports import Delta, Message, Provider, ProviderRequest
+from service.core.ports import Delta, Provider, ProviderRequest
 from service.core.pricing import PriceBook, Usage
 from service.core.quota.local import LocalQuota
-from service.core.records import Outcome, Status, UsageSource
+from service.core.records import Message, Outcome, Status, UsageSource
 from service.core.telemetry import Metrics
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text

@@ -3,7 +3,8 @@
 import random
 import shutil
 import sqlite3
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.errors import DatabaseUnavailable
 from service.core.settings import Settings
+from tests.damage import change_page
 from tests.records import build_intent, build_outcome
 from tests.rows import write
 
@@ -107,6 +109,32 @@ async def test_the_check_finds_damage_that_no_read_has_met(filled: Path) -> None
 
     assert database.damage
     await database.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.__setitem__(slice(36, 40), bytes([0, 0, 0, 1])),
+        lambda data: data.__setitem__(slice(32, 36), b"\xff" * 4),
+    ],
+    ids=["count", "first page"],
+)
+async def test_the_check_includes_free_pages(
+    filled: Path, change: Callable[[bytearray], None]
+) -> None:
+    """`check_pages` finds damage to the list of free pages, before a write uses it."""
+    with closing(sqlite3.connect(filled)) as connection:
+        connection.execute("CREATE TABLE temporary AS SELECT zeroblob(50000)")
+        connection.execute("DROP TABLE temporary")
+        connection.commit()
+        assert connection.execute("PRAGMA freelist_count").fetchone()[0] > 2
+    change_page(filled, 0, change)
+    database = Database(f"sqlite+aiosqlite:///{filled}")
+    problem = await database.check_pages()
+    await database.close()
+
+    assert problem is not None
+    assert "freelist" in problem
 
 
 async def test_damage_ends_with_the_file(filled: Path, tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from service.core.grounding.prompt import (
     parse_messages,
     refusal_text,
 )
-from service.core.ports import Message
-from service.core.records import Passage
+from service.core.records import Message, Passage
 from service.core.search.results import Hit
 
 QUESTION = "What is the refund period?"

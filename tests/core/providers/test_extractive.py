@@ -12,9 +12,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 from service.core import tokens
 from service.core.grounding.extraction import FREE
 from service.core.grounding.prompt import build_free_messages, build_grounded_messages
-from service.core.ports import Message
 from service.core.providers.extractive import ExtractiveTransport
-from service.core.records import Passage
+from service.core.records import Message, Passage
 from service.core.settings import EXTRACTIVE
 
 POLICY = Passage(

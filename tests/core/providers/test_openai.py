@@ -7,8 +7,9 @@ from contextlib import aclosing, asynccontextmanager, suppress
 import pytest
 
 from service.core.errors import ProviderUnreachable
-from service.core.ports import Message, ProviderRequest
+from service.core.ports import ProviderRequest
 from service.core.providers.openai import OpenAIProvider
+from service.core.records import Message
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.streams import post_stream

@@ -1,0 +1,169 @@
+"""Conversations: answers whose rows have the same `conversation_id`, the id of the first one.
+
+Every answer begins a conversation unless it continues one. Erasure removes the texts of all its
+rows and keeps their numbers; `log.apply_outcomes` keeps them erased when records arrive later.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+import sqlalchemy as sa
+
+from service.core.accounting.log import ERASED_VALUES, parse_cursor
+from service.core.accounting.rows import ANSWER_COLUMNS, LoggedAnswer, read_answers
+from service.core.database.engine import ReadSession, Session
+from service.core.database.tables import request_logs
+from service.core.encoding import utc_now
+from service.core.records import Message
+
+PAGE_MAX = 100
+TITLE_CHARACTERS_MAX = 200
+_columns = request_logs.c
+_follow_ups = request_logs.alias("follow_ups")
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation in a list. `title`: the beginning of its first prompt."""
+
+    id: str
+    title: str
+    user_id: str
+    answers: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class ConversationPage(msgspec.Struct, frozen=True):
+    """Conversations, the last started first. `next_cursor` is null on the last page."""
+
+    items: list[Conversation]
+    next_cursor: str | None
+
+
+class Thread(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation with its answers, oldest first. `next_cursor` is null on the last page."""
+
+    id: str
+    user_id: str
+    items: list[LoggedAnswer]
+    next_cursor: str | None
+
+
+class ConversationState(msgspec.Struct, frozen=True):
+    """The owner of a conversation, and when it was erased."""
+
+    user_id: str
+    erased_at: datetime | None
+
+
+async def read_state(session: ReadSession, conversation_id: str) -> ConversationState | None:
+    """Return the state of a conversation; None without a row of its first answer."""
+    query = sa.select(_columns.user_id, _columns.erased_at).where(
+        _columns.id == conversation_id, _columns.conversation_id == conversation_id
+    )
+    row = (await session.execute(query)).first()
+    return None if row is None else ConversationState(row.user_id, row.erased_at)
+
+
+async def list_conversations(
+    session: ReadSession, *, user_id: str, limit: int, cursor: str | None = None
+) -> ConversationPage:
+    """Return a page of a user's conversations. Raises `InvalidCursor`."""
+    later = sa.and_(
+        _follow_ups.c.conversation_id == _columns.id,
+        _follow_ups.c.conversation_id != _follow_ups.c.id,
+    )
+    count = sa.select(sa.func.count()).select_from(_follow_ups).where(later).scalar_subquery()
+    last = (
+        sa.select(_follow_ups.c.created_at)
+        .where(later)
+        .order_by(_follow_ups.c.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    query = (
+        sa.select(
+            _columns.id,
+            sa.func.substr(_columns.prompt, 1, TITLE_CHARACTERS_MAX).label("title"),
+            _columns.user_id,
+            _columns.created_at,
+            (count + 1).label("answers"),
+            sa.func.coalesce(last, _columns.created_at, type_=_columns.created_at.type).label(
+                "updated_at"
+            ),
+        )
+        .where(
+            _columns.user_id == user_id,
+            _columns.conversation_id == _columns.id,
+            _columns.erased_at.is_(None),
+        )
+        .order_by(_columns.id.desc())
+        .limit(limit + 1)
+    )
+    if cursor is not None:
+        query = query.where(_columns.id < parse_cursor(cursor))
+    rows = (await session.execute(query)).mappings().all()
+    items = [
+        msgspec.convert({str(key): value for key, value in row.items()}, Conversation)
+        for row in rows[:limit]
+    ]
+    return ConversationPage(items, items[-1].id if len(rows) > limit else None)
+
+
+async def read_thread(
+    session: ReadSession, conversation_id: str, *, limit: int, after: str | None = None
+) -> tuple[list[LoggedAnswer], str | None]:
+    """Return answers of a conversation, oldest first, and the cursor of the next page.
+
+    Raises `InvalidCursor`.
+    """
+    query = sa.select(*ANSWER_COLUMNS).where(_belongs_to(conversation_id)).order_by(_columns.id)
+    if after is not None:
+        query = query.where(_columns.id > parse_cursor(after))
+    rows = await read_answers(session, query.limit(limit + 1), user_id=None)
+    items = rows[:limit]
+    return items, items[-1].id if len(rows) > limit else None
+
+
+async def read_turns(session: ReadSession, conversation_id: str, limit: int) -> list[Message]:
+    """Return the messages of the last answers of a conversation, oldest first.
+
+    Answers without a text are left out.
+    """
+    query = (
+        sa.select(_columns.messages, _columns.prompt, _columns.response)
+        .where(_belongs_to(conversation_id), _columns.response != "")
+        .order_by(_columns.id.desc())
+        .limit(limit)
+    )
+    turns: list[Message] = []
+    for row in reversed((await session.execute(query)).all()):
+        sent = row.messages or [{"role": "user", "content": row.prompt}]
+        turns += [
+            *msgspec.convert(sent, list[Message]),
+            Message("assistant", row.response),
+        ]
+    return turns
+
+
+async def erase_rows(session: Session, conversation_id: str) -> Sequence[str]:
+    """Erase the texts of all rows of a conversation. Idempotent. Returns their ids."""
+    erasure = (
+        sa.update(request_logs)
+        .where(_belongs_to(conversation_id), _columns.erased_at.is_(None))
+        .values(**ERASED_VALUES, erased_at=utc_now())
+    )
+    await session.execute(erasure)
+    ids = sa.select(_columns.id).where(_belongs_to(conversation_id))
+    return (await session.execute(ids)).scalars().all()
+
+
+def _belongs_to(conversation_id: str) -> sa.ColumnElement[bool]:
+    """A condition of rows, in the form that the indexes support."""
+    return sa.or_(
+        sa.and_(_columns.id == conversation_id, _columns.conversation_id == conversation_id),
+        sa.and_(
+            _columns.conversation_id == conversation_id, _columns.conversation_id != _columns.id
+        ),
+    )
