@@ -38,7 +38,7 @@ Term = str | tuple[str, str]  # a word; a phrase; ("", gram)
 _NO_TERMS: frozenset[Term] = frozenset()
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class QuotableUnit(msgspec.Struct, frozen=True):
     """A unit that can be quoted. `index`: its number among the units of its passage.
 
     `around`: the texts beside it in its paragraph.
@@ -63,7 +63,7 @@ class PassageUnits(msgspec.Struct, frozen=True):
     passage: Passage
     units: list[Unit]
     headings: list[str]
-    candidates: list[Candidate]
+    candidates: list[QuotableUnit]
 
     def read_text(self, index: int) -> str:
         """Return a unit on one line, without markup."""
@@ -77,16 +77,16 @@ def read_passages(passages: Sequence[Passage], tokenizer: Tokenizer) -> list[Pas
     return [_read_passage(passage, tokenizer, texts) for passage in passages]
 
 
-def _read_passage(passage: Passage, tokenizer: Tokenizer, known: set[str]) -> PassageUnits:
+def _read_passage(passage: Passage, tokenizer: Tokenizer, texts_read: set[str]) -> PassageUnits:
     """Read a passage. Headings, questions and captions are context of what follows them."""
-    units = split_units(passage.text)[: max(0, SENTENCES_READ_MAX - len(known))]
+    units = split_units(passage.text)[: max(0, SENTENCES_READ_MAX - len(texts_read))]
     raw = [passage.text[unit.start : unit.end] for unit in units]
     texts = [clean_text(part) for part in raw]
     terms = [_extract_own_terms(*part, tokenizer) for part in zip(raw, texts, strict=True)]
     captions = _find_captions(passage.text, units)
     title = extract_terms(passage.title, tokenizer)
     above, before, heading = title, _NO_TERMS, ""
-    candidates: list[Candidate] = []
+    candidates: list[QuotableUnit] = []
     headings: list[str] = []
     for index, (unit, text, own) in enumerate(zip(units, texts, terms, strict=True)):
         is_heading = unit.kind is BlockKind.HEADING
@@ -95,8 +95,8 @@ def _read_passage(passage: Passage, tokenizer: Tokenizer, known: set[str]) -> Pa
         if is_heading or unit.block in captions or _QUESTION.search(text):
             above, before = title | own, _NO_TERMS
             continue
-        if own and text and text not in known and not _is_table_header(raw[index], unit):
-            known.add(text)
+        if own and text and text not in texts_read and not _is_table_header(raw[index], unit):
+            texts_read.add(text)
             introduced = terms[unit.introduction] if unit.introduction >= 0 else _NO_TERMS
             beside = [
                 other
@@ -104,7 +104,7 @@ def _read_passage(passage: Passage, tokenizer: Tokenizer, known: set[str]) -> Pa
                 if 0 <= other < len(units) and units[other].block == unit.block
             ]
             candidates.append(
-                Candidate(
+                QuotableUnit(
                     n=passage.n,
                     index=index,
                     text=text,

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from service.core.grounding.candidates import (
-    Candidate,
+    QuotableUnit,
     PassageUnits,
     Term,
     extract_terms,
@@ -106,7 +106,7 @@ class _Selection:
         self,
         question: Question,
         query: frozenset[Term],
-        candidates: list[Candidate],
+        candidates: list[QuotableUnit],
         sources: list[PassageUnits],
     ) -> None:
         self._question, self._query, self._candidates = question, query, candidates
@@ -118,7 +118,7 @@ class _Selection:
             if unit.kind is BlockKind.CODE
         }
 
-    def select(self) -> list[Candidate]:
+    def select(self) -> list[QuotableUnit]:
         """Return the best sentence and, for a question with several parts, further ones."""
         if not self._query or not self._candidates:
             return []
@@ -137,7 +137,7 @@ class _Selection:
             covered |= further.own
         return selected
 
-    def is_decisive(self, candidate: Candidate) -> bool:
+    def is_decisive(self, candidate: QuotableUnit) -> bool:
         """Return whether a sentence covers the question and has what it asks for."""
         words = [term for term in self._query if _weigh_kind(term) == 1]
         covered = self._sum_weights(term for term in words if term in candidate.own)
@@ -152,7 +152,7 @@ class _Selection:
     def _sum_weights(self, terms: Iterable[Term]) -> float:
         return sum(self._weights[term] for term in terms)
 
-    def _cover(self, candidate: Candidate) -> float:
+    def _cover(self, candidate: QuotableUnit) -> float:
         """Return the weight of the question's terms that a sentence covers."""
         gives_reason = self._question.asks_why and REASON.search(candidate.text)
         before_weight = BEFORE_REASON_WEIGHT if gives_reason else BEFORE_WEIGHT
@@ -164,7 +164,7 @@ class _Selection:
             + before_weight * self._sum_weights(before)
         )
 
-    def _score(self, candidate: Candidate) -> float:
+    def _score(self, candidate: QuotableUnit) -> float:
         """Score a sentence. Long ones match more by chance, later passages are less relevant."""
         return (
             self._cover(candidate)
@@ -175,10 +175,10 @@ class _Selection:
             / (1 + LATER_WEIGHT * (candidate.n - 1))
         )
 
-    def _is_unasked_code(self, candidate: Candidate) -> bool:
+    def _is_unasked_code(self, candidate: QuotableUnit) -> bool:
         return candidate.unit.kind is BlockKind.CODE and not self._question.asks_how
 
-    def _score_type(self, candidate: Candidate) -> float:
+    def _score_type(self, candidate: QuotableUnit) -> float:
         """Score whether a sentence has the kind of thing that the question asks for."""
         question, text = self._question, candidate.text
         score = TYPE_WEIGHT * float(question.asks_why and bool(REASON.search(text)))
@@ -197,7 +197,7 @@ class _Selection:
             score += CODE_WEIGHT
         return score
 
-    def _find_further(self, best: Candidate, covered: frozenset[Term]) -> Candidate | None:
+    def _find_further(self, best: QuotableUnit, covered: frozenset[Term]) -> QuotableUnit | None:
         """Return the sentence that covers most of what is not covered, if it is enough."""
         score_min = FURTHER_MIN * self._score(best)
         gains = {
@@ -225,7 +225,7 @@ class _Selection:
         return further
 
 
-def _weigh_terms(query: frozenset[Term], candidates: list[Candidate]) -> dict[Term, float]:
+def _weigh_terms(query: frozenset[Term], candidates: list[QuotableUnit]) -> dict[Term, float]:
     """Return the weight of each term: that of its kind times its idf among the sentences."""
     frequency = Counter(term for candidate in candidates for term in query & candidate.own)
     size = len(candidates)

@@ -9,7 +9,7 @@ citation follows the sentence that answers, and again the end.
 import re
 
 from service.core.grounding.candidates import (
-    Candidate,
+    QuotableUnit,
     PassageUnits,
     clean_text,
     extract_terms,
@@ -43,7 +43,7 @@ _INTRODUCES = re.compile(r"[:：]$|(?:以下|次)の|\b(?:following|below|as fol
 
 
 def compose_quotation(
-    best: Candidate,
+    best: QuotableUnit,
     source: PassageUnits,
     question: Question,
     tokenizer: Tokenizer,
@@ -80,7 +80,9 @@ def _add_mark(text: str, mark: str) -> str:
     return f"{text}{'' if text[-1:] in '。！？' else ' '}{mark}"
 
 
-def _find_neighbours(best: Candidate, source: PassageUnits, *, decisive: bool) -> tuple[int, int]:
+def _find_neighbours(
+    best: QuotableUnit, source: PassageUnits, *, decisive: bool
+) -> tuple[int, int]:
     """Return the first and last unit to quote: one more on each side, if they fit."""
     first = last = best.index
     size = len(best.text)
@@ -96,7 +98,7 @@ def _find_neighbours(best: Candidate, source: PassageUnits, *, decisive: bool) -
     return first, last
 
 
-def _belong_together(best: Candidate, index: int, source: PassageUnits) -> bool:
+def _belong_together(best: QuotableUnit, index: int, source: PassageUnits) -> bool:
     """Return whether a unit continues the text of another: the same paragraph."""
     unit = source.units[index]
     text = source.passage.text[unit.start : unit.end].rstrip()
@@ -107,7 +109,7 @@ def _belong_together(best: Candidate, index: int, source: PassageUnits) -> bool:
     )
 
 
-def _format_row(best: Candidate, source: PassageUnits) -> str:
+def _format_row(best: QuotableUnit, source: PassageUnits) -> str:
     """Return a table row as `header: cell; …`, or its cells if there is no header."""
     row = _split_cells(source.passage.text[best.unit.start : best.unit.end])
     header: list[str] = []
@@ -145,7 +147,7 @@ def _quote_code(index: int, introduction: int, source: PassageUnits, mark: str) 
     return f"{before}{block}\n{mark}"
 
 
-def _find_code(best: Candidate, source: PassageUnits, question: Question) -> int | None:
+def _find_code(best: QuotableUnit, source: PassageUnits, question: Question) -> int | None:
     """Return the code block that a sentence introduces, or that shows how to do what it says."""
     following = best.index + 1
     if following >= len(source.units):
@@ -157,7 +159,7 @@ def _find_code(best: Candidate, source: PassageUnits, question: Question) -> int
     return None
 
 
-def _quote_list(best: Candidate, source: PassageUnits, mark: str) -> str | None:
+def _quote_list(best: QuotableUnit, source: PassageUnits, mark: str) -> str | None:
     """Return a list with its introduction, as far as it fits, or None if there is no list."""
     introduction = best.unit.introduction if best.unit.kind is BlockKind.ITEM else best.index
     items = [
@@ -185,7 +187,7 @@ def _quote_list(best: Candidate, source: PassageUnits, mark: str) -> str | None:
 
 
 def _format_list(
-    best: Candidate, introduction: int, selected: list[int], source: PassageUnits, mark: str
+    best: QuotableUnit, introduction: int, selected: list[int], source: PassageUnits, mark: str
 ) -> str:
     """Return the introduction and items as lines, each sentence of an item after its marker."""
     text = source.read_text(introduction)
@@ -213,7 +215,7 @@ def _read_marker(source: PassageUnits, start: int) -> str:
 
 
 def _find_subject(
-    beginning: str, best: Candidate, source: PassageUnits, tokenizer: Tokenizer
+    beginning: str, best: QuotableUnit, source: PassageUnits, tokenizer: Tokenizer
 ) -> str:
     """Return the heading or title that names the subject if a quotation begins with a pronoun."""
     if not _ANAPHOR.match(beginning):
