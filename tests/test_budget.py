@@ -29,8 +29,8 @@ from tests.conftest import Service
 from tests.fakes.provider import Behaviour, Point, ProviderFake
 
 ANSWER, STREAM, CHUNK = (
-    720,
-    915,
+    735,
+    935,
     75,
 )  # calls: of a plain answer, of a stream without its chunks, of a chunk
 RUNS = 5  # the first ones fill caches

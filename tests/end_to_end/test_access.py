@@ -42,6 +42,7 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/"): ALL,
     ("GET", "/docs"): ALL,
     ("GET", "/signin"): ALL,
+    ("GET", "/web/{path:path}"): ALL,
     ("POST", "/auth/session"): (USER, None),
     ("GET", "/auth/session"): (USER, None),
     ("DELETE", "/auth/session"): ALL,
