@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from service.core.grounding.candidates import (
-    QuotableUnit,
     PassageUnits,
+    QuotableUnit,
     Term,
     extract_terms,
     is_japanese,

@@ -9,8 +9,8 @@ citation follows the sentence that answers, and again the end.
 import re
 
 from service.core.grounding.candidates import (
-    QuotableUnit,
     PassageUnits,
+    QuotableUnit,
     clean_text,
     extract_terms,
     is_japanese,
