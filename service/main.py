@@ -28,6 +28,7 @@ from service.api import (
 from service.api.body_budget import BodyBudget
 from service.api.dependencies import Services
 from service.api.middleware import RequestMiddleware
+from service.api.openai import chat, models
 from service.api.openapi import build_openapi
 from service.core import tokens
 from service.core.accounting.journal import Journal, choose_spool, find_spool
@@ -122,7 +123,9 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    # In the order of their frequency: the routes of a request are searched from the first.
     for module in (
+        chat,
         answers,
         conversations,
         uploads,
@@ -132,6 +135,7 @@ def create_app(
         quotas,
         sessions,
         health,
+        models,
     ):
         # Copied, because an included router adds a lookup to every request.
         app.router.routes += module.router.routes

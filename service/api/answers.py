@@ -24,7 +24,6 @@ from service.api.schemas import (
     DocumentIds,
     ModelName,
     NotBlank,
-    Tags,
     UserId,
     problem_schemas,
     schema_ref,
@@ -63,7 +62,7 @@ _CONTINUED = problem_schemas(
     "`idempotency_conflict`: the `Idempotency-Key` was used for a different request",
     _410="`erased`: the conversation, or the answer of the `Idempotency-Key`, was erased",
 )
-_REPLAYED = {"Idempotent-Replayed": "true"}
+REPLAYED = {"Idempotent-Replayed": "true"}
 _UNKNOWN = problem_schemas(
     _404="`not_found`: no answer or event has this id, or it belongs to another user"
 )
@@ -116,16 +115,16 @@ async def create_answer(
     After a disconnect without an idempotency key the provider call is cancelled.
     """
     answer_request = await _build_request(body, request, services, principal, stream=False)
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     stream = started.stream
-    await _wait_finished(request, stream)
+    await wait_finished(request, stream)
     if stream.outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    headers = _REPLAYED if started.replayed else {}
-    headers = headers | _build_quota_headers(answer_request, services)
+    headers = REPLAYED if started.replayed else {}
+    headers = headers | build_quota_headers(answer_request, services)
     if error := stream.error:
         error.extra["answer_id"] = stream.intent.id
-        return create_problem_response(error, request.scope["request_id"], headers)
+        return create_problem_response(error, request.scope, headers)
     return json_response(create_answer_object(stream.outcome), headers=headers)
 
 
@@ -139,14 +138,14 @@ async def stream_answer(
     return.
     """
     answer_request = await _build_request(body, request, services, principal, stream=True)
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     response = create_stream_response(
         started.stream,
         services.limits,
         enter=partial(services.revocation.watch_principal, principal),
     )
     response.headers.update(
-        (_REPLAYED if started.replayed else {}) | _build_quota_headers(answer_request, services)
+        (REPLAYED if started.replayed else {}) | build_quota_headers(answer_request, services)
     )
     return response
 
@@ -169,7 +168,6 @@ async def stream_answer_to_event_source(
     temperature: Annotated[float | None, Query(ge=0, le=2)] = None,
     user_id: Annotated[UserId | None, Query()] = None,
     documents: Annotated[DocumentIds | None, Query()] = None,
-    tags: Annotated[Tags | None, Query(alias="tag", min_length=1)] = None,
     conversation_id: Annotated[ConversationId | None, Query()] = None,
     key: Annotated[
         str | None,
@@ -191,20 +189,19 @@ async def stream_answer_to_event_source(
         temperature=temperature,
         user_id=user_id,
         documents=documents,
-        tags=tags,
         conversation_id=conversation_id,
     )
     answer_request = await _build_request(
         body, request, services, principal, stream=True, resumable=True
     )
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     response = create_stream_response(
         started.stream,
         services.limits,
         enter=partial(services.revocation.watch_principal, principal),
     )
     response.headers.update(
-        (_REPLAYED if started.replayed else {}) | _build_quota_headers(answer_request, services)
+        (REPLAYED if started.replayed else {}) | build_quota_headers(answer_request, services)
     )
     return response
 
@@ -232,7 +229,7 @@ async def start_answer(
         resumable=True,
         attach_seconds=services.settings.ticket_seconds,
     )
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     intent = started.stream.intent
     issued = services.tickets.issue(
         TicketGrant(
@@ -254,8 +251,8 @@ async def start_answer(
     )
     headers = (
         {"Location": location}
-        | (_REPLAYED if started.replayed else {})
-        | _build_quota_headers(answer_request, services)
+        | (REPLAYED if started.replayed else {})
+        | build_quota_headers(answer_request, services)
     )
     return json_response(body_out, 202, headers)
 
@@ -395,7 +392,7 @@ def _parse_position(answer_id: str, last_event_id: str | None) -> int:
     return position[1]
 
 
-async def _wait_finished(request: Request, stream: Stream) -> None:
+async def wait_finished(request: Request, stream: Stream) -> None:
     """Wait until the answer has ended or the client has disconnected."""
     with stream.attach_reader(), suppress(TimeoutError):
         async with asyncio.timeout(None) as deadline:
@@ -409,19 +406,35 @@ async def _wait_finished(request: Request, stream: Stream) -> None:
                 stream.remove_finish_callback(expire)
 
 
+async def wait_output(request: Request, stream: Stream, seconds: float) -> bool:
+    """Wait for the first chunk, the end, or this time. False if the client has disconnected."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds) as deadline:
+            expire = partial(_expire, deadline)
+            stream.add_output_callback(expire)
+            try:
+                while not stream.has_chunks and stream.outcome is None:
+                    if (await request.receive())["type"] == "http.disconnect":
+                        return False
+            finally:
+                stream.remove_output_callback(expire)
+    return True
+
+
 def _expire(deadline: asyncio.Timeout) -> None:
     deadline.reschedule(asyncio.get_running_loop().time())
 
 
-async def _begin_answer(
+async def begin_answer(
     answer_request: AnswerRequest, key: str | None, services: Services
 ) -> StartedAnswer:
+    """Start an answer, or return that of the idempotency key."""
     if key is None:
         return StartedAnswer(await services.answers.answer(answer_request), replayed=False)
     return await services.answers.answer_once(answer_request, key)
 
 
-def _build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:
+def build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:
     """`RateLimit` headers for the caller's limits."""
     return (
         create_quota_headers(services.quota.windows(answer_request.subjects))
@@ -478,5 +491,4 @@ async def _build_request(
         max_tokens=body.max_tokens,
         temperature=body.temperature,
         documents=body.documents,
-        tags=body.tags,
     )

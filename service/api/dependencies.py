@@ -124,6 +124,9 @@ def _read_session(request: Request) -> str | None:
 ServicesDep = Annotated[Services, Depends(get_services)]
 AnyPrincipal = Annotated[Principal, Depends(require_role(Role.USER, None))]
 AskPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.ASK))]
+AnyQueryAskPrincipal = Annotated[
+    Principal, Depends(require_role(Role.USER, Scope.ASK, any_query=True))
+]
 LogsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.LOGS))]
 DocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.DOCUMENTS))]
 KeysPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.KEYS))]

@@ -4,7 +4,6 @@ Responses are encoded by msgspec, mostly from the structs of `service.core`; `ap
 derives their JSON schemas from the same structs.
 """
 
-import datetime as dt
 import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -86,7 +85,9 @@ ExpiryDays = Annotated[float, Field(gt=0, le=3650), NUMBER]
 GraceSeconds = Annotated[float, Field(ge=0, le=2_592_000), NUMBER]
 
 # The values of `endpoint` in log rows.
-Endpoint = Literal["/ai/test", "/ai/stream", "/ai/answers", "/v1/embeddings"]
+Endpoint = Literal[
+    "/ai/test", "/ai/stream", "/ai/answers", "/v1/chat/completions", "/v1/embeddings"
+]
 
 READ_ONLY = "Not changed: accepted because `GET` returns it"
 SAME_USER = "If present, the id in the URL."
@@ -97,11 +98,6 @@ DocumentIds = Annotated[
     list[Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]],
     Field(min_length=1, max_length=100),
 ]
-
-
-Tag = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"\S")]
-Tags = Annotated[list[Tag], Field(max_length=20)]
-Source = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=_NO_NUL)]
 
 
 class MessageBody(BaseModel):
@@ -159,9 +155,6 @@ class AskBody(BaseModel):
     temperature: Temperature | None = None
     user_id: UserId | None = Field(None, description="The user to answer for; for admins.")
     documents: DocumentIds | None = Field(None, description="Use only these documents.")
-    tags: Annotated[Tags, Field(min_length=1)] | None = Field(
-        None, description="Use only documents with one of these tags."
-    )
 
     @model_validator(mode="after")
     def check_question(self) -> Self:
@@ -197,33 +190,6 @@ class TextBody(BaseModel):
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
     text: NotBlank
     shared: StrictBool = Field(False, description="Visible to all users; requires an admin.")
-    source: Source | None = Field(
-        None, description="A path or URL; replaces what was uploaded from it."
-    )
-    tags: Tags = Field([], description="Stored in lower case.")
-    date: dt.date | None = Field(None, description="Of the content.")
-
-
-class DocumentBody(BaseModel):
-    """Changes of a document; absent fields stay."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"title": "Handbook 2026", "tags": ["hr"], "date": None}]},
-    )
-    title: Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=r"\S")] | None = (
-        None
-    )
-    tags: Tags | None = None
-    date: dt.date | None = Field(None, description="Of the content; null removes it.")
-    shared: StrictBool | None = Field(None, description="Visible to all users; requires an admin.")
-
-    @model_validator(mode="after")
-    def check_null(self) -> Self:
-        """Reject null except for `date`. Raises `ValueError`."""
-        if any(getattr(self, name) is None for name in self.model_fields_set - {"date"}):
-            raise ValueError("only date can be null")
-        return self
 
 
 class LimitsBody(BaseModel):

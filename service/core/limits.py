@@ -20,6 +20,8 @@ class ServiceLimits(msgspec.Struct, frozen=True, kw_only=True):
     uploads_max: int = 4
     # Of JSON bodies that are being received; one user can have half of it.
     bodies_bytes_max: int = 268_435_456
+    # Of the body of a chat completion request, with its conversation, tools and images.
+    chat_bytes_max: int = 4_194_304
     # Interval of comments in a silent stream, which prevent timeouts of proxies.
     ping_seconds: float = 15
     send_seconds_max: float = (

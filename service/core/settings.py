@@ -408,6 +408,13 @@ class Settings(BaseSettings):
         "request has disconnected, in seconds, to learn the exact usage. 0: cancel the call "
         "immediately.",
     )
+    retry_seconds: float = Field(
+        2,
+        ge=0,
+        le=300,
+        description="Time that an answer of /v1 continues after its client has disconnected, in "
+        "seconds, if the client announces retries (`x-stainless-retry-count`, like OpenAI's SDKs).",
+    )
     resume_seconds: float = Field(
         15,
         ge=0,

@@ -30,7 +30,9 @@ from service.core.answering.events import (
     encode_delta,
     encode_event,
 )
+from service.core.answering.transcripts import ChatTranscript
 from service.core.errors import KotaeError, get_error_class
+from service.core.ports import Delta
 from service.core.records import Intent, Outcome, Passage
 
 PIECE_CHARACTERS_MAX = 8192  # longer texts are sent as several events
@@ -75,10 +77,13 @@ class Stream:
         self.degraded = degraded
         self.outcome: Outcome | None = None
         self.error: KotaeError | None = None
+        self.transcript: ChatTranscript | None = None  # of a chat completion
+        self.completion_tokens_max: int | None = None  # the limit, if the client sent none
         self.on_abandoned: Callable[[], None] = _ignore_event
         self.on_reader: Callable[[], None] = _ignore_event
         self.on_stop: Callable[[], None] = _ignore_event
         self._finish_callbacks: dict[Callable[[], None], None] = {}
+        self._output_callbacks: dict[Callable[[], None], None] = {}
         self._texts: list[str] = []
         self._ends = array("I")  # the end of each text, in characters
         self._waiters: set[asyncio.Future[None]] = set()
@@ -100,6 +105,11 @@ class Stream:
         return self._ends[-1] if self._ends else 0
 
     @property
+    def has_chunks(self) -> bool:
+        """Whether the provider has sent chunks of a chat completion."""
+        return self.transcript is not None and bool(self.transcript.chunks)
+
+    @property
     def text(self) -> str:
         """The text so far."""
         return "".join(self._texts)
@@ -110,7 +120,7 @@ class Stream:
         return self.characters + (self.outcome is not None)
 
     def append_texts(self, texts: list[str]) -> None:
-        """Append non-empty texts, and wake the readers once."""
+        """Append non-empty texts, if there are any, and wake the readers once."""
         end = self.characters
         for text in texts:
             self._ends.append(end := end + len(text))
@@ -120,11 +130,26 @@ class Stream:
             self._join_pieces(len(self._texts) - PIECES_MAX // 2)
         self._wake_waiters()
 
+    def append_chunks(self, deltas: list[Delta]) -> None:
+        """Append the chunks of a chat completion; wakes no readers.
+
+        Raises `ProviderInvalid` if they are too long.
+        """
+        if (transcript := self.transcript) is not None:
+            size = 0
+            for delta in deltas:
+                if delta.raw is not None:
+                    size += transcript.add_delta(delta)
+            self._count_bytes(size)
+            if self._output_callbacks and transcript.chunks:
+                self._call_output_callbacks()
+
     def finish(self, outcome: Outcome, error: KotaeError | None) -> None:
         """Append the terminal event. The outcome must have been recorded before this call."""
         self.outcome, self.error = outcome, error
         self._wake_waiters()
         self._compact_text()
+        self._call_output_callbacks()
         for callback in self._finish_callbacks:
             callback()
         self._finish_callbacks.clear()
@@ -137,6 +162,22 @@ class Stream:
         if self.outcome is None:
             self._finish_callbacks[callback] = None
         else:
+            callback()
+
+    def add_output_callback(self, callback: Callable[[], None]) -> None:
+        """Call this at the first chunk or the end; immediately if it is over."""
+        if self.has_chunks or self.outcome is not None:
+            callback()
+        else:
+            self._output_callbacks[callback] = None
+
+    def remove_output_callback(self, callback: Callable[[], None]) -> None:
+        """Do not call this any more. Idempotent."""
+        self._output_callbacks.pop(callback, None)
+
+    def _call_output_callbacks(self) -> None:
+        callbacks, self._output_callbacks = self._output_callbacks, {}
+        for callback in callbacks:
             callback()
 
     def remove_finish_callback(self, callback: Callable[[], None]) -> None:
@@ -181,7 +222,7 @@ class Stream:
             raise self.error
         return self.outcome
 
-    async def read_events(
+    def read_events(
         self, after: int = -1, on_batch: Callable[[int], None] | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events after `after` as bytes of an event stream, in batches, to the end.
@@ -189,10 +230,23 @@ class Stream:
         `on_batch` is called with the position at the end of each batch, before it is yielded.
         Close the generator (`contextlib.aclosing`) to leave: closing notifies the pump.
         """
+        return self.read_batches(self._encode_batch, after, on_batch)
+
+    async def read_batches(
+        self,
+        encode_batch: Callable[[int], tuple[bytes, int]],
+        after: int = -1,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> AsyncGenerator[bytes, None]:
+        """Like `read_events`, in another encoding.
+
+        `encode_batch`: returns the next batch after a position, empty if there is none yet, and
+        the position after it.
+        """
         notice_sent, position = False, after
         with self.attach_reader():
             while True:
-                batch, position = self._encode_batch(position)
+                batch, position = encode_batch(position)
                 if batch:
                     if on_batch is not None:
                         on_batch(position)

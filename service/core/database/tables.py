@@ -119,6 +119,8 @@ request_logs = Table(
     Column("conversation_id", String(36)),  # the id of its first answer; None: not part of one
     Column("messages", JSON(none_as_null=True)),  # as sent; None: the prompt alone
     Column("erased_at", UtcDateTime),  # the texts are erased, also those of later records
+    # Of a chat completion, as the provider sent them; None: the response is everything
+    Column("choices", JSON(none_as_null=True)),
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order. The columns after `id` cover further filters.
     Index(None, "user_id", "id", "status", "model", "endpoint"),
@@ -242,15 +244,10 @@ documents = Table(
     Column("format", String(20), nullable=False, server_default="text"),
     Column("pages", Integer),  # their number; None: the format has no pages
     Column("date", Date),  # of the content: from the file, or set by its owner
-    # The path or URL that the uploader gave. An upload replaces the documents of its source.
-    Column("source", String(1000)),
-    Column("file_hash", String(64)),  # SHA-256 of the uploaded file, hexadecimal
-    Column("tags", Text, nullable=False, server_default=""),  # see `documents.tags`
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
     Column("indexed_by", String(200), nullable=False, server_default=""),
     UniqueConstraint("user_id", "content_hash"),
-    Index(None, "user_id", "source"),
 )
 
 chunks = Table(

@@ -14,6 +14,7 @@ _CITATION = re.compile(
     r"[\[［【]\s{0,3}(\d{1,4}(?:\s{0,3}[,、，;；\-–~〜]\s{0,3}\d{1,4}){0,50})\s{0,3}[\]］】]"
 )
 CLAIM_CHARACTERS_MAX = 2_000
+LOCATED_MAX = 1_000
 _RANGE = re.compile(r"(\d+)\s*[\-–~〜]\s*(\d+)")
 
 
@@ -43,6 +44,29 @@ def read_citations(text: str, passages: Sequence[Passage]) -> Citations:
                 dropped += 1
     sources = [_cite_sentence(by_number[n], "".join(claims[n])) for n in sorted(claims)]
     return Citations(sources, real, dropped)
+
+
+class LocatedCitation(msgspec.Struct, frozen=True):
+    """A citation of a passage at a position in a text."""
+
+    start: int
+    end: int
+    passage: Passage
+
+
+def locate_citations(text: str, passages: Sequence[Passage]) -> list[LocatedCitation]:
+    """Return the first `LOCATED_MAX` citations of these passages, in the order of the text."""
+    by_number = {passage.n: passage for passage in passages}
+    located: list[LocatedCitation] = []
+    for match in _CITATION.finditer(text):
+        located += [
+            LocatedCitation(match.start(), match.end(), by_number[number])
+            for number in sorted(_parse_numbers(match.group(1)))
+            if number in by_number
+        ]
+        if len(located) >= LOCATED_MAX:
+            return located[:LOCATED_MAX]
+    return located
 
 
 def _cite_sentence(passage: Passage, claim: str) -> Passage:
