@@ -62,7 +62,7 @@ test: .venv/.dev ## run the fast tests (one minute)
 test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed .cache/audit/.installed ## run all tests except the nightly ones; ARGS='-m slow': only slow ones
 	$(pytest) -m 'not nightly' $(ARGS)
 
-test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing
+test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing, soak
 	$(call uv_pip_install,--require-hashes -r requirements/nightly.txt)
 	$(python) -m tests.fuzz.decoders frames -max_total_time=300
 	$(python) -m tests.fuzz.decoders streams -max_total_time=300

@@ -239,6 +239,8 @@ def run_soak(
     steady = [sample for sample in report.samples if sample.seconds >= warmup_seconds]
     for name in ("memory", "descriptors", "threads", "files"):
         report.slopes[name] = compute_slope(steady, name)
+    if show:
+        print(report.to_text(), flush=True)
     return report
 
 
@@ -267,7 +269,7 @@ def main() -> None:
             sys.exit(f"the run is void: {failure}")
     about = machine(Cores(None, None))
     save(options.json, {"machine": about, **report.to_figures()})
-    print(f"{report.to_text()}\n{about}\nall samples: {options.json}")
+    print(f"{about}\nall samples: {options.json}")
     if report.failures:
         sys.exit("requests failed")
     if growing := report.exceeds(options.megabytes_max, options.others_max):

@@ -31,6 +31,7 @@ from service.http_server.forwarded import ForwardedHeaders
 from service.http_server.protocol import HttpProtocol
 
 INTERRUPT_SECONDS = 1.0  # in which interrupted streams send their last event
+ABORT_SECONDS = 0.5  # in which requests notice that their client has been disconnected
 TICK_SECONDS = 0.1
 FILES_RESERVED = 256  # for the database, the journal, and other open files
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -147,11 +148,20 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         await self._wait_idle(answers, INTERRUPT_SECONDS)
-        for task in self.server_state.tasks:
-            task.cancel()
+        await self._abort_connections()
+        await self.lifespan.shutdown()
+
+    async def _abort_connections(self) -> None:
+        """Disconnect every client; cancel what does not end then.
+
+        A cancelled request is logged as an exception, and hundreds of those would delay the exit.
+        """
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        await self.lifespan.shutdown()
+        if self.server_state.tasks:
+            await asyncio.wait(list(self.server_state.tasks), timeout=ABORT_SECONDS)
+        for task in self.server_state.tasks:
+            task.cancel()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

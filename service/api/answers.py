@@ -24,6 +24,7 @@ from service.api.schemas import (
     DocumentIds,
     ModelName,
     NotBlank,
+    Tags,
     UserId,
     problem_schemas,
     schema_ref,
@@ -168,6 +169,7 @@ async def stream_answer_to_event_source(
     temperature: Annotated[float | None, Query(ge=0, le=2)] = None,
     user_id: Annotated[UserId | None, Query()] = None,
     documents: Annotated[DocumentIds | None, Query()] = None,
+    tags: Annotated[Tags | None, Query(alias="tag", min_length=1)] = None,
     conversation_id: Annotated[ConversationId | None, Query()] = None,
     key: Annotated[
         str | None,
@@ -189,6 +191,7 @@ async def stream_answer_to_event_source(
         temperature=temperature,
         user_id=user_id,
         documents=documents,
+        tags=tags,
         conversation_id=conversation_id,
     )
     answer_request = await _build_request(
@@ -491,4 +494,5 @@ async def _build_request(
         max_tokens=body.max_tokens,
         temperature=body.temperature,
         documents=body.documents,
+        tags=body.tags,
     )

@@ -9,19 +9,28 @@ from service.api.dependencies import (
     DocumentsPrincipal,
     ServicesDep,
 )
+from service.api.json_bodies import BodyRoute
 from service.api.responses import json_response
-from service.api.schemas import REFUSALS, DocumentIds, problem_schemas, schema_ref
+from service.api.schemas import (
+    REFUSALS,
+    DocumentBody,
+    DocumentIds,
+    Source,
+    Tags,
+    problem_schemas,
+    schema_ref,
+)
 from service.core.documents import library
-from service.core.documents.library import Document, DocumentPage
+from service.core.documents.library import Document, DocumentFilters, DocumentPage
 from service.core.encoding import sanitize_text
-from service.core.errors import Overloaded, TooLarge
+from service.core.errors import Forbidden, Overloaded, TooLarge
 from service.core.search.results import SearchResults
 
 SEARCHES_WAITING_MAX = (
     200  # a few seconds of work; searches of answers are bounded by the number of answers
 )
 
-router = APIRouter(tags=["documents"])
+router = APIRouter(tags=["documents"], route_class=BodyRoute)
 
 
 @router.post("/seed", responses={200: schema_ref(DocumentPage, "The sample documents"), **REFUSALS})
@@ -42,12 +51,23 @@ async def list_documents(
     principal: DocumentsPrincipal,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
+    mine: Annotated[bool, Query(description="Only documents of the caller")] = False,
+    source: Annotated[Source | None, Query(description="Only with a source beginning so")] = None,
+    tags: Annotated[
+        Tags | None, Query(alias="tag", min_length=1, description="Only with one of these tags")
+    ] = None,
 ) -> Response:
     """Documents, newest first."""
     async with services.database.read_session() as session:
         return json_response(
             await library.list_documents(
-                session, user_id=principal.visible_user_id, limit=limit, cursor=cursor
+                session,
+                user_id=principal.visible_user_id,
+                limit=limit,
+                cursor=cursor,
+                filters=DocumentFilters(
+                    owner=principal.user_id if mine else None, source=source, tags=tags or ()
+                ),
             )
         )
 
@@ -68,6 +88,32 @@ async def get_document(
         return json_response(
             await library.get_document(session, document_id, user_id=principal.visible_user_id)
         )
+
+
+@router.patch(
+    "/ai/documents/{document_id}",
+    responses={
+        200: schema_ref(Document, "The changed document"),
+        **REFUSALS,
+        **problem_schemas(_404="`not_found`"),
+    },
+)
+async def update_document(
+    document_id: str, body: DocumentBody, services: ServicesDep, principal: DocumentsPrincipal
+) -> Response:
+    """Change title, tags, date or visibility of a document."""
+    if body.shared is not None and not principal.is_admin:
+        raise Forbidden("sharing documents requires an admin")
+    return json_response(
+        await library.update_document(
+            services.database,
+            services.settings,
+            services.chunk_workers,
+            document_id,
+            body.model_dump(exclude_unset=True),
+            user_id=principal.visible_user_id,
+        )
+    )
 
 
 @router.delete(
@@ -97,6 +143,10 @@ async def search_documents(
     q: Annotated[str, Query(min_length=1)],
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
     documents: Annotated[DocumentIds | None, Query(description="Only in these documents")] = None,
+    tags: Annotated[
+        Tags | None,
+        Query(alias="tag", min_length=1, description="Only in documents with one of these tags"),
+    ] = None,
 ) -> Response:
     """Ranked chunks for a question, with scores, matched terms and `answerable`."""
     if len(q) > services.settings.prompt_characters_max:
@@ -105,6 +155,10 @@ async def search_documents(
         )
     if services.retrieval.waiting_searches >= SEARCHES_WAITING_MAX:
         raise Overloaded(f"{SEARCHES_WAITING_MAX} searches are waiting")
+    if tags:
+        documents = await library.list_tagged(
+            services.database, tags, user_id=principal.visible_user_id, within=documents
+        )
     return json_response(
         await services.retrieval.search(
             sanitize_text(q), user_id=principal.visible_user_id, limit=limit, within=documents

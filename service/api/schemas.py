@@ -4,6 +4,7 @@ Responses are encoded by msgspec, mostly from the structs of `service.core`; `ap
 derives their JSON schemas from the same structs.
 """
 
+import datetime as dt
 import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -100,6 +101,11 @@ DocumentIds = Annotated[
 ]
 
 
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"\S")]
+Tags = Annotated[list[Tag], Field(max_length=20)]
+Source = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=_NO_NUL)]
+
+
 class MessageBody(BaseModel):
     """A message of a conversation."""
 
@@ -155,6 +161,9 @@ class AskBody(BaseModel):
     temperature: Temperature | None = None
     user_id: UserId | None = Field(None, description="The user to answer for; for admins.")
     documents: DocumentIds | None = Field(None, description="Use only these documents.")
+    tags: Annotated[Tags, Field(min_length=1)] | None = Field(
+        None, description="Use only documents with one of these tags."
+    )
 
     @model_validator(mode="after")
     def check_question(self) -> Self:
@@ -190,6 +199,33 @@ class TextBody(BaseModel):
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
     text: NotBlank
     shared: StrictBool = Field(False, description="Visible to all users; requires an admin.")
+    source: Source | None = Field(
+        None, description="A path or URL; replaces what was uploaded from it."
+    )
+    tags: Tags = Field([], description="Stored in lower case.")
+    date: dt.date | None = Field(None, description="Of the content.")
+
+
+class DocumentBody(BaseModel):
+    """Changes of a document; absent fields stay."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"title": "Handbook 2026", "tags": ["hr"], "date": None}]},
+    )
+    title: Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=r"\S")] | None = (
+        None
+    )
+    tags: Tags | None = None
+    date: dt.date | None = Field(None, description="Of the content; null removes it.")
+    shared: StrictBool | None = Field(None, description="Visible to all users; requires an admin.")
+
+    @model_validator(mode="after")
+    def check_null(self) -> Self:
+        """Reject null except for `date`. Raises `ValueError`."""
+        if any(getattr(self, name) is None for name in self.model_fields_set - {"date"}):
+            raise ValueError("only date can be null")
+        return self
 
 
 class LimitsBody(BaseModel):

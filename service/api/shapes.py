@@ -24,6 +24,9 @@ class UploadResult(Struct):
     format: str | UnsetType = UNSET
     pages: int | UnsetType | None = UNSET
     date: Date | UnsetType | None = UNSET
+    source: str | UnsetType | None = UNSET
+    file_hash: str | UnsetType | None = UNSET
+    tags: list[str] | UnsetType = UNSET
     shared: bool | UnsetType = UNSET
     created_at: datetime | UnsetType = UNSET
     created: bool | UnsetType = UNSET

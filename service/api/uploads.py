@@ -3,10 +3,12 @@
 Without `partial` all documents of an upload are stored, or none; with it, each file has a result.
 """
 
+import hashlib
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, BinaryIO
+from itertools import zip_longest
+from typing import Annotated, Any, BinaryIO, Literal
 
 import anyio
 import msgspec
@@ -20,7 +22,7 @@ from starlette.types import Message, Receive
 from service.api.dependencies import DocumentsPrincipal, Services, ServicesDep
 from service.api.json_bodies import THREAD_BYTES_MIN, describe_errors, read_body, validate_json
 from service.api.responses import json_response
-from service.api.schemas import REFUSALS, TextBody, problem_schemas, schema_ref
+from service.api.schemas import REFUSALS, Tags, TextBody, problem_schemas, schema_ref
 from service.api.shapes import PartialUploadResult, UploadResult
 from service.core.answering.answers import create_problem
 from service.core.auth.principals import Principal
@@ -32,11 +34,13 @@ from service.core.documents.library import (
     NewDocument,
     open_archive,
 )
+from service.core.encoding import sanitize_text
 from service.core.errors import Forbidden, InvalidRequest, KotaeError, TooLarge
 from service.core.text.decoding import split_parts
 from service.core.text.json_object import decode_members
 
-FIELDS_MAX, FIELD_BYTES_MAX = 100, 1_024  # form fields other than files; they are ignored
+FIELDS_MAX, FIELD_BYTES_MAX = 100, 1_024  # form fields: sources; others are ignored
+HASHED_BYTES, SOURCE_CHARACTERS_MAX = 1_048_576, 1_000
 FORM_FILES_MAX = 1_000  # files that are counted; with more, the form is not read to its end
 
 router = APIRouter(tags=["documents"])
@@ -53,7 +57,13 @@ _UPLOAD_BODY = {
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
                             "minItems": 1,
-                        }
+                        },
+                        "source": {
+                            "type": "array",
+                            "items": {"type": "string", "minLength": 1, "maxLength": 1000},
+                            "description": "The path or URL of each file, in the same order. "
+                            "What was uploaded from it before is replaced.",
+                        },
                     },
                     "required": ["files"],
                 }
@@ -70,6 +80,16 @@ class NamedFile(msgspec.Struct, frozen=True):
     index: int
     name: str
     content: BinaryIO
+    source: str | None
+
+
+class UploadOptions(msgspec.Struct, frozen=True):
+    """What applies to all documents of an upload."""
+
+    shared: bool
+    partial: bool
+    tags: list[str]
+    replace_titles: bool
 
 
 @router.post(
@@ -94,49 +114,61 @@ async def upload_documents(
     partial: Annotated[
         bool, Query(description="Store the files that can be read, and return 207")
     ] = False,
+    tags: Annotated[
+        Tags | None, Query(alias="tag", min_length=1, description="Tags of the documents")
+    ] = None,
+    replace: Annotated[
+        Literal["source", "title"],
+        Query(description="`title`: also replace documents with the same title"),
+    ] = "source",
 ) -> Response:
     """Upload files and zip archives as multipart, or `{title, text}` as JSON.
 
     All documents are stored, or none; with `partial`, each file has a result of its own.
     """
+    if shared and not principal.is_admin:
+        raise Forbidden("sharing documents requires an admin")
+    options = UploadOptions(shared, partial, tags or [], replace == "title")
     with services.upload_budget.begin_body(principal.user_id) as add_bytes:
         counted = Request(request.scope, _count_bytes(request.receive, add_bytes))
         if _is_form(request):
-            return await _upload_files(counted, services, principal, shared, partial)
-        return await _upload_text(counted, services, principal, shared)
+            return await _upload_files(counted, services, principal, options)
+        return await _upload_text(counted, services, principal, options)
 
 
 async def _upload_text(
-    request: Request, services: Services, principal: Principal, shared: bool
+    request: Request, services: Services, principal: Principal, options: UploadOptions
 ) -> Response:
     body = await _read_json(request, services, principal.user_id)
-    shared = _check_shared(shared or body.shared, principal)
-    document = NewDocument(title=body.title or "", text=body.text, encoding="utf-8")
-    return _respond(await _store(services, principal, [document], shared))
+    if body.shared and not principal.is_admin:
+        raise Forbidden("sharing documents requires an admin")
+    options = msgspec.structs.replace(options, shared=options.shared or body.shared)
+    document = NewDocument(
+        title=body.title or "",
+        text=body.text,
+        encoding="utf-8",
+        source=body.source,
+        tags=body.tags or options.tags,
+        date=body.date,
+    )
+    return _respond(await _store(services, principal, [document], options))
 
 
 async def _upload_files(
-    request: Request, services: Services, principal: Principal, shared: bool, partial: bool
+    request: Request, services: Services, principal: Principal, options: UploadOptions
 ) -> Response:
-    shared = _check_shared(shared, principal)
     async with _open_form(request, services.limits.upload_files_max) as files:
         bytes_max = services.settings.upload_file_bytes_max
         async with services.file_readers.open_reader(principal.user_id, bytes_max) as reader:
-            documents = _read_documents(files, reader, services)
-            if partial:
-                return await _store_each(documents, services, principal, shared, request)
+            documents = _read_documents(files, reader, services, options)
+            if options.partial:
+                return await _store_each(documents, services, principal, options, request)
             new_documents = [_raise_named(file, result) async for file, result in documents]
-            return _respond(await _store(services, principal, new_documents, shared))
-
-
-def _check_shared(shared: bool, principal: Principal) -> bool:
-    if shared and not principal.is_admin:
-        raise Forbidden("sharing documents requires an admin")
-    return shared
+            return _respond(await _store(services, principal, new_documents, options))
 
 
 async def _store(
-    services: Services, principal: Principal, documents: list[NewDocument], shared: bool
+    services: Services, principal: Principal, documents: list[NewDocument], options: UploadOptions
 ) -> list[Document]:
     return await library.store_documents(
         services.database,
@@ -144,7 +176,8 @@ async def _store(
         services.chunk_workers,
         documents,
         user_id=principal.user_id,
-        shared=shared,
+        shared=options.shared,
+        replace_titles=options.replace_titles,
     )
 
 
@@ -158,7 +191,7 @@ async def _store_each(
     documents: AsyncIterator[tuple[NamedFile, NewDocument | KotaeError]],
     services: Services,
     principal: Principal,
-    shared: bool,
+    options: UploadOptions,
     request: Request,
 ) -> Response:
     """Store each document in a transaction of its own."""
@@ -168,7 +201,7 @@ async def _store_each(
         try:
             if isinstance(result, KotaeError):
                 raise result
-            (document,) = await _store(services, principal, [result], shared)
+            (document,) = await _store(services, principal, [result], options)
             item |= {"status": 201 if document.created else 200, "document": document}
         except KotaeError as error:
             problem = create_problem(error, str(request.scope.get("request_id", "")))
@@ -185,8 +218,8 @@ def _raise_named(file: NamedFile, result: NewDocument | KotaeError) -> NewDocume
 
 
 @asynccontextmanager
-async def _open_form(request: Request, files_max: int) -> AsyncIterator[list[UploadFile]]:
-    """The files of a form. Raises `TooLarge`, `InvalidRequest`."""
+async def _open_form(request: Request, files_max: int) -> AsyncIterator[list[NamedFile]]:
+    """The files of a form with their sources. Raises `TooLarge`, `InvalidRequest`."""
     try:
         async with request.form(
             max_files=FORM_FILES_MAX, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES_MAX
@@ -196,38 +229,48 @@ async def _open_form(request: Request, files_max: int) -> AsyncIterator[list[Upl
                 raise InvalidRequest("the form contains no file")
             if len(files) > files_max:
                 raise TooLarge(f"{len(files)} files in one upload, more than {files_max}")
-            yield files
+            sources = [value for value in form.getlist("source") if isinstance(value, str)]
+            if len(sources) not in {0, len(files)} or not all(sources):
+                raise InvalidRequest("the form must contain a `source` for each file, or none")
+            named = enumerate(zip_longest(files, sources))
+            yield [_name_file(n, file, source) for n, (file, source) in named]
     except HTTPException as error:
         if str(error.detail).startswith("Too many files"):
             raise TooLarge(f"more than {files_max} files in one upload") from error
         raise
 
 
+def _name_file(index: int, upload: UploadFile, source: str | None) -> NamedFile:
+    name = (upload.filename or "").replace("\\", "/").rpartition("/")[2]
+    return NamedFile(index, name, upload.file, source and sanitize_text(source))
+
+
 async def _read_documents(
-    files: list[UploadFile], reader: FileReader, services: Services
+    files: list[NamedFile], reader: FileReader, services: Services, options: UploadOptions
 ) -> AsyncIterator[tuple[NamedFile, NewDocument | KotaeError]]:
     """Read all files and those in archives, one after the other. Errors are values."""
     budget = ArchiveBudget(
         services.limits.archive_files_max,
         services.limits.upload_files_max * services.settings.upload_file_bytes_max,
     )
-    for index, upload in enumerate(files):
-        name = (upload.filename or "").replace("\\", "/").rpartition("/")[2]
-        whole = NamedFile(index, name, upload.file)
+    for whole in files:
         try:
-            archive = await anyio.to_thread.run_sync(open_archive, upload.file)
+            archive = await anyio.to_thread.run_sync(open_archive, whole.content)
             if archive is None:
-                yield whole, await _read_document(whole, reader)
+                yield whole, await _read_document(whole, reader, options)
                 continue
             for path, entry in budget.list_files(archive):
                 content = io.BytesIO(await anyio.to_thread.run_sync(archive.read_entry, entry))
-                file = NamedFile(index, f"{name}/{path}", content)
-                yield file, await _read_document(file, reader)
+                source = whole.source and f"{whole.source}/{path}"[:SOURCE_CHARACTERS_MAX]
+                file = NamedFile(whole.index, f"{whole.name}/{path}", content, source)
+                yield file, await _read_document(file, reader, options)
         except KotaeError as error:
             yield whole, error
 
 
-async def _read_document(file: NamedFile, reader: FileReader) -> NewDocument | KotaeError:
+async def _read_document(
+    file: NamedFile, reader: FileReader, options: UploadOptions
+) -> NewDocument | KotaeError:
     name = file.name.rpartition("/")[2]
     try:
         extracted = await reader.read_file(file.content, name)
@@ -240,7 +283,18 @@ async def _read_document(file: NamedFile, reader: FileReader) -> NewDocument | K
         format=extracted.format,
         date=extracted.date,
         has_pages=extracted.has_pages,
+        source=file.source,
+        file_hash=await anyio.to_thread.run_sync(_hash_file, file.content),
+        tags=options.tags,
     )
+
+
+def _hash_file(file: BinaryIO) -> str:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while part := file.read(HASHED_BYTES):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _count_bytes(receive: Receive, add_bytes: Callable[[int], None]) -> Receive:

@@ -1,9 +1,14 @@
 """Samples, pagination, and the limit of waiting searches."""
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from service.api.documents import SEARCHES_WAITING_MAX
-from tests.conftest import Serve
+from service.core.auth.principals import Role
+from tests.access import client, make_key
+from tests.conftest import Serve, Service
 from tests.problems import is_problem
 
 
@@ -50,3 +55,118 @@ async def test_too_many_waiting_searches_are_refused(serve: Serve) -> None:
     assert is_problem(refused, 503, "overloaded")
     assert refused.headers["retry-after"] == "1"
     assert all(result.items for result in await asyncio.gather(*waiting))
+
+
+async def store(service: Service, text: str, **fields: Any) -> str:
+    """Upload a text; returns the id of the document."""
+    response = await service.client.post("/ai/upload", json={"text": text, **fields})
+    assert response.status_code == 201, response.text
+    return str(response.json()["document_id"])
+
+
+async def test_title_tags_and_date_can_be_changed(serve: Serve) -> None:
+    """Absent fields stay; null removes the date."""
+    service = await serve()
+    document_id = await store(service, "Text.", title="Old", tags=["a"], date="2024-05-06")
+    path = f"/ai/documents/{document_id}"
+    changed = (
+        await service.client.patch(path, json={"title": " New\n title", "date": None})
+    ).json()
+    tagged = (await service.client.patch(path, json={"tags": ["B", "c", "b"]})).json()
+
+    assert [changed[name] for name in ("title", "tags", "date")] == ["New title", ["a"], None]
+    assert [tagged[name] for name in ("title", "tags")] == ["New title", ["b", "c"]]
+
+
+async def test_a_document_is_found_by_its_new_title(serve: Serve) -> None:
+    """And no longer by the words of the old one."""
+    service = await serve()
+    document_id = await store(service, "It lasts two years.", title="Delivery")
+    await service.client.patch(f"/ai/documents/{document_id}", json={"title": "Warranty"})
+    (hit,) = (await service.client.get("/ai/search", params={"q": "warranty"})).json()["items"]
+    old = await service.client.get("/ai/search", params={"q": "delivery"})
+
+    assert hit["title"] == "Warranty"
+    assert old.json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    "body", [{"title": ""}, {"title": None}, {"tags": [""]}, {"text": "x"}, {"date": "yesterday"}]
+)
+async def test_invalid_changes_are_refused(serve: Serve, body: dict[str, Any]) -> None:
+    """Nothing is changed."""
+    service = await serve()
+    document_id = await store(service, "Text.")
+    response = await service.client.patch(f"/ai/documents/{document_id}", json=body)
+
+    assert is_problem(response, 422, "invalid_request")
+
+
+async def test_sharing_changes_who_finds_a_document(serve: Serve) -> None:
+    """Only an admin shares; the document is found by others until it is no longer shared."""
+    service = await serve(auth="keys")
+    keys = await make_key(service, "alice", Role.ADMIN), await make_key(service, "bob")
+    async with client(service, keys[0]) as alice, client(service, keys[1]) as bob:
+        created = await alice.post("/ai/upload", json={"text": "The kettle is red."})
+        path = f"/ai/documents/{created.json()['document_id']}"
+        counts = []
+        for shared in (True, False):
+            response = await alice.patch(path, json={"shared": shared})
+            assert (response.status_code, response.json()["shared"]) == (200, shared)
+            hits = await bob.get("/ai/search", params={"q": "kettle"})
+            counts.append(len(hits.json()["items"]))
+        foreign = await bob.patch(path, json={"title": "Mine"})
+        own = await bob.post("/ai/upload", json={"text": "Text of Bob."})
+        refused = await bob.patch(
+            f"/ai/documents/{own.json()['document_id']}", json={"shared": True}
+        )
+
+    assert counts == [1, 0]
+    assert is_problem(foreign, 404, "not_found")
+    assert is_problem(refused, 403, "forbidden")
+
+
+async def test_lists_and_searches_are_restricted_by_tag(serve: Serve) -> None:
+    """Documents with one of the tags, whatever their case."""
+    service = await serve()
+    for tag in ("a", "b", "c"):
+        await store(service, f"The kettle of {tag}.", tags=[tag])
+    tags = {"tag": ["A", "b"]}
+    listed = (await service.client.get("/ai/documents", params=tags)).json()["items"]
+    hits = (await service.client.get("/ai/search", params={"q": "kettle", **tags})).json()["items"]
+    none = (await service.client.get("/ai/search", params={"q": "kettle", "tag": "x"})).json()
+
+    assert sorted(item["tags"] for item in listed) == [["a"], ["b"]]
+    assert len(hits) == 2
+    assert none["items"] == []
+
+
+async def test_answers_are_restricted_by_tag(serve: Serve) -> None:
+    """By a list in the body, or by a parameter of the URL."""
+    service = await serve()
+    for tag, days in (("de", "ten"), ("fr", "twelve")):
+        await store(service, f"The delivery takes {days} days.", tags=[tag])
+    prompt = "How long does the delivery take?"
+    answers = [
+        (await service.client.post("/ai/test", json={"prompt": prompt, "tags": [tag]})).json()
+        for tag in ("de", "fr", "it")
+    ]
+    stream = await service.client.get("/ai/stream", params={"prompt": prompt, "tag": "fr"})
+
+    assert ["ten" in answers[0]["response"], "twelve" in answers[1]["response"]] == [True, True]
+    assert answers[2]["status"] == "no_context"
+    assert "twelve" in stream.text
+
+
+async def test_lists_are_restricted_by_source_and_owner(serve: Serve) -> None:
+    """By the beginning of the source, whose wildcards are ordinary characters."""
+    service = await serve(seeded=True)
+    for source in ("/a_b/1", "/axb/2", "/A_B/3"):
+        await store(service, f"Text of {source}.", source=source)
+
+    async def list_sources(**params: Any) -> list[str]:
+        response = await service.client.get("/ai/documents", params=params)
+        return [item["source"] for item in response.json()["items"]]
+
+    assert await list_sources(source="/a_b/") == ["/a_b/1"]
+    assert len(await list_sources(mine="true", source="/")) == 3

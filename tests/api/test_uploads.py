@@ -1,9 +1,13 @@
 """Uploads: formats, encodings, several files, archives, partial results, limits."""
 
+import hashlib
+from typing import Any
+
 import pytest
 
 from service.core.limits import ServiceLimits
-from tests.conftest import Serve
+from tests.access import client, make_key
+from tests.conftest import Serve, Service
 from tests.end_to_end.test_grounding import EN, JA
 from tests.fakes.files import build_pdf, build_zip
 from tests.problems import is_problem
@@ -244,3 +248,95 @@ async def test_the_archives_of_an_upload_are_limited(serve: Serve) -> None:
     response = await service.client.post("/ai/upload", files={"files": ("a.zip", archive)})
 
     assert is_problem(response, 413, "too_large")
+
+
+async def upload(service: Service, name: str, text: str, source: str, **params: str) -> Any:
+    """Upload a text file with a source; returns the document."""
+    response = await service.client.post(
+        "/ai/upload",
+        params=params,
+        data={"source": source},
+        files={"files": (name, text.encode())},
+    )
+    assert response.status_code in {200, 201}, response.text
+    return response.json()
+
+
+async def list_documents(service: Service, **params: Any) -> list[Any]:
+    """The listed documents."""
+    items: list[Any] = (await service.client.get("/ai/documents", params=params)).json()["items"]
+    return items
+
+
+async def test_an_upload_replaces_what_came_from_its_source(serve: Serve) -> None:
+    """It gets a new id and keeps the tags; other sources are not touched."""
+    service = await serve()
+    old = await upload(service, "a.txt", "Old text.", "/docs/a.txt", tag="HR")
+    other = await upload(service, "a.txt", "Another text.", "/docs/b.txt")
+    new = await upload(service, "a.txt", "New text.", "/docs/a.txt")
+
+    assert new["document_id"] != old["document_id"]
+    assert (new["source"], new["tags"]) == ("/docs/a.txt", ["hr"])
+    assert new["file_hash"] == hashlib.sha256(b"New text.").hexdigest()
+    assert {item["document_id"] for item in await list_documents(service)} == {
+        new["document_id"],
+        other["document_id"],
+    }
+    results = await service.client.get("/ai/search", params={"q": "old"})
+    assert results.json()["items"] == []
+
+
+async def test_a_moved_file_keeps_its_document(serve: Serve) -> None:
+    """The same text from another source is the same document, with the new source."""
+    service = await serve()
+    first = await upload(service, "a.txt", "Text.", "/docs/a.txt")
+    moved = await upload(service, "b.txt", "Text.", "/docs/b.txt")
+
+    assert (moved["document_id"], moved["source"]) == (first["document_id"], "/docs/b.txt")
+
+
+async def test_documents_are_replaced_by_title_on_request(serve: Serve) -> None:
+    """Without a request, a second document gets the same title."""
+    service = await serve()
+    for params in ({}, {}, {"replace": "title"}):
+        text = {"title": "Hours", "text": f"Text {params} {len(await list_documents(service))}."}
+        await service.client.post("/ai/upload", json=text, params=params)
+
+    (document,) = await list_documents(service)
+    assert document["title"] == "Hours"
+
+
+async def test_the_documents_of_others_are_not_replaced(serve: Serve) -> None:
+    """A source belongs to its user."""
+    service = await serve(auth="keys")
+    keys = await make_key(service, "alice"), await make_key(service, "bob")
+    async with client(service, keys[0]) as alice, client(service, keys[1]) as bob:
+        await alice.post("/ai/upload", json={"text": "Text of Alice.", "source": "/a"})
+        await bob.post("/ai/upload", json={"text": "Text of Bob.", "source": "/a"})
+        listed = (await alice.get("/ai/documents")).json()["items"]
+
+    assert [item["title"] for item in listed] == ["Text of Alice."]
+
+
+async def test_each_file_needs_a_source_or_none(serve: Serve) -> None:
+    """Otherwise it would not be clear which is missing."""
+    service = await serve()
+    files = [("files", (f"{n}.txt", b"x")) for n in range(2)]
+    response = await service.client.post("/ai/upload", files=files, data={"source": "/a"})
+
+    assert is_problem(response, 422, "invalid_request")
+
+
+async def test_files_of_an_archive_have_sources_in_it(serve: Serve) -> None:
+    """So that a new version of the archive replaces them."""
+    service = await serve()
+    for text in ("old", "new"):
+        response = await service.client.post(
+            "/ai/upload",
+            files={"files": ("all.zip", build_zip({"notes/a.md": text}))},
+            data={"source": "/all.zip"},
+        )
+        assert response.status_code == 201
+
+    (document,) = await list_documents(service, source="/all.zip/")
+    assert (document["source"], document["characters"]) == ("/all.zip/notes/a.md", 3)

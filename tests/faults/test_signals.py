@@ -5,8 +5,10 @@ The next start has every row.
 
 import asyncio
 import signal
+import socket
 import sqlite3
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -151,3 +153,97 @@ async def ask_until_refused(callers: Callers) -> None:
     with suppress(httpx2.TransportError):
         while await callers.ask():
             pass
+
+
+async def open_many(service: ServiceProcess, count: int) -> list[asyncio.Task[str]]:
+    """Open streams and wait for the first event of each; see `open_streams`."""
+    begun = asyncio.Semaphore(0)
+
+    async def open_stream(number: int) -> str:
+        body = {"prompt": f"[[hang-after=2]] {number}", "grounded": False}
+        code = ""
+        with suppress(httpx2.TransportError):
+            async with service.client.stream("POST", "/ai/stream", json=body) as response:
+                begun.release()
+                code = str((await collect(response))[-1].json.get("code", ""))
+        return code
+
+    tasks = [asyncio.create_task(open_stream(number)) for number in range(count)]
+    async with asyncio.timeout(60):
+        for _ in tasks:
+            await begun.acquire()
+    return tasks
+
+
+async def refuse_until_exit(service: ServiceProcess) -> list[int | None]:
+    """Connect again and again after SIGTERM; return the statuses, None for refused connections."""
+    statuses: list[int | None] = []
+    while service.process.returncode is None:
+        async with http_client(service.url) as other:
+            try:
+                response = await other.post("/ai/test", json={"prompt": "?", "grounded": False})
+                statuses.append(response.status_code)
+            except httpx2.TransportError:
+                statuses.append(None)
+        await asyncio.sleep(0.02)
+    return statuses
+
+
+async def test_streams_that_wait_for_a_call_end_unbilled(
+    tmp_path: Path, fake: ProviderFake
+) -> None:
+    """Streams that wait for a free call have usage `none`; new connections get 503 until then."""
+    calls = 20
+    settings = settings_for(fake, KOTAE_SHUTDOWN_GRACE_SECONDS=2, KOTAE_PROVIDER_CALLS_MAX=calls)
+    async with serving(tmp_path, **settings) as service:
+        streams = await open_many(service, STREAMS)
+        for call in await fake.wait_calls(calls, 20):
+            await fake.wait_chunks(call, 2)
+        began = time.monotonic()
+        service.signal(signal.SIGTERM)
+        await wait_refusing(service)
+        statuses = await refuse_until_exit(service)
+        assert await service.wait() == 0
+        assert time.monotonic() - began < 2 + 2 + 2 * service.start_seconds  # on a busy machine
+        endings = await asyncio.gather(*streams)
+
+    answered = [status for status in statuses if status is not None]
+    assert set(answered) == {503}
+    assert len(answered) > 5
+    assert None not in statuses[: len(answered)]
+    assert set(endings) == {"shutting_down"}
+    rows = check(tmp_path, fake.calls, [])
+    assert Counter(row["usage_source"] for row in rows) == {
+        "estimated": calls,
+        "none": STREAMS - calls,
+    }
+    assert {row["attempts"] for row in rows if row["usage_source"] == "none"} == {0}
+
+
+async def test_streams_that_never_connected_end_unbilled(tmp_path: Path) -> None:
+    """Streams whose provider does not accept connections have usage `none` after SIGTERM."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        fillers = [socket.socket() for _ in range(4)]  # the queue of the listener is full
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        async with serving(
+            tmp_path,
+            OPENAI_BASE_URL=f"http://127.0.0.1:{address[1]}/v1",
+            KOTAE_SHUTDOWN_GRACE_SECONDS=GRACE,
+            KOTAE_LOG_LEVEL="error",
+        ) as service:
+            streams = await open_many(service, 50)
+            began = time.monotonic()
+            service.signal(signal.SIGTERM)
+            assert await service.wait() == 0
+            assert time.monotonic() - began < GRACE + 2 + service.start_seconds
+            endings = await asyncio.gather(*streams)
+        for filler in fillers:
+            filler.close()
+
+    assert set(endings) == {"shutting_down"}
+    assert Counter((row["status"], row["usage_source"]) for row in read_log(tmp_path)) == {
+        ("interrupted", "none"): 50
+    }

@@ -42,6 +42,7 @@ from service.core.answering.transcripts import ChatTranscript
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
+from service.core.documents.library import list_tagged
 from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import (
     Erased,
@@ -93,9 +94,9 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated request for an answer.
 
     `sees`: the user whose documents may be context; None: the documents of all users. `documents`:
-    restricts the context to these documents; None: no restriction. `history`: the messages before
-    the prompt; `conversation_id`: the conversation that the answer continues, with its own history;
-    None: it begins one. `resumable`: the answer
+    restricts the context to these documents, `tags` to those with one of these tags; None: no
+    restriction. `history`: the messages before the prompt; `conversation_id`: the conversation that
+    the answer continues, with its own history; None: it begins one. `resumable`: the answer
     continues for a while without a reader, and waits up to `attach_seconds` for its first one.
     `chat`: a chat completion request, whose last user message is the prompt. `retry_seconds`: how
     long the answer continues for a client that may retry; None: the client does not.
@@ -114,6 +115,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     temperature: float | None = None
     documents: list[str] | None = None
+    tags: list[str] | None = None
     chat: ChatCall | None = None
     retry_seconds: float | None = None
     history: list[Message] = []
@@ -172,6 +174,7 @@ class Answers:
         self._metrics = metrics
         self._quota = quota
         self._revocation = revocation
+        self._database = database
         self._refusals = RefusalComposer(database, search_service)
         self._replay = ReplayLookup(database, queue, wait_recovered)
         self._idempotency = IdempotencyRegistry(queue)
@@ -249,6 +252,7 @@ class Answers:
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             documents=request.documents,
+            tags=request.tags,
             history=request.history,
             conversation_id=request.conversation_id,
         )
@@ -510,12 +514,14 @@ class Answers:
     ) -> tuple[Intent, list[Passage], Refusal | None]:
         """Return the intent with its relevance, and either the context or the refusal."""
         user_id, within = request.sees, request.documents
+        if request.tags:
+            within = await list_tagged(self._database, request.tags, user_id=user_id, within=within)
         reply = await self._refusals.reply_without_search(
             intent.prompt, user_id=user_id, within=within
         )
         if reply:
             return intent, [], reply
-        results = await self._search_documents(request)
+        results = await self._search_documents(request, within)
         intent = msgspec.structs.replace(
             intent,
             relevance_share=results.share,
@@ -530,13 +536,15 @@ class Answers:
         )
         return intent, [], refusal
 
-    async def _search_documents(self, request: AnswerRequest) -> SearchResults:
+    async def _search_documents(
+        self, request: AnswerRequest, within: list[str] | None
+    ) -> SearchResults:
         limit = max(self._settings.context_chunks_max, NEAREST_MAX)
         results = await self._search_service.search(
             sanitize_text(request.prompt),
             user_id=request.sees,
             limit=limit,
-            within=request.documents,
+            within=within,
         )
         self._metrics.searches.labels(str(results.answerable).lower()).inc()
         return results

@@ -65,6 +65,7 @@ def hash_request(
     max_tokens: int | None,
     temperature: float | None,
     documents: list[str] | None = None,
+    tags: list[str] | None = None,
     history: Sequence[Message] = (),
     conversation_id: str | None = None,
 ) -> str:
@@ -84,6 +85,7 @@ def hash_request(
     ]
     # Later fields: without them the hash does not change.
     fields += [] if documents is None else [documents]
+    fields += [] if tags is None else [{"tags": tags}]
     fields += [{"history": history}] if history else []
     fields += [] if conversation_id is None else [{"conversation_id": conversation_id}]
     return hashlib.sha256(to_json(fields)).hexdigest()

@@ -147,6 +147,8 @@ class Stream:
     def finish(self, outcome: Outcome, error: KotaeError | None) -> None:
         """Append the terminal event. The outcome must have been recorded before this call."""
         self.outcome, self.error = outcome, error
+        if error is not None:  # its frames refer to this stream: a reference cycle
+            error.__traceback__ = error.__cause__ = error.__context__ = None
         self._wake_waiters()
         self._compact_text()
         self._call_output_callbacks()

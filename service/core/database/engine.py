@@ -60,7 +60,9 @@ MIGRATIONS = next(
 )
 # Maximum wait of a statement for a locked database; `?timeout=` in the URL overrides it.
 BUSY_SECONDS = 5.0
-READERS = 4  # connections, each with its own thread
+READERS = 4  # connections, each with its own thread; there are two such pools
+# The page cache of each connection. In total at most 80 MiB, which fill while the database grows.
+CACHE_KIB, READER_CACHE_KIB = 16_384, 8_192
 DAMAGED_ROWS_MAX = 1_000  # counted and logged
 
 T = TypeVar("T")
@@ -111,6 +113,7 @@ class Database:
         return {
             "pool_size": size,
             "max_overflow": 0,
+            "pool_use_lifo": True,  # the caches of rarely needed connections stay small
             "pool_timeout": self._busy_seconds * 2,
             "connect_args": {"timeout": timeout},
         }
@@ -129,7 +132,7 @@ class Database:
                 # A commit is durable when it returns: the journal then deletes its records.
                 "synchronous=FULL",
                 f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
-                "cache_size=-16384",
+                f"cache_size=-{CACHE_KIB if write else READER_CACHE_KIB}",
                 *(() if write else ("query_only=ON", "wal_autocheckpoint=0")),
             ):
                 cursor.execute(f"PRAGMA {pragma}")

@@ -244,10 +244,15 @@ documents = Table(
     Column("format", String(20), nullable=False, server_default="text"),
     Column("pages", Integer),  # their number; None: the format has no pages
     Column("date", Date),  # of the content: from the file, or set by its owner
+    # The path or URL that the uploader gave. An upload replaces the documents of its source.
+    Column("source", String(1000)),
+    Column("file_hash", String(64)),  # SHA-256 of the uploaded file, hexadecimal
+    Column("tags", Text, nullable=False, server_default=""),  # see `documents.tags`
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
     Column("indexed_by", String(200), nullable=False, server_default=""),
     UniqueConstraint("user_id", "content_hash"),
+    Index(None, "user_id", "source"),
 )
 
 chunks = Table(

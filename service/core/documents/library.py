@@ -28,7 +28,8 @@ from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import ChunkRow, hash_text
 from service.core.documents.file_readers import FileReader, FileReaders
 from service.core.documents.readers.extracted import Format
-from service.core.encoding import create_id, sanitize_text, utc_now
+from service.core.documents.tags import decode_tags, encode_tags, has_tag
+from service.core.encoding import create_id, sanitize_text, to_json, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.settings import Settings
 from service.core.text.chunking import RULES, TITLE_CHARACTERS_MAX, derive_title
@@ -42,6 +43,7 @@ __all__ = [
     "ArchiveBudget",
     "ChunkWorkers",
     "Document",
+    "DocumentFilters",
     "DocumentPage",
     "FileReader",
     "FileReaders",
@@ -51,11 +53,13 @@ __all__ = [
     "index_name",
     "list_documents",
     "list_outdated",
+    "list_tagged",
     "list_titles",
     "open_archive",
     "reindex_document",
     "seed_documents",
     "store_documents",
+    "update_document",
 ]
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -72,6 +76,9 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     pages: int | None
     date: dt.date | None
+    source: str | None
+    file_hash: str | None
+    tags: list[str]
     shared: bool
     created_at: dt.datetime
     created: bool | msgspec.UnsetType = msgspec.UNSET
@@ -87,6 +94,17 @@ class NewDocument(msgspec.Struct, frozen=True):
     format: Format = Format.TEXT
     date: dt.date | None = None
     has_pages: bool = False  # separated by `PAGE_BREAK`
+    source: str | None = None  # documents of the owner with this source are replaced
+    file_hash: str | None = None
+    tags: Sequence[str] = ()  # none: those of a replaced document
+
+
+class DocumentFilters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which documents to list. `source` is the beginning of their source."""
+
+    owner: str | None = None
+    source: str | None = None
+    tags: Sequence[str] = ()
 
 
 class DocumentPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,8 +122,12 @@ async def store_documents(
     *,
     user_id: str,
     shared: bool = False,
+    replace_titles: bool = False,
 ) -> list[Document]:
     """Store texts, all or none. `created` of each result tells whether the text is new.
+
+    Documents of the owner with the same source, or with `replace_titles` the same title, are
+    deleted in the same transaction.
 
     Raises `NotText`, `DocumentsFull`, `DatabaseUnavailable`.
     """
@@ -127,13 +149,44 @@ async def store_documents(
             if all(row["id"] in chunk_rows for row in missing):
                 new = [row | {"chunks": len(chunk_rows[row["id"]])} for row in missing]
                 await _insert_documents(session, new, chunk_rows)
+                existing.documents.update(
+                    (row["content_hash"], _to_document({name: row[name] for name in _COLUMN_NAMES}))
+                    for row in new
+                )
+                if await _replace_documents(session, rows, existing, titles=replace_titles):
+                    existing = await session.run_sync(_read_existing, rows)
                 break
-    stored = existing.documents | {
-        row["content_hash"]: _to_document({name: row[name] for name in _COLUMN_NAMES})
-        for row in new
-    }
-    results = [stored[row["content_hash"]] for row in rows]
+    results = [existing.documents[row["content_hash"]] for row in rows]
     return _mark_created(results, {row["id"] for row in new})
+
+
+async def _replace_documents(
+    session: Session, rows: list[dict[str, Any]], stored: "_ExistingDocuments", *, titles: bool
+) -> bool:
+    """Delete the documents that these rows replace, and keep their tags. Returns whether it did.
+
+    A text that was stored already gets the source and the tags of its row.
+    """
+    changed = False
+    for row in rows:
+        replaces = [documents.c.source == row["source"]] if row["source"] is not None else []
+        replaces += [documents.c.title == row["title"]] if titles else []
+        if not replaces and not row["tags"]:
+            continue
+        document_id = stored.documents[row["content_hash"]].document_id
+        mine = documents.c.user_id == row["user_id"]
+        replaced = sa.select(documents.c.id, documents.c.tags).where(
+            mine, documents.c.id != document_id, sa.or_(sa.false(), *replaces)
+        )
+        names = ["source", "file_hash", "tags"] if row["source"] is not None else ["tags"]
+        changes = {name: row[name] for name in names if row[name]}
+        for replaced_id, tags in (await session.execute(replaced)).all():
+            changes.setdefault("tags", tags)
+            await _delete_in_session(session, replaced_id, sa.true())
+        change = sa.update(documents).where(documents.c.id == document_id, mine)
+        await session.execute(change.values(changes))
+        changed = True
+    return changed
 
 
 def _mark_created(documents: list[Document], created_ids: set[str]) -> list[Document]:
@@ -166,6 +219,9 @@ def _create_row(
         "format": new_document.format,
         "pages": text.count(PAGE_BREAK) + 1 if new_document.has_pages else None,
         "date": new_document.date,
+        "source": new_document.source,
+        "file_hash": new_document.file_hash,
+        "tags": encode_tags(new_document.tags),
         "created_at": created_at,
         "indexed_by": index_name(settings),
     }
@@ -273,12 +329,17 @@ _SCOPE = (
 
 
 async def list_documents(
-    session: ReadSession, *, user_id: str | None, limit: int, cursor: str | None = None
+    session: ReadSession,
+    *,
+    user_id: str | None,
+    limit: int,
+    cursor: str | None = None,
+    filters: DocumentFilters | None = None,
 ) -> DocumentPage:
     """A page of the documents visible to `user_id` (None: all). Raises `InvalidCursor`."""
     query = (
         sa.select(*_COLUMNS)
-        .where(_visible_to(user_id))
+        .where(_visible_to(user_id), *(_list_conditions(filters) if filters else ()))
         .order_by(documents.c.id.desc())
         .limit(limit + 1)
     )
@@ -300,11 +361,38 @@ async def list_titles(
     """
     visible = _visible_to(user_id)
     if within is not None:
-        visible = sa.and_(visible, documents.c.id.in_(map(sanitize_text, within)))
+        visible = sa.and_(visible, _has_id(within))
     query = sa.select(documents.c.title).where(visible).order_by(documents.c.id.desc())
     titles = list((await session.execute(query.limit(limit))).scalars())
     count_query = sa.select(sa.func.count()).select_from(documents).where(visible)
     return titles, (await session.execute(count_query)).scalar_one()
+
+
+def _has_id(ids: Sequence[str]) -> Any:
+    """The condition that a document has one of these ids, of any number."""
+    values = sa.func.json_each(to_json([sanitize_text(id_) for id_ in ids]).decode())
+    return documents.c.id.in_(sa.select(values.table_valued("value").c.value))
+
+
+def _list_conditions(filters: DocumentFilters) -> Iterator[Any]:
+    if filters.owner is not None:
+        yield documents.c.user_id == filters.owner
+    if filters.source is not None:
+        length = len(filters.source)
+        yield sa.func.substr(documents.c.source, 1, length) == sanitize_text(filters.source)
+    if filters.tags:
+        yield has_tag(filters.tags)
+
+
+async def list_tagged(
+    database: Database, tags: Sequence[str], *, user_id: str | None, within: Sequence[str] | None
+) -> list[str]:
+    """The ids of the visible documents with one of these tags; `within`: only of these."""
+    query = sa.select(documents.c.id).where(_visible_to(user_id), has_tag(tags))
+    if within is not None:
+        query = query.where(_has_id(within))
+    async with database.read_session() as session:
+        return list((await session.execute(query)).scalars())
 
 
 async def get_document(session: ReadSession, document_id: str, *, user_id: str | None) -> Document:
@@ -318,14 +406,54 @@ async def get_document(session: ReadSession, document_id: str, *, user_id: str |
 
 async def delete_document(database: Database, document_id: str, *, user_id: str | None) -> None:
     """Delete a document of `user_id` (None: of anyone) with its chunks. Raises `NotFound`."""
-    query = sa.delete(documents).where(documents.c.id == sanitize_text(document_id))
-    if user_id is not None:
-        query = query.where(documents.c.user_id == user_id)
     async with database.transaction() as session:
-        scope, hashes = await _read_texts(session, sanitize_text(document_id))
-        if not (await session.execute(query)).rowcount:
+        await _delete_in_session(session, sanitize_text(document_id), _owned_by(user_id))
+
+
+async def _delete_in_session(session: Session, document_id: str, condition: Any) -> None:
+    scope, hashes = await _read_texts(session, document_id)
+    query = sa.delete(documents).where(documents.c.id == document_id, condition)
+    if not (await session.execute(query)).rowcount:
+        raise NotFound("there is no such document")
+    await _delete_unused_vectors(session, scope, hashes)
+
+
+async def update_document(
+    database: Database,
+    settings: Settings,
+    workers: ChunkWorkers,
+    document_id: str,
+    changes: Mapping[str, Any],
+    *,
+    user_id: str | None,
+) -> Document:
+    """Change `title`, `tags`, `date` or `shared` of a document of `user_id` (None: of anyone).
+
+    A new title or visibility creates its chunks again, as the index contains both. Raises
+    `NotFound`, `DatabaseUnavailable`.
+    """
+    document_id, values = sanitize_text(document_id), dict(changes)
+    if "title" in values:
+        values["title"] = " ".join(sanitize_text(values["title"]).split())[:TITLE_CHARACTERS_MAX]
+    if "tags" in values:
+        values["tags"] = encode_tags(values["tags"])
+    reindex = not values.keys().isdisjoint({"title", "shared"})
+    if reindex:
+        values["indexed_by"] = ""  # reindexed after the next start if this process ends before
+    change = sa.update(documents).where(documents.c.id == document_id, _owned_by(user_id))
+    async with database.transaction() as session:
+        if values and not (await session.execute(change.values(values))).rowcount:
             raise NotFound("there is no such document")
-        await _delete_unused_vectors(session, scope, hashes)
+    if reindex:
+        await reindex_document(database, settings, workers, document_id)
+    async with database.read_session() as session:
+        return await _read_document(
+            session, sa.and_(documents.c.id == document_id, _owned_by(user_id))
+        )
+
+
+def _owned_by(user_id: str | None) -> Any:
+    return sa.true() if user_id is None else documents.c.user_id == user_id
 
 
 async def _read_texts(session: Session, document_id: str) -> tuple[int | None, list[str]]:
@@ -408,14 +536,15 @@ def index_name(settings: Settings) -> str:
 
 
 _COLUMN_NAMES = (
-    "id", "title", "chunks", "characters", "encoding", "format", "pages", "date", "shared",
-    "created_at",
+    "id", "title", "chunks", "characters", "encoding", "format", "pages", "date", "source",
+    "file_hash", "tags", "shared", "created_at",
 )  # fmt: skip
 _COLUMNS = tuple(documents.c[name] for name in _COLUMN_NAMES)
 
 
 def _to_document(row: Any) -> Document:
     values = dict(row)
+    values["tags"] = decode_tags(values["tags"])
     return Document(document_id=values.pop("id"), **values)
 
 

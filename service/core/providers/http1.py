@@ -131,6 +131,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _finish_exchange(self) -> None:
         self._open = self._discard_body = False
+        self._error = None  # its traceback refers to this connection
         self._cancel_timer()
         if self._complete and self._keep_alive and not self._transport.is_closing():
             self._idle_since = self._loop.time()
@@ -220,7 +221,7 @@ class HttpConnection(asyncio.Protocol):
         if self._head_complete and not framed and error is None and not self._error:
             self._complete = True
             self._wake_reader()
-        else:
+        elif self._open:
             cut = ProviderCut("the connection to the provider broke")
             cut.__cause__ = error
             self._set_error(cut)
@@ -228,6 +229,7 @@ class HttpConnection(asyncio.Protocol):
             self._finish_exchange()
         self._pool.discard_connection(self)
         self._closed.set_result(None)
+        del self._parser  # it refers to this connection
 
     # the parser
 

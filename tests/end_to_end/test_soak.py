@@ -1,0 +1,49 @@
+"""Steady mixed load: nothing grows (`bench/soak.py`)."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.soak import Report, Sample, compute_slope, run_soak
+
+MEGABYTES_MAX, OTHERS_MAX = 5.0, 10.0  # per hour
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("minutes", "warmup_minutes", "megabytes_max"),
+    [
+        (0.5, 0.25, 2_000.0),  # of the program; half a minute says little about memory
+        pytest.param(20, 10, MEGABYTES_MAX, marks=[pytest.mark.nightly, pytest.mark.timeout(1500)]),
+    ],
+)
+def test_nothing_grows_under_a_steady_load(
+    tmp_path: Path, minutes: float, warmup_minutes: float, megabytes_max: float
+) -> None:
+    """Memory, file descriptors, threads and files stay the same once the caches are full."""
+    report = run_soak(
+        tmp_path, seconds=minutes * 60, warmup_seconds=warmup_minutes * 60, rate=60, show=True
+    )
+
+    assert not report.failures, report.to_text()
+    assert min(report.requests.values()) > minutes * 60
+    others_max = OTHERS_MAX if megabytes_max == MEGABYTES_MAX else 2_000.0
+    assert report.exceeds(megabytes_max, others_max) == [], report.to_text()
+
+
+def build_samples(*memory: float) -> list[Sample]:
+    """Build samples a minute apart."""
+    return [Sample(n * 60, size, 0, 20, 10, 5, 1) for n, size in enumerate(memory)]
+
+
+def test_the_slope_is_robust_against_peaks() -> None:
+    """A single peak does not count, a steady growth does."""
+    assert compute_slope(build_samples(100, 100, 180, 100, 100, 100), "memory") == 0
+    assert compute_slope(build_samples(100, 101, 102, 150, 104, 105), "memory") == pytest.approx(60)
+
+
+def test_growth_is_reported_by_name() -> None:
+    """What grows faster than allowed is named."""
+    report = Report(slopes={"memory": 6.0, "descriptors": 0.0, "threads": 11.0})
+
+    assert report.exceeds(5, 10) == ["memory", "threads"]
