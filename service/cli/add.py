@@ -110,9 +110,9 @@ def _synchronize(
     if dry_run:
         return []
     results = uploader.upload([file for plan in plans for file in (*plan.new, *plan.changed)])
-    kept = {result.document["document_id"] for result in results if result.document}
+    uploaded_ids = {result.document["document_id"] for result in results if result.document}
     for document in (document for plan in plans for document in plan.gone):
-        if document["document_id"] not in kept:  # else its file was moved
+        if document["document_id"] not in uploaded_ids:  # else its file was moved
             uploader.delete(document)
             print(f"deleted: {document['source']}", file=sys.stderr)
     return results
