@@ -44,6 +44,7 @@ from service.core.database.files import restrict_database_files
 from service.core.database.instance_lock import SERVE, lock_instance
 from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.errors import KotaeError
+from service.core.fair_share import SharedLimit
 from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
 from service.core.ports import Embedder, VectorSearch, Worker
@@ -194,6 +195,7 @@ async def _open_services(
         wait_recovered=recovery.wait_done,
     )
     stack.push_async_callback(answering.stop)
+    share = settings.user_share
     log.info("service.started", model=settings.default_model, auth=settings.auth)
     return Services(
         settings=settings,
@@ -203,16 +205,23 @@ async def _open_services(
         workers=workers,
         chunk_workers=chunk_workers,
         file_readers=FileReaders(),
-        body_budget=BodyBudget(max(limits.bodies_bytes_max, 12 * settings.upload_file_bytes_max)),
-        upload_budget=BodyBudget(
-            limits.uploads_max * limits.upload_files_max * settings.upload_file_bytes_max
+        body_budget=BodyBudget(
+            max(limits.bodies_bytes_max, 12 * settings.upload_file_bytes_max), share
         ),
+        upload_budget=BodyBudget(
+            limits.uploads_max * limits.upload_files_max * settings.upload_file_bytes_max, share
+        ),
+        uploads=SharedLimit(limits.uploads_at_once_max, "uploads in progress", share),
+        searches=SharedLimit(limits.searches_max, "searches in progress", share),
+        event_streams=SharedLimit(settings.connections_max, "open event streams", share),
         authenticator=authenticator,
         revocation=revocation,
         quota=quota,
         answers=answering,
         tickets=SignedTickets(
-            seconds=settings.ticket_seconds, resume_seconds=settings.resume_seconds
+            seconds=settings.ticket_seconds,
+            resume_seconds=settings.resume_seconds,
+            user_share=share,
         ),
         metrics=metrics,
         retrieval=search_service,
@@ -244,7 +253,7 @@ def _start_accounting(
     )
     journal.start()
     stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
-    queue = JournaledQueue(limits.queue_records_max, journal)
+    queue = JournaledQueue(limits.queue_records_max, journal, settings.user_share)
     writer = workers["writer"] = Writer(database, queue, metrics, quarantine=quarantine)
     writer.start()
     stack.push_async_callback(_stop_writer, writer)

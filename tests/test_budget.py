@@ -29,8 +29,8 @@ from tests.conftest import Service
 from tests.fakes.provider import Behaviour, Point, ProviderFake
 
 ANSWER, STREAM, CHUNK = (
-    720,
-    915,
+    735,
+    935,
     75,
 )  # calls: of a plain answer, of a stream without its chunks, of a chunk
 RUNS = 5  # the first ones fill caches
@@ -205,10 +205,10 @@ async def test_an_answer_leaves_no_reference_cycle(
     async def ask() -> None:
         if kind == "aborted":
             await abort_stream(service, fake)
-        elif kind in {"plain", "stream"}:
-            await send_prompt(service, "/ai/test" if kind == "plain" else "/ai/stream")
         elif kind in {"chat", "chat stream"}:
             await send_prompt(service, CHAT_PATH, body=CHAT if kind == "chat" else CHAT_STREAM)
+        elif kind in {"plain", "stream"}:
+            await send_prompt(service, "/ai/test" if kind == "plain" else "/ai/stream")
         else:
             fake.next(Behaviour(cut_after=1) if kind == "cut" else Behaviour(status=401))
             await service.client.post("/ai/test", json={"prompt": "Why?", "grounded": False})

@@ -39,6 +39,7 @@ from service.core.answering.answers import (
 )
 from service.core.auth.principals import Principal, Role
 from service.core.errors import NotFound, TooLarge
+from service.core.fair_share import current_user
 from service.core.ports import QuotaSubject, RedeemedTicket, TicketGrant
 from service.core.records import Answer, create_answer_object
 
@@ -138,12 +139,13 @@ async def stream_answer(
     After a disconnect the provider call is cancelled, immediately or later if the client may
     return.
     """
+    services.event_streams.require(principal.user_id)
     answer_request = await _build_request(body, request, services, principal, stream=True)
     started = await begin_answer(answer_request, key, services)
     response = create_stream_response(
         started.stream,
         services.limits,
-        enter=partial(services.revocation.watch_principal, principal),
+        enter=partial(EventReader(principal).enter, services),
     )
     response.headers.update(
         (REPLAYED if started.replayed else {}) | build_quota_headers(answer_request, services)
@@ -194,6 +196,7 @@ async def stream_answer_to_event_source(
         tags=tags,
         conversation_id=conversation_id,
     )
+    services.event_streams.require(principal.user_id)
     answer_request = await _build_request(
         body, request, services, principal, stream=True, resumable=True
     )
@@ -201,7 +204,7 @@ async def stream_answer_to_event_source(
     response = create_stream_response(
         started.stream,
         services.limits,
-        enter=partial(services.revocation.watch_principal, principal),
+        enter=partial(EventReader(principal).enter, services),
     )
     response.headers.update(
         (REPLAYED if started.replayed else {}) | build_quota_headers(answer_request, services)
@@ -269,13 +272,16 @@ class EventReader:
 
     def enter(self, services: Services, disconnect: Callable[[], None]) -> Callable[[], None]:
         """Register the reader; returns the function to call when it has left."""
+        user_id, ticket = self.principal.user_id, self.ticket
         unwatch = services.revocation.watch_principal(self.principal, disconnect)
-        if (ticket := self.ticket) is None:
-            return unwatch
-        ticket.add_reader()
+        services.event_streams.add(user_id)
+        if ticket is not None:
+            ticket.add_reader()
 
         def leave() -> None:
-            ticket.remove_reader()
+            if ticket is not None:
+                ticket.remove_reader()
+            services.event_streams.release(user_id)
             unwatch()
 
         return leave
@@ -309,6 +315,7 @@ async def authorize_reader(
         ends_at=grant.ends_at,
     )
     await services.authenticator.require_valid(principal)
+    current_user.set(principal.user_id)
     return EventReader(principal, redeemed)
 
 
@@ -375,6 +382,7 @@ async def _resume_stream(
         return Response(status_code=204)
     if seq > stream.last_seq:
         raise NotFound("this answer has no event with this id")
+    services.event_streams.require(reader.principal.user_id)
     ticket = reader.ticket
     if ticket is not None and seq < 0:  # once: at the first use
         stream.add_finish_callback(ticket.record_end)
@@ -466,6 +474,7 @@ async def _build_request(
     if body.max_tokens and body.max_tokens > settings.max_tokens_max:
         raise TooLarge(f"max_tokens is more than {settings.max_tokens_max}")
     user_id = body.user_id if body.user_id and principal.may_impersonate else principal.user_id
+    current_user.set(user_id)
     subjects, sees = principal.quota_subjects, principal.visible_user_id
     if user_id != principal.user_id:
         if principal.credential != "open":

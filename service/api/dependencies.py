@@ -20,6 +20,7 @@ from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers, FileReaders
+from service.core.fair_share import SharedLimit, current_user
 from service.core.limits import ServiceLimits
 from service.core.ports import RecordQueue, Tickets, Worker
 from service.core.quota.local import LocalQuota
@@ -43,6 +44,9 @@ class Services:
     file_readers: FileReaders
     body_budget: BodyBudget
     upload_budget: BodyBudget
+    uploads: SharedLimit
+    searches: SharedLimit
+    event_streams: SharedLimit
     authenticator: Authenticator
     revocation: RevocationMonitor
     quota: LocalQuota
@@ -83,6 +87,7 @@ def require_role(
             found_principal.require_scope(role, scope)
         if not any_query:
             await check_query(request)
+        current_user.set(found_principal.user_id)
         return found_principal
 
     principal.requires = (role, scope)  # type: ignore[attr-defined]  # read by the test of all routes

@@ -34,6 +34,7 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Pages and static files, without data of users: everybody may read them.
 _PUBLIC_PATHS = {"/", "/docs", "/openapi.json", "/signin"}
 _PUBLIC_FOLDER = "/web/"
+_READING_METHODS = {"GET", "HEAD"}
 _QUIET = {"/health/live", "/health/ready", "/metrics"}
 # Headers of every response that does not set them.
 _HEADERS = [
@@ -121,13 +122,15 @@ class RequestMiddleware:
         scope["kotae.content_length"] = int(headers.get(b"content-length", "0"))
         scope["kotae.content_type"] = headers.get(b"content-type", "")
         scope["kotae.status"] = 0
+        root_path, path = scope["root_path"], scope["path"]
+        scope["kotae.path"] = path[len(root_path) :] if root_path else path  # without the prefix
         await self._admit(scope, headers, receive, _ResponseWriter(send, scope).send)
 
     async def _admit(
         self, scope: Scope, headers: Mapping[bytes, str], receive: Receive, send: Send
     ) -> None:
         """Refuse foreign origins, serve other requests, and record both."""
-        started = time.perf_counter()
+        started, path = time.perf_counter(), scope["kotae.path"]
         try:
             if "kotae.refusal" in scope:
                 raise scope.pop("kotae.refusal")  # its traceback will refer to the scope
@@ -136,7 +139,8 @@ class RequestMiddleware:
                 host=headers.get(b"host", ""),
                 origin=headers.get(b"origin"),
                 fetch_site=headers.get(b"sec-fetch-site"),
-                public=_is_public(scope["method"], get_route_path(scope)),
+                public=scope["method"] in _READING_METHODS
+                and (path in _PUBLIC_PATHS or path.startswith(_PUBLIC_FOLDER)),
             )
             if "\0" in scope["path"]:
                 raise InvalidRequest("the path contains a NUL character")
@@ -148,7 +152,7 @@ class RequestMiddleware:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Limit the body, call the application, and turn exceptions into problems."""
-        limit = self._get_body_limit(get_route_path(scope), scope["kotae.content_type"])
+        limit = self._get_body_limit(scope["kotae.path"], scope["kotae.content_type"])
         if scope["kotae.content_length"] > limit:
             await create_problem_response(
                 TooLarge(f"the body is larger than {limit} bytes"), scope
@@ -192,16 +196,6 @@ class RequestMiddleware:
                 status=status,
                 ms=round(seconds * 1000, 1),
             )
-
-
-def get_route_path(scope: Scope) -> str:
-    """The path without the prefix under which a reverse proxy serves us."""
-    path: str = scope["path"]
-    return path[len(scope["root_path"]) :]
-
-
-def _is_public(method: str, path: str) -> bool:
-    return method in {"GET", "HEAD"} and (path in _PUBLIC_PATHS or path.startswith(_PUBLIC_FOLDER))
 
 
 class _ResponseWriter:

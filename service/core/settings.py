@@ -32,6 +32,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from service.core.errors import SettingsInvalid
+from service.core.fair_share import USER_SHARE
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 # A segment cannot be empty or begin with a dot, so a prefix is neither a host nor leads upwards.
@@ -312,14 +313,15 @@ class Settings(BaseSettings):
         ge=1,
         le=100_000,
         description="Maximum number of concurrent provider calls. Further answers wait in a "
-        "queue, up to KOTAE_ANSWERS_MAX in total.",
+        "queue, up to KOTAE_ANSWERS_MAX in total. With KOTAE_AUTH=keys, one user can have half of "
+        "them.",
     )
     answers_max: int = Field(
         5000,
         ge=1,
         le=100_000,
         description="Maximum number of answers in progress. Further requests are rejected with "
-        "503.",
+        "503. With KOTAE_AUTH=keys, one user can have half of them.",
     )
     prompt_characters_max: int = Field(
         20_000, ge=1, le=1_000_000, description="Maximum length of a prompt, in characters."
@@ -340,7 +342,10 @@ class Settings(BaseSettings):
         5_000_000, ge=1, le=1_000_000_000, description="Maximum size of an uploaded file, in bytes."
     )
     documents_max: int = Field(
-        100_000, ge=1, description="Maximum number of stored documents, counted over all users."
+        100_000,
+        ge=1,
+        description="Maximum number of stored documents. With KOTAE_AUTH=keys, one user can have "
+        "half of it.",
     )
     chunk_characters: int = Field(
         700,
@@ -540,6 +545,11 @@ class Settings(BaseSettings):
                 f"{self.jwt_algorithm} needs KOTAE_JWT_JWKS_URL (https, or http on loopback), and "
                 "no KOTAE_JWT_SECRET"
             )
+
+    @property
+    def user_share(self) -> float:
+        """The part of a limit of all users that one user can use; see `fair_share.py`."""
+        return 1.0 if self.auth == "open" else USER_SHARE
 
     @property
     def secrets(self) -> list[str]:

@@ -44,17 +44,11 @@ from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.documents.library import list_tagged
 from service.core.encoding import create_id, sanitize_text, utc_now
-from service.core.errors import (
-    Erased,
-    NotFound,
-    Overloaded,
-    QuotaExceeded,
-    ShuttingDown,
-    UnknownModel,
-)
+from service.core.errors import Erased, NotFound, QuotaExceeded, ShuttingDown, UnknownModel
+from service.core.fair_share import FairTurns, SharedLimit
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
-from service.core.grounding.history import select_history
+from service.core.grounding.history import join_questions, select_history
 from service.core.grounding.refusals import NEAREST_MAX
 from service.core.limits import ServiceLimits
 from service.core.ports import (
@@ -180,20 +174,34 @@ class Answers:
         self._idempotency = IdempotencyRegistry(queue)
         # Strong references: the event loop keeps weak ones.
         self._pumps: dict[asyncio.Task[None], Pump] = {}
+        self._in_progress = SharedLimit(
+            settings.answers_max, "answers in progress", settings.user_share
+        )
         self._registry = StreamRegistry(
-            BufferBudget(settings.resume_bytes_max),
+            BufferBudget(settings.resume_bytes_max, settings.user_share),
             ended_max=settings.answers_max,
             keep_seconds=settings.resume_seconds,
         )
+        self._call_turns = FairTurns(settings.provider_calls_max, settings.user_share)
         self._conversations = ConversationRegistry(database, self._replay, self._registry)
-        # First come, first served.
-        self._call_slots = asyncio.Semaphore(settings.provider_calls_max)
         self._stopping = False
 
     async def answer(self, request: AnswerRequest, *, started: float | None = None) -> Stream:
         """Start an answer and return its stream. Raises the `KotaeError` that rejects it."""
         started = started or time.perf_counter()
-        self._require_capacity()
+        if self._stopping:
+            raise ShuttingDown("this process is shutting down")
+        self._in_progress.take(request.user_id)
+        release = partial(self._in_progress.release, request.user_id)
+        try:
+            stream = await self._start_answer(request, started)
+        except BaseException:
+            release()
+            raise
+        stream.add_finish_callback(release)
+        return stream
+
+    async def _start_answer(self, request: AnswerRequest, started: float) -> Stream:
         model, provider = self._choose_model(request.model)
         history = await self._read_history(request)
         intent = self._build_intent(request, model)
@@ -207,12 +215,12 @@ class Answers:
         intent = await self._hold_quota(request, intent, messages)
         try:
             if request.grounded:
-                intent, context, refusal = await self._find_context(request, intent)
+                intent, context, refusal = await self._find_context(request, intent, history)
                 request, messages = self._add_context(request, intent, context, history)
                 if request.chat is not None and capped:
                     request = self._cap_tokens(request, request.chat, intent)
                 intent = await self._hold_quota(request, intent, messages, grow=True)
-            degraded = request.resumable and not self._registry.has_capacity()
+            degraded = request.resumable and not self._registry.has_capacity(intent.user_id)
             if degraded:  # not resumable: ends with its reader
                 self._metrics.streams_degraded.inc()
                 request = msgspec.structs.replace(request, resumable=False)
@@ -355,12 +363,6 @@ class Answers:
         self._conversations.require_open(stream.intent.conversation_id)
         if stream.outcome and stream.outcome.erased_at:
             raise Erased("this answer was erased")
-
-    def _require_capacity(self) -> None:
-        if self._stopping:
-            raise ShuttingDown("this process is shutting down")
-        if len(self._pumps) >= self._settings.answers_max:
-            raise Overloaded(f"{self._settings.answers_max} answers are in progress")
 
     def _choose_model(self, requested: str | None) -> tuple[str, Provider]:
         model = requested or self._settings.default_model
@@ -510,7 +512,7 @@ class Answers:
         return usage_max.total_tokens, self._compute_nano_usd(intent, usage_max)
 
     async def _find_context(
-        self, request: AnswerRequest, intent: Intent
+        self, request: AnswerRequest, intent: Intent, history: list[Message]
     ) -> tuple[Intent, list[Passage], Refusal | None]:
         """Return the intent with its relevance, and either the context or the refusal."""
         user_id, within = request.sees, request.documents
@@ -521,7 +523,9 @@ class Answers:
         )
         if reply:
             return intent, [], reply
-        results = await self._search_documents(request, within)
+        results = await self._search_documents(
+            request, intent.prompt, join_questions(history), within
+        )
         intent = msgspec.structs.replace(
             intent,
             relevance_share=results.share,
@@ -537,13 +541,17 @@ class Answers:
         return intent, [], refusal
 
     async def _search_documents(
-        self, request: AnswerRequest, within: list[str] | None
+        self, request: AnswerRequest, question: str, previous: str, within: list[str] | None
     ) -> SearchResults:
-        limit = max(self._settings.context_chunks_max, NEAREST_MAX)
-        results = await self._search_service.search(
-            sanitize_text(request.prompt),
+        """`previous`: the questions that this one may refer to; empty without a history."""
+        service = self._search_service
+        search = (
+            partial(service.search_follow_up, previous=previous) if previous else service.search
+        )
+        results = await search(
+            question,
             user_id=request.sees,
-            limit=limit,
+            limit=max(self._settings.context_chunks_max, NEAREST_MAX),
             within=within,
         )
         self._metrics.searches.labels(str(results.answerable).lower()).inc()
@@ -613,7 +621,9 @@ class Answers:
             else self._limits.drain_nano_usd_max,
             attach_seconds=request.attach_seconds,
         )
-        call_slot = nullcontext() if provider is self._extractive else self._call_slots
+        call_slot = (
+            nullcontext() if provider is self._extractive else self._call_turns.turn(intent.user_id)
+        )
         pump = Pump(stream, account, provider_request, provider, limits, call_slot)
         unwatch = self._revocation.watch_principal(
             request.principal, partial(pump.stop, Status.STOPPED)

@@ -19,6 +19,7 @@ import asyncio
 import sys
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,7 @@ from service.core.answering.events import (
 )
 from service.core.answering.transcripts import ChatTranscript
 from service.core.errors import KotaeError, get_error_class
+from service.core.fair_share import compute_user_max
 from service.core.ports import Delta
 from service.core.records import Intent, Outcome, Passage
 
@@ -42,16 +44,39 @@ SHUTDOWN_NOTICE = b""  # the batch that announces the shutdown of this process
 
 
 class BufferBudget:
-    """The bytes that all streams hold, and their limit."""
+    """The bytes that all streams hold, and their limit.
 
-    def __init__(self, bytes_max: int) -> None:
+    A user's streams count up to the share of one user: more of them, which are not resumable, take
+    nothing from others.
+    """
+
+    def __init__(self, bytes_max: int, user_share: float = 1.0) -> None:
         self.bytes_max = bytes_max
         self.held_bytes = 0
+        self._user_max = compute_user_max(bytes_max, user_share)
+        self._by_user: Counter[str] = Counter()
+        self._counted_bytes = 0
+
+    def add_bytes(self, user_id: str, size: int) -> None:
+        """Add to the bytes of a user; a negative size subtracts."""
+        most, before = self._user_max, self._by_user[user_id]
+        after = self._by_user[user_id] = before + size
+        if not after:
+            del self._by_user[user_id]
+        self.held_bytes += size
+        if after <= most and before <= most:  # the usual case without calls: for every delta
+            self._counted_bytes += size
+        else:
+            self._counted_bytes += min(after, most) - min(before, most)
 
     @property
     def is_full(self) -> bool:
         """True when no further stream may be resumable."""
-        return self.held_bytes >= self.bytes_max
+        return self._counted_bytes >= self.bytes_max
+
+    def is_share_full(self, user_id: str) -> bool:
+        """True when no further stream of this user may be resumable."""
+        return self._by_user[user_id] >= self._user_max
 
 
 class Stream:
@@ -92,7 +117,8 @@ class Stream:
         self._shutting_down = False
         self._buffers = buffers
         self._held_bytes = 0
-        self._count_bytes(sum(sys.getsizeof(passage.text) for passage in context))
+        if context:
+            self._count_bytes(sum(sys.getsizeof(passage.text) for passage in context))
 
     @property
     def readers(self) -> int:
@@ -318,7 +344,7 @@ class Stream:
     def _count_bytes(self, size: int) -> None:
         self._held_bytes += size
         if self._buffers:
-            self._buffers.held_bytes += size
+            self._buffers.add_bytes(self.intent.user_id, size)
 
     async def _wait_change(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

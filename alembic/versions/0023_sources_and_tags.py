@@ -1,15 +1,15 @@
 """sources, file hashes and tags of documents
 
-Revision ID: 0024
-Revises: 0023
+Revision ID: 0023
+Revises: 0022
 """
 
 import sqlalchemy as sa
 
 from alembic import op
 
-revision = "0024"
-down_revision = "0023"
+revision = "0023"
+down_revision = "0022"
 branch_labels = None
 depends_on = None
 
