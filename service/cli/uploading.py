@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-import httpx2
 import msgspec
 
-from service.cli.client import fetch_url, raise_for_problem
+from service.cli.client import Client, Response, fetch_url, raise_for_problem
 from service.cli.output import show_progress
 from service.core.errors import InvalidRequest, KotaeError
 
@@ -51,7 +50,7 @@ class UploadItem(msgspec.Struct, frozen=True):
             return 0
 
     def open(self) -> tuple[str, BinaryIO]:
-        """The name and the content. Raises `OSError`, `KotaeError`, `TransportError`."""
+        """The name and the content. Raises `OSError`, `KotaeError`."""
         if self.path:
             return self.path.name, self.path.open("rb")
         content, media_type = fetch_url(self.source)
@@ -109,7 +108,7 @@ def find_files(folder: Path) -> Iterator[UploadItem]:
 class Uploader:
     """Uploads files to one service."""
 
-    def __init__(self, client: httpx2.Client, *, shared: bool, tags: Sequence[str]) -> None:
+    def __init__(self, client: Client, *, shared: bool, tags: Sequence[str]) -> None:
         self.client = client
         self._shared = shared
         self._params: dict[str, Any] = {"partial": True, "shared": shared, "tag": list(tags)}
@@ -145,7 +144,7 @@ class Uploader:
             for item in items:
                 try:
                     name, file = item.open()
-                except (OSError, KotaeError, httpx2.HTTPError) as error:
+                except (OSError, KotaeError) as error:
                     text = getattr(error, "strerror", None) or str(error)
                     failed.append(Result(item.name, item.source, problem=text))
                     continue
@@ -163,7 +162,7 @@ class Uploader:
         raise_for_problem(response)
         return [_read_item(entry, opened) for entry in response.json()["items"]]
 
-    def _post(self, opened: Sequence[tuple[UploadItem, str, BinaryIO]]) -> httpx2.Response:
+    def _post(self, opened: Sequence[tuple[UploadItem, str, BinaryIO]]) -> Response:
         for retries in range(RETRIES_MAX + 1):
             for _, _, file in opened:
                 file.seek(0)
