@@ -48,7 +48,7 @@ from service.core.errors import Erased, NotFound, QuotaExceeded, ShuttingDown, U
 from service.core.fair_share import FairTurns, SharedLimit
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
-from service.core.grounding.history import select_history
+from service.core.grounding.history import join_questions, select_history
 from service.core.grounding.refusals import NEAREST_MAX
 from service.core.limits import ServiceLimits
 from service.core.ports import (
@@ -215,7 +215,7 @@ class Answers:
         intent = await self._hold_quota(request, intent, messages)
         try:
             if request.grounded:
-                intent, context, refusal = await self._find_context(request, intent)
+                intent, context, refusal = await self._find_context(request, intent, history)
                 request, messages = self._add_context(request, intent, context, history)
                 if request.chat is not None and capped:
                     request = self._cap_tokens(request, request.chat, intent)
@@ -512,7 +512,7 @@ class Answers:
         return usage_max.total_tokens, self._compute_nano_usd(intent, usage_max)
 
     async def _find_context(
-        self, request: AnswerRequest, intent: Intent
+        self, request: AnswerRequest, intent: Intent, history: list[Message]
     ) -> tuple[Intent, list[Passage], Refusal | None]:
         """Return the intent with its relevance, and either the context or the refusal."""
         user_id, within = request.sees, request.documents
@@ -523,7 +523,9 @@ class Answers:
         )
         if reply:
             return intent, [], reply
-        results = await self._search_documents(request, within)
+        results = await self._search_documents(
+            request, intent.prompt, join_questions(history), within
+        )
         intent = msgspec.structs.replace(
             intent,
             relevance_share=results.share,
@@ -539,13 +541,17 @@ class Answers:
         return intent, [], refusal
 
     async def _search_documents(
-        self, request: AnswerRequest, within: list[str] | None
+        self, request: AnswerRequest, question: str, previous: str, within: list[str] | None
     ) -> SearchResults:
-        limit = max(self._settings.context_chunks_max, NEAREST_MAX)
-        results = await self._search_service.search(
-            sanitize_text(request.prompt),
+        """`previous`: the questions that this one may refer to; empty without a history."""
+        service = self._search_service
+        search = (
+            partial(service.search_follow_up, previous=previous) if previous else service.search
+        )
+        results = await search(
+            question,
             user_id=request.sees,
-            limit=limit,
+            limit=max(self._settings.context_chunks_max, NEAREST_MAX),
             within=within,
         )
         self._metrics.searches.labels(str(results.answerable).lower()).inc()

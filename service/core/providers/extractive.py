@@ -23,7 +23,8 @@ import msgspec
 from service.core import tokens
 from service.core.encoding import to_json
 from service.core.grounding.extraction import FREE, quote_answer
-from service.core.grounding.prompt import parse_messages
+from service.core.grounding.history import join_questions
+from service.core.grounding.prompt import parse_messages, refusal_text
 from service.core.pricing import Usage
 from service.core.records import Message
 from service.core.settings import EXTRACTIVE
@@ -125,13 +126,21 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
 
 
 def answer_extractively(messages: list[Message], dictionary: str = "auto") -> str:
-    """The text with which the model answers a prompt."""
+    """The text with which the model answers a prompt.
+
+    A follow-up question is answered from the first passage, because its own words are few. If they
+    select no sentence there, they are read together with the previous questions.
+    """
     prompt = parse_messages(messages)
-    return (
-        FREE[detect_language(prompt)]
-        if isinstance(prompt, str)
-        else quote_answer(*prompt, dictionary)
-    )
+    if isinstance(prompt, str):
+        return FREE[detect_language(prompt)]
+    question, passages = prompt
+    if previous := join_questions(messages[:-1]):
+        for text in (question, f"{question}\n{previous}"):
+            answer = quote_answer(text, passages[:1], dictionary)
+            if answer != refusal_text(text):
+                return answer
+    return quote_answer(question, passages, dictionary)
 
 
 class _ExtractiveAnswer(msgspec.Struct, frozen=True):

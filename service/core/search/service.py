@@ -10,7 +10,7 @@ postings and caches of `index.py` and `postings/fts5.py`.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -19,6 +19,7 @@ from service.core.database.engine import Database
 from service.core.fair_share import FairTurns
 from service.core.lazy import LazyModule
 from service.core.ports import VectorSearch
+from service.core.search.follow_ups import FUSED_MAX, fuse_results
 from service.core.search.results import SearchResults
 from service.core.settings import Settings
 from service.core.text.tokenizer import get_tokenizer
@@ -76,6 +77,24 @@ class SearchService:
 
         async with self._turns.turn():
             return await self._database.run_blocking_read(run_search)
+
+    async def search_follow_up(
+        self,
+        question: str,
+        previous: str,
+        *,
+        user_id: str | None,
+        limit: int,
+        within: Sequence[str] | None = None,
+    ) -> SearchResults:
+        """Like `search`, for a question that may refer to previous ones; see `follow_ups.py`."""
+        search = partial(self.search, user_id=user_id, limit=max(limit, FUSED_MAX), within=within)
+        alone = await search(question)
+        together = await search(f"{question}\n{previous}")
+        missing: list[str] = []
+        if together.answerable and not alone.answerable:
+            missing = await self.find_missing_words(question, user_id=user_id, within=within)
+        return fuse_results(question, alone, together, missing=missing, limit=limit)
 
     async def find_missing_words(
         self, question: str, *, user_id: str | None, within: Sequence[str] | None = None
