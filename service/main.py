@@ -28,12 +28,15 @@ from service.api import (
 from service.api.body_budget import BodyBudget
 from service.api.dependencies import Services
 from service.api.middleware import RequestMiddleware
+from service.api.openai import chat, models
+from service.api.openai import embeddings as openai_embeddings
 from service.api.openapi import build_openapi
 from service.core import tokens
 from service.core.accounting.journal import Journal, choose_spool, find_spool
 from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
 from service.core.answering.answers import Answers
+from service.core.answering.embedding_calls import EmbeddingCalls
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
@@ -43,6 +46,7 @@ from service.core.database.files import restrict_database_files
 from service.core.database.instance_lock import SERVE, lock_instance
 from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.errors import KotaeError
+from service.core.fair_share import SharedLimit
 from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
 from service.core.ports import Embedder, VectorSearch, Worker
@@ -122,7 +126,9 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    # In the order of their frequency: the routes of a request are searched from the first.
     for module in (
+        chat,
         answers,
         conversations,
         uploads,
@@ -132,6 +138,8 @@ def create_app(
         quotas,
         sessions,
         health,
+        models,
+        openai_embeddings,
     ):
         # Copied, because an included router adds a lookup to every request.
         app.router.routes += module.router.routes
@@ -190,6 +198,18 @@ async def _open_services(
         wait_recovered=recovery.wait_done,
     )
     stack.push_async_callback(answering.stop)
+    embedding_calls = EmbeddingCalls(
+        settings,
+        recorder,
+        provider=provider,
+        embedder=None if embedder is None or embedder.metered else embedder,
+        prices=prices,
+        limits=limits,
+        quota=quota,
+        revocation=revocation,
+    )
+    stack.push_async_callback(embedding_calls.stop)
+    share = settings.user_share
     log.info("service.started", model=settings.default_model, auth=settings.auth)
     return Services(
         settings=settings,
@@ -199,16 +219,24 @@ async def _open_services(
         workers=workers,
         chunk_workers=chunk_workers,
         file_readers=FileReaders(),
-        body_budget=BodyBudget(max(limits.bodies_bytes_max, 12 * settings.upload_file_bytes_max)),
-        upload_budget=BodyBudget(
-            limits.uploads_max * limits.upload_files_max * settings.upload_file_bytes_max
+        body_budget=BodyBudget(
+            max(limits.bodies_bytes_max, 12 * settings.upload_file_bytes_max), share
         ),
+        upload_budget=BodyBudget(
+            limits.uploads_max * limits.upload_files_max * settings.upload_file_bytes_max, share
+        ),
+        uploads=SharedLimit(limits.uploads_at_once_max, "uploads in progress", share),
+        searches=SharedLimit(limits.searches_max, "searches in progress", share),
+        event_streams=SharedLimit(settings.connections_max, "open event streams", share),
         authenticator=authenticator,
         revocation=revocation,
         quota=quota,
         answers=answering,
+        embedding_calls=embedding_calls,
         tickets=SignedTickets(
-            seconds=settings.ticket_seconds, resume_seconds=settings.resume_seconds
+            seconds=settings.ticket_seconds,
+            resume_seconds=settings.resume_seconds,
+            user_share=share,
         ),
         metrics=metrics,
         retrieval=search_service,
@@ -240,7 +268,7 @@ def _start_accounting(
     )
     journal.start()
     stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
-    queue = JournaledQueue(limits.queue_records_max, journal)
+    queue = JournaledQueue(limits.queue_records_max, journal, settings.user_share)
     writer = workers["writer"] = Writer(database, queue, metrics, quarantine=quarantine)
     writer.start()
     stack.push_async_callback(_stop_writer, writer)

@@ -22,6 +22,8 @@ MAP = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
 
 # Modules without a test file of their name, and where their behavior is tested instead.
 TESTED_ELSEWHERE = {
+    "api/openai/chat_format.py": "with its route: tests/api/openai/test_chat.py",
+    "api/openai/documentation.py": "schemathesis, over the document: tests/api/test_openapi.py",
     "api/responses.py": "two functions that every route test uses",
     "api/shapes.py": "schemathesis compares them with responses: tests/api/test_openapi.py",
     "cli/audit.py": "with the audit: tests/core/accounting/test_audit.py",

@@ -38,7 +38,8 @@ from service.core.answering.answers import (
     parse_event_id,
 )
 from service.core.auth.principals import Principal, Role
-from service.core.errors import NotFound, TooLarge
+from service.core.errors import KotaeError, NotFound, TooLarge
+from service.core.fair_share import current_user
 from service.core.ports import QuotaSubject, RedeemedTicket, TicketGrant
 from service.core.records import Answer, create_answer_object
 
@@ -63,7 +64,7 @@ _CONTINUED = problem_schemas(
     "`idempotency_conflict`: the `Idempotency-Key` was used for a different request",
     _410="`erased`: the conversation, or the answer of the `Idempotency-Key`, was erased",
 )
-_REPLAYED = {"Idempotent-Replayed": "true"}
+REPLAYED = {"Idempotent-Replayed": "true"}
 _UNKNOWN = problem_schemas(
     _404="`not_found`: no answer or event has this id, or it belongs to another user"
 )
@@ -116,16 +117,18 @@ async def create_answer(
     After a disconnect without an idempotency key the provider call is cancelled.
     """
     answer_request = await _build_request(body, request, services, principal, stream=False)
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_while_connected(request, answer_request, key, services)
+    if started is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     stream = started.stream
-    await _wait_finished(request, stream)
+    await wait_finished(request, stream)
     if stream.outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    headers = _REPLAYED if started.replayed else {}
-    headers = headers | _build_quota_headers(answer_request, services)
+    headers = REPLAYED if started.replayed else {}
+    headers = headers | build_quota_headers(answer_request, services)
     if error := stream.error:
         error.extra["answer_id"] = stream.intent.id
-        return create_problem_response(error, request.scope["request_id"], headers)
+        return create_problem_response(error, request.scope, headers)
     return json_response(create_answer_object(stream.outcome), headers=headers)
 
 
@@ -138,15 +141,18 @@ async def stream_answer(
     After a disconnect the provider call is cancelled, immediately or later if the client may
     return.
     """
+    services.event_streams.require(principal.user_id)
     answer_request = await _build_request(body, request, services, principal, stream=True)
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_while_connected(request, answer_request, key, services)
+    if started is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     response = create_stream_response(
         started.stream,
         services.limits,
-        enter=partial(services.revocation.watch_principal, principal),
+        enter=partial(EventReader(principal).enter, services),
     )
     response.headers.update(
-        (_REPLAYED if started.replayed else {}) | _build_quota_headers(answer_request, services)
+        (REPLAYED if started.replayed else {}) | build_quota_headers(answer_request, services)
     )
     return response
 
@@ -194,17 +200,18 @@ async def stream_answer_to_event_source(
         tags=tags,
         conversation_id=conversation_id,
     )
+    services.event_streams.require(principal.user_id)
     answer_request = await _build_request(
         body, request, services, principal, stream=True, resumable=True
     )
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     response = create_stream_response(
         started.stream,
         services.limits,
-        enter=partial(services.revocation.watch_principal, principal),
+        enter=partial(EventReader(principal).enter, services),
     )
     response.headers.update(
-        (_REPLAYED if started.replayed else {}) | _build_quota_headers(answer_request, services)
+        (REPLAYED if started.replayed else {}) | build_quota_headers(answer_request, services)
     )
     return response
 
@@ -232,7 +239,7 @@ async def start_answer(
         resumable=True,
         attach_seconds=services.settings.ticket_seconds,
     )
-    started = await _begin_answer(answer_request, key, services)
+    started = await begin_answer(answer_request, key, services)
     intent = started.stream.intent
     issued = services.tickets.issue(
         TicketGrant(
@@ -254,8 +261,8 @@ async def start_answer(
     )
     headers = (
         {"Location": location}
-        | (_REPLAYED if started.replayed else {})
-        | _build_quota_headers(answer_request, services)
+        | (REPLAYED if started.replayed else {})
+        | build_quota_headers(answer_request, services)
     )
     return json_response(body_out, 202, headers)
 
@@ -269,13 +276,16 @@ class EventReader:
 
     def enter(self, services: Services, disconnect: Callable[[], None]) -> Callable[[], None]:
         """Register the reader; returns the function to call when it has left."""
+        user_id, ticket = self.principal.user_id, self.ticket
         unwatch = services.revocation.watch_principal(self.principal, disconnect)
-        if (ticket := self.ticket) is None:
-            return unwatch
-        ticket.add_reader()
+        services.event_streams.add(user_id)
+        if ticket is not None:
+            ticket.add_reader()
 
         def leave() -> None:
-            ticket.remove_reader()
+            if ticket is not None:
+                ticket.remove_reader()
+            services.event_streams.release(user_id)
             unwatch()
 
         return leave
@@ -309,6 +319,7 @@ async def authorize_reader(
         ends_at=grant.ends_at,
     )
     await services.authenticator.require_valid(principal)
+    current_user.set(principal.user_id)
     return EventReader(principal, redeemed)
 
 
@@ -375,6 +386,7 @@ async def _resume_stream(
         return Response(status_code=204)
     if seq > stream.last_seq:
         raise NotFound("this answer has no event with this id")
+    services.event_streams.require(reader.principal.user_id)
     ticket = reader.ticket
     if ticket is not None and seq < 0:  # once: at the first use
         stream.add_finish_callback(ticket.record_end)
@@ -395,7 +407,7 @@ def _parse_position(answer_id: str, last_event_id: str | None) -> int:
     return position[1]
 
 
-async def _wait_finished(request: Request, stream: Stream) -> None:
+async def wait_finished(request: Request, stream: Stream) -> None:
     """Wait until the answer has ended or the client has disconnected."""
     with stream.attach_reader(), suppress(TimeoutError):
         async with asyncio.timeout(None) as deadline:
@@ -409,19 +421,74 @@ async def _wait_finished(request: Request, stream: Stream) -> None:
                 stream.remove_finish_callback(expire)
 
 
+async def wait_output(request: Request, stream: Stream, seconds: float) -> bool:
+    """Wait for the first chunk, the end, or this time. False if the client has disconnected."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds) as deadline:
+            expire = partial(_expire, deadline)
+            stream.add_output_callback(expire)
+            try:
+                while not stream.has_chunks and stream.outcome is None:
+                    if (await request.receive())["type"] == "http.disconnect":
+                        return False
+            finally:
+                stream.remove_output_callback(expire)
+    return True
+
+
 def _expire(deadline: asyncio.Timeout) -> None:
     deadline.reschedule(asyncio.get_running_loop().time())
 
 
-async def _begin_answer(
+async def begin_answer(
     answer_request: AnswerRequest, key: str | None, services: Services
 ) -> StartedAnswer:
+    """Start an answer, or return that of the idempotency key."""
     if key is None:
         return StartedAnswer(await services.answers.answer(answer_request), replayed=False)
     return await services.answers.answer_once(answer_request, key)
 
 
-def _build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:
+async def begin_while_connected(
+    request: Request, answer_request: AnswerRequest, key: str | None, services: Services
+) -> StartedAnswer | None:
+    """Like `begin_answer`; None if the client disconnects during the search.
+
+    An answer that can be continued or repeated by its client does not end with the connection.
+    """
+    if key is not None or answer_request.retry_seconds or not answer_request.grounded:
+        return await begin_answer(answer_request, key, services)
+    beginning = asyncio.create_task(begin_answer(answer_request, key, services), name="begin")
+    try:
+        await _wait_done(request, beginning)
+        if beginning.done():
+            return beginning.result()
+    finally:
+        beginning.cancel()
+    with suppress(asyncio.CancelledError, KotaeError):
+        await beginning
+    return None
+
+
+async def _wait_done(request: Request, task: asyncio.Task[StartedAnswer]) -> None:
+    """Wait until the task is done or the client has disconnected."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None) as deadline:
+            expire = partial(_expire_of_task, deadline)
+            task.add_done_callback(expire)
+            try:
+                while not task.done():
+                    if (await request.receive())["type"] == "http.disconnect":
+                        return
+            finally:
+                task.remove_done_callback(expire)
+
+
+def _expire_of_task(deadline: asyncio.Timeout, _: asyncio.Task[StartedAnswer]) -> None:
+    _expire(deadline)
+
+
+def build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:
     """`RateLimit` headers for the caller's limits."""
     return (
         create_quota_headers(services.quota.windows(answer_request.subjects))
@@ -450,6 +517,7 @@ async def _build_request(
     if body.max_tokens and body.max_tokens > settings.max_tokens_max:
         raise TooLarge(f"max_tokens is more than {settings.max_tokens_max}")
     user_id = body.user_id if body.user_id and principal.may_impersonate else principal.user_id
+    current_user.set(user_id)
     subjects, sees = principal.quota_subjects, principal.visible_user_id
     if user_id != principal.user_id:
         if principal.credential != "open":

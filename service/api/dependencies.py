@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from service.api.body_budget import BodyBudget
 from service.api.query_parameters import check_query
 from service.core.answering.answers import Answers
+from service.core.answering.embedding_calls import EmbeddingCalls
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.credentials import Credentials
 from service.core.auth.origin import check_csrf
@@ -20,6 +21,7 @@ from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers, FileReaders
+from service.core.fair_share import SharedLimit, current_user
 from service.core.limits import ServiceLimits
 from service.core.ports import RecordQueue, Tickets, Worker
 from service.core.quota.local import LocalQuota
@@ -43,10 +45,14 @@ class Services:
     file_readers: FileReaders
     body_budget: BodyBudget
     upload_budget: BodyBudget
+    uploads: SharedLimit
+    searches: SharedLimit
+    event_streams: SharedLimit
     authenticator: Authenticator
     revocation: RevocationMonitor
     quota: LocalQuota
     answers: Answers
+    embedding_calls: EmbeddingCalls
     retrieval: SearchService
     tickets: Tickets
     metrics: Metrics
@@ -83,6 +89,7 @@ def require_role(
             found_principal.require_scope(role, scope)
         if not any_query:
             await check_query(request)
+        current_user.set(found_principal.user_id)
         return found_principal
 
     principal.requires = (role, scope)  # type: ignore[attr-defined]  # read by the test of all routes
@@ -124,6 +131,9 @@ def _read_session(request: Request) -> str | None:
 ServicesDep = Annotated[Services, Depends(get_services)]
 AnyPrincipal = Annotated[Principal, Depends(require_role(Role.USER, None))]
 AskPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.ASK))]
+AnyQueryAskPrincipal = Annotated[
+    Principal, Depends(require_role(Role.USER, Scope.ASK, any_query=True))
+]
 LogsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.LOGS))]
 DocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.DOCUMENTS))]
 KeysPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.KEYS))]

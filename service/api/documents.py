@@ -23,12 +23,8 @@ from service.api.schemas import (
 from service.core.documents import library
 from service.core.documents.library import Document, DocumentFilters, DocumentPage
 from service.core.encoding import sanitize_text
-from service.core.errors import Forbidden, Overloaded, TooLarge
+from service.core.errors import Forbidden, TooLarge
 from service.core.search.results import SearchResults
-
-SEARCHES_WAITING_MAX = (
-    200  # a few seconds of work; searches of answers are bounded by the number of answers
-)
 
 router = APIRouter(tags=["documents"], route_class=BodyRoute)
 
@@ -153,14 +149,12 @@ async def search_documents(
         raise TooLarge(
             f"the question is longer than {services.settings.prompt_characters_max} characters"
         )
-    if services.retrieval.waiting_searches >= SEARCHES_WAITING_MAX:
-        raise Overloaded(f"{SEARCHES_WAITING_MAX} searches are waiting")
     if tags:
         documents = await library.list_tagged(
             services.database, tags, user_id=principal.visible_user_id, within=documents
         )
-    return json_response(
-        await services.retrieval.search(
+    with services.searches.hold(principal.user_id):
+        results = await services.retrieval.search(
             sanitize_text(q), user_id=principal.visible_user_id, limit=limit, within=documents
         )
-    )
+    return json_response(results)

@@ -20,6 +20,7 @@ from service.core.errors import InvalidRequest
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 authorize_ask = require_role(principals.Role.USER, principals.Scope.ASK)
+authorize_any_query = require_role(principals.Role.USER, principals.Scope.ASK, any_query=True)
 
 
 async def read_idempotency_key(

@@ -137,9 +137,14 @@ def decode_json(raw: bytes, model: type[Model]) -> msgspec.Struct:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         refusal = error
     try:
-        return decode(_ESCAPE.sub(_replace_lone_surrogate, raw.removeprefix(_BYTE_ORDER_MARK)))
+        return decode(repair_surrogates(raw))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise RequestValidationError(list_errors(raw, model, refusal)) from None
+
+
+def repair_surrogates(raw: bytes) -> bytes:
+    """The body without a byte order mark, and with U+FFFD instead of lone surrogates."""
+    return _ESCAPE.sub(_replace_lone_surrogate, raw.removeprefix(_BYTE_ORDER_MARK))
 
 
 @lru_cache

@@ -29,10 +29,12 @@ BODY_BYTES = 65_536  # of any body, in addition to the following
 JSON_BYTES_PER_CHARACTER = 16  # of a prompt
 JSON_BYTES_PER_TEXT_BYTE = 3  # of an uploaded text
 _PROMPT_PATHS = {"/ai/test", "/ai/stream", "/ai/answers"}
+_OPENAI_PATHS = {"/v1/chat/completions", "/v1/embeddings"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Pages and static files, without data of users: everybody may read them.
 _PUBLIC_PATHS = {"/", "/docs", "/openapi.json", "/signin"}
 _PUBLIC_FOLDER = "/web/"
+_READING_METHODS = {"GET", "HEAD"}
 _QUIET = {"/health/live", "/health/ready", "/metrics"}
 # Headers of every response that does not set them.
 _HEADERS = [
@@ -41,10 +43,26 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 ]
+# Sent by the OpenAI SDKs.
+_SDK_HEADERS = (
+    "arch",
+    "async",
+    "helper-method",
+    "lang",
+    "os",
+    "package-version",
+    "raw-response",
+    "read-timeout",
+    "retry-count",
+    "runtime",
+    "runtime-version",
+    "timeout",
+)
 _CORS_METHODS = ["GET", "POST", "PUT", "DELETE"]
 _CORS_REQUEST_HEADERS = [
     "authorization",
     "idempotency-key",
+    *(f"x-stainless-{name}" for name in _SDK_HEADERS),
     "if-none-match",
     "last-event-id",
     "x-api-key",
@@ -57,8 +75,12 @@ _CORS_RESPONSE_HEADERS = [
     "ratelimit",
     "ratelimit-policy",
     "retry-after",
+    "retry-after-ms",
     "www-authenticate",
+    "x-kotae-cost",
+    "x-kotae-max-tokens",
     "x-request-id",
+    "x-should-retry",
 ]
 
 
@@ -100,13 +122,15 @@ class RequestMiddleware:
         scope["kotae.content_length"] = int(headers.get(b"content-length", "0"))
         scope["kotae.content_type"] = headers.get(b"content-type", "")
         scope["kotae.status"] = 0
+        root_path, path = scope["root_path"], scope["path"]
+        scope["kotae.path"] = path[len(root_path) :] if root_path else path  # without the prefix
         await self._admit(scope, headers, receive, _ResponseWriter(send, scope).send)
 
     async def _admit(
         self, scope: Scope, headers: Mapping[bytes, str], receive: Receive, send: Send
     ) -> None:
         """Refuse foreign origins, serve other requests, and record both."""
-        started = time.perf_counter()
+        started, path = time.perf_counter(), scope["kotae.path"]
         try:
             if "kotae.refusal" in scope:
                 raise scope.pop("kotae.refusal")  # its traceback will refer to the scope
@@ -115,24 +139,23 @@ class RequestMiddleware:
                 host=headers.get(b"host", ""),
                 origin=headers.get(b"origin"),
                 fetch_site=headers.get(b"sec-fetch-site"),
-                public=_is_public(scope["method"], get_route_path(scope)),
+                public=scope["method"] in _READING_METHODS
+                and (path in _PUBLIC_PATHS or path.startswith(_PUBLIC_FOLDER)),
             )
             if "\0" in scope["path"]:
                 raise InvalidRequest("the path contains a NUL character")
             await self._admitted(scope, receive, send)
         except KotaeError as error:  # from the server or the origin check
-            await create_problem_response(error, scope["request_id"], self._refusal_headers)(
-                scope, receive, send
-            )
+            await create_problem_response(error, scope, self._refusal_headers)(scope, receive, send)
         finally:
             self._record_request(scope, scope["kotae.status"], time.perf_counter() - started)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Limit the body, call the application, and turn exceptions into problems."""
-        limit = self._get_body_limit(get_route_path(scope), scope["kotae.content_type"])
+        limit = self._get_body_limit(scope["kotae.path"], scope["kotae.content_type"])
         if scope["kotae.content_length"] > limit:
             await create_problem_response(
-                TooLarge(f"the body is larger than {limit} bytes"), scope["request_id"]
+                TooLarge(f"the body is larger than {limit} bytes"), scope
             )(scope, receive, send)
             return
         try:
@@ -142,7 +165,7 @@ class RequestMiddleware:
             if scope["kotae.status"]:
                 raise  # the server closes the connection, so that a cut body does not look complete
             problem = KotaeError("the log has the cause under this request id")
-            await create_problem_response(problem, scope["request_id"])(scope, receive, send)
+            await create_problem_response(problem, scope)(scope, receive, send)
 
     def _get_body_limit(self, path: str, content_type: str) -> int:
         settings = self._settings
@@ -155,6 +178,8 @@ class RequestMiddleware:
             return settings.upload_file_bytes_max * factor + BODY_BYTES
         if path in _PROMPT_PATHS:
             return settings.prompt_characters_max * JSON_BYTES_PER_CHARACTER + BODY_BYTES
+        if path in _OPENAI_PATHS:
+            return self._limits.chat_bytes_max
         return BODY_BYTES
 
     def _record_request(self, scope: Scope, status: int, seconds: float) -> None:
@@ -171,16 +196,6 @@ class RequestMiddleware:
                 status=status,
                 ms=round(seconds * 1000, 1),
             )
-
-
-def get_route_path(scope: Scope) -> str:
-    """The path without the prefix under which a reverse proxy serves us."""
-    path: str = scope["path"]
-    return path[len(scope["root_path"]) :]
-
-
-def _is_public(method: str, path: str) -> bool:
-    return method in {"GET", "HEAD"} and (path in _PUBLIC_PATHS or path.startswith(_PUBLIC_FOLDER))
 
 
 class _ResponseWriter:

@@ -9,7 +9,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Scope
 
+from service.api.openai.errors import create_error_response, create_rate_headers, is_openai_path
 from service.api.responses import json_response
 from service.core.answering.answers import create_problem
 from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorized
@@ -33,17 +35,42 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def create_problem_response(
-    error: KotaeError, request_id: str, headers: dict[str, str] | None = None
+    error: KotaeError,
+    scope: Scope,
+    headers: dict[str, str] | None = None,
+    *,
+    may_be_billed: bool = False,
 ) -> Response:
-    """The response for an error."""
+    """The response for an error, on `/v1` also in OpenAI's form.
+
+    `may_be_billed`: the answer may have reached the provider.
+    """
     headers = dict(headers or {})
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = CHALLENGE
     if isinstance(error, QuotaExceeded):
-        headers |= create_quota_headers(error.windows)
-    return json_response(create_problem(error, request_id), error.status, headers, MEDIA_TYPE)
+        headers |= create_quota_headers(error.windows) | (
+            create_rate_headers(error.windows) if is_openai_path(scope) else {}
+        )
+    problem = create_problem(error, str(scope.get("request_id", "")))
+    return _create_response(problem, error, scope, headers, may_be_billed=may_be_billed)
+
+
+def _create_response(
+    problem: dict[str, Any],
+    error: KotaeError | None,
+    scope: Scope,
+    headers: dict[str, str],
+    *,
+    may_be_billed: bool = False,
+) -> Response:
+    status = problem["status"]
+    if is_openai_path(scope):
+        status, problem, added = create_error_response(problem, error, may_be_billed=may_be_billed)
+        headers = headers | added
+    return json_response(problem, status, headers, MEDIA_TYPE)
 
 
 def create_quota_headers(windows: Sequence[QuotaWindow]) -> dict[str, str]:
@@ -79,13 +106,9 @@ def _format_policy(
     return name, f"{name};q={min(limit, _INTEGER_MAX)}{window}{unit_parameter}"
 
 
-def _get_request_id(request: Request) -> str:
-    return str(request.scope.get("request_id", ""))
-
-
 async def _handle_kotae_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KotaeError)  # noqa: S101 - registered for this class
-    return create_problem_response(error, _get_request_id(request))
+    return create_problem_response(error, request.scope)
 
 
 async def _handle_validation_error(request: Request, error: Exception) -> Response:
@@ -116,7 +139,7 @@ async def _handle_http_error(request: Request, error: Exception) -> Response:
     """Errors of the framework: unknown route, wrong method, body too large or not JSON."""
     assert isinstance(error, HTTPException)  # noqa: S101
     if error.status_code == TooLarge.status:
-        return create_problem_response(TooLarge(error.detail), _get_request_id(request))
+        return create_problem_response(TooLarge(error.detail), request.scope)
     title = HTTPStatus(error.status_code).phrase
     response = _create_plain_problem(
         request,
@@ -152,6 +175,5 @@ def _create_plain_problem(
         "detail": detail,
         "code": code,
     }
-    return json_response(
-        body | {"request_id": _get_request_id(request)} | extra, status, media_type=MEDIA_TYPE
-    )
+    body |= {"request_id": str(request.scope.get("request_id", ""))} | extra
+    return _create_response(body, None, request.scope, {})

@@ -13,7 +13,7 @@ grace period, and `Answers.interrupt` ends them with an event.
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 
 from sse_starlette import EventSourceResponse
@@ -37,21 +37,22 @@ Enter = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class StreamResponse(EventSourceResponse):
-    """The events of a stream after `after`, to its end. Slow readers are disconnected.
+    """Batches of events, to their end. Slow readers are disconnected.
 
-    `enter` registers the reader; `on_batch` is called with the position of each batch.
+    `enter` registers the reader. `resumable`: the client is told when to reconnect.
     """
 
     def __init__(
         self,
-        stream: Stream,
+        batches: AsyncGenerator[bytes, None],
         limits: ServiceLimits,
-        after: int,
         enter: Enter | None,
-        on_batch: Callable[[int], None] | None,
+        *,
+        resumable: bool,
     ) -> None:
         self._enter = enter
-        self._batches = stream.read_events(after, on_batch)
+        self._batches = batches
+        self._resumable = resumable
         super().__init__(self._batches)
         self._ping_seconds, self._send_seconds = limits.ping_seconds, limits.send_seconds_max
         self._sending_since: float | None = None
@@ -98,12 +99,14 @@ class StreamResponse(EventSourceResponse):
                 deadline.reschedule(asyncio.get_running_loop().time())
 
     async def _send_all(self, send: Send) -> None:
-        loop, lead = asyncio.get_running_loop(), _RETRY
+        loop, lead = asyncio.get_running_loop(), _RETRY if self._resumable else b""
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         async with aclosing(self._batches) as batches:
             async for batch in batches:
+                if batch is SHUTDOWN_NOTICE and not self._resumable:
+                    continue
                 data = (
                     b"retry: %d\n" % _jitter_reconnect_ms()
                     if batch is SHUTDOWN_NOTICE
@@ -149,7 +152,14 @@ def create_stream_response(
     on_batch: Callable[[int], None] | None = None,
 ) -> StreamResponse:
     """The events of a stream after `after`, to its end, as server-sent events."""
-    return StreamResponse(stream, limits, after, enter, on_batch)
+    return StreamResponse(stream.read_events(after, on_batch), limits, enter, resumable=True)
+
+
+def create_batches_response(
+    batches: AsyncGenerator[bytes, None], limits: ServiceLimits, enter: Enter | None = None
+) -> StreamResponse:
+    """Events in another protocol, which has no reconnect, to their end."""
+    return StreamResponse(batches, limits, enter, resumable=False)
 
 
 def _jitter_reconnect_ms() -> int:

@@ -129,7 +129,8 @@ async def upload_documents(
     if shared and not principal.is_admin:
         raise Forbidden("sharing documents requires an admin")
     options = UploadOptions(shared, partial, tags or [], replace == "title")
-    with services.upload_budget.begin_body(principal.user_id) as add_bytes:
+    user_id = principal.user_id
+    with services.uploads.hold(user_id), services.upload_budget.begin_body(user_id) as add_bytes:
         counted = Request(request.scope, _count_bytes(request.receive, add_bytes))
         if _is_form(request):
             return await _upload_files(counted, services, principal, options)

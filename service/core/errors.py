@@ -48,7 +48,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from service.core.redaction import redact_secrets
 
@@ -297,11 +297,33 @@ class JwksUnavailable(KotaeError):
     )
 
 
+class ReportedError(NamedTuple):
+    """An error as the provider reported it, bounded and redacted. `status` None: in a stream."""
+
+    status: int | None
+    message: str | None
+    type: str | None
+    param: str | None
+    code: str | None
+
+
 class ProviderError(KotaeError):
-    """The provider failed while answering."""
+    """The provider failed while answering. `reported`: its own error, if it sent one."""
 
     code, status, title = "provider_error", 502, "The provider failed"
     may_retry: ClassVar[bool] = False
+    reported: ReportedError | None = None
+
+    @property
+    def certainly_unbilled(self) -> bool:
+        """Whether nothing was billed: not started, or a 500 with the provider's own error body.
+
+        Gateways before the provider send other 5xx, also after it has answered.
+        """
+        reported = self.reported
+        return self.may_retry or (
+            reported is not None and reported.status == 500 and reported.message is not None
+        )
 
 
 class ProviderUnreachable(ProviderError):

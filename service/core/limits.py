@@ -16,10 +16,15 @@ class ServiceLimits(msgspec.Struct, frozen=True, kw_only=True):
     drain_nano_usd_max: int = 50_000_000
     upload_files_max: int = 20  # per upload
     archive_files_max: int = 500  # in the zip archives of an upload
-    # Of the largest size in progress; one user can have half of them.
-    uploads_max: int = 4
-    # Of JSON bodies that are being received; one user can have half of it.
+    # The following are limits of all users, of which one can use a share (`fair_share.py`).
+    uploads_max: int = 4  # in progress, of the largest size
+    uploads_at_once_max: int = 200  # in progress, of any size
+    # `GET /ai/search` in progress, a few seconds of work; those of answers are bounded by answers.
+    searches_max: int = 200
+    # Of JSON bodies that are being received.
     bodies_bytes_max: int = 268_435_456
+    # Of the body of a chat completion request, with its conversation, tools and images.
+    chat_bytes_max: int = 4_194_304
     # Interval of comments in a silent stream, which prevent timeouts of proxies.
     ping_seconds: float = 15
     send_seconds_max: float = (

@@ -9,22 +9,59 @@ from service.core.pricing import Usage, format_usd
 from service.core.records import Intent, Message, Outcome
 
 
+class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A client's chat completion request, whose parts reach the provider as they were sent.
+
+    `fields`: the members of the body, without the model, the messages and the stream options.
+    `question`: the position of the last user message. `texts`: the messages, and the other parts
+    that cost tokens, for estimates. `prompt_tokens_max`: the upper bound of the prompt's tokens;
+    `prediction_tokens_max`: of those of a prediction, which are billed as completion tokens.
+    """
+
+    messages: list[msgspec.Raw]
+    fields: dict[str, msgspec.Raw]
+    stream_options: dict[str, Any]
+    question: int | None
+    choices: int
+    texts: list[Message]
+    prompt_tokens_max: int
+    prediction_tokens_max: int = 0
+
+
+# The members of a request that limit the completion tokens, the newer one first.
+MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens")
+
+
 class ProviderRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for one attempt. With `stream` False the provider may send a single body."""
+    """A request for one attempt. With `stream` False the provider may send a single body.
+
+    With `chat` the deltas have the provider's chunks.
+    """
 
     model: str
     messages: list[Message]
     max_tokens: int
     temperature: float | None
     stream: bool
+    chat: ChatCall | None = None
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """An increment of an answer. Every field may be absent; the last `usage` counts."""
+    """An increment of an answer. Every field may be absent; the last `usage` counts.
+
+    `raw`: the provider's chunk, or its whole completion, for requests with `chat`. `chunk`: the
+    same decoded, unless it has only text of the first choice. `other_text`: what was generated
+    beside the text, such as tool calls, reasoning and further choices. `is_text`: the chunk has
+    nothing but text.
+    """
 
     text: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
+    other_text: str = ""
+    is_text: bool = True
+    raw: bytes | None = None
+    chunk: dict[str, Any] | None = None
 
 
 class Provider(Protocol):

@@ -110,6 +110,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     sources: list[Passage]
     nearest: list[Passage] | None = None  # of a refusal: shown, but not an answer
+    choices: list[dict[str, Any]] | None = None  # of a chat completion, if more than a text
     version: int = VERSION
     erased_at: datetime | None = None  # set only when it is read from a row
 
@@ -130,7 +131,8 @@ def compute_row_charge(row: Mapping[Any, Any]) -> tuple[int, int]:
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer object of the API and the log. Costs are decimal strings in USD.
 
-    Lists omit `nearest`, which refusals have, and `messages`, present if the prompt was not alone.
+    Lists omit `nearest`, which refusals have, `messages`, present if the prompt was not alone, and
+    `choices`, present with a chat completion that is more than a text.
     """
 
     id: str
@@ -158,6 +160,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     relevance_cosine: float | None
     sources: list[Passage]
     nearest: list[Passage] | msgspec.UnsetType = msgspec.UNSET
+    choices: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
     attempts: int
     request_id: str
     key_id: str | None
@@ -238,6 +241,7 @@ def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         relevance_cosine=intent.relevance_cosine,
         sources=outcome.sources,
         nearest=msgspec.UNSET if outcome.nearest is None else outcome.nearest,
+        choices=outcome.choices if texts and outcome.choices else msgspec.UNSET,
         attempts=outcome.attempts,
         request_id=intent.request_id,
         key_id=intent.key_id,

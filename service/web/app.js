@@ -2,31 +2,64 @@
 
 import { showAccount } from "./account.js";
 import { createAnswer } from "./answer.js";
-import { wireDocuments } from "./documents.js";
+import { commitDeletions, hasDocuments, hasTitle, wireDocuments } from "./documents.js";
+import { wireDrawer } from "./drawer.js";
 import { addHistory, clearHistory, listHistory } from "./history.js";
 import { wireConnection } from "./notices.js";
 import { fetchModel } from "./service.js";
 import { openStream } from "./stream.js";
 import { wireSwitches } from "./switches.js";
-import { EXAMPLES, language, languageOf, say, words } from "./text.js";
+import { EXAMPLES, language, languageOf, OVERVIEW, say, words } from "./text.js";
 
 const EXTRACTIVE = "extractive"; // the built-in model, which quotes sentences
 const QUESTION_CHARACTERS_MAX = 20_000;
 const $ = (id) => document.getElementById(id);
 
 let stopCurrent = null; // set while an answer is arriving
+let queued = null; // { question, grounded } to ask when it has ended
 
 wireSwitches(showExamples);
 wireConnection();
 showAccount();
 wireForm();
 wireHistory();
-wireDocuments();
+wireDocuments({ onChange: showExamples });
+wireDrawer();
 fetchModel().then((model) => { $("quoting").hidden = model !== EXTRACTIVE; });
 if (history.state?.id) show(history.state); // resume the answer of before a reload
 
 function ask(question, grounded = $("grounded").checked) {
-  if (!stopCurrent) show({ question, grounded });
+  if (stopCurrent) enqueue({ question, grounded });
+  else show({ question, grounded });
+}
+
+// One question can wait for the end of the current answer.
+function enqueue(next) {
+  if (queued) return flash($("queued"));
+  queued = next;
+  showQueue();
+}
+
+function showQueue() {
+  $("queued").hidden = queued === null;
+  $("queued").querySelector(".question").textContent = queued?.question ?? "";
+  showButtons();
+}
+
+// Asks the waiting question. After a failure it returns to the box, since the next one would probably fail, too.
+function dequeue(failed) {
+  const next = queued;
+  if (next === null || (failed && $("question").value)) return;
+  queued = null;
+  showQueue();
+  if (failed) $("question").value = next.question;
+  else ask(next.question, next.grounded);
+  showButtons();
+}
+
+function flash(element) {
+  element.classList.remove("flash");
+  requestAnimationFrame(() => element.classList.add("flash"));
 }
 
 function show({ question, grounded, id }) {
@@ -35,32 +68,39 @@ function show({ question, grounded, id }) {
   $("current").replaceChildren(answer.card);
   answer.setState(grounded ? "waiting" : "waiting_free");
 
-  const stop = openStream({ question, grounded, id }, {
+  const stop = openStream({ question, grounded, id, ready: commitDeletions() }, {
     begun: (id) => history.replaceState({ question, grounded, id }, ""),
     start: answer.begin,
     delta: answer.append,
     state: answer.setState,
     done: (account) => settle(() => answer.finish(account)),
     whole: (found) => settle(() => answer.replace(found)),
-    failure: (problem) => settle(() => answer.fail(problem)),
+    failure: (problem) => settle(() => answer.fail(problem), true),
   });
   setBusy(stop);
   if (answer.card.getBoundingClientRect().top > innerHeight * 0.55) answer.card.scrollIntoView(); // a small screen
 }
 
-function settle(act) {
+function settle(act, failed = false) {
   history.replaceState(null, "");
   act();
   setBusy(null);
+  dequeue(failed);
 }
 
 function setBusy(stop) {
   const held = document.activeElement === $(stop ? "send" : "stop");
   stopCurrent = stop;
-  $("send").hidden = Boolean(stop);
-  $("stop").hidden = !stop;
-  for (const button of document.querySelectorAll(".examples button, .again")) button.disabled = Boolean(stop);
+  showButtons();
   if (held) $(stop ? "stop" : "send").focus(); // the button that had the focus is gone
+}
+
+// While an answer arrives, a question in the box can be queued.
+function showButtons() {
+  const busy = Boolean(stopCurrent);
+  $("stop").hidden = !busy;
+  $("send").hidden = busy && (queued !== null || $("question").value.trim() === "");
+  say($("send"), busy ? "send_next" : "send");
 }
 
 // Moves the current answer into the list of earlier ones, folded.
@@ -107,7 +147,8 @@ function wireForm() {
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     const question = box.value.trim();
-    if (stopCurrent || question === "") return;
+    if (question === "") return;
+    if (stopCurrent && queued) return flash($("queued"));
     box.value = "";
     if (matchMedia("(pointer: coarse)").matches) box.blur(); // the on-screen keyboard would cover the answer
     ask(question);
@@ -115,26 +156,36 @@ function wireForm() {
   box.addEventListener("input", () => {
     const long = box.value.length > QUESTION_CHARACTERS_MAX;
     box.setCustomValidity(long ? words("question_long", { max: QUESTION_CHARACTERS_MAX }) : "");
+    showButtons();
   });
   box.addEventListener("keydown", (event) => {
     // While an input method composes, Enter selects characters. Safari reports this only by keyCode 229.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
-    if (!stopCurrent) $("ask").requestSubmit();
+    $("ask").requestSubmit();
+  });
+  $("unqueue").addEventListener("click", () => {
+    if (!box.value) box.value = queued.question;
+    queued = null;
+    showQueue();
+    box.focus();
   });
   $("stop").addEventListener("click", () => stopCurrent?.());
   addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !event.isComposing) stopCurrent?.();
+    if (event.key === "Escape" && !event.isComposing && !$("drawer").open) stopCurrent?.();
   });
 }
 
+// Examples that the documents answer: of the samples, or else what there is.
 function showExamples() {
-  $("examples").replaceChildren(...EXAMPLES[language()].map(createExample));
+  const samples = EXAMPLES[language()].filter(({ title }) => hasTitle(title));
+  const questions = samples.length ? samples.map(({ question }) => question) : [OVERVIEW[language()]];
+  $("examples").replaceChildren(...(hasDocuments() ? questions.map(createExample) : []));
 }
 
 function createExample(question) {
   const item = document.createElement("li");
-  const button = Object.assign(document.createElement("button"), { type: "button", textContent: question, disabled: Boolean(stopCurrent) });
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: question });
   button.addEventListener("click", () => ask(question));
   item.append(button);
   return item;

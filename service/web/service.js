@@ -3,8 +3,9 @@
 
 import { explain, explainUnreachable } from "./notices.js";
 
-export const listDocuments = (cursor) => call(`ai/documents?${new URLSearchParams({ limit: 50, ...(cursor ? { cursor } : {}) })}`);
-export const deleteDocument = (id) => call(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE" });
+export const listDocuments = ({ limit, cursor }) => call(`ai/documents?${new URLSearchParams({ limit, ...(cursor ? { cursor } : {}) })}`);
+export const fetchDocument = (id) => call(`ai/documents/${encodeURIComponent(id)}`);
+export const deleteDocument = (id, options) => call(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE", ...options });
 /** The session of this browser; null without one. */
 export const fetchSession = () => fetch("auth/session").then((response) => (response.ok ? response.json() : null), () => null);
 export const signOut = () => call("auth/session", { method: "DELETE" });
@@ -32,20 +33,23 @@ export function beginAnswer(body) {
 export const fetchAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`);
 export const stopAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`, { method: "DELETE" });
 
-/** Uploads files and calls `onProgress(share)`, which `fetch` does not support. */
-export function uploadFiles(files, onProgress) {
+/**
+ * Uploads a file or an archive and calls `onProgress(share)`, which `fetch` does not support. Returns a result for each
+ * file: { name, document } or { name, problem }.
+ */
+export function uploadFile(file, onProgress) {
   const body = new FormData();
-  for (const file of files) body.append("files", file);
+  body.append("files", file);
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", "ai/upload");
+    request.open("POST", "ai/upload?partial=true");
     request.responseType = "json";
     request.upload.onprogress = ({ loaded, total }) => onProgress(total ? loaded / total : 0);
     request.onload = () => {
       const answer = request.response ?? { title: request.statusText, status: request.status };
       explain(answer);
-      if (request.status < 400) resolve(answer);
-      else reject(answer);
+      if (request.status < 400) resolve(answer.items);
+      else reject({ status: request.status, ...answer, retry_after_seconds: Number(request.getResponseHeader("Retry-After")) });
     };
     request.onerror = () => {
       explainUnreachable();

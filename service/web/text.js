@@ -27,19 +27,54 @@ export const TEXTS = {
     documents: "Documents",
     documents_empty: "No documents yet. Add your own, or begin with the samples.",
     documents_added: "Added: {added}. Already here: {known}.",
-    documents_deleted: "Deleted “{title}”.",
+    document_deleted: "Deleted “{title}”.",
+    documents_deleted: "Deleted {count} documents.",
+    documents_restored: "Nothing was deleted.",
+    documents_failed: "Not added: {failed}. Added: {added}.",
+    document_failed: "Not added: {reason}",
+    documents_none: "No title contains these words.",
     documents_seeded: "The samples are here.",
-    uploading: "Sending {count}…",
-    reading: "Reading {count}…",
+    uploading: "Adding documents: {done} of {count}…",
+    uploads: "Files of this upload",
+    upload_queued: "Waiting",
+    upload_sending: "Sending…",
+    upload_reading: "Reading…",
+    upload_added: "Added",
+    upload_known: "Already here",
+    upload_progress_of: "Progress of {title}",
+    retry: "Retry",
+    retry_of: "Retry {title}",
+    retry_failed: "Retry those that failed",
+    close_list: "Close this list",
+    search_titles: "Search titles",
+    sort: "Order",
+    sort_newest: "Newest",
+    sort_title: "Title",
+    sort_largest: "Largest",
+    select: "Select {title}",
+    select_all: "Select all",
+    selected: "{count} selected",
+    delete_selected: "Delete",
+    undo: "Undo",
+    close: "Close",
+    opening: "Opening…",
+    open_document: "Open the document",
+    document_meta: "{characters} characters in {chunks} passages, added {date}",
+    document_gone: "This document no longer exists, or is not yours.",
+    queued: "Next:",
+    unqueue: "Remove the waiting question",
+    send_next: "Ask next",
     upload_progress: "Progress of the upload",
     upload: "Add documents",
-    upload_hint: "Plain text or Markdown; files can be dropped anywhere.",
+    upload_hint: "PDF, office files, HTML, e-mail, text, or zip.",
+    drop_hint: "Files and folders can be dropped anywhere.",
+    upload_partly: "Added: {added}. Not added: {failed}, for example {reason}",
+    page: "p. {page}",
     seed: "Add the samples",
     more: "Show more",
-    meta: "{characters} characters",
-    meta_shared: "{characters} characters, shared",
+    meta: "{date} · {characters} characters",
+    meta_shared: "{date} · {characters} characters, shared",
     delete: "Delete {title}",
-    delete_sure: "Delete “{title}”? Answers will no longer draw on it.",
     sources: "Sources",
     others: "Also read, not cited ({count})",
     read: "Passages read ({count})",
@@ -129,19 +164,54 @@ export const TEXTS = {
     documents: "文書",
     documents_empty: "文書はまだありません。お手元の文書か、サンプルを追加してください。",
     documents_added: "追加 {added} 件、登録済み {known} 件。",
-    documents_deleted: "「{title}」を削除しました。",
+    document_deleted: "「{title}」を削除しました。",
+    documents_deleted: "{count} 件を削除しました。",
+    documents_restored: "削除を取り消しました。",
+    documents_failed: "追加できなかったもの {failed} 件、追加 {added} 件。",
+    document_failed: "追加できませんでした：{reason}",
+    documents_none: "該当する題名はありません。",
     documents_seeded: "サンプルを追加しました。",
-    uploading: "{count} 件を送信しています…",
-    reading: "{count} 件を読み込んでいます…",
+    uploading: "文書を追加しています：{done} / {count}…",
+    uploads: "アップロード中のファイル",
+    upload_queued: "待機中",
+    upload_sending: "送信中…",
+    upload_reading: "読み込み中…",
+    upload_added: "追加しました",
+    upload_known: "登録済み",
+    upload_progress_of: "{title} の進み具合",
+    retry: "再試行",
+    retry_of: "{title} を再試行",
+    retry_failed: "失敗したものを再試行",
+    close_list: "一覧を閉じる",
+    search_titles: "題名を検索",
+    sort: "並び順",
+    sort_newest: "新しい順",
+    sort_title: "題名順",
+    sort_largest: "大きい順",
+    select: "{title} を選択",
+    select_all: "すべて選択",
+    selected: "{count} 件を選択",
+    delete_selected: "削除",
+    undo: "元に戻す",
+    close: "閉じる",
+    opening: "開いています…",
+    open_document: "文書を開く",
+    document_meta: "{characters} 文字・{chunks} 区切り・{date} 追加",
+    document_gone: "この文書は削除されたか、閲覧できません。",
+    queued: "次の質問：",
+    unqueue: "待っている質問を取り消す",
+    send_next: "次に質問",
     upload_progress: "アップロードの進み具合",
     upload: "文書を追加",
-    upload_hint: "テキストまたは Markdown。画面のどこにでもドロップできます。",
+    upload_hint: "PDF・Office・HTML・メール・テキスト・zip。",
+    drop_hint: "ファイルやフォルダーを画面のどこにでもドロップできます。",
+    upload_partly: "追加 {added} 件、追加できなかったもの {failed} 件。例：{reason}",
+    page: "{page} ページ",
     seed: "サンプルを追加",
     more: "さらに表示",
-    meta: "{characters} 文字",
-    meta_shared: "{characters} 文字・共有",
+    meta: "{date}・{characters} 文字",
+    meta_shared: "{date}・{characters} 文字・共有",
     delete: "{title} を削除",
-    delete_sure: "「{title}」を削除しますか。以後の回答には使われなくなります。",
     sources: "出典",
     others: "参照したが引用していない箇所（{count}）",
     read: "参照した箇所（{count}）",
@@ -209,20 +279,40 @@ export const TEXTS = {
   },
 };
 
-/** Questions that the sample documents answer. */
+/** Questions that the sample documents answer, with the title of the document. */
 export const EXAMPLES = {
-  en: ["Can I return opened tea?", "How much does shipping cost?", "When is the museum closed?"],
-  ja: ["返品はいつまでできますか。", "送料はいくらですか。", "博物館の休館日はいつですか。"],
+  en: [
+    { question: "Can I return opened tea?", title: "Hinata Tea Store: shipping and refunds" },
+    { question: "How much does shipping cost?", title: "Hinata Tea Store: shipping and refunds" },
+    { question: "When is the museum closed?", title: "Museum of Small Clocks: visitor guide" },
+  ],
+  ja: [
+    { question: "返品はいつまでできますか。", title: "ひなた茶舗 配送と返品のご案内" },
+    { question: "送料はいくらですか。", title: "ひなた茶舗 配送と返品のご案内" },
+    { question: "博物館の休館日はいつですか。", title: "ちいさな灯り博物館 ご利用案内" },
+  ],
 };
+
+/** A question that the service answers with the titles of the documents. */
+export const OVERVIEW = { en: "What do you know about?", ja: "どんな文書がありますか。" };
 
 let current = "en";
 
 export const language = () => current;
 
-/** Returns the text of `key` with its placeholders filled; numbers are formatted for the language. */
+/** Returns the text of `key` with its placeholders filled; numbers and dates are formatted for the language. */
 export function words(key, values = {}) {
-  const shown = (value) => (typeof value === "number" ? value.toLocaleString(current) : value);
-  return TEXTS[current][key].replace(/\{(\w+)\}/g, (_, gap) => shown(values[gap]));
+  const shown = (gap, value) => {
+    if (gap === "date") return formatDate(new Date(value));
+    return typeof value === "number" ? value.toLocaleString(current) : value;
+  };
+  return TEXTS[current][key].replace(/\{(\w+)\}/g, (_, gap) => shown(gap, values[gap]));
+}
+
+// Dates of other years have the year.
+function formatDate(date) {
+  const year = date.getFullYear() === new Date().getFullYear() ? {} : { year: "numeric" };
+  return date.toLocaleDateString(current, { month: "short", day: "numeric", ...year });
 }
 
 /** Sets the text of `key` as an element's content; it follows changes of the language. */

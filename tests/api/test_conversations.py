@@ -59,6 +59,44 @@ async def test_grounded_messages_precede_the_passages(serve: Serve, fake: Provid
     assert "passage [1]" in fake.calls[0].body["messages"][-1]["content"]
 
 
+@pytest.mark.parametrize(
+    ("questions", "expected"),
+    [
+        (("How many days do I have to return a product?", "What about opened tea?"), "Opened tea"),
+        (("返品は何日以内にできますか？", "開封済みの場合は？"), "開封した茶葉は"),
+        (("When do guided tours start?", "How long are they?"), "one hour"),
+    ],
+)
+@pytest.mark.parametrize("stored", [True, False])
+async def test_follow_up_questions_are_answered_from_the_thread(
+    serve: Serve, questions: tuple[str, str], expected: str, stored: bool
+) -> None:
+    """The built-in model answers questions that refer to the one before, in both languages."""
+    service = await serve(seeded=True)
+    first = (await service.client.post("/ai/test", json={"prompt": questions[0]})).json()
+    history = [
+        {"role": "user", "content": questions[0]},
+        {"role": "assistant", "content": first["response"]},
+    ]
+    body = (
+        {"prompt": questions[1], "conversation_id": first["conversation_id"]}
+        if stored
+        else {"messages": [*history, {"role": "user", "content": questions[1]}]}
+    )
+    answer = (await service.client.post("/ai/test", json=body)).json()
+    off_topic = body | (
+        {"prompt": "What about nginx?"}
+        if stored
+        else {"messages": [*history, {"role": "user", "content": "What about nginx?"}]}
+    )
+    refused = (await service.client.post("/ai/test", json=off_topic)).json()
+
+    assert answer["status"] == "completed"
+    assert expected in answer["response"]
+    assert refused["status"] == "no_context"
+    assert "nginx" in refused["response"]
+
+
 async def test_rows_store_messages_and_lists_omit_them(service: Service) -> None:
     """The row has `messages` if there are more than the prompt; lists and exports omit them."""
     answer = (await service.client.post("/ai/test", json=FREE_MESSAGES)).json()

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from service.api.documents import SEARCHES_WAITING_MAX
 from service.core.auth.principals import Role
+from service.core.limits import ServiceLimits
 from tests.access import client, make_key
 from tests.conftest import Serve, Service
 from tests.problems import is_problem
@@ -39,22 +39,21 @@ async def test_documents_are_listed_by_pages(serve: Serve) -> None:
     assert len(listed) == 10
 
 
-async def test_too_many_waiting_searches_are_refused(serve: Serve) -> None:
-    """A search beyond the limit of waiting searches is refused; the others are served."""
-    service = await serve(seeded=True)
-    retrieval = service.services.retrieval
-    async with retrieval._semaphore, asyncio.timeout(20):
-        searches = [
-            retrieval.search("返品", user_id=None, limit=1) for _ in range(SEARCHES_WAITING_MAX)
+async def test_too_many_searches_are_refused(serve: Serve) -> None:
+    """A search beyond the limit of searches in progress is refused; the others are served."""
+    service = await serve(seeded=True, limits=ServiceLimits(searches_max=3))
+    retrieval, query = service.services.retrieval, {"q": "返品"}
+    async with retrieval._turns.turn(), asyncio.timeout(20):
+        waiting = [
+            asyncio.create_task(service.client.get("/ai/search", params=query)) for _ in range(3)
         ]
-        waiting = [asyncio.create_task(search) for search in searches]
-        while retrieval.waiting_searches < SEARCHES_WAITING_MAX:
-            await asyncio.sleep(0)
-        refused = await service.client.get("/ai/search", params={"q": "返品"})
+        while retrieval.waiting_searches < 3:
+            await asyncio.sleep(0.001)
+        refused = await service.client.get("/ai/search", params=query)
 
     assert is_problem(refused, 503, "overloaded")
     assert refused.headers["retry-after"] == "1"
-    assert all(result.items for result in await asyncio.gather(*waiting))
+    assert all(response.json()["items"] for response in await asyncio.gather(*waiting))
 
 
 async def store(service: Service, text: str, **fields: Any) -> str:

@@ -12,7 +12,7 @@ from service.core.auth.credentials import hash_credential
 from service.core.auth.principals import BOOTSTRAP
 from service.core.encoding import utc_now
 from tests.access import SECRET, bearer, client, make_key
-from tests.conftest import Serve, Service
+from tests.conftest import Serve, Service, http_client
 from tests.problems import is_problem
 
 
@@ -138,3 +138,15 @@ async def test_open_mode_has_no_sign_in(serve: Serve) -> None:
     answer = await service.client.post("/auth/session")
     assert (answer.json()["user_id"], "set-cookie" in answer.headers) == ("local", False)
     assert (await service.client.delete("/auth/session")).status_code == 204
+
+
+async def test_only_sessions_are_cookies(serve: Serve) -> None:
+    """A key or secret in the cookie is refused: only sessions are protected from other sites."""
+    service = await serve(auth="keys", secret=SecretStr(SECRET))
+    key = await make_key(service, "alice")
+    for value in (str(key.key), SECRET):
+        async with http_client(service.url, cookies={"kotae": value}) as browser:
+            is_problem(await browser.get("/auth/session"), 401, "unauthorized")
+            headers = {"Origin": "https://evil.test", "Sec-Fetch-Site": "cross-site"}
+            refused = await browser.post("/ai/test", json={"prompt": "?"}, headers=headers)
+            assert refused.status_code in {401, 403}

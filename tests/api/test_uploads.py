@@ -123,7 +123,7 @@ async def test_uploads_in_progress_are_bounded(serve: Serve) -> None:
     """An upload beyond the budget is rejected before it is read to its end."""
     service = await serve(limits=ServiceLimits(uploads_max=1), upload_file_bytes_max=10_000)
     with service.services.upload_budget.begin_body("local") as add_bytes:
-        add_bytes(95_000)
+        add_bytes(195_000)
         refused = await service.client.post("/ai/upload", json={"text": "a" * 9_000})
     stored = await service.client.post("/ai/upload", json={"text": "a" * 9_000})
 

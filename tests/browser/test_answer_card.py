@@ -52,7 +52,7 @@ async def test_buttons_are_readable_under_the_mouse(
 async def test_latin_text_is_not_set_in_a_japanese_font(visit: Visit) -> None:
     """English comes first in a Latin serif font, Japanese in a Japanese one, on the same page."""
     family = (
-        "(lang) => getComputedStyle(document.querySelector(`.question:lang(${lang})`)).fontFamily"
+        "(lang) => getComputedStyle(document.querySelector(`h2.question:lang(${lang})`)).fontFamily"
     )
     await visit.ask(ENGLISH)
     english = await visit.page.evaluate(family, "en")

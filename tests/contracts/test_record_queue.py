@@ -104,3 +104,22 @@ async def test_wait_synced_returns(queue: RecordQueue) -> None:
     queue.add_intent(build_intent())
 
     await asyncio.wait_for(queue.wait_synced(), 5)
+
+
+async def test_records_of_one_user_leave_room_for_others(tmp_path: Path) -> None:
+    """While the database is unavailable, one user cannot fill the queue."""
+    journal = Journal(tmp_path / "journal", None, sync_ms=5, bytes_max=2**25)
+    journal.start()
+    queue = JournaledQueue(4, journal, user_share=0.5)
+    own = [build_intent(user_id="a") for _ in range(3)]
+    queue.add_intent(own[0])
+    queue.add_intent(own[1])
+    with pytest.raises(Overloaded, match="you have 2 "):
+        queue.add_intent(own[2])
+    queue.add_intent(build_intent(user_id="b"))
+    queue.add_outcome(build_outcome(own[0]))
+    queue.mark_committed(await queue.take_batch(1))
+    queue.add_intent(own[2])
+
+    assert queue.statistics().open == 3
+    journal.stop(5)

@@ -1,5 +1,6 @@
 """The contract of `Tickets`."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,9 @@ class Clock:
         return self.now
 
 
-def create_tickets(clock: Clock, redeemed_max: int = REDEEMED_MAX) -> SignedTickets:
+def create_tickets(
+    clock: Clock, redeemed_max: int = REDEEMED_MAX, user_share: float = 1.0
+) -> SignedTickets:
     """Tickets for 60 s, with 15 s for reconnects."""
     return SignedTickets(
         seconds=60,
@@ -32,6 +35,7 @@ def create_tickets(clock: Clock, redeemed_max: int = REDEEMED_MAX) -> SignedTick
         clock=clock,
         wall_clock=lambda: 5_000.0,
         redeemed_max=redeemed_max,
+        user_share=user_share,
     )
 
 
@@ -225,3 +229,19 @@ def test_ticket_with_a_reader_is_not_forgotten() -> None:
         tickets.redeem(tickets.issue(GRANT).ticket, ANSWER)
 
     assert tickets.resume(ticket, ANSWER, 0) is redeemed
+
+
+def test_tickets_of_one_user_leave_room_for_others() -> None:
+    """A user with too many tickets in use is refused with their own number; others are not."""
+    clock = Clock()
+    tickets = create_tickets(clock, redeemed_max=4, user_share=0.5)
+    other = msgspec.structs.replace(GRANT, user_id="other")
+    for _ in range(2):
+        tickets.redeem(tickets.issue(GRANT).ticket, ANSWER)
+    with pytest.raises(Overloaded, match="you have 2 tickets in use"):
+        tickets.redeem(tickets.issue(GRANT).ticket, ANSWER)
+    tickets.redeem(tickets.issue(other).ticket, ANSWER)
+    clock.now += 61
+    tickets.redeem(tickets.issue(GRANT).ticket, ANSWER)
+
+    assert len(tickets) <= 4

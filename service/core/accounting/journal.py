@@ -442,6 +442,7 @@ def strip_texts(outcome: Outcome) -> Outcome:
         response="",
         sources=[],
         nearest=outcome.nearest and [],
+        choices=None,
         price=outcome.price and outcome.price[:500],
     )
 

@@ -13,6 +13,7 @@ Unknown is never written as zero, and the cost of a model without a price is Non
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import anyio.to_thread
 import msgspec
@@ -34,7 +35,8 @@ class AnswerAccount:
     The caller of the provider increments `attempts` before each attempt, calls `mark_sent` when the
     request is sent and `end_attempt` after the attempt, sets `first_text_at` (of
     `time.perf_counter`) when the first text arrives, calls `report_usage` and sets `finish_reason`
-    as the provider reports them, and clears `usage_is_current` at text after a report.
+    as the provider reports them, clears `usage_is_current` at text after a report, and appends to
+    `other_texts` what is generated beside the text.
 
     `messages`: the request to the provider. `completion_tokens_max`: the limit of the response.
     `started`: the time of the request, of `time.perf_counter`. `find_sources`: returns the passages
@@ -65,6 +67,7 @@ class AnswerAccount:
         self.usage: Usage | None = None
         self.usage_is_current = True
         self.finish_reason: str | None = None
+        self.other_texts: list[str] = []
 
     async def wait_synced(self) -> None:
         """See `Recorder.wait_synced`."""
@@ -86,7 +89,8 @@ class AnswerAccount:
 
     def remaining_cost_max(self, text: str) -> int | None:
         """Return the upper bound of the remaining cost, in nano-dollars; None without a price."""
-        rest = max(self._completion_tokens_max - tokens.approximate_tokens(text), 0)
+        generated = tokens.approximate_tokens(self._join_generated(text))
+        rest = max(self._completion_tokens_max - generated, 0)
         cost = self._price_usage(Usage(prompt_tokens=0, completion_tokens=rest))
         return None if cost is None else cost.nano_usd
 
@@ -100,7 +104,7 @@ class AnswerAccount:
             or self._decide_source(status, text) is not UsageSource.ESTIMATED
         ):
             return None
-        return await self._count_tokens(text)
+        return await self._count_tokens(self._join_generated(text))
 
     async def read_sources(self, text: str) -> None:
         """Read the sources of the text, in a thread if it is long."""
@@ -115,6 +119,7 @@ class AnswerAccount:
         *,
         estimate: Usage | None = None,
         nearest: list[Passage] | None = None,
+        choices: list[dict[str, Any]] | None = None,
     ) -> Outcome:
         """Record the outcome, once, and return it.
 
@@ -141,6 +146,7 @@ class AnswerAccount:
                 attempts=self.attempts,
                 sources=self._get_sources(text),
                 nearest=nearest,
+                choices=choices,
             )
             self._recorder.record_outcome(self._outcome)
         return self._outcome
@@ -155,9 +161,13 @@ class AnswerAccount:
             return UsageSource.PROVIDER
         if not self._sent:
             return UsageSource.NONE
-        if not text and status is not Status.COMPLETED:
+        if not text and not self.other_texts and status is not Status.COMPLETED:
             return UsageSource.UNKNOWN
         return UsageSource.ESTIMATED
+
+    def _join_generated(self, text: str) -> str:
+        """The text with everything else that was generated."""
+        return text + "".join(self.other_texts) if self.other_texts else text
 
     def _decide_usage(self, source: UsageSource, text: str, estimate: Usage | None) -> Usage | None:
         if source is not UsageSource.ESTIMATED:
@@ -166,7 +176,7 @@ class AnswerAccount:
             prompt_tokens=sum(
                 tokens.approximate_tokens(message.content) for message in self._messages
             ),
-            completion_tokens=tokens.approximate_tokens(text),
+            completion_tokens=tokens.approximate_tokens(self._join_generated(text)),
         )
         completion_tokens = min(estimate.completion_tokens, self._completion_tokens_max)
         estimate = msgspec.structs.replace(estimate, completion_tokens=completion_tokens)

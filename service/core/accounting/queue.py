@@ -7,7 +7,7 @@ waits, rejects or drops. The writer is fed from memory; only recovery reads the 
 import asyncio
 
 from service.core.accounting.journal import Journal
-from service.core.errors import Overloaded
+from service.core.fair_share import SharedLimit
 from service.core.ports import QueueStatistics
 from service.core.records import Intent, Outcome
 
@@ -15,8 +15,9 @@ from service.core.records import Intent, Outcome
 class JournaledQueue:
     """See `RecordQueue`. `capacity` bounds open answers plus uncommitted outcomes."""
 
-    def __init__(self, capacity: int, journal: Journal) -> None:
+    def __init__(self, capacity: int, journal: Journal, user_share: float = 1.0) -> None:
         self._capacity = capacity
+        self._records = SharedLimit(capacity, "answers that wait for the database", user_share)
         self._journal = journal
         self._queue: asyncio.Queue[Outcome] = asyncio.Queue(capacity)
         self._open: set[str] = set()
@@ -26,9 +27,12 @@ class JournaledQueue:
 
     def add_intent(self, intent: Intent) -> None:
         """See `RecordQueue.add_intent`."""
-        if len(self._open) + self._finished - self._committed >= self._capacity:
-            raise Overloaded("too many answers wait for the database")
-        self._journal.append_intent(intent)
+        self._records.take(intent.user_id)
+        try:
+            self._journal.append_intent(intent)
+        except BaseException:
+            self._records.release(intent.user_id)
+            raise
         self._open.add(intent.id)
 
     def add_outcome(self, outcome: Outcome) -> None:
@@ -49,6 +53,8 @@ class JournaledQueue:
         """See `RecordQueue.mark_committed`."""
         self._journal.release([outcome.intent.id for outcome in outcomes])
         self._committed += len(outcomes)
+        for outcome in outcomes:
+            self._records.release(outcome.intent.user_id)
         for at, waiter in self._waiters:
             if at <= self._committed and not waiter.done():
                 waiter.set_result(None)

@@ -35,7 +35,7 @@ _SEQ, _ID, _COST = request_logs.c.seq, request_logs.c.id, request_logs.c.cost_na
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Answer)}
 _TEXTS = (str, str | None, str | msgspec.UnsetType)
 _DERIVED = ("total_tokens", "estimated_cost")
-OMITTED_IN_LISTS = ("nearest", "messages")  # long, and rarely read
+OMITTED_IN_LISTS = ("nearest", "messages", "choices")  # long, and rarely read
 _BOOLEANS = {0: False, 1: True}
 # The type of the column would convert any value to a boolean.
 _GROUNDED = sa.type_coerce(request_logs.c.grounded, sa.Integer).label("grounded")
@@ -76,6 +76,7 @@ def build_row(outcome: Outcome) -> dict[str, Any]:
         "grounded": intent.grounded,
         "sources": msgspec.to_builtins(outcome.sources),
         "nearest": msgspec.to_builtins(outcome.nearest),
+        "choices": outcome.choices,
         "attempts": outcome.attempts,
         "request_id": intent.request_id,
         "rank": get_rank(outcome),
@@ -224,7 +225,7 @@ def _convert_stored(name: str, value: StoredValue) -> Any:
         return msgspec.UNSET
     if name == "created_at" or (name == "erased_at" and value is not None):
         converted = datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
-    elif name in {"sources", "nearest", "messages"}:
+    elif name in {"sources", "nearest", "messages", "choices"}:
         converted = load_json(str(value))
     elif name == "grounded":
         converted = _BOOLEANS.get(value)  # type: ignore[arg-type]  # any value may be looked up

@@ -17,6 +17,7 @@ import msgspec
 from service.core import tokens
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
+from service.core.answering.chat_calls import cap_completion, ground_call
 from service.core.answering.conversations import ConversationRegistry
 from service.core.answering.events import parse_event_id
 from service.core.answering.idempotency import (
@@ -37,25 +38,27 @@ from service.core.answering.streams import (
     create_problem,
     replay_stream,
 )
+from service.core.answering.transcripts import ChatTranscript
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.documents.library import list_tagged
 from service.core.encoding import create_id, sanitize_text, utc_now
-from service.core.errors import (
-    Erased,
-    NotFound,
-    Overloaded,
-    QuotaExceeded,
-    ShuttingDown,
-    UnknownModel,
-)
+from service.core.errors import Erased, NotFound, QuotaExceeded, ShuttingDown, UnknownModel
+from service.core.fair_share import FairTurns, SharedLimit
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
-from service.core.grounding.history import select_history
+from service.core.grounding.history import join_questions, select_history
 from service.core.grounding.refusals import NEAREST_MAX
 from service.core.limits import ServiceLimits
-from service.core.ports import Provider, ProviderRequest, Quota, QuotaSubject, RecordQueue
+from service.core.ports import (
+    ChatCall,
+    Provider,
+    ProviderRequest,
+    Quota,
+    QuotaSubject,
+    RecordQueue,
+)
 from service.core.pricing import PriceBook, Usage
 from service.core.records import Intent, Message, Passage, Status
 from service.core.search.results import SearchResults
@@ -70,6 +73,7 @@ __all__ = [
     "AnswerRequest",
     "Answers",
     "AnswersStatistics",
+    "ChatTranscript",
     "StartedAnswer",
     "Stream",
     "create_problem",
@@ -88,6 +92,8 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     restriction. `history`: the messages before the prompt; `conversation_id`: the conversation that
     the answer continues, with its own history; None: it begins one. `resumable`: the answer
     continues for a while without a reader, and waits up to `attach_seconds` for its first one.
+    `chat`: a chat completion request, whose last user message is the prompt. `retry_seconds`: how
+    long the answer continues for a client that may retry; None: the client does not.
     """
 
     prompt: str
@@ -104,6 +110,8 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     documents: list[str] | None = None
     tags: list[str] | None = None
+    chat: ChatCall | None = None
+    retry_seconds: float | None = None
     history: list[Message] = []
     conversation_id: str | None = None
     idempotency_key: str | None = None  # set by `answer_once`, with `body_hash`
@@ -166,41 +174,53 @@ class Answers:
         self._idempotency = IdempotencyRegistry(queue)
         # Strong references: the event loop keeps weak ones.
         self._pumps: dict[asyncio.Task[None], Pump] = {}
+        self._in_progress = SharedLimit(
+            settings.answers_max, "answers in progress", settings.user_share
+        )
         self._registry = StreamRegistry(
-            BufferBudget(settings.resume_bytes_max),
+            BufferBudget(settings.resume_bytes_max, settings.user_share),
             ended_max=settings.answers_max,
             keep_seconds=settings.resume_seconds,
         )
+        self._call_turns = FairTurns(settings.provider_calls_max, settings.user_share)
         self._conversations = ConversationRegistry(database, self._replay, self._registry)
-        # First come, first served.
-        self._call_slots = asyncio.Semaphore(settings.provider_calls_max)
         self._stopping = False
 
     async def answer(self, request: AnswerRequest, *, started: float | None = None) -> Stream:
         """Start an answer and return its stream. Raises the `KotaeError` that rejects it."""
         started = started or time.perf_counter()
-        self._require_capacity()
+        if self._stopping:
+            raise ShuttingDown("this process is shutting down")
+        self._in_progress.take(request.user_id)
+        release = partial(self._in_progress.release, request.user_id)
+        try:
+            stream = await self._start_answer(request, started)
+        except BaseException:
+            release()
+            raise
+        stream.add_finish_callback(release)
+        return stream
+
+    async def _start_answer(self, request: AnswerRequest, started: float) -> Stream:
         model, provider = self._choose_model(request.model)
         history = await self._read_history(request)
         intent = self._build_intent(request, model)
         context: list[Passage] = []
         refusal: Refusal | None = None
-        messages = (
-            [*history, Message("user", intent.prompt)]
-            if request.grounded
-            else prompt.build_free_messages(intent.prompt, history)
-        )
+        messages = self._build_first_messages(request, intent, history)
+        chat = request.chat
+        capped = chat is not None and request.max_tokens is None
+        if chat is not None and capped:
+            request = self._cap_tokens(request, chat, intent)
         intent = await self._hold_quota(request, intent, messages)
         try:
             if request.grounded:
-                intent, context, refusal = await self._find_context(request, intent)
-                messages = (
-                    prompt.build_grounded_messages(intent.prompt, context, history)
-                    if context
-                    else []
-                )
+                intent, context, refusal = await self._find_context(request, intent, history)
+                request, messages = self._add_context(request, intent, context, history)
+                if request.chat is not None and capped:
+                    request = self._cap_tokens(request, request.chat, intent)
                 intent = await self._hold_quota(request, intent, messages, grow=True)
-            degraded = request.resumable and not self._registry.has_capacity()
+            degraded = request.resumable and not self._registry.has_capacity(intent.user_id)
             if degraded:  # not resumable: ends with its reader
                 self._metrics.streams_degraded.inc()
                 request = msgspec.structs.replace(request, resumable=False)
@@ -216,6 +236,9 @@ class Answers:
             degraded=degraded,
             buffers=self._registry.buffers,
         )
+        if chat is not None:
+            stream.transcript = self._create_transcript(request, intent)
+            stream.completion_tokens_max = request.max_tokens if capped else None
         self._registry.add_stream(stream)
         account = self._open_account(stream, request, messages, started)
         if refusal:
@@ -229,7 +252,7 @@ class Answers:
 
         Raises the errors of `answer`, and `IdempotencyConflict`.
         """
-        body_hash = hash_request(
+        body_hash = request.body_hash or hash_request(
             stream=request.stream,
             prompt=request.prompt,
             grounded=request.grounded,
@@ -341,12 +364,6 @@ class Answers:
         if stream.outcome and stream.outcome.erased_at:
             raise Erased("this answer was erased")
 
-    def _require_capacity(self) -> None:
-        if self._stopping:
-            raise ShuttingDown("this process is shutting down")
-        if len(self._pumps) >= self._settings.answers_max:
-            raise Overloaded(f"{self._settings.answers_max} answers are in progress")
-
     def _choose_model(self, requested: str | None) -> tuple[str, Provider]:
         model = requested or self._settings.default_model
         if (
@@ -393,8 +410,60 @@ class Answers:
             body_hash=request.body_hash,
             key_id=request.key_id,
             asked_by=request.asked_by,
-            conversation_id=request.conversation_id or answer_id,
-            messages=[*request.history, Message("user", text)] if request.history else None,
+            # The client of a chat completion keeps its conversation.
+            conversation_id=request.conversation_id or (None if request.chat else answer_id),
+            messages=_list_messages(request, text),
+        )
+
+    def _build_first_messages(
+        self, request: AnswerRequest, intent: Intent, history: list[Message]
+    ) -> list[Message]:
+        """Return the messages of the first hold, before the search."""
+        if request.chat is not None:
+            return request.chat.texts
+        if request.grounded:
+            return [*history, Message("user", intent.prompt)]
+        return prompt.build_free_messages(intent.prompt, history)
+
+    def _add_context(
+        self,
+        request: AnswerRequest,
+        intent: Intent,
+        context: list[Passage],
+        history: list[Message],
+    ) -> tuple[AnswerRequest, list[Message]]:
+        """Return the request with the context, and its messages; none if it is refused."""
+        if not context:
+            return request, []
+        messages = prompt.build_grounded_messages(intent.prompt, context, history)
+        if request.chat is None:
+            return request, messages
+        chat = ground_call(request.chat, messages[0].content, messages[-1].content)
+        return msgspec.structs.replace(request, chat=chat), chat.texts
+
+    def _cap_tokens(self, request: AnswerRequest, chat: ChatCall, intent: Intent) -> AnswerRequest:
+        """Limit the completion to what the settings and the remaining quota allow, at least 1."""
+        limited = any(subject.limits for subject in request.subjects)
+        limit = cap_completion(
+            chat,
+            self._quota.windows(request.subjects) if limited else [],
+            partial(self._compute_nano_usd, intent),
+            tokens_max=self._settings.max_tokens_max,
+            held_tokens=intent.held_tokens or 0,
+            held_nano_usd=intent.held_nano_usd or 0,
+        )
+        return msgspec.structs.replace(request, max_tokens=limit)
+
+    def _compute_nano_usd(self, intent: Intent, usage: Usage) -> int | None:
+        cost = self._prices.compute_cost(intent.model, usage, intent.created_at)
+        return None if cost is None else cost.nano_usd
+
+    def _create_transcript(self, request: AnswerRequest, intent: Intent) -> ChatTranscript:
+        return ChatTranscript(
+            stream=request.stream,
+            model=intent.model,
+            created=int(intent.created_at.timestamp()),
+            answer_bytes_max=self._settings.answer_bytes_max,
         )
 
     async def _hold_quota(
@@ -428,20 +497,22 @@ class Answers:
 
         The cost is computed only if a subject has a cost limit.
         """
+        chat = request.chat
         usage_max = Usage(
-            prompt_tokens=tokens.bound_tokens(messages),
-            completion_tokens=request.max_tokens or self._settings.max_tokens,
+            prompt_tokens=tokens.bound_tokens(messages)
+            if chat is None or not messages
+            else chat.prompt_tokens_max,
+            completion_tokens=self._get_completion_max(request),
         )
         if not any(
             subject.limits is not None and subject.limits.limits_cost
             for subject in request.subjects
         ):
             return usage_max.total_tokens, None
-        cost = self._prices.compute_cost(intent.model, usage_max, intent.created_at)
-        return usage_max.total_tokens, None if cost is None else cost.nano_usd
+        return usage_max.total_tokens, self._compute_nano_usd(intent, usage_max)
 
     async def _find_context(
-        self, request: AnswerRequest, intent: Intent
+        self, request: AnswerRequest, intent: Intent, history: list[Message]
     ) -> tuple[Intent, list[Passage], Refusal | None]:
         """Return the intent with its relevance, and either the context or the refusal."""
         user_id, within = request.sees, request.documents
@@ -452,7 +523,9 @@ class Answers:
         )
         if reply:
             return intent, [], reply
-        results = await self._search_documents(request, within)
+        results = await self._search_documents(
+            request, intent.prompt, join_questions(history), within
+        )
         intent = msgspec.structs.replace(
             intent,
             relevance_share=results.share,
@@ -468,13 +541,17 @@ class Answers:
         return intent, [], refusal
 
     async def _search_documents(
-        self, request: AnswerRequest, within: list[str] | None
+        self, request: AnswerRequest, question: str, previous: str, within: list[str] | None
     ) -> SearchResults:
-        limit = max(self._settings.context_chunks_max, NEAREST_MAX)
-        results = await self._search_service.search(
-            sanitize_text(request.prompt),
+        """`previous`: the questions that this one may refer to; empty without a history."""
+        service = self._search_service
+        search = (
+            partial(service.search_follow_up, previous=previous) if previous else service.search
+        )
+        results = await search(
+            question,
             user_id=request.sees,
-            limit=limit,
+            limit=max(self._settings.context_chunks_max, NEAREST_MAX),
             within=within,
         )
         self._metrics.searches.labels(str(results.answerable).lower()).inc()
@@ -493,10 +570,15 @@ class Answers:
             messages,
             self._recorder,
             self._prices,
-            completion_tokens_max=request.max_tokens or self._settings.max_tokens,
+            completion_tokens_max=self._get_completion_max(request),
             started=started,
             find_sources=partial(self._find_sources, stream.context) if stream.context else None,
         )
+
+    def _get_completion_max(self, request: AnswerRequest) -> int:
+        """The upper bound of the completion tokens, of all choices together."""
+        limit, chat = request.max_tokens or self._settings.max_tokens, request.chat
+        return limit if chat is None else limit * chat.choices + chat.prediction_tokens_max
 
     def _find_sources(self, context: list[Passage], text: str) -> list[Passage]:
         """Return the passages that a text cites, and count real and dropped citations."""
@@ -528,17 +610,20 @@ class Answers:
             max_tokens=request.max_tokens or settings.max_tokens,
             temperature=request.temperature,
             stream=request.stream,
+            chat=request.chat,
         )
         limits = PumpLimits(
             answer_seconds_max=settings.answer_seconds_max,
             attempts_max=self._limits.attempts_max,
             leave_seconds=self._compute_leave_seconds(request),
             leave_nano_usd_max=None
-            if request.resumable or request.idempotency_key
+            if request.resumable or request.idempotency_key or request.retry_seconds
             else self._limits.drain_nano_usd_max,
             attach_seconds=request.attach_seconds,
         )
-        call_slot = nullcontext() if provider is self._extractive else self._call_slots
+        call_slot = (
+            nullcontext() if provider is self._extractive else self._call_turns.turn(intent.user_id)
+        )
         pump = Pump(stream, account, provider_request, provider, limits, call_slot)
         unwatch = self._revocation.watch_principal(
             request.principal, partial(pump.stop, Status.STOPPED)
@@ -557,9 +642,17 @@ class Answers:
             return None
         if request.idempotency_key:
             return max(settings.resume_seconds, settings.drain_seconds, request.attach_seconds)
-        return settings.drain_seconds
+        return max(settings.drain_seconds, request.retry_seconds or 0)
 
     def _discard_pump(self, task: asyncio.Task[None]) -> None:
         del self._pumps[task]
         if not task.cancelled() and (error := task.exception()):
             log.error("pump.broken", task=task.get_name(), exc_info=error)
+
+
+def _list_messages(request: AnswerRequest, prompt_text: str) -> list[Message] | None:
+    """Return the messages as sent, if there are more than the prompt."""
+    if request.chat is not None:
+        texts = request.chat.texts[: len(request.chat.messages)]
+        return texts if len(texts) > 1 else None
+    return [*request.history, Message("user", prompt_text)] if request.history else None

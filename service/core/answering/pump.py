@@ -161,20 +161,26 @@ class Pump:
     def _take_deltas(self, deltas: list[Delta]) -> None:
         account = self._account
         texts = [delta.text for delta in deltas if delta.text]
-        if texts:
-            account.first_text_at = account.first_text_at or time.perf_counter()
+        if account.first_text_at is None and (texts or any(d.other_text for d in deltas)):
+            account.first_text_at = time.perf_counter()
+        if self.stream.transcript is not None:
+            self.stream.append_chunks(deltas)
+            self.stream.append_texts(texts)
+        elif texts:
             self.stream.append_texts(texts)
         for delta in deltas:
             account.finish_reason = delta.finish_reason or account.finish_reason
+            if delta.other_text:
+                account.other_texts.append(delta.other_text)
             if delta.usage:
                 account.report_usage(delta.usage)
-            elif delta.text:
+            elif delta.text or delta.other_text:
                 account.usage_is_current = False
 
     def _compute_retry_wait(self, error: ProviderError) -> float | None:
         """Seconds until the next attempt, as the provider asks for or ours; None: do not retry."""
         attempts = self._account.attempts
-        if not error.may_retry or self.stream.characters or attempts >= self._limits.attempts_max:
+        if not error.may_retry or self._has_output() or attempts >= self._limits.attempts_max:
             return None
         if error.retry_after_requested is None:
             return retry_delay(attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX)
@@ -183,6 +189,9 @@ class Pump:
             if error.retry_after_requested <= RETRY_SECONDS_MAX
             else None
         )
+
+    def _has_output(self) -> bool:
+        return bool(self.stream.characters or self.stream.has_chunks)
 
     def _decide_status(self, error: KotaeError | None) -> Status:
         if self._account.finish_reason and (error is None or self._account.usage):
@@ -209,7 +218,11 @@ class Pump:
         account, text = self._account, self.stream.text
         estimate = await account.estimate_usage(status, text)
         await account.read_sources(text)
-        outcome = account.finish(status, text, error.code if error else None, estimate=estimate)
+        transcript = self.stream.transcript
+        choices = None if transcript is None else await transcript.read_choices()
+        outcome = account.finish(
+            status, text, error.code if error else None, estimate=estimate, choices=choices
+        )
         await account.wait_synced()
         self.stream.finish(outcome, error)
 

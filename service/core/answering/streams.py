@@ -19,6 +19,7 @@ import asyncio
 import sys
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,7 +31,10 @@ from service.core.answering.events import (
     encode_delta,
     encode_event,
 )
+from service.core.answering.transcripts import ChatTranscript
 from service.core.errors import KotaeError, get_error_class
+from service.core.fair_share import compute_user_max
+from service.core.ports import Delta
 from service.core.records import Intent, Outcome, Passage
 
 PIECE_CHARACTERS_MAX = 8192  # longer texts are sent as several events
@@ -40,16 +44,39 @@ SHUTDOWN_NOTICE = b""  # the batch that announces the shutdown of this process
 
 
 class BufferBudget:
-    """The bytes that all streams hold, and their limit."""
+    """The bytes that all streams hold, and their limit.
 
-    def __init__(self, bytes_max: int) -> None:
+    A user's streams count up to the share of one user: more of them, which are not resumable, take
+    nothing from others.
+    """
+
+    def __init__(self, bytes_max: int, user_share: float = 1.0) -> None:
         self.bytes_max = bytes_max
         self.held_bytes = 0
+        self._user_max = compute_user_max(bytes_max, user_share)
+        self._by_user: Counter[str] = Counter()
+        self._counted_bytes = 0
+
+    def add_bytes(self, user_id: str, size: int) -> None:
+        """Add to the bytes of a user; a negative size subtracts."""
+        most, before = self._user_max, self._by_user[user_id]
+        after = self._by_user[user_id] = before + size
+        if not after:
+            del self._by_user[user_id]
+        self.held_bytes += size
+        if after <= most and before <= most:  # the usual case without calls: for every delta
+            self._counted_bytes += size
+        else:
+            self._counted_bytes += min(after, most) - min(before, most)
 
     @property
     def is_full(self) -> bool:
         """True when no further stream may be resumable."""
-        return self.held_bytes >= self.bytes_max
+        return self._counted_bytes >= self.bytes_max
+
+    def is_share_full(self, user_id: str) -> bool:
+        """True when no further stream of this user may be resumable."""
+        return self._by_user[user_id] >= self._user_max
 
 
 class Stream:
@@ -75,10 +102,13 @@ class Stream:
         self.degraded = degraded
         self.outcome: Outcome | None = None
         self.error: KotaeError | None = None
+        self.transcript: ChatTranscript | None = None  # of a chat completion
+        self.completion_tokens_max: int | None = None  # the limit, if the client sent none
         self.on_abandoned: Callable[[], None] = _ignore_event
         self.on_reader: Callable[[], None] = _ignore_event
         self.on_stop: Callable[[], None] = _ignore_event
         self._finish_callbacks: dict[Callable[[], None], None] = {}
+        self._output_callbacks: dict[Callable[[], None], None] = {}
         self._texts: list[str] = []
         self._ends = array("I")  # the end of each text, in characters
         self._waiters: set[asyncio.Future[None]] = set()
@@ -87,7 +117,8 @@ class Stream:
         self._shutting_down = False
         self._buffers = buffers
         self._held_bytes = 0
-        self._count_bytes(sum(sys.getsizeof(passage.text) for passage in context))
+        if context:
+            self._count_bytes(sum(sys.getsizeof(passage.text) for passage in context))
 
     @property
     def readers(self) -> int:
@@ -100,6 +131,11 @@ class Stream:
         return self._ends[-1] if self._ends else 0
 
     @property
+    def has_chunks(self) -> bool:
+        """Whether the provider has sent chunks of a chat completion."""
+        return self.transcript is not None and bool(self.transcript.chunks)
+
+    @property
     def text(self) -> str:
         """The text so far."""
         return "".join(self._texts)
@@ -110,7 +146,7 @@ class Stream:
         return self.characters + (self.outcome is not None)
 
     def append_texts(self, texts: list[str]) -> None:
-        """Append non-empty texts, and wake the readers once."""
+        """Append non-empty texts, if there are any, and wake the readers once."""
         end = self.characters
         for text in texts:
             self._ends.append(end := end + len(text))
@@ -120,6 +156,20 @@ class Stream:
             self._join_pieces(len(self._texts) - PIECES_MAX // 2)
         self._wake_waiters()
 
+    def append_chunks(self, deltas: list[Delta]) -> None:
+        """Append the chunks of a chat completion; wakes no readers.
+
+        Raises `ProviderInvalid` if they are too long.
+        """
+        if (transcript := self.transcript) is not None:
+            size = 0
+            for delta in deltas:
+                if delta.raw is not None:
+                    size += transcript.add_delta(delta)
+            self._count_bytes(size)
+            if self._output_callbacks and transcript.chunks:
+                self._call_output_callbacks()
+
     def finish(self, outcome: Outcome, error: KotaeError | None) -> None:
         """Append the terminal event. The outcome must have been recorded before this call."""
         self.outcome, self.error = outcome, error
@@ -127,6 +177,7 @@ class Stream:
             error.__traceback__ = error.__cause__ = error.__context__ = None
         self._wake_waiters()
         self._compact_text()
+        self._call_output_callbacks()
         for callback in self._finish_callbacks:
             callback()
         self._finish_callbacks.clear()
@@ -139,6 +190,22 @@ class Stream:
         if self.outcome is None:
             self._finish_callbacks[callback] = None
         else:
+            callback()
+
+    def add_output_callback(self, callback: Callable[[], None]) -> None:
+        """Call this at the first chunk or the end; immediately if it is over."""
+        if self.has_chunks or self.outcome is not None:
+            callback()
+        else:
+            self._output_callbacks[callback] = None
+
+    def remove_output_callback(self, callback: Callable[[], None]) -> None:
+        """Do not call this any more. Idempotent."""
+        self._output_callbacks.pop(callback, None)
+
+    def _call_output_callbacks(self) -> None:
+        callbacks, self._output_callbacks = self._output_callbacks, {}
+        for callback in callbacks:
             callback()
 
     def remove_finish_callback(self, callback: Callable[[], None]) -> None:
@@ -183,7 +250,7 @@ class Stream:
             raise self.error
         return self.outcome
 
-    async def read_events(
+    def read_events(
         self, after: int = -1, on_batch: Callable[[int], None] | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events after `after` as bytes of an event stream, in batches, to the end.
@@ -191,10 +258,23 @@ class Stream:
         `on_batch` is called with the position at the end of each batch, before it is yielded.
         Close the generator (`contextlib.aclosing`) to leave: closing notifies the pump.
         """
+        return self.read_batches(self._encode_batch, after, on_batch)
+
+    async def read_batches(
+        self,
+        encode_batch: Callable[[int], tuple[bytes, int]],
+        after: int = -1,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> AsyncGenerator[bytes, None]:
+        """Like `read_events`, in another encoding.
+
+        `encode_batch`: returns the next batch after a position, empty if there is none yet, and
+        the position after it.
+        """
         notice_sent, position = False, after
         with self.attach_reader():
             while True:
-                batch, position = self._encode_batch(position)
+                batch, position = encode_batch(position)
                 if batch:
                     if on_batch is not None:
                         on_batch(position)
@@ -264,7 +344,7 @@ class Stream:
     def _count_bytes(self, size: int) -> None:
         self._held_bytes += size
         if self._buffers:
-            self._buffers.held_bytes += size
+            self._buffers.add_bytes(self.intent.user_id, size)
 
     async def _wait_change(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

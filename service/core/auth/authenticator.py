@@ -107,9 +107,13 @@ class Authenticator:
         """
         if self._open:
             return LOCAL
-        credential = parse_header_credential(credentials) or credentials.session
+        credential = parse_header_credential(credentials)
         if credential is None:
-            raise Unauthorized(_MISSING_CREDENTIAL)
+            credential = credentials.session
+            if credential is None:
+                raise Unauthorized(_MISSING_CREDENTIAL)
+            if not is_session(credential):  # others are not checked for CSRF
+                raise Unauthorized(_INVALID_CREDENTIAL)
         hashed = hash_credential(credential)
         cached = self._cache.get(hashed)
         if cached is None or self._monotonic() - cached.verified_at > FRESH_SECONDS:

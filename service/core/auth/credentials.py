@@ -5,7 +5,8 @@ same. Only their SHA-256 is stored: for random secrets of this length a slow has
 but latency. The verification cache uses the full hash, never part of a credential.
 
 A credential has one spelling: base64 that decodes to the same bytes but is written differently is
-refused, so that lists of revoked or logged credentials cannot be evaded.
+refused, so that lists of revoked or logged credentials cannot be evaded. Only the white space that
+HTTP puts around the value of a header is removed.
 """
 
 import base64
@@ -23,6 +24,7 @@ CREDENTIAL_CHARACTERS_MAX = 8192  # a JWT with many claims; keys have 46
 PREFIX_CHARACTERS = 10
 # 43 characters of base64url for 32 bytes: the last two bits of the last character are zero.
 _RANDOM = re.compile(r"k[ts]_[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
+_HTTP_SPACE = " \t"  # `str.strip` removes others, too
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 
 
@@ -70,7 +72,7 @@ def parse_header_credential(credentials: Credentials) -> str | None:
     Two different credentials are refused: some proxy or program on the way may use the other one.
     """
     values = {_parse_authorization(value) for value in credentials.authorization} | {
-        value.strip() for value in credentials.api_key
+        value.strip(_HTTP_SPACE) for value in credentials.api_key
     }
     if not values:
         return None
@@ -85,9 +87,9 @@ def parse_header_credential(credentials: Credentials) -> str | None:
 
 
 def _parse_authorization(header: str) -> str:
-    scheme, _, parameter = header.partition(" ")
+    scheme, _, parameter = header.strip(_HTTP_SPACE).partition(" ")
     if scheme.lower() == "bearer":
-        return parameter.strip()
+        return parameter.lstrip(" ")  # RFC 6750: one or more spaces
     if scheme.lower() == "basic" and len(parameter) <= CREDENTIAL_CHARACTERS_MAX:
         try:
             decoded = base64.b64decode(parameter, validate=True)

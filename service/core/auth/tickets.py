@@ -20,10 +20,12 @@ import msgspec
 from itsdangerous import BadData, URLSafeSerializer
 
 from service.core.errors import Overloaded, TicketInvalid
+from service.core.fair_share import SharedLimit
 from service.core.ports import IssuedTicket, TicketGrant
 
 REDEEMED_MAX = 200_000  # redeemed tickets remembered, about 3,000 new ones per second
 EVICTIONS = 2  # old tickets examined per redemption, so their number shrinks while tickets are used
+EVICTIONS_MAX = 1000  # examined when the limit is reached
 _VERSION = 2
 
 
@@ -70,7 +72,8 @@ class SignedTickets:
     """See `Tickets`. `seconds`: until the first use; `resume_seconds`: for reconnects.
 
     `clock` is monotonic, `wall_clock` is only for the expiry that callers see. `redeemed_max`:
-    redeemed tickets remembered at once; beyond it a first use is refused.
+    redeemed tickets remembered at once, beyond which a first use is refused. One user can have the
+    share `user_share` of them.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class SignedTickets:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         redeemed_max: int = REDEEMED_MAX,
+        user_share: float = 1.0,
     ) -> None:
         self._signer = URLSafeSerializer(
             secrets.token_bytes(32),
@@ -89,7 +93,7 @@ class SignedTickets:
         )
         self._seconds, self._resume_seconds = seconds, resume_seconds
         self._clock, self._wall_clock = clock, wall_clock
-        self._redeemed_max = redeemed_max
+        self._in_use = SharedLimit(redeemed_max, "tickets in use", user_share)
         self._redeemed: OrderedDict[str, TicketRecord] = OrderedDict()  # by nonce
 
     def __len__(self) -> int:
@@ -112,10 +116,11 @@ class SignedTickets:
         if self._clock() > issued_at + self._seconds:
             raise TicketInvalid("the ticket has expired: it must be used soon after it was issued")
         self._evict_old(EVICTIONS)
-        if len(self._redeemed) >= self._redeemed_max:
-            self._evict_old(len(self._redeemed))
-        if len(self._redeemed) >= self._redeemed_max:
-            raise Overloaded("too many tickets in use")
+        try:
+            self._in_use.require(grant.user_id)
+        except Overloaded:
+            self._evict_old(EVICTIONS_MAX)
+        self._in_use.take(grant.user_id)
         redeemed = TicketRecord(grant, self._clock, once_until=issued_at + self._seconds)
         self._redeemed[nonce] = redeemed
         return redeemed
@@ -155,6 +160,8 @@ class SignedTickets:
             nonce, redeemed = self._redeemed.popitem(last=False)
             if now <= redeemed.once_until or redeemed.is_active(self._resume_seconds):
                 self._redeemed[nonce] = redeemed
+            else:
+                self._in_use.release(redeemed.grant.user_id)
 
 
 def _hash_sha256(data: bytes = b"") -> Any:

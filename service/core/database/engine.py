@@ -37,6 +37,7 @@ from service.core.database.files import (
     restrict_database_files,
 )
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
+from service.core.fair_share import FairTurns
 from service.core.lazy import LazyModule
 from service.core.telemetry import log
 
@@ -96,6 +97,11 @@ class Database:
             )
         )
         self._threads = anyio.CapacityLimiter(READERS)
+        # Connections are given to users in rotation; their pools are first come, first served.
+        seconds = self._busy_seconds * 2
+        self._reader_turns = FairTurns(READERS, wait_seconds=seconds)
+        self._blocking_turns = FairTurns(READERS, wait_seconds=seconds)
+        self._writer_turns = FairTurns(1, wait_seconds=seconds)
         self._damage: tuple[tuple[int, int] | None, str] | None = None  # the file and the error
         self._damaged_rows: set[tuple[str, str]] = set()  # of that file: table and key
 
@@ -212,7 +218,7 @@ class Database:
     async def read_session(self) -> AsyncGenerator[ReadSession]:
         """A short read on one snapshot. Raises `DatabaseUnavailable`."""
         with ErrorTranslation(self.report_damage):
-            async with self._reader.connect() as connection:
+            async with self._reader_turns.turn(), self._reader.connect() as connection:
                 yield ReadSession(connection)
 
     async def run_blocking_read(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
@@ -227,7 +233,8 @@ class Database:
                 return work(connection)
 
         with ErrorTranslation(self.report_damage):
-            return await anyio.to_thread.run_sync(read, limiter=self._threads)
+            async with self._blocking_turns.turn():
+                return await anyio.to_thread.run_sync(read, limiter=self._threads)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Session]:
@@ -236,7 +243,7 @@ class Database:
         Raises `DatabaseUnavailable`.
         """
         with ErrorTranslation(self.report_damage):
-            async with self._writer.connect() as connection:
+            async with self._writer_turns.turn(), self._writer.connect() as connection:
                 await self._begin_write(connection)
                 yield Session(ReadSession(connection))
                 await connection.commit()

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.core.errors import DatabaseUnavailable
+from service.core.fair_share import TurnTimeout
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # primary result codes
 _READ_ERRORS = {  # extended result codes of input/output errors
@@ -45,7 +46,7 @@ class ErrorTranslation:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        if isinstance(error, PoolTimeout):
+        if isinstance(error, PoolTimeout | TurnTimeout):
             raise DatabaseUnavailable("every connection to the database is in use") from error
         if isinstance(error, DamagedValue):
             self._report_damage(str(error))

@@ -20,6 +20,7 @@ import msgspec
 
 from service.core.documents.child_process import ChildProcess
 from service.core.documents.chunker import ChunkRow, ChunkRules, ChunkTask, chunk_documents
+from service.core.fair_share import FairTurns
 from service.core.telemetry import log
 from service.core.text.decoding import split_parts
 
@@ -54,7 +55,7 @@ class ChunkWorkers:
         self._process = process or ChunkProcess()
         self._thread_characters_max = thread_characters_max
         # Several threads would not be faster, but would delay the event loop more.
-        self._thread = anyio.Lock()
+        self._thread_turns, self._process_turns = FairTurns(1), FairTurns(1)
 
     async def chunk_documents(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
         """Return the chunk rows of documents by document id."""
@@ -65,7 +66,8 @@ class ChunkWorkers:
         rows: Rows = {}
         for batch in _group_batches(documents):
             try:
-                rows |= await self._process.chunk_documents(batch, rules)
+                async with self._process_turns.turn():
+                    rows |= await self._process.chunk_documents(batch, rules)
             except ChunkProcessDied as error:
                 remedy = "the text was split in the service instead, which may have delayed streams"
                 log.warning("chunk_process.died", error=str(error), remedy=remedy)
@@ -77,14 +79,14 @@ class ChunkWorkers:
         self._process.close()
 
     async def _chunk_in_thread(self, documents: Sequence[ChunkInput], rules: ChunkRules) -> Rows:
-        async with self._thread:
+        async with self._thread_turns.turn():
             return await anyio.to_thread.run_sync(chunk_documents, documents, rules)
 
 
 def _group_batches(documents: Sequence[ChunkInput]) -> Iterator[list[ChunkInput]]:
     """Group documents in order, up to `BATCH_CHARACTERS_MAX` per batch.
 
-    Other uploads can use the child between two batches.
+    Uploads of other users can use the child between two batches.
     """
     batch: list[ChunkInput] = []
     characters = 0

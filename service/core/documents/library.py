@@ -31,6 +31,7 @@ from service.core.documents.readers.extracted import Format
 from service.core.documents.tags import decode_tags, encode_tags, has_tag
 from service.core.encoding import create_id, sanitize_text, to_json, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
+from service.core.fair_share import compute_user_max
 from service.core.settings import Settings
 from service.core.text.chunking import RULES, TITLE_CHARACTERS_MAX, derive_title
 from service.core.text.decoding import normalize_text, replace_nul
@@ -228,9 +229,10 @@ def _create_row(
 
 
 class _ExistingDocuments(msgspec.Struct, frozen=True):
-    """The number of all documents, and the owner's documents with certain texts by content hash."""
+    """The number of all documents, that of the owner, and certain texts by content hash."""
 
     count: int
+    own_count: int
     documents: dict[str, Document]
 
 
@@ -243,9 +245,9 @@ def _read_existing(connection: sa.Connection, rows: list[dict[str, Any]]) -> _Ex
             _select_same_texts(or_shared=rows[0]["shared"]), values
         ).mappings()
     ]
-    total = max(row.pop("total") for row in result_rows)
+    counts = {(row.pop("total"), row.pop("own")) for row in result_rows}
     return _ExistingDocuments(
-        total,
+        *counts.pop(),
         {
             content_hash: _to_document(row)
             for row in result_rows
@@ -256,12 +258,14 @@ def _read_existing(connection: sa.Connection, rows: list[dict[str, Any]]) -> _Ex
 
 @lru_cache  # building the query takes longer than executing it
 def _select_same_texts(*, or_shared: bool) -> sa.Select[Any]:
-    """The result has at least one row, which contains the count."""
+    """The result has at least one row, which contains the counts."""
     mine = documents.c.user_id == sa.bindparam("user_id")
     visible = sa.or_(mine, documents.c.shared) if or_shared else mine
     same = sa.and_(visible, documents.c.content_hash.in_(sa.bindparam("hashes", expanding=True)))
-    count = sa.select(sa.func.count().label("total")).select_from(documents).subquery()
-    query = sa.select(count.c.total, documents.c.content_hash, *_COLUMNS).select_from(
+    own = sa.select(sa.func.count()).select_from(documents).where(mine).scalar_subquery()
+    total = sa.select(sa.func.count()).select_from(documents).scalar_subquery()
+    count = sa.select(total.label("total"), own.label("own")).subquery()
+    query = sa.select(count.c.total, count.c.own, documents.c.content_hash, *_COLUMNS).select_from(
         count.outerjoin(documents, same)
     )
     return query.order_by(documents.c.id.desc())
@@ -278,12 +282,23 @@ def _select_missing(
             if row["content_hash"] not in existing.documents
         }.values()
     )[::-1]
-    if missing and existing.count + len(missing) > settings.documents_max:
-        raise DocumentsFull(
-            f"{existing.count} documents are stored, and KOTAE_DOCUMENTS_MAX is "
-            f"{settings.documents_max}: delete some, or raise it"
-        )
+    if missing:
+        _require_space(existing, len(missing), settings)
     return missing
+
+
+def _require_space(existing: _ExistingDocuments, new: int, settings: Settings) -> None:
+    """Raise `DocumentsFull` beyond the share of one user, or the limit of all users."""
+    user_max = compute_user_max(settings.documents_max, settings.user_share)
+    if existing.own_count + new > user_max:
+        raise DocumentsFull(
+            f"you have {existing.own_count} documents, and one user can have {user_max}: delete "
+            "some; operators can raise KOTAE_DOCUMENTS_MAX"
+        )
+    if existing.count + new > settings.documents_max:
+        raise DocumentsFull(
+            "all users together have too many documents; operators can raise KOTAE_DOCUMENTS_MAX"
+        )
 
 
 async def _insert_documents(

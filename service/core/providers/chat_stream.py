@@ -13,7 +13,8 @@ so a stream that never ends costs bounded memory and time.
 """
 
 import json
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -25,6 +26,7 @@ from service.core.errors import (
     ProviderRefused,
     ProviderRejected,
     ProviderTimeout,
+    ReportedError,
 )
 from service.core.ports import Delta
 from service.core.pricing import Usage
@@ -43,6 +45,8 @@ WHOLE_READ_BYTES_MAX = 16_384  # of a read that is not split
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _FIRST_INDEXES = (None, 0, "0", "")
+_TEXT_MEMBERS = ("role", "content")
+_NOT_GENERATED = ("id", "index", "role", "type")
 _FINISH_REASONS = frozenset({"stop", "length", "content_filter", "tool_calls"})
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
@@ -80,6 +84,33 @@ class _Completion(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class _TextDelta(msgspec.Struct, forbid_unknown_fields=True):
+    content: str | None = None
+    role: Literal["assistant"] | None = None
+    refusal: None = None
+
+
+class _TextChoice(msgspec.Struct, forbid_unknown_fields=True):
+    index: Literal[0]
+    delta: _TextDelta
+    finish_reason: Literal["stop", "length", "content_filter"] | None = None
+    logprobs: None = None
+
+
+class _TextChunk(msgspec.Struct):
+    """A part of the first choice's text: most chunks are nothing else."""
+
+    id: str
+
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: tuple[_TextChoice]
+    usage: None = None
+    error: None = None
+
+
+_text_chunk_decoder = msgspec.json.Decoder(_TextChunk)
 _completion_decoder = msgspec.json.Decoder(_Completion)
 _usage_decoder = msgspec.json.Decoder(_WireUsage)
 
@@ -88,10 +119,12 @@ class StreamDecoder:
     """Incremental decoder of one stream.
 
     `done` is set at `[DONE]`, `error` at the first event that is invalid or reports a failure;
-    earlier deltas remain valid. Everything after either is ignored.
+    earlier deltas remain valid. Everything after either is ignored. `keep_chunks`: the deltas have
+    the chunks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_chunks: bool = False) -> None:
+        self._decode = _decode_chunk if keep_chunks else _decode_delta
         self._start: bytes | None = b""  # as long as it may be part of a byte order mark
         self._incomplete_line = bytearray()
         self._after_cr = False
@@ -115,7 +148,7 @@ class StreamDecoder:
         if not self._feed_whole_events(data, deltas):
             self._feed_lines(data, deltas)
         for delta in deltas:
-            if delta.text:
+            if delta.text or delta.other_text:
                 self._textless_bytes = 0
                 break
         else:
@@ -216,7 +249,7 @@ class StreamDecoder:
             self.done = True
         elif data:
             try:
-                delta = _decode_delta(data)
+                delta = self._decode(data)
             except ProviderError as error:
                 self.error = error
             else:
@@ -229,10 +262,8 @@ class StreamDecoder:
         text = self._high_surrogate + delta.text
         incomplete = "\ud800" <= text[-1:] <= "\udbff" and not delta.finish_reason
         self._high_surrogate = text[-1:] if incomplete else ""
-        return Delta(
-            sanitize_text(text.removesuffix(self._high_surrogate)),
-            delta.finish_reason,
-            delta.usage,
+        return msgspec.structs.replace(
+            delta, text=sanitize_text(text.removesuffix(self._high_surrogate))
         )
 
     def _flush_surrogate(self, deltas: list[Delta]) -> None:
@@ -250,10 +281,15 @@ def split_read(data: bytes, lines_max: int = LINES_MAX) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)][::-1]
 
 
-def decode_completion(data: bytes) -> Delta:
-    """Decode a response that is not streamed. Raises `ProviderInvalid`, `ProviderError`."""
-    delta = _decode_delta(data.removeprefix(BYTE_ORDER_MARK))
-    return Delta(sanitize_text(delta.text), delta.finish_reason, delta.usage)
+def decode_completion(data: bytes, keep_chunk: bool = False) -> Delta:
+    """Decode a response that is not streamed. Raises `ProviderInvalid`, `ProviderError`.
+
+    `keep_chunk`: the delta has the completion.
+    """
+    delta = (_decode_unusual_chunk if keep_chunk else _decode_delta)(
+        data.removeprefix(BYTE_ORDER_MARK)
+    )
+    return msgspec.structs.replace(delta, text=sanitize_text(delta.text))
 
 
 def _decode_delta(data: bytes) -> Delta:
@@ -263,7 +299,7 @@ def _decode_delta(data: bytes) -> Delta:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ProviderInvalid("the provider sent an invalid chat completion") from error
     if bytes(completion.error) != b"null":
-        raise ProviderError("the provider reported an error in the middle of the answer")
+        raise _build_stream_error(None)
     text, finish_reason = "", None
     if completion.choices:
         choice = completion.choices[0]
@@ -277,6 +313,84 @@ def _decode_delta(data: bytes) -> Delta:
         finish_reason = choice.finish_reason and _clean_finish_reason(choice.finish_reason)
     usage = None if bytes(completion.usage) == b"null" else _parse_usage(completion.usage)
     return Delta(text, finish_reason, usage)
+
+
+def _decode_chunk(data: bytes) -> Delta:
+    """Decode a chunk that is passed on to a client."""
+    try:
+        chunk = _text_chunk_decoder.decode(data)
+    except (ValueError, RecursionError):  # anything but a text
+        return _decode_unusual_chunk(data)
+    choice = chunk.choices[0]
+    return Delta(choice.delta.content or "", choice.finish_reason, raw=data)
+
+
+def _decode_unusual_chunk(data: bytes) -> Delta:
+    """Decode any chunk, or a completion, that is passed on to a client."""
+    try:
+        chunk = _load_object(data)
+        if chunk.get("error") is not None:
+            raise _build_stream_error(chunk["error"])
+        return msgspec.structs.replace(_read_chunk(chunk), raw=data)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ProviderInvalid("the provider sent an invalid chat completion") from error
+
+
+def _load_object(data: bytes) -> dict[str, Any]:
+    try:
+        chunk: Any = msgspec.json.decode(data)
+    except msgspec.DecodeError:  # lone surrogates
+        chunk = json.loads(data)
+    if not isinstance(chunk, dict):
+        raise TypeError("not an object")
+    return chunk
+
+
+def _read_chunk(chunk: dict[str, Any]) -> Delta:
+    other_texts: list[str] = []
+    text, finish_reason, is_text = "", None, True
+    for choice in chunk.get("choices") or ():
+        message = choice.get("delta") or choice.get("message") or {}
+        if choice.get("index") not in _FIRST_INDEXES:
+            is_text = False
+            _collect_texts(message, other_texts)
+            continue
+        if (content := message.get("content")) is not None:
+            text += content if isinstance(content, str) else _join_parts(content)
+        if choice.get("finish_reason"):
+            finish_reason = _clean_finish_reason(choice["finish_reason"])
+        if choice.get("logprobs") is not None:
+            is_text = False
+        for name, value in message.items():
+            if name in _TEXT_MEMBERS or value is None:
+                continue
+            is_text = False
+            if name == "refusal":
+                text += value
+            else:
+                _collect_texts(value, other_texts)
+    usage = None
+    if chunk.get("usage") is not None:
+        with suppress(msgspec.ValidationError):
+            usage = _convert_usage(msgspec.convert(chunk["usage"], _WireUsage))
+    return Delta(text, finish_reason, usage, "".join(other_texts), is_text=is_text, chunk=chunk)
+
+
+def _join_parts(content: list[Any]) -> str:
+    return "".join(part.get("text") or "" for part in content)
+
+
+def _collect_texts(value: Any, texts: list[str]) -> None:
+    """Collect the generated strings of a part of a message."""
+    if isinstance(value, str):
+        texts.append(value)
+    elif isinstance(value, list):
+        for item in value:
+            _collect_texts(item, texts)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name not in _NOT_GENERATED:
+                _collect_texts(item, texts)
 
 
 def _find_first_choice(choices: list[_Choice]) -> _Choice:
@@ -314,9 +428,12 @@ def _parse_unusual_completion(data: bytes) -> _Completion:
 
 def _parse_usage(raw: msgspec.Raw) -> Usage | None:
     try:
-        usage = _usage_decoder.decode(raw)
+        return _convert_usage(_usage_decoder.decode(raw))
     except msgspec.MsgspecError:  # null or implausible numbers
         return None
+
+
+def _convert_usage(usage: _WireUsage) -> Usage | None:
     if not usage.prompt_tokens and not usage.completion_tokens:
         return None
     cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
@@ -340,23 +457,50 @@ def _clean_finish_reason(finish_reason: str) -> str:
 
 def error_from_refusal(status: int, retry_after: str, error_object: object) -> ProviderError:
     """The exception for an error status. `error_object`: that of the body, or None."""
-    error_object = error_object if isinstance(error_object, dict) else {}
+    reported = _read_reported_error(status, error_object)
+    what = f"the provider answered {status}"
     if status in {429, 503}:
-        return ProviderBusy(
-            f"the provider answered {status}", retry_after_seconds=_parse_retry_after(retry_after)
+        error: ProviderError = ProviderBusy(
+            what, retry_after_seconds=_parse_retry_after(retry_after)
         )
-    if status in {408, 504}:
-        return ProviderTimeout(f"the provider answered {status}")
-    if status >= 500:
-        return ProviderError(f"the provider answered {status}")
-    if status in {401, 403} or (status == 404 and error_object.get("code") != "model_not_found"):
+    elif status in {408, 504}:
+        error = ProviderTimeout(what)
+    elif status >= 500:
+        error = ProviderError(what)
+    elif status in {401, 403} or (status == 404 and reported.code != "model_not_found"):
         # The message may contain parts of the key, so it is not passed on.
-        return ProviderRefused(
-            f"the provider answered {status}: check the key, the base URL and the model"
-        )
-    message = str(error_object.get("message") or "no reason given")[: 10 * MESSAGE_CHARACTERS_MAX]
-    message = redact_secrets(message)[:MESSAGE_CHARACTERS_MAX]  # a cut secret is not recognized
-    return ProviderRejected(f"the provider answered {status}: {message}")
+        return ProviderRefused(f"{what}: check the key, the base URL and the model")
+    else:
+        error = ProviderRejected(f"{what}: {reported.message or 'no reason given'}")
+    error.reported = reported
+    return error
+
+
+def _build_stream_error(error_object: object) -> ProviderError:
+    error = ProviderError("the provider reported an error in the middle of the answer")
+    error.reported = _read_reported_error(None, error_object)
+    return error
+
+
+def _read_reported_error(status: int | None, error_object: object) -> ReportedError:
+    """Bound and redact the members of a provider's error."""
+    members = error_object if isinstance(error_object, dict) else {}
+
+    def clean(name: str, characters_max: int) -> str | None:
+        value = members.get(name)
+        if value is None or isinstance(value, dict | list):
+            return None
+        # A cut secret is not recognized.
+        text = redact_secrets(sanitize_text(str(value)[: 10 * characters_max]))
+        return text[:characters_max]
+
+    return ReportedError(
+        status=status,
+        message=clean("message", MESSAGE_CHARACTERS_MAX) or None,
+        type=clean("type", FINISH_REASON_CHARACTERS_MAX),
+        param=clean("param", 10 * FINISH_REASON_CHARACTERS_MAX),
+        code=clean("code", FINISH_REASON_CHARACTERS_MAX),
+    )
 
 
 def _parse_retry_after(value: str) -> int | None:

@@ -5,7 +5,8 @@ answers with sentences of the context in the prompt, selected by `core/grounding
 costs nothing. Bodies and streams follow https://platform.openai.com/docs/api-reference/chat: a role
 chunk, text chunks, a finish reason, usage if requested, `[DONE]`.
 
-Not supported: sampling (`temperature` has no effect), more than one choice, tools.
+Not supported: sampling (`temperature` and similar options have no effect). What would change the
+form of the answer, such as tools or several choices, is rejected (400).
 """
 
 import re
@@ -22,7 +23,8 @@ import msgspec
 from service.core import tokens
 from service.core.encoding import to_json
 from service.core.grounding.extraction import FREE, quote_answer
-from service.core.grounding.prompt import parse_messages
+from service.core.grounding.history import join_questions
+from service.core.grounding.prompt import parse_messages, refusal_text
 from service.core.pricing import Usage
 from service.core.records import Message
 from service.core.settings import EXTRACTIVE
@@ -40,15 +42,45 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class _CompletionRequest(msgspec.Struct):
-    """The supported fields of a request; others are ignored."""
+class _WireMessage(msgspec.Struct):
+    """A message; only text is read."""
 
-    messages: list[Message]
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+    def to_message(self) -> Message:
+        """The message with its text."""
+        content = self.content
+        if isinstance(content, list):
+            content = "\n".join(str(part["text"]) for part in content if part.get("text"))
+        return Message(self.role, content or "")
+
+
+class _CompletionRequest(msgspec.Struct):
+    """The supported fields of a request, and those that are rejected; others have no effect."""
+
+    messages: list[_WireMessage]
+    n: int | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    response_format: dict[str, Any] | None = None
+    audio: Any = None
     model: str = EXTRACTIVE
     stream: bool = False
     stream_options: _StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+
+    def find_unsupported(self) -> str | None:
+        """Return the name of a field that the model cannot satisfy."""
+        if (self.n or 1) != 1:
+            return "n"
+        if (self.response_format or {}).get("type", "text") != "text":
+            return "response_format"
+        names = ("tools", "functions", "stop", "logprobs", "audio")
+        return next((name for name in names if getattr(self, name)), None)
 
 
 class ExtractiveTransport(httpx2.AsyncBaseTransport):
@@ -77,6 +109,10 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
             body = msgspec.json.decode(content, type=_CompletionRequest)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return _create_error_response(request, 400, str(error))
+        if unsupported := body.find_unsupported():
+            return _create_error_response(
+                request, 400, f"the extractive model does not support {unsupported}", unsupported
+            )
         answer = await _create_answer(body, self._dictionary)
         if not body.stream:
             return _create_json_response(request, 200, answer.to_completion())
@@ -90,13 +126,21 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
 
 
 def answer_extractively(messages: list[Message], dictionary: str = "auto") -> str:
-    """The text with which the model answers a prompt."""
+    """The text with which the model answers a prompt.
+
+    A follow-up question is answered from the first passage, because its own words are few. If they
+    select no sentence there, they are read together with the previous questions.
+    """
     prompt = parse_messages(messages)
-    return (
-        FREE[detect_language(prompt)]
-        if isinstance(prompt, str)
-        else quote_answer(*prompt, dictionary)
-    )
+    if isinstance(prompt, str):
+        return FREE[detect_language(prompt)]
+    question, passages = prompt
+    if previous := join_questions(messages[:-1]):
+        for text in (question, f"{question}\n{previous}"):
+            answer = quote_answer(text, passages[:1], dictionary)
+            if answer != refusal_text(text):
+                return answer
+    return quote_answer(question, passages, dictionary)
 
 
 class _ExtractiveAnswer(msgspec.Struct, frozen=True):
@@ -160,9 +204,10 @@ class _ExtractiveAnswer(msgspec.Struct, frozen=True):
 
 
 async def _create_answer(body: _CompletionRequest, dictionary: str) -> _ExtractiveAnswer:
-    text = await _answer_without_blocking(body.messages, dictionary)
+    messages = [message.to_message() for message in body.messages]
+    text = await _answer_without_blocking(messages, dictionary)
     limit = body.max_completion_tokens or body.max_tokens or TOKENS_DEFAULT
-    usage = await tokens.estimate_usage(body.messages, text, body.model)
+    usage = await tokens.estimate_usage(messages, text, body.model)
     finish_reason = "stop"
     if usage.completion_tokens > limit:
         text, finish_reason = tokens.truncate_text(text, limit, body.model), "length"
@@ -201,7 +246,9 @@ def _create_json_response(
     )
 
 
-def _create_error_response(request: httpx2.Request, status: int, message: str) -> httpx2.Response:
+def _create_error_response(
+    request: httpx2.Request, status: int, message: str, param: str | None = None
+) -> httpx2.Response:
     return _create_json_response(
         request,
         status,
@@ -209,8 +256,8 @@ def _create_error_response(request: httpx2.Request, status: int, message: str) -
             "error": {
                 "message": message,
                 "type": "invalid_request_error",
-                "param": None,
-                "code": None,
+                "param": param,
+                "code": "unsupported_parameter" if param else None,
             }
         },
     )

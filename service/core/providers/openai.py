@@ -26,7 +26,7 @@ from service.core.errors import (
     ProviderUnreachable,
 )
 from service.core.lazy import LazyModule, load_module
-from service.core.ports import Delta, ProviderRequest
+from service.core.ports import MAX_TOKENS_FIELDS, Delta, ProviderRequest
 from service.core.providers.chat_stream import (
     BYTE_ORDER_MARK,
     ERROR_BYTES_MAX,
@@ -135,10 +135,10 @@ class OpenAIProvider:
                     "the provider sent a compressed body, though none was accepted"
                 )
             if request.stream:
-                async for deltas in self._stream_deltas(exchange):
+                async for deltas in self._stream_deltas(exchange, request):
                     yield deltas
             else:
-                yield [await self._read_completion(exchange)]
+                yield [await self._read_completion(exchange, request)]
             tail = True
         finally:
             await exchange.close(tail=tail)
@@ -183,15 +183,20 @@ class OpenAIProvider:
         return self._sdk
 
     def _build_body(self, request: ProviderRequest) -> bytes:
+        chat = request.chat
         body: dict[str, Any] = {
             "model": request.model,
-            "messages": request.messages,
-            self._max_tokens_field: request.max_tokens,
+            "messages": request.messages if chat is None else chat.messages,
         }
+        if chat is not None:
+            body |= chat.fields
+        if body.keys().isdisjoint(MAX_TOKENS_FIELDS):
+            body[self._max_tokens_field] = request.max_tokens
         if request.temperature is not None:
             body["temperature"] = request.temperature
         if request.stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            options = {} if chat is None else chat.stream_options
+            body |= {"stream": True, "stream_options": {**options, "include_usage": True}}
         return to_json(body)
 
     async def _send_request(self, body: bytes, on_sent: Callable[[], None]) -> Exchange:
@@ -226,8 +231,11 @@ class OpenAIProvider:
         on_sent()
         return exchange
 
-    async def _stream_deltas(self, exchange: Exchange) -> AsyncGenerator[list[Delta], None]:
-        decoder, finished, size = StreamDecoder(), False, 0
+    async def _stream_deltas(
+        self, exchange: Exchange, request: ProviderRequest
+    ) -> AsyncGenerator[list[Delta], None]:
+        decoder = StreamDecoder(keep_chunks=request.chat is not None)
+        finished, size = False, 0
         parts: list[bytes] = []  # of a large read, the next one last
         while not decoder.done:
             if parts:
@@ -241,6 +249,7 @@ class OpenAIProvider:
             deltas = decoder.feed(part) if part else decoder.end()
             for delta in deltas:
                 size += len(delta.text) if delta.text.isascii() else len(delta.text.encode())
+                size += len(delta.other_text)
                 finished = finished or bool(delta.finish_reason)
             if size > self._answer_bytes_max:
                 raise ProviderInvalid(f"the answer is longer than {self._answer_bytes_max} bytes")
@@ -253,16 +262,16 @@ class OpenAIProvider:
         if not finished:
             raise ProviderCut("the provider ended the answer without saying that it was finished")
 
-    async def _read_completion(self, exchange: Exchange) -> Delta:
-        body = bytearray()
+    async def _read_completion(self, exchange: Exchange, request: ProviderRequest) -> Delta:
+        keep_chunk, body = request.chat is not None, bytearray()
         while data := await exchange.read():
             body += data
             if len(body) > self._body_bytes_max:
                 raise ProviderInvalid(f"the answer is longer than {self._answer_bytes_max} bytes")
         if len(body) > INLINE_BYTES_MAX:
-            delta = await anyio.to_thread.run_sync(decode_completion, bytes(body))
+            delta = await anyio.to_thread.run_sync(decode_completion, bytes(body), keep_chunk)
         else:
-            delta = decode_completion(bytes(body))
+            delta = decode_completion(bytes(body), keep_chunk)
         if not delta.finish_reason:
             raise ProviderCut("the provider ended the answer without saying that it was finished")
         return delta

@@ -112,9 +112,11 @@ class EmbeddingStore:
     ) -> AsyncGenerator[list[MissingText]]:
         """Yield the texts without a vector, at most `at_once` at a time, the size of one call.
 
-        The scopes take turns, so that many texts of one owner do not delay those of others.
+        The scopes take turns, so that many texts of one owner do not delay those of others, also
+        of an owner whose texts are added meanwhile.
         """
         positions = {scope.scope: "" for scope in progress if scope.done < scope.texts}
+        versions = await self._read_versions()
         while positions:
             for scope, after in list(positions.items()):
                 if texts := await self._read_missing(scope, after):
@@ -122,6 +124,16 @@ class EmbeddingStore:
                     yield texts
                 else:
                     del positions[scope]
+            earlier, versions = versions, await self._read_versions()
+            positions |= {
+                scope: "" for scope, version in versions.items() if earlier.get(scope) != version
+            }
+
+    async def _read_versions(self) -> dict[int, int]:
+        """Return the versions of all scopes, which change with their chunks."""
+        query = sa.select(index_scopes.c.id, index_scopes.c.version)
+        async with self._database.read_session() as session:
+            return {row[0]: row[1] for row in await session.execute(query)}
 
     async def _read_missing(self, scope: int, after: str) -> list[MissingText]:
         """Return texts of a scope whose hash follows `after`, ordered by hash."""

@@ -48,13 +48,18 @@ class SearchEngine:
         snapshot = self._index.open_snapshot(connection, query, visibility)
         statistics = snapshot.read_statistics()
         ids = snapshot.select_candidates(statistics)
-        similarities = snapshot.compare_vectors(vector) if vector else None
+        similarities = snapshot.compare_vectors(vector, text) if vector else None
         if similarities:
             ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities)]))
         candidates = snapshot.count_terms(ids)
-        cosines = similarities.get_cosines(candidates.ids) if similarities else None
         ranking = rank_chunks(
-            query, candidates, statistics, limit=limit, thresholds=self._thresholds, cosines=cosines
+            query,
+            candidates,
+            statistics,
+            limit=limit,
+            thresholds=self._thresholds,
+            cosines=similarities.get_cosines(candidates.ids) if similarities else None,
+            foreign=similarities.select_foreign(candidates.ids) if similarities else frozenset(),
         )
         chunks = snapshot.read_chunks([ranked.id for ranked in ranking.chunks])
         return SearchResults(

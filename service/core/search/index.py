@@ -37,6 +37,7 @@ from service.core.search.bm25 import (
     select_heaviest,
 )
 from service.core.search.cache import BoundedCache
+from service.core.search.languages import read_language_means
 from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
 from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
 from service.core.search.vector_matrix import ChunkSimilarities, VectorMatrix
@@ -170,14 +171,14 @@ class Snapshot:
             selected = list(dict.fromkeys([*matches, *selected]))
         return selected
 
-    def compare_vectors(self, vector: QueryVector) -> ChunkSimilarities | None:
+    def compare_vectors(self, vector: QueryVector, text: str) -> ChunkSimilarities | None:
         """Compare the visible chunks that have a vector; None if there are none, or too many."""
         if sum(scope.chunks for scope in self._scopes) > VECTORS_MAX:
             return None
         matrices = [self._read_matrix(scope, vector) for scope in self._scopes]
         if not any(map(len, matrices)):
             return None
-        return ChunkSimilarities(matrices, vector.vector)
+        return ChunkSimilarities(matrices, vector.vector, text)
 
     def select_nearest(self, similarities: ChunkSimilarities) -> list[int]:
         """Return the visible chunks nearest in meaning."""
@@ -211,7 +212,7 @@ class Snapshot:
         if cached is not None and cached.key == key:
             return cached.matrix
         rows = self._execute(_VECTORS, (scope.id, vector.model, len(vector.vector))).fetchall()
-        matrix = VectorMatrix(rows)
+        matrix = VectorMatrix(rows, read_language_means(vector.model))
         self._cache.matrices.store({scope.id: CachedMatrix(key, matrix)})
         return matrix
 

@@ -18,12 +18,14 @@ threshold.
 z(cosine), where z, at most 2.5, is computed over the candidates that have a vector; one without a
 vector gets 0, the mean. `share` and `terms` remain those of the words. The largest cosine of the
 best chunks scales both thresholds: down if the meaning is near, up if it is far. Bare words are
-exempt from stricter thresholds: their embeddings carry little meaning.
+exempt from stricter thresholds: their embeddings carry little meaning. A chunk in another language
+than the query shares few words with it; a cosine of `FOREIGN_COSINE_MIN` suffices there.
 """
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import pairwise
 
 import msgspec
@@ -56,6 +58,7 @@ CHUNKS_FLOOR = 1000
 COSINE_WEIGHT = 0.075
 COSINE_DEVIATIONS_MAX = 2.5  # limits the influence of one chunk that is far nearer than all others
 COSINE_SLOPE = 6  # change of the logarithm of the thresholds per unit of cosine
+FOREIGN_COSINE_MIN = 0.88  # of a chunk in another language, which needs no common words
 COMPARED_CHUNKS = 10  # the best by words: cosines count only if all of these have one
 TOP = 3  # the hits that abstention considers
 COMBINED_MIN = 1.5  # minimum of share · √terms, as a multiple of its value at both thresholds
@@ -174,13 +177,14 @@ def rank_chunks(
     limit: int,
     thresholds: Thresholds,
     cosines: Mapping[int, float] | None = None,
+    foreign: AbstractSet[int] = frozenset(),
 ) -> Ranking:
     """Rank candidates and decide whether they can answer the query.
 
     Of equal candidates those that contain all words of the query come first. `cosines`: similarity
-    by chunk; None ranks by words.
+    by chunk; None ranks by words. `foreign`: the chunks in another language than the query.
     """
-    return _Ranker(query, candidates, statistics, cosines).rank(limit, thresholds)
+    return _Ranker(query, candidates, statistics, cosines, foreign).rank(limit, thresholds)
 
 
 class _Ranker:
@@ -192,6 +196,7 @@ class _Ranker:
         candidates: TermCounts,
         statistics: CollectionStatistics,
         cosines: Mapping[int, float] | None,
+        foreign: AbstractSet[int],
     ) -> None:
         self._query, self._candidates, self._total = query, candidates, statistics.total
         self._scorer = Bm25Scorer(query.words, query.phrases, query.grams, candidates)
@@ -206,6 +211,7 @@ class _Ranker:
             if cosines
             else [None] * len(candidates.ids)
         )
+        self._foreign = [id_ in foreign for id_ in candidates.ids]
         self._scores, self._values = self._score_chunks(fused=bool(cosines))
 
     def rank(self, limit: int, thresholds: Thresholds) -> Ranking:
@@ -233,7 +239,7 @@ class _Ranker:
         ]
         return Ranking(
             chunks=chunks,
-            answerable=bool(chunks) and answerable,
+            answerable=bool(chunks) and (answerable or self._means_the_same(best, cosine)),
             share=round(share, 4),
             terms=round(terms, 4),
             cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
@@ -286,6 +292,12 @@ class _Ranker:
         """Return the largest cosine of the best candidates; None if one has no vector yet."""
         cosines = [cosine for i in best if (cosine := self._cosines[i]) is not None]
         return max(cosines) if cosines and len(cosines) == len(best) else None
+
+    def _means_the_same(self, best: Sequence[int], cosine: float | None) -> bool:
+        """Whether one of the best candidates answers in another language, where words differ."""
+        return cosine is not None and any(
+            self._foreign[i] and (self._cosines[i] or 0) >= FOREIGN_COSINE_MIN for i in best
+        )
 
     def _describe_chunk(self, i: int) -> RankedChunk:
         words, grams = self._scorer.list_matches(i)

@@ -3,22 +3,23 @@
 A search runs in a thread as a whole: it computes for a few milliseconds and consists of many short
 statements. One computes at a time and others wait: concurrent searches would not be faster, but
 the event loop, which serves all streams, would compete with each of them for the interpreter lock
-(docs/decisions/0014).
+(docs/decisions/0014). Users who search take turns (`fair_share.py`).
 
 Limits: `QUERY_CHARACTERS_MAX`; `WORDS_MAX`, `GRAMS_MAX` and `LIMIT_MAX` in `ranking.py`; the
 postings and caches of `index.py` and `postings/fts5.py`.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-import anyio
 import sqlalchemy as sa
 
 from service.core.database.engine import Database
+from service.core.fair_share import FairTurns
 from service.core.lazy import LazyModule
 from service.core.ports import VectorSearch
+from service.core.search.follow_ups import FUSED_MAX, fuse_results
 from service.core.search.results import SearchResults
 from service.core.settings import Settings
 from service.core.text.tokenizer import get_tokenizer
@@ -30,6 +31,7 @@ else:
 
 QUERY_CHARACTERS_MAX = 20_000
 SEARCHES_AT_ONCE = 1
+VECTORS_AT_ONCE = 64  # of questions; the model in this process computes one at a time
 
 
 class SearchService:
@@ -41,12 +43,13 @@ class SearchService:
         self._database = database
         self._vectors = vectors
         self._settings = settings
-        self._semaphore = anyio.Semaphore(SEARCHES_AT_ONCE, fast_acquire=True)
+        self._turns = FairTurns(SEARCHES_AT_ONCE)
+        self._vector_turns = FairTurns(VECTORS_AT_ONCE, settings.user_share)
 
     @property
     def waiting_searches(self) -> int:
         """The number of searches that wait for their turn."""
-        return self._semaphore.statistics().tasks_waiting
+        return self._turns.waiting
 
     async def search(
         self, query: str, *, user_id: str | None, limit: int, within: Sequence[str] | None = None
@@ -57,7 +60,10 @@ class SearchService:
         to documents with these ids. Any text is a query. Raises `DatabaseUnavailable` only.
         """
         query = query[:QUERY_CHARACTERS_MAX]
-        vector = await self._vectors.embed_query(query) if self._vectors and query.strip() else None
+        vector = None
+        if self._vectors and query.strip():
+            async with self._vector_turns.turn():
+                vector = await self._vectors.embed_query(query)
 
         def run_search(connection: sa.Connection) -> SearchResults:
             return self._engine.search(
@@ -69,8 +75,26 @@ class SearchService:
                 vector=vector,
             )
 
-        async with self._semaphore:
+        async with self._turns.turn():
             return await self._database.run_blocking_read(run_search)
+
+    async def search_follow_up(
+        self,
+        question: str,
+        previous: str,
+        *,
+        user_id: str | None,
+        limit: int,
+        within: Sequence[str] | None = None,
+    ) -> SearchResults:
+        """Like `search`, for a question that may refer to previous ones; see `follow_ups.py`."""
+        search = partial(self.search, user_id=user_id, limit=max(limit, FUSED_MAX), within=within)
+        alone = await search(question)
+        together = await search(f"{question}\n{previous}")
+        missing: list[str] = []
+        if together.answerable and not alone.answerable:
+            missing = await self.find_missing_words(question, user_id=user_id, within=within)
+        return fuse_results(question, alone, together, missing=missing, limit=limit)
 
     async def find_missing_words(
         self, question: str, *, user_id: str | None, within: Sequence[str] | None = None
@@ -85,7 +109,7 @@ class SearchService:
                 connection, question, user_id=user_id, within=within
             )
 
-        async with self._semaphore:
+        async with self._turns.turn():
             return await self._database.run_blocking_read(find_words)
 
     @cached_property

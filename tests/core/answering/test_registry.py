@@ -6,7 +6,7 @@ from service.core.answering.registry import StreamRegistry
 from service.core.answering.streams import BufferBudget, Stream
 from tests.conftest import Serve
 from tests.fakes.provider import Behaviour, ProviderFake
-from tests.records import build_outcome
+from tests.records import build_intent, build_outcome
 from tests.streams import open_events, start_answer
 
 
@@ -56,5 +56,23 @@ async def test_ended_streams_are_evicted() -> None:
     assert [registry.find_stream(stream.intent.id) is not None for stream in streams] == [
         False
     ] * 5 + [True]
-    assert registry.has_capacity()
+    assert registry.has_capacity("alice")
     assert registry.buffers.held_bytes == 0
+
+
+async def test_a_user_over_their_share_evicts_only_their_own_streams() -> None:
+    """Streams of one user that fill the share of one user evict older ones of the same user."""
+    registry = StreamRegistry(BufferBudget(2000, user_share=0.5), ended_max=10, keep_seconds=60)
+    streams = []
+    for user_id, characters in (("b", 600), ("a", 600), ("a", 600), ("a", 600), ("b", 100)):
+        ended = build_outcome(build_intent(user_id=user_id), response="x" * characters)
+        stream = Stream(ended.intent, [], resumable=True, buffers=registry.buffers)
+        registry.add_stream(stream)
+        stream.append_texts([ended.response])
+        stream.finish(ended, None)
+        streams.append(stream)
+
+    kept = [registry.find_stream(stream.intent.id) is not None for stream in streams]
+    assert kept == [True, False, False, True, True]
+    assert registry.has_capacity("a")
+    assert registry.has_capacity("b")

@@ -4,6 +4,7 @@ import ast
 import base64
 import re
 import string
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,29 @@ def test_basic_credentials_have_one_spelling(spelling: str) -> None:
     value = base64.b64encode(f"x:{generate_key()}".encode()).decode()
     with pytest.raises(Unauthorized):
         parse_header_credential(Credentials(authorization=["Basic " + spelling.format(value)]))
+
+
+@pytest.mark.parametrize(
+    "spelling", ["Bearer\t{}", "Bearer {}\xa0", "Bearer \x85{}", "Bearer \u2003{}", "Bearer \t{}"]
+)
+def test_bearer_credentials_have_one_spelling(spelling: str) -> None:
+    """Spaces separate scheme and credential; other white space is not removed."""
+    key = generate_key()
+
+    assert parse_header_credential(Credentials(authorization=[f"bearer  {key} "])) == key
+    with suppress(Unauthorized):
+        spelled = parse_header_credential(Credentials(authorization=[spelling.format(key)]))
+        assert not is_key(str(spelled))
+
+
+@pytest.mark.parametrize("spelling", ["{}\xa0", "\x85{}", "{}\x0b", "{} {}"])
+def test_white_space_is_part_of_a_key(spelling: str) -> None:
+    """Of X-API-Key only the white space of HTTP is removed."""
+    key = generate_key()
+    value = spelling.format(key, key)
+
+    assert parse_header_credential(Credentials(api_key=[f" {key}\t"])) == key
+    assert parse_header_credential(Credentials(api_key=[value])) == value
 
 
 def test_secrets_are_compared_in_constant_time() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.core.database.engine import Database
+from service.core.database.engine import READERS, Database
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
+from service.core.fair_share import current_user
 
 
 async def test_a_reading_session_cannot_write(database: Database) -> None:
@@ -58,3 +59,25 @@ def test_no_statement_contains_values() -> None:
                 assert not any(
                     isinstance(sql, ast.JoinedStr | ast.BinOp) for sql in node.args[:1]
                 ), f"{file.name}:{node.lineno}"
+
+
+async def test_users_take_turns_at_the_database(database: Database) -> None:
+    """A read of another user is not behind all the reads of one user, nor is a write."""
+    order: list[str] = []
+
+    async def read(user_id: str) -> None:
+        current_user.set(user_id)
+        async with database.read_session() as session:
+            await session.execute(sa.text("SELECT 1"))
+            order.append(user_id)
+
+    async def write(user_id: str) -> None:
+        current_user.set(user_id)
+        async with database.transaction():
+            order.append(user_id)
+
+    for access in (read, write):
+        order.clear()
+        tasks = [asyncio.create_task(access(user_id)) for user_id in ["a"] * 20 + ["b"]]
+        await asyncio.gather(*tasks)
+        assert order.index("b") <= 2 * READERS + 1, order

@@ -22,6 +22,7 @@ from service.core.documents.chunk_workers import (
     _group_batches,
 )
 from service.core.documents.chunker import chunk_documents
+from service.core.fair_share import current_user
 from service.core.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
@@ -112,7 +113,7 @@ async def test_much_text_is_split_by_the_child(
 async def test_nothing_to_split_does_not_wait_for_the_thread() -> None:
     """The library calls it inside of a transaction, usually without documents."""
     workers = ChunkWorkers()
-    async with workers._thread, asyncio.timeout(20):
+    async with workers._thread_turns.turn(), asyncio.timeout(20):
         assert await workers.chunk_documents([], SETTINGS) == {}
 
 
@@ -264,3 +265,24 @@ def test_the_child_ends_with_the_service() -> None:
 
     assert (result.returncode, result.stderr) == (-signal.SIGKILL, "")
     assert int(result.stdout) > 0
+
+
+async def test_users_take_turns_at_chunking() -> None:
+    """An upload of another user is chunked before the rest of many uploads of one user."""
+    order: list[str] = []
+    workers = ChunkWorkers()
+
+    async def upload(user_id: str, n: int) -> None:
+        current_user.set(user_id)
+        await workers.chunk_documents([document("x", n)], SETTINGS)
+        order.append(user_id)
+
+    async with workers._thread_turns.turn("other"):
+        tasks = [
+            asyncio.create_task(upload(user_id, n)) for n, user_id in enumerate(["a"] * 5 + ["b"])
+        ]
+        while workers._thread_turns.waiting < len(tasks):
+            await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+
+    assert order[:2] == ["a", "b"]

@@ -1,7 +1,7 @@
 """The history of a conversation that a model gets."""
 
 from service.core import tokens
-from service.core.grounding.history import HISTORY_TOKENS_MAX, select_history
+from service.core.grounding.history import HISTORY_TOKENS_MAX, join_questions, select_history
 from service.core.records import Message
 
 
@@ -38,3 +38,14 @@ def test_a_message_beyond_the_budget_ends_the_history() -> None:
     turns = build_turns(3, "x" * HISTORY_TOKENS_MAX * 8)
 
     assert select_history(turns) == select_history([]) == []
+
+
+def test_the_last_questions_are_joined() -> None:
+    """At least two questions, the last first; short ones bring those before them; no answers."""
+    questions = [Message("user", text) for text in ("a" * 50, "b?", "c?", "d?")]
+    answers = [Message("assistant", "x")] * 4
+    turns = [message for pair in zip(questions, answers, strict=True) for message in pair]
+
+    assert join_questions(turns) == "d?\nc?\nb?\n" + "a" * 50
+    assert join_questions([questions[3], questions[0], questions[0]]) == "\n".join(["a" * 50] * 2)
+    assert join_questions([]) == ""

@@ -184,6 +184,21 @@ async def test_owners_take_turns(database: Database) -> None:
     assert sum(len(texts) for texts in batches) == 6
 
 
+async def test_texts_of_a_new_owner_do_not_wait_for_the_end(database: Database) -> None:
+    """A text that is added during the back-fill of another owner waits for one batch of theirs."""
+    await store_texts(database, *(f"Text {n} of one owner." for n in range(8)), user_id="a")
+    store = EmbeddingStore(database, Letters(), None, None)
+    order = []
+    async with aclosing(store.list_missing(await store.read_progress())) as batches:
+        async for texts in batches:
+            await store.embed_texts(texts)
+            order.append("one" in texts[0].text)
+            if len(order) == 1:
+                await store_texts(database, "Apples are red.", user_id="b")
+
+    assert order == [True, True, False, True, True]
+
+
 async def test_a_vector_follows_a_shared_document(database: Database) -> None:
     """Sharing a document and ending it move its vector, unless another document needs it."""
     ids = await store_texts(database, TEXTS[0], TEXTS[1])

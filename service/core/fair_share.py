@@ -1,0 +1,198 @@
+"""Fair shares of the limits that all users have in common.
+
+Every limit on memory or concurrent work is a limit for all users together. Without shares, one user
+could exhaust it for everybody. The rule is the same everywhere: one user can use `USER_SHARE` of a
+limit (at least one unit), all users together the whole. In open mode there is only one user, who
+can use the whole (`Settings.user_share`). The rule is fixed rather than a part of what is free: a
+refusal tells users about their own usage only, and what is free would tell them about the others.
+
+`SharedLimit` counts amounts and refuses what exceeds them. `FairTurns` lets callers wait: a free
+turn goes to the users in rotation, and of one user to the first who came. So a user who waits is
+delayed by one turn of each other user, however many requests those have.
+"""
+
+import asyncio
+from collections import Counter, OrderedDict, deque
+from contextvars import ContextVar
+from types import TracebackType
+
+from service.core.errors import Overloaded
+
+USER_SHARE = 0.5
+# The user on whose behalf the current task works; empty for the service itself.
+current_user: ContextVar[str] = ContextVar("current_user", default="")
+
+
+def compute_user_max(capacity: int, user_share: float) -> int:
+    """The part of a limit that one user can use."""
+    return max(1, int(capacity * user_share))
+
+
+class TurnTimeout(Exception):
+    """No turn was free within the time that callers may wait."""
+
+
+class SharedLimit:
+    """Amounts by user, limited by user and in total. `noun` names the units in refusals."""
+
+    def __init__(self, capacity: int, noun: str, user_share: float = 1.0) -> None:
+        self._capacity, self._noun = capacity, noun
+        self._user_max = compute_user_max(capacity, user_share)
+        self._used: Counter[str] = Counter()
+        self._total = 0
+
+    @property
+    def total(self) -> int:
+        """The amount of all users."""
+        return self._total
+
+    def get_used(self, user_id: str) -> int:
+        """The amount of one user."""
+        return self._used[user_id]
+
+    def require(self, user_id: str, amount: int = 1) -> None:
+        """Raise `Overloaded` if the user cannot take this amount. Names no number of others."""
+        used = self._used[user_id]  # reading a missing item of a counter does not insert it
+        if used + amount > self._user_max:
+            raise Overloaded(
+                f"you have {used} {self._noun}, and one user can have {self._user_max}"
+            )
+        if self._total + amount > self._capacity:
+            raise Overloaded(f"all users together have too many {self._noun}")
+
+    def take(self, user_id: str, amount: int = 1) -> None:
+        """Add an amount. Raises `Overloaded`."""
+        self.require(user_id, amount)
+        self._used[user_id] += amount
+        self._total += amount
+
+    def add(self, user_id: str, amount: int = 1) -> None:
+        """Add an amount for which `require` was called before."""
+        self._used[user_id] += amount
+        self._total += amount
+
+    def release(self, user_id: str, amount: int = 1) -> None:
+        """Subtract an amount that was taken."""
+        self._used[user_id] -= amount
+        self._total -= amount
+        if not self._used[user_id]:
+            del self._used[user_id]
+
+    def hold(self, user_id: str, amount: int = 1) -> "_Held":
+        """A context manager that takes the amount and releases it at the end."""
+        return _Held(self, user_id, amount)
+
+
+class _Held:
+    def __init__(self, limit: SharedLimit, user_id: str, amount: int) -> None:
+        self._limit, self._user_id, self._amount = limit, user_id, amount
+
+    def __enter__(self) -> None:
+        self._limit.take(self._user_id, self._amount)
+
+    def __exit__(self, *_: object) -> None:
+        self._limit.release(self._user_id, self._amount)
+
+
+class FairTurns:
+    """At most `at_once` turns at the same time, given to the users in rotation.
+
+    The number of callers that wait is not limited here. They wait up to `wait_seconds`, if given.
+    """
+
+    def __init__(
+        self, at_once: int, user_share: float = 1.0, *, wait_seconds: float | None = None
+    ) -> None:
+        self._at_once, self._wait_seconds = at_once, wait_seconds
+        self._user_max = compute_user_max(at_once, user_share)
+        self._running: Counter[str] = Counter()
+        self._total = 0
+        # In the order of rotation; without users that do not wait.
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """The number of callers that wait."""
+        return sum(map(len, self._waiting.values()))
+
+    def turn(self, user_id: str | None = None) -> "_Turn":
+        """A context manager for one turn at a time of a user; default: of `current_user`."""
+        return _Turn(self, current_user.get() if user_id is None else user_id)
+
+    async def acquire(self, user_id: str) -> None:
+        """Wait for a turn. `release` must follow. Raises `TurnTimeout`."""
+        if (
+            self._total < self._at_once
+            and self._running[user_id] < self._user_max
+            and user_id not in self._waiting
+        ):
+            self._total += 1
+            self._running[user_id] += 1
+            return
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(user_id, deque()).append(granted)
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                await self._wait_granted(user_id, granted)
+        except TimeoutError as error:
+            raise TurnTimeout from error
+
+    async def _wait_granted(self, user_id: str, granted: asyncio.Future[None]) -> None:
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():
+                self.release(user_id)
+            else:
+                self._remove(user_id, granted)
+            raise
+
+    def release(self, user_id: str) -> None:
+        """End a turn, and give free turns to the callers that wait."""
+        self._total -= 1
+        self._running[user_id] -= 1
+        if not self._running[user_id]:
+            del self._running[user_id]
+        while self._waiting and (next_user := self._find_next()) is not None:
+            queue = self._waiting[next_user]
+            granted = queue.popleft()
+            self._waiting.move_to_end(next_user)
+            if not queue:
+                del self._waiting[next_user]
+            if not granted.done():
+                self._total += 1
+                self._running[next_user] += 1
+                granted.set_result(None)
+
+    def _find_next(self) -> str | None:
+        """The first user in rotation who waits and may have another turn.
+
+        Only users with all of their turns are skipped, so few.
+        """
+        if self._total >= self._at_once:
+            return None
+        return next((name for name in self._waiting if self._running[name] < self._user_max), None)
+
+    def _remove(self, user_id: str, granted: asyncio.Future[None]) -> None:
+        if granted in (queue := self._waiting.get(user_id, deque())):
+            queue.remove(granted)
+            if not queue:
+                del self._waiting[user_id]
+
+
+class _Turn:
+    """Can be entered again after its end."""
+
+    def __init__(self, turns: FairTurns, user_id: str) -> None:
+        self._turns, self._user_id = turns, user_id
+
+    async def __aenter__(self) -> None:
+        await self._turns.acquire(self._user_id)
+
+    async def __aexit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._turns.release(self._user_id)
