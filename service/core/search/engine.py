@@ -63,7 +63,7 @@ class SearchEngine:
         questions = [] if as_whole else find_questions(text, self._tokenizer)
         ranking = (
             merge_rankings(
-                rank(text, LIMIT_MAX), [rank(each, LIMIT_MAX) for each in questions], limit
+                rank(text, LIMIT_MAX), [rank(question, LIMIT_MAX) for question in questions], limit
             )
             if questions
             else rank(text, limit)
