@@ -205,7 +205,7 @@ async def test_the_samples_answer_sensible_questions(database: Database) -> None
             not results.answerable
             or names[results.items[0].document_id] != name
             or expected not in answer
-            or not read_citations(answer, context).sources
+            or not read_citations(answer, context, question).sources
         ):
             failures.append((question, results.answerable, results.share, results.terms, answer))
     assert failures == []
