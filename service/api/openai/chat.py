@@ -2,7 +2,6 @@
 
 import hashlib
 from functools import partial
-from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
@@ -35,6 +34,20 @@ from service.core.pricing import format_usd
 from service.core.records import UsageSource
 
 RETRY_HEADER = "x-stainless-retry-count"  # of the OpenAI SDKs, which may come back
+# Headers that differ between the attempts of one request.
+_ATTEMPT_HEADERS = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"date",
+        b"traceparent",
+        b"tracestate",
+        b"x-request-id",
+        b"x-stainless-read-timeout",
+        b"x-stainless-retry-count",
+        b"x-stainless-timeout",
+    }
+)
 
 
 class ChatRoute(APIRoute):
@@ -81,14 +94,24 @@ async def create_chat_completion(
     if body.stream:
         services.event_streams.require(principal.user_id)
     answer_request = _build_request(body, raw if key else None, request, services, principal)
-    started = await begin_while_connected(request, answer_request, key, services)
+    started: StartedAnswer | None
+    if key is None and (retry_count := request.headers.get(RETRY_HEADER)) is not None:
+        fingerprint = compute_fingerprint(request.scope, raw, principal)
+        started = await services.answers.answer_or_attach(
+            answer_request, fingerprint, is_retry=retry_count != "0"
+        )
+    else:
+        started = await begin_while_connected(request, answer_request, key, services)
     if started is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     headers = _build_headers(answer_request, started, services)
     if body.stream:
         return _ChatStreamResponse(body, request, services, principal, started, headers)
     stream = started.stream
-    await wait_finished(request, stream)
+    try:
+        await wait_finished(request, stream)
+    finally:
+        _end_reading(started, delivered=stream.outcome is not None)
     if stream.outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if stream.error is not None:
@@ -122,18 +145,46 @@ class _ChatStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait for the first chunk, then send the response."""
+        delivered = False
+        try:
+            delivered = await self._send(scope, receive, send)
+        finally:
+            _end_reading(self._started, delivered=delivered)
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Whether everything was sent."""
         stream, limits = self._started.stream, self._services.limits
         with stream.attach_reader():
             if not await wait_output(self._request, stream, limits.ping_seconds):
-                return  # the client has disconnected
-            response: Any
+                return False  # the client has disconnected
             if stream.error is not None and not stream.has_chunks:
-                response = _create_failure(self._request, self._started, self._extra_headers)
-            else:
-                batches = stream.read_batches(self._chunks.encode_batch)
-                response = create_batches_response(batches, limits, self._enter)
-                response.headers.update(self._extra_headers)
+                failure = _create_failure(self._request, self._started, self._extra_headers)
+                await failure(scope, receive, send)
+                return True
+            batches = stream.read_batches(self._chunks.encode_batch)
+            response = create_batches_response(batches, limits, self._enter)
+            response.headers.update(self._extra_headers)
             await response(scope, receive, send)
+            return response.completed
+
+
+def compute_fingerprint(scope: Scope, raw: bytes, principal: Principal) -> bytes:
+    """Identify a request: two with the same fingerprint differ in nothing but the attempt.
+
+    All headers count, as any of them may identify a user, except those that differ by attempt.
+    """
+    digest = hashlib.sha256(raw)
+    caller = (principal.user_id, principal.key_lineage or principal.key_id or principal.credential)
+    headers = [header for header in scope["headers"] if header[0] not in _ATTEMPT_HEADERS]
+    digest.update(repr((scope["path"], scope["query_string"], caller, sorted(headers))).encode())
+    return digest.digest()
+
+
+def _end_reading(started: StartedAnswer, *, delivered: bool) -> None:
+    """Report whether the client has the answer; a failure is one that a retry may repeat."""
+    if started.retriable is not None:
+        failed = started.stream.error is not None
+        started.retriable.end_reading(delivered=delivered and not failed)
 
 
 def _build_request(
