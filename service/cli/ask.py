@@ -1,10 +1,11 @@
-"""`kotae ask`: stream an answer to the terminal."""
+"""`kotae ask`: stream an answer to the terminal. `kotae stop`: stop one."""
 
 from typing import Annotated, Any, cast
 
 import typer
 
 from service.cli.client import Url, open_client, raise_for_problem, summarize
+from service.cli.output import Json, print_json
 from service.core.errors import KotaeError
 from service.core.settings import EXTRACTIVE
 
@@ -14,9 +15,20 @@ def ask(
     url: Url = None,
     free: Annotated[bool, typer.Option("--free", help="Answer without the documents.")] = False,
     model: Annotated[str | None, typer.Option(help="Model to use. Default: KOTAE_MODEL.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Use only documents with this tag; repeatable.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Ask a running service and stream the answer to the terminal."""
     body = {"prompt": prompt, "grounded": not free} | ({"model": model} if model else {})
+    body |= {"tags": tag} if tag else {}
+    if as_json:
+        with open_client(url) as client:
+            response = client.post("/ai/test", json=body)
+            raise_for_problem(response)
+            print_json([response.json()])
+        return
     with (
         open_client(url) as client,
         # The service limits the size of events.
@@ -27,10 +39,28 @@ def ask(
             _print_event(event.event, cast("dict[str, Any]", event.json()))
 
 
+def stop(
+    answer_id: Annotated[str, typer.Argument(metavar="ID")], url: Url = None, as_json: Json = False
+) -> None:
+    """Stop a running answer. It is recorded with what it has used."""
+    with open_client(url) as client:
+        raise_for_problem(client.delete(f"/ai/answers/{answer_id}"))
+    if as_json:
+        print_json([{"id": answer_id, "stopped": True}])
+    else:
+        print(f"stopped: {answer_id}")
+
+
 def _read_sentence(passage: dict[str, Any]) -> str:
     """The best sentence of a passage, on one line."""
     start, end = passage["sentence"]
     return " ".join(passage["text"][start:end].split())
+
+
+def _name_passage(passage: dict[str, Any]) -> str:
+    """The title of a passage, with its page."""
+    page = f", p. {passage['page']}" if "page" in passage else ""
+    return f"{passage['title']}{page}"
 
 
 def _print_event(name: str, data: dict[str, Any]) -> None:
@@ -38,11 +68,11 @@ def _print_event(name: str, data: dict[str, Any]) -> None:
         print(data["delta"], end="", flush=True)
     elif name == "done":
         for source in data["sources"]:
-            print(f"\n[{source['n']}] {source['title']}", end="")
+            print(f"\n[{source['n']}] {_name_passage(source)}", end="")
         if data.get("nearest"):
             print("\n\nClosest passages, not an answer:", end="")
         for passage in data.get("nearest", []):
-            print(f"\n- {passage['title']}: {_read_sentence(passage)}", end="")
+            print(f"\n- {_name_passage(passage)}: {_read_sentence(passage)}", end="")
         print(f"\n\n{summarize(data)}")
         if data["model"] == EXTRACTIVE:
             print("Quoting mode: connect a model (OPENAI_API_KEY or OPENAI_BASE_URL).")

@@ -12,7 +12,6 @@ from starlette.types import Receive, Scope, Send
 from service.api.answers import (
     CLIENT_CLOSED_REQUEST,
     REPLAYED,
-    EventReader,
     begin_while_connected,
     build_quota_headers,
     wait_finished,
@@ -91,27 +90,19 @@ async def create_chat_completion(
         body = parse_chat_body(raw, services.settings)
     else:
         body = await anyio.to_thread.run_sync(parse_chat_body, raw, services.settings)
-    if body.stream:
-        services.event_streams.require(principal.user_id)
     answer_request = _build_request(body, raw if key else None, request, services, principal)
-    started: StartedAnswer | None
-    if key is None and (retry_count := request.headers.get(RETRY_HEADER)) is not None:
-        fingerprint = compute_fingerprint(request.scope, raw, principal)
-        started = await services.answers.answer_or_attach(
-            answer_request, fingerprint, is_retry=retry_count != "0"
-        )
-    else:
-        started = await begin_while_connected(request, answer_request, key, services)
-    if started is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    headers = _build_headers(answer_request, started, services)
-    if body.stream:
-        return _ChatStreamResponse(body, request, services, principal, started, headers)
-    stream = started.stream
-    try:
-        await wait_finished(request, stream)
-    finally:
-        _end_reading(started, delivered=stream.outcome is not None)
+    with services.open_requests.hold(principal.user_id):
+        started = await _begin(request, raw, answer_request, key, services)
+        if started is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        headers = _build_headers(answer_request, started, services)
+        if body.stream:
+            return _ChatStreamResponse(body, request, services, principal, started, headers)
+        stream = started.stream
+        try:
+            await wait_finished(request, stream)
+        finally:
+            _end_reading(started, delivered=stream.outcome is not None)
     if stream.outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if stream.error is not None:
@@ -136,7 +127,8 @@ class _ChatStreamResponse(Response):
     ) -> None:
         self._request, self._services, self._started = request, services, started
         self._extra_headers = headers
-        self._enter = partial(EventReader(principal).enter, services)
+        self._user_id = principal.user_id
+        self._enter = partial(services.revocation.watch_principal, principal)
         self._chunks = ChatChunks(
             started.stream,
             include_usage=body.include_usage,
@@ -153,8 +145,9 @@ class _ChatStreamResponse(Response):
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether everything was sent."""
-        stream, limits = self._started.stream, self._services.limits
-        with stream.attach_reader():
+        stream, services = self._started.stream, self._services
+        limits = services.limits
+        with services.open_requests.hold(self._user_id), stream.attach_reader():
             if not await wait_output(self._request, stream, limits.ping_seconds):
                 return False  # the client has disconnected
             if stream.error is not None and not stream.has_chunks:
@@ -166,6 +159,23 @@ class _ChatStreamResponse(Response):
             response.headers.update(self._extra_headers)
             await response(scope, receive, send)
             return response.completed
+
+
+async def _begin(
+    request: Request,
+    raw: bytes,
+    answer_request: AnswerRequest,
+    key: str | None,
+    services: Services,
+) -> StartedAnswer | None:
+    """Start an answer, or find the one that the client repeats; None if it has disconnected."""
+    retry_count = request.headers.get(RETRY_HEADER)
+    if key is not None or retry_count is None or answer_request.principal is None:
+        return await begin_while_connected(request, answer_request, key, services)
+    fingerprint = compute_fingerprint(request.scope, raw, answer_request.principal)
+    return await services.answers.answer_or_attach(
+        answer_request, fingerprint, is_retry=retry_count != "0"
+    )
 
 
 def compute_fingerprint(scope: Scope, raw: bytes, principal: Principal) -> bytes:
