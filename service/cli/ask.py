@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, cast
 
+import httpx2
 import typer
 
-from service.cli.client import Url, open_client, raise_for_problem, summarize
+from service.cli.client import Url, get_json, open_client, raise_for_problem, summarize
 from service.core.errors import KotaeError
 from service.core.settings import EXTRACTIVE
 
@@ -14,17 +15,33 @@ def ask(
     url: Url = None,
     free: Annotated[bool, typer.Option("--free", help="Answer without the documents.")] = False,
     model: Annotated[str | None, typer.Option(help="Model to use. Default: KOTAE_MODEL.")] = None,
+    follow_up: Annotated[
+        bool, typer.Option("--continue", "-c", help="Continue the last conversation.")
+    ] = False,
+    conversation: Annotated[
+        str | None, typer.Option(help="Id of the conversation to continue.")
+    ] = None,
 ) -> None:
     """Ask a running service and stream the answer to the terminal."""
-    body = {"prompt": prompt, "grounded": not free} | ({"model": model} if model else {})
-    with (
-        open_client(url) as client,
+    body: dict[str, Any] = {"prompt": prompt, "grounded": not free}
+    with open_client(url) as client:
+        if follow_up and conversation is None:
+            conversation = _find_last_conversation(client)
+        options = {"model": model, "conversation_id": conversation}
+        body |= {name: value for name, value in options.items() if value is not None}
         # The service limits the size of events.
-        client.sse("/ai/stream", method="POST", json=body, max_event_size=None) as source,
-    ):
-        raise_for_problem(source.response)
-        for event in source:
-            _print_event(event.event, cast("dict[str, Any]", event.json()))
+        with client.sse("/ai/stream", method="POST", json=body, max_event_size=None) as source:
+            raise_for_problem(source.response)
+            for event in source:
+                _print_event(event.event, cast("dict[str, Any]", event.json()))
+
+
+def _find_last_conversation(client: httpx2.Client) -> str:
+    """The id of the conversation that was started last. Raises `KotaeError` without one."""
+    items = get_json(client, "/ai/conversations", limit=1)["items"]
+    if not items:
+        raise KotaeError("there is no conversation to continue")
+    return str(items[0]["id"])
 
 
 def _read_sentence(passage: dict[str, Any]) -> str:
