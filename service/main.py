@@ -29,12 +29,14 @@ from service.api.body_budget import BodyBudget
 from service.api.dependencies import Services
 from service.api.middleware import RequestMiddleware
 from service.api.openai import chat, models
+from service.api.openai import embeddings as openai_embeddings
 from service.api.openapi import build_openapi
 from service.core import tokens
 from service.core.accounting.journal import Journal, choose_spool, find_spool
 from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
 from service.core.answering.answers import Answers
+from service.core.answering.embedding_calls import EmbeddingCalls
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
@@ -137,6 +139,7 @@ def create_app(
         sessions,
         health,
         models,
+        openai_embeddings,
     ):
         # Copied, because an included router adds a lookup to every request.
         app.router.routes += module.router.routes
@@ -195,6 +198,17 @@ async def _open_services(
         wait_recovered=recovery.wait_done,
     )
     stack.push_async_callback(answering.stop)
+    embedding_calls = EmbeddingCalls(
+        settings,
+        recorder,
+        provider=provider,
+        embedder=None if embedder is None or embedder.metered else embedder,
+        prices=prices,
+        limits=limits,
+        quota=quota,
+        revocation=revocation,
+    )
+    stack.push_async_callback(embedding_calls.stop)
     share = settings.user_share
     log.info("service.started", model=settings.default_model, auth=settings.auth)
     return Services(
@@ -218,6 +232,7 @@ async def _open_services(
         revocation=revocation,
         quota=quota,
         answers=answering,
+        embedding_calls=embedding_calls,
         tickets=SignedTickets(
             seconds=settings.ticket_seconds,
             resume_seconds=settings.resume_seconds,

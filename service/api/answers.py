@@ -38,7 +38,7 @@ from service.core.answering.answers import (
     parse_event_id,
 )
 from service.core.auth.principals import Principal, Role
-from service.core.errors import NotFound, TooLarge
+from service.core.errors import KotaeError, NotFound, TooLarge
 from service.core.fair_share import current_user
 from service.core.ports import QuotaSubject, RedeemedTicket, TicketGrant
 from service.core.records import Answer, create_answer_object
@@ -117,7 +117,9 @@ async def create_answer(
     After a disconnect without an idempotency key the provider call is cancelled.
     """
     answer_request = await _build_request(body, request, services, principal, stream=False)
-    started = await begin_answer(answer_request, key, services)
+    started = await begin_while_connected(request, answer_request, key, services)
+    if started is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     stream = started.stream
     await wait_finished(request, stream)
     if stream.outcome is None:
@@ -141,7 +143,9 @@ async def stream_answer(
     """
     services.event_streams.require(principal.user_id)
     answer_request = await _build_request(body, request, services, principal, stream=True)
-    started = await begin_answer(answer_request, key, services)
+    started = await begin_while_connected(request, answer_request, key, services)
+    if started is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     response = create_stream_response(
         started.stream,
         services.limits,
@@ -443,6 +447,45 @@ async def begin_answer(
     if key is None:
         return StartedAnswer(await services.answers.answer(answer_request), replayed=False)
     return await services.answers.answer_once(answer_request, key)
+
+
+async def begin_while_connected(
+    request: Request, answer_request: AnswerRequest, key: str | None, services: Services
+) -> StartedAnswer | None:
+    """Like `begin_answer`; None if the client disconnects during the search.
+
+    An answer that can be continued or repeated by its client does not end with the connection.
+    """
+    if key is not None or answer_request.retry_seconds or not answer_request.grounded:
+        return await begin_answer(answer_request, key, services)
+    beginning = asyncio.create_task(begin_answer(answer_request, key, services), name="begin")
+    try:
+        await _wait_done(request, beginning)
+        if beginning.done():
+            return beginning.result()
+    finally:
+        beginning.cancel()
+    with suppress(asyncio.CancelledError, KotaeError):
+        await beginning
+    return None
+
+
+async def _wait_done(request: Request, task: asyncio.Task[StartedAnswer]) -> None:
+    """Wait until the task is done or the client has disconnected."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None) as deadline:
+            expire = partial(_expire_of_task, deadline)
+            task.add_done_callback(expire)
+            try:
+                while not task.done():
+                    if (await request.receive())["type"] == "http.disconnect":
+                        return
+            finally:
+                task.remove_done_callback(expire)
+
+
+def _expire_of_task(deadline: asyncio.Timeout, _: asyncio.Task[StartedAnswer]) -> None:
+    _expire(deadline)
 
 
 def build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:

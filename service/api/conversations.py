@@ -39,7 +39,9 @@ async def list_conversations(
     user_id: Annotated[UserId | None, Query(description="The owner; for admins")] = None,
 ) -> Response:
     """The caller's conversations, without erased ones."""
-    owner = user_id if user_id and principal.is_admin else principal.user_id
+    owner = user_id or principal.user_id
+    if principal.visible_user_id not in {None, owner}:
+        return json_response(ConversationPage(items=[], next_cursor=None))
     await services.answers.wait_written()
     async with services.database.read_session() as session:
         page = await conversations.list_conversations(

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from service.api.body_budget import BodyBudget
 from service.api.query_parameters import check_query
 from service.core.answering.answers import Answers
+from service.core.answering.embedding_calls import EmbeddingCalls
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.credentials import Credentials
 from service.core.auth.origin import check_csrf
@@ -51,6 +52,7 @@ class Services:
     revocation: RevocationMonitor
     quota: LocalQuota
     answers: Answers
+    embedding_calls: EmbeddingCalls
     retrieval: SearchService
     tickets: Tickets
     metrics: Metrics

@@ -99,14 +99,16 @@ READ_ONLY = "Not changed: accepted because `GET` returns it"
 SAME_USER = "If present, the id in the URL."
 
 MESSAGES_MAX = 200
-ConversationId = Annotated[str, StringConstraints(min_length=1, max_length=36)]
+ConversationId = Annotated[str, StringConstraints(min_length=1, max_length=36, pattern=_NO_NUL)]
 DocumentIds = Annotated[
     list[Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]],
     Field(min_length=1, max_length=100),
 ]
 
 
-Tag = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"\S")]
+Tag = Annotated[
+    str, StringConstraints(min_length=1, max_length=50, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")
+]
 Tags = Annotated[list[Tag], Field(max_length=20)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=_NO_NUL)]
 

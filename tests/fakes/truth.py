@@ -69,6 +69,7 @@ class Truth:
         self.default = default or Behaviour()
         self.calls: list[Call] = []
         self.embedded: list[list[str]] = []  # the texts of every embedding request
+        self.embedding_bodies: list[Any] = []
         self.embedding_usage = True  # whether responses have usage
         # Statuses of the next embedding requests; then 200
         self.embedding_statuses: deque[int] = deque()

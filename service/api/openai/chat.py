@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 from service.api.answers import (
     CLIENT_CLOSED_REQUEST,
     REPLAYED,
-    begin_answer,
+    EventReader,
+    begin_while_connected,
     build_quota_headers,
     wait_finished,
     wait_output,
@@ -77,8 +78,12 @@ async def create_chat_completion(
         body = parse_chat_body(raw, services.settings)
     else:
         body = await anyio.to_thread.run_sync(parse_chat_body, raw, services.settings)
+    if body.stream:
+        services.event_streams.require(principal.user_id)
     answer_request = _build_request(body, raw if key else None, request, services, principal)
-    started = await begin_answer(answer_request, key, services)
+    started = await begin_while_connected(request, answer_request, key, services)
+    if started is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     headers = _build_headers(answer_request, started, services)
     if body.stream:
         return _ChatStreamResponse(body, request, services, principal, started, headers)
@@ -108,7 +113,7 @@ class _ChatStreamResponse(Response):
     ) -> None:
         self._request, self._services, self._started = request, services, started
         self._extra_headers = headers
-        self._enter = partial(services.revocation.watch_principal, principal)
+        self._enter = partial(EventReader(principal).enter, services)
         self._chunks = ChatChunks(
             started.stream,
             include_usage=body.include_usage,

@@ -29,7 +29,7 @@ _OWN_FIELDS = ("model", "messages", "stream", "stream_options", "grounded", "doc
 _PLACE = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
 _NAMED = re.compile(r"field `(\w+)`")
 
-_Identifier = Annotated[
+Identifier = Annotated[
     str,
     msgspec.Meta(
         min_length=1, max_length=IDENTIFIER_CHARACTERS_MAX, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$"
@@ -68,7 +68,7 @@ class _BodyStreamOptions(msgspec.Struct):
 class _Body(msgspec.Struct):
     """The members of a body that are validated."""
 
-    model: _Identifier
+    model: Identifier
     messages: Annotated[list[_BodyMessage], msgspec.Meta(min_length=1)]
     stream: bool | None = None
     stream_options: _BodyStreamOptions | None = None
@@ -84,7 +84,7 @@ class _Body(msgspec.Struct):
     tools: list[dict[str, msgspec.Raw]] | None = None
     grounded: bool | None = None
     documents: (
-        Annotated[list[_Identifier], msgspec.Meta(min_length=1, max_length=DOCUMENTS_MAX)] | None
+        Annotated[list[Identifier], msgspec.Meta(min_length=1, max_length=DOCUMENTS_MAX)] | None
     ) = None
 
 
@@ -121,7 +121,7 @@ def parse_chat_body(raw: bytes, settings: Settings) -> ChatBody:
         try:
             body = _decode(raw)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            raise _explain(error, raw) from None
+            raise explain_decode_error(error, raw) from None
     members = _members_decoder.decode(raw)
     grounded, model = _choose_grounding(body)
     _check_combinations(body, settings, grounded=grounded)
@@ -246,15 +246,15 @@ def _reject(param: str, what: str) -> InvalidRequest:
     return InvalidRequest(f"{param}: {what}", extra={"param": param})
 
 
-def _explain(error: Exception, raw: bytes) -> InvalidRequest:
-    """Name the member that is wrong, and the reason."""
+def explain_decode_error(error: Exception, raw: bytes = b"") -> InvalidRequest:
+    """Name the member that is wrong, and the reason. `raw`: a body with messages."""
     if not isinstance(error, msgspec.ValidationError):
         return InvalidRequest(f"the body is not valid JSON: {error}"[:300], extra={"param": None})
     match = _PLACE.fullmatch(str(error))
     what, where = (match["what"], match["where"]) if match else (str(error), None)
     if named := _NAMED.search(what):
         where = f"{where}.{named[1]}" if where else named[1]
-    if where and where.startswith("messages[...]"):
+    if raw and where and where.startswith("messages[...]"):
         where = where.replace("[...]", f"[{_find_wrong_message(raw)}]", 1)
     return _reject(where, what) if where else InvalidRequest(what)
 

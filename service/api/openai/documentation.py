@@ -90,3 +90,15 @@ MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     **ERRORS,
 }
+EMBEDDINGS_BODY = describe_body(
+    "embeddings/create",
+    {"model": _MODEL, "input": {"type": "string", "minLength": 1}},
+    {"model": "text-embedding-3-small", "input": ["返品", "refund"]},
+)
+EMBEDDINGS_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The vectors",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    },
+    **ERRORS,
+}

@@ -27,23 +27,32 @@ class Citations(msgspec.Struct, frozen=True):
 
 
 def read_citations(text: str, passages: Sequence[Passage]) -> Citations:
-    """Return the passages that a text cites, each with the sentence that best supports the claim.
+    """Return the passages that a text cites, each with the sentence that supports its first claim.
 
+    A claim is the sentence before a citation, or what remains of it after another citation.
     Citations of numbers that do not exist are dropped.
     """
     by_number = {passage.n: passage for passage in passages}
-    claims: dict[int, list[str]] = {}
+    claims: dict[int, str] = {}
     real = dropped = begin = 0
+    claim = ""
     for match in _CITATION.finditer(text):
-        claim, begin = text[begin : match.start()].strip(), match.end()
+        claim, begin = _read_claim(text, begin, match.start()) or claim, match.end()
         for number in _parse_numbers(match.group(1)):
             if number in by_number:
                 real += 1
-                claims.setdefault(number, []).append(claim)
+                claims.setdefault(number, claim)
             else:
                 dropped += 1
-    sources = [_cite_sentence(by_number[n], "".join(claims[n])) for n in sorted(claims)]
+    sources = [_cite_sentence(by_number[n], claims[n]) for n in sorted(claims)]
     return Citations(sources, real, dropped)
+
+
+def _read_claim(text: str, begin: int, end: int) -> str:
+    """Return the last sentence of a part of a text, or an empty string: `[1][2]` have one claim."""
+    part = text[max(begin, end - CLAIM_CHARACTERS_MAX) : end]
+    spans = split_sentences(part)
+    return part[slice(*spans[-1])] if spans else ""
 
 
 class LocatedCitation(msgspec.Struct, frozen=True):
@@ -89,7 +98,7 @@ def _parse_numbers(citation: str) -> set[int]:
 def _find_supporting_sentence(claim: str, text: str) -> tuple[int, int]:
     """Return the span of the sentence that shares the most trigrams with a claim."""
     spans = split_sentences(text) or [(0, len(text))]
-    trigrams = _split_trigrams(claim[-CLAIM_CHARACTERS_MAX:])
+    trigrams = _split_trigrams(claim)
     return max(spans, key=lambda span: len(trigrams & _split_trigrams(text[slice(*span)])))
 
 

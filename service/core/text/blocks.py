@@ -121,17 +121,10 @@ class _BlockParser:
         return end.end()
 
     def _read_line(self, start: int, end: int) -> None:
+        start = self._read_quotation(start, end)
         if self._lines and self._kind is BlockKind.CODE and self._fence:
             self._read_fenced_line(start, end)
             return
-        if self._text[start : start + 1] in "> " and (
-            self._depth or ">" in self._text[start : start + 4]
-        ):
-            content = start + _width(_QUOTE, self._text, start, end)
-            self._change_depth(self._text.count(">", start, content))
-            start = content
-        elif self._depth and start < end:
-            self._change_depth(0)
         match = _START.match(self._text, start, end)
         name = match.lastgroup if match else None
         indent = self._measure_indent(start, end)
@@ -145,10 +138,19 @@ class _BlockParser:
             self._read_content(name, content, end, indent)
         self._after_blank = False
 
-    def _change_depth(self, depth: int) -> None:
-        if depth != self._depth:
+    def _read_quotation(self, start: int, end: int) -> int:
+        """Read the marks of a quotation. Code in a fence that is not quoted has none."""
+        in_fence = bool(self._lines and self._kind is BlockKind.CODE and self._fence)
+        if in_fence and not self._depth:
+            return start
+        content = start
+        if ">" in self._text[start : min(start + 4, end)]:
+            content += _width(_QUOTE, self._text, start, end)
+        depth = self._text.count(">", start, content)
+        if depth != self._depth and (depth or start < end):
             self._close()
             self._depth, self._list_indent, self._after_blank = depth, 0, True
+        return content
 
     def _measure_indent(self, start: int, end: int) -> int:
         if self._text[start : start + 1] not in (" ", "\t"):

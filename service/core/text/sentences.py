@@ -37,6 +37,7 @@ _MONTH = re.compile(
     r"\s(?:Januar|Jänner|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember"
     r"|Jahrhundert|Auflage|Kapitel|Klasse|Platz|Tag|Stock)"
 )
+_GAP = re.compile(r"\s*+(?:(?<=\n)>[> ]*+)?")
 _JAPANESE = re.compile("[\u3005-\u30ff\u4e00-\u9fff\uff10-\uff9f「『（]")
 
 
@@ -94,11 +95,15 @@ def _add_sentences(units: list[Unit], text: str, block: Block, n: int, introduct
             first, last = match.span()
             if _ends_sentence(text, start, first, last, end):
                 units.append(Unit(start, last, kind, n, introduction))
-                start = last  # noqa: PLW2901 - the next sentence begins here
-                while start < end and text[start].isspace():
-                    start += 1  # noqa: PLW2901
+                start = _skip_gap(text, last, end)  # noqa: PLW2901 - of the next sentence
         if start < end:
             units.append(Unit(start, end, kind, n, introduction))
+
+
+def _skip_gap(text: str, position: int, end: int) -> int:
+    """Return the position after white space, and after the marks of a quoted line."""
+    match = _GAP.match(text, position, end)
+    return match.end() if match else position
 
 
 def _ends_sentence(text: str, start: int, first: int, last: int, end: int) -> bool:

@@ -22,7 +22,10 @@ from tests.core.providers.test_extractive import POLICY, RULES
         ("What is the e-mail address for contact?", "Write to help@shop.example. [1]"),
         ("返品は何日以内にできますか", "未開封の商品は30日以内に返品できます。[2]"),
         ("送料は誰の負担ですか？", "送料はお客様の負担です。[2]"),
-        ("返品できますか？", "未開封の商品は30日以内に返品できます。[2]"),
+        (
+            "返品できますか？",
+            "未開封の商品は30日以内に返品できます。[2]送料はお客様の負担です。[2]",
+        ),
         ("What is the capital of France?", refusal_text("en")),
         ("日本の首都はどこですか？", refusal_text("日本")),
         ("これは？", refusal_text("日本")),
@@ -30,7 +33,7 @@ from tests.core.providers.test_extractive import POLICY, RULES
     ],
 )
 def test_quotes(question: str, expected: str) -> None:
-    """The sentence that answers is quoted in the language of the question; otherwise it refuses."""
+    """What answers is quoted in the language of the question; otherwise it refuses."""
     assert quote_answer(question, [POLICY, RULES]) == expected
 
 
@@ -69,3 +72,93 @@ def test_any_context_is_cited_or_refused(question: str, texts: list[str]) -> Non
     context = [Passage(n, "", "", "", text) for n, text in enumerate(texts, 1)]
     answer = quote_answer(question, context)
     assert answer == refusal_text(question) or read_citations(answer, context).sources
+
+
+def passage(text: str, title: str = "Guide") -> Passage:
+    """A context of one passage."""
+    return Passage(1, "d", "d.1", title, text)
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "best"),
+    [
+        pytest.param(
+            "How long does an export take?",
+            "Exports take place at night. An export with many rows takes twenty minutes.",
+            "An export with many rows takes twenty minutes. [1]",
+            id="a duration",
+        ),
+        pytest.param(
+            "送料はいくらですか",
+            "送料は注文の画面に表示されます。全国一律の送料は600円です。",
+            "全国一律の送料は600円です。[1]",
+            id="a price",
+        ),
+        pytest.param(
+            "Why is the second import slow?",
+            "The second import is slow. This is because the second import checks each row.",
+            "This is because the second import checks each row. [1]",
+            id="the reason, not what repeats the question",
+        ),
+        pytest.param(
+            "What does DSO stand for?",
+            "DSO files are loaded at the start. A Dynamic Shared Object (DSO) is a module. "
+            "Some users stand up for them.",
+            "A Dynamic Shared Object (DSO) is a module. [1]",
+            id="the expansion of an abbreviation",
+        ),
+        pytest.param(
+            "いつ開館しましたか",
+            "開館を祝う式典は盛大でした。博物館は1931年に開館しました。",
+            "博物館は1931年に開館しました。[1]",
+            id="a date",
+        ),
+    ],
+)
+def test_the_type_of_the_question_decides(question: str, text: str, best: str) -> None:
+    """Of similar sentences, the one with what the question asks for is cited first."""
+    answer = quote_answer(question, [passage(text)])
+    assert answer[: answer.index("]") + 1].endswith(best)
+
+
+def test_both_sides_of_a_comparison_are_quoted() -> None:
+    """A comparison of two things in different places quotes both."""
+    text = (
+        "# VIRTUAL\n\nA VIRTUAL column is computed when it is read.\n\n# Size\n\nTables are large."
+        "\n\n# STORED\n\nA STORED column is computed when it is written.\n"
+    )
+    answer = quote_answer("What is the difference between VIRTUAL and STORED?", [passage(text)])
+    assert "when it is read" in answer
+    assert "when it is written" in answer
+    assert "large" not in answer
+
+
+def test_one_question_has_one_place() -> None:
+    """Another passage with some words of the question is not quoted."""
+    other = Passage(2, "e", "e.1", "Other", "The price of shipping a piano to Peru is high.")
+    answer = quote_answer(
+        "What does shipping to Canada cost?",
+        [passage("Shipping to Canada costs 40 euros."), other],
+    )
+    assert answer == "Shipping to Canada costs 40 euros. [1]"
+
+
+def test_the_questions_of_a_mail_count() -> None:
+    """In a long prompt, the words around the question do not decide."""
+    mail = (
+        "Hello all, I hope that you are well. Peter from the warehouse told me about the piano. "
+        "The weather in the mountains was bad last week, and so we stayed in the kitchen. "
+        "Within how many days can I return goods? Best regards, Ann"
+    )
+    assert quote_answer(mail, [POLICY, RULES]).startswith("You can return unopened goods within")
+
+
+def test_headings_captions_and_questions_are_not_quoted() -> None:
+    """What names a section is context of its sentences and no answer."""
+    text = (
+        "# Why is deleting slow?\n\n**(3) Deleting rows is really slow**\n\n"
+        "Each statement waits for the disk. Group them."
+    )
+    assert quote_answer("Why is deleting rows slow?", [passage(text)]) == (
+        "Each statement waits for the disk. [1] Group them. [1]"
+    )

@@ -43,6 +43,16 @@ def read_blocks(text: str) -> list[tuple[str, list[str]]]:
             "~~~\n```\n", [("code", ["~~~\n```"])], id="a fence without an end is code to the end"
         ),
         pytest.param(
+            "> ```\n> a > b\n> ```\n> Then\n> ~~~\n> c\nEnd",
+            [
+                ("code", ["```\n> a > b\n> ```"]),
+                ("paragraph", ["Then"]),
+                ("code", ["~~~\n> c"]),
+                ("paragraph", ["End"]),
+            ],
+            id="code in a quotation ends with it",
+        ),
+        pytest.param(
             "Call it:\n\n    int a;  // x\n\n    # b\n\nDone.",
             [
                 ("paragraph", ["Call it:"]),

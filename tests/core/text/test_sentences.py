@@ -58,6 +58,7 @@ from service.core.text.sentences import split_sentences, split_units
             "彼は「行く。\nすぐに。」などと言い、「はい。」と答えた。次。",
             ["彼は「行く。\nすぐに。」などと言い、「はい。」と答えた。", "次。"],
         ),
+        ("> Did it arrive?\n> We sent it.", ["Did it arrive?", "We sent it."]),
         ("怎么退货？请联系客服。", ["怎么退货？", "请联系客服。"]),
         ("यह एक है। वह दो है।", ["यह एक है।", "वह दो है।"]),
     ],

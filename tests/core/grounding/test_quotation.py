@@ -1,0 +1,90 @@
+"""Quotations: the sentence that answers with what is needed to understand it."""
+
+from service.core.grounding.citations import read_citations
+from service.core.grounding.extraction import quote_answer
+from service.core.grounding.quotation import CODE_CHARACTERS_MAX, QUOTE_CHARACTERS_MAX
+from service.core.records import Passage
+
+
+def quote(question: str, text: str, title: str = "Guide") -> str:
+    """The answer from one passage."""
+    return quote_answer(question, [Passage(1, "d", "d.1", title, text)])
+
+
+def test_neighbours_of_the_same_paragraph_are_quoted() -> None:
+    """The citation follows the best sentence, which becomes the sentence of the source."""
+    text = (
+        "Another paragraph.\n\nThe cables met in the harbour. That day Europe and America were "
+        "connected for the first time. Bells rang in all towns. Nobody slept."
+    )
+    question = "Where were Europe and America connected?"
+    answer = quote(question, text)
+    assert answer == (
+        "The cables met in the harbour. That day Europe and America were connected for the first "
+        "time. [1] Bells rang in all towns. [1]"
+    )
+    (source,) = read_citations(answer, [Passage(1, "d", "d.1", "", text)]).sources
+    assert source.text[slice(*source.sentence or ())].startswith("That day Europe")
+
+
+def test_a_sentence_that_answers_alone_is_quoted_alone() -> None:
+    """Neighbours that do not continue a decisive sentence are left out."""
+    text = "Tea costs 5 euros. Delivery takes three days. {} The shop is old."
+    question = "How long does delivery take?"
+    assert quote(question, text.format("Parking is free.")) == "Delivery takes three days. [1]"
+    assert quote(question, text.format("However, to islands it takes ten.")) == (
+        "Delivery takes three days. [1] However, to islands it takes ten. [1]"
+    )
+
+
+def test_the_length_is_limited() -> None:
+    """Neighbours that make a quotation too long are left out."""
+    long = "Word " * (QUOTE_CHARACTERS_MAX // 5) + "end."
+    assert quote("Who painted the lamps?", f"{long} The lamps were painted. {long}") == (
+        "The lamps were painted. [1]"
+    )
+
+
+def test_a_row_is_quoted_with_its_header() -> None:
+    """Cells have the names of their columns."""
+    text = "| Size | Price |\n|---|---|\n| small | **10** euros |\n| large | 20 euros |\n"
+    assert quote("What does the large one cost?", text) == "Size: large; Price: 20 euros [1]"
+
+
+def test_a_list_is_quoted_with_its_introduction() -> None:
+    """The introduction, or any item, brings the list; the best sentence is cited first."""
+    text = "Modules have the following advantages:\n\n- Less memory.\n- Faster start.\n\nOther."
+    assert quote("What are the advantages of modules?", text) == (
+        "Modules have the following advantages: [1]\n- Less memory.\n- Faster start. [1]"
+    )
+    assert quote("Do modules need less memory?", text) == (
+        "Modules have the following advantages:\n- Less memory. [1]\n- Faster start. [1]"
+    )
+
+
+def test_code_follows_the_sentence_that_introduces_it() -> None:
+    """How to do something is answered with the command, as it stands."""
+    text = "To renew the certificate, run:\n\n```sh\n# as root\nrenew --all\n```\n\nThen wait."
+    assert quote("How do I renew the certificate?", text) == (
+        "To renew the certificate, run: [1]\n\n```sh\n# as root\nrenew --all\n```\n[1]"
+    )
+
+
+def test_long_code_is_cut_at_a_line() -> None:
+    """Code is quoted up to its limit, and its fence is closed."""
+    lines = "".join(f"step {n} of the renewal\n" for n in range(100))
+    answer = quote("How do I renew it?", f"Renew it so:\n\n```\n{lines}```\n")
+    assert len(answer) < CODE_CHARACTERS_MAX + 200
+    assert answer.endswith("of the renewal\n```\n[1]")
+
+
+def test_the_subject_is_restored() -> None:
+    """The heading, or else the title, precedes a quotation that begins with a pronoun."""
+    text = "It has a population of 900,000, which is falling."
+    question = "Is the population falling?"
+    assert quote(question, text, "Wakayama").startswith("Wakayama: It has")
+    assert quote(question, f"# 3.1 The city\n\n{text}", "x.md").startswith("The city: It has")
+    assert quote(question, text, "notes_2.md").startswith("It has")
+    assert quote("人口は減っていますか", "この県の人口は減っている。", "和歌山県").startswith(
+        "和歌山県：この県"
+    )
