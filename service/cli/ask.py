@@ -2,10 +2,15 @@
 
 from typing import Annotated, Any, cast
 
-import httpx2
 import typer
 
-from service.cli.client import Url, get_json, open_client, raise_for_problem, summarize
+from service.cli.client import (
+    Url,
+    find_last_conversation,
+    open_client,
+    raise_for_problem,
+    summarize,
+)
 from service.core.errors import KotaeError
 from service.core.settings import EXTRACTIVE
 
@@ -26,7 +31,7 @@ def ask(
     body: dict[str, Any] = {"prompt": prompt, "grounded": not free}
     with open_client(url) as client:
         if follow_up and conversation is None:
-            conversation = _find_last_conversation(client)
+            conversation = find_last_conversation(client)
         options = {"model": model, "conversation_id": conversation}
         body |= {name: value for name, value in options.items() if value is not None}
         # The service limits the size of events.
@@ -34,14 +39,6 @@ def ask(
             raise_for_problem(source.response)
             for event in source:
                 _print_event(event.event, cast("dict[str, Any]", event.json()))
-
-
-def _find_last_conversation(client: httpx2.Client) -> str:
-    """The id of the conversation that was started last. Raises `KotaeError` without one."""
-    items = get_json(client, "/ai/conversations", limit=1)["items"]
-    if not items:
-        raise KotaeError("there is no conversation to continue")
-    return str(items[0]["id"])
 
 
 def _read_sentence(passage: dict[str, Any]) -> str:
