@@ -122,7 +122,7 @@ def test_every_command_is_documented() -> None:
     documented: dict[str, set[str]] = {}
     for row in rows(CLI):
         for name in re.findall(r"`kotae ([a-z][a-z ]*[a-z])", row[0]):
-            documented[name] = set(re.findall(r"--[a-z]+|(?<=`)-[a-z]\b", row[2]))
+            documented[name] = set(re.findall(r"--[a-z-]+|(?<=`)-[a-z]\b", row[2]))
 
     assert documented == {
         name: {

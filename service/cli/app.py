@@ -8,10 +8,12 @@ import typer
 
 from service import __version__
 from service.cli import (
+    add,
     ask,
     audit,
     backup,
     doctor,
+    documents,
     evaluate,
     keys,
     logs,
@@ -50,6 +52,12 @@ app.command()(serve.serve)
 app.command()(serve.migrate)
 app.command()(serve.seed)
 app.command()(ask.ask)
+app.command()(ask.stop)
+app.command()(add.add)
+app.command()(documents.documents)
+app.command()(documents.search)
+app.command()(documents.rm)
+app.command()(documents.export)
 app.command()(logs.logs)
 app.command()(settings.token)
 app.command("settings")(settings.print_settings)

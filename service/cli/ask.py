@@ -1,4 +1,4 @@
-"""`kotae ask`: stream an answer to the terminal."""
+"""`kotae ask`: stream an answer to the terminal. `kotae stop`: stop one."""
 
 from typing import Annotated, Any, cast
 
@@ -11,6 +11,7 @@ from service.cli.client import (
     raise_for_problem,
     summarize,
 )
+from service.cli.output import Json, print_json
 from service.core.errors import KotaeError
 from service.core.settings import EXTRACTIVE
 
@@ -20,25 +21,46 @@ def ask(
     url: Url = None,
     free: Annotated[bool, typer.Option("--free", help="Answer without the documents.")] = False,
     model: Annotated[str | None, typer.Option(help="Model to use. Default: KOTAE_MODEL.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Use only documents with this tag; repeatable.")
+    ] = None,
     follow_up: Annotated[
         bool, typer.Option("--continue", "-c", help="Continue the last conversation.")
     ] = False,
     conversation: Annotated[
         str | None, typer.Option(help="Id of the conversation to continue.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Ask a running service and stream the answer to the terminal."""
     body: dict[str, Any] = {"prompt": prompt, "grounded": not free}
     with open_client(url) as client:
         if follow_up and conversation is None:
             conversation = find_last_conversation(client)
-        options = {"model": model, "conversation_id": conversation}
-        body |= {name: value for name, value in options.items() if value is not None}
+        options = {"model": model, "tags": tag, "conversation_id": conversation}
+        body |= {name: value for name, value in options.items() if value}
+        if as_json:
+            response = client.post("/ai/test", json=body)
+            raise_for_problem(response)
+            print_json([response.json()])
+            return
         # The service limits the size of events.
         with client.sse("/ai/stream", method="POST", json=body, max_event_size=None) as source:
             raise_for_problem(source.response)
             for event in source:
                 _print_event(event.event, cast("dict[str, Any]", event.json()))
+
+
+def stop(
+    answer_id: Annotated[str, typer.Argument(metavar="ID")], url: Url = None, as_json: Json = False
+) -> None:
+    """Stop a running answer. It is recorded with what it has used."""
+    with open_client(url) as client:
+        raise_for_problem(client.delete(f"/ai/answers/{answer_id}"))
+    if as_json:
+        print_json([{"id": answer_id, "stopped": True}])
+    else:
+        print(f"stopped: {answer_id}")
 
 
 def _read_sentence(passage: dict[str, Any]) -> str:
@@ -47,16 +69,22 @@ def _read_sentence(passage: dict[str, Any]) -> str:
     return " ".join(passage["text"][start:end].split())
 
 
+def _name_passage(passage: dict[str, Any]) -> str:
+    """The title of a passage, with its page."""
+    page = f", p. {passage['page']}" if "page" in passage else ""
+    return f"{passage['title']}{page}"
+
+
 def _print_event(name: str, data: dict[str, Any]) -> None:
     if name == "message":
         print(data["delta"], end="", flush=True)
     elif name == "done":
         for source in data["sources"]:
-            print(f"\n[{source['n']}] {source['title']}", end="")
+            print(f"\n[{source['n']}] {_name_passage(source)}", end="")
         if data.get("nearest"):
             print("\n\nClosest passages, not an answer:", end="")
         for passage in data.get("nearest", []):
-            print(f"\n- {passage['title']}: {_read_sentence(passage)}", end="")
+            print(f"\n- {_name_passage(passage)}: {_read_sentence(passage)}", end="")
         print(f"\n\n{summarize(data)}")
         if data["model"] == EXTRACTIVE:
             print("Quoting mode: connect a model (OPENAI_API_KEY or OPENAI_BASE_URL).")

@@ -1,6 +1,7 @@
 """HTTP client of the commands that talk to a running service."""
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeAlias
 
 import httpx2
 import typer
@@ -11,6 +12,11 @@ from service.core.settings import Settings, load_settings
 Url = Annotated[
     str | None, typer.Option(help="URL of the service. Default: from KOTAE_HOST and KOTAE_PORT.")
 ]
+
+
+Client: TypeAlias = httpx2.Client
+Response: TypeAlias = httpx2.Response
+FETCHED_BYTES_MAX, FETCH_SECONDS, REDIRECTS_MAX = 50_000_000, 30.0, 5
 
 
 def open_client(url: str | None) -> httpx2.Client:
@@ -44,6 +50,40 @@ def find_last_conversation(client: httpx2.Client) -> str:
     if not items:
         raise KotaeError("there is no conversation to continue")
     return str(items[0]["id"])
+
+
+def list_items(client: httpx2.Client, path: str, **params: Any) -> Iterator[Any]:
+    """Yield the items of all pages of a list. Raises `KotaeError`."""
+    cursor: str | None = ""
+    while cursor is not None:
+        page = get_json(client, path, limit=200, **params, **({"cursor": cursor} if cursor else {}))
+        yield from page["items"]
+        cursor = page["next_cursor"]
+
+
+def fetch_url(url: str, *, bytes_max: int = FETCHED_BYTES_MAX) -> tuple[bytes, str]:
+    """The content of a page of the web and its media type. No credential is sent.
+
+    Raises `KotaeError`, also for an error status or a page that is too large.
+    """
+    try:
+        with (
+            httpx2.Client(
+                follow_redirects=True, max_redirects=REDIRECTS_MAX, timeout=FETCH_SECONDS
+            ) as client,
+            client.stream("GET", url, headers={"User-Agent": "kotae"}) as response,
+        ):
+            if response.status_code >= 400:
+                raise KotaeError(f"{response.status_code} {response.reason_phrase}")
+            content = bytearray()
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > bytes_max:
+                    raise KotaeError(f"the page is larger than {bytes_max} bytes")
+            media_type = response.headers.get("content-type", "").partition(";")[0].strip()
+            return bytes(content), media_type
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise KotaeError(f"cannot be fetched: {error}") from error
 
 
 def raise_for_problem(response: httpx2.Response) -> None:

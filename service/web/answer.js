@@ -14,9 +14,9 @@ const UNFINISHED_MARK = /[[［【][\s\d,、，;；\-–~〜]{0,40}$/;
 
 /**
  * Creates a card for `question`. `again` is called to ask the question again, `ended` with the data for the history
- * when the answer is complete.
+ * when the answer is complete. `continued` is the conversation that the question continues, if any: { id, title }.
  */
-export function createAnswer(question, grounded, { again, ended = () => {} } = {}) {
+export function createAnswer(question, grounded, { again, ended = () => {}, continued = null } = {}) {
   const card = clone("answer-template");
   const part = (selector) => card.querySelector(selector);
   const text = part(".text");
@@ -29,7 +29,8 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
 
   write(part(".question"), question);
   part(".again").addEventListener("click", () => again?.());
-  wireTools(card, question, grounded, () => whole);
+  if (continued) say(part(".continues"), "follow_up", { title: continued.title }).hidden = false;
+  wireTools(card, curlOf(question, grounded, continued?.id), () => whole);
   wireFold(part(".question"), part(".unfold"));
 
   function begin({ context }) {
@@ -76,6 +77,7 @@ export function createAnswer(question, grounded, { again, ended = () => {} } = {
     placeSources(card, sources, answer.sources.map((source) => source.n));
     showNearest(part(".nearest"), answer.nearest ?? []);
     showFacts(part("footer .facts"), answer, cuts);
+    if (answer.conversation_id) wireLink(part(".copy-link"), answer.conversation_id);
     const { prompt, response, ...account } = answer;
     ended({ question, grounded, text: whole, answer: account });
   }
@@ -328,7 +330,13 @@ async function copyFrom(button, text) {
   setTimeout(() => say(button, key), 1500);
 }
 
-function wireTools(card, question, grounded, text) {
+// A link to the conversation, for those who may read it.
+function wireLink(button, id) {
+  button.hidden = false;
+  button.onclick = () => button.dataset.text !== "copied" && copyFrom(button, new URL(`#c=${id}`, document.baseURI).href);
+}
+
+function wireTools(card, command, text) {
   const wire = (selector, content) => {
     const button = card.querySelector(selector);
     button.addEventListener("click", async () => {
@@ -338,12 +346,13 @@ function wireTools(card, question, grounded, text) {
     });
   };
   wire(".copy-text", text);
-  wire(".copy-curl", () => curlOf(question, grounded));
+  wire(".copy-curl", () => command);
 }
 
 /** Returns a shell command that asks the same question. */
-export function curlOf(question, grounded) {
-  const body = JSON.stringify({ prompt: question, ...(grounded ? {} : { grounded: false }) });
+export function curlOf(question, grounded, conversation) {
+  const follow = conversation ? { conversation_id: conversation } : {};
+  const body = JSON.stringify({ prompt: question, ...(grounded ? {} : { grounded: false }), ...follow });
   const quote = (word) => `'${word.replaceAll("'", "'\\''")}'`;
   return `curl -s ${quote(new URL("ai/test", document.baseURI).href)} -H 'Content-Type: application/json' -d ${quote(body)}`;
 }

@@ -6,7 +6,7 @@ import { commitDeletions, hasDocuments, hasTitle, wireDocuments } from "./docume
 import { wireDrawer } from "./drawer.js";
 import { addHistory, clearHistory, listHistory } from "./history.js";
 import { wireConnection } from "./notices.js";
-import { fetchModel } from "./service.js";
+import { fetchConversation, fetchModel } from "./service.js";
 import { openStream } from "./stream.js";
 import { wireSwitches } from "./switches.js";
 import { EXAMPLES, language, languageOf, OVERVIEW, say, words } from "./text.js";
@@ -16,7 +16,8 @@ const QUESTION_CHARACTERS_MAX = 20_000;
 const $ = (id) => document.getElementById(id);
 
 let stopCurrent = null; // set while an answer is arriving
-let queued = null; // { question, grounded } to ask when it has ended
+let queued = null; // the question to ask when it has ended: { question, grounded, thread }
+let thread = null; // the conversation that the next question continues: { id, title }
 
 wireSwitches(showExamples);
 wireConnection();
@@ -27,10 +28,43 @@ wireDocuments({ onChange: showExamples });
 wireDrawer();
 fetchModel().then((model) => { $("quoting").hidden = model !== EXTRACTIVE; });
 if (history.state?.id) show(history.state); // resume the answer of before a reload
+else openLink();
+addEventListener("hashchange", openLink);
 
-function ask(question, grounded = $("grounded").checked) {
-  if (stopCurrent) enqueue({ question, grounded });
-  else show({ question, grounded });
+function ask(question, { grounded = $("grounded").checked, follow = thread } = {}) {
+  if (stopCurrent) enqueue({ question, grounded, follow });
+  else show({ question, grounded, thread: follow });
+}
+
+// The next question continues the conversation of the last answer, unless the reader says otherwise.
+function setThread(next) {
+  thread = next;
+  $("thread").hidden = thread === null;
+  if (thread) say($("thread").querySelector("span"), "follow_up", { title: thread.title });
+  $("question").dataset.hint = thread ? "follow_up_hint" : "ask_hint";
+  $("question").placeholder = words($("question").dataset.hint);
+}
+
+// A link to a conversation, #c=ID: its last answer is shown, and the others below it.
+async function openLink() {
+  const [, id] = /^#c=([\w-]{1,64})$/.exec(location.hash) ?? [];
+  if (!id || stopCurrent) return;
+  let answers;
+  try {
+    answers = await fetchConversation(id);
+  } catch (problem) {
+    if (problem instanceof Error) throw problem;
+    const answer = createAnswer("", true, { again: openLink });
+    $("current").replaceChildren(answer.card);
+    return answer.fail(problem);
+  }
+  for (const answer of answers) {
+    const card = createAnswer(answer.prompt, answer.grounded, { again: () => ask(answer.prompt, { grounded: answer.grounded }) });
+    keepEarlier();
+    $("current").replaceChildren(card.card);
+    card.replace(answer);
+  }
+  if (answers.length) setThread({ id, title: answers[0].prompt });
 }
 
 // One question can wait for the end of the current answer.
@@ -53,7 +87,7 @@ function dequeue(failed) {
   queued = null;
   showQueue();
   if (failed) $("question").value = next.question;
-  else ask(next.question, next.grounded);
+  else ask(next.question, { ...next, follow: next.follow && thread });
   showButtons();
 }
 
@@ -62,23 +96,32 @@ function flash(element) {
   requestAnimationFrame(() => element.classList.add("flash"));
 }
 
-function show({ question, grounded, id }) {
-  const answer = createAnswer(question, grounded, { again: () => ask(question, grounded), ended: addHistory });
+function show({ question, grounded, id, thread: continued = null }) {
+  const again = () => ask(question, { grounded, follow: continued });
+  const answer = createAnswer(question, grounded, { again, ended: addHistory, continued });
   keepEarlier();
   $("current").replaceChildren(answer.card);
   answer.setState(grounded ? "waiting" : "waiting_free");
 
-  const stop = openStream({ question, grounded, id, ready: commitDeletions() }, {
-    begun: (id) => history.replaceState({ question, grounded, id }, ""),
+  const stop = openStream({ question, grounded, id, conversation: continued?.id, ready: commitDeletions() }, {
+    begun: (id) => history.replaceState({ question, grounded, id, thread: continued }, ""),
     start: answer.begin,
     delta: answer.append,
     state: answer.setState,
-    done: (account) => settle(() => answer.finish(account)),
-    whole: (found) => settle(() => answer.replace(found)),
+    done: (account) => settle(() => finish(answer.finish, account)),
+    whole: (found) => settle(() => finish(answer.replace, found)),
     failure: (problem) => settle(() => answer.fail(problem), true),
   });
   setBusy(stop);
   if (answer.card.getBoundingClientRect().top > innerHeight * 0.55) answer.card.scrollIntoView(); // a small screen
+
+  // Questions after an answer continue its conversation; those after a refusal only if they did before.
+  function finish(act, account) {
+    act(account);
+    const conversation = account?.conversation_id;
+    const continues = account?.status === "completed" && conversation;
+    setThread(continues ? { id: conversation, title: continued?.title ?? question } : continued);
+  }
 }
 
 function settle(act, failed = false) {
@@ -128,7 +171,7 @@ function wireHistory() {
   for (const { question, grounded, text, answer } of listHistory().reverse()) {
     addEarlier(question, answer.status, (fold) => {
       fold.addEventListener("toggle", () => {
-        const card = createAnswer(question, grounded, { again: () => ask(question, grounded) });
+        const card = createAnswer(question, grounded, { again: () => ask(question, { grounded, follow: null }) });
         card.replace({ ...answer, response: text });
         fold.append(card.card);
       }, { once: true });
@@ -164,6 +207,10 @@ function wireForm() {
     event.preventDefault();
     $("ask").requestSubmit();
   });
+  $("leave-thread").addEventListener("click", () => {
+    setThread(null);
+    box.focus();
+  });
   $("unqueue").addEventListener("click", () => {
     if (!box.value) box.value = queued.question;
     queued = null;
@@ -186,7 +233,7 @@ function showExamples() {
 function createExample(question) {
   const item = document.createElement("li");
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: question });
-  button.addEventListener("click", () => ask(question));
+  button.addEventListener("click", () => ask(question, { follow: null }));
   item.append(button);
   return item;
 }

@@ -6,6 +6,8 @@ import { explain, explainUnreachable } from "./notices.js";
 export const listDocuments = ({ limit, cursor }) => call(`ai/documents?${new URLSearchParams({ limit, ...(cursor ? { cursor } : {}) })}`);
 export const fetchDocument = (id) => call(`ai/documents/${encodeURIComponent(id)}`);
 export const deleteDocument = (id, options) => call(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE", ...options });
+const CONVERSATION_ANSWERS_MAX = 500; // shown of one conversation
+
 /** The session of this browser; null without one. */
 export const fetchSession = () => fetch("auth/session").then((response) => (response.ok ? response.json() : null), () => null);
 export const signOut = () => call("auth/session", { method: "DELETE" });
@@ -28,6 +30,18 @@ export const seed = () => call("seed", { method: "POST" });
 export function beginAnswer(body) {
   const headers = { "Content-Type": "application/json", "Idempotency-Key": createKey() };
   return call("ai/answers", { method: "POST", headers, body: JSON.stringify(body) });
+}
+
+/** The answers of a conversation, oldest first. */
+export async function fetchConversation(id) {
+  const answers = [];
+  let cursor = null;
+  do {
+    const page = await call(`ai/conversations/${encodeURIComponent(id)}?${new URLSearchParams(cursor ? { cursor } : {})}`);
+    answers.push(...page.items);
+    cursor = page.next_cursor;
+  } while (cursor && answers.length < CONVERSATION_ANSWERS_MAX);
+  return answers;
 }
 
 export const fetchAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`);

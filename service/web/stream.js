@@ -8,11 +8,11 @@ const RECONNECT_MS_MAX = 60_000; // an answer that has ended is in the log
 const STOP_MS_MAX = 3000; // maximum wait for the end of a stopped answer
 
 /**
- * Starts an answer when `ready` is, or resumes the answer `id`, and calls `on.begun(id)`, `on.start(start)`, `on.delta(text)`,
+ * Starts an answer, in a conversation, when `ready` is, or resumes the answer `id`, and calls `on.begun(id)`, `on.start(start)`, `on.delta(text)`,
  * `on.done(answer)`, `on.whole(answer)` (the complete answer, replacing earlier text), `on.failure(problem)` and
  * `on.state("answering" | "reconnecting" | "stopping")`. Returns a function that stops the answer for all clients.
  */
-export function openStream({ question, grounded, id = null, ready = null }, on) {
+export function openStream({ question, grounded, id = null, conversation = null, ready = null }, on) {
   const seen = { id, seq: -1 };
   let source = null;
   let patience; // timer that ends the attempts
@@ -27,7 +27,7 @@ export function openStream({ question, grounded, id = null, ready = null }, on) 
     let started;
     try {
       await ready;
-      started = await beginAnswer({ prompt: question, grounded });
+      started = await beginAnswer({ prompt: question, grounded, ...(conversation ? { conversation_id: conversation } : {}) });
     } catch (problem) {
       return end(() => on.failure(problem));
     }

@@ -1,0 +1,126 @@
+"""`kotae documents`, `search`, `rm`, `export`: the documents of a running service."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.cli.client import Url, get_json, list_items, open_client, raise_for_problem
+from service.cli.output import Json, print_highlighted, print_json, print_table
+
+Tag = Annotated[
+    list[str] | None, typer.Option("--tag", help="Only documents with one of these tags.")
+]
+NAME_CHARACTERS_MAX = 100
+_NOT_IN_NAME = re.compile(r"[^\w .,()+=@\[\]-]+")
+
+
+def documents(
+    url: Url = None,
+    tag: Tag = None,
+    mine: Annotated[bool, typer.Option("--mine", help="Without those shared by others.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the documents of a running service, newest first."""
+    with open_client(url) as client:
+        items = list_items(client, "/ai/documents", mine=mine, tag=tag or [])
+        if as_json:
+            print_json(items)
+            return
+        print_table(
+            ("ID", "TITLE", "FORMAT", "PAGES", "CHARACTERS", "DATE", "TAGS", "SHARED"),
+            (
+                (
+                    item["document_id"],
+                    item["title"],
+                    item["format"],
+                    item["pages"],
+                    item["characters"],
+                    item["date"] or item["created_at"][:10],
+                    ",".join(item["tags"]),
+                    "shared" if item["shared"] else "",
+                )
+                for item in items
+            ),
+            right=("PAGES", "CHARACTERS"),
+            empty="no documents yet: kotae add FILE",
+        )
+
+
+def search(
+    query: str,
+    url: Url = None,
+    limit: Annotated[int, typer.Option(min=1, max=50)] = 5,
+    tag: Tag = None,
+    as_json: Json = False,
+) -> None:
+    """Search the documents: the best passages, with the words of the query highlighted."""
+    with open_client(url) as client:
+        results = get_json(client, "/ai/search", q=query, limit=limit, tag=tag or [])
+    if as_json:
+        print_json(results["items"])
+        return
+    if not results["items"]:
+        print("nothing found", file=sys.stderr)
+    for hit in results["items"]:
+        page = f", p. {hit['page']}" if "page" in hit else ""
+        print_highlighted(f"{hit['title']}{page}", " ".join(hit["text"].split()), hit["matched"])
+
+
+def rm(
+    document_ids: Annotated[list[str], typer.Argument(metavar="ID...")],
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Delete documents by id (`kotae documents`)."""
+    with open_client(url) as client:
+        for document_id in document_ids:
+            raise_for_problem(client.delete(f"/ai/documents/{document_id}"))
+            if as_json:
+                print_json([{"document_id": document_id, "deleted": True}])
+            else:
+                print(f"deleted: {document_id}")
+
+
+def export(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Directory for one text file per document.")
+    ] = None,
+    url: Url = None,
+    tag: Tag = None,
+    mine: Annotated[bool, typer.Option("--mine", help="Without those shared by others.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the texts of documents to files, or as JSON to standard output."""
+    if folder is None and not as_json:
+        raise typer.BadParameter("a directory or --json is required")
+    with open_client(url) as client:
+        count = 0
+        for item in list_items(client, "/ai/documents", mine=mine, tag=tag or []):
+            document = get_json(client, f"/ai/documents/{item['document_id']}")
+            if folder is not None:
+                _write_text(folder, document)
+            if as_json:
+                print_json([document])
+            count += 1
+    if folder is not None and not as_json:
+        print(f"{count} documents written to {folder}")
+
+
+def _write_text(folder: Path, document: dict[str, Any]) -> None:
+    """Write a text to a new file, named by its title."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = _NOT_IN_NAME.sub("_", document["title"])[:NAME_CHARACTERS_MAX].strip(". ") or "document"
+    name = name if name.lower().endswith((".md", ".txt")) else f"{name}.md"
+    path, number = folder / name, 2
+    while True:
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(document["text"])
+        except FileExistsError:
+            stem, _, suffix = name.rpartition(".")
+            path, number = folder / f"{stem} ({number}).{suffix}", number + 1
+        else:
+            return
