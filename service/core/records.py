@@ -202,6 +202,7 @@ class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     relevance_cosine: float | None
     sources: list[Passage] | None
     nearest: list[Passage] | msgspec.UnsetType | None = msgspec.UNSET
+    choices: list[dict[str, Any]] | msgspec.UnsetType | None = msgspec.UNSET
     attempts: int | None
     request_id: str | None
     key_id: str | None
