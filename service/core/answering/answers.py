@@ -31,6 +31,7 @@ from service.core.answering.pump import ATTACH_SECONDS, Pump, PumpLimits
 from service.core.answering.refusals import Refusal, RefusalComposer
 from service.core.answering.registry import StreamRegistry
 from service.core.answering.replay import ReplayLookup
+from service.core.answering.retries import RetryRegistry
 from service.core.answering.rewriting import Rewriter
 from service.core.answering.streams import (
     SHUTDOWN_NOTICE,
@@ -173,6 +174,7 @@ class Answers:
         self._refusals = RefusalComposer(database, search_service)
         self._replay = ReplayLookup(database, queue, wait_recovered)
         self._idempotency = IdempotencyRegistry(queue)
+        self._retries = RetryRegistry()
         # Strong references: the event loop keeps weak ones.
         self._pumps: dict[asyncio.Task[None], Pump] = {}
         self._in_progress = SharedLimit(
@@ -252,6 +254,20 @@ class Answers:
         else:
             self._start_pump(stream, account, request, messages, provider)
         return stream
+
+    async def answer_or_attach(
+        self, request: AnswerRequest, fingerprint: bytes, *, is_retry: bool
+    ) -> StartedAnswer:
+        """Start an answer, or return the one that a client's retry repeats.
+
+        Raises the errors of `answer`.
+        """
+        retriable = self._retries.attach(fingerprint) if is_retry else None
+        if retriable is not None:
+            return StartedAnswer(retriable.stream, replayed=True, retriable=retriable)
+        stream = await self.answer(request)
+        retriable = self._retries.register(fingerprint, stream)
+        return StartedAnswer(stream, replayed=False, retriable=retriable)
 
     async def answer_once(self, request: AnswerRequest, idempotency_key: str) -> StartedAnswer:
         """Start the answer of an idempotency key, or return the existing one.
@@ -590,7 +606,9 @@ class Answers:
             self._prices,
             completion_tokens_max=self._get_completion_max(request),
             started=started,
-            find_sources=partial(self._find_sources, stream.context) if stream.context else None,
+            find_sources=partial(self._find_sources, stream.context, stream.intent.prompt)
+            if stream.context
+            else None,
         )
 
     def _get_completion_max(self, request: AnswerRequest) -> int:
@@ -598,11 +616,12 @@ class Answers:
         limit, chat = request.max_tokens or self._settings.max_tokens, request.chat
         return limit if chat is None else limit * chat.choices + chat.prediction_tokens_max
 
-    def _find_sources(self, context: list[Passage], text: str) -> list[Passage]:
-        """Return the passages that a text cites, and count real and dropped citations."""
-        citations = read_citations(text, context)
+    def _find_sources(self, context: list[Passage], question: str, text: str) -> list[Passage]:
+        """Return the passages that a text cites, and count its citations."""
+        citations = read_citations(text, context, question)
         self._metrics.citations.labels("real").inc(citations.real)
         self._metrics.citations.labels("dropped").inc(citations.dropped)
+        self._metrics.citations.labels("unsupported").inc(citations.unsupported)
         return citations.sources
 
     async def _send_refusal(self, stream: Stream, account: AnswerAccount, refusal: Refusal) -> None:
