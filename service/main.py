@@ -227,7 +227,7 @@ async def _open_services(
         ),
         uploads=SharedLimit(limits.uploads_at_once_max, "uploads in progress", share),
         searches=SharedLimit(limits.searches_max, "searches in progress", share),
-        event_streams=SharedLimit(settings.connections_max, "open event streams", share),
+        open_requests=SharedLimit(settings.connections_max, "open requests for answers", share),
         authenticator=authenticator,
         revocation=revocation,
         quota=quota,

@@ -117,11 +117,12 @@ async def create_answer(
     After a disconnect without an idempotency key the provider call is cancelled.
     """
     answer_request = await _build_request(body, request, services, principal, stream=False)
-    started = await begin_while_connected(request, answer_request, key, services)
-    if started is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    stream = started.stream
-    await wait_finished(request, stream)
+    with services.open_requests.hold(principal.user_id):
+        started = await begin_while_connected(request, answer_request, key, services)
+        if started is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        stream = started.stream
+        await wait_finished(request, stream)
     if stream.outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     headers = REPLAYED if started.replayed else {}
@@ -141,7 +142,7 @@ async def stream_answer(
     After a disconnect the provider call is cancelled, immediately or later if the client may
     return.
     """
-    services.event_streams.require(principal.user_id)
+    services.open_requests.require(principal.user_id)
     answer_request = await _build_request(body, request, services, principal, stream=True)
     started = await begin_while_connected(request, answer_request, key, services)
     if started is None:
@@ -200,7 +201,7 @@ async def stream_answer_to_event_source(
         tags=tags,
         conversation_id=conversation_id,
     )
-    services.event_streams.require(principal.user_id)
+    services.open_requests.require(principal.user_id)
     answer_request = await _build_request(
         body, request, services, principal, stream=True, resumable=True
     )
@@ -278,14 +279,14 @@ class EventReader:
         """Register the reader; returns the function to call when it has left."""
         user_id, ticket = self.principal.user_id, self.ticket
         unwatch = services.revocation.watch_principal(self.principal, disconnect)
-        services.event_streams.add(user_id)
+        services.open_requests.add(user_id)
         if ticket is not None:
             ticket.add_reader()
 
         def leave() -> None:
             if ticket is not None:
                 ticket.remove_reader()
-            services.event_streams.release(user_id)
+            services.open_requests.release(user_id)
             unwatch()
 
         return leave
@@ -386,7 +387,7 @@ async def _resume_stream(
         return Response(status_code=204)
     if seq > stream.last_seq:
         raise NotFound("this answer has no event with this id")
-    services.event_streams.require(reader.principal.user_id)
+    services.open_requests.require(reader.principal.user_id)
     ticket = reader.ticket
     if ticket is not None and seq < 0:  # once: at the first use
         stream.add_finish_callback(ticket.record_end)

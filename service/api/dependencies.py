@@ -47,7 +47,7 @@ class Services:
     upload_budget: BodyBudget
     uploads: SharedLimit
     searches: SharedLimit
-    event_streams: SharedLimit
+    open_requests: SharedLimit
     authenticator: Authenticator
     revocation: RevocationMonitor
     quota: LocalQuota

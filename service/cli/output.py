@@ -1,4 +1,4 @@
-"""Tables and JSON on standard output."""
+"""Tables, JSON and highlighted texts on standard output; progress on standard error."""
 
 import re
 import sys
@@ -73,10 +73,12 @@ def print_highlighted(title: str, text: str, words: Iterable[str]) -> None:
 
 
 @contextmanager
-def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def show_progress(
+    label: str, total: int, *, seconds: float = PROGRESS_SECONDS
+) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a progress bar on standard error.
 
-    Without a terminal, a line is printed at most every `PROGRESS_SECONDS`.
+    Without a terminal, a line is printed at most every `seconds`.
     """
     if sys.stderr.isatty():
         with Progress(
@@ -95,7 +97,7 @@ def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     def advance(count: int) -> None:
         nonlocal done, printed_at
         done += count
-        if time.monotonic() - printed_at >= PROGRESS_SECONDS:
+        if time.monotonic() - printed_at >= seconds:
             printed_at = time.monotonic()
             print(f"{label}: {done} of {total}", file=sys.stderr)
 

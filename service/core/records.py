@@ -50,7 +50,8 @@ class Passage(msgspec.Struct, frozen=True):
 
     `sentence`: the range in `text` of the sentence that matches the question best or, in `sources`,
     the one cited. `page`: the page of the sentence, in a document with pages, which page breaks
-    (form feeds) in `text` separate.
+    (form feeds) in `text` separate. `supported`: false in `sources` if words of a claim that cites
+    the passage are missing in it; otherwise unset.
     """
 
     n: int
@@ -60,6 +61,7 @@ class Passage(msgspec.Struct, frozen=True):
     text: str
     sentence: tuple[int, int] | None = None
     page: int | msgspec.UnsetType = msgspec.UNSET
+    supported: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -1,11 +1,14 @@
 // The drawer with the text of a document, opened at the sentence that supports an answer.
 
+import { createMarkdown } from "./markdown.js";
 import { fetchDocument } from "./service.js";
 import { languageOf, say } from "./text.js";
 import { describe } from "./uploads.js";
 
 const CHARACTERS_MAX = 200_000; // shown at once
 const BEFORE = 20_000; // of these before the sentence, in a longer text
+const [BEGIN, END] = ["\uE000", "\uE001"]; // private characters around the sentence
+const BLOCK_START = /^(?:\s*(?:#{1,6}|[-*+>]|\d+[.)])\s+)*/; // Markdown at the beginning of a block
 const $ = (id) => document.getElementById(id);
 
 /** Opens a document; with a passage of it and its supporting sentence, at that place. */
@@ -41,24 +44,55 @@ function fill(drawer, item, passage, sentence) {
   say(drawer.querySelector(".meta"), "document_meta", { characters: item.characters, chunks: item.chunks, date: item.created_at });
   const body = drawer.querySelector(".body");
   body.lang = languageOf(item.text.slice(0, 1000));
-  const [start, end] = find(item.text, sentence, passage);
-  const from = item.text.length > CHARACTERS_MAX ? Math.max(0, start - BEFORE) : 0;
-  showText(body, item.text, { from, start, end });
+  const text = item.text.replace(/[\uE000\uE001]/g, "");
+  const [start, end] = find(text, sentence, passage);
+  const from = text.length > CHARACTERS_MAX ? Math.max(0, start - BEFORE) : 0;
+  showText(body, item, text, { from, start, end });
   body.querySelector("mark")?.scrollIntoView({ block: "center" });
 }
 
-function showText(body, text, { from, start, end }) {
+// The sentence is marked by two private characters, which survive the rendering.
+function showText(body, item, text, { from, start, end }) {
   const to = from + CHARACTERS_MAX;
-  const mark = Object.assign(document.createElement("mark"), { textContent: text.slice(start, end) });
-  const parts = start < end ? [text.slice(from, start), mark, text.slice(end, to)] : [text.slice(from, to)];
-  if (from > 0) parts.unshift("…");
-  if (to < text.length) parts.push("…");
-  let page = text.slice(0, from).split("\f").length;
-  body.replaceChildren(...parts.flatMap((part) => (typeof part === "string" ? splitPages(part) : [part])));
+  const first = start + BLOCK_START.exec(text.slice(start, end))[0].length;
+  const marked = first < end ? [text.slice(from, first), BEGIN, text.slice(first, end), END, text.slice(end, to)].join("") : text.slice(from, to);
+  const pages = `${from > 0 ? "…" : ""}${marked}${to < text.length ? "…" : ""}`.split("\f"); // form feeds separate pages
+  const firstPage = text.slice(0, from).split("\f").length;
+  const render = isMarkdown(item) ? renderMarkdown : renderPlain;
+  body.replaceChildren(...pages.flatMap((page, n) => (n === 0 ? [render(page)] : [createPageBreak(firstPage + n), render(page)])));
+  markBetween(body);
+}
 
-  // Form feeds separate pages.
-  function splitPages(part) {
-    return part.split("\f").flatMap((piece, n) => (n === 0 ? [piece] : [createPageBreak((page += 1)), piece]));
+// Readers of files write Markdown. A text is Markdown if its name says so, or if it has no file name and has headings.
+const isMarkdown = ({ format, title, text }) =>
+  format !== "text" || /\.(md|markdown)$/i.test(title) || (!/\.\w{1,5}$/.test(title) && /^#{1,6} \S/m.test(text));
+
+function renderMarkdown(page) {
+  const element = Object.assign(document.createElement("div"), { className: "text" });
+  createMarkdown(element, () => {})(page);
+  return element;
+}
+
+function renderPlain(page) {
+  return Object.assign(document.createElement("div"), { className: "plain-text", textContent: page });
+}
+
+// Replaces the private characters by <mark> around the text between them, which may be in several elements.
+function markBetween(body) {
+  const walker = document.createTreeWalker(body, NodeFilter.SHOW_TEXT);
+  const nodes = [];
+  while (walker.nextNode()) nodes.push(walker.currentNode);
+  let inside = false;
+  for (const node of nodes) {
+    const pieces = node.data.split(/([\uE000\uE001])/);
+    if (pieces.length === 1 && !inside) continue;
+    const parts = [];
+    for (const piece of pieces) {
+      if (piece === BEGIN || piece === END) inside = piece === BEGIN;
+      else if (inside && piece.trim()) parts.push(Object.assign(document.createElement("mark"), { textContent: piece }));
+      else parts.push(piece);
+    }
+    node.replaceWith(...parts);
   }
 }
 

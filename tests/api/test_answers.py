@@ -274,6 +274,24 @@ async def test_a_question_without_its_client_is_not_answered(
     assert service.services.quota.statistics().holds == 0
 
 
+@pytest.mark.parametrize("path", ["/ai/test", "/ai/stream"])
+async def test_an_answer_without_its_client_is_not_retried(
+    service: Service, fake: ProviderFake, path: str
+) -> None:
+    """A client that leaves while the answer waits for its next attempt ends it at once."""
+    fake.next(Behaviour(status=429, retry_after=3))
+    task = asyncio.create_task(service.client.post(path, json=FREE))
+    await fake.wait_calls(1)
+    while not service.services.answers.statistics().in_progress:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    async with asyncio.timeout(2.5):
+        row = await service.row()
+
+    assert (row["status"], row["attempts"]) == ("client_gone", 1)
+    assert len(fake.calls) == 1
+
+
 async def test_a_plain_answer_is_drained_if_configured(serve: Serve, fake: ProviderFake) -> None:
     """With drain_seconds the provider finishes, and the row has the exact usage."""
     service = await serve(openai_base_url=fake.base_url, model="m", drain_seconds=20)

@@ -169,3 +169,19 @@ async def test_lists_are_restricted_by_source_and_owner(serve: Serve) -> None:
 
     assert await list_sources(source="/a_b/") == ["/a_b/1"]
     assert len(await list_sources(mine="true", source="/")) == 3
+
+
+async def test_tags_of_others_change_nothing(serve: Serve) -> None:
+    """Neither lists nor searches of a user contain what others tagged alike."""
+    service = await serve(auth="keys")
+    keys = await make_key(service, "alice"), await make_key(service, "bob")
+    async with client(service, keys[0]) as alice, client(service, keys[1]) as bob:
+        for user, name in ((alice, "Alice"), (bob, "Bob")):
+            body = {"text": f"The kettle of {name}.", "tags": ["kitchen"]}
+            await user.post("/ai/upload", json=body)
+        listed = (await alice.get("/ai/documents", params={"tag": "kitchen"})).json()["items"]
+        params = {"q": "kettle", "tag": "kitchen"}
+        hits = (await alice.get("/ai/search", params=params)).json()["items"]
+
+    assert [item["title"] for item in listed] == ["The kettle of Alice."]
+    assert [hit["text"] for hit in hits] == ["The kettle of Alice."]

@@ -305,6 +305,29 @@ async def test_source_opens_its_document_at_the_sentence(open_page: Open, servic
     await expect(mark).to_be_in_viewport()
 
 
+async def test_markdown_of_a_document_is_rendered(open_page: Open, service: Service) -> None:
+    """Headings, lists and tables are elements, the sentence is marked, and nothing is loaded."""
+    text = (
+        "# Kettles\n\n- Returns take **thirty** days.\n- [Link](https://evil.example/)\n\n"
+        "| Kettle | Price |\n|---|---|\n| Blue | 4500 |\n\n![p](https://evil.example/p.png)\n"
+    )
+    body = {"title": "Kettles", "text": text}
+    stored = (await service.client.post("/ai/upload", json=body)).json()
+    visit = await open_page(service.url)
+    passage = PASSAGE | {"document_id": stored["document_id"], "text": text}
+    at = text.index("- Returns")
+    answer = done(30, sources=[passage | {"sentence": [at, at + 31]}])
+    await script_streams(visit.page, start(context=[passage]) + delta(10, "A month [1].") + answer)
+    await visit.ask(ENGLISH)
+    await visit.page.click("#current .cite")
+    await visit.page.click("#current .open-document")
+    drawer = visit.page.locator("#drawer .body")
+    await expect(drawer.locator("mark")).to_have_text(["Returns take ", "thirty", " days."])
+    for selector, count in {"h3": 1, "li": 2, "td": 2, "a, img": 0}.items():
+        await expect(drawer.locator(selector)).to_have_count(count)
+    assert visit.foreign_requests == []
+
+
 async def test_document_that_is_gone_is_named_so(open_page: Open, service: Service) -> None:
     """A source whose document was deleted says that it no longer exists."""
     visit = await open_page(service.url)

@@ -42,7 +42,6 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/"): ALL,
     ("GET", "/docs"): ALL,
     ("GET", "/signin"): ALL,
-    ("GET", "/web/{path:path}"): ALL,
     ("POST", "/auth/session"): (USER, None),
     ("GET", "/auth/session"): (USER, None),
     ("DELETE", "/auth/session"): ALL,
@@ -65,6 +64,10 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/ai/search"): (USER, Scope.DOCUMENTS),
     ("GET", "/ai/logs"): (USER, Scope.LOGS),
     ("GET", "/ai/logs/{answer_id}"): (USER, Scope.LOGS),
+    ("POST", "/v1/chat/completions"): (USER, Scope.ASK),
+    ("POST", "/v1/embeddings"): (USER, Scope.ASK),
+    ("GET", "/v1/models"): (USER, Scope.ASK),
+    ("GET", "/v1/models/{model_id:path}"): (USER, Scope.ASK),
     ("POST", "/ai/keys"): (USER, Scope.KEYS),
     ("GET", "/ai/keys"): (USER, Scope.KEYS),
     ("POST", "/ai/keys/{key_id}/rotate"): (USER, Scope.KEYS),
@@ -84,6 +87,11 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/ai/answers"): {"prompt": "Why?"},
     ("POST", "/ai/upload"): {"text": "Because."},
     ("PATCH", "/ai/documents/{document_id}"): {"title": "Reasons"},
+    ("POST", "/v1/chat/completions"): {
+        "model": "extractive",
+        "messages": [{"role": "user", "content": "Why?"}],
+    },
+    ("POST", "/v1/embeddings"): {"model": "m", "input": "Why?"},
     ("POST", "/ai/keys"): {},
     ("PUT", "/ai/users/{user_id}"): {"disabled": False},
     ("PUT", "/ai/users/{user_id}/quota"): {},
@@ -120,7 +128,7 @@ def test_every_route_has_a_requirement() -> None:
 
 async def send_request(caller: httpx2.AsyncClient, method: str, path: str) -> httpx2.Response:
     """Send a request to a route, with ids that do not exist."""
-    filled = re.sub(r"\{\w+\}", "x", path)
+    filled = re.sub(r"\{[^}]+\}", "x", path)
     query = {"prompt": "x", "q": "x"} if method == "GET" else None
     return await caller.request(method, filled, params=query, json=BODIES.get((method, path)))
 
@@ -211,7 +219,7 @@ async def test_users_cannot_read_data_of_others(serve: Serve, fake: ProviderFake
         }
         reached = set()
         for (method, path), needs in ROUTES.items():
-            if "{" not in path:
+            if "{" not in path or path.startswith("/v1/models"):
                 continue
             for answer_id in (answer["id"], begun["id"]):
                 response = await bob.request(

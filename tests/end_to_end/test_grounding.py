@@ -144,6 +144,23 @@ async def test_citations_without_a_passage_are_dropped_and_counted(
     assert 'kotae_citations_total{what="real"} 1.0' in metrics
 
 
+async def test_unsupported_citations_are_marked_counted_and_recorded(
+    service: Service, fake: ProviderFake
+) -> None:
+    """A source whose claim has a number from elsewhere is marked in the answer and in its row."""
+    await upload(service, title="図書館", text=JA)
+    fake.next(Behaviour(text="一人10冊まで、期間は3週間です。[1]"))
+    answer = (
+        await service.client.post("/ai/test", json={"prompt": "図書館の貸出は何冊までですか？"})
+    ).json()
+    metrics = (await service.client.get("/metrics")).text
+    row = (await service.client.get(f"/ai/answers/{answer['id']}")).json()
+
+    assert [source["supported"] for source in answer["sources"]] == [False]
+    assert row["sources"] == answer["sources"]
+    assert 'kotae_citations_total{what="unsupported"} 1.0' in metrics
+
+
 async def test_injections_reach_the_provider_as_data(serve: Serve, fake: ProviderFake) -> None:
     """Orders, forged parts, delimiters and images do not change the parts of the prompt."""
     service = await serve(

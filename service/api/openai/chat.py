@@ -78,17 +78,16 @@ async def create_chat_completion(
         body = parse_chat_body(raw, services.settings)
     else:
         body = await anyio.to_thread.run_sync(parse_chat_body, raw, services.settings)
-    if body.stream:
-        services.event_streams.require(principal.user_id)
     answer_request = _build_request(body, raw if key else None, request, services, principal)
-    started = await begin_while_connected(request, answer_request, key, services)
-    if started is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    headers = _build_headers(answer_request, started, services)
-    if body.stream:
-        return _ChatStreamResponse(body, request, services, principal, started, headers)
-    stream = started.stream
-    await wait_finished(request, stream)
+    with services.open_requests.hold(principal.user_id):
+        started = await begin_while_connected(request, answer_request, key, services)
+        if started is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        headers = _build_headers(answer_request, started, services)
+        if body.stream:
+            return _ChatStreamResponse(body, request, services, principal, started, headers)
+        stream = started.stream
+        await wait_finished(request, stream)
     if stream.outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if stream.error is not None:

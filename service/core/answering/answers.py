@@ -572,7 +572,9 @@ class Answers:
             self._prices,
             completion_tokens_max=self._get_completion_max(request),
             started=started,
-            find_sources=partial(self._find_sources, stream.context) if stream.context else None,
+            find_sources=partial(self._find_sources, stream.context, stream.intent.prompt)
+            if stream.context
+            else None,
         )
 
     def _get_completion_max(self, request: AnswerRequest) -> int:
@@ -580,11 +582,12 @@ class Answers:
         limit, chat = request.max_tokens or self._settings.max_tokens, request.chat
         return limit if chat is None else limit * chat.choices + chat.prediction_tokens_max
 
-    def _find_sources(self, context: list[Passage], text: str) -> list[Passage]:
-        """Return the passages that a text cites, and count real and dropped citations."""
-        citations = read_citations(text, context)
+    def _find_sources(self, context: list[Passage], question: str, text: str) -> list[Passage]:
+        """Return the passages that a text cites, and count its citations."""
+        citations = read_citations(text, context, question)
         self._metrics.citations.labels("real").inc(citations.real)
         self._metrics.citations.labels("dropped").inc(citations.dropped)
+        self._metrics.citations.labels("unsupported").inc(citations.unsupported)
         return citations.sources
 
     async def _send_refusal(self, stream: Stream, account: AnswerAccount, refusal: Refusal) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextvars import copy_context
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ from service.core.auth.principals import (
 )
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable, JwksUnavailable, Unauthorized
+from service.core.fair_share import current_user
 from service.core.ports import QuotaLimits
 from service.core.settings import Settings
 from service.core.telemetry import log
@@ -254,7 +256,11 @@ class Authenticator:
         )
         task = self._pending_lookups.get(lookup_key)
         if task is None:
-            task = self._pending_lookups[lookup_key] = asyncio.create_task(lookup())
+            # Lookups take turns like users: one is not behind all those of an attacker.
+            context = copy_context()
+            context.run(current_user.set, name)
+            task = asyncio.create_task(lookup(), context=context)
+            self._pending_lookups[lookup_key] = task
             task.add_done_callback(partial(self._remove_lookup, lookup_key))
         result: T = await asyncio.shield(task)
         return result

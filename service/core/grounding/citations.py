@@ -1,10 +1,11 @@
 """Reading citations from an answer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from service.core.grounding.verification import ClaimVerifier
 from service.core.records import Passage
 from service.core.text.pages import find_page
 from service.core.text.sentences import split_sentences
@@ -15,37 +16,66 @@ _CITATION = re.compile(
 )
 CLAIM_CHARACTERS_MAX = 2_000
 LOCATED_MAX = 1_000
+VERIFIED_MAX = 200  # claims of an answer; further ones are not verified
 _RANGE = re.compile(r"(\d+)\s*[\-–~〜]\s*(\d+)")
 
 
 class Citations(msgspec.Struct, frozen=True):
-    """The cited passages by number, and the number of valid and of dropped citations."""
+    """The cited passages by number, and the number of valid, dropped and unsupported citations."""
 
     sources: list[Passage]
     real: int
     dropped: int
+    unsupported: int
 
 
-def read_citations(text: str, passages: Sequence[Passage]) -> Citations:
-    """Return the passages that a text cites, each with the sentence that supports its first claim.
+class _CitedClaim(msgspec.Struct):
+    """A sentence and the numbers of the citations that follow it."""
 
-    A claim is the sentence before a citation, or what remains of it after another citation.
-    Citations of numbers that do not exist are dropped.
+    text: str
+    numbers: list[int]
+
+
+def read_citations(text: str, passages: Sequence[Passage], question: str) -> Citations:
+    """Return the cited passages, each with the sentence that supports its first claim.
+
+    A claim is the sentence before a citation, or what remains of it after another citation;
+    adjacent citations have one claim. Citations of numbers that do not exist are dropped. A passage
+    is not `supported` if the passages cited with a claim lack words of it (`verification.py`).
     """
     by_number = {passage.n: passage for passage in passages}
-    claims: dict[int, str] = {}
-    real = dropped = begin = 0
-    claim = ""
+    claims, dropped = _read_claims(text, by_number)
+    verifier = ClaimVerifier(question, passages)
+    first: dict[int, str] = {}
+    failed: list[int] = []
+    for n, claim in enumerate(claims):
+        for number in claim.numbers:
+            first.setdefault(number, claim.text)
+        verified = claim.numbers and n < VERIFIED_MAX
+        if verified and not verifier.is_supported(claim.text, claim.numbers):
+            failed += claim.numbers
+    sources = [
+        _cite_sentence(by_number[number], first[number], supported=number not in failed)
+        for number in sorted(first)
+    ]
+    real = sum(len(claim.numbers) for claim in claims)
+    return Citations(sources, real, dropped, len(failed))
+
+
+def _read_claims(text: str, by_number: Mapping[int, Passage]) -> tuple[list[_CitedClaim], int]:
+    """Return the claims with citations of these passages, and the number of other citations."""
+    claims: list[_CitedClaim] = []
+    dropped = begin = 0
     for match in _CITATION.finditer(text):
-        claim, begin = _read_claim(text, begin, match.start()) or claim, match.end()
-        for number in _parse_numbers(match.group(1)):
-            if number in by_number:
-                real += 1
-                claims.setdefault(number, claim)
-            else:
-                dropped += 1
-    sources = [_cite_sentence(by_number[n], claims[n]) for n in sorted(claims)]
-    return Citations(sources, real, dropped)
+        claim, begin = _read_claim(text, begin, match.start()), match.end()
+        numbers = _parse_numbers(match.group(1))
+        real = sorted(numbers & by_number.keys())
+        dropped += len(numbers) - len(real)
+        if claim or not claims:
+            claims.append(_CitedClaim(claim, real))
+        else:
+            claims[-1].numbers += real
+    return claims, dropped
 
 
 def _read_claim(text: str, begin: int, end: int) -> str:
@@ -78,8 +108,10 @@ def locate_citations(text: str, passages: Sequence[Passage]) -> list[LocatedCita
     return located
 
 
-def _cite_sentence(passage: Passage, claim: str) -> Passage:
+def _cite_sentence(passage: Passage, claim: str, *, supported: bool) -> Passage:
     """Return a passage with the sentence that best supports a claim, and the page of it."""
+    if not supported:
+        passage = msgspec.structs.replace(passage, supported=False)
     text, (before, _) = passage.text, passage.sentence or (0, 0)
     sentence = _find_supporting_sentence(claim, text)
     if passage.page is msgspec.UNSET:

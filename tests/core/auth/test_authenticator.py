@@ -16,6 +16,7 @@ from service.core.auth.principals import BOOTSTRAP, Principal
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
 from service.core.errors import DatabaseUnavailable, Unauthorized
+from service.core.fair_share import current_user
 from service.core.settings import Settings
 from tests.access import (
     SECRET,
@@ -256,3 +257,23 @@ async def test_malformed_host_bypasses_no_credential_check(serve: Serve) -> None
         for path in ("/ai/logs", "/ai/documents", "/metrics"):
             async with http_client(service.url) as stranger:
                 assert (await stranger.get(path, headers={"Host": host})).status_code in {400, 401}
+
+
+async def test_lookups_take_turns_with_users(database: Database) -> None:
+    """A credential is not looked up behind all reads of one user."""
+    key, verifies = await create_key(database), create_authenticator(database)
+    order: list[str] = []
+
+    async def read() -> None:
+        current_user.set("busy")
+        async with database.read_session() as session:
+            await session.execute(sa.text("SELECT 1"))
+            order.append("read")
+
+    async def authenticate() -> None:
+        await verifies.authenticate(Credentials(api_key=[str(key.key)]))
+        order.append("authenticated")
+
+    await asyncio.gather(*(read() for _ in range(40)), authenticate())
+
+    assert order.index("authenticated") < 20, order

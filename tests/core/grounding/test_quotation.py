@@ -23,7 +23,7 @@ def test_neighbours_of_the_same_paragraph_are_quoted() -> None:
         "The cables met in the harbour. That day Europe and America were connected for the first "
         "time. [1] Bells rang in all towns. [1]"
     )
-    (source,) = read_citations(answer, [Passage(1, "d", "d.1", "", text)]).sources
+    (source,) = read_citations(answer, [Passage(1, "d", "d.1", "", text)], question).sources
     assert source.text[slice(*source.sentence or ())].startswith("That day Europe")
 
 
