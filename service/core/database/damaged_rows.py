@@ -60,11 +60,11 @@ def read_rows(
         return [KeyedRow(row[key.name], _to_name(row[name.name]), row) for row in rows]
     keys = connection.execute(query.with_only_columns(key, read_as_bytes(name))).all()
     values = list(dict.fromkeys(value for value, _ in keys))
-    found = dict(_isolate_rows(connection, complete, key, values))
+    rows_by_key = dict(_isolate_rows(connection, complete, key, values))
     return [
-        KeyedRow(value, decode_name(text), found.get(value))
+        KeyedRow(value, decode_name(text), rows_by_key.get(value))
         for value, text in keys
-        if value in found or condition is None
+        if value in rows_by_key or condition is None
     ]
 
 
