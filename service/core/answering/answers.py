@@ -31,6 +31,7 @@ from service.core.answering.pump import ATTACH_SECONDS, Pump, PumpLimits
 from service.core.answering.refusals import Refusal, RefusalComposer
 from service.core.answering.registry import StreamRegistry
 from service.core.answering.replay import ReplayLookup
+from service.core.answering.retries import RetryRegistry
 from service.core.answering.streams import (
     SHUTDOWN_NOTICE,
     BufferBudget,
@@ -172,6 +173,7 @@ class Answers:
         self._refusals = RefusalComposer(database, search_service)
         self._replay = ReplayLookup(database, queue, wait_recovered)
         self._idempotency = IdempotencyRegistry(queue)
+        self._retries = RetryRegistry()
         # Strong references: the event loop keeps weak ones.
         self._pumps: dict[asyncio.Task[None], Pump] = {}
         self._in_progress = SharedLimit(
@@ -246,6 +248,20 @@ class Answers:
         else:
             self._start_pump(stream, account, request, messages, provider)
         return stream
+
+    async def answer_or_attach(
+        self, request: AnswerRequest, fingerprint: bytes, *, is_retry: bool
+    ) -> StartedAnswer:
+        """Start an answer, or return the one that a client's retry repeats.
+
+        Raises the errors of `answer`.
+        """
+        retriable = self._retries.attach(fingerprint) if is_retry else None
+        if retriable is not None:
+            return StartedAnswer(retriable.stream, replayed=True, retriable=retriable)
+        stream = await self.answer(request)
+        retriable = self._retries.register(fingerprint, stream)
+        return StartedAnswer(stream, replayed=False, retriable=retriable)
 
     async def answer_once(self, request: AnswerRequest, idempotency_key: str) -> StartedAnswer:
         """Start the answer of an idempotency key, or return the existing one.
