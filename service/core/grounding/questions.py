@@ -136,6 +136,10 @@ _ABBREVIATION_ASKED = re.compile(
     r"\bstands? for\b|\babbreviat|\bacronym|\bexpan(?:d|sion)|の略|略称|正式名|フルスペル"
 )
 _ACRONYM = re.compile(r"(?<![A-Za-z0-9])[A-Z][A-Za-z0-9]{0,3}[A-Z0-9](?![A-Za-z0-9])")
+_POLAR = re.compile(
+    r"^(?:can|may|could|do|does|did|is|are|was|were|will|would|should|must|has|have)\b"
+    r"|^(?!.*(?:何|いつ|どこ|誰|だれ|いくら|いくつ|どの|どう|どれ|どんな|なぜ)).*(?:ます|です|ません)か[?？。]?$"
+)
 _ASKING = re.compile(
     r"[?？]|\b(?:how|what|when|where|why|who|which|can|could|should|is|are|do|does)\b.*$"
     r"|(?:か|たい|教えて(?:ください|下さい)?)[。．]?$"
@@ -145,8 +149,8 @@ _ASKING = re.compile(
 class Question(msgspec.Struct, frozen=True):
     """A question and what its answer must contain.
 
-    `answers`: patterns of its types. `is_specific`: they rarely match
-    by chance. `acronyms`: those whose expansion is asked for or would define them.
+    `answers`: patterns of its types. `is_specific`: they rarely match by chance. `is_polar`: yes or
+    no answers it. `acronyms`: those whose expansion is asked for or would define them.
     """
 
     text: str
@@ -156,7 +160,14 @@ class Question(msgspec.Struct, frozen=True):
     asks_how: bool
     asks_several: bool
     compares: bool
+    is_polar: bool
     acronyms: tuple[str, ...]
+
+    def is_answered_by(self, text: str) -> bool:
+        """Return whether a text has what the question asks for, if that can be recognized."""
+        return self.is_polar or (
+            bool(self.answers) and all(pattern.search(text) for pattern in self.answers)
+        )
 
 
 def read_question(prompt: str) -> Question:
@@ -175,6 +186,7 @@ def read_question(prompt: str) -> Question:
         asks_how=bool(_ASKS_HOW.search(folded)),
         asks_several=bool(_SEVERAL.search(folded)),
         compares=bool(_COMPARES.search(folded)),
+        is_polar=bool(_POLAR.search(folded.strip())),
         acronyms=tuple(_ACRONYM.findall(text)) if expands else (),
     )
 

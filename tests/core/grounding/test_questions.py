@@ -37,17 +37,20 @@ def test_types(prompt: str, answer: str, other: str) -> None:
         ("なぜ遅いのですか", {"asks_why", "is_specific"}),
         ("How do I install it?", {"asks_how"}),
         ("インストールの手順", {"asks_how"}),
-        ("Is A or B faster?", {"asks_several", "compares"}),
+        ("Is A or B faster?", {"asks_several", "compares", "is_polar"}),
         ("AとBの違いは？", {"asks_several", "compares"}),
         ("送料はいくらで、いつ届きますか", {"asks_several", "is_specific"}),
         ("返品は何日以内にできますか", {"is_specific"}),
         ("Where is the lift?", set()),
+        ("Can I park here?", {"is_polar"}),
+        ("駐車できますか", {"is_polar"}),
+        ("どこに駐車できますか", set()),
     ],
 )
 def test_flags(prompt: str, flags: set[str]) -> None:
     """Reasons, instructions, comparisons and several facts are recognized."""
     question = read_question(prompt)
-    names = ("asks_why", "asks_how", "asks_several", "compares", "is_specific")
+    names = ("asks_why", "asks_how", "asks_several", "compares", "is_specific", "is_polar")
     assert {name for name in names if getattr(question, name)} == flags
 
 
