@@ -11,7 +11,8 @@ import msgspec
 from service.core.text.sentences import split_sentences
 from service.core.text.tokenizer import detect_language
 
-SHORT_CHARACTERS = 40  # of a query of a few words, which asks what it names
+# A query of a few words asks what it names.
+SHORT_WORDS, SHORT_JAPANESE_CHARACTERS = 3, 12
 LONG_CHARACTERS = 200  # of a longer prompt only the question sentences are read
 
 _NUMBER = (
@@ -140,6 +141,7 @@ _POLAR = re.compile(
     r"^(?:can|may|could|do|does|did|is|are|was|were|will|would|should|must|has|have)\b"
     r"|^(?!.*(?:何|いつ|どこ|誰|だれ|いくら|いくつ|どの|どう|どれ|どんな|なぜ)).*(?:ます|です|ません)か[?？。]?$"
 )
+_ENDS_AS_QUESTION = re.compile(r"(?:[?？]|か。?)\s*$")
 _ASKING = re.compile(
     r"[?？]|\b(?:how|what|when|where|why|who|which|can|could|should|is|are|do|does)\b.*$"
     r"|(?:か|たい|教えて(?:ください|下さい)?)[。．]?$"
@@ -174,7 +176,7 @@ def read_question(prompt: str) -> Question:
     """Return what a prompt asks for. Of a long one, such as an e-mail, its questions are read."""
     text = _find_questions(prompt) if len(prompt) > LONG_CHARACTERS else prompt
     folded = text.lower()
-    is_short = len(text.split()) <= 3 and len(text) <= SHORT_CHARACTERS
+    is_short = _is_short(text)
     types = [answers for asks, answers in _COMPILED_TYPES if asks.search(folded)]
     specific = any(answers.pattern in _SPECIFIC for answers in types)
     expands = _ABBREVIATION_ASKED.search(folded) or is_short or "とは" in text
@@ -189,6 +191,14 @@ def read_question(prompt: str) -> Question:
         is_polar=bool(_POLAR.search(folded.strip())),
         acronyms=tuple(_ACRONYM.findall(text)) if expands else (),
     )
+
+
+def _is_short(text: str) -> bool:
+    if _ENDS_AS_QUESTION.search(text):
+        return False
+    if detect_language(text) == "ja":
+        return len(text) <= SHORT_JAPANESE_CHARACTERS
+    return len(text.split()) <= SHORT_WORDS
 
 
 def _find_questions(prompt: str) -> str:

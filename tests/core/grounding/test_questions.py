@@ -76,3 +76,18 @@ def test_a_long_prompt_is_read_by_its_questions() -> None:
 def test_expansions(acronym: str, text: str, expanded: bool) -> None:
     """The expansion of an acronym is beside it, or has its initials."""
     assert is_expanded(acronym, text) == expanded
+
+
+@pytest.mark.parametrize(
+    ("prompt", "defined"),
+    [
+        ("partial index", True),
+        ("時刻同期", True),
+        ("犬は歓迎されますか", False),
+        ("Really?", False),
+    ],
+)
+def test_a_few_words_ask_for_a_definition(prompt: str, defined: bool) -> None:
+    """A query as in a search box has the type of a definition; a question does not."""
+    definition = "A partial index is an index over some rows."
+    assert any(pattern.search(definition) for pattern in read_question(prompt).answers) == defined
