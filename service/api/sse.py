@@ -53,6 +53,7 @@ class StreamResponse(EventSourceResponse):
         self._enter = enter
         self._batches = batches
         self._resumable = resumable
+        self.completed = False  # everything was sent
         super().__init__(self._batches)
         self._ping_seconds, self._send_seconds = limits.ping_seconds, limits.send_seconds_max
         self._sending_since: float | None = None
@@ -117,6 +118,7 @@ class StreamResponse(EventSourceResponse):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 self._sending_since, self._sent_at = None, loop.time()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self.completed = True
 
     def _check_timeouts(self, send: Send, sending: asyncio.Task[None]) -> None:
         """Ping or disconnect. The timer runs often enough to notice a send that started since."""

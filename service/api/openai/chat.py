@@ -2,7 +2,6 @@
 
 import hashlib
 from functools import partial
-from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
@@ -13,7 +12,6 @@ from starlette.types import Receive, Scope, Send
 from service.api.answers import (
     CLIENT_CLOSED_REQUEST,
     REPLAYED,
-    EventReader,
     begin_while_connected,
     build_quota_headers,
     wait_finished,
@@ -35,6 +33,20 @@ from service.core.pricing import format_usd
 from service.core.records import UsageSource
 
 RETRY_HEADER = "x-stainless-retry-count"  # of the OpenAI SDKs, which may come back
+# Headers that differ between the attempts of one request.
+_ATTEMPT_HEADERS = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"date",
+        b"traceparent",
+        b"tracestate",
+        b"x-request-id",
+        b"x-stainless-read-timeout",
+        b"x-stainless-retry-count",
+        b"x-stainless-timeout",
+    }
+)
 
 
 class ChatRoute(APIRoute):
@@ -80,14 +92,17 @@ async def create_chat_completion(
         body = await anyio.to_thread.run_sync(parse_chat_body, raw, services.settings)
     answer_request = _build_request(body, raw if key else None, request, services, principal)
     with services.open_requests.hold(principal.user_id):
-        started = await begin_while_connected(request, answer_request, key, services)
+        started = await _begin(request, raw, answer_request, key, services)
         if started is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         headers = _build_headers(answer_request, started, services)
         if body.stream:
             return _ChatStreamResponse(body, request, services, principal, started, headers)
         stream = started.stream
-        await wait_finished(request, stream)
+        try:
+            await wait_finished(request, stream)
+        finally:
+            _end_reading(started, delivered=stream.outcome is not None)
     if stream.outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if stream.error is not None:
@@ -112,7 +127,8 @@ class _ChatStreamResponse(Response):
     ) -> None:
         self._request, self._services, self._started = request, services, started
         self._extra_headers = headers
-        self._enter = partial(EventReader(principal).enter, services)
+        self._user_id = principal.user_id
+        self._enter = partial(services.revocation.watch_principal, principal)
         self._chunks = ChatChunks(
             started.stream,
             include_usage=body.include_usage,
@@ -121,18 +137,64 @@ class _ChatStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait for the first chunk, then send the response."""
-        stream, limits = self._started.stream, self._services.limits
-        with stream.attach_reader():
+        delivered = False
+        try:
+            delivered = await self._send(scope, receive, send)
+        finally:
+            _end_reading(self._started, delivered=delivered)
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Whether everything was sent."""
+        stream, services = self._started.stream, self._services
+        limits = services.limits
+        with services.open_requests.hold(self._user_id), stream.attach_reader():
             if not await wait_output(self._request, stream, limits.ping_seconds):
-                return  # the client has disconnected
-            response: Any
+                return False  # the client has disconnected
             if stream.error is not None and not stream.has_chunks:
-                response = _create_failure(self._request, self._started, self._extra_headers)
-            else:
-                batches = stream.read_batches(self._chunks.encode_batch)
-                response = create_batches_response(batches, limits, self._enter)
-                response.headers.update(self._extra_headers)
+                failure = _create_failure(self._request, self._started, self._extra_headers)
+                await failure(scope, receive, send)
+                return True
+            batches = stream.read_batches(self._chunks.encode_batch)
+            response = create_batches_response(batches, limits, self._enter)
+            response.headers.update(self._extra_headers)
             await response(scope, receive, send)
+            return response.completed
+
+
+async def _begin(
+    request: Request,
+    raw: bytes,
+    answer_request: AnswerRequest,
+    key: str | None,
+    services: Services,
+) -> StartedAnswer | None:
+    """Start an answer, or find the one that the client repeats; None if it has disconnected."""
+    retry_count = request.headers.get(RETRY_HEADER)
+    if key is not None or retry_count is None or answer_request.principal is None:
+        return await begin_while_connected(request, answer_request, key, services)
+    fingerprint = compute_fingerprint(request.scope, raw, answer_request.principal)
+    return await services.answers.answer_or_attach(
+        answer_request, fingerprint, is_retry=retry_count != "0"
+    )
+
+
+def compute_fingerprint(scope: Scope, raw: bytes, principal: Principal) -> bytes:
+    """Identify a request: two with the same fingerprint differ in nothing but the attempt.
+
+    All headers count, as any of them may identify a user, except those that differ by attempt.
+    """
+    digest = hashlib.sha256(raw)
+    caller = (principal.user_id, principal.key_lineage or principal.key_id or principal.credential)
+    headers = [header for header in scope["headers"] if header[0] not in _ATTEMPT_HEADERS]
+    digest.update(repr((scope["path"], scope["query_string"], caller, sorted(headers))).encode())
+    return digest.digest()
+
+
+def _end_reading(started: StartedAnswer, *, delivered: bool) -> None:
+    """Report whether the client has the answer; a failure is one that a retry may repeat."""
+    if started.retriable is not None:
+        failed = started.stream.error is not None
+        started.retriable.end_reading(delivered=delivered and not failed)
 
 
 def _build_request(

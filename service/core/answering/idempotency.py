@@ -29,6 +29,7 @@ from typing import Any
 
 import msgspec
 
+from service.core.answering.retries import RetriableAnswer
 from service.core.answering.streams import Stream
 from service.core.encoding import sanitize_text, to_json
 from service.core.errors import IdempotencyConflict, ShuttingDown
@@ -45,10 +46,14 @@ class IdempotencyKey(msgspec.Struct, frozen=True):
 
 
 class StartedAnswer(msgspec.Struct, frozen=True):
-    """An answer. `replayed`: an earlier request has started it."""
+    """An answer. `replayed`: an earlier request has started it.
+
+    `retriable`: what its reader reports to, so that a retry can attach.
+    """
 
     stream: Stream
     replayed: bool
+    retriable: RetriableAnswer | None = None
 
 
 class _Entry(msgspec.Struct, frozen=True):

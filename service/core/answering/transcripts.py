@@ -48,7 +48,7 @@ class ChatTranscript:
         self._begin = self._end = b""  # of a chunk, around what is passed on
         self._begin_size = self._end_size = 0
         self._bytes_max = answer_bytes_max * CHUNK_BYTES_MAX // 4
-        self._size = 0
+        self.size = 0
 
     def add_delta(self, delta: Delta) -> int:
         """Add a chunk or the completion; returns its size in bytes. Raises `ProviderInvalid`."""
@@ -71,8 +71,8 @@ class ChatTranscript:
             return 0
         self.chunks.append(data)
         size = len(data)
-        self._size += size
-        if self._size > self._bytes_max:
+        self.size += size
+        if self.size > self._bytes_max:
             raise ProviderInvalid(f"the chunks are longer than {self._bytes_max} bytes")
         return size
 
@@ -129,7 +129,7 @@ class ChatTranscript:
         """Return the choices, merged and in order; None if there is only a text."""
         if self._is_text:
             return None
-        if self._size <= INLINE_BYTES:
+        if self.size <= INLINE_BYTES:
             return self._build_choices()
         return await anyio.to_thread.run_sync(self._build_choices)
 

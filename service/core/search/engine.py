@@ -2,19 +2,34 @@
 
     query → terms → statistics → candidates (`index.py`) → ranking and abstention (`ranking.py`)
 
+Of a long prompt the questions within it are ranked as well (`questions.py`): they decide whether it
+is answered, and contribute to the order.
+
 With embeddings, the chunks nearest in meaning join the candidates, and their cosines the ranking.
 If the embedder does not answer, or a chunk has no vector yet, words decide.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import sqlalchemy as sa
 
 from service.core.ports import QueryVector
-from service.core.search.index import SearchIndex, Visibility
+from service.core.search.index import SearchIndex, Snapshot, Visibility
 from service.core.search.missing_words import list_candidates, select_missing
-from service.core.search.ranking import Thresholds, build_hit, parse_query, rank_chunks
-from service.core.search.results import NOTHING, SearchResults
+from service.core.search.questions import find_questions
+from service.core.search.ranking import (
+    LIMIT_MAX,
+    NO_RANKING,
+    Ranking,
+    Thresholds,
+    build_hit,
+    merge_rankings,
+    parse_query,
+    rank_chunks,
+)
+from service.core.search.results import SearchResults
+from service.core.search.vector_matrix import ChunkSimilarities
 from service.core.search.versions import order_versions
 from service.core.settings import Settings
 from service.core.text.tokenizer import Tokenizer
@@ -39,27 +54,19 @@ class SearchEngine:
         within: Sequence[str] | None,
         limit: int,
         vector: QueryVector | None,
+        as_whole: bool,
     ) -> SearchResults:
         """See `SearchService.search`."""
-        query = parse_query(text, self._tokenizer)
-        if not query.words and not query.grams:
-            return NOTHING
-        visibility = Visibility(user_id, within)
-        snapshot = self._index.open_snapshot(connection, query, visibility)
-        statistics = snapshot.read_statistics()
-        ids = snapshot.select_candidates(statistics)
+        snapshot = self._index.open_snapshot(connection, Visibility(user_id, within))
         similarities = snapshot.compare_vectors(vector, text) if vector else None
-        if similarities:
-            ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities)]))
-        candidates = snapshot.count_terms(ids)
-        ranking = rank_chunks(
-            query,
-            candidates,
-            statistics,
-            limit=limit,
-            thresholds=self._thresholds,
-            cosines=similarities.get_cosines(candidates.ids) if similarities else None,
-            foreign=similarities.select_foreign(candidates.ids) if similarities else frozenset(),
+        rank = partial(self._rank_text, snapshot, similarities)
+        questions = [] if as_whole else find_questions(text, self._tokenizer)
+        ranking = (
+            merge_rankings(
+                rank(text, LIMIT_MAX), [rank(question, LIMIT_MAX) for question in questions], limit
+            )
+            if questions
+            else rank(text, limit)
         )
         chunks = snapshot.read_chunks([ranked.id for ranked in ranking.chunks])
         return SearchResults(
@@ -70,6 +77,28 @@ class SearchEngine:
             share=ranking.share,
             terms=ranking.terms,
             cosine=ranking.cosine,
+        )
+
+    def _rank_text(
+        self, snapshot: Snapshot, similarities: ChunkSimilarities | None, text: str, limit: int
+    ) -> Ranking:
+        """Rank the visible chunks for a text."""
+        query = parse_query(text, self._tokenizer)
+        if not query.words and not query.grams:
+            return NO_RANKING
+        statistics = snapshot.read_statistics(query)
+        ids = snapshot.select_candidates(statistics)
+        if similarities:
+            ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities)]))
+        candidates = snapshot.count_terms(query, ids)
+        return rank_chunks(
+            query,
+            candidates,
+            statistics,
+            limit=limit,
+            thresholds=self._thresholds,
+            cosines=similarities.get_cosines(candidates.ids) if similarities else None,
+            foreign=similarities.select_foreign(candidates.ids) if similarities else frozenset(),
         )
 
     def find_missing_words(
@@ -86,7 +115,5 @@ class SearchEngine:
         if not terms:
             return []
         visibility = Visibility(user_id, within)
-        snapshot = self._index.open_snapshot(
-            connection, parse_query(text, self._tokenizer), visibility
-        )
+        snapshot = self._index.open_snapshot(connection, visibility)
         return select_missing(text, candidates, snapshot.find_absent(list(terms)))

@@ -33,6 +33,7 @@ from service.core.search.bm25 import (
     ChunkTerms,
     TermCounts,
     compute_idf,
+    count_terms,
     encode_chunks,
     select_heaviest,
 )
@@ -95,10 +96,8 @@ class SearchIndex:
         self._postings = PostingCache()
         self._chunks = _ChunkCache()
 
-    def open_snapshot(
-        self, connection: sa.Connection, query: Query, visibility: Visibility
-    ) -> "Snapshot":
-        """Return the visible index for a query as the transaction of this connection sees it."""
+    def open_snapshot(self, connection: sa.Connection, visibility: Visibility) -> "Snapshot":
+        """Return the visible index as the transaction of this connection sees it."""
         # Statements bypass SQLAlchemy, whose overhead exceeds the time SQLite needs for them.
         cursor = connection.connection.cursor()
         rows = (
@@ -115,29 +114,27 @@ class SearchIndex:
             self._clear()
         self._versions |= {scope.id: scope.version for scope in scopes}
         occupied = [scope for scope in scopes if scope.chunks]
-        postings = Fts5Postings(cursor.execute, self._postings, occupied, query)
-        return Snapshot(cursor, query, visibility, occupied, postings, self._chunks)
+        postings = Fts5Postings(cursor.execute, self._postings, occupied)
+        return Snapshot(cursor, visibility, occupied, postings, self._chunks)
 
 
 class Snapshot:
-    """One version of the index, for one query. All methods block."""
+    """One version of the index. All methods block."""
 
     def __init__(
         self,
         cursor: Any,
-        query: Query,
         visibility: Visibility,
         scopes: Sequence[IndexScope],
         postings: Fts5Postings,
         cache: _ChunkCache,
     ) -> None:
         self._execute = cursor.execute
-        self._query, self._postings, self._cache = query, postings, cache
+        self._postings, self._cache = postings, cache
         self._within, self._scopes = visibility.within, scopes
 
-    def read_statistics(self) -> CollectionStatistics:
-        """Return the number of chunks, and the document frequencies of the query's terms."""
-        query = self._query
+    def read_statistics(self, query: Query) -> CollectionStatistics:
+        """Return the number of chunks, and the document frequencies of a query's terms."""
         frequencies = self._postings.read_frequencies(query.terms)
         return CollectionStatistics(
             sum(scope.chunks for scope in self._scopes),
@@ -195,11 +192,10 @@ class Snapshot:
             or (self._within is not None and not self._filter_visible(self._list_chunks(term), 1))
         }
 
-    def count_terms(self, ids: Sequence[int]) -> TermCounts:
-        """Count the query's terms in these chunks."""
-        return self._postings.count_terms(
-            self._cache.terms.get_many(ids, partial(_read_terms, self._execute))
-        )
+    def count_terms(self, query: Query, ids: Sequence[int]) -> TermCounts:
+        """Count a query's terms in these chunks."""
+        chunks = self._cache.terms.get_many(ids, partial(_read_terms, self._execute))
+        return count_terms(query.codes, chunks)
 
     def read_chunks(self, ids: Sequence[int]) -> dict[int, StoredChunk]:
         """Return these chunks as they are stored."""

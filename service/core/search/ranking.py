@@ -135,6 +135,7 @@ class RankedChunk(msgspec.Struct, frozen=True):
     """A candidate with its score."""
 
     id: int
+    value: float  # by which candidates are ordered
     score: float
     coverage: float
     matched: list[str]
@@ -150,6 +151,9 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     terms: float
     cosine: float | msgspec.UnsetType
+
+
+NO_RANKING = Ranking(chunks=[], answerable=False, share=0, terms=0, cosine=msgspec.UNSET)
 
 
 def parse_query(text: str, tokenizer: Tokenizer) -> Query:
@@ -185,6 +189,34 @@ def rank_chunks(
     by chunk; None ranks by words. `foreign`: the chunks in another language than the query.
     """
     return _Ranker(query, candidates, statistics, cosines, foreign).rank(limit, thresholds)
+
+
+def merge_rankings(whole: Ranking, questions: Sequence[Ranking], limit: int) -> Ranking:
+    """Combine the ranking of a prompt with those of the questions within it.
+
+    Chunks are ordered by their values for the prompt plus the mean of those for the questions, each
+    as a share of the best in its ranking. The prompt is answerable if it or a question is. Numbers
+    and matches are those of the question that is the most relevant one, or of the prompt for chunks
+    that this ranking does not contain.
+    """
+    sums: dict[int, float] = {}
+    for ranking, weight in (
+        (whole, 1),
+        *((question, 1 / len(questions)) for question in questions),
+    ):
+        best = max((chunk.value for chunk in ranking.chunks), default=0.0)
+        for chunk in ranking.chunks:
+            share = chunk.value / best if best > 0 else 0
+            sums[chunk.id] = sums.get(chunk.id, 0) + weight * share
+    judged = max(
+        (*questions, whole),
+        key=lambda ranking: (ranking.answerable, ranking.share * math.sqrt(ranking.terms)),
+    )
+    chunks: dict[int, RankedChunk] = {}
+    for ranking in (judged, whole, *questions):
+        chunks = {chunk.id: chunk for chunk in ranking.chunks} | chunks
+    order = sorted(sums, key=lambda id_: (-sums[id_], id_))[: max(1, min(limit, LIMIT_MAX))]
+    return msgspec.structs.replace(judged, chunks=[chunks[id_] for id_ in order])
 
 
 class _Ranker:
@@ -305,6 +337,7 @@ class _Ranker:
         weights |= {word: self._words[word] for word in words}
         return RankedChunk(
             self._candidates.ids[i],
+            self._values[i],
             round(self._scores[i], 4),
             round(self._scores[i] / self._score_max, 4) if self._score_max else 0.0,
             words,

@@ -51,9 +51,6 @@ class SearchResults(msgspec.Struct, frozen=True, kw_only=True):
     cosine: float | msgspec.UnsetType = msgspec.UNSET
 
 
-NOTHING = SearchResults(items=[], answerable=False, share=0, terms=0)
-
-
 def find_best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:
     """Return the position of the sentence whose terms have the largest sum of weights.
 

@@ -52,12 +52,19 @@ class SearchService:
         return self._turns.waiting
 
     async def search(
-        self, query: str, *, user_id: str | None, limit: int, within: Sequence[str] | None = None
+        self,
+        query: str,
+        *,
+        user_id: str | None,
+        limit: int,
+        within: Sequence[str] | None = None,
+        as_whole: bool = False,
     ) -> SearchResults:
         """Return the chunks that answer a query, from the documents that `user_id` may see.
 
         Those are the user's own and shared documents; None sees all. `within` restricts the search
-        to documents with these ids. Any text is a query. Raises `DatabaseUnavailable` only.
+        to documents with these ids. Any text is a query. `as_whole` disregards the questions within
+        it (`questions.py`). Raises `DatabaseUnavailable` only.
         """
         query = query[:QUERY_CHARACTERS_MAX]
         vector = None
@@ -73,6 +80,7 @@ class SearchService:
                 within=within,
                 limit=limit,
                 vector=vector,
+                as_whole=as_whole,
             )
 
         async with self._turns.turn():
@@ -90,7 +98,7 @@ class SearchService:
         """Like `search`, for a question that may refer to previous ones; see `follow_ups.py`."""
         search = partial(self.search, user_id=user_id, limit=max(limit, FUSED_MAX), within=within)
         alone = await search(question)
-        together = await search(f"{question}\n{previous}")
+        together = await search(f"{question}\n{previous}", as_whole=True)
         missing: list[str] = []
         if together.answerable and not alone.answerable:
             missing = await self.find_missing_words(question, user_id=user_id, within=within)

@@ -1,6 +1,7 @@
 """`POST /v1/chat/completions` with the OpenAI SDK and over plain HTTP."""
 
 import asyncio
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -627,3 +628,153 @@ async def test_n_is_part_of_the_hold(serve: Serve, fake: ProviderFake) -> None:
     assert response.json()["error"]["code"] == "beyond_quota"
     assert response.json()["limit"] == "tokens_per_day"
     assert fake.calls == []
+
+
+FIRST, RETRY = {"x-stainless-retry-count": "0"}, {"x-stainless-retry-count": "1"}
+
+
+class TestRetries:
+    """A client's own retry attaches to the running answer: one call, one row, one charge."""
+
+    @pytest.fixture
+    async def patient(self, serve: Serve, fake: ProviderFake) -> Service:
+        """A service that waits a minute for retries."""
+        return await serve(openai_base_url=fake.base_url, model="fake-model", retry_seconds=60)
+
+    async def leave(self, service: Service, fake: ProviderFake, body: Any) -> asyncio.Event:
+        """Send a request and disconnect; returns what lets the provider continue."""
+        calls, hold = len(fake.calls), asyncio.Event()
+        fake.next(Behaviour(holds={2: hold}))
+        task = asyncio.create_task(
+            service.client.post("/v1/chat/completions", json=body, headers=FIRST)
+        )
+        call = (await fake.wait_calls(calls + 1))[calls]
+        await fake.wait(lambda: call.chunks >= 1 or call.body_bytes > 0)
+        (stream,) = [s for s in service.services.answers._registry if s.outcome is None]
+        task.cancel()
+        async with asyncio.timeout(10):
+            while stream.readers:
+                await asyncio.sleep(0.001)
+        return hold
+
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_a_retry_gets_the_running_answer(
+        self, patient: Service, fake: ProviderFake, *, stream: bool
+    ) -> None:
+        """Whole, or streamed from its start."""
+        body = ASK | {"stream": stream}
+        hold = await self.leave(patient, fake, body)
+        retry = asyncio.create_task(
+            patient.client.post("/v1/chat/completions", json=body, headers=RETRY)
+        )
+        hold.set()
+        response = await retry
+
+        row = await patient.row()
+        assert len(fake.calls) == 1
+        assert response.headers["idempotent-replayed"] == "true"
+        if stream:
+            events = [json.loads(line[6:]) for line in response.text.split("\n\n")[:-2]]
+            text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+        else:
+            text = response.json()["choices"][0]["message"]["content"]
+        assert text == row["response"] == fake.calls[0].text
+        assert row["status"] == "completed"
+
+    async def test_a_retry_gets_the_ended_answer(
+        self, patient: Service, fake: ProviderFake
+    ) -> None:
+        """The answer has ended before the retry came."""
+        (await self.leave(patient, fake, ASK)).set()
+        await patient.wait_idle()
+
+        response = await patient.client.post("/v1/chat/completions", json=ASK, headers=RETRY)
+
+        assert response.json()["choices"][0]["message"]["content"] == fake.calls[0].text
+        assert len(await patient.rows()) == 1
+
+    @pytest.mark.parametrize(
+        ("body", "headers"),
+        [
+            (ASK | {"seed": 1}, RETRY),
+            (ASK, RETRY | {"x-openwebui-user-id": "u2"}),
+            (ASK, FIRST),
+            (ASK, {}),
+        ],
+    )
+    async def test_another_request_is_a_question(
+        self, patient: Service, fake: ProviderFake, body: Any, headers: dict[str, str]
+    ) -> None:
+        """Another body, another user, or no retry: the provider is called again."""
+        (await self.leave(patient, fake, ASK)).set()
+        response = await patient.client.post("/v1/chat/completions", json=body, headers=headers)
+
+        assert "idempotent-replayed" not in response.headers
+        assert len(fake.calls) == 2
+
+    async def test_other_principals_do_not_attach(self, serve: Serve, fake: ProviderFake) -> None:
+        """The same body with the key of another user is another question."""
+        service = await serve(
+            auth="keys",
+            secret=SECRET,
+            openai_base_url=fake.base_url,
+            model="fake-model",
+            retry_seconds=60,
+        )
+        (await self.leave(service, fake, ASK)).set()
+        key = await make_key(service, "bob")
+        response = await service.client.post(
+            "/v1/chat/completions",
+            json=ASK,
+            headers=RETRY | {"Authorization": f"Bearer {key.key}"},
+        )
+
+        assert "idempotent-replayed" not in response.headers
+        assert len(fake.calls) == 2
+
+    async def test_a_delivered_answer_is_not_repeated(
+        self, patient: Service, fake: ProviderFake
+    ) -> None:
+        """A client that has the answer asks again."""
+        for headers in (FIRST, RETRY):
+            await patient.client.post("/v1/chat/completions", json=ASK, headers=headers)
+
+        assert len(await patient.rows()) == len(fake.calls) == 2
+
+    async def test_a_billed_failure_is_not_repeated(
+        self, patient: Service, fake: ProviderFake
+    ) -> None:
+        """The retry gets the same failure, without another call."""
+        fake.next(Behaviour(cut_after=2))
+        answers = [
+            await patient.client.post("/v1/chat/completions", json=ASK, headers=headers)
+            for headers in (FIRST, RETRY)
+        ]
+
+        assert [answer.status_code for answer in answers] == [502, 502]
+        assert answers[0].json()["answer_id"] == answers[1].json()["answer_id"]
+        assert answers[0].headers["x-should-retry"] == "false"
+        assert len(fake.calls) == 1
+
+    async def test_the_sdk_repeats_what_was_not_billed(
+        self, patient: Service, fake: ProviderFake
+    ) -> None:
+        """A 500 with an error body: the second attempt succeeds, and both have rows."""
+        fake.next(Behaviour(status=500))
+        async with openai_client(patient, max_retries=2) as client:
+            completion = await client.chat.completions.create(**ASK)
+
+        assert completion.choices[0].message.content == fake.calls[1].text
+        assert len(await patient.rows()) == 2
+
+    @pytest.mark.slow
+    async def test_the_sdk_is_charged_once_after_a_timeout(
+        self, patient: Service, fake: ProviderFake
+    ) -> None:
+        """Its first attempt times out, the second one gets the answer of the first."""
+        fake.next(Behaviour(headers_delay=1.5))
+        async with openai_client(patient, max_retries=5, timeout=1) as client:
+            completion = await client.chat.completions.create(**ASK)
+
+        assert completion.choices[0].message.content == fake.calls[0].text
+        assert len(await patient.rows()) == len(fake.calls) == 1

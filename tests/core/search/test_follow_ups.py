@@ -21,7 +21,7 @@ from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.grounding.history import join_questions
 from service.core.records import Message
 from service.core.search.follow_ups import fuse_results
-from service.core.search.results import NOTHING, Hit, SearchResults
+from service.core.search.results import Hit, SearchResults
 from service.core.search.service import SearchService
 from service.core.settings import Settings
 
@@ -119,6 +119,9 @@ async def test_previous_questions_do_not_answer_for_the_last_one(
             for question in OFF_TOPIC[language]:
                 results = await search_thread(search, [thread["question"]], question)
                 assert not results.answerable, (thread["question"], question)
+
+
+NOTHING = SearchResults(items=[], answerable=False, share=0, terms=0)
 
 
 def build_results(coverages: dict[str, float], *, answerable: bool = True) -> SearchResults:

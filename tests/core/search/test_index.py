@@ -34,7 +34,7 @@ async def test_a_deleted_document_leaves_no_ghost(database: Database) -> None:
     ]
     query = parse_query("灯台 管理人 レンズ", get_tokenizer("auto"))
     counts = await database.run_blocking_read(
-        lambda connection: SearchIndex().open_snapshot(connection, query, OWN).read_statistics()
+        lambda connection: SearchIndex().open_snapshot(connection, OWN).read_statistics(query)
     )
     assert (counts.chunks, {word: n for word, n in counts.words.items() if n}) == (1, {"灯台": 1})
     assert {gram: n for gram, n in counts.grams.items() if n} == {"灯台": 1}
@@ -94,8 +94,8 @@ async def test_changes_in_any_order_leave_no_ghost(
         )
         counts = await database.run_blocking_read(
             lambda connection: service._engine._index.open_snapshot(
-                connection, query, OWN
-            ).read_statistics()
+                connection, OWN
+            ).read_statistics(query)
         )
         assert (counts.chunks, counts.words["灯台"]) == (len(stored), len(stored))
     for document_id in stored.values():
@@ -118,10 +118,10 @@ async def test_a_restored_backup_clears_the_caches(
     query = parse_query("otters lanterns", get_tokenizer("auto"))
 
     def read(connection: sa.Connection) -> tuple[list[int], list[float], str]:
-        snapshot = index.open_snapshot(connection, query, OWN)
+        snapshot = index.open_snapshot(connection, OWN)
         return (
-            list(snapshot.read_statistics().words.values()),
-            snapshot.count_terms([1]).counts[0, :2].tolist(),
+            list(snapshot.read_statistics(query).words.values()),
+            snapshot.count_terms(query, [1]).counts[0, :2].tolist(),
             snapshot.read_chunks([1])[1].text,
         )
 
@@ -136,7 +136,7 @@ async def count_word(database: Database, word: str, visibility: Visibility) -> t
     query = parse_query(word, get_tokenizer("auto"))
     statistics = await database.run_blocking_read(
         lambda connection: (
-            SearchIndex().open_snapshot(connection, query, visibility).read_statistics()
+            SearchIndex().open_snapshot(connection, visibility).read_statistics(query)
         )
     )
     return statistics.chunks, statistics.words[query.words[0]]
@@ -184,8 +184,8 @@ async def test_uploads_of_others_keep_the_caches(database: Database) -> None:
     query = parse_query("lantern", get_tokenizer("auto"))
 
     def read(connection: sa.Connection) -> tuple[int, int]:
-        snapshot = index.open_snapshot(connection, query, OWN)
-        snapshot.select_candidates(snapshot.read_statistics())
+        snapshot = index.open_snapshot(connection, OWN)
+        snapshot.select_candidates(snapshot.read_statistics(query))
         return index._postings.frequencies.size, index._postings.postings.size
 
     before = await database.run_blocking_read(read)

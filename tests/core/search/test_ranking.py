@@ -10,9 +10,11 @@ from service.core.search.ranking import (
     COMBINED_MIN,
     CollectionStatistics,
     Query,
+    RankedChunk,
     Ranking,
     Thresholds,
     fuse_scores,
+    merge_rankings,
     parse_query,
     rank_chunks,
 )
@@ -177,3 +179,37 @@ def test_the_thresholds_decide() -> None:
     assert not rank_with(share / COMBINED_MIN + 0.01, terms).answerable
     assert rank_with(share, terms / COMBINED_MIN**2 - 0.01).answerable
     assert not rank_with(share, terms / COMBINED_MIN**2 + 0.01).answerable
+
+
+def build_ranking(values: dict[int, float], *, answerable: bool, share: float) -> Ranking:
+    """Build a ranking of chunks with these values."""
+    chunks = [
+        RankedChunk(id_, value, value * 10, value, [f"of {share}"], None, {})
+        for id_, value in values.items()
+    ]
+    return Ranking(chunks=chunks, answerable=answerable, share=share, terms=1, cosine=UNSET)
+
+
+def test_a_question_within_a_prompt_decides() -> None:
+    """The most relevant question decides; chunks are ordered by both, with its numbers."""
+    whole = build_ranking({1: 0.2, 2: 0.18}, answerable=False, share=0.1)
+    question = build_ranking({2: 0.8, 3: 0.4}, answerable=True, share=0.6)
+    other = build_ranking({}, answerable=False, share=0.0)
+
+    merged = merge_rankings(whole, [question, other], 5)
+
+    assert (merged.answerable, merged.share) == (True, 0.6)
+    assert [(chunk.id, chunk.matched) for chunk in merged.chunks] == [
+        (2, ["of 0.6"]),
+        (1, ["of 0.1"]),
+        (3, ["of 0.6"]),
+    ]
+    assert [chunk.id for chunk in merge_rankings(whole, [question], 1).chunks] == [2]
+
+
+def test_a_prompt_that_is_answerable_as_a_whole_is_answered() -> None:
+    """Questions that are not answerable by themselves do not refuse it."""
+    whole = build_ranking({1: 0.5}, answerable=True, share=0.4)
+    question = build_ranking({1: 0.2}, answerable=False, share=0.5)
+
+    assert merge_rankings(whole, [question], 5).answerable

@@ -23,7 +23,7 @@ from service.core.grounding.citations import read_citations
 from service.core.grounding.extraction import quote_answer
 from service.core.grounding.prompt import build_context
 from service.core.search.ranking import parse_query
-from service.core.search.results import NOTHING, SearchResults
+from service.core.search.results import SearchResults
 from service.core.search.service import SEARCHES_AT_ONCE, SearchService
 from service.core.settings import Settings
 from service.core.text.tokenizer import get_tokenizer
@@ -294,7 +294,7 @@ async def test_any_text_is_a_query(database: Database, query: str) -> None:
     assert all("Penguins" in hit.text for hit in results.items)
     parsed = parse_query(query, get_tokenizer("auto"))
     if not (parsed.words or parsed.grams):
-        assert results == NOTHING
+        assert results == SearchResults(items=[], answerable=False, share=0, terms=0)
 
 
 @settings(
@@ -344,6 +344,34 @@ async def test_variants_rank_alike(database: Database, question: str) -> None:
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         variant = unicodedata.normalize(form, question)
         assert await search(database, variant) == await search(database, variant.upper()) == results
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        (
+            "Hello,\n\nmy colleague left last month and I took over the work. {}"
+            " I would be glad about a short answer before the meeting tomorrow.\n\nBest,\nMaria"
+        ),
+        (
+            "お世話になっております。総務部の田中です。先週から資料を準備しているのですが、見つけられません。{}"
+            "お忙しいところ恐れ入りますが、よろしくお願いいたします。"
+        ),
+    ],
+)
+async def test_an_email_is_answered_like_its_question(database: Database, mail: str) -> None:
+    """A question in an e-mail finds its passage, and one about something else is refused."""
+    await library.seed_documents(database, SETTINGS, ChunkWorkers(), user_id="u")
+    answered, refused = (
+        ("How many days of paid leave are there per year?", "How do I change a car tyre?")
+        if mail.startswith("Hello")
+        else ("有給休暇は年に何日ありますか？", "東京タワーの高さは何メートルですか？")
+    )
+    results = await search(database, mail.format(answered))
+    alone = await search(database, answered)
+    assert results.answerable
+    assert results.items[0].document_id == alone.items[0].document_id
+    assert not (await search(database, mail.format(refused))).answerable
 
 
 async def test_a_failing_database_is_unavailable(

@@ -19,17 +19,14 @@ from typing import Any
 import msgspec
 
 from service.core.search.bm25 import (
-    ChunkTerms,
     Ids,
     Numbers,
-    TermCounts,
-    count_terms,
     decode_ids,
     join_postings,
     select_best,
 )
 from service.core.search.cache import BoundedCache
-from service.core.search.ranking import Query, Term
+from service.core.search.ranking import Term
 
 FREQUENCIES_CACHED, POSTINGS_CACHED = 40_000, 1_000_000
 IDF_MIN = 1e-6
@@ -65,12 +62,10 @@ class PostingCache:
 
 
 class Fts5Postings:
-    """The posting lists of the terms of one query in some scopes. All methods block."""
+    """The posting lists of some scopes. All methods block."""
 
-    def __init__(
-        self, execute: Any, cache: PostingCache, scopes: Sequence[IndexScope], query: Query
-    ) -> None:
-        self._execute, self._cache, self._scopes, self._query = execute, cache, scopes, query
+    def __init__(self, execute: Any, cache: PostingCache, scopes: Sequence[IndexScope]) -> None:
+        self._execute, self._cache, self._scopes = execute, cache, scopes
 
     def read_frequencies(self, terms: Sequence[Term]) -> dict[Term, int]:
         """Return the number of chunks that contain each of these words and grams."""
@@ -115,10 +110,6 @@ class Fts5Postings:
         occurrences = [(decode_ids(ids), idfs[n]) for n, ids in rows]
         mean = sum(scope.terms for scope in self._scopes) / max(chunks, 1)
         return select_best(occurrences, self._read_lengths, mean, limit)
-
-    def count_terms(self, chunks: Mapping[int, ChunkTerms]) -> TermCounts:
-        """Count the terms of the query in each of these chunks."""
-        return count_terms(self._query.codes, chunks)
 
     def _build_keys(self, terms: Iterable[Term]) -> dict[Key, Term]:
         """Return the key of each term in each scope, one term after the other."""

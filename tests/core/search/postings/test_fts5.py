@@ -11,9 +11,8 @@ from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
-from service.core.search.ranking import Term, parse_query
+from service.core.search.ranking import Term
 from service.core.settings import Settings
-from service.core.text.tokenizer import get_tokenizer
 
 T = TypeVar("T")
 TEXTS = (
@@ -36,15 +35,13 @@ async def indexed(database: Database) -> Database:
 
 async def read(
     database: Database,
-    question: str,
     read_postings: Callable[[Fts5Postings], T],
     cache: PostingCache | None = None,
     *,
     users: str = "u",
     version: int | None = None,
 ) -> T:
-    """Read from the posting lists of a query in the scopes of these users."""
-    query = parse_query(question, get_tokenizer("auto"))
+    """Read from the posting lists of the scopes of these users."""
 
     def run(connection: sa.Connection) -> T:
         execute = connection.connection.cursor().execute
@@ -54,7 +51,7 @@ async def read(
         scopes = [IndexScope(*row) for row in rows]
         if version is not None:
             scopes = [msgspec.structs.replace(scope, version=version) for scope in scopes]
-        return read_postings(Fts5Postings(execute, cache or PostingCache(), scopes, query))
+        return read_postings(Fts5Postings(execute, cache or PostingCache(), scopes))
 
     return await database.run_blocking_read(run)
 
@@ -67,7 +64,7 @@ def read_harbour(postings: Fts5Postings) -> dict[Term, int]:
 async def test_frequencies_count_chunks(indexed: Database) -> None:
     """The document frequency of a term is the number of chunks that contain it, or 0."""
     terms = [("words", "lantern"), ("words", "tower"), ("words", "otter"), ("grams", "tower")]
-    frequencies = await read(indexed, "", lambda postings: postings.read_frequencies(terms))
+    frequencies = await read(indexed, lambda postings: postings.read_frequencies(terms))
 
     assert frequencies == dict(zip(terms, (3, 1, 0, 0), strict=True))
 
@@ -75,9 +72,7 @@ async def test_frequencies_count_chunks(indexed: Database) -> None:
 async def test_postings_have_the_weight_of_their_term(indexed: Database) -> None:
     """Each posting has the weight of its term, one term after the other."""
     weights = {("words", "tower"): 2.5, ("words", "lantern"): 0.5}
-    ids, repeated = await read(
-        indexed, "lantern tower", lambda postings: postings.read_weighted(weights)
-    )
+    ids, repeated = await read(indexed, lambda postings: postings.read_weighted(weights))
 
     assert list(zip(ids.tolist(), repeated.tolist(), strict=True)) == [
         (2, 2.5),
@@ -89,14 +84,10 @@ async def test_postings_have_the_weight_of_their_term(indexed: Database) -> None
 
 async def test_matches_are_ordered_by_bm25(indexed: Database) -> None:
     """More occurrences and shorter chunks come first, up to the limit."""
-    ordered = await read(
-        indexed, "lantern", lambda postings: postings.find_matches({"lantern": 3}, None)
-    )
+    ordered = await read(indexed, lambda postings: postings.find_matches({"lantern": 3}, None))
 
     assert ordered == [3, 1, 2]
-    assert await read(
-        indexed, "lantern", lambda postings: postings.find_matches({"lantern": 3}, 2)
-    ) == [
+    assert await read(indexed, lambda postings: postings.find_matches({"lantern": 3}, 2)) == [
         3,
         1,
     ]
@@ -105,9 +96,7 @@ async def test_matches_are_ordered_by_bm25(indexed: Database) -> None:
 async def test_matches_have_the_order_of_fts5(indexed: Database) -> None:
     """For one scope the order is that of FTS5's own `bm25`, with k1 = 1.2 / 2."""
     words = {"lantern": 3, "old": 2, "tower": 1}
-    matches = await read(
-        indexed, "lantern old tower", lambda postings: postings.find_matches(words, None)
-    )
+    matches = await read(indexed, lambda postings: postings.find_matches(words, None))
 
     async with indexed.read_session() as session:
         rows = await session.exec_driver_sql(
@@ -123,7 +112,6 @@ async def test_operators_are_terms(indexed: Database) -> None:
     assert (
         await read(
             indexed,
-            'lantern" OR NEAR(* ^',
             lambda postings: postings.find_matches({"or": 0, "near": 0}, None),
         )
         == []
@@ -143,7 +131,7 @@ async def test_scopes_have_their_own_postings(indexed: Database) -> None:
         ids, _ = postings.read_weighted({word: 1})
         return frequency, ids.tolist(), sorted(postings.find_matches({"lantern": frequency}, None))
 
-    results = [await read(indexed, "lantern", find, users=users) for users in ("u", "v", "uv")]
+    results = [await read(indexed, find, users=users) for users in ("u", "v", "uv")]
     assert results == [
         (3, [1, 2, 3], [1, 2, 3]),
         (1, [5], [5]),
@@ -154,7 +142,7 @@ async def test_scopes_have_their_own_postings(indexed: Database) -> None:
 async def test_frequencies_are_cached_by_version(indexed: Database) -> None:
     """Frequencies of a version of a scope come from the cache, even if the index has changed."""
     cache = PostingCache()
-    before = await read(indexed, "", read_harbour, cache, version=1)
+    before = await read(indexed, read_harbour, cache, version=1)
     await library.store_documents(
         indexed,
         Settings(_env_file=None),
@@ -163,5 +151,5 @@ async def test_frequencies_are_cached_by_version(indexed: Database) -> None:
         user_id="u",
     )
 
-    assert before == await read(indexed, "", read_harbour, cache, version=1)
-    assert before != await read(indexed, "", read_harbour, cache, version=2)
+    assert before == await read(indexed, read_harbour, cache, version=1)
+    assert before != await read(indexed, read_harbour, cache, version=2)
