@@ -6,19 +6,19 @@ from typing import Any
 import msgspec
 import uuid_utils
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _encode = msgspec.json.Encoder().encode
 
 
 def create_id(at: datetime) -> str:
     """Create a UUIDv7 (RFC 9562 §5.7) for this time; ids sort by time."""
-    return str(uuid_utils.uuid7(nanoseconds=(at - _EPOCH) // _MILLISECOND * 1_000_000))
+    return str(uuid_utils.uuid7(nanoseconds=(at - EPOCH) // _MILLISECOND * 1_000_000))
 
 
 def compute_first_id(at: datetime) -> str:
     """Return the lower bound of the ids of this millisecond and later; before 1970: of all."""
-    milliseconds = max(0, (at - _EPOCH) // _MILLISECOND)
+    milliseconds = max(0, (at - EPOCH) // _MILLISECOND)
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
 
 
@@ -26,7 +26,7 @@ def read_id_time(text: str) -> datetime | None:
     """Return the time of a UUIDv7 in milliseconds; None if it is not a canonical UUIDv7."""
     try:
         uuid = uuid_utils.UUID(text)
-        at = _EPOCH + uuid.timestamp * _MILLISECOND if uuid.version == 7 else None
+        at = EPOCH + uuid.timestamp * _MILLISECOND if uuid.version == 7 else None
     except (ValueError, OverflowError):
         return None
     return at if str(uuid) == text else None

@@ -306,6 +306,21 @@ async def test_documents_are_replaced_by_title_on_request(serve: Serve) -> None:
     assert document["title"] == "Hours"
 
 
+async def test_the_same_text_replaces_nothing(serve: Serve) -> None:
+    """An upload with `replace` of a text that is stored already changes nothing."""
+    service = await serve()
+    answers = [
+        await service.client.post(
+            "/ai/upload", params={"replace": "title"}, json={"title": "T", "text": "A text."}
+        )
+        for _ in range(2)
+    ]
+    listed = (await service.client.get("/ai/documents")).json()["items"]
+
+    assert [answer.status_code for answer in answers] == [201, 200]
+    assert [item["document_id"] for item in listed] == [answers[0].json()["document_id"]]
+
+
 async def test_the_documents_of_others_are_not_replaced(serve: Serve) -> None:
     """A source belongs to its user."""
     service = await serve(auth="keys")

@@ -65,7 +65,7 @@ class Relay:
 
 
 class CuttingRelay(Relay):
-    """Cuts the first response to each URL with `cut=K` after K bytes.
+    """Cuts the first response to each URL with `cut-K` after K bytes.
 
     One request per connection.
     """
@@ -88,7 +88,7 @@ class CuttingRelay(Relay):
             far_writer.write(
                 re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head)[:-2] + b"Connection: close\r\n\r\n"
             )
-            match = re.search(r"\bcut=(\d+)", url)
+            match = re.search(r"\bcut-(\d+)", url)
             at = int(match[1]) if match and url not in self.cuts else None
             if at is not None:
                 self.cuts[url] = at

@@ -41,7 +41,7 @@ def question(n: int) -> str:
 def stream_url(n: int, cut: int) -> str:
     """Return the URL of a stream that is cut at this byte."""
     return "/ai/stream?" + urlencode(
-        {"prompt": question(n), "grounded": "false", "key": f"key-{n}", "cut": cut}
+        {"prompt": question(n), "grounded": "false", "key": f"key-{n}-cut-{cut}"}
     )
 
 

@@ -5,16 +5,18 @@ rows and keeps their numbers; `log.apply_outcomes` keeps them erased when record
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import msgspec
 import sqlalchemy as sa
 
-from service.core.accounting.log import ERASED_VALUES, parse_cursor
+from service.core.accounting.log import ERASED_VALUES, build_cursor, parse_cursor
 from service.core.accounting.rows import ANSWER_COLUMNS, LoggedAnswer, read_answers
+from service.core.database.damaged_rows import KeyedRow, read_rows
 from service.core.database.engine import ReadSession, Session
 from service.core.database.tables import request_logs
-from service.core.encoding import utc_now
+from service.core.encoding import EPOCH, read_id_time, replace_surrogates, utc_now
 from service.core.records import Message
 
 PAGE_MAX = 100
@@ -84,6 +86,7 @@ async def list_conversations(
     )
     query = (
         sa.select(
+            _columns.seq,
             _columns.id,
             sa.func.substr(_columns.prompt, 1, TITLE_CHARACTERS_MAX).label("title"),
             _columns.user_id,
@@ -103,12 +106,26 @@ async def list_conversations(
     )
     if cursor is not None:
         query = query.where(_columns.id < parse_cursor(cursor))
-    rows = (await session.execute(query)).mappings().all()
-    items = [
-        msgspec.convert({str(key): value for key, value in row.items()}, Conversation)
-        for row in rows[:limit]
-    ]
-    return ConversationPage(items, items[-1].id if len(rows) > limit else None)
+    rows = await session.run_sync(read_rows, query, _columns.seq, _columns.id)
+    items = [_build_conversation(keyed, user_id) for keyed in rows[:limit]]
+    return ConversationPage(items, build_cursor(items[-1].id) if len(rows) > limit else None)
+
+
+def _build_conversation(keyed: KeyedRow, user_id: str) -> Conversation:
+    """A conversation from the row of its first answer; without title if that is damaged."""
+    if keyed.row is not None:
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert({str(k): v for k, v in keyed.row.items()}, Conversation)
+    conversation_id = replace_surrogates(keyed.name)
+    begun = read_id_time(conversation_id) or EPOCH
+    return Conversation(
+        id=conversation_id,
+        title="\ufffd",
+        user_id=user_id,
+        answers=1,
+        created_at=begun,
+        updated_at=begun,
+    )
 
 
 async def read_thread(
@@ -129,21 +146,26 @@ async def read_thread(
 async def read_turns(session: ReadSession, conversation_id: str, limit: int) -> list[Message]:
     """Return the messages of the last answers of a conversation, oldest first.
 
-    Answers without a text are left out.
+    Answers without a text, or whose row is damaged, are left out.
     """
     query = (
-        sa.select(_columns.messages, _columns.prompt, _columns.response)
-        .where(_belongs_to(conversation_id), _columns.response != "")
+        sa.select(_columns.seq, _columns.id, _columns.messages, _columns.prompt, _columns.response)
+        .where(_belongs_to(conversation_id))
         .order_by(_columns.id.desc())
         .limit(limit)
     )
     turns: list[Message] = []
-    for row in reversed((await session.execute(query)).all()):
-        sent = row.messages or [{"role": "user", "content": row.prompt}]
-        turns += [
-            *msgspec.convert(sent, list[Message]),
-            Message("assistant", row.response),
-        ]
+    rows = await session.run_sync(
+        read_rows, query, _columns.seq, _columns.id, condition=_columns.response != ""
+    )
+    for keyed in reversed(rows):
+        if (row := keyed.row) is not None:
+            with suppress(msgspec.ValidationError):
+                sent = row["messages"] or [{"role": "user", "content": row["prompt"]}]
+                turns += [
+                    *msgspec.convert(sent, list[Message]),
+                    Message("assistant", msgspec.convert(row["response"], str)),
+                ]
     return turns
 
 

@@ -272,13 +272,13 @@ async def read_page(
         last = (await session.execute(scanned_ids.offset(scan_max - 1).limit(1))).scalar()
         if last is not None:
             where.append(request_logs.c.id >= as_text(last))
-            end = _build_cursor(decode_name(last))
+            end = build_cursor(decode_name(last))
     query = (
         sa.select(*LISTED_COLUMNS).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
     )
     rows = await read_answers(session, query, user_id=log_filter.user_id)
     items = rows[:limit]
-    next_cursor = _build_cursor(items[-1].id) if len(rows) > limit else end
+    next_cursor = build_cursor(items[-1].id) if len(rows) > limit else end
     if next_cursor is not None and cursor is not None and next_cursor >= cursor:
         raise DamagedValue("the order of an index is wrong")
     return LogPage(items, next_cursor)
@@ -423,7 +423,7 @@ def _is_cursor(text: str) -> bool:
     return len(text) == _ID_CHARACTERS and text.isascii()
 
 
-def _build_cursor(answer_id: str) -> str:
+def build_cursor(answer_id: str) -> str:
     """The cursor after a row: its id or, if that is damaged, a text of the same length before it.
 
     There is no sound id between the two.

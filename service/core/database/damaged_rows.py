@@ -38,22 +38,34 @@ class KeyedRow(NamedTuple):
 
 
 def read_rows(
-    connection: sa.Connection, query: sa.Select[Any], key: sa.Column[int], name: sa.Column[str]
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    key: sa.Column[int],
+    name: sa.Column[str],
+    *,
+    condition: sa.ColumnElement[bool] | None = None,
 ) -> list[KeyedRow]:
     """Run a query that selects a unique key and a name, which an index contains.
 
+    `condition`: a further condition of rows, which no index contains; if there is damage, rows
+    without it count in the limit of the query, and the result may be shorter.
     Raises driver errors that are not signs of damage, and those of reading the keys.
     """
+    complete = query if condition is None else query.where(condition)
     try:
-        rows = connection.execute(query).mappings().all()
+        rows = connection.execute(complete).mappings().all()
     except (DBAPIError, DamagedValue) as error:
         _require_damage(error)
     else:
         return [KeyedRow(row[key.name], _to_name(row[name.name]), row) for row in rows]
     keys = connection.execute(query.with_only_columns(key, read_as_bytes(name))).all()
     values = list(dict.fromkeys(value for value, _ in keys))
-    readable = dict(_isolate_rows(connection, query, key, values))
-    return [KeyedRow(value, decode_name(text), readable.get(value)) for value, text in keys]
+    rows_by_key = dict(_isolate_rows(connection, complete, key, values))
+    return [
+        KeyedRow(value, decode_name(text), rows_by_key.get(value))
+        for value, text in keys
+        if value in rows_by_key or condition is None
+    ]
 
 
 async def iterate_rows(
@@ -81,8 +93,8 @@ def _to_name(value: Any) -> str:
 
 def _isolate_rows(
     connection: sa.Connection, query: sa.Select[Any], key: sa.Column[int], keys: Sequence[int]
-) -> Iterable[tuple[int, RowMapping]]:
-    """Yield the readable rows: an unreadable half is divided again."""
+) -> Iterable[tuple[int, RowMapping | None]]:
+    """Yield the rows by key, None for an unreadable one: an unreadable half is divided again."""
     if not keys:
         return
     try:
@@ -91,6 +103,7 @@ def _isolate_rows(
         _require_damage(error)
         if len(keys) == 1:
             report_damaged_row(connection, key, keys[0], describe_error(error))
+            yield keys[0], None
             return
         middle = len(keys) // 2
         for half in (keys[:middle], keys[middle:]):

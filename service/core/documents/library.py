@@ -184,9 +184,10 @@ async def _replace_documents(
         for replaced_id, tags in (await session.execute(replaced)).all():
             changes.setdefault("tags", tags)
             await _delete_in_session(session, replaced_id, sa.true())
-        change = sa.update(documents).where(documents.c.id == document_id, mine)
-        await session.execute(change.values(changes))
-        changed = True
+        if changes:
+            change = sa.update(documents).where(documents.c.id == document_id, mine)
+            await session.execute(change.values(changes))
+            changed = True
     return changed
 
 

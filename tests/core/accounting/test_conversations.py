@@ -1,6 +1,8 @@
 """Conversations in the database: pages, turns, and erasure against records that arrive later."""
 
 import itertools
+import shutil
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from service.core.database.engine import Database
 from service.core.pricing import Usage
 from service.core.records import Intent, Message, Outcome, Passage, Status, UsageSource
 from tests.core.accounting.test_journal import drop_locks, list_files, open_journal, run_recovery
+from tests.damage import change_page, find_pages, set_value
 from tests.records import build_intent, build_outcome
 from tests.rows import write
 
@@ -225,3 +228,76 @@ async def test_recovery_after_an_erasure_restores_no_texts(
         unfinished.id: "unknown",
     }
     assert all(answer.erased_at for answer in answers)
+
+
+def break_chain(file: Path, _answer_id: str) -> None:
+    """End the pages that a long prompt continues on after the first ones."""
+    page = find_pages(file, LONG[:500].encode())[3]
+    change_page(file, page, lambda data: data.__setitem__(slice(0, 4), bytes(4)))
+
+
+def make_undecodable(file: Path, answer_id: str) -> None:
+    """Store bytes as a prompt that are not UTF-8."""
+    set_value(file, answer_id, "prompt = CAST(x'ff' AS TEXT)")
+
+
+def change_type(file: Path, answer_id: str) -> None:
+    """Store a text as time, and a number as response."""
+    set_value(file, answer_id, "created_at = 'x', response = x'00ff'")
+
+
+LONG = "0123456789abcdef" * 2000
+
+
+@pytest.mark.parametrize("damage", [break_chain, make_undecodable, change_type])
+async def test_a_damaged_row_hides_no_other_conversation(
+    database: Database, tmp_path: Path, damage: Callable[[Path, str], None]
+) -> None:
+    """Lists have all conversations but erased ones, the damaged one without its title."""
+    first = sorted((begin() for _ in range(5)), key=lambda intent: intent.id)
+    first[2] = msgspec.structs.replace(first[2], prompt=LONG)
+    await write(database, [end(intent) for intent in first])
+    await erase(database, first[0].id)
+    shutil.copy(await checkpoint(database), tmp_path / "copy.db")
+    damage(tmp_path / "copy.db", first[2].id)
+    damaged = Database(f"sqlite+aiosqlite:///{tmp_path / 'copy.db'}")
+    async with damaged.read_session() as session:
+        page = await conversations.list_conversations(session, user_id="local", limit=3)
+        rest = await conversations.list_conversations(
+            session, user_id="local", limit=3, cursor=page.next_cursor
+        )
+    await damaged.close()
+
+    titles = {item.id: item.title for item in [*page.items, *rest.items]}
+    assert [*titles] == [intent.id for intent in first[:0:-1]]
+    assert titles[first[2].id] == "\ufffd"
+    assert damaged.damage
+
+
+@pytest.mark.parametrize("damage", [break_chain, make_undecodable, change_type])
+async def test_a_conversation_continues_after_a_damaged_answer(
+    database: Database, tmp_path: Path, damage: Callable[[Path, str], None]
+) -> None:
+    """The history of the next question has the other answers."""
+    first = begin()
+    second, third = continue_(first, prompt=LONG), continue_(first, prompt="Third?")
+    await write(database, [end(intent) for intent in (first, second, third)])
+    shutil.copy(await checkpoint(database), tmp_path / "copy.db")
+    damage(tmp_path / "copy.db", second.id)
+    damaged = Database(f"sqlite+aiosqlite:///{tmp_path / 'copy.db'}")
+    async with damaged.read_session() as session:
+        turns = await conversations.read_turns(session, first.id, limit=10)
+        items, _ = await conversations.read_thread(session, first.id, limit=10)
+    await damaged.close()
+
+    assert [turn.content for turn in turns if turn.role == "user"] == ["Secret?", "Third?"]
+    assert [item.id for item in items] == [first.id, second.id, third.id]
+    assert damaged.damage
+
+
+async def checkpoint(database: Database) -> Path:
+    """Move the WAL into the file, which is returned."""
+    assert database.file
+    await database.close()
+    find_pages(database.file, b"-")
+    return database.file
