@@ -87,7 +87,12 @@ GraceSeconds = Annotated[float, Field(ge=0, le=2_592_000), NUMBER]
 
 # The values of `endpoint` in log rows.
 Endpoint = Literal[
-    "/ai/test", "/ai/stream", "/ai/answers", "/v1/chat/completions", "/v1/embeddings"
+    "/ai/test",
+    "/ai/stream",
+    "/ai/answers",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "rewriting",
 ]
 
 READ_ONLY = "Not changed: accepted because `GET` returns it"

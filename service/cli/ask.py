@@ -4,7 +4,13 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from service.cli.client import Url, open_client, raise_for_problem, summarize
+from service.cli.client import (
+    Url,
+    find_last_conversation,
+    open_client,
+    raise_for_problem,
+    summarize,
+)
 from service.cli.output import Json, print_json
 from service.core.errors import KotaeError
 from service.core.settings import EXTRACTIVE
@@ -18,25 +24,31 @@ def ask(
     tag: Annotated[
         list[str] | None, typer.Option(help="Use only documents with this tag; repeatable.")
     ] = None,
+    follow_up: Annotated[
+        bool, typer.Option("--continue", "-c", help="Continue the last conversation.")
+    ] = False,
+    conversation: Annotated[
+        str | None, typer.Option(help="Id of the conversation to continue.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a running service and stream the answer to the terminal."""
-    body = {"prompt": prompt, "grounded": not free} | ({"model": model} if model else {})
-    body |= {"tags": tag} if tag else {}
-    if as_json:
-        with open_client(url) as client:
+    body: dict[str, Any] = {"prompt": prompt, "grounded": not free}
+    with open_client(url) as client:
+        if follow_up and conversation is None:
+            conversation = find_last_conversation(client)
+        options = {"model": model, "tags": tag, "conversation_id": conversation}
+        body |= {name: value for name, value in options.items() if value}
+        if as_json:
             response = client.post("/ai/test", json=body)
             raise_for_problem(response)
             print_json([response.json()])
-        return
-    with (
-        open_client(url) as client,
+            return
         # The service limits the size of events.
-        client.sse("/ai/stream", method="POST", json=body, max_event_size=None) as source,
-    ):
-        raise_for_problem(source.response)
-        for event in source:
-            _print_event(event.event, cast("dict[str, Any]", event.json()))
+        with client.sse("/ai/stream", method="POST", json=body, max_event_size=None) as source:
+            raise_for_problem(source.response)
+            for event in source:
+                _print_event(event.event, cast("dict[str, Any]", event.json()))
 
 
 def stop(

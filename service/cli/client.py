@@ -44,6 +44,14 @@ def get_json(client: httpx2.Client, path: str, **params: Any) -> Any:
     return response.json()
 
 
+def find_last_conversation(client: httpx2.Client) -> str:
+    """The id of the conversation that was started last. Raises `KotaeError` without one."""
+    items = get_json(client, "/ai/conversations", limit=1)["items"]
+    if not items:
+        raise KotaeError("there is no conversation to continue")
+    return str(items[0]["id"])
+
+
 def list_items(client: httpx2.Client, path: str, **params: Any) -> Iterator[Any]:
     """Yield the items of all pages of a list. Raises `KotaeError`."""
     cursor: str | None = ""

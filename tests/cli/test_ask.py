@@ -22,6 +22,20 @@ async def test_a_refusal_lists_the_closest_passages(tmp_path: Path) -> None:
     assert "Quoting mode: connect a model" in output
 
 
+async def test_a_conversation_is_continued(tmp_path: Path) -> None:
+    """`kotae ask --continue` asks in the last conversation; without one it fails with one line."""
+    async with serving(tmp_path, "--seed") as service:
+        arguments = ("--continue", "What about opened tea?", "--url", service.url)
+        failed = await kotae("ask", *arguments, data_dir=tmp_path)
+        first = "How many days do I have to return a product?"
+        await kotae("ask", first, "--url", service.url, data_dir=tmp_path)
+        _, output, _ = await kotae("ask", *arguments, data_dir=tmp_path)
+
+    assert (failed[0] != 0, failed[2].count("\n")) == (True, 1), failed
+    assert "no conversation" in failed[2]
+    assert "Opened tea cannot be returned" in output
+
+
 async def test_commands_send_the_api_key(tmp_path: Path) -> None:
     """`kotae ask` and `kotae logs` send KOTAE_API_KEY; without it, they print one line and fail."""
     await migrate(tmp_path)

@@ -32,6 +32,7 @@ from service.core.answering.refusals import Refusal, RefusalComposer
 from service.core.answering.registry import StreamRegistry
 from service.core.answering.replay import ReplayLookup
 from service.core.answering.retries import RetryRegistry
+from service.core.answering.rewriting import Rewriter
 from service.core.answering.streams import (
     SHUTDOWN_NOTICE,
     BufferBudget,
@@ -50,7 +51,7 @@ from service.core.fair_share import FairTurns, SharedLimit
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
 from service.core.grounding.history import join_questions, select_history
-from service.core.grounding.refusals import NEAREST_MAX
+from service.core.grounding.refusals import NEAREST_MAX, classify_prompt
 from service.core.limits import ServiceLimits
 from service.core.ports import (
     ChatCall,
@@ -185,6 +186,7 @@ class Answers:
             keep_seconds=settings.resume_seconds,
         )
         self._call_turns = FairTurns(settings.provider_calls_max, settings.user_share)
+        self._rewriter = Rewriter(recorder, prices, quota)
         self._conversations = ConversationRegistry(database, self._replay, self._registry)
         self._stopping = False
 
@@ -214,10 +216,14 @@ class Answers:
         capped = chat is not None and request.max_tokens is None
         if chat is not None and capped:
             request = self._cap_tokens(request, chat, intent)
+        rewritten = await self._rewrite_question(request, intent, history, provider)
         intent = await self._hold_quota(request, intent, messages)
         try:
             if request.grounded:
-                intent, context, refusal = await self._find_context(request, intent, history)
+                previous = "" if rewritten else join_questions(history)
+                intent, context, refusal = await self._find_context(
+                    request, intent, rewritten or intent.prompt, previous
+                )
                 request, messages = self._add_context(request, intent, context, history)
                 if request.chat is not None and capped:
                     request = self._cap_tokens(request, request.chat, intent)
@@ -527,10 +533,24 @@ class Answers:
             return usage_max.total_tokens, None
         return usage_max.total_tokens, self._compute_nano_usd(intent, usage_max)
 
+    async def _rewrite_question(
+        self, request: AnswerRequest, intent: Intent, history: list[Message], provider: Provider
+    ) -> str | None:
+        """Return a follow-up question as a complete one, if that is enabled; None if not."""
+        if not (self._settings.rewrite_questions and request.grounded and history):
+            return None
+        if provider is self._extractive or classify_prompt(intent.prompt):
+            return None
+        turn = self._call_turns.turn(intent.user_id)
+        return await self._rewriter.rewrite(intent, history, request.subjects, provider, turn)
+
     async def _find_context(
-        self, request: AnswerRequest, intent: Intent, history: list[Message]
+        self, request: AnswerRequest, intent: Intent, question: str, previous: str
     ) -> tuple[Intent, list[Passage], Refusal | None]:
-        """Return the intent with its relevance, and either the context or the refusal."""
+        """Return the intent with its relevance, and either the context or the refusal.
+
+        `question`: to search for; `previous`: the questions that it may refer to.
+        """
         user_id, within = request.sees, request.documents
         if request.tags:
             within = await list_tagged(self._database, request.tags, user_id=user_id, within=within)
@@ -539,9 +559,7 @@ class Answers:
         )
         if reply:
             return intent, [], reply
-        results = await self._search_documents(
-            request, intent.prompt, join_questions(history), within
-        )
+        results = await self._search_documents(request, question, previous, within)
         intent = msgspec.structs.replace(
             intent,
             relevance_share=results.share,

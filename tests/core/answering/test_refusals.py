@@ -205,13 +205,17 @@ async def compose(folder: Path, uploads: list[tuple[str, str]], prompt: str) -> 
 def test_uploads_of_others_do_not_change_a_refusal(
     migrated: Path, mine: list[str], others: list[str], prompt: str
 ) -> None:
-    """Text and titles of a refusal depend only on documents that the caller can see."""
+    """Text and passages of a refusal depend only on documents that the caller can see."""
 
-    def run(uploads: list[tuple[str, str]]) -> tuple[str, set[str]]:
+    def run(uploads: list[tuple[str, str]]) -> tuple[str, list[object]]:
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(migrated, Path(folder) / "kotae.db")
             refusal = asyncio.run(compose(Path(folder), uploads, prompt))
-        return refusal.text, {passage.title for passage in refusal.nearest}
+        # Ids differ between the two databases.
+        passages: list[object] = [
+            (item.n, item.title, item.text, item.sentence) for item in refusal.nearest
+        ]
+        return refusal.text, passages
 
     own = [("me", text) for text in mine]
 
