@@ -224,7 +224,7 @@ async def test_bodies_in_progress_are_bounded(serve: Serve) -> None:
     body = json.dumps({"prompt": "Why?", "grounded": False}) + " " * 300_000
     headers = {"Content-Type": "application/json"}
     with service.services.body_budget.begin_body("local") as add_bytes:
-        add_bytes(ServiceLimits().bodies_bytes_max // 2 - 200_000)
+        add_bytes(ServiceLimits().bodies_bytes_max - 200_000)
         refused = await service.client.post("/ai/test", content=body, headers=headers)
         small = await service.client.post("/ai/test", json={"prompt": "Why?", "grounded": False})
 

@@ -106,8 +106,8 @@ def test_headers_are_structured_fields() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PATCH", "/ai/documents/x", "DELETE, GET"),
-        ("PUT", "/ai/documents/x", "DELETE, GET"),
+        ("POST", "/ai/documents/x", "DELETE, GET, PATCH"),
+        ("PUT", "/ai/documents/x", "DELETE, GET, PATCH"),
         ("PUT", "/ai/stream", "GET, POST"),
         ("PATCH", "/ai/users/x/quota", "GET, PUT"),
         ("DELETE", "/ai/test", "POST"),
