@@ -11,7 +11,8 @@ import msgspec
 from service.core.text.sentences import split_sentences
 from service.core.text.tokenizer import detect_language
 
-SHORT_CHARACTERS = 40  # of a query of a few words, which asks what it names
+# A query of a few words asks what it names.
+SHORT_WORDS, SHORT_JAPANESE_CHARACTERS = 3, 12
 LONG_CHARACTERS = 200  # of a longer prompt only the question sentences are read
 
 _NUMBER = (
@@ -136,6 +137,11 @@ _ABBREVIATION_ASKED = re.compile(
     r"\bstands? for\b|\babbreviat|\bacronym|\bexpan(?:d|sion)|の略|略称|正式名|フルスペル"
 )
 _ACRONYM = re.compile(r"(?<![A-Za-z0-9])[A-Z][A-Za-z0-9]{0,3}[A-Z0-9](?![A-Za-z0-9])")
+_POLAR = re.compile(
+    r"^(?:can|may|could|do|does|did|is|are|was|were|will|would|should|must|has|have)\b"
+    r"|^(?!.*(?:何|いつ|どこ|誰|だれ|いくら|いくつ|どの|どう|どれ|どんな|なぜ)).*(?:ます|です|ません)か[?？。]?$"
+)
+_ENDS_AS_QUESTION = re.compile(r"(?:[?？]|か。?)\s*$")
 _ASKING = re.compile(
     r"[?？]|\b(?:how|what|when|where|why|who|which|can|could|should|is|are|do|does)\b.*$"
     r"|(?:か|たい|教えて(?:ください|下さい)?)[。．]?$"
@@ -145,8 +151,8 @@ _ASKING = re.compile(
 class Question(msgspec.Struct, frozen=True):
     """A question and what its answer must contain.
 
-    `answers`: patterns of its types. `is_specific`: they rarely match
-    by chance. `acronyms`: those whose expansion is asked for or would define them.
+    `answers`: patterns of its types. `is_specific`: they rarely match by chance. `is_polar`: yes or
+    no answers it. `acronyms`: those whose expansion is asked for or would define them.
     """
 
     text: str
@@ -156,14 +162,21 @@ class Question(msgspec.Struct, frozen=True):
     asks_how: bool
     asks_several: bool
     compares: bool
+    is_polar: bool
     acronyms: tuple[str, ...]
+
+    def is_answered_by(self, text: str) -> bool:
+        """Return whether a text has what the question asks for, if that can be recognized."""
+        return self.is_polar or (
+            bool(self.answers) and all(pattern.search(text) for pattern in self.answers)
+        )
 
 
 def read_question(prompt: str) -> Question:
     """Return what a prompt asks for. Of a long one, such as an e-mail, its questions are read."""
     text = _find_questions(prompt) if len(prompt) > LONG_CHARACTERS else prompt
     folded = text.lower()
-    is_short = len(text.split()) <= 3 and len(text) <= SHORT_CHARACTERS
+    is_short = _is_short(text)
     types = [answers for asks, answers in _COMPILED_TYPES if asks.search(folded)]
     specific = any(answers.pattern in _SPECIFIC for answers in types)
     expands = _ABBREVIATION_ASKED.search(folded) or is_short or "とは" in text
@@ -175,8 +188,17 @@ def read_question(prompt: str) -> Question:
         asks_how=bool(_ASKS_HOW.search(folded)),
         asks_several=bool(_SEVERAL.search(folded)),
         compares=bool(_COMPARES.search(folded)),
+        is_polar=bool(_POLAR.search(folded.strip())),
         acronyms=tuple(_ACRONYM.findall(text)) if expands else (),
     )
+
+
+def _is_short(text: str) -> bool:
+    if _ENDS_AS_QUESTION.search(text):
+        return False
+    if detect_language(text) == "ja":
+        return len(text) <= SHORT_JAPANESE_CHARACTERS
+    return len(text.split()) <= SHORT_WORDS
 
 
 def _find_questions(prompt: str) -> str:

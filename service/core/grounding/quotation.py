@@ -11,6 +11,7 @@ import re
 from service.core.grounding.candidates import (
     PassageUnits,
     QuotableUnit,
+    Term,
     clean_text,
     extract_terms,
     is_japanese,
@@ -65,7 +66,7 @@ def compose_quotation(
     code = _find_code(best, source, question)
     if code is not None:
         return _quote_code(code, best.index, source, mark)
-    first, last = _find_neighbours(best, source, decisive=decisive)
+    first, last = _find_neighbours(best, source, question, tokenizer, decisive=decisive)
     before = [source.read_text(index) for index in range(first, best.index)]
     after = [source.read_text(index) for index in range(best.index + 1, last + 1)]
     gap = "" if is_japanese(best.text) else " "
@@ -81,21 +82,39 @@ def _add_mark(text: str, mark: str) -> str:
 
 
 def _find_neighbours(
-    best: QuotableUnit, source: PassageUnits, *, decisive: bool
+    best: QuotableUnit,
+    source: PassageUnits,
+    question: Question,
+    tokenizer: Tokenizer,
+    *,
+    decisive: bool,
 ) -> tuple[int, int]:
-    """Return the first and last unit to quote: one more on each side, if they fit."""
+    """Return the first and last unit to quote: one more on each side, if they fit.
+
+    If the best has what is asked for, they must be linked to it, or share a word with it or with
+    the question.
+    """
     first = last = best.index
+    answered = question.is_answered_by(best.text)
+    context = best.own | extract_terms(question.text, tokenizer)
     size = len(best.text)
     for index in (best.index + 1, best.index - 1):
         if not 0 <= index < len(source.units) or not _belong_together(best, index, source):
             continue
         text = source.read_text(index)
-        if decisive and not _LINK.match(text if index > best.index else best.text):
+        linked = _LINK.match(text if index > best.index else best.text)
+        related = not answered or _share_words(text, context, tokenizer)
+        if not linked and (decisive or not related):
             continue
         if _WORD.search(text) and size + len(text) < QUOTE_CHARACTERS_MAX:
             first, last = min(first, index), max(last, index)
             size += len(text) + 1
     return first, last
+
+
+def _share_words(text: str, context: frozenset[Term], tokenizer: Tokenizer) -> bool:
+    """Return whether a neighbour has a word of the best sentence or of the question."""
+    return any(isinstance(term, str) for term in extract_terms(text, tokenizer) & context)
 
 
 def _belong_together(best: QuotableUnit, index: int, source: PassageUnits) -> bool:

@@ -22,10 +22,7 @@ from tests.core.providers.test_extractive import POLICY, RULES
         ("What is the e-mail address for contact?", "Write to help@shop.example. [1]"),
         ("返品は何日以内にできますか", "未開封の商品は30日以内に返品できます。[2]"),
         ("送料は誰の負担ですか？", "送料はお客様の負担です。[2]"),
-        (
-            "返品できますか？",
-            "未開封の商品は30日以内に返品できます。[2]送料はお客様の負担です。[2]",
-        ),
+        ("返品できますか？", "未開封の商品は30日以内に返品できます。[2]"),
         ("What is the capital of France?", refusal_text("en")),
         ("日本の首都はどこですか？", refusal_text("日本")),
         ("これは？", refusal_text("日本")),

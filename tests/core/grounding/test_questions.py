@@ -37,17 +37,20 @@ def test_types(prompt: str, answer: str, other: str) -> None:
         ("なぜ遅いのですか", {"asks_why", "is_specific"}),
         ("How do I install it?", {"asks_how"}),
         ("インストールの手順", {"asks_how"}),
-        ("Is A or B faster?", {"asks_several", "compares"}),
+        ("Is A or B faster?", {"asks_several", "compares", "is_polar"}),
         ("AとBの違いは？", {"asks_several", "compares"}),
         ("送料はいくらで、いつ届きますか", {"asks_several", "is_specific"}),
         ("返品は何日以内にできますか", {"is_specific"}),
         ("Where is the lift?", set()),
+        ("Can I park here?", {"is_polar"}),
+        ("駐車できますか", {"is_polar"}),
+        ("どこに駐車できますか", set()),
     ],
 )
 def test_flags(prompt: str, flags: set[str]) -> None:
     """Reasons, instructions, comparisons and several facts are recognized."""
     question = read_question(prompt)
-    names = ("asks_why", "asks_how", "asks_several", "compares", "is_specific")
+    names = ("asks_why", "asks_how", "asks_several", "compares", "is_specific", "is_polar")
     assert {name for name in names if getattr(question, name)} == flags
 
 
@@ -73,3 +76,18 @@ def test_a_long_prompt_is_read_by_its_questions() -> None:
 def test_expansions(acronym: str, text: str, expanded: bool) -> None:
     """The expansion of an acronym is beside it, or has its initials."""
     assert is_expanded(acronym, text) == expanded
+
+
+@pytest.mark.parametrize(
+    ("prompt", "defined"),
+    [
+        ("partial index", True),
+        ("時刻同期", True),
+        ("犬は歓迎されますか", False),
+        ("Really?", False),
+    ],
+)
+def test_a_few_words_ask_for_a_definition(prompt: str, defined: bool) -> None:
+    """A query as in a search box has the type of a definition; a question does not."""
+    definition = "A partial index is an index over some rows."
+    assert any(pattern.search(definition) for pattern in read_question(prompt).answers) == defined

@@ -37,6 +37,14 @@ def test_a_sentence_that_answers_alone_is_quoted_alone() -> None:
     )
 
 
+def test_unrelated_neighbours_of_an_answer_are_left_out() -> None:
+    """If the best sentence has what is asked for, neighbours must share a word with it."""
+    text = "Bikes stand below. Dogs are welcome on Fridays. Rooms are small."
+    assert quote("Can I bring my dog?", text) == "Dogs are welcome on Fridays. [1]"
+    text = "部屋は狭い。犬は金曜日に歓迎します。犬は静かに。"
+    assert quote("犬は歓迎されますか", text) == "犬は金曜日に歓迎します。[1]犬は静かに。[1]"
+
+
 def test_the_length_is_limited() -> None:
     """Neighbours that make a quotation too long are left out."""
     long = "Word " * (QUOTE_CHARACTERS_MAX // 5) + "end."
