@@ -6,9 +6,9 @@
 Clients send a steady mix to one service: plain answers, grounded answers, streams of which every
 other is aborted, pages of the log, and uploads, searches and deletions of documents. Every sample
 has the resident memory, file descriptors and threads of the service's process, and the files of its
-data directory. After the warm-up, in which larger documents fill the caches of the index, the slope
-of each is the median of the slopes between all pairs of samples (Theil and Sen), so that single
-peaks do not count.
+data directory. After the warm-up, in which larger documents and results fill the caches of the
+index, the slope of each is the median of the slopes between all pairs of samples (Theil and Sen),
+so that single peaks do not count.
 
 Exit code 1 if memory grows by more than `--megabytes-max` per hour, or one of the others by more
 than `--others-max`. The database grows with the log; its size is shown, and no criterion.
@@ -40,7 +40,8 @@ SAMPLE_SECONDS = 5.0
 SHARES = {"plain": 0.35, "grounded": 0.2, "streams": 0.25, "pages": 0.15, "documents": 0.05}
 DOCUMENTS = 20  # stored at the same time
 DOCUMENT_BYTES = 4_000
-WARMUP_BYTES = 100_000  # in the first half of the warm-up: fills the caches of the index
+# In the first half of the warm-up: larger documents and results fill the caches of the index.
+WARMUP_BYTES, WARMUP_WORDS, WARMUP_RESULTS = 100_000, 100, 50
 USERS = 50
 JSON_TYPE = {"Content-Type": "application/json"}
 
@@ -112,7 +113,7 @@ class Client(threading.Thread):
         self._documents: list[str] = []
         self._cursor = ""
         self._send: Callable[[int], None] = getattr(self, f"_send_{kind}")
-        self.document_bytes = WARMUP_BYTES
+        self.is_warming = True
 
     def run(self) -> None:
         """Send on schedule until the end; a late request does not delay the schedule by more."""
@@ -178,10 +179,14 @@ class Client(threading.Thread):
 
     def _send_documents(self, n: int) -> None:
         """Upload a document, search, and delete the oldest one."""
-        text = generate_text("en", self.document_bytes, random.Random(n)) + f"\nVersion {n}."
+        size = WARMUP_BYTES if self.is_warming else DOCUMENT_BYTES
+        text = generate_text("en", size, random.Random(n)) + f"\nVersion {n}."
         document = self._call("POST", "/ai/upload", {"title": f"document {n}", "text": text})
         self._documents.append(document["document_id"])
-        self._call("GET", f"/ai/search?q=lighthouse+{n % 400}+bell&limit=5")
+        query, limit = f"lighthouse {n % 400} bell", 5
+        if self.is_warming:
+            query, limit = " ".join(text.split()[-WARMUP_WORDS:]), WARMUP_RESULTS
+        self._call("GET", f"/ai/search?q={quote(query)}&limit={limit}")
         if len(self._documents) > DOCUMENTS:
             self._call("DELETE", f"/ai/documents/{self._documents.pop(0)}")
 
@@ -233,7 +238,7 @@ def run_soak(
             report.samples.append(take_sample(bench, folder, began))
             if now > warmup_seconds / 2:
                 for client in clients:
-                    client.document_bytes = DOCUMENT_BYTES
+                    client.is_warming = False
             if show and len(report.samples) % 12 == 1:
                 last = report.samples[-1]
                 print(f"{now / 60:5.1f} min  {last.memory:7.1f} MB", flush=True)

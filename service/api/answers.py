@@ -429,9 +429,9 @@ async def wait_output(request: Request, stream: Stream, seconds: float) -> bool:
             expire = partial(_expire, deadline)
             stream.add_output_callback(expire)
             try:
-                while not stream.has_chunks and stream.outcome is None:
-                    if (await request.receive())["type"] == "http.disconnect":
-                        return False
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+                return False
             finally:
                 stream.remove_output_callback(expire)
     return True

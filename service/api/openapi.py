@@ -90,6 +90,7 @@ _TICKET_SCHEME = {
 }
 _TAGS = {
     "answers": "Ask questions and follow answers.",
+    "openai": "The OpenAI protocol, for any of its clients.",
     "documents": "Upload, list, delete and search documents.",
     "logs": "The log: one row per answer.",
     "keys": "API keys.",

@@ -90,9 +90,17 @@ async def create_chat_completion(
         body = parse_chat_body(raw, services.settings)
     else:
         body = await anyio.to_thread.run_sync(parse_chat_body, raw, services.settings)
-    answer_request = _build_request(body, raw if key else None, request, services, principal)
+    retry_count = request.headers.get(RETRY_HEADER)
+    answer_request = _build_request(
+        body,
+        request,
+        services,
+        principal,
+        keyed_body=raw if key else None,
+        may_retry=retry_count is not None,
+    )
     with services.open_requests.hold(principal.user_id):
-        started = await _begin(request, raw, answer_request, key, services)
+        started = await _begin(request, raw, answer_request, key, retry_count, services)
         if started is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         headers = _build_headers(answer_request, started, services)
@@ -137,17 +145,19 @@ class _ChatStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait for the first chunk, then send the response."""
-        delivered = False
+        delivered, open_requests = False, self._services.open_requests
+        open_requests.add(self._user_id)  # the endpoint has just released it
         try:
             delivered = await self._send(scope, receive, send)
         finally:
+            open_requests.release(self._user_id)
             _end_reading(self._started, delivered=delivered)
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether everything was sent."""
         stream, services = self._started.stream, self._services
         limits = services.limits
-        with services.open_requests.hold(self._user_id), stream.attach_reader():
+        with stream.attach_reader():
             if not await wait_output(self._request, stream, limits.ping_seconds):
                 return False  # the client has disconnected
             if stream.error is not None and not stream.has_chunks:
@@ -166,10 +176,10 @@ async def _begin(
     raw: bytes,
     answer_request: AnswerRequest,
     key: str | None,
+    retry_count: str | None,
     services: Services,
 ) -> StartedAnswer | None:
     """Start an answer, or find the one that the client repeats; None if it has disconnected."""
-    retry_count = request.headers.get(RETRY_HEADER)
     if key is not None or retry_count is None or answer_request.principal is None:
         return await begin_while_connected(request, answer_request, key, services)
     fingerprint = compute_fingerprint(request.scope, raw, answer_request.principal)
@@ -198,9 +208,15 @@ def _end_reading(started: StartedAnswer, *, delivered: bool) -> None:
 
 
 def _build_request(
-    body: ChatBody, keyed: bytes | None, request: Request, services: Services, principal: Principal
+    body: ChatBody,
+    request: Request,
+    services: Services,
+    principal: Principal,
+    *,
+    keyed_body: bytes | None,
+    may_retry: bool,
 ) -> AnswerRequest:
-    """`keyed`: the body of a request with an idempotency key."""
+    """`keyed_body`: the body of a request with an idempotency key."""
     settings = services.settings
     endpoint = request.scope["route"].path
     return AnswerRequest(
@@ -219,8 +235,10 @@ def _build_request(
         documents=body.documents,
         history=body.history,
         chat=body.call,
-        retry_seconds=settings.retry_seconds if RETRY_HEADER in request.headers else None,
-        body_hash=hashlib.sha256(endpoint.encode() + b"\0" + keyed).hexdigest() if keyed else None,
+        retry_seconds=settings.retry_seconds if may_retry else None,
+        body_hash=None
+        if keyed_body is None
+        else hashlib.sha256(endpoint.encode() + b"\0" + keyed_body).hexdigest(),
     )
 
 

@@ -13,7 +13,6 @@ import msgspec
 
 from service.api.json_bodies import repair_surrogates
 from service.core import tokens
-from service.core.encoding import sanitize_text
 from service.core.errors import InvalidRequest
 from service.core.ports import MAX_TOKENS_FIELDS, ChatCall
 from service.core.records import Message
@@ -115,28 +114,28 @@ def parse_chat_body(raw: bytes, settings: Settings) -> ChatBody:
     """Validate a body. Raises `InvalidRequest` with the `param` that is wrong."""
     try:
         raw.decode()
-        body = _decode(raw)
+        body = _body_decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raw = repair_surrogates(raw)
         try:
-            body = _decode(raw)
+            body = _body_decoder.decode(raw)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             raise explain_decode_error(error, raw) from None
     members = _members_decoder.decode(raw)
     grounded, model = _choose_grounding(body)
     _check_combinations(body, settings, grounded=grounded)
     fields = {name: value for name, value in members.items() if name not in _OWN_FIELDS}
-    question = _find_question(body)
+    call = _build_call(body, members, fields, len(raw))
+    question = call.question
     if grounded and question is None:
         raise _reject("messages", "a grounded answer needs a message of the role user")
-    prompt = _read_text(body.messages[-1 if question is None else question])
+    prompt = call.texts[len(body.messages) - 1 if question is None else question].content
     if grounded and len(prompt) > settings.prompt_characters_max:
         raise _reject(
             "messages",
             f"the question is longer than {settings.prompt_characters_max} characters"
             " (KOTAE_PROMPT_CHARACTERS_MAX)",
         )
-    call = _build_call(body, members, fields, question, len(raw))
     return ChatBody(
         model=model,
         grounded=grounded,
@@ -154,10 +153,6 @@ def parse_chat_body(raw: bytes, settings: Settings) -> ChatBody:
     )
 
 
-def _decode(raw: bytes) -> _Body:
-    return _body_decoder.decode(raw)
-
-
 def _choose_grounding(body: _Body) -> tuple[bool, str]:
     model = body.model.removeprefix(GROUNDED_PREFIX)
     if model != body.model:
@@ -172,9 +167,9 @@ def _check_combinations(body: _Body, settings: Settings, *, grounded: bool) -> N
         raise _reject("stream_options", "is only allowed with stream: true")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise _reject("max_tokens", "must not be combined with max_completion_tokens")
-    for name in MAX_TOKENS_FIELDS:
-        if (getattr(body, name) or 0) > settings.max_tokens_max:
-            raise _reject(name, f"must be at most {settings.max_tokens_max} (KOTAE_MAX_TOKENS_MAX)")
+    if (body.max_completion_tokens or body.max_tokens or 0) > settings.max_tokens_max:
+        name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        raise _reject(name, f"must be at most {settings.max_tokens_max} (KOTAE_MAX_TOKENS_MAX)")
     if grounded and (body.n or 1) > 1:
         raise _reject("n", "must be 1 for a grounded answer")
     if body.documents is not None and not grounded:
@@ -184,26 +179,20 @@ def _check_combinations(body: _Body, settings: Settings, *, grounded: bool) -> N
             raise _reject(f"messages[{position}].content", "is required for this role")
 
 
-def _find_question(body: _Body) -> int | None:
-    """The position of the last user message."""
-    for position in range(len(body.messages) - 1, -1, -1):
-        if body.messages[position].role == "user":
-            return position
-    return None
-
-
 def _build_call(
     body: _Body,
     members: dict[str, msgspec.Raw],
     fields: dict[str, msgspec.Raw],
-    question: int | None,
     size: int,
 ) -> ChatCall:
     """`size`: of the body, the upper bound of the tokens of its texts."""
-    media = 0
+    media, question = 0, None
     texts: list[Message] = []
-    for message in body.messages:
-        texts.append(Message(message.role, sanitize_text(_read_counted_text(message))))
+    for position, message in enumerate(body.messages):
+        text = _read_text(message)
+        texts.append(Message(message.role, text.replace("\0", "\ufffd") if "\0" in text else text))
+        if message.role == "user":
+            question = position
         if isinstance(message.content, list):
             media += sum(part.type not in {"text", "refusal"} for part in message.content)
     if body.tools or "response_format" in fields:
@@ -228,14 +217,11 @@ def _build_call(
 
 
 def _read_text(message: _BodyMessage) -> str:
+    """The text of a message, with its tool calls."""
     content = message.content
     if isinstance(content, list):
-        return "\n".join(part.text for part in content if part.text)
-    return content or ""
-
-
-def _read_counted_text(message: _BodyMessage) -> str:
-    text = _read_text(message)
+        content = "\n".join(part.text for part in content if part.text)
+    text = content or ""
     for tool_call in message.tool_calls or ():
         if tool_call.function is not None:
             text += f"{tool_call.function.name or ''}{tool_call.function.arguments or ''}"

@@ -36,8 +36,13 @@ class ChatChunks:
 
     def encode_batch(self, position: int) -> tuple[bytes, int]:
         """Return the events after the chunk at a position (-1: all), and the new position."""
-        chunks = self._list_chunks()
-        position, count, out, finish = max(position, 0), len(chunks), b"", self._find_finish()
+        transcript = self._stream.transcript
+        if transcript is not None and transcript.chunks:  # the usual case
+            chunks, finish = transcript.chunks, transcript.finish_position
+        else:
+            chunks = self._build_chunks()
+            finish = len(chunks) - 1
+        position, count, out = max(0, position), len(chunks), b""
         while position < count:
             chunk = chunks[position]
             if position == finish:
@@ -47,23 +52,16 @@ class ChatChunks:
             if len(out) >= BATCH_BYTES:
                 return out, position
         if self._stream.outcome is not None and position == count:
-            out += self._encode_end(self._stream.outcome)
+            out += self._encode_end(self._stream.outcome, finished=finish is not None)
             position += 1
         return out, position
 
-    def _list_chunks(self) -> list[bytes]:
+    def _build_chunks(self) -> list[bytes]:
+        """The chunks of an answer that has none of a provider; none before its end."""
         stream = self._stream
-        if stream.transcript is not None and stream.transcript.chunks:
-            return stream.transcript.chunks
         if self._built is None and stream.outcome is not None:
             self._built = _build_chunks(stream.outcome) if stream.error is None else []
         return self._built or []
-
-    def _find_finish(self) -> int | None:
-        if self._built is not None:
-            return len(self._built) - 1
-        transcript = self._stream.transcript
-        return None if transcript is None else transcript.finish_position
 
     def _annotate(self, chunk: bytes) -> bytes:
         """Add the annotations to the delta that ends the text."""
@@ -77,7 +75,7 @@ class ChatChunks:
                 delta["annotations"] = [*(delta.get("annotations") or []), *annotations]
         return to_json(decoded)
 
-    def _encode_end(self, outcome: Outcome) -> bytes:
+    def _encode_end(self, outcome: Outcome, *, finished: bool) -> bytes:
         stream, transcript = self._stream, self._stream.transcript
         if stream.error is not None:
             problem = create_problem(stream.error, stream.intent.request_id)
@@ -86,9 +84,11 @@ class ChatChunks:
                 stream.error,
             )
             return b"data: " + to_json(event) + b"\n\n"
+        if finished and not self._include_usage:
+            return DONE
         envelope = _create_envelope(outcome, transcript, "chat.completion.chunk")
         out = b""
-        if self._find_finish() is None:  # stopped
+        if not finished:  # stopped
             choice = {"index": 0, "delta": {}, "finish_reason": _STOP}
             out += self._begin + to_json(envelope | {"choices": [choice]})[1:-1] + self._end
         if self._include_usage:

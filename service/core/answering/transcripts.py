@@ -41,7 +41,7 @@ class ChatTranscript:
         self.finish_position: int | None = None
         self.usage: dict[str, Any] | None = None
         kind = "chat.completion.chunk" if stream else "chat.completion"
-        self.envelope: dict[str, Any] = dict(zip(_DEFAULTS, (kind, created, model), strict=True))
+        self.envelope: dict[str, Any] = {"object": kind, "created": created, "model": model}
         self._stream = stream
         self._roles: set[Any] = set()  # choices whose role was sent
         self._is_text = True
@@ -148,10 +148,10 @@ class ChatTranscript:
 
 def _repair_messages(choices: list[dict[str, Any]]) -> None:
     for index, choice in enumerate(choices):
-        if choice.get("index") is None:
+        if "index" not in choice or choice["index"] is None:
             choice["index"] = index
         message = choice.get("message")
-        if isinstance(message, dict) and not message.get("role"):
+        if message and ("role" not in message or not message["role"]):
             message["role"] = "assistant"
 
 

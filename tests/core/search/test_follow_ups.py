@@ -78,6 +78,15 @@ def test_the_development_set_has_two_hundred_questions() -> None:
     assert counts == {"en": 100, "ja": 100}
 
 
+def test_the_development_set_quotes_the_samples() -> None:
+    """A paragraph is recognized by a text that a sample document contains."""
+    samples = "".join(path.read_text("utf-8") for path in library.SAMPLES.glob("*.md"))
+
+    texts = [item["text"] for thread in THREADS for item in thread["follow_ups"]]
+
+    assert [text for text in texts if text not in samples] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chunking", [{}, PARAGRAPHS], ids=["default", "paragraphs"])
 @pytest.mark.parametrize("language", ["en", "ja"])
