@@ -34,16 +34,15 @@ if TYPE_CHECKING:
         spreadsheet,
     )
 else:
-    _PACKAGE = "service.core.documents.readers"
-    delimited = LazyModule(f"{_PACKAGE}.delimited")
-    docx = LazyModule(f"{_PACKAGE}.docx")
-    epub = LazyModule(f"{_PACKAGE}.epub")
-    html = LazyModule(f"{_PACKAGE}.html")
-    json_values = LazyModule(f"{_PACKAGE}.json_values")
-    mail = LazyModule(f"{_PACKAGE}.mail")
-    pdf = LazyModule(f"{_PACKAGE}.pdf")
-    slides = LazyModule(f"{_PACKAGE}.slides")
-    spreadsheet = LazyModule(f"{_PACKAGE}.spreadsheet")
+    delimited = LazyModule("service.core.documents.readers.delimited")
+    docx = LazyModule("service.core.documents.readers.docx")
+    epub = LazyModule("service.core.documents.readers.epub")
+    html = LazyModule("service.core.documents.readers.html")
+    json_values = LazyModule("service.core.documents.readers.json_values")
+    mail = LazyModule("service.core.documents.readers.mail")
+    pdf = LazyModule("service.core.documents.readers.pdf")
+    slides = LazyModule("service.core.documents.readers.slides")
+    spreadsheet = LazyModule("service.core.documents.readers.spreadsheet")
 
 READERS: dict[Format, Callable[[], Callable[[bytes, int], Extracted]]] = {
     Format.CSV: lambda: delimited.read_delimited,
