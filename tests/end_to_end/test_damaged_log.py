@@ -23,6 +23,7 @@ from tests.process import migrate
 from tests.records import build_intent, build_outcome
 from tests.rows import write
 
+pytestmark = pytest.mark.slow  # about a hundred small services
 START = datetime(2026, 3, 1, tzinfo=UTC)
 ROWS, DAMAGED = 7, 3  # the number of rows, and the index of the damaged one
 LONG = "0123456789abcdef" * 2000  # of a row that continues on other pages

@@ -30,7 +30,14 @@ MINE += [
     "The boiler in the cellar is inspected every October by the chimney sweep.",
     "地下室のボイラーの点検は毎年十月に行われます。",
 ]
-VARIABLE = {"id", "conversation_id", "created_at", "response_time_ms", "first_token_ms", "request_id"}
+VARIABLE = {
+    "id",
+    "conversation_id",
+    "created_at",
+    "response_time_ms",
+    "first_token_ms",
+    "request_id",
+}
 SEED = 17
 STEPS = 12
 

@@ -362,6 +362,7 @@ async def test_silent_connections_are_closed(serve: Serve) -> None:
     await served.close()
 
 
+@pytest.mark.slow
 async def test_a_body_that_does_not_come_is_refused(serve: Serve) -> None:
     """A body of which no more data arrives gets 408."""
     service = await serve(http_limits=replace(LIMITS, body_seconds=0.3))
@@ -453,6 +454,7 @@ def find_connections() -> list[HttpProtocol | HttpExchange]:
     return [t for t in gc.get_objects() if isinstance(t, HttpProtocol | HttpExchange)]
 
 
+@pytest.mark.slow
 async def test_closed_connections_are_freed(service: Service) -> None:
     """No reference cycle keeps a connection and its data until a collection."""
     gc.collect()

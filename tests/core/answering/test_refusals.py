@@ -196,6 +196,7 @@ async def compose(folder: Path, uploads: list[tuple[str, str]], prompt: str) -> 
     return refusal
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=25)
 @given(
     mine=st.lists(TEXTS, max_size=3),

@@ -58,6 +58,7 @@ async def test_an_intact_database_has_no_damage(database: Database) -> None:
     assert database.damage is None
 
 
+@pytest.mark.slow
 async def test_a_failed_read_of_a_damaged_page_is_remembered(filled: Path, tmp_path: Path) -> None:
     """For bit flips in each page: a read either succeeds or reports damage."""
     pages, failures = filled.stat().st_size // 4096, 0

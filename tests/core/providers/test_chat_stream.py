@@ -237,6 +237,7 @@ def test_endless_events_without_text_are_invalid(event: bytes) -> None:
     assert isinstance(decoder.error, ProviderInvalid)
 
 
+@pytest.mark.slow
 def test_text_resets_the_limit_of_bytes_without_text() -> None:
     """A long stream with text is valid, whatever the number of events without text."""
     decoder, part = StreamDecoder(), b": ping\n\n" * 8_000

@@ -39,6 +39,7 @@ def test_a_document_without_text_is_rejected() -> None:
         read_docx(build_docx(""), BYTES_MAX)
 
 
+@pytest.mark.slow
 def test_a_large_part_is_rejected_before_it_is_parsed() -> None:
     """The parser would need many times its size."""
     noise = "".join(f"{n:x}" for n in range(PART_BYTES_MAX // 6))
