@@ -59,5 +59,6 @@ async def test_pipelined_requests_cannot_fill_memory(
     report = await attack(victim, program, key=KEY, known=known)
 
     report.check(megabytes_max=20)
-    assert report.outcome.statuses.total() <= 16 * report.outcome.opened
+    # 16 wait at a time; some are answered before the connection is closed.
+    assert report.outcome.statuses.total() <= 32 * report.outcome.opened
     assert report.outcome.closed == report.outcome.opened
