@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
@@ -461,7 +461,7 @@ async def begin_while_connected(
         return await begin_answer(answer_request, key, services)
     beginning = asyncio.create_task(begin_answer(answer_request, key, services), name="begin")
     try:
-        await _wait_done(request, beginning)
+        await wait_done(request, beginning)
         if beginning.done():
             return beginning.result()
     finally:
@@ -471,7 +471,7 @@ async def begin_while_connected(
     return None
 
 
-async def _wait_done(request: Request, task: asyncio.Task[StartedAnswer]) -> None:
+async def wait_done(request: Request, task: asyncio.Task[Any]) -> None:
     """Wait until the task is done or the client has disconnected."""
     with suppress(TimeoutError):
         async with asyncio.timeout(None) as deadline:
@@ -485,7 +485,7 @@ async def _wait_done(request: Request, task: asyncio.Task[StartedAnswer]) -> Non
                 task.remove_done_callback(expire)
 
 
-def _expire_of_task(deadline: asyncio.Timeout, _: asyncio.Task[StartedAnswer]) -> None:
+def _expire_of_task(deadline: asyncio.Timeout, _: asyncio.Task[Any]) -> None:
     _expire(deadline)
 
 

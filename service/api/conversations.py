@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from service.api import shapes
 from service.api.dependencies import AskPrincipal, ServicesDep
 from service.api.responses import json_response
-from service.api.schemas import REFUSALS, UserId, problem_schemas, schema_ref
+from service.api.schemas import REFUSALS, Cursor, UserId, problem_schemas, schema_ref
 from service.core.accounting import conversations
 from service.core.accounting.conversations import PAGE_MAX, ConversationPage, Thread
 from service.core.errors import Erased, NotFound
@@ -33,9 +33,7 @@ async def list_conversations(
     services: ServicesDep,
     principal: AskPrincipal,
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
-    cursor: Annotated[
-        str | None, Query(max_length=64, description="`next_cursor` of the previous page")
-    ] = None,
+    cursor: Cursor = None,
     user_id: Annotated[UserId | None, Query(description="The owner; for admins")] = None,
 ) -> Response:
     """The caller's conversations, without erased ones."""
@@ -65,9 +63,7 @@ async def get_conversation(
     services: ServicesDep,
     principal: AskPrincipal,
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
-    cursor: Annotated[
-        str | None, Query(max_length=64, description="`next_cursor` of the previous page")
-    ] = None,
+    cursor: Cursor = None,
 ) -> Response:
     """A conversation with its ended answers. `conversation_id` is the id of the first one."""
     await services.answers.wait_written()

@@ -14,9 +14,10 @@ from fastapi.responses import StreamingResponse
 
 from service.api import shapes
 from service.api.dependencies import LogsPrincipal, Services, ServicesDep
-from service.api.responses import json_response
+from service.api.responses import has_etag, json_response
 from service.api.schemas import (
     REFUSALS,
+    Cursor,
     Endpoint,
     ModelName,
     Moment,
@@ -53,9 +54,7 @@ async def list_logs(
     services: ServicesDep,
     principal: LogsPrincipal,
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
-    cursor: Annotated[
-        str | None, Query(max_length=64, description="`next_cursor` of the previous page")
-    ] = None,
+    cursor: Cursor = None,
     after: Annotated[
         str | None,
         Query(
@@ -133,7 +132,7 @@ def _select_user(principal: Principal, user_id: str | None) -> str | None:
 def _add_etag(response: Response, if_none_match: str) -> Response:
     tag = f'"{blake2b(response.body, digest_size=12).hexdigest()}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept"}
-    if tag in (value.strip().removeprefix("W/") for value in if_none_match.split(",")):
+    if has_etag(if_none_match, tag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return response

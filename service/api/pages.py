@@ -15,7 +15,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
 from service.api.dependencies import ServicesDep, read_credentials
-from service.api.responses import json_response
+from service.api.responses import has_etag, json_response
 from service.core.errors import Unauthorized
 
 WEB = Path(__file__).parents[1] / "web"
@@ -45,8 +45,7 @@ class StaticFile:
         headers = {"ETag": self.etag, "Cache-Control": "no-cache"}  # no-cache: use, but revalidate
         if policy is not None:
             headers["Content-Security-Policy"] = policy
-        cached = request.headers.get("if-none-match", "").split(",")
-        if self.etag in [etag.strip().removeprefix("W/") for etag in cached]:
+        if has_etag(request.headers.get("if-none-match", ""), self.etag):
             return Response(status_code=304, headers=headers)
         return Response(self.content, headers=headers, media_type=self.media_type)
 

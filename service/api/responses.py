@@ -1,10 +1,15 @@
-"""JSON responses."""
+"""JSON responses and entity tags."""
 
 from collections.abc import Mapping
 
 from fastapi import Response
 
 from service.core.encoding import to_json
+
+
+def has_etag(if_none_match: str, etag: str) -> bool:
+    """Whether the header `If-None-Match` names an entity tag; weak tags count."""
+    return etag in (value.strip().removeprefix("W/") for value in if_none_match.split(","))
 
 
 def json_response(

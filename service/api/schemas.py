@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
+from fastapi import Query
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -31,6 +32,9 @@ from service.core.records import Intent, Message, Passage
 _NO_NUL = r"^[^\x00]+$"  # PostgreSQL cannot store it
 NotBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_NO_NUL)]
+Cursor = Annotated[
+    str | None, Query(max_length=64, description="`next_cursor` of the previous page")
+]
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_NO_NUL)]
 PlanName = Annotated[
     str, StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9._-]+$")

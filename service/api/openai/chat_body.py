@@ -7,7 +7,7 @@ and content parts unchanged. Not passed on are Kotae's own `grounded` and `docum
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -24,6 +24,7 @@ DOCUMENTS_MAX = 100
 IDENTIFIER_CHARACTERS_MAX = 200
 # Upper bound of the tokens of a part that is not text, such as an image, in addition to its bytes.
 MEDIA_TOKENS_MAX = 5_000
+T = TypeVar("T")
 _OWN_FIELDS = ("model", "messages", "stream", "stream_options", "grounded", "documents")
 _PLACE = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
 _NAMED = re.compile(r"field `(\w+)`")
@@ -112,15 +113,7 @@ _messages_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 def parse_chat_body(raw: bytes, settings: Settings) -> ChatBody:
     """Validate a body. Raises `InvalidRequest` with the `param` that is wrong."""
-    try:
-        raw.decode()
-        body = _body_decoder.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raw = repair_surrogates(raw)
-        try:
-            body = _body_decoder.decode(raw)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            raise explain_decode_error(error, raw) from None
+    raw, body = decode_body(raw, _body_decoder)
     members = _members_decoder.decode(raw)
     grounded, model = _choose_grounding(body)
     _check_combinations(body, settings, grounded=grounded)
@@ -232,15 +225,28 @@ def _reject(param: str, what: str) -> InvalidRequest:
     return InvalidRequest(f"{param}: {what}", extra={"param": param})
 
 
-def explain_decode_error(error: Exception, raw: bytes = b"") -> InvalidRequest:
-    """Name the member that is wrong, and the reason. `raw`: a body with messages."""
+def decode_body(raw: bytes, decoder: msgspec.json.Decoder[T]) -> tuple[bytes, T]:
+    """Return a body with lone surrogates replaced, and decoded. Raises `InvalidRequest`."""
+    try:
+        raw.decode()
+        return raw, decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raw = repair_surrogates(raw)
+        try:
+            return raw, decoder.decode(raw)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            raise _explain_decode_error(error, raw) from None
+
+
+def _explain_decode_error(error: Exception, raw: bytes) -> InvalidRequest:
+    """Name the member that is wrong, and the reason."""
     if not isinstance(error, msgspec.ValidationError):
         return InvalidRequest(f"the body is not valid JSON: {error}"[:300], extra={"param": None})
     match = _PLACE.fullmatch(str(error))
     what, where = (match["what"], match["where"]) if match else (str(error), None)
     if named := _NAMED.search(what):
         where = f"{where}.{named[1]}" if where else named[1]
-    if raw and where and where.startswith("messages[...]"):
+    if where and where.startswith("messages[...]"):
         where = where.replace("[...]", f"[{_find_wrong_message(raw)}]", 1)
     return _reject(where, what) if where else InvalidRequest(what)
 

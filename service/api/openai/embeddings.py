@@ -1,6 +1,5 @@
 """`POST /v1/embeddings`."""
 
-import asyncio
 import base64
 from array import array
 from functools import partial
@@ -10,10 +9,10 @@ import anyio.to_thread
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from service.api.answers import CLIENT_CLOSED_REQUEST
+from service.api.answers import CLIENT_CLOSED_REQUEST, wait_done
 from service.api.dependencies import AnyQueryAskPrincipal, ServicesDep
-from service.api.json_bodies import read_body, repair_surrogates
-from service.api.openai.chat_body import Identifier, explain_decode_error
+from service.api.json_bodies import read_body
+from service.api.openai.chat_body import Identifier, decode_body
 from service.api.openai.documentation import EMBEDDINGS_BODY, EMBEDDINGS_RESPONSES
 from service.api.responses import json_response
 from service.core import tokens
@@ -58,7 +57,7 @@ async def create_embeddings(
         )
     task = services.embedding_calls.start(embedding_request)
     try:
-        await _wait_done(request, task)
+        await wait_done(request, task)
     finally:
         task.cancel()  # no effect if it is done
     if not task.done() or task.cancelled():
@@ -72,33 +71,11 @@ async def create_embeddings(
     return json_response(msgspec.Raw(encoded), headers=headers)
 
 
-async def _wait_done(request: Request, task: asyncio.Task[EmbeddingResponse]) -> None:
-    """Wait until the call has ended or the client has disconnected."""
-    disconnect = asyncio.create_task(_wait_disconnect(request))
-    try:
-        await asyncio.wait([task, disconnect], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        disconnect.cancel()
-
-
-async def _wait_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def _parse(
     raw: bytes, request: Request, principal: Principal
 ) -> tuple[_EmbeddingBody, EmbeddingRequest]:
     """Validate a body. Raises `InvalidRequest`."""
-    try:
-        raw.decode()
-        body = _body_decoder.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raw = repair_surrogates(raw)
-        try:
-            body = _body_decoder.decode(raw)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            raise explain_decode_error(error) from None
+    raw, body = decode_body(raw, _body_decoder)
     texts, count = _read_inputs(body.input)
     bound = len(raw) if texts is not None else count
     return body, EmbeddingRequest(
