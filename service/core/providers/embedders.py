@@ -50,7 +50,7 @@ class _EmbeddingUsage(msgspec.Struct):
     prompt_tokens: int
 
 
-class _EmbeddingResponse(msgspec.Struct):
+class _ProviderVectors(msgspec.Struct):
     data: list[_IndexedVector]
     usage: _EmbeddingUsage | None = None
 
@@ -73,7 +73,7 @@ class OpenAIEmbedder:
         }
         try:
             response = msgspec.json.decode(
-                await self._provider.fetch_embeddings(to_json(body)), type=_EmbeddingResponse
+                await self._provider.fetch_embeddings(to_json(body)), type=_ProviderVectors
             )
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ProviderInvalid("the provider's vectors could not be read") from error
