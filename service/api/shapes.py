@@ -26,6 +26,7 @@ class UploadResult(Struct):
     date: Date | UnsetType | None = UNSET
     source: str | UnsetType | None = UNSET
     file_hash: str | UnsetType | None = UNSET
+    original_bytes: int | UnsetType | None = UNSET
     tags: list[str] | UnsetType = UNSET
     shared: bool | UnsetType = UNSET
     created_at: datetime | UnsetType = UNSET
@@ -176,11 +177,16 @@ class Liveness(Struct):
 
 
 class Readiness(Struct):
-    """The state of the service. Further members are the counters of background workers."""
+    """The state of the service. `degraded`: background workers that are.
+
+    With an admin's credential, `database` is the error message, and further members are the
+    statistics of the queue, of answers and of each worker.
+    """
 
     status: str
     model: str
     database: str
+    degraded: list[str]
 
 
 class DeltaEvent(Struct):
