@@ -26,7 +26,7 @@ from service.core.grounding.candidates import (
 from service.core.grounding.definitions import defines_term, is_expanded
 from service.core.grounding.prompt import refusal_text
 from service.core.grounding.questions import Question, read_question, split_parts
-from service.core.grounding.quotation import compose_quotation
+from service.core.grounding.quotation import compose_quotation, format_date
 from service.core.records import Passage
 from service.core.text.blocks import BlockKind
 from service.core.text.tokenizer import Tokenizer, detect_language, get_tokenizer
@@ -89,6 +89,7 @@ def quote_answer(prompt: str, passages: Sequence[Passage], dictionary: str = "au
         decisive = len(selected) > 1 or choice.decisive
         quotations.append(
             compose_quotation(choice.best, source, choice.question, tokenizer, decisive=decisive)
+            + format_date(source.passage, prompt)
         )
     return _join_quotations(quotations) if quotations else refusal_text(prompt)
 

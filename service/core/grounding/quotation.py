@@ -8,6 +8,8 @@ citation follows the sentence that answers, and again the end.
 
 import re
 
+import msgspec
+
 from service.core.grounding.candidates import (
     PassageUnits,
     QuotableUnit,
@@ -17,6 +19,7 @@ from service.core.grounding.candidates import (
     is_japanese,
 )
 from service.core.grounding.questions import Question
+from service.core.records import Passage
 from service.core.text.blocks import LIST_MARKER, BlockKind
 from service.core.text.tokenizer import Tokenizer
 
@@ -84,6 +87,13 @@ def compose_quotation(
     if subject:
         quotation = f"{subject}{'：' if is_japanese(best.text) else ': '}{quotation}"
     return quotation + (gap + _add_mark(gap.join(after), mark) if after else "")
+
+
+def format_date(passage: Passage, question: str) -> str:
+    """Return the date of a passage in the language of the question, or an empty string."""
+    if passage.date is msgspec.UNSET:
+        return ""
+    return f"（{passage.date} 現在）" if is_japanese(question) else f" (as of {passage.date})"
 
 
 def _add_mark(text: str, mark: str) -> str:

@@ -171,6 +171,27 @@ def test_a_sentence_in_the_other_language_is_quoted_if_only_it_has_the_subject()
     )
 
 
+@pytest.mark.parametrize(
+    ("question", "text", "answer"),
+    [
+        (
+            "What does a hotel cost?",
+            "A hotel costs 70 euros.",
+            "A hotel costs 70 euros. [1] (as of 2025-03-01)",
+        ),
+        (
+            "宿泊費はいくらですか",
+            "宿泊費は9千円です。",
+            "宿泊費は9千円です。[1]（2025-03-01 現在）",
+        ),
+    ],
+)
+def test_the_date_of_a_version_is_stated(question: str, text: str, answer: str) -> None:
+    """An answer from one of several versions says as of when it holds."""
+    passage = Passage(1, "d", "d.1", "Policy", text, date="2025-03-01")
+    assert quote_answer(question, [passage]) == answer
+
+
 def test_every_part_of_a_question_is_answered() -> None:
     """Questions joined by "and" are answered one after the other, each from its passage."""
     tea = Passage(1, "d", "d.1", "Tea", "The tea costs five euros. It is green.")
