@@ -25,10 +25,11 @@ from service.core.grounding.candidates import (
 )
 from service.core.grounding.definitions import defines_term, is_expanded
 from service.core.grounding.prompt import refusal_text
-from service.core.grounding.questions import Question, read_question, split_parts
+from service.core.grounding.questions import Question, read_question
 from service.core.grounding.quotation import compose_quotation, format_date
 from service.core.records import Passage
 from service.core.text.blocks import BlockKind
+from service.core.text.question_parts import split_parts
 from service.core.text.tokenizer import Tokenizer, detect_language, get_tokenizer
 
 SENTENCES_MAX = 3  # of an answer, each with its surroundings

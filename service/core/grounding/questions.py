@@ -22,7 +22,6 @@ from service.core.text.tokenizer import detect_language
 
 # A query of a few words asks what it names.
 SHORT_WORDS, SHORT_JAPANESE_CHARACTERS = 3, 12
-PART_WORDS, PART_JAPANESE_CHARACTERS = 4, 5  # of a part of a question
 LONG_CHARACTERS = 200  # of a longer prompt only the question sentences are read
 
 _ASKS_HOW = re.compile(HOW + r"|\b(?:command|syntax)\b|書式|コマンド")
@@ -35,19 +34,6 @@ _SEVERAL = re.compile(
     r"|(?:と|、).*(?:の場所|の名前|の番号|の値段)"
 )
 _COMPARES = re.compile(_COMPARISON)
-_NOUNS_ASKED = (
-    "場所 名前 番号 理由 方法 料金 期限 期間 時間 値段 意味 種類 書式 役割 欄 値".split()  # noqa: SIM905
-)
-_NOUN_ASKED = "(?:" + "|".join(_NOUNS_ASKED) + ")"
-_NOUN_LOOKBEHIND = "|".join(f"(?<={noun})" for noun in _NOUNS_ASKED)
-# Between the parts of a question: before an interrogative, or between two nouns asked for.
-_PARTS = re.compile(
-    r"[,;]? and (?=(?:what|which|who|whose|when|where|why|how|in which|is|are|does|do|can)\b)"
-    r"|(?<=[?？])\s*(?=[^\s」』”\"）)と])"
-    rf"|(?:{_NOUN_LOOKBEHIND})と、?(?!な[るり])(?=.{{4,}}(?:{_NOUN_ASKED}|何|いつ|どこ|誰))"
-    r"|(?<=[何誰つこ]で)、(?=.{4,}(?:何|いつ|どこ|誰|いくら))",
-    re.IGNORECASE,
-)
 _ABBREVIATION_ASKED = re.compile(
     r"\bstands? for\b|\babbreviat|\bacronym|\bexpan(?:d|sion)|の略|略称|正式名|フルスペル"
 )
@@ -140,16 +126,3 @@ def _find_questions(prompt: str) -> str:
     ]
     gap = "" if detect_language(prompt) == "ja" else " "
     return gap.join(questions) or prompt
-
-
-def split_parts(text: str) -> list[str]:
-    """Return the questions that a question joins ("…, and which …?"), or [] if it is one."""
-    parts = [part.strip() for part in _PARTS.split(text) if part.strip()]
-    return parts if len(parts) > 1 and all(map(_is_complete, parts)) else []
-
-
-def _is_complete(part: str) -> bool:
-    """Return whether a part of a question has words enough to be one."""
-    if detect_language(part) == "ja":
-        return len(part) >= PART_JAPANESE_CHARACTERS
-    return len(part.split()) >= PART_WORDS

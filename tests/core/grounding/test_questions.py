@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.core.grounding.questions import LONG_CHARACTERS, read_question, split_parts
+from service.core.grounding.questions import LONG_CHARACTERS, read_question
 
 
 @pytest.mark.parametrize(
@@ -49,21 +49,3 @@ def test_a_few_words_ask_for_a_definition(prompt: str, defined: bool) -> None:
     """A query as in a search box has the type of a definition; a question does not."""
     definition = "A partial index is an index over some rows."
     assert any(pattern.search(definition) for pattern in read_question(prompt).answers) == defined
-
-
-@pytest.mark.parametrize(
-    ("question", "parts"),
-    [
-        (
-            "What is the fee, and which form do I need for it?",
-            ["What is the fee", "which form do I need for it?"],
-        ),
-        ("入口の場所と、受付の電話番号は?", ["入口の場所", "受付の電話番号は?"]),
-        ("When and where is it?", []),
-        ("Who wrote “Why?” and other books?", []),
-        ("新聞によると、塔の場所はどこですか", []),
-    ],
-)
-def test_parts(question: str, parts: list[str]) -> None:
-    """Complete questions that are joined are split, others are not."""
-    assert split_parts(question) == parts
