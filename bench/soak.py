@@ -168,16 +168,18 @@ class Client(threading.Thread):
         method: str,
         path: str,
         body: object = None,
+        headers: dict[str, str] | None = None,
         retries: int = 2,
-        **headers: str,
     ) -> Any:
         content = None if body is None else json.dumps(body)
-        self._connection.request(method, path, content, (JSON_TYPE if content else {}) | headers)
+        self._connection.request(
+            method, path, content, (headers or {}) | (JSON_TYPE if content else {})
+        )
         response = self._connection.getresponse()
         answer = response.read()
         if response.status == 503 and retries:  # on a busy machine, rows are late
             time.sleep(int(response.headers["Retry-After"]))
-            return self._call(method, path, body, retries=retries - 1, **headers)
+            return self._call(method, path, body, headers, retries - 1)
         if response.status not in GOOD:
             raise Failed(f"{response.status} {answer[:60]!r}")
         is_json = response.headers.get_content_type() == "application/json"
@@ -188,8 +190,8 @@ class Client(threading.Thread):
         return {"prompt": prompt, "grounded": grounded, "user_id": f"user {n % USERS}"}
 
     def _send_plain(self, n: int) -> None:
-        key = {"Idempotency-Key": f"soak-{n}"} if n % 2 else {}
-        self._call("POST", "/ai/test", self._build_body(n), **key)
+        key = {"Idempotency-Key": f"soak-{n}"} if n % 2 else None
+        self._call("POST", "/ai/test", self._build_body(n), key)
 
     def _send_conversations(self, n: int) -> None:
         """Continue the newest conversation; after its last answer list some, erase the oldest."""
