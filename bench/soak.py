@@ -10,10 +10,11 @@ resident memory, file descriptors and threads of the service's process, and the 
 directory.
 
 The first `WARMUP_DOCUMENTS` documents and searches are larger and fill the caches of the index;
-samples count from then on, and not before `--warmup-minutes`. The slope of each is the median of
-the slopes between all pairs of samples (Theil and Sen), so that single peaks do not count. Slopes
-are those of an hour in which the requests arrive at `--rate`: a machine that is too busy for it
-needs more time, but the growth of a request counts the same.
+samples count from then on, and not before `--warmup-minutes`. Of memory, the lowest sample of each
+minute counts: the service returns freed memory once per minute (`workers/trimming.py`). The slope
+of each is the median of the slopes between all pairs of samples (Theil and Sen), so that single
+peaks do not count. Slopes are those of an hour in which the requests arrive at `--rate`: a machine
+that is too busy for it needs more time, but the growth of a request counts the same.
 
 Exit code 1 if memory grows by more than `--megabytes-max` per hour, or one of the others by more
 than `--others-max`. The database grows with the log; its size is shown, and no criterion.
@@ -40,6 +41,7 @@ from urllib.parse import quote, urlsplit
 from bench.loop import generate_text
 from bench.processes import Cores, Failed, machine, save
 from bench.streams import Bench
+from service.workers.trimming import TRIM_SECONDS
 
 SAMPLE_SECONDS = 5.0
 SHARES = {
@@ -282,6 +284,17 @@ def compute_slope(samples: Sequence[Sample], name: str, rate: float) -> float:
     return statistics.median(slopes) * rate * 3600 if slopes else 0.0
 
 
+def select_lowest(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the sample with the least memory of each minute."""
+    minutes: dict[int, Sample] = {}
+    for sample in samples:
+        minute = int(sample.seconds // TRIM_SECONDS)
+        lowest = minutes.setdefault(minute, sample)
+        if sample.memory < lowest.memory:
+            minutes[minute] = sample
+    return list(minutes.values())
+
+
 def run_soak(
     folder: Path,
     *,
@@ -322,7 +335,8 @@ def run_soak(
     if not report.warm_seconds:
         raise Failed("the machine is too slow: the caches are not full")
     steady = [sample for sample in report.samples if sample.seconds >= report.warm_seconds]
-    for name in ("memory", "descriptors", "threads", "files"):
+    report.slopes["memory"] = compute_slope(select_lowest(steady), "memory", rate)
+    for name in ("descriptors", "threads", "files"):
         report.slopes[name] = compute_slope(steady, name, rate)
     if show:
         print(report.to_text(), flush=True)
