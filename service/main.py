@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from threading import Thread
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import anyio
 from fastapi import FastAPI
 from pydantic import SecretStr
+from starlette.types import ASGIApp
 
 from service import __version__
 from service.api import (
@@ -118,7 +119,7 @@ def create_app(
             app.state.services = services  # the server starts the shutdown before the lifespan does
             yield {"services": services}
 
-    app = FastAPI(
+    app = _Application(
         title="Kotae",
         version=__version__,
         description=DESCRIPTION,
@@ -126,6 +127,7 @@ def create_app(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # asks for each request
     )
     # In the order of their frequency: the routes of a request are searched from the first.
     for module in (
@@ -149,6 +151,17 @@ def create_app(
     app.add_middleware(RequestMiddleware, settings=settings, limits=limits, metrics=metrics)
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # the documented way to replace it
     return app
+
+
+class _Application(FastAPI):
+    """FastAPI without its layers outside of `RequestMiddleware`, which does what they do."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return the outermost layer of the application."""
+        layer: Any = super().build_middleware_stack()
+        while not isinstance(layer, RequestMiddleware):
+            layer = layer.app
+        return layer
 
 
 async def _open_services(
