@@ -12,6 +12,7 @@ If the embedder does not answer, or a chunk has no vector yet, words decide.
 from collections.abc import Sequence
 from functools import partial
 
+import msgspec
 import sqlalchemy as sa
 
 from service.core.ports import QueryVector
@@ -29,6 +30,7 @@ from service.core.search.ranking import (
     rank_chunks,
 )
 from service.core.search.results import SearchResults
+from service.core.search.spelling import apply_corrections, correct_question
 from service.core.search.vector_matrix import ChunkSimilarities
 from service.core.search.versions import order_versions
 from service.core.settings import Settings
@@ -77,6 +79,7 @@ class SearchEngine:
             share=ranking.share,
             terms=ranking.terms,
             cosine=ranking.cosine,
+            searched_for=ranking.searched_for,
         )
 
     def _rank_text(
@@ -87,11 +90,19 @@ class SearchEngine:
         if not query.words and not query.grams:
             return NO_RANKING
         statistics = snapshot.read_statistics(query)
+        searched_for: str | msgspec.UnsetType = msgspec.UNSET
+        if not all(statistics.words.values()) and (
+            corrections := correct_question(text, self._tokenizer, snapshot)
+        ):
+            text = searched_for = apply_corrections(text, corrections)
+            replaced = [correction.text for correction in corrections]
+            query = parse_query(text, self._tokenizer, replaced)
+            statistics = snapshot.read_statistics(query)
         ids = snapshot.select_candidates(statistics)
         if similarities:
             ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities)]))
         candidates = snapshot.count_terms(query, ids)
-        return rank_chunks(
+        ranking = rank_chunks(
             query,
             candidates,
             statistics,
@@ -100,6 +111,7 @@ class SearchEngine:
             cosines=similarities.get_cosines(candidates.ids) if similarities else None,
             foreign=similarities.select_foreign(candidates.ids) if similarities else frozenset(),
         )
+        return msgspec.structs.replace(ranking, searched_for=searched_for)
 
     def find_missing_words(
         self,

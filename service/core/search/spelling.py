@@ -1,0 +1,186 @@
+"""Correction of words of a question that no visible document contains.
+
+A word of five letters or more is compared with the words of the visible documents
+(`vocabulary.py`). Up to seven letters one edit is allowed, beyond that two; an edit inserts,
+deletes or replaces a letter, or exchanges two adjacent ones (F. J. Damerau, "A technique for
+computer detection and correction of spelling errors", 1964). Two words that are written as one are
+separated if they are adjacent in a document.
+
+Identifiers and numbers are never corrected. A name that is merely absent resembles some word by
+chance; therefore only typical slips are corrected in names: exchanged, doubled and omitted double
+letters (`is_slip`). So are words that begin with another letter.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from service.core.search.missing_words import Candidate, WordKind, list_candidates
+from service.core.search.ranking import Term
+from service.core.search.vocabulary import Vocabulary
+from service.core.text.tokenizer import Tokenizer, fold_text
+
+LETTERS_MIN, KATAKANA_MIN = 5, 4
+LONG_LETTERS = 8  # from this length on, two edits
+PART_LETTERS_MIN = 3  # of words written as one
+CORRECTIONS_MAX = 6  # words of a question that are looked up
+SLIP_COST = 0.9  # of an edit that is a typical slip; others cost 1
+_PART = re.compile(r"[^\W\d_]+")
+_KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]+$")
+_LATIN = re.compile("[a-z\u00df-\u024f]+$")
+
+
+class Correction(msgspec.Struct, frozen=True):
+    """A replacement of a part of a question, given by its position."""
+
+    start: int
+    end: int
+    text: str
+
+
+class Collection(Protocol):
+    """The visible chunks, as far as corrections depend on them."""
+
+    def select_absent(self, terms: Sequence[Term]) -> set[Term]: ...  # noqa: D102 - see `Snapshot`, all three
+    def read_vocabularies(self) -> Sequence[Vocabulary]: ...  # noqa: D102
+    def contains_phrase(self, words: Sequence[str]) -> bool: ...  # noqa: D102
+
+
+def correct_question(question: str, tokenizer: Tokenizer, collection: Collection) -> list[Correction]:
+    """Return the corrections of the words of a question that no visible chunk contains."""
+    words = list_correctable(list_candidates(question, tokenizer))
+    terms = {word: tokenizer.extract_terms(word).words for word, _, _ in words}
+    absent = collection.select_absent([("words", term) for word in terms for term in terms[word]])
+    unknown = [
+        (word, start, kind)
+        for word, start, kind in words
+        if terms[word] and all(("words", term) in absent for term in terms[word])
+    ]
+    if not unknown:
+        return []
+    vocabularies = collection.read_vocabularies()
+
+    def is_known(written: str) -> bool:
+        found = [("words", term) for term in tokenizer.extract_terms(written).words]
+        return bool(found) and not collection.select_absent(found)
+
+    corrections = []
+    for word, start, kind in unknown[:CORRECTIONS_MAX]:
+        text = correct_word(word, kind, vocabularies, is_known=is_known)
+        if text is None and kind is not WordKind.NAME:
+            text = _split_word(word, tokenizer, collection)
+        if text is not None:
+            corrections.append(Correction(start, start + len(word), text))
+    return corrections
+
+
+def list_correctable(candidates: Iterable[Candidate]) -> list[tuple[str, int, WordKind]]:
+    """Return the words of these candidates that may be corrected, with position and kind."""
+    words: list[tuple[str, int, WordKind]] = []
+    for candidate in sorted(candidates, key=lambda candidate: candidate.start):
+        if candidate.kind is WordKind.IDENTIFIER or any(map(str.isdigit, candidate.text)):
+            continue
+        for part in _PART.finditer(candidate.text):
+            minimum = KATAKANA_MIN if _KATAKANA.match(part[0]) else LETTERS_MIN
+            if len(part[0]) >= minimum and part[0][1:] == part[0][1:].lower():
+                words.append((part[0], candidate.start + part.start(), candidate.kind))
+    return words
+
+
+def correct_word(
+    word: str, kind: WordKind, vocabularies: Sequence[Vocabulary], *, is_known: Callable[[str], bool]
+) -> str | None:
+    """Return the word of the vocabularies that is meant, or None.
+
+    Of several the one with the fewest edits, slips counting less, then the most frequent one.
+    `is_known`: whether a visible chunk contains the word, as the search understands it.
+    """
+    folded = fold_text(word)
+    edits_max = 2 if len(folded) >= LONG_LETTERS else 1
+    found: dict[str, tuple[float, int]] = {}
+    for vocabulary in vocabularies:
+        for other, written, count in vocabulary.find_near(folded, edits_max):
+            cost = measure_edits(folded, other, edits_max)
+            if cost > edits_max or not _is_plausible(folded, other, cost, kind):
+                continue
+            found[written] = (cost, found.get(written, (0, 0))[1] + count)
+    ranked = sorted(found.items(), key=lambda item: (item[1][0], -item[1][1], item[0]))
+    return next((written for written, _ in ranked if is_known(written)), None)
+
+
+def _is_plausible(word: str, other: str, cost: float, kind: WordKind) -> bool:
+    """Return whether a word can be a slip for another, and not another word."""
+    if cost < 1:
+        return True
+    return kind is not WordKind.NAME and word[0] == other[0]
+
+
+def _split_word(word: str, tokenizer: Tokenizer, collection: Collection) -> str | None:
+    """Return the two adjacent words of a document that are written as one here, or None."""
+    folded = fold_text(word)
+    if not _LATIN.match(folded):
+        return None
+    splits = [
+        (folded[:n], folded[n:])
+        for n in range(PART_LETTERS_MIN, len(folded) - PART_LETTERS_MIN + 1)
+    ]
+    terms = {part: tokenizer.extract_terms(part).words for split in splits for part in split}
+    absent = collection.select_absent([("words", term) for part in terms for term in terms[part]])
+    for split in splits:
+        both = [term for part in split for term in terms[part]]
+        if (
+            all(terms[part] for part in split)
+            and absent.isdisjoint(("words", term) for term in both)
+            and collection.contains_phrase(both)
+        ):
+            return " ".join(split)
+    return None
+
+
+def measure_edits(word: str, other: str, edits_max: int) -> float:
+    """Return the cost of the edits between two words; more than `edits_max` if it is larger.
+
+    Optimal string alignment: no part is edited twice. An exchange of adjacent letters, and a
+    doubled or omitted double letter, cost `SLIP_COST`.
+    """
+    if abs(len(word) - len(other)) > edits_max:
+        return edits_max + 1
+    before: list[float] = []
+    row = _start_row(other)
+    for i, letter in enumerate(word, 1):
+        doubled = i > 1 and word[i - 2] == letter
+        current = [row[0] + (SLIP_COST if doubled else 1.0)]
+        for j, target in enumerate(other, 1):
+            target_doubled = j > 1 and other[j - 2] == target
+            cost = min(
+                row[j] + (SLIP_COST if doubled else 1.0),
+                current[j - 1] + (SLIP_COST if target_doubled else 1.0),
+                row[j - 1] + (letter != target),
+            )
+            if i > 1 and j > 1 and letter == other[j - 2] and word[i - 2] == target:
+                cost = min(cost, before[j - 2] + SLIP_COST * (letter != target))
+            current.append(cost)
+        if min(current) > edits_max:
+            return edits_max + 1
+        before, row = row, current
+    return row[-1]
+
+
+def _start_row(other: str) -> list[float]:
+    row = [0.0]
+    for j, target in enumerate(other):
+        row.append(row[-1] + (SLIP_COST if j and other[j - 1] == target else 1.0))
+    return row
+
+
+def apply_corrections(question: str, corrections: Sequence[Correction]) -> str:
+    """Return a question with its corrections, in compatibility form (NFKC)."""
+    text = unicodedata.normalize("NFKC", question)
+    for correction in sorted(corrections, key=lambda correction: correction.start, reverse=True):
+        replaced = text[correction.start : correction.end]
+        new = correction.text.capitalize() if replaced[:1].isupper() else correction.text
+        text = text[: correction.start] + new + text[correction.end :]
+    return text
