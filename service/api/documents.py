@@ -1,12 +1,17 @@
-"""Documents: POST /seed, listing, deletion, and GET /ai/search."""
+"""Documents: POST /seed, listing, deletion, original files, and GET /ai/search."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import (
     AdminDocumentsPrincipal,
     DocumentsPrincipal,
+    Services,
     ServicesDep,
 )
 from service.api.json_bodies import BodyRoute
@@ -20,11 +25,20 @@ from service.api.schemas import (
     problem_schemas,
     schema_ref,
 )
+from service.core.auth.principals import Principal
 from service.core.documents import library
-from service.core.documents.library import Document, DocumentFilters, DocumentPage
+from service.core.documents.library import (
+    Document,
+    DocumentFilters,
+    DocumentPage,
+    StoredOriginal,
+)
 from service.core.encoding import sanitize_text
 from service.core.errors import Forbidden, TooLarge
 from service.core.search.results import SearchResults
+
+# Whatever the file is: a browser must not show it as a page of this origin.
+ORIGINAL_TYPE = "application/octet-stream"
 
 router = APIRouter(tags=["documents"], route_class=BodyRoute)
 
@@ -84,6 +98,59 @@ async def get_document(
         return json_response(
             await library.get_document(session, document_id, user_id=principal.visible_user_id)
         )
+
+
+@router.get(
+    "/ai/documents/{document_id}/original",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "The uploaded file, byte for byte",
+            "content": {ORIGINAL_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **REFUSALS,
+        **problem_schemas(_404="`not_found`: also if the file is not stored"),
+    },
+)
+async def get_original(
+    document_id: str, services: ServicesDep, principal: DocumentsPrincipal
+) -> Response:
+    """The file that a document was uploaded as, as a download."""
+    original = await library.find_original(
+        services.database, document_id, user_id=principal.visible_user_id
+    )
+    return StreamingResponse(
+        _read_while_valid(services, principal, original),
+        headers={
+            "Content-Disposition": format_disposition(original.name),
+            "Content-Length": str(original.size),
+            "Content-Security-Policy": "default-src 'none'; sandbox",
+            "X-Content-Type-Options": "nosniff",
+        },
+        media_type=ORIGINAL_TYPE,
+    )
+
+
+async def _read_while_valid(
+    services: Services, principal: Principal, original: StoredOriginal
+) -> AsyncGenerator[bytes]:
+    """The parts of a file; they end when the credential is revoked or expires."""
+    async with aclosing(library.read_original(services.database, original)) as parts:
+        async for part in parts:
+            await services.authenticator.require_valid(principal)
+            yield part
+
+
+def format_disposition(name: str) -> str:
+    """The header `Content-Disposition` of a download (RFC 6266).
+
+    `filename` is for clients that do not know `filename*` (RFC 8187).
+    """
+    plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
+    parts = [f'attachment; filename="{plain or "document"}"']
+    if plain != name:
+        parts.append(f"filename*=UTF-8''{quote(name, safe='')}")
+    return "; ".join(parts)
 
 
 @router.patch(

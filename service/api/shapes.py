@@ -26,6 +26,7 @@ class UploadResult(Struct):
     date: Date | UnsetType | None = UNSET
     source: str | UnsetType | None = UNSET
     file_hash: str | UnsetType | None = UNSET
+    original_bytes: int | UnsetType | None = UNSET
     tags: list[str] | UnsetType = UNSET
     shared: bool | UnsetType = UNSET
     created_at: datetime | UnsetType = UNSET

@@ -3,8 +3,8 @@
 Without `partial` all documents of an upload are stored, or none; with it, each file has a result.
 """
 
+import functools
 import hashlib
-import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import zip_longest
@@ -32,6 +32,7 @@ from service.core.documents.library import (
     Document,
     FileReader,
     NewDocument,
+    Original,
     open_archive,
 )
 from service.core.encoding import sanitize_text
@@ -75,11 +76,15 @@ _UPLOAD_BODY = {
 
 
 class NamedFile(msgspec.Struct, frozen=True):
-    """A file of an upload: its position, its name with its path in an archive, and its content."""
+    """A file of an upload: its position, its name with its path in an archive, and its content.
+
+    `reopen` returns the content again, so that files in archives need not be kept in memory.
+    """
 
     index: int
     name: str
     content: BinaryIO
+    reopen: Callable[[], BinaryIO]
     source: str | None
 
 
@@ -90,6 +95,7 @@ class UploadOptions(msgspec.Struct, frozen=True):
     partial: bool
     tags: list[str]
     replace_titles: bool
+    keep_originals: bool
 
 
 @router.post(
@@ -128,7 +134,13 @@ async def upload_documents(
     """
     if shared and not principal.is_admin:
         raise Forbidden("sharing documents requires an admin")
-    options = UploadOptions(shared, partial, tags or [], replace == "title")
+    options = UploadOptions(
+        shared,
+        partial,
+        tags or [],
+        replace_titles=replace == "title",
+        keep_originals=services.settings.originals_bytes_max > 0,
+    )
     user_id = principal.user_id
     with services.uploads.hold(user_id), services.upload_budget.begin_body(user_id) as add_bytes:
         counted = Request(request.scope, _count_bytes(request.receive, add_bytes))
@@ -243,7 +255,15 @@ async def _open_form(request: Request, files_max: int) -> AsyncIterator[list[Nam
 
 def _name_file(index: int, upload: UploadFile, source: str | None) -> NamedFile:
     name = (upload.filename or "").replace("\\", "/").rpartition("/")[2]
-    return NamedFile(index, name, upload.file, source and sanitize_text(source))
+    file = upload.file
+    return NamedFile(
+        index, name, file, functools.partial(_rewind, file), source and sanitize_text(source)
+    )
+
+
+def _rewind(file: BinaryIO) -> BinaryIO:
+    file.seek(0)
+    return file
 
 
 async def _read_documents(
@@ -261,9 +281,10 @@ async def _read_documents(
                 yield whole, await _read_document(whole, reader, options)
                 continue
             for path, entry in budget.list_files(archive):
-                content = io.BytesIO(await anyio.to_thread.run_sync(archive.read_entry, entry))
+                reopen = functools.partial(archive.open_entry, entry)
+                content = await anyio.to_thread.run_sync(reopen)
                 source = whole.source and f"{whole.source}/{path}"[:SOURCE_CHARACTERS_MAX]
-                file = NamedFile(whole.index, f"{whole.name}/{path}", content, source)
+                file = NamedFile(whole.index, f"{whole.name}/{path}", content, reopen, source)
                 yield file, await _read_document(file, reader, options)
         except KotaeError as error:
             yield whole, error
@@ -277,6 +298,7 @@ async def _read_document(
         extracted = await reader.read_file(file.content, name)
     except KotaeError as error:
         return error
+    file_hash, size = await anyio.to_thread.run_sync(_hash_file, file.content)
     return NewDocument(
         title=extracted.title or name,
         text=extracted.text,
@@ -285,17 +307,19 @@ async def _read_document(
         date=extracted.date,
         has_pages=extracted.has_pages,
         source=file.source,
-        file_hash=await anyio.to_thread.run_sync(_hash_file, file.content),
+        file_hash=file_hash,
         tags=options.tags,
+        original=Original(name, size, file_hash, file.reopen) if options.keep_originals else None,
     )
 
 
-def _hash_file(file: BinaryIO) -> str:
+def _hash_file(file: BinaryIO) -> tuple[str, int]:
+    """The SHA-256 and the size of a file."""
     file.seek(0)
     digest = hashlib.sha256()
     while part := file.read(HASHED_BYTES):
         digest.update(part)
-    return digest.hexdigest()
+    return digest.hexdigest(), file.tell()
 
 
 def _count_bytes(receive: Receive, add_bytes: Callable[[int], None]) -> Receive:

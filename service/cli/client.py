@@ -1,7 +1,9 @@
 """HTTP client of the commands that talk to a running service."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeAlias
+from urllib.parse import unquote
 
 import httpx2
 import typer
@@ -84,6 +86,14 @@ def fetch_url(url: str, *, bytes_max: int = FETCHED_BYTES_MAX) -> tuple[bytes, s
             return bytes(content), media_type
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise KotaeError(f"cannot be fetched: {error}") from error
+
+
+def read_file_name(disposition: str) -> str:
+    """The file name in the `Content-Disposition` that the service sends for originals."""
+    if match := re.search(r"filename\*=UTF-8''(\S+)", disposition):
+        return unquote(match[1])
+    match = re.search(r'filename="([^"]*)"', disposition)
+    return match[1] if match else ""
 
 
 def raise_for_problem(response: httpx2.Response) -> None:

@@ -3,17 +3,25 @@
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from service.cli.client import Url, get_json, list_items, open_client, raise_for_problem
+from service.cli.client import (
+    Client,
+    Url,
+    get_json,
+    list_items,
+    open_client,
+    raise_for_problem,
+    read_file_name,
+)
 from service.cli.output import Json, print_highlighted, print_json, print_table
 
 Tag = Annotated[
     list[str] | None, typer.Option("--tag", help="Only documents with one of these tags.")
 ]
-NAME_CHARACTERS_MAX = 100
+STEM_BYTES_MAX, SUFFIX_CHARACTERS_MAX = 150, 20  # file systems allow names of 255 bytes
 _NOT_IN_NAME = re.compile(r"[^\w .,()+=@\[\]-]+")
 
 
@@ -91,17 +99,23 @@ def export(
     url: Url = None,
     tag: Tag = None,
     mine: Annotated[bool, typer.Option("--mine", help="Without those shared by others.")] = False,
+    originals: Annotated[
+        bool, typer.Option("--originals", help="Write uploaded files where they are stored.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the texts of documents to files, or as JSON to standard output."""
-    if folder is None and not as_json:
-        raise typer.BadParameter("a directory or --json is required")
+    if folder is None and (originals or not as_json):
+        raise typer.BadParameter(f"a directory{'' if originals else ' or --json'} is required")
     with open_client(url) as client:
         count = 0
         for item in list_items(client, "/ai/documents", mine=mine, tag=tag or []):
             document = get_json(client, f"/ai/documents/{item['document_id']}")
             if folder is not None:
-                _write_text(folder, document)
+                if originals and item["original_bytes"] is not None:
+                    _write_original(folder, client, document)
+                else:
+                    _write_text(folder, document)
             if as_json:
                 print_json([document])
             count += 1
@@ -111,16 +125,37 @@ def export(
 
 def _write_text(folder: Path, document: dict[str, Any]) -> None:
     """Write a text to a new file, named by its title."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = _NOT_IN_NAME.sub("_", document["title"])[:NAME_CHARACTERS_MAX].strip(". ") or "document"
+    name = _clean_name(document["title"])
     name = name if name.lower().endswith((".md", ".txt")) else f"{name}.md"
-    path, number = folder / name, 2
+    with _create_file(folder, name) as file:
+        file.write(document["text"].encode())
+
+
+def _write_original(folder: Path, client: Client, document: dict[str, Any]) -> None:
+    """Write an uploaded file to a new file of its name. Raises `KotaeError`."""
+    with client.stream("GET", f"/ai/documents/{document['document_id']}/original") as response:
+        raise_for_problem(response)
+        name = read_file_name(response.headers["content-disposition"])
+        with _create_file(folder, _clean_name(name)) as file:
+            for part in response.iter_bytes():
+                file.write(part)
+
+
+def _clean_name(name: str) -> str:
+    """A name without characters that have a meaning in paths or shells; its type is kept."""
+    path = Path(_NOT_IN_NAME.sub("_", name).strip(". ") or "document")
+    suffix = path.suffix if len(path.suffix) <= SUFFIX_CHARACTERS_MAX else ""
+    stem = path.name.removesuffix(suffix).encode()[:STEM_BYTES_MAX].decode(errors="ignore")
+    return f"{stem.rstrip('. ')}{suffix}"
+
+
+def _create_file(folder: Path, name: str) -> BinaryIO:
+    """Create a file in a directory, with a number in its name if there is one of this name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first, number = folder / name, 2
+    path = first
     while True:
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(document["text"])
+            return path.open("xb")
         except FileExistsError:
-            stem, _, suffix = name.rpartition(".")
-            path, number = folder / f"{stem} ({number}).{suffix}", number + 1
-        else:
-            return
+            path, number = first.with_stem(f"{first.stem} ({number})"), number + 1

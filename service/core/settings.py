@@ -348,6 +348,13 @@ class Settings(BaseSettings):
         description="Maximum number of stored documents. With KOTAE_AUTH=keys, one user can have "
         "half of it.",
     )
+    originals_bytes_max: int = Field(
+        0,
+        ge=0,
+        description="Maximum total size of the uploaded files that are kept beside their texts, "
+        "in bytes; they can be downloaded. 0: only the texts are kept. With KOTAE_AUTH=keys, one "
+        "user can have half of it.",
+    )
     chunk_characters: int = Field(
         700,
         ge=50,

@@ -1,7 +1,7 @@
 // The drawer with the text of a document, opened at the sentence that supports an answer.
 
 import { createMarkdown } from "./markdown.js";
-import { fetchDocument } from "./service.js";
+import { fetchDocument, originalUrl } from "./service.js";
 import { languageOf, say } from "./text.js";
 import { describe } from "./uploads.js";
 
@@ -15,6 +15,7 @@ const $ = (id) => document.getElementById(id);
 export async function openDocument(id, { passage = "", sentence = "" } = {}) {
   const drawer = $("drawer");
   drawer.querySelector("h2").textContent = "";
+  drawer.querySelector(".original").hidden = true;
   say(drawer.querySelector(".meta"), "opening");
   drawer.querySelector(".body").replaceChildren();
   if (!drawer.open) drawer.showModal();
@@ -42,6 +43,7 @@ function fill(drawer, item, passage, sentence) {
   heading.textContent = item.title;
   heading.lang = languageOf(item.title);
   say(drawer.querySelector(".meta"), "document_meta", { characters: item.characters, chunks: item.chunks, date: item.created_at });
+  if (item.original_bytes !== null) showOriginal(drawer.querySelector(".original"), item);
   const body = drawer.querySelector(".body");
   body.lang = languageOf(item.text.slice(0, 1000));
   const text = item.text.replace(/[\uE000\uE001]/g, "");
@@ -49,6 +51,13 @@ function fill(drawer, item, passage, sentence) {
   const from = text.length > CHARACTERS_MAX ? Math.max(0, start - BEFORE) : 0;
   showText(body, item, text, { from, start, end });
   body.querySelector("mark")?.scrollIntoView({ block: "center" });
+}
+
+// The service sends the file as an attachment, so that the browser does not open it as a page.
+function showOriginal(line, item) {
+  line.firstElementChild.href = originalUrl(item.document_id);
+  say(line.firstElementChild, "download_original", { size: item.original_bytes });
+  line.hidden = false;
 }
 
 // The sentence is marked by two private characters, which survive the rendering.

@@ -60,6 +60,7 @@ export const TEXTS = {
     opening: "Opening…",
     open_document: "Open the document",
     document_meta: "{characters} characters in {chunks} passages, added {date}",
+    download_original: "Download original ({size})",
     document_gone: "This document no longer exists, or is not yours.",
     follow_up: "Follow-up to “{title}”",
     follow_up_hint: "Ask a follow-up…",
@@ -201,6 +202,7 @@ export const TEXTS = {
     opening: "開いています…",
     open_document: "文書を開く",
     document_meta: "{characters} 文字・{chunks} 区切り・{date} 追加",
+    download_original: "元のファイルをダウンロード（{size}）",
     document_gone: "この文書は削除されたか、閲覧できません。",
     follow_up: "「{title}」の続き",
     follow_up_hint: "続けて質問…",
@@ -312,9 +314,19 @@ export const language = () => current;
 export function words(key, values = {}) {
   const shown = (gap, value) => {
     if (gap === "date") return formatDate(new Date(value));
+    if (gap === "size") return formatSize(value);
     return typeof value === "number" ? value.toLocaleString(current) : value;
   };
   return TEXTS[current][key].replace(/\{(\w+)\}/g, (_, gap) => shown(gap, values[gap]));
+}
+
+// In decimal units, with one digit after the point below ten.
+function formatSize(bytes) {
+  const units = ["byte", "kilobyte", "megabyte", "gigabyte"];
+  const power = Math.min(Math.floor(Math.log10(Math.max(bytes, 1)) / 3), units.length - 1);
+  const options = { style: "unit", unit: units[power], unitDisplay: power ? "short" : "long" };
+  const value = bytes / 1000 ** power;
+  return value.toLocaleString(current, { ...options, maximumFractionDigits: value < 10 ? 1 : 0 });
 }
 
 // Dates of other years have the year.

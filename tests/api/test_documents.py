@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from service.api.documents import format_disposition
 from service.core.auth.principals import Role
 from service.core.limits import ServiceLimits
 from tests.access import client, make_key
 from tests.conftest import Serve, Service
+from tests.fakes.files import build_zip
 from tests.problems import is_problem
 
 
@@ -185,3 +187,76 @@ async def test_tags_of_others_change_nothing(serve: Serve) -> None:
 
     assert [item["title"] for item in listed] == ["The kettle of Alice."]
     assert [hit["text"] for hit in hits] == ["The kettle of Alice."]
+
+
+async def test_an_original_is_a_download_of_the_same_bytes(serve: Serve) -> None:
+    """As an attachment with its name, never as a page, whatever the file contains."""
+    service = await serve(originals_bytes_max=1_000_000)
+    content = b"<html><body><script>alert(1)</script><p>The kettle is red.</p></body></html>"
+    name = '料金"表.html'
+    upload = await service.client.post("/ai/upload", files={"files": (name, content)})
+    document = upload.json()
+    response = await service.client.get(f"/ai/documents/{document['document_id']}/original")
+
+    assert document["original_bytes"] == len(content)
+    assert response.content == content
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["content-length"] == str(len(content))
+    assert "sandbox" in response.headers["content-security-policy"]
+    assert response.headers["content-disposition"].startswith('attachment; filename="')
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a b.pdf", 'attachment; filename="a b.pdf"'),
+        ("", 'attachment; filename="document"'),
+        ('a"\\%.txt', "attachment; filename=\"a___.txt\"; filename*=UTF-8''a%22%5C%25.txt"),
+        ("表.pdf", "attachment; filename=\"_.pdf\"; filename*=UTF-8''%E8%A1%A8.pdf"),
+        ("a\r\nb", "attachment; filename=\"a__b\"; filename*=UTF-8''a%0D%0Ab"),
+    ],
+)
+def test_names_of_downloads_are_encoded(name: str, expected: str) -> None:
+    """As in RFC 6266: ASCII in quotes, and the exact name in UTF-8 where it differs."""
+    assert format_disposition(name) == expected
+
+
+async def test_originals_of_archives_are_the_files_in_them(serve: Serve) -> None:
+    """Each document has the file that it was read from."""
+    service = await serve(originals_bytes_max=1_000_000)
+    archive = build_zip({"deep/a.txt": b"A kettle.", "b.md": b"# A teapot"})
+    result = await service.client.post("/ai/upload", files={"files": ("all.zip", archive)})
+    contents = [
+        (await service.client.get(f"/ai/documents/{item['document_id']}/original")).content
+        for item in result.json()["items"]
+    ]
+
+    assert contents == [b"A kettle.", b"# A teapot"]
+
+
+async def test_originals_are_not_kept_by_default(serve: Serve) -> None:
+    """Nor of texts as JSON: there is no file."""
+    service = await serve()
+    upload = await service.client.post("/ai/upload", files={"files": ("a.txt", b"A kettle.")})
+    document = upload.json()
+
+    assert document["original_bytes"] is None
+    path = f"/ai/documents/{document['document_id']}/original"
+    is_problem(await service.client.get(path), 404, "not_found")
+
+
+async def test_originals_of_others_are_not_found(serve: Serve) -> None:
+    """Like documents that do not exist."""
+    service = await serve(auth="keys", originals_bytes_max=1_000_000)
+    async with (
+        client(service, await make_key(service, "alice")) as alice,
+        client(service, await make_key(service, "bob")) as bob,
+    ):
+        upload = await alice.post("/ai/upload", files={"files": ("a.txt", b"A kettle.")})
+        path = f"/ai/documents/{upload.json()['document_id']}/original"
+        assert (await alice.get(path)).content == b"A kettle."
+        foreign, absent = await bob.get(path), await bob.get("/ai/documents/x/original")
+
+    is_problem(foreign, 404, "not_found")
+    assert foreign.json()["detail"] == absent.json()["detail"]

@@ -11,7 +11,7 @@ from playwright.async_api import Page, Route, expect
 
 from tests.browser.conftest import Open, Visit
 from tests.browser.test_page import ENGLISH, PASSAGE, delta, done, script_streams, start
-from tests.conftest import Service
+from tests.conftest import Serve, Service
 from tests.fakes.files import build_pdf
 
 pytestmark = pytest.mark.slow
@@ -336,6 +336,28 @@ async def test_document_that_is_gone_is_named_so(open_page: Open, service: Servi
     await visit.page.click("#current .cite")
     await visit.page.click("#current .open-document")
     await expect(visit.page.locator("#drawer .meta")).to_contain_text("no longer exists")
+
+
+async def test_original_is_downloaded(open_page: Open, serve: Serve) -> None:
+    """The drawer offers the uploaded file with its size; without one it offers nothing."""
+    service = await serve(originals_bytes_max=1_000_000)
+    content = b"<h1>Kettles</h1><p>A kettle is red.</p>" * 100
+    files = {"files": ("Kettles <1>.html", content)}
+    assert (await service.client.post("/ai/upload", files=files)).status_code == 201
+    await upload(service, ["Text"])
+    visit = await open_page(service.url)
+    link = visit.page.locator("#drawer .original a")
+    await visit.page.get_by_role("link", name="Text").click()
+    await expect(visit.page.locator("#drawer .body")).to_contain_text("document 1")
+    await expect(link).to_be_hidden()
+    await visit.page.keyboard.press("Escape")
+
+    await visit.page.locator(f"{ROWS} .title").nth(1).click()
+    await expect(link).to_have_text("Download original (3.9 kB)")
+    async with visit.page.expect_download() as downloading:
+        await link.click()
+    download = await downloading.value
+    assert await asyncio.to_thread((await download.path()).read_bytes) == content
 
 
 async def test_examples_depend_on_the_documents(open_page: Open, service: Service) -> None:

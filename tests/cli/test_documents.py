@@ -78,6 +78,33 @@ async def test_documents_are_exported_to_new_files(serve: Serve, tmp_path: Path)
     assert [path.name for path in tmp_path.glob("*.md")] == []
 
 
+async def test_originals_are_exported_with_their_names(serve: Serve, tmp_path: Path) -> None:
+    """Byte for byte, and the text of a document without a file."""
+    service = await serve(originals_bytes_max=1_000_000)
+    for number in (1, 2):
+        files = {"files": ("表 1.txt", f"Kettle {number}.".encode("utf-16"))}
+        await service.client.post("/ai/upload", files=files)
+    await service.client.post("/ai/upload", json={"title": "Pans", "text": "Pans are blue."})
+    folder = tmp_path / "out"
+    await command("export", str(folder), "--originals", "--url", service.url)
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "表 1.txt": "Kettle 2.".encode("utf-16"),
+        "表 1 (2).txt": "Kettle 1.".encode("utf-16"),
+        "Pans.md": b"Pans are blue.",
+    }
+    assert (await run("export", "--originals", "--json", "--url", service.url))[0] == 2
+
+
+async def test_long_japanese_titles_are_cut_at_a_character(serve: Serve, tmp_path: Path) -> None:
+    """File systems limit names in bytes."""
+    service = await serve()
+    await service.client.post("/ai/upload", json={"title": "あ" * 300, "text": "Pans are blue."})
+    await command("export", str(tmp_path / "out"), "--url", service.url)
+
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["あ" * 50 + ".md"]
+
+
 async def test_documents_are_exported_as_json(serve: Serve) -> None:
     """With their texts."""
     service = await start(serve)

@@ -59,6 +59,7 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("POST", "/seed"): (ADMIN, Scope.DOCUMENTS),
     ("GET", "/ai/documents"): (USER, Scope.DOCUMENTS),
     ("GET", "/ai/documents/{document_id}"): (USER, Scope.DOCUMENTS),
+    ("GET", "/ai/documents/{document_id}/original"): (USER, Scope.DOCUMENTS),
     ("DELETE", "/ai/documents/{document_id}"): (USER, Scope.DOCUMENTS),
     ("PATCH", "/ai/documents/{document_id}"): (USER, Scope.DOCUMENTS),
     ("GET", "/ai/search"): (USER, Scope.DOCUMENTS),

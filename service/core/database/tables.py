@@ -251,8 +251,27 @@ documents = Table(
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
     Column("indexed_by", String(200), nullable=False, server_default=""),
+    Column("file_name", String(200)),  # of the file in `original_parts`
+    Column("original_bytes", Integer),  # its size; None: it is not stored
     UniqueConstraint("user_id", "content_hash"),
     Index(None, "user_id", "source"),
+)
+Index(
+    "ix_documents_user_id_original_bytes",
+    documents.c.user_id,
+    documents.c.original_bytes,
+    sqlite_where=documents.c.original_bytes.is_not(None),
+)
+
+# The uploaded files of documents (`documents/originals.py`).
+original_parts = Table(
+    "original_parts",
+    metadata,
+    Column(
+        "document_id", String(36), ForeignKey("documents.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("n", Integer, primary_key=True),  # 0, 1, …
+    Column("content", LargeBinary, nullable=False),
 )
 
 chunks = Table(

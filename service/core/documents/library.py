@@ -27,6 +27,13 @@ from service.core.documents.archives import ArchiveBudget, open_archive
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.chunker import ChunkRow, hash_text
 from service.core.documents.file_readers import FileReader, FileReaders
+from service.core.documents.originals import (
+    Original,
+    StoredOriginal,
+    find_original,
+    read_original,
+    store_originals,
+)
 from service.core.documents.readers.extracted import Format
 from service.core.documents.tags import decode_tags, encode_tags, has_tag
 from service.core.encoding import create_id, sanitize_text, to_json, utc_now
@@ -49,7 +56,10 @@ __all__ = [
     "FileReader",
     "FileReaders",
     "NewDocument",
+    "Original",
+    "StoredOriginal",
     "delete_document",
+    "find_original",
     "get_document",
     "index_name",
     "list_documents",
@@ -57,6 +67,7 @@ __all__ = [
     "list_tagged",
     "list_titles",
     "open_archive",
+    "read_original",
     "reindex_document",
     "seed_documents",
     "store_documents",
@@ -79,6 +90,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     date: dt.date | None
     source: str | None
     file_hash: str | None
+    original_bytes: int | None
     tags: list[str]
     shared: bool
     created_at: dt.datetime
@@ -98,6 +110,7 @@ class NewDocument(msgspec.Struct, frozen=True):
     source: str | None = None  # documents of the owner with this source are replaced
     file_hash: str | None = None
     tags: Sequence[str] = ()  # none: those of a replaced document
+    original: Original | None = None
 
 
 class DocumentFilters(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +167,11 @@ async def store_documents(
                     (row["content_hash"], _to_document({name: row[name] for name in _COLUMN_NAMES}))
                     for row in new
                 )
-                if await _replace_documents(session, rows, existing, titles=replace_titles):
+                originals = _select_originals(rows, new_documents, existing)
+                changed = await _replace_documents(session, rows, existing, titles=replace_titles)
+                if originals:
+                    await store_originals(session, originals, settings, user_id=user_id)
+                if changed or originals:
                     existing = await session.run_sync(_read_existing, rows)
                 break
     results = [existing.documents[row["content_hash"]] for row in rows]
@@ -191,6 +208,21 @@ async def _replace_documents(
     return changed
 
 
+def _select_originals(
+    rows: list[dict[str, Any]], new_documents: Sequence[NewDocument], stored: "_ExistingDocuments"
+) -> dict[str, Original | None]:
+    """The files to store by document id; None: the stored one is no longer that of the text."""
+    selected: dict[str, Original | None] = {}
+    for row, new in zip(rows, new_documents, strict=True):
+        document = stored.documents[row["content_hash"]]
+        is_stored, file_hash = document.original_bytes is not None, document.file_hash
+        if new.original and not (is_stored and file_hash == new.original.hash):
+            selected[document.document_id] = new.original
+        elif is_stored and row["source"] and row["file_hash"] not in {None, file_hash}:
+            selected[document.document_id] = None
+    return selected
+
+
 def _mark_created(documents: list[Document], created_ids: set[str]) -> list[Document]:
     """Set `created` on the first occurrence of each new document."""
     first = {document.document_id: n for n, document in reversed(list(enumerate(documents)))}
@@ -223,6 +255,7 @@ def _create_row(
         "date": new_document.date,
         "source": new_document.source,
         "file_hash": new_document.file_hash,
+        "original_bytes": None,
         "tags": encode_tags(new_document.tags),
         "created_at": created_at,
         "indexed_by": index_name(settings),
@@ -553,7 +586,7 @@ def index_name(settings: Settings) -> str:
 
 _COLUMN_NAMES = (
     "id", "title", "chunks", "characters", "encoding", "format", "pages", "date", "source",
-    "file_hash", "tags", "shared", "created_at",
+    "file_hash", "original_bytes", "tags", "shared", "created_at",
 )  # fmt: skip
 _COLUMNS = tuple(documents.c[name] for name in _COLUMN_NAMES)
 

@@ -67,6 +67,10 @@ class Archive:
         except _READ_ERRORS as error:
             raise FileUnreadable("the file is damaged or incomplete") from error
 
+    def open_entry(self, entry: zipfile.ZipInfo) -> BinaryIO:
+        """The content of an entry as a file in memory."""
+        return io.BytesIO(self.read_entry(entry))
+
     def parse_xml(self, name: str) -> ET.Element:
         """The root element of an entry."""
         try:
