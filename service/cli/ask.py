@@ -78,6 +78,8 @@ def _name_passage(passage: dict[str, Any]) -> str:
 def _print_event(name: str, data: dict[str, Any]) -> None:
     if name == "message":
         print(data["delta"], end="", flush=True)
+    elif name == "start" and "searched_for" in data:
+        print(f"searched for: {data['searched_for']}\n")
     elif name == "done":
         for source in data["sources"]:
             print(f"\n[{source['n']}] {_name_passage(source)}", end="")

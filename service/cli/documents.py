@@ -70,6 +70,8 @@ def search(
     if as_json:
         print_json(results["items"])
         return
+    if "searched_for" in results:
+        print(f"searched for: {results['searched_for']}", file=sys.stderr)
     if not results["items"]:
         print("nothing found", file=sys.stderr)
     for hit in results["items"]:

@@ -33,8 +33,9 @@ export function createAnswer(question, grounded, { again, ended = () => {}, cont
   wireTools(card, curlOf(question, grounded, continued?.id), () => whole);
   wireFold(part(".question"), part(".unfold"));
 
-  function begin({ context }) {
+  function begin({ context, searched_for: corrected }) {
     addSources(context);
+    showCorrection(part(".searched-for"), corrected);
     placeSources(card, sources, []);
     setState("answering");
   }
@@ -75,6 +76,7 @@ export function createAnswer(question, grounded, { again, ended = () => {}, cont
     end(answer.status);
     for (const { n, sentence } of answer.sources) if (sentence) markSentence(sources.get(n), sentence);
     placeSources(card, sources, answer.sources.map((source) => source.n));
+    showCorrection(part(".searched-for"), answer.searched_for);
     showNearest(part(".nearest"), answer.nearest ?? []);
     showFacts(part("footer .facts"), answer, cuts);
     if (answer.conversation_id) wireLink(part(".copy-link"), answer.conversation_id);
@@ -203,6 +205,12 @@ function createSource({ n, title, text, page, document_id: id }) {
     openDocument(id, { passage: text, sentence: item.querySelector("mark")?.textContent ?? "" });
   });
   return item.querySelector("details");
+}
+
+// The question with the spelling of the documents, if its words were corrected.
+function showCorrection(line, question) {
+  if (question) say(line, "searched_for", { question });
+  line.hidden = !question;
 }
 
 // The passages nearest to a refused question: each shows its best sentence, which is no answer.

@@ -23,6 +23,9 @@ QUESTIONS = [
     "点検",
     "How much is shipping?",
     "What is the capital of Mongolia?",
+    "When is the boilar in the celler inspcted?",
+    "chimneysweep",
+    "ボイラの転検",
 ]
 # As many chunks as make the search choose candidates by BM25 for a frequent word.
 MINE = [f"Hut {n}. The boiler is warm; the key of hut {n} is with keeper {n}." for n in range(90)]
@@ -82,7 +85,7 @@ class Others:
         if action == "upload" or not self._stored:
             caller = self._choose.choice(self._callers)
             texts = [
-                f"{text} {self._choose.choice(QUESTIONS)}" if self._choose.random() < 0.5 else text
+                f"{text} {self._choose.choice(QUESTIONS)} boilars chimneys sweeper celar" if self._choose.random() < 0.5 else text
                 for text in self._choose.sample(MINE, 20)
             ]
             self._stored += [(caller, id_) for id_ in await upload(caller, *texts)]

@@ -29,7 +29,8 @@ _milliseconds = itertools.count(1)
 def begin(**fields: Any) -> Intent:
     """Build the intent of the first answer of a conversation."""
     intent = build_intent()
-    fields = {"id": intent.id, "conversation_id": intent.id, "prompt": "Secret?"} | fields
+    texts = {"prompt": "Secret?", "searched_for": "Secret question?"}
+    fields = {"id": intent.id, "conversation_id": intent.id} | texts | fields
     return build_intent(at=intent.created_at, **fields)
 
 
