@@ -2,13 +2,15 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.dependencies import MetricsPrincipal, Services, ServicesDep
+from service.api.dependencies import MetricsPrincipal, Services, ServicesDep, require_role
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, schema_ref
 from service.api.shapes import Liveness, Readiness
-from service.core.errors import DatabaseUnavailable
+from service.core.auth.principals import Role, Scope
+from service.core.errors import DatabaseUnavailable, KotaeError
 
 router = APIRouter(tags=["health"])
+_require_metrics = require_role(Role.ADMIN, Scope.LOGS, any_query=True)
 
 
 @router.get("/health/live", responses={200: schema_ref(Liveness, "Live")})
@@ -25,27 +27,41 @@ async def get_liveness() -> Response:
     },
 )
 async def get_readiness(request: Request) -> Response:
-    """`ready`; `degraded` (200: answers continue, log rows are late); `stopping` (503)."""
+    """`ready`; `degraded` (200: answers continue, log rows are late); `stopping` (503).
+
+    Statistics and error messages are for those who may read `/metrics`.
+    """
     services: Services = request.state.services
-    queue, answers = services.queue.statistics(), services.answers.statistics()
-    database = "ok"
+    answers = services.answers.statistics()
+    database, error = "ok", ""
     try:
         await services.database.ping()
-        database = services.database.damage or "ok"
-    except DatabaseUnavailable as error:
-        database = error.detail
-    degraded = database != "ok" or any(worker.degraded() for worker in services.workers.values())
-    status = "stopping" if answers.stopping else "degraded" if degraded else "ready"
-    workers = {name: worker.statistics() for name, worker in services.workers.items()}
-    body = {
-        "status": status,
+        if damage := services.database.damage:
+            database, error = "damaged", damage
+    except DatabaseUnavailable as unavailable:
+        database, error = "unavailable", unavailable.detail
+    degraded = [name for name, worker in services.workers.items() if worker.degraded()]
+    status = "degraded" if degraded or database != "ok" else "ready"
+    body: dict[str, object] = {
+        "status": "stopping" if answers.stopping else status,
         "model": services.settings.default_model,
         "database": database,
-        "queue": queue,
-        "answers": answers,
-        **workers,
+        "degraded": degraded,
     }
+    if await _may_read_statistics(request):
+        body |= {"database": error or database}
+        body |= {"queue": services.queue.statistics(), "answers": answers}
+        body |= {name: worker.statistics() for name, worker in services.workers.items()}
     return json_response(body, 503 if answers.stopping else 200)
+
+
+async def _may_read_statistics(request: Request) -> bool:
+    """Whether the caller may read metrics. A missing or invalid credential is no error."""
+    try:
+        await _require_metrics(request)
+    except KotaeError:
+        return False
+    return True
 
 
 @router.get(

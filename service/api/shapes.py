@@ -177,11 +177,16 @@ class Liveness(Struct):
 
 
 class Readiness(Struct):
-    """The state of the service. Further members are the counters of background workers."""
+    """The state of the service. `degraded`: background workers that are.
+
+    With an admin's credential, `database` is the error message, and further members are the
+    statistics of the queue, of answers and of each worker.
+    """
 
     status: str
     model: str
     database: str
+    degraded: list[str]
 
 
 class DeltaEvent(Struct):

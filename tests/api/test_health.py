@@ -1,6 +1,8 @@
 """Health and metrics."""
 
-from tests.conftest import Service
+from service.core.auth.principals import Role, Scope
+from tests.access import client, make_key
+from tests.conftest import Serve, Service
 from tests.problems import is_problem
 from tests.rows import away
 
@@ -51,3 +53,39 @@ async def test_ready_reports_an_unavailable_database(service: Service) -> None:
     assert ready.json()["database"] != "ok"
     assert answer.status_code == 200
     assert back.json()["database"] == "ok"
+
+
+async def test_only_admins_read_the_statistics(serve: Serve) -> None:
+    """Without an admin's credential for logs, readiness consists of states; none is refused."""
+    service = await serve(auth="keys")
+    strangers = [
+        None,
+        "kt_invalid",
+        await make_key(service, "alice"),
+        await make_key(service, "root", Role.ADMIN, scopes=frozenset({Scope.ASK})),
+    ]
+    states = {
+        "status": "ready",
+        "model": service.services.settings.default_model,
+        "database": "ok",
+        "degraded": [],
+    }
+    for credential in strangers:
+        async with client(service, credential) as caller:
+            assert (await caller.get("/health/ready")).json() == states
+    async with client(service, await make_key(service, "root", Role.ADMIN)) as admin:
+        report = (await admin.get("/health/ready")).json()
+    assert {"queue", "answers", *service.services.workers} <= report.keys()
+
+
+async def test_strangers_do_not_read_error_messages(serve: Serve) -> None:
+    """Without a credential, the state of the database has no message of the driver."""
+    service = await serve(auth="keys")
+    async with client(service) as stranger:
+        with away(service.services.database):
+            unavailable = (await stranger.get("/health/ready")).json()
+        service.services.database.report_damage("Tree 7 page 9: out of order")
+        damaged = (await stranger.get("/health/ready")).json()
+
+    assert (unavailable["status"], unavailable["database"]) == ("degraded", "unavailable")
+    assert (damaged["database"], damaged["degraded"]) == ("damaged", ["integrity"])

@@ -35,6 +35,7 @@ except ImportError:  # optional: runs of one script are used instead
 
 RULES = 4
 WORD_CHARACTERS_MAX = 40  # longer words are truncated
+WORDS_CACHED = 8_192  # Latin words with their grams: about 5 MB, at most 22 MB; no longer ones
 ENTRIES_CACHED = 50_000  # of the dictionary, about 5 MB; covers most texts
 RUN_CHARACTERS_MAX = 4_000  # of Japanese per call; SudachiPy accepts 49,149 bytes
 
@@ -99,7 +100,8 @@ class Tokenizer:
             if match.lastgroup == "japanese":
                 words += self._lexicon.segment(run) if self._lexicon else _split_runs(run)
             elif run not in STOP_WORDS:
-                word, word_grams = _analyze_latin(run)
+                analyze = _analyze_cached if len(run) <= WORD_CHARACTERS_MAX else _analyze_latin
+                word, word_grams = analyze(run)
                 words.append(word)
                 grams += word_grams
         for run in _CJK_RUN.findall(folded):
@@ -231,7 +233,6 @@ def _split_kanji(run: str) -> list[str]:
     return [run[i : i + 2] for i in range(0, last, 2)] + ([run[last:]] if last < len(run) else [])
 
 
-@lru_cache(maxsize=65_536)
 def _analyze_latin(run: str) -> tuple[str, tuple[str, ...]]:
     """Return the stem of a word, and its grams if it is ASCII."""
     word = (
@@ -240,6 +241,9 @@ def _analyze_latin(run: str) -> tuple[str, tuple[str, ...]]:
         else run[:WORD_CHARACTERS_MAX]
     )
     return word, tuple(_split_grams(run)) if run.isascii() else ()
+
+
+_analyze_cached = lru_cache(maxsize=WORDS_CACHED)(_analyze_latin)
 
 
 def _split_grams(word: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Text to terms."""
 
 import sqlite3
+import tracemalloc
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
@@ -142,3 +143,17 @@ def test_many_threads_stem_alike() -> None:
 def test_language(text: str, expected: str) -> None:
     """A text with a Japanese letter is Japanese; any other is English."""
     assert detect_language(text) == expected
+
+
+def test_long_words_are_not_kept_in_memory() -> None:
+    """Words of any length leave nothing in memory: each would occupy 70 bytes per letter."""
+    tokenizer = get_tokenizer("none")
+    tracemalloc.start()
+    try:
+        for n in range(5):
+            tokenizer.extract_terms(f"{n:07}" * 2_000)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert kept < 100_000

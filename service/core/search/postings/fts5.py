@@ -4,7 +4,7 @@ A token of the index is a scope, a mark of the kind and a term. So the posting l
 a scope is that of one token, and neither its content nor the time to read it depends on chunks
 of other scopes. The tokens of a scope are adjacent in the index.
 
-Document frequencies (`FREQUENCIES_CACHED`, about 10 MB) and posting lists (`POSTINGS_CACHED`, 8
+Document frequencies (`FREQUENCIES_CACHED`, 360 bytes each) and posting lists (`POSTINGS_CACHED`, 8
 bytes each) are cached for one version of a scope: a change does not affect the entries of other
 scopes. Entries are evicted in insertion order.
 
@@ -29,6 +29,7 @@ from service.core.search.cache import BoundedCache
 from service.core.search.ranking import Term
 
 FREQUENCIES_CACHED, POSTINGS_CACHED = 40_000, 1_000_000
+ENTRY_POSTINGS = 60  # as much memory as an entry of the cache takes beside its postings
 IDF_MIN = 1e-6
 # The marks of migration 0019: private-use characters, which no term contains.
 MARKS = {"words": "\ue000", "grams": "\ue001"}
@@ -57,7 +58,7 @@ class PostingCache:
     def __init__(self) -> None:
         self.frequencies: BoundedCache[Key, int] = BoundedCache(FREQUENCIES_CACHED, lambda _: 1)
         self.postings: BoundedCache[Key, Ids] = BoundedCache(
-            POSTINGS_CACHED, lambda ids: len(ids) + 20
+            POSTINGS_CACHED, lambda ids: len(ids) + ENTRY_POSTINGS
         )
 
 
