@@ -378,7 +378,7 @@ async def test_an_email_is_answered_like_its_question(database: Database, mail: 
 async def test_a_misspelled_question_is_answered(database: Database) -> None:
     """A question with a typing error is searched with the spelling of the documents."""
     await store_text(database, "The ferry to the lighthouse departs at nine. It carries parcels.")
-    results = await search(database, "When does the ferri to the lighthuose depart?")
+    results = await search(database, "When does the ferrry to the lighthuose depart?")
     assert results.answerable
     assert results.searched_for == "When does the ferry to the lighthouse depart?"
 
