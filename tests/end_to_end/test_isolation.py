@@ -33,6 +33,8 @@ MINE += [
     "The boiler in the cellar is inspected every October by the chimney sweep.",
     "地下室のボイラーの点検は毎年十月に行われます。",
 ]
+# With words that would be better corrections than those of the observed documents.
+ADDED = [f"{question} boilars cellars inspect inspcter chimney sweeper" for question in QUESTIONS]
 VARIABLE = {
     "id",
     "conversation_id",
@@ -85,7 +87,7 @@ class Others:
         if action == "upload" or not self._stored:
             caller = self._choose.choice(self._callers)
             texts = [
-                f"{text} {self._choose.choice(QUESTIONS)} boilars chimneys sweeper celar" if self._choose.random() < 0.5 else text
+                f"{text} {self._choose.choice(ADDED)}" if self._choose.random() < 0.5 else text
                 for text in self._choose.sample(MINE, 20)
             ]
             self._stored += [(caller, id_) for id_ in await upload(caller, *texts)]

@@ -41,9 +41,10 @@ from service.core.search.cache import BoundedCache
 from service.core.search.languages import read_language_means
 from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
 from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
+from service.core.search.vector_matrix import ChunkSimilarities, VectorMatrix
 from service.core.search.vocabulary import CHUNKS_MAX as VOCABULARY_CHUNKS_MAX
 from service.core.search.vocabulary import Vocabulary
-from service.core.search.vector_matrix import ChunkSimilarities, VectorMatrix
+from service.core.text.languages import MARKED_LANGUAGES, mark_language
 
 CANDIDATES_MAX = 70
 TIED_SHARE = (
@@ -210,6 +211,11 @@ class Snapshot:
         frequencies = self._postings.read_frequencies(list(dict.fromkeys(terms)))
         return {term for term, frequency in frequencies.items() if not frequency}
 
+    def count_languages(self) -> dict[str, int]:
+        """Return the number of chunks by language, without English and Japanese."""
+        frequencies = self._postings.read_frequencies(list(_LANGUAGE_TERMS))
+        return {_LANGUAGE_TERMS[term]: count for term, count in frequencies.items() if count}
+
     def contains_phrase(self, words: Sequence[str]) -> bool:
         """Return whether a chunk of the visible scopes contains these words in this order."""
         return self._postings.contains_phrase(words)
@@ -272,6 +278,9 @@ class Snapshot:
         return visible[:limit]
 
 
+_LANGUAGE_TERMS: dict[Term, str] = {
+    ("grams", mark_language(language)): language for language in MARKED_LANGUAGES
+}
 _ALL_SCOPES = "SELECT id, version, chunks, terms, vectors FROM index_scopes"
 _SCOPES = f"{_ALL_SCOPES} WHERE id = 0 OR user_id = ?"
 _WITHIN = """

@@ -42,7 +42,7 @@ from service.core.search.bm25 import (
 from service.core.search.proximity import score_windows
 from service.core.search.results import Hit, find_best_sentence
 from service.core.text.pages import find_page
-from service.core.text.tokenizer import Tokenizer, detect_language
+from service.core.text.tokenizer import TermExtractor, detect_language, has_hangul
 
 WORDS_MAX = 200
 GRAMS_MAX = 400
@@ -69,7 +69,7 @@ BARE_CHARACTERS_MAX = 80
 BARE_SHARE = 0.6  # of the share threshold, for bare words: tolerates a typing error
 _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
 
-CORRECTED_WEIGHT = 0.8  # of a match of a corrected word
+CORRECTED_WEIGHT = 0.7  # of a match of a corrected word
 
 Term = tuple[str, str]  # kind ("words" or "grams") and term
 
@@ -160,7 +160,7 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
 NO_RANKING = Ranking(chunks=[], answerable=False, share=0, terms=0, cosine=msgspec.UNSET)
 
 
-def parse_query(text: str, tokenizer: Tokenizer, corrected: Iterable[str] = ()) -> Query:
+def parse_query(text: str, tokenizer: TermExtractor, corrected: Iterable[str] = ()) -> Query:
     """Return the terms of a query, at most `WORDS_MAX` words and `GRAMS_MAX` grams.
 
     `corrected`: the words of the text that are corrections.
@@ -176,7 +176,7 @@ def parse_query(text: str, tokenizer: Tokenizer, corrected: Iterable[str] = ()) 
         grams,
         encode_query(words, phrases, grams),
         bare=bare,
-        latin=detect_language(text) == "en",
+        latin=detect_language(text) == "en" and not has_hangul(text),
         corrected=frozenset(
             term for word in corrected for term in tokenizer.extract_terms(word).words
         ),

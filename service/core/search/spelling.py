@@ -8,7 +8,8 @@ separated if they are adjacent in a document.
 
 Identifiers and numbers are never corrected. A name that is merely absent resembles some word by
 chance; therefore only typical slips are corrected in names: exchanged, doubled and omitted double
-letters (`is_slip`). So are words that begin with another letter.
+letters. The same holds if the first letter differs. Words in katakana, many of which are names, are
+corrected for long vowels, ッ, and voiced or small letters.
 """
 
 import re
@@ -21,15 +22,17 @@ import msgspec
 from service.core.search.missing_words import Candidate, WordKind, list_candidates
 from service.core.search.ranking import Term
 from service.core.search.vocabulary import Vocabulary
-from service.core.text.tokenizer import Tokenizer, fold_text
+from service.core.text.tokenizer import TermExtractor, fold_text
 
 LETTERS_MIN, KATAKANA_MIN = 5, 4
 LONG_LETTERS = 8  # from this length on, two edits
+LONGER_LETTERS = 10  # from this length on, neither of them need be a typical slip
 PART_LETTERS_MIN = 3  # of words written as one
 CORRECTIONS_MAX = 6  # words of a question that are looked up
 SLIP_COST = 0.9  # of an edit that is a typical slip; others cost 1
 _PART = re.compile(r"[^\W\d_]+")
 _KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]+$")
+_REDUCED = str.maketrans("ァィゥェォャュョ", "アイウエオヤユヨ", "ーッ\u3099\u309a")
 _LATIN = re.compile("[a-z\u00df-\u024f]+$")
 
 
@@ -49,7 +52,9 @@ class Collection(Protocol):
     def contains_phrase(self, words: Sequence[str]) -> bool: ...  # noqa: D102
 
 
-def correct_question(question: str, tokenizer: Tokenizer, collection: Collection) -> list[Correction]:
+def correct_question(
+    question: str, tokenizer: TermExtractor, collection: Collection
+) -> list[Correction]:
     """Return the corrections of the words of a question that no visible chunk contains."""
     words = list_correctable(list_candidates(question, tokenizer))
     terms = {word: tokenizer.extract_terms(word).words for word, _, _ in words}
@@ -91,7 +96,11 @@ def list_correctable(candidates: Iterable[Candidate]) -> list[tuple[str, int, Wo
 
 
 def correct_word(
-    word: str, kind: WordKind, vocabularies: Sequence[Vocabulary], *, is_known: Callable[[str], bool]
+    word: str,
+    kind: WordKind,
+    vocabularies: Sequence[Vocabulary],
+    *,
+    is_known: Callable[[str], bool],
 ) -> str | None:
     """Return the word of the vocabularies that is meant, or None.
 
@@ -115,10 +124,19 @@ def _is_plausible(word: str, other: str, cost: float, kind: WordKind) -> bool:
     """Return whether a word can be a slip for another, and not another word."""
     if cost < 1:
         return True
+    if _KATAKANA.match(word):
+        return _reduce_katakana(word) == _reduce_katakana(other)
+    if cost > 1 + SLIP_COST and len(word) < LONGER_LETTERS:
+        return False
     return kind is not WordKind.NAME and word[0] == other[0]
 
 
-def _split_word(word: str, tokenizer: Tokenizer, collection: Collection) -> str | None:
+def _reduce_katakana(word: str) -> str:
+    """Return a word without what is often mistaken: long vowels, ッ, voiced and small letters."""
+    return unicodedata.normalize("NFD", word).translate(_REDUCED)
+
+
+def _split_word(word: str, tokenizer: TermExtractor, collection: Collection) -> str | None:
     """Return the two adjacent words of a document that are written as one here, or None."""
     folded = fold_text(word)
     if not _LATIN.match(folded):

@@ -112,9 +112,9 @@ class Vocabulary:
         self._grouped = len(self._words)
 
     def find_near(self, word: str, edits_max: int) -> Iterator[tuple[str, str, int]]:
-        """Yield the words that may be within a number of edits, folded, as written, and their count.
+        """Yield the words that may be within a number of edits of a folded word.
 
-        `word`: folded. The count is that of the chunks that contain it.
+        Each is yielded folded, as written, and with the number of chunks that contain it.
         """
         (signature,) = compute_signatures([word])
         for length in range(len(word) - edits_max, len(word) + edits_max + 1):

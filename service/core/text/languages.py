@@ -14,6 +14,7 @@ from functools import lru_cache
 import Stemmer
 
 DETECTED_CHARACTERS = 3_000  # read of a text
+LANGUAGE_MARK = "\ue002"  # a private-use character, which no other term contains
 SHORT_WORDS = 4  # fewer words need only one frequent one
 _LATIN_WORD = re.compile(r"[^\W\d_]+")
 _KANA = re.compile("[\u3041-\u309f\u30a1-\u30fa\uff66-\uff9f]")
@@ -22,6 +23,7 @@ _HANGUL = re.compile("[\uac00-\ud7a3]")
 KANA_SHARE_MIN = 0.05  # of the letters of a Japanese text
 # Frequent Chinese characters that are rare in Japanese, beside simplified ones.
 _CHINESE = frozenset("你您们們这這那吗嗎么麼呢吧哪怎什她它咋啥谁誰麽沒没还還让讓给給")
+_CHINESE_WORD = re.compile("如何|可以|是否|多少|什么|为何")
 
 STOP_WORDS = {
     "de": """aber alle allem allen aller alles als also am an ander andere anderen auch auf aus bei
@@ -86,6 +88,7 @@ ALGORITHMS = {
     "pt": "portuguese",
     "nl": "dutch_porter",
 }
+MARKED_LANGUAGES = (*ALGORITHMS, "zh")  # whose chunks have other words than English and Japanese
 # Frequent English words, to tell English from the others.
 _ENGLISH = """a about after all an and any are as at be because been before but by can could do does
 for from had has have he her his how i if in into is it its many may me more much must my no not of
@@ -115,27 +118,26 @@ _LETTERS = {
     "ú": ("es", "pt"),
 }
 _LETTER = re.compile(f"[{''.join(_LETTERS)}]")
+# Letters after an apostrophe in English ("Eck's", "don't") are also French words.
+_AMBIGUOUS = frozenset("dmst")
 _FREQUENT: dict[str, tuple[str, ...]] = {}
 for _language, _words in {**STOP_WORDS, "en": _ENGLISH}.items():
-    for _word in dict.fromkeys(_words.split()):
+    for _word in set(_words.split()) - _AMBIGUOUS:
         _FREQUENT[_word] = (*_FREQUENT.get(_word, ()), _language)
-STOP_WORD_SETS = {language: frozenset(words.split()) for language, words in STOP_WORDS.items()}
 
 
-def detect_language(text: str) -> str | None:
+def recognize_language(text: str) -> str | None:
     """Return the language of a text as an ISO 639-1 code, or None if it is not recognized.
 
     A text with Japanese, Chinese or Korean letters has one of these languages, unless they are rare
     in a long one.
     """
     beginning = text[:DETECTED_CHARACTERS]
-    if not beginning.isascii() and (language := _detect_script(beginning)):
+    if not beginning.isascii() and (language := _recognize_script(beginning)):
         return language
     lowered = beginning.lower()
     words = _LATIN_WORD.findall(lowered)
-    counts = Counter(
-        language for word in words for language in _FREQUENT.get(word, ())
-    )
+    counts = Counter(language for word in words for language in _FREQUENT.get(word, ()))
     if not lowered.isascii():
         counts.update(
             language for letter in set(_LETTER.findall(lowered)) for language in _LETTERS[letter]
@@ -147,7 +149,20 @@ def detect_language(text: str) -> str | None:
     return language if count >= (1 if len(words) <= SHORT_WORDS else 2) else None
 
 
-def _detect_script(text: str) -> str | None:
+def recognize_part(part: str, whole: str | None) -> str | None:
+    """Return the language of a part of a text in language `whole`, which it has if in doubt."""
+    language = recognize_language(part)
+    if language is None or (language == "ja" and whole == "zh" and not _KANA.search(part)):
+        return whole
+    return language
+
+
+def mark_language(language: str) -> str:
+    """Return the term that marks the chunks of a language in the index."""
+    return LANGUAGE_MARK + language
+
+
+def _recognize_script(text: str) -> str | None:
     han, kana, hangul = (len(script.findall(text)) for script in (_HAN, _KANA, _HANGUL))
     letters = sum(map(str.isalpha, text))
     if max(han + kana, hangul) * 10 < letters:
@@ -160,8 +175,8 @@ def _detect_script(text: str) -> str | None:
 
 
 def is_chinese(text: str) -> bool:
-    """Return whether a text has Chinese characters that Japanese does not use."""
-    return any(map(_is_chinese_letter, _HAN.findall(text)))
+    """Return whether a text has Chinese words or characters that are rare in Japanese."""
+    return bool(_CHINESE_WORD.search(text)) or any(map(_is_chinese_letter, _HAN.findall(text)))
 
 
 @lru_cache(maxsize=8192)

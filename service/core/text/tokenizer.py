@@ -12,6 +12,10 @@ Without the dictionary (`KOTAE_DICTIONARY=none`, or the package is not installed
 are runs of one script: katakana; kanji, with long runs split into pairs, the usual length of the
 parts of a compound; hiragana, which is mostly grammatical, is dropped.
 
+Texts in other languages (`languages.py`) are stemmed by their own algorithms, with accents, which
+are removed afterwards; their stop words are dropped, too. The words of Chinese and Korean are pairs
+of characters (`ngrams.py`).
+
 Terms consist of letters, numbers and marks, all of which are token characters of the index, so
 they can be joined with spaces. A change of the rules changes `RULES`, and documents are
 re-indexed.
@@ -23,17 +27,21 @@ import threading
 import unicodedata
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import Stemmer
+
+from service.core.text.languages import ALGORITHMS, stem_foreign
+from service.core.text.languages import STOP_WORDS as FOREIGN_STOP_WORDS
+from service.core.text.ngrams import split_chinese, split_korean
 
 try:
     from sudachipy import Dictionary, SplitMode
 except ImportError:  # optional: runs of one script are used instead
     Dictionary = None
 
-RULES = 4
+RULES = 5
 WORD_CHARACTERS_MAX = 40  # longer words are truncated
 WORDS_CACHED = 8_192  # Latin words with their grams: about 5 MB, at most 22 MB; no longer ones
 ENTRIES_CACHED = 50_000  # of the dictionary, about 5 MB; covers most texts
@@ -51,6 +59,7 @@ _RUN = re.compile(
 )
 _SCRIPT = re.compile(f"[{_KANJI}]+|[{_KATAKANA}]+")
 _IS_KANJI = re.compile(f"[{_KANJI}]")
+_HAS_HANGUL = re.compile("[\uac00-\ud7a3]")
 _IS_KATAKANA = re.compile(f"[{_KATAKANA}]")
 _CJK_RUN = re.compile(f"[{_KANJI}{_KATAKANA}{_HIRAGANA}\uac00-\ud7a3]{{2,}}")
 _HIRAGANA_ONLY = frozenset(
@@ -81,6 +90,12 @@ class Terms(msgspec.Struct, frozen=True):
     grams: list[str]
 
 
+class TermExtractor(Protocol):
+    """Extracts the terms of a text."""
+
+    def extract_terms(self, text: str) -> Terms: ...  # noqa: D102 - see `Tokenizer`
+
+
 class Tokenizer:
     """Extracts terms. `name` identifies the rules, so a different name marks outdated terms."""
 
@@ -90,16 +105,37 @@ class Tokenizer:
             f"runs-{RULES}" if self._lexicon is None else f"sudachi-{RULES}-{self._lexicon.version}"
         )
 
-    def extract_terms(self, text: str) -> Terms:
-        """Return the terms of a text, in linear time."""
-        folded = fold_text(text)
+    def extract_terms(
+        self, text: str, language: str | None = None, stems: str | None = None
+    ) -> Terms:
+        """Return the terms of a text, in linear time.
+
+        `language`: of the text, if it is neither English nor Japanese. `stems`: the language whose
+        stems the Latin words get, if it is another.
+        """
+        stems = stems or language
+        stems = stems if stems in ALGORITHMS else None
+        stop_words = _FOLDED_STOP_WORDS.get(language or "", STOP_WORDS)
+        folded = fold_text(text, accents=stems is not None)
         words: list[str] = []
         grams: list[str] = []
         for match in _RUN.finditer(folded):
             run = match.group()
             if match.lastgroup == "japanese":
-                words += self._lexicon.segment(run) if self._lexicon else _split_runs(run)
-            elif run not in STOP_WORDS:
+                if language == "zh":
+                    words += split_chinese(run)
+                else:
+                    words += self._lexicon.segment(run) if self._lexicon else _split_runs(run)
+            elif not run.isascii() and _HAS_HANGUL.search(run):
+                pairs, others = split_korean(run)
+                analyzed = [_analyze_latin(other) for other in others]
+                words += [*(word for word, _ in analyzed), *pairs]
+                grams += [gram for _, other_grams in analyzed for gram in other_grams]
+            elif stems is not None and run not in stop_words:
+                word, word_grams = _analyze_foreign(run, stems)
+                words.append(word)
+                grams += word_grams
+            elif run not in stop_words:
                 analyze = _analyze_cached if len(run) <= WORD_CHARACTERS_MAX else _analyze_latin
                 word, word_grams = analyze(run)
                 words.append(word)
@@ -119,10 +155,13 @@ def get_tokenizer(dictionary: str) -> Tokenizer:
     return Tokenizer(dictionary=dictionary == "auto" and Dictionary is not None)
 
 
-def fold_text(text: str) -> str:
-    """Return the text without differences in width, case, Latin accents and digit grouping."""
+def fold_text(text: str, *, accents: bool = False) -> str:
+    """Return the text without differences in width, case, Latin accents and digit grouping.
+
+    `accents`: keep the accents.
+    """
     folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()
-    if not folded.isascii():
+    if not folded.isascii() and not accents:
         folded = _MARKS.sub("", _ACCENTED.sub(_strip_accent, folded)).replace("ς", "σ")
     if "," in folded:
         folded = _GROUPED.sub("", folded)
@@ -130,8 +169,16 @@ def fold_text(text: str) -> str:
 
 
 def detect_language(text: str) -> str:
-    """Return "ja" if the text contains a Japanese letter, otherwise "en"."""
+    """Return "ja" if the text contains a Japanese letter, otherwise "en"; a matter of script.
+
+    `languages.recognize_language` distinguishes more languages.
+    """
     return "ja" if _JAPANESE.search(text) else "en"
+
+
+def has_hangul(text: str) -> bool:
+    """Return whether a text contains a Korean syllable."""
+    return not text.isascii() and _HAS_HANGUL.search(text) is not None
 
 
 def compute_japanese_share(text: str) -> float:
@@ -246,10 +293,28 @@ def _analyze_latin(run: str) -> tuple[str, tuple[str, ...]]:
 _analyze_cached = lru_cache(maxsize=WORDS_CACHED)(_analyze_latin)
 
 
+def _analyze_foreign(run: str, language: str) -> tuple[str, tuple[str, ...]]:
+    """Return the stem of a word of another language, and its grams, both without accents."""
+    if len(run) > WORD_CHARACTERS_MAX:
+        return _analyze_latin(fold_text(run))
+    return _analyze_foreign_cached(run, language)
+
+
+@lru_cache(maxsize=WORDS_CACHED)
+def _analyze_foreign_cached(run: str, language: str) -> tuple[str, tuple[str, ...]]:
+    word = fold_text(stem_foreign(run, language)) if len(run) > 2 else fold_text(run)
+    folded = fold_text(run)
+    return word, tuple(_split_grams(folded)) if folded.isascii() else ()
+
+
 def _split_grams(word: str) -> list[str]:
     return [word] if len(word) < 5 else [word[i : i + 4] for i in range(len(word) - 3)]
 
 
+_FOLDED_STOP_WORDS = {
+    language: STOP_WORDS.union(words.split(), fold_text(words).split())
+    for language, words in FOREIGN_STOP_WORDS.items()
+}
 _stemmer = Stemmer.Stemmer("english", 0)  # without its cache: `_analyze_latin` has one
 _stemmer_lock = threading.Lock()  # the stemmer is not thread-safe
 

@@ -59,6 +59,7 @@ def correct(question: str) -> str:
         ("parcal", "parcel"),
         ("cherrypicked", "cherry picked"),
         ("パスワドの変更", "パスワードの変更"),
+        ("シャトウとは", "シャドウとは"),
     ],
 )
 def test_typing_errors_are_corrected(question: str, corrected: str) -> None:
@@ -75,6 +76,7 @@ def test_typing_errors_are_corrected(question: str, corrected: str) -> None:
         "parcel2 and PARCAL_ID",
         "branches of a parcel",
         "shippnig2",
+        "パスワークの変更",
         "a mercurial repository",
         "b" * 300 + " brnach",
     ],
