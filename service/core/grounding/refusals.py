@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from enum import Enum, auto
 
-from service.core.grounding.greetings import FAREWELLS, GREETINGS, THANKS
-from service.core.grounding.localized_texts import get_texts
+from service.core.grounding.greetings import PATTERNS, find_greeting_language
+from service.core.grounding.localized_texts import TEXTS, get_texts
 from service.core.text.tokenizer import detect_language, fold_text
 
 NEAREST_MAX = 3  # passages with a refusal
@@ -107,9 +107,9 @@ _COLLECTION = (
 _PATTERNS = {
     kind: re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
     for kind, patterns in (
-        (PromptKind.GREETING, (*_GREETINGS, *GREETINGS)),
-        (PromptKind.THANKS, (*_THANKS, *THANKS)),
-        (PromptKind.FAREWELL, (*_FAREWELLS, *FAREWELLS)),
+        (PromptKind.GREETING, (*_GREETINGS, *(other.greeting for other in PATTERNS.values()))),
+        (PromptKind.THANKS, (*_THANKS, *(other.thanks for other in PATTERNS.values()))),
+        (PromptKind.FAREWELL, (*_FAREWELLS, *(other.farewell for other in PATTERNS.values()))),
         (PromptKind.COLLECTION, _COLLECTION),
     )
 }
@@ -121,12 +121,16 @@ def classify_prompt(prompt: str) -> PromptKind | None:
     """Return the kind of a prompt that needs no search; None for every other prompt."""
     if len(prompt) > PROMPT_CHARACTERS_MAX:
         return None
-    text = " ".join(re.sub(r"[^\w']+|_+", " ", fold_text(prompt)).split())
-    if detect_language(text) == "ja":
-        text = text.replace(" ", "")
+    text = fold_prompt(prompt)
     if not text or _TOO_SHORT.fullmatch(text):
         return None
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(text)), None)
+
+
+def fold_prompt(prompt: str) -> str:
+    """Return a prompt in lower case, without accents and punctuation; kanji without spaces."""
+    text = " ".join(re.sub(r"[^\w']+|_+", " ", fold_text(prompt)).split())
+    return text.replace(" ", "") if detect_language(text) == "ja" else text
 
 
 def compose_reply(kind: PromptKind, prompt: str, titles: Sequence[str], total: int) -> str:
@@ -134,7 +138,8 @@ def compose_reply(kind: PromptKind, prompt: str, titles: Sequence[str], total: i
 
     `titles`: of the first documents that the caller can see; `total`: the number of all of them.
     """
-    texts = get_texts(prompt)
+    language = find_greeting_language(fold_prompt(prompt))
+    texts = TEXTS[language] if language else get_texts(prompt)
     if kind is not PromptKind.COLLECTION:
         return {
             PromptKind.GREETING: texts.greeting,

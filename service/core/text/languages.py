@@ -72,7 +72,7 @@ STOP_WORDS = {
     porque porquê por posso qual quais qualquer quando quanta quantas quanto quantos que quê quem se
     seja sem sendo ser será seu seus si sido sobre são só sua suas também te tem têm tenho ter toda
     todas todo todos tu tua um uma umas uns você vocês""",
-    "nl": """aan af al alle alleen als altijd andere ben bij bijvoorbeeld daar dan dat de der deze
+    "nl": """aan af al alle alleen als altijd andere ben bij bijvoorbeeld daar dan dat de deze
     die dit doen doet door dus een één en er geen gaat haar had hebben heb hebt heeft heel het hier
     hij hoe hoeveel hun iedere ieder iets ik in is jaar je jij jou jouw jullie kan kun kunnen kunt
     maar mag me meer men met mij mijn moet moeten na naar niet niets nog nu of om omdat onder ons
@@ -118,11 +118,20 @@ _LETTERS = {
     "ú": ("es", "pt"),
 }
 _LETTER = re.compile(f"[{''.join(_LETTERS)}]")
+# Frequent in questions; they recognize a language, but are indexed.
+_ASKING = {
+    "de": "bedeutet brauche braucht dauert finde funktioniert geht heißt kostet lange mache viele",
+    "fr": "combien coûte faire fonctionne puis signifie sert veut",
+    "es": "cuesta cómo dura funciona hago significa sirve",
+    "it": "costa dura fare faccio funziona quanto serve significa trovo",
+    "pt": "custa dura faço fazer funciona quanto serve significa",
+    "nl": "betekent duurt hoeveel kost lang werkt",
+}
 # Letters after an apostrophe in English ("Eck's", "don't") are also French words.
 _AMBIGUOUS = frozenset("dmst")
 _FREQUENT: dict[str, tuple[str, ...]] = {}
 for _language, _words in {**STOP_WORDS, "en": _ENGLISH}.items():
-    for _word in set(_words.split()) - _AMBIGUOUS:
+    for _word in {*_words.split(), *_ASKING.get(_language, "").split()} - _AMBIGUOUS:
         _FREQUENT[_word] = (*_FREQUENT.get(_word, ()), _language)
 
 

@@ -65,7 +65,7 @@ def test_without_the_package_runs_are_used(monkeypatch: pytest.MonkeyPatch) -> N
         ("The café's Crème brûlée", ["cafe", "creme", "brule"]),
         ("これはひらがなだけです", []),
         ("what is it?", []),
-        ("한국어 привет", ["한국어", "привет"]),
+        ("한국어 привет", ["한국", "국어", "привет"]),
         ("OPENAI_API_KEY", ["openai", "api", "key"]),
     ],
 )
