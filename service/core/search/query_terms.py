@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from service.core.search.ranking import Term
-from service.core.text.languages import ALGORITHMS, recognize_language
+from service.core.text.languages import STOP_WORDS, recognize_language
+from service.core.text.ngrams import drop_boundary_pairs
 from service.core.text.tokenizer import TermExtractor, Terms, Tokenizer
 
 _KANA = re.compile("[\u3041-\u309f\u30a1-\u30fa]")
@@ -35,6 +36,10 @@ class QueryTokenizer(msgspec.Struct, frozen=True):
         """Return the terms of a text, with the stems that a visible chunk contains."""
         extract = self.tokenizer.extract_terms
         first, *others = [extract(text, self.language, stems) for stems in self.stems]
+        if self.language in ("zh", "ko"):
+            absent = self.select_absent([("words", word) for word in dict.fromkeys(first.words)])
+            known = set(first.words) - {word for _, word in absent}
+            return Terms(drop_boundary_pairs(first.words, known.__contains__), first.grams)
         if not others or any(len(other.words) != len(first.words) for other in others):
             return first
         variants = list(zip(first.words, *(other.words for other in others), strict=True))
@@ -62,7 +67,7 @@ def create_query_tokenizer(
     if language == "ja" and "zh" in languages and not _KANA.search(text):
         language = _choose_han_language(text, tokenizer, select_absent)
     by_frequency = sorted(languages, key=lambda code: (-languages[code], code))
-    present = [code for code in by_frequency if code in ALGORITHMS]
+    present = [code for code in by_frequency if code in STOP_WORDS]
     if not present and language in (None, "en", "ja"):
         return tokenizer
     if language in present:
@@ -82,4 +87,4 @@ def _choose_han_language(
         absent = select_absent([("words", word) for word in words])
         return 1 - len(absent) / max(len(words), 1)
 
-    return "zh" if measure_known("zh") > measure_known("ja") else "ja"
+    return "zh" if measure_known("zh") >= measure_known("ja") else "ja"

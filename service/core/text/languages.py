@@ -7,11 +7,8 @@ model.
 """
 
 import re
-import threading
 from collections import Counter
 from functools import lru_cache
-
-import Stemmer
 
 DETECTED_CHARACTERS = 3_000  # read of a text
 LANGUAGE_MARK = "\ue002"  # a private-use character, which no other term contains
@@ -80,15 +77,7 @@ STOP_WORDS = {
     waarom wanneer want waren was wat we wel welk welke werd wie wij wil worden wordt ze zelf zich
     zij zijn zo zoals zonder zou zullen""",
 }
-ALGORITHMS = {
-    "de": "german",
-    "fr": "french",
-    "es": "spanish",
-    "it": "italian",
-    "pt": "portuguese",
-    "nl": "dutch_porter",
-}
-MARKED_LANGUAGES = (*ALGORITHMS, "zh")  # whose chunks have other words than English and Japanese
+MARKED_LANGUAGES = (*STOP_WORDS, "zh")  # whose chunks have other words than English and Japanese
 # Frequent English words, to tell English from the others.
 _ENGLISH = """a about after all an and any are as at be because been before but by can could do does
 for from had has have he her his how i if in into is it its many may me more much must my no not of
@@ -202,13 +191,3 @@ def _is_chinese_letter(letter: str) -> bool:
             return False
         return True
     return False
-
-
-_stemmers = {language: Stemmer.Stemmer(name, 0) for language, name in ALGORITHMS.items()}
-_lock = threading.Lock()  # stemmers are not thread-safe
-
-
-def stem_foreign(word: str, language: str) -> str:
-    """Return the stem of a word in lower case, by the Snowball algorithm of its language."""
-    with _lock:
-        return str(_stemmers[language].stemWord(word))

@@ -7,12 +7,13 @@ information retrieval", 2000; J. H. Lee and J. S. Ahn, "Using n-grams for Korean
 """
 
 import re
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 _CHINESE_GRAMMAR = re.compile(
     "怎么样|怎么|怎样|如何|什么|哪些|哪个|哪里|为什么|是否|可以|能够|需要|应该|以及|或者|并且|但是|如果"
-    "|这个|那个|这些|那些|我们|你们|他们|它们|请问|怎麼|什麼|為什麼|可以|這個|那個|[的了吗呢吧啊么和与及或在是把"
-    "被请您你我他她它们这那嗎麼與這們就都也很]"
+    "|这个|那个|这些|那些|我们|你们|他们|它们|请问|同时|之后|之前|多少|怎麼|什麼|為什麼|這個|那個"
+    "|[的了吗呢吧啊么和与及或在是把被请您你我他她它们这那嗎麼與這們就都也很到里时从对为以会要让给有些]"
 )
 _KOREAN_PARTICLES = re.compile(
     "(?:에서는|에서|으로는|으로|에게|까지|부터|하려면|하는|하나요|합니까|입니까|됩니까|습니까|인가요|이란"
@@ -44,6 +45,21 @@ def split_korean(run: str) -> tuple[list[str], list[str]]:
             if word and word not in _KOREAN_GRAMMAR:
                 pairs += _list_pairs(word)
     return pairs, others
+
+
+def drop_boundary_pairs(words: Sequence[str], is_known: Callable[[str], bool]) -> list[str]:
+    """Return the words of a question without unknown pairs between two known ones.
+
+    Such a pair consists of the end of one word and the beginning of the next.
+    """
+    return [
+        word
+        for n, word in enumerate(words)
+        if is_known(word)
+        or not 0 < n < len(words) - 1
+        or not (words[n - 1][-1:] == word[:1] and words[n + 1][:1] == word[-1:])
+        or not (is_known(words[n - 1]) and is_known(words[n + 1]))
+    ]
 
 
 def strip_particle(word: str, characters_min: int = 2) -> str:

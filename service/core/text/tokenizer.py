@@ -30,11 +30,10 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import msgspec
-import Stemmer
 
-from service.core.text.languages import ALGORITHMS, stem_foreign
 from service.core.text.languages import STOP_WORDS as FOREIGN_STOP_WORDS
 from service.core.text.ngrams import split_chinese, split_korean
+from service.core.text.stemming import stem_word
 
 try:
     from sudachipy import Dictionary, SplitMode
@@ -114,7 +113,7 @@ class Tokenizer:
         stems the Latin words get, if it is another.
         """
         stems = stems or language
-        stems = stems if stems in ALGORITHMS else None
+        stems = stems if stems in FOREIGN_STOP_WORDS else None
         stop_words = _FOLDED_STOP_WORDS.get(language or "", STOP_WORDS)
         folded = fold_text(text, accents=stems is not None)
         words: list[str] = []
@@ -283,7 +282,7 @@ def _split_kanji(run: str) -> list[str]:
 def _analyze_latin(run: str) -> tuple[str, tuple[str, ...]]:
     """Return the stem of a word, and its grams if it is ASCII."""
     word = (
-        _stem_word(run)
+        stem_word(run)
         if run.isascii() and 2 < len(run) <= WORD_CHARACTERS_MAX
         else run[:WORD_CHARACTERS_MAX]
     )
@@ -302,7 +301,7 @@ def _analyze_foreign(run: str, language: str) -> tuple[str, tuple[str, ...]]:
 
 @lru_cache(maxsize=WORDS_CACHED)
 def _analyze_foreign_cached(run: str, language: str) -> tuple[str, tuple[str, ...]]:
-    word = fold_text(stem_foreign(run, language)) if len(run) > 2 else fold_text(run)
+    word = fold_text(stem_word(run, language)) if len(run) > 2 else fold_text(run)
     folded = fold_text(run)
     return word, tuple(_split_grams(folded)) if folded.isascii() else ()
 
@@ -315,10 +314,3 @@ _FOLDED_STOP_WORDS = {
     language: STOP_WORDS.union(words.split(), fold_text(words).split())
     for language, words in FOREIGN_STOP_WORDS.items()
 }
-_stemmer = Stemmer.Stemmer("english", 0)  # without its cache: `_analyze_latin` has one
-_stemmer_lock = threading.Lock()  # the stemmer is not thread-safe
-
-
-def _stem_word(word: str) -> str:
-    with _stemmer_lock:
-        return str(_stemmer.stemWord(word))

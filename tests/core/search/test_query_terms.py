@@ -11,7 +11,7 @@ from service.core.text.tokenizer import get_tokenizer
 TOKENIZER = get_tokenizer("none")
 GERMAN = TOKENIZER.extract_terms("Das Löschen eines Benutzers und der Verzeichnisse", "de").words
 ENGLISH = TOKENIZER.extract_terms("deleting commits and directories").words
-CHINESE = TOKENIZER.extract_terms("配置用户密码", "zh").words
+CHINESE = TOKENIZER.extract_terms("配置方法", "zh").words
 
 
 def extract(text: str, known: Sequence[str], **languages: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.core.text.languages import recognize_language, recognize_part, stem_foreign
+from service.core.text.languages import recognize_language, recognize_part
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,3 @@ def test_a_part_without_evidence_has_the_language_of_the_whole() -> None:
     assert recognize_part("用户密码", "zh") == "zh"
     assert recognize_part("This is the end of it.", "de") == "en"
     assert recognize_part("返品の期限", "zh") == "ja"
-
-
-def test_stems() -> None:
-    """Words are stemmed with their accents; German umlauts may be written with e."""
-    assert stem_foreign("löschen", "de") == stem_foreign("loeschen", "de")
-    assert stem_foreign("supprimé", "fr") == stem_foreign("supprimer", "fr")

@@ -2,7 +2,12 @@
 
 import pytest
 
-from service.core.text.ngrams import split_chinese, split_korean, strip_particle
+from service.core.text.ngrams import (
+    drop_boundary_pairs,
+    split_chinese,
+    split_korean,
+    strip_particle,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,3 +41,9 @@ def test_korean(run: str, pairs: list[str], others: list[str]) -> None:
 def test_short_words_keep_their_ending() -> None:
     """A particle is removed only if two characters remain."""
     assert strip_particle("회의") == "회의"
+
+
+def test_pairs_across_words_do_not_count() -> None:
+    """An unknown pair between two known ones is dropped; other unknown pairs are words."""
+    known = {"用户", "密码"}.__contains__
+    assert drop_boundary_pairs(["用户", "户密", "密码", "码表"], known) == ["用户", "密码", "码表"]
