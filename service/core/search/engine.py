@@ -31,7 +31,7 @@ from service.core.search.ranking import (
     rank_chunks,
 )
 from service.core.search.results import SearchResults
-from service.core.search.spelling import apply_corrections, correct_question
+from service.core.search.spelling import apply_corrections, correct_question, may_have_variants
 from service.core.search.vector_matrix import ChunkSimilarities
 from service.core.search.versions import order_versions
 from service.core.settings import Settings
@@ -93,7 +93,7 @@ class SearchEngine:
             return NO_RANKING
         statistics = snapshot.read_statistics(query)
         searched_for: str | msgspec.UnsetType = msgspec.UNSET
-        if not all(statistics.words.values()) and (
+        if (not all(statistics.words.values()) or may_have_variants(text)) and (
             corrections := correct_question(text, tokenizer, snapshot)
         ):
             text = searched_for = apply_corrections(text, corrections)

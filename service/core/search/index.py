@@ -296,7 +296,7 @@ SELECT id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
 """
 _SCOPE_CHUNKS = "SELECT id FROM chunks WHERE scope = ?"
 _TEXTS = """
-SELECT c.id, d.title, c.text FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
+SELECT c.id, d.title, c.text, c.words FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
 WHERE c.id IN (SELECT value FROM json_each(?))
 """
 _STORED = """

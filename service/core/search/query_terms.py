@@ -15,7 +15,7 @@ import msgspec
 from service.core.search.ranking import Term
 from service.core.text.languages import STOP_WORDS, recognize_language
 from service.core.text.ngrams import drop_boundary_pairs
-from service.core.text.tokenizer import TermExtractor, Terms, Tokenizer
+from service.core.text.tokenizer import Spelling, TermExtractor, Terms, Tokenizer
 
 _KANA = re.compile("[\u3041-\u309f\u30a1-\u30fa]")
 
@@ -51,6 +51,10 @@ class QueryTokenizer(msgspec.Struct, frozen=True):
             for words in variants
         ]
         return Terms(words, first.grams)
+
+    def list_spellings(self, text: str) -> list[Spelling]:
+        """See `Tokenizer.list_spellings`."""
+        return self.tokenizer.list_spellings(text)
 
 
 def create_query_tokenizer(

@@ -14,26 +14,36 @@ corrected for long vowels, ッ, and voiced or small letters.
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
+from service.core.search.kana import compute_key, list_hiragana_parts, to_katakana
 from service.core.search.missing_words import Candidate, WordKind, list_candidates
 from service.core.search.ranking import Term
 from service.core.search.vocabulary import Vocabulary
-from service.core.text.tokenizer import TermExtractor, fold_text
+from service.core.text.tokenizer import Spelling, TermExtractor, fold_text
 
 LETTERS_MIN, KATAKANA_MIN = 5, 4
+SOUNDS_MIN = 3  # of the key of a word in katakana or romaji
 LONG_LETTERS = 8  # from this length on, two edits
 LONGER_LETTERS = 10  # from this length on, neither of them need be a typical slip
 PART_LETTERS_MIN = 3  # of words written as one
 CORRECTIONS_MAX = 6  # words of a question that are looked up
 SLIP_COST = 0.9  # of an edit that is a typical slip; others cost 1
 _PART = re.compile(r"[^\W\d_]+")
+_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
+_HIRAGANA = re.compile("[\u3041-\u3096]{3}")
 _KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]+$")
 _REDUCED = str.maketrans("ァィゥェォャュョ", "アイウエオヤユヨ", "ーッ\u3099\u309a")
 _LATIN = re.compile("[a-z\u00df-\u024f]+$")
+
+
+def may_have_variants(text: str) -> bool:
+    """Return whether a text has hiragana that may stand for a word in katakana."""
+    return not text.isascii() and _HIRAGANA.search(text) is not None
 
 
 class Correction(msgspec.Struct, frozen=True):
@@ -56,7 +66,13 @@ def correct_question(
     question: str, tokenizer: TermExtractor, collection: Collection
 ) -> list[Correction]:
     """Return the corrections of the words of a question that no visible chunk contains."""
-    words = list_correctable(list_candidates(question, tokenizer))
+    variants = _find_variants(question, tokenizer, collection)
+    covered = [(variant.start, variant.end) for variant in variants]
+    words = [
+        word
+        for word in list_correctable(list_candidates(question, tokenizer))
+        if not any(start <= word[1] < end for start, end in covered)
+    ]
     terms = {word: tokenizer.extract_terms(word).words for word, _, _ in words}
     absent = collection.select_absent([("words", term) for word in terms for term in terms[word]])
     unknown = [
@@ -65,16 +81,18 @@ def correct_question(
         if terms[word] and all(("words", term) in absent for term in terms[word])
     ]
     if not unknown:
-        return []
+        return variants
     vocabularies = collection.read_vocabularies()
 
     def is_known(written: str) -> bool:
         found = [("words", term) for term in tokenizer.extract_terms(written).words]
         return bool(found) and not collection.select_absent(found)
 
-    corrections = []
+    corrections = variants
     for word, start, kind in unknown[:CORRECTIONS_MAX]:
-        text = correct_word(word, kind, vocabularies, is_known=is_known)
+        text = find_alike(word, vocabularies, is_known=is_known) or correct_word(
+            word, kind, vocabularies, is_known=is_known
+        )
         if text is None and kind is not WordKind.NAME:
             text = _split_word(word, tokenizer, collection)
         if text is not None:
@@ -93,6 +111,86 @@ def list_correctable(candidates: Iterable[Candidate]) -> list[tuple[str, int, Wo
             if len(part[0]) >= minimum and part[0][1:] == part[0][1:].lower():
                 words.append((part[0], candidate.start + part.start(), candidate.kind))
     return words
+
+
+def _find_variants(
+    question: str, tokenizer: TermExtractor, collection: Collection
+) -> list[Correction]:
+    """Return the unknown Japanese words that the visible chunks write otherwise.
+
+    Those of the dictionary by their usual spelling (割当て, さがす), parts of hiragana by the
+    katakana (ぱすわーど).
+    """
+    text = unicodedata.normalize("NFKC", question)
+    if not _KANA.search(text):
+        return []
+    morphemes = tokenizer.list_spellings(text)
+    corrections = _find_usual_spellings(morphemes, tokenizer, collection)
+    surfaces = {(morpheme.start, morpheme.end) for morpheme in morphemes}
+    vocabularies = collection.read_vocabularies() if _HIRAGANA.search(text) else []
+    for start, part in list_hiragana_parts(text):
+        if (start, start + len(part)) not in surfaces:
+            _add_katakana(corrections, Correction(start, start + len(part), part), vocabularies)
+    return corrections
+
+
+def _add_katakana(
+    corrections: list[Correction], part: Correction, vocabularies: Sequence[Vocabulary]
+) -> None:
+    """Add the katakana word for a part in kana, if the documents have one."""
+    if not any(part.start < other.end and other.start < part.end for other in corrections):
+        written = _find_most_frequent(vocabularies, to_katakana(part.text))
+        if written is not None:
+            corrections.append(msgspec.structs.replace(part, text=written))
+
+
+def _find_usual_spellings(
+    morphemes: Sequence[Spelling], tokenizer: TermExtractor, collection: Collection
+) -> list[Correction]:
+    """Return the unknown words whose usual spelling a visible chunk has."""
+    others = [
+        (morpheme, tokenizer.extract_terms(morpheme.usual).words)
+        for morpheme in morphemes
+        if morpheme.word and morpheme.usual != morpheme.word and not morpheme.usual.isascii()
+    ]
+    absent = collection.select_absent(
+        [("words", word) for morpheme, usual in others for word in (morpheme.word, *usual)]
+    )
+    return [
+        Correction(morpheme.start, morpheme.end, morpheme.usual)
+        for morpheme, usual in others
+        if ("words", morpheme.word) in absent
+        and usual
+        and absent.isdisjoint(("words", word) for word in usual)
+    ]
+
+
+def _find_most_frequent(vocabularies: Sequence[Vocabulary], kana: str) -> str | None:
+    """Return the katakana word that sounds like this, if the documents have one."""
+    key = compute_key(kana)
+    counts = Counter[str]()
+    for vocabulary in vocabularies:
+        for written, count in vocabulary.find_alike(key or ""):
+            if _KATAKANA.match(written):
+                counts[written] += count
+    return min(counts, key=lambda written: (-counts[written], written), default=None)
+
+
+def find_alike(
+    word: str, vocabularies: Sequence[Vocabulary], *, is_known: Callable[[str], bool]
+) -> str | None:
+    """Return the word in another script that sounds like a word in katakana or romaji."""
+    folded = fold_text(word)
+    key = compute_key(folded)
+    if key is None or len(key) < SOUNDS_MIN:
+        return None
+    counts = Counter[str]()
+    for vocabulary in vocabularies:
+        for written, count in vocabulary.find_alike(key):
+            if not (folded.isascii() and written.isascii()):
+                counts[written] += count
+    ranked = sorted(counts, key=lambda written: (-counts[written], written))
+    return next((written for written in ranked if is_known(written)), None)
 
 
 def correct_word(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from service.core.search.kana import compute_key
 from service.core.text.tokenizer import fold_text
 
 CHUNKS_MAX = 50_000  # of the scopes that a caller sees
@@ -26,11 +27,11 @@ READ_AT_ONCE = 200  # chunks, a few milliseconds each time
 YIELD_SECONDS = 0.0001  # the event loop waits for the interpreter lock
 # Alphabetic scripts that are written with spaces. Numbers and identifiers are not corrected.
 _WORD = re.compile(r"(?<![\w])[^\W\d_\u3005-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\uffff]+(?!\w)")
-_KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]{4,30}")
+_KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]{3,30}")
 _LETTERS = np.uint64((1 << 32) - 1)
 
 Ids = NDArray[np.int64]
-Text = tuple[int, str, str]  # id, title, text of a chunk
+Text = tuple[int, str, str, str]  # id, title, text, and the words of the index
 
 
 def list_written_words(text: str) -> set[str]:
@@ -65,6 +66,7 @@ class Vocabulary:
         self._folded: list[str] = []
         self._chunks: dict[int, NDArray[np.uint32]] = {}  # the numbers of their words
         self._counts: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # chunks with each word
+        self._sounds: dict[str, list[int]] = {}  # by key
         self._grouped = 0  # the number of words in the groups
         self._groups: dict[int, tuple[Ids, NDArray[np.uint64]]] = {}  # by length
 
@@ -79,8 +81,10 @@ class Vocabulary:
             self._counts[self._chunks.pop(id_)] -= 1
         new = sorted(current - self._chunks.keys())
         for begin in range(0, len(new), READ_AT_ONCE):
-            for id_, title, text in read(new[begin : begin + READ_AT_ONCE]):
-                self._add(id_, list_written_words(f"{title}\n{text}"))
+            for id_, title, text, words in read(new[begin : begin + READ_AT_ONCE]):
+                # Katakana is written without spaces; the index has the words within a run.
+                parts = _KATAKANA.findall(words)
+                self._add(id_, list_written_words(f"{title}\n{text}").union(parts))
             time.sleep(YIELD_SECONDS)
         self._group_words()
 
@@ -100,6 +104,8 @@ class Vocabulary:
     def _group_words(self) -> None:
         by_length: dict[int, list[int]] = {}
         for number in range(self._grouped, len(self._words)):
+            if key := compute_key(self._folded[number]):
+                self._sounds.setdefault(key, []).append(number)
             by_length.setdefault(len(self._folded[number]), []).append(number)
         empty = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
         for length, numbers in by_length.items():
@@ -127,6 +133,12 @@ class Vocabulary:
             for number in numbers[near].tolist():
                 if count := int(self._counts[number]):
                     yield self._folded[number], self._words[number], count
+
+    def find_alike(self, key: str) -> Iterator[tuple[str, int]]:
+        """Yield the words with this key of `kana.compute_key`, as written, and their count."""
+        for number in self._sounds.get(key, ()):
+            if count := int(self._counts[number]):
+                yield self._words[number], count
 
     def count_chunks(self, word: str) -> int:
         """Return the number of chunks with a word as it is written."""

@@ -65,6 +65,11 @@ _HIRAGANA_ONLY = frozenset(
     chr(code) for code in (*range(0x3041, 0x3097), *range(0x309D, 0x30A0), ord("ー"))
 )
 _INTERROGATIVE_KANJI = re.compile("[何誰幾]")  # 何年, 誰: the kind of answer, not the subject
+# Names with operators, such as HEAD~3, HEAD^3, C++: one more term each, in which private-use
+# letters stand for the signs.
+_OPERATOR_SIGN = re.compile(r"[a-z0-9@_.-][~^]|\b[a-z](?:\+\+|#)")
+_REVISION = re.compile(r"(?<![\w@])(?:[a-z@][\w/.-]{0,30}(?:[~^]\d{0,3}){1,4}|[a-z](?:\+\+|#))")
+_OPERATORS = str.maketrans("~^+#@/.-_", "\ue010\ue011\ue012\ue013\ue014\ue015\ue016\ue017\ue018")
 _ACCENTED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _MARKS = re.compile("[\u0300-\u036f]+")
 # The comma comes first so that the assertions are tested at commas only.
@@ -89,10 +94,20 @@ class Terms(msgspec.Struct, frozen=True):
     grams: list[str]
 
 
+class Spelling(msgspec.Struct, frozen=True):
+    """A morpheme of a text, its term, which may be empty, and the usual spelling of its word."""
+
+    start: int
+    end: int
+    word: str
+    usual: str
+
+
 class TermExtractor(Protocol):
     """Extracts the terms of a text."""
 
-    def extract_terms(self, text: str) -> Terms: ...  # noqa: D102 - see `Tokenizer`
+    def extract_terms(self, text: str) -> Terms: ...  # noqa: D102 - see `Tokenizer`, both
+    def list_spellings(self, text: str) -> list["Spelling"]: ...  # noqa: D102
 
 
 class Tokenizer:
@@ -139,6 +154,8 @@ class Tokenizer:
                 word, word_grams = analyze(run)
                 words.append(word)
                 grams += word_grams
+        if _OPERATOR_SIGN.search(folded):
+            grams += [name.translate(_OPERATORS) for name in _REVISION.findall(folded)]
         for run in _CJK_RUN.findall(folded):
             grams += [
                 a + b
@@ -146,6 +163,10 @@ class Tokenizer:
                 if a not in _HIRAGANA_ONLY or b not in _HIRAGANA_ONLY
             ]
         return Terms([word for word in words if word], grams)
+
+    def list_spellings(self, text: str) -> list[Spelling]:
+        """Return the morphemes of a normalized text with their spellings, by the dictionary."""
+        return self._lexicon.list_spellings(text[:RUN_CHARACTERS_MAX]) if self._lexicon else []
 
 
 @lru_cache
@@ -225,6 +246,14 @@ class _Lexicon:
             for morpheme in self._get_tokenizer().tokenize(run[start : start + RUN_CHARACTERS_MAX])
         ]
 
+    def list_spellings(self, text: str) -> list[Spelling]:
+        """See `Tokenizer.list_spellings`."""
+        return [
+            Spelling(morpheme.begin(), morpheme.end(), word, usual)
+            for morpheme in self._get_tokenizer().tokenize(text)
+            for word, usual in [(self._look_up(morpheme), morpheme.normalized_form())]
+        ]
+
     def _look_up(self, morpheme: Any) -> str:
         """Return the word of a morpheme, cached: reading its fields is as slow as segmentation."""
         form = morpheme.dictionary_form()
@@ -247,7 +276,7 @@ class _Lexicon:
                         lambda pos: pos[0] not in _GRAMMAR and pos[1] not in _DEPENDENT
                     )
             self._local.tokenizer = self._dictionary.tokenizer(
-                mode=SplitMode.A, fields={"pos", "dictionary_form"}
+                mode=SplitMode.A, fields={"pos", "dictionary_form", "normalized_form"}
             )
         return self._local.tokenizer
 

@@ -21,7 +21,10 @@ class Texts:
     def __init__(self, *texts: str) -> None:
         self._words = [TOKENIZER.extract_terms(text).words for text in texts]
         self._vocabulary = Vocabulary()
-        rows = [(n, "", text) for n, text in enumerate(texts)]
+        rows = [
+            (n, "", text, " ".join(TOKENIZER.extract_terms(text).words))
+            for n, text in enumerate(texts)
+        ]
         self._vocabulary.update(range(len(rows)), lambda ids: [rows[id_] for id_ in ids])
 
     def select_absent(self, terms: Sequence[Term]) -> set[Term]:
@@ -60,6 +63,10 @@ def correct(question: str) -> str:
         ("cherrypicked", "cherry picked"),
         ("パスワドの変更", "パスワードの変更"),
         ("シャトウとは", "シャドウとは"),
+        ("ぱすわーどの変更", "パスワードの変更"),
+        ("パスワードとふぁいるを", "パスワードとファイルを"),
+        ("pasuwado wa", "パスワード wa"),
+        ("パーセル", "パーセル"),
     ],
 )
 def test_typing_errors_are_corrected(question: str, corrected: str) -> None:
@@ -114,5 +121,5 @@ def test_signatures_reject_no_near_word(word: str, data: st.DataObject) -> None:
     swapped = word[:at] + word[at : at + 2][::-1] + word[at + 2 :]
     for other in (word[:at] + letter + word[at:], word[:at] + letter + word[at + 1 :], swapped):
         vocabulary = Vocabulary()
-        vocabulary.update([1], lambda _, other=other: [(1, "", other)])
+        vocabulary.update([1], lambda _, other=other: [(1, "", other, "")])
         assert [found[0] for found in vocabulary.find_near(word, 1)] == [other]

@@ -18,9 +18,9 @@ def test_a_vocabulary_depends_on_the_current_chunks_only(history: list[set[int]]
     """After any additions and removals it equals a new one of the same chunks."""
     reads: list[int] = []
 
-    def read(ids: list[int]) -> list[tuple[int, str, str]]:
+    def read(ids: list[int]) -> list[tuple[int, str, str, str]]:
         reads.extend(ids)
-        return [(id_, "", TEXTS[id_]) for id_ in ids]
+        return [(id_, "", TEXTS[id_], "") for id_ in ids]
 
     updated, new = Vocabulary(), Vocabulary()
     for ids in history:
@@ -34,7 +34,7 @@ def test_a_vocabulary_depends_on_the_current_chunks_only(history: list[set[int]]
 def test_words_are_found_without_accents() -> None:
     """A word is compared without accents, and returned as it is written."""
     vocabulary = Vocabulary()
-    vocabulary.update([1], lambda _: [(1, "Title", "Die BÜROKRATIE wächst.")])
+    vocabulary.update([1], lambda _: [(1, "Title", "Die BÜROKRATIE wächst.", "")])
     assert list_near(vocabulary, "burokratie") == [("burokratie", "bürokratie", 1)]
 
 
