@@ -38,8 +38,8 @@ class QueryTokenizer(msgspec.Struct, frozen=True):
         first, *others = [extract(text, self.language, stems) for stems in self.stems]
         if self.language in ("zh", "ko"):
             absent = self.select_absent([("words", word) for word in dict.fromkeys(first.words)])
-            known = set(first.words) - {word for _, word in absent}
-            return Terms(drop_boundary_pairs(first.words, known.__contains__), first.grams)
+            present = set(first.words) - {word for _, word in absent}
+            return Terms(drop_boundary_pairs(first.words, present.__contains__), first.grams)
         if not others or any(len(other.words) != len(first.words) for other in others):
             return first
         variants = list(zip(first.words, *(other.words for other in others), strict=True))

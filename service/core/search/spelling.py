@@ -85,8 +85,8 @@ def correct_question(
     vocabularies = collection.read_vocabularies()
 
     def is_known(written: str) -> bool:
-        found = [("words", term) for term in tokenizer.extract_terms(written).words]
-        return bool(found) and not collection.select_absent(found)
+        written_terms = [("words", term) for term in tokenizer.extract_terms(written).words]
+        return bool(written_terms) and not collection.select_absent(written_terms)
 
     corrections = variants
     for word, start, kind in unknown[:CORRECTIONS_MAX]:
@@ -207,14 +207,14 @@ def correct_word(
     """
     folded = fold_text(word)
     edits_max = 2 if len(folded) >= LONG_LETTERS else 1
-    found: dict[str, tuple[float, int]] = {}
+    ranks: dict[str, tuple[float, int]] = {}
     for vocabulary in vocabularies:
         for other, written, count in vocabulary.find_near(folded, edits_max):
             cost = measure_edits(folded, other, edits_max)
             if cost > edits_max or not _is_plausible(folded, other, cost, kind):
                 continue
-            found[written] = (cost, found.get(written, (0, 0))[1] + count)
-    ranked = sorted(found.items(), key=lambda item: (item[1][0], -item[1][1], item[0]))
+            ranks[written] = (cost, ranks.get(written, (0, 0))[1] + count)
+    ranked = sorted(ranks.items(), key=lambda item: (item[1][0], -item[1][1], item[0]))
     return next((written for written, _ in ranked if is_known(written)), None)
 
 

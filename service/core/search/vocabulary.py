@@ -48,11 +48,11 @@ def list_written_words(text: str) -> set[str]:
 def compute_signatures(words: Sequence[str]) -> NDArray[np.uint64]:
     """Return the signatures of words of the same length."""
     codes = np.array(words).view(np.uint32).reshape(len(words), -1).astype(np.uint64)
-    one, mask = np.uint64(1), np.uint64(31)
-    letters = np.bitwise_or.reduce(one << (codes & mask), axis=1)
+    bit, mask = np.uint64(1), np.uint64(31)
+    letters = np.bitwise_or.reduce(bit << (codes & mask), axis=1)
     pairs = codes[:, :-1] * np.uint64(7) + codes[:, 1:]
     signatures: NDArray[np.uint64] = letters | np.bitwise_or.reduce(
-        one << ((pairs & mask) + np.uint64(32)), axis=1
+        bit << ((pairs & mask) + np.uint64(32)), axis=1
     )
     return signatures
 
