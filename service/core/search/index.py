@@ -9,8 +9,8 @@ over the whole collection are added.
 *Scopes*: shared chunks are one scope, and those of each owner that are not shared another. A user
 sees two of them. All numbers are computed from the scopes that the caller sees, so results and the
 time they take do not depend on documents of others. An admin sees all scopes: such a search reads
-each of them, which takes longer with many owners. A restriction to some documents (`within`)
-restricts the candidates, not the numbers.
+each of them, which takes longer with many owners, and pauses in between. A restriction to some
+documents (`within`) restricts the candidates, not the numbers.
 
 Posting lists come from FTS5 (`postings/fts5.py`), which caches them for one version of a scope.
 The terms of chunks (`CODES_CACHED`, 4 bytes each) and their texts (`CHARACTERS_CACHED`, one or two
@@ -20,7 +20,7 @@ evicted in insertion order.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -39,7 +39,12 @@ from service.core.search.bm25 import (
 )
 from service.core.search.cache import BoundedCache
 from service.core.search.languages import read_language_means
-from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
+from service.core.search.postings.fts5 import (
+    SCOPES_CACHED,
+    Fts5Postings,
+    IndexScope,
+    PostingCache,
+)
 from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
 from service.core.search.vector_matrix import ChunkSimilarities, VectorMatrix
 from service.core.search.vocabulary import CHUNKS_MAX as VOCABULARY_CHUNKS_MAX
@@ -110,8 +115,16 @@ class SearchIndex:
         self._postings = PostingCache()
         self._chunks = _ChunkCache()
 
-    def open_snapshot(self, connection: sa.Connection, visibility: Visibility) -> "Snapshot":
-        """Return the visible index as the transaction of this connection sees it."""
+    def open_snapshot(
+        self,
+        connection: sa.Connection,
+        visibility: Visibility,
+        pause: Callable[[], None] = lambda: None,
+    ) -> "Snapshot":
+        """Return the visible index as the transaction of this connection sees it.
+
+        `pause` is called between scopes if there are many of them.
+        """
         # Statements bypass SQLAlchemy, whose overhead exceeds the time SQLite needs for them.
         cursor = connection.connection.cursor()
         rows = (
@@ -128,7 +141,7 @@ class SearchIndex:
             self._clear()
         self._versions |= {scope.id: scope.version for scope in scopes}
         occupied = [scope for scope in scopes if scope.chunks]
-        postings = Fts5Postings(cursor.execute, self._postings, occupied)
+        postings = Fts5Postings(cursor.execute, self._postings, occupied, pause)
         return Snapshot(cursor, visibility, occupied, postings, self._chunks)
 
 
@@ -221,8 +234,9 @@ class Snapshot:
         return self._postings.contains_phrase(words)
 
     def read_vocabularies(self) -> list[Vocabulary]:
-        """Return the vocabularies of the visible scopes; none if they have too many chunks."""
-        if sum(scope.chunks for scope in self._scopes) > VOCABULARY_CHUNKS_MAX:
+        """Return the vocabularies of the visible scopes; none if these are many or large."""
+        chunks = sum(scope.chunks for scope in self._scopes)
+        if chunks > VOCABULARY_CHUNKS_MAX or len(self._scopes) > SCOPES_CACHED:
             return []
         return [self._read_vocabulary(scope) for scope in self._scopes]
 

@@ -83,6 +83,8 @@ def correct_question(
     if not unknown:
         return variants
     vocabularies = collection.read_vocabularies()
+    if not vocabularies:
+        return variants
 
     def is_known(written: str) -> bool:
         written_terms = [("words", term) for term in tokenizer.extract_terms(written).words]

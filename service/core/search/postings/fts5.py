@@ -6,14 +6,16 @@ of other scopes. The tokens of a scope are adjacent in the index.
 
 Document frequencies (`FREQUENCIES_CACHED`, 360 bytes each) and posting lists (`POSTINGS_CACHED`, 8
 bytes each) are cached for one version of a scope: a change does not affect the entries of other
-scopes. Entries are evicted in insertion order.
+scopes. Entries are evicted in insertion order. Beyond `SCOPES_CACHED` scopes, as for an admin of
+many users, nothing is cached, since one search would evict the entries of all users; scopes are
+then read `SCOPES_AT_ONCE` at a time, with pauses.
 
 A query is never interpreted as a query language: it is reduced to terms, each of which is quoted.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +32,7 @@ from service.core.search.ranking import Term
 
 FREQUENCIES_CACHED, POSTINGS_CACHED = 40_000, 1_000_000
 ENTRY_POSTINGS = 60  # as much memory as an entry of the cache takes beside its postings
+SCOPES_CACHED = SCOPES_AT_ONCE = 20
 IDF_MIN = 1e-6
 # The marks of migration 0019: private-use characters, which no term contains.
 MARKS = {"words": "\ue000", "grams": "\ue001"}
@@ -63,10 +66,21 @@ class PostingCache:
 
 
 class Fts5Postings:
-    """The posting lists of some scopes. All methods block."""
+    """The posting lists of some scopes, for one search. All methods block.
 
-    def __init__(self, execute: Any, cache: PostingCache, scopes: Sequence[IndexScope]) -> None:
-        self._execute, self._cache, self._scopes = execute, cache, scopes
+    `pause` is called after each `SCOPES_AT_ONCE` scopes.
+    """
+
+    def __init__(
+        self,
+        execute: Any,
+        cache: PostingCache,
+        scopes: Sequence[IndexScope],
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._execute, self._scopes, self._pause = execute, scopes, pause
+        self._cache = cache if len(scopes) <= SCOPES_CACHED else None
+        self._absent: set[Key] = set()  # tokens that no chunk contains
 
     def read_frequencies(self, terms: Sequence[Term]) -> dict[Term, int]:
         """Return the number of chunks that contain each of these words and grams."""
@@ -76,11 +90,15 @@ class Fts5Postings:
             frequencies = dict(self._execute(_FREQUENCIES, (tokens,)).fetchall())
             return {key: frequencies.get(key[1], 0) for key in missing}
 
-        keys = self._build_keys(terms)
-        frequencies = self._cache.frequencies.get_many(keys, read)
+        cached = self._cache and self._cache.frequencies
         sums = dict.fromkeys(terms, 0)
-        for key, term in keys.items():
-            sums[term] += frequencies[key]
+        for keys in self._build_keys(terms):
+            frequencies = cached.get_many(keys, read) if cached else read(list(keys))
+            for key, term in keys.items():
+                if frequency := frequencies[key]:
+                    sums[term] += frequency
+                else:
+                    self._absent.add(key)
         return sums
 
     def read_weighted(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
@@ -91,9 +109,12 @@ class Fts5Postings:
             rows = self._execute(_POSTINGS, (expressions,))
             return {missing[n]: decode_ids(ids) for n, ids in rows}
 
-        keys = self._build_keys(weights)
-        postings = self._cache.postings.get_many(keys, read)
-        return join_postings((postings[key], weights[term]) for key, term in keys.items())
+        cached = self._cache and self._cache.postings
+        lists: list[tuple[Ids, float]] = []
+        for keys in self._build_keys(weights):
+            postings = cached.get_many(keys, read) if cached else read(list(keys))
+            lists += ((postings[key], weights[term]) for key, term in keys.items())
+        return join_postings(lists)
 
     def find_matches(self, words: Mapping[str, int], limit: int | None) -> list[int]:
         """Return the best chunks by BM25 that contain any of these words.
@@ -101,14 +122,16 @@ class Fts5Postings:
         `words`: their document frequencies. As in FTS5's `bm25`, the length of a chunk is that of
         its words and grams, and idf has no lower bound but 0 (`IDF_MIN`).
         """
-        keys = self._build_keys(("words", word) for word in words)
         chunks = sum(scope.chunks for scope in self._scopes)
-        idfs = [
-            max(IDF_MIN, math.log((chunks - n + 0.5) / (n + 0.5)))
-            for n in (words[word] for _, word in keys.values())
-        ]
-        rows = self._execute(_OCCURRENCES, (json.dumps([token for _, token in keys]),))
-        occurrences = [(decode_ids(ids), idfs[n]) for n, ids in rows]
+        idfs = {
+            word: max(IDF_MIN, math.log((chunks - n + 0.5) / (n + 0.5)))
+            for word, n in words.items()
+        }
+        occurrences: list[tuple[Ids, float]] = []
+        for keys in self._build_keys([("words", word) for word in words]):
+            rows = self._execute(_OCCURRENCES, (json.dumps([token for _, token in keys]),))
+            weights = [idfs[word] for _, word in keys.values()]
+            occurrences += ((decode_ids(ids), weights[n]) for n, ids in rows)
         mean = sum(scope.terms for scope in self._scopes) / max(chunks, 1)
         return select_best(occurrences, self._read_lengths, mean, limit)
 
@@ -120,13 +143,22 @@ class Fts5Postings:
             for tokens in [" ".join(f"{scope.id}{MARKS['words']}{word}" for word in words)]
         )
 
-    def _build_keys(self, terms: Iterable[Term]) -> dict[Key, Term]:
-        """Return the key of each term in each scope, one term after the other."""
-        return {
-            (scope.version, f"{scope.id}{MARKS[kind]}{term}"): (kind, term)
-            for kind, term in terms
-            for scope in self._scopes
-        }
+    def _build_keys(self, terms: Iterable[Term]) -> Iterator[dict[Key, Term]]:
+        """Yield the keys of terms in some scopes at a time, one term after the other.
+
+        Tokens that are known to be absent are omitted.
+        """
+        terms = list(terms)
+        for begin in range(0, len(self._scopes), SCOPES_AT_ONCE):
+            if begin:
+                self._pause()
+            scopes = self._scopes[begin : begin + SCOPES_AT_ONCE]
+            yield {
+                key: (kind, term)
+                for kind, term in terms
+                for scope in scopes
+                if (key := (scope.version, f"{scope.id}{MARKS[kind]}{term}")) not in self._absent
+            }
 
     def _read_lengths(self, ids: list[int]) -> list[int]:
         """Return the number of terms of each of these chunks. `ids`: distinct, ascending."""
