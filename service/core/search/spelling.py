@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 import msgspec
@@ -35,6 +36,7 @@ CORRECTIONS_MAX = 6  # words of a question that are looked up
 SLIP_COST = 0.9  # of an edit that is a typical slip; others cost 1
 _PART = re.compile(r"[^\W\d_]+")
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
+_SMALL = frozenset("ぁぃぅぇぉゃゅょァィゥェォャュョ")
 _HIRAGANA = re.compile("[\u3041-\u3096]{3}")
 _KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]+$")
 _REDUCED = str.maketrans("ァィゥェォャュョ", "アイウエオヤユヨ", "ーッ\u3099\u309a")
@@ -128,12 +130,36 @@ def _find_variants(
         return []
     morphemes = tokenizer.list_spellings(text)
     corrections = _find_usual_spellings(morphemes, tokenizer, collection)
-    surfaces = {(morpheme.start, morpheme.end) for morpheme in morphemes}
-    vocabularies = collection.read_vocabularies() if _HIRAGANA.search(text) else []
-    for start, part in list_hiragana_parts(text):
-        if (start, start + len(part)) not in surfaces:
-            _add_katakana(corrections, Correction(start, start + len(part), part), vocabularies)
+    if not _HIRAGANA.search(text) or not morphemes:
+        return corrections
+    words = [("words", morpheme.word) for morpheme in morphemes if morpheme.word]
+    absent = {word for _, word in collection.select_absent(words)}
+    parts = [
+        Correction(start, start + len(part), part)
+        for start, part in list_hiragana_parts(text)
+        if _is_unreadable(text, start, start + len(part), morphemes, absent)
+    ]
+    vocabularies = collection.read_vocabularies() if parts else []
+    for part in parts:
+        _add_katakana(corrections, part, vocabularies)
     return corrections
+
+
+def _is_unreadable(
+    text: str, start: int, end: int, morphemes: Sequence[Spelling], absent: AbstractSet[str]
+) -> bool:
+    """Return whether the dictionary cannot read a part of hiragana as words of grammar.
+
+    It begins with a morpheme, and contains a small letter alone or an unknown word, or ends within
+    a morpheme.
+    """
+    inside = [morpheme for morpheme in morphemes if morpheme.start < end and morpheme.end > start]
+    if inside[0].start != start or len(inside) == 1:
+        return False
+    return inside[-1].end != end or any(
+        morpheme.word in absent or text[morpheme.start : morpheme.end] in _SMALL
+        for morpheme in inside
+    )
 
 
 def _add_katakana(

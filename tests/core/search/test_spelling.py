@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from service.core.search.ranking import Term
 from service.core.search.spelling import apply_corrections, correct_question, measure_edits
 from service.core.search.vocabulary import Vocabulary
-from service.core.text.tokenizer import get_tokenizer
+from service.core.text.tokenizer import Tokenizer, get_tokenizer
 
 TOKENIZER = get_tokenizer("none")
 LETTERS = st.text("abcd", min_size=1, max_size=9)
@@ -18,8 +18,8 @@ LETTERS = st.text("abcd", min_size=1, max_size=9)
 class Texts:
     """A collection of texts in memory."""
 
-    def __init__(self, *texts: str) -> None:
-        self._words = [TOKENIZER.extract_terms(text).words for text in texts]
+    def __init__(self, *texts: str, tokenizer: Tokenizer = TOKENIZER) -> None:
+        self._words = [tokenizer.extract_terms(text).words for text in texts]
         self._vocabulary = Vocabulary()
         rows = [
             (n, "", text, " ".join(TOKENIZER.extract_terms(text).words))
@@ -63,8 +63,6 @@ def correct(question: str) -> str:
         ("cherrypicked", "cherry picked"),
         ("パスワドの変更", "パスワードの変更"),
         ("シャトウとは", "シャドウとは"),
-        ("ぱすわーどの変更", "パスワードの変更"),
-        ("パスワードとふぁいるを", "パスワードとファイルを"),
         ("pasuwado wa", "パスワード wa"),
         ("パーセル", "パーセル"),
     ],
@@ -123,3 +121,21 @@ def test_signatures_reject_no_near_word(word: str, data: st.DataObject) -> None:
         vocabulary = Vocabulary()
         vocabulary.update([1], lambda _, other=other: [(1, "", other, "")])
         assert [found[0] for found in vocabulary.find_near(word, 1)] == [other]
+
+
+@pytest.mark.parametrize(
+    ("question", "corrected"),
+    [
+        ("ぱすわーどの変更", "パスワードの変更"),
+        ("パスワードとふぁいるを", "パスワードとファイルを"),
+        ("ファイルをさがす", "ファイルを探す"),
+        ("変更したのはいつですか", "変更したのはいつですか"),
+        ("誰でしょう", "誰でしょう"),
+    ],
+)
+def test_hiragana_is_read_as_the_documents_write_it(question: str, corrected: str) -> None:
+    """Words in hiragana get katakana or kanji, but words of grammar stay as they are."""
+    dictionary = get_tokenizer("auto")
+    texts = Texts("パスワードのファイルを探す。ハイツのショー。", tokenizer=dictionary)
+    corrections = correct_question(question, dictionary, texts)
+    assert apply_corrections(question, corrections) == corrected
