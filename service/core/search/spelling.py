@@ -36,6 +36,7 @@ CORRECTIONS_MAX = 6  # words of a question that are looked up
 SLIP_COST = 0.9  # of an edit that is a typical slip; others cost 1
 _PART = re.compile(r"[^\W\d_]+")
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
+_KANJI = re.compile("[^\u3041-\u3096ー]")
 _SMALL = frozenset("ぁぃぅぇぉゃゅょァィゥェォャュョ")
 _HIRAGANA = re.compile("[\u3041-\u3096]{3}")
 _KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]+$")
@@ -156,7 +157,10 @@ def _is_unreadable(
     inside = [morpheme for morpheme in morphemes if morpheme.start < end and morpheme.end > start]
     if inside[0].start != start or len(inside) == 1:
         return False
-    return inside[-1].end != end or any(
+    beyond = text[end : inside[-1].end]
+    if beyond:
+        return not _KANJI.search(beyond)
+    return any(
         morpheme.word in absent or text[morpheme.start : morpheme.end] in _SMALL
         for morpheme in inside
     )

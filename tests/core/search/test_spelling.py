@@ -131,6 +131,7 @@ def test_signatures_reject_no_near_word(word: str, data: st.DataObject) -> None:
         ("ファイルをさがす", "ファイルを探す"),
         ("変更したのはいつですか", "変更したのはいつですか"),
         ("誰でしょう", "誰でしょう"),
+        ("変更はいつ頃から", "変更はいつ頃から"),
     ],
 )
 def test_hiragana_is_read_as_the_documents_write_it(question: str, corrected: str) -> None:
