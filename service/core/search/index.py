@@ -249,6 +249,10 @@ class Snapshot:
         """Return these chunks as they are stored."""
         return self._cache.stored.get_many(ids, partial(_read_stored, self._execute))
 
+    def read_dates(self, document_ids: Sequence[str]) -> dict[str, str]:
+        """Return the dates of those documents that have one, in ISO 8601, by id."""
+        return dict(self._execute(_DATES, (json.dumps(document_ids),)).fetchall())
+
     def _read_matrix(self, scope: IndexScope, vector: QueryVector) -> VectorMatrix:
         """Return the vectors of a scope that are comparable with this one."""
         key = (scope.version, scope.vectors, vector.model, len(vector.vector))
@@ -304,6 +308,9 @@ AND document_id IN (SELECT value FROM json_each(?))
 _VECTORS = """
 SELECT chunks.id, vectors.vector FROM chunks JOIN vectors USING (scope, content_hash)
 WHERE chunks.scope = ? AND vectors.model = ? AND length(vectors.vector) = ? ORDER BY chunks.id
+"""
+_DATES = """
+SELECT id, date FROM documents WHERE id IN (SELECT value FROM json_each(?)) AND date IS NOT NULL
 """
 _TERMS = """
 SELECT id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
