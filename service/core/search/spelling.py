@@ -22,7 +22,12 @@ from typing import Protocol
 import msgspec
 
 from service.core.search.kana import compute_key, list_hiragana_parts, to_katakana
-from service.core.search.missing_words import Candidate, WordKind, list_candidates
+from service.core.search.missing_words import (
+    QUESTION_CHARACTERS_MAX,
+    Candidate,
+    WordKind,
+    list_candidates,
+)
 from service.core.search.ranking import Term
 from service.core.search.vocabulary import Vocabulary
 from service.core.text.tokenizer import Spelling, TermExtractor, fold_text
@@ -127,7 +132,7 @@ def _find_variants(
     katakana (ぱすわーど).
     """
     text = unicodedata.normalize("NFKC", question)
-    if not _KANA.search(text):
+    if len(text) > QUESTION_CHARACTERS_MAX or not _KANA.search(text):
         return []
     morphemes = tokenizer.list_spellings(text)
     corrections = _find_usual_spellings(morphemes, tokenizer, collection)
@@ -155,7 +160,7 @@ def _is_unreadable(
     a morpheme.
     """
     inside = [morpheme for morpheme in morphemes if morpheme.start < end and morpheme.end > start]
-    if inside[0].start != start or len(inside) == 1:
+    if len(inside) < 2 or inside[0].start != start:
         return False
     beyond = text[end : inside[-1].end]
     if beyond:
