@@ -17,6 +17,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import takewhile
 from typing import Protocol
 
 import msgspec
@@ -135,7 +136,7 @@ def _find_variants(
     if len(text) > QUESTION_CHARACTERS_MAX or not _KANA.search(text):
         return []
     morphemes = tokenizer.list_spellings(text)
-    corrections = _find_usual_spellings(morphemes, tokenizer, collection)
+    corrections = _find_usual_spellings(text, morphemes, tokenizer, collection)
     if not _HIRAGANA.search(text) or not morphemes:
         return corrections
     words = [("words", morpheme.word) for morpheme in morphemes if morpheme.word]
@@ -171,6 +172,16 @@ def _is_unreadable(
     )
 
 
+def _inflect(morpheme: Spelling, surface: str) -> str:
+    """Return the usual spelling with the ending of the text: さがし, さがす and 探す give 探し."""
+    word, usual = morpheme.word, morpheme.usual
+    pairs = zip(reversed(word), reversed(usual), strict=False)
+    ending = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if surface == word or not ending:
+        return usual
+    return usual[:-ending] + surface[len(word) - ending :]
+
+
 def _add_katakana(
     corrections: list[Correction], part: Correction, vocabularies: Sequence[Vocabulary]
 ) -> None:
@@ -182,7 +193,7 @@ def _add_katakana(
 
 
 def _find_usual_spellings(
-    morphemes: Sequence[Spelling], tokenizer: TermExtractor, collection: Collection
+    text: str, morphemes: Sequence[Spelling], tokenizer: TermExtractor, collection: Collection
 ) -> list[Correction]:
     """Return the unknown words whose usual spelling a visible chunk has."""
     others = [
@@ -194,7 +205,9 @@ def _find_usual_spellings(
         [("words", word) for morpheme, usual in others for word in (morpheme.word, *usual)]
     )
     return [
-        Correction(morpheme.start, morpheme.end, morpheme.usual)
+        Correction(
+            morpheme.start, morpheme.end, _inflect(morpheme, text[morpheme.start : morpheme.end])
+        )
         for morpheme, usual in others
         if ("words", morpheme.word) in absent
         and usual
