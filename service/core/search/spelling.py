@@ -199,7 +199,9 @@ def _find_usual_spellings(
     others = [
         (morpheme, tokenizer.extract_terms(morpheme.usual).words)
         for morpheme in morphemes
-        if morpheme.word and morpheme.usual != morpheme.word and not morpheme.usual.isascii()
+        if not morpheme.word.isascii()  # Latin words have stems as terms
+        and morpheme.usual != morpheme.word
+        and not morpheme.usual.isascii()
     ]
     absent = collection.select_absent(
         [("words", word) for morpheme, usual in others for word in (morpheme.word, *usual)]

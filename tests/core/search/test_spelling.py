@@ -132,12 +132,16 @@ def test_signatures_reject_no_near_word(word: str, data: st.DataObject) -> None:
         ("ファイルをさがした人", "ファイルを探した人"),
         ("変更したのはいつですか", "変更したのはいつですか"),
         ("誰でしょう", "誰でしょう"),
+        ("update-grub は何をする", "update-grub は何をする"),
         ("変更はいつ頃から", "変更はいつ頃から"),
     ],
 )
 def test_hiragana_is_read_as_the_documents_write_it(question: str, corrected: str) -> None:
     """Words in hiragana get katakana or kanji, but words of grammar stay as they are."""
     dictionary = get_tokenizer("auto")
-    texts = Texts("パスワードのファイルを探す。ハイツのショー。", tokenizer=dictionary)
+    texts = Texts(
+        "パスワードのファイルを探す。ハイツのショー。update-grubでアップデートする。",
+        tokenizer=dictionary,
+    )
     corrections = correct_question(question, dictionary, texts)
     assert apply_corrections(question, corrections) == corrected
