@@ -18,7 +18,7 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import Insert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
@@ -136,6 +136,12 @@ class PostgresBackend:
         @event.listens_for(engine.sync_engine, "connect")
         def configure_connection(_connection: Any, entry: ConnectionPoolEntry) -> None:
             entry.info[REPORT] = self.damage.report_row
+
+        @event.listens_for(engine.sync_engine, "checkout")
+        def replace_closed(connection: Any, _entry: ConnectionPoolEntry, _proxy: Any) -> None:
+            # The driver has noticed that the server was restarted; a query need not fail for that.
+            if connection.driver_connection.is_closed():
+                raise DisconnectionError("the server closed the connection")
 
         return engine
 
