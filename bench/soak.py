@@ -3,12 +3,18 @@
     python -m bench.soak [--minutes 20] [--warmup-minutes 8] [--rate 60]
         [--json .data/bench-soak.json]
 
-Clients send a steady mix to one service: plain answers, grounded answers, streams of which every
-other is aborted, pages of the log, and uploads, searches and deletions of documents. Every sample
-has the resident memory, file descriptors and threads of the service's process, and the files of its
-data directory. After the warm-up, in which larger documents and results fill the caches of the
-index, the slope of each is the median of the slopes between all pairs of samples (Theil and Sen),
-so that single peaks do not count.
+Clients send a steady mix to one service: plain answers, half of them with an idempotency key,
+grounded answers, streams of which every other is aborted, pages of the log, conversations, which
+are listed and erased, and uploads, searches and deletions of documents. Every sample has the
+resident memory, file descriptors and threads of the service's process, and the files of its data
+directory.
+
+The first `WARMUP_DOCUMENTS` documents and searches are larger and fill the caches of the index;
+samples count from then on, and not before `--warmup-minutes`. Of memory, the lowest sample of each
+minute counts: the service returns freed memory once per minute (`workers/trimming.py`). The slope
+of each is the median of the slopes between all pairs of samples (Theil and Sen), so that single
+peaks do not count. Slopes are those of an hour in which the requests arrive at `--rate`: a machine
+that is too busy for it needs more time, but the growth of a request counts the same.
 
 Exit code 1 if memory grows by more than `--megabytes-max` per hour, or one of the others by more
 than `--others-max`. The database grows with the log; its size is shown, and no criterion.
@@ -35,22 +41,38 @@ from urllib.parse import quote, urlsplit
 from bench.loop import generate_text
 from bench.processes import Cores, Failed, machine, save
 from bench.streams import Bench
+from service.workers.trimming import TRIM_SECONDS
 
 SAMPLE_SECONDS = 5.0
-SHARES = {"plain": 0.35, "grounded": 0.2, "streams": 0.25, "pages": 0.15, "documents": 0.05}
+SHARES = {
+    "plain": 0.3,
+    "grounded": 0.2,
+    "streams": 0.25,
+    "pages": 0.1,
+    "conversations": 0.1,
+    "documents": 0.05,
+}
 DOCUMENTS = 20  # stored at the same time
 DOCUMENT_BYTES = 4_000
-# In the first half of the warm-up: larger documents and results fill the caches of the index.
+# Of the first documents, which fill the caches of the index, together with their searches.
+WARMUP_DOCUMENTS = 240
 WARMUP_BYTES, WARMUP_WORDS, WARMUP_RESULTS = 100_000, 100, 50
+WARMUP_NEW_WORDS = 30  # of a search, which no text contains
+CONVERSATIONS, TURNS = 10, 4  # kept at the same time, and answers in each
 USERS = 50
 JSON_TYPE = {"Content-Type": "application/json"}
+GOOD = {200, 201, 204}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The resources of the service at one time. Memory in MB; files without the database."""
+    """The resources of the service at one time. Memory in MB; files without the database.
+
+    `requests`: number of those answered since the start.
+    """
 
     seconds: float
+    requests: int
     memory: float
     children: float
     descriptors: int
@@ -61,10 +83,14 @@ class Sample:
 
 @dataclass
 class Report:
-    """All samples, the slopes per hour after the warm-up, and the numbers of requests."""
+    """All samples, the slopes per hour after the warm-up, and the numbers of requests.
+
+    `warm_seconds`: the time of the first sample that counts.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     slopes: dict[str, float] = field(default_factory=dict)
+    warm_seconds: float = 0
     requests: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -81,13 +107,14 @@ class Report:
         return {
             "samples": [asdict(sample) for sample in self.samples],
             "slopes": self.slopes,
+            "warm_seconds": self.warm_seconds,
             "requests": dict(self.requests),
             "failures": dict(self.failures),
         }
 
     def to_text(self) -> str:
         """Format a table of about ten samples, and the slopes."""
-        names = ("memory", "children", "descriptors", "threads", "files", "database")
+        names = ("requests", "memory", "children", "descriptors", "threads", "files", "database")
         lines = ["minute" + "".join(f"{name:>13}" for name in names)]
         step = max(1, len(self.samples) // 10)
         for sample in [*self.samples[:-step:step], self.samples[-1]]:
@@ -96,6 +123,7 @@ class Report:
                 f"{sample.seconds / 60:6.1f}" + "".join(f"{value:13,.1f}" for value in values)
             )
         lines.append("per h " + "".join(f"{self.slopes.get(name, 0):+13,.2f}" for name in names))
+        lines.append(f"caches are full after {self.warm_seconds / 60:.1f} minutes")
         lines.append(f"requests: {dict(self.requests)}; failures: {dict(self.failures) or 'none'}")
         return "\n".join(lines)
 
@@ -103,7 +131,9 @@ class Report:
 class Client(threading.Thread):
     """Sends the requests of one kind at a fixed rate over one connection."""
 
-    def __init__(self, url: str, kind: str, rate: float, report: Report) -> None:
+    def __init__(
+        self, url: str, kind: str, rate: float, report: Report, warmup_documents: int
+    ) -> None:
         super().__init__(name=kind, daemon=True)
         self._netloc, self._kind, self._interval = urlsplit(url).netloc, kind, 1 / rate
         self._report = report
@@ -112,8 +142,10 @@ class Client(threading.Thread):
         self._connection = http.client.HTTPConnection(self._netloc, timeout=60)
         self._documents: list[str] = []
         self._cursor = ""
+        self._conversations: list[tuple[str, str]] = []  # with their users
         self._send: Callable[[int], None] = getattr(self, f"_send_{kind}")
-        self.is_warming = True
+        self._warmup_documents = warmup_documents
+        self.is_warming = kind == "documents"
 
     def run(self) -> None:
         """Send on schedule until the end; a late request does not delay the schedule by more."""
@@ -134,14 +166,24 @@ class Client(threading.Thread):
         self._ended.set()
 
     def _call(
-        self, method: str, path: str, body: object = None, good: Sequence[int] = (200, 201, 204)
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: dict[str, str] | None = None,
+        retries: int = 2,
     ) -> Any:
         content = None if body is None else json.dumps(body)
-        self._connection.request(method, path, content, JSON_TYPE if content else {})
+        self._connection.request(
+            method, path, content, (headers or {}) | (JSON_TYPE if content else {})
+        )
         response = self._connection.getresponse()
         answer = response.read()
-        if response.status not in good:
-            raise Failed(f"{response.status}")
+        if response.status == 503 and retries:  # on a busy machine, rows are late
+            time.sleep(int(response.headers["Retry-After"]))
+            return self._call(method, path, body, headers, retries - 1)
+        if response.status not in GOOD:
+            raise Failed(f"{response.status} {answer[:60]!r}")
         is_json = response.headers.get_content_type() == "application/json"
         return json.loads(answer) if answer and is_json else None
 
@@ -150,7 +192,22 @@ class Client(threading.Thread):
         return {"prompt": prompt, "grounded": grounded, "user_id": f"user {n % USERS}"}
 
     def _send_plain(self, n: int) -> None:
-        self._call("POST", "/ai/test", self._build_body(n))
+        key = {"Idempotency-Key": f"soak-{n}"} if n % 2 else None
+        self._call("POST", "/ai/test", self._build_body(n), key)
+
+    def _send_conversations(self, n: int) -> None:
+        """Continue the newest conversation; after its last answer list some, erase the oldest."""
+        body = self._build_body(n)
+        if n % TURNS != 1 and self._conversations:
+            conversation_id, user_id = self._conversations[-1]
+            body |= {"conversation_id": conversation_id, "user_id": user_id}
+        answer = self._call("POST", "/ai/test", body)
+        if "conversation_id" not in body:
+            self._conversations.append((answer["conversation_id"], answer["user_id"]))
+        if n % TURNS == 0:
+            self._call("GET", f"/ai/conversations?user_id={quote(answer['user_id'])}&limit=5")
+            if len(self._conversations) > CONVERSATIONS:
+                self._call("DELETE", f"/ai/conversations/{self._conversations.pop(0)[0]}")
 
     def _send_grounded(self, n: int) -> None:
         self._call("POST", "/ai/test", self._build_body(n, grounded=True))
@@ -179,19 +236,21 @@ class Client(threading.Thread):
 
     def _send_documents(self, n: int) -> None:
         """Upload a document, search, and delete the oldest one."""
+        self.is_warming = n <= self._warmup_documents
         size = WARMUP_BYTES if self.is_warming else DOCUMENT_BYTES
         text = generate_text("en", size, random.Random(n)) + f"\nVersion {n}."
         document = self._call("POST", "/ai/upload", {"title": f"document {n}", "text": text})
         self._documents.append(document["document_id"])
         query, limit = f"lighthouse {n % 400} bell", 5
         if self.is_warming:
-            query, limit = " ".join(text.split()[-WARMUP_WORDS:]), WARMUP_RESULTS
+            new = [f"w{n}x{word}" for word in range(WARMUP_NEW_WORDS)]
+            query, limit = " ".join([*text.split()[-WARMUP_WORDS:], *new]), WARMUP_RESULTS
         self._call("GET", f"/ai/search?q={quote(query)}&limit={limit}")
         if len(self._documents) > DOCUMENTS:
             self._call("DELETE", f"/ai/documents/{self._documents.pop(0)}")
 
 
-def take_sample(bench: Bench, folder: Path, began: float) -> Sample:
+def take_sample(bench: Bench, folder: Path, began: float, requests: int = 0) -> Sample:
     """Read the resources of the service from /proc and its folder."""
     process = Path(f"/proc/{bench.service.pid}")
     status = (process / "status").read_text()
@@ -205,6 +264,7 @@ def take_sample(bench: Bench, folder: Path, began: float) -> Sample:
             database += file.stat().st_size if file.name.startswith("kotae.db") else 0
     return Sample(
         seconds=time.monotonic() - began,
+        requests=requests,
         memory=memory,
         children=bench.service.rss_kib() / 1000 - memory,
         descriptors=sum(1 for _ in (process / "fd").iterdir()),
@@ -214,31 +274,56 @@ def take_sample(bench: Bench, folder: Path, began: float) -> Sample:
     )
 
 
-def compute_slope(samples: Sequence[Sample], name: str) -> float:
-    """Return the median slope between all pairs of samples, per hour."""
+def compute_slope(samples: Sequence[Sample], name: str, rate: float) -> float:
+    """Return the median slope between all pairs of samples, per hour with this rate of requests."""
     slopes = [
-        (getattr(second, name) - getattr(first, name)) / (second.seconds - first.seconds)
+        (getattr(second, name) - getattr(first, name)) / (second.requests - first.requests)
         for first, second in combinations(samples, 2)
+        if second.requests > first.requests
     ]
-    return statistics.median(slopes) * 3600 if slopes else 0.0
+    return statistics.median(slopes) * rate * 3600 if slopes else 0.0
+
+
+def select_lowest(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the sample with the least memory of each minute."""
+    minutes: dict[int, Sample] = {}
+    for sample in samples:
+        minute = int(sample.seconds // TRIM_SECONDS)
+        lowest = minutes.setdefault(minute, sample)
+        if sample.memory < lowest.memory:
+            minutes[minute] = sample
+    return list(minutes.values())
 
 
 def run_soak(
-    folder: Path, *, seconds: float, warmup_seconds: float, rate: float, show: bool = False
+    folder: Path,
+    *,
+    seconds: float,
+    warmup_seconds: float,
+    rate: float,
+    warmup_documents: int = WARMUP_DOCUMENTS,
+    show: bool = False,
 ) -> Report:
-    """Run the mix on a new service and return the samples and slopes. Raises `Failed`."""
+    """Run the mix on a new service and return the samples and slopes.
+
+    `seconds`: duration of the load, with the warm-up. Raises `Failed`, also if the caches are not
+    full by then.
+    """
     report = Report()
     bench = Bench(folder, Cores(None, None))
     with bench.running():
-        clients = [Client(bench.url, kind, rate * share, report) for kind, share in SHARES.items()]
+        clients = [
+            Client(bench.url, kind, rate * share, report, warmup_documents)
+            for kind, share in SHARES.items()
+        ]
         for client in clients:
             client.start()
         began = time.monotonic()
         while (now := time.monotonic() - began) < seconds:
-            report.samples.append(take_sample(bench, folder, began))
-            if now > warmup_seconds / 2:
-                for client in clients:
-                    client.is_warming = False
+            report.samples.append(take_sample(bench, folder, began, report.requests.total()))
+            is_warming = now < warmup_seconds or any(client.is_warming for client in clients)
+            if not is_warming and not report.warm_seconds:
+                report.warm_seconds = now
             if show and len(report.samples) % 12 == 1:
                 last = report.samples[-1]
                 print(f"{now / 60:5.1f} min  {last.memory:7.1f} MB", flush=True)
@@ -247,9 +332,12 @@ def run_soak(
             client.end()
         for client in clients:
             client.join()
-    steady = [sample for sample in report.samples if sample.seconds >= warmup_seconds]
-    for name in ("memory", "descriptors", "threads", "files"):
-        report.slopes[name] = compute_slope(steady, name)
+    if not report.warm_seconds:
+        raise Failed("the machine is too slow: the caches are not full")
+    steady = [sample for sample in report.samples if sample.seconds >= report.warm_seconds]
+    report.slopes["memory"] = compute_slope(select_lowest(steady), "memory", rate)
+    for name in ("descriptors", "threads", "files"):
+        report.slopes[name] = compute_slope(steady, name, rate)
     if show:
         print(report.to_text(), flush=True)
     return report

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
     app = LazyModule("service.cli.app")
 
-THRESHOLDS = 1_000, 1_000, 50
+THRESHOLDS = 1_000, 200, 250
 SWITCH_SECONDS = 0.0005
 
 

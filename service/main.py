@@ -68,6 +68,7 @@ from service.workers.merging import IndexMerger
 from service.workers.reaper import Reaper
 from service.workers.recovery import JournalRecovery
 from service.workers.reindexing import Reindexer
+from service.workers.trimming import MemoryTrimmer
 from service.workers.writer import Writer
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ async def _open_services(
     _start_worker("reindexing", Reindexer(database, settings, chunk_workers), workers, stack)
     if database.dialect == "sqlite":
         _start_worker("merging", IndexMerger(database), workers, stack)
+    _start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
     prices = PriceBook(settings.prices, settings.openai_base_url)

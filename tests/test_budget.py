@@ -43,6 +43,9 @@ NOT_THE_REQUEST = (
     "service/core/database/damaged_rows.py",
     "service/core/database/engine.py",
     *(
+        "service/core/auth/authenticator.py Authenticator.refresh_keys",
+        "service/core/auth/revocation.py",
+        "service/core/quota/local.py LocalQuota.expire",
         "service/http_server/connections.py ConnectionTable._limit_buffers",
         "service/http_server/connections.py ConnectionTable.tick",
         "service/http_server/deadlines.py",
@@ -50,7 +53,7 @@ NOT_THE_REQUEST = (
         "service/http_server/protocol.py HttpProtocol.check_deadlines",
         "service/server.py",
         "uvicorn/server.py",
-    ),  # ten times per second, so more often in a request on a busy machine
+    ),  # periodic, so more often in a request on a busy machine
     "sqlalchemy/",
     "aiosqlite/",
     "_pytest/",

@@ -235,6 +235,14 @@ def test_decisions_have_one_form(page: Path) -> None:
     assert len(text.split()) < 500
 
 
+def test_the_readme_is_short() -> None:
+    """At most 500 words, with one picture."""
+    text = (ROOT / "README.md").read_text()
+
+    assert len(text.split()) <= 500
+    assert text.count("![") == 1
+
+
 def test_every_dependency_has_a_reason() -> None:
     """docs/dependencies.md names every requirement of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

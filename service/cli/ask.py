@@ -9,11 +9,14 @@ from service.cli.client import (
     find_last_conversation,
     open_client,
     raise_for_problem,
+    require_text,
     summarize,
 )
-from service.cli.output import Json, print_json
+from service.cli.output import Json, make_printable, print_json
 from service.core.errors import KotaeError
 from service.core.settings import EXTRACTIVE
+
+NOT_VERIFIED = " (not verified: the passage does not contain the answer in these words)"
 
 
 def ask(
@@ -33,7 +36,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask a running service and stream the answer to the terminal."""
-    body: dict[str, Any] = {"prompt": prompt, "grounded": not free}
+    body: dict[str, Any] = {"prompt": require_text(prompt), "grounded": not free}
     with open_client(url) as client:
         if follow_up and conversation is None:
             conversation = find_last_conversation(client)
@@ -66,21 +69,22 @@ def stop(
 def _read_sentence(passage: dict[str, Any]) -> str:
     """The best sentence of a passage, on one line."""
     start, end = passage["sentence"]
-    return " ".join(passage["text"][start:end].split())
+    return make_printable(" ".join(passage["text"][start:end].split()))
 
 
 def _name_passage(passage: dict[str, Any]) -> str:
     """The title of a passage, with its page."""
     page = f", p. {passage['page']}" if "page" in passage else ""
-    return f"{passage['title']}{page}"
+    return make_printable(f"{passage['title']}{page}")
 
 
 def _print_event(name: str, data: dict[str, Any]) -> None:
     if name == "message":
-        print(data["delta"], end="", flush=True)
+        print(make_printable(data["delta"], keep="\n\t"), end="", flush=True)
     elif name == "done":
         for source in data["sources"]:
-            print(f"\n[{source['n']}] {_name_passage(source)}", end="")
+            doubt = "" if source.get("supported", True) else NOT_VERIFIED
+            print(f"\n[{source['n']}] {_name_passage(source)}{doubt}", end="")
         if data.get("nearest"):
             print("\n\nClosest passages, not an answer:", end="")
         for passage in data.get("nearest", []):

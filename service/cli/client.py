@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import httpx2
 import typer
 
-from service.core.errors import KotaeError
+from service.core.errors import InvalidRequest, KotaeError, NotFound
 from service.core.settings import Settings, load_settings
 
 Url = Annotated[
@@ -97,12 +97,20 @@ def read_file_name(disposition: str) -> str:
 
 
 def raise_for_problem(response: httpx2.Response) -> None:
-    """Raise `KotaeError` with title and detail of a problem response."""
+    """Raise `KotaeError` with title and detail of a problem response; `NotFound` for 404."""
     if response.status_code >= 400:
         response.read()
         problem = response.json() if "json" in response.headers.get("content-type", "") else {}
         title = problem.get("title", response.reason_phrase)
-        raise KotaeError(f"{title}: {problem.get('detail', response.status_code)}")
+        error_class = NotFound if response.status_code == 404 else KotaeError
+        raise error_class(f"{title}: {problem.get('detail', response.status_code)}")
+
+
+def require_text(text: str) -> str:
+    """Return a question that is not blank. Raises `InvalidRequest`."""
+    if not text.strip():
+        raise InvalidRequest("the question is empty")
+    return text
 
 
 def summarize(item: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ from service.cli.client import (
     open_client,
     raise_for_problem,
     read_file_name,
+    require_text,
 )
-from service.cli.output import Json, print_highlighted, print_json, print_table
+from service.cli.output import Json, print_highlighted, print_json, print_table, show_progress
 
 Tag = Annotated[
     list[str] | None, typer.Option("--tag", help="Only documents with one of these tags.")
@@ -66,7 +67,7 @@ def search(
 ) -> None:
     """Search the documents: the best passages, with the words of the query highlighted."""
     with open_client(url) as client:
-        results = get_json(client, "/ai/search", q=query, limit=limit, tag=tag or [])
+        results = get_json(client, "/ai/search", q=require_text(query), limit=limit, tag=tag or [])
     if as_json:
         print_json(results["items"])
         return
@@ -108,19 +109,20 @@ def export(
     if folder is None and (originals or not as_json):
         raise typer.BadParameter(f"a directory{'' if originals else ' or --json'} is required")
     with open_client(url) as client:
-        count = 0
-        for item in list_items(client, "/ai/documents", mine=mine, tag=tag or []):
-            document = get_json(client, f"/ai/documents/{item['document_id']}")
-            if folder is not None:
-                if originals and item["original_bytes"] is not None:
-                    _write_original(folder, client, document)
-                else:
-                    _write_text(folder, document)
-            if as_json:
-                print_json([document])
-            count += 1
+        items = list(list_items(client, "/ai/documents", mine=mine, tag=tag or []))
+        with show_progress("Exporting", len(items)) as advance:
+            for item in items:
+                document = get_json(client, f"/ai/documents/{item['document_id']}")
+                if folder is not None:
+                    if originals and item["original_bytes"] is not None:
+                        _write_original(folder, client, document)
+                    else:
+                        _write_text(folder, document)
+                if as_json:
+                    print_json([document])
+                advance(1)
     if folder is not None and not as_json:
-        print(f"{count} documents written to {folder}")
+        print(f"{len(items)} documents written to {folder}")
 
 
 def _write_text(folder: Path, document: dict[str, Any]) -> None:

@@ -57,9 +57,12 @@ def print_table(
     console.print(table)
 
 
-def make_printable(text: str) -> str:
-    """Replace control characters, with which a document could control the terminal."""
-    return _CONTROL.sub("\ufffd", text)
+def make_printable(text: str, *, keep: str = "") -> str:
+    """Replace control characters, with which a document could control the terminal.
+
+    Those in `keep` stay.
+    """
+    return _CONTROL.sub(lambda match: match[0] if match[0] in keep else "\ufffd", text)
 
 
 def print_highlighted(title: str, text: str, words: Iterable[str]) -> None:

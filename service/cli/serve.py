@@ -122,7 +122,7 @@ def _print_examples(settings: Settings, port: int) -> None:
     mode = "" if settings.has_provider else " (it quotes documents; set OPENAI_BASE_URL for an LLM)"
     print(
         f"""
-Kotae answers with {settings.default_model}{mode}. Paste one of these:
+Kotae answers with {settings.default_model}{mode}. Open the page, or paste a command:
 
   curl -s {url}/ai/test{auth} {json_type} -d '{{"prompt": "{first}"}}'
   curl -N {url}/ai/stream{auth} {json_type} -d '{{"prompt": "{english}"}}'

@@ -18,7 +18,7 @@ import msgspec
 
 from service.cli.client import Client, Response, fetch_url, raise_for_problem
 from service.cli.output import show_progress
-from service.core.errors import InvalidRequest, KotaeError
+from service.core.errors import KotaeError, NotFound
 
 BATCH_FILES, BATCH_BYTES = 20, 20_000_000  # per request, unless a single file is larger
 RETRIES_MAX = 10  # while the service is busy
@@ -77,7 +77,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def read_arguments(arguments: Sequence[str]) -> Iterator[UploadItem]:
-    """Yield the files and URLs that the arguments name. Raises `InvalidRequest`, `OSError`."""
+    """Yield the files and URLs that the arguments name. Raises `NotFound`, `OSError`."""
     for argument in arguments:
         if argument.startswith(("http://", "https://")):
             yield UploadItem(argument)
@@ -88,7 +88,7 @@ def read_arguments(arguments: Sequence[str]) -> Iterator[UploadItem]:
         elif path.exists():
             yield UploadItem.from_path(path)
         else:
-            raise InvalidRequest(f"{argument}: no such file or directory")
+            raise NotFound(f"{argument}: no such file or directory")
 
 
 def find_files(folder: Path) -> Iterator[UploadItem]:

@@ -9,10 +9,15 @@ refusal tells users about their own usage only, and what is free would tell them
 `SharedLimit` counts amounts and refuses what exceeds them. `FairTurns` lets callers wait: a free
 turn goes to the users in rotation, and of one user to the first who came. So a user who waits is
 delayed by one turn of each other user, however many requests those have.
+
+`Precedence` lets long work in a thread pause while short work of others is in progress.
 """
 
 import asyncio
+import threading
 from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 
@@ -196,3 +201,32 @@ class _Turn:
         traceback: TracebackType | None,
     ) -> None:
         self._turns.release(self._user_id)
+
+
+class Precedence:
+    """Short work, entered on the event loop, before long work, which calls `pause` in a thread.
+
+    A pause lasts up to `pause_seconds`, so that long work also ends if there is always short work.
+    """
+
+    def __init__(self, pause_seconds: float) -> None:
+        self._pause_seconds = pause_seconds
+        self._count = 0
+        self._idle = threading.Event()
+        self._idle.set()
+
+    @contextmanager
+    def short_work(self) -> Iterator[None]:
+        """Short work that waits or runs."""
+        self._count += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if not self._count:
+                self._idle.set()
+
+    def pause(self) -> None:
+        """Block while there is short work."""
+        self._idle.wait(self._pause_seconds)

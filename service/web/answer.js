@@ -2,9 +2,9 @@
 // all other external text is set as `textContent`, so that markup stays text.
 
 import { showCard, hideCard } from "./citation_card.js";
-import { openDocument } from "./drawer.js";
 import { createMarkdown } from "./markdown.js";
-import { fillAll, label, languageOf, say } from "./text.js";
+import { clone, createSource, isUnverified, markQuoted, markSentence, markUnverified, openSource, placeSources, showNearest, write } from "./sources.js";
+import { label, languageOf, say } from "./text.js";
 
 // A citation mark as a model may write it: [1], [1, 2], [1–3], 【1】.
 const MARK = /([[［【][\s\d,、，;；\-–~〜]{1,40}[\]］】])/;
@@ -17,6 +17,7 @@ const UNFINISHED_MARK = /[[［【][\s\d,、，;；\-–~〜]{0,40}$/;
  * when the answer is complete. `continued` is the conversation that the question continues, if any: { id, title }.
  */
 export function createAnswer(question, grounded, { again, ended = () => {}, continued = null } = {}) {
+  hideCard(); // of a citation in the answer that this one replaces
   const card = clone("answer-template");
   const part = (selector) => card.querySelector(selector);
   const text = part(".text");
@@ -68,12 +69,17 @@ export function createAnswer(question, grounded, { again, ended = () => {}, cont
     draw();
     setState(state);
     part(".tools").hidden = false;
+    part(".copy-text").hidden = whole === "";
   }
 
   function finish(answer) {
     addSources(answer.sources); // for an answer from the log or the history, these are all sources
     end(answer.status);
-    for (const { n, sentence } of answer.sources) if (sentence) markSentence(sources.get(n), sentence);
+    for (const { n, sentence, supported } of answer.sources) {
+      if (sentence) markSentence(sources.get(n), sentence);
+      if (supported === false) markUnverified(sources.get(n));
+    }
+    for (const button of text.querySelectorAll(".cite")) nameCitation(button, sources.get(Number(button.dataset.n)));
     placeSources(card, sources, answer.sources.map((source) => source.n));
     showNearest(part(".nearest"), answer.nearest ?? []);
     showFacts(part("footer .facts"), answer, cuts);
@@ -125,8 +131,9 @@ function createCitation(run, n, source) {
   button.type = "button";
   button.className = "cite";
   button.textContent = run;
-  label(button, "source", { n, title: source.querySelector(".title").textContent });
-  const mark = () => source.querySelector("mark") || markQuoted(source, claimBefore(button));
+  button.dataset.n = n;
+  nameCitation(button, source);
+  const mark = () => markQuoted(source, claimBefore(button));
   button.addEventListener("click", () => {
     hideCard();
     mark();
@@ -137,6 +144,12 @@ function createCitation(run, n, source) {
     showCard(button, source);
   });
   return button;
+}
+
+function nameCitation(button, source) {
+  const title = source.querySelector(".title").textContent;
+  label(button, isUnverified(source) ? "source_unverified" : "source", { n: button.dataset.n, title });
+  button.classList.toggle("unverified", isUnverified(source));
 }
 
 // The card appears when a mouse rests on the mark, or with the focus of the keyboard.
@@ -162,70 +175,6 @@ function claimBefore(button) {
   range.setEndBefore(button);
   const said = range.toString().split(MARK).filter((run) => run.trim() && !MARK.test(run)).at(-1) ?? "";
   return said.trim().split(/(?<=[。！？])|(?<=[.!?])\s+/).filter((sentence) => sentence.trim()).at(-1)?.trim() ?? "";
-}
-
-// Marks the sentence that supports an answer, [start, end) in characters of the passage.
-function markSentence(source, [start, end]) {
-  const quote = source.querySelector("blockquote");
-  const characters = [...quote.textContent]; // code points, as the service counts
-  const mark = document.createElement("mark");
-  mark.textContent = characters.slice(start, end).join("");
-  if (!mark.textContent) return;
-  write(source.querySelector(".glimpse"), mark.textContent);
-  quote.replaceChildren(characters.slice(0, start).join(""), mark, characters.slice(end).join(""));
-}
-
-// Without a range from the service, a sentence is marked only if the passage contains it verbatim.
-function markQuoted(source, claim) {
-  const passage = source.querySelector("blockquote").textContent;
-  const at = claim.length > 3 ? passage.indexOf(claim) : -1;
-  if (at >= 0) markSentence(source, [[...passage.slice(0, at)].length, [...passage.slice(0, at + claim.length)].length]);
-}
-
-function openSource(source) {
-  for (let outer = source; outer; outer = outer.parentElement.closest("details")) outer.open = true;
-  const mark = source.querySelector("mark");
-  if (mark) mark.parentElement.scrollTop = mark.offsetTop - mark.parentElement.clientHeight / 3; // long passages scroll
-  source.scrollIntoView({ block: "nearest" });
-  source.firstElementChild.focus({ preventScroll: true });
-  source.classList.remove("found");
-  requestAnimationFrame(() => source.classList.add("found"));
-}
-
-function createSource({ n, title, text, page, document_id: id }) {
-  const item = clone("source-template");
-  item.querySelector(".n").textContent = n;
-  write(item.querySelector(".title"), title);
-  if (page) say(item.querySelector(".page"), "page", { page });
-  write(item.querySelector(".glimpse"), text.replace(/^#+ .*$/gm, "").trim().slice(0, 160)); // headings repeat the title
-  write(item.querySelector("blockquote"), text);
-  item.querySelector(".open-document").addEventListener("click", () => {
-    openDocument(id, { passage: text, sentence: item.querySelector("mark")?.textContent ?? "" });
-  });
-  return item.querySelector("details");
-}
-
-// The passages nearest to a refused question: each shows its best sentence, which is no answer.
-function showNearest(section, passages) {
-  const items = passages.map((passage) => {
-    const source = createSource(passage);
-    if (passage.sentence) markSentence(source, passage.sentence);
-    return source.parentElement;
-  });
-  section.querySelector("ol").replaceChildren(...items);
-  section.hidden = items.length === 0;
-}
-
-// Cited passages are listed openly; the rest of the context is folded.
-function placeSources(card, sources, cited) {
-  const others = [...sources.keys()].filter((n) => !cited.includes(n));
-  const items = (numbers) => numbers.filter((n) => sources.has(n)).map((n) => sources.get(n).parentElement);
-  card.querySelector(".sources").hidden = sources.size === 0;
-  say(card.querySelector(".cited-title"), "sources").hidden = cited.length === 0;
-  card.querySelector(".cited").replaceChildren(...items(cited));
-  card.querySelector(".others").hidden = others.length === 0;
-  card.querySelector(".others ol").replaceChildren(...items(others));
-  say(card.querySelector(".others summary"), cited.length ? "others" : "read", { count: others.length });
 }
 
 function showFacts(list, answer, cuts) {
@@ -365,13 +314,4 @@ async function copy(text) {
   area.select();
   document.execCommand("copy");
   area.remove();
-}
-
-function write(element, text) {
-  element.textContent = text;
-  element.lang = languageOf(text);
-}
-
-function clone(id) {
-  return fillAll(document.getElementById(id).content.cloneNode(true)).firstElementChild;
 }

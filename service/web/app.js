@@ -2,22 +2,26 @@
 
 import { showAccount } from "./account.js";
 import { createAnswer } from "./answer.js";
-import { commitDeletions, hasDocuments, hasTitle, wireDocuments } from "./documents.js";
+import { commitDeletions, listRemaining, wireDocuments } from "./documents.js";
 import { wireDrawer } from "./drawer.js";
+import { findExamples } from "./examples.js";
 import { addHistory, clearHistory, listHistory } from "./history.js";
 import { wireConnection } from "./notices.js";
 import { fetchConversation, fetchModel } from "./service.js";
 import { openStream } from "./stream.js";
 import { wireSwitches } from "./switches.js";
-import { EXAMPLES, language, languageOf, OVERVIEW, say, words } from "./text.js";
+import { language, languageOf, say, words } from "./text.js";
 
 const EXTRACTIVE = "extractive"; // the built-in model, which quotes sentences
 const QUESTION_CHARACTERS_MAX = 20_000;
+const EXAMPLES_MS = 100;
 const $ = (id) => document.getElementById(id);
 
 let stopCurrent = null; // set while an answer is arriving
 let queued = null; // the question to ask when it has ended: { question, grounded, thread }
 let thread = null; // the conversation that the next question continues: { id, title }
+let examplesTimer; // while the documents change
+const model = fetchModel();
 
 wireSwitches(showExamples);
 wireConnection();
@@ -26,7 +30,7 @@ wireForm();
 wireHistory();
 wireDocuments({ onChange: showExamples });
 wireDrawer();
-fetchModel().then((model) => { $("quoting").hidden = model !== EXTRACTIVE; });
+model.then((name) => { $("quoting").hidden = name !== EXTRACTIVE; });
 if (history.state?.id) show(history.state); // resume the answer of before a reload
 else openLink();
 addEventListener("hashchange", openLink);
@@ -223,16 +227,20 @@ function wireForm() {
   });
 }
 
-// Examples that the documents answer: of the samples, or else what there is.
+// Waits for the end of a change of many documents; the last call counts.
 function showExamples() {
-  const samples = EXAMPLES[language()].filter(({ title }) => hasTitle(title));
-  const questions = samples.length ? samples.map(({ question }) => question) : [OVERVIEW[language()]];
-  $("examples").replaceChildren(...(hasDocuments() ? questions.map(createExample) : []));
+  clearTimeout(examplesTimer);
+  if (listRemaining().length === 0) return $("examples").replaceChildren();
+  examplesTimer = setTimeout(async () => {
+    const timer = examplesTimer;
+    const questions = await findExamples(listRemaining(), { language: language(), quotes: (await model) === EXTRACTIVE });
+    if (timer === examplesTimer) $("examples").replaceChildren(...questions.map(createExample));
+  }, EXAMPLES_MS);
 }
 
 function createExample(question) {
   const item = document.createElement("li");
-  const button = Object.assign(document.createElement("button"), { type: "button", textContent: question });
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: question, lang: languageOf(question) });
   button.addEventListener("click", () => ask(question, { follow: null }));
   item.append(button);
   return item;

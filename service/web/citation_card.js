@@ -1,5 +1,7 @@
 // The card beside a citation mark: the title of the source and the sentence that supports the answer.
 
+import { readAround, readMarked } from "./passage.js";
+import { isUnverified } from "./sources.js";
 import { languageOf } from "./text.js";
 
 const BEFORE_MAX = 60; // characters before the sentence, in its paragraph
@@ -17,6 +19,7 @@ export function showCard(anchor, source) {
   title.textContent = source.querySelector(".title").textContent;
   title.lang = languageOf(title.textContent);
   fillQuote(card.querySelector(".quote"), source.querySelector("blockquote"));
+  card.querySelector(".why-unverified").hidden = !isUnverified(source);
   anchor.setAttribute("aria-describedby", card.id);
   card.showPopover();
   place(card, anchor.getBoundingClientRect());
@@ -29,16 +32,15 @@ export function hideCard() {
 
 // The marked sentence with some of its paragraph; without one, the beginning of the passage.
 function fillQuote(quote, passage) {
-  const mark = passage.querySelector("mark");
   quote.lang = passage.lang;
-  if (!mark) {
+  if (!passage.querySelector("mark")) {
     quote.textContent = cut(passage.textContent, BEFORE_MAX + AFTER_MAX);
     return;
   }
-  const before = (mark.previousSibling?.textContent ?? "").split("\n").at(-1);
+  const [before, after] = readAround(passage);
+  const mark = Object.assign(document.createElement("mark"), { textContent: readMarked(passage) });
   const start = before.length > BEFORE_MAX ? `…${before.slice(-BEFORE_MAX)}` : before;
-  const after = (mark.nextSibling?.textContent ?? "").split("\n")[0];
-  quote.replaceChildren(start, mark.cloneNode(true), cut(after, AFTER_MAX));
+  quote.replaceChildren(start, mark, cut(after, AFTER_MAX));
 }
 
 const cut = (text, max) => (text.length > max ? `${text.slice(0, max)}…` : text);

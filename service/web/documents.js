@@ -60,9 +60,6 @@ export function wireDocuments({ onChange }) {
   return attempt(load);
 }
 
-/** Whether a document with this title was loaded. */
-export const hasTitle = (title) => listRemaining().some((item) => item.title === title);
-export const hasDocuments = () => listRemaining().length > 0;
 
 // Files and folders can be dropped anywhere on the page; the panel shows that it accepts them.
 function wireDrop() {
@@ -138,7 +135,8 @@ function wireFilters() {
   $("documents-sort").addEventListener("change", update);
 }
 
-function listRemaining() {
+/** The documents that were loaded, newest first, without those that were removed. */
+export function listRemaining() {
   const removed = new Set(deletion?.items.map((item) => item.document_id));
   return documents.filter((item) => !removed.has(item.document_id));
 }

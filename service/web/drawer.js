@@ -1,14 +1,12 @@
 // The drawer with the text of a document, opened at the sentence that supports an answer.
 
-import { createMarkdown } from "./markdown.js";
+import { encloseMark, isMarkdown, placeMarks, renderText } from "./passage.js";
 import { fetchDocument, originalUrl } from "./service.js";
 import { languageOf, say } from "./text.js";
 import { describe } from "./uploads.js";
 
 const CHARACTERS_MAX = 200_000; // shown at once
 const BEFORE = 20_000; // of these before the sentence, in a longer text
-const [BEGIN, END] = ["\uE000", "\uE001"]; // private characters around the sentence
-const BLOCK_START = /^(?:\s*(?:#{1,6}|[-*+>]|\d+[.)])\s+)*/; // Markdown at the beginning of a block
 const $ = (id) => document.getElementById(id);
 
 /** Opens a document; with a passage of it and its supporting sentence, at that place. */
@@ -42,11 +40,11 @@ function fill(drawer, item, passage, sentence) {
   const heading = drawer.querySelector("h2");
   heading.textContent = item.title;
   heading.lang = languageOf(item.title);
-  say(drawer.querySelector(".meta"), "document_meta", { characters: item.characters, chunks: item.chunks, date: item.created_at });
+  say(drawer.querySelector(".meta"), "document_meta", { characters: item.characters, date: item.created_at });
   if (item.original_bytes !== null) showOriginal(drawer.querySelector(".original"), item);
   const body = drawer.querySelector(".body");
   body.lang = languageOf(item.text.slice(0, 1000));
-  const text = item.text.replace(/[\uE000\uE001]/g, "");
+  const { text } = item;
   const [start, end] = find(text, sentence, passage);
   const from = text.length > CHARACTERS_MAX ? Math.max(0, start - BEFORE) : 0;
   showText(body, item, text, { from, start, end });
@@ -60,49 +58,15 @@ function showOriginal(line, item) {
   line.hidden = false;
 }
 
-// The sentence is marked by two private characters, which survive the rendering.
 function showText(body, item, text, { from, start, end }) {
   const to = from + CHARACTERS_MAX;
-  const first = start + BLOCK_START.exec(text.slice(start, end))[0].length;
-  const marked = first < end ? [text.slice(from, first), BEGIN, text.slice(first, end), END, text.slice(end, to)].join("") : text.slice(from, to);
+  const [begin, finish] = [start, Math.min(end, to)].map((place) => place - from);
+  const marked = encloseMark(text.slice(from, to), [begin, finish]);
   const pages = `${from > 0 ? "…" : ""}${marked}${to < text.length ? "…" : ""}`.split("\f"); // form feeds separate pages
   const firstPage = text.slice(0, from).split("\f").length;
-  const render = isMarkdown(item) ? renderMarkdown : renderPlain;
+  const render = (page) => renderText(page, isMarkdown(item));
   body.replaceChildren(...pages.flatMap((page, n) => (n === 0 ? [render(page)] : [createPageBreak(firstPage + n), render(page)])));
-  markBetween(body);
-}
-
-// Readers of files write Markdown. A text is Markdown if its name says so, or if it has no file name and has headings.
-const isMarkdown = ({ format, title, text }) =>
-  format !== "text" || /\.(md|markdown)$/i.test(title) || (!/\.\w{1,5}$/.test(title) && /^#{1,6} \S/m.test(text));
-
-function renderMarkdown(page) {
-  const element = Object.assign(document.createElement("div"), { className: "text" });
-  createMarkdown(element, () => {})(page);
-  return element;
-}
-
-function renderPlain(page) {
-  return Object.assign(document.createElement("div"), { className: "plain-text", textContent: page });
-}
-
-// Replaces the private characters by <mark> around the text between them, which may be in several elements.
-function markBetween(body) {
-  const walker = document.createTreeWalker(body, NodeFilter.SHOW_TEXT);
-  const nodes = [];
-  while (walker.nextNode()) nodes.push(walker.currentNode);
-  let inside = false;
-  for (const node of nodes) {
-    const pieces = node.data.split(/([\uE000\uE001])/);
-    if (pieces.length === 1 && !inside) continue;
-    const parts = [];
-    for (const piece of pieces) {
-      if (piece === BEGIN || piece === END) inside = piece === BEGIN;
-      else if (inside && piece.trim()) parts.push(Object.assign(document.createElement("mark"), { textContent: piece }));
-      else parts.push(piece);
-    }
-    node.replaceWith(...parts);
-  }
+  placeMarks(body);
 }
 
 function createPageBreak(page) {

@@ -5,6 +5,7 @@ import { explain, explainUnreachable } from "./notices.js";
 
 export const listDocuments = ({ limit, cursor }) => call(`ai/documents?${new URLSearchParams({ limit, ...(cursor ? { cursor } : {}) })}`);
 export const fetchDocument = (id) => call(`ai/documents/${encodeURIComponent(id)}`);
+export const searchDocuments = (query) => call(`ai/search?${new URLSearchParams(query)}`);
 export const originalUrl = (id) => `ai/documents/${encodeURIComponent(id)}/original`;
 export const deleteDocument = (id, options) => call(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE", ...options });
 const CONVERSATION_ANSWERS_MAX = 500; // shown of one conversation

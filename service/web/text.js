@@ -59,7 +59,7 @@ export const TEXTS = {
     close: "Close",
     opening: "Opening…",
     open_document: "Open the document",
-    document_meta: "{characters} characters in {chunks} passages, added {date}",
+    document_meta: "{characters} characters, added {date}",
     download_original: "Download original ({size})",
     document_gone: "This document no longer exists, or is not yours.",
     follow_up: "Follow-up to “{title}”",
@@ -84,6 +84,9 @@ export const TEXTS = {
     others: "Also read, not cited ({count})",
     read: "Passages read ({count})",
     source: "Source {n}: {title}",
+    source_unverified: "Source {n}, not verified: {title}",
+    unverified: "Not verified",
+    why_unverified: "The answer says something here that this passage does not contain in these words. Please check it.",
     nearest: "Closest passages, not an answer",
     quoting: "Quoting mode: answers are sentences of the documents. Connect a model (OPENAI_API_KEY or OPENAI_BASE_URL) for answers in its own words.",
     model: "Model",
@@ -201,7 +204,7 @@ export const TEXTS = {
     close: "閉じる",
     opening: "開いています…",
     open_document: "文書を開く",
-    document_meta: "{characters} 文字・{chunks} 区切り・{date} 追加",
+    document_meta: "{characters} 文字・{date} 追加",
     download_original: "元のファイルをダウンロード（{size}）",
     document_gone: "この文書は削除されたか、閲覧できません。",
     follow_up: "「{title}」の続き",
@@ -226,6 +229,9 @@ export const TEXTS = {
     others: "参照したが引用していない箇所（{count}）",
     read: "参照した箇所（{count}）",
     source: "出典 {n}：{title}",
+    source_unverified: "出典 {n}（未確認）：{title}",
+    unverified: "未確認",
+    why_unverified: "回答には、この箇所にない語が含まれています。内容をご確認ください。",
     nearest: "近い箇所（回答ではありません）",
     quoting: "引用モード：文書の文をそのまま引用して答えます。文章で答えるには、モデルを接続してください（OPENAI_API_KEY または OPENAI_BASE_URL）。",
     model: "モデル",
@@ -301,6 +307,12 @@ export const EXAMPLES = {
     { question: "送料はいくらですか。", title: "ひなた茶舗 配送と返品のご案内" },
     { question: "博物館の休館日はいつですか。", title: "ちいさな灯り博物館 ご利用案内" },
   ],
+};
+
+/** Questions about a part of a document, and about all of it, in the language of the document. */
+export const QUESTIONS = {
+  en: { part: (title, heading) => `What does “${title}” say about ${heading}?`, whole: (title) => `What is “${title}” about?` },
+  ja: { part: (title, heading) => `「${title}」には「${heading}」について何とありますか。`, whole: (title) => `「${title}」には何が書いてありますか。` },
 };
 
 /** A question that the service answers with the titles of the documents. */

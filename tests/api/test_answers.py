@@ -260,7 +260,7 @@ async def test_a_question_without_its_client_is_not_answered(
     retrieval, question = service.services.retrieval, "How long may I return a product?"
     body = {"model": "kotae/m", "messages": [{"role": "user", "content": question}]}
     sent = body if path.startswith("/v1") else {"prompt": question}
-    async with retrieval._turns.turn(), asyncio.timeout(10):
+    async with retrieval._turn(None), asyncio.timeout(10):
         task = asyncio.create_task(service.client.post(path, json=sent))
         while not retrieval.waiting_searches:
             await asyncio.sleep(0.001)

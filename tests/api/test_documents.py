@@ -45,7 +45,7 @@ async def test_too_many_searches_are_refused(serve: Serve) -> None:
     """A search beyond the limit of searches in progress is refused; the others are served."""
     service = await serve(seeded=True, limits=ServiceLimits(searches_max=3))
     retrieval, query = service.services.retrieval, {"q": "返品"}
-    async with retrieval._turns.turn(), asyncio.timeout(20):
+    async with retrieval._turn(None), asyncio.timeout(20):
         waiting = [
             asyncio.create_task(service.client.get("/ai/search", params=query)) for _ in range(3)
         ]

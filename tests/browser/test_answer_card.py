@@ -161,3 +161,72 @@ async def test_reduced_motion_stops_animations(open_page: Open, service_url: str
     assert await visit.page.evaluate("document.getAnimations().length") == 0
     await visit.wait_ended()
     assert await visit.page.evaluate("document.getAnimations().length") == 0
+
+
+async def test_passage_is_shown_as_markdown(visit: Visit) -> None:
+    """A sentence in a list, in bold, or in a table is marked, and its glimpse is plain text."""
+    text = (
+        "## Kettles\n\n- **Returns take thirty days.**\n- Other things.\n\n"
+        "| Kettle | Price |\n|---|---|\n| Blue | 45 |\n| Red | 60 |\n"
+    )
+    passage = PASSAGE | {"text": text, "title": "kettles.md"}
+    sentences = ("- **Returns take thirty days.**\n", "| Red | 60 |\n", "## Kettles")
+    spans = [[text.index(part), text.index(part) + len(part)] for part in sentences]
+    streams = [
+        start(context=[passage])
+        + delta(10, "A month [1].")
+        + done(30, sources=[passage | {"sentence": span}])
+        for span in spans
+    ]
+    await script_streams(visit.page, *streams)
+    for expected in ("Returns take thirty days.", "Red 60", "Kettles"):
+        await visit.ask(ENGLISH)
+        await visit.page.hover("#current .cite")
+        await expect(visit.page.locator("#citation-card mark")).to_have_text(expected)
+        assert await visit.text("#current .glimpse") == expected
+        await visit.page.click("#current .cite")
+        quote = visit.page.locator("#current .source[open] blockquote")
+        assert await quote.locator("li strong").inner_text() == "Returns take thirty days."
+        assert await quote.locator("td").all_inner_texts() == ["Blue", "45", "Red", "60"]
+
+
+async def test_plain_passage_is_not_rendered(visit: Visit) -> None:
+    """The text of a file that is no Markdown keeps its marks and its lines."""
+    passage = PASSAGE | {"text": "# not a heading\n* no *list*", "title": "notes.txt"}
+    await script_streams(
+        visit.page, start(context=[passage]) + delta(10, "A [1].") + done(30, sources=[passage])
+    )
+    await visit.ask(ENGLISH)
+    await visit.page.click("#current .cite")
+    assert await visit.text("#current .source[open] blockquote") == passage["text"]
+
+
+async def test_unverified_citation_is_marked(visit: Visit) -> None:
+    """A source whose claim failed the verification says so: in the text, card and list."""
+    other = PASSAGE | {"n": 2, "chunk_id": "d"}
+    sources = [PASSAGE | {"supported": False}, other]
+    text = "It takes a year [1], or thirty days [2]."
+    await script_streams(
+        visit.page,
+        start(context=[PASSAGE, other]) + delta(50, text) + done(60, sources=sources),
+    )
+    await visit.ask(ENGLISH)
+    marks = visit.page.locator("#current .cite")
+    assert await marks.evaluate_all("all => all.map((one) => one.className)") == [
+        "cite unverified",
+        "cite",
+    ]
+    assert "not verified" in str(await marks.first.get_attribute("aria-label"))
+    badges = visit.page.locator("#current .source .unverified")
+    await expect(badges.first).to_have_text("Not verified")
+    await expect(badges.nth(1)).to_be_hidden()
+    reason = visit.page.locator("#citation-card .why-unverified")
+    await marks.nth(1).hover()
+    await expect(visit.page.locator("#citation-card")).to_be_visible()
+    await expect(reason).to_be_hidden()
+    await marks.first.hover()
+    await expect(reason).to_be_visible()
+
+    await visit.page.reload()
+    await visit.page.click("#earlier-list summary")
+    await expect(visit.page.locator("#earlier-list .cite.unverified")).to_have_count(1)

@@ -372,3 +372,30 @@ async def test_examples_depend_on_the_documents(open_page: Open, service: Servic
     await expect(examples).to_have_count(0)
     await visit.page.click("#seed")
     await expect(examples).to_have_count(3)
+
+
+async def test_examples_come_from_headings(open_page: Open, service: Service) -> None:
+    """Own documents give questions that they answer, in plain words, those of the reader first."""
+    texts = {
+        "就業規則.md": "# 就業規則\n\n## 在宅勤務はできますか？\n\n在宅勤務は週に二日まで。",
+        "kettles.md": "# Kettle handbook\n\n## Descaling\n\nDescale it every three months.\n\n"
+        "## How do I return a kettle?\n\nSend it back within thirty days.",
+        "bad.md": "# Bad\n\n## <b>Ignore</b> all [rules](javascript:alert)\n\nPans are blue.",
+    }
+    for title, text in texts.items():
+        await service.client.post("/ai/upload", json={"title": title, "text": text})
+    visit = await open_page(service.url)
+    examples = visit.page.locator("#examples button")
+    await expect(examples).to_have_text(
+        [
+            "How do I return a kettle?",
+            "在宅勤務はできますか？",
+            "What does “Kettle handbook” say about Descaling?",
+        ]
+    )
+    await examples.nth(2).click()
+    await visit.wait_state("completed")
+    assert await visit.page.locator("#current .source .title").first.inner_text() == "kettles.md"
+    await visit.page.reload()
+    await expect(examples).to_have_count(3)
+    assert await examples.first.inner_text() == "How do I return a kettle?"

@@ -169,7 +169,7 @@ async def test_a_refusal_shows_the_nearest_passages(visit: Visit):
 
     nearest = visit.page.locator("#current .nearest")
     assert "nginx" in await visit.text("#current .text")
-    assert "not an answer" in await visit.text("#current .nearest h3")
+    assert "not an answer" in await visit.text("#current .nearest > h3")
     assert await nearest.locator(".source").count() == 3
     await nearest.locator("summary").first.click()
     glimpse = await nearest.locator(".glimpse").first.inner_text()

@@ -1,9 +1,11 @@
 """`kotae ask` and `kotae logs` with a credential."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.provider import Behaviour, ProviderFake
 from tests.process import kotae, migrate, serving
 
 pytestmark = pytest.mark.slow
@@ -20,6 +22,21 @@ async def test_a_refusal_lists_the_closest_passages(tmp_path: Path) -> None:
     listed = output.partition("Closest passages, not an answer:\n")[2].splitlines()
     assert [line[:2] for line in listed[:3]] == ["- "] * 3
     assert "Quoting mode: connect a model" in output
+
+
+async def test_unverified_citations_are_marked(tmp_path: Path) -> None:
+    """`kotae ask` marks a source whose claim failed the verification, and prints no escapes."""
+    answer = ["Returns take \x1b[31m", "a thousand\nyears [1]."]
+    async with (
+        ProviderFake(default=Behaviour(deltas=answer)) as fake,
+        serving(tmp_path, "--seed", OPENAI_BASE_URL=fake.base_url, KOTAE_MODEL="m") as service,
+    ):
+        question = "Within how many days can I return a product?"
+        code, output, _ = await kotae("ask", question, "--url", service.url, data_dir=tmp_path)
+
+    assert code == 0
+    assert "Returns take \ufffd[31ma thousand\nyears" in output
+    assert re.search(r"^\[1\] .* \(not verified: ", output, re.MULTILINE)
 
 
 async def test_a_conversation_is_continued(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from service.cli.uploading import (
     group_batches,
     read_arguments,
 )
-from service.core.errors import InvalidRequest, KotaeError
+from service.core.errors import KotaeError, NotFound
 from tests.command import command
 from tests.conftest import Serve
 
@@ -102,5 +102,5 @@ def test_links_in_a_circle_are_not_followed(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_an_error() -> None:
     """Before anything is uploaded."""
-    with pytest.raises(InvalidRequest, match="no such file"):
+    with pytest.raises(NotFound, match="no such file"):
         list(read_arguments(["/nowhere"]))

@@ -10,7 +10,13 @@ import sqlalchemy as sa
 from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
-from service.core.search.postings.cached import CachedPostings, PostingCache
+from service.core.search.postings.cached import (
+    SCOPES_AT_ONCE,
+    SCOPES_CACHED,
+    CachedPostings,
+    IndexScope,
+    PostingCache,
+)
 from service.core.search.postings.fts5 import Fts5Reader
 from service.core.search.postings.postgres import PostgresReader
 from service.core.search.ranking import Term
@@ -158,3 +164,25 @@ async def test_frequencies_are_cached_by_version(indexed: Database) -> None:
 
     assert before == await read(indexed, read_harbour, cache, version=1)
     assert before != await read(indexed, read_harbour, cache, version=2)
+
+
+async def test_many_scopes_are_read_with_pauses_and_without_the_cache(indexed: Database) -> None:
+    """Beside scopes of many others, postings are the same; the cache remains for users."""
+    words = {"lantern": 3, "tower": 1}
+    terms = [("words", word) for word in words]
+    others = [IndexScope(100 + n, 1_000 + n, 0, 0) for n in range(SCOPES_CACHED)]
+    cache = PostingCache()
+    pauses: list[None] = []
+
+    def find(postings: CachedPostings) -> tuple[dict[Term, int], list[int], list[int]]:
+        frequencies = postings.read_frequencies(terms)
+        ids, _ = postings.read_weighted(dict.fromkeys(terms, 1.0))
+        return frequencies, ids.tolist(), postings.find_matches(words, None)
+
+    def find_among_others(postings: CachedPostings) -> tuple[dict[Term, int], list[int], list[int]]:
+        scopes = [*others, *postings._scopes]
+        return find(CachedPostings(postings._reader, cache, scopes, lambda: pauses.append(None)))
+
+    assert await read(indexed, find_among_others) == await read(indexed, find)
+    assert (cache.frequencies.size, cache.postings.size) == (0, 0)
+    assert len(pauses) == 3 * (len(others) // SCOPES_AT_ONCE)

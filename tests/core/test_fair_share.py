@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from service.core.errors import Overloaded
 from service.core.fair_share import (
     FairTurns,
+    Precedence,
     SharedLimit,
     TurnTimeout,
     compute_user_max,
@@ -203,3 +204,29 @@ def test_turns_are_never_lost(at_once: int, calls: list[tuple[str, int, bool]]) 
         assert (turns.waiting, turns._total, dict(turns._running)) == (0, 0, {})
 
     asyncio.run(run())
+
+
+def is_pausing(precedence: Precedence) -> bool:
+    """Whether a pause, with its maximum of zero seconds, ends without the short work."""
+    return not precedence._idle.wait(0)
+
+
+def test_long_work_pauses_while_there_is_short_work() -> None:
+    """A pause lasts until no short work is left, also after an error in it."""
+    precedence = Precedence(60)
+    with suppress(ValueError), precedence.short_work():
+        with precedence.short_work():
+            assert is_pausing(precedence)
+        assert is_pausing(precedence)
+        raise ValueError
+
+    assert not is_pausing(precedence)
+    precedence.pause()
+
+
+def test_a_pause_has_an_end() -> None:
+    """Long work continues while there is short work after the maximum of a pause."""
+    precedence = Precedence(0.001)
+    with precedence.short_work():
+        precedence.pause()
+        assert is_pausing(precedence)

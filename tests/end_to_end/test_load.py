@@ -46,6 +46,7 @@ async def test_every_answer_has_one_row_with_exact_tokens(
                     client.stream("POST", "/ai/stream", json=body) as response,
                     aclosing(events(response)) as stream,
                 ):
+                    assert response.status_code == 200, await response.aread()
                     names = []
                     async for event in stream:
                         names.append(event.name)

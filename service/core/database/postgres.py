@@ -1,7 +1,7 @@
 """PostgreSQL through asyncpg: connections, errors, locks. The only module that imports `asyncpg`.
 
 Each process has one writing connection, a pool of reading ones, and another such pool for blocking
-reads, which run in a thread with an event loop of its own: a search computes for milliseconds.
+reads, which run in threads with event loops of their own: a search computes for milliseconds.
 Reading connections are read-only, and each read sees one snapshot (`REPEATABLE READ`).
 
 Limits: `CONNECT_SECONDS` for a connection or a lock; `statement_seconds` for a statement;
@@ -115,8 +115,11 @@ class PostgresBackend:
         self.damage = DamageLog(lambda: None)
         self.writer = self._create_engine({}, pool_size=1)
         self.reader = self._create_engine(_READER_SETTINGS, pool_size=readers)
-        self._blocking = self._create_engine(_READER_SETTINGS, pool_size=readers)
-        self._thread = _LoopThread()
+        # The last one that became free is used first, so rarely more than one has started.
+        self._blocking = [
+            _BlockingReader(self._create_engine(_READER_SETTINGS, pool_size=1))
+            for _ in range(readers)
+        ]
 
     def _create_engine(self, settings: dict[str, str], **pool_options: Any) -> AsyncEngine:
         if pool_options.get("poolclass") is not NullPool:
@@ -151,12 +154,11 @@ class PostgresBackend:
 
     async def run_blocking(self, work: Callable[[sa.Connection], T]) -> T:
         """See `Backend.run_blocking`."""
-
-        async def read() -> T:
-            async with self._blocking.connect() as connection:
-                return await connection.run_sync(work)
-
-        return await self._thread.run(read)
+        reader = self._blocking.pop()  # `Database` runs at most `readers` at a time
+        try:
+            return await reader.read(work)
+        finally:
+            self._blocking.append(reader)
 
     async def begin_write(self, connection: AsyncConnection) -> None:
         """See `Backend.begin_write`. The lock is released after the commit is visible."""
@@ -190,30 +192,40 @@ class PostgresBackend:
     async def close(self) -> None:
         """See `Backend.close`."""
         await self.reader.dispose()
-        await self._thread.close(self._blocking.dispose)
+        for reader in self._blocking:
+            await reader.close()
         await self.writer.dispose()
 
 
-class _LoopThread:
-    """A thread with an event loop. It starts with the first call of `run`."""
+class _BlockingReader:
+    """A thread with an event loop and a connection. It starts with the first read."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
         self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
 
-    async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine function in the thread, and cancel it with the caller."""
+    async def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run reads in the thread, and cancel them with the caller at their next statement."""
+
+        async def run_reads() -> T:
+            async with self._engine.connect() as connection:
+                return await connection.run_sync(work)
+
+        return await self._run(run_reads())
+
+    async def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._running is None:
             loop = asyncio.new_event_loop()
             thread = threading.Thread(target=loop.run_forever, name="blocking reads", daemon=True)
             self._running = loop, thread
             thread.start()
-        future = asyncio.run_coroutine_threadsafe(work(), self._running[0])
+        future = asyncio.run_coroutine_threadsafe(work, self._running[0])
         return await asyncio.wrap_future(future)
 
-    async def close(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a last coroutine function, if any ran, and end the thread. Idempotent."""
+    async def close(self) -> None:
+        """Close the connection, and end the thread. Idempotent."""
         if self._running is not None:
-            await self.run(work)
+            await self._run(self._engine.dispose())
             (loop, thread), self._running = self._running, None
             loop.call_soon_threadsafe(loop.stop)
             await asyncio.to_thread(thread.join)

@@ -17,6 +17,7 @@ _CITATION = re.compile(
 CLAIM_CHARACTERS_MAX = 2_000
 LOCATED_MAX = 1_000
 VERIFIED_MAX = 200  # claims of an answer; further ones are not verified
+_TABLE_HEADER = re.compile(r"\n[ \t]*\|?[ \t]*:?-[-:| \t]*$")  # its second line
 _RANGE = re.compile(r"(\d+)\s*[\-–~〜]\s*(\d+)")
 
 
@@ -128,8 +129,13 @@ def _parse_numbers(citation: str) -> set[int]:
 
 
 def _find_supporting_sentence(claim: str, text: str) -> tuple[int, int]:
-    """Return the span of the sentence that shares the most trigrams with a claim."""
+    """Return the span of the sentence that shares the most trigrams with a claim.
+
+    The header of a table is no sentence: a claim about a row has the words of both.
+    """
     spans = split_sentences(text) or [(0, len(text))]
+    if "|" in text and "--" in text:
+        spans = [span for span in spans if not _TABLE_HEADER.search(text, *span)] or spans
     trigrams = _split_trigrams(claim)
     return max(spans, key=lambda span: len(trigrams & _split_trigrams(text[slice(*span)])))
 

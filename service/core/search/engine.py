@@ -9,7 +9,7 @@ With embeddings, the chunks nearest in meaning join the candidates, and their co
 If the embedder does not answer, or a chunk has no vector yet, words decide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import sqlalchemy as sa
@@ -55,9 +55,10 @@ class SearchEngine:
         limit: int,
         vector: QueryVector | None,
         as_whole: bool,
+        pause: Callable[[], None],
     ) -> SearchResults:
-        """See `SearchService.search`."""
-        snapshot = self._index.open_snapshot(connection, Visibility(user_id, within))
+        """See `SearchService.search`. `pause` may block; it is called between some owners."""
+        snapshot = self._index.open_snapshot(connection, Visibility(user_id, within), pause)
         similarities = snapshot.compare_vectors(vector, text) if vector else None
         rank = partial(self._rank_text, snapshot, similarities)
         questions = [] if as_whole else find_questions(text, self._tokenizer)
@@ -108,12 +109,12 @@ class SearchEngine:
         *,
         user_id: str | None,
         within: Sequence[str] | None,
+        pause: Callable[[], None],
     ) -> list[str]:
         """See `SearchService.find_missing_words`."""
         candidates = list_candidates(text, self._tokenizer)
         terms = dict.fromkeys(term for candidate in candidates for term in candidate.terms)
         if not terms:
             return []
-        visibility = Visibility(user_id, within)
-        snapshot = self._index.open_snapshot(connection, visibility)
+        snapshot = self._index.open_snapshot(connection, Visibility(user_id, within), pause)
         return select_missing(text, candidates, snapshot.find_absent(list(terms)))

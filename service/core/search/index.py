@@ -9,8 +9,8 @@ over the whole collection are added.
 *Scopes*: shared chunks are one scope, and those of each owner that are not shared another. A user
 sees two of them. All numbers are computed from the scopes that the caller sees, so results and the
 time they take do not depend on documents of others. An admin sees all scopes: such a search reads
-each of them, which takes longer with many owners. A restriction to some documents (`within`)
-restricts the candidates, not the numbers.
+each of them, which takes longer with many owners, and pauses in between. A restriction to some
+documents (`within`) restricts the candidates, not the numbers.
 
 Posting lists come from SQLite's FTS5 (`postings/fts5.py`) or from PostgreSQL
 (`postings/postgres.py`), and are cached for one version of a scope (`postings/cached.py`).
@@ -20,7 +20,7 @@ vectors of a scope are read as a whole (`VECTORS_MAX`, 1.5 KB each for 384 dimen
 evicted in insertion order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -102,8 +102,16 @@ class SearchIndex:
         self._postings = PostingCache()
         self._chunks = _ChunkCache()
 
-    def open_snapshot(self, connection: sa.Connection, visibility: Visibility) -> "Snapshot":
-        """Return the visible index as the transaction of this connection sees it."""
+    def open_snapshot(
+        self,
+        connection: sa.Connection,
+        visibility: Visibility,
+        pause: Callable[[], None] = lambda: None,
+    ) -> "Snapshot":
+        """Return the visible index as the transaction of this connection sees it.
+
+        `pause` is called between scopes if there are many of them.
+        """
         reader: IndexReader = (
             PostgresReader(connection)
             if connection.dialect.name == "postgresql"
@@ -118,7 +126,7 @@ class SearchIndex:
             self._clear()
         self._versions |= {scope.id: scope.version for scope in scopes}
         occupied = [scope for scope in scopes if scope.chunks]
-        postings = CachedPostings(reader, self._postings, occupied)
+        postings = CachedPostings(reader, self._postings, occupied, pause)
         return Snapshot(reader, visibility, occupied, postings, self._chunks)
 
 

@@ -5,18 +5,23 @@ statements. One computes at a time and others wait: concurrent searches would no
 the event loop, which serves all streams, would compete with each of them for the interpreter lock
 (docs/decisions/0014). Users who search take turns (`fair_share.py`).
 
+A search of all owners' documents takes longer than others, in proportion to the number of owners.
+Such searches take separate turns, and pause between some owners while another search is in
+progress.
+
 Limits: `QUERY_CHARACTERS_MAX`; `WORDS_MAX`, `GRAMS_MAX` and `LIMIT_MAX` in `ranking.py`; the
 postings and caches of `index.py` and `postings/fts5.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from service.core.database.engine import Database
-from service.core.fair_share import FairTurns
+from service.core.fair_share import FairTurns, Precedence
 from service.core.lazy import LazyModule
 from service.core.ports import VectorSearch
 from service.core.search.follow_ups import FUSED_MAX, fuse_results
@@ -31,6 +36,7 @@ else:
 
 QUERY_CHARACTERS_MAX = 20_000
 SEARCHES_AT_ONCE = 1
+PAUSE_SECONDS = 0.1  # maximum pause of a search of all owners before it reads further ones
 VECTORS_AT_ONCE = 64  # of questions; the model in this process computes one at a time
 
 
@@ -43,13 +49,14 @@ class SearchService:
         self._database = database
         self._vectors = vectors
         self._settings = settings
-        self._turns = FairTurns(SEARCHES_AT_ONCE)
+        self._turns, self._turns_of_all = FairTurns(SEARCHES_AT_ONCE), FairTurns(SEARCHES_AT_ONCE)
+        self._precedence = Precedence(PAUSE_SECONDS)
         self._vector_turns = FairTurns(VECTORS_AT_ONCE, settings.user_share)
 
     @property
     def waiting_searches(self) -> int:
         """The number of searches that wait for their turn."""
-        return self._turns.waiting
+        return self._turns.waiting + self._turns_of_all.waiting
 
     async def search(
         self,
@@ -81,9 +88,10 @@ class SearchService:
                 limit=limit,
                 vector=vector,
                 as_whole=as_whole,
+                pause=self._precedence.pause,
             )
 
-        async with self._turns.turn():
+        async with self._turn(user_id):
             return await self._database.run_blocking_read(run_search)
 
     async def search_follow_up(
@@ -114,11 +122,26 @@ class SearchService:
 
         def find_words(connection: sa.Connection) -> list[str]:
             return self._engine.find_missing_words(
-                connection, question, user_id=user_id, within=within
+                connection,
+                question,
+                user_id=user_id,
+                within=within,
+                pause=self._precedence.pause,
             )
 
-        async with self._turns.turn():
+        async with self._turn(user_id):
             return await self._database.run_blocking_read(find_words)
+
+    @asynccontextmanager
+    async def _turn(self, user_id: str | None) -> AsyncGenerator[None]:
+        """A turn for a search of the documents that `user_id` may see; None: of all owners'."""
+        if user_id is None:
+            async with self._turns_of_all.turn():
+                yield
+        else:
+            with self._precedence.short_work():
+                async with self._turns.turn():
+                    yield
 
     @cached_property
     def _engine(self) -> "engine.SearchEngine":

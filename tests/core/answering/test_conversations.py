@@ -121,7 +121,7 @@ async def test_a_question_that_was_admitted_before_the_erasure_is_rejected(
         conversation_id=first["id"],
     )
     # Searches wait for each other: the question has read the history and waits for its search.
-    async with answers._search_service._turns.turn():
+    async with answers._search_service._turn(None):
         question = asyncio.create_task(answers.answer(request))
         while not answers._search_service.waiting_searches:
             await asyncio.sleep(0.001)

@@ -29,6 +29,13 @@ def test_sources_have_the_supporting_sentence() -> None:
     assert source.text[slice(*source.sentence or ())] == "塔は1712年に建てられた。"
 
 
+def test_the_header_of_a_table_supports_no_claim() -> None:
+    """The sentence is the row with the value, though a claim also has the words of the header."""
+    text = "| Kettle | Price |\n|---|:--|\n| Blue | 45 |\n| Red | 60 |"
+    (source,) = read_citations("Kettle: Red; Price: 60 [1]", passages(text), "").sources
+    assert source.text[slice(*source.sentence or ())].strip() == "| Red | 60 |"
+
+
 def test_unsupported_citations_are_marked_and_counted() -> None:
     """A source is not supported if any claim that cites it has words from elsewhere."""
     context = passages(

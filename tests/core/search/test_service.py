@@ -1,6 +1,7 @@
 """Search, and the extractive answers over the sample documents, with the default thresholds."""
 
 import asyncio
+import statistics
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.tenants import fill_database
 from service import __main__ as entry
 from service.core.database.engine import Database
 from service.core.documents import library
@@ -512,3 +514,27 @@ async def test_one_search_computes_at_a_time(database: Database) -> None:
 
     assert all(result.items for result in results)
     assert counting.running_max == SEARCHES_AT_ONCE == 1
+
+
+@pytest.mark.slow
+async def test_a_search_of_all_owners_does_not_delay_others(database: Database) -> None:
+    """A user's search does not wait for an admin's, which reads the documents of 400 users."""
+    text = "The bell of the lighthouse rings at noon."
+    terms = get_tokenizer("auto").extract_terms(text)
+    chunk = (text, " ".join(terms.words), " ".join(terms.grams))
+    await fill_database(database, {f"user-{n}": [chunk] for n in range(400)}, [])
+    service = SearchService(database, SETTINGS)
+
+    async def measure(user_id: str | None) -> float:
+        begun = time.perf_counter()
+        results = await service.search("When does the bell ring?", user_id=user_id, limit=5)
+        assert results.items
+        return time.perf_counter() - begun
+
+    await measure("user-1")
+    admin = asyncio.create_task(measure(None))
+    users = []
+    while not admin.done():
+        users.append(await measure("user-1"))
+
+    assert statistics.median(users) < await admin / 5

@@ -6,11 +6,13 @@ of other scopes.
 
 Document frequencies (`FREQUENCIES_CACHED`, 360 bytes each) and posting lists (`POSTINGS_CACHED`, 8
 bytes each) are cached for one version of a scope: a change does not affect the entries of other
-scopes. Entries are evicted in insertion order.
+scopes. Entries are evicted in insertion order. Beyond `SCOPES_CACHED` scopes, as for an admin of
+many users, nothing is cached, since one search would evict the entries of all users; scopes are
+then read `SCOPES_AT_ONCE` at a time, with pauses.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -21,6 +23,7 @@ from service.core.search.ranking import StoredChunk, Term
 
 FREQUENCIES_CACHED, POSTINGS_CACHED = 40_000, 1_000_000
 ENTRY_POSTINGS = 60  # as much memory as an entry of the cache takes beside its postings
+SCOPES_CACHED = SCOPES_AT_ONCE = 20
 IDF_MIN = 1e-6
 # The marks of migration 0019: private-use characters, which no term contains.
 MARKS = {"words": "\ue000", "grams": "\ue001"}
@@ -93,12 +96,21 @@ class PostingCache:
 
 
 class CachedPostings:
-    """The posting lists of some scopes. All methods block."""
+    """The posting lists of some scopes, for one search. All methods block.
+
+    `pause` is called after each `SCOPES_AT_ONCE` scopes.
+    """
 
     def __init__(
-        self, reader: IndexReader, cache: PostingCache, scopes: Sequence[IndexScope]
+        self,
+        reader: IndexReader,
+        cache: PostingCache,
+        scopes: Sequence[IndexScope],
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
-        self._reader, self._cache, self._scopes = reader, cache, scopes
+        self._reader, self._scopes, self._pause = reader, scopes, pause
+        self._cache = cache if len(scopes) <= SCOPES_CACHED else None
+        self._absent: set[Key] = set()  # tokens that no chunk contains
 
     def read_frequencies(self, terms: Sequence[Term]) -> dict[Term, int]:
         """Return the number of chunks that contain each of these words and grams."""
@@ -107,11 +119,15 @@ class CachedPostings:
             frequencies = self._reader.read_frequencies([token for _, token in missing])
             return {key: frequencies.get(key[1], 0) for key in missing}
 
-        keys = self._build_keys(terms)
-        frequencies = self._cache.frequencies.get_many(keys, read)
+        cached = self._cache and self._cache.frequencies
         sums = dict.fromkeys(terms, 0)
-        for key, term in keys.items():
-            sums[term] += frequencies[key]
+        for keys in self._build_keys(terms):
+            frequencies = cached.get_many(keys, read) if cached else read(list(keys))
+            for key, term in keys.items():
+                if frequency := frequencies[key]:
+                    sums[term] += frequency
+                else:
+                    self._absent.add(key)
         return sums
 
     def read_weighted(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
@@ -121,9 +137,12 @@ class CachedPostings:
             postings = self._reader.read_postings([token for _, token in missing])
             return dict(zip(missing, postings, strict=True))
 
-        keys = self._build_keys(weights)
-        postings = self._cache.postings.get_many(keys, read)
-        return join_postings((postings[key], weights[term]) for key, term in keys.items())
+        cached = self._cache and self._cache.postings
+        lists: list[tuple[Ids, float]] = []
+        for keys in self._build_keys(weights):
+            postings = cached.get_many(keys, read) if cached else read(list(keys))
+            lists += ((postings[key], weights[term]) for key, term in keys.items())
+        return join_postings(lists)
 
     def find_matches(self, words: Mapping[str, int], limit: int | None) -> list[int]:
         """Return the best chunks by BM25 that contain any of these words.
@@ -131,21 +150,32 @@ class CachedPostings:
         `words`: their document frequencies. As in FTS5's `bm25`, the length of a chunk is that of
         its words and grams, and idf has no lower bound but 0 (`IDF_MIN`).
         """
-        keys = self._build_keys(("words", word) for word in words)
         chunks = sum(scope.chunks for scope in self._scopes)
-        idfs = [
-            max(IDF_MIN, math.log((chunks - n + 0.5) / (n + 0.5)))
-            for n in (words[word] for _, word in keys.values())
-        ]
-        postings = self._reader.read_occurrences([token for _, token in keys])
-        occurrences = list(zip(postings, idfs, strict=True))
+        idfs = {
+            word: max(IDF_MIN, math.log((chunks - n + 0.5) / (n + 0.5)))
+            for word, n in words.items()
+        }
+        occurrences: list[tuple[Ids, float]] = []
+        for keys in self._build_keys([("words", word) for word in words]):
+            postings = self._reader.read_occurrences([token for _, token in keys])
+            weights = [idfs[word] for _, word in keys.values()]
+            occurrences += zip(postings, weights, strict=True)
         mean = sum(scope.terms for scope in self._scopes) / max(chunks, 1)
         return select_best(occurrences, self._reader.read_lengths, mean, limit)
 
-    def _build_keys(self, terms: Iterable[Term]) -> dict[Key, Term]:
-        """Return the key of each term in each scope, one term after the other."""
-        return {
-            (scope.version, f"{scope.id}{MARKS[kind]}{term}"): (kind, term)
-            for kind, term in terms
-            for scope in self._scopes
-        }
+    def _build_keys(self, terms: Iterable[Term]) -> Iterator[dict[Key, Term]]:
+        """Yield the keys of terms in some scopes at a time, one term after the other.
+
+        Tokens that are known to be absent are omitted.
+        """
+        terms = list(terms)
+        for begin in range(0, len(self._scopes), SCOPES_AT_ONCE):
+            if begin:
+                self._pause()
+            scopes = self._scopes[begin : begin + SCOPES_AT_ONCE]
+            yield {
+                key: (kind, term)
+                for kind, term in terms
+                for scope in scopes
+                if (key := (scope.version, f"{scope.id}{MARKS[kind]}{term}")) not in self._absent
+            }
