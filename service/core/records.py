@@ -51,7 +51,8 @@ class Passage(msgspec.Struct, frozen=True):
     `sentence`: the range in `text` of the sentence that matches the question best or, in `sources`,
     the one cited. `page`: the page of the sentence, in a document with pages, which page breaks
     (form feeds) in `text` separate. `supported`: false in `sources` if words of a claim that cites
-    the passage are missing in it; otherwise unset.
+    the passage are missing in it; otherwise unset. `date`: of the document, as a year or an ISO
+    date, if other versions of it differ.
     """
 
     n: int
@@ -62,6 +63,7 @@ class Passage(msgspec.Struct, frozen=True):
     sentence: tuple[int, int] | None = None
     page: int | msgspec.UnsetType = msgspec.UNSET
     supported: bool | msgspec.UnsetType = msgspec.UNSET
+    date: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Message(msgspec.Struct, frozen=True):

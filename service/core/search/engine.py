@@ -72,7 +72,9 @@ class SearchEngine:
         chunks = snapshot.read_chunks([ranked.id for ranked in ranking.chunks])
         return SearchResults(
             items=order_versions(
-                [build_hit(ranked, chunks[ranked.id]) for ranked in ranking.chunks], text
+                [build_hit(ranked, chunks[ranked.id]) for ranked in ranking.chunks],
+                text,
+                snapshot.read_dates,
             ),
             answerable=ranking.answerable,
             share=ranking.share,

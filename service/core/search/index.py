@@ -215,6 +215,10 @@ class Snapshot:
         """Return these chunks as they are stored."""
         return self._cache.stored.get_many(ids, self._reader.read_stored)
 
+    def read_dates(self, document_ids: Sequence[str]) -> dict[str, str]:
+        """Return the dates of those documents that have one, in ISO 8601, by id."""
+        return self._reader.read_dates(document_ids)
+
     def _read_matrix(self, scope: IndexScope, vector: QueryVector) -> VectorMatrix:
         """Return the vectors of a scope that are comparable with this one."""
         key = (scope.version, scope.vectors, vector.model, len(vector.vector))

@@ -64,6 +64,7 @@ TOP = 3  # the hits that abstention considers
 COMBINED_MIN = 1.5  # minimum of share · √terms, as a multiple of its value at both thresholds
 # English expresses the same with fewer rare words: these factors make its numbers comparable.
 LATIN_SHARE, LATIN_TERMS = 1.2, 1.45
+LATIN_COMBINED_MIN = 1.55  # instead, for a question without Japanese characters
 SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.93
 BARE_CHARACTERS_MAX = 80
 BARE_SHARE = 0.6  # of the share threshold, for bare words: tolerates a typing error
@@ -358,7 +359,8 @@ def _is_answerable(
     """Decide the abstention; see the module. `complete`: one of the best chunks has all words."""
     adjusted = thresholds.adjust(cosine)
     both = share >= adjusted.share_min and terms >= adjusted.terms_min
-    combined_min = COMBINED_MIN * adjusted.share_min * math.sqrt(adjusted.terms_min)
+    factor = LATIN_COMBINED_MIN if query.latin else COMBINED_MIN
+    combined_min = factor * adjusted.share_min * math.sqrt(adjusted.terms_min)
     if both and share * math.sqrt(terms) >= combined_min:
         return True
     if not 0 < len(query.words) <= SHORT_WORDS:

@@ -1,6 +1,7 @@
 """Search, and the extractive answers over the sample documents, with the default thresholds."""
 
 import asyncio
+import datetime as dt
 import statistics
 import sys
 import threading
@@ -244,6 +245,20 @@ async def test_two_owners(database: Database) -> None:
         other,
         shared,
     }
+
+
+async def test_versions_have_their_dates(database: Database) -> None:
+    """Of two versions of a text the one with the later date is first, with this date."""
+    text = "Employees may claim up to {} euros per night for hotels on business trips abroad."
+    dates = [dt.date(2025, 3, 1), dt.date(2023, 3, 1)]
+    new = [
+        library.NewDocument("Travel policy", text.format(70 + n), "utf-8", date=date)
+        for n, date in enumerate(dates)
+    ]
+    await library.store_documents(database, SETTINGS, ChunkWorkers(), new, user_id="u")
+    first, second = (await search(database, "How much does a hotel cost per night?")).items
+    assert (first.date, second.date) == ("2025-03-01", "2023-03-01")
+    assert second.newer == first.document_id
 
 
 async def test_a_hit_has_its_position_and_matches(database: Database) -> None:

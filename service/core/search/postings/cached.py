@@ -73,6 +73,10 @@ class IndexReader(Protocol):
         """Return chunks as they are stored, by id."""
         ...
 
+    def read_dates(self, documents: Sequence[str]) -> dict[str, str]:
+        """Return the dates of those documents that have one, in ISO 8601, by id."""
+        ...
+
     def read_vectors(self, scope: int, model: str, length: int) -> Sequence[tuple[int, bytes]]:
         """Return the chunks of a scope with their vectors of this length, in bytes, by id."""
         ...

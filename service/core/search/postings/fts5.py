@@ -51,6 +51,10 @@ class Fts5Reader:
         """See `IndexReader.read_stored`."""
         return {id_: StoredChunk(*row) for id_, *row in self._execute(_STORED, (json.dumps(ids),))}
 
+    def read_dates(self, documents: Sequence[str]) -> dict[str, str]:
+        """See `IndexReader.read_dates`."""
+        return dict(self._execute(_DATES, (json.dumps(documents),)).fetchall())
+
     def read_vectors(self, scope: int, model: str, length: int) -> Sequence[tuple[int, bytes]]:
         """See `IndexReader.read_vectors`."""
         rows: list[tuple[int, bytes]] = self._execute(_VECTORS, (scope, model, length)).fetchall()
@@ -85,6 +89,9 @@ _STORED = """
 SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
 WHERE c.id IN (SELECT value FROM json_each(?))
+"""
+_DATES = """
+SELECT id, date FROM documents WHERE id IN (SELECT value FROM json_each(?)) AND date IS NOT NULL
 """
 _VECTORS = """
 SELECT chunks.id, vectors.vector FROM chunks JOIN vectors USING (scope, content_hash)

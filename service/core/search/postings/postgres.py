@@ -58,6 +58,11 @@ class PostgresReader:
         rows = self._execute(_STORED, ids=list(ids))
         return {id_: StoredChunk(*row) for id_, *row in rows}
 
+    def read_dates(self, documents: Sequence[str]) -> dict[str, str]:
+        """See `IndexReader.read_dates`."""
+        rows = self._execute(_DATES, documents=list(documents))
+        return {id_: str(date) for id_, date in rows}
+
     def read_vectors(self, scope: int, model: str, length: int) -> Sequence[tuple[int, bytes]]:
         """See `IndexReader.read_vectors`."""
         rows = self._execute(_VECTORS, scope=scope, model=model, length=length)
@@ -106,6 +111,7 @@ _STORED = _prepare(
     FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id = ANY(:ids)
     """
 )
+_DATES = _prepare("SELECT id, date FROM documents WHERE id = ANY(:documents) AND date IS NOT NULL")
 _VECTORS = _prepare(
     """
     SELECT chunks.id, vectors.vector FROM chunks JOIN vectors USING (scope, content_hash)
