@@ -39,6 +39,7 @@ from service.core.search.bm25 import (
 from service.core.search.cache import BoundedCache
 from service.core.search.languages import read_language_means
 from service.core.search.postings.cached import (
+    SCOPES_CACHED,
     CachedPostings,
     IndexReader,
     IndexScope,
@@ -48,6 +49,9 @@ from service.core.search.postings.fts5 import Fts5Reader
 from service.core.search.postings.postgres import PostgresReader
 from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
 from service.core.search.vector_matrix import ChunkSimilarities, VectorMatrix
+from service.core.search.vocabulary import CHUNKS_MAX as VOCABULARY_CHUNKS_MAX
+from service.core.search.vocabulary import Vocabulary
+from service.core.text.languages import MARKED_LANGUAGES, mark_language
 
 CANDIDATES_MAX = 70
 TIED_SHARE = (
@@ -59,6 +63,7 @@ VISIBLE_AT_ONCE = 300  # best chunks whose visibility is checked by one statemen
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_MIN = 3  # looked up even if they are not rare
 CODES_CACHED, CHARACTERS_CACHED = 8_000_000, 5_000_000
+VOCABULARIES_CACHED = 8_000_000  # words of chunks, 4 bytes each
 
 
 class Visibility(msgspec.Struct, frozen=True):
@@ -75,8 +80,15 @@ class CachedMatrix(msgspec.Struct, frozen=True):
     matrix: VectorMatrix
 
 
+class CachedVocabulary(msgspec.Struct, frozen=True):
+    """The vocabulary of a version of a scope."""
+
+    version: int
+    vocabulary: Vocabulary
+
+
 class _ChunkCache:
-    """Chunks of any version of the index, and the vectors of scopes."""
+    """Chunks of any version of the index, and the vectors and vocabularies of scopes."""
 
     def __init__(self) -> None:
         self.terms: BoundedCache[int, ChunkTerms] = BoundedCache(
@@ -87,6 +99,9 @@ class _ChunkCache:
         )
         self.matrices: BoundedCache[int, CachedMatrix] = BoundedCache(
             VECTORS_MAX, lambda cached: len(cached.matrix) + 1
+        )
+        self.vocabularies: BoundedCache[int, CachedVocabulary] = BoundedCache(
+            VOCABULARIES_CACHED, lambda cached: len(cached.vocabulary) + 1
         )
 
 
@@ -204,6 +219,27 @@ class Snapshot:
             or (self._within is not None and not self._filter_visible(self._list_chunks(term), 1))
         }
 
+    def select_absent(self, terms: Sequence[Term]) -> set[Term]:
+        """Return those of these terms that no chunk of the visible scopes contains."""
+        frequencies = self._postings.read_frequencies(list(dict.fromkeys(terms)))
+        return {term for term, frequency in frequencies.items() if not frequency}
+
+    def count_languages(self) -> dict[str, int]:
+        """Return the number of chunks by language, without English and Japanese."""
+        frequencies = self._postings.read_frequencies(list(_LANGUAGE_TERMS))
+        return {_LANGUAGE_TERMS[term]: count for term, count in frequencies.items() if count}
+
+    def contains_phrase(self, words: Sequence[str]) -> bool:
+        """Return whether a chunk of the visible scopes contains these words in this order."""
+        return self._postings.contains_phrase(words)
+
+    def read_vocabularies(self) -> list[Vocabulary]:
+        """Return the vocabularies of the visible scopes; none if these are many or large."""
+        chunks = sum(scope.chunks for scope in self._scopes)
+        if chunks > VOCABULARY_CHUNKS_MAX or len(self._scopes) > SCOPES_CACHED:
+            return []
+        return [self._read_vocabulary(scope) for scope in self._scopes]
+
     def count_terms(self, query: Query, ids: Sequence[int]) -> TermCounts:
         """Count a query's terms in these chunks."""
         chunks = self._cache.terms.get_many(
@@ -230,6 +266,15 @@ class Snapshot:
         self._cache.matrices.store({scope.id: CachedMatrix(key, matrix)})
         return matrix
 
+    def _read_vocabulary(self, scope: IndexScope) -> Vocabulary:
+        cached = self._cache.vocabularies.get(scope.id)
+        if cached is not None and cached.version == scope.version:
+            return cached.vocabulary
+        vocabulary = cached.vocabulary if cached else Vocabulary()
+        vocabulary.update(self._reader.list_chunks(scope.id), self._reader.read_texts)
+        self._cache.vocabularies.store({scope.id: CachedVocabulary(scope.version, vocabulary)})
+        return vocabulary
+
     def _list_chunks(self, term: Term) -> list[int]:
         """Return the chunks of the visible scopes that contain a term."""
         ids: list[int] = self._postings.read_weighted({term: 1})[0].tolist()
@@ -247,6 +292,11 @@ class Snapshot:
             if len(visible) >= limit:
                 break
         return visible[:limit]
+
+
+_LANGUAGE_TERMS: dict[Term, str] = {
+    ("grams", mark_language(language)): language for language in MARKED_LANGUAGES
+}
 
 
 def _select_rarest(frequencies: dict[str, int], terms_min: int, postings_max: int) -> list[str]:

@@ -73,6 +73,18 @@ class IndexReader(Protocol):
         """Return chunks as they are stored, by id."""
         ...
 
+    def contains_phrase(self, tokens: Sequence[str]) -> bool:
+        """Return whether a chunk contains these tokens of words one after the other."""
+        ...
+
+    def list_chunks(self, scope: int) -> list[int]:
+        """Return the ids of the chunks of a scope."""
+        ...
+
+    def read_texts(self, ids: list[int]) -> list[tuple[int, str, str, str]]:
+        """Return the id, the title of the document, the text and the words of chunks."""
+        ...
+
     def read_dates(self, documents: Sequence[str]) -> dict[str, str]:
         """Return the dates of those documents that have one, in ISO 8601, by id."""
         ...
@@ -166,6 +178,13 @@ class CachedPostings:
             occurrences += zip(postings, weights, strict=True)
         mean = sum(scope.terms for scope in self._scopes) / max(chunks, 1)
         return select_best(occurrences, self._reader.read_lengths, mean, limit)
+
+    def contains_phrase(self, words: Sequence[str]) -> bool:
+        """Return whether a chunk contains these words one after the other."""
+        return any(
+            self._reader.contains_phrase([f"{scope.id}{MARKS['words']}{word}" for word in words])
+            for scope in self._scopes
+        )
 
     def _build_keys(self, terms: Iterable[Term]) -> Iterator[dict[Key, Term]]:
         """Yield the keys of terms in some scopes at a time, one term after the other.

@@ -51,6 +51,19 @@ class Fts5Reader:
         """See `IndexReader.read_stored`."""
         return {id_: StoredChunk(*row) for id_, *row in self._execute(_STORED, (json.dumps(ids),))}
 
+    def contains_phrase(self, tokens: Sequence[str]) -> bool:
+        """See `IndexReader.contains_phrase`."""
+        return self._execute(_PHRASE, (f'"{" ".join(tokens)}"',)).fetchone() is not None
+
+    def list_chunks(self, scope: int) -> list[int]:
+        """See `IndexReader.list_chunks`."""
+        return [id_ for (id_,) in self._execute(_SCOPE_CHUNKS, (scope,)).fetchall()]
+
+    def read_texts(self, ids: list[int]) -> list[tuple[int, str, str, str]]:
+        """See `IndexReader.read_texts`."""
+        rows: list[tuple[int, str, str, str]] = self._execute(_TEXTS, (json.dumps(ids),)).fetchall()
+        return rows
+
     def read_dates(self, documents: Sequence[str]) -> dict[str, str]:
         """See `IndexReader.read_dates`."""
         return dict(self._execute(_DATES, (json.dumps(documents),)).fetchall())
@@ -88,6 +101,12 @@ SELECT id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
 _STORED = """
 SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page
 FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
+WHERE c.id IN (SELECT value FROM json_each(?))
+"""
+_PHRASE = "SELECT 1 FROM chunk_terms WHERE chunk_terms MATCH ? LIMIT 1"
+_SCOPE_CHUNKS = "SELECT id FROM chunks WHERE scope = ?"
+_TEXTS = """
+SELECT c.id, d.title, c.text, c.words FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
 WHERE c.id IN (SELECT value FROM json_each(?))
 """
 _DATES = """

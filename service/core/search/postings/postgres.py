@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from service.core.search.bm25 import Ids, build_ids, find_distinct
-from service.core.search.postings.cached import IndexScope
+from service.core.search.postings.cached import MARKS, IndexScope
 from service.core.search.ranking import StoredChunk
 
 
@@ -57,6 +57,20 @@ class PostgresReader:
         """See `IndexReader.read_stored`."""
         rows = self._execute(_STORED, ids=list(ids))
         return {id_: StoredChunk(*row) for id_, *row in rows}
+
+    def contains_phrase(self, tokens: Sequence[str]) -> bool:
+        """See `IndexReader.contains_phrase`. The chunks with the rarest word are read."""
+        rarest = min(self.read_postings(tokens), key=len)
+        words = " ".join(token.partition(MARKS["words"])[2] for token in tokens)
+        return bool(self._execute(_PHRASE, ids=rarest.tolist(), phrase=f" {words} "))
+
+    def list_chunks(self, scope: int) -> list[int]:
+        """See `IndexReader.list_chunks`."""
+        return [id_ for (id_,) in self._execute(_SCOPE_CHUNKS, scope=scope)]
+
+    def read_texts(self, ids: list[int]) -> list[tuple[int, str, str, str]]:
+        """See `IndexReader.read_texts`."""
+        return [(row[0], row[1], row[2], row[3]) for row in self._execute(_TEXTS, ids=ids)]
 
     def read_dates(self, documents: Sequence[str]) -> dict[str, str]:
         """See `IndexReader.read_dates`."""
@@ -108,6 +122,19 @@ _TERMS = _prepare("SELECT id, words, grams FROM chunks WHERE id = ANY(:ids)")
 _STORED = _prepare(
     """
     SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page
+    FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id = ANY(:ids)
+    """
+)
+_PHRASE = _prepare(
+    """
+    SELECT 1 FROM chunks WHERE id = ANY(:ids)
+    AND strpos(' ' || words || ' ', CAST(:phrase AS TEXT)) > 0 LIMIT 1
+    """
+)
+_SCOPE_CHUNKS = _prepare("SELECT id FROM chunks WHERE scope = :scope")
+_TEXTS = _prepare(
+    """
+    SELECT c.id, d.title, c.text, c.words
     FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id = ANY(:ids)
     """
 )

@@ -1,11 +1,11 @@
-"""the schema of revision 0025 of SQLite
+"""the schema of revision 0026 of SQLite
 
 Differences: `request_logs` is partitioned by months, so that pages read few of them and old ones
 can be dropped at once; rows of months without a partition are in `request_logs_default`. A unique
 index would have to contain the id. `postings` is the search index, see
 `service/core/search/postings/postgres.py`.
 
-Revision ID: 0025
+Revision ID: 0026
 Revises:
 """
 
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from alembic import op
 
-revision = "0025"
+revision = "0026"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -59,6 +59,7 @@ CREATE TABLE request_logs (
     messages json,
     erased_at timestamptz,
     choices json,
+    searched_for text COLLATE "C",
     CONSTRAINT pk_request_logs PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 CREATE TABLE request_logs_default PARTITION OF request_logs DEFAULT;
