@@ -410,35 +410,37 @@ def _parse_position(answer_id: str, last_event_id: str | None) -> int:
 
 async def wait_finished(request: Request, stream: Stream) -> None:
     """Wait until the answer has ended or the client has disconnected."""
-    with stream.attach_reader(), suppress(TimeoutError):
-        async with asyncio.timeout(None) as deadline:
-            expire = partial(_expire, deadline)
-            stream.add_finish_callback(expire)
-            try:
-                while stream.outcome is None:
-                    if (await request.receive())["type"] == "http.disconnect":
-                        return
-            finally:
-                stream.remove_finish_callback(expire)
+    wake = request.scope["kotae.wake"]
+    with stream.attach_reader():
+        stream.add_finish_callback(wake)
+        try:
+            while stream.outcome is None and await _is_connected(request):
+                pass
+        finally:
+            stream.remove_finish_callback(wake)
 
 
 async def wait_output(request: Request, stream: Stream, seconds: float) -> bool:
     """Wait for the first chunk, the end, or this time. False if the client has disconnected."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds) as deadline:
-            expire = partial(_expire, deadline)
-            stream.add_output_callback(expire)
-            try:
-                while (await request.receive())["type"] != "http.disconnect":
-                    pass
+    loop, wake = asyncio.get_running_loop(), request.scope["kotae.wake"]
+    end = loop.time() + seconds
+    timer = loop.call_at(end, wake)
+    stream.add_output_callback(wake)
+    try:
+        while not stream.has_output and loop.time() < end:
+            if not await _is_connected(request):
                 return False
-            finally:
-                stream.remove_output_callback(expire)
+    finally:
+        timer.cancel()
+        stream.remove_output_callback(wake)
     return True
 
 
-def _expire(deadline: asyncio.Timeout) -> None:
-    deadline.reschedule(asyncio.get_running_loop().time())
+async def _is_connected(request: Request) -> bool:
+    """Wait for `kotae.wake` (true) or the client's disconnect (false)."""
+    message = await request.receive()
+    disconnected: bool = message["type"] == "http.disconnect"
+    return not disconnected
 
 
 async def begin_answer(
@@ -473,20 +475,10 @@ async def begin_while_connected(
 
 async def wait_done(request: Request, task: asyncio.Task[Any]) -> None:
     """Wait until the task is done or the client has disconnected."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(None) as deadline:
-            expire = partial(_expire_of_task, deadline)
-            task.add_done_callback(expire)
-            try:
-                while not task.done():
-                    if (await request.receive())["type"] == "http.disconnect":
-                        return
-            finally:
-                task.remove_done_callback(expire)
-
-
-def _expire_of_task(deadline: asyncio.Timeout, _: asyncio.Task[Any]) -> None:
-    _expire(deadline)
+    wake = request.scope["kotae.wake"]
+    task.add_done_callback(lambda _: wake())
+    while not task.done() and await _is_connected(request):
+        pass
 
 
 def build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:

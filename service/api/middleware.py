@@ -212,13 +212,13 @@ class _ResponseWriter:
         """Forward one message."""
         if message["type"] == "http.response.start":
             self._scope["kotae.status"] = message["status"]
-            headers = [
-                header for header in message["headers"] if header[0].lower() != b"x-request-id"
-            ]
-            present = {name.lower() for name, _ in headers}
-            headers += [header for header in _HEADERS if header[0] not in present]
+            headers = message["headers"]
+            present = {name for name, _ in headers}
+            if b"x-request-id" in present:
+                headers = [header for header in headers if header[0] != b"x-request-id"]
             message["headers"] = [
                 *headers,
+                *[header for header in _HEADERS if header[0] not in present],
                 (b"x-request-id", self._scope["request_id"].encode("latin-1")),
             ]
         await self._send(message)

@@ -190,7 +190,9 @@ class AskBody(BaseModel):
 
     def split_question(self) -> tuple[str, list[Message]]:
         """Return the question, and the messages before it."""
-        *history, last = self.messages or [MessageBody(role="user", content=self.prompt or "")]
+        if self.messages is None:
+            return self.prompt or "", []
+        *history, last = self.messages
         return last.content, [
             Message(message.role, sanitize_text(message.content)) for message in history
         ]

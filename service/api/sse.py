@@ -66,13 +66,11 @@ class StreamResponse(EventSourceResponse):
         self._sent_at = asyncio.get_running_loop().time()
         self._check_timeouts(send, sending)
         leave = self._enter(lambda: self._drop_reader(sending)) if self._enter else None
+        wake = scope["kotae.wake"]
+        sending.add_done_callback(lambda _: wake())
         try:
-            async with asyncio.timeout(None) as deadline:
-                sending.add_done_callback(lambda _: self._wake_on_failure(sending, deadline))
-                while not sending.done() and (await receive())["type"] != "http.disconnect":
-                    pass  # the server also reports the last event as a disconnect
-        except TimeoutError:  # the deadline was moved to now because sending has ended
-            pass
+            while not sending.done() and (await receive())["type"] != "http.disconnect":
+                pass  # the server also reports the last event as a disconnect
         finally:
             if leave:
                 leave()
@@ -93,11 +91,6 @@ class StreamResponse(EventSourceResponse):
         """Disconnect a reader that is slow or no longer authorised."""
         self._dropped = True
         sending.cancel()
-
-    def _wake_on_failure(self, sending: asyncio.Task[None], deadline: asyncio.Timeout) -> None:
-        if self._dropped or sending.cancelled() or sending.exception():
-            with suppress(RuntimeError):  # the request has ended already
-                deadline.reschedule(asyncio.get_running_loop().time())
 
     async def _send_all(self, send: Send) -> None:
         loop, lead = asyncio.get_running_loop(), _RETRY if self._resumable else b""

@@ -11,6 +11,7 @@ import typer
 
 from service import __version__
 from service.cli.database import describe_database, with_database
+from service.cli.settings import warn_of_unknown_variables
 from service.core.database.engine import Database
 from service.core.database.files import find_database_file
 from service.core.errors import KotaeError, ProviderError
@@ -24,6 +25,7 @@ SQLITE_SAFE = (3, 51, 3)
 def doctor() -> None:
     """Check versions, disk, database and provider. Prints a remedy for each problem."""
     loaded = load_settings()
+    warn_of_unknown_variables()
     bad = [_print_check(*check) for check in asyncio.run(_run_checks(loaded))].count(False)
     raise typer.Exit(1 if bad else 0)
 

@@ -1,5 +1,6 @@
 """`kotae settings` and `kotae token`, and the files that are generated from the settings."""
 
+import sys
 from itertools import groupby
 from operator import attrgetter
 from textwrap import wrap
@@ -9,7 +10,7 @@ import typer
 
 from service.core.auth.jwts import create_token
 from service.core.auth.principals import Role
-from service.core.settings import Settings, describe_settings, load_settings
+from service.core.settings import Settings, describe_settings, find_unknown_variables, load_settings
 
 REFERENCE_INTRODUCTION = """# Settings
 
@@ -30,9 +31,16 @@ def token(
     print(create_token(load_settings(), user, role, minutes * 60))
 
 
+def warn_of_unknown_variables() -> None:
+    """Print a line on standard error for each `KOTAE_` variable that is not a setting."""
+    for name, remedy in find_unknown_variables().items():
+        print(f"kotae: {name} is ignored: {remedy}", file=sys.stderr)
+
+
 def print_settings() -> None:
     """Print the effective value of every setting. Secrets are masked."""
     loaded = load_settings()
+    warn_of_unknown_variables()
     for field, setting in zip(Settings.model_fields, describe_settings(), strict=True):
         value = getattr(loaded, field)
         print(f"{setting.name}={'' if value is None else value}\n    {setting.text}")

@@ -5,6 +5,8 @@ because what follows on it could not be told from the rest of the body; response
 not chunked; and a request can be refused while the application waits for its body.
 """
 
+import asyncio
+
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPRequestEvent, HTTPResponseStartEvent
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
@@ -28,6 +30,7 @@ class HttpExchange(RequestResponseCycle):
     receiving = False  # the application waits for the body
     _refused = False
     _delimited = True  # the response ends before the connection does
+    _head = b""  # of the response, not written yet
     _measured_from: tuple[float, int] | None = None  # a time, and the bytes received until then
 
     def refuse(self, error: KotaeError) -> None:
@@ -99,7 +102,9 @@ class HttpExchange(RequestResponseCycle):
         ):
             body, more_body = message.get("body", b""), message.get("more_body", False)
             if more_body and self.chunked_encoding:
-                if body:
+                if body and self._head:
+                    self._write(b"%x\r\n%b\r\n" % (len(body), body))
+                elif body:
                     self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
             else:
                 self._send_body(body, more_body=more_body)
@@ -110,17 +115,20 @@ class HttpExchange(RequestResponseCycle):
         self.response_started = True
         self.waiting_for_100_continue = False
         status = message["status"]
+        headers = [*self.default_headers, *message.get("headers", [])]
+        if HEADER_RE.search(b"".join([name for name, _ in headers])) or HEADER_VALUE_RE.search(
+            b"".join([value for _, value in headers])
+        ):
+            raise RuntimeError("Invalid HTTP header")
         content = [STATUS_LINE[status]]
-        for name, value in [*self.default_headers, *message.get("headers", [])]:
-            if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
-                raise RuntimeError("Invalid HTTP header")
-            name = name.lower()  # noqa: PLW2901
+        for header in headers:  # ASGI: names are in lower case
+            name, value = header
             if name == b"connection":
                 self.keep_alive = self.keep_alive and b"close" not in value.lower()
                 continue
             if name == b"content-length":
                 self.expected_content_length, self.chunked_encoding = int(value), False
-            content += name, b": ", value, b"\r\n"
+            content.append(b"%b: %b\r\n" % header)
         if (
             self.chunked_encoding is None
             and self.scope["method"] != "HEAD"
@@ -135,22 +143,29 @@ class HttpExchange(RequestResponseCycle):
             self.keep_alive = False
             content.append(b"connection: close\r\n")
         content.append(b"\r\n")
-        self.transport.write(b"".join(content))
+        self._head = b"".join(content)
+        if self.chunked_encoding or not self._delimited:  # the body may come much later
+            asyncio.get_running_loop().call_soon(self._write, b"")
+
+    def _write(self, data: bytes) -> None:
+        """Write data, with the head in the same system call if that was not written yet."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            self.transport.write(data)
 
     def _send_body(self, body: bytes, *, more_body: bool) -> None:
         if self.scope["method"] == "HEAD":
             self.expected_content_length = 0
+            self._write(b"")
         elif self.chunked_encoding:
-            self.transport.write(
-                b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-            )
+            self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n")
         else:
             if self._delimited:
                 self.expected_content_length -= len(body)
                 if self.expected_content_length < 0:
                     raise RuntimeError("Response content longer than Content-Length")
-            if body:
-                self.transport.write(body)
+            self._write(body)
         if not more_body:
             if self.expected_content_length:
                 raise RuntimeError("Response content shorter than Content-Length")

@@ -185,6 +185,9 @@ class HttpProtocol(HttpToolsProtocol):
         }
         if refusal is not None:
             scope["kotae.refusal"] = refusal  # type: ignore[typeddict-unknown-key]
+        message_event = asyncio.Event()
+        # Ends a wait for the client's disconnect: `receive` returns an empty part of the body.
+        scope["kotae.wake"] = message_event.set  # type: ignore[typeddict-unknown-key]
         return HttpExchange(
             scope=scope,
             transport=self.transport,
@@ -193,7 +196,7 @@ class HttpProtocol(HttpToolsProtocol):
             access_logger=self.access_logger,
             access_log=self.access_log,
             default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
+            message_event=message_event,
             expect_100_continue=False,
             keep_alive=keep_alive and refusal is None and not self._table.draining,
             on_response=self.on_response_complete,

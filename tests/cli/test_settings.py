@@ -36,3 +36,11 @@ async def test_settings_are_printed_without_secrets() -> None:
     assert "KOTAE_PORT=8123" in out
     assert "sk-canary" not in out
     assert "cccc" not in out
+
+
+async def test_unknown_variables_are_named() -> None:
+    """A misspelled variable is one line with the setting that was meant."""
+    code, out = await run("settings", KOTAE_PORTT="9")
+
+    assert code == 0
+    assert "kotae: KOTAE_PORTT is ignored: it is not a setting: did you mean KOTAE_PORT?" in out

@@ -136,6 +136,11 @@ class Stream:
         return self.transcript is not None and bool(self.transcript.chunks)
 
     @property
+    def has_output(self) -> bool:
+        """Whether there are chunks, or the answer is over."""
+        return self.has_chunks or self.outcome is not None
+
+    @property
     def text(self) -> str:
         """The text so far."""
         return "".join(self._texts)
@@ -194,7 +199,7 @@ class Stream:
 
     def add_output_callback(self, callback: Callable[[], None]) -> None:
         """Call this at the first chunk or the end; immediately if it is over."""
-        if self.has_chunks or self.outcome is not None:
+        if self.has_output:
             callback()
         else:
             self._output_callbacks[callback] = None

@@ -68,6 +68,7 @@ class _Hold(msgspec.Struct):
     starts: Starts
     amount: tuple[int, int, int]
     expires_at: float  # monotonic
+    windows: list[UsageWindow]  # of all accounts; those with holds are not dropped
 
 
 class _Settlement(msgspec.Struct, frozen=True):
@@ -135,7 +136,7 @@ class LocalQuota:
         self.expire()
         amount = (1, tokens, nano_usd or 0)
         accounts = [self._get_account(subject) for subject in subjects]
-        hold = _Hold(name, subjects, accounts, starts, amount, 0)
+        hold = _Hold(name, subjects, accounts, starts, amount, 0, [])
         self._check_hold(hold, nano_usd)
         self._add_hold(hold)
 
@@ -432,8 +433,13 @@ class LocalQuota:
     def _add_hold(self, hold: _Hold) -> None:
         hold.expires_at = self._monotonic() + self._ttl_seconds
         self._holds[hold.name] = hold
+        hold.windows = []
         for account in hold.accounts:
             account.open += 1
+            for kind, start in enumerate(hold.starts):
+                hold.windows.append(
+                    account.windows[kind].get(start) or self._open_window(account, kind, start)
+                )
         self._change_held(hold, hold.amount)
 
     def _return_hold(self, hold: _Hold) -> None:
@@ -442,13 +448,12 @@ class LocalQuota:
         self._change_held(hold, [-part for part in hold.amount])
 
     def _change_held(self, hold: _Hold, change: Sequence[int]) -> None:
-        for account in hold.accounts:
-            for kind, start in enumerate(hold.starts):
-                window = account.windows[kind].get(start) or self._open_window(account, kind, start)
-                held = window.held
-                held[0] += change[0]
-                held[1] += change[1]
-                held[2] += change[2]
+        requests, tokens, nano_usd = change
+        for window in hold.windows:
+            held = window.held
+            held[0] += requests
+            held[1] += tokens
+            held[2] += nano_usd
 
     def _add_used(
         self, account: UsageAccount, starts: Sequence[int], amount: Sequence[int]

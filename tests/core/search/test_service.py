@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from typing import TypeVar
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -389,6 +390,33 @@ async def test_an_email_is_answered_like_its_question(database: Database, mail: 
     assert results.answerable
     assert results.items[0].document_id == alone.items[0].document_id
     assert not (await search(database, mail.format(refused))).answerable
+
+
+async def test_a_misspelled_question_is_answered(database: Database) -> None:
+    """A question with a typing error is searched with the spelling of the documents."""
+    await store_text(database, "The ferry to the lighthouse departs at nine. It carries parcels.")
+    results = await search(database, "When does the ferrry to the lighthuose depart?")
+    assert results.answerable
+    assert results.searched_for == "When does the ferry to the lighthouse depart?"
+
+
+async def test_a_correct_question_is_not_reported(database: Database) -> None:
+    """Without a correction there is no `searched_for`."""
+    await store_text(database, "The ferry to the lighthouse departs at nine.")
+    results = await search(database, "When does the ferry depart?")
+    assert results.searched_for is msgspec.UNSET
+
+
+async def test_deleted_words_correct_nothing(database: Database) -> None:
+    """A word of a deleted document is not the correction of another."""
+    document_id = await store_text(database, "The lighthouses are white.")
+    await store_text(database, "The lighthouse is red. The harbour is blue.")
+    service = SearchService(database, SETTINGS)
+    question = "lighthuoses"
+    before = await service.search(question, user_id="u", limit=5)
+    await library.delete_document(database, document_id, user_id=None)
+    after = await service.search(question, user_id="u", limit=5)
+    assert (before.searched_for, after.searched_for) == ("lighthouses", "lighthouse")
 
 
 async def test_a_failing_database_is_unavailable(
