@@ -81,6 +81,7 @@ ERASED_VALUES: dict[str, Any] = {
     "response": "",
     "sources": [],
     "nearest": None,
+    "searched_for": None,
     "choices": None,
     "messages": None,
     "body_hash": None,

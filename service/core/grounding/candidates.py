@@ -29,6 +29,7 @@ _STRONG = re.compile(r"(?<![\w`])__(?=\S)([^_\n]*\s[^_\n]*)__")
 _EMPHASIS = re.compile(r"\*\*|`|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
 _BREAK = re.compile(r"[ \t\u3000]*\\?\n(?:[ \t\u3000]|>[ ]?)*")
 _WIDE = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff01-\uff9f]")
+_COMMAND = re.compile(r"`[^`\n]*[^`\s] [^`\n]+`")
 _END_MARK = re.compile(r"[.。．!！?？:：…)）」』\"”*_`]$")
 _BOLD = re.compile(r"\*\*[^*]+\*\*:?$|__[^_]+__$")
 
@@ -41,7 +42,8 @@ _NO_TERMS: frozenset[Term] = frozenset()
 class QuotableUnit(msgspec.Struct, frozen=True):
     """A unit that can be quoted. `index`: its number among the units of its passage.
 
-    `around`: the texts beside it in its paragraph.
+    `around`: the texts beside it in its paragraph. `place`: its number below its heading, from 0,
+    or -1 if its passage has no heading above it. `has_code`: it contains a command in backticks.
     Terms: its own, those of the heading, title or question above it, of the unit before
     it in its section, and of what introduces it.
     """
@@ -51,7 +53,9 @@ class QuotableUnit(msgspec.Struct, frozen=True):
     text: str
     unit: Unit
     around: str
+    place: int
     complete: bool
+    has_code: bool
     own: frozenset[Term]
     above: frozenset[Term]
     before: frozenset[Term]
@@ -85,7 +89,7 @@ def _read_passage(passage: Passage, tokenizer: Tokenizer, texts_read: set[str]) 
     terms = [_extract_own_terms(*part, tokenizer) for part in zip(raw, texts, strict=True)]
     captions = _find_captions(passage.text, units)
     title = extract_terms(passage.title, tokenizer)
-    above, before, heading = title, _NO_TERMS, ""
+    above, before, heading, place = title, _NO_TERMS, "", -1
     candidates: list[QuotableUnit] = []
     headings: list[str] = []
     for index, (unit, text, own) in enumerate(zip(units, texts, terms, strict=True)):
@@ -93,7 +97,7 @@ def _read_passage(passage: Passage, tokenizer: Tokenizer, texts_read: set[str]) 
         heading = text.lstrip("# ") if is_heading else heading
         headings.append(heading)
         if is_heading or unit.block in captions or _QUESTION.search(text):
-            above, before = title | own, _NO_TERMS
+            above, before, place = title | own, _NO_TERMS, 0
             continue
         if own and text and text not in texts_read and not _is_table_header(raw[index], unit):
             texts_read.add(text)
@@ -110,13 +114,16 @@ def _read_passage(passage: Passage, tokenizer: Tokenizer, texts_read: set[str]) 
                     text=text,
                     unit=unit,
                     complete=_is_complete(text, index, units),
+                    has_code=bool(_COMMAND.search(raw[index])),
                     around="\n".join(texts[other] for other in beside),
+                    place=place,
                     own=own,
                     above=above | introduced,
                     before=before,
                 )
             )
         before = own
+        place += place >= 0
     return PassageUnits(passage, units, headings, candidates)
 
 

@@ -12,6 +12,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
+from service.core.grounding.answer_types import REASON
 from service.core.grounding.candidates import (
     PassageUnits,
     QuotableUnit,
@@ -20,12 +23,14 @@ from service.core.grounding.candidates import (
     is_japanese,
     read_passages,
 )
+from service.core.grounding.definitions import defines_term, is_expanded
 from service.core.grounding.prompt import refusal_text
-from service.core.grounding.questions import REASON, Question, is_expanded, read_question
-from service.core.grounding.quotation import compose_quotation
+from service.core.grounding.questions import Question, read_question
+from service.core.grounding.quotation import compose_quotation, format_date
 from service.core.records import Passage
 from service.core.text.blocks import BlockKind
-from service.core.text.tokenizer import detect_language, get_tokenizer
+from service.core.text.question_parts import split_parts
+from service.core.text.tokenizer import Tokenizer, detect_language, get_tokenizer
 
 SENTENCES_MAX = 3  # of an answer, each with its surroundings
 COVERED_MIN = 0.12  # of the question's weight; with less the model refuses
@@ -41,18 +46,22 @@ GRAM_WEIGHT, LATIN_GRAM_WEIGHT = 0.3, 0.08
 TYPE_WEIGHT = 0.35  # of a sentence with all the types of things that are asked for
 AROUND_WEIGHT = 0.5  # of a type that occurs only in the sentences beside it
 EXPANSION_WEIGHT = 3.0  # of a sentence that expands the abbreviation
+DEFINITION_WEIGHT = 0.6  # of a sentence whose subject is what the question asks to define
+LEAD_WEIGHT = 0.3  # of the first sentence of a section about it
 CODE_WEIGHT = 0.25  # of code, or a sentence that introduces it, if the question asks how to
 INCOMPLETE_WEIGHT = 0.75  # of a line without an end mark
+NAMELESS_WEIGHT = 0.4  # of a sentence without a name that a Japanese question has
 CODE_ALONE_WEIGHT = 0.6  # of code, if the question does not ask how to
 LENGTH_CHARACTERS = 1500  # a sentence of this length scores half
 SHORT_CHARACTERS = 60  # shorter ones are not better
 LATER_WEIGHT = 0.25  # decrease of the score per rank of the passage
+CONTEXT_WEIGHT = 0.3  # of a term of a long prompt that is not in its questions
 FRAME_WEIGHT = 0.3  # of words that belong to the form of a question
 _FRAME_WORDS = frozenset(
     [
         *("long", "take", "mean", "happen", "often", "kind", "call", "tell", "want", "use", "go"),
         *("differ", "stand", "way", "need", "make", "mani", "much"),
-        *("教", "知", "方", "場合", "使", "方法", "違い", "理由", "略", "場所"),
+        *("使う", "使い方", "方法", "教", "知", "方", "場合", "使", "違い", "理由", "略", "場所"),
     ]
 )
 
@@ -68,26 +77,56 @@ def quote_answer(prompt: str, passages: Sequence[Passage], dictionary: str = "au
     """Return sentences of the passages that answer a question, with citations, or the refusal."""
     tokenizer = get_tokenizer(dictionary)
     question = read_question(prompt)
-    query = extract_terms(question.text, tokenizer)
     sources = read_passages(passages, tokenizer)
+    selected: list[_Selected] = []
+    for part in split_parts(question.text) or [question.text]:
+        part_question = question if part == question.text else read_question(part)
+        selected += _select_sentences(part_question, sources, tokenizer)
+    quotations: list[str] = []
+    for choice in selected:
+        if any(choice.best.text in quotation for quotation in quotations):
+            continue  # as a neighbour of another
+        source = next(source for source in sources if source.passage.n == choice.best.n)
+        decisive = len(selected) > 1 or choice.decisive
+        quotations.append(
+            compose_quotation(choice.best, source, choice.question, tokenizer, decisive=decisive)
+            + format_date(source.passage, prompt)
+        )
+    return _join_quotations(quotations) if quotations else refusal_text(prompt)
+
+
+class _Selected(msgspec.Struct, frozen=True):
+    """A sentence that answers a question. `decisive`: see `_Selection.is_decisive`."""
+
+    question: Question
+    best: QuotableUnit
+    decisive: bool
+
+
+def _select_sentences(
+    question: Question, sources: list[PassageUnits], tokenizer: Tokenizer
+) -> list[_Selected]:
+    """Return the sentences that answer a question, all in one language: its own, if possible.
+
+    The other language is used if its own has no answer, or one without a word of the subject.
+    """
+    query = extract_terms(question.text, tokenizer)
+    context = extract_terms(question.context, tokenizer) - query
     candidates = [candidate for source in sources for candidate in source.candidates]
     language = detect_language(question.text)
-    same = [candidate for candidate in candidates if detect_language(candidate.text) == language]
-    # Answers never mix languages; the other one is used only if this one has no answer.
-    for part in (same, [candidate for candidate in candidates if candidate not in same]):
-        selection = _Selection(question, query, part, sources)
-        if selected := selection.select():
-            quotations: list[str] = []
-            for best in selected:
-                if any(best.text in quotation for quotation in quotations):
-                    continue  # as a neighbour of another
-                decisive = len(selected) > 1 or selection.is_decisive(best)
-                source = next(source for source in sources if source.passage.n == best.n)
-                quotations.append(
-                    compose_quotation(best, source, question, tokenizer, decisive=decisive)
-                )
-            return _join_quotations(quotations)
-    return refusal_text(prompt)
+    parts: tuple[list[QuotableUnit], list[QuotableUnit]] = ([], [])
+    for candidate in candidates:
+        parts[detect_language(candidate.text) != language].append(candidate)
+    chosen: list[_Selected] = []
+    for part in parts:
+        selection = _Selection(question, query, context, part, sources, tokenizer)
+        selected = selection.select()
+        is_about_subject = bool(selected) and selection.is_about_subject(selected[0])
+        if selected and (is_about_subject or not chosen):
+            chosen = [_Selected(question, best, selection.is_decisive(best)) for best in selected]
+        if is_about_subject:
+            break
+    return chosen
 
 
 def _join_quotations(quotations: list[str]) -> str:
@@ -106,11 +145,27 @@ class _Selection:
         self,
         question: Question,
         query: frozenset[Term],
+        context: frozenset[Term],
         candidates: list[QuotableUnit],
         sources: list[PassageUnits],
+        tokenizer: Tokenizer,
     ) -> None:
         self._question, self._query, self._candidates = question, query, candidates
-        self._weights = _weigh_terms(query, candidates)
+        self._tokenizer = tokenizer
+        self._subject = {
+            term for term in query if isinstance(term, str) and term not in _FRAME_WORDS
+        }
+        self._names = (
+            {term for term in self._subject if term.isascii() and not term.isdigit()}
+            if detect_language(question.text) == "ja"
+            else set[Term]()
+        )
+        self._all = query | context
+        weights = _weigh_terms(self._all, candidates)
+        self._weights = {
+            term: weight * (1 if term in query else CONTEXT_WEIGHT)
+            for term, weight in weights.items()
+        }
         self._code = {
             (source.passage.n, unit.introduction)
             for source in sources
@@ -123,7 +178,7 @@ class _Selection:
         if not self._query or not self._candidates:
             return []
         best = max(self._candidates, key=self._score)
-        if self._cover(best) < COVERED_MIN * sum(self._weights.values()) or not (
+        if self._cover(best) < COVERED_MIN * self._sum_weights(self._query) or not (
             self._query & best.own or self._query & best.above
         ):
             return []
@@ -136,6 +191,19 @@ class _Selection:
             selected.append(further)
             covered |= further.own
         return selected
+
+    def is_about_subject(self, candidate: QuotableUnit) -> bool:
+        """Return whether a sentence has a word of the question that is not part of its form."""
+        context = candidate.own | candidate.above | candidate.before
+        return not self._subject or not self._subject.isdisjoint(context)
+
+    def names_subject(self, candidate: QuotableUnit) -> bool:
+        """Return whether a sentence has a name of the question, or the question has none.
+
+        Names are words in Latin letters if the question is Japanese.
+        """
+        names = self._names
+        return not names or not names.isdisjoint(candidate.own | candidate.above | candidate.before)
 
     def is_decisive(self, candidate: QuotableUnit) -> bool:
         """Return whether a sentence covers the question and has what it asks for."""
@@ -156,10 +224,10 @@ class _Selection:
         """Return the weight of the question's terms that a sentence covers."""
         gives_reason = self._question.asks_why and REASON.search(candidate.text)
         before_weight = BEFORE_REASON_WEIGHT if gives_reason else BEFORE_WEIGHT
-        above = (self._query & candidate.above) - candidate.own
-        before = (self._query & candidate.before) - candidate.own - candidate.above
+        above = (self._all & candidate.above) - candidate.own
+        before = (self._all & candidate.before) - candidate.own - candidate.above
         return (
-            self._sum_weights(self._query & candidate.own)
+            self._sum_weights(self._all & candidate.own)
             + ABOVE_WEIGHT * self._sum_weights(above)
             + before_weight * self._sum_weights(before)
         )
@@ -170,6 +238,7 @@ class _Selection:
             self._cover(candidate)
             * (1 + self._score_type(candidate))
             * (1 if candidate.complete else INCOMPLETE_WEIGHT)
+            * (1 if self.names_subject(candidate) else NAMELESS_WEIGHT)
             * (CODE_ALONE_WEIGHT if self._is_unasked_code(candidate) else 1)
             / (1 + min(max(len(candidate.text), SHORT_CHARACTERS) / LENGTH_CHARACTERS, 1))
             / (1 + LATER_WEIGHT * (candidate.n - 1))
@@ -192,9 +261,18 @@ class _Selection:
         if any(is_expanded(acronym, candidate.text) for acronym in question.acronyms):
             score += EXPANSION_WEIGHT
         if question.asks_how and (
-            candidate.unit.kind is BlockKind.CODE or (candidate.n, candidate.index) in self._code
+            candidate.unit.kind is BlockKind.CODE
+            or candidate.has_code
+            or (candidate.n, candidate.index) in self._code
         ):
             score += CODE_WEIGHT
+        if question.defines and self._subject:
+            if self._subject <= candidate.own and defines_term(
+                text, self._subject, self._tokenizer
+            ):
+                score += DEFINITION_WEIGHT
+            if candidate.place == 0 and self._subject <= candidate.above:
+                score += LEAD_WEIGHT
         return score
 
     def _find_further(self, best: QuotableUnit, covered: frozenset[Term]) -> QuotableUnit | None:

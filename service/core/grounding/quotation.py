@@ -8,6 +8,8 @@ citation follows the sentence that answers, and again the end.
 
 import re
 
+import msgspec
+
 from service.core.grounding.candidates import (
     PassageUnits,
     QuotableUnit,
@@ -17,12 +19,15 @@ from service.core.grounding.candidates import (
     is_japanese,
 )
 from service.core.grounding.questions import Question
+from service.core.records import Passage
 from service.core.text.blocks import LIST_MARKER, BlockKind
 from service.core.text.tokenizer import Tokenizer
 
 QUOTE_CHARACTERS_MAX = 400
 CODE_CHARACTERS_MAX = 600
+CODE_DISTANCE_MAX = 2  # sentences between the best one and code that belongs to it
 SUBJECT_CHARACTERS_MAX = 60
+NEIGHBOUR_STEPS = (1, -1, 1, 1)  # the order in which neighbours are added
 _PRONOUN = (
     r"(?:it(?! (?:is|was|appears|seems|can be)\b)|its|this|these|they|their|them|he|she|his|her"
     r"|that|those|such|here|the (?:latter|former))\b"
@@ -65,16 +70,32 @@ def compose_quotation(
         return listed
     code = _find_code(best, source, question)
     if code is not None:
-        return _quote_code(code, best.index, source, mark)
+        between = source.units[code].introduction
+        prose = source.read_text(between) if between > best.index else ""
+        quoted = _quote_code(code, best.index, source, mark)
+        if prose and len(best.text) + len(prose) < QUOTE_CHARACTERS_MAX:
+            gap = "" if is_japanese(best.text) else " "
+            head, separator, block = quoted.partition("\n\n")
+            quoted = f"{head}{gap}{prose}{separator}{block}"
+        return quoted
     first, last = _find_neighbours(best, source, question, tokenizer, decisive=decisive)
     before = [source.read_text(index) for index in range(first, best.index)]
     after = [source.read_text(index) for index in range(best.index + 1, last + 1)]
     gap = "" if is_japanese(best.text) else " "
     quotation = _add_mark(gap.join([*before, best.text]), mark)
-    subject = _find_subject(before[0] if before else best.text, best, source, tokenizer)
+    subject = _find_answering_heading(best, source, question, tokenizer) or _find_subject(
+        before[0] if before else best.text, best, source, tokenizer
+    )
     if subject:
         quotation = f"{subject}{'：' if is_japanese(best.text) else ': '}{quotation}"
     return quotation + (gap + _add_mark(gap.join(after), mark) if after else "")
+
+
+def format_date(passage: Passage, question: str) -> str:
+    """Return the date of a passage in the language of the question, or an empty string."""
+    if passage.date is msgspec.UNSET:
+        return ""
+    return f"（{passage.date} 現在）" if is_japanese(question) else f" (as of {passage.date})"
 
 
 def _add_mark(text: str, mark: str) -> str:
@@ -89,7 +110,7 @@ def _find_neighbours(
     *,
     decisive: bool,
 ) -> tuple[int, int]:
-    """Return the first and last unit to quote: one more on each side, if they fit.
+    """Return the first and last unit to quote: those after and before the best, if they fit.
 
     If the best has what is asked for, they must be linked to it, or share a word with it or with
     the question.
@@ -98,17 +119,21 @@ def _find_neighbours(
     answered = question.is_answered_by(best.text)
     context = best.own | extract_terms(question.text, tokenizer)
     size = len(best.text)
-    for index in (best.index + 1, best.index - 1):
-        if not 0 <= index < len(source.units) or not _belong_together(best, index, source):
+    closed: set[int] = set()
+    for step in NEIGHBOUR_STEPS:
+        index = (last if step > 0 else first) + step
+        if step in closed or not _belong_together(best, index, source):
             continue
+        closed.add(step)
         text = source.read_text(index)
-        linked = _LINK.match(text if index > best.index else best.text)
+        linked = _LINK.match(text if step > 0 else source.read_text(first))
         related = not answered or _share_words(text, context, tokenizer)
         if not linked and (decisive or not related):
             continue
         if _WORD.search(text) and size + len(text) < QUOTE_CHARACTERS_MAX:
             first, last = min(first, index), max(last, index)
             size += len(text) + 1
+            closed.remove(step)
     return first, last
 
 
@@ -119,6 +144,8 @@ def _share_words(text: str, context: frozenset[Term], tokenizer: Tokenizer) -> b
 
 def _belong_together(best: QuotableUnit, index: int, source: PassageUnits) -> bool:
     """Return whether a unit continues the text of another: the same paragraph."""
+    if not 0 <= index < len(source.units):
+        return False
     unit = source.units[index]
     text = source.passage.text[unit.start : unit.end].rstrip()
     return (
@@ -167,14 +194,18 @@ def _quote_code(index: int, introduction: int, source: PassageUnits, mark: str) 
 
 
 def _find_code(best: QuotableUnit, source: PassageUnits, question: Question) -> int | None:
-    """Return the code block that a sentence introduces, or that shows how to do what it says."""
-    following = best.index + 1
-    if following >= len(source.units):
-        return None
-    unit = source.units[following]
-    introduces = unit.kind is BlockKind.CODE and unit.introduction == best.index
-    if introduces and (question.asks_how or _INTRODUCES.search(best.text)):
-        return following
+    """Return the code block that a sentence introduces, or that shows how to do what it says.
+
+    That is the next one, with at most `CODE_DISTANCE_MAX` sentences of the section between.
+    """
+    for index in range(best.index + 1, best.index + 2 + CODE_DISTANCE_MAX):
+        if index >= len(source.units) or source.units[index].kind is BlockKind.HEADING:
+            return None
+        unit = source.units[index]
+        if unit.kind is BlockKind.CODE:
+            introduces = unit.introduction == best.index
+            shows_how = question.asks_how and (introduces or not best.has_code)
+            return index if shows_how or (introduces and _INTRODUCES.search(best.text)) else None
     return None
 
 
@@ -231,6 +262,18 @@ def _read_marker(source: PassageUnits, start: int) -> str:
     line = text.rfind("\n", 0, start) + 1
     marker = text[line:start].strip()
     return f"{marker} " if marker[:1].isdigit() and LIST_MARKER.match(marker + " x") else "- "
+
+
+def _find_answering_heading(
+    best: QuotableUnit, source: PassageUnits, question: Question, tokenizer: Tokenizer
+) -> str:
+    """Return the heading if it has what is asked for and a word of the question: a release date."""
+    heading = clean_text(source.headings[best.index])
+    if not question.is_answered_by(heading) or question.is_polar:
+        return ""
+    terms = extract_terms(heading, tokenizer) & extract_terms(question.text, tokenizer)
+    is_new = any(isinstance(term, str) for term in terms - best.own)
+    return heading if is_new and len(heading) <= SUBJECT_CHARACTERS_MAX else ""
 
 
 def _find_subject(

@@ -39,9 +39,17 @@ from service.core.search.bm25 import (
 )
 from service.core.search.cache import BoundedCache
 from service.core.search.languages import read_language_means
-from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
+from service.core.search.postings.fts5 import (
+    SCOPES_CACHED,
+    Fts5Postings,
+    IndexScope,
+    PostingCache,
+)
 from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
 from service.core.search.vector_matrix import ChunkSimilarities, VectorMatrix
+from service.core.search.vocabulary import CHUNKS_MAX as VOCABULARY_CHUNKS_MAX
+from service.core.search.vocabulary import Vocabulary
+from service.core.text.languages import MARKED_LANGUAGES, mark_language
 
 CANDIDATES_MAX = 70
 TIED_SHARE = (
@@ -53,6 +61,7 @@ VISIBLE_AT_ONCE = 300  # best chunks whose visibility is checked by one statemen
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_MIN = 3  # looked up even if they are not rare
 CODES_CACHED, CHARACTERS_CACHED = 8_000_000, 5_000_000
+VOCABULARIES_CACHED = 8_000_000  # words of chunks, 4 bytes each
 
 
 class Visibility(msgspec.Struct, frozen=True):
@@ -69,8 +78,15 @@ class CachedMatrix(msgspec.Struct, frozen=True):
     matrix: VectorMatrix
 
 
+class CachedVocabulary(msgspec.Struct, frozen=True):
+    """The vocabulary of a version of a scope."""
+
+    version: int
+    vocabulary: Vocabulary
+
+
 class _ChunkCache:
-    """Chunks of any version of the index, and the vectors of scopes."""
+    """Chunks of any version of the index, and the vectors and vocabularies of scopes."""
 
     def __init__(self) -> None:
         self.terms: BoundedCache[int, ChunkTerms] = BoundedCache(
@@ -81,6 +97,9 @@ class _ChunkCache:
         )
         self.matrices: BoundedCache[int, CachedMatrix] = BoundedCache(
             VECTORS_MAX, lambda cached: len(cached.matrix) + 1
+        )
+        self.vocabularies: BoundedCache[int, CachedVocabulary] = BoundedCache(
+            VOCABULARIES_CACHED, lambda cached: len(cached.vocabulary) + 1
         )
 
 
@@ -200,6 +219,27 @@ class Snapshot:
             or (self._within is not None and not self._filter_visible(self._list_chunks(term), 1))
         }
 
+    def select_absent(self, terms: Sequence[Term]) -> set[Term]:
+        """Return those of these terms that no chunk of the visible scopes contains."""
+        frequencies = self._postings.read_frequencies(list(dict.fromkeys(terms)))
+        return {term for term, frequency in frequencies.items() if not frequency}
+
+    def count_languages(self) -> dict[str, int]:
+        """Return the number of chunks by language, without English and Japanese."""
+        frequencies = self._postings.read_frequencies(list(_LANGUAGE_TERMS))
+        return {_LANGUAGE_TERMS[term]: count for term, count in frequencies.items() if count}
+
+    def contains_phrase(self, words: Sequence[str]) -> bool:
+        """Return whether a chunk of the visible scopes contains these words in this order."""
+        return self._postings.contains_phrase(words)
+
+    def read_vocabularies(self) -> list[Vocabulary]:
+        """Return the vocabularies of the visible scopes; none if these are many or large."""
+        chunks = sum(scope.chunks for scope in self._scopes)
+        if chunks > VOCABULARY_CHUNKS_MAX or len(self._scopes) > SCOPES_CACHED:
+            return []
+        return [self._read_vocabulary(scope) for scope in self._scopes]
+
     def count_terms(self, query: Query, ids: Sequence[int]) -> TermCounts:
         """Count a query's terms in these chunks."""
         chunks = self._cache.terms.get_many(ids, partial(_read_terms, self._execute))
@@ -208,6 +248,10 @@ class Snapshot:
     def read_chunks(self, ids: Sequence[int]) -> dict[int, StoredChunk]:
         """Return these chunks as they are stored."""
         return self._cache.stored.get_many(ids, partial(_read_stored, self._execute))
+
+    def read_dates(self, document_ids: Sequence[str]) -> dict[str, str]:
+        """Return the dates of those documents that have one, in ISO 8601, by id."""
+        return dict(self._execute(_DATES, (json.dumps(document_ids),)).fetchall())
 
     def _read_matrix(self, scope: IndexScope, vector: QueryVector) -> VectorMatrix:
         """Return the vectors of a scope that are comparable with this one."""
@@ -219,6 +263,18 @@ class Snapshot:
         matrix = VectorMatrix(rows, read_language_means(vector.model))
         self._cache.matrices.store({scope.id: CachedMatrix(key, matrix)})
         return matrix
+
+    def _read_vocabulary(self, scope: IndexScope) -> Vocabulary:
+        cached = self._cache.vocabularies.get(scope.id)
+        if cached is not None and cached.version == scope.version:
+            return cached.vocabulary
+        vocabulary = cached.vocabulary if cached else Vocabulary()
+        vocabulary.update(
+            (id_ for (id_,) in self._execute(_SCOPE_CHUNKS, (scope.id,)).fetchall()),
+            lambda ids: self._execute(_TEXTS, (json.dumps(ids),)).fetchall(),
+        )
+        self._cache.vocabularies.store({scope.id: CachedVocabulary(scope.version, vocabulary)})
+        return vocabulary
 
     def _list_chunks(self, term: Term) -> list[int]:
         """Return the chunks of the visible scopes that contain a term."""
@@ -240,6 +296,9 @@ class Snapshot:
         return visible[:limit]
 
 
+_LANGUAGE_TERMS: dict[Term, str] = {
+    ("grams", mark_language(language)): language for language in MARKED_LANGUAGES
+}
 _ALL_SCOPES = "SELECT id, version, chunks, terms, vectors FROM index_scopes"
 _SCOPES = f"{_ALL_SCOPES} WHERE id = 0 OR user_id = ?"
 _WITHIN = """
@@ -250,8 +309,16 @@ _VECTORS = """
 SELECT chunks.id, vectors.vector FROM chunks JOIN vectors USING (scope, content_hash)
 WHERE chunks.scope = ? AND vectors.model = ? AND length(vectors.vector) = ? ORDER BY chunks.id
 """
+_DATES = """
+SELECT id, date FROM documents WHERE id IN (SELECT value FROM json_each(?)) AND date IS NOT NULL
+"""
 _TERMS = """
 SELECT id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
+"""
+_SCOPE_CHUNKS = "SELECT id FROM chunks WHERE scope = ?"
+_TEXTS = """
+SELECT c.id, d.title, c.text, c.words FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
+WHERE c.id IN (SELECT value FROM json_each(?))
 """
 _STORED = """
 SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page

@@ -3,11 +3,12 @@
 Most words of an e-mail say nothing about its question, so that no passage covers a large share of
 them. Sentences count as questions if they end like one; without such a sentence, those that contain
 a request. A short question ("How long does it take?") may depend on the sentence before it and is
-extended by it.
+extended by it. A single sentence can join several questions (`question_parts.py`).
 """
 
 import re
 
+from service.core.text.question_parts import split_parts
 from service.core.text.sentences import split_sentences
 from service.core.text.tokenizer import Tokenizer
 
@@ -33,12 +34,12 @@ _PRONOUN = re.compile(
 
 
 def find_questions(prompt: str, tokenizer: Tokenizer) -> list[str]:
-    """Return the questions within a prompt, at most `QUESTIONS_MAX`; [] if it is one sentence."""
+    """Return the questions within a prompt, at most `QUESTIONS_MAX`; [] if it is one question."""
     if len(prompt) < PROMPT_CHARACTERS_MIN:
         return []
     sentences = [prompt[start:end] for start, end in split_sentences(prompt)]
     if len(sentences) < 2:
-        return []
+        return split_parts(prompt)[:QUESTIONS_MAX]
     for pattern in (_QUESTION, _REQUEST):
         places = [n for n, sentence in enumerate(sentences) if pattern.search(sentence)]
         if places:

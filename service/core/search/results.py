@@ -19,7 +19,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
     `coverage`: score as a share of the best possible one. `matched`: words of the query in the
     chunk. `sentence`: position in `text` of the sentence that matches best. `newer`: the document
-    that contains a newer version of the chunk (`versions.py`).
+    that contains a newer version of the chunk, `date`: of its own version (`versions.py`).
     """
 
     document_id: str
@@ -34,6 +34,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     sentence: tuple[int, int]
     cosine: float | msgspec.UnsetType = msgspec.UNSET  # similarity, where the chunk has a vector
     newer: str | msgspec.UnsetType = msgspec.UNSET
+    date: str | msgspec.UnsetType = msgspec.UNSET
     page: int | msgspec.UnsetType = msgspec.UNSET  # of the sentence, in a document with pages
 
 
@@ -41,7 +42,7 @@ class SearchResults(msgspec.Struct, frozen=True, kw_only=True):
     """Hits, best first, and whether they can answer the query.
 
     `share` and `terms` are the numbers that abstention compares with its thresholds, `cosine` the
-    similarity, if it took part.
+    similarity, if it took part. `searched_for`: the query with corrected words, if any was.
     """
 
     items: list[Hit]
@@ -49,6 +50,7 @@ class SearchResults(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     terms: float
     cosine: float | msgspec.UnsetType = msgspec.UNSET
+    searched_for: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def find_best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:

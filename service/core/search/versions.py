@@ -3,11 +3,13 @@
 Hits are versions of each other if their titles are equal except for numbers, and their texts have
 `SHARED_MIN` of their words in common, numbers not counted. The newest takes the place of the best,
 and the others are marked as older, unless the query names the number that distinguishes an older
-title. A version is dated by the numbers of its title, then by the time of its upload.
+title. A version is dated by the years of its title, the date of its document, the other numbers of
+its title, and the time of its upload, in this order. Versions have a `date` if it is known: that of
+the document, or the year of the title.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -22,15 +24,27 @@ _WORD = re.compile(r"[^\W\d_]+")
 _PUNCTUATION = re.compile(r"[\W_]+")
 
 
-def order_versions(hits: Sequence[Hit], query: str) -> list[Hit]:
+ReadDates = Callable[[list[str]], Mapping[str, str]]
+"""Returns the dates of those documents that have one, in ISO 8601, by id."""
+
+
+def order_versions(
+    hits: Sequence[Hit], query: str, read_dates: ReadDates | None = None
+) -> list[Hit]:
     """Put the newest of each group of versions first in the places of that group.
 
-    The others get the id of the document that replaces them as `newer`.
+    The others get the id of the document that replaces them as `newer`. `read_dates` is called only
+    if there are versions; without it hits keep their dates.
     """
+    groups = _group_versions(hits)
     ordered = list(hits)
+    if groups and read_dates:
+        dates = read_dates([hits[place].document_id for places in groups for place in places])
+        for place in (place for places in groups for place in places):
+            ordered[place] = _add_date(ordered[place], dates)
     named = set(_NUMBER.findall(fold_text(query)))
-    for places in _group_versions(hits):
-        versions = [hits[place] for place in places]
+    for places in groups:
+        versions = [ordered[place] for place in places]
         if any(named & (_list_numbers(hit) - _list_common_numbers(versions)) for hit in versions):
             continue
         versions.sort(key=_date_version, reverse=True)
@@ -41,6 +55,17 @@ def order_versions(hits: Sequence[Hit], query: str) -> list[Hit]:
                 hit if is_newest else msgspec.structs.replace(hit, newer=newest.document_id)
             )
     return ordered
+
+
+def _add_date(hit: Hit, dates: Mapping[str, str]) -> Hit:
+    """Return a hit with the date of its document, or the last year of its title, if any."""
+    date = dates.get(hit.document_id)
+    if date is None:
+        years = [
+            number for number in _NUMBER.findall(fold_text(hit.title)) if int(number) in _YEARS
+        ]
+        date = years[-1] if years else None
+    return hit if date is None else msgspec.structs.replace(hit, date=date)
 
 
 def _group_versions(hits: Sequence[Hit]) -> list[list[int]]:
@@ -84,7 +109,8 @@ def _list_common_numbers(hits: Sequence[Hit]) -> set[str]:
     return set.intersection(*map(_list_numbers, hits))
 
 
-def _date_version(hit: Hit) -> tuple[list[int], list[int], str]:
-    """The years of the title, its numbers, and the id of the document, which begins with a time."""
+def _date_version(hit: Hit) -> tuple[list[int], str, list[int], str]:
+    """The years of the title, the date, all numbers, and the id, which begins with a time."""
     numbers = [int(number) for number in _NUMBER.findall(fold_text(hit.title))]
-    return [number for number in numbers if number in _YEARS], numbers, hit.document_id
+    years = [number for number in numbers if number in _YEARS]
+    return years, hit.date if isinstance(hit.date, str) else "", numbers, hit.document_id

@@ -131,7 +131,7 @@ async def test_erasure_removes_all_texts_and_keeps_the_account(
 ) -> None:
     """No text of any row is left; numbers, totals and other conversations do not change."""
     first, kept = begin(idempotency_key="k", body_hash="0" * 64), begin(prompt="Kept?")
-    later = continue_(first, messages=[Message("user", "Secret")])
+    later = continue_(first, messages=[Message("user", "Secret")], searched_for="Secret?")
     await write(database, [end(first), end(later), build_outcome(kept)])
 
     await erase(database, first.id)

@@ -160,3 +160,47 @@ def test_headings_captions_and_questions_are_not_quoted() -> None:
     assert quote_answer("Why is deleting rows slow?", [passage(text)]) == (
         "Each statement waits for the disk. [1] Group them. [1]"
     )
+
+
+def test_a_sentence_in_the_other_language_is_quoted_if_only_it_has_the_subject() -> None:
+    """A Japanese sentence without the name that a Japanese question asks about does not answer."""
+    japanese = Passage(1, "d", "d.1", "T", "構文の使い方は説明書をご覧ください。")
+    english = Passage(2, "d", "d.2", "T", "The visudo command edits the rules of sudo.")
+    assert quote_answer("visudo の使い方", [japanese, english]) == (
+        "The visudo command edits the rules of sudo. [2]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "answer"),
+    [
+        (
+            "What does a hotel cost?",
+            "A hotel costs 70 euros.",
+            "A hotel costs 70 euros. [1] (as of 2025-03-01)",
+        ),
+        (
+            "宿泊費はいくらですか",
+            "宿泊費は9千円です。",
+            "宿泊費は9千円です。[1]（2025-03-01 現在）",
+        ),
+    ],
+)
+def test_the_date_of_a_version_is_stated(question: str, text: str, answer: str) -> None:
+    """An answer from one of several versions says as of when it holds."""
+    passage = Passage(1, "d", "d.1", "Policy", text, date="2025-03-01")
+    assert quote_answer(question, [passage]) == answer
+
+
+def test_every_part_of_a_question_is_answered() -> None:
+    """Questions joined by "and" are answered one after the other, each from its passage."""
+    tea = Passage(1, "d", "d.1", "Tea", "The tea costs five euros. It is green.")
+    bus = Passage(2, "e", "e.1", "Bus", "The bus stops at the harbour. It is red.")
+    answer = quote_answer("How much does the tea cost, and where does the bus stop?", [tea, bus])
+    assert answer == "The tea costs five euros. [1] The bus stops at the harbour. [2]"
+
+
+def test_a_negative_question_is_answered_by_a_negation() -> None:
+    """Of sentences with the same words, the one with a negation says what cannot be."""
+    passage = Passage(1, "d", "d.1", "T", "- A column can be a key.\n- A column may not be empty.")
+    assert quote_answer("What can't a column be?", [passage]) == "A column may not be empty. [1]"

@@ -203,3 +203,11 @@ def test_merged_passages_are_the_document(cuts: list[int], random: Random) -> No
     random.shuffle(pieces)
     merged = build_context(pieces, 10_000, 50)
     assert [passage.text for passage in merged] == [text[cuts[0] : min(cuts[-1] + 2, len(text))]]
+
+
+def test_the_date_of_a_passage_is_in_its_heading() -> None:
+    """A model and the built-in one read the date after the title."""
+    passage = Passage(1, "", "", "Policy", "70 euros.", date="2025-03-01")
+    messages = build_grounded_messages(QUESTION, [passage])
+    assert '] "Policy" 2025-03-01\n70 euros.' in messages[-1].content
+    assert parse_messages(messages) == (QUESTION, [passage])

@@ -21,7 +21,7 @@ def test_neighbours_of_the_same_paragraph_are_quoted() -> None:
     answer = quote(question, text)
     assert answer == (
         "The cables met in the harbour. That day Europe and America were connected for the first "
-        "time. [1] Bells rang in all towns. [1]"
+        "time. [1] Bells rang in all towns. Nobody slept. [1]"
     )
     (source,) = read_citations(answer, [Passage(1, "d", "d.1", "", text)], question).sources
     assert source.text[slice(*source.sentence or ())].startswith("That day Europe")
@@ -96,3 +96,23 @@ def test_the_subject_is_restored() -> None:
     assert quote("人口は減っていますか", "この県の人口は減っている。", "和歌山県").startswith(
         "和歌山県：この県"
     )
+
+
+def test_code_after_the_answer_is_quoted() -> None:
+    """How to do something includes the command in the block after the next sentence."""
+    code = "```\nkeygen -t rsa\n```"
+    text = f"Create a key for the server first. It is a pair of files.\n\n{code}\n\nEnd."
+    answer = quote("How do I create a key for the server?", text)
+    assert answer == (
+        f"Create a key for the server first. [1] It is a pair of files.\n\n{code}\n[1]"
+    )
+    assert "keygen" not in quote("Is the key for the server a pair?", text)
+
+
+def test_a_heading_that_answers_is_quoted() -> None:
+    """The date in the heading of a list of changes precedes the sentence below it."""
+    text = "### 2022-09-05 (version 3.39)\n\nThe cache is released at once.\n\n### Next\n\nMore."
+    assert quote("When was version 3.39 released?", text) == (
+        "2022-09-05 (version 3.39): The cache is released at once. [1]"
+    )
+    assert quote("What is released at once?", text) == "The cache is released at once. [1]"

@@ -43,17 +43,26 @@ def test_a_question_without_words_of_its_own_is_completed() -> None:
     assert find_questions(prompt, TOKENIZER) == [prompt]
 
 
+def test_joined_questions_are_found() -> None:
+    """The parts of a sentence that joins two questions are judged by themselves."""
+    prompt = "When is the boiler in the cellar inspected, and who has the key?"
+    assert find_questions(prompt, TOKENIZER) == [
+        "When is the boiler in the cellar inspected",
+        "who has the key?",
+    ]
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
         "",
         "Boiler? Cellar?",
-        "When is the boiler in the cellar inspected, and who has the key?",
+        "When is the boiler in the cellar inspected by the owner of the house?",
         "The boiler is warm. The cellar is cold. The key is lost. The meeting is over.",
     ],
 )
 def test_other_prompts_are_judged_as_a_whole(prompt: str) -> None:
-    """Short prompts, single sentences and texts without a question have no questions within."""
+    """Short prompts, single questions and texts without a question have no questions within."""
     assert find_questions(prompt, TOKENIZER) == []
 
 

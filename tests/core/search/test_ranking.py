@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from service.core.search.bm25 import TermCounts, count_terms, encode_chunks
 from service.core.search.ranking import (
-    COMBINED_MIN,
+    LATIN_COMBINED_MIN,
     CollectionStatistics,
     Query,
     RankedChunk,
@@ -77,7 +77,7 @@ def test_the_cosine_adjusts_the_thresholds() -> None:
         (1.01, 0.85, 0.90, True),
     ):
         least = Thresholds(
-            words_only.share * margin / COMBINED_MIN, words_only.terms * margin, even
+            words_only.share * margin / LATIN_COMBINED_MIN, words_only.terms * margin, even
         )
         ranking = rank_chunks(
             query, chunk, statistics, limit=5, thresholds=least, cosines={0: cosine}
@@ -175,10 +175,10 @@ def test_the_thresholds_decide() -> None:
     assert not rank_with(0, ranking.terms + 0.01).answerable
     assert not rank_with(0, 0, empty=True).answerable
     share, terms = ranking.share - 0.0001, ranking.terms - 0.0001  # rounding
-    assert rank_with(share / COMBINED_MIN - 0.01, terms).answerable
-    assert not rank_with(share / COMBINED_MIN + 0.01, terms).answerable
-    assert rank_with(share, terms / COMBINED_MIN**2 - 0.01).answerable
-    assert not rank_with(share, terms / COMBINED_MIN**2 + 0.01).answerable
+    assert rank_with(share / LATIN_COMBINED_MIN - 0.01, terms).answerable
+    assert not rank_with(share / LATIN_COMBINED_MIN + 0.01, terms).answerable
+    assert rank_with(share, terms / LATIN_COMBINED_MIN**2 - 0.01).answerable
+    assert not rank_with(share, terms / LATIN_COMBINED_MIN**2 + 0.01).answerable
 
 
 def build_ranking(values: dict[int, float], *, answerable: bool, share: float) -> Ranking:

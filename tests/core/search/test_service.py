@@ -1,6 +1,7 @@
 """Search, and the extractive answers over the sample documents, with the default thresholds."""
 
 import asyncio
+import datetime as dt
 import statistics
 import sys
 import threading
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from typing import TypeVar
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -244,6 +246,20 @@ async def test_two_owners(database: Database) -> None:
     }
 
 
+async def test_versions_have_their_dates(database: Database) -> None:
+    """Of two versions of a text the one with the later date is first, with this date."""
+    text = "Employees may claim up to {} euros per night for hotels on business trips abroad."
+    dates = [dt.date(2025, 3, 1), dt.date(2023, 3, 1)]
+    new = [
+        library.NewDocument("Travel policy", text.format(70 + n), "utf-8", date=date)
+        for n, date in enumerate(dates)
+    ]
+    await library.store_documents(database, SETTINGS, ChunkWorkers(), new, user_id="u")
+    first, second = (await search(database, "How much does a hotel cost per night?")).items
+    assert (first.date, second.date) == ("2025-03-01", "2023-03-01")
+    assert second.newer == first.document_id
+
+
 async def test_a_hit_has_its_position_and_matches(database: Database) -> None:
     """A hit has its chunk, the matched words and the share of the query that they cover."""
     document_id = await store_text(database, "Penguins sleep in caves.", title="Birds")
@@ -374,6 +390,33 @@ async def test_an_email_is_answered_like_its_question(database: Database, mail: 
     assert results.answerable
     assert results.items[0].document_id == alone.items[0].document_id
     assert not (await search(database, mail.format(refused))).answerable
+
+
+async def test_a_misspelled_question_is_answered(database: Database) -> None:
+    """A question with a typing error is searched with the spelling of the documents."""
+    await store_text(database, "The ferry to the lighthouse departs at nine. It carries parcels.")
+    results = await search(database, "When does the ferrry to the lighthuose depart?")
+    assert results.answerable
+    assert results.searched_for == "When does the ferry to the lighthouse depart?"
+
+
+async def test_a_correct_question_is_not_reported(database: Database) -> None:
+    """Without a correction there is no `searched_for`."""
+    await store_text(database, "The ferry to the lighthouse departs at nine.")
+    results = await search(database, "When does the ferry depart?")
+    assert results.searched_for is msgspec.UNSET
+
+
+async def test_deleted_words_correct_nothing(database: Database) -> None:
+    """A word of a deleted document is not the correction of another."""
+    document_id = await store_text(database, "The lighthouses are white.")
+    await store_text(database, "The lighthouse is red. The harbour is blue.")
+    service = SearchService(database, SETTINGS)
+    question = "lighthuoses"
+    before = await service.search(question, user_id="u", limit=5)
+    await library.delete_document(database, document_id, user_id=None)
+    after = await service.search(question, user_id="u", limit=5)
+    assert (before.searched_for, after.searched_for) == ("lighthouses", "lighthouse")
 
 
 async def test_a_failing_database_is_unavailable(

@@ -52,6 +52,29 @@ def test_the_newest_version_comes_first(titles: list[str], text: str) -> None:
         assert (second.newer, third.newer) == ("d2", "d2")
 
 
+def test_versions_are_dated_by_their_documents() -> None:
+    """The date of a document decides between equal titles, and versions have it."""
+    hits = [make_hit(f"d{n}", "Travel policy", POLICY.format(40 + n, 30)) for n in range(3)]
+    other = make_hit("d9", "Menu", "Soup of the day.")
+    dates = {"d0": "2025-03-01", "d1": "2024-03-01"}
+    first, second, third, last = order_versions([*hits, other], "Hotel cost?", lambda _: dates)
+    assert [hit.date for hit in (first, second)] == ["2025-03-01", "2024-03-01"]
+    assert (first.document_id, second.newer, third.newer) == ("d0", "d0", "d0")
+    assert (third.date, last) == (msgspec.UNSET, other)
+
+
+def test_a_year_in_the_title_is_the_date() -> None:
+    """Without a date of its document, a version has the year of its title."""
+    hits = [make_hit(f"d{n}", f"Policy {n}", POLICY.format(n, 30)) for n in (2023, 2024)]
+    ordered = order_versions(hits, "How much does a hotel cost?", lambda _: {})
+    assert [hit.date for hit in ordered] == ["2024", "2023"]
+
+
+def test_dates_are_read_of_versions_only() -> None:
+    """A search without versions reads no dates."""
+    order_versions([make_hit("d1", "Menu", "Soup.")], "Soup?", lambda ids: {}[ids[0]])
+
+
 def test_a_named_version_is_not_replaced() -> None:
     """A question that names the number of an older version is answered from it."""
     hits = [

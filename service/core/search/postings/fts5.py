@@ -135,6 +135,14 @@ class Fts5Postings:
         mean = sum(scope.terms for scope in self._scopes) / max(chunks, 1)
         return select_best(occurrences, self._read_lengths, mean, limit)
 
+    def contains_phrase(self, words: Sequence[str]) -> bool:
+        """Return whether a chunk contains these words one after the other."""
+        return any(
+            self._execute(_PHRASE, (f'"{tokens}"',)).fetchone()
+            for scope in self._scopes
+            for tokens in [" ".join(f"{scope.id}{MARKS['words']}{word}" for word in words)]
+        )
+
     def _build_keys(self, terms: Iterable[Term]) -> Iterator[dict[Key, Term]]:
         """Yield the keys of terms in some scopes at a time, one term after the other.
 
@@ -164,6 +172,7 @@ _POSTINGS = """
 SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value)
 FROM json_each(?)
 """
+_PHRASE = "SELECT 1 FROM chunk_terms WHERE chunk_terms MATCH ? LIMIT 1"
 _OCCURRENCES = """
 SELECT key, (SELECT json_group_array(doc) FROM chunk_occurrences WHERE term = value)
 FROM json_each(?)
