@@ -559,6 +559,7 @@ async def test_one_search_computes_at_a_time(database: Database) -> None:
     assert counting.running_max == SEARCHES_AT_ONCE == 1
 
 
+@pytest.mark.sqlite
 @pytest.mark.slow
 async def test_a_search_of_all_owners_does_not_delay_others(database: Database) -> None:
     """A user's search does not wait for an admin's, which reads the documents of 400 users."""
