@@ -4,16 +4,17 @@
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY requirements/setup.txt requirements/base.txt requirements/
+COPY requirements/setup.txt requirements/base.txt requirements/postgres.txt requirements/
 # pip, uv and hatchling stay in this stage.
-RUN pip install --no-cache-dir --require-hashes -r requirements/setup.txt \
+RUN cat requirements/base.txt requirements/postgres.txt > requirements/image.txt \
+ && pip install --no-cache-dir --require-hashes -r requirements/setup.txt \
  && python -m venv --without-pip /opt/kotae \
- && uv pip install --no-cache --python /opt/kotae/bin/python --require-hashes -r requirements/base.txt
+ && uv pip install --no-cache --python /opt/kotae/bin/python --require-hashes -r requirements/image.txt
 # The SBOM in CycloneDX: name, version and hashes of every locked dependency.
 COPY requirements/audit.txt requirements/
 RUN python -m venv --without-pip /opt/audit \
  && uv pip install --no-cache --python /opt/audit/bin/python --require-hashes -r requirements/audit.txt \
- && /opt/audit/bin/cyclonedx-py requirements --output-reproducible --output-file /opt/kotae/sbom.cdx.json requirements/base.txt
+ && /opt/audit/bin/cyclonedx-py requirements --output-reproducible --output-file /opt/kotae/sbom.cdx.json requirements/image.txt
 COPY . .
 # Bytecode is compiled without timestamps: nothing can change the sources at run time.
 RUN hatchling build -t wheel -d dist \

@@ -1,21 +1,39 @@
-"""Runs the migrations on the configured database or on the connection of the caller."""
+"""Runs the migrations on the configured database or on the connection of the caller.
+
+`versions/` is for SQLite and `postgresql/` for PostgreSQL. A step has the same number in both.
+"""
 
 import asyncio
 from typing import Any, Literal
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 from alembic import context
+from service.core.database.engine import open_database
 from service.core.database.tables import UtcDateTime, metadata
 from service.core.settings import load_settings
+
+# Indexes that are different on PostgreSQL: the primary key of a partitioned table contains the id,
+# and so would unique indexes. A source may be too long for an index.
+DIFFERENT_INDEXES = {
+    "ix_documents_user_id_source",
+    "ix_request_logs_seq",
+    "ix_request_logs_user_id_idempotency_key",
+    "uq_request_logs_id",
+    "uq_request_logs_user_id_idempotency_key",
+}
 
 
 def include_name(name: str | None, kind: str, parents: Any) -> bool:
     """Restrict autogenerate to tables in the metadata: others are not part of Kotae."""
     table = name if kind == "table" else parents.get("table_name")
     return table is None or table in metadata.tables
+
+
+def include_object(_: Any, name: str | None, kind: str, *__: Any) -> bool:
+    """Leave out what is different on PostgreSQL on purpose."""
+    is_postgresql = context.get_context().dialect.name == "postgresql"
+    return not (is_postgresql and kind != "table" and name in DIFFERENT_INDEXES)
 
 
 def render_item(kind: str, item: Any, _: Any) -> str | Literal[False]:
@@ -31,8 +49,9 @@ def run_migrations(connection: Connection) -> None:
         connection=connection,
         target_metadata=metadata,
         include_name=include_name,
+        include_object=include_object,
         render_item=render_item,
-        render_as_batch=True,  # SQLite cannot alter a table in place
+        render_as_batch=connection.dialect.name == "sqlite",  # it cannot alter a table in place
         compare_type=True,
         transaction_per_migration=True,
     )
@@ -41,14 +60,12 @@ def run_migrations(connection: Connection) -> None:
 
 
 async def migrate_settings_database() -> None:
-    """Migrate the configured database. The NullPool closes the connection with the command."""
-    settings = load_settings()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(settings.database, poolclass=NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(run_migrations)
-        await connection.commit()
-    await engine.dispose()
+    """Migrate the configured database."""
+    database = open_database(load_settings())
+    try:
+        await database.run_migrations(run_migrations)
+    finally:
+        await database.close()
 
 
 if context.is_offline_mode():

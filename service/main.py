@@ -1,6 +1,7 @@
 """Creates the service from settings. Everything is opened in one order and closed in reverse."""
 
 import asyncio
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
@@ -42,7 +43,7 @@ from service.core.auth.authenticator import Authenticator
 from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
 from service.core.auth.tickets import SignedTickets
-from service.core.database.engine import Database
+from service.core.database.engine import Database, open_database
 from service.core.database.files import restrict_database_files
 from service.core.database.instance_lock import SERVE, lock_instance
 from service.core.documents.library import ChunkWorkers, FileReaders
@@ -72,9 +73,13 @@ from service.workers.trimming import MemoryTrimmer
 from service.workers.writer import Writer
 
 if TYPE_CHECKING:
+    from service.core.database import postgres_lock
     from service.core.search import embeddings
     from service.workers import embedding
+    from service.workers import postgres as postgres_upkeep
 else:
+    postgres_lock = LazyModule("service.core.database.postgres_lock")
+    postgres_upkeep = LazyModule("service.workers.postgres")
     embeddings = LazyModule("service.core.search.embeddings")
     embedding = LazyModule("service.workers.embedding")
 
@@ -169,12 +174,15 @@ async def _open_services(
 ) -> Services:
     """Open all services. The stack stops answers, then writes records, then closes the database."""
     workers: dict[str, Worker] = {}
-    database = Database(settings.database)
+    database = open_database(settings)
     stack.push_async_callback(database.close)
     if database.file:
         restrict_database_files(database.file)
     await database.require_current_schema()
-    _start_worker("integrity", IntegrityChecker(database), workers, stack)
+    if database.dialect == "postgresql":
+        await _start_upkeep(settings, database, workers, stack)
+    else:
+        _start_worker("integrity", IntegrityChecker(database), workers, stack)
     queue, recovery = _start_accounting(settings, limits, metrics, database, workers, stack)
     authenticator, quota, revocation = _start_access_control(
         settings, database, queue, recovery, metrics, workers, stack
@@ -182,7 +190,8 @@ async def _open_services(
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
     _start_worker("reindexing", Reindexer(database, settings, chunk_workers), workers, stack)
-    _start_worker("merging", IndexMerger(database), workers, stack)
+    if database.dialect == "sqlite":
+        _start_worker("merging", IndexMerger(database), workers, stack)
     _start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
@@ -256,6 +265,20 @@ async def _open_services(
         metrics=metrics,
         retrieval=search_service,
     )
+
+
+async def _start_upkeep(
+    settings: Settings, database: Database, workers: dict[str, Worker], stack: AsyncExitStack
+) -> None:
+    """Lock a PostgreSQL database for this process, and start its upkeep."""
+    address = f"http://{settings.host}:{settings.port}" if settings.port else ""
+    lock = postgres_lock.ServiceLock(settings.database, address)
+    upkeep = postgres_upkeep.PostgresUpkeep(
+        database, lock, on_lost=lambda: signal.raise_signal(signal.SIGTERM)
+    )
+    stack.push_async_callback(lock.close)
+    await upkeep.open()
+    _start_worker("upkeep", upkeep, workers, stack)
 
 
 def _start_accounting(

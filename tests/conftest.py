@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from service.http_server.connections import HttpLimits
 from service.main import create_app
 from service.server import Server
 from tests.fakes.provider import ProviderFake
+from tests.postgres import PostgresServer, running_server, temporary_database
 from tests.schema import migrated_database
 
 # No deadline, because a busy machine is not a failure; the same examples in every run.
@@ -53,9 +54,34 @@ def migrated() -> Path:
     return migrated_database()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server with a template of the schema."""
+    with running_server() as server:
+        yield server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests marked `every_database` on SQLite and on PostgreSQL, but for those of SQLite."""
+    marks = metafunc.definition
+    if (
+        "database" in metafunc.fixturenames
+        and marks.get_closest_marker("every_database")
+        and not marks.get_closest_marker("sqlite")
+    ):
+        postgresql = pytest.param("postgresql", marks=pytest.mark.slow)
+        metafunc.parametrize("database", ["sqlite", postgresql], indirect=True)
+
+
 @pytest.fixture
-async def database(migrated: Path, tmp_path: Path) -> AsyncIterator[Database]:
-    """A database for one test."""
+async def database(
+    request: pytest.FixtureRequest, migrated: Path, tmp_path: Path
+) -> AsyncIterator[Database]:
+    """A database for one test; on PostgreSQL for tests marked `every_database`."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        async with temporary_database(request.getfixturevalue("postgres")) as database:
+            yield database
+        return
     shutil.copy(migrated, tmp_path / "kotae.db")
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}")
     yield database

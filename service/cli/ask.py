@@ -81,6 +81,8 @@ def _name_passage(passage: dict[str, Any]) -> str:
 def _print_event(name: str, data: dict[str, Any]) -> None:
     if name == "message":
         print(make_printable(data["delta"], keep="\n\t"), end="", flush=True)
+    elif name == "start" and "searched_for" in data:
+        print(f"searched for: {make_printable(data['searched_for'])}\n")
     elif name == "done":
         for source in data["sources"]:
             doubt = "" if source.get("supported", True) else NOT_VERIFIED

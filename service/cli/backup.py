@@ -12,7 +12,7 @@ from service.cli.database import run_with
 from service.core.accounting.audit import AuditReport, audit_log
 from service.core.database.backup import create_copy, install_copy, set_aside
 from service.core.database.engine import Database
-from service.core.database.files import create_private_directory, find_database_file
+from service.core.database.files import create_private_directory, find_database_file, is_sqlite
 from service.core.database.instance_lock import lock_instance
 from service.core.errors import KotaeError
 from service.core.settings import Settings, load_settings
@@ -64,6 +64,8 @@ def restore(
 
 def _find_file(settings: Settings) -> Path:
     if (file := find_database_file(settings.database)) is None:
+        if not is_sqlite(settings.database):
+            raise KotaeError("PostgreSQL has its own programs: use `pg_dump` and `pg_restore`")
         raise KotaeError("the database is not a file")
     return file
 

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from service.core.database.engine import Database
+from sqlalchemy.engine import make_url
+
+from service.core.database.engine import Database, open_database
 from service.core.settings import Settings
 
 T = TypeVar("T")
@@ -22,7 +24,7 @@ def run_on_database(settings: Settings, work: Callable[[Database], Awaitable[T]]
 
 async def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
     """Run `work` on the configured database, and close it."""
-    return await run_with(Database(settings.database), work)
+    return await run_with(open_database(settings), work)
 
 
 async def run_with(database: Database, work: Callable[[Database], Awaitable[T]]) -> T:
@@ -34,5 +36,7 @@ async def run_with(database: Database, work: Callable[[Database], Awaitable[T]])
 
 
 def describe_database(settings: Settings) -> str:
-    """The database as shown to users: its URL, or the path of the default file."""
-    return settings.database if settings.database_url else str(settings.data_dir / "kotae.db")
+    """The database as shown to users: its URL without a password, or the default file."""
+    if settings.database_url is None:
+        return str(settings.data_dir / "kotae.db")
+    return make_url(settings.database).render_as_string(hide_password=True)

@@ -13,7 +13,7 @@ from service import __version__
 from service.cli.database import describe_database, with_database
 from service.cli.settings import warn_of_unknown_variables
 from service.core.database.engine import Database
-from service.core.database.files import find_database_file
+from service.core.database.files import find_database_file, is_sqlite
 from service.core.errors import KotaeError, ProviderError
 from service.core.providers.openai import OpenAIProvider
 from service.core.settings import Settings, load_settings
@@ -97,9 +97,15 @@ async def _check_database(settings: Settings) -> list[tuple[bool, str, str]]:
         revision, newest = await with_database(settings, Database.read_revision)
         problem = await with_database(settings, Database.check_pages)
     except KotaeError as error:
-        remedy = "check that nothing locks the file; if it is damaged, restore a backup"
+        remedy = (
+            "check that nothing locks the file; if it is damaged, restore a backup"
+            if file
+            else "check KOTAE_DATABASE_URL and the server"
+        )
         return [(False, f"{name}: {error.detail}", remedy)]
     text = f"{name}: revision {revision or 'none'}, newest {newest}"
+    if not is_sqlite(settings.database):
+        return [(revision == newest, text, "run `kotae migrate`")]
     damage = f"damaged: {' '.join(problem.split())}" if problem else "no damage found"
     return [
         (revision == newest, text, "run `kotae migrate`"),

@@ -17,7 +17,14 @@ from service.cli.client import (
     read_file_name,
     require_text,
 )
-from service.cli.output import Json, print_highlighted, print_json, print_table, show_progress
+from service.cli.output import (
+    Json,
+    make_printable,
+    print_highlighted,
+    print_json,
+    print_table,
+    show_progress,
+)
 
 Tag = Annotated[
     list[str] | None, typer.Option("--tag", help="Only documents with one of these tags.")
@@ -71,6 +78,8 @@ def search(
     if as_json:
         print_json(results["items"])
         return
+    if "searched_for" in results:
+        print(f"searched for: {make_printable(results['searched_for'])}", file=sys.stderr)
     if not results["items"]:
         print("nothing found", file=sys.stderr)
     for hit in results["items"]:

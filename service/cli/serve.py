@@ -10,6 +10,7 @@ import typer
 from service.cli.client import service_url
 from service.cli.database import describe_database, with_database
 from service.core.database.engine import Database
+from service.core.database.files import is_sqlite
 from service.core.database.instance_lock import SERVE, InstanceLock, lock_instance
 from service.core.documents import library
 from service.core.documents.library import ChunkWorkers
@@ -45,7 +46,7 @@ def serve(
             stack.enter_context(listener)
         for name, remedy in find_unknown_variables().items():
             log.warning("setting.ignored", name=name, remedy=remedy)
-        if migrate_first:
+        if migrate_first and not _is_current(settings):
             _migrate_database(settings, "head")
         if seed_first:
             seed()
@@ -81,6 +82,16 @@ def migrate(
         return
     with closing(lock_instance(settings, "migrate")):
         _migrate_database(settings, revision)
+
+
+def _is_current(settings: Settings) -> bool:
+    """Whether a PostgreSQL database needs no migration, which a running service would refuse.
+
+    The start names that service.
+    """
+    return not is_sqlite(settings.database) and asyncio.run(
+        with_database(settings, Database.is_current)
+    )
 
 
 def _migrate_database(settings: Settings, revision: str) -> None:

@@ -17,9 +17,12 @@ def create_id(at: datetime) -> str:
 
 
 def compute_first_id(at: datetime) -> str:
-    """Return the lower bound of the ids of this millisecond and later; before 1970: of all."""
+    """Return a bound below the ids of this millisecond and later; before 1970: of all.
+
+    It has the form of an id, but not the version number.
+    """
     milliseconds = max(0, (at - EPOCH) // _MILLISECOND)
-    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
+    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-0000-0000-000000000000"
 
 
 def read_id_time(text: str) -> datetime | None:

@@ -243,7 +243,10 @@ class _Evaluator:
             and any(self._ids[passage.document_id] in question.relevant for passage in context)
         ):
             answer = await anyio.to_thread.run_sync(
-                quote_answer, question.question, context, self._settings.dictionary
+                quote_answer,
+                results.searched_for or question.question,
+                context,
+                self._settings.dictionary,
             )
             self._contained.append(any(reference in answer for reference in question.answers))
 

@@ -35,10 +35,13 @@ MODULES = {
             "spreadsheet",
         )
     },
+    "service.core.database.postgres": "SQLAlchemy's dialect and asyncpg, 0.2 s; an optional extra",
+    "service.core.database.postgres_lock": "imports service.core.database.postgres",
     "service.core.database.migrations": "Alembic, a tenth of the start, only for `kotae migrate`",
     "service.core.providers.sdk": "the OpenAI SDK, half a second, imported shortly after the start",
     "service.core.search.embeddings": "numpy, 10 MiB and 0.1 s, only with KOTAE_EMBEDDINGS",
     "service.core.search.engine": "numpy, 10 MiB and 0.1 s, imported at the first search",
+    "service.workers.postgres": "imports service.core.database.postgres_lock",
     "service.workers.embedding": "imports service.core.search.embeddings",
     "xllamacpp": "an optional extra, imported only by the child process that serves the model",
 }

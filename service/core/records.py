@@ -89,6 +89,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     relevance_share: float | None = None
     relevance_terms: float | None = None
     relevance_cosine: float | None = None
+    searched_for: str | None = None  # the question as corrected; None: as it is
     key_id: str | None = None  # of the API key used
     asked_by: str | None = None  # the admin who acted for `user_id`
     held_tokens: int | None = None  # the quota held, charged if the usage stays unknown
@@ -135,8 +136,9 @@ def compute_row_charge(row: Mapping[Any, Any]) -> tuple[int, int]:
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer object of the API and the log. Costs are decimal strings in USD.
 
-    Lists omit `nearest`, which refusals have, `messages`, present if the prompt was not alone, and
-    `choices`, present with a chat completion that is more than a text.
+    Lists omit `nearest`, which refusals have, `searched_for`, present if words of the question were
+    corrected, `messages`, present if the prompt was not alone, and `choices`, present with a chat
+    completion that is more than a text.
     """
 
     id: str
@@ -164,6 +166,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     relevance_cosine: float | None
     sources: list[Passage]
     nearest: list[Passage] | msgspec.UnsetType = msgspec.UNSET
+    searched_for: str | msgspec.UnsetType = msgspec.UNSET
     choices: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
     attempts: int
     request_id: str
@@ -206,6 +209,7 @@ class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     relevance_cosine: float | None
     sources: list[Passage] | None
     nearest: list[Passage] | msgspec.UnsetType | None = msgspec.UNSET
+    searched_for: str | msgspec.UnsetType | None = msgspec.UNSET
     choices: list[dict[str, Any]] | msgspec.UnsetType | None = msgspec.UNSET
     attempts: int | None
     request_id: str | None
@@ -246,6 +250,7 @@ def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         relevance_cosine=intent.relevance_cosine,
         sources=outcome.sources,
         nearest=msgspec.UNSET if outcome.nearest is None else outcome.nearest,
+        searched_for=intent.searched_for or msgspec.UNSET,
         choices=outcome.choices if texts and outcome.choices else msgspec.UNSET,
         attempts=outcome.attempts,
         request_id=intent.request_id,

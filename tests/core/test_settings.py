@@ -81,7 +81,7 @@ def test_the_example_file_with_everything_uncommented_is_valid(
         ("KOTAE_AUTH", "none", "KOTAE_AUTH"),
         ("KOTAE_AUTH", "secret", "KOTAE_AUTH"),
         ("KOTAE_HOST", "0.0.0.0", "KOTAE_AUTH=keys"),
-        ("KOTAE_DATABASE_URL", "postgresql://x", "KOTAE_DATABASE_URL"),
+        ("KOTAE_DATABASE_URL", "mysql://x", "KOTAE_DATABASE_URL"),
         ("KOTAE_MAX_TOKENS", "9999", "KOTAE_MAX_TOKENS_MAX"),
         ("KOTAE_PRICES", '{"m": {"input": -1, "output": 1}}', "KOTAE_PRICES: m.input: must be"),
     ],

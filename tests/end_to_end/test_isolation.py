@@ -23,13 +23,24 @@ QUESTIONS = [
     "点検",
     "How much is shipping?",
     "What is the capital of Mongolia?",
+    "When is the boilar in the celler inspcted?",
+    "chimneysweep",
+    "ボイラの転検",
+    "ぼいらーのてんけん",
+    "boira no tenken",
+    "Wann wird der Heizkessel geprüft?",
+    "Heizkesseln",
+    "锅炉什么时候检查?",
 ]
 # As many chunks as make the search choose candidates by BM25 for a frequent word.
 MINE = [f"Hut {n}. The boiler is warm; the key of hut {n} is with keeper {n}." for n in range(90)]
 MINE += [
     "The boiler in the cellar is inspected every October by the chimney sweep.",
     "地下室のボイラーの点検は毎年十月に行われます。",
+    "Der Heizkessel im Keller wird jeden Oktober vom Schornsteinfeger geprüft.",
 ]
+# With words that would be better corrections than those of the observed documents.
+ADDED = [f"{question} boilars cellars inspect inspcter chimney sweeper" for question in QUESTIONS]
 VARIABLE = {
     "id",
     "conversation_id",
@@ -82,7 +93,7 @@ class Others:
         if action == "upload" or not self._stored:
             caller = self._choose.choice(self._callers)
             texts = [
-                f"{text} {self._choose.choice(QUESTIONS)}" if self._choose.random() < 0.5 else text
+                f"{text} {self._choose.choice(ADDED)}" if self._choose.random() < 0.5 else text
                 for text in self._choose.sample(MINE, 20)
             ]
             self._stored += [(caller, id_) for id_ in await upload(caller, *texts)]

@@ -20,13 +20,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from service.core.database.damaged_rows import (
-    KeyedRow,
-    as_text,
-    decode_name,
-    iterate_rows,
-    read_as_bytes,
-)
+from service.core.database.constructs import as_text, read_as_bytes, read_kind, sum_exactly
+from service.core.database.damaged_rows import KeyedRow, decode_name, iterate_rows
 from service.core.database.engine import Database, ReadSession
 from service.core.database.failures import DamagedValue, describe_error, is_damage
 from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
@@ -175,7 +170,7 @@ async def _find_next(session: ReadSession, column: sa.Column[str], low: str) -> 
     query = (
         sa.select(read_as_bytes(column))
         .where(column > as_text(low.encode(errors="surrogateescape")))
-        .where(sa.func.typeof(column) == "text")
+        .where(read_kind(column) == "text")
         .order_by(column)
         .limit(1)
     )
@@ -320,7 +315,7 @@ async def _compare_totals(
     row_sums = [
         sa.select(
             *(column.label(name) for name, column in columns.items()),
-            *(sa.func.coalesce(sa.func.sum(counts[name]), 0).label(name) for name in names),
+            *(sum_exactly(counts[name]).label(name) for name in names),
             *(sa.literal(0).label(f"stored_{name}") for name in names),
         )
         .where(*_filter_day(day), *(column.is_not(None) for column in columns.values()))
@@ -334,7 +329,7 @@ async def _compare_totals(
     )
     combined = sa.union_all(*row_sums, stored.where(table.c.day == str(day))).subquery().c
     sums = {
-        name: sa.func.sum(combined[name])
+        name: sum_exactly(combined[name])
         for name in [*names, *(f"stored_{name}" for name in names)]
     }
     query = sa.select(
@@ -361,13 +356,13 @@ async def _check_export(
 ) -> None:
     """Compare the day's rows by model with the export, and remove them from `unmatched`."""
     logs = request_logs.c
-    estimated = sa.func.sum(sa.case((logs.usage_source == UsageSource.ESTIMATED, 1), else_=0))
-    unknown = sa.func.sum(sa.case((logs.usage_source == UsageSource.UNKNOWN, 1), else_=0))
+    estimated = sum_exactly(sa.case((logs.usage_source == UsageSource.ESTIMATED, 1), else_=0))
+    unknown = sum_exactly(sa.case((logs.usage_source == UsageSource.UNKNOWN, 1), else_=0))
     query = (
         sa.select(
             logs.model,
-            sa.func.sum(logs.prompt_tokens),
-            sa.func.sum(logs.completion_tokens),
+            sum_exactly(logs.prompt_tokens),
+            sum_exactly(logs.completion_tokens),
             estimated,
             unknown,
         )

@@ -11,12 +11,12 @@ most `SCAN_MAX` of them: a page may then end early, even empty, with a cursor to
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from itertools import takewhile
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from service.core.accounting.rows import (
     ANSWER_COLUMNS,
@@ -28,10 +28,12 @@ from service.core.accounting.rows import (
     read_outcome,
     require_readable,
 )
-from service.core.database.damaged_rows import as_text, decode_name, read_as_bytes, read_rows
+from service.core.database.constructs import as_text, read_as_bytes, without_index
+from service.core.database.damaged_rows import decode_name, read_rows
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.failures import DamagedValue
 from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
+from service.core.database.upserts import build_insert
 from service.core.encoding import compute_first_id
 from service.core.errors import InvalidCursor, NotFound
 from service.core.ports import list_subject_names
@@ -81,35 +83,40 @@ ERASED_VALUES: dict[str, Any] = {
     "response": "",
     "sources": [],
     "nearest": None,
+    "searched_for": None,
     "choices": None,
     "messages": None,
     "body_hash": None,
 }
-_insert = insert(request_logs)
-_upsert = _insert.on_conflict_do_update(
-    index_elements=["id"],
-    set_={
-        column.name: _insert.excluded[column.name]
-        if column.name not in ERASED_VALUES
-        else sa.case(
-            (request_logs.c.erased_at.is_(None), _insert.excluded[column.name]),
-            else_=request_logs.c[column.name],
-        )
-        for column in request_logs.c
-        if column.name not in ("seq", "id", "erased_at")
-    },
-    where=request_logs.c.rank < _insert.excluded.rank,
-)
-_insert_total = insert(daily_totals)
-_add = _insert_total.on_conflict_do_update(
-    index_elements=list(_KEY),
-    set_={name: daily_totals.c[name] + _insert_total.excluded[name] for name in _COUNTS},
-)
-_insert_charge = insert(quota_totals)
-_charge = _insert_charge.on_conflict_do_update(
-    index_elements=["day", "subject"],
-    set_={name: quota_totals.c[name] + _insert_charge.excluded[name] for name in _CHARGES},
-)
+
+
+@cache
+def _build_upsert(dialect: str) -> sa.Insert:
+    insert = build_insert(dialect, request_logs)
+    return insert.on_conflict_do_update(
+        index_elements=["id"],
+        set_={
+            column.name: insert.excluded[column.name]
+            if column.name not in ERASED_VALUES
+            else sa.case(
+                (request_logs.c.erased_at.is_(None), insert.excluded[column.name]),
+                else_=request_logs.c[column.name],
+            )
+            for column in request_logs.c
+            if column.name not in ("seq", "id", "erased_at")
+        },
+        where=request_logs.c.rank < insert.excluded.rank,
+    )
+
+
+@cache
+def _build_addition(
+    dialect: str, table: sa.Table, key: tuple[str, ...], names: tuple[str, ...]
+) -> sa.Insert:
+    """A statement that adds numbers to the totals of a key."""
+    insert = build_insert(dialect, table)
+    sums = {name: table.c[name] + insert.excluded[name] for name in names}
+    return insert.on_conflict_do_update(index_elements=list(key), set_=sums)
 
 
 class LogFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +169,7 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
             build_row(outcome) | erased.get(outcome.intent.conversation_id or "", {})
             for outcome in accepted
         ]
-        await session.execute(_upsert, rows)
+        await session.execute(_build_upsert(session.dialect.name), rows)
         replaced = [existing[row["id"]] for row in rows if row["id"] in existing]
         await _add_totals(session, rows, replaced)
         await _add_charges(session, rows, replaced)
@@ -204,10 +211,7 @@ async def _add_totals(
             counts = sums.setdefault(_build_total_key(row), [0] * len(_COUNTS))
             for n, value in enumerate(_list_counts(row)):
                 counts[n] += sign * value
-    names = [*_KEY, *_COUNTS]
-    await session.execute(
-        _add, [dict(zip(names, [*key, *counts], strict=True)) for key, counts in sums.items()]
-    )
+    await _add_sums(session, daily_totals, _KEY, _COUNTS, sums)
 
 
 async def _add_charges(
@@ -227,9 +231,22 @@ async def _add_charges(
                 counts = sums.setdefault((day, subject), [0, 0, 0])
                 for n, value in enumerate((1, tokens, nano_usd)):
                     counts[n] += sign * value
-    names = ("day", "subject", *_CHARGES)
+    await _add_sums(session, quota_totals, ("day", "subject"), _CHARGES, sums)
+
+
+async def _add_sums(
+    session: Session,
+    table: sa.Table,
+    key: tuple[str, ...],
+    names: tuple[str, ...],
+    sums: Mapping[Any, Sequence[int]],
+) -> None:
+    """Add to the totals, in the order of their keys: all transactions lock them in one order."""
+    columns = (*key, *names)
+    statement = _build_addition(session.dialect.name, table, key, names)
     await session.execute(
-        _charge, [dict(zip(names, [*key, *counts], strict=True)) for key, counts in sums.items()]
+        statement,
+        [dict(zip(columns, (*values, *sums[values]), strict=True)) for values in sorted(sums)],
     )
 
 
@@ -385,9 +402,9 @@ def _split_conditions(
             if name == leading_name:
                 leading.append(request_logs.c[name] == value)
             else:
-                others.append(request_logs.c[name].concat("") == value)
+                others.append(without_index(request_logs.c[name]) == value)
     return leading, others + (
-        _build_interval(log_filter, request_logs.c.id.concat("")) if tailing else []
+        _build_interval(log_filter, without_index(request_logs.c.id)) if tailing else []
     )
 
 

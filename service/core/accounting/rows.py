@@ -35,7 +35,7 @@ _SEQ, _ID, _COST = request_logs.c.seq, request_logs.c.id, request_logs.c.cost_na
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Answer)}
 _TEXTS = (str, str | None, str | msgspec.UnsetType)
 _DERIVED = ("total_tokens", "estimated_cost")
-OMITTED_IN_LISTS = ("nearest", "messages", "choices")  # long, and rarely read
+OMITTED_IN_LISTS = ("nearest", "searched_for", "messages", "choices")  # long, and rarely read
 _BOOLEANS = {0: False, 1: True}
 # The type of the column would convert any value to a boolean.
 _GROUNDED = sa.type_coerce(request_logs.c.grounded, sa.Integer).label("grounded")
@@ -85,6 +85,7 @@ def build_row(outcome: Outcome) -> dict[str, Any]:
         "relevance_share": intent.relevance_share,
         "relevance_terms": intent.relevance_terms,
         "relevance_cosine": intent.relevance_cosine,
+        "searched_for": intent.searched_for,
         "key_id": intent.key_id,
         "asked_by": intent.asked_by,
         "held_tokens": intent.held_tokens,

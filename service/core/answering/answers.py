@@ -457,7 +457,9 @@ class Answers:
         """Return the request with the context, and its messages; none if it is refused."""
         if not context:
             return request, []
-        messages = prompt.build_grounded_messages(intent.prompt, context, history)
+        # A language model understands misspelled words; the extractive one compares terms.
+        corrected = intent.searched_for if intent.model == EXTRACTIVE else None
+        messages = prompt.build_grounded_messages(corrected or intent.prompt, context, history)
         if request.chat is None:
             return request, messages
         chat = ground_call(request.chat, messages[0].content, messages[-1].content)
@@ -565,6 +567,7 @@ class Answers:
             relevance_share=results.share,
             relevance_terms=results.terms,
             relevance_cosine=results.cosine or None,
+            searched_for=results.searched_for or None,
         )
         context = self._build_context(results) if results.answerable else []
         if context:

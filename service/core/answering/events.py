@@ -17,17 +17,21 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def build_start_event(intent: Intent, context: list[Passage], *, degraded: bool = False) -> Event:
-    """Build the first event: model and context. It is sent before the provider is called.
+    """Build the first event: model, context, and the question as corrected, if it was.
+
+    It is sent before the provider is called.
 
     `degraded`: the stream should be resumable, but the buffers are full.
     """
-    start = {
+    start: dict[str, Any] = {
         "id": intent.id,
         "model": intent.model,
         "grounded": intent.grounded,
         "conversation_id": intent.conversation_id,
         "context": context,
     }
+    if intent.searched_for:
+        start["searched_for"] = intent.searched_for
     return Event(0, "start", to_json(start | {"resumable": False} if degraded else start))
 
 

@@ -65,7 +65,7 @@ class RefusalComposer:
         """Return the refusal of a question that these results do not answer."""
         nearest = [build_passage(n, hit) for n, hit in enumerate(results.items[:NEAREST_MAX], 1)]
         missing = await self._search_service.find_missing_words(
-            prompt, user_id=user_id, within=within
+            results.searched_for or prompt, user_id=user_id, within=within
         )
         is_empty = not nearest and not (await self._list_titles(user_id, within, 1))[1]
         return Refusal(compose_refusal(prompt, missing, is_empty=is_empty), nearest)

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from service.core.auth.credentials import (
     generate_key,
@@ -23,6 +22,7 @@ from service.core.auth.credentials import (
 from service.core.auth.principals import ALL_SCOPES, Principal, Role, Scope
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import api_keys, plans, sessions, users
+from service.core.database.upserts import insert_into
 from service.core.encoding import create_id, utc_now
 from service.core.errors import Forbidden, KeyReplaced, KeysFull, NotFound
 from service.core.ports import QuotaLimits
@@ -102,7 +102,7 @@ async def _insert_key(
         "lineage": lineage or key_id,
     }
     await session.execute(
-        insert(users)
+        insert_into(session, users)
         .values(id=new_key.user_id, disabled=False, created_at=now)
         .on_conflict_do_nothing()
     )
@@ -199,7 +199,8 @@ async def revoke_key(
 
 def _select_created_keys(key_id: str) -> sa.Select[tuple[str]]:
     """The ids of a key, and of the keys that it or its predecessors created, recursively."""
-    origin = sa.select(sa.literal(key_id).label("id")).cte("origin", recursive=True)
+    itself = sa.select(api_keys.c.id).where(api_keys.c.id == key_id)
+    origin = itself.cte("origin", recursive=True)
     origin = origin.union(sa.select(api_keys.c.id).where(api_keys.c.replaced_by == origin.c.id))
     created = (
         sa.select(api_keys.c.id)
@@ -207,7 +208,7 @@ def _select_created_keys(key_id: str) -> sa.Select[tuple[str]]:
         .cte("created", recursive=True)
     )
     created = created.union(sa.select(api_keys.c.id).where(api_keys.c.made_by == created.c.id))
-    return sa.union(sa.select(sa.literal(key_id)), sa.select(created.c.id)).subquery().select()
+    return sa.union(itself, sa.select(created.c.id)).subquery().select()
 
 
 async def find_key(session: ReadSession, key_hash: str) -> Mapping[Any, Any] | None:
@@ -302,9 +303,7 @@ async def begin_session(
             .order_by(sessions.c.created_at.desc())
         )
         await session.execute(
-            sa.delete(sessions).where(
-                sessions.c.hash.in_(newest.offset(sessions_max - 1).limit(-1))
-            )
+            sa.delete(sessions).where(sessions.c.hash.in_(newest.offset(sessions_max - 1)))
         )
         await session.execute(sa.insert(sessions).values(**row, created_at=now, expires_at=end))
     return value, end
@@ -353,7 +352,9 @@ async def put_user(database: Database, user_id: str, **values: Any) -> User:
             await _require_plan(session, plan)
         row = {"id": user_id, "disabled": False, "created_at": utc_now()} | values
         await session.execute(
-            insert(users).values(**row).on_conflict_do_update(index_elements=["id"], set_=values)
+            insert_into(session, users)
+            .values(**row)
+            .on_conflict_do_update(index_elements=["id"], set_=values)
         )
         return await get_user(session, user_id)
 
@@ -371,7 +372,7 @@ async def put_plan(database: Database, name: str, limits: QuotaLimits) -> None:
     values = {"limits": msgspec.to_builtins(limits)}
     async with database.transaction() as session:
         await session.execute(
-            insert(plans)
+            insert_into(session, plans)
             .values(name=name, **values)
             .on_conflict_do_update(index_elements=["name"], set_=values)
         )

@@ -16,6 +16,7 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.core.database.constructs import as_text, read_as_bytes, read_kind, sum_exactly
 from service.core.database.failures import DamagedValue, describe_error, is_damage
 
 BATCH = 500  # rows that `iterate_rows` reads at once
@@ -145,31 +146,23 @@ def read_stored_values(
 def _read_values(
     connection: sa.Connection, columns: Sequence[Column], where: sa.ColumnElement[bool]
 ) -> dict[str, StoredValue]:
-    parts = [part for column in columns for part in (sa.func.typeof(column), read_as_bytes(column))]
+    parts = [part for column in columns for part in (read_kind(column), read_as_bytes(column))]
     row = connection.execute(sa.select(*parts).where(where)).first()
     if row is None:
         return {}
+    values: Sequence[Any] = row
     return {
-        column.name: _convert_stored(row[2 * n], row[2 * n + 1]) for n, column in enumerate(columns)
+        column.name: _convert_stored(values[2 * n], values[2 * n + 1])
+        for n, column in enumerate(columns)
     }
-
-
-def read_as_bytes(value: sa.ColumnElement[Any]) -> sa.ColumnElement[bytes]:
-    """Select a value as bytes: unlike a text, they need not be decoded."""
-    return sa.cast(value, sa.LargeBinary)
-
-
-def as_text(value: bytes) -> sa.ColumnElement[str]:
-    """A text to compare with, which need not be decodable."""
-    return sa.cast(sa.literal(value, sa.LargeBinary), sa.Text)
 
 
 def sum_integers(columns: Sequence[sa.Column[int]]) -> list[sa.ColumnElement[Any]]:
     """Select whether a value of a group is not an integer, and the sums of those that are."""
-    integers = [sa.case((sa.func.typeof(column) == "integer", column)) for column in columns]
+    integers = [sa.case((read_kind(column) == "integer", column)) for column in columns]
     counts = (sa.func.count(value) for value in integers)
     has_others = reduce(or_, (count < sa.func.count() for count in counts))
-    return [has_others, *(sa.func.coalesce(sa.func.sum(value), 0) for value in integers)]
+    return [has_others, *map(sum_exactly, integers)]
 
 
 def _convert_stored(kind: str, value: bytes | None) -> StoredValue:

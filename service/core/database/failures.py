@@ -1,4 +1,4 @@
-"""Translates errors of the database driver, and recognizes signs of a damaged file."""
+"""Translates errors of the database drivers, and recognizes signs of a damaged database."""
 
 import json
 import sqlite3
@@ -7,11 +7,12 @@ from contextlib import closing
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.core.errors import DatabaseUnavailable
 from service.core.fair_share import TurnTimeout
+from service.core.telemetry import log
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # primary result codes
 _READ_ERRORS = {  # extended result codes of input/output errors
@@ -22,20 +23,61 @@ _READ_ERRORS = {  # extended result codes of input/output errors
 }
 _UNDECODABLE = "Could not decode to UTF-8"  # the driver's message continues with the value
 _PROBLEMS_MAX = 1  # of quick_check; one is enough to know
+DAMAGED_ROWS_MAX = 1_000  # counted and logged
 
 
 class DamagedValue(ValueError):
     """A stored value does not have the format in which it was written."""
 
 
+class DamageLog:
+    """Signs of damage in the current database. `identify`: changes when it is replaced."""
+
+    def __init__(self, identify: Callable[[], object]) -> None:
+        self._identify = identify
+        self._first: tuple[object, str] | None = None  # the database and the error
+        self._rows: set[tuple[str, str]] = set()  # of that database: table and key
+
+    @property
+    def first(self) -> str | None:
+        """The first error that was a sign of damage, if any."""
+        if self._first is None or self._first[0] != self._identify():
+            return None
+        return self._first[1]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows that could not be read, up to the limit."""
+        return len(self._rows) if self.first else 0
+
+    def report(self, detail: str) -> None:
+        """Remember a sign of damage, such as a value that cannot be decoded."""
+        if self.first is None:
+            self._first = (self._identify(), detail)
+            self._rows.clear()
+            remedy = "run `kotae doctor`; if the damage is confirmed, restore a backup"
+            log.error("database.damaged", error=detail, remedy=remedy)
+
+    def report_row(self, table: str, key: str, detail: str) -> None:
+        """Remember a row that could not be read; its key is logged once."""
+        self.report(detail)
+        if (table, key) not in self._rows and len(self._rows) < DAMAGED_ROWS_MAX:
+            self._rows.add((table, key))
+            log.error("row.damaged", table=table, key=key, error=detail)
+
+
 class ErrorTranslation:
     """Raises `DatabaseUnavailable` for operational errors; other errors propagate.
 
-    `report_damage` is called with a description for errors that are signs of a damaged file.
+    `explain` returns the message of an error that does not depend on the statement, so that the
+    statement may succeed later; None for other errors. `report_damage` is called with a description
+    for errors that are signs of a damaged database.
     """
 
-    def __init__(self, report_damage: Callable[[str], None]) -> None:
-        self._report_damage = report_damage
+    def __init__(
+        self, report_damage: Callable[[str], None], explain: Callable[[BaseException], str | None]
+    ) -> None:
+        self._report_damage, self._explain = report_damage, explain
 
     def __enter__(self) -> None:
         return None
@@ -53,16 +95,9 @@ class ErrorTranslation:
             raise DatabaseUnavailable(
                 f"the database is damaged, a value cannot be read: {error}"
             ) from error
-        if isinstance(error, IntegrityError | ProgrammingError):
+        if error is None or (detail := self._explain(error)) is None:
             return
-        # Searches call the driver directly.
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        if not isinstance(cause, sqlite3.Error) or isinstance(
-            cause, sqlite3.IntegrityError | sqlite3.ProgrammingError
-        ):
-            return
-        detail = describe_error(cause)
-        if is_damage(cause):
+        if is_damage(error):
             self._report_damage(detail)
         raise DatabaseUnavailable(f"the database reported: {detail}") from error
 

@@ -11,11 +11,18 @@ FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 SUFFIXES = ("", "-wal", "-shm")  # of the files that belong together
 
 
+def is_sqlite(url: str) -> bool:
+    """Whether a database URL is one of SQLite."""
+    return url.startswith("sqlite")
+
+
 def find_database_file(url: str) -> Path | None:
-    """The file of an SQLite URL, with symbolic links resolved. None for a database in memory.
+    """The file of an SQLite URL, with symbolic links resolved. None for any other database.
 
     SQLite resolves links in the same way to derive the names of its other files.
     """
+    if not is_sqlite(url):
+        return None
     parsed = make_url(url)
     name = parsed.database or ":memory:"
     if name.startswith("file:"):

@@ -1,7 +1,8 @@
-"""The tables in SQLAlchemy Core. The migrations in `alembic/versions` create them.
+"""The tables in SQLAlchemy Core, created by migrations in `alembic/versions` and `postgresql`.
 
-`chunk_terms`, the full-text index over the scope and the terms of chunks, is created by SQL in a
-migration, because SQLAlchemy does not support FTS5 tables.
+Not declared here are those of one kind of database only. SQLite: `chunk_terms`, the full-text index
+over the scope and the terms of chunks. PostgreSQL: `postings`, the same index; the partitions of
+`request_logs`, whose primary key is `id`; and `instances`, the process that serves the database.
 """
 
 from collections.abc import Callable
@@ -49,9 +50,15 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ARG002 - signature of the base class
-        """Convert to UTC without an offset."""
-        return value.astimezone(UTC).replace(tzinfo=None) if value else None
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """Convert to UTC, on SQLite without an offset.
+
+        PostgreSQL's driver would take a time without an offset for local time.
+        """
+        if value is None:
+            return None
+        at = value.astimezone(UTC)
+        return at if dialect.name == "postgresql" else at.replace(tzinfo=None)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
         """Raise `DamagedValue` for a value that is not a time."""
@@ -66,8 +73,20 @@ class UtcDateTime(TypeDecorator[datetime]):
         return read
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - signature of the base class
-        """Add the UTC offset."""
+        """Add the UTC offset. Connections to PostgreSQL have the time zone UTC."""
         return value.replace(tzinfo=UTC) if value else None
+
+
+def _text(length: int | None = None) -> sa.types.TypeEngine[str]:
+    """A text that is compared and sorted by its bytes, whatever the locale of the database.
+
+    SQLite does not enforce a length. PostgreSQL would refuse a record that exceeds it.
+    """
+    kind = Text() if length is None else String(length)
+    return kind.with_variant(Text(collation="C"), "postgresql")
+
+
+_Integer = Integer().with_variant(BigInteger, "postgresql")  # integers of SQLite have 64 bits
 
 
 # SQLite requires Integer for a rowid alias; other databases need BigInteger for the same range.
@@ -79,36 +98,36 @@ request_logs = Table(
     # Commit order, which tailing follows.
     Column("seq", _Count, primary_key=True, autoincrement=True),
     # UUIDv7: order of creation, which pages follow.
-    Column("id", String(36), nullable=False, unique=True),
+    Column("id", _text(36), nullable=False, unique=True),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("user_id", String(200), nullable=False),
-    Column("endpoint", String(50), nullable=False),
-    Column("model", String(200), nullable=False),
-    Column("status", String(20), nullable=False),
-    Column("finish_reason", String(50)),
-    Column("error_code", String(50)),
-    Column("prompt", Text, nullable=False),
-    Column("response", Text, nullable=False),
-    Column("prompt_tokens", Integer),
-    Column("completion_tokens", Integer),
-    Column("cached_tokens", Integer),
-    Column("reasoning_tokens", Integer),
-    Column("usage_source", String(10), nullable=False),
+    Column("user_id", _text(200), nullable=False),
+    Column("endpoint", _text(50), nullable=False),
+    Column("model", _text(200), nullable=False),
+    Column("status", _text(20), nullable=False),
+    Column("finish_reason", _text(50)),
+    Column("error_code", _text(50)),
+    Column("prompt", _text(), nullable=False),
+    Column("response", _text(), nullable=False),
+    Column("prompt_tokens", _Integer),
+    Column("completion_tokens", _Integer),
+    Column("cached_tokens", _Integer),
+    Column("reasoning_tokens", _Integer),
+    Column("usage_source", _text(10), nullable=False),
     Column("cost_nano_usd", BigInteger),
-    Column("price", Text),
-    Column("response_time_ms", Integer, nullable=False),
-    Column("first_token_ms", Integer),
+    Column("price", _text()),
+    Column("response_time_ms", _Integer, nullable=False),
+    Column("first_token_ms", _Integer),
     Column("grounded", Boolean, nullable=False),
     Column("sources", JSON, nullable=False),
     Column("attempts", Integer, nullable=False),
-    Column("request_id", String(64), nullable=False),
+    Column("request_id", _text(64), nullable=False),
     # Completeness of the usage, see `records.RANKS`: a record with a lower rank never overwrites.
     Column("rank", Integer, nullable=False, server_default="2"),
-    Column("idempotency_key", String(255)),
-    Column("body_hash", String(64)),  # of the first request with this idempotency key
-    Column("key_id", String(36)),  # the API key of the request
-    Column("asked_by", String(200)),  # the admin who sent the request on behalf of `user_id`
-    Column("held_tokens", Integer),  # quota held; it is charged where the usage is unknown
+    Column("idempotency_key", _text(255)),
+    Column("body_hash", _text(64)),  # of the first request with this idempotency key
+    Column("key_id", _text(36)),  # the API key of the request
+    Column("asked_by", _text(200)),  # the admin who sent the request on behalf of `user_id`
+    Column("held_tokens", _Integer),  # quota held; it is charged where the usage is unknown
     Column("held_nano_usd", BigInteger),
     Column("relevance_share", Float),  # the two scores that decide about abstention
     Column("relevance_terms", Float),
@@ -116,11 +135,12 @@ request_logs = Table(
     Column(
         "nearest", JSON(none_as_null=True)
     ),  # passages shown with a refusal; None: not a refusal
-    Column("conversation_id", String(36)),  # the id of its first answer; None: not part of one
+    Column("conversation_id", _text(36)),  # the id of its first answer; None: not part of one
     Column("messages", JSON(none_as_null=True)),  # as sent; None: the prompt alone
     Column("erased_at", UtcDateTime),  # the texts are erased, also those of later records
     # Of a chat completion, as the provider sent them; None: the response is everything
     Column("choices", JSON(none_as_null=True)),
+    Column("searched_for", _text()),  # the question as corrected; None: as it is
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order. The columns after `id` cover further filters.
     Index(None, "user_id", "id", "status", "model", "endpoint"),
@@ -137,24 +157,26 @@ Index(
     request_logs.c.user_id,
     request_logs.c.id,
     sqlite_where=sa.and_(_starts, request_logs.c.erased_at.is_(None)),
+    postgresql_where=sa.and_(_starts, request_logs.c.erased_at.is_(None)),
 )
 Index(
     "ix_request_logs_conversation_id_id",
     request_logs.c.conversation_id,
     request_logs.c.id,
     sqlite_where=request_logs.c.conversation_id != request_logs.c.id,
+    postgresql_where=request_logs.c.conversation_id != request_logs.c.id,
 )
 
 # Sums over request_logs, updated in the same transaction as the rows; they can be recomputed.
 daily_totals = Table(
     "daily_totals",
     metadata,
-    Column("day", String(10), primary_key=True),  # of created_at, UTC
-    Column("user_id", String(200), primary_key=True),
-    Column("endpoint", String(50), primary_key=True),
-    Column("model", String(200), primary_key=True),
-    Column("status", String(20), primary_key=True),
-    Column("usage_source", String(10), primary_key=True),
+    Column("day", _text(10), primary_key=True),  # of created_at, UTC
+    Column("user_id", _text(200), primary_key=True),
+    Column("endpoint", _text(50), primary_key=True),
+    Column("model", _text(200), primary_key=True),
+    Column("status", _text(20), primary_key=True),
+    Column("usage_source", _text(10), primary_key=True),
     Column("answers", BigInteger, nullable=False),
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
@@ -168,8 +190,8 @@ daily_totals = Table(
 quota_totals = Table(
     "quota_totals",
     metadata,
-    Column("day", String(10), primary_key=True),
-    Column("subject", String(210), primary_key=True),
+    Column("day", _text(10), primary_key=True),
+    Column("subject", _text(210), primary_key=True),
     Column("requests", BigInteger, nullable=False),
     Column("tokens", BigInteger, nullable=False),
     Column("cost_nano_usd", BigInteger, nullable=False),
@@ -178,9 +200,9 @@ quota_totals = Table(
 users = Table(
     "users",
     metadata,
-    Column("id", String(200), primary_key=True),
+    Column("id", _text(200), primary_key=True),
     Column("disabled", Boolean, nullable=False),
-    Column("plan", String(50)),  # None: the plan named `default`, if it exists
+    Column("plan", _text(50)),  # None: the plan named `default`, if it exists
     Column("limits", JSON),  # override those of the plan
     Column("created_at", UtcDateTime, nullable=False),
 )
@@ -188,42 +210,42 @@ users = Table(
 plans = Table(
     "plans",
     metadata,
-    Column("name", String(50), primary_key=True),
+    Column("name", _text(50), primary_key=True),
     Column("limits", JSON, nullable=False),
 )
 
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("id", String(36), primary_key=True),
+    Column("id", _text(36), primary_key=True),
     # Hexadecimal SHA-256 of the key; the key itself is not stored.
-    Column("hash", String(64), nullable=False, unique=True),
-    Column("prefix", String(16), nullable=False),  # first characters of the key, for people
-    Column("name", String(100), nullable=False),
-    Column("user_id", String(200), ForeignKey("users.id"), nullable=False),
-    Column("role", String(10), nullable=False),
+    Column("hash", _text(64), nullable=False, unique=True),
+    Column("prefix", _text(16), nullable=False),  # first characters of the key, for people
+    Column("name", _text(100), nullable=False),
+    Column("user_id", _text(200), ForeignKey("users.id"), nullable=False),
+    Column("role", _text(10), nullable=False),
     Column("scopes", JSON, nullable=False),
     Column("limits", JSON),  # apply in addition to those of the user
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
-    Column("replaced_by", String(36)),  # the id of the key that a rotation created
-    Column("made_by", String(36)),  # the id of the key that created this one
+    Column("replaced_by", _text(36)),  # the id of the key that a rotation created
+    Column("made_by", _text(36)),  # the id of the key that created this one
     # The id of the first key of the chain of rotations, which quotas are charged to.
-    Column("lineage", String(36), nullable=False, server_default=""),
+    Column("lineage", _text(36), nullable=False, server_default=""),
     Index(None, "user_id", "id"),
 )
 
 sessions = Table(
     "sessions",
     metadata,
-    Column("hash", String(64), primary_key=True),  # SHA-256 of the cookie's value
-    Column("user_id", String(200), nullable=False),
-    Column("role", String(10), nullable=False),
+    Column("hash", _text(64), primary_key=True),  # SHA-256 of the cookie's value
+    Column("user_id", _text(200), nullable=False),
+    Column("role", _text(10), nullable=False),
     Column("scopes", JSON, nullable=False),
     # The credential that was exchanged for the session, which ends with it.
-    Column("origin", String(100), nullable=False),
+    Column("origin", _text(100), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
     Index(None, "expires_at"),
@@ -232,27 +254,27 @@ sessions = Table(
 documents = Table(
     "documents",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("user_id", String(200), nullable=False),
+    Column("id", _text(36), primary_key=True),
+    Column("user_id", _text(200), nullable=False),
     Column("shared", Boolean, nullable=False),
-    Column("title", String(300), nullable=False),
-    Column("content_hash", String(64), nullable=False),  # SHA-256 of the text, hexadecimal
-    Column("text", Text, nullable=False),
+    Column("title", _text(300), nullable=False),
+    Column("content_hash", _text(64), nullable=False),  # SHA-256 of the text, hexadecimal
+    Column("text", _text(), nullable=False),
     Column("characters", Integer, nullable=False),
     Column("chunks", Integer, nullable=False),
-    Column("encoding", String(20), nullable=False),
-    Column("format", String(20), nullable=False, server_default="text"),
+    Column("encoding", _text(20), nullable=False),
+    Column("format", _text(20), nullable=False, server_default="text"),
     Column("pages", Integer),  # their number; None: the format has no pages
     Column("date", Date),  # of the content: from the file, or set by its owner
     # The path or URL that the uploader gave. An upload replaces the documents of its source.
-    Column("source", String(1000)),
-    Column("file_hash", String(64)),  # SHA-256 of the uploaded file, hexadecimal
-    Column("tags", Text, nullable=False, server_default=""),  # see `documents.tags`
+    Column("source", _text(1000)),
+    Column("file_hash", _text(64)),  # SHA-256 of the uploaded file, hexadecimal
+    Column("tags", _text(), nullable=False, server_default=""),  # see `documents.tags`
     Column("created_at", UtcDateTime, nullable=False),
     # `library.index_name` when the chunks and terms were created.
-    Column("indexed_by", String(200), nullable=False, server_default=""),
-    Column("file_name", String(200)),  # of the file in `original_parts`
-    Column("original_bytes", Integer),  # its size; None: it is not stored
+    Column("indexed_by", _text(200), nullable=False, server_default=""),
+    Column("file_name", _text(200)),  # of the file in `original_parts`
+    Column("original_bytes", _Integer),  # its size; None: it is not stored
     UniqueConstraint("user_id", "content_hash"),
     Index(None, "user_id", "source"),
 )
@@ -261,6 +283,7 @@ Index(
     documents.c.user_id,
     documents.c.original_bytes,
     sqlite_where=documents.c.original_bytes.is_not(None),
+    postgresql_where=documents.c.original_bytes.is_not(None),
 )
 
 # The uploaded files of documents (`documents/originals.py`).
@@ -268,7 +291,7 @@ original_parts = Table(
     "original_parts",
     metadata,
     Column(
-        "document_id", String(36), ForeignKey("documents.id", ondelete="CASCADE"), primary_key=True
+        "document_id", _text(36), ForeignKey("documents.id", ondelete="CASCADE"), primary_key=True
     ),
     Column("n", Integer, primary_key=True),  # 0, 1, …
     Column("content", LargeBinary, nullable=False),
@@ -279,16 +302,16 @@ chunks = Table(
     metadata,
     Column("id", _Count, primary_key=True, autoincrement=True),
     Column(
-        "document_id", String(36), ForeignKey("documents.id", ondelete="CASCADE"), nullable=False
+        "document_id", _text(36), ForeignKey("documents.id", ondelete="CASCADE"), nullable=False
     ),
     Column("n", Integer, nullable=False),  # 1, 2, … within the document
     Column("start", Integer, nullable=False),  # offset in the document's text, in characters
     Column("end", Integer, nullable=False),
-    Column("text", Text, nullable=False),
-    Column("words", Text, nullable=False),  # terms in order, separated by spaces
-    Column("grams", Text, nullable=False),
+    Column("text", _text(), nullable=False),
+    Column("words", _text(), nullable=False),  # terms in order, separated by spaces
+    Column("grams", _text(), nullable=False),
     # SHA-256 of the text, the key in `vectors`; None until the document is reindexed.
-    Column("content_hash", String(64)),
+    Column("content_hash", _text(64)),
     # `index_scopes.id`; the default makes a chunk invisible. Sharing a document changes it.
     Column("scope", Integer, nullable=False, server_default="-1"),
     Column("page", Integer),  # on which the chunk begins; None: the document has no pages
@@ -304,7 +327,7 @@ index_scopes = Table(
     "index_scopes",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("user_id", String(200), unique=True),
+    Column("user_id", _text(200), unique=True),
     Column("version", BigInteger, nullable=False),
     Column("chunks", BigInteger, nullable=False),
     Column("terms", BigInteger, nullable=False),  # words and grams, with repetitions
@@ -319,7 +342,7 @@ vectors = Table(
     "vectors",
     metadata,
     Column("scope", Integer, primary_key=True),
-    Column("content_hash", String(64), primary_key=True),
-    Column("model", String(200), primary_key=True),
+    Column("content_hash", _text(64), primary_key=True),
+    Column("model", _text(200), primary_key=True),
     Column("vector", LargeBinary, nullable=False),  # little-endian float32, of length 1
 )

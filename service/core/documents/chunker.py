@@ -26,6 +26,12 @@ import msgspec
 
 from service.core.text.chunking import derive_title, split_chunks
 from service.core.text.decoding import split_parts
+from service.core.text.languages import (
+    MARKED_LANGUAGES,
+    mark_language,
+    recognize_language,
+    recognize_part,
+)
 from service.core.text.tokenizer import compute_japanese_share, get_tokenizer
 
 HEADLINE_CHARACTERS_MAX = 100  # a longer first line is a paragraph, not the title of every chunk
@@ -73,13 +79,15 @@ class ChunkTask(msgspec.Struct, frozen=True):
 def chunk_document(document: Mapping[str, Any], rules: ChunkRules) -> Iterator[ChunkRow]:
     """Yield the chunk rows of a document, which has an `id`, a `title` and a `text`.
 
-    A chunk is also indexed by the title and by the heading above it, once each.
+    A chunk is also indexed by the title and by the heading above it, once each, and by the mark of
+    its language, if that has other rules than English and Japanese.
     """
     text, title = document["text"], document["title"]
     begins_with_title = title == derive_title(text)
     terms_of = get_tokenizer(rules.dictionary).extract_terms
     # A Japanese character carries about as much information as two Latin letters.
     scale = 1 if compute_japanese_share(text[:LANGUAGE_CHARACTERS]) >= 0.1 else 2
+    whole_language = recognize_language(text[:LANGUAGE_CHARACTERS])
     pieces = split_chunks(
         text, rules.chunk_characters * scale, rules.chunk_overlap_characters * scale
     )
@@ -87,7 +95,9 @@ def chunk_document(document: Mapping[str, Any], rules: ChunkRules) -> Iterator[C
         first_or_long = n == 1 or len(title) > HEADLINE_CHARACTERS_MAX
         has_title = title == derive_title(piece.heading) or (begins_with_title and first_or_long)
         body = _WRAP.sub("", piece.text)
-        terms = terms_of(f"{'' if has_title else title}\n{piece.heading}\n{body}")
+        language = recognize_part(body, whole_language)
+        terms = terms_of(f"{'' if has_title else title}\n{piece.heading}\n{body}", language)
+        marks = [mark_language(language)] if language in MARKED_LANGUAGES else []
         yield {
             "document_id": document["id"],
             "n": n,
@@ -95,7 +105,7 @@ def chunk_document(document: Mapping[str, Any], rules: ChunkRules) -> Iterator[C
             "end": piece.end,
             "text": piece.text,
             "words": " ".join(terms.words),
-            "grams": " ".join(terms.grams),
+            "grams": " ".join([*terms.grams, *marks]),
             "content_hash": hash_text(piece.text),
         }
 

@@ -21,6 +21,7 @@ import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
 
+from service.core.database.constructs import is_listed
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import chunks, documents, index_scopes, vectors
 from service.core.documents.archives import ArchiveBudget, open_archive
@@ -36,7 +37,7 @@ from service.core.documents.originals import (
 )
 from service.core.documents.readers.extracted import Format
 from service.core.documents.tags import decode_tags, encode_tags, has_tag
-from service.core.encoding import create_id, sanitize_text, to_json, utc_now
+from service.core.encoding import create_id, sanitize_text, utc_now
 from service.core.errors import DocumentsFull, InvalidCursor, NotFound
 from service.core.fair_share import compute_user_max
 from service.core.settings import Settings
@@ -419,8 +420,7 @@ async def list_titles(
 
 def _has_id(ids: Sequence[str]) -> Any:
     """The condition that a document has one of these ids, of any number."""
-    values = sa.func.json_each(to_json([sanitize_text(id_) for id_ in ids]).decode())
-    return documents.c.id.in_(sa.select(values.table_valued("value").c.value))
+    return is_listed(documents.c.id, [sanitize_text(id_) for id_ in ids])
 
 
 def _list_conditions(filters: DocumentFilters) -> Iterator[Any]:

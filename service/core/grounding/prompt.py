@@ -15,15 +15,12 @@ from collections.abc import Sequence
 import msgspec
 
 from service.core import tokens
+from service.core.grounding.localized_texts import TEXTS, get_texts
 from service.core.records import Message, Passage
 from service.core.search.results import Hit
 from service.core.text.pages import PAGE_BREAK, find_page
-from service.core.text.tokenizer import detect_language
 
-REFUSALS = {
-    "ja": "お預かりしている文書の中に、この質問への答えは見つかりませんでした。",
-    "en": "I could not find an answer to this question in the documents I was given.",
-}
+REFUSALS = {language: TEXTS[language].refusal for language in ("ja", "en")}  # in the rules
 
 GROUNDED_RULES = """\
 You answer questions from documents. The user message gives numbered passages of documents \
@@ -58,7 +55,7 @@ GAP_MAX = 8  # characters of white space between adjacent chunks
 
 def refusal_text(question: str) -> str:
     """Return the refusal in the language of the question."""
-    return REFUSALS[detect_language(question)]
+    return get_texts(question).refusal
 
 
 def build_context(hits: Sequence[Hit], tokens_max: int, chunks_max: int) -> list[Passage]:

@@ -83,7 +83,9 @@ def compose_quotation(
     after = [source.read_text(index) for index in range(best.index + 1, last + 1)]
     gap = "" if is_japanese(best.text) else " "
     quotation = _add_mark(gap.join([*before, best.text]), mark)
-    subject = _find_subject(before[0] if before else best.text, best, source, tokenizer)
+    subject = _find_answering_heading(best, source, question, tokenizer) or _find_subject(
+        before[0] if before else best.text, best, source, tokenizer
+    )
     if subject:
         quotation = f"{subject}{'：' if is_japanese(best.text) else ': '}{quotation}"
     return quotation + (gap + _add_mark(gap.join(after), mark) if after else "")
@@ -260,6 +262,18 @@ def _read_marker(source: PassageUnits, start: int) -> str:
     line = text.rfind("\n", 0, start) + 1
     marker = text[line:start].strip()
     return f"{marker} " if marker[:1].isdigit() and LIST_MARKER.match(marker + " x") else "- "
+
+
+def _find_answering_heading(
+    best: QuotableUnit, source: PassageUnits, question: Question, tokenizer: Tokenizer
+) -> str:
+    """Return the heading if it has what is asked for and a word of the question: a release date."""
+    heading = clean_text(source.headings[best.index])
+    if not question.is_answered_by(heading) or question.is_polar:
+        return ""
+    terms = extract_terms(heading, tokenizer) & extract_terms(question.text, tokenizer)
+    is_new = any(isinstance(term, str) for term in terms - best.own)
+    return heading if is_new and len(heading) <= SUBJECT_CHARACTERS_MAX else ""
 
 
 def _find_subject(

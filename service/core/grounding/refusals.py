@@ -1,16 +1,17 @@
 """Texts of answers without a provider call: refusals, greetings and the list of documents.
 
 All of them are in the language of the question. A prompt is a greeting, or a question about the
-collection, only if it is nothing else: "Hello, when do you open?" is a question.
+collection, only if it is nothing else: "Hello, when do you open?" is a question. Questions about
+the collection are recognized in English and Japanese, greetings in further languages as well
+(`greetings.py`).
 """
 
 import re
 from collections.abc import Sequence
 from enum import Enum, auto
 
-import msgspec
-
-from service.core.grounding.prompt import refusal_text
+from service.core.grounding.greetings import PATTERNS, find_greeting_language
+from service.core.grounding.localized_texts import TEXTS, get_texts
 from service.core.text.tokenizer import detect_language, fold_text
 
 NEAREST_MAX = 3  # passages with a refusal
@@ -106,9 +107,9 @@ _COLLECTION = (
 _PATTERNS = {
     kind: re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
     for kind, patterns in (
-        (PromptKind.GREETING, _GREETINGS),
-        (PromptKind.THANKS, _THANKS),
-        (PromptKind.FAREWELL, _FAREWELLS),
+        (PromptKind.GREETING, (*_GREETINGS, *(other.greeting for other in PATTERNS.values()))),
+        (PromptKind.THANKS, (*_THANKS, *(other.thanks for other in PATTERNS.values()))),
+        (PromptKind.FAREWELL, (*_FAREWELLS, *(other.farewell for other in PATTERNS.values()))),
         (PromptKind.COLLECTION, _COLLECTION),
     )
 }
@@ -116,64 +117,20 @@ _PATTERNS = {
 _TOO_SHORT = re.compile(rf"{_JA_DOCUMENTS}|documents?|files?|questions?")
 
 
-class _Texts(msgspec.Struct, frozen=True, kw_only=True):
-    """The texts in one language."""
-
-    replies: dict[PromptKind, str]
-    documents: str
-    document: str
-    further: str
-    empty: str
-    missing: str
-    word: str
-    separators: tuple[str, str]  # between words, before the last one
-    space: str
-
-
-_TEXTS = {
-    "en": _Texts(
-        replies={
-            PromptKind.GREETING: "Hello! Ask me something about the documents.",
-            PromptKind.THANKS: "You're welcome!",
-            PromptKind.FAREWELL: "Goodbye!",
-        },
-        documents="I answer from these {count} documents:",
-        document="I answer from this document:",
-        further="… and {count} more.",
-        empty="There are no documents yet. Add some, then ask about them.",
-        missing="The documents do not mention {words}.",
-        word="{word}",
-        separators=(", ", " or "),
-        space=" ",
-    ),
-    "ja": _Texts(
-        replies={
-            PromptKind.GREETING: "こんにちは。文書について質問してください。",
-            PromptKind.THANKS: "どういたしまして。",
-            PromptKind.FAREWELL: "さようなら。",
-        },
-        documents="次の文書（{count} 件）から答えます。",
-        document="次の文書から答えます。",
-        further="ほか {count} 件",
-        empty="文書はまだありません。文書を追加してから質問してください。",
-        missing="{words}は文書にありません。",
-        word="「{word}」",
-        separators=("", "と"),
-        space="",
-    ),
-}
-
-
 def classify_prompt(prompt: str) -> PromptKind | None:
     """Return the kind of a prompt that needs no search; None for every other prompt."""
     if len(prompt) > PROMPT_CHARACTERS_MAX:
         return None
-    text = " ".join(re.sub(r"[^\w']+|_+", " ", fold_text(prompt)).split())
-    if detect_language(text) == "ja":
-        text = text.replace(" ", "")
+    text = fold_prompt(prompt)
     if not text or _TOO_SHORT.fullmatch(text):
         return None
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(text)), None)
+
+
+def fold_prompt(prompt: str) -> str:
+    """Return a prompt in lower case, without accents and punctuation; kanji without spaces."""
+    text = " ".join(re.sub(r"[^\w']+|_+", " ", fold_text(prompt)).split())
+    return text.replace(" ", "") if detect_language(text) == "ja" else text
 
 
 def compose_reply(kind: PromptKind, prompt: str, titles: Sequence[str], total: int) -> str:
@@ -181,9 +138,14 @@ def compose_reply(kind: PromptKind, prompt: str, titles: Sequence[str], total: i
 
     `titles`: of the first documents that the caller can see; `total`: the number of all of them.
     """
-    texts = _get_texts(prompt)
+    language = find_greeting_language(fold_prompt(prompt))
+    texts = TEXTS[language] if language else get_texts(prompt)
     if kind is not PromptKind.COLLECTION:
-        return texts.replies[kind]
+        return {
+            PromptKind.GREETING: texts.greeting,
+            PromptKind.THANKS: texts.thanks,
+            PromptKind.FAREWELL: texts.farewell,
+        }[kind]
     if not titles:
         return texts.empty
     head = (texts.document if total == 1 else texts.documents).format(count=total)
@@ -198,16 +160,12 @@ def compose_refusal(prompt: str, missing: Sequence[str], *, is_empty: bool) -> s
 
     `is_empty`: the caller can see no documents.
     """
-    texts = _get_texts(prompt)
+    texts = get_texts(prompt)
     if is_empty:
         return texts.empty
     if not missing:
-        return refusal_text(prompt)
+        return texts.refusal
     separator, last_separator = texts.separators
     *first, last = (texts.word.format(word=word) for word in missing)
     words = last_separator.join([*([separator.join(first)] if first else []), last])
-    return refusal_text(prompt) + texts.space + texts.missing.format(words=words)
-
-
-def _get_texts(prompt: str) -> _Texts:
-    return _TEXTS.get(detect_language(prompt), _TEXTS["en"])
+    return texts.refusal + texts.space + texts.missing.format(words=words)

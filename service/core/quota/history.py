@@ -16,12 +16,8 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import RowMapping
 
-from service.core.database.damaged_rows import (
-    iterate_rows,
-    read_as_bytes,
-    report_damaged_row,
-    sum_integers,
-)
+from service.core.database.constructs import read_as_bytes
+from service.core.database.damaged_rows import iterate_rows, report_damaged_row, sum_integers
 from service.core.database.engine import ReadSession
 from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
 from service.core.encoding import compute_first_id, read_id_time

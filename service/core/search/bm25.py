@@ -247,7 +247,17 @@ def join_postings(postings: Iterable[tuple[Ids, float]]) -> tuple[Ids, Numbers]:
 
 def decode_ids(text: str) -> Ids:
     """Decode a JSON list of integers."""
-    return np.array(msgspec.json.decode(text, type=list[int]), dtype=np.int64)
+    return build_ids(msgspec.json.decode(text, type=list[int]))
+
+
+def build_ids(ids: list[int]) -> Ids:
+    """Return these ids as an array."""
+    return np.array(ids, dtype=np.int64)
+
+
+def find_distinct(ids: Ids) -> Ids:
+    """Return each of these ids once, in ascending order."""
+    return np.unique(ids)
 
 
 def _truncate_hashes(hashes: Hashes) -> Codes:

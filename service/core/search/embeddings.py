@@ -25,6 +25,7 @@ from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.database.engine import Database
 from service.core.database.tables import chunks, index_scopes, vectors
+from service.core.database.upserts import insert_into
 from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout, retry_delay
 from service.core.ports import Embedder, EmbeddingResult, QueryVector
@@ -182,7 +183,12 @@ class EmbeddingStore:
                 if content_hash in present
             ]
             if rows:
-                await session.execute(sa.insert(vectors).prefix_with("OR REPLACE"), rows)
+                insert = insert_into(session, vectors)
+                statement = insert.on_conflict_do_update(
+                    index_elements=["scope", "content_hash", "model"],
+                    set_={"vector": insert.excluded.vector},
+                )
+                await session.execute(statement, rows)
         self._unpublished.add(scope)
         if time.monotonic() - self._published_at >= PUBLISH_SECONDS:
             await self.publish_vectors()

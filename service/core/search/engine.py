@@ -12,11 +12,13 @@ If the embedder does not answer, or a chunk has no vector yet, words decide.
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import msgspec
 import sqlalchemy as sa
 
 from service.core.ports import QueryVector
 from service.core.search.index import SearchIndex, Snapshot, Visibility
 from service.core.search.missing_words import list_candidates, select_missing
+from service.core.search.query_terms import create_query_tokenizer
 from service.core.search.questions import find_questions
 from service.core.search.ranking import (
     LIMIT_MAX,
@@ -29,10 +31,11 @@ from service.core.search.ranking import (
     rank_chunks,
 )
 from service.core.search.results import SearchResults
+from service.core.search.spelling import apply_corrections, correct_question, may_have_variants
 from service.core.search.vector_matrix import ChunkSimilarities
 from service.core.search.versions import order_versions
 from service.core.settings import Settings
-from service.core.text.tokenizer import Tokenizer
+from service.core.text.tokenizer import TermExtractor, Tokenizer
 
 
 class SearchEngine:
@@ -80,21 +83,31 @@ class SearchEngine:
             share=ranking.share,
             terms=ranking.terms,
             cosine=ranking.cosine,
+            searched_for=ranking.searched_for,
         )
 
     def _rank_text(
         self, snapshot: Snapshot, similarities: ChunkSimilarities | None, text: str, limit: int
     ) -> Ranking:
         """Rank the visible chunks for a text."""
-        query = parse_query(text, self._tokenizer)
+        tokenizer = self._create_tokenizer(text, snapshot)
+        query = parse_query(text, tokenizer)
         if not query.words and not query.grams:
             return NO_RANKING
         statistics = snapshot.read_statistics(query)
+        searched_for: str | msgspec.UnsetType = msgspec.UNSET
+        if (not all(statistics.words.values()) or may_have_variants(text)) and (
+            corrections := correct_question(text, tokenizer, snapshot)
+        ):
+            text = searched_for = apply_corrections(text, corrections)
+            replaced = [correction.text for correction in corrections]
+            query = parse_query(text, tokenizer, replaced)
+            statistics = snapshot.read_statistics(query)
         ids = snapshot.select_candidates(statistics)
         if similarities:
             ids = list(dict.fromkeys([*ids, *snapshot.select_nearest(similarities)]))
         candidates = snapshot.count_terms(query, ids)
-        return rank_chunks(
+        ranking = rank_chunks(
             query,
             candidates,
             statistics,
@@ -102,6 +115,12 @@ class SearchEngine:
             thresholds=self._thresholds,
             cosines=similarities.get_cosines(candidates.ids) if similarities else None,
             foreign=similarities.select_foreign(candidates.ids) if similarities else frozenset(),
+        )
+        return msgspec.structs.replace(ranking, searched_for=searched_for)
+
+    def _create_tokenizer(self, text: str, snapshot: Snapshot) -> TermExtractor:
+        return create_query_tokenizer(
+            text, self._tokenizer, snapshot.count_languages(), snapshot.select_absent
         )
 
     def find_missing_words(
@@ -114,9 +133,9 @@ class SearchEngine:
         pause: Callable[[], None],
     ) -> list[str]:
         """See `SearchService.find_missing_words`."""
-        candidates = list_candidates(text, self._tokenizer)
-        terms = dict.fromkeys(term for candidate in candidates for term in candidate.terms)
-        if not terms:
+        if not text.strip():
             return []
         snapshot = self._index.open_snapshot(connection, Visibility(user_id, within), pause)
+        candidates = list_candidates(text, self._create_tokenizer(text, snapshot))
+        terms = dict.fromkeys(term for candidate in candidates for term in candidate.terms)
         return select_missing(text, candidates, snapshot.find_absent(list(terms)))

@@ -39,4 +39,6 @@ def fuse_results(
         sums[hit.chunk_id] = sums.get(hit.chunk_id, 0) + hit.coverage
     ranked = sorted(hits.values(), key=lambda hit: sums[hit.chunk_id], reverse=True)
     judged = alone if alone.answerable or missing or not together.answerable else together
-    return msgspec.structs.replace(judged, items=order_versions(ranked[:limit], question))
+    return msgspec.structs.replace(
+        judged, items=order_versions(ranked[:limit], question), searched_for=alone.searched_for
+    )

@@ -12,16 +12,15 @@ time they take do not depend on documents of others. An admin sees all scopes: s
 each of them, which takes longer with many owners, and pauses in between. A restriction to some
 documents (`within`) restricts the candidates, not the numbers.
 
-Posting lists come from FTS5 (`postings/fts5.py`), which caches them for one version of a scope.
+Posting lists come from SQLite's FTS5 (`postings/fts5.py`) or from PostgreSQL
+(`postings/postgres.py`), and are cached for one version of a scope (`postings/cached.py`).
 The terms of chunks (`CODES_CACHED`, 4 bytes each) and their texts (`CHARACTERS_CACHED`, one or two
 bytes each) are cached across versions, since chunks never change and ids are never reused. The
 vectors of a scope are read as a whole (`VECTORS_MAX`, 1.5 KB each for 384 dimensions). Entries are
 evicted in insertion order.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -39,9 +38,20 @@ from service.core.search.bm25 import (
 )
 from service.core.search.cache import BoundedCache
 from service.core.search.languages import read_language_means
-from service.core.search.postings.fts5 import Fts5Postings, IndexScope, PostingCache
+from service.core.search.postings.cached import (
+    SCOPES_CACHED,
+    CachedPostings,
+    IndexReader,
+    IndexScope,
+    PostingCache,
+)
+from service.core.search.postings.fts5 import Fts5Reader
+from service.core.search.postings.postgres import PostgresReader
 from service.core.search.ranking import GRAM_WEIGHT, CollectionStatistics, Query, StoredChunk, Term
 from service.core.search.vector_matrix import ChunkSimilarities, VectorMatrix
+from service.core.search.vocabulary import CHUNKS_MAX as VOCABULARY_CHUNKS_MAX
+from service.core.search.vocabulary import Vocabulary
+from service.core.text.languages import MARKED_LANGUAGES, mark_language
 
 CANDIDATES_MAX = 70
 TIED_SHARE = (
@@ -53,6 +63,7 @@ VISIBLE_AT_ONCE = 300  # best chunks whose visibility is checked by one statemen
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
 WORDS_MIN = 3  # looked up even if they are not rare
 CODES_CACHED, CHARACTERS_CACHED = 8_000_000, 5_000_000
+VOCABULARIES_CACHED = 8_000_000  # words of chunks, 4 bytes each
 
 
 class Visibility(msgspec.Struct, frozen=True):
@@ -69,8 +80,15 @@ class CachedMatrix(msgspec.Struct, frozen=True):
     matrix: VectorMatrix
 
 
+class CachedVocabulary(msgspec.Struct, frozen=True):
+    """The vocabulary of a version of a scope."""
+
+    version: int
+    vocabulary: Vocabulary
+
+
 class _ChunkCache:
-    """Chunks of any version of the index, and the vectors of scopes."""
+    """Chunks of any version of the index, and the vectors and vocabularies of scopes."""
 
     def __init__(self) -> None:
         self.terms: BoundedCache[int, ChunkTerms] = BoundedCache(
@@ -81,6 +99,9 @@ class _ChunkCache:
         )
         self.matrices: BoundedCache[int, CachedMatrix] = BoundedCache(
             VECTORS_MAX, lambda cached: len(cached.matrix) + 1
+        )
+        self.vocabularies: BoundedCache[int, CachedVocabulary] = BoundedCache(
+            VOCABULARIES_CACHED, lambda cached: len(cached.vocabulary) + 1
         )
 
 
@@ -106,14 +127,12 @@ class SearchIndex:
 
         `pause` is called between scopes if there are many of them.
         """
-        # Statements bypass SQLAlchemy, whose overhead exceeds the time SQLite needs for them.
-        cursor = connection.connection.cursor()
-        rows = (
-            cursor.execute(_ALL_SCOPES)
-            if visibility.user_id is None
-            else cursor.execute(_SCOPES, (visibility.user_id,))
+        reader: IndexReader = (
+            PostgresReader(connection)
+            if connection.dialect.name == "postgresql"
+            else Fts5Reader(connection.connection.cursor())
         )
-        scopes = [IndexScope(*row) for row in rows]
+        scopes = reader.read_scopes(visibility.user_id)
         file = connection.info.get("file")
         if file != self._file or any(
             scope.version < self._versions.get(scope.id, 0) for scope in scopes
@@ -122,8 +141,8 @@ class SearchIndex:
             self._clear()
         self._versions |= {scope.id: scope.version for scope in scopes}
         occupied = [scope for scope in scopes if scope.chunks]
-        postings = Fts5Postings(cursor.execute, self._postings, occupied, pause)
-        return Snapshot(cursor, visibility, occupied, postings, self._chunks)
+        postings = CachedPostings(reader, self._postings, occupied, pause)
+        return Snapshot(reader, visibility, occupied, postings, self._chunks)
 
 
 class Snapshot:
@@ -131,13 +150,13 @@ class Snapshot:
 
     def __init__(
         self,
-        cursor: Any,
+        reader: IndexReader,
         visibility: Visibility,
         scopes: Sequence[IndexScope],
-        postings: Fts5Postings,
+        postings: CachedPostings,
         cache: _ChunkCache,
     ) -> None:
-        self._execute = cursor.execute
+        self._reader = reader
         self._postings, self._cache = postings, cache
         self._within, self._scopes = visibility.within, scopes
 
@@ -200,18 +219,41 @@ class Snapshot:
             or (self._within is not None and not self._filter_visible(self._list_chunks(term), 1))
         }
 
+    def select_absent(self, terms: Sequence[Term]) -> set[Term]:
+        """Return those of these terms that no chunk of the visible scopes contains."""
+        frequencies = self._postings.read_frequencies(list(dict.fromkeys(terms)))
+        return {term for term, frequency in frequencies.items() if not frequency}
+
+    def count_languages(self) -> dict[str, int]:
+        """Return the number of chunks by language, without English and Japanese."""
+        frequencies = self._postings.read_frequencies(list(_LANGUAGE_TERMS))
+        return {_LANGUAGE_TERMS[term]: count for term, count in frequencies.items() if count}
+
+    def contains_phrase(self, words: Sequence[str]) -> bool:
+        """Return whether a chunk of the visible scopes contains these words in this order."""
+        return self._postings.contains_phrase(words)
+
+    def read_vocabularies(self) -> list[Vocabulary]:
+        """Return the vocabularies of the visible scopes; none if these are many or large."""
+        chunks = sum(scope.chunks for scope in self._scopes)
+        if chunks > VOCABULARY_CHUNKS_MAX or len(self._scopes) > SCOPES_CACHED:
+            return []
+        return [self._read_vocabulary(scope) for scope in self._scopes]
+
     def count_terms(self, query: Query, ids: Sequence[int]) -> TermCounts:
         """Count a query's terms in these chunks."""
-        chunks = self._cache.terms.get_many(ids, partial(_read_terms, self._execute))
+        chunks = self._cache.terms.get_many(
+            ids, lambda missing: encode_chunks(self._reader.read_terms(missing))
+        )
         return count_terms(query.codes, chunks)
 
     def read_chunks(self, ids: Sequence[int]) -> dict[int, StoredChunk]:
         """Return these chunks as they are stored."""
-        return self._cache.stored.get_many(ids, partial(_read_stored, self._execute))
+        return self._cache.stored.get_many(ids, self._reader.read_stored)
 
     def read_dates(self, document_ids: Sequence[str]) -> dict[str, str]:
         """Return the dates of those documents that have one, in ISO 8601, by id."""
-        return dict(self._execute(_DATES, (json.dumps(document_ids),)).fetchall())
+        return self._reader.read_dates(document_ids)
 
     def _read_matrix(self, scope: IndexScope, vector: QueryVector) -> VectorMatrix:
         """Return the vectors of a scope that are comparable with this one."""
@@ -219,10 +261,19 @@ class Snapshot:
         cached = self._cache.matrices.get(scope.id)
         if cached is not None and cached.key == key:
             return cached.matrix
-        rows = self._execute(_VECTORS, (scope.id, vector.model, len(vector.vector))).fetchall()
+        rows = self._reader.read_vectors(scope.id, vector.model, len(vector.vector))
         matrix = VectorMatrix(rows, read_language_means(vector.model))
         self._cache.matrices.store({scope.id: CachedMatrix(key, matrix)})
         return matrix
+
+    def _read_vocabulary(self, scope: IndexScope) -> Vocabulary:
+        cached = self._cache.vocabularies.get(scope.id)
+        if cached is not None and cached.version == scope.version:
+            return cached.vocabulary
+        vocabulary = cached.vocabulary if cached else Vocabulary()
+        vocabulary.update(self._reader.list_chunks(scope.id), self._reader.read_texts)
+        self._cache.vocabularies.store({scope.id: CachedVocabulary(scope.version, vocabulary)})
+        return vocabulary
 
     def _list_chunks(self, term: Term) -> list[int]:
         """Return the chunks of the visible scopes that contain a term."""
@@ -236,43 +287,16 @@ class Snapshot:
         visible: list[int] = []
         for begin in range(0, len(ids), VISIBLE_AT_ONCE):
             batch = ids[begin : begin + VISIBLE_AT_ONCE]
-            rows = self._execute(_WITHIN, (json.dumps(batch), json.dumps(self._within)))
-            visible_ids = {row[0] for row in rows}
+            visible_ids = self._reader.select_within(batch, self._within)
             visible += [id_ for id_ in batch if id_ in visible_ids]
             if len(visible) >= limit:
                 break
         return visible[:limit]
 
 
-_ALL_SCOPES = "SELECT id, version, chunks, terms, vectors FROM index_scopes"
-_SCOPES = f"{_ALL_SCOPES} WHERE id = 0 OR user_id = ?"
-_WITHIN = """
-SELECT id FROM chunks WHERE id IN (SELECT value FROM json_each(?))
-AND document_id IN (SELECT value FROM json_each(?))
-"""
-_VECTORS = """
-SELECT chunks.id, vectors.vector FROM chunks JOIN vectors USING (scope, content_hash)
-WHERE chunks.scope = ? AND vectors.model = ? AND length(vectors.vector) = ? ORDER BY chunks.id
-"""
-_DATES = """
-SELECT id, date FROM documents WHERE id IN (SELECT value FROM json_each(?)) AND date IS NOT NULL
-"""
-_TERMS = """
-SELECT id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
-"""
-_STORED = """
-SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page
-FROM chunks AS c JOIN documents AS d ON d.id = c.document_id
-WHERE c.id IN (SELECT value FROM json_each(?))
-"""
-
-
-def _read_terms(execute: Any, ids: Sequence[int]) -> dict[int, ChunkTerms]:
-    return encode_chunks(execute(_TERMS, (json.dumps(ids),)).fetchall())
-
-
-def _read_stored(execute: Any, ids: Sequence[int]) -> dict[int, StoredChunk]:
-    return {id_: StoredChunk(*row) for id_, *row in execute(_STORED, (json.dumps(ids),))}
+_LANGUAGE_TERMS: dict[Term, str] = {
+    ("grams", mark_language(language)): language for language in MARKED_LANGUAGES
+}
 
 
 def _select_rarest(frequencies: dict[str, int], terms_min: int, postings_max: int) -> list[str]:

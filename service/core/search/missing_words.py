@@ -15,7 +15,7 @@ from itertools import pairwise
 import msgspec
 
 from service.core.search.ranking import Term
-from service.core.text.tokenizer import Tokenizer, detect_language, fold_text
+from service.core.text.tokenizer import TermExtractor, detect_language, fold_text
 
 QUESTION_CHARACTERS_MAX = 300  # longer texts have many unknown words, none of which decides
 CANDIDATES_MAX = 12
@@ -75,7 +75,7 @@ class Candidate(msgspec.Struct, frozen=True):
         return self.start + len(self.text)
 
 
-def list_candidates(question: str, tokenizer: Tokenizer) -> list[Candidate]:
+def list_candidates(question: str, tokenizer: TermExtractor) -> list[Candidate]:
     """Return the words of a question that may decide, the most decisive first."""
     text = unicodedata.normalize("NFKC", question)
     if len(text) > QUESTION_CHARACTERS_MAX:
@@ -92,7 +92,7 @@ def list_candidates(question: str, tokenizer: Tokenizer) -> list[Candidate]:
 
 
 def _read_word(
-    text: str, match: re.Match[str], previous: str, tokenizer: Tokenizer
+    text: str, match: re.Match[str], previous: str, tokenizer: TermExtractor
 ) -> Candidate | None:
     word = match[0]
     words = tuple(tokenizer.extract_terms(word).words)
@@ -115,7 +115,7 @@ def _classify_word(text: str, match: re.Match[str], previous: str) -> WordKind:
     return WordKind.VERB if previous in _BEFORE_VERBS else WordKind.CONTENT
 
 
-def _split_kanji(run: str, start: int, tokenizer: Tokenizer) -> list[Candidate]:
+def _split_kanji(run: str, start: int, tokenizer: TermExtractor) -> list[Candidate]:
     """Return the words of a run of kanji."""
     nouns: list[Candidate] = []
     position = 0

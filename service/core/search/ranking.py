@@ -42,7 +42,7 @@ from service.core.search.bm25 import (
 from service.core.search.proximity import score_windows
 from service.core.search.results import Hit, find_best_sentence
 from service.core.text.pages import find_page
-from service.core.text.tokenizer import Tokenizer, detect_language
+from service.core.text.tokenizer import TermExtractor, detect_language, has_hangul
 
 WORDS_MAX = 200
 GRAMS_MAX = 400
@@ -69,6 +69,8 @@ SHORT_WORDS, SHORT_SHARE_MIN, SHORT_TERMS = 2, 0.5, 0.93
 BARE_CHARACTERS_MAX = 80
 BARE_SHARE = 0.6  # of the share threshold, for bare words: tolerates a typing error
 _SENTENCE = re.compile(r"[?？。！]|[はがをかにのでもへ]\s*$|\w+\W+\w+\W+\w")
+
+CORRECTED_WEIGHT = 0.7  # of a match of a corrected word
 
 Term = tuple[str, str]  # kind ("words" or "grams") and term
 
@@ -97,6 +99,7 @@ class Query(msgspec.Struct, frozen=True):
     codes: Codes  # of words, phrases and grams, in this order
     bare: bool  # words only, not a sentence
     latin: bool
+    corrected: frozenset[str] = frozenset()  # words that the text has in another spelling
 
     @property
     def terms(self) -> list[Term]:
@@ -152,13 +155,17 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     terms: float
     cosine: float | msgspec.UnsetType
+    searched_for: str | msgspec.UnsetType = msgspec.UNSET
 
 
 NO_RANKING = Ranking(chunks=[], answerable=False, share=0, terms=0, cosine=msgspec.UNSET)
 
 
-def parse_query(text: str, tokenizer: Tokenizer) -> Query:
-    """Return the terms of a query, at most `WORDS_MAX` words and `GRAMS_MAX` grams."""
+def parse_query(text: str, tokenizer: TermExtractor, corrected: Iterable[str] = ()) -> Query:
+    """Return the terms of a query, at most `WORDS_MAX` words and `GRAMS_MAX` grams.
+
+    `corrected`: the words of the text that are corrections.
+    """
     terms = tokenizer.extract_terms(text)
     words = list(dict.fromkeys(terms.words))[:WORDS_MAX]
     phrases = list(dict.fromkeys((a, b) for a, b in pairwise(terms.words) if a != b))[:WORDS_MAX]
@@ -170,7 +177,10 @@ def parse_query(text: str, tokenizer: Tokenizer) -> Query:
         grams,
         encode_query(words, phrases, grams),
         bare=bare,
-        latin=detect_language(text) == "en",
+        latin=detect_language(text) == "en" and not has_hangul(text),
+        corrected=frozenset(
+            term for word in corrected for term in tokenizer.extract_terms(word).words
+        ),
     )
 
 
@@ -237,6 +247,7 @@ class _Ranker:
         self._grams = _compute_idfs(query.grams, statistics.grams, self._total)
         self._weights = self._weigh_terms()
         self._term_score_max = (K1 + 1) * math.fsum(self._weights)
+        self._reduce_corrected()
         self._score_max = self._term_score_max * (1 + PROXIMITY_WEIGHT)
         self._complete = self._scorer.have_all_words()
         self._cosines: list[float | None] = (
@@ -291,6 +302,12 @@ class _Ranker:
             *(PHRASE_WEIGHT * idf for idf in phrases),
             *(gram_weight * idf for idf in self._grams.values()),
         ]
+
+    def _reduce_corrected(self) -> None:
+        """Reduce the weights of corrected words, but not the best possible score."""
+        for n, word in enumerate(self._words):
+            if word in self._query.corrected:
+                self._weights[n] *= CORRECTED_WEIGHT
 
     def _score_chunks(self, *, fused: bool) -> tuple[list[float], list[float]]:
         """Return the scores of the candidates, and the values by which they are ordered."""

@@ -42,7 +42,7 @@ class SearchResults(msgspec.Struct, frozen=True, kw_only=True):
     """Hits, best first, and whether they can answer the query.
 
     `share` and `terms` are the numbers that abstention compares with its thresholds, `cosine` the
-    similarity, if it took part.
+    similarity, if it took part. `searched_for`: the query with corrected words, if any was.
     """
 
     items: list[Hit]
@@ -50,6 +50,7 @@ class SearchResults(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     terms: float
     cosine: float | msgspec.UnsetType = msgspec.UNSET
+    searched_for: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def find_best_sentence(text: str, weights: dict[str, float]) -> tuple[int, int]:

@@ -109,7 +109,9 @@ class SearchService:
         together = await search(f"{question}\n{previous}", as_whole=True)
         missing: list[str] = []
         if together.answerable and not alone.answerable:
-            missing = await self.find_missing_words(question, user_id=user_id, within=within)
+            missing = await self.find_missing_words(
+                alone.searched_for or question, user_id=user_id, within=within
+            )
         return fuse_results(question, alone, together, missing=missing, limit=limit)
 
     async def find_missing_words(

@@ -12,6 +12,10 @@ Without the dictionary (`KOTAE_DICTIONARY=none`, or the package is not installed
 are runs of one script: katakana; kanji, with long runs split into pairs, the usual length of the
 parts of a compound; hiragana, which is mostly grammatical, is dropped.
 
+Texts in other languages (`languages.py`) are stemmed by their own algorithms, with accents, which
+are removed afterwards; their stop words are dropped, too. The words of Chinese and Korean are pairs
+of characters (`ngrams.py`).
+
 Terms consist of letters, numbers and marks, all of which are token characters of the index, so
 they can be joined with spaces. A change of the rules changes `RULES`, and documents are
 re-indexed.
@@ -23,17 +27,20 @@ import threading
 import unicodedata
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
-import Stemmer
+
+from service.core.text.languages import STOP_WORDS as FOREIGN_STOP_WORDS
+from service.core.text.ngrams import split_chinese, split_korean
+from service.core.text.stemming import stem_word
 
 try:
     from sudachipy import Dictionary, SplitMode
 except ImportError:  # optional: runs of one script are used instead
     Dictionary = None
 
-RULES = 4
+RULES = 5
 WORD_CHARACTERS_MAX = 40  # longer words are truncated
 WORDS_CACHED = 8_192  # Latin words with their grams: about 5 MB, at most 22 MB; no longer ones
 ENTRIES_CACHED = 50_000  # of the dictionary, about 5 MB; covers most texts
@@ -51,12 +58,18 @@ _RUN = re.compile(
 )
 _SCRIPT = re.compile(f"[{_KANJI}]+|[{_KATAKANA}]+")
 _IS_KANJI = re.compile(f"[{_KANJI}]")
+_HAS_HANGUL = re.compile("[\uac00-\ud7a3]")
 _IS_KATAKANA = re.compile(f"[{_KATAKANA}]")
 _CJK_RUN = re.compile(f"[{_KANJI}{_KATAKANA}{_HIRAGANA}\uac00-\ud7a3]{{2,}}")
 _HIRAGANA_ONLY = frozenset(
     chr(code) for code in (*range(0x3041, 0x3097), *range(0x309D, 0x30A0), ord("ー"))
 )
 _INTERROGATIVE_KANJI = re.compile("[何誰幾]")  # 何年, 誰: the kind of answer, not the subject
+# Names with operators, such as HEAD~3, HEAD^3, C++: one more term each, in which private-use
+# letters stand for the signs.
+_OPERATOR_SIGN = re.compile(r"[a-z0-9@_.-][~^]|\b[a-z](?:\+\+|#)")
+_REVISION = re.compile(r"(?<![\w@])(?:[a-z@][\w/.-]{0,30}(?:[~^]\d{0,3}){1,4}|[a-z](?:\+\+|#))")
+_OPERATORS = str.maketrans("~^+#@/.-_", "\ue010\ue011\ue012\ue013\ue014\ue015\ue016\ue017\ue018")
 _ACCENTED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _MARKS = re.compile("[\u0300-\u036f]+")
 # The comma comes first so that the assertions are tested at commas only.
@@ -81,6 +94,22 @@ class Terms(msgspec.Struct, frozen=True):
     grams: list[str]
 
 
+class Spelling(msgspec.Struct, frozen=True):
+    """A morpheme of a text, its term, which may be empty, and the usual spelling of its word."""
+
+    start: int
+    end: int
+    word: str
+    usual: str
+
+
+class TermExtractor(Protocol):
+    """Extracts the terms of a text."""
+
+    def extract_terms(self, text: str) -> Terms: ...  # noqa: D102 - see `Tokenizer`, both
+    def list_spellings(self, text: str) -> list["Spelling"]: ...  # noqa: D102
+
+
 class Tokenizer:
     """Extracts terms. `name` identifies the rules, so a different name marks outdated terms."""
 
@@ -90,20 +119,43 @@ class Tokenizer:
             f"runs-{RULES}" if self._lexicon is None else f"sudachi-{RULES}-{self._lexicon.version}"
         )
 
-    def extract_terms(self, text: str) -> Terms:
-        """Return the terms of a text, in linear time."""
-        folded = fold_text(text)
+    def extract_terms(
+        self, text: str, language: str | None = None, stems: str | None = None
+    ) -> Terms:
+        """Return the terms of a text, in linear time.
+
+        `language`: of the text, if it is neither English nor Japanese. `stems`: the language whose
+        stems the Latin words get, if it is another.
+        """
+        stems = stems or language
+        stems = stems if stems in FOREIGN_STOP_WORDS else None
+        stop_words = _FOLDED_STOP_WORDS.get(language or "", STOP_WORDS)
+        folded = fold_text(text, accents=stems is not None)
         words: list[str] = []
         grams: list[str] = []
         for match in _RUN.finditer(folded):
             run = match.group()
             if match.lastgroup == "japanese":
-                words += self._lexicon.segment(run) if self._lexicon else _split_runs(run)
-            elif run not in STOP_WORDS:
+                if language == "zh":
+                    words += split_chinese(run)
+                else:
+                    words += self._lexicon.segment(run) if self._lexicon else _split_runs(run)
+            elif not run.isascii() and _HAS_HANGUL.search(run):
+                pairs, others = split_korean(run)
+                analyzed = [_analyze_latin(other) for other in others]
+                words += [*(word for word, _ in analyzed), *pairs]
+                grams += [gram for _, other_grams in analyzed for gram in other_grams]
+            elif stems is not None and run not in stop_words:
+                word, word_grams = _analyze_foreign(run, stems)
+                words.append(word)
+                grams += word_grams
+            elif run not in stop_words:
                 analyze = _analyze_cached if len(run) <= WORD_CHARACTERS_MAX else _analyze_latin
                 word, word_grams = analyze(run)
                 words.append(word)
                 grams += word_grams
+        if _OPERATOR_SIGN.search(folded):
+            grams += [name.translate(_OPERATORS) for name in _REVISION.findall(folded)]
         for run in _CJK_RUN.findall(folded):
             grams += [
                 a + b
@@ -112,6 +164,10 @@ class Tokenizer:
             ]
         return Terms([word for word in words if word], grams)
 
+    def list_spellings(self, text: str) -> list[Spelling]:
+        """Return the morphemes of a normalized text with their spellings, by the dictionary."""
+        return self._lexicon.list_spellings(text[:RUN_CHARACTERS_MAX]) if self._lexicon else []
+
 
 @lru_cache
 def get_tokenizer(dictionary: str) -> Tokenizer:
@@ -119,10 +175,13 @@ def get_tokenizer(dictionary: str) -> Tokenizer:
     return Tokenizer(dictionary=dictionary == "auto" and Dictionary is not None)
 
 
-def fold_text(text: str) -> str:
-    """Return the text without differences in width, case, Latin accents and digit grouping."""
+def fold_text(text: str, *, accents: bool = False) -> str:
+    """Return the text without differences in width, case, Latin accents and digit grouping.
+
+    `accents`: keep the accents.
+    """
     folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()
-    if not folded.isascii():
+    if not folded.isascii() and not accents:
         folded = _MARKS.sub("", _ACCENTED.sub(_strip_accent, folded)).replace("ς", "σ")
     if "," in folded:
         folded = _GROUPED.sub("", folded)
@@ -130,8 +189,16 @@ def fold_text(text: str) -> str:
 
 
 def detect_language(text: str) -> str:
-    """Return "ja" if the text contains a Japanese letter, otherwise "en"."""
+    """Return "ja" if the text contains a Japanese letter, otherwise "en"; a matter of script.
+
+    `languages.recognize_language` distinguishes more languages.
+    """
     return "ja" if _JAPANESE.search(text) else "en"
+
+
+def has_hangul(text: str) -> bool:
+    """Return whether a text contains a Korean syllable."""
+    return not text.isascii() and _HAS_HANGUL.search(text) is not None
 
 
 def compute_japanese_share(text: str) -> float:
@@ -179,6 +246,14 @@ class _Lexicon:
             for morpheme in self._get_tokenizer().tokenize(run[start : start + RUN_CHARACTERS_MAX])
         ]
 
+    def list_spellings(self, text: str) -> list[Spelling]:
+        """See `Tokenizer.list_spellings`."""
+        return [
+            Spelling(morpheme.begin(), morpheme.end(), word, usual)
+            for morpheme in self._get_tokenizer().tokenize(text)
+            for word, usual in [(self._look_up(morpheme), morpheme.normalized_form())]
+        ]
+
     def _look_up(self, morpheme: Any) -> str:
         """Return the word of a morpheme, cached: reading its fields is as slow as segmentation."""
         form = morpheme.dictionary_form()
@@ -201,7 +276,7 @@ class _Lexicon:
                         lambda pos: pos[0] not in _GRAMMAR and pos[1] not in _DEPENDENT
                     )
             self._local.tokenizer = self._dictionary.tokenizer(
-                mode=SplitMode.A, fields={"pos", "dictionary_form"}
+                mode=SplitMode.A, fields={"pos", "dictionary_form", "normalized_form"}
             )
         return self._local.tokenizer
 
@@ -236,7 +311,7 @@ def _split_kanji(run: str) -> list[str]:
 def _analyze_latin(run: str) -> tuple[str, tuple[str, ...]]:
     """Return the stem of a word, and its grams if it is ASCII."""
     word = (
-        _stem_word(run)
+        stem_word(run)
         if run.isascii() and 2 < len(run) <= WORD_CHARACTERS_MAX
         else run[:WORD_CHARACTERS_MAX]
     )
@@ -246,14 +321,25 @@ def _analyze_latin(run: str) -> tuple[str, tuple[str, ...]]:
 _analyze_cached = lru_cache(maxsize=WORDS_CACHED)(_analyze_latin)
 
 
+def _analyze_foreign(run: str, language: str) -> tuple[str, tuple[str, ...]]:
+    """Return the stem of a word of another language, and its grams, both without accents."""
+    if len(run) > WORD_CHARACTERS_MAX:
+        return _analyze_latin(fold_text(run))
+    return _analyze_foreign_cached(run, language)
+
+
+@lru_cache(maxsize=WORDS_CACHED)
+def _analyze_foreign_cached(run: str, language: str) -> tuple[str, tuple[str, ...]]:
+    word = fold_text(stem_word(run, language)) if len(run) > 2 else fold_text(run)
+    folded = fold_text(run)
+    return word, tuple(_split_grams(folded)) if folded.isascii() else ()
+
+
 def _split_grams(word: str) -> list[str]:
     return [word] if len(word) < 5 else [word[i : i + 4] for i in range(len(word) - 3)]
 
 
-_stemmer = Stemmer.Stemmer("english", 0)  # without its cache: `_analyze_latin` has one
-_stemmer_lock = threading.Lock()  # the stemmer is not thread-safe
-
-
-def _stem_word(word: str) -> str:
-    with _stemmer_lock:
-        return str(_stemmer.stemWord(word))
+_FOLDED_STOP_WORDS = {
+    language: STOP_WORDS.union(words.split(), fold_text(words).split())
+    for language, words in FOREIGN_STOP_WORDS.items()
+}

@@ -21,6 +21,8 @@ from tests.damage import change_page, find_pages, set_value
 from tests.records import build_intent, build_outcome
 from tests.rows import write
 
+pytestmark = pytest.mark.every_database
+
 PASSAGE = Passage(1, "d", "d.1", "Secret title", "Secret text.", (0, 12))
 
 _milliseconds = itertools.count(1)
@@ -104,6 +106,7 @@ async def test_turns_are_the_messages_and_answers_in_order(database: Database) -
     assert last == [Message("user", "c"), Message("assistant", "d")]
 
 
+@pytest.mark.sqlite
 async def test_queries_of_conversations_use_their_indexes(database: Database) -> None:
     """Neither a page nor a thread scans the log."""
     async with database.read_session() as session:
@@ -131,7 +134,7 @@ async def test_erasure_removes_all_texts_and_keeps_the_account(
 ) -> None:
     """No text of any row is left; numbers, totals and other conversations do not change."""
     first, kept = begin(idempotency_key="k", body_hash="0" * 64), begin(prompt="Kept?")
-    later = continue_(first, messages=[Message("user", "Secret")])
+    later = continue_(first, messages=[Message("user", "Secret")], searched_for="Secret?")
     await write(database, [end(first), end(later), build_outcome(kept)])
 
     await erase(database, first.id)
@@ -249,6 +252,7 @@ def change_type(file: Path, answer_id: str) -> None:
 LONG = "0123456789abcdef" * 2000
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("damage", [break_chain, make_undecodable, change_type])
 async def test_a_damaged_row_hides_no_other_conversation(
     database: Database, tmp_path: Path, damage: Callable[[Path, str], None]
@@ -274,6 +278,7 @@ async def test_a_damaged_row_hides_no_other_conversation(
     assert damaged.damage
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("damage", [break_chain, make_undecodable, change_type])
 async def test_a_conversation_continues_after_a_damaged_answer(
     database: Database, tmp_path: Path, damage: Callable[[Path, str], None]

@@ -22,6 +22,8 @@ from service.core.records import Outcome, Status, UsageSource
 from tests.records import build_intent, build_outcome
 from tests.rows import write
 
+pytestmark = pytest.mark.every_database
+
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
 
@@ -67,6 +69,7 @@ async def explain_queries(
         return ["; ".join(step[3] for step in steps) for steps in lines]
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("which", COMBINED, ids="+".join)
 @pytest.mark.parametrize(
     "window", [{}, {"since": START, "until": START + timedelta(hours=1)}], ids=["ever", "hour"]
@@ -120,7 +123,8 @@ async def compute_sums(database: Database) -> dict[str, int]:
             coalesce(sum(cached_tokens), 0) AS cached_tokens,
             coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens,
             coalesce(sum(cost_nano_usd), 0) AS cost_nano_usd,
-            coalesce(sum(cost_nano_usd IS NULL), 0) AS unpriced FROM request_logs"""
+            coalesce(sum(CASE WHEN cost_nano_usd IS NULL THEN 1 END), 0) AS unpriced
+            FROM request_logs"""
         return dict((await session.execute(sa.text(query))).mappings().one())
 
 
@@ -235,6 +239,7 @@ async def read_seconds(database: Database, which: LogFilter, cursor: str | None)
     return min(seconds)
 
 
+@pytest.mark.sqlite
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 async def test_pages_of_a_large_log_are_as_quick_as_of_a_small_one(database: Database) -> None:

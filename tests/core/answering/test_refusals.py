@@ -221,3 +221,22 @@ def test_uploads_of_others_do_not_change_a_refusal(
     own = [("me", text) for text in mine]
 
     assert run(own) == run([*(("other", text) for text in others), *own])
+
+
+async def test_answers_report_a_corrected_question(serve: Serve, fake: ProviderFake) -> None:
+    """`searched_for` is in `start`, the answer and its row; the model gets the prompt as it is."""
+    service = await serve(openai_base_url=fake.base_url, model="m", seeded=True)
+    question = "How many days of paid laeve are there per year?"
+    corrected = question.replace("laeve", "leave")
+
+    async with service.client.stream("POST", "/ai/stream", json={"prompt": question}) as response:
+        events = await collect(response)
+    await service.wait_idle()
+    row = (await service.client.get(f"/ai/logs/{events[-1].json['id']}")).json()
+    quoted = {"prompt": question, "model": "extractive"}
+    answer = (await service.client.post("/ai/test", json=quoted)).json()
+
+    assert events[0].json["searched_for"] == events[-1].json["searched_for"] == corrected
+    assert (row["searched_for"], row["prompt"]) == (corrected, question)
+    assert question in fake.calls[0].body["messages"][-1]["content"]
+    assert (answer["status"], answer["searched_for"]) == ("completed", corrected)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.core.database.engine import Database
+from service.core.database.engine import MIGRATIONS, Database
 from service.core.database.tables import api_keys, quota_totals
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
@@ -21,15 +21,19 @@ from service.core.search.service import SearchService
 from service.core.settings import Settings
 from tests.core.search.test_embeddings import Letters, embed_missing
 from tests.core.search.test_service import store_text
+from tests.postgres import PostgresServer
 from tests.records import build_outcome
 from tests.rows import write
 
 ROOT = Path(__file__).parents[3]
 
 
-def alembic(data_dir: Path, *arguments: str) -> str:
+def alembic(data_dir: Path, *arguments: str, url: str = "") -> str:
     """Run the alembic command line and return its output."""
     environment = {**os.environ, "KOTAE_DATA_DIR": str(data_dir)}
+    if url:
+        environment["KOTAE_DATABASE_URL"] = url
+        arguments = ("-n", "postgresql", *arguments)
     command = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments]
     result = subprocess.run(
         command, cwd=data_dir, env=environment, capture_output=True, text=True, check=False
@@ -65,6 +69,55 @@ def test_autogenerate_never_touches_a_foreign_table(tmp_path: Path) -> None:
     assert sqlite3.connect(tmp_path / "kotae.db").execute("SELECT * FROM invoices").fetchall() == [
         (1, "x")
     ]
+
+
+def test_both_databases_have_the_same_newest_revision() -> None:
+    """A migration has the same number and name for both, beginning with the baseline."""
+    sqlite, postgresql = (
+        sorted(path.name for path in (MIGRATIONS / folder).glob("0*.py"))
+        for folder in ("versions", "postgresql")
+    )
+    baseline = postgresql[0].partition("_")[0]
+
+    assert postgresql[1:] == [name for name in sqlite if name.partition("_")[0] > baseline]
+    assert baseline in {name.partition("_")[0] for name in sqlite}
+
+
+@pytest.mark.slow
+async def test_postgresql_has_the_declared_schema(postgres: PostgresServer, tmp_path: Path) -> None:
+    """Autogenerate finds nothing to do, and migrations never touch a foreign table."""
+    url = await postgres.create_database("template0")
+    name = url.partition("@/")[2].partition("?")[0]
+    await asyncio.to_thread(alembic, tmp_path, "upgrade", "head", url=url)
+    await postgres.execute("CREATE TABLE invoices AS SELECT 1 AS id", name)
+    output = await asyncio.to_thread(alembic, tmp_path, "check", url=url)
+    await asyncio.to_thread(alembic, tmp_path, "downgrade", "base", url=url)
+    database = Database(url)
+    async with database.read_session() as session:
+        tables = await session.run_sync(lambda c: sa.inspect(c).get_table_names())
+        routines = await session.execute(
+            sa.text("SELECT count(*) FROM pg_proc WHERE proname LIKE 'kotae_%'")
+        )
+        remaining = routines.scalar_one()
+    await database.close()
+    await postgres.drop_database(url)
+
+    assert "No new upgrade operations detected" in output
+    assert (sorted(tables), remaining) == (["alembic_version", "invoices"], 0)
+
+
+@pytest.mark.slow
+async def test_several_migrate_postgresql_at_once(postgres: PostgresServer) -> None:
+    """Concurrent migrations of processes that start together succeed."""
+    url = await postgres.create_database("template0")
+    databases = [Database(url) for _ in range(4)]
+    await asyncio.gather(*(database.migrate() for database in databases))
+    revision, newest = await databases[0].read_revision()
+    for database in databases:
+        await database.close()
+    await postgres.drop_database(url)
+
+    assert revision == newest
 
 
 async def test_downgrade_and_upgrade_with_data(database: Database) -> None:

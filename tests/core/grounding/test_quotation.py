@@ -107,3 +107,12 @@ def test_code_after_the_answer_is_quoted() -> None:
         f"Create a key for the server first. [1] It is a pair of files.\n\n{code}\n[1]"
     )
     assert "keygen" not in quote("Is the key for the server a pair?", text)
+
+
+def test_a_heading_that_answers_is_quoted() -> None:
+    """The date in the heading of a list of changes precedes the sentence below it."""
+    text = "### 2022-09-05 (version 3.39)\n\nThe cache is released at once.\n\n### Next\n\nMore."
+    assert quote("When was version 3.39 released?", text) == (
+        "2022-09-05 (version 3.39): The cache is released at once. [1]"
+    )
+    assert quote("What is released at once?", text) == "The cache is released at once. [1]"

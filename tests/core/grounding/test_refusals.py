@@ -51,13 +51,40 @@ QUESTIONS = [
 ]
 
 
+FOREIGN_GREETINGS = {
+    "Hallo!": "Hallo!",
+    "Guten Tag": "Hallo!",
+    "Bonjour, ça va ?": "Bonjour !",
+    "¡Hola! ¿Qué tal?": "¡Hola!",
+    "Buongiorno": "Salve!",
+    "Olá, tudo bem?": "Olá!",
+    "Goedemorgen": "Hallo!",
+    "你好！": "你好！",
+    "안녕하세요": "안녕하세요!",
+}
+FOREIGN_QUESTIONS = [
+    "Hallo, wann öffnen Sie?",
+    "Merci de me dire le prix",
+    "Hola, ¿cuánto cuesta?",
+    "你好，怎么退货？",
+    "안녕하세요, 반품은 어떻게 하나요?",
+]
+
+
+@pytest.mark.parametrize(("prompt", "reply"), FOREIGN_GREETINGS.items())
+def test_a_greeting_is_answered_in_its_language(prompt: str, reply: str) -> None:
+    """The reply begins with a greeting in the language of the prompt."""
+    assert compose_reply(PromptKind.GREETING, prompt, [], 0).startswith(reply)
+
+
 @pytest.mark.parametrize(
     ("prompt", "kind"),
     [
         *((prompt, PromptKind.GREETING) for prompt in GREETINGS),
         *((prompt, PromptKind.THANKS) for prompt in THANKS),
         *((prompt, PromptKind.COLLECTION) for prompt in COLLECTION),
-        *((prompt, None) for prompt in QUESTIONS),
+        *((prompt, PromptKind.GREETING) for prompt in FOREIGN_GREETINGS),
+        *((prompt, None) for prompt in (*QUESTIONS, *FOREIGN_QUESTIONS)),
     ],
 )
 def test_only_prompts_that_are_nothing_else_are_classified(
@@ -97,6 +124,9 @@ def test_the_list_of_documents_is_bounded_and_in_the_language_of_the_question() 
         ("なぜ？", ["nginx"], "「nginx」は文書にありません。"),
         ("なぜ？", ["甲", "乙"], "「甲」と「乙」は文書にありません。"),
         ("Why?", [], ""),
+        ("Wie geht das?", ["nginx", "X"], " Die Dokumente erwähnen nginx oder X nicht."),
+        ("怎么安装？", ["nginx"], "文档中没有提到“nginx”。"),
+        ("어떻게 설치하나요?", ["nginx"], " 문서에는 ‘nginx’에 대한 내용이 없습니다."),
     ],
 )
 def test_a_refusal_names_the_missing_words(prompt: str, missing: list[str], suffix: str) -> None:

@@ -21,6 +21,8 @@ from tests.core.quota.test_local import Clock, create_quota, user
 from tests.damage import drop_not_null
 from tests.records import build_intent, build_outcome
 
+pytestmark = pytest.mark.every_database
+
 NOON = datetime(2027, 3, 31, 12, 0, 5, tzinfo=UTC)
 
 
@@ -125,6 +127,7 @@ async def test_usage_before_the_start_counts_after_a_jump_back(database: Databas
     await quota.hold("the rest", subjects, tokens=30, nano_usd=None)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -157,6 +160,7 @@ async def test_a_damaged_total_does_not_hide_others(
     assert database.damage is not None
 
 
+@pytest.mark.sqlite
 async def test_damaged_totals_are_reported_with_the_others(database: Database) -> None:
     """Totals by day are listed although a key cannot be decoded and a count is no number."""
     for model in ("m1", "m2"):

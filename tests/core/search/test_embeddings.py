@@ -19,6 +19,8 @@ from service.core.search.service import SearchService
 from service.core.settings import Settings
 from tests.fakes.connection import count_letters
 
+pytestmark = pytest.mark.every_database
+
 SETTINGS = Settings(_env_file=None)
 TEXTS = [
     "The lighthouse keeper polishes the lens.",

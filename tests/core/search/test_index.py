@@ -20,6 +20,8 @@ from service.core.settings import Settings
 from service.core.text.tokenizer import get_tokenizer
 from tests.core.search.test_service import search, store_text
 
+pytestmark = pytest.mark.every_database
+
 SETTINGS = Settings(_env_file=None)
 OWN, ALL = Visibility("u", None), Visibility(None, None)
 
@@ -102,6 +104,7 @@ async def test_changes_in_any_order_leave_no_ghost(
         await library.delete_document(database, document_id, user_id="u")
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("newer", [0, 2])
 async def test_a_restored_backup_clears_the_caches(
     database: Database, tmp_path: Path, newer: int

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from typing import TypeVar
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -30,6 +31,8 @@ from service.core.search.results import SearchResults
 from service.core.search.service import SEARCHES_AT_ONCE, SearchService
 from service.core.settings import Settings
 from service.core.text.tokenizer import get_tokenizer
+
+pytestmark = pytest.mark.every_database
 
 SETTINGS = Settings(_env_file=None)
 
@@ -391,17 +394,45 @@ async def test_an_email_is_answered_like_its_question(database: Database, mail: 
     assert not (await search(database, mail.format(refused))).answerable
 
 
+async def test_a_misspelled_question_is_answered(database: Database) -> None:
+    """A question with a typing error is searched with the spelling of the documents."""
+    await store_text(database, "The ferry to the lighthouse departs at nine. It carries parcels.")
+    results = await search(database, "When does the ferrry to the lighthuose depart?")
+    assert results.answerable
+    assert results.searched_for == "When does the ferry to the lighthouse depart?"
+
+
+async def test_a_correct_question_is_not_reported(database: Database) -> None:
+    """Without a correction there is no `searched_for`."""
+    await store_text(database, "The ferry to the lighthouse departs at nine.")
+    results = await search(database, "When does the ferry depart?")
+    assert results.searched_for is msgspec.UNSET
+
+
+async def test_deleted_words_correct_nothing(database: Database) -> None:
+    """A word of a deleted document is not the correction of another."""
+    document_id = await store_text(database, "The lighthouses are white.")
+    await store_text(database, "The lighthouse is red. The harbour is blue.")
+    service = SearchService(database, SETTINGS)
+    question = "lighthuoses"
+    before = await service.search(question, user_id="u", limit=5)
+    await library.delete_document(database, document_id, user_id=None)
+    after = await service.search(question, user_id="u", limit=5)
+    assert (before.searched_for, after.searched_for) == ("lighthouses", "lighthouse")
+
+
 async def test_a_failing_database_is_unavailable(
     database: Database,
 ) -> None:
     """A search raises only `DatabaseUnavailable`, and the next one succeeds."""
     await store_text(database, "Otters sleep in kelp.")
     service = SearchService(database, SETTINGS)
-    for name, back in (("chunk_terms", "elsewhere"), ("elsewhere", "chunk_terms")):
+    index = {"sqlite": "chunk_terms", "postgresql": "postings"}[database.dialect]
+    for name, back in ((index, "elsewhere"), ("elsewhere", index)):
         async with database.transaction() as session:
             await session.exec_driver_sql(f"ALTER TABLE {name} RENAME TO {back}")
         if back == "elsewhere":
-            with pytest.raises(DatabaseUnavailable, match="chunk_terms"):
+            with pytest.raises(DatabaseUnavailable, match=index):
                 await service.search("Where do otters sleep?", user_id="u", limit=5)
     assert (await service.search("Where do otters sleep?", user_id="u", limit=5)).answerable
 
@@ -528,6 +559,7 @@ async def test_one_search_computes_at_a_time(database: Database) -> None:
     assert counting.running_max == SEARCHES_AT_ONCE == 1
 
 
+@pytest.mark.sqlite
 @pytest.mark.slow
 async def test_a_search_of_all_owners_does_not_delay_others(database: Database) -> None:
     """A user's search does not wait for an admin's, which reads the documents of 400 users."""

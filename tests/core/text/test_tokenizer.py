@@ -65,7 +65,7 @@ def test_without_the_package_runs_are_used(monkeypatch: pytest.MonkeyPatch) -> N
         ("The café's Crème brûlée", ["cafe", "creme", "brule"]),
         ("これはひらがなだけです", []),
         ("what is it?", []),
-        ("한국어 привет", ["한국어", "привет"]),
+        ("한국어 привет", ["한국", "국어", "привет"]),
         ("OPENAI_API_KEY", ["openai", "api", "key"]),
     ],
 )
@@ -157,3 +157,15 @@ def test_long_words_are_not_kept_in_memory() -> None:
         tracemalloc.stop()
 
     assert kept < 100_000
+
+
+@pytest.mark.parametrize(("text", "other"), [("HEAD~3", "HEAD^3"), ("C++", "C#"), ("a~1", "a~2")])
+def test_operators_of_identifiers_are_terms(text: str, other: str) -> None:
+    """Identifiers that differ in an operator have different terms."""
+    assert terms(text).words == terms(other).words or text == "a~1"
+    assert terms(text).grams != terms(other).grams
+
+
+def test_ranges_and_formulas_have_no_operators() -> None:
+    """A tilde between numbers, and a caret after one, are punctuation."""
+    assert terms("10時～12時 and 5^2").grams == terms("10時 12時 and 5 2").grams

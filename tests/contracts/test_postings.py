@@ -1,4 +1,4 @@
-"""Posting lists of FTS5: frequencies, weights and order."""
+"""Contract of `IndexReader`, on both databases: frequencies, weights and order of postings."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,16 +10,19 @@ import sqlalchemy as sa
 from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
-from service.core.search.postings.fts5 import (
+from service.core.search.postings.cached import (
     SCOPES_AT_ONCE,
     SCOPES_CACHED,
-    Fts5Postings,
+    CachedPostings,
     IndexScope,
     PostingCache,
 )
+from service.core.search.postings.fts5 import Fts5Reader
+from service.core.search.postings.postgres import PostgresReader
 from service.core.search.ranking import Term
 from service.core.settings import Settings
 
+pytestmark = pytest.mark.every_database
 T = TypeVar("T")
 TEXTS = (
     "A lantern.",
@@ -41,7 +44,7 @@ async def indexed(database: Database) -> Database:
 
 async def read(
     database: Database,
-    read_postings: Callable[[Fts5Postings], T],
+    read_postings: Callable[[CachedPostings], T],
     cache: PostingCache | None = None,
     *,
     users: str = "u",
@@ -50,19 +53,20 @@ async def read(
     """Read from the posting lists of the scopes of these users."""
 
     def run(connection: sa.Connection) -> T:
-        execute = connection.connection.cursor().execute
-        rows = execute(
-            "SELECT id, version, chunks, terms FROM index_scopes WHERE instr(?, user_id)", (users,)
+        reader = (
+            PostgresReader(connection)
+            if database.dialect == "postgresql"
+            else Fts5Reader(connection.connection.cursor())
         )
-        scopes = [IndexScope(*row) for row in rows]
+        scopes = [scope for user in users for scope in reader.read_scopes(user) if scope.chunks]
         if version is not None:
             scopes = [msgspec.structs.replace(scope, version=version) for scope in scopes]
-        return read_postings(Fts5Postings(execute, cache or PostingCache(), scopes))
+        return read_postings(CachedPostings(reader, cache or PostingCache(), scopes))
 
     return await database.run_blocking_read(run)
 
 
-def read_harbour(postings: Fts5Postings) -> dict[Term, int]:
+def read_harbour(postings: CachedPostings) -> dict[Term, int]:
     """Read the frequency of a word."""
     return postings.read_frequencies([("words", "harbour")])
 
@@ -99,6 +103,7 @@ async def test_matches_are_ordered_by_bm25(indexed: Database) -> None:
     ]
 
 
+@pytest.mark.sqlite
 async def test_matches_have_the_order_of_fts5(indexed: Database) -> None:
     """For one scope the order is that of FTS5's own `bm25`, with k1 = 1.2 / 2."""
     words = {"lantern": 3, "old": 2, "tower": 1}
@@ -131,7 +136,7 @@ async def test_scopes_have_their_own_postings(indexed: Database) -> None:
         indexed, Settings(_env_file=None), ChunkWorkers(), new, user_id="v"
     )
 
-    def find(postings: Fts5Postings) -> tuple[int, list[int], list[int]]:
+    def find(postings: CachedPostings) -> tuple[int, list[int], list[int]]:
         word = ("words", "lantern")
         frequency = postings.read_frequencies([word])[word]
         ids, _ = postings.read_weighted({word: 1})
@@ -169,14 +174,14 @@ async def test_many_scopes_are_read_with_pauses_and_without_the_cache(indexed: D
     cache = PostingCache()
     pauses: list[None] = []
 
-    def find(postings: Fts5Postings) -> tuple[dict[Term, int], list[int], list[int]]:
+    def find(postings: CachedPostings) -> tuple[dict[Term, int], list[int], list[int]]:
         frequencies = postings.read_frequencies(terms)
         ids, _ = postings.read_weighted(dict.fromkeys(terms, 1.0))
         return frequencies, ids.tolist(), postings.find_matches(words, None)
 
-    def find_among_others(postings: Fts5Postings) -> tuple[dict[Term, int], list[int], list[int]]:
+    def find_among_others(postings: CachedPostings) -> tuple[dict[Term, int], list[int], list[int]]:
         scopes = [*others, *postings._scopes]
-        return find(Fts5Postings(postings._execute, cache, scopes, lambda: pauses.append(None)))
+        return find(CachedPostings(postings._reader, cache, scopes, lambda: pauses.append(None)))
 
     assert await read(indexed, find_among_others) == await read(indexed, find)
     assert (cache.frequencies.size, cache.postings.size) == (0, 0)

@@ -1,0 +1,149 @@
+"""The index in PostgreSQL: rows of token, first chunk, and the chunks of one document with it.
+
+Triggers write them (`alembic/postgresql`), as they do for FTS5: an id for each occurrence. So the
+posting list of a token is that of its rows together. `chunks.words` and `grams` give the lengths.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from service.core.search.bm25 import Ids, build_ids, find_distinct
+from service.core.search.postings.cached import MARKS, IndexScope
+from service.core.search.ranking import StoredChunk
+
+
+class PostgresReader:
+    """See `IndexReader`."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def read_scopes(self, user_id: str | None) -> list[IndexScope]:
+        """See `IndexReader.read_scopes`."""
+        rows = (
+            self._execute(_ALL_SCOPES)
+            if user_id is None
+            else self._execute(_SCOPES, user_id=user_id)
+        )
+        return [IndexScope(*row) for row in rows]
+
+    def read_frequencies(self, tokens: Sequence[str]) -> dict[str, int]:
+        """See `IndexReader.read_frequencies`."""
+        return {row[0]: row[1] for row in self._execute(_FREQUENCIES, tokens=list(tokens))}
+
+    def read_postings(self, tokens: Sequence[str]) -> list[Ids]:
+        """See `IndexReader.read_postings`."""
+        return [find_distinct(ids) for ids in self.read_occurrences(tokens)]
+
+    def read_occurrences(self, tokens: Sequence[str]) -> list[Ids]:
+        """See `IndexReader.read_occurrences`."""
+        lists: defaultdict[str, list[int]] = defaultdict(list)
+        for token, ids in self._execute(_OCCURRENCES, tokens=list(tokens)):
+            lists[token] += ids
+        return [build_ids(lists[token]) for token in tokens]
+
+    def read_lengths(self, ids: Sequence[int]) -> list[int]:
+        """See `IndexReader.read_lengths`."""
+        return [row[0] for row in self._execute(_LENGTHS, ids=list(ids))]
+
+    def read_terms(self, ids: Sequence[int]) -> Sequence[tuple[int, str, str]]:
+        """See `IndexReader.read_terms`."""
+        return [(row[0], row[1], row[2]) for row in self._execute(_TERMS, ids=list(ids))]
+
+    def read_stored(self, ids: Sequence[int]) -> dict[int, StoredChunk]:
+        """See `IndexReader.read_stored`."""
+        rows = self._execute(_STORED, ids=list(ids))
+        return {id_: StoredChunk(*row) for id_, *row in rows}
+
+    def contains_phrase(self, tokens: Sequence[str]) -> bool:
+        """See `IndexReader.contains_phrase`. The chunks with the rarest word are read."""
+        rarest = min(self.read_postings(tokens), key=len)
+        words = " ".join(token.partition(MARKS["words"])[2] for token in tokens)
+        return bool(self._execute(_PHRASE, ids=rarest.tolist(), phrase=f" {words} "))
+
+    def list_chunks(self, scope: int) -> list[int]:
+        """See `IndexReader.list_chunks`."""
+        return [id_ for (id_,) in self._execute(_SCOPE_CHUNKS, scope=scope)]
+
+    def read_texts(self, ids: list[int]) -> list[tuple[int, str, str, str]]:
+        """See `IndexReader.read_texts`."""
+        return [(row[0], row[1], row[2], row[3]) for row in self._execute(_TEXTS, ids=ids)]
+
+    def read_dates(self, documents: Sequence[str]) -> dict[str, str]:
+        """See `IndexReader.read_dates`."""
+        rows = self._execute(_DATES, documents=list(documents))
+        return {id_: str(date) for id_, date in rows}
+
+    def read_vectors(self, scope: int, model: str, length: int) -> Sequence[tuple[int, bytes]]:
+        """See `IndexReader.read_vectors`."""
+        rows = self._execute(_VECTORS, scope=scope, model=model, length=length)
+        return [(row[0], row[1]) for row in rows]
+
+    def select_within(self, ids: Sequence[int], documents: Sequence[str]) -> set[int]:
+        """See `IndexReader.select_within`."""
+        rows = self._execute(_WITHIN, ids=list(ids), documents=list(documents))
+        return {row[0] for row in rows}
+
+    def _execute(self, statement: sa.TextClause, **values: Any) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in self._connection.execute(statement, values)]
+
+
+def _prepare(text: str) -> sa.TextClause:
+    """A statement with the types of its parameters."""
+    types: dict[str, Any] = {
+        "tokens": sa.ARRAY(sa.Text),
+        "documents": sa.ARRAY(sa.Text),
+        "ids": sa.ARRAY(sa.BigInteger),
+    }
+    bound = [sa.bindparam(name, type_=kind) for name, kind in types.items() if f":{name}" in text]
+    return sa.text(text).bindparams(*bound)
+
+
+_ALL_SCOPES = _prepare("SELECT id, version, chunks, terms, vectors FROM index_scopes")
+_SCOPES = _prepare(
+    """
+    SELECT id, version, chunks, terms, vectors FROM index_scopes
+    WHERE id = 0 OR user_id = :user_id
+    """
+)
+_FREQUENCIES = _prepare(
+    "SELECT token, sum(chunks) FROM postings WHERE token = ANY(:tokens) GROUP BY token"
+)
+_OCCURRENCES = _prepare(
+    "SELECT token, ids FROM postings WHERE token = ANY(:tokens) ORDER BY token, first"
+)
+_LENGTHS = _prepare(
+    "SELECT kotae_count_terms(words, grams) FROM chunks WHERE id = ANY(:ids) ORDER BY id"
+)
+_TERMS = _prepare("SELECT id, words, grams FROM chunks WHERE id = ANY(:ids)")
+_STORED = _prepare(
+    """
+    SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page
+    FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id = ANY(:ids)
+    """
+)
+_PHRASE = _prepare(
+    """
+    SELECT 1 FROM chunks WHERE id = ANY(:ids)
+    AND strpos(' ' || words || ' ', CAST(:phrase AS TEXT)) > 0 LIMIT 1
+    """
+)
+_SCOPE_CHUNKS = _prepare("SELECT id FROM chunks WHERE scope = :scope")
+_TEXTS = _prepare(
+    """
+    SELECT c.id, d.title, c.text, c.words
+    FROM chunks AS c JOIN documents AS d ON d.id = c.document_id WHERE c.id = ANY(:ids)
+    """
+)
+_DATES = _prepare("SELECT id, date FROM documents WHERE id = ANY(:documents) AND date IS NOT NULL")
+_VECTORS = _prepare(
+    """
+    SELECT chunks.id, vectors.vector FROM chunks JOIN vectors USING (scope, content_hash)
+    WHERE scope = :scope AND vectors.model = :model AND octet_length(vectors.vector) = :length
+    ORDER BY chunks.id
+    """
+)
+_WITHIN = _prepare("SELECT id FROM chunks WHERE id = ANY(:ids) AND document_id = ANY(:documents)")
