@@ -32,7 +32,7 @@ def test_names_in_cp932_are_decoded() -> None:
     assert ArchiveBudget(1, 1).list_files(open_zip(data))[0][0] == "保証.txt"
 
 
-@pytest.mark.parametrize("data", [b"text", build_docx("")])
+@pytest.mark.parametrize("data", [b"text", build_docx("")], ids=["text", "docx"])
 def test_other_files_are_no_archives(data: bytes) -> None:
     """Office documents are zip archives as well."""
     assert open_archive(io.BytesIO(data)) is None

@@ -21,7 +21,11 @@ def declare_size(data: bytes, name: bytes, size: int) -> bytes:
     return data[: entry + 24] + size.to_bytes(4, "little") + data[entry + 28 :]
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", build_zip({"a": "b"})[:-10], b"x" * 100])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"PK\x03\x04", build_zip({"a": "b"})[:-10], b"x" * 100],
+    ids=["empty", "signature", "cut", "letters"],
+)
 def test_a_damaged_archive_is_rejected(data: bytes) -> None:
     """Before anything is read."""
     with pytest.raises(FileUnreadable, match="damaged or incomplete"):

@@ -21,7 +21,11 @@ def test_a_slide_is_a_page() -> None:
     )
 
 
-@pytest.mark.parametrize("data", [build_pptx([]), build_pptx([["", ""]]), build_zip({"a": "b"})])
+@pytest.mark.parametrize(
+    "data",
+    [build_pptx([]), build_pptx([["", ""]]), build_zip({"a": "b"})],
+    ids=["no slides", "no text", "no presentation"],
+)
 def test_a_presentation_without_text_is_rejected(data: bytes) -> None:
     """It has no slides, or only pictures."""
     with pytest.raises(FileUnreadable):
