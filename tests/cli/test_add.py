@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, KotaeError
 from service.core.limits import ServiceLimits
 from tests.command import command, run
 from tests.conftest import Serve, Service
@@ -165,5 +165,5 @@ async def test_a_dry_run_changes_nothing(serve: Serve, folder: Path) -> None:
 async def test_a_missing_path_is_one_line(serve: Serve, arguments: tuple[str, ...]) -> None:
     """Nothing is uploaded."""
     service = await serve()
-    with pytest.raises(InvalidRequest, match="/nowhere"):
+    with pytest.raises(KotaeError, match="/nowhere"):
         await add(service, *arguments)

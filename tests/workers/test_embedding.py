@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -16,12 +17,11 @@ from tests.fakes.provider import ProviderFake
 
 
 async def wait_filled(service: Service, texts: int) -> dict[str, Any]:
-    """Wait until `texts` texts have a vector according to /health/ready."""
+    """Wait until `texts` texts have a vector, and return the statistics in /health/ready."""
+    worker = service.services.workers["embedding"]
     async with asyncio.timeout(20):
         while True:
-            results: dict[str, Any] = (await service.client.get("/health/ready")).json()[
-                "embedding"
-            ]
+            results: dict[str, Any] = msgspec.to_builtins(worker.statistics())
             if results["state"] == "done" and results["texts"] == results["done"] == texts:
                 return results
             await asyncio.sleep(0.01)
