@@ -511,6 +511,7 @@ class World(RuleBasedStateMachine):
         metadata.create_all(engine)
         with engine.connect() as connection:
             session: Any = SimpleNamespace(
+                dialect=connection.dialect,
                 execute=partial(_at_once, connection.execute),
                 run_sync=lambda read, *args: _at_once(read, connection, *args),
             )

@@ -104,6 +104,7 @@ class EmbeddingStore:
             sa.select(distinct.c.scope, sa.func.count(), sa.func.count(vectors.c.scope))
             .select_from(distinct.outerjoin(vectors, self._matches(distinct)))
             .group_by(distinct.c.scope)
+            .order_by(distinct.c.scope)
         )
         async with self._database.read_session() as session:
             return [ScopeProgress(*row) for row in await session.execute(query)]
