@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from service.core.errors import KotaeError
 from service.http_server.connections import HttpLimits
 
+JOINED_BYTES_MAX = 16_384  # of a body that is written together with the head
 _BODILESS = (204, 304)
 
 
@@ -148,9 +149,15 @@ class HttpExchange(RequestResponseCycle):
             asyncio.get_running_loop().call_soon(self._write, b"")
 
     def _write(self, data: bytes) -> None:
-        """Write data, with the head in the same system call if that was not written yet."""
-        if self._head:
-            data, self._head = self._head + data, b""
+        """Write data, with the head in the same system call if that was not written yet.
+
+        Larger data is not copied: many connections may wait to send the same file.
+        """
+        head, self._head = self._head, b""
+        if len(data) <= JOINED_BYTES_MAX:
+            data = head + data
+        elif head:
+            self.transport.write(head)
         if data:
             self.transport.write(data)
 
