@@ -25,7 +25,8 @@ from tests.process import ServiceProcess
 
 QUIET_SECONDS = 1.5
 PAUSE_SECONDS = 0.005
-DELAY_MAX = 0.05  # of the 99th percentile
+# Of the 99th percentile: in seconds, or on slow machines as a multiple of that without an attack.
+DELAY_MAX, DELAYS_MAX = 0.05, 20
 QUESTION = json.dumps({"prompt": "How many days?", "grounded": False})
 MEGABYTE = 1_000_000
 
@@ -92,14 +93,22 @@ class Report:
         return self.memory_peak - self.memory_before
 
     @property
+    def quiet_latency(self) -> float:
+        """The other client's 99th percentile of latency without the attack."""
+        return max(percentile(latencies, 0.99) for latencies in self.quiet)
+
+    @property
     def delay(self) -> float:
         """The increase of the other client's 99th percentile of latency."""
-        return percentile(self.attacked, 0.99) - max(
-            percentile(latencies, 0.99) for latencies in self.quiet
-        )
+        return percentile(self.attacked, 0.99) - self.quiet_latency
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether the other client was delayed more than a machine of this speed explains."""
+        return self.delay >= max(DELAY_MAX, DELAYS_MAX * self.quiet_latency)
 
     def __str__(self) -> str:
-        quiet = max(percentile(latencies, 0.99) for latencies in self.quiet)
+        quiet = self.quiet_latency
         return (
             f"memory {self.memory_before / MEGABYTE:.0f} to {self.memory_peak / MEGABYTE:.0f} MB, "
             f"p99 {quiet * 1000:.1f} to {(quiet + self.delay) * 1000:.1f} ms "
@@ -112,7 +121,7 @@ class Report:
         """Assert that neither the service nor its other client was affected."""
         assert not self.failures, f"{self.failures}; {self}"
         assert self.memory_growth < megabytes_max * MEGABYTE, str(self)
-        assert self.delay < DELAY_MAX, str(self)
+        assert not self.is_delayed, str(self)
 
 
 async def attack(service: ServiceProcess, program: str, **options: Any) -> Report:
@@ -120,7 +129,7 @@ async def attack(service: ServiceProcess, program: str, **options: Any) -> Repor
     report = await measure(service, program, **options)
     for _ in range(2):
         print(report)
-        if report.delay < DELAY_MAX:
+        if not report.is_delayed:
             break
         report = min(
             report, await measure(service, program, **options), key=lambda measured: measured.delay
