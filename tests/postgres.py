@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -92,6 +92,9 @@ class PostgresServer:
 def run_as_server(command: list[str]) -> None:
     """Run a program as a user that PostgreSQL accepts."""
     user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+    rights: dict[str, Any] = (
+        {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
+    )
     subprocess.run(
         command,
         check=True,
@@ -99,7 +102,7 @@ def run_as_server(command: list[str]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        **({"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}),
+        **rights,
     )
 
 

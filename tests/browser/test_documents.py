@@ -395,8 +395,8 @@ async def test_examples_come_from_headings(open_page: Open, service: Service) ->
     )
     await examples.nth(2).click()
     await visit.wait_state("completed")
-    title = visit.page.locator("#current .source .title").first  # folded: the fake cites nothing
-    assert await title.text_content() == "kettles.md"
+    source = visit.page.locator("#current .source .title").first  # folded: the fake cites nothing
+    assert await source.text_content() == "kettles.md"
     await visit.page.reload()
     await expect(examples).to_have_count(3)
     assert await examples.first.inner_text() == "How do I return a kettle?"

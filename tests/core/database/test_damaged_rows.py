@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from service.core.database.constructs import as_text, read_as_bytes
 from service.core.database.damaged_rows import (
-    as_text,
     iterate_rows,
-    read_as_bytes,
     read_rows,
     read_stored_values,
     sum_integers,

@@ -115,9 +115,12 @@ pool_mode = {mode}
     for parent in folder.parents:
         if parent.owner() == "root" and str(parent).startswith("/tmp/"):
             parent.chmod(0o755)
-    user = {"user": "nobody", "group": "nogroup"} if Path.home() == Path("/root") else {}
+    user = "nobody" if Path.home() == Path("/root") else None
     process = subprocess.Popen(
-        [program, folder / "pgbouncer.ini"], stderr=subprocess.DEVNULL, **user
+        [program, str(folder / "pgbouncer.ini")],
+        stderr=subprocess.DEVNULL,
+        user=user,
+        group="nogroup" if user else None,
     )
     try:
         yield f"postgresql://kotae@127.0.0.1:{port}/postgres"

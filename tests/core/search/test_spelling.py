@@ -1,6 +1,7 @@
 """Corrections of words that no document contains."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -111,6 +112,11 @@ def test_edits_are_symmetric(word: str, other: str) -> None:
     assert (cost == 0) is (word == other)
 
 
+def list_word(word: str, _: list[int]) -> list[tuple[int, str, str, str]]:
+    """One chunk with one word."""
+    return [(1, "", word, "")]
+
+
 @given(st.text("abcdefgh", min_size=4, max_size=9), st.data())
 def test_signatures_reject_no_near_word(word: str, data: st.DataObject) -> None:
     """Every word within one edit passes the signatures of the vocabulary."""
@@ -119,7 +125,7 @@ def test_signatures_reject_no_near_word(word: str, data: st.DataObject) -> None:
     swapped = word[:at] + word[at : at + 2][::-1] + word[at + 2 :]
     for other in (word[:at] + letter + word[at:], word[:at] + letter + word[at + 1 :], swapped):
         vocabulary = Vocabulary()
-        vocabulary.update([1], lambda _, other=other: [(1, "", other, "")])
+        vocabulary.update([1], partial(list_word, other))
         assert [found[0] for found in vocabulary.find_near(word, 1)] == [other]
 
 

@@ -1,5 +1,6 @@
 """Near duplicates among the hits."""
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import msgspec
@@ -70,9 +71,14 @@ def test_a_year_in_the_title_is_the_date() -> None:
     assert [hit.date for hit in ordered] == ["2024", "2023"]
 
 
+def refuse_dates(ids: Sequence[str]) -> dict[str, str]:
+    """Fail: no dates should be read."""
+    raise AssertionError(ids)
+
+
 def test_dates_are_read_of_versions_only() -> None:
     """A search without versions reads no dates."""
-    order_versions([make_hit("d1", "Menu", "Soup.")], "Soup?", lambda ids: {}[ids[0]])
+    order_versions([make_hit("d1", "Menu", "Soup.")], "Soup?", refuse_dates)
 
 
 def test_a_named_version_is_not_replaced() -> None:
