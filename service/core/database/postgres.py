@@ -59,12 +59,13 @@ def explain_error(error: BaseException) -> str | None:
     if state is not None:
         is_mistake = state[:2] in MISTAKES and state not in NOT_MISTAKES
         return None if is_mistake else str(cause)
-    driver_error = cause if isinstance(cause, asyncpg.InterfaceError) else _get_cause(cause)
+    client_errors = asyncpg.InterfaceError | asyncpg.InternalClientError
+    driver_error = cause if isinstance(cause, client_errors) else _get_cause(cause)
     # A value that cannot be encoded is both.
     if isinstance(driver_error, ValueError | TypeError):
         return None
-    driver_errors = asyncpg.InterfaceError | asyncpg.InternalClientError | asyncpg.PostgresError
-    return str(cause) if isinstance(driver_error, driver_errors) else None
+    is_explained = isinstance(driver_error, client_errors | asyncpg.PostgresError)
+    return str(cause) if is_explained else None
 
 
 def _get_cause(error: BaseException | None) -> BaseException | None:
