@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
@@ -30,11 +30,11 @@ from service.api.schemas import (
     schema_ref,
 )
 from service.api.sse import create_stream_response
+from service.api.waiting import wait_done, wait_finished
 from service.core.answering.answers import (
     ATTACH_SECONDS,
     AnswerRequest,
     StartedAnswer,
-    Stream,
     parse_event_id,
 )
 from service.core.auth.principals import Principal, Role
@@ -408,41 +408,6 @@ def _parse_position(answer_id: str, last_event_id: str | None) -> int:
     return position[1]
 
 
-async def wait_finished(request: Request, stream: Stream) -> None:
-    """Wait until the answer has ended or the client has disconnected."""
-    wake = request.scope["kotae.wake"]
-    with stream.attach_reader():
-        stream.add_finish_callback(wake)
-        try:
-            while stream.outcome is None and await _is_connected(request):
-                pass
-        finally:
-            stream.remove_finish_callback(wake)
-
-
-async def wait_output(request: Request, stream: Stream, seconds: float) -> bool:
-    """Wait for the first chunk, the end, or this time. False if the client has disconnected."""
-    loop, wake = asyncio.get_running_loop(), request.scope["kotae.wake"]
-    end = loop.time() + seconds
-    timer = loop.call_at(end, wake)
-    stream.add_output_callback(wake)
-    try:
-        while not stream.has_output and loop.time() < end:
-            if not await _is_connected(request):
-                return False
-    finally:
-        timer.cancel()
-        stream.remove_output_callback(wake)
-    return True
-
-
-async def _is_connected(request: Request) -> bool:
-    """Wait for `kotae.wake` (true) or the client's disconnect (false)."""
-    message = await request.receive()
-    disconnected: bool = message["type"] == "http.disconnect"
-    return not disconnected
-
-
 async def begin_answer(
     answer_request: AnswerRequest, key: str | None, services: Services
 ) -> StartedAnswer:
@@ -463,7 +428,7 @@ async def begin_while_connected(
         return await begin_answer(answer_request, key, services)
     beginning = asyncio.create_task(begin_answer(answer_request, key, services), name="begin")
     try:
-        await wait_done(request, beginning)
+        await wait_done(request.scope, request.receive, beginning)
         if beginning.done():
             return beginning.result()
     finally:
@@ -471,14 +436,6 @@ async def begin_while_connected(
     with suppress(asyncio.CancelledError, KotaeError):
         await beginning
     return None
-
-
-async def wait_done(request: Request, task: asyncio.Task[Any]) -> None:
-    """Wait until the task is done or the client has disconnected."""
-    wake = request.scope["kotae.wake"]
-    task.add_done_callback(lambda _: wake())
-    while not task.done() and await _is_connected(request):
-        pass
 
 
 def build_quota_headers(answer_request: AnswerRequest, services: Services) -> dict[str, str]:

@@ -137,8 +137,7 @@ AnyQueryAskPrincipal = Annotated[
 LogsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.LOGS))]
 DocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.DOCUMENTS))]
 KeysPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.KEYS))]
-MetricsPrincipal = Annotated[
-    Principal, Depends(require_role(Role.ADMIN, Scope.LOGS, any_query=True))
-]
+require_metrics = require_role(Role.ADMIN, Scope.LOGS, any_query=True)
+MetricsPrincipal = Annotated[Principal, Depends(require_metrics)]
 AdminDocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.DOCUMENTS))]
 AdminKeysPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.KEYS))]

@@ -2,15 +2,13 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.dependencies import MetricsPrincipal, Services, ServicesDep, require_role
+from service.api.dependencies import MetricsPrincipal, Services, ServicesDep, require_metrics
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, schema_ref
 from service.api.shapes import Liveness, Readiness
-from service.core.auth.principals import Role, Scope
 from service.core.errors import DatabaseUnavailable, KotaeError
 
 router = APIRouter(tags=["health"])
-_require_metrics = require_role(Role.ADMIN, Scope.LOGS, any_query=True)
 
 
 @router.get("/health/live", responses={200: schema_ref(Liveness, "Live")})
@@ -58,7 +56,7 @@ async def get_readiness(request: Request) -> Response:
 async def _may_read_statistics(request: Request) -> bool:
     """Whether the caller may read metrics. A missing or invalid credential is no error."""
     try:
-        await _require_metrics(request)
+        await require_metrics(request)
     except KotaeError:
         return False
     return True

@@ -20,6 +20,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
+from service.api.waiting import wait_done
 from service.core.answering.answers import SHUTDOWN_NOTICE, Stream
 from service.core.limits import ServiceLimits
 from service.core.telemetry import log
@@ -66,11 +67,8 @@ class StreamResponse(EventSourceResponse):
         self._sent_at = asyncio.get_running_loop().time()
         self._check_timeouts(send, sending)
         leave = self._enter(lambda: self._drop_reader(sending)) if self._enter else None
-        wake = scope["kotae.wake"]
-        sending.add_done_callback(lambda _: wake())
         try:
-            while not sending.done() and (await receive())["type"] != "http.disconnect":
-                pass  # the server also reports the last event as a disconnect
+            await wait_done(scope, receive, sending)
         finally:
             if leave:
                 leave()

@@ -103,10 +103,9 @@ class HttpExchange(RequestResponseCycle):
         ):
             body, more_body = message.get("body", b""), message.get("more_body", False)
             if more_body and self.chunked_encoding:
-                if body and self._head:
-                    self._write(b"%x\r\n%b\r\n" % (len(body), body))
-                elif body:
-                    self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+                if body:
+                    write = self._write if self._head else self.transport.write
+                    write(b"%x\r\n%b\r\n" % (len(body), body))
             else:
                 self._send_body(body, more_body=more_body)
         else:

@@ -14,8 +14,6 @@ from service.api.answers import (
     REPLAYED,
     begin_while_connected,
     build_quota_headers,
-    wait_finished,
-    wait_output,
 )
 from service.api.dependencies import AnyQueryAskPrincipal, Services, ServicesDep
 from service.api.fast_route import KeyDep, authorize_any_query, read_idempotency_key
@@ -27,6 +25,7 @@ from service.api.openai.errors import create_rate_headers
 from service.api.problems import create_problem_response
 from service.api.responses import json_response
 from service.api.sse import create_batches_response
+from service.api.waiting import wait_finished, wait_output
 from service.core.answering.answers import AnswerRequest, StartedAnswer
 from service.core.auth.principals import Principal
 from service.core.pricing import format_usd

@@ -9,12 +9,13 @@ import anyio.to_thread
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from service.api.answers import CLIENT_CLOSED_REQUEST, wait_done
+from service.api.answers import CLIENT_CLOSED_REQUEST
 from service.api.dependencies import AnyQueryAskPrincipal, ServicesDep
 from service.api.json_bodies import read_body
 from service.api.openai.chat_body import Identifier, decode_body
 from service.api.openai.documentation import EMBEDDINGS_BODY, EMBEDDINGS_RESPONSES
 from service.api.responses import json_response
+from service.api.waiting import wait_done
 from service.core import tokens
 from service.core.answering.embedding_calls import EmbeddingRequest, EmbeddingResponse
 from service.core.auth.principals import Principal
@@ -57,7 +58,7 @@ async def create_embeddings(
         )
     task = services.embedding_calls.start(embedding_request)
     try:
-        await wait_done(request, task)
+        await wait_done(request.scope, request.receive, task)
     finally:
         task.cancel()  # no effect if it is done
     if not task.done() or task.cancelled():

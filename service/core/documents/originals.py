@@ -66,11 +66,11 @@ async def store_originals(
 
 async def _require_space(session: Session, size: int, settings: Settings, user_id: str) -> None:
     """Raise `DocumentsFull` beyond the share of one user, or the limit of all users."""
+    if not size:
+        return
     total = sa.func.coalesce(sa.func.sum(documents.c.original_bytes), 0)
     stored = documents.c.original_bytes.is_not(None)
     own_query = sa.select(total).where(documents.c.user_id == user_id, stored)
-    if not size:
-        return
     own = (await session.execute(own_query)).scalar_one()
     user_max = compute_user_max(settings.originals_bytes_max, settings.user_share)
     if own + size > user_max:

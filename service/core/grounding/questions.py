@@ -88,7 +88,7 @@ def read_question(prompt: str) -> Question:
     folded = text.lower()
     is_short = _is_short(text)
     types = [answers for asks, answers in ANSWER_TYPES if asks.search(folded)]
-    asks_how = bool(_ASKS_HOW.search(folded))
+    asks_how, asks_why = bool(_ASKS_HOW.search(folded)), bool(WHY.search(folded))
     types = [FREQUENCY] if FREQUENCY in types else types
     defines = (is_short and not asks_how) or bool(_DEFINITION_ASKED.search(folded))
     if CONTRAST in types:
@@ -100,8 +100,8 @@ def read_question(prompt: str) -> Question:
         text=text,
         context=prompt if text != prompt else "",
         answers=tuple(types or ([DEFINITION] if is_short else [])),
-        is_specific=specific or bool(WHY.search(folded)),
-        asks_why=bool(WHY.search(folded)),
+        is_specific=specific or asks_why,
+        asks_why=asks_why,
         asks_how=asks_how,
         asks_several=bool(_SEVERAL.search(folded)),
         compares=bool(_COMPARES.search(folded)),

@@ -38,7 +38,7 @@ for _consonant, _kana in {
         _ROMAJI[f"{_consonant}y{_vowel}"] = _kana + _small
 _SYLLABLE = re.compile("|".join(sorted(_ROMAJI, key=len, reverse=True)))
 _DOUBLED = re.compile(r"([kstpgdbzjc])(?=\1)")
-_KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]+$")
+KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]+$")  # with `match`: a word in katakana
 _LARGE = str.maketrans("ァィゥェォャュョ", "アイウエオヤユヨ", "ーッ")
 _LONG_O = re.compile("(?<=[オコソトノホモヨロゴゾドボポ])ウ|(?<=[ウクスツヌフムユルグズブプ])ウ")
 _HIRAGANA_RUN = re.compile("[\u3041-\u3096ー]+")
@@ -52,7 +52,7 @@ def to_katakana(text: str) -> str:
 
 def compute_key(word: str) -> str | None:
     """Return the key of a word in kana or romaji, or None if it is neither."""
-    kana = word if _KATAKANA.match(word) else read_romaji(word)
+    kana = word if KATAKANA.match(word) else read_romaji(word)
     return _LONG_O.sub("", kana.translate(_LARGE)) if kana else None
 
 

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import msgspec
 
-from service.core.search.kana import compute_key, list_hiragana_parts, to_katakana
+from service.core.search.kana import KATAKANA, compute_key, list_hiragana_parts, to_katakana
 from service.core.search.missing_words import (
     QUESTION_CHARACTERS_MAX,
     Candidate,
@@ -45,7 +45,6 @@ _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 _KANJI = re.compile("[^\u3041-\u3096ー]")
 _SMALL = frozenset("ぁぃぅぇぉゃゅょァィゥェォャュョ")
 _HIRAGANA = re.compile("[\u3041-\u3096]{3}")
-_KATAKANA = re.compile("[\u30a1-\u30fa\u30fc]+$")
 _REDUCED = str.maketrans("ァィゥェォャュョ", "アイウエオヤユヨ", "ーッ\u3099\u309a")
 _LATIN = re.compile("[a-z\u00df-\u024f]+$")
 
@@ -118,7 +117,7 @@ def list_correctable(candidates: Iterable[Candidate]) -> list[tuple[str, int, Wo
         if candidate.kind is WordKind.IDENTIFIER or any(map(str.isdigit, candidate.text)):
             continue
         for part in _PART.finditer(candidate.text):
-            minimum = KATAKANA_MIN if _KATAKANA.match(part[0]) else LETTERS_MIN
+            minimum = KATAKANA_MIN if KATAKANA.match(part[0]) else LETTERS_MIN
             if len(part[0]) >= minimum and part[0][1:] == part[0][1:].lower():
                 words.append((part[0], candidate.start + part.start(), candidate.kind))
     return words
@@ -223,7 +222,7 @@ def _find_most_frequent(vocabularies: Sequence[Vocabulary], kana: str) -> str | 
     counts = Counter[str]()
     for vocabulary in vocabularies:
         for written, count in vocabulary.find_alike(key or ""):
-            if _KATAKANA.match(written):
+            if KATAKANA.match(written):
                 counts[written] += count
     return min(counts, key=lambda written: (-counts[written], written), default=None)
 
@@ -274,7 +273,7 @@ def _is_plausible(word: str, other: str, cost: float, kind: WordKind) -> bool:
     """Return whether a word can be a slip for another, and not another word."""
     if cost < 1:
         return True
-    if _KATAKANA.match(word):
+    if KATAKANA.match(word):
         return _reduce_katakana(word) == _reduce_katakana(other)
     if cost > 1 + SLIP_COST and len(word) < LONGER_LETTERS:
         return False

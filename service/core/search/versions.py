@@ -61,9 +61,7 @@ def _add_date(hit: Hit, dates: Mapping[str, str]) -> Hit:
     """Return a hit with the date of its document, or the last year of its title, if any."""
     date = dates.get(hit.document_id)
     if date is None:
-        years = [
-            number for number in _NUMBER.findall(fold_text(hit.title)) if int(number) in _YEARS
-        ]
+        years = _select_years(_NUMBER.findall(fold_text(hit.title)))
         date = years[-1] if years else None
     return hit if date is None else msgspec.structs.replace(hit, date=date)
 
@@ -111,6 +109,11 @@ def _list_common_numbers(hits: Sequence[Hit]) -> set[str]:
 
 def _date_version(hit: Hit) -> tuple[list[int], str, list[int], str]:
     """The years of the title, the date, all numbers, and the id, which begins with a time."""
-    numbers = [int(number) for number in _NUMBER.findall(fold_text(hit.title))]
-    years = [number for number in numbers if number in _YEARS]
-    return years, hit.date if isinstance(hit.date, str) else "", numbers, hit.document_id
+    numbers = _NUMBER.findall(fold_text(hit.title))
+    years = [int(number) for number in _select_years(numbers)]
+    date = hit.date if isinstance(hit.date, str) else ""
+    return years, date, [int(number) for number in numbers], hit.document_id
+
+
+def _select_years(numbers: Sequence[str]) -> list[str]:
+    return [number for number in numbers if int(number) in _YEARS]
