@@ -134,7 +134,9 @@ async def test_a_failed_plain_answer_is_a_problem_and_a_row(
 ) -> None:
     """For every provider failure the caller gets a problem and the log a row."""
     service = await serve(
-        openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3
+        openai_base_url=fake.base_url,
+        model="fake-model",
+        provider_idle_seconds=0.3 if code == "provider_timeout" else 30,
     )
     fake.next(behaviour)
 
@@ -199,7 +201,9 @@ async def test_a_failed_stream_is_a_failure_event_and_a_row(
 ) -> None:
     """After the first byte an error is a `failure` event; the row keeps text and usage."""
     service = await serve(
-        openai_base_url=fake.base_url, model="fake-model", provider_idle_seconds=0.3
+        openai_base_url=fake.base_url,
+        model="fake-model",
+        provider_idle_seconds=0.3 if code == "provider_timeout" else 30,
     )
     fake.next(behaviour)
 
