@@ -57,7 +57,11 @@ class Plan:
         sources = {file.source for file in files}
         stored = {document["source"]: document for document in documents}
         # A text that is in several files is one document, with the source of one of them.
-        hashes = {document["file_hash"] for document in documents if document["source"] in sources}
+        hashes = {
+            document["file_hash"]
+            for document in documents
+            if _is_present(document["source"], sources)
+        }
         self.folder, self.files = folder, files
         self.documents = documents
         self.changed = [
@@ -66,9 +70,7 @@ class Plan:
             if file.source in stored and stored[file.source]["file_hash"] != file.compute_hash()
         ]
         self.new = [
-            file
-            for file in files
-            if file.source not in stored and file.compute_hash() not in hashes
+            file for file in files if file.source not in stored and not _is_stored(file, hashes)
         ]
         self.gone = [
             document for document in documents if not _is_present(document["source"], sources)
@@ -92,6 +94,14 @@ class Plan:
                 f"{len(self.gone)} of {len(self.documents)} documents from {self.folder} would be "
                 "deleted, more than a fifth: nothing was changed; pass --delete if this is right"
             )
+
+
+def _is_stored(file: UploadItem, hashes: set[str]) -> bool:
+    """Whether a file, or each file in it, is stored under another source."""
+    if file.compute_hash() in hashes:
+        return True
+    members = file.compute_member_hashes()
+    return bool(members) and members <= hashes
 
 
 def _is_present(source: str, sources: set[str]) -> bool:

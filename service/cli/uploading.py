@@ -8,6 +8,7 @@ import io
 import os
 import platform
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from service.cli.output import show_progress
 from service.core.errors import KotaeError, NotFound
 
 BATCH_FILES, BATCH_BYTES = 20, 20_000_000  # per request, unless a single file is larger
+PART_BYTES = 1_000_000  # of a file in an archive, read at a time
 RETRIES_MAX = 10  # while the service is busy
 RETRY_SECONDS_MAX = 30
 
@@ -65,6 +67,20 @@ class UploadItem(msgspec.Struct, frozen=True):
         assert self.path  # noqa: S101 - only files are synchronized
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def compute_member_hashes(self) -> set[str]:
+        """SHA-256 of each file in a zip archive; empty for any other file. Raises `OSError`."""
+        if self.path is None or not zipfile.is_zipfile(self.path):
+            return set()
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return {
+                    _hash_member(archive, entry)
+                    for entry in archive.infolist()
+                    if not entry.is_dir()
+                }
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError):  # damaged, encrypted
+            return set()
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -176,6 +192,14 @@ class Uploader:
                 break
             time.sleep(min(float(response.headers.get("retry-after", 1)), RETRY_SECONDS_MAX))
         return response
+
+
+def _hash_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
+    with archive.open(entry) as file:
+        digest = hashlib.sha256()
+        while part := file.read(PART_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def group_batches(items: Sequence[UploadItem]) -> Iterator[list[UploadItem]]:

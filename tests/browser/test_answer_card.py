@@ -230,3 +230,18 @@ async def test_unverified_citation_is_marked(visit: Visit) -> None:
     await visit.page.reload()
     await visit.page.click("#earlier-list summary")
     await expect(visit.page.locator("#earlier-list .cite.unverified")).to_have_count(1)
+
+
+@pytest.mark.parametrize(
+    ("locale", "label"), [("en-US", "Searched for: "), ("ja-JP", "検索した質問：")]
+)
+async def test_a_corrected_question_is_shown(
+    open_page: Open, service_url: str, locale: str, label: str
+) -> None:
+    """Below a misspelled question is the one that was searched; below others is nothing."""
+    visit = await open_page(service_url, locale=locale)
+    line = visit.page.locator("#current .searched-for")
+    await visit.ask("How many days of paid laeve are there per year?")
+    await expect(line).to_have_text(f"{label}How many days of paid leave are there per year?")
+    await visit.ask(ENGLISH)
+    await expect(line).to_be_hidden()

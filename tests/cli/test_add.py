@@ -116,6 +116,21 @@ async def test_synchronization_adds_changes_and_deletes(serve: Serve, folder: Pa
     assert (await find_document(service, "1.md"))["document_id"] == moved["document_id"]
 
 
+async def test_an_unchanged_archive_is_not_uploaded_again(serve: Serve, folder: Path) -> None:
+    """Its files are stored, the archive itself is not; a changed archive is uploaded."""
+    service = await serve()
+    archive = folder / "all.zip"
+    archive.write_bytes(build_zip({"a.md": "Text.", "b/c.md": "Another text."}))
+    first = await add(service, "--sync", str(folder))
+    again = await add(service, "--sync", str(folder))
+    archive.write_bytes(build_zip({"a.md": "Changed.", "b/c.md": "Another text."}))
+    changed = await add(service, "--sync", str(folder))
+
+    assert "11 new" in first
+    assert "0 new, 0 changed, 11 unchanged, 0 gone" in again
+    assert "1 new, 0 changed, 10 unchanged, 0 gone" in changed
+
+
 async def find_document(service: Service, title: str) -> Any:
     """The document with this title."""
     items = (await service.client.get("/ai/documents")).json()["items"]

@@ -24,6 +24,19 @@ async def test_a_refusal_lists_the_closest_passages(tmp_path: Path) -> None:
     assert "Quoting mode: connect a model" in output
 
 
+async def test_a_corrected_question_is_printed(tmp_path: Path) -> None:
+    """`kotae ask` and `kotae search` print what was searched instead of a misspelled question."""
+    async with serving(tmp_path, "--seed") as service:
+        for command in ("ask", "search"):
+            question = "How many days of paid laeve are there per year?"
+            arguments = (command, question, "--url", service.url)
+            code, output, errors = await kotae(*arguments, data_dir=tmp_path)
+
+            assert code == 0
+            corrected = "searched for: How many days of paid leave are there per year?"
+            assert corrected in output + errors
+
+
 async def test_unverified_citations_are_marked(tmp_path: Path) -> None:
     """`kotae ask` marks a source whose claim failed the verification, and prints no escapes."""
     answer = ["Returns take \x1b[31m", "a thousand\nyears [1]."]
