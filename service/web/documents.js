@@ -2,8 +2,8 @@
 
 import { openDocument } from "./drawer.js";
 import { deleteDocument, listDocuments, seed } from "./service.js";
-import { label, languageOf, say } from "./text.js";
-import { describe, listDropped, wireUploads } from "./uploads.js";
+import { describe, label, languageOf, say } from "./text.js";
+import { listDropped, wireUploads } from "./uploads.js";
 
 const ROWS = 50; // shown at first, and more with each click
 const LOADED_MAX = 5000; // documents that are searched and sorted

@@ -2,8 +2,7 @@
 
 import { encloseMark, isMarkdown, placeMarks, renderText } from "./passage.js";
 import { fetchDocument, originalUrl } from "./service.js";
-import { languageOf, say } from "./text.js";
-import { describe } from "./uploads.js";
+import { describe, languageOf, say } from "./text.js";
 
 const CHARACTERS_MAX = 200_000; // shown at once
 const BEFORE = 20_000; // of these before the sentence, in a longer text

@@ -73,6 +73,10 @@ export const TEXTS = {
     upload: "Add documents",
     upload_hint: "PDF, office files, HTML, e-mail, text, or zip.",
     drop_hint: "Files and folders can be dropped anywhere.",
+    not_text: "{detail}",
+    file_unreadable: "{detail}",
+    too_large: "{detail}",
+    documents_full: "{detail}",
     upload_partly: "Added: {added}. Not added: {failed}, for example {reason}",
     page: "p. {page}",
     seed: "Add the samples",
@@ -219,6 +223,10 @@ export const TEXTS = {
     upload: "文書を追加",
     upload_hint: "PDF・Office・HTML・メール・テキスト・zip。",
     drop_hint: "ファイルやフォルダーを画面のどこにでもドロップできます。",
+    not_text: "対応していない形式です（{detail}）",
+    file_unreadable: "読み取れないファイルです（{detail}）",
+    too_large: "大きすぎます（{detail}）",
+    documents_full: "文書の上限に達しています（{detail}）",
     upload_partly: "追加 {added} 件、追加できなかったもの {failed} 件。例：{reason}",
     page: "{page} ページ",
     seed: "サンプルを追加",
@@ -332,6 +340,12 @@ export function words(key, values = {}) {
     return typeof value === "number" ? value.toLocaleString(current) : value;
   };
   return TEXTS[current][key].replace(/\{(\w+)\}/g, (_, gap) => shown(gap, values[gap]));
+}
+
+/** Returns the reason of a problem that the service reports; frequent ones begin in the language of the page. */
+export function describe({ code, detail, title, status }) {
+  const reason = detail || title || String(status);
+  return TEXTS[current][code]?.includes("{detail}") ? words(code, { detail: reason }) : reason;
 }
 
 // In decimal units, with one digit after the point below ten.

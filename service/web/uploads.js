@@ -1,7 +1,7 @@
 // Uploads: one request per file, four at a time, each with a row. A failure affects its file only and can be repeated.
 
 import { uploadFile } from "./service.js";
-import { label, languageOf, say } from "./text.js";
+import { describe, label, languageOf, say } from "./text.js";
 
 const PARALLEL = 4;
 const FILES_MAX = 2000; // at once
@@ -135,7 +135,7 @@ function end(upload, results, onStored) {
   if (failures.length) {
     const [{ name, status, problem }] = failures;
     const where = results.length > 1 ? `${name}: ` : "";
-    upload.problem = { ...problem, status, detail: where + describe(problem) };
+    upload.problem = { status, detail: where + describe(problem) };
   }
   setState(upload, failures.length ? "failed" : added ? "added" : "known");
   if (stored.length && failures.length) {
@@ -161,9 +161,6 @@ function setState(upload, state) {
     text.textContent = describe(problem);
   }
 }
-
-/** The reason of a problem of the service, in a line. */
-export const describe = (problem) => problem.detail || problem.title || String(problem.status);
 
 const canRetry = ({ state, problem }) => state === "failed" && !FINAL.has(problem.status);
 

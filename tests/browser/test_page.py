@@ -407,8 +407,14 @@ async def test_dropped_files_upload_with_progress(visit: Visit):
     assert await visit.page.locator(".dropping").count() == 0
 
 
-async def test_a_refused_upload_shows_the_reason(visit: Visit):
+@pytest.mark.parametrize(
+    ("locale", "reason"), [("en-US", "not a text"), ("ja-JP", "対応していない形式です")]
+)
+async def test_a_refused_upload_shows_the_reason(
+    open_page: Open, service_url: str, locale: str, reason: str
+):
     """A refused upload shows the reason beside the list, which is unchanged."""
+    visit = await open_page(service_url, locale=locale)
     before = await visit.page.locator("#documents-list li").count()
 
     await visit.page.set_input_files(
@@ -420,7 +426,7 @@ async def test_a_refused_upload_shows_the_reason(visit: Visit):
         },
     )
 
-    await expect(visit.page.locator("#documents-note[data-bad]")).to_contain_text("not a text")
+    await expect(visit.page.locator("#documents-note[data-bad]")).to_contain_text(reason)
     assert await visit.page.locator("#documents-list li").count() == before
 
 
