@@ -53,8 +53,8 @@ _PROVIDER = problem_schemas(
     _429="`quota_exceeded`: a rate limit or a quota of the user or key; see `limit`",
     _502="`provider_error`, `provider_unreachable`, `provider_refused`, `provider_cut`, "
     "`provider_invalid`",
-    _503="`overloaded`, `shutting_down`, `provider_busy`, `database_unavailable`: retry after "
-    "`Retry-After`",
+    _503="`overloaded`, `shutting_down`, `provider_busy`, `database_unavailable`, "
+    "`quota_unavailable`: retry after `Retry-After`",
     _504="`provider_timeout`: the provider did not respond in time; it may have billed",
 )
 _ERASED = problem_schemas(_410="`erased`: the texts of this answer were erased")

@@ -23,8 +23,7 @@ from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.fair_share import SharedLimit, current_user
 from service.core.limits import ServiceLimits
-from service.core.ports import RecordQueue, Tickets, Worker
-from service.core.quota.local import LocalQuota
+from service.core.ports import Quota, RecordQueue, Tickets, Worker
 from service.core.search.service import SearchService
 from service.core.settings import Settings
 from service.core.telemetry import Metrics
@@ -50,7 +49,7 @@ class Services:
     open_requests: SharedLimit
     authenticator: Authenticator
     revocation: RevocationMonitor
-    quota: LocalQuota
+    quota: Quota
     answers: Answers
     embedding_calls: EmbeddingCalls
     retrieval: SearchService

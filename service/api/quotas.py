@@ -69,14 +69,14 @@ async def get_usage(
         )
     async with services.database.read_session() as session:
         totals = await history.read_totals(session, user_id=subject_id, since=since, until=until)
+    user = QuotaSubject.for_user(subject_id)
+    await services.quota.refresh([*subjects, user])
     used = {
         name.replace("nano_usd", "usd"): {
             "used": _format_amount(name, used),
             "held": _format_amount(name, held),
         }
-        for name, (used, held) in services.quota.get_usage(
-            QuotaSubject.for_user(subject_id).name
-        ).items()
+        for name, (used, held) in services.quota.get_usage(user.name).items()
     }
     limits = [_format_window(window) for window in services.quota.windows(subjects)]
     return json_response(

@@ -439,5 +439,6 @@ REFUSALS = problem_schemas(
     _414="`url_too_long`: send long texts in a body",
     _422="`invalid_request`: the request does not match the schema",
     _500="`internal`: an error of the service; see the log under `request_id`",
-    _503="`overloaded`, `shutting_down`, `database_unavailable`: retry after `Retry-After`",
+    _503="`overloaded`, `shutting_down`, `database_unavailable`, `quota_unavailable`: retry after "
+    "`Retry-After`",
 )

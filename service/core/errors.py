@@ -32,6 +32,7 @@
     ├── JournalFull              503 journal_full          free disk space; nothing was started
     ├── ShuttingDown             503 shutting_down         retry after `Retry-After`
     ├── DatabaseUnavailable      503 database_unavailable  retry; see /health/ready
+    ├── QuotaUnavailable         503 quota_unavailable     retry; users without limits go on
     ├── JwksUnavailable          503 jwks_unavailable      check KOTAE_JWT_JWKS_URL, then retry
     └── ProviderError            502 provider_error        the provider failed while answering
         ├── ProviderUnreachable  502 provider_unreachable  not connected, so nothing was billed
@@ -282,6 +283,17 @@ class DatabaseUnavailable(KotaeError):
         "database_unavailable",
         503,
         "The database is not available",
+        2,
+    )
+
+
+class QuotaUnavailable(KotaeError):
+    """The shared store of quotas is not reachable; nothing was started."""
+
+    code, status, title, retry_after_default = (
+        "quota_unavailable",
+        503,
+        "Quotas cannot be checked",
         2,
     )
 

@@ -1,6 +1,6 @@
 """The ports: protocols with several implementations, tested by `tests/contracts/`."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -203,6 +203,12 @@ class QuotaWindow(msgspec.Struct, frozen=True, kw_only=True):
     reset_seconds: int | None = None
 
 
+class QuotaStatistics(msgspec.Struct, frozen=True):
+    """An immutable snapshot. `holds`: of this process."""
+
+    holds: int
+
+
 class Quota(Protocol):
     """Counts used and held quota. At any time, for every limit: `used + held ≤ limit`."""
 
@@ -219,8 +225,8 @@ class Quota(Protocol):
 
         `nano_usd` None: the price is unknown. `created_at` (seconds since 1970; default: now)
         decides which windows are charged. Raises `QuotaExceeded`, `BeyondQuota`,
-        `UnpricedModel`, `Overloaded`, and `DatabaseUnavailable` if the usage cannot be read: it
-        fails closed.
+        `UnpricedModel`, `Overloaded`, and `QuotaUnavailable` or `DatabaseUnavailable` if the usage
+        cannot be read: it fails closed. Subjects without limits are never refused.
         """
         ...
 
@@ -236,8 +242,23 @@ class Quota(Protocol):
         """Release a hold: nothing was used. Synchronous, never fails; idempotent."""
         ...
 
+    async def refresh(self, subjects: Sequence[QuotaSubject]) -> None:
+        """Read the current state of these subjects, limited or not, for `windows`, `get_usage`.
+
+        Raises `QuotaUnavailable` and `DatabaseUnavailable`.
+        """
+        ...
+
     def windows(self, subjects: Sequence[QuotaSubject]) -> list[QuotaWindow]:
-        """Return the state of the limits of these subjects."""
+        """Return the state of the limits of these subjects, as of their last hold or `refresh`."""
+        ...
+
+    def get_usage(self, subject: str) -> Mapping[str, tuple[int, int]]:
+        """Return (used, held) of a subject by limit, as of its last hold or `refresh`."""
+        ...
+
+    def statistics(self) -> QuotaStatistics:
+        """Return an immutable snapshot of the counters."""
         ...
 
 

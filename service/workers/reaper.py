@@ -1,9 +1,9 @@
 """Periodic cleanup, once per second, outside of requests.
 
-It stops answers whose credential was revoked, expires quota holds, and writes the last uses of
-keys. Failed work is repeated at the next tick; the service is degraded while it keeps failing. It
-loads quota usage from the log, at the start after recovery has completed the log, and after jumps
-of the system time, which it counts.
+It stops answers whose credential was revoked, writes the last uses of keys, and counts jumps of the
+system time. Failed work is repeated at the next tick; the service is degraded while it keeps
+failing. If quotas are in memory, it expires their holds, and loads their usage from the log: at the
+start after recovery has completed the log, and after jumps of the system time.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Reaper:
         self,
         authenticator: Authenticator,
         revocation: RevocationMonitor,
-        quota: LocalQuota,
+        quota: LocalQuota | None,
         database: Database,
         wait_recovered: Callable[[], Awaitable[None]],
         wait_committed: Callable[[], Awaitable[None]],
@@ -65,7 +65,8 @@ class Reaper:
 
     def start(self) -> None:
         """See `BackgroundWorker.start`."""
-        self._rebuild_task.start()
+        if self._quota is not None:
+            self._rebuild_task.start()
         self._task.start()
 
     async def stop(self) -> None:
@@ -91,16 +92,16 @@ class Reaper:
             await self._wait_recovered()
         except DatabaseUnavailable as error:  # rows are missing, which readiness reports
             log.warning("quota.incomplete", error=str(error))
-        while True:
-            await self._load_usage()
+        while self._quota is not None:
+            await self._load_usage(self._quota)
             await self._quota.wait_load_requested()
             await self._wait_committed()
 
-    async def _load_usage(self) -> None:
+    async def _load_usage(self, quota: LocalQuota) -> None:
         while True:
             try:
                 async with self._database.read_session() as session:
-                    await rebuild_usage(session, self._quota)
+                    await rebuild_usage(session, quota)
             except DatabaseUnavailable as error:
                 log.warning("quota.delayed", error=str(error))
                 await asyncio.sleep(self._tick_seconds)
@@ -119,7 +120,7 @@ class Reaper:
         """Do the work of one tick. Raises `DatabaseUnavailable`."""
         self._check_clock()
         self._authenticator.refresh_keys()
-        if expired := self._quota.expire():
+        if self._quota is not None and (expired := self._quota.expire()):
             log.warning("holds.expired", holds=expired)
         if ended := await self._revocation.check_principals(self._authenticator):
             self._authenticator.clear_cache()  # may contain credentials that were revoked elsewhere

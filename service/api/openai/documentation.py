@@ -12,8 +12,8 @@ ERRORS = _OPENAI_REFUSALS | problem_schemas(
     _409="`idempotency_conflict`: the `Idempotency-Key` was used for a different request",
     _429="`quota_exceeded`, or the provider is busy; see `error.code`",
     _502="The provider failed; see `x-should-retry`",
-    _503="`overloaded`, `shutting_down`, `provider_busy`, `database_unavailable`: retry after "
-    "`Retry-After`",
+    _503="`overloaded`, `shutting_down`, `provider_busy`, `database_unavailable`, "
+    "`quota_unavailable`: retry after `Retry-After`",
     _504="`provider_timeout`: the provider did not respond in time; it may have billed",
 )
 

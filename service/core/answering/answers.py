@@ -213,9 +213,11 @@ class Answers:
         refusal: Refusal | None = None
         messages = self._build_first_messages(request, intent, history)
         chat = request.chat
-        capped = chat is not None and request.max_tokens is None
+        capped, limited = chat is not None and request.max_tokens is None, False
         if chat is not None and capped:
-            request = self._cap_tokens(request, chat, intent)
+            if limited := any(subject.limits for subject in request.subjects):
+                await self._quota.refresh(request.subjects)
+            request = self._cap_tokens(request, chat, intent, limited=limited)
         rewritten = await self._rewrite_question(request, intent, history, provider)
         intent = await self._hold_quota(request, intent, messages)
         try:
@@ -226,7 +228,7 @@ class Answers:
                 )
                 request, messages = self._add_context(request, intent, context, history)
                 if request.chat is not None and capped:
-                    request = self._cap_tokens(request, request.chat, intent)
+                    request = self._cap_tokens(request, request.chat, intent, limited=limited)
                 intent = await self._hold_quota(request, intent, messages, grow=True)
             degraded = request.resumable and not self._registry.has_capacity(intent.user_id)
             if degraded:  # not resumable: ends with its reader
@@ -465,9 +467,10 @@ class Answers:
         chat = ground_call(request.chat, messages[0].content, messages[-1].content)
         return msgspec.structs.replace(request, chat=chat), chat.texts
 
-    def _cap_tokens(self, request: AnswerRequest, chat: ChatCall, intent: Intent) -> AnswerRequest:
+    def _cap_tokens(
+        self, request: AnswerRequest, chat: ChatCall, intent: Intent, *, limited: bool
+    ) -> AnswerRequest:
         """Limit the completion to what the settings and the remaining quota allow, at least 1."""
-        limited = any(subject.limits for subject in request.subjects)
         limit = cap_completion(
             chat,
             self._quota.windows(request.subjects) if limited else [],

@@ -23,38 +23,26 @@ to an earlier time, callers with limits wait for `load`.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from service.core.errors import (
-    BeyondQuota,
-    DatabaseUnavailable,
-    Overloaded,
-    QuotaExceeded,
-    UnpricedModel,
-)
-from service.core.ports import QuotaLimits, QuotaSubject, QuotaWindow
+from service.core.errors import DatabaseUnavailable, Overloaded
+from service.core.ports import QuotaStatistics, QuotaSubject, QuotaWindow
+from service.core.quota.limits import LimitChecker, iterate_windows, read_account
 from service.core.quota.windows import (
-    CONCURRENT,
     COST,
-    LIMITS,
     MONTH,
     TOKENS,
     Starts,
     UsageAccount,
     UsageWindow,
     add_amount,
-    compute_end,
     compute_starts,
-    get_unit,
-    get_wire_name,
-    list_limits,
 )
 
 ACCOUNTS_MAX = 100_000  # users and keys active this month
 LOAD_SECONDS = 5  # how long callers with limits wait for `load`
-SOON_SECONDS = 1  # retry delay if only holds are in the way: they end with their answers
 _NEVER = 2**62  # later than any window
 
 LoadedUsage = Sequence[Mapping[tuple[str, int], Sequence[int]]]
@@ -80,12 +68,11 @@ class _Settlement(msgspec.Struct, frozen=True):
     amount: tuple[int, int, int]
 
 
-class LocalQuotaStatistics(msgspec.Struct, frozen=True):
+class LocalQuotaStatistics(QuotaStatistics, frozen=True):
     """`expired`: holds without an outcome. `late`: those whose outcome arrived afterwards."""
 
     loaded: bool
     accounts: int
-    holds: int
     expired: int
     late: int
 
@@ -110,6 +97,7 @@ class LocalQuota:
         self._holds: dict[str, _Hold] = {}  # in order of expiry: the TTL is the same for all
         self._expired_holds: dict[str, _Hold] = {}  # waiting for a late outcome; bounded like holds
         self._expired_count = self._late_count = 0
+        self._checker = LimitChecker(clock, self.windows)
         # By kind of window: those that start in this interval are known.
         self._known_from, self._known_until = [_NEVER] * 3, [_NEVER] * 3
         self._loaded, self._load_requested = asyncio.Event(), asyncio.Event()
@@ -137,7 +125,7 @@ class LocalQuota:
         amount = (1, tokens, nano_usd or 0)
         accounts = [self._get_account(subject) for subject in subjects]
         hold = _Hold(name, subjects, accounts, starts, amount, 0, [])
-        self._check_hold(hold, nano_usd)
+        self._checker.check_hold(subjects, accounts, starts, amount, nano_usd)
         self._add_hold(hold)
 
     async def grow(self, name: str, *, tokens: int, nano_usd: int | None) -> None:
@@ -153,14 +141,18 @@ class LocalQuota:
                 raise Overloaded("the quota hold of this answer has expired")
             await self._wait_known(expired.subjects, expired.starts)
             renewed = msgspec.structs.replace(expired, amount=amount)
-            self._check_hold(renewed, nano_usd)
+            self._checker.check_hold(
+                renewed.subjects, renewed.accounts, renewed.starts, amount, nano_usd
+            )
             if self._expired_holds.pop(name, None) is not None:
                 self._add_hold(renewed)
             return
         increase = (0, tokens - hold.amount[TOKENS], amount[COST] - hold.amount[COST])
         for subject, account in zip(hold.subjects, hold.accounts, strict=True):
             if subject.limits is not None:
-                self._check_limits(subject, account, hold.starts, amount, increase, nano_usd)
+                self._checker.check_limits(
+                    subject, account, hold.starts, amount, increase, nano_usd
+                )
         self._change_held(hold, increase)
         hold.amount = amount
 
@@ -206,17 +198,14 @@ class LocalQuota:
 
     def windows(self, subjects: Sequence[QuotaSubject]) -> list[QuotaWindow]:
         """The state of every limit of these subjects."""
-        return list(self._iterate_windows(subjects))
+        return list(iterate_windows(subjects, self._accounts, self._clock()))
+
+    async def refresh(self, subjects: Sequence[QuotaSubject]) -> None:
+        """The state in memory is always current."""
 
     def get_usage(self, subject: str) -> Mapping[str, tuple[int, int]]:
         """(used, held) of a subject by the names of `LIMITS` and `concurrent`, limited or not."""
-        account = self._accounts.get(subject) or UsageAccount()
-        starts = compute_starts(self._clock())
-        usage = {}
-        for name, kind, amount, _ in LIMITS:
-            window = account.get_window(kind, starts[kind])
-            usage[name] = (window.used[amount], window.held[amount])
-        return usage | {CONCURRENT[0]: (0, account.open)}
+        return read_account(self._accounts.get(subject), self._clock())
 
     def statistics(self) -> LocalQuotaStatistics:
         """An immutable snapshot of the counters."""
@@ -311,100 +300,6 @@ class LocalQuota:
             self._settled = deque(maxlen=ACCOUNTS_MAX)
         self._load_requested.set()
 
-    def _check_hold(self, hold: _Hold, nano_usd: int | None) -> None:
-        """Raise if a new hold does not fit."""
-        for subject, account in zip(hold.subjects, hold.accounts, strict=True):
-            limits = subject.limits
-            if limits is None:
-                continue
-            self._check_limits(subject, account, hold.starts, hold.amount, hold.amount, nano_usd)
-            if (concurrent_max := limits.concurrent) is not None and account.open >= concurrent_max:
-                self._raise_exceeded(
-                    subject, CONCURRENT[0], concurrent_max, 1, hold.subjects, SOON_SECONDS
-                )
-
-    def _check_limits(
-        self,
-        subject: QuotaSubject,
-        account: UsageAccount,
-        starts: Starts,
-        bound: Sequence[int],
-        increase: Sequence[int],
-        nano_usd: int | None,
-    ) -> None:
-        """Raise if `bound` can never fit a limit, or `increase` does not fit now."""
-        limits = subject.limits or QuotaLimits()
-        for name, kind, amount, limit, wire_name, _ in list_limits(limits):
-            if amount == COST and nano_usd is None:
-                raise UnpricedModel(f"{wire_name} is limited, and the model has no known price")
-            window = account.get_window(kind, starts[kind])
-            used, held = window.used[amount], window.held[amount]
-            if bound[amount] > limit:
-                raise BeyondQuota(
-                    f"the request needs up to {bound[amount]} {get_unit(name)}, more than the "
-                    f"{wire_name} of this {subject.of} ({limit}) allows",
-                    extra={"limit": wire_name, "of": subject.of},
-                )
-            if increase[amount] > 0 and used + held + increase[amount] > limit:
-                wait = (
-                    SOON_SECONDS
-                    if used + bound[amount] <= limit
-                    else _round_up(compute_end(kind, starts[kind]) - self._clock())
-                )
-                self._raise_exceeded(subject, name, limit, increase[amount], [subject], wait)
-
-    def _raise_exceeded(
-        self,
-        subject: QuotaSubject,
-        name: str,
-        limit: int,
-        needed: int,
-        subjects: Sequence[QuotaSubject],
-        retry_after_seconds: int,
-    ) -> None:
-        wire_name = get_wire_name(name)
-        error = QuotaExceeded(
-            f"{needed} more would exceed the {wire_name} of this {subject.of} ({limit})",
-            retry_after_seconds=retry_after_seconds,
-            extra={
-                "limit": wire_name,
-                "of": subject.of,
-                "violated-policies": [format_policy(subject.of, name)],
-            },
-        )
-        error.windows = self.windows(subjects)
-        raise error
-
-    def _iterate_windows(self, subjects: Sequence[QuotaSubject]) -> Iterator[QuotaWindow]:
-        now = self._clock()
-        starts = compute_starts(now)
-        for subject in subjects:
-            if subject.limits is None:
-                continue
-            account = self._accounts.get(subject.name) or UsageAccount()
-            for _, kind, amount, limit, wire_name, unit in list_limits(subject.limits):
-                window = account.get_window(kind, starts[kind])
-                end = compute_end(kind, starts[kind])
-                yield QuotaWindow(
-                    name=wire_name,
-                    of=subject.of,
-                    unit=unit,
-                    limit=limit,
-                    used=window.used[amount],
-                    held=window.held[amount],
-                    seconds=end - starts[kind],
-                    reset_seconds=_round_up(end - now),
-                )
-            if (concurrent_max := subject.limits.concurrent) is not None:
-                yield QuotaWindow(
-                    name=CONCURRENT[0],
-                    of=subject.of,
-                    unit=CONCURRENT[1],
-                    limit=concurrent_max,
-                    used=0,
-                    held=account.open,
-                )
-
     def _get_account(self, subject: QuotaSubject) -> UsageAccount:
         account = self._accounts.get(subject.name)
         if account is None:
@@ -475,12 +370,3 @@ class LocalQuota:
         if (later := account.drop_later(kind, start)) is not None:
             self._known_until[kind] = min(self._known_until[kind], later)
         return window
-
-
-def format_policy(of: str, name: str) -> str:
-    """The name of a limit in the `RateLimit` headers, such as `user-tokens-per-day`."""
-    return f"{of}-{get_wire_name(name).replace('_', '-')}"
-
-
-def _round_up(seconds: float) -> int:
-    return max(1, int(seconds) + (seconds % 1 > 0))
