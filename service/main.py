@@ -3,10 +3,12 @@
 import asyncio
 import signal
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import anyio
 from fastapi import FastAPI
@@ -47,7 +49,7 @@ from service.core.database.engine import Database, open_database
 from service.core.database.files import restrict_database_files
 from service.core.database.instance_lock import SERVE, lock_instance
 from service.core.documents.library import ChunkWorkers, FileReaders
-from service.core.errors import KotaeError
+from service.core.errors import DatabaseUnavailable, KotaeError, SettingsInvalid
 from service.core.fair_share import SharedLimit
 from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
@@ -58,6 +60,8 @@ from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider, load_sdk
 from service.core.quota.local import LocalQuota
 from service.core.redaction import add_secrets
+from service.core.replicas.leader import Leadership
+from service.core.replicas.slots import SlotLease, read_name
 from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
@@ -65,7 +69,9 @@ from service.workers.background import BackgroundWorker
 from service.workers.integrity import IntegrityChecker
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
+from service.workers.membership import Membership
 from service.workers.merging import IndexMerger
+from service.workers.open_answers import LostAnswersRecovery, OpenAnswersKeeper
 from service.workers.reaper import Reaper
 from service.workers.recovery import JournalRecovery
 from service.workers.reindexing import Reindexer
@@ -179,17 +185,23 @@ async def _open_services(
     if database.file:
         restrict_database_files(database.file)
     await database.require_current_schema()
+    replica: _Replica | None = None
     if database.dialect == "postgresql":
-        await _start_upkeep(settings, database, workers, stack)
+        replica = await _join_replicas(settings, database, workers, stack)
     else:
         _start_worker("integrity", IntegrityChecker(database), workers, stack)
     queue, recovery = _start_accounting(settings, limits, metrics, database, workers, stack)
+    if replica is not None:
+        replica.queue = queue
+        keeper = OpenAnswersKeeper(database, queue, replica.lease, recovery.wait_done)
+        _start_worker("open_answers", keeper, workers, stack)
+    singleton_database = replica.leader_database if replica else database
     authenticator, quota, revocation = _start_access_control(
         settings, database, queue, recovery, metrics, workers, stack
     )
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
-    _start_worker("reindexing", Reindexer(database, settings, chunk_workers), workers, stack)
+    workers["reindexing"] = Reindexer(singleton_database, settings, chunk_workers)
     if database.dialect == "sqlite":
         _start_worker("merging", IndexMerger(database), workers, stack)
     _start_worker("trimming", MemoryTrimmer(), workers, stack)
@@ -198,10 +210,12 @@ async def _open_services(
     prices = PriceBook(settings.prices, settings.openai_base_url)
     await anyio.to_thread.run_sync(prices.preload, settings.default_model)
     extractive, provider = _create_providers(settings, stack)
-    recorder = Recorder(queue, quota, metrics)
+    recorder = Recorder(queue, quota, metrics, replica.lease.slot if replica else None)
     embedder = create_embedder(settings)
     vector_search = (
-        await _start_embedding(embedder, limits, database, recorder, prices, workers, stack)
+        await _open_embedding(
+            embedder, limits, singleton_database, recorder, prices, workers, stack
+        )
         if embedder
         else None
     )
@@ -233,6 +247,7 @@ async def _open_services(
         revocation=revocation,
     )
     stack.push_async_callback(embedding_calls.stop)
+    await _start_singleton_tasks(settings, replica, workers, stack)
     share = settings.user_share
     log.info("service.started", model=settings.default_model, auth=settings.auth)
     return Services(
@@ -261,24 +276,84 @@ async def _open_services(
             seconds=settings.ticket_seconds,
             resume_seconds=settings.resume_seconds,
             user_share=share,
+            keys=settings.secret_keys,
         ),
         metrics=metrics,
         retrieval=search_service,
     )
 
 
-async def _start_upkeep(
+@dataclass
+class _Replica:
+    """What makes this process one of the replicas of a PostgreSQL database."""
+
+    lease: SlotLease
+    membership: Membership
+    leader_database: Database
+    queue: JournaledQueue | None = None
+
+    async def leave(self) -> None:
+        """Give up the lease if all rows are written; otherwise it expires."""
+        statistics = self.queue.statistics() if self.queue else None
+        if statistics is not None and statistics.open + statistics.waiting == 0:
+            with suppress(DatabaseUnavailable):
+                await self.lease.release()
+
+
+async def _join_replicas(
     settings: Settings, database: Database, workers: dict[str, Worker], stack: AsyncExitStack
-) -> None:
-    """Lock a PostgreSQL database for this process, and start its upkeep."""
+) -> _Replica:
+    """Lock a PostgreSQL database, start its upkeep, and lease a slot."""
+    if not settings.secret_keys:
+        raise SettingsInvalid(
+            "KOTAE_SECRET_KEY is required with PostgreSQL, the same for all replicas: generate it "
+            "with `openssl rand -hex 32`"
+        )
+    end_process = partial(signal.raise_signal, signal.SIGTERM)
     address = f"http://{settings.host}:{settings.port}" if settings.port else ""
-    lock = postgres_lock.ServiceLock(settings.database, address)
+    lock = postgres_lock.ServiceLock(
+        settings.database, address, shared=settings.peer_address is not None
+    )
+    lease = SlotLease(database, await anyio.to_thread.run_sync(read_name, settings.data_dir))
+    leadership = Leadership(database, lease)
     upkeep = postgres_upkeep.PostgresUpkeep(
-        database, lock, on_lost=lambda: signal.raise_signal(signal.SIGTERM)
+        database, lock, end_process, leads=lambda: leadership.is_leader
     )
     stack.push_async_callback(lock.close)
     await upkeep.open()
     _start_worker("upkeep", upkeep, workers, stack)
+    replica = _Replica(
+        lease,
+        Membership(lease, leadership, end_process),
+        database.with_fence(leadership.fence),
+    )
+    await replica.membership.open()
+    stack.push_async_callback(replica.leave)
+    _start_worker("membership", replica.membership, workers, stack)
+    return replica
+
+
+async def _start_singleton_tasks(
+    settings: Settings,
+    replica: _Replica | None,
+    workers: dict[str, Worker],
+    stack: AsyncExitStack,
+) -> None:
+    """Start what one process does: with PostgreSQL, the leader."""
+    tasks = [
+        cast("BackgroundWorker", workers[name])
+        for name in ("reindexing", "embedding")
+        if name in workers
+    ]
+    if replica is None:
+        for task in tasks:
+            task.start()
+            stack.push_async_callback(task.stop)
+        return
+    lost = LostAnswersRecovery(replica.leader_database, settings.lost_seconds)
+    workers["lost_answers"] = lost
+    replica.membership.run_leader_tasks([*tasks, lost])
+    stack.push_async_callback(replica.membership.stop_leader_tasks)
 
 
 def _start_accounting(
@@ -385,7 +460,7 @@ async def _stop_writer(writer: Writer) -> None:
         )
 
 
-async def _start_embedding(
+async def _open_embedding(
     embedder: Embedder,
     limits: ServiceLimits,
     database: Database,
@@ -394,13 +469,13 @@ async def _start_embedding(
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> VectorSearch:
-    """Create the embedding store and start the worker that fills it."""
+    """Create the embedding store, and the worker that fills it."""
     await anyio.to_thread.run_sync(load_module, embedding)
     stack.push_async_callback(embedder.aclose)
     vectors = embeddings.EmbeddingStore(
         database, embedder, recorder, prices, attempts_max=limits.attempts_max
     )
-    _start_worker("embedding", embedding.EmbeddingWorker(vectors), workers, stack)
+    workers["embedding"] = embedding.EmbeddingWorker(vectors)
     return vectors
 
 

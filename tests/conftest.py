@@ -123,6 +123,7 @@ def http_client(url: str, **options: Any) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(base_url=url, verify=False, **{"timeout": 20, **options})
 
 
+SECRET_KEY = "5e" * 32  # of the replicas of tests; required with PostgreSQL
 Serve = Callable[..., Awaitable[Service]]
 
 
@@ -147,6 +148,7 @@ async def service_starter(migrated: Path, folder: Path) -> AsyncIterator[Serve]:
                 "shutdown_grace_seconds": 0.2,
                 "log_level": "error",
                 "journal_spool": str(folder / "spool"),
+                "secret_key": SECRET_KEY,
             } | overrides
             settings = Settings(**values)
             return await stack.enter_async_context(

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 
-from tests.conftest import http_client
+from tests.conftest import SECRET_KEY, http_client
 from tests.schema import migrated_database
 
 
@@ -50,6 +50,7 @@ def environment(data_dir: Path, **settings: Any) -> dict[str, str]:
             "KOTAE_DATA_DIR": str(data_dir),
             "KOTAE_LOG_LEVEL": "warning",
             "KOTAE_JOURNAL_SPOOL": f"{data_dir}/spool",
+            "KOTAE_SECRET_KEY": SECRET_KEY,  # required with PostgreSQL
         }
         | {name: str(value) for name, value in settings.items()}
     )

@@ -11,9 +11,18 @@ _MILLISECOND = timedelta(milliseconds=1)
 _encode = msgspec.json.Encoder().encode
 
 
-def create_id(at: datetime) -> str:
-    """Create a UUIDv7 (RFC 9562 §5.7) for this time; ids sort by time."""
-    return str(uuid_utils.uuid7(nanoseconds=(at - EPOCH) // _MILLISECOND * 1_000_000))
+def create_id(at: datetime, slot: int | None = None) -> str:
+    """Create a UUIDv7 (RFC 9562 §5.7) for this time; ids sort by time.
+
+    `slot`: the replica that creates the answer, which replaces 16 of the 74 random bits.
+    """
+    text = str(uuid_utils.uuid7(nanoseconds=(at - EPOCH) // _MILLISECOND * 1_000_000))
+    return text if slot is None else f"{text[:24]}{slot:04x}{text[28:]}"
+
+
+def read_slot(text: str) -> int:
+    """Return the slot in an id with the form of a UUIDv7; ids without a slot have a random one."""
+    return int(text[24:28], 16)
 
 
 def compute_first_id(at: datetime) -> str:

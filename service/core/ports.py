@@ -301,6 +301,10 @@ class RecordQueue(Protocol):
         """Add the outcome of an intent. Never waits or rejects: its space is reserved."""
         ...
 
+    def list_open(self) -> list[Intent]:
+        """Return the intents without an outcome, oldest first."""
+        ...
+
     async def take_batch(self, count_max: int) -> list[Outcome]:
         """Wait for outcomes and return up to `count_max`, oldest first.
 
@@ -370,6 +374,13 @@ class Tickets(Protocol):
 
     def issue(self, grant: TicketGrant) -> IssuedTicket:
         """Issue a ticket."""
+        ...
+
+    def check(self, ticket: str, answer_id: str) -> None:
+        """Check that a ticket for this answer was issued by this replica or another one.
+
+        The one that issued it decides whether it may be used. Raises `TicketInvalid`.
+        """
         ...
 
     def redeem(self, ticket: str, answer_id: str) -> RedeemedTicket:

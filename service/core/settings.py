@@ -33,6 +33,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, Sett
 
 from service.core.errors import SettingsInvalid
 from service.core.fair_share import USER_SHARE
+from service.core.secret_keys import parse_secret_keys
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 # A segment cannot be empty or begin with a dot, so a prefix is neither a host nor leads upwards.
@@ -91,6 +92,15 @@ def _parse_json(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from None
+
+
+def _check_address(address: str | None) -> str | None:
+    """Require HOST:PORT; an IPv6 address is in brackets."""
+    if address:
+        parts = urlsplit(f"//{address}")
+        if not parts.hostname or parts.port is None or parts.netloc != address or "@" in address:
+            raise ValueError(f"{address!r} is not an address with a port, such as 10.0.0.5:8100")
+    return address or None
 
 
 def _require_http(url: str | None) -> str | None:
@@ -206,6 +216,21 @@ class Settings(BaseSettings):
         description="PostgreSQL: maximum duration of a statement, in seconds.",
     )
 
+    peer_address: Annotated[str | None, AfterValidator(_check_address)] = Field(
+        None,
+        description="PostgreSQL: address and port at which other replicas reach this one, for "
+        "example 10.0.0.5:8100. It serves nothing else, and must not be reachable for clients. "
+        "Required for more than one replica.",
+    )
+    lost_seconds: float = Field(
+        300,
+        ge=30,
+        le=86_400,
+        description="PostgreSQL: time after the last sign of a replica until its answers in "
+        "progress are recorded as interrupted, in seconds. A restart before that reads them from "
+        "its journal.",
+    )
+
     # Access control
     auth: Literal["open", "keys"] = Field(
         "open",
@@ -216,6 +241,13 @@ class Settings(BaseSettings):
         None,
         description="Credential of the built-in admin `admin`, used with KOTAE_AUTH=keys. Minimum "
         "length: 32 characters.",
+    )
+    secret_key: SecretStr | None = Field(
+        None,
+        description="Signs stream tickets and requests between replicas: 32 bytes, as hexadecimal "
+        "digits or base64url (`openssl rand -hex 32`). The same for all replicas, and required "
+        "with PostgreSQL. During a rotation two, separated by a comma: the first one signs. "
+        "Default: a random key of each process.",
     )
     api_key: SecretStr | None = Field(
         None, description="API key that `kotae ask` and `kotae logs` send. Default: KOTAE_SECRET."
@@ -524,6 +556,13 @@ class Settings(BaseSettings):
                 "`openssl rand -hex 32`"
             )
         self._check_jwt()
+        if self.secret_key is not None:
+            parse_secret_keys(self.secret_key.get_secret_value())
+        if self.peer_address and self.database.startswith("sqlite"):
+            raise ValueError(
+                "KOTAE_PEER_ADDRESS needs PostgreSQL: set KOTAE_DATABASE_URL, because a SQLite "
+                "database is served by one process"
+            )
         if invalid := [origin for origin in self.allowed_origins if not _ORIGIN.fullmatch(origin)]:
             raise ValueError(
                 f"KOTAE_ALLOWED_ORIGINS: {invalid[0]!r} is not an origin such as "
@@ -587,11 +626,18 @@ class Settings(BaseSettings):
         secrets = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
         urls = [urlsplit(value) for value in values if isinstance(value, str) and "://" in value]
         # A user without a password is a token, but not one of a database.
+        if self.secret_key:
+            secrets += self.secret_key.get_secret_value().split(",")
         return secrets + [
             secret
             for url in urls
             if (secret := url.password or (url.scheme.startswith("http") and url.username))
         ]
+
+    @property
+    def secret_keys(self) -> list[bytes]:
+        """The keys of `secret_key`, the signing one first; none without it."""
+        return parse_secret_keys(self.secret_key.get_secret_value()) if self.secret_key else []
 
     @property
     def database(self) -> str:

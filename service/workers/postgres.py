@@ -2,7 +2,7 @@
 
 The lock is checked every `CHECK_SECONDS`, and acquired again after its connection was lost, for
 example because PostgreSQL was restarted. If another process was faster, this one must not answer
-any longer: `on_lost` ends it. Partitions are created at the start and once a day.
+any longer: `on_lost` ends it. Partitions are created at the start, and once a day by the leader.
 """
 
 import time
@@ -40,8 +40,11 @@ class PostgresUpkeep:
         lock: ServiceLock,
         on_lost: Callable[[], None],
         check_seconds: float = CHECK_SECONDS,
+        *,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         self._database, self._lock, self._on_lost = database, lock, on_lost
+        self._leads = leads
         self._task = PeriodicTask("upkeep", self.run_checks, check_seconds)
         self._partitions_at = 0.0  # monotonic, of the next time
         self._created = self._unpartitioned = 0
@@ -83,7 +86,7 @@ class PostgresUpkeep:
             log.error("service.superseded", error=str(error))
             self._on_lost()
             return
-        if time.monotonic() >= self._partitions_at:
+        if time.monotonic() >= self._partitions_at and self._leads():
             await self._keep_partitions()
 
     async def _keep_partitions(self) -> None:

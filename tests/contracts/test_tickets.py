@@ -1,5 +1,7 @@
 """The contract of `Tickets`."""
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -26,7 +28,10 @@ class Clock:
 
 
 def create_tickets(
-    clock: Clock, redeemed_max: int = REDEEMED_MAX, user_share: float = 1.0
+    clock: Clock,
+    redeemed_max: int = REDEEMED_MAX,
+    user_share: float = 1.0,
+    keys: Sequence[bytes] = (),
 ) -> SignedTickets:
     """Tickets for 60 s, with 15 s for reconnects."""
     return SignedTickets(
@@ -36,6 +41,7 @@ def create_tickets(
         wall_clock=lambda: 5_000.0,
         redeemed_max=redeemed_max,
         user_share=user_share,
+        keys=keys,
     )
 
 
@@ -200,6 +206,33 @@ def test_ticket_is_invalid_in_another_process() -> None:
         other.redeem(ticket, ANSWER)
     with pytest.raises(TicketInvalid):
         other.resume(ticket, ANSWER, 0)
+
+
+def test_another_replica_checks_a_ticket_but_does_not_redeem_it() -> None:
+    """Replicas have the same keys; only the one that issued a ticket accepts it."""
+    clock = Clock()
+    ticket = create_tickets(clock, keys=[b"a" * 32]).issue(GRANT).ticket
+    other = create_tickets(clock, keys=[b"a" * 32])
+    other.check(ticket, ANSWER)
+
+    with pytest.raises(TicketInvalid):
+        other.redeem(ticket, ANSWER)
+    with pytest.raises(TicketInvalid):
+        other.check(ticket, OTHER)
+    with pytest.raises(TicketInvalid):
+        create_tickets(clock).check(ticket, ANSWER)
+
+
+def test_keys_are_rotated() -> None:
+    """The first key signs; tickets that were signed with the second one are valid."""
+    clock = Clock()
+    old, new = b"a" * 32, b"b" * 32
+    before, after = create_tickets(clock, keys=[old]), create_tickets(clock, keys=[new, old])
+    after.check(before.issue(GRANT).ticket, ANSWER)
+    create_tickets(clock, keys=[new]).check(after.issue(GRANT).ticket, ANSWER)
+
+    with pytest.raises(TicketInvalid):
+        before.check(after.issue(GRANT).ticket, ANSWER)
 
 
 def test_redeemed_tickets_are_bounded() -> None:

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.encoding import compute_first_id, create_id, read_id_time, sanitize_text, utc_now
+from service.core.encoding import (
+    compute_first_id,
+    create_id,
+    read_id_time,
+    read_slot,
+    sanitize_text,
+    utc_now,
+)
 
 TIMES = st.datetimes(
     min_value=datetime(1970, 1, 1),  # noqa: DTZ001 - the strategy takes naive times
@@ -19,6 +26,17 @@ TIMES = st.datetimes(
 def test_ids_sort_by_time(at: datetime, milliseconds: int) -> None:
     """An answer that starts later has the greater id."""
     assert create_id(at) < create_id(at + timedelta(milliseconds=milliseconds))
+
+
+@given(TIMES, st.integers(0, 65_535))
+def test_an_id_contains_the_slot_of_its_replica(at: datetime, slot: int) -> None:
+    """It is still a UUIDv7 of that time, and unique."""
+    at = at.replace(microsecond=at.microsecond // 1000 * 1000)
+    ids = {create_id(at, slot) for _ in range(10)}
+
+    assert {read_slot(text) for text in ids} == {slot}
+    assert {read_id_time(text) for text in ids} == {at}
+    assert len(ids) == 10
 
 
 def test_now_has_the_precision_of_an_id() -> None:

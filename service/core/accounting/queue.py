@@ -20,7 +20,7 @@ class JournaledQueue:
         self._records = SharedLimit(capacity, "answers that wait for the database", user_share)
         self._journal = journal
         self._queue: asyncio.Queue[Outcome] = asyncio.Queue(capacity)
-        self._open: set[str] = set()
+        self._open: dict[str, Intent] = {}  # in the order of their start
         self._finished = 0
         self._committed = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -33,14 +33,18 @@ class JournaledQueue:
         except BaseException:
             self._records.release(intent.user_id)
             raise
-        self._open.add(intent.id)
+        self._open[intent.id] = intent
 
     def add_outcome(self, outcome: Outcome) -> None:
         """See `RecordQueue.add_outcome`. A second outcome of one answer is a bug: KeyError."""
-        self._open.remove(outcome.intent.id)
+        del self._open[outcome.intent.id]
         self._journal.append_outcome(outcome)
         self._finished += 1
         self._queue.put_nowait(outcome)
+
+    def list_open(self) -> list[Intent]:
+        """See `RecordQueue.list_open`."""
+        return list(self._open.values())
 
     async def take_batch(self, count_max: int) -> list[Outcome]:
         """See `RecordQueue.take_batch`."""

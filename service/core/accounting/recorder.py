@@ -11,9 +11,15 @@ UNPRICED_MAX = 1000  # models whose missing price was logged; callers choose the
 
 
 class Recorder:
-    """Records answers and embedding calls. One per process."""
+    """Records answers and embedding calls. One per process.
 
-    def __init__(self, queue: RecordQueue, quota: Quota, metrics: Metrics) -> None:
+    `slot`: of the replica, which the ids of its records contain; None: there is one process.
+    """
+
+    def __init__(
+        self, queue: RecordQueue, quota: Quota, metrics: Metrics, slot: int | None = None
+    ) -> None:
+        self.slot = slot
         self._queue, self._quota, self._metrics = queue, quota, metrics
         self._unpriced: set[str] = set()
 

@@ -419,7 +419,7 @@ class Answers:
 
     def _build_intent(self, request: AnswerRequest, model: str) -> Intent:
         created_at = utc_now()
-        answer_id = create_id(created_at)
+        answer_id = create_id(created_at, self._recorder.slot)
         text = sanitize_text(request.prompt)
         return Intent(
             id=answer_id,

@@ -183,7 +183,7 @@ class EmbeddingCalls:
         cost = self._prices.compute_cost(request.model, usage_max, created_at)
         nano_usd = None if cost is None else cost.nano_usd
         intent = Intent(
-            id=create_id(created_at),
+            id=create_id(created_at, self._recorder.slot),
             created_at=created_at,
             endpoint=request.endpoint,
             model=request.model,

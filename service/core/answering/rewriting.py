@@ -74,7 +74,7 @@ class Rewriter:
         cost = self._prices.compute_cost(intent.model, usage_max, created_at)
         nano_usd = cost.nano_usd if cost else None
         call = Intent(
-            id=create_id(created_at),
+            id=create_id(created_at, self._recorder.slot),
             created_at=created_at,
             endpoint=ENDPOINT,
             model=intent.model,

@@ -5,28 +5,32 @@ for a ticket that was redeemed in this process, within `resume_seconds` of its l
 end of the answer, and after an event that was sent to one of its readers. Times are monotonic, so a
 change of the system time neither extends nor ends a ticket.
 
-The signing key exists in this process only: tickets of an earlier process are invalid, because it
-is unknown whether they were redeemed.
+A ticket is redeemed in the process that issued it, which is the owner of its answer. Other replicas
+have the same keys and check the signature. Tickets of an earlier process are invalid, because it is
+unknown whether they were redeemed.
 """
 
 import hashlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from itsdangerous import BadData, URLSafeSerializer
+from itsdangerous.encoding import base64_decode, base64_encode
 
 from service.core.errors import Overloaded, TicketInvalid
 from service.core.fair_share import SharedLimit
 from service.core.ports import IssuedTicket, TicketGrant
+from service.core.secret_keys import derive_key
 
 REDEEMED_MAX = 200_000  # redeemed tickets remembered, about 3,000 new ones per second
 EVICTIONS = 2  # old tickets examined per redemption, so their number shrinks while tickets are used
 EVICTIONS_MAX = 1000  # examined when the limit is reached
-_VERSION = 2
+_VERSION = 3
+_PURPOSE = "kotae stream tickets"
 
 
 class TicketRecord:
@@ -71,6 +75,7 @@ class TicketRecord:
 class SignedTickets:
     """See `Tickets`. `seconds`: until the first use; `resume_seconds`: for reconnects.
 
+    `keys`: of all replicas, the signing one first; none: a random one of this process.
     `clock` is monotonic, `wall_clock` is only for the expiry that callers see. `redeemed_max`:
     redeemed tickets remembered at once, beyond which a first use is refused. One user can have the
     share `user_share` of them.
@@ -85,9 +90,11 @@ class SignedTickets:
         wall_clock: Callable[[], float] = time.time,
         redeemed_max: int = REDEEMED_MAX,
         user_share: float = 1.0,
+        keys: Sequence[bytes] = (),
     ) -> None:
+        self._issuer = secrets.token_urlsafe(8)
         self._signer = URLSafeSerializer(
-            secrets.token_bytes(32),
+            [derive_key(key, _PURPOSE) for key in reversed(keys)] or secrets.token_bytes(32),
             salt="kotae stream ticket",
             signer_kwargs={"digest_method": _hash_sha256},
         )
@@ -103,12 +110,16 @@ class SignedTickets:
     def issue(self, grant: TicketGrant) -> IssuedTicket:
         """See `Tickets.issue`."""
         nonce = secrets.token_urlsafe(16)
-        ticket = self._sign([_VERSION, nonce, self._clock(), grant])
+        ticket = self._sign([_VERSION, self._issuer, nonce, self._clock(), grant])
         return IssuedTicket(ticket, self._wall_clock() + self._seconds)
+
+    def check(self, ticket: str, answer_id: str) -> None:
+        """See `Tickets.check`."""
+        self._verify(ticket, answer_id)
 
     def redeem(self, ticket: str, answer_id: str) -> TicketRecord:
         """See `Tickets.redeem`."""
-        nonce, issued_at, grant = self._verify(ticket, answer_id)
+        nonce, issued_at, grant = self._verify_own(ticket, answer_id)
         if nonce in self._redeemed:
             raise TicketInvalid(
                 "the ticket was used already: only a reconnect with Last-Event-ID may use it again"
@@ -127,7 +138,7 @@ class SignedTickets:
 
     def resume(self, ticket: str, answer_id: str, seq: int) -> TicketRecord:
         """See `Tickets.resume`."""
-        nonce, _, _ = self._verify(ticket, answer_id)
+        nonce, _, _ = self._verify_own(ticket, answer_id)
         redeemed = self._redeemed.get(nonce)
         if redeemed is None or not redeemed.is_active(self._resume_seconds):
             raise TicketInvalid("the ticket has expired, or was not used before this reconnect")
@@ -135,19 +146,27 @@ class SignedTickets:
             raise TicketInvalid("the ticket is for a reconnect after an event that was received")
         return redeemed
 
-    def _verify(self, ticket: str, answer_id: str) -> tuple[str, float, TicketGrant]:
+    def _verify_own(self, ticket: str, answer_id: str) -> tuple[str, float, TicketGrant]:
         """Returns (nonce, time of issue, grant). Raises `TicketInvalid`."""
+        issuer, nonce, issued_at, grant = self._verify(ticket, answer_id)
+        if issuer != self._issuer:
+            raise TicketInvalid("the ticket was not issued by this process")
+        return nonce, issued_at, grant
+
+    def _verify(self, ticket: str, answer_id: str) -> tuple[str, str, float, TicketGrant]:
+        """Returns (issuer, nonce, time of issue, grant). Raises `TicketInvalid`."""
         try:
-            payload = self._signer.loads(ticket)
-            version, nonce, issued_at, fields = payload
+            version, issuer, nonce, issued_at, fields = self._signer.loads(ticket)
             grant = msgspec.convert(fields, TicketGrant)
-        except (BadData, ValueError) as error:  # msgspec errors are ValueErrors
+        except (BadData, ValueError, TypeError) as error:  # msgspec errors are ValueErrors
             raise TicketInvalid("the ticket was not issued by this process") from error
         if version != _VERSION or grant.answer_id != answer_id:
             raise TicketInvalid("the ticket is for another answer")
-        if self._sign(payload) != ticket:  # base64 with bits that decoding ignores
+        # Decoding ignores some bits of base64, so other texts would be the same ticket.
+        signature = ticket.rpartition(".")[2]
+        if base64_encode(base64_decode(signature)).decode() != signature:
             raise TicketInvalid("the ticket is not in canonical form")
-        return nonce, issued_at, grant
+        return issuer, nonce, issued_at, grant
 
     def _sign(self, payload: list[Any]) -> str:
         ticket = self._signer.dumps(msgspec.to_builtins(payload))

@@ -14,8 +14,9 @@ What depends on the kind of database is in `sqlite.py` and `postgres.py`, and in
 `constructs.py`; queries and statements are the same.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NewType, Protocol, TypeVar
@@ -122,6 +123,7 @@ class Database:
         self._reader_turns = turns(self._backend.readers)
         self._blocking_turns = turns(self._backend.readers)
         self._writer_turns = turns(1)
+        self._fence: Callable[[Session], Awaitable[None]] | None = None
 
     @property
     def damage(self) -> str | None:
@@ -173,8 +175,17 @@ class Database:
         with self.translate_errors():
             async with self._writer_turns.turn(), self._writer.connect() as connection:
                 await self._backend.begin_write(connection)
-                yield Session(ReadSession(connection))
+                session = Session(ReadSession(connection))
+                if self._fence is not None:
+                    await self._fence(session)
+                yield session
                 await connection.commit()
+
+    def with_fence(self, fence: Callable[[Session], Awaitable[None]]) -> "Database":
+        """The same database; each transaction begins with `fence`, which may raise."""
+        fenced = copy(self)
+        fenced._fence = fence  # noqa: SLF001 - of the same class
+        return fenced
 
     async def migrate(self, revision: str = "head") -> None:
         """Migrate the schema to a revision in one transaction. Raises `DatabaseUnavailable`."""

@@ -1,9 +1,9 @@
-"""The lock that allows one service per PostgreSQL database.
+"""The lock that the services of a PostgreSQL database hold.
 
-Two services would double every quota, and call the provider twice for one idempotency key: both
-are kept in the memory of a process. The lock is an advisory lock of a session, on a connection of
-its own, so the server releases it when the process or its connection ends. The table `instances`
-names the holder for the error message of the next one.
+A service that other replicas cannot reach (without `KOTAE_PEER_ADDRESS`) serves alone: it locks the
+database for itself. Replicas share the lock. Migrations exclude both. The lock is an advisory lock
+of a session, on a connection of its own, so the server releases it when the process or its
+connection ends. The table `instances` names a holder for the error message of the next one.
 
 A connection pooler that gives each transaction another session makes such locks useless: both
 services would get it. `detect_pooler` notices that, and the service does not start.
@@ -30,10 +30,14 @@ _TRANSACTIONS = (
 
 
 class ServiceLock:
-    """The lock of this process. It is held until `close`, or until its connection is lost."""
+    """The lock of this process. It is held until `close`, or until its connection is lost.
 
-    def __init__(self, url: str, address: str = "") -> None:
+    `shared`: other processes may hold it too, if theirs are shared.
+    """
+
+    def __init__(self, url: str, address: str = "", *, shared: bool = False) -> None:
         self._url = url
+        self._function = "pg_try_advisory_lock" + ("_shared" if shared else "")
         self._connection: Any = None
         self._holder = LockHolder(os.getpid(), socket.gethostname(), SERVE, address)
 
@@ -53,7 +57,7 @@ class ServiceLock:
     async def _acquire(self) -> None:
         async with AsyncExitStack() as stack:
             connection = await _open_connection(self._url, stack)
-            if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", SERVICE_LOCK):
+            if not await connection.fetchval(f"SELECT {self._function}($1)", SERVICE_LOCK):
                 raise SettingsInvalid(await _describe_conflict(connection))
             holder = self._holder
             await connection.execute(_STORE, holder.pid, holder.host, holder.address)
@@ -98,8 +102,8 @@ async def _describe_conflict(connection: Any) -> str:
     if row is not None:
         name = LockHolder(row["pid"], row["host"], SERVE, row["address"]).describe()
     return (
-        f"the database is used by {name}: stop it, or set another KOTAE_DATABASE_URL; several "
-        "services on one database are not supported yet"
+        f"the database is used by {name}: stop it, or set another KOTAE_DATABASE_URL; for several "
+        "replicas, set KOTAE_PEER_ADDRESS of each"
     )
 
 

@@ -226,7 +226,7 @@ class EmbeddingStore:
         self, recorder: Recorder, prices: PriceBook, texts: list[str]
     ) -> AnswerAccount:
         created_at = utc_now()
-        answer_id = create_id(created_at)
+        answer_id = create_id(created_at, recorder.slot)
         intent = Intent(
             id=answer_id,
             created_at=created_at,
