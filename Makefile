@@ -59,7 +59,7 @@ pytest := $(python) -m pytest -n 2 --dist worksteal
 test: .venv/.dev ## run the fast tests (one minute)
 	$(pytest) -m 'not slow and not nightly' $(ARGS)
 
-test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed .cache/audit/.installed ## run all tests except the nightly ones; ARGS='-m slow': only slow ones
+test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed .cache/manifests/.installed .cache/audit/.installed ## run all tests except the nightly ones; ARGS='-m slow': only slow ones
 	$(pytest) -m 'not nightly' $(ARGS)
 
 test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing, soak
@@ -99,6 +99,7 @@ lock: .venv/.setup ## update requirements/*.txt; newer versions with ARGS=--upgr
 	$(compile) requirements/setup.in -o requirements/setup.txt
 	$(compile) requirements/nightly.in -o requirements/nightly.txt
 	$(compile) requirements/openapi.in -o requirements/openapi.txt
+	$(compile) requirements/manifests.in -o requirements/manifests.txt
 	$(compile) requirements/audit.in -o requirements/audit.txt
 
 bench: .venv/.dev ## run the benchmarks
@@ -143,7 +144,7 @@ clean: ## remove generated files including .venv; keep .data
 	else echo 'make: npm is absent: the tests of its clients do not run'; fi
 
 # Tools in separate environments, because their dependencies conflict with those of the service.
-.cache/openapi/.installed .cache/audit/.installed: .cache/%/.installed: requirements/%.txt .venv/.setup
+.cache/openapi/.installed .cache/manifests/.installed .cache/audit/.installed: .cache/%/.installed: requirements/%.txt .venv/.setup
 	$(python) -m venv --without-pip --clear $(@D)
 	$(call uv_pip_install,--require-hashes -r $<,$(@D)/bin/python)
 	@touch $@

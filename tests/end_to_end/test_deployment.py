@@ -1,14 +1,17 @@
-"""The systemd units in deploy/."""
+"""The systemd units, Kubernetes manifests and configurations of several replicas in deploy/."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from service.core.settings import describe_settings
 from tests.proxies import DEPLOY, require
 
 pytestmark = pytest.mark.slow
 
+ROOT = DEPLOY.parent
 EXPOSURE_MAX = 25  # 2.5 on the scale of systemd-analyze, from 0 to 10
 
 
@@ -41,3 +44,40 @@ def test_units_are_valid(tmp_path: Path) -> None:
         [analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("version", ["1.27", "1.37"])
+def test_kubernetes_manifests_are_valid(version: str) -> None:
+    """The schemas of Kubernetes accept them, without unknown fields."""
+    program = ROOT / ".cache/manifests/bin/kubernetes-validate"
+    if not program.exists():
+        pytest.skip("not run: `make .cache/manifests/.installed` installs kubernetes-validate")
+    done = subprocess.run(
+        [program, "--strict", "--kubernetes-version", version, DEPLOY / "kubernetes/kotae.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" passed for ") == 6
+
+
+def test_the_balancer_is_valid_and_knows_the_replicas() -> None:
+    """Caddy accepts its configuration, which lists the replicas of compose.yaml."""
+    caddy, config = require("caddy", "caddy"), DEPLOY / "Caddyfile-replicas"
+    command: list[str | Path] = [caddy, "validate", "--adapter", "caddyfile", "--config", config]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    replicas = re.findall(r"^  (kotae-\d+):$", (ROOT / "compose.yaml").read_text(), re.MULTILINE)
+
+    assert done.returncode == 0, done.stderr
+    assert len(replicas) == 3
+    assert re.findall(r"(kotae-\d+):8000", config.read_text()) == replicas
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "deploy/kubernetes/kotae.yaml"])
+def test_variables_are_settings(file: str) -> None:
+    """Every variable of Kotae in the files is a setting."""
+    names = {setting.name for setting in describe_settings()}
+    used = set(re.findall(r"\b((?:KOTAE|OPENAI)_[A-Z_]*[A-Z])\b", (ROOT / file).read_text()))
+
+    assert used - names == set()
