@@ -2,6 +2,8 @@
 
     python -m bench.search [--chunks 2500 20000] [--languages ja en] [--questions 500]
     python -m bench.search --languages en --corpus corpus.jsonl --queries queries.jsonl
+    python -m bench.search --chunks 200000 --languages en --document-chunks 10 \\
+        --database-url postgresql://kotae@/empty
 
 For each language and size a separate service receives texts of about one chunk through `POST
 /ai/upload`, twenty files at a time, on all cores. When the index is merged, distinct questions
@@ -150,7 +152,9 @@ class SearchCaller(Caller):
 
 
 @contextmanager
-def run_service(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
+def run_service(
+    folder: Path, cores: Cores, database_url: str | None
+) -> Iterator[tuple[str, Process]]:
     """Run a service with a provider fake."""
     provider, url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     ports = [str(urlsplit(address).port) for address in (provider, url)]
@@ -169,6 +173,8 @@ def run_service(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
         "OPENAI_API_KEY": "bench",
         "KOTAE_DATA_DIR": str(folder),
         "KOTAE_LOG_LEVEL": "warning",
+        "KOTAE_DOCUMENTS_MAX": "1000000",
+        "KOTAE_DATABASE_URL": database_url or "",
     }
     service = Process(
         "kotae",
@@ -186,11 +192,17 @@ def run_service(folder: Path, cores: Cores) -> Iterator[tuple[str, Process]]:
         fake.stop()
 
 
-def measure(texts: Corpus, cores: Cores) -> dict[str, Any]:
+def join_texts(texts: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """Join each `count` texts to one document with the title of the first."""
+    groups = (texts[n : n + count] for n in range(0, len(texts), count))
+    return [(group[0][0], "\n\n".join(text for _, text in group)) for group in groups]
+
+
+def measure(texts: Corpus, cores: Cores, database_url: str | None) -> dict[str, Any]:
     """Run all measurements with one service."""
     with (
         tempfile.TemporaryDirectory(prefix="kotae-search-") as folder,
-        run_service(Path(folder), cores) as (url, service),
+        run_service(Path(folder), cores, database_url) as (url, service),
     ):
         caller = SearchCaller(url)
         caller.search("warm-up")
@@ -281,6 +293,8 @@ def main() -> None:
     )
     parser.add_argument("--languages", nargs="+", choices=["ja", "en"], default=["ja", "en"])
     parser.add_argument("--questions", type=int, default=500, help="measured, after the warm-up")
+    parser.add_argument("--document-chunks", type=int, default=1, help="texts per document")
+    parser.add_argument("--database-url", help="an empty PostgreSQL database; default: SQLite")
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--queries", type=Path)
     parser.add_argument("--json", type=Path, default=Path(".data/bench-search.json"))
@@ -301,7 +315,9 @@ def main() -> None:
                 )
             else:
                 texts = generate_texts(language, count, question_count, choose)
-            results = figures[f"{language} {count}"] = measure(texts, cores)
+            texts.texts = join_texts(texts.texts, options.document_chunks)
+            results = measure(texts, cores, options.database_url)
+            figures[f"{language} {count}"] = results
             print_row(f"{language}, {results['chunks']}", results)
     save(options.json, {"machine": machine(cores), "figures": figures})
 
