@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from alembic import context
 from service.core.database.engine import open_database
+from service.core.database.migrations import mark_compatibility
 from service.core.database.tables import UtcDateTime, metadata
 from service.core.settings import load_settings
 
@@ -57,6 +58,8 @@ def run_migrations(connection: Connection) -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+    if connection.dialect.name == "postgresql":
+        mark_compatibility(connection, context.script)
 
 
 async def migrate_settings_database() -> None:

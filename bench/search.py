@@ -2,8 +2,7 @@
 
     python -m bench.search [--chunks 2500 20000] [--languages ja en] [--questions 500]
     python -m bench.search --languages en --corpus corpus.jsonl --queries queries.jsonl
-    python -m bench.search --chunks 200000 --languages en --document-chunks 10 \\
-        --database-url postgresql://kotae@/empty
+    python -m bench.search --chunks 200000 --document-chunks 10 --database-url postgresql://…
 
 For each language and size a separate service receives texts of about one chunk through `POST
 /ai/upload`, twenty files at a time, on all cores. When the index is merged, distinct questions

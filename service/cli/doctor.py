@@ -95,6 +95,7 @@ async def _check_database(settings: Settings) -> list[tuple[bool, str, str]]:
         return [(False, f"{name}: does not exist", "run `kotae migrate`")]
     try:
         revision, newest = await with_database(settings, Database.read_revision)
+        is_current = await with_database(settings, Database.is_current)
         problem = await with_database(settings, Database.check_pages)
     except KotaeError as error:
         remedy = (
@@ -105,10 +106,10 @@ async def _check_database(settings: Settings) -> list[tuple[bool, str, str]]:
         return [(False, f"{name}: {error.detail}", remedy)]
     text = f"{name}: revision {revision or 'none'}, newest {newest}"
     if not is_sqlite(settings.database):
-        return [(revision == newest, text, "run `kotae migrate`")]
+        return [(is_current, text, "run `kotae migrate`")]
     damage = f"damaged: {' '.join(problem.split())}" if problem else "no damage found"
     return [
-        (revision == newest, text, "run `kotae migrate`"),
+        (is_current, text, "run `kotae migrate`"),
         (problem is None, f"{name}: {damage}", "stop the service and run `kotae restore FILE`"),
     ]
 

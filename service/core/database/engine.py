@@ -82,8 +82,13 @@ class Backend(Protocol):
         """Begin a transaction of `writer`, which waits for the end of all others."""
         ...
 
-    async def migrate(self, run: Callable[[sqlalchemy.Connection], None]) -> None:
-        """Run migrations in one transaction that excludes those of other processes."""
+    async def migrate(
+        self, run: Callable[[sqlalchemy.Connection], None], *, beside_services: bool
+    ) -> None:
+        """Run migrations in one transaction that excludes those of other processes.
+
+        `beside_services`: services that use the database do not notice them.
+        """
         ...
 
     async def check_pages(self) -> str | None:
@@ -190,44 +195,73 @@ class Database:
     async def migrate(self, revision: str = "head") -> None:
         """Migrate the schema to a revision in one transaction. Raises `DatabaseUnavailable`."""
         folder = MIGRATIONS / self._backend.migrations
+        beside_services = self.dialect == "postgresql" and await self._is_compatible(revision)
         await self.run_migrations(
-            lambda connection: migrations.run_migration(connection, MIGRATIONS, folder, revision)
+            lambda connection: migrations.run_migration(connection, MIGRATIONS, folder, revision),
+            beside_services=beside_services,
         )
 
-    async def run_migrations(self, run: Callable[[sqlalchemy.Connection], None]) -> None:
+    async def run_migrations(
+        self, run: Callable[[sqlalchemy.Connection], None], *, beside_services: bool = False
+    ) -> None:
         """Run a function that changes the schema, in a transaction. Raises `DatabaseUnavailable`.
 
-        It waits for those of other processes.
+        It waits for those of other processes. `beside_services`: services may use the database.
         """
         with self.translate_errors():
-            await self._backend.migrate(run)
+            await self._backend.migrate(run, beside_services=beside_services)
+
+    async def _is_compatible(self, revision: str) -> bool:
+        """Whether services of the present schema can use that of `revision`, a later one."""
+        present, _, _ = await self._read_schema()
+        scripts = migrations.open_scripts(MIGRATIONS, MIGRATIONS / self._backend.migrations)
+        return (
+            present is not None
+            and (revision == "head" or (revision.isdigit() and revision >= present))
+            and migrations.find_oldest_compatible(scripts, revision) <= present
+        )
 
     async def read_revision(self) -> tuple[str | None, str]:
         """The revision of the schema and the newest revision. Raises `DatabaseUnavailable`."""
+        present, newest, _ = await self._read_schema()
+        return present, newest
+
+    async def _read_schema(self) -> tuple[str | None, str, bool]:
+        """The revision of the schema, the newest one, and whether this version can use the first.
+
+        A later schema states the oldest revision that it is compatible with
+        (`migrations.mark_compatibility`).
+        """
         files = (MIGRATIONS / self._backend.migrations).glob("[0-9]*_*.py")
         newest = max(file.name.partition("_")[0] for file in files)  # a test checks their order
         async with self.read_session() as session:
-            return await session.run_sync(_select_revision), newest
+            present = await session.run_sync(_select_revision)
+            oldest = None
+            if present and present > newest and self.dialect == "postgresql":
+                oldest = (await session.exec_driver_sql(_COMPATIBILITY)).scalar()
+        is_usable = present == newest or (oldest is not None and oldest <= newest)
+        return present, newest, is_usable
 
     async def is_current(self) -> bool:
-        """Whether the database exists and has the newest revision."""
+        """Whether the database exists and this version can use its schema."""
         if self.file and not self.file.exists():
             return False
         try:
-            revision, newest = await self.read_revision()
+            _, _, is_usable = await self._read_schema()
         except DatabaseUnavailable:
             return False
-        return revision == newest
+        return is_usable
 
     async def require_current_schema(self) -> None:
-        """Raise `SettingsInvalid` unless the schema has the revision that this version needs."""
+        """Raise `SettingsInvalid` unless this version can use the schema."""
         if self.file and not self.file.exists():
             raise SettingsInvalid(f"{self.file} does not exist: run `kotae migrate`")
-        revision, newest = await self.read_revision()
-        if revision != newest:
+        present, newest, is_usable = await self._read_schema()
+        if not is_usable:
+            is_later = present is not None and present > newest
             raise SettingsInvalid(
-                f"the database is at revision {revision or 'none'}, this version needs {newest}: "
-                "run `kotae migrate`"
+                f"the database is at revision {present or 'none'}, this version needs {newest}: "
+                + ("install a newer version" if is_later else "run `kotae migrate`")
             )
 
     async def ping(self) -> None:
@@ -249,6 +283,9 @@ def _open_backend(url: str, readers: int, statement_seconds: float) -> Backend:
         raise SettingsInvalid(
             "KOTAE_DATABASE_URL=postgresql://… needs a driver: pip install 'kotae[postgres]'"
         ) from error
+
+
+_COMPATIBILITY = "SELECT obj_description('alembic_version'::regclass, 'pg_class')"
 
 
 def _select_revision(connection: sqlalchemy.Connection) -> str | None:

@@ -166,17 +166,21 @@ class PostgresBackend:
         await connection.begin()
         await connection.execute(_LOCK, {"key": WRITE_LOCK})
 
-    async def migrate(self, run: Callable[[sa.Connection], None]) -> None:
+    async def migrate(self, run: Callable[[sa.Connection], None], *, beside_services: bool) -> None:
         """See `Backend.migrate`. Waits for the migration of another process.
 
-        Raises `SettingsInvalid` while a service uses the database (`postgres_lock.py`).
+        Raises `SettingsInvalid` while a service uses the database (`postgres_lock.py`), unless
+        `beside_services`.
         """
         engine = self._create_engine({"statement_timeout": "0"}, poolclass=NullPool)
         try:
             async with engine.begin() as connection:
                 await connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
                 await connection.execute(_LOCK, {"key": MIGRATION_LOCK})
-                if not (await connection.execute(_TRY_LOCK, {"key": SERVICE_LOCK})).scalar_one():
+                if not (
+                    beside_services
+                    or (await connection.execute(_TRY_LOCK, {"key": SERVICE_LOCK})).scalar_one()
+                ):
                     raise SettingsInvalid("the database is used by a service: stop it first")
                 # Queries that wait behind a migration must not wait long.
                 await connection.execute(

@@ -178,8 +178,13 @@ class SqliteBackend:
             else:
                 return
 
-    async def migrate(self, run: Callable[[sqlalchemy.Connection], None]) -> None:
-        """See `Backend.migrate`.
+    async def migrate(
+        self,
+        run: Callable[[sqlalchemy.Connection], None],
+        *,
+        beside_services: bool,  # noqa: ARG002 - a service has locked the file
+    ) -> None:
+        """See `Backend.migrate`. The caller holds the lock of the data directory.
 
         Foreign keys are off: altering a table in SQLite drops and recreates it, and the drop would
         cascade.

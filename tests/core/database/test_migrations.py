@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.core.database.engine import MIGRATIONS, Database
+from service.core.database.migrations import find_oldest_compatible, open_scripts
 from service.core.database.tables import api_keys, quota_totals
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
@@ -21,7 +22,7 @@ from service.core.search.service import SearchService
 from service.core.settings import Settings
 from tests.core.search.test_embeddings import Letters, embed_missing
 from tests.core.search.test_service import store_text
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, temporary_database
 from tests.records import build_outcome
 from tests.rows import write
 
@@ -118,6 +119,51 @@ async def test_several_migrate_postgresql_at_once(postgres: PostgresServer) -> N
     await postgres.drop_database(url)
 
     assert revision == newest
+
+
+def test_the_oldest_compatible_revision_precedes_steps_that_run_beside_it(tmp_path: Path) -> None:
+    """Consecutive steps that declare it, up to the newest one, do not exclude older versions."""
+    steps = {"0001": None, "0002": "0001", "0003": "0002", "0004": "0003", "0005": "0004"}
+    for revision, previous in steps.items():
+        text = f"revision, down_revision = {revision!r}, {previous!r}\n"
+        text += "runs_beside_previous = True\n" if revision not in {"0001", "0003"} else ""
+        (tmp_path / f"{revision}_step.py").write_text(text)
+    scripts = open_scripts(MIGRATIONS, tmp_path)
+
+    oldest = {revision: find_oldest_compatible(scripts, revision) for revision in steps}
+
+    assert list(oldest.values()) == ["0001", "0001", "0003", "0003", "0003"]
+    assert find_oldest_compatible(scripts, "head") == "0003"
+    with pytest.raises(SettingsInvalid, match="cannot migrate to 0009"):
+        find_oldest_compatible(scripts, "0009")
+
+
+@pytest.mark.slow
+async def test_a_later_schema_states_whether_this_version_can_use_it(
+    postgres: PostgresServer,
+) -> None:
+    """A migrated PostgreSQL database says which versions can use it, and `migrate` changes it."""
+    async with temporary_database(postgres) as database:
+        _, newest = await database.read_revision()
+        usable = {}
+        for oldest in ("0001", newest, "9998"):
+            async with database.transaction() as session:
+                await session.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+                await session.exec_driver_sql(f"COMMENT ON TABLE alembic_version IS '{oldest}'")
+            usable[oldest] = await database.is_current()
+        with pytest.raises(SettingsInvalid, match="install a newer version"):
+            await database.require_current_schema()
+        async with database.transaction() as session:
+            await session.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{newest}'")
+        await database.migrate()
+        async with database.read_session() as session:
+            marked = (
+                await session.exec_driver_sql("SELECT obj_description('alembic_version'::regclass)")
+            ).scalar()
+
+    assert usable == {"0001": True, newest: True, "9998": False}
+    scripts = open_scripts(MIGRATIONS, MIGRATIONS / "postgresql")
+    assert marked == find_oldest_compatible(scripts, "head")
 
 
 async def test_downgrade_and_upgrade_with_data(database: Database) -> None:
