@@ -38,27 +38,28 @@ Codes = NDArray[np.uint32]
 class ChunkTerms(msgspec.Struct, frozen=True):
     """The terms of a chunk: the codes of its words, then of its phrases and grams."""
 
+    document: str
     codes: Codes
     word_count: int
     gram_count: int
 
 
-def encode_chunks(rows: Sequence[tuple[int, str, str]]) -> dict[int, ChunkTerms]:
+def encode_chunks(rows: Sequence[tuple[int, str, str, str]]) -> dict[int, ChunkTerms]:
     """Encode chunks, by id.
 
-    A row is (id, words in order, grams); terms are separated by spaces.
+    A row is (id, document, words in order, grams); terms are separated by spaces.
     """
     chunks = {}
     for begin in range(0, len(rows), CHUNKS_AT_ONCE):
         batch = rows[begin : begin + CHUNKS_AT_ONCE]
         hashes = _hash_terms(
-            " ".join(text for _, words, grams in batch for text in (words, grams) if text)
+            " ".join(text for _, _, words, grams in batch for text in (words, grams) if text)
         )
         word_codes = _truncate_hashes(hashes * _WORD_FACTOR)
         gram_codes = _truncate_hashes(hashes * _GRAM_FACTOR)
         phrase_codes = _truncate_hashes(hashes[:-1] * _WORD_FACTOR + hashes[1:] * _NEXT_WORD_FACTOR)
         first = 0
-        for id_, words, grams in batch:
+        for id_, document, words, grams in batch:
             middle = first + _count_terms(words)
             last = middle + _count_terms(grams)
             codes = np.concatenate(
@@ -68,7 +69,7 @@ def encode_chunks(rows: Sequence[tuple[int, str, str]]) -> dict[int, ChunkTerms]
                     gram_codes[middle:last],
                 ]
             )
-            chunks[id_] = ChunkTerms(codes, middle - first, last - middle)
+            chunks[id_] = ChunkTerms(document, codes, middle - first, last - middle)
             first = last
     return chunks
 
@@ -77,6 +78,7 @@ class TermCounts(msgspec.Struct, frozen=True):
     """How often each term of a query occurs in each of some chunks."""
 
     ids: list[int]
+    documents: list[str]
     counts: Numbers  # one row per chunk; one column per word, phrase and gram, in this order
     lengths: Numbers  # one row per chunk: number of words, number of grams
     word_codes: list[Codes]  # of each chunk, in order
@@ -103,6 +105,7 @@ def count_terms(query_codes: Codes, chunks: Mapping[int, ChunkTerms]) -> TermCou
     terms = chunks.values()
     return TermCounts(
         list(chunks),
+        [chunk.document for chunk in terms],
         _count_codes(query_codes, [chunk.codes for chunk in terms]),
         np.array([(chunk.word_count, chunk.gram_count) for chunk in terms], dtype=float).reshape(
             -1, 2

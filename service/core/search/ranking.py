@@ -1,7 +1,9 @@
 """Ranking of candidates, and the decision whether they can answer the query (abstention).
 
 *Ranking*: the sum of BM25 over words, phrases (adjacent words) and grams of the chunks (`bm25.py`)
-and, for the best of them, the proximity of the query's words (`proximity.py`). Document
+and, for the best of them, the proximity of the query's words (`proximity.py`). Candidates are
+ordered by that and by the other candidates of their document: a page with several passages about
+the subject answers more often than one that mentions it. Document
 frequencies come from the index. The number of chunks counts as at least 1,000, so that scores are
 comparable between small and large collections. The sources of the constants are in
 `docs/explanation/retrieval.md`.
@@ -39,6 +41,7 @@ from service.core.search.bm25 import (
     compute_idf,
     encode_query,
 )
+from service.core.search.frames import asks_definition, remove_frame
 from service.core.search.proximity import score_windows
 from service.core.search.results import Hit, find_best_sentence
 from service.core.text.pages import find_page
@@ -54,6 +57,8 @@ PHRASE_WEIGHT, GRAM_WEIGHT = 0.35, 0.30
 LATIN_GRAM_WEIGHT = 0.2  # a Latin word has many grams, which are largely redundant
 PROXIMITY_WEIGHT = 0.2  # of the best possible score of the terms
 PROXIMITY_CHUNKS = 10  # the best chunks, for which proximity is computed
+SUPPORT_WEIGHT = 0.2  # of the next best candidate of the same document; half for each further one
+SUPPORT_CHUNKS = 3
 CHUNKS_FLOOR = 1000
 COSINE_WEIGHT = 0.075
 COSINE_DEVIATIONS_MAX = 2.5  # limits the influence of one chunk that is far nearer than all others
@@ -98,6 +103,7 @@ class Query(msgspec.Struct, frozen=True):
     grams: list[str]
     codes: Codes  # of words, phrases and grams, in this order
     bare: bool  # words only, not a sentence
+    defines: bool  # it asks what something is
     latin: bool
     corrected: frozenset[str] = frozenset()  # words that the text has in another spelling
 
@@ -166,7 +172,9 @@ def parse_query(text: str, tokenizer: TermExtractor, corrected: Iterable[str] = 
 
     `corrected`: the words of the text that are corrections.
     """
-    terms = tokenizer.extract_terms(text)
+    terms = tokenizer.extract_terms(remove_frame(text))
+    if not terms.words and not terms.grams:
+        terms = tokenizer.extract_terms(text)
     words = list(dict.fromkeys(terms.words))[:WORDS_MAX]
     phrases = list(dict.fromkeys((a, b) for a, b in pairwise(terms.words) if a != b))[:WORDS_MAX]
     grams = list(dict.fromkeys(terms.grams))[:GRAMS_MAX]
@@ -177,6 +185,7 @@ def parse_query(text: str, tokenizer: TermExtractor, corrected: Iterable[str] = 
         grams,
         encode_query(words, phrases, grams),
         bare=bare,
+        defines=len(text) <= BARE_CHARACTERS_MAX and asks_definition(text),
         latin=detect_language(text) == "en" and not has_hangul(text),
         corrected=frozenset(
             term for word in corrected for term in tokenizer.extract_terms(word).words
@@ -319,7 +328,7 @@ class _Ranker:
             increase = PROXIMITY_WEIGHT * self._term_score_max * proximity
             scores[i] += increase
             values[i] += increase / (self._score_max or 1)
-        return scores, values
+        return scores, add_support(values, self._candidates.documents)
 
     def _measure_proximity(self, chunks: Sequence[int]) -> list[float]:
         """Return for each of these chunks the share of the query's words, by idf, in one window."""
@@ -384,6 +393,8 @@ def _is_answerable(
         return False
     if query.bare:
         return complete or share >= BARE_SHARE * thresholds.share_min
+    if query.defines and complete:
+        return True
     return (complete or share >= SHORT_SHARE_MIN) and terms >= SHORT_TERMS * adjusted.terms_min
 
 
@@ -414,6 +425,27 @@ def fuse_scores(coverages: Sequence[float], cosines: Sequence[float | None]) -> 
         return COSINE_WEIGHT * min(COSINE_DEVIATIONS_MAX, (cosine - mean) / deviation)
 
     return [coverage + weigh(cosine) for coverage, cosine in zip(coverages, cosines, strict=True)]
+
+
+def add_support(values: Sequence[float], documents: Sequence[str]) -> list[float]:
+    """Return the values of candidates, increased by those of the same document.
+
+    That is `SUPPORT_WEIGHT` of the best other one, and half as much of each further one, at most
+    `SUPPORT_CHUNKS` in all.
+    """
+    by_document: dict[str, list[float]] = {}
+    for value, document in sorted(zip(values, documents, strict=True), reverse=True):
+        by_document.setdefault(document, []).append(value)
+
+    def sum_support(value: float, document: str) -> float:
+        others = by_document[document][: SUPPORT_CHUNKS + 1]
+        others.remove(value if value in others else others[-1])
+        return math.fsum(other / 2**n for n, other in enumerate(others))
+
+    return [
+        value + SUPPORT_WEIGHT * sum_support(value, document)
+        for value, document in zip(values, documents, strict=True)
+    ]
 
 
 def _compute_idfs(

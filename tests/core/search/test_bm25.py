@@ -29,7 +29,7 @@ TERMS = st.lists(TERM, max_size=30)
 def encode(*chunks: tuple[list[str], list[str]]) -> dict[int, ChunkTerms]:
     """Encode chunks with these words and grams."""
     return encode_chunks(
-        [(n, " ".join(words), " ".join(grams)) for n, (words, grams) in enumerate(chunks)]
+        [(n, "d", " ".join(words), " ".join(grams)) for n, (words, grams) in enumerate(chunks)]
     )
 
 

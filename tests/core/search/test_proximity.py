@@ -12,7 +12,9 @@ WORDS = st.lists(st.sampled_from("abcdefgh"), max_size=40)
 
 def score(query: list[str], weights: list[float], chunks: list[list[str]]) -> list[float]:
     """Return the scores of chunks given as words."""
-    encoded = encode_chunks([(n, " ".join(words), "") for n, words in enumerate(chunks)]).values()
+    encoded = encode_chunks(
+        [(n, "d", " ".join(words), "") for n, words in enumerate(chunks)]
+    ).values()
     codes = [chunk.codes[: chunk.word_count] for chunk in encoded]
     scores: list[float] = score_windows(encode_query(query, [], []), weights, codes).tolist()
     return scores

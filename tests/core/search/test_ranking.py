@@ -13,6 +13,7 @@ from service.core.search.ranking import (
     RankedChunk,
     Ranking,
     Thresholds,
+    add_support,
     fuse_scores,
     merge_rankings,
     parse_query,
@@ -27,7 +28,7 @@ TOKENIZER = get_tokenizer("auto")
 def encode(query: Query, *texts: str) -> TermCounts:
     """Count the terms of a query in texts, which are numbered from 0."""
     terms = [TOKENIZER.extract_terms(text) for text in texts]
-    rows = [(n, " ".join(found.words), " ".join(found.grams)) for n, found in enumerate(terms)]
+    rows = [(n, "d", " ".join(found.words), " ".join(found.grams)) for n, found in enumerate(terms)]
     return count_terms(query.codes, encode_chunks(rows))
 
 
@@ -123,8 +124,36 @@ def test_incomplete_cosines_do_not_count() -> None:
 def encode_words(query: Query, *words: str) -> TermCounts:
     """Count the terms of a query in chunks with these words, numbered from 1."""
     return count_terms(
-        query.codes, encode_chunks([(n, text, "") for n, text in enumerate(words, 1)])
+        query.codes, encode_chunks([(n, f"d{n}", text, "") for n, text in enumerate(words, 1)])
     )
+
+
+def test_candidates_of_the_same_document_support_each_other() -> None:
+    """A fifth of the next best one of the document is added, and half of that for each further."""
+    values = add_support([0.8, 0.8, 0.4, 0.2, 0.1, 0.3], ["a", "a", "a", "a", "a", "b"])
+    assert values[0] == values[1] == pytest.approx(0.8 + 0.2 * (0.8 + 0.4 / 2 + 0.2 / 4))
+    assert values[4] == pytest.approx(0.1 + 0.2 * (0.8 + 0.8 / 2 + 0.4 / 4))
+    assert values[5] == 0.3
+
+
+def test_words_of_the_form_of_a_question_are_not_terms() -> None:
+    """They are terms only if there are no others."""
+    assert parse_query("What does WAL stand for?", TOKENIZER).words == ["wal"]
+    assert parse_query("stand for", TOKENIZER).words == ["stand"]
+
+
+def test_a_definition_needs_all_words_only() -> None:
+    """What is asked for a frequent word is answered as in a search box."""
+    for text, answerable in (("What is a lens?", True), ("Is a lens there?", False)):
+        query = parse_query(text, TOKENIZER)
+        ranking = rank_chunks(
+            query,
+            encode(query, TEXTS[0]),
+            CollectionStatistics(1000, {"len": 500}, {}),
+            limit=1,
+            thresholds=Thresholds(0.27, 1.1),
+        )
+        assert ranking.answerable is answerable
 
 
 def test_ranking_prefers_more_and_rarer_words() -> None:

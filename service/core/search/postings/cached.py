@@ -65,8 +65,8 @@ class IndexReader(Protocol):
         """Return the number of terms of each of these chunks. `ids`: distinct, ascending."""
         ...
 
-    def read_terms(self, ids: Sequence[int]) -> Sequence[tuple[int, str, str]]:
-        """Return the id, the words and the grams of chunks, each separated by spaces."""
+    def read_terms(self, ids: Sequence[int]) -> Sequence[tuple[int, str, str, str]]:
+        """Return id, document, words and grams of chunks; terms are separated by spaces."""
         ...
 
     def read_stored(self, ids: Sequence[int]) -> dict[int, StoredChunk]:

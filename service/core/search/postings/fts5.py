@@ -42,9 +42,9 @@ class Fts5Reader:
         """See `IndexReader.read_lengths`."""
         return [_decode_varint(size) for (size,) in self._execute(_LENGTHS, (json.dumps(ids),))]
 
-    def read_terms(self, ids: Sequence[int]) -> Sequence[tuple[int, str, str]]:
+    def read_terms(self, ids: Sequence[int]) -> Sequence[tuple[int, str, str, str]]:
         """See `IndexReader.read_terms`."""
-        rows: list[tuple[int, str, str]] = self._execute(_TERMS, (json.dumps(ids),)).fetchall()
+        rows: list[tuple[int, str, str, str]] = self._execute(_TERMS, (json.dumps(ids),)).fetchall()
         return rows
 
     def read_stored(self, ids: Sequence[int]) -> dict[int, StoredChunk]:
@@ -96,7 +96,7 @@ _LENGTHS = """
 SELECT sz FROM chunk_terms_docsize WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id
 """
 _TERMS = """
-SELECT id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
+SELECT id, document_id, words, grams FROM chunks WHERE id IN (SELECT value FROM json_each(?))
 """
 _STORED = """
 SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page

@@ -49,9 +49,9 @@ class PostgresReader:
         """See `IndexReader.read_lengths`."""
         return [row[0] for row in self._execute(_LENGTHS, ids=list(ids))]
 
-    def read_terms(self, ids: Sequence[int]) -> Sequence[tuple[int, str, str]]:
+    def read_terms(self, ids: Sequence[int]) -> Sequence[tuple[int, str, str, str]]:
         """See `IndexReader.read_terms`."""
-        return [(row[0], row[1], row[2]) for row in self._execute(_TERMS, ids=list(ids))]
+        return [(row[0], row[1], row[2], row[3]) for row in self._execute(_TERMS, ids=list(ids))]
 
     def read_stored(self, ids: Sequence[int]) -> dict[int, StoredChunk]:
         """See `IndexReader.read_stored`."""
@@ -118,7 +118,7 @@ _OCCURRENCES = _prepare(
 _LENGTHS = _prepare(
     "SELECT kotae_count_terms(words, grams) FROM chunks WHERE id = ANY(:ids) ORDER BY id"
 )
-_TERMS = _prepare("SELECT id, words, grams FROM chunks WHERE id = ANY(:ids)")
+_TERMS = _prepare("SELECT id, document_id, words, grams FROM chunks WHERE id = ANY(:ids)")
 _STORED = _prepare(
     """
     SELECT c.id, c.document_id, c.n, c.start, c."end", d.title, c.text, c.page
