@@ -35,6 +35,7 @@ from service.api.middleware import RequestMiddleware
 from service.api.openai import chat, models
 from service.api.openai import embeddings as openai_embeddings
 from service.api.openapi import build_openapi
+from service.api.relaying import PeerApplication
 from service.core import tokens
 from service.core.accounting.journal import Journal, choose_spool, find_spool
 from service.core.accounting.queue import JournaledQueue
@@ -53,7 +54,7 @@ from service.core.errors import DatabaseUnavailable, KotaeError, SettingsInvalid
 from service.core.fair_share import SharedLimit
 from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
-from service.core.ports import Embedder, VectorSearch, Worker
+from service.core.ports import Embedder, Peers, VectorSearch, Worker
 from service.core.pricing import PriceBook
 from service.core.providers.embedders import create_embedder
 from service.core.providers.extractive import ExtractiveTransport
@@ -61,10 +62,14 @@ from service.core.providers.openai import OpenAIProvider, load_sdk
 from service.core.quota.local import LocalQuota
 from service.core.redaction import add_secrets
 from service.core.replicas.leader import Leadership
+from service.core.replicas.peers import HttpPeers, NoPeers
+from service.core.replicas.signatures import PeerVerifier
 from service.core.replicas.slots import SlotLease, read_name
 from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, ModelPrice, Settings
 from service.core.telemetry import Metrics, log
+from service.http_server.connections import HttpLimits
+from service.http_server.listener import Listener
 from service.workers.background import BackgroundWorker
 from service.workers.integrity import IntegrityChecker
 from service.workers.local_model import ALIAS as LOCAL_MODEL
@@ -92,6 +97,9 @@ else:
 HOLD_SECONDS = 30  # lifetime of a quota hold after the deadline of its answer
 SDK_SECONDS = 0.1  # delay of importing the SDK, after everything else has started
 JOURNAL_SECONDS = 1  # maximum wait for the last sync at shutdown
+PEER_SECONDS = 1  # maximum wait at shutdown for requests of other replicas
+# Connections of other replicas: one for each stream that is read through one.
+PEER_LIMITS = HttpLimits(connections_max=4_000, url_bytes_max=65_536, head_bytes_max=131_072)
 WRITE_OUT_SECONDS = 1.5  # maximum wait for the database at shutdown, which takes at most 2 s
 
 DESCRIPTION = (
@@ -123,7 +131,10 @@ def create_app(
                 if not locked:
                     lock = await anyio.to_thread.run_sync(lock_instance, settings, SERVE)
                     stack.callback(lock.close)
-                services = await _open_services(settings, limits, metrics, stack)
+                services, listener = await _open_services(settings, limits, metrics, stack)
+                if listener is not None and services.peers.slot is not None:
+                    verifier = PeerVerifier(services.peers.slot, settings.secret_keys)
+                    await listener.start(PeerApplication(app, services, verifier))
             except KotaeError as error:
                 app.state.refusal = error  # the server prints it as one line
                 raise
@@ -177,8 +188,11 @@ class _Application(FastAPI):
 
 async def _open_services(
     settings: Settings, limits: ServiceLimits, metrics: Metrics, stack: AsyncExitStack
-) -> Services:
-    """Open all services. The stack stops answers, then writes records, then closes the database."""
+) -> tuple[Services, Listener | None]:
+    """Open all services, and the listener for other replicas, which is to be started.
+
+    The stack stops answers, then writes records, then closes the database.
+    """
     workers: dict[str, Worker] = {}
     database = open_database(settings)
     stack.push_async_callback(database.close)
@@ -196,6 +210,7 @@ async def _open_services(
         keeper = OpenAnswersKeeper(database, queue, replica.lease, recovery.wait_done)
         _start_worker("open_answers", keeper, workers, stack)
     singleton_database = replica.leader_database if replica else database
+    peers: Peers = replica.peers if replica else NoPeers()
     authenticator, quota, revocation = _start_access_control(
         settings, database, queue, recovery, metrics, workers, stack
     )
@@ -234,6 +249,7 @@ async def _open_services(
         quota=quota,
         revocation=revocation,
         wait_recovered=recovery.wait_done,
+        peers=peers,
     )
     stack.push_async_callback(answering.stop)
     embedding_calls = EmbeddingCalls(
@@ -250,7 +266,7 @@ async def _open_services(
     await _start_singleton_tasks(settings, replica, workers, stack)
     share = settings.user_share
     log.info("service.started", model=settings.default_model, auth=settings.auth)
-    return Services(
+    services = Services(
         settings=settings,
         limits=limits,
         database=database,
@@ -278,9 +294,11 @@ async def _open_services(
             user_share=share,
             keys=settings.secret_keys,
         ),
+        peers=peers,
         metrics=metrics,
         retrieval=search_service,
     )
+    return services, replica.listener if replica else None
 
 
 @dataclass
@@ -290,6 +308,8 @@ class _Replica:
     lease: SlotLease
     membership: Membership
     leader_database: Database
+    peers: HttpPeers
+    listener: Listener | None
     queue: JournaledQueue | None = None
 
     async def leave(self) -> None:
@@ -314,7 +334,16 @@ async def _join_replicas(
     lock = postgres_lock.ServiceLock(
         settings.database, address, shared=settings.peer_address is not None
     )
-    lease = SlotLease(database, await anyio.to_thread.run_sync(read_name, settings.data_dir))
+    listener = (
+        Listener(settings.peer_address, PEER_LIMITS) if settings.peer_address is not None else None
+    )
+    if listener is not None:
+        stack.push_async_callback(listener.close, PEER_SECONDS)
+    lease = SlotLease(
+        database,
+        await anyio.to_thread.run_sync(read_name, settings.data_dir),
+        listener.address if listener else "",
+    )
     leadership = Leadership(database, lease)
     upkeep = postgres_upkeep.PostgresUpkeep(
         database, lock, end_process, leads=lambda: leadership.is_leader
@@ -322,12 +351,16 @@ async def _join_replicas(
     stack.push_async_callback(lock.close)
     await upkeep.open()
     _start_worker("upkeep", upkeep, workers, stack)
-    replica = _Replica(
-        lease,
-        Membership(lease, leadership, end_process),
-        database.with_fence(leadership.fence),
+    member = Membership(lease, leadership, end_process)
+    await member.open()
+    peers = HttpPeers(
+        lease.slot,
+        settings.secret_keys,
+        lambda: member.replicas,
+        patient_seconds=settings.answer_seconds_max + HOLD_SECONDS,
     )
-    await replica.membership.open()
+    stack.push_async_callback(peers.aclose)
+    replica = _Replica(lease, member, database.with_fence(leadership.fence), peers, listener)
     stack.push_async_callback(replica.leave)
     _start_worker("membership", replica.membership, workers, stack)
     return replica

@@ -23,8 +23,8 @@ import pytest
 from service.core.answering.pump import Pump
 from service.core.answering.streams import Stream
 from service.core.errors import KotaeError
+from service.core.http1 import HttpConnection
 from service.core.ports import ProviderRequest
-from service.core.providers.http1 import HttpConnection
 from tests.conftest import Service
 from tests.fakes.provider import Behaviour, Point, ProviderFake
 

@@ -24,6 +24,7 @@ MAP = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
 TESTED_ELSEWHERE = {
     "api/openai/chat_format.py": "with its route: tests/api/openai/test_chat.py",
     "api/openai/documentation.py": "schemathesis, over the document: tests/api/test_openapi.py",
+    "api/relaying.py": "between services: tests/end_to_end/test_replicas.py",
     "api/responses.py": "two functions that every route test uses",
     "api/shapes.py": "schemathesis compares them with responses: tests/api/test_openapi.py",
     "cli/audit.py": "with the audit: tests/core/accounting/test_audit.py",
@@ -39,6 +40,7 @@ TESTED_ELSEWHERE = {
     "core/database/tables.py": "declarations; `make lint` compares them with the migrations",
     "core/limits.py": "constants; each limit is tested where it applies",
     "core/providers/embedders.py": "the suite of its port: tests/contracts/test_embedder.py",
+    "core/replicas/peers.py": "the suite of its port: tests/contracts/test_peers.py",
     "core/search/engine.py": "through its only caller: tests/core/search/test_service.py",
     "core/search/postings/cached.py": "the suite of its port: tests/contracts/test_postings.py",
     "core/search/postings/fts5.py": "the suite of its port: tests/contracts/test_postings.py",

@@ -23,7 +23,7 @@ from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.fair_share import SharedLimit, current_user
 from service.core.limits import ServiceLimits
-from service.core.ports import Quota, RecordQueue, Tickets, Worker
+from service.core.ports import Peers, Quota, RecordQueue, Tickets, Worker
 from service.core.search.service import SearchService
 from service.core.settings import Settings
 from service.core.telemetry import Metrics
@@ -54,6 +54,7 @@ class Services:
     embedding_calls: EmbeddingCalls
     retrieval: SearchService
     tickets: Tickets
+    peers: Peers
     metrics: Metrics
 
 

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.dependencies import require_role
 from service.api.json_bodies import BodyRoute, read_model
+from service.api.relaying import relay_request
 from service.api.schemas import AskBody
 from service.core.auth import principals
 from service.core.errors import InvalidRequest
@@ -57,7 +58,8 @@ class AskRoute(BodyRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request that this route matches."""
         if self.body_field is None or scope["method"] != "POST":
-            await super().handle(scope, receive, send)
+            if not await relay_request(scope, receive, send):
+                await super().handle(scope, receive, send)
             return
         request = Request(scope, receive)
         principal = await authorize_ask(request)

@@ -35,6 +35,7 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PUBLIC_PATHS = {"/", "/docs", "/openapi.json", "/signin"}
 _PUBLIC_FOLDER = "/web/"
 _READING_METHODS = {"GET", "HEAD"}
+_PEER_HEADER = b"kotae-peer"  # of requests between replicas, which have a listener of their own
 _QUIET = {"/health/live", "/health/ready", "/metrics"}
 # Headers of every response that does not set them.
 _HEADERS = [
@@ -142,6 +143,8 @@ class RequestMiddleware:
                 public=scope["method"] in _READING_METHODS
                 and (path in _PUBLIC_PATHS or path.startswith(_PUBLIC_FOLDER)),
             )
+            if _PEER_HEADER in headers:
+                raise InvalidRequest("requests between replicas are not accepted here")
             if "\0" in scope["path"]:
                 raise InvalidRequest("the path contains a NUL character")
             await self._admitted(scope, receive, send)

@@ -12,6 +12,7 @@ grace period, and `Answers.interrupt` ends them with an event.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -22,7 +23,9 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.waiting import wait_done
 from service.core.answering.answers import SHUTDOWN_NOTICE, Stream
+from service.core.errors import OwnerUnavailable
 from service.core.limits import ServiceLimits
+from service.core.ports import PeerResponse
 from service.core.telemetry import log
 
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -85,6 +88,14 @@ class StreamResponse(EventSourceResponse):
                 # The server must learn of it before it learns that the response is incomplete.
                 await asyncio.sleep(0)
 
+    def end_incomplete(self) -> None:
+        """Close the connection at the end of the batches, so that the client reconnects."""
+        self._dropped = True
+
+    def disable_ping(self) -> None:
+        """Send no comments in silence."""
+        self._ping_seconds = math.inf
+
     def _drop_reader(self, sending: asyncio.Task[None]) -> None:
         """Disconnect a reader that is slow or no longer authorised."""
         self._dropped = True
@@ -108,6 +119,8 @@ class StreamResponse(EventSourceResponse):
                 self._sending_since = loop.time()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 self._sending_since, self._sent_at = None, loop.time()
+        if self._dropped:  # the client must not take this for the end
+            return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         self.completed = True
 
@@ -153,6 +166,25 @@ def create_batches_response(
 ) -> StreamResponse:
     """Events in another protocol, which has no reconnect, to their end."""
     return StreamResponse(batches, limits, enter, resumable=False)
+
+
+def create_relayed_response(
+    response: PeerResponse, limits: ServiceLimits, enter: Enter | None
+) -> StreamResponse:
+    """The events of another replica as it sends them, with its own comments in silence."""
+
+    async def read_batches() -> AsyncGenerator[bytes, None]:
+        try:
+            while data := await response.read():
+                yield data
+        except OwnerUnavailable:
+            relayed.end_incomplete()
+        finally:
+            await response.close()
+
+    relayed = StreamResponse(read_batches(), limits, enter, resumable=False)
+    relayed.disable_ping()
+    return relayed
 
 
 def _jitter_reconnect_ms() -> int:

@@ -33,6 +33,8 @@
     ├── ShuttingDown             503 shutting_down         retry after `Retry-After`
     ├── DatabaseUnavailable      503 database_unavailable  retry; see /health/ready
     ├── QuotaUnavailable         503 quota_unavailable     retry; users without limits go on
+    ├── OwnerUnavailable         503 owner_unavailable     retry: its replica is restarting or lost
+    ├── LoopDetected             508 loop_detected         give each replica its own peer address
     ├── JwksUnavailable          503 jwks_unavailable      check KOTAE_JWT_JWKS_URL, then retry
     └── ProviderError            502 provider_error        the provider failed while answering
         ├── ProviderUnreachable  502 provider_unreachable  not connected, so nothing was billed
@@ -296,6 +298,23 @@ class QuotaUnavailable(KotaeError):
         "Quotas cannot be checked",
         2,
     )
+
+
+class OwnerUnavailable(KotaeError):
+    """The replica of this answer does not respond, and its row is not written yet."""
+
+    code, status, title, retry_after_default = (
+        "owner_unavailable",
+        503,
+        "The replica of this answer does not respond",
+        2,
+    )
+
+
+class LoopDetected(KotaeError):
+    """A request of a replica to another one arrived at the wrong one."""
+
+    code, status, title = "loop_detected", 508, "Loop detected"
 
 
 class JwksUnavailable(KotaeError):

@@ -325,6 +325,74 @@ class RecordQueue(Protocol):
         ...
 
 
+class Peer(msgspec.Struct, frozen=True):
+    """Another replica. `address`: of its peer listener; empty if it does not respond."""
+
+    slot: int
+    address: str
+
+
+class PeerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request of a client that another replica answers.
+
+    `target`: path and query. `headers`: those of `FORWARDED_HEADERS` that the client sent.
+    `principal`: the caller, as checked by this replica, encoded; None: a ticket in the query says
+    who it is.
+    """
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes = b""
+    principal: bytes | None = None
+
+
+class PeerResponse(Protocol):
+    """The response of another replica. `close` must follow."""
+
+    status: int
+    headers: dict[bytes, bytes]
+
+    async def read(self) -> bytes:
+        """Return the body received since the last call, waiting for data; empty at the end.
+
+        Raises `OwnerUnavailable` if the replica ends before.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the exchange; an unfinished one is cancelled. Idempotent."""
+        ...
+
+
+class Peers(Protocol):
+    """The other replicas on the same database. `slot`: of this one; None: there is one process."""
+
+    @property
+    def slot(self) -> int | None:
+        """The slot of this replica."""
+        ...
+
+    def find_owner(self, answer_id: str) -> Peer | None:
+        """Return the replica that has the slot in an id; None: this one, or there is none."""
+        ...
+
+    def require_written(self, answer_id: str) -> None:
+        """Raise `OwnerUnavailable` if there may be a row of this answer that is not written yet.
+
+        That is so while its replica has neither returned, nor left, nor been declared lost.
+        """
+        ...
+
+    async def send(self, peer: Peer, request: PeerRequest) -> PeerResponse:
+        """Send a request to a replica. Raises `OwnerUnavailable` if it does not respond."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections. Idempotent."""
+        ...
+
+
 class TicketGrant(msgspec.Struct, frozen=True, array_like=True):
     """The permission of a ticket: read one answer, for as long as the credential is valid.
 
@@ -376,8 +444,8 @@ class Tickets(Protocol):
         """Issue a ticket."""
         ...
 
-    def check(self, ticket: str, answer_id: str) -> None:
-        """Check that a ticket for this answer was issued by this replica or another one.
+    def check(self, ticket: str, answer_id: str) -> TicketGrant:
+        """Return the grant of a ticket for this answer that this replica or another one issued.
 
         The one that issued it decides whether it may be used. Raises `TicketInvalid`.
         """

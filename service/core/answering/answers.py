@@ -55,6 +55,7 @@ from service.core.grounding.refusals import NEAREST_MAX, classify_prompt
 from service.core.limits import ServiceLimits
 from service.core.ports import (
     ChatCall,
+    Peers,
     Provider,
     ProviderRequest,
     Quota,
@@ -159,7 +160,9 @@ class Answers:
         quota: Quota,
         revocation: RevocationMonitor,
         wait_recovered: Callable[[], Awaitable[None]] | None = None,
+        peers: Peers | None = None,
     ) -> None:
+        self._peers = peers
         self._settings = settings
         self._limits = limits
         self._recorder = recorder
@@ -305,11 +308,13 @@ class Answers:
         """Return the stream of an answer, running or ended, that this user may read.
 
         `user_id` None: an admin, who may read every stream. Raises `NotFound`, also for answers of
-        other users, `Erased` and `DatabaseUnavailable`.
+        other users, `Erased`, `OwnerUnavailable` and `DatabaseUnavailable`.
         """
         stream = self._registry.find_stream(answer_id)
         if stream is None and len(answer_id) == ID_CHARACTERS:
             stream = await self._replay.find_by_id(answer_id)
+            if stream is None and self._peers is not None:
+                self._peers.require_written(answer_id)
         if stream is None or user_id not in {None, stream.intent.user_id}:
             raise NotFound("no answer has this id")
         self._require_not_erased(stream)

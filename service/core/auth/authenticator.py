@@ -14,6 +14,7 @@ import hmac
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import copy_context
+from copy import copy
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -94,6 +95,7 @@ class Authenticator:
         self._last_used: dict[str, datetime] = {}
         # Database lookups in progress.
         self._pending_lookups: dict[tuple[str, str, int], asyncio.Task[Any]] = {}
+        self._caller: Principal | None = None  # of a request that another replica has checked
         self._generation = (
             0  # incremented by `clear_cache`: results of earlier lookups are not cached
         )
@@ -107,6 +109,9 @@ class Authenticator:
 
         Raises `Unauthorized`, `DatabaseUnavailable` and `JwksUnavailable`.
         """
+        if self._caller is not None:
+            await self.require_valid(self._caller)
+            return self._caller
         if self._open:
             return LOCAL
         credential = parse_header_credential(credentials)
@@ -131,6 +136,15 @@ class Authenticator:
         ):
             self._last_used[principal.key_id] = datetime.fromtimestamp(self._clock(), UTC)
         return principal
+
+    def with_caller(self, caller: Principal) -> "Authenticator":
+        """Return an authenticator for one request, whose caller another replica has checked.
+
+        The credential must still be valid.
+        """
+        authenticator = copy(self)
+        authenticator._caller = caller  # noqa: SLF001 - of the same class
+        return authenticator
 
     def get_session_origin(self, principal: Principal) -> str:
         """The value that binds a session to the credential it was exchanged for."""

@@ -113,9 +113,9 @@ class SignedTickets:
         ticket = self._sign([_VERSION, self._issuer, nonce, self._clock(), grant])
         return IssuedTicket(ticket, self._wall_clock() + self._seconds)
 
-    def check(self, ticket: str, answer_id: str) -> None:
+    def check(self, ticket: str, answer_id: str) -> TicketGrant:
         """See `Tickets.check`."""
-        self._verify(ticket, answer_id)
+        return self._verify(ticket, answer_id)[3]
 
     def redeem(self, ticket: str, answer_id: str) -> TicketRecord:
         """See `Tickets.redeem`."""

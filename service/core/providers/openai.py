@@ -25,6 +25,7 @@ from service.core.errors import (
     ProviderInvalid,
     ProviderUnreachable,
 )
+from service.core.http1 import ConnectionPool, HttpConnection
 from service.core.lazy import LazyModule, load_module
 from service.core.ports import MAX_TOKENS_FIELDS, Delta, ProviderRequest
 from service.core.providers.chat_stream import (
@@ -36,7 +37,6 @@ from service.core.providers.chat_stream import (
     error_from_refusal,
     split_read,
 )
-from service.core.providers.http1 import ConnectionPool, HttpConnection
 from service.core.redaction import add_secrets
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from service.core.errors import (
     ProviderTimeout,
     ProviderUnreachable,
 )
+from service.core.http1 import KEEP_ALIVE_SECONDS, TAIL_SECONDS
 from service.core.providers.chat_stream import ERROR_BYTES_MAX, error_from_refusal
-from service.core.providers.http1 import KEEP_ALIVE_SECONDS, TAIL_SECONDS
 
 CONNECTIONS_MAX = 2000
 _INVALID_IN_HEADER = re.compile(rb"[\0\r\n]")

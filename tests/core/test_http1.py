@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from service.core.errors import ProviderCut, ProviderInvalid, ProviderTimeout, ProviderUnreachable
-from service.core.providers.http1 import (
+from service.core.http1 import (
     HEAD_BYTES_MAX,
     UNREAD_BYTES_MAX,
     ConnectionPool,

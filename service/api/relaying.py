@@ -1,0 +1,219 @@
+"""Requests about answers of other replicas: forwarding them to the owner, and accepting them.
+
+A request about an answer contains its id, and the id the slot of its owner. `relay_request` checks
+the caller, forwards the request once and passes the response through, byte by byte. If the owner
+does not respond, the request is answered here, from the row of the answer.
+
+`PeerApplication` is the application of the peer listener. It verifies the signature and passes the
+request to the routes, with the caller that the other replica has checked. The routes check again
+that the credential is valid and that the caller may see the answer.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+from fastapi import Request, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.dependencies import Services, require_role
+from service.api.problems import create_problem_response
+from service.api.sse import create_relayed_response
+from service.core.auth import principals
+from service.core.auth.principals import Principal, Role
+from service.core.encoding import create_id, utc_now
+from service.core.errors import Forbidden, KotaeError, NotFound, OwnerUnavailable, TooLarge
+from service.core.fair_share import current_user
+from service.core.ports import PeerRequest, PeerResponse, TicketGrant
+from service.core.replicas.peers import NoPeers
+from service.core.replicas.signatures import (
+    HEADER,
+    PeerVerifier,
+    VerifiedHead,
+    select_headers,
+)
+
+ID_CHARACTERS = 36
+BODY_BYTES_MAX = 8_388_608  # of a forwarded request
+_PEER_PATHS = re.compile(r"/ai/(?:answers/[0-9a-f-]{36}(?:/events)?|stream)")
+_EVENTS = b"text/event-stream"
+# Of one connection, or set by each replica.
+_HOP_HEADERS = {b"connection", b"keep-alive", b"transfer-encoding", b"x-request-id"}
+_authorize = require_role(Role.USER, principals.Scope.ASK)
+
+
+async def relay_request(scope: Scope, receive: Receive, send: Send) -> bool:
+    """Answer a request about an answer of another replica, if there is one and it responds.
+
+    Raises the errors of the authentication, `TicketInvalid` and `Overloaded`.
+    """
+    services: Services = scope["state"]["services"]
+    peers = services.peers
+    if isinstance(peers, NoPeers):
+        return False
+    request = Request(scope, receive)
+    answer_id = _find_answer_id(request)
+    if answer_id is None or (owner := peers.find_owner(answer_id)) is None:
+        return False
+    ticket = request.query_params.get("ticket")
+    if ticket is None:
+        principal, caller = await _authorize(request), True
+    else:
+        principal, caller = _build_principal(services.tickets.check(ticket, answer_id)), False
+    current_user.set(principal.user_id)
+    services.open_requests.require(principal.user_id)
+    headers = select_headers(request.headers) | {"x-request-id": scope["request_id"]}
+    query = scope["query_string"].decode("latin-1")
+    forwarded = PeerRequest(
+        method=scope["method"],
+        target=scope["kotae.path"] + (f"?{query}" if query else ""),
+        headers=headers,
+        principal=msgspec.json.encode(principal) if caller else None,
+    )
+    try:
+        response = await peers.send(owner, forwarded)
+    except OwnerUnavailable:
+        return False
+    await _pass_through(response, services, principal, scope, receive, send)
+    return True
+
+
+def _find_answer_id(request: Request) -> str | None:
+    """Return the id of the answer that a request is about: in its path, or of the last event."""
+    answer_id: str | None = request.path_params.get("answer_id")
+    if answer_id is None:
+        last = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+        answer_id = last[:ID_CHARACTERS] if last else None
+    return answer_id if answer_id and len(answer_id) == ID_CHARACTERS else None
+
+
+def _build_principal(grant: TicketGrant) -> Principal:
+    return Principal(
+        user_id=grant.user_id,
+        role=Role.ADMIN if grant.sees is None else Role.USER,
+        credential=grant.credential,
+        key_id=grant.key_id,
+        ends_at=grant.ends_at,
+    )
+
+
+async def _pass_through(
+    response: PeerResponse,
+    services: Services,
+    principal: Principal,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Send the response of the owner. A disconnect of the client ends the exchange."""
+    headers = [
+        (name, value) for name, value in response.headers.items() if name not in _HOP_HEADERS
+    ]
+    if response.headers.get(b"content-type", b"").startswith(_EVENTS):
+        relayed = create_relayed_response(
+            response, services.limits, lambda end: _enter(services, principal, end)
+        )
+        relayed.raw_headers = headers
+        await relayed(scope, receive, send)
+        return
+    try:
+        parts = []
+        while part := await response.read():
+            parts.append(part)
+    finally:
+        await response.close()
+    whole = Response(b"".join(parts), response.status)
+    whole.raw_headers = headers
+    await whole(scope, receive, send)
+
+
+def _enter(
+    services: Services, principal: Principal, disconnect: Callable[[], None]
+) -> Callable[[], None]:
+    """Register a reader; returns the function to call when it has left."""
+    unwatch = services.revocation.watch_principal(principal, disconnect)
+    services.open_requests.add(principal.user_id)
+
+    def leave() -> None:
+        services.open_requests.release(principal.user_id)
+        unwatch()
+
+    return leave
+
+
+class PeerApplication:
+    """Accepts requests of other replicas, and nothing else; see the module."""
+
+    def __init__(self, app: ASGIApp, services: Services, verifier: PeerVerifier) -> None:
+        self._app, self._verifier = app, verifier
+        self._services = replace(services, peers=NoPeers())  # a request is forwarded once
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        try:
+            head = self._verify(scope)
+            body = await _read_body(receive)
+            head.check_body(body)
+        except KotaeError as error:
+            scope.setdefault("request_id", create_id(utc_now()))
+            await create_problem_response(error, scope)(scope, receive, send)
+            return
+        scope["headers"] = [
+            *((name, value) for name, value in scope["headers"] if name != HEADER.encode())
+        ]
+        scope["state"] = {"services": self._with_caller(head.principal)}
+        await self._app(scope, _replay_body(body, receive), send)
+
+    def _verify(self, scope: Scope) -> VerifiedHead:
+        """Verify the head of a request. Raises `Forbidden`, `NotFound` and `LoopDetected`."""
+        if "kotae.refusal" in scope:
+            raise scope.pop("kotae.refusal")
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        if HEADER not in headers:
+            raise Forbidden("this address is for other replicas")
+        query = scope["query_string"].decode("latin-1")
+        request = PeerRequest(
+            method=scope["method"],
+            target=scope["path"] + (f"?{query}" if query else ""),
+            headers=select_headers(headers),
+        )
+        head = self._verifier.verify(headers[HEADER], request)
+        if not _PEER_PATHS.fullmatch(scope["path"]):
+            raise NotFound("replicas do not use this path")
+        return head
+
+    def _with_caller(self, caller: bytes | None) -> Services:
+        services = self._services
+        if caller is None:
+            return services
+        principal = msgspec.json.decode(caller, type=Principal)
+        return replace(services, authenticator=services.authenticator.with_caller(principal))
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """Read a body, whose hash is signed. Raises `TooLarge`."""
+    body, is_complete = bytearray(), False
+    while not is_complete:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        body += message.get("body", b"")
+        if len(body) > BODY_BYTES_MAX:
+            raise TooLarge(f"the body is larger than {BODY_BYTES_MAX} bytes")
+        is_complete = not message.get("more_body", False)
+    return bytes(body)
+
+
+def _replay_body(body: bytes, receive: Receive) -> Receive:
+    """Receive a body that was read, and then what follows it."""
+    sent = False
+
+    async def receive_replayed() -> Message:
+        nonlocal sent
+        if not sent:
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return receive_replayed

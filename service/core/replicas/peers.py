@@ -1,0 +1,157 @@
+"""The other replicas: who owns an answer, and requests to the owner.
+
+An answer lives in the replica that started it. Other replicas forward requests about it over
+HTTP/1.1, signed (`signatures.py`), and pass the bytes of the response through. A replica without a
+valid lease, or without an address, does not respond: then the row of the answer is read, or the
+client retries until there is one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from service.core.encoding import read_id_time, read_slot
+from service.core.errors import OwnerUnavailable, ProviderError, ProviderUnreachable
+from service.core.http1 import ConnectionPool, HttpConnection
+from service.core.ports import Peer, PeerRequest, PeerResponse
+from service.core.replicas.signatures import HEADER, PeerSigner
+from service.core.replicas.slots import Replica, ReplicaState
+
+CONNECT_SECONDS = 1.0
+SILENCE_SECONDS = 45.0  # read timeout; a stream has a comment every 15 s
+_REPEATABLE = {"GET", "DELETE"}
+_SILENT = "the replica of this answer does not respond"
+
+
+class NoPeers:
+    """See `Peers`: one process."""
+
+    slot: int | None = None
+
+    def find_owner(self, answer_id: str) -> Peer | None:  # noqa: ARG002 - as in the port
+        """See `Peers.find_owner`."""
+        return None
+
+    def require_written(self, answer_id: str) -> None:
+        """See `Peers.require_written`."""
+
+    async def send(self, peer: Peer, request: PeerRequest) -> PeerResponse:  # noqa: ARG002
+        """See `Peers.send`."""
+        raise OwnerUnavailable(_SILENT)
+
+    async def aclose(self) -> None:
+        """See `Peers.aclose`."""
+
+
+class HttpPeers:
+    """See `Peers`. `read_replicas`: returns the table of replicas, as read last.
+
+    `patient_seconds`: read timeout of requests that wait for an answer.
+    """
+
+    def __init__(
+        self,
+        slot: int,
+        keys: Sequence[bytes],
+        read_replicas: Callable[[], Mapping[int, Replica]],
+        *,
+        patient_seconds: float,
+        silence_seconds: float = SILENCE_SECONDS,
+    ) -> None:
+        self._signer, self._read_replicas = PeerSigner(keys), read_replicas
+        self.slot: int | None = slot
+        self._silence_seconds, self._patient_seconds = silence_seconds, patient_seconds
+        self._pools: dict[tuple[str, float], ConnectionPool] = {}
+
+    def find_owner(self, answer_id: str) -> Peer | None:
+        """See `Peers.find_owner`."""
+        replica = self._find_replica(answer_id)
+        if replica is None:
+            return None
+        return Peer(replica.slot, replica.address if replica.is_alive else "")
+
+    def require_written(self, answer_id: str) -> None:
+        """See `Peers.require_written`."""
+        replica = self._find_replica(answer_id)
+        if replica and replica.state is ReplicaState.SERVING:
+            raise OwnerUnavailable(_SILENT)
+
+    def _find_replica(self, answer_id: str) -> Replica | None:
+        if read_id_time(answer_id) is None or (slot := read_slot(answer_id)) == self.slot:
+            return None
+        return self._read_replicas().get(slot)
+
+    async def send(self, peer: Peer, request: PeerRequest) -> PeerResponse:
+        """See `Peers.send`. A request is repeated if an idle connection had just been closed."""
+        if not peer.address:
+            raise OwnerUnavailable(_SILENT)
+        pool = self._get_pool(peer.address, request)
+        try:
+            try:
+                return await self._exchange(pool, peer, request)
+            except ProviderUnreachable:
+                raise
+            except ProviderError:
+                if request.method not in _REPEATABLE:
+                    raise
+                return await self._exchange(pool, peer, request)
+        except ProviderError as error:
+            raise OwnerUnavailable(_SILENT) from error
+
+    async def _exchange(
+        self, pool: ConnectionPool, peer: Peer, request: PeerRequest
+    ) -> PeerResponse:
+        head = [
+            f"{request.method} {request.target} HTTP/1.1",
+            "host: localhost",
+            f"{HEADER}: {self._signer.sign(peer.slot, request)}",
+            *(f"{name}: {value}" for name, value in request.headers.items()),
+            *([f"content-length: {len(request.body)}"] if request.body else []),
+            "\r\n",
+        ]
+        connection = await pool.send_request("\r\n".join(head).encode("latin-1") + request.body)
+        try:
+            await connection.wait_head()
+        except BaseException:
+            await connection.close()
+            raise
+        return HttpPeerResponse(connection)
+
+    def _get_pool(self, address: str, request: PeerRequest) -> ConnectionPool:
+        seconds = self._silence_seconds if request.method in _REPEATABLE else self._patient_seconds
+        pool = self._pools.get((address, seconds))
+        if pool is None:
+            host, _, port = address.rpartition(":")
+            pool = self._pools[address, seconds] = ConnectionPool(
+                host.strip("[]"),
+                int(port),
+                None,
+                connect_seconds=CONNECT_SECONDS,
+                idle_seconds=seconds,
+            )
+        return pool
+
+    async def aclose(self) -> None:
+        """See `Peers.aclose`."""
+        while self._pools:
+            await self._pools.popitem()[1].aclose()
+
+
+class HttpPeerResponse:
+    """See `PeerResponse`."""
+
+    def __init__(self, connection: HttpConnection) -> None:
+        self._connection = connection
+        self.status, self.headers = connection.status, connection.headers
+        self._open = True
+
+    async def read(self) -> bytes:
+        """See `PeerResponse.read`."""
+        try:
+            return await self._connection.read()
+        except ProviderError as error:
+            raise OwnerUnavailable(_SILENT) from error
+
+    async def close(self) -> None:
+        """See `PeerResponse.close`."""
+        if self._open:
+            self._open = False
+            await self._connection.close()

@@ -1,0 +1,179 @@
+"""The contract of `Peers`, for one process and for replicas."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from service.core.encoding import create_id, utc_now
+from service.core.errors import OwnerUnavailable
+from service.core.ports import Peer, PeerRequest, Peers
+from service.core.replicas.peers import HttpPeers, NoPeers
+from service.core.replicas.signatures import HEADER, PeerVerifier
+from service.core.replicas.slots import Replica, ReplicaState
+from service.http_server.connections import HttpLimits
+from service.http_server.listener import Listener
+from tests.proxies import find_free_port
+
+KEY = b"k" * 32
+REQUEST = PeerRequest(method="GET", target="/x", headers={"accept": "*/*"}, principal=b"{}")
+Respond = Callable[[Scope, Receive, Send], Awaitable[None]]
+Listen = Callable[[Respond], Awaitable[str]]
+
+
+@pytest.fixture
+async def listen() -> AsyncIterator[Listen]:
+    """Starts listeners of other replicas, and returns their addresses."""
+    listeners: list[Listener] = []
+
+    async def start(respond: Respond) -> str:
+        listener = Listener("127.0.0.1:0", HttpLimits())
+        await listener.start(respond)
+        listeners.append(listener)
+        return listener.address
+
+    yield start
+    for listener in listeners:
+        await listener.close(1)
+
+
+def create_peers(
+    replicas: dict[int, Replica] | None = None, silence_seconds: float = 5
+) -> HttpPeers:
+    """The replica with slot 0 of these."""
+    return HttpPeers(
+        0, [KEY], lambda: replicas or {}, patient_seconds=5, silence_seconds=silence_seconds
+    )
+
+
+def build_replica(slot: int, state: ReplicaState, *, is_alive: bool) -> Replica:
+    """A replica with an address."""
+    return Replica(slot=slot, address=f"10.0.0.{slot}:8100", state=state, is_alive=is_alive)
+
+
+@pytest.mark.parametrize("peers", [NoPeers(), create_peers()])
+async def test_own_and_unknown_answers_have_no_other_owner(peers: Peers) -> None:
+    """Also ids of earlier versions, which contain no slot, and other texts."""
+    for answer_id in (create_id(utc_now(), 0), create_id(utc_now(), 7), "x", "x" * 36):
+        assert peers.find_owner(answer_id) is None
+        peers.require_written(answer_id)
+    await peers.aclose()
+
+
+@pytest.mark.parametrize("peers", [NoPeers(), create_peers()])
+async def test_a_replica_that_does_not_respond_is_unavailable(peers: Peers) -> None:
+    """Without an address, or where nobody listens."""
+    for address in ("", f"127.0.0.1:{find_free_port()}"):
+        with pytest.raises(OwnerUnavailable):
+            await peers.send(Peer(1, address), REQUEST)
+    await peers.aclose()
+
+
+async def test_the_owner_is_found_by_the_slot_in_an_id() -> None:
+    """One without a lease has no address. Its rows are awaited until it has left or is lost."""
+    states = {
+        1: build_replica(1, ReplicaState.SERVING, is_alive=True),
+        2: build_replica(2, ReplicaState.SERVING, is_alive=False),
+        3: build_replica(3, ReplicaState.LEFT, is_alive=False),
+        4: build_replica(4, ReplicaState.LOST, is_alive=False),
+    }
+    peers = create_peers(states)
+    ids = {slot: create_id(utc_now(), slot) for slot in states}
+    owners = [peers.find_owner(answer_id) for answer_id in ids.values()]
+
+    assert [owner and owner.address for owner in owners] == ["10.0.0.1:8100", "", "", ""]
+    for slot in (1, 2):
+        with pytest.raises(OwnerUnavailable):
+            peers.require_written(ids[slot])
+    for slot in (3, 4):
+        peers.require_written(ids[slot])
+
+
+async def test_a_signed_request_reaches_the_owner(listen: Listen) -> None:
+    """With its body; the response has the status, the headers and the bytes of the owner."""
+    received: list[tuple[bytes | None, bytes]] = []
+    request = PeerRequest(
+        method="POST", target="/x?y=%20", headers={"content-type": "a/b"}, body=b"question"
+    )
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        head = PeerVerifier(1, [KEY]).verify(headers[HEADER], request)
+        head.check_body(message["body"])
+        received.append((head.principal, message["body"]))
+        await send({"type": "http.response.start", "status": 418, "headers": [(b"x-answer", b"1")]})
+        for part in (b"a", b"b" * 100_000):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    peers, address = create_peers(), await listen(respond)
+    for _ in range(2):
+        response = await peers.send(Peer(1, address), request)
+        body = b""
+        while part := await response.read():
+            body += part
+        await response.close()
+        assert (response.status, response.headers[b"x-answer"]) == (418, b"1")
+        assert body == b"a" + b"b" * 100_000
+    await peers.aclose()
+
+    assert received == [(None, b"question")] * 2
+
+
+async def test_closing_a_response_disconnects_the_owner(listen: Listen) -> None:
+    """The owner learns that nobody reads any longer."""
+    disconnected = asyncio.Event()
+
+    async def respond(_: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        disconnected.set()
+
+    peers, address = create_peers(), await listen(respond)
+    response = await peers.send(Peer(1, address), REQUEST)
+    await response.read()
+    await response.close()
+    async with asyncio.timeout(5):
+        await disconnected.wait()
+    await peers.aclose()
+
+
+async def test_an_owner_that_ends_early_is_unavailable(listen: Listen) -> None:
+    """Before the head and within the body; what was received before is returned."""
+
+    async def respond(scope: Scope, _: Receive, send: Send) -> None:
+        if scope["path"] == "/x":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
+            await asyncio.sleep(0.05)
+        scope["extensions"]["kotae.drop"]["now"]()
+
+    peers, address = create_peers(), await listen(respond)
+    response = await peers.send(Peer(1, address), REQUEST)
+    first = await response.read()
+    with pytest.raises(OwnerUnavailable):
+        await response.read()
+    await response.close()
+    with pytest.raises(OwnerUnavailable):
+        await peers.send(Peer(1, address), PeerRequest(method="GET", target="/y", headers={}))
+    await peers.aclose()
+
+    assert first == b"a"
+
+
+async def test_a_silent_owner_is_unavailable(listen: Listen) -> None:
+    """The read timeout ends the wait for a replica that hangs."""
+    ended = asyncio.Event()
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        await ended.wait()
+
+    peers, address = create_peers(silence_seconds=0.05), await listen(respond)
+    with pytest.raises(OwnerUnavailable):
+        await peers.send(Peer(1, address), REQUEST)
+    ended.set()
+    await peers.aclose()

@@ -1,0 +1,297 @@
+"""Two replicas on one PostgreSQL database: an answer can be read and stopped at any of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from service.core.encoding import create_id, read_slot, utc_now
+from tests.access import bearer, make_key
+from tests.conftest import Serve, Service, http_client
+from tests.fakes.behaviour import Behaviour, default_deltas
+from tests.fakes.provider import ProviderFake
+from tests.postgres import PostgresServer, temporary_database
+from tests.sse import events
+
+pytestmark = pytest.mark.slow
+ROOT_SECRET = "root-secret-of-the-tests-with-32-characters"
+
+
+@pytest.fixture
+async def url(postgres: PostgresServer) -> AsyncIterator[str]:
+    """The URL of a migrated database."""
+    async with temporary_database(postgres) as database:
+        yield database._url
+
+
+class Replicas:
+    """Starts replicas with a provider fake."""
+
+    def __init__(self, serve: Serve, fake: ProviderFake, url: str, folder: Path) -> None:
+        self._serve, self._fake, self._url, self._folder = serve, fake, url, folder
+        self.started: list[Service] = []
+
+    async def start(self, **settings: Any) -> Service:
+        """Start another replica, and wait until all replicas see it."""
+        number = len(self.started)
+        service = await self._serve(
+            data_dir=self._folder / f"replica{number}",
+            journal_spool="none",
+            database_url=self._url,
+            peer_address="127.0.0.1:0",
+            openai_base_url=self._fake.base_url,
+            openai_api_key="k",
+            model="m",
+            **settings,
+        )
+        self.started.append(service)
+        for other in self.started:
+            await other.services.workers["membership"].run_checks()  # type: ignore[attr-defined]
+        return service
+
+
+@pytest.fixture
+def replicas(url: str, serve: Serve, fake: ProviderFake, tmp_path: Path) -> Replicas:
+    """Replicas on one database."""
+    return Replicas(serve, fake, url, tmp_path)
+
+
+async def start_answer(service: Service, prompt: str = "Why?", **options: Any) -> dict[str, Any]:
+    """Start an answer and return its id and URL."""
+    body = {"prompt": prompt, "grounded": False}
+    response = await service.client.post("/ai/answers", json=body, **options)
+    assert response.status_code == 202, response.text
+    started: dict[str, Any] = response.json()
+    return started
+
+
+async def read_all(client: httpx2.AsyncClient, path: str, **options: Any) -> bytes:
+    """Read a stream to its end."""
+    async with client.stream("GET", path, **options) as response:
+        assert response.status_code == 200, await response.aread()
+        return await response.aread()
+
+
+async def wait_readers(owner: Service, answer_id: str, count: int) -> None:
+    """Wait until an answer has so many readers."""
+    stream = await owner.services.answers.find_stream(answer_id, None)
+    async with asyncio.timeout(20):
+        while stream.readers < count:
+            await asyncio.sleep(0.01)
+
+
+def strip(data: bytes) -> bytes:
+    """The events without the delay of reconnects, which begins each response."""
+    return data.replace(b"retry: 2000\n", b"")
+
+
+async def test_an_answer_is_read_at_another_replica(replicas: Replicas, fake: ProviderFake) -> None:
+    """Its events have the same bytes there, while it runs and after its end."""
+    first, second = await replicas.start(), await replicas.start()
+    hold = asyncio.Event()
+    fake.next(Behaviour(hold=hold, hold_after=3))
+    answer = await start_answer(first)
+    path = f"/ai/answers/{answer['id']}/events"
+    running = await second.client.get(f"/ai/answers/{answer['id']}")
+    reading = [asyncio.create_task(read_all(service.client, path)) for service in (first, second)]
+    await wait_readers(first, answer["id"], 2)
+    hold.set()
+    here, there = await asyncio.gather(*reading)
+    ended = await asyncio.gather(
+        *(service.client.get(f"/ai/answers/{answer['id']}") for service in (first, second))
+    )
+
+    assert read_slot(answer["id"]) == 0
+    assert (running.status_code, running.json()["status"]) == (202, "in_progress")
+    assert here.count(b"event: done") == 1
+    assert strip(here) == strip(there)
+    assert ended[0].json() == ended[1].json()
+    assert len(fake.calls) == 1
+
+
+async def test_a_ticket_is_redeemed_by_the_replica_that_issued_it(replicas: Replicas) -> None:
+    """Through another replica it is accepted once; a reconnect with an event id is accepted."""
+    first, second = await replicas.start(), await replicas.start()
+    answer = await start_answer(first)
+    received = await read_all(second.client, answer["events_url"])
+    again = await second.client.get(answer["events_url"])
+    last = received.decode().split("id: ")[-2].split("\n")[0]
+    resumed = await read_all(second.client, answer["events_url"], headers={"Last-Event-ID": last})
+    forged = await second.client.get(answer["events_url"][:-3] + "AAA")
+
+    assert received.count(b"event: done") == 1
+    assert (again.status_code, again.json()["code"]) == (403, "ticket_invalid")
+    assert resumed
+    assert received.endswith(strip(resumed))
+    assert forged.status_code == 403
+
+
+async def test_stopping_at_another_replica_closes_the_provider_call(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """The call is closed within a second, and the row says so."""
+    first, second = await replicas.start(), await replicas.start()
+    fake.next(Behaviour(endless=True, gap=0.01))
+    answer = await start_answer(first)
+    (call,) = await fake.wait_calls(1)
+    await fake.wait_chunks(call, 3)
+    stopped = await second.client.delete(f"/ai/answers/{answer['id']}")
+    await fake.wait_ended(call, 1)
+    rows = await first.rows()
+
+    assert stopped.status_code == 204
+    assert [row["status"] for row in rows] == ["stopped"]
+
+
+async def test_a_stream_is_resumed_at_any_replica_after_any_event(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """While it runs, the rest has the same bytes at every replica; beyond the end there is 204."""
+    first, second = await replicas.start(), await replicas.start()
+    hold = asyncio.Event()
+    fake.next(Behaviour(chunks=20, hold=hold, hold_after=15))
+    prompt = {"prompt": "日本語 and English", "grounded": "false"}
+
+    async def resume(service: Service, event_id: str) -> bytes:
+        headers = {"Last-Event-ID": event_id} if event_id else {}
+        return await read_all(service.client, "/ai/stream", params=prompt, headers=headers)
+
+    whole = asyncio.create_task(resume(first, ""))
+    (call,) = await fake.wait_calls(1)
+    await fake.wait_chunks(call, 15)
+    answer_id = first.services.queue.list_open()[0].id
+    ends = accumulate(map(len, default_deltas(call.prompt, 20)[:15]))
+    ids = [f"{answer_id}.{position}" for position in (0, *ends)]
+    pairs = [
+        asyncio.create_task(resume(service, event_id))
+        for event_id in ids
+        for service in (first, second)
+    ]
+    await wait_readers(first, answer_id, len(pairs) + 1)
+    hold.set()
+    received, *rests = [strip(data) for data in await asyncio.gather(whole, *pairs)]
+    beyond = await second.client.get(
+        "/ai/stream", params=prompt, headers={"Last-Event-ID": f"{answer_id}.99999"}
+    )
+
+    for n, event_id in enumerate(ids):
+        assert rests[2 * n] == rests[2 * n + 1]
+        assert received.endswith(rests[2 * n])
+        assert f"id: {event_id}\n".encode() not in rests[2 * n]
+    assert beyond.status_code == 204
+    assert len(fake.calls) == 1
+
+
+async def test_a_disconnect_at_another_replica_is_noticed_by_the_owner(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """The answer ends when its last reader has left for the resume time."""
+    first, second = (
+        await replicas.start(resume_seconds=0),
+        await replicas.start(resume_seconds=0),
+    )
+    fake.next(Behaviour(endless=True, gap=0.01))
+    answer = await start_answer(first)
+    async with (
+        second.client.stream("GET", answer["events_url"]) as response,
+        aclosing(events(response)) as received,
+    ):
+        await anext(received)
+    (call,) = await fake.wait_calls(1)
+    await fake.wait_ended(call, 5)
+
+    assert [row["status"] for row in await first.rows()] == ["client_gone"]
+
+
+async def test_other_users_find_nothing_at_any_replica(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """The owner checks the visibility again; unknown ids are not found."""
+    settings = {"auth": "keys", "secret": ROOT_SECRET}
+    first, second = await replicas.start(**settings), await replicas.start(**settings)
+    mine, other = await make_key(first, "mine"), await make_key(first, "other")
+    answer = await start_answer(first, headers=bearer(mine))
+    paths = [f"/ai/answers/{answer['id']}", f"/ai/answers/{answer['id']}/events"]
+    unknown = f"/ai/answers/{create_id(utc_now(), 0)}"
+    async with http_client(second.url) as client:
+        statuses = [(await client.get(path, headers=bearer(other))).status_code for path in paths]
+        statuses.append((await client.delete(paths[0], headers=bearer(other))).status_code)
+        statuses.append((await client.get(unknown, headers=bearer(mine))).status_code)
+        anonymous = await client.get(paths[0])
+        allowed = await client.get(paths[0], headers=bearer(mine))
+
+    assert statuses == [404] * 4
+    assert anonymous.status_code == 401
+    assert allowed.status_code in {200, 202}
+
+
+async def test_a_revoked_key_ends_its_streams_at_every_replica(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """Revoked at one replica, the stream that is read through the other ends within 2 s."""
+    settings = {"auth": "keys", "secret": ROOT_SECRET}
+    first, second = await replicas.start(**settings), await replicas.start(**settings)
+    key = await make_key(first, "u")
+    fake.next(Behaviour(endless=True, gap=0.01))
+    answer = await start_answer(first, headers=bearer(key))
+    path = f"/ai/answers/{answer['id']}/events"
+    async with (
+        http_client(second.url) as client,
+        client.stream("GET", path, headers=bearer(key)) as response,
+    ):
+        chunks = response.aiter_bytes()
+        await anext(chunks)
+        await second.client.delete(f"/ai/keys/{key.id}")
+        async with asyncio.timeout(4):
+            try:
+                async for _ in chunks:
+                    pass
+            except httpx2.HTTPError:
+                pass
+
+    assert (await fake.wait_calls(1))[0]
+    await fake.wait_idle()
+
+
+async def test_the_peer_listener_serves_nothing_but_signed_requests(replicas: Replicas) -> None:
+    """Public routes refuse signatures, and the listener refuses everything without one."""
+    service = await replicas.start()
+    address = service.services.workers["membership"].replicas[0].address  # type: ignore[attr-defined]
+    async with http_client(f"http://{address}") as peer:
+        statuses = [
+            (await peer.get(path, headers=headers)).status_code
+            for path, headers in (
+                ("/health/live", {}),
+                ("/ai/logs", {}),
+                (f"/ai/answers/{create_id(utc_now(), 0)}", {}),
+                ("/", {"kotae-peer": "e30.e30"}),
+            )
+        ]
+    public = await service.client.get("/ai/logs", headers={"kotae-peer": "e30.e30"})
+
+    assert statuses == [403] * 4
+    assert public.status_code == 422
+
+
+async def test_an_answer_of_a_replica_that_has_left_is_read_from_its_row(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """Its row is served by the others; unknown ids of its slot are not found."""
+    first, second = await replicas.start(), await replicas.start()
+    answer = await start_answer(first)
+    await first.rows()
+    first.server.should_exit = True
+    first.server.handle_exit(15, None)
+    async with asyncio.timeout(10):
+        while second.services.workers["membership"].statistics().replicas > 1:  # type: ignore[attr-defined]
+            await second.services.workers["membership"].run_checks()  # type: ignore[attr-defined]
+    reply = await second.client.get(f"/ai/answers/{answer['id']}")
+    unknown = await second.client.get(f"/ai/answers/{create_id(utc_now(), 0)}")
+
+    assert reply.status_code == 200
+    assert unknown.status_code == 404
