@@ -60,6 +60,9 @@ from service.core.providers.embedders import create_embedder
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider, load_sdk
 from service.core.quota.local import LocalQuota
+from service.core.quota.postgres import SECONDS as QUOTA_SECONDS
+from service.core.quota.postgres import PostgresQuotaStore
+from service.core.quota.shared import SharedQuota
 from service.core.redaction import add_secrets
 from service.core.replicas.leader import Leadership
 from service.core.replicas.peers import HttpPeers, NoPeers
@@ -77,6 +80,7 @@ from service.workers.local_model import LocalModel
 from service.workers.membership import Membership
 from service.workers.merging import IndexMerger
 from service.workers.open_answers import LostAnswersRecovery, OpenAnswersKeeper
+from service.workers.quota import QuotaUpkeep
 from service.workers.reaper import Reaper
 from service.workers.recovery import JournalRecovery
 from service.workers.reindexing import Reindexer
@@ -204,15 +208,18 @@ async def _open_services(
         replica = await _join_replicas(settings, database, workers, stack)
     else:
         _start_worker("integrity", IntegrityChecker(database), workers, stack)
-    queue, recovery = _start_accounting(settings, limits, metrics, database, workers, stack)
+    quota: SharedQuota | LocalQuota = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS)
+    if replica is not None:
+        quota = await _start_shared_quota(settings, replica.lease.slot, workers, stack)
+    queue, recovery = _start_accounting(settings, limits, metrics, database, quota, workers, stack)
     if replica is not None:
         replica.queue = queue
         keeper = OpenAnswersKeeper(database, queue, replica.lease, recovery.wait_done)
         _start_worker("open_answers", keeper, workers, stack)
     singleton_database = replica.leader_database if replica else database
     peers: Peers = replica.peers if replica else NoPeers()
-    authenticator, quota, revocation = _start_access_control(
-        settings, database, queue, recovery, metrics, workers, stack
+    authenticator, revocation = _start_access_control(
+        settings, database, queue, recovery, metrics, quota, workers, stack
     )
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
@@ -389,11 +396,26 @@ async def _start_singleton_tasks(
     stack.push_async_callback(replica.membership.stop_leader_tasks)
 
 
+async def _start_shared_quota(
+    settings: Settings, slot: int, workers: dict[str, Worker], stack: AsyncExitStack
+) -> SharedQuota:
+    """Register this replica in the quotas of the database."""
+    ttl_seconds = settings.answer_seconds_max + HOLD_SECONDS
+    store = PostgresQuotaStore(settings.database, slot=slot, ttl_seconds=ttl_seconds)
+    quota = SharedQuota(store, seconds=QUOTA_SECONDS)
+    upkeep = QuotaUpkeep(quota)
+    stack.push_async_callback(upkeep.stop)
+    await upkeep.open()
+    _start_worker("quota", upkeep, workers, stack)
+    return quota
+
+
 def _start_accounting(
     settings: Settings,
     limits: ServiceLimits,
     metrics: Metrics,
     database: Database,
+    quota: SharedQuota | LocalQuota,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> tuple[JournaledQueue, JournalRecovery]:
@@ -415,7 +437,9 @@ def _start_accounting(
     journal.start()
     stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
     queue = JournaledQueue(limits.queue_records_max, journal, settings.user_share)
-    writer = workers["writer"] = Writer(database, queue, metrics, quarantine=quarantine)
+    writer = workers["writer"] = Writer(
+        database, queue, metrics, quarantine=quarantine, on_written=quota.remove_written
+    )
     writer.start()
     stack.push_async_callback(_stop_writer, writer)
     return queue, recovery
@@ -427,21 +451,22 @@ def _start_access_control(
     queue: JournaledQueue,
     recovery: JournalRecovery,
     metrics: Metrics,
+    quota: SharedQuota | LocalQuota,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
-) -> tuple[Authenticator, LocalQuota, RevocationMonitor]:
-    """Create authentication, quotas and revocation, and start the reaper."""
+) -> tuple[Authenticator, RevocationMonitor]:
+    """Create authentication and revocation, and start the reaper."""
     jwts = JwtVerifier(settings) if settings.jwt_algorithm else None
     if jwts:
         stack.push_async_callback(jwts.aclose)
     authenticator = Authenticator(settings, database, jwts=jwts)
-    quota, revocation = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS), RevocationMonitor()
+    revocation = RevocationMonitor()
     _start_worker(
         "reaper",
         Reaper(
             authenticator,
             revocation,
-            quota,
+            quota if isinstance(quota, LocalQuota) else None,
             database,
             recovery.wait_done,
             queue.wait_committed,
@@ -450,7 +475,7 @@ def _start_access_control(
         workers,
         stack,
     )
-    return authenticator, quota, revocation
+    return authenticator, revocation
 
 
 def _create_providers(

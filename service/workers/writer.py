@@ -10,6 +10,7 @@ failure may be caused by the machine.
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class WriterStatistics(msgspec.Struct, frozen=True):
 
 
 class Writer:
-    """One task between `start` and `stop`."""
+    """One task between `start` and `stop`. `on_written`: gets the ids of committed answers."""
 
     def __init__(
         self,
@@ -50,13 +51,14 @@ class Writer:
         quarantine: Path,
         batch_max: int = BATCH_MAX,
         late_seconds: float = LATE_SECONDS,
+        on_written: Callable[[list[str]], None] = lambda _: None,
     ) -> None:
         self._database = database
         self._queue = queue
         self._metrics = metrics
         self._batch_max = batch_max
         self._quarantine = quarantine
-        self._late_seconds = late_seconds
+        self._late_seconds, self._on_written = late_seconds, on_written
         self._task = BackgroundTask("writer", self._run)
         self._written = 0
         self._failures = 0
@@ -98,6 +100,7 @@ class Writer:
                 await _wait_backoff(self._failures)
             self._failures = 0
             self._queue.mark_committed(outcomes)
+            self._on_written([outcome.intent.id for outcome in outcomes])
 
     async def _write_batch(self, outcomes: list[Outcome], tries: int = TRIES_ALONE) -> bool:
         """Write a batch. Returns False if it must be retried. `tries`: left for a single record."""

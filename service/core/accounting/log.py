@@ -10,7 +10,7 @@ most `SCAN_MAX` of them: a page may then end early, even empty, with a cursor to
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from itertools import takewhile
 from typing import Any
@@ -37,6 +37,8 @@ from service.core.database.upserts import build_insert
 from service.core.encoding import compute_first_id
 from service.core.errors import InvalidCursor, NotFound
 from service.core.ports import list_subject_names
+from service.core.quota.postgres import Charges, settle_rows
+from service.core.quota.windows import DAY, Starts, add_amount, compute_starts
 from service.core.records import Answer, DamagedAnswer, Outcome, Status, compute_row_charge
 
 PAGE_MAX = 200
@@ -163,6 +165,7 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
         for id_, outcome in best.items()
         if id_ not in existing or existing[id_]["rank"] < get_rank(outcome)
     ]
+    charges: Charges = {}
     if accepted:
         erased = await _read_erased(session, accepted)
         rows = [
@@ -172,7 +175,9 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
         await session.execute(_build_upsert(session.dialect.name), rows)
         replaced = [existing[row["id"]] for row in rows if row["id"] in existing]
         await _add_totals(session, rows, replaced)
-        await _add_charges(session, rows, replaced)
+        charges = await _add_charges(session, rows, replaced)
+    if session.dialect.name == "postgresql":  # last: accounts are locked until the commit
+        await settle_rows(session, list(best), charges)
     return sum(outcome.intent.id not in existing for outcome in accepted)
 
 
@@ -216,22 +221,25 @@ async def _add_totals(
 
 async def _add_charges(
     session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]
-) -> None:
-    """Add the charges to the quotas of the user and the lineage of the key."""
+) -> Charges:
+    """Add the charges to the quotas of the user and the lineage of the key, and return them."""
     lineages = await _read_lineages(session, {row["key_id"] for row in (*added, *replaced)})
-    sums: dict[tuple[str, str], list[int]] = {}
+    charges: dict[tuple[str, Starts], list[int]] = {}
     for sign, rows in ((1, added), (-1, replaced)):
         for row in rows:
-            day, (tokens, nano_usd) = (
-                row["created_at"].strftime("%Y-%m-%d"),
-                compute_row_charge(row),
-            )
+            starts = compute_starts(row["created_at"].timestamp())
+            amount = (1, *compute_row_charge(row))
             lineage = lineages.get(row["key_id"], row["key_id"])
             for subject in list_subject_names(row["user_id"], lineage):
-                counts = sums.setdefault((day, subject), [0, 0, 0])
-                for n, value in enumerate((1, tokens, nano_usd)):
-                    counts[n] += sign * value
+                charge = charges.setdefault((subject, starts), [0, 0, 0])
+                for n, value in enumerate(amount):
+                    charge[n] += sign * value
+    sums: dict[tuple[str, str], list[int]] = {}
+    for (subject, starts), charge in charges.items():
+        day = datetime.fromtimestamp(starts[DAY], UTC).strftime("%Y-%m-%d")
+        add_amount(sums.setdefault((day, subject), [0, 0, 0]), charge)
     await _add_sums(session, quota_totals, ("day", "subject"), _CHARGES, sums)
+    return charges
 
 
 async def _add_sums(

@@ -23,7 +23,7 @@ to an earlier time, callers with limits wait for `load`.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -178,6 +178,9 @@ class LocalQuota:
         if (hold := self._holds.pop(name, None)) is not None:
             self._return_hold(hold)
         self._expired_holds.pop(name, None)
+
+    def remove_written(self, names: Iterable[str]) -> None:
+        """Nothing: `settle` has removed the holds of rows that are written now."""
 
     def expire(self) -> int:
         """Expire overdue holds and return their number."""

@@ -1,0 +1,179 @@
+"""Quota in PostgreSQL: accounts and holds that all replicas share.
+
+The functions of the database (`alembic/postgresql`) do the arithmetic, one statement per batch of
+operations. A hold does not wait for the disk (`synchronous_commit=off`) nor for the writers of the
+log. The writer settles: `settle_rows` runs in the transaction of the rows, so a row, its totals,
+its charge and the end of its hold are one commit. Usage is charged to the accounts that exist,
+whether the answer had a hold or not; an account is created from the totals of the log at its first
+hold. Therefore the used amounts always equal the sums of the rows.
+
+A crash of PostgreSQL may lose the holds of the last moments. It also empties a table that is not
+logged, by which every replica notices it (`SharedQuota`).
+
+Two connections: one for batches, one for everything else, so that waiting for a writer, which
+creating accounts does, delays no hold of others.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from service.core.database.engine import Session
+from service.core.encoding import compute_first_id, to_json
+from service.core.errors import QuotaUnavailable
+from service.core.lazy import LazyModule
+from service.core.quota.shared import (
+    LEASE_SECONDS,
+    AccountState,
+    Generation,
+    Operation,
+    Reply,
+    StoredHold,
+)
+from service.core.quota.windows import MINUTE, Starts
+
+if TYPE_CHECKING:
+    from service.core.database import postgres
+else:
+    postgres = LazyModule("service.core.database.postgres")
+
+SECONDS = 1.0  # maximum duration of an operation, with connecting
+_SETTINGS = {"synchronous_commit": "off", "lock_timeout": "1s", "jit": "off"}
+_SETTLE = sa.text(
+    "SELECT kotae_quota_settle(CAST(:names AS text[]), CAST(CAST(:charges AS text) AS jsonb))"
+)
+
+Charges = Mapping[tuple[str, Starts], Sequence[int]]
+"""(requests, tokens, nano-dollars) by subject and windows."""
+
+
+async def settle_rows(session: Session, names: Sequence[str], charges: Charges) -> None:
+    """Charge accounts, and remove the holds of these answers, in the transaction of their rows."""
+    listed = [
+        {"subject": subject, "starts": starts, "requests": amounts[0], "tokens": amounts[1],
+         "cost": amounts[2]}
+        for (subject, starts), amounts in charges.items()
+    ]  # fmt: skip
+    await session.execute(_SETTLE, {"names": list(names), "charges": to_json(listed).decode()})
+
+
+class PostgresQuotaStore:
+    """See `QuotaStore`. `slot`: the number of this replica; `ttl_seconds`: of a hold.
+
+    `seconds`: the maximum duration of a call.
+    """
+
+    def __init__(
+        self, url: str, *, slot: int, ttl_seconds: float, seconds: float = SECONDS
+    ) -> None:
+        self._slot, self._ttl_seconds = slot, ttl_seconds
+        self._batches, self._others = _Connection(url, seconds), _Connection(url, seconds)
+
+    async def apply(
+        self, generation: int, operations: Sequence[Operation]
+    ) -> tuple[Sequence[Reply], Mapping[str, AccountState]] | None:
+        """See `QuotaStore.apply`."""
+        result = await self._batches.fetch(
+            "SELECT kotae_quota_apply($1, $2, $3, $4)",
+            generation,
+            self._slot,
+            self._ttl_seconds,
+            to_json(operations).decode(),
+        )
+        if result is None:
+            return None
+        replies, accounts = msgspec.json.decode(result, type=tuple[list[list[Any]], dict[str, Any]])
+        return [Reply(*reply) for reply in replies], accounts
+
+    async def load(self, subjects: Sequence[str], starts: Starts) -> None:
+        """See `QuotaStore.load`."""
+        minute = (starts[MINUTE], starts[MINUTE] + 60)
+        first_id, end_id = (compute_first_id(datetime.fromtimestamp(at, UTC)) for at in minute)
+        await self._others.fetch(
+            "SELECT kotae_quota_load($1, $2, $3, $4)", subjects, starts, first_id, end_id
+        )
+
+    async def register(self, holds: Sequence[StoredHold]) -> Generation:
+        """See `QuotaStore.register`."""
+        listed = [
+            {"name": hold.name, "subjects": hold.subjects, "starts": hold.starts,
+             "tokens": hold.tokens, "cost": hold.cost}
+            for hold in holds
+        ]  # fmt: skip
+        result = await self._others.fetch(
+            "SELECT kotae_quota_register($1, $2, $3 * interval '1 second', $4)",
+            self._slot,
+            self._ttl_seconds,
+            LEASE_SECONDS,
+            to_json(listed).decode(),
+        )
+        number, is_open = msgspec.json.decode(result)
+        return Generation(number, is_open)
+
+    async def keep_alive(self, generation: int, prolonged: Sequence[str]) -> bool:
+        """See `QuotaStore.keep_alive`."""
+        result: bool = await self._others.fetch(
+            "SELECT kotae_quota_keep($1, $2, $3, $4)",
+            generation,
+            self._slot,
+            self._ttl_seconds,
+            prolonged,
+        )
+        return result
+
+    async def expire(self, count_max: int) -> int:
+        """See `QuotaStore.expire`."""
+        result: int = await self._others.fetch("SELECT kotae_quota_expire($1)", count_max)
+        return result
+
+    async def close(self) -> None:
+        """See `QuotaStore.close`."""
+        with suppress(QuotaUnavailable):
+            await self._others.fetch("DELETE FROM quota_replicas WHERE slot = $1", self._slot)
+        await self._batches.close()
+        await self._others.close()
+
+
+class _Connection:
+    """A connection that is opened when it is needed, and again after it was lost."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        self._url, self._seconds = url, seconds
+        self._connection: Any = None
+        self._turn = asyncio.Lock()
+
+    async def fetch(self, statement: str, *values: Any) -> Any:
+        """Run a statement and return its value. Raises `QuotaUnavailable`."""
+        try:
+            async with asyncio.timeout(self._seconds), self._turn:
+                return await self._run(statement, values)
+        except Exception as error:
+            if (detail := postgres.explain_error(error)) is None:
+                raise
+            raise QuotaUnavailable(f"the quota store reported: {detail}") from error
+
+    async def _run(self, statement: str, values: Sequence[Any]) -> Any:
+        try:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await postgres.connect(self._url, _SETTINGS, self._seconds)
+            return await self._connection.fetchval(statement, *values)
+        except BaseException:
+            self._terminate()  # its state is unknown
+            raise
+
+    def _terminate(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # it may be broken
+                await connection.close(timeout=self._seconds)
