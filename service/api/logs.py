@@ -30,6 +30,7 @@ from service.core.accounting.log import PAGE_MAX, LogFilter
 from service.core.accounting.rows import OMITTED_IN_LISTS, LoggedAnswer
 from service.core.auth.principals import Principal
 from service.core.encoding import to_json
+from service.core.errors import OwnerUnavailable
 from service.core.records import DamagedAnswer, Status
 
 router = APIRouter(prefix="/ai/logs", tags=["logs"])
@@ -118,8 +119,9 @@ async def get_log(answer_id: str, services: ServicesDep, principal: LogsPrincipa
 
 async def _wait_fresh(services: Services) -> None:
     """Wait up to `FRESH_SECONDS` for the commit of answers that ended before this request."""
-    with suppress(TimeoutError), anyio.fail_after(FRESH_SECONDS):
+    with suppress(TimeoutError, OwnerUnavailable), anyio.fail_after(FRESH_SECONDS):
         await services.queue.wait_committed()
+        await services.answers.wait_others_written()
 
 
 def _select_user(principal: Principal, user_id: str | None) -> str | None:

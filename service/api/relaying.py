@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.dependencies import Services, require_role
 from service.api.problems import create_problem_response
+from service.api.responses import json_response
 from service.api.sse import create_relayed_response
 from service.core.auth import principals
 from service.core.auth.principals import Principal, Role
@@ -37,6 +38,7 @@ from service.core.replicas.signatures import (
 ID_CHARACTERS = 36
 BODY_BYTES_MAX = 8_388_608  # of a forwarded request
 _PEER_PATHS = re.compile(r"/ai/(?:answers/[0-9a-f-]{36}(?:/events)?|stream)")
+_PEER_PREFIX = "/peer/"  # of requests that replicas do not forward, but make
 _EVENTS = b"text/event-stream"
 # Of one connection, or set by each replica.
 _HOP_HEADERS = {b"connection", b"keep-alive", b"transfer-encoding", b"x-request-id"}
@@ -159,6 +161,9 @@ class PeerApplication:
             scope.setdefault("request_id", create_id(utc_now()))
             await create_problem_response(error, scope)(scope, receive, send)
             return
+        if scope["path"].startswith(_PEER_PREFIX):
+            await self._respond_to_replica(scope, receive, send)
+            return
         scope["headers"] = [
             *((name, value) for name, value in scope["headers"] if name != HEADER.encode())
         ]
@@ -179,9 +184,31 @@ class PeerApplication:
             headers=select_headers(headers),
         )
         head = self._verifier.verify(headers[HEADER], request)
-        if not _PEER_PATHS.fullmatch(scope["path"]):
+        path = scope["path"]
+        if not (path.startswith(_PEER_PREFIX) or _PEER_PATHS.fullmatch(path)):
             raise NotFound("replicas do not use this path")
         return head
+
+    async def _respond_to_replica(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of a replica itself."""
+        answers = self._services.answers
+        scope["request_id"] = create_id(utc_now())
+        operation, _, conversation_id = scope["path"].removeprefix(_PEER_PREFIX).partition("/")
+        try:
+            match scope["method"], operation:
+                case "GET", "written":
+                    await answers.wait_own_written()
+                    response = Response(status_code=204)
+                case "GET", "conversations":
+                    response = json_response(await answers.list_conversation_users(conversation_id))
+                case "DELETE", "conversations":
+                    await answers.stop_conversation(conversation_id)
+                    response = Response(status_code=204)
+                case _:
+                    raise NotFound("replicas do not use this path")
+        except KotaeError as error:
+            response = create_problem_response(error, scope)
+        await response(scope, receive, send)
 
     def _with_caller(self, caller: bytes | None) -> Services:
         services = self._services

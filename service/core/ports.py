@@ -388,6 +388,13 @@ class Peers(Protocol):
         """Send a request to a replica. Raises `OwnerUnavailable` if it does not respond."""
         ...
 
+    async def ask_all(self, request: PeerRequest) -> list[bytes]:
+        """Send a request to all replicas, and return the bodies of their responses.
+
+        Replicas that do not respond are left out. Raises `OwnerUnavailable` if one refuses.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Close all connections. Idempotent."""
         ...

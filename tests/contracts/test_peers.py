@@ -122,6 +122,31 @@ async def test_a_signed_request_reaches_the_owner(listen: Listen) -> None:
     assert received == [(None, b"question")] * 2
 
 
+async def test_all_replicas_that_respond_are_asked(listen: Listen) -> None:
+    """Bodies are collected from those with a lease; a refusal of one is an error."""
+    statuses = {"/ok": 200, "/refused": 503}
+
+    async def respond(scope: Scope, _: Receive, send: Send) -> None:
+        status = statuses[scope["path"]]
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"here"})
+
+    replicas = {
+        slot: Replica(slot=slot, address=address, state=ReplicaState.SERVING, is_alive=slot != 3)
+        for slot, address in enumerate(
+            [f"127.0.0.1:{find_free_port()}", *[await listen(respond) for _ in range(3)]]
+        )
+    } | {4: build_replica(4, ReplicaState.LEFT, is_alive=False)}
+    peers = create_peers(replicas)
+    bodies = await peers.ask_all(PeerRequest(method="GET", target="/ok", headers={}))
+    with pytest.raises(OwnerUnavailable):
+        await peers.ask_all(PeerRequest(method="GET", target="/refused", headers={}))
+    await peers.aclose()
+
+    assert bodies == [b"here"] * 2
+    assert await NoPeers().ask_all(REQUEST) == []
+
+
 async def test_closing_a_response_disconnects_the_owner(listen: Listen) -> None:
     """The owner learns that nobody reads any longer."""
     disconnected = asyncio.Event()

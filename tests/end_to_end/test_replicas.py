@@ -295,3 +295,45 @@ async def test_an_answer_of_a_replica_that_has_left_is_read_from_its_row(
 
     assert reply.status_code == 200
     assert unknown.status_code == 404
+
+
+async def test_a_log_row_of_another_replica_is_read_at_once(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """Rows that are still on their way to the database are awaited at the other replica."""
+    first, second = await replicas.start(), await replicas.start()
+    body = {"prompt": "Why?", "grounded": False}
+    for _ in range(5):
+        answer = (await first.client.post("/ai/test", json=body)).json()
+        row = await second.client.get(f"/ai/logs/{answer['id']}")
+        threads = (await second.client.get("/ai/conversations")).json()
+        assert row.status_code == 200
+        assert answer["id"] in {thread["id"] for thread in threads["items"]}
+
+
+async def test_a_conversation_is_one_at_all_replicas(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """It is continued at another replica, busy there, and an erasure there stops its answer."""
+    first, second = await replicas.start(), await replicas.start()
+    body = {"prompt": "Why?", "grounded": False}
+    answer = (await first.client.post("/ai/test", json=body)).json()
+    follow_up = body | {"conversation_id": answer["id"]}
+    continued = (await second.client.post("/ai/test", json=follow_up)).json()
+    fake.next(Behaviour(endless=True, gap=0.01))
+    running = await first.client.post("/ai/answers", json=follow_up)
+    calls = await fake.wait_calls(3)
+    busy = await second.client.post("/ai/test", json=follow_up)
+    erased = await second.client.delete(f"/ai/conversations/{answer['id']}")
+    await fake.wait_ended(calls[-1], 2)
+    rows = await first.rows()
+    gone = await first.client.post("/ai/test", json=follow_up)
+    events = await second.client.get(f"/ai/answers/{running.json()['id']}/events")
+
+    roles = [message["role"] for message in calls[1].body["messages"]]
+    assert roles == ["system", "user", "assistant", "user"]
+    assert continued["conversation_id"] == answer["id"]
+    assert (busy.status_code, busy.json()["code"]) == (409, "conversation_busy")
+    assert erased.status_code == 204
+    assert [row["prompt"] for row in rows] == [""] * 3
+    assert (gone.status_code, events.status_code) == (410, 410)

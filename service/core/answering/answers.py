@@ -175,7 +175,7 @@ class Answers:
         self._revocation = revocation
         self._database = database
         self._refusals = RefusalComposer(database, search_service)
-        self._replay = ReplayLookup(database, queue, wait_recovered)
+        self._replay = ReplayLookup(database, queue, wait_recovered, peers=peers)
         self._idempotency = IdempotencyRegistry(queue)
         self._retries = RetryRegistry()
         # Strong references: the event loop keeps weak ones.
@@ -190,7 +190,7 @@ class Answers:
         )
         self._call_turns = FairTurns(settings.provider_calls_max, settings.user_share)
         self._rewriter = Rewriter(recorder, prices, quota)
-        self._conversations = ConversationRegistry(database, self._replay, self._registry)
+        self._conversations = ConversationRegistry(database, self._replay, self._registry, peers)
         self._stopping = False
 
     async def answer(self, request: AnswerRequest, *, started: float | None = None) -> Stream:
@@ -328,8 +328,33 @@ class Answers:
         (await self.find_stream(answer_id, user_id)).on_stop()
 
     async def wait_written(self) -> None:
-        """Wait for the rows of all answers that have ended. Raises `DatabaseUnavailable`."""
+        """Wait for the rows of all answers that have ended, of all replicas.
+
+        Raises `DatabaseUnavailable` and `OwnerUnavailable`.
+        """
+        await self._replay.wait_all_written()
+
+    async def wait_own_written(self) -> None:
+        """The same for the answers of this replica. Raises `DatabaseUnavailable`."""
         await self._replay.wait_written()
+
+    async def wait_others_written(self) -> None:
+        """The same for the answers of other replicas. Raises `OwnerUnavailable`."""
+        await self._replay.wait_others_written()
+
+    async def list_conversation_users(self, conversation_id: str) -> list[str]:
+        """Return the users of running answers of a conversation here, for another replica.
+
+        The rows of those that have ended are written. Raises `DatabaseUnavailable`.
+        """
+        return await self._conversations.list_users(conversation_id)
+
+    async def stop_conversation(self, conversation_id: str) -> None:
+        """Stop the answers of a conversation here, because another replica erases it. Idempotent.
+
+        Raises `Overloaded` and `DatabaseUnavailable`.
+        """
+        await self._conversations.stop_erased(conversation_id)
 
     async def erase_conversation(self, conversation_id: str, user_id: str | None) -> None:
         """Stop the running answers of a conversation and erase its texts. Idempotent.

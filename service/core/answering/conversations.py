@@ -6,11 +6,14 @@ rows of answers that have just ended. One answer of a conversation runs at a tim
 Erasure first stops the running answers and waits until all rows are written, then erases the rows
 (`accounting/conversations.py`), and evicts the streams in memory. `_erased` has the conversations
 that this process has erased: a request that has read the history before is rejected before it
-starts. Older ones are recognized by their rows.
+starts. Older ones are recognized by their rows. Other replicas are asked for running answers, and
+stop them.
 """
 
 import asyncio
 from functools import partial
+
+import msgspec
 
 from service.core.accounting import conversations
 from service.core.answering.registry import StreamRegistry
@@ -18,6 +21,7 @@ from service.core.answering.replay import ReplayLookup
 from service.core.answering.streams import Stream
 from service.core.database.engine import Database
 from service.core.errors import ConversationBusy, Erased, NotFound, Overloaded
+from service.core.ports import PeerRequest, Peers
 from service.core.records import Message
 
 ANSWERS_READ_MAX = 20  # the last ones, for the history
@@ -28,8 +32,15 @@ ERASED_KEPT = 1_000  # the last erasures that are known without their rows
 class ConversationRegistry:
     """See the module. `user_id`: who may use a conversation; None: an admin, who may erase all."""
 
-    def __init__(self, database: Database, replay: ReplayLookup, registry: StreamRegistry) -> None:
+    def __init__(
+        self,
+        database: Database,
+        replay: ReplayLookup,
+        registry: StreamRegistry,
+        peers: Peers | None = None,
+    ) -> None:
         self._database, self._replay, self._registry = database, replay, registry
+        self._peers = peers
         self._erased: dict[str, None] = {}  # in the order of erasure
 
     async def read_history(self, conversation_id: str, user_id: str) -> list[Message]:
@@ -39,9 +50,11 @@ class ConversationRegistry:
         `DatabaseUnavailable`.
         """
         streams = self._find_streams(conversation_id)
-        if any(stream.intent.user_id != user_id for stream in streams):
+        elsewhere = await self._ask_users(conversation_id)
+        users = [*elsewhere, *(stream.intent.user_id for stream in streams)]
+        if any(user != user_id for user in users):
             raise NotFound("no conversation has this id")
-        if any(stream.outcome is None for stream in streams):
+        if elsewhere or any(stream.outcome is None for stream in streams):
             raise ConversationBusy("an answer of this conversation is still in progress")
         await self._require_state(conversation_id, user_id)
         async with self._database.read_session() as session:
@@ -52,10 +65,11 @@ class ConversationRegistry:
 
         Raises `NotFound`, `Overloaded` if an answer does not stop, and `DatabaseUnavailable`.
         """
-        streams = self._find_streams(conversation_id)
-        if any(user_id not in {None, stream.intent.user_id} for stream in streams):
+        users = [stream.intent.user_id for stream in self._find_streams(conversation_id)]
+        users += await self._ask_users(conversation_id)
+        if any(user_id not in {None, user} for user in users):
             raise NotFound("no conversation has this id")
-        if not streams:
+        if not users:
             try:
                 await self._require_state(conversation_id, user_id)
             except Erased:
@@ -65,6 +79,8 @@ class ConversationRegistry:
         try:
             await self._stop_answers(conversation_id)
             await self._replay.wait_written()
+            if self._peers is not None:
+                await self._peers.ask_all(_build_request("DELETE", conversation_id))
             async with self._database.transaction() as session:
                 ids = await conversations.erase_rows(session, conversation_id)
         except BaseException:
@@ -72,6 +88,31 @@ class ConversationRegistry:
                 self._erased.pop(conversation_id, None)
             raise
         self._registry.evict_streams(ids)
+
+    async def list_users(self, conversation_id: str) -> list[str]:
+        """See `Answers.list_conversation_users`."""
+        await self._replay.wait_written()
+        return [
+            stream.intent.user_id
+            for stream in self._find_streams(conversation_id)
+            if stream.outcome is None
+        ]
+
+    async def stop_erased(self, conversation_id: str) -> None:
+        """See `Answers.stop_conversation`."""
+        self._mark_erased(conversation_id)
+        await self._stop_answers(conversation_id)
+        await self._replay.wait_written()
+        self._registry.evict_streams(
+            stream.intent.id for stream in self._find_streams(conversation_id)
+        )
+
+    async def _ask_users(self, conversation_id: str) -> list[str]:
+        """Return the users of running answers of a conversation at other replicas."""
+        if self._peers is None:
+            return []
+        replies = await self._peers.ask_all(_build_request("GET", conversation_id))
+        return [user for reply in replies for user in msgspec.json.decode(reply, type=list[str])]
 
     def require_open(self, conversation_id: str | None) -> None:
         """Raise `Erased` if this process has erased the conversation."""
@@ -114,6 +155,10 @@ class ConversationRegistry:
         self._erased[conversation_id] = None
         if len(self._erased) > ERASED_KEPT:
             del self._erased[next(iter(self._erased))]
+
+
+def _build_request(method: str, conversation_id: str) -> PeerRequest:
+    return PeerRequest(method=method, target=f"/peer/conversations/{conversation_id}", headers={})
 
 
 def _set_if_all_ended(streams: list[Stream], ended: asyncio.Event) -> None:

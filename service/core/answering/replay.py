@@ -1,7 +1,8 @@
 """Replay lookup: ended answers from their log rows, by id or by idempotency key.
 
 A row may not be written yet: by this process, whose queue is awaited, or by the previous one, whose
-journal is being recovered. A lookup waits for both before it reports that there is no row.
+journal is being recovered. A lookup waits for both before it reports that there is no row. Lookups
+of an answer of another replica are relayed to it (`api/relaying.py`); lists ask all replicas.
 """
 
 import asyncio
@@ -11,10 +12,11 @@ from service.core.accounting import log as request_log
 from service.core.answering.streams import Stream, replay_stream
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
-from service.core.ports import RecordQueue
+from service.core.ports import PeerRequest, Peers, RecordQueue
 from service.core.records import Outcome
 
 RECOVERY_SECONDS = 5  # maximum wait for the rows of an earlier process
+_WRITTEN = PeerRequest(method="GET", target="/peer/written", headers={})
 COMMIT_SECONDS = 2  # maximum wait for the row of an answer that has just ended
 
 
@@ -30,8 +32,10 @@ class ReplayLookup:
         queue: RecordQueue,
         wait_recovered: Callable[[], Awaitable[object]] | None,
         *,
+        peers: Peers | None = None,
         recovery_seconds: float = RECOVERY_SECONDS,
     ) -> None:
+        self._peers = peers
         self._database, self._queue = database, queue
         self._wait_recovered, self._recovery_seconds = wait_recovered, recovery_seconds
 
@@ -42,8 +46,24 @@ class ReplayLookup:
             outcome = await self._read_outcome(answer_id)
         return replay_stream(outcome) if outcome else None
 
+    async def wait_all_written(self) -> None:
+        """Wait for the rows of all answers of all replicas that have ended.
+
+        Raises `DatabaseUnavailable` and `OwnerUnavailable`.
+        """
+        await self.wait_written()
+        await self.wait_others_written()
+
+    async def wait_others_written(self) -> None:
+        """Wait for the rows of other replicas that respond. Raises `OwnerUnavailable`."""
+        if self._peers is not None:
+            await self._peers.ask_all(_WRITTEN)
+
     async def wait_written(self) -> None:
-        """Wait for the rows of all answers that have ended. Raises `DatabaseUnavailable`."""
+        """Wait for the rows of this replica's answers that have ended.
+
+        Raises `DatabaseUnavailable`.
+        """
         await self._require_recovered()
         try:
             async with asyncio.timeout(COMMIT_SECONDS):

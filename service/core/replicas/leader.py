@@ -14,10 +14,6 @@ from service.core.errors import DatabaseUnavailable
 from service.core.replicas.slots import SlotLease
 
 
-class LeadershipLost(DatabaseUnavailable):
-    """Another replica leads: the work of this one is not written."""
-
-
 class Leadership:
     """The leadership of one replica."""
 
@@ -62,13 +58,16 @@ class Leadership:
                 await session.execute(_RESIGN, {"term": term})
 
     async def fence(self, session: Session) -> None:
-        """Begin a transaction of the leader's work. Raises `LeadershipLost`."""
+        """Begin a transaction of the leader's work.
+
+        Raises `DatabaseUnavailable` if another replica leads.
+        """
         leads = self._term is not None and (
             (await session.execute(_FENCE, {"term": self._term})).scalar() is not None
         )
         if not leads:
             self._term = None
-            raise LeadershipLost("another replica does this work")
+            raise DatabaseUnavailable("another replica does this work")
 
 
 _READ = sa.text(

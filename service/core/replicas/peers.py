@@ -6,7 +6,8 @@ valid lease, or without an address, does not respond: then the row of the answer
 client retries until there is one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from service.core.encoding import read_id_time, read_slot
 from service.core.errors import OwnerUnavailable, ProviderError, ProviderUnreachable
@@ -16,6 +17,7 @@ from service.core.replicas.signatures import HEADER, PeerSigner
 from service.core.replicas.slots import Replica, ReplicaState
 
 CONNECT_SECONDS = 1.0
+ASK_SECONDS = 8.0  # maximum wait for a replica that is asked like all others
 SILENCE_SECONDS = 45.0  # read timeout; a stream has a comment every 15 s
 _REPEATABLE = {"GET", "DELETE"}
 _SILENT = "the replica of this answer does not respond"
@@ -36,6 +38,10 @@ class NoPeers:
     async def send(self, peer: Peer, request: PeerRequest) -> PeerResponse:  # noqa: ARG002
         """See `Peers.send`."""
         raise OwnerUnavailable(_SILENT)
+
+    async def ask_all(self, request: PeerRequest) -> list[bytes]:  # noqa: ARG002 - as in the port
+        """See `Peers.ask_all`."""
+        return []
 
     async def aclose(self) -> None:
         """See `Peers.aclose`."""
@@ -96,6 +102,30 @@ class HttpPeers:
         except ProviderError as error:
             raise OwnerUnavailable(_SILENT) from error
 
+    async def ask_all(self, request: PeerRequest) -> list[bytes]:
+        """See `Peers.ask_all`."""
+        others = [
+            Peer(replica.slot, replica.address)
+            for replica in self._read_replicas().values()
+            if replica.is_alive and replica.address and replica.slot != self.slot
+        ]
+        bodies = await asyncio.gather(*(self._ask(peer, request) for peer in others))
+        return [body for body in bodies if body is not None]
+
+    async def _ask(self, peer: Peer, request: PeerRequest) -> bytes | None:
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                response = await self.send(peer, request)
+                try:
+                    body = b"".join([part async for part in _iterate_parts(response)])
+                finally:
+                    await response.close()
+        except (OwnerUnavailable, TimeoutError):
+            return None
+        if response.status >= 300:
+            raise OwnerUnavailable("another replica cannot do this now")
+        return body
+
     async def _exchange(
         self, pool: ConnectionPool, peer: Peer, request: PeerRequest
     ) -> PeerResponse:
@@ -133,6 +163,11 @@ class HttpPeers:
         """See `Peers.aclose`."""
         while self._pools:
             await self._pools.popitem()[1].aclose()
+
+
+async def _iterate_parts(response: PeerResponse) -> AsyncGenerator[bytes]:
+    while part := await response.read():
+        yield part
 
 
 class HttpPeerResponse:
