@@ -129,7 +129,7 @@ def test_every_command_is_documented() -> None:
             option
             for parameter in command.params
             for option in parameter.opts
-            if option.startswith("-")
+            if option.startswith("-") and not getattr(parameter, "hidden", False)
         }
         for name, command in commands(COMMANDS)
     }

@@ -1,5 +1,6 @@
 """Liveness, readiness and metrics."""
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from service.api.dependencies import MetricsPrincipal, Services, ServicesDep, require_metrics
@@ -77,7 +78,19 @@ async def get_metrics(services: ServicesDep, _: MetricsPrincipal) -> Response:
     """Prometheus metrics."""
     services.metrics.in_progress.set(services.answers.statistics().in_progress)
     services.metrics.records_waiting.set(services.queue.statistics().waiting)
+    _update_replica_metrics(services)
     services.metrics.rows_damaged.set(services.database.damaged_rows)
     return Response(
         services.metrics.format_exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
     )
+
+
+def _update_replica_metrics(services: Services) -> None:
+    """Set the metrics of a replica from its membership, which is absent with SQLite."""
+    if (member := services.workers.get("membership")) is not None:
+        values = msgspec.structs.asdict(member.statistics())
+        metrics = services.metrics
+        metrics.replica_slot.set(values["slot"])
+        metrics.replica_lease.set(values["lease"])
+        metrics.replica_leader.set(values["leader"])
+        metrics.replicas.set(values["replicas"])

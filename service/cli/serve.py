@@ -3,17 +3,20 @@
 import asyncio
 import socket
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from service.cli.client import service_url
 from service.cli.database import describe_database, with_database
+from service.cli.supervisor import READY, Supervisor, end_with_supervisor, open_inherited
 from service.core.database.engine import Database
 from service.core.database.files import is_sqlite
 from service.core.database.instance_lock import SERVE, InstanceLock, lock_instance
 from service.core.documents import library
 from service.core.documents.library import ChunkWorkers
+from service.core.errors import SettingsInvalid
 from service.core.settings import Settings, find_unknown_variables, load_settings
 from service.core.telemetry import configure_logging, log
 from service.main import create_app
@@ -31,6 +34,13 @@ def serve(
     seed_first: Annotated[
         bool, typer.Option("--seed", help="Insert the sample documents first.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(help="Number of replicas on this machine; more than one needs PostgreSQL."),
+    ] = 1,
+    inherit: Annotated[
+        str | None, typer.Option(hidden=True, help="Sockets of a supervisor.")
+    ] = None,
 ) -> None:
     """Start the service."""
     options = {"host": host, "port": port}
@@ -39,9 +49,14 @@ def serve(
     )
     configure_logging(settings.log_level, settings.log_format)
     address = service_url(settings, settings.port) if settings.port else ""
+    if workers > 1:
+        _require_shared_database(settings)
     with ExitStack() as stack:
-        lock = stack.enter_context(closing(lock_instance(settings, SERVE, address=address)))
-        listeners = bind_sockets(settings.host, settings.port)
+        if workers == 1:  # otherwise each worker locks its own data directory
+            lock = stack.enter_context(closing(lock_instance(settings, SERVE, address=address)))
+        listeners = (
+            open_inherited(inherit) if inherit else bind_sockets(settings.host, settings.port)
+        )
         for listener in listeners:
             stack.enter_context(listener)
         for name, remedy in find_unknown_variables().items():
@@ -50,17 +65,43 @@ def serve(
             _migrate_database(settings, "head")
         if seed_first:
             seed()
-        started = _run_server(settings, lock, listeners)
+        if workers > 1:
+            started = _run_workers(settings, workers, listeners)
+        else:
+            started = _run_server(settings, lock, listeners, supervised=inherit is not None)
     if not started:  # the reason is in the log
         raise typer.Exit(1)
 
 
-def _run_server(settings: Settings, lock: InstanceLock, listeners: list[socket.socket]) -> bool:
+def _require_shared_database(settings: Settings) -> None:
+    """Raise `SettingsInvalid` unless several replicas can use the database."""
+    if is_sqlite(settings.database):
+        raise SettingsInvalid(
+            "--workers needs PostgreSQL: set KOTAE_DATABASE_URL to postgresql://…, because a "
+            "SQLite database is served by one process"
+        )
+
+
+def _run_workers(settings: Settings, count: int, listeners: list[socket.socket]) -> bool:
+    """Run several replicas until they are stopped. False if one could not start."""
+    port = listeners[0].getsockname()[1]
+    announce = partial(_print_examples, settings, port)
+    return asyncio.run(Supervisor(settings, count, listeners, announce).run())
+
+
+def _run_server(
+    settings: Settings, lock: InstanceLock, listeners: list[socket.socket], *, supervised: bool
+) -> bool:
     """Run the server until it is stopped. False if it could not start."""
+    if supervised:
+        end_with_supervisor()
 
     def announce(effective: Settings, port: int) -> None:
         lock.set_address(service_url(effective, port))
-        _print_examples(effective, port)
+        if supervised:
+            print(READY, flush=True)
+        else:
+            _print_examples(effective, port)
 
     server = Server(create_app(settings, locked=True), settings, announce)
     server.run(listeners)

@@ -775,6 +775,11 @@ def _describe_limits(field: FieldInfo) -> str:
     return f"{low} to {upper}" if low and upper else f"{low} or more" if low else ""
 
 
+def build_worker_environment(**variables: str) -> dict[str, str]:
+    """The environment for another process of this service, with these variables changed."""
+    return {**os.environ, **variables}
+
+
 def child_environment() -> dict[str, str]:
     """The environment for a child process: without the settings, some of which are secrets."""
     return {

@@ -227,6 +227,18 @@ class Metrics:
         self.records_waiting = Gauge(
             "kotae_records_waiting", "Records not yet in the database", registry=registry
         )
+        self.replica_slot = Gauge(
+            "kotae_replica_slot", "Slot of this replica; 0 with SQLite", registry=registry
+        )
+        self.replica_lease = Gauge(
+            "kotae_replica_lease", "Whether the slot is leased", registry=registry
+        )
+        self.replica_leader = Gauge(
+            "kotae_replica_leader", "Whether this replica leads", registry=registry
+        )
+        self.replicas = Gauge(
+            "kotae_replicas", "Replicas with a lease, as this one sees them", registry=registry
+        )
         self.rows_damaged = Gauge(
             "kotae_rows_damaged", "Rows of the database that could not be read", registry=registry
         )

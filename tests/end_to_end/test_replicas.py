@@ -297,6 +297,23 @@ async def test_an_answer_of_a_replica_that_has_left_is_read_from_its_row(
     assert unknown.status_code == 404
 
 
+async def test_readiness_and_metrics_name_the_leader(replicas: Replicas) -> None:
+    """One replica leads, and both see each other."""
+    services = [await replicas.start(), await replicas.start()]
+    members = [
+        (await service.client.get("/health/ready")).json()["membership"] for service in services
+    ]
+    metrics = [(await service.client.get("/metrics")).text for service in services]
+
+    assert [member["slot"] for member in members] == [0, 1]
+    assert [member["leader"] for member in members] == [True, False]
+    assert all(member["lease"] and member["replicas"] == 2 for member in members)
+    for number, text in enumerate(metrics):
+        assert f"kotae_replica_slot {number}.0" in text
+        assert f"kotae_replica_leader {1 - number}.0" in text
+        assert "kotae_replicas 2.0" in text
+
+
 async def test_a_log_row_of_another_replica_is_read_at_once(
     replicas: Replicas, fake: ProviderFake
 ) -> None:
