@@ -64,6 +64,7 @@ from service.core.quota.postgres import SECONDS as QUOTA_SECONDS
 from service.core.quota.postgres import PostgresQuotaStore
 from service.core.quota.shared import SharedQuota
 from service.core.redaction import add_secrets
+from service.core.replicas.claims import PostgresClaims
 from service.core.replicas.leader import Leadership
 from service.core.replicas.peers import HttpPeers, NoPeers
 from service.core.replicas.signatures import PeerVerifier
@@ -257,6 +258,7 @@ async def _open_services(
         revocation=revocation,
         wait_recovered=recovery.wait_done,
         peers=peers,
+        claims=_open_claims(settings, database, stack),
     )
     stack.push_async_callback(answering.stop)
     embedding_calls = EmbeddingCalls(
@@ -408,6 +410,17 @@ async def _start_shared_quota(
     await upkeep.open()
     _start_worker("quota", upkeep, workers, stack)
     return quota
+
+
+def _open_claims(
+    settings: Settings, database: Database, stack: AsyncExitStack
+) -> PostgresClaims | None:
+    """The idempotency keys of all replicas; None: there is one process."""
+    if database.dialect != "postgresql":
+        return None
+    claims = PostgresClaims(settings.database)
+    stack.push_async_callback(claims.close)
+    return claims
 
 
 def _start_accounting(

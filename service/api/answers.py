@@ -14,6 +14,7 @@ from service.api.dependencies import AskPrincipal, Services, ServicesDep
 from service.api.fast_route import KEY, AskRoute, KeyDep, authorize_ask
 from service.api.problems import create_problem_response, create_quota_headers
 from service.api.query_parameters import check_query
+from service.api.relaying import OwnerResponse
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
@@ -38,7 +39,7 @@ from service.core.answering.answers import (
     parse_event_id,
 )
 from service.core.auth.principals import Principal, Role
-from service.core.errors import KotaeError, NotFound, TooLarge
+from service.core.errors import KotaeError, NotFound, OwnedElsewhere, TooLarge
 from service.core.fair_share import current_user
 from service.core.ports import QuotaSubject, RedeemedTicket, TicketGrant
 from service.core.records import Answer, create_answer_object
@@ -205,7 +206,10 @@ async def stream_answer_to_event_source(
     answer_request = await _build_request(
         body, request, services, principal, stream=True, resumable=True
     )
-    started = await begin_answer(answer_request, key, services)
+    try:
+        started = await begin_answer(answer_request, key, services)
+    except OwnedElsewhere as error:
+        return OwnerResponse(services, principal, error)
     response = create_stream_response(
         started.stream,
         services.limits,

@@ -13,10 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.dependencies import require_role
 from service.api.json_bodies import BodyRoute, read_model
-from service.api.relaying import relay_request
+from service.api.relaying import BodyRecorder, OwnerResponse, relay_request
 from service.api.schemas import AskBody
 from service.core.auth import principals
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, OwnedElsewhere
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -63,13 +63,16 @@ class AskRoute(BodyRoute):
             return
         request = Request(scope, receive)
         principal = await authorize_ask(request)
+        header = request.headers.get("idempotency-key")
+        if header is not None:
+            request = Request(scope, recorder := BodyRecorder(receive))
         body = await read_model(request, AskBody, principal.user_id)
-        key = await read_idempotency_key(request, request.headers.get("idempotency-key"))
-        response = await self.endpoint(
-            body=body,
-            request=request,
-            services=request.state.services,
-            principal=principal,
-            key=key,
-        )
+        key = await read_idempotency_key(request, header)
+        services = request.state.services
+        try:
+            response = await self.endpoint(
+                body=body, request=request, services=services, principal=principal, key=key
+            )
+        except OwnedElsewhere as error:
+            response = OwnerResponse(services, principal, error, b"".join(recorder.parts))
         await response(scope, receive, send)

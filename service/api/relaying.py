@@ -4,6 +4,9 @@ A request about an answer contains its id, and the id the slot of its owner. `re
 the caller, forwards the request once and passes the response through, byte by byte. If the owner
 does not respond, the request is answered here, from the row of the answer.
 
+A request with an idempotency key that another replica answers is forwarded with its body
+(`OwnerResponse`): the owner attaches it to its answer.
+
 `PeerApplication` is the application of the peer listener. It verifies the signature and passes the
 request to the routes, with the caller that the other replica has checked. The routes check again
 that the credential is valid and that the caller may see the answer.
@@ -15,6 +18,7 @@ from dataclasses import replace
 
 import msgspec
 from fastapi import Request, Response
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.dependencies import Services, require_role
@@ -24,7 +28,14 @@ from service.api.sse import create_relayed_response
 from service.core.auth import principals
 from service.core.auth.principals import Principal, Role
 from service.core.encoding import create_id, utc_now
-from service.core.errors import Forbidden, KotaeError, NotFound, OwnerUnavailable, TooLarge
+from service.core.errors import (
+    Forbidden,
+    KotaeError,
+    NotFound,
+    OwnedElsewhere,
+    OwnerUnavailable,
+    TooLarge,
+)
 from service.core.fair_share import current_user
 from service.core.ports import PeerRequest, PeerResponse, TicketGrant
 from service.core.replicas.peers import NoPeers
@@ -37,8 +48,10 @@ from service.core.replicas.signatures import (
 
 ID_CHARACTERS = 36
 BODY_BYTES_MAX = 8_388_608  # of a forwarded request
-_PEER_PATHS = re.compile(r"/ai/(?:answers/[0-9a-f-]{36}(?:/events)?|stream)")
 _PEER_PREFIX = "/peer/"  # of requests that replicas do not forward, but make
+_PEER_PATHS = re.compile(
+    r"/ai/(?:answers(?:/[0-9a-f-]{36}(?:/events)?)?|stream|test)|/v1/chat/completions"
+)
 _EVENTS = b"text/event-stream"
 # Of one connection, or set by each replica.
 _HOP_HEADERS = {b"connection", b"keep-alive", b"transfer-encoding", b"x-request-id"}
@@ -65,20 +78,63 @@ async def relay_request(scope: Scope, receive: Receive, send: Send) -> bool:
         principal, caller = _build_principal(services.tickets.check(ticket, answer_id)), False
     current_user.set(principal.user_id)
     services.open_requests.require(principal.user_id)
-    headers = select_headers(request.headers) | {"x-request-id": scope["request_id"]}
-    query = scope["query_string"].decode("latin-1")
-    forwarded = PeerRequest(
-        method=scope["method"],
-        target=scope["kotae.path"] + (f"?{query}" if query else ""),
-        headers=headers,
-        principal=msgspec.json.encode(principal) if caller else None,
-    )
+    forwarded = _build_forwarded(scope, principal if caller else None)
     try:
         response = await peers.send(owner, forwarded)
     except OwnerUnavailable:
         return False
     await _pass_through(response, services, principal, scope, receive, send)
     return True
+
+
+class BodyRecorder:
+    """Receives the body of a request with an idempotency key, and remembers it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.parts = receive, list[bytes]()
+
+    async def __call__(self) -> Message:
+        """Receive a message."""
+        message = await self._receive()
+        self.parts.append(message.get("body", b""))
+        return message
+
+
+class OwnerResponse(Response):
+    """The response of the replica that answers a request with the same idempotency key.
+
+    `refusal`: says which answer it is, and is raised if the request came from another replica.
+    """
+
+    def __init__(
+        self, services: Services, principal: Principal, refusal: OwnedElsewhere, body: bytes = b""
+    ) -> None:
+        super().__init__()
+        self._services, self._principal = services, principal
+        self._refusal, self._request_body = refusal, body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward the request. Raises `OwnerUnavailable`."""
+        services, principal = self._services, self._principal
+        owner = services.peers.find_owner(self._refusal.answer_id)
+        if owner is None:
+            raise self._refusal
+        forwarded = _build_forwarded(scope, principal, self._request_body)
+        response = await services.peers.send(owner, forwarded)
+        await _pass_through(response, services, principal, scope, receive, send)
+
+
+def _build_forwarded(scope: Scope, principal: Principal | None, body: bytes = b"") -> PeerRequest:
+    """Build the request to the owner. `principal` None: the ticket in the query says who it is."""
+    query = scope["query_string"].decode("latin-1")
+    headers = select_headers(Headers(scope=scope)) | {"x-request-id": scope["request_id"]}
+    return PeerRequest(
+        method=scope["method"],
+        target=scope["kotae.path"] + (f"?{query}" if query else ""),
+        headers=headers,
+        body=body,
+        principal=msgspec.json.encode(principal) if principal is not None else None,
+    )
 
 
 def _find_answer_id(request: Request) -> str | None:

@@ -311,6 +311,14 @@ class OwnerUnavailable(KotaeError):
     )
 
 
+class OwnedElsewhere(OwnerUnavailable):
+    """Another replica has the answer of this idempotency key, and should get the request."""
+
+    def __init__(self, answer_id: str) -> None:
+        super().__init__("another replica answers the request with this Idempotency-Key")
+        self.answer_id = answer_id
+
+
 class LoopDetected(KotaeError):
     """A request of a replica to another one arrived at the wrong one."""
 

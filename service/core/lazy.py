@@ -36,6 +36,7 @@ MODULES = {
         )
     },
     "service.core.database.postgres": "SQLAlchemy's dialect and asyncpg, 0.2 s; an optional extra",
+    "service.core.database.postgres_connection": "imports service.core.database.postgres",
     "service.core.database.postgres_lock": "imports service.core.database.postgres",
     "service.core.database.migrations": "Alembic, a tenth of the start, only for `kotae migrate`",
     "service.core.providers.sdk": "the OpenAI SDK, half a second, imported shortly after the start",

@@ -400,6 +400,32 @@ class Peers(Protocol):
         ...
 
 
+class Claim(msgspec.Struct, frozen=True):
+    """The first request with an idempotency key: its hash, and the answer that it starts."""
+
+    body_hash: str
+    answer_id: str
+
+
+class IdempotencyClaims(Protocol):
+    """Idempotency keys of all replicas: which answer a key belongs to, before it has a row.
+
+    All methods raise `DatabaseUnavailable`: it is then unknown whether a key is new.
+    """
+
+    async def claim(self, user_id: str, key: str, claim: Claim) -> Claim:
+        """Claim a key of a user, and return the claim that is in force: the first one."""
+        ...
+
+    async def take_over(self, user_id: str, key: str, claim: Claim, *, previous_id: str) -> bool:
+        """Replace the claim of an answer that has never started; False if it was replaced."""
+        ...
+
+    async def free(self, user_id: str, key: str, answer_id: str) -> None:
+        """Remove a claim: its request was rejected. Idempotent."""
+        ...
+
+
 class TicketGrant(msgspec.Struct, frozen=True, array_like=True):
     """The permission of a ticket: read one answer, for as long as the credential is valid.
 

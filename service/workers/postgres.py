@@ -2,7 +2,8 @@
 
 The lock is checked every `CHECK_SECONDS`, and acquired again after its connection was lost, for
 example because PostgreSQL was restarted. If another process was faster, this one must not answer
-any longer: `on_lost` ends it. Partitions are created at the start, and once a day by the leader.
+any longer: `on_lost` ends it. Partitions are created, and old claims of idempotency keys removed,
+at the start and once a day by the leader.
 """
 
 import time
@@ -15,6 +16,7 @@ from service.core.database.partitions import count_default_rows, create_partitio
 from service.core.database.postgres_lock import ServiceLock
 from service.core.encoding import utc_now
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
+from service.core.replicas.claims import remove_old_claims
 from service.core.telemetry import log
 from service.workers.background import PeriodicTask
 
@@ -94,6 +96,7 @@ class PostgresUpkeep:
         try:
             async with self._database.transaction() as session:
                 names = await create_partitions(session, utc_now())
+                await remove_old_claims(session)
             async with self._database.read_session() as session:
                 self._unpartitioned = await count_default_rows(session)
         except DatabaseUnavailable as error:

@@ -354,3 +354,102 @@ async def test_a_conversation_is_one_at_all_replicas(
     assert erased.status_code == 204
     assert [row["prompt"] for row in rows] == [""] * 3
     assert (gone.status_code, events.status_code) == (410, 410)
+
+
+KEYED = {"prompt": "Why?", "grounded": False}
+
+
+def read_id(body: bytes) -> bytes:
+    """The id of the answer in the first event or chunk of a stream."""
+    return body.partition(b'{"id":"')[2].partition(b'"')[0]
+
+
+async def test_one_key_at_two_replicas_is_one_call(replicas: Replicas, fake: ProviderFake) -> None:
+    """Of 1,000 requests with one key, sent to both, one calls the provider; all get its answer."""
+    first, second = await replicas.start(), await replicas.start()
+    headers = {"Idempotency-Key": "order-1"}
+
+    async def ask(service: Service) -> httpx2.Response:
+        while True:  # a client retries when it is too much at once
+            response = await service.client.post("/ai/test", json=KEYED, headers=headers)
+            if response.status_code != 503:
+                return response
+
+    responses = await asyncio.gather(*(ask((first, second)[n % 2]) for n in range(1_000)))
+
+    assert {response.status_code for response in responses} == {200}
+    assert len({response.json()["id"] for response in responses}) == 1
+    assert len(fake.calls) == 1
+    assert len(await first.rows()) + len(await second.rows()) == 2  # one row, in both lists
+
+
+@pytest.mark.parametrize("path", ["/ai/stream", "/v1/chat/completions"])
+async def test_a_stream_with_a_key_continues_at_the_owner(
+    replicas: Replicas, fake: ProviderFake, path: str
+) -> None:
+    """A repeated request for a running stream gets the same answer from the other replica."""
+    first, second = await replicas.start(), await replicas.start()
+    hold = asyncio.Event()
+    fake.next(Behaviour(deltas=["one ", "two"], holds={1: hold}))
+    body = KEYED if path == "/ai/stream" else {
+        "model": "m", "stream": True, "messages": [{"role": "user", "content": "Why?"}]
+    }  # fmt: skip
+    headers = {"Idempotency-Key": "stream-1"}
+
+    async def read(service: Service) -> bytes:
+        async with service.client.stream("POST", path, json=body, headers=headers) as response:
+            assert response.status_code == 200
+            return await response.aread()
+
+    reading = [asyncio.create_task(read(first))]
+    await fake.wait_calls(1)
+    reading.append(asyncio.create_task(read(second)))
+    hold.set()
+    bodies = await asyncio.gather(*reading)
+
+    assert len({read_id(body) for body in bodies}) == 1
+    assert all(b"one " in body and b"two" in body for body in bodies)
+    assert len(fake.calls) == 1
+
+
+async def test_an_event_source_with_a_key_finds_its_answer(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """A browser that reconnects before the first event gets the answer from the other replica."""
+    first, second = await replicas.start(), await replicas.start()
+    path = "/ai/stream?prompt=Why?&grounded=false&key=browser-1"
+    bodies = await asyncio.gather(*(read_all(one.client, path) for one in (first, second)))
+
+    assert len({read_id(body) for body in bodies}) == 1
+    assert len(fake.calls) == 1
+
+
+async def test_a_key_of_another_request_is_a_conflict_at_each_replica(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """While the answer runs at the first replica, the second refuses a different request."""
+    first, second = await replicas.start(), await replicas.start()
+    hold = asyncio.Event()
+    fake.next(Behaviour(deltas=["one ", "two"], holds={1: hold}))
+    headers = {"Idempotency-Key": "order-2"}
+    asking = asyncio.create_task(first.client.post("/ai/test", json=KEYED, headers=headers))
+    await fake.wait_calls(1)
+    other = KEYED | {"prompt": "What?"}
+    refused = await second.client.post("/ai/test", json=other, headers=headers)
+    hold.set()
+
+    assert refused.status_code == 409
+    assert (await asking).status_code == 200
+
+
+async def test_a_rejected_request_leaves_its_key_free(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """A request that is refused at one replica can be repeated at another one."""
+    first, second = await replicas.start(models=["m", "n"]), await replicas.start()
+    headers = {"Idempotency-Key": "order-3"}
+    body = KEYED | {"model": "unknown-here"}
+    refused = await first.client.post("/ai/test", json=body, headers=headers)
+    accepted = await second.client.post("/ai/test", json=body, headers=headers)
+
+    assert (refused.status_code, accepted.status_code) == (400, 200)

@@ -23,11 +23,13 @@ from service.api.openai.chat_format import ChatChunks, build_completion
 from service.api.openai.documentation import CHAT_BODY, CHAT_RESPONSES
 from service.api.openai.errors import create_rate_headers
 from service.api.problems import create_problem_response
+from service.api.relaying import BodyRecorder, OwnerResponse
 from service.api.responses import json_response
 from service.api.sse import create_batches_response
 from service.api.waiting import wait_finished, wait_output
 from service.core.answering.answers import AnswerRequest, StartedAnswer
 from service.core.auth.principals import Principal
+from service.core.errors import OwnedElsewhere
 from service.core.pricing import format_usd
 from service.core.records import UsageSource
 
@@ -64,12 +66,16 @@ class ChatRoute(APIRoute):
             return
         request = Request(scope, receive)
         principal = await authorize_any_query(request)
-        response = await self.endpoint(
-            request=request,
-            services=request.state.services,
-            principal=principal,
-            key=await read_idempotency_key(request, request.headers.get("idempotency-key")),
-        )
+        key = await read_idempotency_key(request, request.headers.get("idempotency-key"))
+        if key is not None:
+            request = Request(scope, recorder := BodyRecorder(receive))
+        services = request.state.services
+        try:
+            response = await self.endpoint(
+                request=request, services=services, principal=principal, key=key
+            )
+        except OwnedElsewhere as error:
+            response = OwnerResponse(services, principal, error, b"".join(recorder.parts))
         await response(scope, receive, send)
 
 

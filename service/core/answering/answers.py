@@ -18,6 +18,7 @@ from service.core import tokens
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.answering.chat_calls import cap_completion, ground_call
+from service.core.answering.claiming import AnswerClaims
 from service.core.answering.conversations import ConversationRegistry
 from service.core.answering.events import parse_event_id
 from service.core.answering.idempotency import (
@@ -45,7 +46,7 @@ from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.documents.library import list_tagged
-from service.core.encoding import create_id, sanitize_text, utc_now
+from service.core.encoding import create_id, read_id_time, sanitize_text, utc_now
 from service.core.errors import Erased, NotFound, QuotaExceeded, ShuttingDown, UnknownModel
 from service.core.fair_share import FairTurns, SharedLimit
 from service.core.grounding import prompt
@@ -55,6 +56,7 @@ from service.core.grounding.refusals import NEAREST_MAX, classify_prompt
 from service.core.limits import ServiceLimits
 from service.core.ports import (
     ChatCall,
+    IdempotencyClaims,
     Peers,
     Provider,
     ProviderRequest,
@@ -63,7 +65,7 @@ from service.core.ports import (
     RecordQueue,
 )
 from service.core.pricing import PriceBook, Usage
-from service.core.records import Intent, Message, Passage, Status
+from service.core.records import Intent, Message, Outcome, Passage, Status
 from service.core.search.results import SearchResults
 from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, Settings
@@ -119,6 +121,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     conversation_id: str | None = None
     idempotency_key: str | None = None  # set by `answer_once`, with `body_hash`
     body_hash: str | None = None
+    answer_id: str | None = None  # of a claimed key; None: a new one
     key_id: str | None = None
     asked_by: str | None = None
     subjects: tuple[QuotaSubject, ...] = ()  # charged for the answer
@@ -161,6 +164,7 @@ class Answers:
         revocation: RevocationMonitor,
         wait_recovered: Callable[[], Awaitable[None]] | None = None,
         peers: Peers | None = None,
+        claims: IdempotencyClaims | None = None,
     ) -> None:
         self._peers = peers
         self._settings = settings
@@ -177,6 +181,7 @@ class Answers:
         self._refusals = RefusalComposer(database, search_service)
         self._replay = ReplayLookup(database, queue, wait_recovered, peers=peers)
         self._idempotency = IdempotencyRegistry(queue)
+        self._claims = AnswerClaims(claims, peers, self._replay, recorder.slot)
         self._retries = RetryRegistry()
         # Strong references: the event loop keeps weak ones.
         self._pumps: dict[asyncio.Task[None], Pump] = {}
@@ -406,11 +411,25 @@ class Answers:
         """
         outcome = await self._replay.find_by_key(request.user_id, idempotency_key)
         if outcome is None:
+            return await self._start_claimed(request, idempotency_key, body_hash, started)
+        return _replay_outcome(outcome, body_hash)
+
+    async def _start_claimed(
+        self, request: AnswerRequest, key: str, body_hash: str, started: float
+    ) -> StartedAnswer:
+        """Start the answer of a key, unless a request to another replica was the first.
+
+        Raises `OwnedElsewhere` if another replica answers it, and the errors of `answer`.
+        """
+        claimed = await self._claims.claim(request.user_id, key, body_hash)
+        if isinstance(claimed, Outcome):
+            return _replay_outcome(claimed, body_hash)
+        request = msgspec.structs.replace(request, answer_id=claimed)
+        try:
             return StartedAnswer(await self.answer(request, started=started), replayed=False)
-        if outcome.erased_at:
-            raise Erased("this answer was erased")
-        require_same_request(outcome.intent.body_hash, body_hash)
-        return StartedAnswer(replay_stream(outcome), replayed=True)
+        except BaseException:
+            await asyncio.shield(self._claims.free(request.user_id, key, claimed))
+            raise
 
     def _require_not_erased(self, stream: Stream) -> None:
         """Raise `Erased` if the texts of an answer were erased."""
@@ -448,8 +467,9 @@ class Answers:
         return select_history(history)
 
     def _build_intent(self, request: AnswerRequest, model: str) -> Intent:
-        created_at = utc_now()
-        answer_id = create_id(created_at, self._recorder.slot)
+        answer_id = request.answer_id
+        created_at = utc_now() if answer_id is None else read_id_time(answer_id) or utc_now()
+        answer_id = answer_id or create_id(created_at, self._recorder.slot)
         text = sanitize_text(request.prompt)
         return Intent(
             id=answer_id,
@@ -721,6 +741,14 @@ class Answers:
         del self._pumps[task]
         if not task.cancelled() and (error := task.exception()):
             log.error("pump.broken", task=task.get_name(), exc_info=error)
+
+
+def _replay_outcome(outcome: Outcome, body_hash: str) -> StartedAnswer:
+    """Return the logged answer of a key. Raises `Erased` and `IdempotencyConflict`."""
+    if outcome.erased_at:
+        raise Erased("this answer was erased")
+    require_same_request(outcome.intent.body_hash, body_hash)
+    return StartedAnswer(replay_stream(outcome), replayed=True)
 
 
 def _list_messages(request: AnswerRequest, prompt_text: str) -> list[Message] | None:

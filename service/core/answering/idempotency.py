@@ -15,9 +15,8 @@ not cancel it for others.
 Failure policy: closed. Without the database it is unknown whether a key is new, and the request is
 rejected (503).
 
-Limitation: keys are not shared between processes. If two processes on one database get the same key
-at the same time, both call the provider and both accounts are kept; the unique index admits one
-row, and the writer quarantines the other.
+Keys of other replicas are in the database (`claiming.py`); the registry is in front of it, so a
+replica has at most one request for a key there.
 """
 
 import asyncio

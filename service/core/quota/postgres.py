@@ -14,7 +14,6 @@ Two connections: one for batches, one for everything else, so that waiting for a
 creating accounts does, delays no hold of others.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ import sqlalchemy as sa
 
 from service.core.database.engine import Session
 from service.core.encoding import compute_first_id, to_json
-from service.core.errors import QuotaUnavailable
+from service.core.errors import DatabaseUnavailable, QuotaUnavailable
 from service.core.lazy import LazyModule
 from service.core.quota.shared import (
     LEASE_SECONDS,
@@ -38,9 +37,9 @@ from service.core.quota.shared import (
 from service.core.quota.windows import MINUTE, Starts
 
 if TYPE_CHECKING:
-    from service.core.database import postgres
+    from service.core.database import postgres_connection
 else:
-    postgres = LazyModule("service.core.database.postgres")
+    postgres_connection = LazyModule("service.core.database.postgres_connection")
 
 SECONDS = 1.0  # maximum duration of an operation, with connecting
 _SETTINGS = {"synchronous_commit": "off", "lock_timeout": "1s", "jit": "off"}
@@ -72,13 +71,18 @@ class PostgresQuotaStore:
         self, url: str, *, slot: int, ttl_seconds: float, seconds: float = SECONDS
     ) -> None:
         self._slot, self._ttl_seconds = slot, ttl_seconds
-        self._batches, self._others = _Connection(url, seconds), _Connection(url, seconds)
+        connections = (
+            postgres_connection.StatementConnection(url, _SETTINGS, seconds=seconds)
+            for _ in range(2)
+        )
+        self._batches, self._others = connections
 
     async def apply(
         self, generation: int, operations: Sequence[Operation]
     ) -> tuple[Sequence[Reply], Mapping[str, AccountState]] | None:
         """See `QuotaStore.apply`."""
-        result = await self._batches.fetch(
+        result = await _fetch(
+            self._batches,
             "SELECT kotae_quota_apply($1, $2, $3, $4)",
             generation,
             self._slot,
@@ -94,8 +98,13 @@ class PostgresQuotaStore:
         """See `QuotaStore.load`."""
         minute = (starts[MINUTE], starts[MINUTE] + 60)
         first_id, end_id = (compute_first_id(datetime.fromtimestamp(at, UTC)) for at in minute)
-        await self._others.fetch(
-            "SELECT kotae_quota_load($1, $2, $3, $4)", subjects, starts, first_id, end_id
+        await _fetch(
+            self._others,
+            "SELECT kotae_quota_load($1, $2, $3, $4)",
+            subjects,
+            starts,
+            first_id,
+            end_id,
         )
 
     async def register(self, holds: Sequence[StoredHold]) -> Generation:
@@ -105,7 +114,8 @@ class PostgresQuotaStore:
              "tokens": hold.tokens, "cost": hold.cost}
             for hold in holds
         ]  # fmt: skip
-        result = await self._others.fetch(
+        result = await _fetch(
+            self._others,
             "SELECT kotae_quota_register($1, $2, $3 * interval '1 second', $4)",
             self._slot,
             self._ttl_seconds,
@@ -117,7 +127,8 @@ class PostgresQuotaStore:
 
     async def keep_alive(self, generation: int, prolonged: Sequence[str]) -> bool:
         """See `QuotaStore.keep_alive`."""
-        result: bool = await self._others.fetch(
+        result: bool = await _fetch(
+            self._others,
             "SELECT kotae_quota_keep($1, $2, $3, $4)",
             generation,
             self._slot,
@@ -128,52 +139,21 @@ class PostgresQuotaStore:
 
     async def expire(self, count_max: int) -> int:
         """See `QuotaStore.expire`."""
-        result: int = await self._others.fetch("SELECT kotae_quota_expire($1)", count_max)
+        result: int = await _fetch(self._others, "SELECT kotae_quota_expire($1)", count_max)
         return result
 
     async def close(self) -> None:
         """See `QuotaStore.close`."""
         with suppress(QuotaUnavailable):
-            await self._others.fetch("DELETE FROM quota_replicas WHERE slot = $1", self._slot)
+            await _fetch(self._others, "DELETE FROM quota_replicas WHERE slot = $1", self._slot)
         await self._batches.close()
         await self._others.close()
 
 
-class _Connection:
-    """A connection that is opened when it is needed, and again after it was lost."""
-
-    def __init__(self, url: str, seconds: float) -> None:
-        self._url, self._seconds = url, seconds
-        self._connection: Any = None
-        self._turn = asyncio.Lock()
-
-    async def fetch(self, statement: str, *values: Any) -> Any:
-        """Run a statement and return its value. Raises `QuotaUnavailable`."""
-        try:
-            async with asyncio.timeout(self._seconds), self._turn:
-                return await self._run(statement, values)
-        except Exception as error:
-            if (detail := postgres.explain_error(error)) is None:
-                raise
-            raise QuotaUnavailable(f"the quota store reported: {detail}") from error
-
-    async def _run(self, statement: str, values: Sequence[Any]) -> Any:
-        try:
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await postgres.connect(self._url, _SETTINGS, self._seconds)
-            return await self._connection.fetchval(statement, *values)
-        except BaseException:
-            self._terminate()  # its state is unknown
-            raise
-
-    def _terminate(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.terminate()
-
-    async def close(self) -> None:
-        """Close the connection. Idempotent."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(Exception):  # it may be broken
-                await connection.close(timeout=self._seconds)
+async def _fetch(
+    connection: "postgres_connection.StatementConnection", statement: str, *values: Any
+) -> Any:
+    try:
+        return await connection.fetch_value(statement, *values)
+    except DatabaseUnavailable as error:
+        raise QuotaUnavailable(str(error)) from error
