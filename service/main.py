@@ -232,7 +232,6 @@ async def _open_services(
         settings = await _start_local_model(settings, workers, stack)
     prices = PriceBook(settings.prices, settings.openai_base_url)
     await anyio.to_thread.run_sync(prices.preload, settings.default_model)
-    extractive, provider = _create_providers(settings, stack)
     recorder = Recorder(queue, quota, metrics, replica.lease.slot if replica else None)
     embedder = create_embedder(settings)
     vector_search = (
@@ -242,6 +241,7 @@ async def _open_services(
         if embedder
         else None
     )
+    extractive, provider = _create_providers(settings, vector_search, stack)
     search_service = SearchService(database, settings, vector_search)
     answering = Answers(
         settings,
@@ -492,12 +492,11 @@ def _start_access_control(
 
 
 def _create_providers(
-    settings: Settings, stack: AsyncExitStack
+    settings: Settings, vectors: VectorSearch | None, stack: AsyncExitStack
 ) -> tuple[OpenAIProvider, OpenAIProvider | None]:
     """Create the extractive and the configured provider. Their imports do not delay the start."""
-    extractive = _create_provider(
-        settings, "http://extractive.invalid/v1", None, ExtractiveTransport(settings.dictionary)
-    )
+    transport = ExtractiveTransport(settings.dictionary, vectors)
+    extractive = _create_provider(settings, "http://extractive.invalid/v1", None, transport)
     stack.push_async_callback(extractive.aclose)
     provider = None
     if settings.has_provider:

@@ -25,8 +25,10 @@ from service.core.documents.library import ChunkWorkers
 from service.core.errors import SettingsInvalid
 from service.core.grounding import prompt
 from service.core.grounding.extraction import quote_answer
+from service.core.grounding.meaning import quote_by_meaning
 from service.core.lazy import LazyModule, load_module
 from service.core.ports import Embedder, VectorSearch
+from service.core.records import Passage
 from service.core.search import fts5_merge
 from service.core.search.service import SearchService
 from service.core.settings import Settings
@@ -155,7 +157,7 @@ async def evaluate(
             ids, chunks = await _index_corpus(database, settings, chunk_workers, corpus, progress)
         seconds = time.perf_counter() - began
         vectors = await _embed_corpus(database, embedder, chunks, progress) if embedder else None
-        evaluator = _Evaluator(SearchService(database, settings, vectors), settings, ids)
+        evaluator = _Evaluator(database, settings, vectors, ids)
         with progress("questions", len(questions)) as advance:
             for question in questions:
                 await evaluator.ask_question(question)
@@ -217,9 +219,15 @@ async def _embed_corpus(
 class _Evaluator:
     """Searches for questions and collects the results."""
 
-    def __init__(self, search: SearchService, settings: Settings, ids: dict[str, str]) -> None:
-        self.search = search
-        self._settings, self._ids = settings, ids
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        vectors: VectorSearch | None,
+        ids: dict[str, str],
+    ) -> None:
+        self.search = SearchService(database, settings, vectors)
+        self._settings, self._vectors, self._ids = settings, vectors, ids
         self._ranks: list[int | None] = []
         self._answerable: list[bool] = []
         self._contained: list[bool] = []
@@ -242,13 +250,19 @@ class _Evaluator:
             and results.answerable
             and any(self._ids[passage.document_id] in question.relevant for passage in context)
         ):
-            answer = await anyio.to_thread.run_sync(
-                quote_answer,
-                results.searched_for or question.question,
-                context,
-                self._settings.dictionary,
-            )
+            answer = await self._answer(results.searched_for or question.question, context)
             self._contained.append(any(reference in answer for reference in question.answers))
+
+    async def _answer(self, question: str, context: list[Passage]) -> str:
+        """Return the answer of the extractive model."""
+        dictionary = self._settings.dictionary
+        answer = await anyio.to_thread.run_sync(quote_answer, question, context, dictionary)
+        if self._vectors is None:
+            return answer
+        nearest = await quote_by_meaning(
+            question, context, answer, self._vectors, dictionary=dictionary
+        )
+        return nearest or answer
 
     def create_report(
         self, *, texts: int, chunks: int, seconds: float, off_topic: dict[str, float]

@@ -128,10 +128,20 @@ class QueryVector(msgspec.Struct, frozen=True):
 
 
 class VectorSearch(Protocol):
-    """Converts questions to vectors, which a search compares with those of chunks."""
+    """Converts questions to vectors, which a search compares with those of chunks.
+
+    Compares questions with sentences, of which no vector is stored.
+    """
 
     async def embed_query(self, query: str) -> QueryVector | None:
         """Return the vector of a question; None if it is unavailable. Never raises."""
+        ...
+
+    async def compare_texts(self, question: str, texts: Sequence[str]) -> list[float]:
+        """Return the similarities of the first of these texts with a question.
+
+        As many as can be computed in a short time; none if a call may be billed. Never raises.
+        """
         ...
 
 

@@ -1,9 +1,10 @@
 """The extractive model: an OpenAI chat completions server without a socket.
 
 It is an `httpx2` transport, so requests pass through the same client as for other providers. It
-answers with sentences of the context in the prompt, selected by `core/grounding/extraction.py`, and
-costs nothing. Bodies and streams follow https://platform.openai.com/docs/api-reference/chat: a role
-chunk, text chunks, a finish reason, usage if requested, `[DONE]`.
+answers with sentences of the context in the prompt, selected by `core/grounding/extraction.py`, or
+by `core/grounding/meaning.py` where words cannot match, and costs nothing. Bodies and streams
+follow https://platform.openai.com/docs/api-reference/chat: a role chunk, text chunks, a finish
+reason, usage if requested, `[DONE]`.
 
 Not supported: sampling (`temperature` and similar options have no effect). What would change the
 form of the answer, such as tools or several choices, is rejected (400).
@@ -24,7 +25,9 @@ from service.core import tokens
 from service.core.encoding import to_json
 from service.core.grounding.extraction import FREE, quote_answer
 from service.core.grounding.history import join_questions
+from service.core.grounding.meaning import quote_by_meaning
 from service.core.grounding.prompt import parse_messages, refusal_text
+from service.core.ports import VectorSearch
 from service.core.pricing import Usage
 from service.core.records import Message
 from service.core.settings import EXTRACTIVE
@@ -86,8 +89,9 @@ class _CompletionRequest(msgspec.Struct):
 class ExtractiveTransport(httpx2.AsyncBaseTransport):
     """Answers `POST …/chat/completions` and `GET …/models` in this process."""
 
-    def __init__(self, dictionary: str = "auto") -> None:
-        self._dictionary = dictionary
+    def __init__(self, dictionary: str = "auto", vectors: VectorSearch | None = None) -> None:
+        """`vectors`: compares sentences in meaning where words cannot match."""
+        self._dictionary, self._vectors = dictionary, vectors
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Handle a request. Errors are error responses, as from a server."""
@@ -113,7 +117,7 @@ class ExtractiveTransport(httpx2.AsyncBaseTransport):
             return _create_error_response(
                 request, 400, f"the extractive model does not support {unsupported}", unsupported
             )
-        answer = await _create_answer(body, self._dictionary)
+        answer = await _create_answer(body, self._dictionary, self._vectors)
         if not body.stream:
             return _create_json_response(request, 200, answer.to_completion())
         usage = body.stream_options is not None and body.stream_options.include_usage
@@ -203,9 +207,13 @@ class _ExtractiveAnswer(msgspec.Struct, frozen=True):
         }
 
 
-async def _create_answer(body: _CompletionRequest, dictionary: str) -> _ExtractiveAnswer:
+async def _create_answer(
+    body: _CompletionRequest, dictionary: str, vectors: VectorSearch | None
+) -> _ExtractiveAnswer:
     messages = [message.to_message() for message in body.messages]
     text = await _answer_without_blocking(messages, dictionary)
+    if vectors:
+        text = await _answer_by_meaning(messages, text, vectors, dictionary) or text
     limit = body.max_completion_tokens or body.max_tokens or TOKENS_DEFAULT
     usage = await tokens.estimate_usage(messages, text, body.model)
     finish_reason = "stop"
@@ -221,6 +229,23 @@ async def _answer_without_blocking(messages: list[Message], dictionary: str) -> 
     if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
         return answer_extractively(messages, dictionary)
     return await anyio.to_thread.run_sync(answer_extractively, messages, dictionary)
+
+
+async def _answer_by_meaning(
+    messages: list[Message], answer: str, vectors: VectorSearch, dictionary: str
+) -> str | None:
+    prompt = parse_messages(messages)
+    if isinstance(prompt, str):
+        return None
+    question, passages = prompt
+    return await quote_by_meaning(
+        question,
+        passages,
+        answer,
+        vectors,
+        previous=join_questions(messages[:-1]),
+        dictionary=dictionary,
+    )
 
 
 class _EventStream(httpx2.AsyncByteStream):

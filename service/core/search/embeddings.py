@@ -11,7 +11,8 @@ A call that may be billed has a row in the log: endpoint `/v1/embeddings`, user 
 the usage reported by the provider and without the texts. It is charged to no quota. Only attempts
 that were certainly not billed are retried.
 
-Limits: `QUERY_SECONDS` for the vector of a query; `VECTORS_MAX` of `index.py`.
+Limits: `QUERY_SECONDS` for the vector of a query; `COMPARE_SECONDS`, `COMPARED_TEXTS_MAX` and
+`COMPARED_CHARACTERS_MAX` for the sentences of an answer; `VECTORS_MAX` of `index.py`.
 """
 
 import asyncio
@@ -32,12 +33,15 @@ from service.core.ports import Embedder, EmbeddingResult, QueryVector
 from service.core.pricing import PriceBook
 from service.core.records import Intent, Message, Status
 from service.core.search import fts5_merge
-from service.core.search.vector_matrix import normalize_vector
+from service.core.search.vector_matrix import compare_texts, normalize_vector
 from service.core.telemetry import log
 
 EMBEDDER = "kotae.embeddings"  # user id of the log rows
 ENDPOINT = "/v1/embeddings"
 QUERY_SECONDS = 3
+COMPARE_SECONDS = 2.5  # of an answer, for the sentences that can be embedded until then
+COMPARED_TEXTS_MAX, COMPARED_CHARACTERS_MAX = 16, 300
+COMPARISONS_AT_ONCE = 2  # others wait, and may run out of time
 PUBLISH_SECONDS = 5  # reading the vectors of 20,000 chunks takes about 0.1 s
 RETRY_SECONDS = 0.3  # after the first attempt, doubled after each further one
 RETRY_SECONDS_MAX = 3
@@ -70,11 +74,14 @@ class EmbeddingStore:
         prices: PriceBook | None,
         *,
         attempts_max: int = 3,
+        compare_seconds: float = COMPARE_SECONDS,
     ) -> None:
         self._database, self._embedder = database, embedder
         self._recorder, self._prices, self._attempts_max = recorder, prices, attempts_max
         self._unpublished: set[int] = set()  # scopes with new vectors that searches do not see yet
         self._published_at = time.monotonic()
+        self._compare_seconds = compare_seconds
+        self._comparisons = asyncio.Semaphore(COMPARISONS_AT_ONCE)
 
     @property
     def at_once(self) -> int:
@@ -89,6 +96,29 @@ class EmbeddingStore:
             log.warning("vector.missed", code=error.code, error=str(error))
             return None
         return QueryVector(self._embedder.model, normalize_vector(result.vectors[0]))
+
+    async def compare_texts(self, question: str, texts: Sequence[str]) -> list[float]:
+        """See `VectorSearch.compare_texts`.
+
+        Texts are embedded one by one, so that concurrent comparisons and the back-fill take turns.
+        Their vectors are not kept: otherwise the time of an answer would reveal whether another
+        user's document has the same sentence.
+        """
+        if self._embedder.metered:
+            return []
+        computed: list[bytes] = []
+        query: QueryVector | None = None
+        try:
+            async with asyncio.timeout(self._compare_seconds), self._comparisons:
+                query = await self.embed_query(question)
+                for text in texts[: COMPARED_TEXTS_MAX if query else 0]:
+                    result = await self._embedder.embed(
+                        [text[:COMPARED_CHARACTERS_MAX]], query=False
+                    )
+                    computed += result.vectors
+        except (KotaeError, TimeoutError) as error:
+            log.info("sentences.missed", compared=len(computed), error=repr(error))
+        return compare_texts(query, question, texts, computed) if query else []
 
     async def read_version(self) -> int:
         """Return the version of the index, which changes with every chunk."""

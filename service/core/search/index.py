@@ -21,6 +21,7 @@ evicted in insertion order.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -58,6 +59,7 @@ TIED_SHARE = (
     0.5  # of the best weight: if the last candidate reaches it, the weights do not distinguish
 )
 NEAREST_MAX = 30
+FOREIGN_NEAREST_MAX = 15  # in another language than the question, beside those
 VECTORS_MAX = 200_000  # of the chunks that a caller sees; with more of them, words decide
 VISIBLE_AT_ONCE = 300  # best chunks whose visibility is checked by one statement
 POSTINGS_MAX, GRAM_POSTINGS_MAX, MATCHED_POSTINGS_MAX = 4_000, 1_000, 2_000
@@ -205,9 +207,12 @@ class Snapshot:
         return ChunkSimilarities(matrices, vector.vector, text)
 
     def select_nearest(self, similarities: ChunkSimilarities) -> list[int]:
-        """Return the visible chunks nearest in meaning."""
+        """Return the visible chunks nearest in meaning, of all and of those in other languages."""
         limit = NEAREST_MAX if self._within is None else None
-        return self._filter_visible(similarities.find_nearest(limit), NEAREST_MAX)
+        nearest = self._filter_visible(similarities.find_nearest(limit), NEAREST_MAX)
+        limit = FOREIGN_NEAREST_MAX if self._within is None else None
+        foreign = similarities.find_nearest(limit, foreign_only=True)
+        return [*nearest, *self._filter_visible(foreign, FOREIGN_NEAREST_MAX)]
 
     def find_absent(self, terms: Sequence[Term]) -> set[Term]:
         """Return those of these terms that no visible chunk contains."""
@@ -262,7 +267,8 @@ class Snapshot:
         if cached is not None and cached.key == key:
             return cached.matrix
         rows = self._reader.read_vectors(scope.id, vector.model, len(vector.vector))
-        matrix = VectorMatrix(rows, read_language_means(vector.model))
+        means = read_language_means(vector.model)
+        matrix = VectorMatrix(rows, means, self._marked if means else None)
         self._cache.matrices.store({scope.id: CachedMatrix(key, matrix)})
         return matrix
 
@@ -274,6 +280,12 @@ class Snapshot:
         vocabulary.update(self._reader.list_chunks(scope.id), self._reader.read_texts)
         self._cache.vocabularies.store({scope.id: CachedVocabulary(scope.version, vocabulary)})
         return vocabulary
+
+    @cached_property
+    def _marked(self) -> dict[str, list[int]]:
+        """The chunks of the visible scopes by language, without English and Japanese."""
+        terms = {language: term for term, language in _LANGUAGE_TERMS.items()}
+        return {language: self._list_chunks(terms[language]) for language in self.count_languages()}
 
     def _list_chunks(self, term: Term) -> list[int]:
         """Return the chunks of the visible scopes that contain a term."""

@@ -21,7 +21,8 @@ z(cosine), where z, at most 2.5, is computed over the candidates that have a vec
 vector gets 0, the mean. `share` and `terms` remain those of the words. The largest cosine of the
 best chunks scales both thresholds: down if the meaning is near, up if it is far. Bare words are
 exempt from stricter thresholds: their embeddings carry little meaning. A chunk in another language
-than the query shares few words with it; a cosine of `FOREIGN_COSINE_MIN` suffices there.
+than the query shares few words with it: its coverage counts as `FOREIGN_COVERAGE` at least, and if
+words do not suffice, chunks with a cosine of `FOREIGN_COSINE_MIN` answer and come first.
 """
 
 import math
@@ -63,7 +64,10 @@ CHUNKS_FLOOR = 1000
 COSINE_WEIGHT = 0.075
 COSINE_DEVIATIONS_MAX = 2.5  # limits the influence of one chunk that is far nearer than all others
 COSINE_SLOPE = 6  # change of the logarithm of the thresholds per unit of cosine
-FOREIGN_COSINE_MIN = 0.88  # of a chunk in another language, which needs no common words
+# Of a chunk in another language than the query: the cosine that suffices without common words, and
+# the least coverage, about that of unrelated chunks in the query's language.
+FOREIGN_COSINE_MIN, LATIN_FOREIGN_COSINE_MIN = 0.855, 0.865
+FOREIGN_COVERAGE = 0.15
 COMPARED_CHUNKS = 10  # the best by words: cosines count only if all of these have one
 TOP = 3  # the hits that abstention considers
 COMBINED_MIN = 1.5  # minimum of share · √terms, as a multiple of its value at both thresholds
@@ -277,14 +281,13 @@ class _Ranker:
         best = order[:TOP]
         share, terms = self._measure_relevance(best)
         cosine = self._find_nearest_cosine(best) if thresholds.cosine_even else None
+        complete = any(self._complete[i] for i in best)
         answerable = _is_answerable(
-            self._query,
-            share,
-            terms,
-            thresholds,
-            cosine,
-            complete=any(self._complete[i] for i in best),
+            self._query, share, terms, thresholds, cosine, complete=complete
         )
+        if not answerable and cosine is not None and (near := self._select_near_foreign(order)):
+            answerable, order = True, list(dict.fromkeys([*near, *order]))
+            cosine = self._find_nearest_cosine(near)
         chunks = [
             self._describe_chunk(i)
             for i in order[: max(1, min(limit, LIMIT_MAX))]
@@ -292,7 +295,7 @@ class _Ranker:
         ]
         return Ranking(
             chunks=chunks,
-            answerable=bool(chunks) and (answerable or self._means_the_same(best, cosine)),
+            answerable=bool(chunks) and answerable,
             share=round(share, 4),
             terms=round(terms, 4),
             cosine=msgspec.UNSET if cosine is None else round(cosine, 4),
@@ -322,7 +325,7 @@ class _Ranker:
         """Return the scores of the candidates, and the values by which they are ordered."""
         scores = self._scorer.compute_scores(self._weights, B)
         values = [score / (self._score_max or 1) for score in scores]
-        values = fuse_scores(values, self._cosines) if fused else values
+        values = fuse_scores(values, self._cosines, self._foreign) if fused else values
         best = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:PROXIMITY_CHUNKS]
         for i, proximity in zip(best, self._measure_proximity(best), strict=True):
             increase = PROXIMITY_WEIGHT * self._term_score_max * proximity
@@ -352,11 +355,10 @@ class _Ranker:
         cosines = [cosine for i in best if (cosine := self._cosines[i]) is not None]
         return max(cosines) if cosines and len(cosines) == len(best) else None
 
-    def _means_the_same(self, best: Sequence[int], cosine: float | None) -> bool:
-        """Whether one of the best candidates answers in another language, where words differ."""
-        return cosine is not None and any(
-            self._foreign[i] and (self._cosines[i] or 0) >= FOREIGN_COSINE_MIN for i in best
-        )
+    def _select_near_foreign(self, order: Sequence[int]) -> list[int]:
+        """Return the candidates that answer in another language than that of the query."""
+        least = LATIN_FOREIGN_COSINE_MIN if self._query.latin else FOREIGN_COSINE_MIN
+        return [i for i in order if self._foreign[i] and (self._cosines[i] or 0) >= least]
 
     def _describe_chunk(self, i: int) -> RankedChunk:
         words, grams = self._scorer.list_matches(i)
@@ -398,11 +400,14 @@ def _is_answerable(
     return (complete or share >= SHORT_SHARE_MIN) and terms >= SHORT_TERMS * adjusted.terms_min
 
 
-def fuse_scores(coverages: Sequence[float], cosines: Sequence[float | None]) -> list[float]:
+def fuse_scores(
+    coverages: Sequence[float], cosines: Sequence[float | None], foreign: Sequence[bool]
+) -> list[float]:
     """Return coverage + `COSINE_WEIGHT` · z(cosine) for each candidate.
 
     z is 0 without a cosine. If one of the `COMPARED_CHUNKS` best by words has no cosine, the
     coverages are returned: otherwise chunks with a vector would pass those that wait for theirs.
+    `foreign`: the chunks in another language than the query, with `FOREIGN_COVERAGE` at least.
     """
     best = sorted(range(len(coverages)), key=coverages.__getitem__, reverse=True)[:COMPARED_CHUNKS]
     present = (
@@ -419,12 +424,14 @@ def fuse_scores(coverages: Sequence[float], cosines: Sequence[float | None]) -> 
     if deviation < 1e-9:
         return list(coverages)
 
-    def weigh(cosine: float | None) -> float:
+    def fuse_score(coverage: float, cosine: float | None, is_foreign: bool) -> float:
         if cosine is None:
-            return 0
-        return COSINE_WEIGHT * min(COSINE_DEVIATIONS_MAX, (cosine - mean) / deviation)
+            return coverage
+        least = FOREIGN_COVERAGE if is_foreign else 0
+        z = min(COSINE_DEVIATIONS_MAX, (cosine - mean) / deviation)
+        return max(coverage, least) + COSINE_WEIGHT * z
 
-    return [coverage + weigh(cosine) for coverage, cosine in zip(coverages, cosines, strict=True)]
+    return list(map(fuse_score, coverages, cosines, foreign))
 
 
 def add_support(values: Sequence[float], documents: Sequence[str]) -> list[float]:

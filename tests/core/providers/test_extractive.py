@@ -15,6 +15,7 @@ from service.core.grounding.prompt import build_free_messages, build_grounded_me
 from service.core.providers.extractive import ExtractiveTransport
 from service.core.records import Message, Passage
 from service.core.settings import EXTRACTIVE
+from tests.core.grounding.test_meaning import Similarities
 
 POLICY = Passage(
     1,
@@ -161,3 +162,22 @@ async def test_errors_are_those_of_a_server(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         await client.post("/chat/completions", body={"messages": "none"}, cast_to=httpx2.Response)
     assert [model.id async for model in client.models.list()] == [EXTRACTIVE]
+
+
+async def test_an_answer_by_meaning() -> None:
+    """A Japanese question about an English passage quotes the nearest sentence."""
+    async with httpx2.AsyncClient(
+        transport=ExtractiveTransport(vectors=Similarities(unopened=0.9))
+    ) as http_client:
+        client = AsyncOpenAI(
+            base_url="http://extractive.invalid/v1",
+            api_key="none",
+            http_client=http_client,
+            max_retries=0,
+        )
+        reply = await complete(client, build_grounded_messages("返品の期限は？", [POLICY]))
+        content = reply.choices[0].message.content
+        assert content is not None
+        assert content.startswith("You can return unopened goods within 30 days. [1]")
+        free = await complete(client, build_free_messages("返品の期限は？"))
+        assert free.choices[0].message.content == FREE["ja"]

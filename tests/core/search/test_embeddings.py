@@ -1,5 +1,6 @@
 """Semantic search: vectors are stored by text, computed in the background, and optional."""
 
+import asyncio
 from contextlib import aclosing
 from typing import Any
 
@@ -12,9 +13,17 @@ from service.core.database.tables import documents, vectors
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.documents.library import NewDocument
+from service.core.errors import ProviderInvalid
 from service.core.ports import EmbeddingResult
 from service.core.providers import embedders
-from service.core.search.embeddings import EmbeddingStore, MissingText, ScopeProgress
+from service.core.search import languages
+from service.core.search.embeddings import (
+    COMPARED_CHARACTERS_MAX,
+    COMPARED_TEXTS_MAX,
+    EmbeddingStore,
+    MissingText,
+    ScopeProgress,
+)
 from service.core.search.service import SearchService
 from service.core.settings import Settings
 from tests.fakes.connection import count_letters
@@ -32,7 +41,8 @@ TEXTS = [
 class Letters:
     """An embedder without a provider: letter frequencies."""
 
-    model, at_once, metered = "letters", 2, False
+    model, at_once = "letters", 2
+    metered = False
 
     def __init__(self) -> None:
         self.embedded: list[str] = []
@@ -260,3 +270,99 @@ async def test_vectors_of_another_length_are_ignored(database: Database) -> None
         database, SETTINGS, EmbeddingStore(database, embedder, None, None)
     ).search(TEXTS[0], user_id="u", limit=5)
     assert [hit.cosine for hit in results.items] == [msgspec.UNSET]
+
+
+class SlowLetters(Letters):
+    """An embedder that never finishes the fourth text."""
+
+    async def embed(self, texts: Any, *, query: bool) -> EmbeddingResult:
+        result = await super().embed(texts, query=query)
+        if len(self.embedded) > 4:  # after the question
+            await asyncio.Event().wait()
+        return result
+
+
+async def test_sentences_are_compared_in_time(database: Database) -> None:
+    """The similarities that were computed in time are returned; nothing is stored."""
+    store = EmbeddingStore(database, SlowLetters(), None, None, compare_seconds=0.05)
+    similarities = await store.compare_texts(TEXTS[1], [*TEXTS, "Never compared."])
+    assert len(similarities) == 3
+    assert max(similarities) == similarities[1] == pytest.approx(1)
+    assert await count_vectors(database) == 0
+
+
+async def test_a_bounded_part_of_sentences_is_embedded(database: Database) -> None:
+    """Only the first sentences are embedded, and only the beginning of each."""
+    letters = Letters()
+    store = EmbeddingStore(database, letters, None, None)
+    similarities = await store.compare_texts("Who?", ["x" * 10_000] * 100)
+    assert len(similarities) == COMPARED_TEXTS_MAX
+    assert max(map(len, letters.embedded)) == COMPARED_CHARACTERS_MAX
+
+
+async def test_sentences_are_not_sent_to_a_provider(database: Database) -> None:
+    """Sentences are compared by a model in this process only: no call that may be billed."""
+    letters = Letters()
+    letters.metered = True
+    store = EmbeddingStore(database, letters, None, None)
+    assert await store.compare_texts("Who?", TEXTS) == []
+    assert letters.embedded == []
+
+
+async def test_failing_comparisons_return_what_they_have(database: Database) -> None:
+    """An error of the model ends the comparison without an exception."""
+
+    class Failing(Letters):
+        async def embed(self, texts: Any, *, query: bool) -> EmbeddingResult:
+            if len(self.embedded) == 2:
+                raise ProviderInvalid("broken")
+            return await super().embed(texts, query=query)
+
+    store = EmbeddingStore(database, Failing(), None, None)
+    assert len(await store.compare_texts("Who?", TEXTS)) == 1
+
+
+class MultilingualLetters(Letters):
+    """An embedder with the name and the length of vectors of the model that has language means."""
+
+    model = languages.MODEL
+
+    async def embed(self, texts: Any, *, query: bool) -> EmbeddingResult:
+        result = await super().embed(texts, query=query)
+        empty = bytes(4 * (384 - self.width))
+        return EmbeddingResult([vector + empty for vector in result.vectors], None)
+
+
+async def test_pages_of_others_in_other_languages_change_nothing(database: Database) -> None:
+    """Comparisons across languages use the languages of the caller's documents only."""
+    await store_texts(
+        database,
+        *TEXTS,
+        "Der Leuchtturmwärter putzt die Linse, und sie ist sehr groß.",
+        "灯台守はレンズを磨きます。",
+    )
+    store = EmbeddingStore(database, MultilingualLetters(), None, None)
+    service = SearchService(database, SETTINGS, store)
+    questions = [
+        "Who polishes the lens?",
+        "Wer putzt die Linse und was ist das?",
+        "レンズを磨くのは誰ですか",
+        "谁擦灯塔的镜头?",
+    ]
+
+    async def search_all() -> list[bytes]:
+        await embed_missing(store)
+        return [
+            msgspec.json.encode(await service.search(question, user_id="u", limit=20))
+            for question in questions
+        ]
+
+    before = await search_all()
+    others = [
+        "Die Uhr ist von Clara Winter und sie steht im Turm.",
+        "时钟是克拉拉造的吗?",
+        "L'orologio è di Clara, che non lo usa più.",
+    ]
+    for text in others:
+        await store_texts(database, text, user_id="v")
+        assert await search_all() == before

@@ -26,15 +26,17 @@ def test_the_means_belong_to_one_model() -> None:
     ("text", "language"),
     [
         ("How do I change it?", "en"),
-        ("Wie ändere ich es?", "en"),
+        ("Wie ändere ich es?", "de"),
+        ("¿Cómo lo cambio?", "es"),
+        ("SQLITE_BUSY", "en"),
         ("SQLite の設定", "ja"),
         ("ﾃﾞｰﾀﾍﾞｰｽ", "ja"),
         ("비밀번호", "ko"),
         ("", "en"),
     ],
 )
-def test_scripts_tell_the_language(text: str, language: str) -> None:
-    """Kana are Japanese, Hangul is Korean, other letters count as English."""
+def test_texts_tell_the_language(text: str, language: str) -> None:
+    """Kana are Japanese, Hangul is Korean, frequent words tell the others; English if in doubt."""
     means = read_language_means(MODEL)
     assert means is not None
     assert LANGUAGES[means.find_language(text, np.zeros(384, "f4"))] == language
@@ -43,7 +45,7 @@ def test_scripts_tell_the_language(text: str, language: str) -> None:
 def test_the_difference_of_languages_is_removed() -> None:
     """What a vector has of its language does not count between languages."""
     english, japanese = np.array([1.0, 0, 0, 0], "f4"), np.array([0, 1.0, 0, 0], "f4")
-    others = np.array([[9, 9, 9, 9]] * 2, "f4")
+    others = np.array([[9, 9, 9, 9]] * (len(LANGUAGES) - 2), "f4")
     means = LanguageMeans(
         np.vstack([english, japanese, others]), np.vstack([english, japanese, others])
     )
@@ -55,6 +57,18 @@ def test_the_difference_of_languages_is_removed() -> None:
     assert similarities.find_nearest(1) == [1]
     assert similarities.select_foreign([1, 2, 3]) == {1, 2}
     assert ChunkSimilarities([matrix], same.tobytes(), "English").select_foreign([1, 2]) == set()
+
+
+def test_marks_tell_the_language_of_passages() -> None:
+    """A passage has the language of its mark in the index; without one, of the nearest mean."""
+    means = read_language_means(MODEL)
+    assert means is not None
+    english = means._passages[0] / np.linalg.norm(means._passages[0])
+    rows = [(3, english.astype("<f4").tobytes()), (7, english.astype("<f4").tobytes())]
+    matrix = VectorMatrix(rows, means, {"de": [2, 7], "zh": []})
+    similarities = ChunkSimilarities([matrix], rows[0][1], "Wie ändere ich es?")
+
+    assert similarities.select_foreign([3, 7]) == {3}
 
 
 @pytest.mark.slow

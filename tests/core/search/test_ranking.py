@@ -7,6 +7,7 @@ from msgspec import UNSET
 
 from service.core.search.bm25 import TermCounts, count_terms, encode_chunks
 from service.core.search.ranking import (
+    FOREIGN_COSINE_MIN,
     LATIN_COMBINED_MIN,
     CollectionStatistics,
     Query,
@@ -42,14 +43,25 @@ def parse(text: str, chunks: int) -> tuple[Query, CollectionStatistics]:
 
 def test_a_missing_cosine_counts_as_the_mean() -> None:
     """Chunks nearer than the mean rise, others fall; a low one without a vector keeps its value."""
-    values = fuse_scores([0.6] * 10 + [0.3], [0.9, 0.7] * 5 + [None])
+    values = fuse_scores([0.6] * 10 + [0.3], [0.9, 0.7] * 5 + [None], [False] * 11)
     assert values[:2] == [pytest.approx(0.675), pytest.approx(0.525)]
     assert values[10] == 0.3
 
 
 def test_chunks_that_wait_for_a_vector_are_not_passed() -> None:
     """While one of the best by words has no vector, words decide."""
-    assert fuse_scores([0.5, 0.4, 0.2], [None, 0.9, 0.7]) == [0.5, 0.4, 0.2]
+    assert fuse_scores([0.5, 0.4, 0.2], [None, 0.9, 0.7], [True] * 3) == [0.5, 0.4, 0.2]
+
+
+def test_another_language_is_no_disadvantage() -> None:
+    """A near chunk in another language, without common words, passes those that share a few."""
+    cosines = [0.9, 0.8, 0.8, 0.8]
+    coverages = [0.0, 0.25, 0.2, 0.1]
+    local = fuse_scores(coverages, cosines, [False] * 4)
+    across = fuse_scores(coverages, cosines, [True, False, False, False])
+    assert max(local) == local[1]
+    assert max(across) == across[0]
+    assert across[1:] == local[1:]
 
 
 @given(st.lists(st.floats(0, 1), max_size=20))
@@ -60,7 +72,7 @@ def test_words_decide_without_distinct_cosines(coverages: list[float]) -> None:
         [0.8, *[None] * 20][: len(coverages)],
         [0.8] * len(coverages),
     ):
-        assert fuse_scores(coverages, near) == coverages
+        assert fuse_scores(coverages, near, [True] * len(coverages)) == coverages
 
 
 def test_the_cosine_adjusts_the_thresholds() -> None:
@@ -90,6 +102,29 @@ def test_the_cosine_adjusts_the_thresholds() -> None:
             cosine if even else UNSET,
         )
         assert ranking.chunks[0].cosine == cosine
+
+
+def test_a_near_chunk_in_another_language_answers() -> None:
+    """Where words do not suffice, near chunks in another language answer and come first."""
+    query, statistics = parse("Who polishes the lens of the lighthouse?", 1)
+    for text, cosine, foreign, first in (
+        ("polishes", FOREIGN_COSINE_MIN + 0.02, {1}, 1),
+        ("polishes", FOREIGN_COSINE_MIN - 0.02, {1}, None),
+        ("polishes", FOREIGN_COSINE_MIN + 0.02, set[int](), None),
+        (TEXTS[0], FOREIGN_COSINE_MIN + 0.02, {1}, 0),
+    ):
+        ranking = rank_chunks(
+            query,
+            encode(query, text, "Die Linse wird geputzt."),
+            statistics,
+            limit=5,
+            thresholds=Thresholds(0.5, 1, 0.841),
+            cosines={0: 0.84, 1: cosine},
+            foreign=foreign,
+        )
+        assert ranking.answerable is (first is not None)
+        if first is not None:
+            assert ranking.chunks[0].id == first
 
 
 def test_bare_words_are_exempt_from_the_cosine() -> None:
