@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -55,7 +56,8 @@ def build_replica(slot: int, state: ReplicaState, *, is_alive: bool) -> Replica:
 @pytest.mark.parametrize("peers", [NoPeers(), create_peers()])
 async def test_own_and_unknown_answers_have_no_other_owner(peers: Peers) -> None:
     """Also ids of earlier versions, which contain no slot, and other texts."""
-    for answer_id in (create_id(utc_now(), 0), create_id(utc_now(), 7), "x", "x" * 36):
+    before = utc_now() - timedelta(seconds=60)
+    for answer_id in (create_id(utc_now(), 0), create_id(before, 7), "x", "x" * 36):
         assert peers.find_owner(answer_id) is None
         peers.require_written(answer_id)
     await peers.aclose()
@@ -88,6 +90,12 @@ async def test_the_owner_is_found_by_the_slot_in_an_id() -> None:
             peers.require_written(ids[slot])
     for slot in (3, 4):
         peers.require_written(ids[slot])
+
+
+async def test_a_recent_answer_of_an_unknown_replica_is_awaited() -> None:
+    """The replica may have started since the table was read."""
+    with pytest.raises(OwnerUnavailable):
+        create_peers().require_written(create_id(utc_now(), 7))
 
 
 async def test_a_signed_request_reaches_the_owner(listen: Listen) -> None:

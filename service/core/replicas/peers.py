@@ -9,7 +9,7 @@ client retries until there is one.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-from service.core.encoding import read_id_time, read_slot
+from service.core.encoding import read_id_time, read_slot, utc_now
 from service.core.errors import OwnerUnavailable, ProviderError, ProviderUnreachable
 from service.core.http1 import ConnectionPool, HttpConnection
 from service.core.ports import Peer, PeerRequest, PeerResponse
@@ -17,6 +17,7 @@ from service.core.replicas.signatures import HEADER, PeerSigner
 from service.core.replicas.slots import Replica, ReplicaState
 
 CONNECT_SECONDS = 1.0
+RECENT_SECONDS = 15.0  # in which every replica learns of a new one, with a margin for clocks
 ASK_SECONDS = 8.0  # maximum wait for a replica that is asked like all others
 SILENCE_SECONDS = 45.0  # read timeout; a stream has a comment every 15 s
 _REPEATABLE = {"GET", "DELETE"}
@@ -75,9 +76,12 @@ class HttpPeers:
         return Peer(replica.slot, replica.address if replica.is_alive else "")
 
     def require_written(self, answer_id: str) -> None:
-        """See `Peers.require_written`."""
-        replica = self._find_replica(answer_id)
-        if replica and replica.state is ReplicaState.SERVING:
+        """See `Peers.require_written`. A replica that has just started may not be known yet."""
+        at, replica = read_id_time(answer_id), self._find_replica(answer_id)
+        if at is None or read_slot(answer_id) == self.slot:
+            return
+        is_recent = abs((utc_now() - at).total_seconds()) < RECENT_SECONDS
+        if is_recent if replica is None else replica.state is ReplicaState.SERVING:
             raise OwnerUnavailable(_SILENT)
 
     def _find_replica(self, answer_id: str) -> Replica | None:
