@@ -1,6 +1,7 @@
 """Latency of `GET /ai/logs` with millions of rows.
 
     python -m bench.logs [--rows 5000000] [--json figures.json]
+    python -m bench.logs --rows 10000000 --database-url postgresql://…
 
 Fills a temporary database and queries the real service over HTTP: each query 200 times, one at a
 time, with different parameters where possible. The service runs on a separate core. Filling is not
@@ -9,10 +10,12 @@ five minutes and uses 5 GB for 5 million rows.
 """
 
 import argparse
+import asyncio
 import http.client
 import json
 import os
 import random
+import secrets
 import sqlite3
 import subprocess
 import sys
@@ -28,6 +31,9 @@ from urllib.parse import urlencode, urlsplit
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file too
 
 from bench.processes import Cores, Failed, Process, free_port, machine, save
+from service.core.database import postgres
+from service.core.database.engine import Database
+from service.core.database.partitions import create_partitions
 from service.core.settings import child_environment
 
 TIMES = 200
@@ -89,6 +95,32 @@ def fill_log(file: Path, rows: int) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with file.open("rb") as filled:
         os.fsync(filled.fileno())  # so that the disk is idle during the measurement
+
+
+async def fill_postgres(url: str, rows: int) -> int:
+    """Insert the rows of `fill_log` into a PostgreSQL database; return its bytes."""
+    database = Database(url)
+    async with database.transaction() as session:
+        await create_partitions(session, START, months_ahead=DAYS // 28)
+    await database.close()
+    connection = await postgres.connect(url, {}, 60)
+    generated = generate_rows(rows)
+    columns = next(generated)
+    boolean, times = columns.index("grounded"), columns.index("created_at")
+    started = time.monotonic()
+    for done in range(0, rows, BATCH):
+        batch = [list(next(generated)) for _ in range(min(BATCH, rows - done))]
+        for row in batch:
+            row[boolean] = bool(row[boolean])
+            row[times] = datetime.fromisoformat(row[times]).replace(tzinfo=UTC)
+        await connection.copy_records_to_table("request_logs", records=batch, columns=columns)
+        if done % 500_000 == 0 and done:
+            _say(f"  {done:,} rows, {time.monotonic() - started:.0f} s")
+    await connection.execute("VACUUM (ANALYZE) request_logs")
+    await connection.execute("CHECKPOINT")
+    size: int = await connection.fetchval("SELECT pg_database_size(current_database())")
+    await connection.close()
+    return size
 
 
 def start_time(n: int, rows: int) -> datetime:
@@ -215,9 +247,9 @@ def build_queries(rows: int) -> dict[str, Question]:
             "status": "completed",
             "model": "none",
         },
-        "nothing: a usual model, no such endpoint": lambda _: {
+        "nothing: a usual model, an unused endpoint": lambda _: {
             "model": "gpt-5-mini",
-            "endpoint": "/none",
+            "endpoint": "/ai/answers",
         },
     }
 
@@ -272,9 +304,13 @@ def measure(url: str, rows: int, times: int, service: Process) -> list[dict[str,
     return figures
 
 
-def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
+def run(
+    rows: int, times: int, folder: Path, cores: Cores, database_url: str | None
+) -> dict[str, Any]:
     """Fill the database, start the service, measure. Raises `Failed`."""
     env = child_environment() | {"KOTAE_DATA_DIR": str(folder)}
+    if database_url:
+        env |= {"KOTAE_DATABASE_URL": database_url, "KOTAE_SECRET_KEY": secrets.token_hex(32)}
     kotae = Path(sys.executable).parent / "kotae"
     migrated = subprocess.run(
         [kotae, "migrate"], cwd=folder, env=env, capture_output=True, text=True, check=False
@@ -284,9 +320,13 @@ def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
     file = folder / "kotae.db"
     _say(f"filling {rows:,} rows")
     started = time.monotonic()
-    fill_log(file, rows)
+    if database_url:
+        size = asyncio.run(fill_postgres(database_url, rows))
+    else:
+        fill_log(file, rows)
+        size = file.stat().st_size
     filled = time.monotonic() - started
-    _say(f"filled: {filled:.0f} s, {file.stat().st_size / 1e9:.2f} GB")
+    _say(f"filled: {filled:.0f} s, {size / 1e9:.2f} GB")
     url = f"http://127.0.0.1:{free_port()}"
     service = Process(
         "kotae",
@@ -304,7 +344,7 @@ def run(rows: int, times: int, folder: Path, cores: Cores) -> dict[str, Any]:
         "rows": rows,
         "times": times,
         "fill_seconds": filled,
-        "file_bytes": file.stat().st_size,
+        "file_bytes": size,
         "questions": figures,
     }
 
@@ -335,6 +375,7 @@ def main() -> None:
         type=Path,
         help="where the temporary database goes; default: the system's place for such",
     )
+    parser.add_argument("--database-url", help="a migrated PostgreSQL database; default: SQLite")
     parser.add_argument(
         "--json", type=Path, default=Path(".data/bench-logs.json"), help="where the figures go"
     )
@@ -342,7 +383,7 @@ def main() -> None:
     cores = Cores.split()
     try:
         with tempfile.TemporaryDirectory(prefix="kotae-bench-", dir=options.folder) as folder:
-            results = run(options.rows, options.times, Path(folder), cores)
+            results = run(options.rows, options.times, Path(folder), cores, options.database_url)
             about = {"machine": machine(cores)}  # the state at the end of the measurement
     except Failed as failure:
         sys.exit(f"the run is void: {failure}")

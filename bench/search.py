@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import random
+import secrets
 import statistics
 import sys
 import tempfile
@@ -174,6 +175,7 @@ def run_service(
         "KOTAE_LOG_LEVEL": "warning",
         "KOTAE_DOCUMENTS_MAX": "1000000",
         "KOTAE_DATABASE_URL": database_url or "",
+        "KOTAE_SECRET_KEY": secrets.token_hex(32),
     }
     service = Process(
         "kotae",
