@@ -32,7 +32,7 @@ from service.api import (
 from service.api.body_budget import BodyBudget
 from service.api.dependencies import Services
 from service.api.middleware import RequestMiddleware
-from service.api.openai import chat, models
+from service.api.openai import chat, models, responses
 from service.api.openai import embeddings as openai_embeddings
 from service.api.openapi import build_openapi
 from service.api.relaying import PeerApplication
@@ -169,6 +169,7 @@ def create_app(
         sessions,
         health,
         models,
+        responses,
         openai_embeddings,
     ):
         # Copied, because an included router adds a lookup to every request.

@@ -29,7 +29,7 @@ BODY_BYTES = 65_536  # of any body, in addition to the following
 JSON_BYTES_PER_CHARACTER = 16  # of a prompt
 JSON_BYTES_PER_TEXT_BYTE = 3  # of an uploaded text
 _PROMPT_PATHS = {"/ai/test", "/ai/stream", "/ai/answers"}
-_OPENAI_PATHS = {"/v1/chat/completions", "/v1/embeddings"}
+_OPENAI_PATHS = {"/v1/chat/completions", "/v1/responses", "/v1/embeddings"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Pages and static files, without data of users: everybody may read them.
 _PUBLIC_PATHS = {"/", "/docs", "/openapi.json", "/signin"}

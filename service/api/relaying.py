@@ -47,10 +47,12 @@ from service.core.replicas.signatures import (
 )
 
 ID_CHARACTERS = 36
+RESPONSE_PREFIX = "resp_"  # of an id in the OpenAI protocol
 BODY_BYTES_MAX = 8_388_608  # of a forwarded request
 _PEER_PREFIX = "/peer/"  # of requests that replicas do not forward, but make
 _PEER_PATHS = re.compile(
     r"/ai/(?:answers(?:/[0-9a-f-]{36}(?:/events)?)?|stream|test)|/v1/chat/completions"
+    r"|/v1/responses(?:/resp_[0-9a-f-]{36}(?:/input_items|/cancel)?)?"
 )
 _EVENTS = b"text/event-stream"
 # Of one connection, or set by each replica.
@@ -143,6 +145,8 @@ def _find_answer_id(request: Request) -> str | None:
     if answer_id is None:
         last = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
         answer_id = last[:ID_CHARACTERS] if last else None
+    else:
+        answer_id = answer_id.removeprefix(RESPONSE_PREFIX)
     return answer_id if answer_id and len(answer_id) == ID_CHARACTERS else None
 
 
@@ -170,7 +174,7 @@ async def _pass_through(
     ]
     if response.headers.get(b"content-type", b"").startswith(_EVENTS):
         relayed = create_relayed_response(
-            response, services.limits, lambda end: _enter(services, principal, end)
+            response, services.limits, lambda end: enter_reader(services, principal, end)
         )
         relayed.raw_headers = headers
         await relayed(scope, receive, send)
@@ -186,7 +190,7 @@ async def _pass_through(
     await whole(scope, receive, send)
 
 
-def _enter(
+def enter_reader(
     services: Services, principal: Principal, disconnect: Callable[[], None]
 ) -> Callable[[], None]:
     """Register a reader; returns the function to call when it has left."""

@@ -95,6 +95,7 @@ Endpoint = Literal[
     "/ai/stream",
     "/ai/answers",
     "/v1/chat/completions",
+    "/v1/responses",
     "/v1/embeddings",
     "rewriting",
 ]

@@ -96,6 +96,8 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     held_nano_usd: int | None = None
     conversation_id: str | None = None  # the id of its first answer; None: not part of one
     messages: list[Message] | None = None  # as sent, if there are more than the prompt
+    request_body: dict[str, Any] | None = None  # of a response that can be retrieved
+    stored: bool = True  # False: the row has no texts
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +120,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[dict[str, Any]] | None = None  # of a chat completion, if more than a text
     version: int = VERSION
     erased_at: datetime | None = None  # set only when it is read from a row
+
+    @property
+    def was_not_stored(self) -> bool:
+        """Whether a row never had texts: it was erased when it began."""
+        return self.erased_at is not None and self.erased_at == self.intent.created_at
 
     def compute_charge(self) -> tuple[int, int]:
         """Return (tokens, nano-dollars) charged to quotas; `compute_row_charge` for a record."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from service.api.json_bodies import repair_surrogates
+from service.api.openai.rejections import reject
 from service.core import tokens
 from service.core.errors import InvalidRequest
 from service.core.ports import MAX_TOKENS_FIELDS, ChatCall
@@ -71,6 +72,7 @@ class _Body(msgspec.Struct):
     model: Identifier
     messages: Annotated[list[_BodyMessage], msgspec.Meta(min_length=1)]
     stream: bool | None = None
+    store: bool | None = None
     stream_options: _BodyStreamOptions | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=CHOICES_MAX)] | None = None
     max_tokens: _Count | None = None
@@ -92,7 +94,7 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
     """A validated request.
 
     `model`: without prefix. `prompt`: the text of the last user message; `history`: the texts of
-    the user and the assistant before it.
+    the user and the assistant before it. `store` False: the texts are not kept.
     """
 
     model: str
@@ -100,6 +102,7 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
     documents: list[str] | None
     stream: bool
     include_usage: bool
+    store: bool
     max_tokens: int | None
     prompt: str
     history: list[Message]
@@ -121,10 +124,10 @@ def parse_chat_body(raw: bytes, settings: Settings) -> ChatBody:
     call = _build_call(body, members, fields, len(raw))
     question = call.question
     if grounded and question is None:
-        raise _reject("messages", "a grounded answer needs a message of the role user")
+        raise reject("messages", "a grounded answer needs a message of the role user")
     prompt = call.texts[len(body.messages) - 1 if question is None else question].content
     if grounded and len(prompt) > settings.prompt_characters_max:
-        raise _reject(
+        raise reject(
             "messages",
             f"the question is longer than {settings.prompt_characters_max} characters"
             " (KOTAE_PROMPT_CHARACTERS_MAX)",
@@ -135,6 +138,7 @@ def parse_chat_body(raw: bytes, settings: Settings) -> ChatBody:
         documents=body.documents,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        store=body.store is not False,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         prompt=prompt,
         history=[
@@ -150,26 +154,26 @@ def _choose_grounding(body: _Body) -> tuple[bool, str]:
     model = body.model.removeprefix(GROUNDED_PREFIX)
     if model != body.model:
         if body.grounded is False:
-            raise _reject("grounded", f"must not be false with the model {body.model!r}")
+            raise reject("grounded", f"must not be false with the model {body.model!r}")
         return True, model
     return bool(body.grounded), model
 
 
 def _check_combinations(body: _Body, settings: Settings, *, grounded: bool) -> None:
     if body.stream_options is not None and not body.stream:
-        raise _reject("stream_options", "is only allowed with stream: true")
+        raise reject("stream_options", "is only allowed with stream: true")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise _reject("max_tokens", "must not be combined with max_completion_tokens")
+        raise reject("max_tokens", "must not be combined with max_completion_tokens")
     if (body.max_completion_tokens or body.max_tokens or 0) > settings.max_tokens_max:
         name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        raise _reject(name, f"must be at most {settings.max_tokens_max} (KOTAE_MAX_TOKENS_MAX)")
+        raise reject(name, f"must be at most {settings.max_tokens_max} (KOTAE_MAX_TOKENS_MAX)")
     if grounded and (body.n or 1) > 1:
-        raise _reject("n", "must be 1 for a grounded answer")
+        raise reject("n", "must be 1 for a grounded answer")
     if body.documents is not None and not grounded:
-        raise _reject("documents", "needs a grounded answer: the model kotae/… or grounded: true")
+        raise reject("documents", "needs a grounded answer: the model kotae/… or grounded: true")
     for position, message in enumerate(body.messages):
         if message.content is None and message.role in {"system", "developer", "user", "tool"}:
-            raise _reject(f"messages[{position}].content", "is required for this role")
+            raise reject(f"messages[{position}].content", "is required for this role")
 
 
 def _build_call(
@@ -221,10 +225,6 @@ def _read_text(message: _BodyMessage) -> str:
     return text
 
 
-def _reject(param: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"{param}: {what}", extra={"param": param})
-
-
 def decode_body(raw: bytes, decoder: msgspec.json.Decoder[T]) -> tuple[bytes, T]:
     """Return a body with lone surrogates replaced, and decoded. Raises `InvalidRequest`."""
     try:
@@ -248,7 +248,7 @@ def _explain_decode_error(error: Exception, raw: bytes) -> InvalidRequest:
         where = f"{where}.{named[1]}" if where else named[1]
     if where and where.startswith("messages[...]"):
         where = where.replace("[...]", f"[{_find_wrong_message(raw)}]", 1)
-    return _reject(where, what) if where else InvalidRequest(what)
+    return reject(where, what) if where else InvalidRequest(what)
 
 
 def _find_wrong_message(raw: bytes) -> int:

@@ -60,7 +60,7 @@ class ChatChunks:
         """The chunks of an answer that has none of a provider; none before its end."""
         stream = self._stream
         if self._built is None and stream.outcome is not None:
-            self._built = _build_chunks(stream.outcome) if stream.error is None else []
+            self._built = build_chunks(stream.outcome) if stream.error is None else []
         return self._built or []
 
     def _annotate(self, chunk: bytes) -> bytes:
@@ -186,7 +186,7 @@ def _list_choices(outcome: Outcome) -> list[dict[str, Any]]:
     return [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}]
 
 
-def _build_chunks(outcome: Outcome) -> list[bytes]:
+def build_chunks(outcome: Outcome) -> list[bytes]:
     """The chunks of an answer without those of a provider; the last one ends the first choice."""
     envelope = _create_envelope(outcome, None, "chat.completion.chunk")
     extra = {"kotae": {"status": outcome.status}} if outcome.status is Status.NO_CONTEXT else {}

@@ -55,6 +55,29 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     **ERRORS,
 }
+RESPONSES_BODY = describe_body(
+    "responses/create",
+    {"model": _MODEL, "input": {"type": "string", "minLength": 1}},
+    {"model": "kotae/gpt-5-mini", "input": "返品は何日以内にできますか？"},
+)
+RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A response, or with `stream: true` its events as server-sent events",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    },
+    **ERRORS,
+}
+STORED_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "As in OpenAI's reference",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    },
+    **ERRORS,
+    **problem_schemas(
+        _404="`not_found`: no response has this id, it was not stored, or belongs to another user",
+        _410="`erased`: the response was deleted",
+    ),
+}
 _MODEL_OBJECT = {
     "type": "object",
     "properties": {

@@ -11,8 +11,13 @@ from datetime import datetime
 import msgspec
 import sqlalchemy as sa
 
-from service.core.accounting.log import ERASED_VALUES, build_cursor, parse_cursor
-from service.core.accounting.rows import ANSWER_COLUMNS, LoggedAnswer, read_answers
+from service.core.accounting.log import build_cursor, parse_cursor
+from service.core.accounting.rows import (
+    ANSWER_COLUMNS,
+    ERASED_VALUES,
+    LoggedAnswer,
+    read_answers,
+)
 from service.core.database.damaged_rows import KeyedRow, read_rows
 from service.core.database.engine import ReadSession, Session
 from service.core.database.tables import request_logs

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from service.core.accounting.rows import (
     ANSWER_COLUMNS,
+    ERASED_VALUES,
     LISTED_COLUMNS,
     LoggedAnswer,
     build_row,
@@ -78,18 +79,6 @@ _TOTALLED = [
     )
 ]
 _CHARGES = ("requests", "tokens", "cost_nano_usd")
-
-# What erasure removes: the texts, and the hash of a request, from which a text can be guessed.
-ERASED_VALUES: dict[str, Any] = {
-    "prompt": "",
-    "response": "",
-    "sources": [],
-    "nearest": None,
-    "searched_for": None,
-    "choices": None,
-    "messages": None,
-    "body_hash": None,
-}
 
 
 @cache

@@ -47,13 +47,25 @@ ANSWER_COLUMNS: list[Column] = [
 ]
 LISTED_COLUMNS = [column for column in ANSWER_COLUMNS if column.name not in OMITTED_IN_LISTS]
 _DAMAGED, _WRONG_TYPE = "the log row of this answer is damaged", "a value has the wrong type"
+# What erasure removes: the texts, and the hash of a request, from which a text can be guessed.
+ERASED_VALUES: dict[str, Any] = {
+    "prompt": "",
+    "response": "",
+    "sources": [],
+    "nearest": None,
+    "searched_for": None,
+    "choices": None,
+    "request_body": None,
+    "messages": None,
+    "body_hash": None,
+}
 _UNUSABLE = (msgspec.ValidationError, ValueError, TypeError)
 
 
 def build_row(outcome: Outcome) -> dict[str, Any]:
     """Build the row of an outcome."""
     intent, usage = outcome.intent, outcome.usage
-    return {
+    row = {
         "id": intent.id,
         "created_at": intent.created_at,
         "user_id": intent.user_id,
@@ -92,8 +104,12 @@ def build_row(outcome: Outcome) -> dict[str, Any]:
         "held_nano_usd": intent.held_nano_usd,
         "conversation_id": intent.conversation_id,
         "messages": msgspec.to_builtins(intent.messages),
+        "request_body": intent.request_body,
         "erased_at": None,
     }
+    if not intent.stored:
+        row |= ERASED_VALUES | {"erased_at": intent.created_at}
+    return row
 
 
 def get_rank(outcome: Outcome) -> int:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -98,7 +99,9 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     the answer continues, with its own history; None: it begins one. `resumable`: the answer
     continues for a while without a reader, and waits up to `attach_seconds` for its first one.
     `chat`: a chat completion request, whose last user message is the prompt. `retry_seconds`: how
-    long the answer continues for a client that may retry; None: the client does not.
+    long the answer continues for a client that may retry; None: the client does not. `body`: of a
+    response that can be retrieved. `stored` False: its row has no texts. `background`: it continues
+    without a reader.
     """
 
     prompt: str
@@ -117,6 +120,9 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     tags: list[str] | None = None
     chat: ChatCall | None = None
     retry_seconds: float | None = None
+    body: dict[str, Any] | None = None
+    stored: bool = True
+    background: bool = False
     history: list[Message] = []
     conversation_id: str | None = None
     idempotency_key: str | None = None  # set by `answer_once`, with `body_hash`
@@ -322,6 +328,8 @@ class Answers:
                 self._peers.require_written(answer_id)
         if stream is None or user_id not in {None, stream.intent.user_id}:
             raise NotFound("no answer has this id")
+        if stream.outcome and stream.outcome.was_not_stored:
+            raise NotFound("this answer was not stored")
         self._require_not_erased(stream)
         return stream
 
@@ -485,8 +493,11 @@ class Answers:
             key_id=request.key_id,
             asked_by=request.asked_by,
             # The client of a chat completion keeps its conversation.
-            conversation_id=request.conversation_id or (None if request.chat else answer_id),
+            conversation_id=request.conversation_id
+            or (None if request.chat and request.body is None else answer_id),
             messages=_list_messages(request, text),
+            request_body=request.body if request.stored else None,
+            stored=request.stored,
         )
 
     def _build_first_messages(
@@ -729,6 +740,8 @@ class Answers:
     def _compute_leave_seconds(self, request: AnswerRequest) -> float | None:
         """Return how long an answer continues without a reader; None: it needs no reader."""
         settings = self._settings
+        if request.background:
+            return None
         if request.resumable:
             return settings.resume_seconds
         if request.idempotency_key and not request.stream:
@@ -753,6 +766,8 @@ def _replay_outcome(outcome: Outcome, body_hash: str) -> StartedAnswer:
 
 def _list_messages(request: AnswerRequest, prompt_text: str) -> list[Message] | None:
     """Return the messages as sent, if there are more than the prompt."""
+    if request.body is not None:  # it contains them
+        return None
     if request.chat is not None:
         texts = request.chat.texts[: len(request.chat.messages)]
         return texts if len(texts) > 1 else None

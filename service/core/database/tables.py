@@ -140,6 +140,7 @@ request_logs = Table(
     Column("erased_at", UtcDateTime),  # the texts are erased, also those of later records
     # Of a chat completion, as the provider sent them; None: the response is everything
     Column("choices", JSON(none_as_null=True)),
+    Column("request_body", JSON(none_as_null=True)),
     Column("searched_for", _text()),  # the question as corrected; None: as it is
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order. The columns after `id` cover further filters.
