@@ -17,6 +17,7 @@ from service.cli import (
     evaluate,
     keys,
     logs,
+    migrate_data,
     plans,
     serve,
     settings,
@@ -50,6 +51,7 @@ def configure(
 
 app.command()(serve.serve)
 app.command()(serve.migrate)
+app.command("migrate-data")(migrate_data.migrate_data)
 app.command()(serve.seed)
 app.command()(ask.ask)
 app.command()(ask.stop)
