@@ -30,7 +30,8 @@ _EMPHASIS = re.compile(r"\*\*|`|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
 _BREAK = re.compile(r"[ \t\u3000]*\\?\n(?:[ \t\u3000]|>[ ]?)*")
 _WIDE = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff01-\uff9f]")
 _COMMAND = re.compile(r"`[^`\n]*[^`\s] [^`\n]+`")
-_END_MARK = re.compile(r"[.。．!！?？:：…)）」』\"”*_`]$")
+END_MARK = re.compile(r"[.。．!！?？:：…)）」』\"”*_`]$")
+_CELLS = re.compile(r"[^|\s][^|]*\|\s*[^|\s]")
 _BOLD = re.compile(r"\*\*[^*]+\*\*:?$|__[^_]+__$")
 
 Term = str | tuple[str, str]  # a word; a phrase; ("", gram)
@@ -142,7 +143,12 @@ def _is_complete(text: str, index: int, units: list[Unit]) -> bool:
     unit, following = units[index], units[index + 1] if index + 1 < len(units) else None
     if text.endswith((":", "：")):
         return following is not None and following.introduction == index
-    return unit.kind is not BlockKind.PARAGRAPH or bool(_END_MARK.search(text))
+    if unit.kind is BlockKind.TABLE:
+        return text.strip("| ").count("|") > 0 and _CELLS.search(text) is not None
+    is_prose = unit.kind is BlockKind.PARAGRAPH or (
+        unit.kind is BlockKind.ITEM and unit.introduction < 0  # of a table of contents
+    )
+    return not is_prose or bool(END_MARK.search(text))
 
 
 def _find_captions(text: str, units: list[Unit]) -> set[int]:

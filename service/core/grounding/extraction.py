@@ -26,7 +26,11 @@ from service.core.grounding.candidates import (
 from service.core.grounding.definitions import defines_term, is_expanded
 from service.core.grounding.prompt import refusal_text
 from service.core.grounding.questions import Question, read_question
-from service.core.grounding.quotation import compose_quotation, format_date
+from service.core.grounding.quotation import (
+    allot_characters,
+    compose_quotation,
+    format_date,
+)
 from service.core.records import Passage
 from service.core.text.blocks import BlockKind
 from service.core.text.question_parts import split_parts
@@ -34,9 +38,10 @@ from service.core.text.tokenizer import Tokenizer, detect_language, get_tokenize
 
 SENTENCES_MAX = 3  # of an answer, each with its surroundings
 COVERED_MIN = 0.12  # of the question's weight; with less the model refuses
-DECISIVE_MIN = 0.75  # of the weight of the question's words
+DECISIVE_MIN = 0.75  # of the weight of the question's words, with a specific type
+COMPLETE_MIN = 0.85  # with another type, or none
 GAIN_MIN = 0.2  # of the weight that the context covers, which a further sentence must add
-FURTHER_MIN = 0.25  # of the best score
+FURTHER_MIN = 0.5  # of the best score
 ABOVE_WEIGHT = 0.55  # of a term that occurs only in the heading above
 BEFORE_WEIGHT = 0.6  # of a term that occurs only in the previous sentence
 BEFORE_REASON_WEIGHT = 0.8  # the same for a sentence that gives a reason for the previous one
@@ -48,6 +53,7 @@ AROUND_WEIGHT = 0.5  # of a type that occurs only in the sentences beside it
 EXPANSION_WEIGHT = 3.0  # of a sentence that expands the abbreviation
 DEFINITION_WEIGHT = 0.6  # of a sentence whose subject is what the question asks to define
 LEAD_WEIGHT = 0.3  # of the first sentence of a section about it
+TITLED_WEIGHT = 0.7  # of the first two if the heading is nothing else
 CODE_WEIGHT = 0.25  # of code, or a sentence that introduces it, if the question asks how to
 INCOMPLETE_WEIGHT = 0.75  # of a line without an end mark
 NAMELESS_WEIGHT = 0.4  # of a sentence without a name that a Japanese question has
@@ -83,24 +89,30 @@ def quote_answer(prompt: str, passages: Sequence[Passage], dictionary: str = "au
         part_question = question if part == question.text else read_question(part)
         selected += _select_sentences(part_question, sources, tokenizer)
     quotations: list[str] = []
-    for choice in selected:
+    allotted = allot_characters([len(choice.best.text) for choice in selected])
+    for n, choice in enumerate(selected):
         if any(choice.best.text in quotation for quotation in quotations):
             continue  # as a neighbour of another
         source = next(source for source in sources if source.passage.n == choice.best.n)
-        decisive = len(selected) > 1 or choice.decisive
-        quotations.append(
-            compose_quotation(choice.best, source, choice.question, tokenizer, decisive=decisive)
-            + format_date(source.passage, prompt)
+        closed_sides = (-1, 1) if len(selected) > 1 else choice.closed_sides
+        quotation = compose_quotation(
+            choice.best,
+            source,
+            choice.question,
+            tokenizer,
+            closed_sides=closed_sides,
+            characters_max=allotted[n],
         )
+        quotations.append(quotation + format_date(source.passage, prompt))
     return _join_quotations(quotations) if quotations else refusal_text(prompt)
 
 
 class _Selected(msgspec.Struct, frozen=True):
-    """A sentence that answers a question. `decisive`: see `_Selection.is_decisive`."""
+    """A sentence that answers a question. See `_Selection.find_closed_sides`."""
 
     question: Question
     best: QuotableUnit
-    decisive: bool
+    closed_sides: tuple[int, ...]
 
 
 def _select_sentences(
@@ -123,7 +135,9 @@ def _select_sentences(
         selected = selection.select()
         is_about_subject = bool(selected) and selection.is_about_subject(selected[0])
         if selected and (is_about_subject or not chosen):
-            chosen = [_Selected(question, best, selection.is_decisive(best)) for best in selected]
+            chosen = [
+                _Selected(question, best, selection.find_closed_sides(best)) for best in selected
+            ]
         if is_about_subject:
             break
     return chosen
@@ -166,6 +180,16 @@ class _Selection:
             term: weight * (1 if term in query else CONTEXT_WEIGHT)
             for term, weight in weights.items()
         }
+        self._titles = (
+            {
+                candidate: set(tokenizer.extract_terms(source.headings[candidate.index]).words)
+                for source in sources
+                for candidate in source.candidates
+                if candidate.place in (0, 1)
+            }
+            if question.defines
+            else {}
+        )
         self._code = {
             (source.passage.n, unit.introduction)
             for source in sources
@@ -178,8 +202,8 @@ class _Selection:
         if not self._query or not self._candidates:
             return []
         best = max(self._candidates, key=self._score)
-        if self._cover(best) < COVERED_MIN * self._sum_weights(self._query) or not (
-            self._query & best.own or self._query & best.above
+        if self._cover(best) < COVERED_MIN * self._sum_weights(self._list_asked()) or not (
+            self._query & best.own or self._query & best.above or self._expands(best)
         ):
             return []
         selected = [best]
@@ -191,6 +215,16 @@ class _Selection:
             selected.append(further)
             covered |= further.own
         return selected
+
+    def _expands(self, candidate: QuotableUnit) -> bool:
+        """Return whether a sentence has the words of an abbreviation that is asked for."""
+        return any(is_expanded(acronym, candidate.text) for acronym in self._question.acronyms)
+
+    def _list_asked(self) -> frozenset[Term]:
+        """Return the terms of the question without those of the words of its form."""
+        frame = {term for term in self._query if _is_frame(term)}
+        words = " ".join(term for term in frame if isinstance(term, str))
+        return self._query - frame - extract_terms(words, self._tokenizer)
 
     def is_about_subject(self, candidate: QuotableUnit) -> bool:
         """Return whether a sentence has a word of the question that is not part of its form."""
@@ -205,17 +239,24 @@ class _Selection:
         names = self._names
         return not names or not names.isdisjoint(candidate.own | candidate.above | candidate.before)
 
-    def is_decisive(self, candidate: QuotableUnit) -> bool:
-        """Return whether a sentence covers the question and has what it asks for."""
+    def find_closed_sides(self, candidate: QuotableUnit) -> tuple[int, ...]:
+        """Return the sides (-1: before, 1: after) that add nothing to a sentence unless linked.
+
+        Both if it covers the question and has a specific type that is asked for or a reason, that
+        after it if it covers nearly all of a question for something else.
+        """
+        question, text = self._question, candidate.text
         words = [term for term in self._query if _weigh_kind(term) == 1]
         covered = self._sum_weights(term for term in words if term in candidate.own)
-        question, text = self._question, candidate.text
+        covered /= self._sum_weights(words) or 1
         types = [*question.answers, *([REASON] if question.asks_why else [])]
-        return (
-            question.is_specific
-            and all(pattern.search(text) for pattern in types)
-            and covered >= DECISIVE_MIN * self._sum_weights(words)
-        )
+        if not all(pattern.search(text) for pattern in types):
+            return ()
+        if question.is_specific and covered >= DECISIVE_MIN:
+            return (-1, 1)
+        # The conditions of a yes and the rest of an explanation follow.
+        explains = question.is_polar or question.asks_how or question.asks_why or question.defines
+        return (1,) if covered >= COMPLETE_MIN and not explains else ()
 
     def _sum_weights(self, terms: Iterable[Term]) -> float:
         return sum(self._weights[term] for term in terms)
@@ -258,7 +299,7 @@ class _Selection:
                 for pattern in question.answers
             )
             score += TYPE_WEIGHT * matched / len(question.answers)
-        if any(is_expanded(acronym, candidate.text) for acronym in question.acronyms):
+        if self._expands(candidate):
             score += EXPANSION_WEIGHT
         if question.asks_how and (
             candidate.unit.kind is BlockKind.CODE
@@ -273,6 +314,8 @@ class _Selection:
                 score += DEFINITION_WEIGHT
             if candidate.place == 0 and self._subject <= candidate.above:
                 score += LEAD_WEIGHT
+            if candidate.place in (0, 1) and self._titles.get(candidate) == self._subject:
+                score += TITLED_WEIGHT
         return score
 
     def _find_further(self, best: QuotableUnit, covered: frozenset[Term]) -> QuotableUnit | None:
@@ -314,9 +357,14 @@ def _weigh_terms(query: frozenset[Term], candidates: list[QuotableUnit]) -> dict
     }
 
 
+def _is_frame(term: Term) -> bool:
+    """Return whether a word, or a word of a phrase, belongs to the form of a question."""
+    return not _FRAME_WORDS.isdisjoint([term] if isinstance(term, str) else term)
+
+
 def _weigh_kind(term: Term) -> float:
     if isinstance(term, str):
-        return FRAME_WEIGHT if term in _FRAME_WORDS else 1.0
+        return FRAME_WEIGHT if _is_frame(term) else 1.0
     if term[0]:
-        return PHRASE_WEIGHT * (1 if _FRAME_WORDS.isdisjoint(term) else FRAME_WEIGHT)
+        return PHRASE_WEIGHT * (FRAME_WEIGHT if _is_frame(term) else 1)
     return LATIN_GRAM_WEIGHT if term[1].isascii() else GRAM_WEIGHT

@@ -105,7 +105,7 @@ def quote_nearest(
     best = sentences.candidates[max(range(len(similarities)), key=score)]
     source = next(source for source in sentences.sources if source.passage.n == best.n)
     question = read_question(sentences.question)
-    quotation = compose_quotation(best, source, question, tokenizer, decisive=False)
+    quotation = compose_quotation(best, source, question, tokenizer)
     return quotation + format_date(source.passage, sentences.question)
 
 

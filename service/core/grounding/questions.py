@@ -26,7 +26,8 @@ LONG_CHARACTERS = 200  # of a longer prompt only the question sentences are read
 
 _ASKS_HOW = re.compile(HOW + r"|\b(?:command|syntax)\b|書式|コマンド")
 _COMPARISON = (
-    r"\bdifferen|\bcompare|\bversus\b|\bvs\b|\bor\b|\bbetween\b|違い|どちら|それとも|比べ|異な"
+    r"\bdifferen|\bcompare|\bversus\b|\bvs\b|\bor\b|\bbetween\b.*\band\b"
+    r"|違い|どちら|それとも|比べ|異な"
 )
 _SEVERAL = re.compile(
     _COMPARISON + r"|\band\b|\bboth\b|[?？].*[?？]|および|及び|ならびに|それぞれ|両方"

@@ -7,10 +7,12 @@ citation follows the sentence that answers, and again the end.
 """
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from service.core.grounding.candidates import (
+    END_MARK,
     PassageUnits,
     QuotableUnit,
     Term,
@@ -19,15 +21,19 @@ from service.core.grounding.candidates import (
     is_japanese,
 )
 from service.core.grounding.questions import Question
+from service.core.grounding.shortening import shorten_sentence
 from service.core.records import Passage
 from service.core.text.blocks import LIST_MARKER, BlockKind
 from service.core.text.tokenizer import Tokenizer
 
-QUOTE_CHARACTERS_MAX = 400
+QUOTE_CHARACTERS_MAX = 400  # of an answer, without code
 CODE_CHARACTERS_MAX = 600
 CODE_DISTANCE_MAX = 2  # sentences between the best one and code that belongs to it
 SUBJECT_CHARACTERS_MAX = 60
-NEIGHBOUR_STEPS = (1, -1, 1, 1)  # the order in which neighbours are added
+QUOTE_MARKS = 12  # the citations, and what joins quotations
+LINE_MARKS = 4  # the marker and the end of a line
+NEIGHBOUR_STEPS = (1, -1, 1)  # the order in which neighbours are added
+LINKED_STEPS = (-1, 1, 1)  # the same if the best sentence continues the one before
 _PRONOUN = (
     r"(?:it(?! (?:is|was|appears|seems|can be)\b)|its|this|these|they|their|them|he|she|his|her"
     r"|that|those|such|here|the (?:latter|former))\b"
@@ -54,41 +60,86 @@ def compose_quotation(
     question: Question,
     tokenizer: Tokenizer,
     *,
-    decisive: bool,
+    closed_sides: Sequence[int] = (),
+    characters_max: int = QUOTE_CHARACTERS_MAX,
 ) -> str:
     """Return the quotation of a candidate, with citations.
 
-    Of a `decisive` one, which covers the question and has what it asks for, neighbours are quoted
-    only if a pronoun or connective links them.
+    Sentences on `closed_sides` (-1: before, 1: after) are quoted only if a pronoun or connective
+    links them. It has at most `characters_max` characters, besides code: a longer sentence is
+    shortened.
     """
     mark = f"[{best.n}]"
+    space = prose_max = characters_max - 2 * (len(mark) + 1)
+
+    def shorten(text: str, size: int = prose_max) -> str:
+        return shorten_sentence(text, size, lambda part: _weigh_part(part, question, tokenizer))
+
     if best.unit.kind is BlockKind.TABLE:
-        return f"{_format_row(best, source)} {mark}"
+        return f"{shorten(_format_row(best, source))} {mark}"
     if best.unit.kind is BlockKind.CODE:
-        return _quote_code(best.index, best.unit.introduction, source, mark)
-    if (listed := _quote_list(best, source, mark)) is not None:
+        return _quote_code(best.index, best.unit.introduction, source, mark, shorten)
+    if (listed := _quote_list(best, source, mark, space, shorten)) is not None:
         return listed
     code = _find_code(best, source, question)
     if code is not None:
         between = source.units[code].introduction
         prose = source.read_text(between) if between > best.index else ""
-        quoted = _quote_code(code, best.index, source, mark)
-        if prose and len(best.text) + len(prose) < QUOTE_CHARACTERS_MAX:
+        quoted = _quote_code(code, best.index, source, mark, shorten)
+        if prose and len(best.text) + len(prose) < space:
             gap = "" if is_japanese(best.text) else " "
             head, separator, block = quoted.partition("\n\n")
             quoted = f"{head}{gap}{prose}{separator}{block}"
         return quoted
-    first, last = _find_neighbours(best, source, question, tokenizer, decisive=decisive)
-    before = [source.read_text(index) for index in range(first, best.index)]
-    after = [source.read_text(index) for index in range(best.index + 1, last + 1)]
-    gap = "" if is_japanese(best.text) else " "
-    quotation = _add_mark(gap.join([*before, best.text]), mark)
-    subject = _find_answering_heading(best, source, question, tokenizer) or _find_subject(
-        before[0] if before else best.text, best, source, tokenizer
-    )
+    heading = _find_answering_heading(best, source, question, tokenizer)
+    while True:
+        first, last = _find_neighbours(
+            best, source, question, tokenizer, characters_max=space, closed_sides=closed_sides
+        )
+        before = [source.read_text(index) for index in range(first, best.index)]
+        after = [source.read_text(index) for index in range(best.index + 1, last + 1)]
+        subject = heading or _find_subject(
+            before[0] if before else best.text, best, source, tokenizer
+        )
+        quotation = _format_prose(before, best.text, after, subject, mark)
+        if len(quotation) <= characters_max:
+            return quotation
+        if not before and not after:
+            room = prose_max - len(subject) - 2 * bool(subject)
+            return _format_prose([], shorten(best.text, room), [], subject, mark)
+        space -= len(quotation) - characters_max  # the neighbours that fit without the subject
+
+
+def _format_prose(before: list[str], text: str, after: list[str], subject: str, mark: str) -> str:
+    """Return sentences with citations after the one that answers, and at the end."""
+    gap = "" if is_japanese(text) else " "
+    quotation = _add_mark(gap.join([*before, text]), mark)
     if subject:
-        quotation = f"{subject}{'：' if is_japanese(best.text) else ': '}{quotation}"
+        quotation = f"{subject}{'：' if is_japanese(text) else ': '}{quotation}"
     return quotation + (gap + _add_mark(gap.join(after), mark) if after else "")
+
+
+def _weigh_part(part: str, question: Question, tokenizer: Tokenizer) -> float:
+    """Return the number of words of the question in a part of a sentence, or what it asks for."""
+    words = extract_terms(part, tokenizer) & extract_terms(question.text, tokenizer)
+    return sum(isinstance(term, str) for term in words) + question.is_answered_by(part)
+
+
+def allot_characters(sizes: Sequence[int]) -> list[int]:
+    """Return how long the quotations with sentences of these sizes may be.
+
+    Together they have `QUOTE_CHARACTERS_MAX`. Longer sentences get more, but none so much that a
+    shorter one has less than an equal share or than it needs.
+    """
+    allotted = [0] * len(sizes)
+    left = QUOTE_CHARACTERS_MAX
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
+    for position, n in enumerate(by_size):
+        share = left // (len(sizes) - position)
+        needed = sizes[n] + QUOTE_MARKS
+        allotted[n] = min(share, needed) if position < len(sizes) - 1 else share
+        left -= allotted[n]
+    return allotted
 
 
 def format_date(passage: Passage, question: str) -> str:
@@ -108,7 +159,8 @@ def _find_neighbours(
     question: Question,
     tokenizer: Tokenizer,
     *,
-    decisive: bool,
+    characters_max: int,
+    closed_sides: Sequence[int],
 ) -> tuple[int, int]:
     """Return the first and last unit to quote: those after and before the best, if they fit.
 
@@ -120,7 +172,7 @@ def _find_neighbours(
     context = best.own | extract_terms(question.text, tokenizer)
     size = len(best.text)
     closed: set[int] = set()
-    for step in NEIGHBOUR_STEPS:
+    for step in LINKED_STEPS if _LINK.match(best.text) else NEIGHBOUR_STEPS:
         index = (last if step > 0 else first) + step
         if step in closed or not _belong_together(best, index, source):
             continue
@@ -128,9 +180,9 @@ def _find_neighbours(
         text = source.read_text(index)
         linked = _LINK.match(text if step > 0 else source.read_text(first))
         related = not answered or _share_words(text, context, tokenizer)
-        if not linked and (decisive or not related):
+        if not linked and (step in closed_sides or not related):
             continue
-        if _WORD.search(text) and size + len(text) < QUOTE_CHARACTERS_MAX:
+        if _WORD.search(text) and size + len(text) < characters_max:
             first, last = min(first, index), max(last, index)
             size += len(text) + 1
             closed.remove(step)
@@ -152,6 +204,8 @@ def _belong_together(best: QuotableUnit, index: int, source: PassageUnits) -> bo
         unit.kind is best.unit.kind
         and unit.block == best.unit.block
         and not text.endswith((":", "：", "?", "？"))
+        and bool(END_MARK.search(text))
+        and not _INTRODUCES.search(text)
     )
 
 
@@ -174,7 +228,9 @@ def _split_cells(row: str) -> list[str]:
     return [clean_text(cell.strip()) for cell in _CELL.split(row.strip().strip("|"))]
 
 
-def _quote_code(index: int, introduction: int, source: PassageUnits, mark: str) -> str:
+def _quote_code(
+    index: int, introduction: int, source: PassageUnits, mark: str, shorten: Callable[[str], str]
+) -> str:
     """Return a code block in a fence, after the sentence that introduces it."""
     unit = source.units[index]
     code = source.passage.text[unit.start : unit.end]
@@ -189,7 +245,8 @@ def _quote_code(index: int, introduction: int, source: PassageUnits, mark: str) 
             break
         selected.append(line)
     block = "\n".join([*selected, closing])
-    before = f"{_add_mark(source.read_text(introduction), mark)}\n\n" if introduction >= 0 else ""
+    prose = shorten(source.read_text(introduction)) if introduction >= 0 else ""
+    before = f"{_add_mark(prose, mark)}\n\n" if prose else ""
     return f"{before}{block}\n{mark}"
 
 
@@ -209,7 +266,13 @@ def _find_code(best: QuotableUnit, source: PassageUnits, question: Question) -> 
     return None
 
 
-def _quote_list(best: QuotableUnit, source: PassageUnits, mark: str) -> str | None:
+def _quote_list(
+    best: QuotableUnit,
+    source: PassageUnits,
+    mark: str,
+    characters_max: int,
+    shorten: Callable[[str, int], str],
+) -> str | None:
     """Return a list with its introduction, as far as it fits, or None if there is no list."""
     introduction = best.unit.introduction if best.unit.kind is BlockKind.ITEM else best.index
     items = [
@@ -222,30 +285,38 @@ def _quote_list(best: QuotableUnit, source: PassageUnits, mark: str) -> str | No
         return None
     if not introduces:
         return None
-    size = len(source.read_text(introduction)) + len(best.text)
+    texts = {index: source.read_text(index) for index in (introduction, *items)}
     selected = {best.index} & set(items)
+    for index in {introduction} | selected:
+        texts[index] = shorten(texts[index], characters_max // (1 + len(selected)) - LINE_MARKS)
+    size = sum(len(texts[index]) + LINE_MARKS for index in {introduction} | selected)
     # From the best item outwards, or from the first one.
     center = best.index if selected else items[0]
     for index in sorted(items, key=lambda index: (abs(index - center), index)):
         if index in selected:
             continue
-        size += len(source.read_text(index))
-        if size > QUOTE_CHARACTERS_MAX:
+        size += len(texts[index]) + LINE_MARKS
+        if size > characters_max:
             break
         selected.add(index)
-    return _format_list(best, introduction, sorted(selected), source, mark)
+    return _format_list(best, introduction, sorted(selected), texts, source, mark)
 
 
 def _format_list(
-    best: QuotableUnit, introduction: int, selected: list[int], source: PassageUnits, mark: str
+    best: QuotableUnit,
+    introduction: int,
+    selected: list[int],
+    texts: Mapping[int, str],
+    source: PassageUnits,
+    mark: str,
 ) -> str:
     """Return the introduction and items as lines, each sentence of an item after its marker."""
-    text = source.read_text(introduction)
+    text = texts[introduction]
     lines = [_add_mark(text, mark) if best.index == introduction else text]
     block = -1
     for index in selected:
         unit = source.units[index]
-        sentence = source.read_text(index)
+        sentence = texts[index]
         if index == best.index or (index == selected[-1]):
             sentence = _add_mark(sentence, mark)
         if unit.block == block:

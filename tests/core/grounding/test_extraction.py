@@ -204,3 +204,30 @@ def test_a_negative_question_is_answered_by_a_negation() -> None:
     """Of sentences with the same words, the one with a negation says what cannot be."""
     passage = Passage(1, "d", "d.1", "T", "- A column can be a key.\n- A column may not be empty.")
     assert quote_answer("What can't a column be?", [passage]) == "A column may not be empty. [1]"
+
+
+def test_entries_of_a_table_of_contents_are_not_answers() -> None:
+    """A sentence is preferred to an item without an end mark and an introduction."""
+    text = "- Stopping the pump\n- Cleaning the pump\n\nTo stop the pump, turn the red lever."
+    assert quote_answer("How do I stop the pump?", [Passage(1, "d", "d.1", "", text)]) == (
+        "To stop the pump, turn the red lever. [1]"
+    )
+
+
+def test_the_section_about_a_term_defines_it() -> None:
+    """The first sentences below a heading that is nothing but the term are preferred."""
+    text = (
+        "Set `queue_size` in the file. queue_size can be changed at run time.\n\n"
+        "## queue_size\n\nMaximum number of waiting jobs."
+    )
+    assert quote_answer("queue_size", [Passage(1, "d", "d.1", "", text)]) == (
+        "Maximum number of waiting jobs. [1]"
+    )
+
+
+def test_an_expansion_need_not_contain_the_abbreviation() -> None:
+    """The words of an abbreviation answer what it stands for."""
+    text = "WAL is the default. The write-ahead log is a file."
+    assert "write-ahead log" in quote_answer(
+        "What does WAL stand for?", [Passage(1, "d", "d.1", "", text)]
+    )

@@ -2,7 +2,11 @@
 
 from service.core.grounding.citations import read_citations
 from service.core.grounding.extraction import quote_answer
-from service.core.grounding.quotation import CODE_CHARACTERS_MAX, QUOTE_CHARACTERS_MAX
+from service.core.grounding.quotation import (
+    CODE_CHARACTERS_MAX,
+    QUOTE_CHARACTERS_MAX,
+    allot_characters,
+)
 from service.core.records import Passage
 
 
@@ -51,6 +55,53 @@ def test_the_length_is_limited() -> None:
     assert quote("Who painted the lamps?", f"{long} The lamps were painted. {long}") == (
         "The lamps were painted. [1]"
     )
+
+
+def test_a_long_sentence_is_shortened() -> None:
+    """The part with the words of the question is quoted."""
+    clauses = ", ".join(f"room {n} has a bed and a chair of oak" for n in range(30))
+    answer = quote("What does the keeper polish?", f"In the tower, {clauses}, the keeper polishes.")
+    assert answer.startswith("… room")
+    assert answer.endswith("the keeper polishes. [1]")
+    assert QUOTE_CHARACTERS_MAX - 60 < len(answer) <= QUOTE_CHARACTERS_MAX
+
+
+def test_quotations_share_the_length() -> None:
+    """Two places together are no longer than one; a short sentence is not shortened."""
+    assert allot_characters([100]) == [400]
+    assert allot_characters([350, 50]) == [338, 62]
+    assert allot_characters([300, 300, 300]) == [133, 133, 134]
+    text = "\n\n".join(
+        f"The {room} opens at {hour} on all days, " + "and its keys are at the desk, " * 20
+        for room, hour in (("library", "nine"), ("museum", "ten"))
+    )
+    answer = quote("When does the library open, and when does the museum open?", text)
+    assert "library opens at nine" in answer
+    assert "museum opens at ten" in answer
+    assert len(answer) <= QUOTE_CHARACTERS_MAX
+
+
+def test_the_sentence_before_a_continuation_comes_first() -> None:
+    """If the best sentence refers to the one before, that one is quoted rather than the next."""
+    text = f"Anna painted the lamps. She also built the organ. {'It has pipes of tin ' * 18}."
+    answer = quote("Who built the organ?", text)
+    assert answer == "Anna painted the lamps. She also built the organ. [1]"
+
+
+def test_sentences_after_a_complete_one_are_left_out() -> None:
+    """A sentence that covers the question needs none after it, unless they are linked."""
+    text = "The lamp of the tower was made in Paris by Henry Lepaute. {} the tower."
+    question = "Who made the lamp of the tower?"
+    assert quote(question, text.format("Visitors like")) == (
+        "The lamp of the tower was made in Paris by Henry Lepaute. [1]"
+    )
+    assert "However" in quote(question, text.format("However, it never reached"))
+
+
+def test_fragments_are_no_neighbours() -> None:
+    """A line without an end mark, or one that introduces what follows, is not quoted."""
+    text = "鐘は毎朝鳴ります。鐘の理由は以下のとおりです。\n\n- 祭り。"
+    assert quote("鐘はいつ鳴りますか", text) == "鐘は毎朝鳴ります。[1]"
 
 
 def test_a_row_is_quoted_with_its_header() -> None:
