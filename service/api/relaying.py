@@ -40,6 +40,7 @@ from service.core.fair_share import current_user
 from service.core.ports import PeerRequest, PeerResponse, TicketGrant
 from service.core.replicas.peers import NoPeers
 from service.core.replicas.signatures import (
+    FINGERPRINT_HEADER,
     HEADER,
     PeerVerifier,
     VerifiedHead,
@@ -48,6 +49,7 @@ from service.core.replicas.signatures import (
 
 ID_CHARACTERS = 36
 RESPONSE_PREFIX = "resp_"  # of an id in the OpenAI protocol
+FINGERPRINT = "kotae.fingerprint"  # in the scope: identifies a request that a client may repeat
 BODY_BYTES_MAX = 8_388_608  # of a forwarded request
 _PEER_PREFIX = "/peer/"  # of requests that replicas do not forward, but make
 _PEER_PATHS = re.compile(
@@ -130,6 +132,9 @@ def _build_forwarded(scope: Scope, principal: Principal | None, body: bytes = b"
     """Build the request to the owner. `principal` None: the ticket in the query says who it is."""
     query = scope["query_string"].decode("latin-1")
     headers = select_headers(Headers(scope=scope)) | {"x-request-id": scope["request_id"]}
+    headers.pop(FINGERPRINT_HEADER, None)  # a client has no say in it
+    if FINGERPRINT in scope:
+        headers[FINGERPRINT_HEADER] = scope[FINGERPRINT].hex()
     return PeerRequest(
         method=scope["method"],
         target=scope["kotae.path"] + (f"?{query}" if query else ""),
@@ -224,6 +229,8 @@ class PeerApplication:
         if scope["path"].startswith(_PEER_PREFIX):
             await self._respond_to_replica(scope, receive, send)
             return
+        if fingerprint := Headers(scope=scope).get(FINGERPRINT_HEADER):
+            scope[FINGERPRINT] = bytes.fromhex(fingerprint)
         scope["headers"] = [
             *((name, value) for name, value in scope["headers"] if name != HEADER.encode())
         ]
@@ -253,16 +260,19 @@ class PeerApplication:
         """Answer a request of a replica itself."""
         answers = self._services.answers
         scope["request_id"] = create_id(utc_now())
-        operation, _, conversation_id = scope["path"].removeprefix(_PEER_PREFIX).partition("/")
+        operation, _, subject = scope["path"].removeprefix(_PEER_PREFIX).partition("/")
         try:
             match scope["method"], operation:
                 case "GET", "written":
                     await answers.wait_own_written()
                     response = Response(status_code=204)
+                case "GET", "retries":
+                    fingerprint = bytes.fromhex(subject)
+                    response = json_response(answers.find_retriable(fingerprint))
                 case "GET", "conversations":
-                    response = json_response(await answers.list_conversation_users(conversation_id))
+                    response = json_response(await answers.list_conversation_users(subject))
                 case "DELETE", "conversations":
-                    await answers.stop_conversation(conversation_id)
+                    await answers.stop_conversation(subject)
                     response = Response(status_code=204)
                 case _:
                     raise NotFound("replicas do not use this path")

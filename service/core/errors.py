@@ -34,6 +34,7 @@
     ├── DatabaseUnavailable      503 database_unavailable  retry; see /health/ready
     ├── QuotaUnavailable         503 quota_unavailable     retry; users without limits go on
     ├── OwnerUnavailable         503 owner_unavailable     retry: its replica is restarting or lost
+    │   └── OwnedElsewhere       503 owned_elsewhere       retry: another replica answers it
     ├── LoopDetected             508 loop_detected         give each replica its own peer address
     ├── JwksUnavailable          503 jwks_unavailable      check KOTAE_JWT_JWKS_URL, then retry
     └── ProviderError            502 provider_error        the provider failed while answering
@@ -312,11 +313,18 @@ class OwnerUnavailable(KotaeError):
 
 
 class OwnedElsewhere(OwnerUnavailable):
-    """Another replica has the answer of this idempotency key, and should get the request."""
+    """Another replica has the answer that this request repeats, and should get the request."""
 
-    def __init__(self, answer_id: str) -> None:
-        super().__init__("another replica answers the request with this Idempotency-Key")
-        self.answer_id = answer_id
+    code, title = "owned_elsewhere", "Another replica answers this request"
+
+    answer_id = ""
+
+
+def build_owned_elsewhere(answer_id: str) -> OwnedElsewhere:
+    """Build the error that names the answer of another replica."""
+    error = OwnedElsewhere()
+    error.answer_id = answer_id
+    return error
 
 
 class LoopDetected(KotaeError):

@@ -1,6 +1,7 @@
 """Two replicas on one PostgreSQL database: an answer can be read and stopped at any of them."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from itertools import accumulate
@@ -453,3 +454,34 @@ async def test_a_rejected_request_leaves_its_key_free(
     accepted = await second.client.post("/ai/test", json=body, headers=headers)
 
     assert (refused.status_code, accepted.status_code) == (400, 200)
+
+
+async def test_a_retry_of_an_sdk_gets_the_answer_of_another_replica(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """The provider is called once; the retry has the whole answer."""
+    first, second = await replicas.start(), await replicas.start()
+    hold = asyncio.Event()
+    fake.next(Behaviour(text="one two three four", hold=hold, hold_after=2))
+    body = {"model": "m", "messages": [{"role": "user", "content": "Count."}], "stream": True}
+    headers = {"host": "localhost", "x-stainless-retry-count": "0"}
+    path = "/v1/chat/completions"
+    async with first.client.stream("POST", path, json=body, headers=headers) as response:
+        await anext(response.aiter_bytes())
+    again = asyncio.create_task(
+        second.client.post(path, json=body, headers=headers | {"x-stainless-retry-count": "1"})
+    )
+    forged = await second.client.post(
+        path,
+        json=body | {"stream": False},
+        headers={"host": "localhost", "kotae-fingerprint": "00" * 32},
+    )
+    hold.set()
+    reply = await again
+    rows = await first.rows()
+
+    chunks = [json.loads(line[6:]) for line in reply.text.splitlines() if "content" in line]
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    assert text == "one two three four"
+    assert forged.status_code == 200
+    assert len(fake.calls) == len(rows) == 2

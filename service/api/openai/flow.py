@@ -15,7 +15,7 @@ from service.api.fast_route import authorize_any_query, read_idempotency_key
 from service.api.openai.chat_body import ChatBody
 from service.api.openai.errors import create_rate_headers
 from service.api.problems import create_problem_response
-from service.api.relaying import BodyRecorder, OwnerResponse
+from service.api.relaying import FINGERPRINT, BodyRecorder, OwnerResponse
 from service.api.sse import create_batches_response
 from service.api.waiting import wait_output
 from service.core.answering.answers import AnswerRequest, StartedAnswer
@@ -57,7 +57,7 @@ class AnswerRoute(APIRoute):
         request = Request(scope, receive)
         principal = await authorize_any_query(request)
         key = await read_idempotency_key(request, request.headers.get("idempotency-key"))
-        if key is not None:
+        if key is not None or request.headers.get(RETRY_HEADER, "0") != "0":
             request = Request(scope, recorder := BodyRecorder(receive))
         services = request.state.services
         try:
@@ -134,7 +134,10 @@ async def begin_answer(
     """Start an answer, or find the one that the client repeats; None if it has disconnected."""
     if key is not None or retry_count is None or answer_request.principal is None:
         return await begin_while_connected(request, answer_request, key, services)
-    fingerprint = compute_fingerprint(request.scope, raw, answer_request.principal)
+    scope = request.scope
+    if FINGERPRINT not in scope:  # otherwise another replica has received the request
+        scope[FINGERPRINT] = compute_fingerprint(scope, raw, answer_request.principal)
+    fingerprint = scope[FINGERPRINT]
     return await services.answers.answer_or_attach(
         answer_request, fingerprint, is_retry=retry_count != "0"
     )

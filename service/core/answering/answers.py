@@ -48,7 +48,14 @@ from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.documents.library import list_tagged
 from service.core.encoding import create_id, read_id_time, sanitize_text, utc_now
-from service.core.errors import Erased, NotFound, QuotaExceeded, ShuttingDown, UnknownModel
+from service.core.errors import (
+    Erased,
+    NotFound,
+    QuotaExceeded,
+    ShuttingDown,
+    UnknownModel,
+    build_owned_elsewhere,
+)
 from service.core.fair_share import FairTurns, SharedLimit
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
@@ -58,6 +65,7 @@ from service.core.limits import ServiceLimits
 from service.core.ports import (
     ChatCall,
     IdempotencyClaims,
+    PeerRequest,
     Peers,
     Provider,
     ProviderRequest,
@@ -276,14 +284,28 @@ class Answers:
     ) -> StartedAnswer:
         """Start an answer, or return the one that a client's retry repeats.
 
-        Raises the errors of `answer`.
+        Raises the errors of `answer`, and `OwnedElsewhere` if another replica has that one.
         """
         retriable = self._retries.attach(fingerprint) if is_retry else None
         if retriable is not None:
             return StartedAnswer(retriable.stream, replayed=True, retriable=retriable)
+        if is_retry and self._peers is not None:
+            await self._require_not_elsewhere(self._peers, fingerprint)
         stream = await self.answer(request)
         retriable = self._retries.register(fingerprint, stream)
         return StartedAnswer(stream, replayed=False, retriable=retriable)
+
+    async def _require_not_elsewhere(self, peers: Peers, fingerprint: bytes) -> None:
+        """Raise `OwnedElsewhere` if a retry repeats an answer of another replica."""
+        target = f"/peer/retries/{fingerprint.hex()}"
+        replies = await peers.ask_all(PeerRequest(method="GET", target=target, headers={}))
+        for reply in replies:
+            if (answer_id := msgspec.json.decode(reply, type=str | None)) is not None:
+                raise build_owned_elsewhere(answer_id)
+
+    def find_retriable(self, fingerprint: bytes) -> str | None:
+        """Return the id of the answer that a retry with this fingerprint repeats, if any."""
+        return self._retries.find_answer(fingerprint)
 
     async def answer_once(self, request: AnswerRequest, idempotency_key: str) -> StartedAnswer:
         """Start the answer of an idempotency key, or return the existing one.

@@ -12,7 +12,7 @@ A single process needs no claims: its `IdempotencyRegistry` has all keys.
 from service.core.answering.idempotency import require_same_request
 from service.core.answering.replay import ReplayLookup
 from service.core.encoding import create_id, utc_now
-from service.core.errors import DatabaseUnavailable, OwnedElsewhere, OwnerUnavailable
+from service.core.errors import DatabaseUnavailable, OwnerUnavailable, build_owned_elsewhere
 from service.core.ports import Claim, IdempotencyClaims, Peers
 from service.core.records import Outcome
 from service.core.telemetry import log
@@ -54,7 +54,7 @@ class AnswerClaims:
         """Return the outcome of a claimed answer; None: it has never started."""
         owner = self._peers.find_owner(answer_id) if self._peers else None
         if owner is not None and owner.address:
-            raise OwnedElsewhere(answer_id)
+            raise build_owned_elsewhere(answer_id)
         await self._replay.wait_written()
         outcome = await self._replay.find_by_key(user_id, key)
         if outcome is None and self._peers is not None:

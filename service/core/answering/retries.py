@@ -79,6 +79,12 @@ class RetryRegistry:
         """Return the answer of a new request, for its reader."""
         return RetriableAnswer(self, fingerprint, stream, self._clock())
 
+    def find_answer(self, fingerprint: bytes) -> str | None:
+        """Return the id of the answer that a retry would get, if there is one."""
+        now = self._clock()
+        answers = self._by_fingerprint.get(fingerprint, ())
+        return next((a.stream.intent.id for a in answers if a.is_repeatable(now)), None)
+
     def attach(self, fingerprint: bytes) -> RetriableAnswer | None:
         """Return the answer that a retry gets, for its reader; None: it is a new question."""
         now = self._clock()

@@ -22,11 +22,13 @@ from service.core.ports import PeerRequest
 from service.core.secret_keys import derive_key
 
 HEADER = "kotae-peer"
+FINGERPRINT_HEADER = "kotae-fingerprint"  # of a request that the client repeats
 # Headers of a client that the other replica needs. All of them are signed.
 FORWARDED_HEADERS = (
     "accept",
     "content-type",
     "idempotency-key",
+    FINGERPRINT_HEADER,
     "last-event-id",
     "origin",
     "sec-fetch-site",

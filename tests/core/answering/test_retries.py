@@ -163,3 +163,15 @@ def test_expired_answers_are_forgotten(registry: RetryRegistry, clock: StepClock
     leave(registry, create_stream(), b"g")
 
     assert len(registry) == 1
+
+
+def test_an_answer_is_found_without_attaching(registry: RetryRegistry, clock: StepClock) -> None:
+    """Other replicas ask whether a retry would get an answer here; that changes nothing."""
+    stream = create_stream()
+    leave(registry, stream)
+    answer_ids = [registry.find_answer(b"f") for _ in range(2)]
+    unknown = registry.find_answer(b"g")
+    clock.now = RETRY_WINDOW_SECONDS + 1
+
+    assert answer_ids == [stream.intent.id] * 2
+    assert (unknown, registry.find_answer(b"f")) == (None, None)
