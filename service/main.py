@@ -226,8 +226,7 @@ async def _open_services(
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
     workers["reindexing"] = Reindexer(singleton_database, settings, chunk_workers)
-    if database.dialect == "sqlite":
-        _start_worker("merging", IndexMerger(database), workers, stack)
+    workers["merging"] = IndexMerger(singleton_database)
     _start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
@@ -385,7 +384,7 @@ async def _start_singleton_tasks(
     """Start what one process does: with PostgreSQL, the leader."""
     tasks = [
         cast("BackgroundWorker", workers[name])
-        for name in ("reindexing", "embedding")
+        for name in ("reindexing", "merging", "embedding")
         if name in workers
     ]
     if replica is None:

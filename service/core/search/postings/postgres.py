@@ -1,7 +1,8 @@
-"""The index in PostgreSQL: rows of token, first chunk, and the chunks of one document with it.
+"""The index in PostgreSQL: rows of token and ids of chunks, an id for each occurrence.
 
-Triggers write them (`alembic/postgresql`), as they do for FTS5: an id for each occurrence. So the
-posting list of a token is that of its rows together. `chunks.words` and `grams` give the lengths.
+Triggers write them (`alembic/postgresql`), as they do for FTS5: a row for each term of a document.
+`postings_merge.py` joins rows. The posting list of a token is that of its rows together.
+`chunks.words` and `grams` give the lengths.
 """
 
 from collections import defaultdict
@@ -43,7 +44,8 @@ class PostgresReader:
         lists: defaultdict[str, list[int]] = defaultdict(list)
         for token, ids in self._execute(_OCCURRENCES, tokens=list(tokens)):
             lists[token] += ids
-        return [build_ids(lists[token]) for token in tokens]
+        # Rows of a document that has moved to this scope may overlap with others.
+        return [build_ids(sorted(lists[token])) for token in tokens]
 
     def read_lengths(self, ids: Sequence[int]) -> list[int]:
         """See `IndexReader.read_lengths`."""
