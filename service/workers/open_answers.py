@@ -1,7 +1,7 @@
 """Open answers of this replica in the database, and those of lost replicas.
 
 See `core/replicas/open_answers.py`. Every replica keeps its own; the leader turns those of lost
-replicas into rows.
+replicas into rows, and removes slots that have been free for a day.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ from service.core.database.engine import Database
 from service.core.encoding import compute_first_id, utc_now
 from service.core.ports import RecordQueue
 from service.core.replicas import open_answers
-from service.core.replicas.slots import SlotLease
+from service.core.replicas.slots import SlotLease, remove_old_slots
 from service.core.telemetry import log
 from service.workers.background import PeriodicTask
 
@@ -126,6 +126,8 @@ class LostAnswersRecovery:
         """Do the work of one tick. Raises `DatabaseUnavailable`."""
         async with self._database.read_session() as session:
             slots = await open_answers.list_lost_slots(session, self._lost_seconds)
+        async with self._database.transaction() as session:
+            await remove_old_slots(session)
         for slot in slots:
             self._interrupted += await interrupt_open(self._database, slot, _NO_BOUND)
             async with self._database.transaction() as session:

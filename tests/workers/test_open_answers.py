@@ -4,8 +4,10 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from service.core.accounting import conversations
 from service.core.accounting import log as request_log
 from service.core.accounting.journal import Journal
 from service.core.accounting.queue import JournaledQueue
@@ -119,3 +121,24 @@ async def test_the_answers_of_a_lost_replica_become_rows(database: Database) -> 
     assert returned
     assert returned.status is Status.COMPLETED
     assert (await lease.list_replicas())[0].state is ReplicaState.LOST
+
+
+async def test_erased_texts_stay_erased_when_a_journal_returns(database: Database) -> None:
+    """The returned record changes the numbers of the row, but not its texts."""
+    lease, intent = SlotLease(database, "a"), build_old_intent()
+    intent = msgspec.structs.replace(intent, conversation_id=intent.id)
+    await lease.acquire()
+    async with database.transaction() as session:
+        await open_answers.store_open(session, 0, [intent])
+    await age_slot(database, 0, 61)
+    await LostAnswersRecovery(database, lost_seconds=60).run_checks()
+    async with database.transaction() as session:
+        await conversations.erase_rows(session, intent.id)
+    await write(database, [build_outcome(intent)])
+    async with database.read_session() as session:
+        outcome = await request_log.find_outcome(session, intent.id)
+
+    assert outcome
+    assert (outcome.status, outcome.response, outcome.intent.prompt) == (Status.COMPLETED, "", "")
+    assert outcome.usage
+    assert outcome.usage.completion_tokens == 5

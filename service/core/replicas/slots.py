@@ -3,7 +3,7 @@
 A replica leases a slot for `LEASE_SECONDS` and renews the lease; the time is that of the database.
 The ids of its answers contain the slot, so that every replica finds the owner of an answer. A data
 directory keeps its slot: after a restart, the records in its journal still belong to it. A slot is
-given to another data directory only when all numbers were used and it has been free for a day.
+given to another data directory only after it has been free for a day, when the leader removes it.
 
 A lost lease stops work that only one replica may do. It does not stop answering: no other replica
 gets the slot so soon. A replica whose data directory was copied, and started elsewhere, learns from
@@ -94,12 +94,9 @@ class SlotLease:
         return self.slot
 
     async def _choose_slot(self, session: Session) -> int:
-        for query in (_FIND, _NEXT, _REUSABLE):
-            slot = (
-                await session.execute(
-                    query, {"name": self._name, "slots": self._slots, "seconds": REUSE_SECONDS}
-                )
-            ).scalar()
+        values = {"name": self._name, "last": self._slots - 1}
+        for query in (_FIND, _UNUSED):
+            slot = (await session.execute(query, values)).scalar()
             if slot is not None:
                 return int(slot)
         raise SettingsInvalid(f"all {self._slots} slots of the database are in use")
@@ -121,7 +118,7 @@ class SlotLease:
             await session.execute(_RELEASE, self._values())
 
     async def list_replicas(self) -> dict[int, Replica]:
-        """Return all slots that were ever used. Raises `DatabaseUnavailable`."""
+        """Return all slots that were used in the last day. Raises `DatabaseUnavailable`."""
         async with self._database.read_session() as session:
             rows = (await session.execute(_LIST, {"seconds": self.lease_seconds})).mappings()
             return {row["slot"]: _read_replica(row) for row in rows}
@@ -134,6 +131,11 @@ class SlotLease:
             "address": self.address,
             "since": self.since,
         }
+
+
+async def remove_old_slots(session: Session) -> None:
+    """Remove the slots of replicas that left or were lost a day ago."""
+    await session.execute(_REMOVE_OLD, {"seconds": REUSE_SECONDS})
 
 
 def read_name(data_dir: Path) -> str:
@@ -157,13 +159,13 @@ def _read_replica(row: Mapping[Any, Any]) -> Replica:
 
 
 _FIND = sa.text("SELECT slot FROM replicas WHERE name = :name")
-_NEXT = sa.text(
-    "SELECT slot FROM (SELECT coalesce(max(slot) + 1, 0) AS slot FROM replicas) AS next"
-    " WHERE slot < :slots"
+_UNUSED = sa.text(
+    "SELECT min(number) FROM generate_series(0, :last) AS numbers(number)"
+    " WHERE NOT EXISTS (SELECT 1 FROM replicas WHERE slot = number)"
 )
-_REUSABLE = sa.text(
-    "SELECT slot FROM replicas WHERE state <> 'serving'"
-    " AND seen_at < clock_timestamp() - make_interval(secs => :seconds) ORDER BY seen_at LIMIT 1"
+_REMOVE_OLD = sa.text(
+    "DELETE FROM replicas WHERE state <> 'serving'"
+    " AND seen_at < clock_timestamp() - make_interval(secs => :seconds)"
 )
 _ACQUIRE = sa.text(
     """
