@@ -22,12 +22,15 @@ from service.core.grounding.questions import read_question
 from service.core.grounding.quotation import compose_quotation, format_date
 from service.core.ports import VectorSearch
 from service.core.records import Passage
+from service.core.text.blocks import BlockKind
 from service.core.text.languages import recognize_language
 from service.core.text.tokenizer import Tokenizer, get_tokenizer
 
 PASSAGES_COMPARED = 2
 SENTENCES_COMPARED = 16
 RANK_WEIGHT = 0.01  # decrease of the similarity per rank of the passage
+INCOMPLETE_WEIGHT = 0.05  # decrease of a line without an end mark, such as a caption
+CODE_WEIGHT = 0.03  # decrease of code, if the question does not ask how to
 WORDS_WEIGHT = 0.05  # of the share of the question's words, which rarely match across languages
 
 
@@ -95,16 +98,23 @@ def quote_nearest(
     if not similarities:
         return None
     tokenizer = get_tokenizer(dictionary)
+    question = read_question(sentences.question)
     words = _list_words(sentences.question, tokenizer)
 
     def score(n: int) -> float:
         candidate = sentences.candidates[n]
         matched = len(words & (candidate.own | candidate.above)) / max(1, len(words))
-        return similarities[n] + WORDS_WEIGHT * matched - RANK_WEIGHT * (candidate.n - 1)
+        is_unasked_code = candidate.unit.kind is BlockKind.CODE and not question.asks_how
+        return (
+            similarities[n]
+            + WORDS_WEIGHT * matched
+            - RANK_WEIGHT * (candidate.n - 1)
+            - INCOMPLETE_WEIGHT * (not candidate.complete)
+            - CODE_WEIGHT * is_unasked_code
+        )
 
     best = sentences.candidates[max(range(len(similarities)), key=score)]
     source = next(source for source in sentences.sources if source.passage.n == best.n)
-    question = read_question(sentences.question)
     quotation = compose_quotation(best, source, question, tokenizer)
     return quotation + format_date(source.passage, sentences.question)
 

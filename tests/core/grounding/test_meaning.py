@@ -116,3 +116,14 @@ def test_a_name_in_the_question_counts() -> None:
     quoted = quote_nearest(sentences, [0.8] * len(sentences.texts))
     assert quoted is not None
     assert quoted.startswith("Caddy uses")
+
+
+def test_captions_and_code_are_quoted_last() -> None:
+    """Of units that are about equally near, a sentence is quoted rather than a caption or code."""
+    text = "The limits of hotels\n\n```\nhotel --limit 80\n```\n\nA hotel costs up to 80 euros."
+    sentences = list_sentences(QUESTION, [Passage(1, "d", "d.1", "", text)], "")
+    assert sentences is not None
+    assert len(sentences.texts) == 3
+    quoted = quote_nearest(sentences, [0.82, 0.81, 0.8])
+    assert quoted is not None
+    assert quoted.startswith("A hotel costs")
