@@ -19,10 +19,11 @@ threshold.
 *Fusion*: with cosines (`KOTAE_EMBEDDINGS`), candidates are ordered by coverage + 0.075 ·
 z(cosine), where z, at most 2.5, is computed over the candidates that have a vector; one without a
 vector gets 0, the mean. `share` and `terms` remain those of the words. The largest cosine of the
-best chunks scales both thresholds: down if the meaning is near, up if it is far. Bare words are
-exempt from stricter thresholds: their embeddings carry little meaning. A chunk in another language
-than the query shares few words with it: its coverage counts as `FOREIGN_COVERAGE` at least, and if
-words do not suffice, chunks with a cosine of `FOREIGN_COSINE_MIN` answer and come first.
+best chunks scales both thresholds: down if the meaning is near and a visible chunk has each word of
+the query, up if it is far. Bare words are exempt from stricter thresholds: their embeddings carry
+little meaning. A chunk in another language than the query shares few words with it: its coverage
+counts as `FOREIGN_COVERAGE` at least, and if words do not suffice, chunks with a cosine of
+`FOREIGN_COSINE_MIN` answer and come first.
 """
 
 import math
@@ -63,7 +64,7 @@ SUPPORT_CHUNKS = 3
 CHUNKS_FLOOR = 1000
 COSINE_WEIGHT = 0.075
 COSINE_DEVIATIONS_MAX = 2.5  # limits the influence of one chunk that is far nearer than all others
-COSINE_SLOPE = 6  # change of the logarithm of the thresholds per unit of cosine
+COSINE_SLOPE = 8  # change of the logarithm of the thresholds per unit of cosine
 # Of a chunk in another language than the query: the cosine that suffices without common words, and
 # the least coverage, about that of unrelated chunks in the query's language.
 FOREIGN_COSINE_MIN, LATIN_FOREIGN_COSINE_MIN = 0.855, 0.865
@@ -259,6 +260,7 @@ class _Ranker:
         self._words = _compute_idfs(query.words, statistics.words, self._total)
         self._grams = _compute_idfs(query.grams, statistics.grams, self._total)
         self._weights = self._weigh_terms()
+        self._has_absent = not all(statistics.words.get(word) for word in query.words)
         self._term_score_max = (K1 + 1) * math.fsum(self._weights)
         self._reduce_corrected()
         self._score_max = self._term_score_max * (1 + PROXIMITY_WEIGHT)
@@ -282,8 +284,10 @@ class _Ranker:
         share, terms = self._measure_relevance(best)
         cosine = self._find_nearest_cosine(best) if thresholds.cosine_even else None
         complete = any(self._complete[i] for i in best)
+        even = thresholds.cosine_even
+        judged = min(cosine, even) if cosine is not None and self._has_absent else cosine
         answerable = _is_answerable(
-            self._query, share, terms, thresholds, cosine, complete=complete
+            self._query, share, terms, thresholds, judged, complete=complete
         )
         if not answerable and cosine is not None and (near := self._select_near_foreign(order)):
             answerable, order = True, list(dict.fromkeys([*near, *order]))

@@ -104,6 +104,24 @@ def test_the_cosine_adjusts_the_thresholds() -> None:
         assert ranking.chunks[0].cosine == cosine
 
 
+def test_a_near_meaning_replaces_no_missing_word() -> None:
+    """A near chunk lowers the thresholds only if each word occurs in a visible chunk."""
+    query, known = parse("Who polishes the lens of the lighthouse?", 1)
+    missing = CollectionStatistics(1, known.words | {query.words[0]: 0}, known.grams)
+    chunk = encode(query, TEXTS[0])
+    for statistics, cosine, answerable in (
+        (known, 0.9, True),
+        (missing, 0.9, False),
+    ):
+        words_only = rank_chunks(query, chunk, statistics, limit=5, thresholds=Thresholds(0, 0))
+        least = Thresholds(words_only.share * 1.01 / LATIN_COMBINED_MIN, words_only.terms, 0.85)
+        ranking = rank_chunks(
+            query, chunk, statistics, limit=5, thresholds=least, cosines={0: cosine}
+        )
+        assert ranking.answerable is answerable
+        assert ranking.cosine == cosine
+
+
 def test_a_near_chunk_in_another_language_answers() -> None:
     """Where words do not suffice, near chunks in another language answer and come first."""
     query, statistics = parse("Who polishes the lens of the lighthouse?", 1)
@@ -118,7 +136,7 @@ def test_a_near_chunk_in_another_language_answers() -> None:
             encode(query, text, "Die Linse wird geputzt."),
             statistics,
             limit=5,
-            thresholds=Thresholds(0.5, 1, 0.841),
+            thresholds=Thresholds(0.5, 1, 0.835),
             cosines={0: 0.84, 1: cosine},
             foreign=foreign,
         )
