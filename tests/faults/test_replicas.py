@@ -4,10 +4,12 @@ import asyncio
 import shutil
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
+from random import Random
 from typing import Any, Self
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 
@@ -21,6 +23,7 @@ from tests.process import ServiceProcess, serving
 from tests.sse import events
 
 pytestmark = pytest.mark.slow
+KILLS = 5
 
 
 @pytest.fixture
@@ -229,3 +232,56 @@ async def test_replicas_with_different_time_zones_agree(
     assert all(reply.content.count(b"event: done") == 1 for reply in replies)
     for row in rows:
         assert int(row.created_at.timestamp() * 1000) == int(row.id.replace("-", "")[:12], 16)
+
+
+@pytest.mark.timeout(260)
+async def test_kills_under_load_lose_and_double_nothing(
+    cluster: Cluster, database: Database, fake: ProviderFake
+) -> None:
+    """Every call of the provider has one row, and every acknowledged answer its usage."""
+    random = Random(7)
+    fake.default = Behaviour(gap=0.01)
+    services = {name: await cluster.start(name) for name in "abc"}
+    acknowledged: dict[str, int] = {}
+    stopping = asyncio.Event()
+
+    async def ask(caller: int) -> None:
+        number = 0
+        while not stopping.is_set():
+            service = services[random.choice("abc")]
+            body = {"prompt": f"caller {caller} question {number}", "grounded": False}
+            number += 1
+            with suppress(httpx2.HTTPError):
+                reply = await service.client.post("/ai/test", json=body, timeout=10)
+                if reply.status_code == 200:
+                    answer = reply.json()
+                    acknowledged[answer["id"]] = answer["total_tokens"]
+                    continue
+            await asyncio.sleep(0.05)
+
+    callers = [asyncio.create_task(ask(caller)) for caller in range(6)]
+    for _ in range(KILLS):
+        await asyncio.sleep(random.uniform(0.2, 1))
+        name = random.choice("abc")
+        services[name].signal(signal.SIGKILL)
+        await services[name].wait()
+        services[name] = await cluster.start(name)
+    stopping.set()
+    await asyncio.gather(*callers)
+    await fake.wait_idle()
+    calls = {call.prompt for call in fake.calls}
+    async with asyncio.timeout(30):
+        rows = await cluster.read_rows()
+        while not calls <= {row.prompt for row in rows}:
+            await asyncio.sleep(0.1)
+            rows = await cluster.read_rows()
+    query = sa.text("SELECT id, prompt_tokens + completion_tokens AS total FROM request_logs")
+    async with database.read_session() as session:
+        totals = {row.id: row.total for row in await session.execute(query)}
+
+    assert len(calls) == len(fake.calls)
+    assert len(rows) == len({row.prompt for row in rows})
+    # An intent whose process was killed before it called the provider.
+    assert {row.status for row in rows if row.prompt not in calls} <= {"interrupted"}
+    assert acknowledged.items() <= totals.items()
+    assert len(acknowledged) > 10
