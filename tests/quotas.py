@@ -3,11 +3,18 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from service.core.database.engine import Database
+from service.core.lazy import LazyModule
 from service.core.quota.postgres import PostgresQuotaStore
 from service.core.quota.shared import SharedQuota
 from tests.postgres import PostgresServer, temporary_database
+
+if TYPE_CHECKING:
+    from service.core.quota import redis
+else:
+    redis = LazyModule("service.core.quota.redis")
 
 NOON = datetime(2027, 3, 31, 12, 0, 5, tzinfo=UTC).timestamp()
 TTL_SECONDS = 300
@@ -47,6 +54,34 @@ async def running_quota(
         yield quota
     finally:
         await quota.stop()
+
+
+@asynccontextmanager
+async def running_redis_quota(
+    redis_url: str, url: str, clock: Clock, *, slot: int = 0, seconds: float = SECONDS
+) -> AsyncIterator[SharedQuota]:
+    """The quota of one replica in Redis."""
+    store = redis.RedisQuotaStore(
+        redis_url, url, slot=slot, ttl_seconds=TTL_SECONDS, seconds=seconds
+    )
+    quota = SharedQuota(store, seconds=seconds, clock=clock, monotonic=lambda: clock.monotonic)
+    await quota.start()
+    try:
+        yield quota
+    finally:
+        await quota.stop()
+
+
+@asynccontextmanager
+async def open_redis_quota(
+    redis_url: str, server: PostgresServer, clock: Clock
+) -> AsyncIterator[tuple[SharedQuota, Database]]:
+    """A quota in Redis, and the database with the log."""
+    async with (
+        temporary_database(server) as database,
+        running_redis_quota(redis_url, database._url, clock) as quota,
+    ):
+        yield quota, database
 
 
 @asynccontextmanager

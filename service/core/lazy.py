@@ -40,6 +40,7 @@ MODULES = {
     "service.core.database.postgres_lock": "imports service.core.database.postgres",
     "service.core.database.migrations": "Alembic, a tenth of the start, only for `kotae migrate`",
     "service.core.providers.sdk": "the OpenAI SDK, half a second, imported shortly after the start",
+    "service.core.quota.redis": "an optional extra, only with KOTAE_REDIS_URL",
     "service.core.search.embeddings": "numpy, 10 MiB and 0.1 s, only with KOTAE_EMBEDDINGS",
     "service.core.search.engine": "numpy, 10 MiB and 0.1 s, imported at the first search",
     "service.workers.postgres": "imports service.core.database.postgres_lock",

@@ -94,6 +94,12 @@ def _parse_json(value: Any) -> Any:
         raise ValueError(f"not valid JSON: {error}") from None
 
 
+def _check_redis_url(url: str | None) -> str | None:
+    if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("not a URL such as redis://redis.internal/0")
+    return url
+
+
 def _check_address(address: str | None) -> str | None:
     """Require HOST:PORT; an IPv6 address is in brackets."""
     if address:
@@ -221,6 +227,18 @@ class Settings(BaseSettings):
         description="PostgreSQL: address and port at which other replicas reach this one, for "
         "example 10.0.0.5:8100. It serves nothing else, and must not be reachable for clients. "
         "Required for more than one replica.",
+    )
+    redis_url: Annotated[str | None, AfterValidator(_check_redis_url)] = Field(
+        None,
+        description="PostgreSQL: Redis or Valkey for the quotas of all replicas, for example "
+        "redis://:password@redis.internal/0 or rediss://…. Without it they are in PostgreSQL.",
+    )
+    redis_seconds: float = Field(
+        0.5,
+        gt=0,
+        le=30,
+        description="Maximum duration of a call to Redis, in seconds. Requests of users with "
+        "limits then get 503.",
     )
     lost_seconds: float = Field(
         300,
@@ -558,6 +576,11 @@ class Settings(BaseSettings):
         self._check_jwt()
         if self.secret_key is not None:
             parse_secret_keys(self.secret_key.get_secret_value())
+        if self.redis_url and self.database.startswith("sqlite"):
+            raise ValueError(
+                "KOTAE_REDIS_URL needs PostgreSQL: set KOTAE_DATABASE_URL, because with SQLite "
+                "quotas are in the memory of the process"
+            )
         if self.peer_address and self.database.startswith("sqlite"):
             raise ValueError(
                 "KOTAE_PEER_ADDRESS needs PostgreSQL: set KOTAE_DATABASE_URL, because a SQLite "

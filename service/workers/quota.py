@@ -44,9 +44,13 @@ class QuotaUpkeep:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._tick_seconds)
-            try:
-                await self._quota.keep_alive()
-            except QuotaUnavailable as error:
-                log.warning("quota.delayed", error=str(error))
-            except Exception:  # noqa: BLE001 - a tick that fails must not end the next ones
-                log.exception("quota.broken")
+            await self.run_checks()
+
+    async def run_checks(self) -> None:
+        """Do the work of one tick."""
+        try:
+            await self._quota.keep_alive()
+        except QuotaUnavailable as error:
+            log.warning("quota.delayed", error=str(error))
+        except Exception:  # noqa: BLE001 - a tick that fails must not end the next ones
+            log.exception("quota.broken")

@@ -1,7 +1,7 @@
 """Contract of `Quota`, for every implementation."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
@@ -12,8 +12,9 @@ from service.core.errors import BeyondQuota, KotaeError, QuotaExceeded, Unpriced
 from service.core.ports import Quota, QuotaLimits, QuotaSubject
 from service.core.pricing import Usage
 from service.core.quota.local import LocalQuota
-from tests.quotas import NOON, Clock, open_postgres_quota
+from tests.quotas import NOON, Clock, open_postgres_quota, open_redis_quota
 from tests.records import build_intent, build_outcome
+from tests.redis import RedisServer, running_redis
 from tests.rows import write
 
 TTL = 300
@@ -36,7 +37,19 @@ class QuotaFixture:
         return self.quota.get_usage(subject)[name]
 
 
-@pytest.fixture(params=["local", pytest.param("postgres", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server for these tests."""
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture(
+    params=[
+        "local",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("postgres", "redis")),
+    ]
+)
 async def fixture(request: pytest.FixtureRequest) -> AsyncIterator[QuotaFixture]:
     """Each implementation, with the log that it derives usage from."""
     clock = Clock()
@@ -51,7 +64,13 @@ async def fixture(request: pytest.FixtureRequest) -> AsyncIterator[QuotaFixture]
             yield QuotaFixture(local, clock, settle_local)
             return
         server = request.getfixturevalue("postgres")
-        shared, database = await stack.enter_async_context(open_postgres_quota(server, clock))
+        if request.param == "redis":
+            redis = request.getfixturevalue("redis_server")
+            redis.run("FLUSHALL")
+            opened = open_redis_quota(redis.url, server, clock)
+        else:
+            opened = open_postgres_quota(server, clock)
+        shared, database = await stack.enter_async_context(opened)
 
         async def settle_row(name: str, tokens: int, nano_usd: int) -> None:
             shared.settle(name, tokens=tokens, nano_usd=nano_usd)
@@ -60,6 +79,8 @@ async def fixture(request: pytest.FixtureRequest) -> AsyncIterator[QuotaFixture]
             outcome = build_outcome(intent, usage=usage, cost_nano_usd=nano_usd)
             await write(database, [outcome])
             shared.remove_written([name])
+            if isinstance(delivery := getattr(shared._store, "_delivery", None), asyncio.Task):
+                await delivery
 
         yield QuotaFixture(shared, clock, settle_row)
 

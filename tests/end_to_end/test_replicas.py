@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tests.conftest import Serve, Service, http_client
 from tests.fakes.behaviour import Behaviour, default_deltas
 from tests.fakes.provider import ProviderFake
 from tests.postgres import PostgresServer, temporary_database
+from tests.redis import running_redis
 from tests.sse import events
 
 pytestmark = pytest.mark.slow
@@ -485,3 +486,31 @@ async def test_a_retry_of_an_sdk_gets_the_answer_of_another_replica(
     assert text == "one two three four"
     assert forged.status_code == 200
     assert len(fake.calls) == len(rows) == 2
+
+
+@pytest.mark.parametrize("store", ["PostgreSQL", "Redis"])
+async def test_limits_are_those_of_all_replicas_together(replicas: Replicas, store: str) -> None:
+    """Of parallel requests to two replicas, as many succeed as the limit of their user allows."""
+    with running_redis() if store == "Redis" else nullcontext() as server:
+        settings: dict[str, Any] = {"auth": "keys", "secret": ROOT_SECRET}
+        if server is not None:
+            settings |= {"redis_url": server.url, "redis_seconds": 10.0}
+        first, second = [await replicas.start(**settings) for _ in range(2)]
+        for one in (first, second):
+            await one.services.workers["quota"].run_checks()  # type: ignore[attr-defined]
+        key = await make_key(first, "u")
+        body = {"limits": {"requests_per_minute": 5, "tokens_per_month": 10**6}}
+        (await first.client.put("/ai/users/u/quota", json=body)).raise_for_status()
+        responses = await asyncio.gather(
+            *(
+                one.client.post("/ai/test", json=KEYED, headers=bearer(key))
+                for _ in range(10)
+                for one in (first, second)
+            )
+        )
+        for one in (first, second):
+            await one.wait_idle()
+        usage = await second.client.get("/ai/usage", params={"user_id": "u"})
+
+    assert sorted(response.status_code for response in responses) == [200] * 5 + [429] * 15
+    assert usage.json()["used"]["requests_per_minute"]["used"] == 5

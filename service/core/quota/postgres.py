@@ -44,7 +44,8 @@ else:
 SECONDS = 1.0  # maximum duration of an operation, with connecting
 _SETTINGS = {"synchronous_commit": "off", "lock_timeout": "1s", "jit": "off"}
 _SETTLE = sa.text(
-    "SELECT kotae_quota_settle(CAST(:names AS text[]), CAST(CAST(:charges AS text) AS jsonb))"
+    "SELECT kotae_quota_settle(names, charges), kotae_quota_post(names, charges) FROM (SELECT"
+    " CAST(:names AS text[]) AS names, CAST(CAST(:charges AS text) AS jsonb) AS charges) AS batch"
 )
 
 Charges = Mapping[tuple[str, Starts], Sequence[int]]
@@ -114,6 +115,10 @@ class PostgresQuotaStore:
              "tokens": hold.tokens, "cost": hold.cost}
             for hold in holds
         ]  # fmt: skip
+        # Redis is no longer used: nobody delivers charges to it.
+        await _fetch(
+            self._others, "WITH epoch AS (DELETE FROM quota_epoch) DELETE FROM quota_outbox"
+        )
         result = await _fetch(
             self._others,
             "SELECT kotae_quota_register($1, $2, $3 * interval '1 second', $4)",
@@ -141,6 +146,9 @@ class PostgresQuotaStore:
         """See `QuotaStore.expire`."""
         result: int = await _fetch(self._others, "SELECT kotae_quota_expire($1)", count_max)
         return result
+
+    def notify_written(self) -> None:
+        """Nothing: the transaction of the rows has charged them."""
 
     async def close(self) -> None:
         """See `QuotaStore.close`."""

@@ -117,6 +117,10 @@ class QuotaStore(Protocol):
         """Remove holds that have expired, of any replica, and return their number."""
         ...
 
+    def notify_written(self) -> None:
+        """Rows were written: their charges can be delivered to the store, if it is elsewhere."""
+        ...
+
     async def close(self) -> None:
         """Close the connections, and withdraw this replica. Idempotent."""
         ...
@@ -243,6 +247,7 @@ class SharedQuota:
         """Forget holds that the store has replaced by usage, together with their rows."""
         for name in names:
             self._holds.pop(name, None)
+        self._store.notify_written()
 
     def release(self, name: str) -> None:
         """See `Quota.release`."""

@@ -65,6 +65,9 @@ class StoreFake:
         """Nothing expires."""
         return 0
 
+    def notify_written(self) -> None:
+        """Nothing is delivered."""
+
     async def close(self) -> None:
         """Nothing is open."""
 
