@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from service.core.grounding.extraction import quote_answer
 from service.core.grounding.meaning import (
     SENTENCES_COMPARED,
+    SIMILARITY_MIN,
     list_sentences,
     quote_by_meaning,
     quote_nearest,
@@ -96,7 +97,7 @@ def test_without_similarities_words_decide() -> None:
     sentences = list_sentences(QUESTION, [HOTELS, GARDEN], "")
     assert sentences is not None
     assert quote_nearest(sentences, []) is None
-    first = quote_nearest(sentences, [0.1])
+    first = quote_nearest(sentences, [0.85])
     assert first is not None
     assert first.startswith("Trains are booked by the office.")
 
@@ -113,7 +114,7 @@ def test_a_name_in_the_question_counts() -> None:
     text = "# Ports\n\nThe default port is 80.\n\nCaddy uses the default port 2019 instead."
     sentences = list_sentences("Caddy のポート番号は？", [Passage(1, "d", "d.1", "", text)], "")
     assert sentences is not None
-    quoted = quote_nearest(sentences, [0.8] * len(sentences.texts))
+    quoted = quote_nearest(sentences, [0.9] * len(sentences.texts))
     assert quoted is not None
     assert quoted.startswith("Caddy uses")
 
@@ -124,6 +125,14 @@ def test_captions_and_code_are_quoted_last() -> None:
     sentences = list_sentences(QUESTION, [Passage(1, "d", "d.1", "", text)], "")
     assert sentences is not None
     assert len(sentences.texts) == 3
-    quoted = quote_nearest(sentences, [0.82, 0.81, 0.8])
+    quoted = quote_nearest(sentences, [0.92, 0.91, 0.9])
     assert quoted is not None
     assert quoted.startswith("A hotel costs")
+
+
+def test_a_far_sentence_is_not_quoted() -> None:
+    """If all sentences are far in meaning, none of them is quoted."""
+    sentences = list_sentences(QUESTION, [HOTELS], "")
+    assert sentences is not None
+    assert quote_nearest(sentences, [SIMILARITY_MIN - 0.01] * 3) is None
+    assert quote_nearest(sentences, [SIMILARITY_MIN + 0.01] * 3) is not None
