@@ -104,7 +104,7 @@ _TYPES = (
     (
         (
             r"\bwhen\b|\b(?:what|which) (?:time|year|day|days|date|month|century)\b"
-            r"|\bhours\b|\bopen\b|いつ|何(?:年|月|日|時|曜|世紀)|年は|日は|時期|開館|営業時間"
+            r"|\bhours\b|\bopen\b|いつ|何(?:年|月|日|時|曜|世紀)|年は|日は|時期(?:は|を|$|[?？。])|開館|営業時間"
         ),
         _DATE,
     ),

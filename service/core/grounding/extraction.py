@@ -38,8 +38,7 @@ from service.core.text.tokenizer import Tokenizer, detect_language, get_tokenize
 
 SENTENCES_MAX = 3  # of an answer, each with its surroundings
 COVERED_MIN = 0.12  # of the question's weight; with less the model refuses
-DECISIVE_MIN = 0.75  # of the weight of the question's words, with a specific type
-COMPLETE_MIN = 0.85  # with another type, or none
+DECISIVE_MIN = 0.75  # of the weight of the question's words
 GAIN_MIN = 0.2  # of the weight that the context covers, which a further sentence must add
 FURTHER_MIN = 0.5  # of the best score
 ABOVE_WEIGHT = 0.55  # of a term that occurs only in the heading above
@@ -243,20 +242,20 @@ class _Selection:
         """Return the sides (-1: before, 1: after) that add nothing to a sentence unless linked.
 
         Both if it covers the question and has a specific type that is asked for or a reason, that
-        after it if it covers nearly all of a question for something else.
+        after it if it covers a question for something else.
         """
         question, text = self._question, candidate.text
         words = [term for term in self._query if _weigh_kind(term) == 1]
         covered = self._sum_weights(term for term in words if term in candidate.own)
         covered /= self._sum_weights(words) or 1
         types = [*question.answers, *([REASON] if question.asks_why else [])]
-        if not all(pattern.search(text) for pattern in types):
+        if covered < DECISIVE_MIN or not all(pattern.search(text) for pattern in types):
             return ()
-        if question.is_specific and covered >= DECISIVE_MIN:
+        if question.is_specific:
             return (-1, 1)
         # The conditions of a yes and the rest of an explanation follow.
         explains = question.is_polar or question.asks_how or question.asks_why or question.defines
-        return (1,) if covered >= COMPLETE_MIN and not explains else ()
+        return () if explains else (1,)
 
     def _sum_weights(self, terms: Iterable[Term]) -> float:
         return sum(self._weights[term] for term in terms)

@@ -51,7 +51,7 @@ _FILE_NAME = re.compile(r"\.\w{1,5}$|^[\w-]+\.[\w-]+$|_")
 _SECTION_NUMBER = re.compile(r"^(?:\d{1,3}\.)*\d{0,3}\.?[ \u3000]+")
 _WORD = re.compile(r"[^\W\d_]{2}")
 _CELL = re.compile(r"(?<!\\)\|")
-_INTRODUCES = re.compile(r"[:：]$|(?:以下|次)の|\b(?:following|below|as follows)\b")
+_INTRODUCES = re.compile(r"[:：]$|(?:以下|次)[のはに]|\b(?:following|below|as follows)\b")
 
 
 def compose_quotation(
