@@ -64,6 +64,11 @@ TEXT = (
     "返品 送料 お届け"
 )
 
+_INDEXES = """
+    SELECT indexname, indexdef FROM pg_indexes
+    WHERE tablename = 'request_logs' AND indexname <> 'pk_request_logs'
+"""
+
 Question = Callable[[random.Random], dict[str, Any]]
 
 
@@ -104,6 +109,10 @@ async def fill_postgres(url: str, rows: int) -> int:
         await create_partitions(session, START, months_ahead=DAYS // 28)
     await database.close()
     connection = await postgres.connect(url, {}, 60)
+    # Indexes are created afterwards, which takes a third of the time of keeping them up to date.
+    indexes = await connection.fetch(_INDEXES)
+    for index in indexes:
+        await connection.execute(f"DROP INDEX {index['indexname']}")
     generated = generate_rows(rows)
     columns = next(generated)
     boolean, times = columns.index("grounded"), columns.index("created_at")
@@ -116,6 +125,9 @@ async def fill_postgres(url: str, rows: int) -> int:
         await connection.copy_records_to_table("request_logs", records=batch, columns=columns)
         if done % 500_000 == 0 and done:
             _say(f"  {done:,} rows, {time.monotonic() - started:.0f} s")
+    for index in indexes:
+        _say(f"  {index['indexname']}, {time.monotonic() - started:.0f} s")
+        await connection.execute(index["indexdef"].replace(" ON ONLY ", " ON ", 1))
     await connection.execute("VACUUM (ANALYZE) request_logs")
     await connection.execute("CHECKPOINT")
     size: int = await connection.fetchval("SELECT pg_database_size(current_database())")
