@@ -51,7 +51,12 @@ def delta(content: dict[str, Any], finish_reason: str | None = None, index: int 
 def completion_of(*messages: dict[str, Any], finish_reason: str = "stop") -> Behaviour:
     """A completion with these messages as choices."""
     choices = [
-        {"index": n, "message": {"role": "assistant"} | message, "finish_reason": finish_reason}
+        {
+            "index": n,
+            "message": {"role": "assistant", "refusal": None} | message,
+            "logprobs": None,
+            "finish_reason": finish_reason,
+        }
         for n, message in enumerate(messages)
     ]
     body = {"object": "chat.completion"} | ENVELOPE | {"choices": choices, "usage": USAGE}

@@ -48,7 +48,6 @@ from service.core.replicas.signatures import (
 )
 
 ID_CHARACTERS = 36
-RESPONSE_PREFIX = "resp_"  # of an id in the OpenAI protocol
 FINGERPRINT = "kotae.fingerprint"  # in the scope: identifies a request that a client may repeat
 BODY_BYTES_MAX = 8_388_608  # of a forwarded request
 _PEER_PREFIX = "/peer/"  # of requests that replicas do not forward, but make
@@ -150,8 +149,6 @@ def _find_answer_id(request: Request) -> str | None:
     if answer_id is None:
         last = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
         answer_id = last[:ID_CHARACTERS] if last else None
-    else:
-        answer_id = answer_id.removeprefix(RESPONSE_PREFIX)
     return answer_id if answer_id and len(answer_id) == ID_CHARACTERS else None
 
 

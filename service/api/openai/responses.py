@@ -32,9 +32,9 @@ from service.api.openai.flow import (
 )
 from service.api.openai.rejections import reject
 from service.api.openai.responses_body import find_previous_id, parse_responses_body
-from service.api.openai.responses_format import ResponseEvents, ResponseFormat
+from service.api.openai.responses_format import RESPONSE_PREFIX, ResponseEvents, ResponseFormat
 from service.api.openai.responses_items import build_messages, list_items
-from service.api.relaying import RESPONSE_PREFIX, enter_reader
+from service.api.relaying import enter_reader
 from service.api.responses import json_response
 from service.api.sse import create_batches_response
 from service.api.waiting import wait_finished
@@ -46,7 +46,7 @@ from service.core.pricing import format_usd
 PREVIOUS_MAX = 100  # responses before one
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=AnswerRoute)
-stored = APIRouter(prefix="/v1/responses/{answer_id}", tags=["openai"], route_class=AskRoute)
+stored = APIRouter(prefix="/v1/responses/resp_{answer_id}", tags=["openai"], route_class=AskRoute)
 
 
 @router.post("/responses", openapi_extra=RESPONSES_BODY, responses=RESPONSES_RESPONSES)
@@ -174,14 +174,15 @@ async def delete_response(
     """Erase the texts of a response for good; its account is kept. Stops it if it runs."""
     answer_stream = await _find_stored(answer_id, services, principal)
     await services.answers.erase_conversation(answer_stream.intent.id, principal.visible_user_id)
-    return json_response({"id": answer_id, "object": "response", "deleted": True})
+    return json_response(
+        {"id": f"{RESPONSE_PREFIX}{answer_id}", "object": "response", "deleted": True}
+    )
 
 
-async def _find_stored(response_id: str, services: Services, principal: Principal) -> Stream:
+async def _find_stored(answer_id: str, services: Services, principal: Principal) -> Stream:
     """The stream of a response that can be retrieved. Raises `NotFound`, `Erased`."""
-    answer_id = response_id.removeprefix(RESPONSE_PREFIX)
     stream = await services.answers.find_stream(answer_id, principal.visible_user_id)
-    if stream.intent.request_body is None or response_id == answer_id:
+    if stream.intent.request_body is None:
         raise NotFound("no response has this id")
     return stream
 
@@ -197,6 +198,7 @@ async def _read_previous(
     while previous_id is not None:
         if len(turns) == PREVIOUS_MAX:
             raise reject("previous_response_id", f"more than {PREVIOUS_MAX} responses precede it")
+        previous_id = previous_id.removeprefix(RESPONSE_PREFIX)
         stream = await _find_stored(previous_id, services, principal)
         members = stream.intent.request_body or {}
         response = ResponseFormat(stream, members, str).build_response()

@@ -8,12 +8,12 @@ import msgspec
 from service.api.openai.chat_format import build_chunks, build_usage
 from service.api.openai.errors import build_error_event
 from service.api.openai.responses_output import OutputBuilder
-from service.api.relaying import RESPONSE_PREFIX
 from service.core.answering.answers import Stream, create_problem
 from service.core.encoding import to_json
 from service.core.grounding.citations import locate_citations
 from service.core.records import Outcome, Status
 
+RESPONSE_PREFIX = "resp_"  # of the id of an answer
 BATCH_BYTES = 16_384
 DONE = b"data: [DONE]\n\n"
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
