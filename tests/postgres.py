@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -157,3 +158,18 @@ async def temporary_database(server: PostgresServer) -> AsyncIterator[Database]:
     finally:
         await database.close()
         await server.drop_database(url)
+
+
+@contextmanager
+def hanging(server: PostgresServer) -> Iterator[None]:
+    """Stop all processes of the server, but not its connections."""
+    pid = int((server.folder / "data" / "postmaster.pid").read_text().split()[0])
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    processes = [pid, *map(int, children)]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)

@@ -6,7 +6,9 @@ clear the cache. The expiry is checked on every request. The cache is bounded, e
 in insertion order. Concurrent requests with the same uncached credential share one lookup.
 
 Failure policy: closed. While the database cannot be read, a credential that was valid stays valid
-for `STALE_SECONDS` (nothing can be revoked in the meantime); any other is refused with 503.
+for `STALE_SECONDS` (nothing can be revoked in the meantime); any other is refused with 503. While
+the database hangs, requests with such a credential wait for it for up to `REFRESH_SECONDS`, and
+later ones not at all.
 """
 
 import asyncio
@@ -48,6 +50,7 @@ from service.core.telemetry import log
 
 FRESH_SECONDS = 3.0
 STALE_SECONDS = 300.0
+REFRESH_SECONDS = 0.5  # maximum wait for a lookup whose credential was valid recently
 CACHE_MAX = 10_000  # credentials, and the same number of users
 USED_MAX = 10_000  # keys whose last use has not been written yet
 T = TypeVar("T")
@@ -66,6 +69,11 @@ class _CachedPrincipal(msgspec.Struct):
 class _CachedUser(msgspec.Struct, frozen=True):
     limits: QuotaLimits | None
     read_at: float  # monotonic
+
+
+class _PendingLookup(msgspec.Struct, frozen=True):
+    task: asyncio.Task[Any]
+    started_at: float  # monotonic
 
 
 class Authenticator:
@@ -94,7 +102,7 @@ class Authenticator:
         self._users: FIFOCache[str, _CachedUser] = FIFOCache(cache_max)
         self._last_used: dict[str, datetime] = {}
         # Database lookups in progress.
-        self._pending_lookups: dict[tuple[str, str, int], asyncio.Task[Any]] = {}
+        self._pending_lookups: dict[tuple[str, str, int], _PendingLookup] = {}  # oldest first
         self._caller: Principal | None = None  # of a request that another replica has checked
         self._generation = (
             0  # incremented by `clear_cache`: results of earlier lookups are not cached
@@ -124,9 +132,7 @@ class Authenticator:
         hashed = hash_credential(credential)
         cached = self._cache.get(hashed)
         if cached is None or self._monotonic() - cached.verified_at > FRESH_SECONDS:
-            cached = await self._run_once(
-                "credential", hashed, partial(self._verify_and_cache, credential, hashed, cached)
-            )
+            cached = await self._refresh(credential, hashed, cached)
         principal = cached.principal
         if principal.has_expired(self._clock()):
             self._cache.pop(hashed, None)
@@ -258,26 +264,49 @@ class Authenticator:
         self._users[user_id] = cached
         return cached
 
+    async def _refresh(
+        self, credential: str, hashed: str, cached: _CachedPrincipal | None
+    ) -> _CachedPrincipal:
+        """Verify a credential again. A usable one is not kept waiting by a hanging database."""
+        verify = partial(self._verify_and_cache, credential, hashed, cached)
+        if cached is None or self._monotonic() - cached.verified_at > STALE_SECONDS:
+            return await self._run_once("credential", hashed, verify)
+        task = self._start_lookup("credential", hashed, verify)
+        if not self._has_late_lookup():
+            await asyncio.wait([task], timeout=REFRESH_SECONDS)
+        return task.result() if task.done() else cached
+
+    def _has_late_lookup(self) -> bool:
+        """Whether the oldest lookup takes so long that the database may hang."""
+        oldest = next(iter(self._pending_lookups.values()))
+        return self._monotonic() - oldest.started_at > REFRESH_SECONDS
+
     async def _run_once(
         self, kind: str, name: str, lookup: Callable[[], Coroutine[Any, Any, T]]
     ) -> T:
         """Share one lookup among concurrent callers; cancelling one does not cancel the others."""
+        return await asyncio.shield(self._start_lookup(kind, name, lookup))
+
+    def _start_lookup(
+        self, kind: str, name: str, lookup: Callable[[], Coroutine[Any, Any, T]]
+    ) -> asyncio.Task[T]:
+        """Start a lookup, or return the one in progress."""
         # After `clear_cache`, callers do not join an earlier lookup.
         lookup_key = (
             kind,
             name,
             self._generation,
         )
-        task = self._pending_lookups.get(lookup_key)
-        if task is None:
-            # Lookups take turns like users: one is not behind all those of an attacker.
-            context = copy_context()
-            context.run(current_user.set, name)
-            task = asyncio.create_task(lookup(), context=context)
-            self._pending_lookups[lookup_key] = task
-            task.add_done_callback(partial(self._remove_lookup, lookup_key))
-        result: T = await asyncio.shield(task)
-        return result
+        pending = self._pending_lookups.get(lookup_key)
+        if pending is not None:
+            return pending.task
+        # Lookups take turns like users: one is not behind all those of an attacker.
+        context = copy_context()
+        context.run(current_user.set, name)
+        task = asyncio.create_task(lookup(), context=context)
+        self._pending_lookups[lookup_key] = _PendingLookup(task, self._monotonic())
+        task.add_done_callback(partial(self._remove_lookup, lookup_key))
+        return task
 
     def _remove_lookup(self, lookup_key: tuple[str, str, int], task: asyncio.Task[Any]) -> None:
         del self._pending_lookups[lookup_key]

@@ -1,6 +1,8 @@
 """From the credential of a request to its principal: headers, expiry, caching, revocation."""
 
 import asyncio
+import time
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -10,10 +12,15 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from service.core.auth import credentials, store
-from service.core.auth.authenticator import FRESH_SECONDS, STALE_SECONDS, Authenticator
+from service.core.auth.authenticator import (
+    FRESH_SECONDS,
+    REFRESH_SECONDS,
+    STALE_SECONDS,
+    Authenticator,
+)
 from service.core.auth.credentials import Credentials, hash_credential
 from service.core.auth.principals import BOOTSTRAP, Principal
-from service.core.database.engine import Database
+from service.core.database.engine import READERS, Database
 from service.core.encoding import utc_now
 from service.core.errors import DatabaseUnavailable, Unauthorized
 from service.core.fair_share import current_user
@@ -215,6 +222,27 @@ async def test_cached_credentials_survive_a_database_outage(
     clocks.now += 2
     with pytest.raises(DatabaseUnavailable):
         await verifies.authenticate(create_credentials(key))
+
+
+async def test_a_hanging_database_does_not_delay_known_credentials(database: Database) -> None:
+    """The first request waits for a limited time, the next ones for none; unknown ones wait."""
+    key, clocks = await create_key(database), Clocks()
+    other = await create_key(database, user_id="bob")
+    verifies = create_authenticator(database, clocks)
+    for known in (key, other):
+        await verifies.authenticate(create_credentials(known))
+    clocks.now += FRESH_SECONDS + 1
+    async with AsyncExitStack() as stack:
+        for _ in range(READERS):  # every connection is in use
+            await stack.enter_async_context(database.read_session())
+        first = await verifies.authenticate(create_credentials(key))
+        clocks.now += REFRESH_SECONDS * 2
+        begun = time.monotonic()
+        second = await verifies.authenticate(create_credentials(other))
+        elapsed = time.monotonic() - begun
+
+    assert (first.user_id, second.user_id) == ("alice", "bob")
+    assert elapsed < REFRESH_SECONDS
 
 
 async def test_credential_cache_is_bounded(database: Database) -> None:

@@ -1,8 +1,6 @@
 """Quotas of several replicas on PostgreSQL: exact through crashes of either side."""
 
 import asyncio
-import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -22,7 +20,7 @@ from service.core.quota.history import rebuild_usage
 from service.core.quota.local import LocalQuota
 from service.core.quota.shared import LEASE_SECONDS, SharedQuota
 from service.core.records import Outcome, UsageSource
-from tests.postgres import PostgresServer, running_server, temporary_database
+from tests.postgres import PostgresServer, hanging, running_server, temporary_database
 from tests.quotas import Clock, running_quota
 from tests.records import build_intent, build_outcome
 from tests.rows import write
@@ -110,14 +108,7 @@ async def test_a_store_that_hangs_refuses_at_once(fragile: PostgresServer) -> No
     async with temporary_database(fragile) as database, AsyncExitStack() as stack:
         clock = Clock(time.time())
         quota = await stack.enter_async_context(running_quota(database._url, clock, seconds=2))
-        pid = int((fragile.folder / "data" / "postmaster.pid").read_text().split()[0])
-        stopped = [
-            pid,
-            *(int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()),
-        ]
-        for process in stopped:
-            os.kill(process, signal.SIGSTOP)
-        try:
+        with hanging(fragile):
             with pytest.raises(QuotaUnavailable):
                 await quota.hold("a", SUBJECTS, tokens=1, nano_usd=None)
             begun = time.monotonic()
@@ -125,9 +116,6 @@ async def test_a_store_that_hangs_refuses_at_once(fragile: PostgresServer) -> No
                 await quota.hold("b", SUBJECTS, tokens=1, nano_usd=None)
             await quota.hold("c", [QuotaSubject.for_user("bob")], tokens=1, nano_usd=None)
             elapsed = time.monotonic() - begun
-        finally:
-            for process in stopped:
-                os.kill(process, signal.SIGCONT)
         await quota.keep_alive()
         held = await read_held(quota)
 
