@@ -42,10 +42,12 @@ from service.core.replicas.peers import NoPeers
 from service.core.replicas.signatures import (
     FINGERPRINT_HEADER,
     HEADER,
+    REFUSED_HEADER,
     PeerVerifier,
     VerifiedHead,
     select_headers,
 )
+from service.core.telemetry import log
 
 ID_CHARACTERS = 36
 FINGERPRINT = "kotae.fingerprint"  # in the scope: identifies a request that a client may repeat
@@ -220,8 +222,10 @@ class PeerApplication:
             body = await _read_body(receive)
             head.check_body(body)
         except KotaeError as error:
+            log.warning("peer.refused", code=error.code, error=error.detail)
             scope.setdefault("request_id", create_id(utc_now()))
-            await create_problem_response(error, scope)(scope, receive, send)
+            response = create_problem_response(error, scope, {REFUSED_HEADER: "1"})
+            await response(scope, receive, send)
             return
         if scope["path"].startswith(_PEER_PREFIX):
             await self._respond_to_replica(scope, receive, send)

@@ -514,3 +514,26 @@ async def test_limits_are_those_of_all_replicas_together(replicas: Replicas, sto
 
     assert sorted(response.status_code for response in responses) == [200] * 5 + [429] * 15
     assert usage.json()["used"]["requests_per_minute"]["used"] == 5
+
+
+async def test_replicas_without_a_key_in_common_do_not_reach_each_other(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """Requests about answers of the other get 503, or the row; with both keys they reach it."""
+    first = await replicas.start(secret_key="0a" * 32)
+    second = await replicas.start(secret_key="0b" * 32)
+    third = await replicas.start(secret_key=f"{'0b' * 32},{'0a' * 32}")
+    hold = asyncio.Event()
+    fake.default = Behaviour(hold=hold, hold_after=3)
+    answer = await start_answer(third)
+    path = f"/ai/answers/{answer['id']}"
+    running = [(await service.client.get(path)).status_code for service in (first, second)]
+    other = await start_answer(first)
+    refused = await second.client.get(f"/ai/answers/{other['id']}")
+    hold.set()
+    await first.rows()
+    row = await second.client.get(f"/ai/answers/{other['id']}")
+
+    assert running == [202, 202]
+    assert (refused.status_code, refused.json()["code"]) == (503, "owner_unavailable")
+    assert row.status_code == 200

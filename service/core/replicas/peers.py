@@ -13,7 +13,7 @@ from service.core.encoding import read_id_time, read_slot, utc_now
 from service.core.errors import OwnerUnavailable, ProviderError, ProviderUnreachable
 from service.core.http1 import ConnectionPool, HttpConnection
 from service.core.ports import Peer, PeerRequest, PeerResponse
-from service.core.replicas.signatures import HEADER, PeerSigner
+from service.core.replicas.signatures import HEADER, REFUSED_HEADER, PeerSigner
 from service.core.replicas.slots import Replica, ReplicaState
 
 CONNECT_SECONDS = 1.0
@@ -147,6 +147,9 @@ class HttpPeers:
         except BaseException:
             await connection.close()
             raise
+        if REFUSED_HEADER.encode() in connection.headers:  # for example, it has another secret key
+            await connection.close()
+            raise OwnerUnavailable(_SILENT)
         return HttpPeerResponse(connection)
 
     def _get_pool(self, address: str, request: PeerRequest) -> ConnectionPool:

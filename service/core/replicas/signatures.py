@@ -22,6 +22,7 @@ from service.core.ports import PeerRequest
 from service.core.secret_keys import derive_key
 
 HEADER = "kotae-peer"
+REFUSED_HEADER = "kotae-peer-refused"  # of responses to requests that no route has seen
 FINGERPRINT_HEADER = "kotae-fingerprint"  # of a request that the client repeats
 # Headers of a client that the other replica needs. All of them are signed.
 FORWARDED_HEADERS = (
