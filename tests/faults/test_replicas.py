@@ -1,10 +1,12 @@
 """Replicas that are killed, stopped or lost, as processes with one PostgreSQL database."""
 
 import asyncio
+import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, suppress
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Self
@@ -285,3 +287,52 @@ async def test_kills_under_load_lose_and_double_nothing(
     assert {row.status for row in rows if row.prompt not in calls} <= {"interrupted"}
     assert acknowledged.items() <= totals.items()
     assert len(acknowledged) > 10
+
+
+def list_server_processes(server: PostgresServer) -> list[int]:
+    """The process ids of a PostgreSQL server."""
+    postmaster = int((server.folder / "data" / "postmaster.pid").read_text().split()[0])
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
+    return [postmaster, *map(int, children.split())]
+
+
+@contextmanager
+def suspended(server: PostgresServer) -> Iterator[None]:
+    """Stop all processes of a PostgreSQL server for the block; connections stay open."""
+    pids = list_server_processes(server)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_replicas_without_a_lease_answer(
+    cluster: Cluster, fake: ProviderFake, postgres: PostgresServer
+) -> None:
+    """While PostgreSQL hangs, longer than leases last, no answer waits; later one leads again."""
+    services = [await cluster.start(name) for name in "ab"]
+    for service in services:
+        await wait_members(service, 2)
+    statuses: list[int] = []
+    with suspended(postgres):
+        until = time.monotonic() + LEASE_SECONDS + 3
+        while time.monotonic() < until:
+            body = {"prompt": f"question {len(statuses)}", "grounded": False}
+            async with asyncio.timeout(5):
+                for service in services:
+                    reply = await service.client.post("/ai/test", json=body)
+                    statuses.append(reply.status_code)
+    async with asyncio.timeout(60):
+        while len(await cluster.read_rows()) < len(statuses):
+            await asyncio.sleep(0.2)
+    members = []
+    for service in services:
+        await wait_membership(service, lease=True, replicas=2)
+        members.append((await service.client.get("/health/ready")).json()["membership"])
+
+    assert set(statuses) == {200}
+    assert len(statuses) > 10
+    assert sorted(member["leader"] for member in members) == [False, True]
