@@ -9,7 +9,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -194,6 +194,24 @@ async def run_caddy(service_url: str, folder: Path, host: str) -> AsyncGenerator
 async def caddy(service_url: str, folder: Path) -> AsyncGenerator[str]:
     """Caddyfile: on a host name of its own. Yields the URL."""
     async with run_caddy(service_url, folder, "kotae.example.com") as url:
+        yield url
+
+
+@asynccontextmanager
+async def caddy_replicas(service_urls: Sequence[str], folder: Path) -> AsyncGenerator[str]:
+    """Caddyfile-replicas: the balancer of three replicas. Yields its URL."""
+    port, config = find_free_port(), folder / "Caddyfile"
+    replicas = {
+        f"kotae-{n}:8000": urlsplit(url).netloc for n, url in enumerate(service_urls, start=1)
+    }
+    text = (DEPLOY / "Caddyfile-replicas").read_text()
+    local = {"\n:8000 {": f"\n:{port} {{\n\tbind 127.0.0.1"}
+    config.write_text(replace_all(text, replicas | local))
+    url = f"http://127.0.0.1:{port}"
+    arguments = [
+        require("caddy", "caddy"), "run", "--config", str(config), "--adapter", "caddyfile"
+    ]  # fmt: skip
+    async with running(arguments, url, folder, HOME=str(folder)):
         yield url
 
 

@@ -17,6 +17,7 @@ from tests.conftest import Serve, Service, http_client
 from tests.fakes.behaviour import Behaviour, default_deltas
 from tests.fakes.provider import ProviderFake
 from tests.postgres import PostgresServer, temporary_database
+from tests.proxies import caddy_replicas
 from tests.redis import running_redis
 from tests.sse import events
 
@@ -455,6 +456,34 @@ async def test_a_rejected_request_leaves_its_key_free(
     accepted = await second.client.post("/ai/test", json=body, headers=headers)
 
     assert (refused.status_code, accepted.status_code) == (400, 200)
+
+
+async def test_a_balancer_uses_all_replicas_that_are_ready(
+    replicas: Replicas, tmp_path: Path
+) -> None:
+    """Answers come from several replicas, can be read through any, and go on without one."""
+    services = [await replicas.start() for _ in range(3)]
+    async with (
+        caddy_replicas([service.url for service in services], tmp_path) as url,
+        http_client(url) as client,
+    ):
+        body = {"prompt": "Why?", "grounded": False}
+        responses = await asyncio.gather(*(client.post("/ai/test", json=body) for _ in range(60)))
+        answers = [response.json() for response in responses]
+        again = [await client.get(f"/ai/answers/{answer['id']}") for answer in answers[:12]]
+        services[0].services.answers.refuse_new()
+        async with asyncio.timeout(20):
+            while (await client.get("/health/ready")).json()["status"] != "ready":
+                pass
+            ready = 0
+            while ready < 10:  # the balancer checks every two seconds
+                status = (await client.post("/ai/test", json=body)).status_code
+                ready = ready + 1 if status == 200 else 0
+
+    assert len({read_slot(answer["id"]) for answer in answers}) > 1
+    assert [response.json()["response"] for response in again] == [
+        answer["response"] for answer in answers[:12]
+    ]
 
 
 async def test_a_retry_of_an_sdk_gets_the_answer_of_another_replica(
