@@ -1,9 +1,9 @@
 """Supervises several replicas on one machine: `kotae serve --workers N`.
 
-The workers are ordinary replicas, each a process with its own data directory and a peer address on
-the loopback interface. All accept connections from the same listening sockets, which they inherit.
-A worker that ends is started again, later after each failure. A worker ends when its standard input
-does, so none outlives the supervisor.
+The workers are ordinary replicas, each a process with its own data directory and a free port of the
+peer address, by default on the loopback interface. All accept connections from the same listening
+sockets, which they inherit. A worker that ends is started again, later after each failure. A worker
+ends when its standard input does, so none outlives the supervisor.
 """
 
 import asyncio
@@ -96,7 +96,7 @@ class Supervisor:
             *("--host", self._settings.host, "--port", str(self._listeners[0].getsockname()[1])),
             env=build_worker_environment(
                 KOTAE_DATA_DIR=str(choose_directory(self._settings.data_dir, worker)),
-                KOTAE_PEER_ADDRESS="127.0.0.1:0",
+                KOTAE_PEER_ADDRESS=choose_peer_address(self._settings.peer_address),
             ),
             pass_fds=descriptors,
             stdin=PIPE,
@@ -120,6 +120,12 @@ class Supervisor:
 def choose_directory(data_dir: Path, worker: int) -> Path:
     """The data directory of a worker; the first one has that of a service without workers."""
     return data_dir if worker == 1 else data_dir / f"worker-{worker}"
+
+
+def choose_peer_address(address: str | None) -> str:
+    """The peer address of a worker: the configured host, by default loopback, and a free port."""
+    host = address.rpartition(":")[0] if address else "127.0.0.1"
+    return f"{host}:0"
 
 
 def open_inherited(text: str) -> list[socket.socket]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.cli.supervisor import choose_directory
+from service.cli.supervisor import choose_directory, choose_peer_address
 from service.core.database.engine import Database
 from service.core.encoding import read_slot
 from tests.postgres import PostgresServer, temporary_database
@@ -72,6 +72,13 @@ def test_the_first_worker_has_the_data_directory(tmp_path: Path) -> None:
     """So a service with one worker, and one with several, recover the same journal."""
     assert choose_directory(tmp_path, 1) == tmp_path
     assert len({choose_directory(tmp_path, worker) for worker in range(1, 5)}) == 4
+
+
+def test_each_worker_has_a_free_port_of_the_peer_address() -> None:
+    """On loopback, or at the host where other machines reach it."""
+    assert choose_peer_address(None) == "127.0.0.1:0"
+    assert choose_peer_address("10.0.0.5:8100") == "10.0.0.5:0"
+    assert choose_peer_address("[fd00::1]:8100") == "[fd00::1]:0"
 
 
 async def test_sqlite_is_refused(tmp_path: Path) -> None:

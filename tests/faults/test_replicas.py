@@ -21,7 +21,7 @@ from tests.core.replicas.test_slots import age_slot
 from tests.fakes.behaviour import Behaviour
 from tests.fakes.provider import ProviderFake
 from tests.postgres import PostgresServer, temporary_database
-from tests.process import ServiceProcess, serving
+from tests.process import ServiceProcess, kotae, serving
 from tests.sse import events
 
 pytestmark = pytest.mark.slow
@@ -238,7 +238,7 @@ async def test_replicas_with_different_time_zones_agree(
 
 @pytest.mark.timeout(260)
 async def test_kills_under_load_lose_and_double_nothing(
-    cluster: Cluster, database: Database, fake: ProviderFake
+    cluster: Cluster, database: Database, fake: ProviderFake, tmp_path: Path
 ) -> None:
     """Every call of the provider has one row, and every acknowledged answer its usage."""
     random = Random(7)
@@ -281,6 +281,9 @@ async def test_kills_under_load_lose_and_double_nothing(
     async with database.read_session() as session:
         totals = {row.id: row.total for row in await session.execute(query)}
 
+    audit = await kotae("audit", data_dir=tmp_path / "a", KOTAE_DATABASE_URL=database._url)
+
+    assert "all agrees" in audit[1], audit
     assert len(calls) == len(fake.calls)
     assert len(rows) == len({row.prompt for row in rows})
     # An intent whose process was killed before it called the provider.
