@@ -58,6 +58,10 @@ class Caller:
         assert response.status == 200, body
         return seconds
 
+    def reconnect(self) -> None:
+        """Use a new connection from now on: the service closes idle ones."""
+        self._connection.close()
+
 
 @contextmanager
 def run_service(folder: Path, provider: str, cores: Cores, *, keys: bool) -> Iterator[Caller]:

@@ -5,8 +5,10 @@ from itertools import groupby
 from operator import attrgetter
 from textwrap import wrap
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
+from pydantic import SecretStr
 
 from service.core.auth.jwts import create_token
 from service.core.auth.principals import Role
@@ -43,7 +45,16 @@ def print_settings() -> None:
     warn_of_unknown_variables()
     for field, setting in zip(Settings.model_fields, describe_settings(), strict=True):
         value = getattr(loaded, field)
-        print(f"{setting.name}={'' if value is None else value}\n    {setting.text}")
+        print(
+            f"{setting.name}={'' if value is None else _mask_password(value)}\n    {setting.text}"
+        )
+
+
+def _mask_password(value: object) -> object:
+    """Mask the password of a URL, as other secrets are."""
+    if isinstance(value, str) and "://" in value and (password := urlsplit(value).password):
+        return value.replace(f":{password}@", f":{SecretStr(password)}@")
+    return value
 
 
 def print_env_example() -> None:

@@ -95,9 +95,9 @@ def _parse_json(value: Any) -> Any:
 
 
 def _check_redis_url(url: str | None) -> str | None:
-    if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
+    if url and not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("not a URL such as redis://redis.internal/0")
-    return url
+    return url or None
 
 
 def _check_address(address: str | None) -> str | None:

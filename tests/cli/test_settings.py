@@ -38,6 +38,20 @@ async def test_settings_are_printed_without_secrets() -> None:
     assert "cccc" not in out
 
 
+async def test_passwords_of_urls_are_masked() -> None:
+    """The rest of the URL is printed."""
+    code, out = await run(
+        "settings",
+        KOTAE_DATABASE_URL="postgresql://kotae:canary-1@db/kotae",
+        KOTAE_REDIS_URL="redis://:canary-2@redis/0",
+        KOTAE_SECRET_KEY="ab" * 32,
+    )
+
+    assert code == 0
+    assert "KOTAE_DATABASE_URL=postgresql://kotae:**********@db/kotae" in out
+    assert "KOTAE_REDIS_URL=redis://:**********@redis/0" in out
+
+
 async def test_unknown_variables_are_named() -> None:
     """A misspelled variable is one line with the setting that was meant."""
     code, out = await run("settings", KOTAE_PORTT="9")
