@@ -233,7 +233,8 @@ class PeerApplication:
         if fingerprint := Headers(scope=scope).get(FINGERPRINT_HEADER):
             scope[FINGERPRINT] = bytes.fromhex(fingerprint)
         scope["headers"] = [
-            *((name, value) for name, value in scope["headers"] if name != HEADER.encode())
+            *((name, value) for name, value in scope["headers"] if name != HEADER.encode()),
+            (b"sec-fetch-site", b"same-origin"),  # the other replica has checked the origin
         ]
         scope["state"] = {"services": self._with_caller(head.principal)}
         await self._app(scope, _replay_body(body, receive), send)

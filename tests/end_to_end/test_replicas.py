@@ -566,3 +566,33 @@ async def test_replicas_without_a_key_in_common_do_not_reach_each_other(
     assert running == [202, 202]
     assert (refused.status_code, refused.json()["code"]) == (503, "owner_unavailable")
     assert row.status_code == 200
+
+
+async def test_browsers_use_answers_of_other_replicas(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """Own pages with a session cookie, and pages of allowed origins, whose header is sent once."""
+    settings = {
+        "auth": "keys",
+        "secret": ROOT_SECRET,
+        "allowed_origins": ["https://app.example"],
+    }
+    first, second = await replicas.start(**settings), await replicas.start(**settings)
+    fake.default = Behaviour(endless=True, gap=0.01)
+    answer = await start_answer(first)
+    path = f"/ai/answers/{answer['id']}"
+    signed_in = await second.client.post("/auth/session")
+    cookies = {"cookie": signed_in.headers["set-cookie"].split(";")[0]}
+    async with http_client(second.url) as browser:
+        foreign = await browser.get(
+            path,
+            headers={"origin": "https://app.example", "sec-fetch-site": "cross-site"}
+            | bearer(ROOT_SECRET),
+        )
+        evil = await browser.delete(path, headers=cookies | {"origin": "https://evil.example"})
+        stopped = await browser.delete(path, headers=cookies | {"origin": second.url})
+
+    assert foreign.status_code == 202
+    assert foreign.headers.get_list("access-control-allow-origin") == ["https://app.example"]
+    assert (evil.status_code, stopped.status_code) == (403, 204)
+    await fake.wait_idle()

@@ -31,8 +31,6 @@ FORWARDED_HEADERS = (
     "idempotency-key",
     FINGERPRINT_HEADER,
     "last-event-id",
-    "origin",
-    "sec-fetch-site",
     "x-request-id",
     "x-stainless-retry-count",
 )
