@@ -42,6 +42,7 @@ from service.core.replicas.peers import NoPeers
 from service.core.replicas.signatures import (
     FINGERPRINT_HEADER,
     HEADER,
+    PREFIX_HEADER,
     REFUSED_HEADER,
     PeerVerifier,
     VerifiedHead,
@@ -134,6 +135,7 @@ def _build_forwarded(scope: Scope, principal: Principal | None, body: bytes = b"
     query = scope["query_string"].decode("latin-1")
     headers = select_headers(Headers(scope=scope)) | {"x-request-id": scope["request_id"]}
     headers.pop(FINGERPRINT_HEADER, None)  # a client has no say in it
+    headers[PREFIX_HEADER] = f"{scope['scheme']} {scope['root_path']}"
     if FINGERPRINT in scope:
         headers[FINGERPRINT_HEADER] = scope[FINGERPRINT].hex()
     return PeerRequest(
@@ -232,6 +234,10 @@ class PeerApplication:
             return
         if fingerprint := Headers(scope=scope).get(FINGERPRINT_HEADER):
             scope[FINGERPRINT] = bytes.fromhex(fingerprint)
+        if prefix := Headers(scope=scope).get(PREFIX_HEADER):
+            # Responses contain URLs for the client.
+            scope["scheme"], _, scope["root_path"] = prefix.partition(" ")
+            scope["path"] = scope["root_path"] + scope["path"]
         scope["headers"] = [
             *((name, value) for name, value in scope["headers"] if name != HEADER.encode()),
             (b"sec-fetch-site", b"same-origin"),  # the other replica has checked the origin

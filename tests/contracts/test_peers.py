@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
+import msgspec
 import pytest
 from starlette.types import Receive, Scope, Send
 
@@ -11,7 +12,7 @@ from service.core.encoding import create_id, utc_now
 from service.core.errors import OwnerUnavailable
 from service.core.ports import Peer, PeerRequest, Peers
 from service.core.replicas.peers import HttpPeers, NoPeers
-from service.core.replicas.signatures import HEADER, PeerVerifier
+from service.core.replicas.signatures import HEADER, PeerVerifier, select_headers
 from service.core.replicas.slots import Replica, ReplicaState
 from service.http_server.connections import HttpLimits
 from service.http_server.listener import Listener
@@ -108,7 +109,8 @@ async def test_a_signed_request_reaches_the_owner(listen: Listen) -> None:
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        head = PeerVerifier(1, [KEY]).verify(headers[HEADER], request)
+        signed = msgspec.structs.replace(request, headers=select_headers(headers))
+        head = PeerVerifier(1, [KEY]).verify(headers[HEADER], signed)
         head.check_body(message["body"])
         received.append((head.principal, message["body"]))
         await send({"type": "http.response.start", "status": 418, "headers": [(b"x-answer", b"1")]})

@@ -596,3 +596,27 @@ async def test_browsers_use_answers_of_other_replicas(
     assert foreign.headers.get_list("access-control-allow-origin") == ["https://app.example"]
     assert (evil.status_code, stopped.status_code) == (403, 204)
     await fake.wait_idle()
+
+
+async def test_urls_in_relayed_responses_are_those_of_the_client(
+    replicas: Replicas, fake: ProviderFake
+) -> None:
+    """With the path prefix of a reverse proxy; `Location` of a repeated request is the same."""
+    first = await replicas.start(root_path="/kotae")
+    second = await replicas.start(root_path="/kotae")
+    fake.default = Behaviour(endless=True, gap=0.01)
+    body = {"prompt": "Why?", "grounded": False}
+    key = {"Idempotency-Key": "k"}
+    answers = [
+        await service.client.post("/kotae/ai/answers", json=body, headers=key)
+        for service in (first, second)
+    ]
+    location = answers[0].headers["location"]
+    running = await second.client.get(location)
+    stopped = await second.client.delete(location)
+
+    assert location.startswith("/kotae/ai/answers/")
+    assert answers[1].headers["location"] == location
+    assert answers[1].json()["events_url"].startswith(location)
+    assert (running.status_code, stopped.status_code) == (202, 204)
+    await fake.wait_idle()

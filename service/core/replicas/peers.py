@@ -9,6 +9,8 @@ client retries until there is one.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+import msgspec
+
 from service.core.encoding import read_id_time, read_slot, utc_now
 from service.core.errors import OwnerUnavailable, ProviderError, ProviderUnreachable
 from service.core.http1 import ConnectionPool, HttpConnection
@@ -133,9 +135,10 @@ class HttpPeers:
     async def _exchange(
         self, pool: ConnectionPool, peer: Peer, request: PeerRequest
     ) -> PeerResponse:
+        headers = {"host": "localhost"} | request.headers
+        request = msgspec.structs.replace(request, headers=headers)
         head = [
             f"{request.method} {request.target} HTTP/1.1",
-            "host: localhost",
             f"{HEADER}: {self._signer.sign(peer.slot, request)}",
             *(f"{name}: {value}" for name, value in request.headers.items()),
             *([f"content-length: {len(request.body)}"] if request.body else []),

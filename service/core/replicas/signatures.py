@@ -23,6 +23,7 @@ from service.core.secret_keys import derive_key
 
 HEADER = "kotae-peer"
 REFUSED_HEADER = "kotae-peer-refused"  # of responses to requests that no route has seen
+PREFIX_HEADER = "kotae-prefix"  # the scheme and the path prefix of the client's request
 FINGERPRINT_HEADER = "kotae-fingerprint"  # of a request that the client repeats
 # Headers of a client that the other replica needs. All of them are signed.
 FORWARDED_HEADERS = (
@@ -30,6 +31,8 @@ FORWARDED_HEADERS = (
     "content-type",
     "idempotency-key",
     FINGERPRINT_HEADER,
+    "host",
+    PREFIX_HEADER,
     "last-event-id",
     "x-request-id",
     "x-stainless-retry-count",
