@@ -1,12 +1,12 @@
 """CPU time of limits in memory, in PostgreSQL and in Redis: per hold, and per answer.
 
     python -m bench.quotas --postgres postgresql://…/one --for-redis postgresql://…/two
-        --redis redis://…/0 --redis-pid PID [--answers 300] [--rounds 5]
+        --redis redis://…/0 --redis-pid PID [--answers 480] [--rounds 5]
 
 Both databases must be empty, and all servers local: their processor time is read from `/proc`.
 Three services on one provider fake, with SQLite, with PostgreSQL, and with PostgreSQL and Redis,
-answer in turn, with a key without limits and with one that has a limit in every window. Holds are
-measured in this process, one at a time and 64 at a time; each is released.
+answer in turn to 16 callers, with a key without limits and with one that has a limit in every
+window. Holds are measured in this process, one at a time and 64 at a time; each is released.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from service.core.quota.redis import RedisQuotaStore
 from service.core.quota.shared import QuotaStore, SharedQuota
 from service.core.settings import child_environment
 
-HOLDS, SECONDS = 3_000, 10.0
+HOLDS, CALLERS, SECONDS = 1_000, 16, 10.0
 TICKS = os.sysconf("SC_CLK_TCK")
 SUBJECTS = [
     QuotaSubject(name, of, QuotaLimits(tokens_per_minute=10**9, tokens_per_month=10**9))
@@ -114,8 +115,8 @@ def start_service(name: str, folder: Path, provider: str, settings: dict[str, st
     return process
 
 
-def create_caller(process: Any, user: str, limits: list[str]) -> Caller:
-    """A caller with a new key of a user with these limits."""
+def create_callers(process: Any, user: str, limits: list[str]) -> list[Caller]:
+    """Callers with a new key of a user with these limits."""
     commands = [["keys", "create", "--user", user]]
     if limits:
         commands.insert(0, ["users", "quota", user, *limits])
@@ -124,7 +125,22 @@ def create_caller(process: Any, user: str, limits: list[str]) -> Caller:
             [KOTAE, *command], env=process.env, capture_output=True, text=True, check=True
         )
     headers = {"Authorization": f"Bearer {done.stdout.split()[0]}"}
-    return Caller(process.url, headers, process)
+    return [Caller(process.url, headers, process) for _ in range(CALLERS)]
+
+
+def ask_in_parallel(callers: list[Caller], answers: int) -> tuple[float, float]:
+    """Return (microseconds of processor time per answer, median of the seconds)."""
+
+    def ask(caller: Caller) -> list[float]:
+        caller.reconnect()
+        return [caller.ask() for _ in range(answers // CALLERS)]
+
+    process = callers[0].process
+    before = process.cpu_seconds() or 0
+    with ThreadPoolExecutor(CALLERS) as threads:
+        times = [seconds for each in threads.map(ask, callers) for seconds in each]
+    spent = (process.cpu_seconds() or 0) - before
+    return spent / len(times) * 1e6, statistics.median(times)
 
 
 def measure_answers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -142,21 +158,18 @@ def measure_answers(options: argparse.Namespace, folder: Path) -> dict[str, Any]
     with ExitStack() as stack:
         stack.callback(provider.stop)
         provider.wait_ready(f"http://127.0.0.1:{port}/stats")
-        callers: dict[str, Caller] = {}
+        callers: dict[str, list[Caller]] = {}
         for name, settings in services.items():
             process = start_service(name, folder, f"http://127.0.0.1:{port}", settings)
             stack.callback(process.stop)
-            callers[name] = create_caller(process, "free", [])
-            callers[f"{name}, limits"] = create_caller(process, "limited", LIMITS)
+            callers[name] = create_callers(process, "free", [])
+            callers[f"{name}, limits"] = create_callers(process, "limited", LIMITS)
         rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in callers}
         for number in range(options.rounds + 1):  # the first one is warm-up
-            for name, caller in callers.items():
-                caller.reconnect()
-                before = caller.process.cpu_seconds() or 0
-                times = [caller.ask() for _ in range(options.answers)]
-                spent = (caller.process.cpu_seconds() or 0) - before
+            for name, group in callers.items():
+                figures = ask_in_parallel(group, options.answers)
                 if number:
-                    rounds[name].append((spent / options.answers * 1e6, statistics.median(times)))
+                    rounds[name].append(figures)
     return {
         name: {
             "cpu_us": statistics.median(spent for spent, _ in figures),
@@ -184,7 +197,7 @@ def main() -> None:
     parser.add_argument("--for-redis", required=True)
     parser.add_argument("--redis", required=True)
     parser.add_argument("--redis-pid", type=int, required=True)
-    parser.add_argument("--answers", type=int, default=300)
+    parser.add_argument("--answers", type=int, default=480)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path(".data/bench-quotas.json"))
     options = parser.parse_args()

@@ -53,6 +53,7 @@ EXACT_MAX = 2**53 - 1
 CONNECTIONS = 4
 DATABASE_SECONDS = 5.0  # maximum duration of a statement in PostgreSQL
 DELIVERED_MAX = 200  # charges at once
+DELIVERY_SECONDS = 0.05  # after a commit, so that the charges of several are delivered together
 _DECODER = msgspec.msgpack.Decoder()
 
 
@@ -196,6 +197,7 @@ class RedisQuotaStore:
         return len(entries)
 
     async def _deliver_charges(self) -> None:
+        await asyncio.sleep(DELIVERY_SECONDS)
         try:
             while await self.deliver() == DELIVERED_MAX:
                 pass
