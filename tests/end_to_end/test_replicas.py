@@ -542,7 +542,8 @@ async def test_limits_are_those_of_all_replicas_together(replicas: Replicas, sto
         usage = await second.client.get("/ai/usage", params={"user_id": "u"})
 
     assert sorted(response.status_code for response in responses) == [200] * 5 + [429] * 15
-    assert usage.json()["used"]["requests_per_minute"]["used"] == 5
+    amounts = usage.json()["used"]["requests_per_minute"]
+    assert amounts["used"] + amounts["held"] == 5  # Redis gets charges a moment later
 
 
 async def test_replicas_without_a_key_in_common_do_not_reach_each_other(
