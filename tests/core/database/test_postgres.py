@@ -167,13 +167,13 @@ async def test_a_tail_misses_no_row_of_several_writers(
                 await write(writer, [build_outcome() for _ in range(3)])
 
         writing = asyncio.gather(*map(write_rows, writers))
-        while len(ids) < 6 * 15 * 3 or not writing.done():
+        ended = False
+        while not ended:
+            ended = writing.done()  # before the last page is read
             async with database.read_session() as session:
                 page = await request_log.read_tail(session, LogFilter(), limit=200, after=last)
             ids |= {item.id for item in page.items}
             last = page.next_cursor or last
-            if writing.done() and not page.items:
-                break
         await writing
 
     assert len(ids) == 6 * 15 * 3
