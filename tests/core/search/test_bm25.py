@@ -18,8 +18,10 @@ from service.core.search.bm25 import (
     decode_ids,
     encode_chunks,
     encode_query,
+    find_distinct,
     join_postings,
     select_heaviest,
+    sort_ids,
 )
 
 TERM = st.text("abcあ漢", min_size=1, max_size=3)
@@ -138,3 +140,12 @@ def test_idf_is_positive_and_falls_with_frequency() -> None:
         == compute_idf(2000, 1000)
         > 0
     )
+
+
+@given(st.lists(st.integers(0, 20)))
+def test_ids_are_sorted_and_distinct(ids: list[int]) -> None:
+    """As Python does it, also without ids."""
+    in_order = sort_ids(bm25.build_ids(ids))
+
+    assert in_order.tolist() == sorted(ids)
+    assert find_distinct(in_order).tolist() == sorted(set(ids))

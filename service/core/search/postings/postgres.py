@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from service.core.search.bm25 import Ids, build_ids, find_distinct
+from service.core.search.bm25 import Ids, build_ids, find_distinct, sort_ids
 from service.core.search.postings.cached import MARKS, IndexScope
 from service.core.search.ranking import StoredChunk
 
@@ -45,7 +45,7 @@ class PostgresReader:
         for token, ids in self._execute(_OCCURRENCES, tokens=list(tokens)):
             lists[token] += ids
         # Rows of a document that has moved to this scope may overlap with others.
-        return [build_ids(sorted(lists[token])) for token in tokens]
+        return [sort_ids(build_ids(lists[token])) for token in tokens]
 
     def read_lengths(self, ids: Sequence[int]) -> list[int]:
         """See `IndexReader.read_lengths`."""
