@@ -51,18 +51,15 @@ class Cluster:
         """Start a replica."""
         folder = self._folder / name
         folder.mkdir(exist_ok=True)
-        return await self._stack.enter_async_context(
-            serving(
-                folder,
-                KOTAE_DATABASE_URL=self._database._url,
-                KOTAE_PEER_ADDRESS="127.0.0.1:0",
-                KOTAE_LOST_SECONDS=30,
-                OPENAI_BASE_URL=self._fake.base_url,
-                OPENAI_API_KEY="k",
-                KOTAE_MODEL="m",
-                **settings,
-            )
-        )
+        defaults: dict[str, Any] = {
+            "KOTAE_DATABASE_URL": self._database._url,
+            "KOTAE_PEER_ADDRESS": "127.0.0.1:0",
+            "KOTAE_LOST_SECONDS": 30,
+            "OPENAI_BASE_URL": self._fake.base_url,
+            "OPENAI_API_KEY": "k",
+            "KOTAE_MODEL": "m",
+        }
+        return await self._stack.enter_async_context(serving(folder, **defaults | settings))
 
     def lose_disk(self, name: str) -> None:
         """Delete the data directory of a replica that has ended."""
@@ -80,6 +77,62 @@ async def cluster(database: Database, fake: ProviderFake, tmp_path: Path) -> Asy
     """Replicas with one provider fake."""
     async with Cluster(database, fake, tmp_path) as cluster:
         yield cluster
+
+
+class Network:
+    """The network between a replica and PostgreSQL. `cut_off`: nothing arrives, nothing ends."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._socket = str(server.folder / ".s.PGSQL.5432")
+        self._connected = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Self:
+        self._connected.set()
+        self._listener = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await self._listener.wait_closed()
+
+    def build_url(self, url: str) -> str:
+        """The URL of a database of the server, through this network."""
+        name = url.partition("@/")[2].partition("?")[0]
+        port = self._listener.sockets[0].getsockname()[1]
+        return f"postgresql://kotae@127.0.0.1:{port}/{name}?sslmode=disable"
+
+    @contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """Hold everything back for the block, both ways and for new connections."""
+        self._connected.clear()
+        try:
+            yield
+        finally:
+            self._connected.set()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._connected.wait()
+        far_reader, far_writer = await asyncio.open_unix_connection(self._socket)
+        self._writers += (writer, far_writer)
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(self._forward(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _forward(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(65_536):
+                await self._connected.wait()
+                sink.write(data)
+                await sink.drain()
+        sink.close()
 
 
 async def start_answer(service: ServiceProcess, prompt: str = "Why?") -> str:
@@ -344,3 +397,43 @@ async def test_replicas_without_a_lease_answer(
     assert set(statuses) == {200}
     assert len(statuses) > 10
     assert sorted(member["leader"] for member in members) == [False, True]
+
+
+@pytest.fixture
+async def network(postgres: PostgresServer) -> AsyncIterator[Network]:
+    """A network that can be cut; requested before `cluster`, it outlives the replicas."""
+    async with Network(postgres) as network:
+        yield network
+
+
+async def test_a_replica_that_is_cut_off_from_the_database_answers_but_does_not_lead(
+    network: Network, cluster: Cluster, database: Database, fake: ProviderFake
+) -> None:
+    """Another one takes over; afterwards all rows are there, once, and one replica leads."""
+    first = await cluster.start("a", KOTAE_DATABASE_URL=network.build_url(database._url))
+    second = await cluster.start("b")
+    await wait_members(second, 2)
+    await wait_membership(first, leader=True)
+    statuses: list[int] = []
+    with network.cut_off():
+        until = time.monotonic() + LEASE_SECONDS + 3
+        while time.monotonic() < until:
+            body = {"prompt": f"question {len(statuses)}", "grounded": False}
+            async with asyncio.timeout(5):
+                reply = await first.client.post("/ai/test", json=body)
+            statuses.append(reply.status_code)
+        await wait_membership(second, leader=True)
+    await wait_membership(first, leader=False, lease=True, replicas=2)
+    async with asyncio.timeout(60):
+        while len(await cluster.read_rows()) < len(statuses):
+            await asyncio.sleep(0.2)
+    rows = await cluster.read_rows()
+    members = [
+        (await service.client.get("/health/ready")).json()["membership"]
+        for service in (first, second)
+    ]
+
+    assert set(statuses) == {200}
+    assert len(statuses) > 10
+    assert len(rows) == len({row.prompt for row in rows}) == len(fake.calls) == len(statuses)
+    assert [member["leader"] for member in members] == [False, True]
