@@ -143,6 +143,7 @@ CREATE FUNCTION kotae_quota_apply(
 ) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     touched text[];
+    locked text[];
     op record;
     hold record;
     account record;
@@ -160,7 +161,9 @@ BEGIN
         SELECT DISTINCT jsonb_array_elements_text(item -> 'subjects')
         FROM jsonb_array_elements(operations) AS item
     );
-    PERFORM FROM quota_accounts WHERE subject = ANY(touched) ORDER BY subject FOR UPDATE;
+    locked := ARRAY(
+        SELECT subject FROM quota_accounts WHERE subject = ANY(touched) ORDER BY subject FOR UPDATE
+    );
     FOR op IN SELECT * FROM jsonb_to_recordset(operations) AS listed(
         kind text, name text, subjects text[], limits bigint[], starts bigint[], tokens bigint,
         cost bigint
@@ -181,7 +184,11 @@ BEGIN
             tokens_added := op.tokens - CASE op.kind WHEN 'grow' THEN hold.tokens ELSE 0 END;
             cost_added := op.cost - CASE op.kind WHEN 'grow' THEN hold.cost ELSE 0 END;
             found_count := 0;
-            FOR account IN SELECT * FROM quota_accounts WHERE subject = ANY(op.subjects) LOOP
+            -- An account that was created after the locking is missing: others change it.
+            FOR account IN
+                SELECT * FROM quota_accounts
+                WHERE subject = ANY(op.subjects) AND subject = ANY(locked)
+            LOOP
                 IF NOT (op.kind = 'grow' OR kotae_quota_knows(account.windows, op.starts)) THEN
                     reply := '["missing"]';
                 ELSIF op.kind <> 'read' AND reply = '["ok"]' AND NOT kotae_quota_fits(
@@ -256,8 +263,9 @@ BEGIN
 END $$
 """
 
-# Creates accounts, or restores older windows, from the log and the holds. Writers are excluded:
-# what they commit later is added by them. `first_id`, `end_id`: the ids of the minute.
+# Creates accounts, or restores older windows, from the log and the holds. Writers and registering
+# replicas are excluded: what they commit later is added by them. `first_id`, `end_id`: the ids of
+# the minute.
 LOAD = """
 CREATE FUNCTION kotae_quota_load(
     names text[], starts bigint[], first_id text, end_id text
@@ -272,6 +280,7 @@ DECLARE
     first_day date;
 BEGIN
     PERFORM pg_advisory_xact_lock(118126438081793);
+    PERFORM pg_advisory_xact_lock_shared(118126438081797);
     PERFORM FROM quota_accounts WHERE subject = ANY(names) ORDER BY subject FOR UPDATE;
     FOR name IN SELECT DISTINCT listed FROM unnest(names) AS listed ORDER BY listed LOOP
         SELECT * INTO account FROM quota_accounts WHERE subject = name;

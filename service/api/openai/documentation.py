@@ -40,6 +40,10 @@ _MESSAGE = {
     },
     "required": ["role", "content"],
 }
+_ERASED = problem_schemas(
+    _410="`erased`: the answer of this `Idempotency-Key`, or the previous response, was deleted or "
+    "not stored"
+)
 CHAT_BODY = describe_body(
     "chat/create",
     {"model": _MODEL, "messages": {"type": "array", "items": _MESSAGE, "minItems": 1}},
@@ -54,6 +58,7 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"schema": {"type": "object"}}},
     },
     **ERRORS,
+    **_ERASED,
 }
 RESPONSES_BODY = describe_body(
     "responses/create",
@@ -66,6 +71,7 @@ RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"schema": {"type": "object"}}},
     },
     **ERRORS,
+    **_ERASED,
 }
 STORED_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {

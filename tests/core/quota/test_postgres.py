@@ -53,12 +53,17 @@ async def open_replicas(stack: AsyncExitStack, url: str) -> list[SharedQuota]:
     ]
 
 
-async def hold_many(quotas: list[SharedQuota], prefix: str, count: int) -> list[str]:
+async def hold_many(
+    quotas: list[SharedQuota],
+    prefix: str,
+    count: int,
+    subjects: list[QuotaSubject] = SUBJECTS,
+) -> list[str]:
     """Hold a token for each of some answers, on all replicas in parallel: those admitted."""
     names = [f"{prefix}{n}" for n in range(count)]
     results = await asyncio.gather(
         *(
-            quotas[n % len(quotas)].hold(name, SUBJECTS, tokens=1, nano_usd=None)
+            quotas[n % len(quotas)].hold(name, subjects, tokens=1, nano_usd=None)
             for n, name in enumerate(names)
         ),
         return_exceptions=True,
@@ -74,12 +79,19 @@ async def read_held(quota: SharedQuota) -> int:
 
 
 async def test_parallel_holds_of_replicas_are_exact(database: Database) -> None:
-    """Of 500 parallel holds over three replicas with room for 100, exactly 100 succeed."""
+    """Of 500 parallel holds over three replicas with room for 100, exactly 100 succeed.
+
+    Repeated with users whose accounts are created meanwhile.
+    """
     async with AsyncExitStack() as stack:
         quotas = await open_replicas(stack, database._url)
-        admitted = await hold_many(quotas, "a", TRIES)
+        for user in range(15):
+            subjects = [QuotaSubject.for_user(f"u{user}", QuotaLimits(tokens_per_month=ROOM))]
+            admitted = await hold_many(quotas, f"a{user}-", TRIES, subjects)
+            await quotas[0].refresh(subjects)
+            held = quotas[0].get_usage(f"user:u{user}")["tokens_per_month"][1]
 
-        assert len(admitted) == await read_held(quotas[0]) == ROOM
+            assert (len(admitted), held) == (ROOM, ROOM)
 
 
 async def test_holds_survive_a_crash_of_postgresql(fragile: PostgresServer) -> None:
