@@ -14,7 +14,7 @@ from service.api.dependencies import AskPrincipal, Services, ServicesDep
 from service.api.fast_route import KEY, AskRoute, KeyDep, authorize_ask
 from service.api.problems import create_problem_response, create_quota_headers
 from service.api.query_parameters import check_query
-from service.api.relaying import OwnerResponse
+from service.api.relaying import OwnerResponse, build_principal, enter_reader
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
@@ -38,7 +38,7 @@ from service.core.answering.answers import (
     StartedAnswer,
     parse_event_id,
 )
-from service.core.auth.principals import Principal, Role
+from service.core.auth.principals import Principal
 from service.core.errors import KotaeError, NotFound, OwnedElsewhere, TooLarge
 from service.core.fair_share import current_user
 from service.core.ports import QuotaSubject, RedeemedTicket, TicketGrant
@@ -281,17 +281,14 @@ class EventReader:
 
     def enter(self, services: Services, disconnect: Callable[[], None]) -> Callable[[], None]:
         """Register the reader; returns the function to call when it has left."""
-        user_id, ticket = self.principal.user_id, self.ticket
-        unwatch = services.revocation.watch_principal(self.principal, disconnect)
-        services.open_requests.add(user_id)
-        if ticket is not None:
-            ticket.add_reader()
+        end_reading, ticket = enter_reader(services, self.principal, disconnect), self.ticket
+        if ticket is None:
+            return end_reading
+        ticket.add_reader()
 
         def leave() -> None:
-            if ticket is not None:
-                ticket.remove_reader()
-            services.open_requests.release(user_id)
-            unwatch()
+            ticket.remove_reader()
+            end_reading()
 
         return leave
 
@@ -315,14 +312,7 @@ async def authorize_reader(
         redeemed = services.tickets.redeem(ticket, answer_id)
     else:
         redeemed = services.tickets.resume(ticket, answer_id, seq)
-    grant = redeemed.grant
-    principal = Principal(
-        user_id=grant.user_id,
-        role=Role.ADMIN if grant.sees is None else Role.USER,
-        credential=grant.credential,
-        key_id=grant.key_id,
-        ends_at=grant.ends_at,
-    )
+    principal = build_principal(redeemed.grant)
     await services.authenticator.require_valid(principal)
     current_user.set(principal.user_id)
     return EventReader(principal, redeemed)

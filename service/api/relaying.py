@@ -81,7 +81,7 @@ async def relay_request(scope: Scope, receive: Receive, send: Send) -> bool:
     if ticket is None:
         principal, caller = await _authorize(request), True
     else:
-        principal, caller = _build_principal(services.tickets.check(ticket, answer_id)), False
+        principal, caller = build_principal(services.tickets.check(ticket, answer_id)), False
     current_user.set(principal.user_id)
     services.open_requests.require(principal.user_id)
     forwarded = _build_forwarded(scope, principal if caller else None)
@@ -156,7 +156,8 @@ def _find_answer_id(request: Request) -> str | None:
     return answer_id if answer_id and len(answer_id) == ID_CHARACTERS else None
 
 
-def _build_principal(grant: TicketGrant) -> Principal:
+def build_principal(grant: TicketGrant) -> Principal:
+    """The principal that a ticket was issued to."""
     return Principal(
         user_id=grant.user_id,
         role=Role.ADMIN if grant.sees is None else Role.USER,
