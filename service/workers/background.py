@@ -90,3 +90,24 @@ class PeriodicTask:
                 log.exception(f"{self._name}.broken")
             else:
                 self.failures = 0
+
+
+class PeriodicWorker:
+    """A worker whose only task calls `tick` at an interval. See `BackgroundWorker`."""
+
+    def __init__(
+        self, name: str, tick: Callable[[], Awaitable[None]], interval_seconds: float
+    ) -> None:
+        self._task = PeriodicTask(name, tick, interval_seconds)
+
+    def start(self) -> None:
+        """See `BackgroundWorker.start`."""
+        self._task.start()
+
+    async def stop(self) -> None:
+        """See `BackgroundWorker.stop`."""
+        await self._task.stop()
+
+    def degraded(self) -> bool:
+        """Whether ticks keep failing."""
+        return self._task.degraded

@@ -7,7 +7,7 @@ import msgspec
 
 from service.core.database.engine import Database
 from service.core.search import fts5_merge, postings_merge
-from service.workers.background import PeriodicTask
+from service.workers.background import PeriodicWorker
 
 CHECK_SECONDS = 5.0  # between two checks; uploads pause if nothing has changed from one to the next
 
@@ -23,28 +23,16 @@ class MergingStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class IndexMerger:
+class IndexMerger(PeriodicWorker):
     """Checks the version of the index every `check_seconds`."""
 
     def __init__(self, database: Database, check_seconds: float = CHECK_SECONDS) -> None:
         self._database = database
-        self._task = PeriodicTask("merging", self.check_index, check_seconds)
+        super().__init__("merging", self.check_index, check_seconds)
         self._checked_version = 0  # of the index, at the last check
         self._considered_version = 0  # the last one for which a merge was considered
         self._merged_version = 0  # the last one that was merged
         self._merges = 0
-
-    def start(self) -> None:
-        """See `BackgroundWorker.start`."""
-        self._task.start()
-
-    async def stop(self) -> None:
-        """See `BackgroundWorker.stop`."""
-        await self._task.stop()
-
-    def degraded(self) -> bool:
-        """Whether checks keep failing."""
-        return self._task.degraded
 
     def statistics(self) -> MergingStatistics:
         """An immutable snapshot of the counters."""

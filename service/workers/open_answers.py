@@ -17,7 +17,7 @@ from service.core.ports import RecordQueue
 from service.core.replicas import open_answers
 from service.core.replicas.slots import SlotLease, remove_old_slots
 from service.core.telemetry import log
-from service.workers.background import PeriodicTask
+from service.workers.background import PeriodicWorker
 
 TICK_SECONDS = 1.0
 OPEN_SECONDS = 2.0  # after which an answer is stored
@@ -32,7 +32,7 @@ class OpenAnswersStatistics(msgspec.Struct, frozen=True):
     interrupted: int
 
 
-class OpenAnswersKeeper:
+class OpenAnswersKeeper(PeriodicWorker):
     """Stores the long answers of this replica; removes those that are written.
 
     `wait_recovered`: waits for the rows of the journal. What an earlier process with the slot has
@@ -50,21 +50,9 @@ class OpenAnswersKeeper:
     ) -> None:
         self._database, self._queue, self._lease = database, queue, lease
         self._wait_recovered, self._open_seconds = wait_recovered, open_seconds
-        self._task = PeriodicTask("open_answers", self.run_checks, TICK_SECONDS)
+        super().__init__("open_answers", self.run_checks, TICK_SECONDS)
         self._stored: set[str] = set()
         self._interrupted: int | None = None  # None: what was left is not recovered yet
-
-    def start(self) -> None:
-        """See `BackgroundWorker.start`."""
-        self._task.start()
-
-    async def stop(self) -> None:
-        """See `BackgroundWorker.stop`."""
-        await self._task.stop()
-
-    def degraded(self) -> bool:
-        """Whether checks keep failing."""
-        return self._task.degraded
 
     def statistics(self) -> OpenAnswersStatistics:
         """An immutable snapshot of the counters."""
@@ -95,7 +83,7 @@ class OpenAnswersKeeper:
             self._stored -= ended
 
 
-class LostAnswersRecovery:
+class LostAnswersRecovery(PeriodicWorker):
     """The task of the leader for replicas that are not seen for `lost_seconds`.
 
     `database`: with the fence of the leader.
@@ -103,20 +91,8 @@ class LostAnswersRecovery:
 
     def __init__(self, database: Database, lost_seconds: float) -> None:
         self._database, self._lost_seconds = database, lost_seconds
-        self._task = PeriodicTask("lost_answers", self.run_checks, LOST_TICK_SECONDS)
+        super().__init__("lost_answers", self.run_checks, LOST_TICK_SECONDS)
         self._interrupted = 0
-
-    def start(self) -> None:
-        """See `BackgroundWorker.start`."""
-        self._task.start()
-
-    async def stop(self) -> None:
-        """See `BackgroundWorker.stop`."""
-        await self._task.stop()
-
-    def degraded(self) -> bool:
-        """Whether checks keep failing."""
-        return self._task.degraded
 
     def statistics(self) -> OpenAnswersStatistics:
         """An immutable snapshot of the counters."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from service.workers.background import PeriodicTask
+from service.workers.background import PeriodicWorker
 
 TRIM_SECONDS = 60.0
 
@@ -26,27 +26,15 @@ class TrimmingStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-class MemoryTrimmer:
+class MemoryTrimmer(PeriodicWorker):
     """Trims every `trim_seconds`."""
 
     def __init__(self, trim_seconds: float = TRIM_SECONDS) -> None:
-        self._task = PeriodicTask("trimming", self._trim, trim_seconds)
+        super().__init__("trimming", self._trim, trim_seconds)
         self._malloc_trim: Callable[[int], int] | None = getattr(
             ctypes.CDLL(None), "malloc_trim", None
         )
         self._trims = 0
-
-    def start(self) -> None:
-        """See `BackgroundWorker.start`."""
-        self._task.start()
-
-    async def stop(self) -> None:
-        """See `BackgroundWorker.stop`."""
-        await self._task.stop()
-
-    def degraded(self) -> bool:
-        """Whether trims keep failing."""
-        return self._task.degraded
 
     def statistics(self) -> TrimmingStatistics:
         """An immutable snapshot of the counters."""
