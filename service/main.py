@@ -207,7 +207,7 @@ async def _open_services(
     if database.file:
         restrict_database_files(database.file)
     await database.require_current_schema()
-    replica: _Replica | None = None
+    replica: _JoinedReplica | None = None
     if database.dialect == "postgresql":
         replica = await _join_replicas(settings, database, workers, stack)
     else:
@@ -313,7 +313,7 @@ async def _open_services(
 
 
 @dataclass
-class _Replica:
+class _JoinedReplica:
     """What makes this process one of the replicas of a PostgreSQL database."""
 
     lease: SlotLease
@@ -333,7 +333,7 @@ class _Replica:
 
 async def _join_replicas(
     settings: Settings, database: Database, workers: dict[str, Worker], stack: AsyncExitStack
-) -> _Replica:
+) -> _JoinedReplica:
     """Lock a PostgreSQL database, start its upkeep, and lease a slot."""
     if not settings.secret_keys:
         raise SettingsInvalid(
@@ -371,7 +371,7 @@ async def _join_replicas(
         patient_seconds=settings.answer_seconds_max + HOLD_SECONDS,
     )
     stack.push_async_callback(peers.aclose)
-    replica = _Replica(lease, member, database.with_fence(leadership.fence), peers, listener)
+    replica = _JoinedReplica(lease, member, database.with_fence(leadership.fence), peers, listener)
     stack.push_async_callback(replica.leave)
     _start_worker("membership", replica.membership, workers, stack)
     return replica
@@ -379,7 +379,7 @@ async def _join_replicas(
 
 async def _start_singleton_tasks(
     settings: Settings,
-    replica: _Replica | None,
+    replica: _JoinedReplica | None,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
 ) -> None:

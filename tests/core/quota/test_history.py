@@ -17,8 +17,9 @@ from service.core.quota.history import read_totals, rebuild_usage
 from service.core.quota.local import LocalQuota
 from service.core.records import Intent, Status, UsageSource
 from tests.access import create_key
-from tests.core.quota.test_local import Clock, create_quota, user
+from tests.core.quota.test_local import create_quota, user
 from tests.damage import drop_not_null
+from tests.quotas import Clock
 from tests.records import build_intent, build_outcome
 
 pytestmark = pytest.mark.every_database

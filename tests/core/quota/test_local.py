@@ -21,26 +21,10 @@ from service.core.errors import (
 from service.core.ports import QuotaLimits, QuotaSubject
 from service.core.quota.local import LOAD_SECONDS, LocalQuota
 from service.core.quota.windows import DAY, MINUTE, add_amount, compute_starts
+from tests.quotas import Clock
 
 ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
-NOON = datetime(2027, 3, 31, 12, 0, 5, tzinfo=UTC).timestamp()
 TTL = 300
-
-
-class Clock:
-    """The time of day and the monotonic time, set by the test."""
-
-    def __init__(self, at: float = NOON) -> None:
-        self.now = at
-        self.monotonic = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def pass_time(self, seconds: float) -> None:
-        """Let time pass, without a jump."""
-        self.now += seconds
-        self.monotonic += seconds
 
 
 def create_quota(
