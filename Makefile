@@ -62,7 +62,7 @@ test: .venv/.dev ## run the fast tests (one minute)
 test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed .cache/manifests/.installed .cache/audit/.installed ## run all tests except the nightly ones; ARGS='-m slow': only slow ones
 	$(pytest) -m 'not nightly' $(ARGS)
 
-test-nightly: .venv/.dev ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing, soak
+test-nightly: .venv/.dev .cache/clients/.installed ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing, soak
 	$(call uv_pip_install,--require-hashes -r requirements/nightly.txt)
 	$(python) -m tests.fuzz.decoders frames -max_total_time=300
 	$(python) -m tests.fuzz.decoders streams -max_total_time=300
@@ -137,7 +137,7 @@ clean: ## remove generated files including .venv; keep .data
 	$(call uv_pip_install,--require-hashes -r requirements/dev.txt)
 	@touch $@
 
-# Third-party clients of event streams in JavaScript. Without npm their tests are skipped.
+# Third-party clients and suites in JavaScript, and Node 22 for them on Linux. Without npm their tests are skipped.
 .cache/clients/.installed: tests/clients/package-lock.json
 	@mkdir -p $(@D)
 	@if command -v npm >/dev/null; then set -x; cp tests/clients/package.json tests/clients/package-lock.json $(@D) && \

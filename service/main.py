@@ -23,6 +23,7 @@ from service.api import (
     health,
     keys,
     logs,
+    mcp,
     pages,
     problems,
     quotas,
@@ -173,6 +174,7 @@ def create_app(
         models,
         responses,
         openai_embeddings,
+        mcp,
     ):
         # Copied, because an included router adds a lookup to every request.
         app.router.routes += module.router.routes

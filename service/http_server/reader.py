@@ -128,6 +128,8 @@ class RequestReader:
             self._trailer_bytes += len(name) + len(value) + 4
             return
         name = name.lower()
+        if value and value[-1] in b" \t":  # not part of the value (RFC 9110, 5.5)
+            value = value.rstrip(b" \t")
         if name == b"host":
             self._hosts += (value,)
         elif name == b"transfer-encoding":

@@ -189,6 +189,14 @@ async def test_limits_of_a_head_are_exact(
     assert reply.status == status
 
 
+async def test_white_space_around_a_value_is_not_part_of_it(service: Service) -> None:
+    """Spaces and tabs before and after the value of a header are removed."""
+    fields = b"Host:\tlocalhost \r\nX-Request-ID: \t abc \t \r\n" + CLOSE
+    (reply,) = await talk(service, b"GET /health/live HTTP/1.1\r\n" + fields + b"\r\n")
+
+    assert (reply.status, reply.headers["x-request-id"]) == (200, "abc")
+
+
 async def test_trailers_are_ignored(keyed: Service, fake: ProviderFake) -> None:
     """A credential or a host in a trailer has no effect."""
     key = b"Authorization: Bearer %b\r\n" % KEY.encode()
