@@ -49,6 +49,7 @@ from service.core.auth.revocation import RevocationMonitor
 from service.core.auth.tickets import SignedTickets
 from service.core.database.engine import Database, open_database
 from service.core.database.files import restrict_database_files
+from service.core.database.health import DatabaseHealth
 from service.core.database.instance_lock import SERVE, lock_instance
 from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.errors import DatabaseUnavailable, KotaeError, SettingsInvalid
@@ -93,13 +94,14 @@ if TYPE_CHECKING:
     from service.core.database import postgres_lock
     from service.core.quota import redis
     from service.core.search import embeddings
-    from service.workers import embedding
+    from service.workers import database_probe, embedding
     from service.workers import postgres as postgres_upkeep
 else:
     postgres_lock = LazyModule("service.core.database.postgres_lock")
     redis = LazyModule("service.core.quota.redis")
     postgres_upkeep = LazyModule("service.workers.postgres")
     embeddings = LazyModule("service.core.search.embeddings")
+    database_probe = LazyModule("service.workers.database_probe")
     embedding = LazyModule("service.workers.embedding")
 
 HOLD_SECONDS = 30  # lifetime of a quota hold after the deadline of its answer
@@ -216,7 +218,9 @@ async def _open_services(
         _start_worker("integrity", IntegrityChecker(database), workers, stack)
     quota: SharedQuota | LocalQuota = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS)
     if replica is not None:
-        quota = await _start_shared_quota(settings, replica.lease.slot, workers, stack)
+        quota = await _start_shared_quota(
+            settings, database.health, replica.lease.slot, workers, stack
+        )
     queue, recovery = _start_accounting(settings, limits, metrics, database, quota, workers, stack)
     if replica is not None:
         replica.queue = queue
@@ -336,7 +340,7 @@ class _JoinedReplica:
 async def _join_replicas(
     settings: Settings, database: Database, workers: dict[str, Worker], stack: AsyncExitStack
 ) -> _JoinedReplica:
-    """Lock a PostgreSQL database, start its upkeep, and lease a slot."""
+    """Lock a PostgreSQL database, start its upkeep and probes, and lease a slot."""
     if not settings.secret_keys:
         raise SettingsInvalid(
             "KOTAE_SECRET_KEY is required with PostgreSQL, the same for all replicas: generate it "
@@ -364,6 +368,10 @@ async def _join_replicas(
     stack.push_async_callback(lock.close)
     await upkeep.open()
     _start_worker("upkeep", upkeep, workers, stack)
+    probe = database_probe.DatabaseProbe(
+        database.health, settings.database, seconds=settings.database_probe_seconds
+    )
+    _start_worker("database_probe", probe, workers, stack)
     member = Membership(lease, leadership, end_process)
     await member.open()
     peers = HttpPeers(
@@ -403,17 +411,23 @@ async def _start_singleton_tasks(
 
 
 async def _start_shared_quota(
-    settings: Settings, slot: int, workers: dict[str, Worker], stack: AsyncExitStack
+    settings: Settings,
+    health: DatabaseHealth,
+    slot: int,
+    workers: dict[str, Worker],
+    stack: AsyncExitStack,
 ) -> SharedQuota:
     """Register this replica in the quotas of all replicas, in Redis or PostgreSQL."""
     ttl_seconds = settings.answer_seconds_max + HOLD_SECONDS
     if settings.redis_url:
         quota = SharedQuota(
-            await _open_redis(settings, settings.redis_url, slot, ttl_seconds),
+            await _open_redis(settings, settings.redis_url, health, slot, ttl_seconds),
             seconds=settings.redis_seconds,
         )
     else:
-        store = PostgresQuotaStore(settings.database, slot=slot, ttl_seconds=ttl_seconds)
+        store = PostgresQuotaStore(
+            settings.database, slot=slot, ttl_seconds=ttl_seconds, health=health
+        )
         quota = SharedQuota(store, seconds=QUOTA_SECONDS)
     upkeep = QuotaUpkeep(quota)
     stack.push_async_callback(upkeep.stop)
@@ -423,7 +437,7 @@ async def _start_shared_quota(
 
 
 async def _open_redis(
-    settings: Settings, url: str, slot: int, ttl_seconds: float
+    settings: Settings, url: str, health: DatabaseHealth, slot: int, ttl_seconds: float
 ) -> "redis.RedisQuotaStore":
     """The store in Redis. Raises `SettingsInvalid`."""
     try:
@@ -433,6 +447,7 @@ async def _open_redis(
             slot=slot,
             ttl_seconds=ttl_seconds,
             seconds=settings.redis_seconds,
+            health=health,
         )
     except ImportError as error:
         raise SettingsInvalid(
@@ -448,7 +463,7 @@ def _open_claims(
     """The idempotency keys of all replicas; None: there is one process."""
     if database.dialect != "postgresql":
         return None
-    claims = PostgresClaims(settings.database)
+    claims = PostgresClaims(settings.database, health=database.health)
     stack.push_async_callback(claims.close)
     return claims
 

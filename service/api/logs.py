@@ -119,6 +119,7 @@ async def get_log(answer_id: str, services: ServicesDep, principal: LogsPrincipa
 
 async def _wait_fresh(services: Services) -> None:
     """Wait up to `FRESH_SECONDS` for the commit of answers that ended before this request."""
+    services.database.health.require_available()
     with suppress(TimeoutError, OwnerUnavailable), anyio.fail_after(FRESH_SECONDS):
         await services.queue.wait_committed()
         await services.answers.wait_others_written()

@@ -213,13 +213,22 @@ class Settings(BaseSettings):
         ge=1,
         le=100,
         description="PostgreSQL: number of connections for reading, and for searches the same "
-        "number again. Two more are for writing and for the lock of the service.",
+        "number again. Up to six more are for writing, the lock of the service, probes, quotas "
+        "and idempotency keys.",
     )
     database_seconds: float = Field(
         30,
         ge=1,
         le=3600,
         description="PostgreSQL: maximum duration of a statement, in seconds.",
+    )
+    database_probe_seconds: float = Field(
+        1,
+        gt=0,
+        le=60,
+        description="PostgreSQL: maximum wait for the reply to a probe, in seconds. Probes are "
+        "sent every second. When two in a row have no reply, requests that need the database get "
+        "503 at once, until a probe succeeds.",
     )
 
     peer_address: Annotated[str | None, AfterValidator(_check_address)] = Field(

@@ -62,8 +62,9 @@ class ReplayLookup:
     async def wait_written(self) -> None:
         """Wait for the rows of this replica's answers that have ended.
 
-        Raises `DatabaseUnavailable`.
+        Raises `DatabaseUnavailable`, at once while nothing can be written.
         """
+        self._database.health.require_available()
         await self._require_recovered()
         try:
             async with asyncio.timeout(COMMIT_SECONDS):

@@ -6,7 +6,7 @@ clear the cache. The expiry is checked on every request. The cache is bounded, e
 in insertion order. Concurrent requests with the same uncached credential share one lookup.
 
 Failure policy: closed. While the database cannot be read, a credential that was valid stays valid
-for `STALE_SECONDS` (nothing can be revoked in the meantime); any other is refused with 503. While
+for `STALE_SECONDS` (nothing can be revoked in the meantime); any other is refused with 503. When
 the database hangs, requests with such a credential wait for it for up to `REFRESH_SECONDS`, and
 later ones not at all.
 """
@@ -271,6 +271,8 @@ class Authenticator:
         verify = partial(self._verify_and_cache, credential, hashed, cached)
         if cached is None or self._monotonic() - cached.verified_at > STALE_SECONDS:
             return await self._run_once("credential", hashed, verify)
+        if not self._database.health.is_available:
+            return cached
         task = self._start_lookup("credential", hashed, verify)
         if not self._has_late_lookup():
             await asyncio.wait([task], timeout=REFRESH_SECONDS)

@@ -8,7 +8,8 @@ has the order of commits.
 
 Failure policy: driver errors that may disappear become `DatabaseUnavailable`. The writer retries;
 all other callers respond with 503. Errors that are signs of damage are also remembered in
-`Database.damage`, which readiness reports until the database is replaced.
+`Database.damage`, which readiness reports until the database is replaced. While PostgreSQL does not
+respond (`health.py`), every access fails at once.
 
 What depends on the kind of database is in `sqlite.py` and `postgres.py`, and in the expressions of
 `constructs.py`; queries and statements are the same.
@@ -26,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from service.core.database.failures import DamageLog, ErrorTranslation
 from service.core.database.files import is_sqlite
+from service.core.database.health import DatabaseHealth
 from service.core.database.sqlite import READERS, SqliteBackend
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
 from service.core.fair_share import FairTurns
@@ -120,7 +122,8 @@ class Database:
         self, url: str, *, readers: int = READERS, statement_seconds: float = 30.0
     ) -> None:
         self._url = url
-        self._backend = _open_backend(url, readers, statement_seconds)
+        self.health = DatabaseHealth()
+        self._backend = _open_backend(url, readers, statement_seconds, self.health)
         self.dialect, self.file = self._backend.dialect, self._backend.file
         self._writer, self._reader = self._backend.writer, self._backend.reader
         # Connections are given to users in rotation; their pools are first come, first served.
@@ -158,6 +161,7 @@ class Database:
     @asynccontextmanager
     async def read_session(self) -> AsyncGenerator[ReadSession]:
         """A short read on one snapshot. Raises `DatabaseUnavailable`."""
+        self.health.require_available()
         with self.translate_errors():
             async with self._reader_turns.turn(), self._reader.connect() as connection:
                 yield ReadSession(connection)
@@ -167,6 +171,7 @@ class Database:
 
         With SQLite, a `read_session` switches threads several times per statement; this once.
         """
+        self.health.require_available()
         with self.translate_errors():
             async with self._blocking_turns.turn():
                 return await self._backend.run_blocking(work)
@@ -177,6 +182,7 @@ class Database:
 
         Raises `DatabaseUnavailable`.
         """
+        self.health.require_available()
         with self.translate_errors():
             async with self._writer_turns.turn(), self._writer.connect() as connection:
                 await self._backend.begin_write(connection)
@@ -274,11 +280,13 @@ class Database:
         await self._backend.close()
 
 
-def _open_backend(url: str, readers: int, statement_seconds: float) -> Backend:
+def _open_backend(
+    url: str, readers: int, statement_seconds: float, health: DatabaseHealth
+) -> Backend:
     if is_sqlite(url):
         return SqliteBackend(url)
     try:
-        return postgres.PostgresBackend(url, readers, statement_seconds)
+        return postgres.PostgresBackend(url, readers, statement_seconds, health)
     except ImportError as error:
         raise SettingsInvalid(
             "KOTAE_DATABASE_URL=postgresql://… needs a driver: pip install 'kotae[postgres]'"

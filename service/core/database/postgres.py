@@ -24,6 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from service.core.database.damaged_rows import REPORT
 from service.core.database.failures import DamageLog, load_json
+from service.core.database.health import DatabaseHealth
 from service.core.errors import SettingsInvalid
 
 __all__ = ["Insert", "PostgresBackend", "connect", "explain_error"]
@@ -110,8 +111,10 @@ class PostgresBackend:
     file: Path | None = None
     wait_seconds = CONNECT_SECONDS * 2
 
-    def __init__(self, url: str, readers: int, statement_seconds: float) -> None:
-        self._url, self.readers = url, readers
+    def __init__(
+        self, url: str, readers: int, statement_seconds: float, health: DatabaseHealth
+    ) -> None:
+        self._url, self.readers, self._health = url, readers, health
         self._statement_seconds = statement_seconds
         self.damage = DamageLog(lambda: None)
         self.writer = self._create_engine({}, pool_size=1)
@@ -132,7 +135,7 @@ class PostgresBackend:
             }
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=lambda: connect(self._url, settings, self._statement_seconds),
+            async_creator=lambda: self._connect(settings),
             json_deserializer=load_json,
             **pool_options,
         )
@@ -148,6 +151,12 @@ class PostgresBackend:
                 raise DisconnectionError("the server closed the connection")
 
         return engine
+
+    async def _connect(self, settings: dict[str, str]) -> Any:
+        self._health.require_available()
+        connection = await connect(self._url, settings, self._statement_seconds)
+        self._health.track_connection(connection)
+        return connection
 
     def explain_error(self, error: BaseException) -> str | None:
         """See `Backend.explain_error`."""

@@ -23,6 +23,7 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.database.engine import Session
+from service.core.database.health import DatabaseHealth
 from service.core.encoding import compute_first_id, to_json
 from service.core.errors import DatabaseUnavailable, QuotaUnavailable
 from service.core.lazy import LazyModule
@@ -69,11 +70,17 @@ class PostgresQuotaStore:
     """
 
     def __init__(
-        self, url: str, *, slot: int, ttl_seconds: float, seconds: float = SECONDS
+        self,
+        url: str,
+        *,
+        slot: int,
+        ttl_seconds: float,
+        seconds: float = SECONDS,
+        health: DatabaseHealth | None = None,
     ) -> None:
         self._slot, self._ttl_seconds = slot, ttl_seconds
         connections = (
-            postgres_connection.StatementConnection(url, _SETTINGS, seconds=seconds)
+            postgres_connection.StatementConnection(url, _SETTINGS, seconds=seconds, health=health)
             for _ in range(2)
         )
         self._batches, self._others = connections

@@ -33,6 +33,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from service.core.database.health import DatabaseHealth
 from service.core.database.postgres_connection import StatementConnection
 from service.core.encoding import compute_first_id
 from service.core.errors import DatabaseUnavailable, QuotaUnavailable, SettingsInvalid
@@ -64,7 +65,14 @@ class RedisQuotaStore:
     """
 
     def __init__(
-        self, redis_url: str, database_url: str, *, slot: int, ttl_seconds: float, seconds: float
+        self,
+        redis_url: str,
+        database_url: str,
+        *,
+        slot: int,
+        ttl_seconds: float,
+        seconds: float,
+        health: DatabaseHealth | None = None,
     ) -> None:
         self._slot, self._ttl = slot, int(ttl_seconds * 1000)
         self._seconds = seconds
@@ -79,7 +87,9 @@ class RedisQuotaStore:
             redis_connect_func=self._enter_connection,
         )
         self._redis = Redis.from_pool(pool)
-        self._database = StatementConnection(database_url, {}, seconds=DATABASE_SECONDS)
+        self._database = StatementConnection(
+            database_url, {}, seconds=DATABASE_SECONDS, health=health
+        )
         self._epoch = -1
         self._delivery: asyncio.Task[None] | None = None
 

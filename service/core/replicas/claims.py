@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from service.core.database.engine import Session
+from service.core.database.health import DatabaseHealth
 from service.core.lazy import LazyModule
 from service.core.ports import Claim
 
@@ -26,8 +27,12 @@ _SETTINGS = {"lock_timeout": "2s"}
 class PostgresClaims:
     """See `IdempotencyClaims`. `close` at the end."""
 
-    def __init__(self, url: str, *, seconds: float = SECONDS) -> None:
-        self._connection = postgres_connection.StatementConnection(url, _SETTINGS, seconds=seconds)
+    def __init__(
+        self, url: str, *, seconds: float = SECONDS, health: DatabaseHealth | None = None
+    ) -> None:
+        self._connection = postgres_connection.StatementConnection(
+            url, _SETTINGS, seconds=seconds, health=health
+        )
 
     async def claim(self, user_id: str, key: str, claim: Claim) -> Claim:
         """See `IdempotencyClaims.claim`."""
