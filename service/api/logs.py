@@ -2,18 +2,22 @@
 
 import csv
 import io
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
+from datetime import datetime
 from hashlib import blake2b
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import anyio
 import msgspec
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
+from msgspec import UNSET
 
 from service.api import shapes
+from service.api.compression import accepts_gzip, compress_response, compress_stream
 from service.api.dependencies import LogsPrincipal, Services, ServicesDep
+from service.api.query_parameters import refuse_parameter
 from service.api.responses import has_etag, json_response
 from service.api.schemas import (
     REFUSALS,
@@ -25,22 +29,33 @@ from service.api.schemas import (
     problem_schemas,
     schema_ref,
 )
-from service.core.accounting import log as request_log
-from service.core.accounting.log import PAGE_MAX, LogFilter
+from service.core.accounting.log import read_row
+from service.core.accounting.log_pages import (
+    PAGE_MAX,
+    LogFilter,
+    export_pages,
+    read_page,
+    read_tail,
+    read_top,
+)
 from service.core.accounting.rows import OMITTED_IN_LISTS, LoggedAnswer
 from service.core.auth.principals import Principal
 from service.core.encoding import to_json
 from service.core.errors import OwnerUnavailable
-from service.core.records import DamagedAnswer, Status
+from service.core.records import FAILURES, DamagedAnswer, Passage, Status
 
 router = APIRouter(prefix="/ai/logs", tags=["logs"])
 
 FRESH_SECONDS = (
     0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
 )
+VALUES_MAX = 20  # of one filter
+WORDS_MAX = 8  # in `q`
 NOBODY = ""  # the id of no user
 _COLUMNS = [name for name in DamagedAnswer.__struct_fields__ if name not in OMITTED_IN_LISTS]
+_TEXTS = ("title", "text")  # of sources
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_Values = Query(max_length=VALUES_MAX)
 
 
 @router.get(
@@ -64,38 +79,66 @@ async def list_logs(
             "`next_cursor`",
         ),
     ] = None,
-    user_id: Annotated[UserId | None, Query()] = None,
-    endpoint: Annotated[Endpoint | None, Query()] = None,
-    model: Annotated[ModelName | None, Query()] = None,
-    status: Annotated[Status | None, Query()] = None,
+    order: Annotated[
+        Literal["-response_time_ms", "-estimated_cost", "-total_tokens"] | None,
+        Query(description="Instead of the newest rows the largest since `since`, on one page"),
+    ] = None,
+    user_id: Annotated[list[UserId] | None, _Values] = None,
+    endpoint: Annotated[list[Endpoint] | None, _Values] = None,
+    model: Annotated[list[ModelName] | None, _Values] = None,
+    status: Annotated[list[Status | Literal["error"]] | None, _Values] = None,
     since: Annotated[
-        Moment | None, Query(description="Inclusive, RFC 3339; UTC without an offset")
+        Moment | None,
+        Query(description="Inclusive: RFC 3339, UTC without an offset; or before now: `-24h`"),
     ] = None,
     until: Annotated[Moment | None, Query(description="Exclusive")] = None,
+    min_response_time_ms: Annotated[int | None, Query(ge=0, le=2**31)] = None,
+    q: Annotated[
+        str | None,
+        Query(max_length=200, description="Words in the prompt or the response; all must occur"),
+    ] = None,
+    fields: Annotated[
+        str | None,
+        Query(max_length=1000, description="The fields of a row, separated by commas"),
+    ] = None,
     accept: Annotated[str, Header()] = "",
+    accept_encoding: Annotated[str, Header()] = "",
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
     """The log rows. `Accept: text/csv` or `application/x-ndjson` streams all matching rows."""
+    names = None if fields is None else _parse_fields(fields)
     log_filter = LogFilter(
-        user_id=_select_user(principal, user_id),
-        endpoint=endpoint,
-        model=model,
-        status=status,
+        user_id=_select_users(principal, user_id),
+        endpoint=_to_tuple(endpoint),
+        model=_to_tuple(model),
+        status=None if status is None else _list_statuses(status),
         since=since,
         until=until,
+        min_response_time_ms=min_response_time_ms,
+        words=_parse_words(q or ""),
     )
+    is_export = "text/csv" in accept or "application/x-ndjson" in accept
+    if order is not None:
+        _require_unordered(order, cursor=cursor, after=after, since=since, is_export=is_export)
+    gzip = accepts_gzip(accept_encoding)
     await _wait_fresh(services)
-    if "text/csv" in accept or "application/x-ndjson" in accept:
+    if is_export:
         pages = _export_while_valid(services, principal, log_filter)
         if "text/csv" in accept:
-            return _create_export(_encode_csv(pages), "text/csv; charset=utf-8", "csv")
-        return _create_export(_encode_ndjson(pages), "application/x-ndjson", "ndjson")
-    async with services.database.read_session() as session:
-        if after is not None:
-            page = await request_log.read_tail(session, log_filter, limit=limit, after=after)
+            rows, media_type = _encode_csv(pages, names or _COLUMNS), "text/csv; charset=utf-8"
         else:
-            page = await request_log.read_page(session, log_filter, limit=limit, cursor=cursor)
-    return _add_etag(json_response(page), if_none_match)
+            rows, media_type = _encode_ndjson(pages, names), "application/x-ndjson"
+        return _create_export(rows, media_type, gzip=gzip)
+    async with services.database.read_session() as session:
+        if order is not None:
+            page = await read_top(session, log_filter, order=order.lstrip("-"), limit=limit)
+        elif after is not None:
+            page = await read_tail(session, log_filter, limit=limit, after=after)
+        else:
+            page = await read_page(session, log_filter, limit=limit, cursor=cursor)
+    items = [_select_fields(item, names) for item in page.items]
+    body = {"items": items, "next_cursor": page.next_cursor}
+    return await _finish_list(json_response(body), if_none_match, gzip=gzip)
 
 
 @router.get(
@@ -113,7 +156,7 @@ async def get_log(answer_id: str, services: ServicesDep, principal: LogsPrincipa
     """One log row."""
     await _wait_fresh(services)
     async with services.database.read_session() as session:
-        row = await request_log.read_row(session, answer_id, user_id=principal.visible_user_id)
+        row = await read_row(session, answer_id, user_id=principal.visible_user_id)
     return json_response(row)
 
 
@@ -125,19 +168,82 @@ async def _wait_fresh(services: Services) -> None:
         await services.answers.wait_others_written()
 
 
-def _select_user(principal: Principal, user_id: str | None) -> str | None:
-    """The user whose rows match; None: all users. Rows of other users match nothing."""
-    if principal.visible_user_id in {None, user_id}:
-        return user_id
-    return principal.user_id if user_id is None else NOBODY
+def _parse_fields(text: str) -> list[str]:
+    """The names of fields. Raises `RequestValidationError` for an unknown one."""
+    names = list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in _COLUMNS:
+            raise refuse_parameter("fields", f"{name!r} is not one of {', '.join(_COLUMNS)}")
+    return names
 
 
-def _add_etag(response: Response, if_none_match: str) -> Response:
-    tag = f'"{blake2b(response.body, digest_size=12).hexdigest()}"'
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept"}
+def _parse_words(text: str) -> tuple[str, ...]:
+    """The words of `q`. Raises `RequestValidationError` if there are too many."""
+    words = tuple(dict.fromkeys(text.split()))
+    if len(words) > WORDS_MAX or "\0" in text:
+        raise refuse_parameter("q", f"must have at most {WORDS_MAX} words, without NUL characters")
+    return words
+
+
+def _require_unordered(
+    order: str, *, cursor: str | None, after: str | None, since: datetime | None, is_export: bool
+) -> None:
+    """Raise `RequestValidationError` for what an ordered list does not support."""
+    if since is None:
+        raise refuse_parameter("since", f"is required with order={order}")
+    if cursor is not None or after is not None or is_export:
+        raise refuse_parameter("order", "excludes `cursor`, `after` and exports")
+
+
+def _list_statuses(statuses: list[Status | Literal["error"]]) -> tuple[str, ...]:
+    """The statuses that match; `error` stands for all failures."""
+    listed = [FAILURES if status == "error" else (status,) for status in statuses]
+    return tuple(dict.fromkeys(status for group in listed for status in group))
+
+
+def _select_users(principal: Principal, user_ids: list[str] | None) -> tuple[str, ...] | None:
+    """The users whose rows match; None: all. Rows of other users match nothing."""
+    if principal.visible_user_id is None:
+        return _to_tuple(user_ids)
+    if user_ids is None or principal.visible_user_id in user_ids:
+        return (principal.user_id,)
+    return (NOBODY,)
+
+
+def _to_tuple(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The distinct values of a parameter."""
+    return tuple(dict.fromkeys(values)) if values else None
+
+
+def _select_fields(item: LoggedAnswer, names: list[str] | None) -> object:
+    """A row with these fields; by default with all, but without the texts of its sources."""
+    if names is not None:
+        return {name: getattr(item, name, None) for name in names} | (
+            {"damaged": item.damaged} if isinstance(item, DamagedAnswer) else {}
+        )
+    if isinstance(item, DamagedAnswer) or not item.sources:
+        return item
+    fields: dict[str, Any] = msgspec.structs.asdict(item)
+    fields = {name: value for name, value in fields.items() if value is not UNSET}
+    return fields | {"sources": [_omit_texts(source) for source in item.sources]}
+
+
+def _omit_texts(source: Passage) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(source).items()
+    return {name: value for name, value in fields if name not in _TEXTS and value is not UNSET}
+
+
+async def _finish_list(response: Response, if_none_match: str, *, gzip: bool) -> Response:
+    """Add the entity tag, compress, and respond with 304 if the client has the same list."""
+    suffix = "-gzip" if gzip else ""
+    tag = f'"{blake2b(response.body, digest_size=12).hexdigest()}{suffix}"'
+    vary = "Accept, Accept-Encoding"
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": vary}
     if has_etag(if_none_match, tag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
+    if gzip:
+        await compress_response(response)
     return response
 
 
@@ -145,34 +251,39 @@ async def _export_while_valid(
     services: Services, principal: Principal, log_filter: LogFilter
 ) -> AsyncGenerator[list[LoggedAnswer], None]:
     """The pages of an export; it is cut off when the credential is revoked or expires."""
-    async with aclosing(request_log.export_pages(services.database, log_filter)) as pages:
+    async with aclosing(export_pages(services.database, log_filter)) as pages:
         async for items in pages:
             await services.authenticator.require_valid(principal)
             yield items
 
 
-def _create_export(content: AsyncIterator[bytes], media_type: str, suffix: str) -> Response:
-    return StreamingResponse(
-        content,
-        media_type=media_type,
-        headers={"Content-Disposition": f'attachment; filename="kotae-logs.{suffix}"'},
-    )
+def _create_export(rows: AsyncIterator[bytes], media_type: str, *, gzip: bool) -> Response:
+    suffix = "csv" if media_type.startswith("text/csv") else "ndjson"
+    headers = {
+        "Content-Disposition": f'attachment; filename="kotae-logs.{suffix}"',
+        "Vary": "Accept, Accept-Encoding",
+    }
+    if gzip:
+        headers["Content-Encoding"] = "gzip"
+    content = compress_stream(rows) if gzip else rows
+    return StreamingResponse(content, media_type=media_type, headers=headers)
 
 
 async def _encode_ndjson(
-    pages: AsyncGenerator[list[LoggedAnswer], None],
+    pages: AsyncGenerator[list[LoggedAnswer], None], names: list[str] | None
 ) -> AsyncGenerator[bytes, None]:
     async for items in pages:
-        yield b"".join(to_json(item) + b"\n" for item in items)
+        rows = items if names is None else [_select_fields(item, names) for item in items]
+        yield b"".join(to_json(row) + b"\n" for row in rows)
 
 
 async def _encode_csv(
-    pages: AsyncGenerator[list[LoggedAnswer], None],
+    pages: AsyncGenerator[list[LoggedAnswer], None], names: list[str]
 ) -> AsyncGenerator[bytes, None]:
-    yield _format_rows([list(_COLUMNS)])
+    yield _format_rows([names])
     async for items in pages:
         yield _format_rows(
-            [[_format_cell(getattr(item, column, None)) for column in _COLUMNS] for item in items]
+            [[_format_cell(getattr(item, name, None)) for name in names] for item in items]
         )
 
 

@@ -174,6 +174,15 @@ def _build_schemas() -> dict[str, Any]:
         },
         "required": [name for name in answer["required"] if name not in texts],
     }
+    passage = schemas["Passage"]
+    required = [name for name in passage["required"] if name not in {"title", "text"}]
+    source = passage | {"title": "ListedSource", "required": required}
+    schemas["ListedAnswer"] = answer | {
+        "title": "ListedAnswer",
+        "description": "A row of a list: sources have no texts; with `fields`, only those fields.",
+        "properties": answer["properties"] | {"sources": {"type": "array", "items": source}},
+        "required": [],
+    }
     schemas["StreamEvent"] = {
         "description": "An event of a stream; `data` is JSON.",
         "anyOf": [_build_event_schema(name, shape) for name, shape in _EVENTS.items()],

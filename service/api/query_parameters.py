@@ -57,6 +57,11 @@ def _is_repeatable(field: FieldInfo) -> bool:
     return "list[" in str(field.annotation)
 
 
+def refuse_parameter(name: str, message: str) -> RequestValidationError:
+    """The error for a value that a route does not accept."""
+    return _refuse([_describe(name, message)])
+
+
 def _describe(name: str, message: str) -> dict[str, Any]:
     return {"loc": ("query", name) if name else ("query",), "msg": message}
 

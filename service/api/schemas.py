@@ -6,7 +6,7 @@ derives their JSON schemas from the same structs.
 
 import datetime as dt
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -78,7 +78,19 @@ def require_era(day: date) -> date:
     return day
 
 
-Moment = Annotated[datetime, BeforeValidator(require_date), AfterValidator(to_utc)]
+_AGO = re.compile(r"-([0-9]{1,5})([mhd])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def resolve_relative(value: Any) -> Any:
+    """Replace a duration before now, as `-90m`, `-24h` or `-7d`, by its time."""
+    match = _AGO.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return require_date(value)
+    return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+Moment = Annotated[datetime, BeforeValidator(resolve_relative), AfterValidator(to_utc)]
 Day = Annotated[date, BeforeValidator(require_date), AfterValidator(require_era)]
 ExpiryTime = Annotated[AwareDatetime, BeforeValidator(require_date), AfterValidator(to_utc)]
 

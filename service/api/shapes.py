@@ -60,13 +60,21 @@ LOG_ROW_SCHEMA = {
 }
 
 
+LOG_LIST_ROW_SCHEMA = {
+    "anyOf": [
+        {"$ref": "#/components/schemas/ListedAnswer"},
+        {"$ref": "#/components/schemas/DamagedAnswer"},
+    ]
+}
+
+
 class LogRowPage(Struct):
     """A page. `next_cursor` is null only on the last page; when tailing it is always set.
 
     With several filters a page may have fewer rows than requested, even none, before the last page.
     """
 
-    items: list[Annotated[Any, Meta(extra_json_schema=LOG_ROW_SCHEMA)]]
+    items: list[Annotated[Any, Meta(extra_json_schema=LOG_LIST_ROW_SCHEMA)]]
     next_cursor: str | None
 
 

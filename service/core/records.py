@@ -27,6 +27,10 @@ class Status(StrEnum):
     INTERRUPTED = "interrupted"  # this process ended first
 
 
+# What `error` stands for in filters.
+FAILURES = (Status.PROVIDER_ERROR, Status.TIMEOUT, Status.INTERRUPTED)
+
+
 class UsageSource(StrEnum):
     """Where the token counts come from."""
 

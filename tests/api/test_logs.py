@@ -11,13 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.core.accounting import log as request_log
-from service.core.accounting.log import LogFilter
+from service.core.accounting.log_pages import LogFilter, export_pages, read_page, read_tail
 from service.core.accounting.rows import LoggedAnswer
 from service.core.records import Status
 from tests.access import SECRET, client, make_key
 from tests.conftest import Serve, Service, shared_fixture, shared_loop
-from tests.core.accounting.test_log import COMBINED, explain_queries
+from tests.core.accounting.test_log_pages import COMBINED, explain_queries
 from tests.problems import is_problem
 from tests.records import build_intent, build_outcome
 from tests.rows import write
@@ -238,9 +237,125 @@ async def test_log_contains_answers_that_ended_before_the_request(serve: Serve) 
         answer = (
             await service.client.post("/ai/test", json={"prompt": "返品は何日以内にできますか？"})
         ).json()
-        assert (await service.client.get("/ai/logs", params={"limit": 1})).json()["items"][
-            0
-        ] == answer
+        (row,) = (await get_page(service, limit=1))["items"]
+        assert row == answer | {"sources": omit_texts(answer["sources"])}
+
+
+def omit_texts(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sources as in lists."""
+    return [
+        {name: value for name, value in source.items() if name not in {"title", "text"}}
+        for source in sources
+    ]
+
+
+async def test_fields_select_what_a_list_contains(serve: Serve) -> None:
+    """`fields` selects fields in lists and exports; selected sources are complete."""
+    service = await serve(seeded=True)
+    question = {"prompt": "返品は何日以内にできますか？"}
+    answer = (await service.client.post("/ai/test", json=question)).json()
+    fields = {"fields": "sources,id"}
+    selected = {"sources": answer["sources"], "id": answer["id"]}
+
+    listed = await get_page(service, **fields)
+    ndjson = await service.client.get(
+        "/ai/logs", params=fields, headers={"Accept": "application/x-ndjson"}
+    )
+    text = await service.client.get(
+        "/ai/logs", params={"fields": "status,prompt"}, headers={"Accept": "text/csv"}
+    )
+
+    assert answer["sources"]
+    assert listed["items"] == [selected]
+    assert ndjson.json() == selected
+    assert list(csv.reader(io.StringIO(text.text))) == [
+        ["status", "prompt"],
+        ["completed", question["prompt"]],
+    ]
+
+
+@shared_loop
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"status": "error"}, [20, 15, 10, 5, 0]),
+        ({"status": ["error", "completed"], "user_id": ["a", "nobody"]}, range(24, -1, -2)),
+        ({"user_id": ["a", "b"], "limit": 3}, [24, 23, 22]),
+        ({"q": "prompt 2"}, [24, 23, 22, 21, 20, 12, 2]),
+        ({"q": "PROMPT absent"}, []),
+        ({"since": "-1h"}, []),
+        ({"until": "-90m", "limit": 1}, [24]),
+        ({"since": "-9999d", "order": "-total_tokens", "limit": 2}, [24, 23]),
+        ({"min_response_time_ms": 10_000}, []),
+    ],
+)
+async def test_filters_of_admins(
+    shared_log: Service, params: dict[str, Any], expected: Sequence[int]
+) -> None:
+    """Filters have several values; `error` is every failure; times may be relative to now."""
+    assert list_numbers(await get_page(shared_log, **params)) == list(expected)
+
+
+@shared_loop
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({"fields": "id,text"}, "'text' is not one of"),
+        ({"fields": ""}, "fields"),
+        ({"q": "a b c d e f g h i"}, "at most 8 words"),
+        ({"order": "-response_time_ms"}, "since"),
+        ({"order": "response_time_ms", "since": "-1h"}, "order"),
+        ({"order": "-response_time_ms", "since": "-1h", "cursor": "0" * 36}, "order"),
+        ({"since": "-1y"}, "since"),
+        ({"since": "-24"}, "since"),
+        ({"user_id": ["u"] * 21}, "user_id"),
+        ({"min_response_time_ms": -1}, "min_response_time_ms"),
+    ],
+)
+async def test_refused_parameters_are_named(
+    shared_log: Service, params: dict[str, Any], named: str
+) -> None:
+    """A value that has no meaning is refused with the name of its parameter."""
+    response = await shared_log.client.get("/ai/logs", params=params)
+
+    assert named in is_problem(response, 422, "invalid_request")["detail"]
+
+
+@shared_loop
+@pytest.mark.parametrize("accept", ["application/json", "text/csv", "application/x-ndjson"])
+async def test_lists_and_exports_are_compressed_on_request(
+    shared_log: Service, accept: str
+) -> None:
+    """With `Accept-Encoding: gzip` a list and an export are the same, and much smaller."""
+    responses = [
+        await shared_log.client.get(
+            "/ai/logs", headers={"Accept": accept, "Accept-Encoding": encoding}
+        )
+        for encoding in ("identity", "gzip, br", "gzip;q=0")
+    ]
+
+    assert [response.headers.get("Content-Encoding") for response in responses] == [
+        None,
+        "gzip",
+        None,
+    ]
+    assert len({response.text for response in responses}) == 1
+    assert responses[1].num_bytes_downloaded < responses[0].num_bytes_downloaded / 3
+    assert all("Accept-Encoding" in response.headers["Vary"] for response in responses)
+
+
+@shared_loop
+async def test_compressed_list_has_its_own_entity_tag(shared_log: Service) -> None:
+    """A tag belongs to one encoding, and both are answered with 304."""
+    for encoding in ("gzip", "identity"):
+        headers = {"Accept-Encoding": encoding}
+        first = await shared_log.client.get("/ai/logs", headers=headers)
+        headers |= {"If-None-Match": first.headers["ETag"]}
+        again = await shared_log.client.get("/ai/logs", headers=headers)
+        headers |= {"Accept-Encoding": "gzip" if encoding == "identity" else "identity"}
+        other = await shared_log.client.get("/ai/logs", headers=headers)
+
+        assert (again.status_code, other.status_code) == (304, 200)
 
 
 @shared_loop
@@ -251,7 +366,7 @@ async def test_tails_follow_the_order_of_commit(shared_log: Service, which: dict
     first = (await get_page(shared_log, limit=1))["items"][0]["id"]
     query_plans = await explain_queries(
         database,
-        lambda session: request_log.read_tail(session, LogFilter(**which), limit=50, after=first),
+        lambda session: read_tail(session, LogFilter(**which), limit=50, after=first),
     )
 
     expected = (
@@ -264,7 +379,8 @@ async def test_tails_follow_the_order_of_commit(shared_log: Service, which: dict
 
 def log_filter(params: dict[str, Any]) -> LogFilter:
     """A filter from query parameters."""
-    return msgspec.convert(params, LogFilter)
+    values = {name: value if name == "since" else (value,) for name, value in params.items()}
+    return msgspec.convert(values, LogFilter)
 
 
 def get_number(item: LoggedAnswer) -> int:
@@ -292,16 +408,12 @@ async def test_page_ends_early_instead_of_scanning_everything(
     pages, cursor = 0, None
     while True:
         async with database.read_session() as session:
-            page = await request_log.read_page(
-                session, filters, limit=50, cursor=cursor, scan_max=2
-            )
+            page = await read_page(session, filters, limit=50, cursor=cursor, scan_max=2)
         listed, pages = listed + [get_number(item) for item in page.items], pages + 1
         if (cursor := page.next_cursor) is None:
             break
     exported = [
-        item
-        async for items in request_log.export_pages(database, filters, scan_max=2)
-        for item in items
+        item async for items in export_pages(database, filters, scan_max=2) for item in items
     ]
 
     assert listed == expected
@@ -326,9 +438,7 @@ async def test_tail_continues_where_it_stopped_scanning(
     )  # the first that was committed
     for _ in range(10):
         async with shared_log.services.database.read_session() as session:
-            page = await request_log.read_tail(
-                session, log_filter(which), limit=2, after=after, scan_max=3
-            )
+            page = await read_tail(session, log_filter(which), limit=2, after=after, scan_max=3)
         assert page.next_cursor is not None
         listed, after = listed + [get_number(item) for item in page.items], page.next_cursor
         assert which.get("user_id") is None or ids[after]["user_id"] == which["user_id"]
@@ -416,7 +526,7 @@ async def test_unknown_value_of_a_filter_lists_the_valid_ones(
     shared_log: Service, name: str
 ) -> None:
     """A value that no row can have is refused, with those that rows can have."""
-    response = await shared_log.client.get("/ai/logs", params={name: "error"})
+    response = await shared_log.client.get("/ai/logs", params={name: "failed"})
 
     valid = {"status": "timeout", "endpoint": "/ai/stream"}
     assert f"'{valid[name]}'" in is_problem(response, 422, "invalid_request")["detail"]

@@ -306,7 +306,7 @@ async def test_the_command_line_lists_a_damaged_row(
     """`kotae logs` prints all rows and marks the damaged one."""
     DAMAGES[name][0](tmp_path / "kotae.db", get_id(outcomes))
     service = await serve(data_dir=tmp_path)
-    lines = (await command("logs", "--url", service.url)).splitlines()
+    _, *lines = (await command("logs", "--url", service.url)).splitlines()
 
     assert len(lines) == ROWS
     assert [n for n, line in enumerate(lines) if f"damaged row {get_id(outcomes)}" in line] == [

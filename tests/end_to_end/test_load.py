@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.core.accounting.log import LogFilter, export_pages
+from service.core.accounting.log_pages import LogFilter, export_pages
 from tests.conftest import Service, http_client
 from tests.fakes.provider import Ending, ProviderFake
 from tests.sse import events

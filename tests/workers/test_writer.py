@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.core.accounting import log as request_log
 from service.core.accounting.journal import Journal
-from service.core.accounting.log import LogFilter
+from service.core.accounting.log_pages import LogFilter, read_page
 from service.core.accounting.queue import JournaledQueue
 from service.core.database.engine import Database
 from service.core.records import Outcome
@@ -49,7 +48,7 @@ def add_outcomes(queue: JournaledQueue, count: int, **fields: Any) -> list[Outco
 async def read_ids(database: Database) -> list[str]:
     """Read the ids in the log, sorted."""
     async with database.read_session() as session:
-        items = (await request_log.read_page(session, LogFilter(), limit=1000)).items
+        items = (await read_page(session, LogFilter(), limit=1000)).items
     return sorted(item.id for item in items)
 
 

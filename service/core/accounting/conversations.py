@@ -11,7 +11,7 @@ from datetime import datetime
 import msgspec
 import sqlalchemy as sa
 
-from service.core.accounting.log import build_cursor, parse_cursor
+from service.core.accounting.log_pages import build_cursor, parse_cursor
 from service.core.accounting.rows import (
     ANSWER_COLUMNS,
     ERASED_VALUES,

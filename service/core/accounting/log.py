@@ -1,27 +1,18 @@
-"""The request log: one row per answer, written once, read in pages.
+"""The request log: one row per answer, written once, with its totals in the same transaction.
 
-Pages are ordered by id, which sorts by the time an answer started: newest first, with keyset
-pagination, so page 1,000 costs as much as page 1. Tailing is ordered by `seq`, the order of commit,
-so an answer that started early and ended late is not missed.
-
-No query scans the whole log. A single filter has an index in the order of the page. With several
-filters the index of one is used (`_choose_leading`) and the others are checked on its entries, at
-most `SCAN_MAX` of them: a page may then end early, even empty, with a cursor to continue.
+Lists of rows are read in `log_pages.py`.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from itertools import takewhile
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from service.core.accounting.rows import (
     ANSWER_COLUMNS,
     ERASED_VALUES,
-    LISTED_COLUMNS,
     LoggedAnswer,
     build_row,
     get_rank,
@@ -29,31 +20,16 @@ from service.core.accounting.rows import (
     read_outcome,
     require_readable,
 )
-from service.core.database.constructs import as_text, read_as_bytes, without_index
-from service.core.database.damaged_rows import decode_name, read_rows
-from service.core.database.engine import Database, ReadSession, Session
-from service.core.database.failures import DamagedValue
+from service.core.database.damaged_rows import read_rows
+from service.core.database.engine import ReadSession, Session
 from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
 from service.core.database.upserts import build_insert
-from service.core.encoding import compute_first_id
-from service.core.errors import InvalidCursor, NotFound
+from service.core.errors import NotFound
 from service.core.ports import list_subject_names
 from service.core.quota.postgres import Charges, settle_rows
 from service.core.quota.windows import DAY, Starts, add_amount, compute_starts
-from service.core.records import Answer, DamagedAnswer, Outcome, Status, compute_row_charge
+from service.core.records import Outcome, compute_row_charge
 
-PAGE_MAX = 200
-SCAN_MAX = 10_000  # maximum index entries of the leading filter per page, a few ms
-TAIL_SCAN_MAX = 2_000  # maximum rows per tail; these are read completely
-_EXPORT_PAGE = 500
-_ID_CHARACTERS = 36
-# The most selective first: see `_choose_leading`.
-_FILTERS = (
-    "user_id",
-    "model",
-    "endpoint",
-    "status",
-)
 _KEY = ("day", "user_id", "endpoint", "model", "status", "usage_source")
 _COUNTS = (
     "answers",
@@ -108,30 +84,6 @@ def _build_addition(
     insert = build_insert(dialect, table)
     sums = {name: table.c[name] + insert.excluded[name] for name in names}
     return insert.on_conflict_do_update(index_elements=list(key), set_=sums)
-
-
-class LogFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """A filter of rows; None matches any value.
-
-    `since` is inclusive, `until` exclusive; both refer to the start of an answer.
-    """
-
-    user_id: str | None = None
-    endpoint: str | None = None
-    model: str | None = None
-    status: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-
-class LogPage(msgspec.Struct, frozen=True):
-    """A page. `next_cursor` is None only on the last page; when tailing it is always set.
-
-    With several filters a page may have fewer rows than requested, even none, before the last page.
-    """
-
-    items: list[Answer | DamagedAnswer]
-    next_cursor: str | None
 
 
 async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
@@ -263,82 +215,6 @@ def _list_counts(row: Mapping[str, Any]) -> list[int]:
     return [1, *(row[name] or 0 for name in _COUNTS[1:-1]), row["cost_nano_usd"] is None]
 
 
-async def read_page(
-    session: ReadSession,
-    log_filter: LogFilter,
-    *,
-    limit: int,
-    cursor: str | None = None,
-    scan_max: int = SCAN_MAX,
-) -> LogPage:
-    """Read a page, newest first. Raises `InvalidCursor`."""
-    interval = _build_interval(log_filter)
-    if cursor is not None:
-        interval.append(request_logs.c.id < parse_cursor(cursor))
-    lead, others = _split_conditions(log_filter)
-    where, end = [*lead, *others, *interval], None
-    if others:
-        scanned_ids = (
-            sa.select(read_as_bytes(request_logs.c.id))
-            .where(*lead, *interval)
-            .order_by(request_logs.c.id.desc())
-        )
-        last = (await session.execute(scanned_ids.offset(scan_max - 1).limit(1))).scalar()
-        if last is not None:
-            where.append(request_logs.c.id >= as_text(last))
-            end = build_cursor(decode_name(last))
-    query = (
-        sa.select(*LISTED_COLUMNS).where(*where).order_by(request_logs.c.id.desc()).limit(limit + 1)
-    )
-    rows = await read_answers(session, query, user_id=log_filter.user_id)
-    items = rows[:limit]
-    next_cursor = build_cursor(items[-1].id) if len(rows) > limit else end
-    if next_cursor is not None and cursor is not None and next_cursor >= cursor:
-        raise DamagedValue("the order of an index is wrong")
-    return LogPage(items, next_cursor)
-
-
-async def read_tail(
-    session: ReadSession,
-    log_filter: LogFilter,
-    *,
-    limit: int,
-    after: str,
-    scan_max: int = TAIL_SCAN_MAX,
-) -> LogPage:
-    """Read the rows committed after the answer `after`, in commit order.
-
-    Raises `InvalidCursor`.
-    """
-    seq = (
-        await session.execute(
-            sa.select(request_logs.c.seq).where(request_logs.c.id == parse_cursor(after))
-        )
-    ).scalar()
-    if seq is None:
-        raise InvalidCursor("`after` is not the id of an answer in the log")
-    lead, others = _split_conditions(log_filter, tailing=True)
-    lead.append(request_logs.c.seq > seq)
-    where, end = [*lead, *others], None
-    if others:
-        scanned_rows = (
-            sa.select(request_logs.c.seq, read_as_bytes(request_logs.c.id))
-            .where(*lead)
-            .order_by(request_logs.c.seq)
-        )
-        last = (await session.execute(scanned_rows.offset(scan_max - 1).limit(1))).first()
-        if last is not None:
-            where.append(request_logs.c.seq <= last[0])
-            name = decode_name(last[1])
-            end = name if _is_cursor(name) else after
-    query = sa.select(*LISTED_COLUMNS).where(*where).order_by(request_logs.c.seq).limit(limit)
-    items = await read_answers(session, query, user_id=log_filter.user_id)
-    if end is not None and len(items) < limit:
-        return LogPage(items, end)
-    sound_ids = (item.id for item in reversed(items) if _is_cursor(item.id))
-    return LogPage(items, next(sound_ids, after))
-
-
 async def read_row(session: ReadSession, answer_id: str, *, user_id: str | None) -> LoggedAnswer:
     """Read one row. Raises `NotFound`, also for other users' rows; None: any user's."""
     query = sa.select(*ANSWER_COLUMNS).where(request_logs.c.id == answer_id)
@@ -365,86 +241,3 @@ async def find_outcome(session: ReadSession, answer_id: str) -> Outcome | None:
     Raises `AnswerDamaged`.
     """
     return await read_outcome(session, request_logs.c.id == answer_id)
-
-
-async def export_pages(
-    database: Database, log_filter: LogFilter, *, scan_max: int = SCAN_MAX
-) -> AsyncGenerator[list[LoggedAnswer], None]:
-    """Yield all matching rows, newest first, by pages. No session is held between pages."""
-    cursor: str | None = None
-    while True:
-        async with database.read_session() as session:
-            page = await read_page(
-                session, log_filter, limit=_EXPORT_PAGE, cursor=cursor, scan_max=scan_max
-            )
-        yield page.items
-        if (cursor := page.next_cursor) is None:
-            return
-
-
-def _split_conditions(
-    log_filter: LogFilter, *, tailing: bool = False
-) -> tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[bool]]]:
-    """Return the leading filter, whose index is used, and the others.
-
-    The others are written so that no index is chosen for them.
-    """
-    if tailing:
-        leading_name = None if log_filter.user_id is None else "user_id"
-    else:
-        leading_name = _choose_leading(log_filter)
-    leading, others = [], []
-    for name in _FILTERS:
-        if (value := getattr(log_filter, name)) is not None:
-            if name == leading_name:
-                leading.append(request_logs.c[name] == value)
-            else:
-                others.append(without_index(request_logs.c[name]) == value)
-    return leading, others + (
-        _build_interval(log_filter, without_index(request_logs.c.id)) if tailing else []
-    )
-
-
-def _choose_leading(log_filter: LogFilter) -> str | None:
-    """Return the filter that probably matches the fewest rows: most answers are completed."""
-    if log_filter.user_id is None and log_filter.status not in {None, Status.COMPLETED}:
-        return "status"
-    return next((name for name in _FILTERS if getattr(log_filter, name) is not None), None)
-
-
-def _build_interval(
-    log_filter: LogFilter, answer_id: sa.ColumnElement[str] = request_logs.c.id
-) -> list[sa.ColumnElement[bool]]:
-    # Ids start with their time: an interval of time is an interval of ids, without another index.
-    return [
-        *(
-            [answer_id >= compute_first_id(log_filter.since)]
-            if log_filter.since is not None
-            else []
-        ),
-        *([answer_id < compute_first_id(log_filter.until)] if log_filter.until is not None else []),
-    ]
-
-
-def parse_cursor(cursor: str) -> str:
-    """Return the id that a cursor is. Raises `InvalidCursor`."""
-    if not _is_cursor(cursor):
-        raise InvalidCursor("the cursor is not the id of an answer")
-    return cursor
-
-
-def _is_cursor(text: str) -> bool:
-    return len(text) == _ID_CHARACTERS and text.isascii()
-
-
-def build_cursor(answer_id: str) -> str:
-    """The cursor after a row: its id or, if that is damaged, a text of the same length before it.
-
-    There is no sound id between the two.
-    """
-    if _is_cursor(answer_id):
-        return answer_id
-    ascii_prefix = "".join(takewhile(str.isascii, answer_id[:_ID_CHARACTERS]))
-    if answer_id == ascii_prefix and answer_id:  # too short
-        ascii_prefix = ascii_prefix[:-1] + chr(max(0, ord(ascii_prefix[-1]) - 1))
-    return ascii_prefix.ljust(_ID_CHARACTERS, "\x7f")

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.accounting import journal as journals
-from service.core.accounting import log as request_log
 from service.core.accounting.journal import (
     HEADER,
     LEAN_BYTES,
@@ -19,7 +18,7 @@ from service.core.accounting.journal import (
     encode_frame,
     strip_texts,
 )
-from service.core.accounting.log import LogFilter
+from service.core.accounting.log_pages import LogFilter, read_page
 from service.core.database.engine import Database
 from service.core.errors import JournalFull
 from service.core.records import Intent, Outcome, Passage
@@ -77,7 +76,7 @@ async def run_recovery(database: Database, tmp_path: Path) -> JournalRecovery:
 async def read_rows(database: Database) -> dict[str, tuple[str, str, str]]:
     """Read (status, prompt, response) by id."""
     async with database.read_session() as session:
-        page = await request_log.read_page(session, LogFilter(), limit=1000)
+        page = await read_page(session, LogFilter(), limit=1000)
     return {row.id: (str(row.status), str(row.prompt), str(row.response)) for row in page.items}
 
 

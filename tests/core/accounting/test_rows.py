@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from service.core.accounting import log as request_log
-from service.core.accounting.log import LogFilter
+from service.core.accounting.log_pages import LogFilter, read_page
 from service.core.accounting.rows import ANSWER_COLUMNS, build_row
 from service.core.database.engine import Database
 from service.core.database.tables import request_logs
@@ -62,7 +62,7 @@ async def test_only_the_damaged_fields_are_missing(
     assert database.file
     set_value(database.file, outcome.intent.id, assignment)
     async with database.read_session() as session:
-        (row,) = (await request_log.read_page(session, LogFilter(), limit=10)).items
+        (row,) = (await read_page(session, LogFilter(), limit=10)).items
 
     intact = msgspec.structs.asdict(create_answer_object(outcome))
     assert msgspec.structs.asdict(row) == intact | expected | {"damaged": [*expected]}
@@ -79,7 +79,7 @@ async def test_a_damaged_passage_list_of_a_refusal_is_marked(
     assert database.file
     set_value(database.file, outcome.intent.id, "nearest = CAST(? AS TEXT)", stored)
     async with database.read_session() as session:
-        (listed,) = (await request_log.read_page(session, LogFilter(), limit=10)).items
+        (listed,) = (await read_page(session, LogFilter(), limit=10)).items
         row = await request_log.read_row(session, outcome.intent.id, user_id=None)
 
     assert isinstance(listed, Answer)
@@ -107,6 +107,6 @@ async def test_names_of_damaged_rows_can_be_encoded(database: Database) -> None:
     assert database.file
     set_value(database.file, outcome.intent.id, "id = CAST(x'61ff62' AS TEXT)")
     async with database.read_session() as session:
-        (row,) = (await request_log.read_page(session, LogFilter(), limit=10)).items
+        (row,) = (await read_page(session, LogFilter(), limit=10)).items
 
     assert row.id == replace_surrogates(row.id) == "a\ufffdb"

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from service.core.accounting import log as request_log
 from service.core.accounting.audit import audit_log
-from service.core.accounting.log import LogFilter
+from service.core.accounting.log_pages import LogFilter, read_page
 from service.core.auth import store
 from service.core.database.copying import (
     BATCHES,
@@ -98,7 +97,7 @@ async def test_a_copy_has_everything(database: Database, target: Database, tmp_p
     service = SearchService(target, Settings())
     results = await service.search("What do penguins do?", user_id="alice", limit=3)
     async with target.read_session() as session:
-        page = await request_log.read_page(session, LogFilter(), limit=5)
+        page = await read_page(session, LogFilter(), limit=5)
         default = await session.execute(sa.text("SELECT count(*) FROM request_logs_default"))
 
     assert await compare_counts(database, target) == []

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 import pytest
 import sqlalchemy as sa
 
-from service.core.accounting import log as request_log
-from service.core.accounting.log import LogFilter
+from service.core.accounting.log_pages import LogFilter, read_page
 from service.core.database.engine import Database
 from service.core.database.partitions import count_default_rows, create_partitions, list_months
 from service.core.encoding import compute_first_id
@@ -91,7 +90,7 @@ async def test_rows_without_a_partition_are_not_lost(database: Database) -> None
     again = await write(database, [outcome])
 
     async with database.read_session() as session:
-        page = await request_log.read_page(session, LogFilter(), limit=5)
+        page = await read_page(session, LogFilter(), limit=5)
         assert await count_default_rows(session) == 0
     assert (before, again, len(page.items)) == (1, 0, 1)
     assert await list_places(database) == ["request_logs_2026_11"]

@@ -11,8 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from service.core.accounting import log as request_log
-from service.core.accounting.log import LogFilter
+from service.core.accounting.log_pages import LogFilter, read_page, read_tail
 from service.core.database.engine import Database
 from service.core.database.postgres import explain_error
 from service.core.database.tables import request_logs
@@ -138,7 +137,7 @@ async def test_times_do_not_depend_on_time_zones(
         at = datetime(2026, 3, 1, 12, tzinfo=UTC)
         await write(database, [build_outcome(build_intent(at=at))])
         async with database.read_session() as session:
-            (row,) = (await request_log.read_page(session, LogFilter(), limit=2)).items
+            (row,) = (await read_page(session, LogFilter(), limit=2)).items
             day = (await session.execute(sa.text("SELECT day FROM daily_totals"))).scalar_one()
     finally:
         await database.close()
@@ -171,7 +170,7 @@ async def test_a_tail_misses_no_row_of_several_writers(
         while not ended:
             ended = writing.done()  # before the last page is read
             async with database.read_session() as session:
-                page = await request_log.read_tail(session, LogFilter(), limit=200, after=last)
+                page = await read_tail(session, LogFilter(), limit=200, after=last)
             ids |= {item.id for item in page.items}
             last = page.next_cursor or last
         await writing
