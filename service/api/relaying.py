@@ -135,7 +135,8 @@ def _build_forwarded(scope: Scope, principal: Principal | None, body: bytes = b"
     query = scope["query_string"].decode("latin-1")
     headers = select_headers(Headers(scope=scope)) | {"x-request-id": scope["request_id"]}
     headers.pop(FINGERPRINT_HEADER, None)  # a client has no say in it
-    headers[PREFIX_HEADER] = f"{scope['scheme']} {scope['root_path']}"
+    # A space at the end would not be part of the value that is received, and was signed.
+    headers[PREFIX_HEADER] = f"{scope['scheme']} {scope['root_path']}".rstrip()
     if FINGERPRINT in scope:
         headers[FINGERPRINT_HEADER] = scope[FINGERPRINT].hex()
     return PeerRequest(
@@ -272,6 +273,8 @@ class PeerApplication:
         operation, _, subject = scope["path"].removeprefix(_PEER_PREFIX).partition("/")
         try:
             match scope["method"], operation:
+                case "GET", "alive":
+                    response = Response(status_code=204)
                 case "GET", "written":
                     await answers.wait_own_written()
                     response = Response(status_code=204)

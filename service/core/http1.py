@@ -51,11 +51,11 @@ _EYEBALLS_SECONDS = 0.25  # head start of one address family over the other (RFC
 class HttpConnection(asyncio.Protocol):
     """A connection and its current exchange: `send`, `wait_head`, `read` until empty, `close`."""
 
-    def __init__(self, pool: "ConnectionPool", idle_seconds: float) -> None:
+    def __init__(self, pool: "ConnectionPool") -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[None] = self._loop.create_future()
-        self._idle_seconds = idle_seconds
+        self._idle_seconds = pool.idle_seconds
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -77,10 +77,16 @@ class HttpConnection(asyncio.Protocol):
     def send(self, request: bytes) -> None:
         """Begin an exchange."""
         self._reset_exchange()
-        self._open = True
+        self._open, self._idle_seconds = True, self._pool.idle_seconds
         self._last_data_at = self._loop.time()
         self._timer = self._loop.call_later(self._idle_seconds, self._check_silence)
         self._transport.write(request)
+
+    def set_read_timeout(self, seconds: float) -> None:
+        """Change the read timeout for the rest of the exchange."""
+        self._idle_seconds = seconds
+        self._cancel_timer()
+        self._check_silence()
 
     async def wait_head(self) -> None:
         """Wait for `status` and `headers`. Raises `ProviderError`s."""
@@ -289,7 +295,7 @@ class ConnectionPool:
         tail_seconds: float = TAIL_SECONDS,
     ) -> None:
         self._host, self._port, self._tls = host, port, tls
-        self._connect_seconds, self._idle_seconds = connect_seconds, idle_seconds
+        self._connect_seconds, self.idle_seconds = connect_seconds, idle_seconds
         self.keep_alive_seconds, self.tail_seconds = keep_alive_seconds, tail_seconds
         self._connections: set[HttpConnection] = set()
         self._idle_connections: deque[HttpConnection] = deque()  # longest idle first
@@ -338,7 +344,7 @@ class ConnectionPool:
                     addresses, happy_eyeballs_delay=_EYEBALLS_SECONDS
                 )
                 _, connection = await loop.create_connection(
-                    partial(HttpConnection, self, self._idle_seconds),
+                    partial(HttpConnection, self),
                     sock=sock,
                     ssl=self._tls,
                     server_hostname=self._host if self._tls else None,

@@ -1,9 +1,10 @@
 """Open answers of this replica in the database, and those of lost replicas.
 
 See `core/replicas/open_answers.py`. Every replica keeps its own; the leader turns those of lost
-replicas into rows, and removes slots that have been free for a day.
+replicas into rows, and once a day removes slots that have been free for as long.
 """
 
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -22,6 +23,7 @@ from service.workers.background import PeriodicWorker
 TICK_SECONDS = 1.0
 OPEN_SECONDS = 2.0  # after which an answer is stored
 LOST_TICK_SECONDS = 5.0
+CLEANUP_SECONDS = 86_400
 _NO_BOUND = "~"  # after every id
 
 
@@ -93,6 +95,7 @@ class LostAnswersRecovery(PeriodicWorker):
         self._database, self._lost_seconds = database, lost_seconds
         super().__init__("lost_answers", self.run_checks, LOST_TICK_SECONDS)
         self._interrupted = 0
+        self._cleanup_at = 0.0  # monotonic, of the next time
 
     def statistics(self) -> OpenAnswersStatistics:
         """An immutable snapshot of the counters."""
@@ -102,8 +105,10 @@ class LostAnswersRecovery(PeriodicWorker):
         """Do the work of one tick. Raises `DatabaseUnavailable`."""
         async with self._database.read_session() as session:
             slots = await open_answers.list_lost_slots(session, self._lost_seconds)
-        async with self._database.transaction() as session:
-            await remove_old_slots(session)
+        if time.monotonic() >= self._cleanup_at:
+            async with self._database.transaction() as session:
+                await remove_old_slots(session)  # not that of the leader, which has a lease
+            self._cleanup_at = time.monotonic() + CLEANUP_SECONDS
         for slot in slots:
             self._interrupted += await interrupt_open(self._database, slot, _NO_BOUND)
             async with self._database.transaction() as session:

@@ -40,13 +40,9 @@ async def listen() -> AsyncIterator[Listen]:
         await listener.close(1)
 
 
-def create_peers(
-    replicas: dict[int, Replica] | None = None, silence_seconds: float = 5
-) -> HttpPeers:
+def create_peers(replicas: dict[int, Replica] | None = None, **seconds: float) -> HttpPeers:
     """The replica with slot 0 of these."""
-    return HttpPeers(
-        0, [KEY], lambda: replicas or {}, patient_seconds=5, silence_seconds=silence_seconds
-    )
+    return HttpPeers(0, [KEY], lambda: replicas or {}, **{"patient_seconds": 5} | seconds)
 
 
 def build_replica(slot: int, state: ReplicaState, *, is_alive: bool) -> Replica:
@@ -200,15 +196,51 @@ async def test_an_owner_that_ends_early_is_unavailable(listen: Listen) -> None:
     assert first == b"a"
 
 
-async def test_a_silent_owner_is_unavailable(listen: Listen) -> None:
-    """The read timeout ends the wait for a replica that hangs."""
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_owner_that_hangs_is_unavailable(listen: Listen, method: str) -> None:
+    """Before the head, although the request may wait for minutes, and within the body."""
     ended = asyncio.Event()
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/head":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
         await ended.wait()
 
-    peers, address = create_peers(silence_seconds=0.05), await listen(respond)
-    with pytest.raises(OwnerUnavailable):
-        await peers.send(Peer(1, address), REQUEST)
+    peers = create_peers(patient_seconds=600, head_seconds=0.05, silence_seconds=0.05)
+    address = await listen(respond)
+    async with asyncio.timeout(20):
+        with pytest.raises(OwnerUnavailable):
+            await peers.send(Peer(1, address), msgspec.structs.replace(REQUEST, method=method))
+        response = await peers.send(
+            Peer(1, address), msgspec.structs.replace(REQUEST, method=method, target="/head")
+        )
+        assert await response.read() == b"a"
+        with pytest.raises(OwnerUnavailable):
+            await response.read()
+    await response.close()
     ended.set()
     await peers.aclose()
+
+
+async def test_an_answer_is_awaited_while_its_owner_is_alive(listen: Listen) -> None:
+    """The response to a request with a body begins after several signs of life."""
+    signs, enough = 0, asyncio.Event()
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal signs
+        if scope["path"] == "/peer/alive":
+            signs += 1
+            if signs == 3:
+                enough.set()
+        else:
+            await enough.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    peers, address = create_peers(head_seconds=0.05, patient_seconds=60), await listen(respond)
+    response = await peers.send(Peer(1, address), msgspec.structs.replace(REQUEST, method="POST"))
+    await response.close()
+    await peers.aclose()
+
+    assert (response.status, signs) == (204, 3)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 
 from service.core.accounting import conversations
 from service.core.accounting import log as request_log
@@ -15,7 +16,7 @@ from service.core.database.engine import Database
 from service.core.encoding import utc_now
 from service.core.records import Intent, Status
 from service.core.replicas import open_answers
-from service.core.replicas.slots import ReplicaState, SlotLease
+from service.core.replicas.slots import REUSE_SECONDS, ReplicaState, SlotLease
 from service.workers.open_answers import LostAnswersRecovery, OpenAnswersKeeper
 from tests.core.replicas.test_slots import age_slot
 from tests.postgres import PostgresServer, temporary_database
@@ -121,6 +122,23 @@ async def test_the_answers_of_a_lost_replica_become_rows(database: Database) -> 
     assert returned
     assert returned.status is Status.COMPLETED
     assert (await lease.list_replicas())[0].state is ReplicaState.LOST
+
+
+async def test_old_slots_are_removed_once_a_day(database: Database) -> None:
+    """A check without lost replicas writes nothing."""
+    query = sa.text("SELECT slot FROM replicas ORDER BY slot")
+    recovery, remaining = LostAnswersRecovery(database, lost_seconds=60), []
+    leases = [SlotLease(database, name) for name in "abc"]
+    for lease in leases:
+        await lease.acquire()
+    for lease in leases[1:]:
+        await lease.release()
+        await age_slot(database, lease.slot, REUSE_SECONDS + 1)
+        await recovery.run_checks()
+        async with database.read_session() as session:
+            remaining.append(list((await session.execute(query)).scalars()))
+
+    assert remaining == [[0, 2], [0, 2]]
 
 
 async def test_erased_texts_stay_erased_when_a_journal_returns(database: Database) -> None:

@@ -4,6 +4,10 @@ An answer lives in the replica that started it. Other replicas forward requests 
 HTTP/1.1, signed (`signatures.py`), and pass the bytes of the response through. A replica without a
 valid lease, or without an address, does not respond: then the row of the answer is read, or the
 client retries until there is one.
+
+A replica that hangs, or that the network has separated, keeps nobody waiting: a response begins
+within `HEAD_SECONDS`, and where it begins only with the end of an answer, the replica is asked
+meanwhile whether it is alive.
 """
 
 import asyncio
@@ -21,9 +25,11 @@ from service.core.replicas.slots import Replica, ReplicaState
 CONNECT_SECONDS = 1.0
 RECENT_SECONDS = 15.0  # in which every replica learns of a new one, with a margin for clocks
 ASK_SECONDS = 8.0  # maximum wait for a replica that is asked like all others
-SILENCE_SECONDS = 45.0  # read timeout; a stream has a comment every 15 s
+HEAD_SECONDS = 8.0  # maximum wait for the head of a response, or until the next sign of life
+SILENCE_SECONDS = 45.0  # read timeout of a body; a stream has a comment every 15 s
 _REPEATABLE = {"GET", "DELETE"}
 _SILENT = "the replica of this answer does not respond"
+_ALIVE = PeerRequest(method="GET", target="/peer/alive", headers={})
 
 
 class NoPeers:
@@ -53,7 +59,7 @@ class NoPeers:
 class HttpPeers:
     """See `Peers`. `read_replicas`: returns the table of replicas, as read last.
 
-    `patient_seconds`: read timeout of requests that wait for an answer.
+    `patient_seconds`: maximum wait of requests for an answer, while the replica is alive.
     """
 
     def __init__(
@@ -63,12 +69,14 @@ class HttpPeers:
         read_replicas: Callable[[], Mapping[int, Replica]],
         *,
         patient_seconds: float,
+        head_seconds: float = HEAD_SECONDS,
         silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
         self._signer, self._read_replicas = PeerSigner(keys), read_replicas
         self.slot: int | None = slot
-        self._silence_seconds, self._patient_seconds = silence_seconds, patient_seconds
-        self._pools: dict[tuple[str, float], ConnectionPool] = {}
+        self._patient_seconds, self._head_seconds = patient_seconds, head_seconds
+        self._silence_seconds = silence_seconds
+        self._pools: dict[str, ConnectionPool] = {}
 
     def find_owner(self, answer_id: str) -> Peer | None:
         """See `Peers.find_owner`."""
@@ -95,7 +103,7 @@ class HttpPeers:
         """See `Peers.send`. A request is repeated if an idle connection had just been closed."""
         if not peer.address:
             raise OwnerUnavailable(_SILENT)
-        pool = self._get_pool(peer.address, request)
+        pool = self._get_pool(peer.address)
         try:
             try:
                 return await self._exchange(pool, peer, request)
@@ -146,26 +154,39 @@ class HttpPeers:
         ]
         connection = await pool.send_request("\r\n".join(head).encode("latin-1") + request.body)
         try:
-            await connection.wait_head()
+            await self._wait_head(connection, peer, request)
         except BaseException:
             await connection.close()
             raise
         if REFUSED_HEADER.encode() in connection.headers:  # for example, it has another secret key
             await connection.close()
             raise OwnerUnavailable(_SILENT)
+        connection.set_read_timeout(self._silence_seconds)
         return HttpPeerResponse(connection)
 
-    def _get_pool(self, address: str, request: PeerRequest) -> ConnectionPool:
-        seconds = self._silence_seconds if request.method in _REPEATABLE else self._patient_seconds
-        pool = self._pools.get((address, seconds))
+    async def _wait_head(
+        self, connection: HttpConnection, peer: Peer, request: PeerRequest
+    ) -> None:
+        waiting = asyncio.create_task(connection.wait_head())
+        try:
+            while not (await asyncio.wait([waiting], timeout=self._head_seconds))[0]:
+                if request.method in _REPEATABLE:
+                    raise OwnerUnavailable(_SILENT)
+                await (await self.send(peer, _ALIVE)).close()
+            await waiting
+        finally:
+            waiting.cancel()
+
+    def _get_pool(self, address: str) -> ConnectionPool:
+        pool = self._pools.get(address)
         if pool is None:
             host, _, port = address.rpartition(":")
-            pool = self._pools[address, seconds] = ConnectionPool(
+            pool = self._pools[address] = ConnectionPool(
                 host.strip("[]"),
                 int(port),
                 None,
                 connect_seconds=CONNECT_SECONDS,
-                idle_seconds=seconds,
+                idle_seconds=self._patient_seconds,
             )
         return pool
 
