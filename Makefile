@@ -62,7 +62,7 @@ test: .venv/.dev ## run the fast tests (one minute)
 test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed .cache/manifests/.installed .cache/audit/.installed ## run all tests except the nightly ones; ARGS='-m slow': only slow ones
 	$(pytest) -m 'not nightly' $(ARGS)
 
-test-nightly: .venv/.dev .cache/clients/.installed ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing, soak
+test-nightly: .venv/.dev .cache/clients/.installed .cache/sdks/.installed .cache/llama-index/.installed ## run the nightly tests: 200 kills, two million steps of the simulation, a million rows, fuzzing, soak
 	$(call uv_pip_install,--require-hashes -r requirements/nightly.txt)
 	$(python) -m tests.fuzz.decoders frames -max_total_time=300
 	$(python) -m tests.fuzz.decoders streams -max_total_time=300
@@ -102,6 +102,8 @@ lock: .venv/.setup ## update requirements/*.txt; newer versions with ARGS=--upgr
 	$(compile) requirements/openapi.in -o requirements/openapi.txt
 	$(compile) requirements/manifests.in -o requirements/manifests.txt
 	$(compile) requirements/audit.in -o requirements/audit.txt
+	$(compile) requirements/sdks.in -o requirements/sdks.txt
+	$(compile) requirements/llama-index.in -o requirements/llama-index.txt
 
 bench: .venv/.dev ## run the benchmarks
 	$(python) -m bench $(ARGS)
@@ -145,7 +147,8 @@ clean: ## remove generated files including .venv; keep .data
 	else echo 'make: npm is absent: the tests of its clients do not run'; fi
 
 # Tools in separate environments, because their dependencies conflict with those of the service.
-.cache/openapi/.installed .cache/manifests/.installed .cache/audit/.installed: .cache/%/.installed: requirements/%.txt .venv/.setup
+.cache/openapi/.installed .cache/manifests/.installed .cache/audit/.installed .cache/sdks/.installed .cache/llama-index/.installed: \
+  .cache/%/.installed: requirements/%.txt .venv/.setup
 	$(python) -m venv --without-pip --clear $(@D)
 	$(call uv_pip_install,--require-hashes -r $<,$(@D)/bin/python)
 	@touch $@

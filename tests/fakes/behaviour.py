@@ -44,6 +44,8 @@ class Behaviour:
     deltas: Sequence[str] | None = None  # sent unchanged
     chunks: int = 8  # number of deltas of the default text
     endless: bool = False  # repeats the deltas until the client disconnects
+    # names and arguments of functions to call instead of a text
+    tool_calls: Sequence[tuple[str, Mapping[str, Any]]] = ()
 
     # timing in seconds, and conditions
     headers_delay: float = 0
@@ -111,8 +113,8 @@ class Behaviour:
 
     def build_deltas(self, prompt: str) -> list[str]:
         """Return the deltas of the answer to this prompt."""
-        if self.deltas is not None:
-            return list(self.deltas)
+        if self.deltas is not None or self.tool_calls:
+            return list(self.deltas or ())
         return (
             default_deltas(prompt, self.chunks)
             if self.text is None
@@ -257,7 +259,14 @@ def whole_pieces(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> 
     deltas = behaviour.build_deltas(prompt)
     usage = None if behaviour.usage is None else behaviour.usage_for(prompt, len(deltas))
     finish_reason = None if behaviour.finish_reason == "absent" else behaviour.finish_reason
-    message = {"role": "assistant", "content": "".join(deltas), "refusal": None}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": "".join(deltas) or None,
+        "refusal": None,
+    }
+    if behaviour.tool_calls:
+        message["tool_calls"] = _list_tool_calls(behaviour)
+        finish_reason = "tool_calls"
     answer: dict[str, Any] = _envelope(behaviour, body, "chat.completion")
     answer["choices"] = [
         {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
@@ -302,6 +311,8 @@ def _answer(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Itera
                 "refusal": None,
             },
         )
+    for delta in _split_tool_calls(behaviour):
+        yield voice.chunk(None, {"tool_calls": [delta]})
     for n, text in enumerate(_forever(deltas) if behaviour.endless else deltas, 1):
         finish_reason = (
             behaviour.finish_reason if behaviour.finish_with_text and n == len(deltas) else None
@@ -319,7 +330,7 @@ def _answer(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Itera
         yield voice.chunk(
             "finish",
             {},
-            behaviour.finish_reason,
+            "tool_calls" if behaviour.tool_calls else behaviour.finish_reason,
             usage_of=len(deltas) if behaviour.usage_place != "own" else None,
         )
     if voice.tells_usage and behaviour.usage_place == "own":
@@ -329,6 +340,27 @@ def _answer(behaviour: Behaviour, body: Mapping[str, Any], prompt: str) -> Itera
             )
     if behaviour.done:
         yield Piece(b"data: [DONE]" + _lines(behaviour))
+
+
+def _list_tool_calls(behaviour: Behaviour) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"call_{n}",
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments)},
+        }
+        for n, (name, arguments) in enumerate(behaviour.tool_calls, 1)
+    ]
+
+
+def _split_tool_calls(behaviour: Behaviour) -> Iterator[dict[str, Any]]:
+    """Yield the deltas of the calls: each begins with its id and name, its arguments in halves."""
+    for index, call in enumerate(_list_tool_calls(behaviour)):
+        function = call["function"]
+        yield {"index": index} | call | {"function": function | {"arguments": ""}}
+        half = len(function["arguments"]) // 2
+        for piece in (function["arguments"][:half], function["arguments"][half:]):
+            yield {"index": index, "function": {"arguments": piece}}
 
 
 class _ChunkBuilder:

@@ -67,6 +67,8 @@ class Truth:
 
     def __init__(self, default: Behaviour | None = None) -> None:
         self.default = default or Behaviour()
+        # Chooses the behaviour of a call by its body; None: the default
+        self.choose: Callable[[Any], Behaviour | None] = lambda _: None
         self.calls: list[Call] = []
         self.embedded: list[list[str]] = []  # the texts of every embedding request
         self.embedding_bodies: list[Any] = []
@@ -149,7 +151,11 @@ class Truth:
         Raises ValueError for an invalid marker.
         """
         prompt = read_prompt(body)
-        behaviour = self._queued.popleft() if self._queued else apply_markers(self.default, prompt)
+        behaviour = (
+            self._queued.popleft()
+            if self._queued
+            else self.choose(body) or apply_markers(self.default, prompt)
+        )
         if behaviour.refuse:
             self._refuse()
             return None

@@ -132,7 +132,7 @@ class ResponseFormat:
         reasoning = members.get("reasoning") or {}
         echoed["reasoning"] = {"effort": None, "summary": None} | reasoning
         text = members.get("text") or {}
-        echoed["text"] = text | {"format": text.get("format") or {"type": "text"}}
+        echoed["text"] = text | {"format": _complete_format(text.get("format"))}
         return echoed
 
     def _build_error(self) -> dict[str, Any]:
@@ -290,3 +290,10 @@ def _complete_tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool["type"] != "function":
         return tool
     return {"description": None, "parameters": None, "strict": None} | tool
+
+
+def _complete_format(text_format: dict[str, Any] | None) -> dict[str, Any]:
+    """The format of the text with all members that the protocol requires."""
+    if not text_format or text_format["type"] != "json_schema":
+        return text_format or {"type": "text"}
+    return {"description": None, "strict": False} | text_format

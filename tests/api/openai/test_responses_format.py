@@ -37,6 +37,16 @@ def test_a_response_has_all_required_members() -> None:
     assert Response.model_validate(built, strict=False).output_text == "Because."
 
 
+def test_a_text_format_has_all_required_members() -> None:
+    """A schema has a description and `strict`, as the protocol requires."""
+    text_format = {"type": "json_schema", "name": "f", "schema": {"type": "object"}}
+    members = {"text": {"format": text_format}}
+
+    built = ResponseFormat(create_stream(), members, str).build_response()
+
+    assert built["text"]["format"] == {"description": None, "strict": False} | text_format
+
+
 def test_options_are_those_of_the_request() -> None:
     """Functions have all members that the protocol requires."""
     members: dict[str, Any] = {
