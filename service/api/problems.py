@@ -141,16 +141,23 @@ async def _handle_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == TooLarge.status:
         return create_problem_response(TooLarge(error.detail), request.scope)
     title = HTTPStatus(error.status_code).phrase
+    detail, methods = error.detail or title, ""
+    if detail == title and error.status_code == HTTPStatus.NOT_FOUND:
+        path = request.url.path[:ERROR_CHARACTERS_MAX]
+        detail = f"no route has the path {path}; GET /openapi.json lists the routes"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        methods = ", ".join(_find_methods(request))
+        detail = f"this path has the methods {methods}"
     response = _create_plain_problem(
         request,
         error.status_code,
         title.lower().replace(" ", "_"),
         title,
-        detail=error.detail or title,
+        detail=detail,
     )
     response.headers.update(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        response.headers["Allow"] = ", ".join(_find_methods(request))
+    if methods:
+        response.headers["Allow"] = methods
     return response
 
 

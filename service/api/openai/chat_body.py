@@ -155,6 +155,8 @@ def _choose_grounding(body: _Body) -> tuple[bool, str]:
     if model != body.model:
         if body.grounded is False:
             raise reject("grounded", f"must not be false with the model {body.model!r}")
+        if not model:
+            raise reject("model", f"needs the name of a model after {GROUNDED_PREFIX}")
         return True, model
     return bool(body.grounded), model
 

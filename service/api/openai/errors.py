@@ -46,7 +46,7 @@ class ErrorResponse(NamedTuple):
 
 def is_openai_path(scope: Scope) -> bool:
     """Whether a request is for the OpenAI protocol."""
-    path: str = scope["path"]
+    path: str = scope["path"] + "/"
     return path.startswith(PREFIX, len(scope.get("root_path", "")))
 
 

@@ -82,6 +82,7 @@ async def create_response(
             events = ResponseEvents(response)
             return EventsResponse(events, request, services, principal, started, headers)
         if body.background:
+            end_reading(started, delivered=not await request.is_disconnected())
             return json_response(response.build_response(), headers=headers)
         try:
             await wait_finished(request, stream)
@@ -192,14 +193,17 @@ async def _read_previous(
 ) -> list[dict[str, Any]]:
     """The messages of the responses that a request continues, oldest first.
 
-    Raises `NotFound`, `Erased`, and `InvalidRequest` for one that is running or has failed.
+    Raises `Erased`, and `InvalidRequest` for one that is unknown, is running or has failed.
     """
     turns: list[list[dict[str, Any]]] = []
     while previous_id is not None:
         if len(turns) == PREVIOUS_MAX:
             raise reject("previous_response_id", f"more than {PREVIOUS_MAX} responses precede it")
         previous_id = previous_id.removeprefix(RESPONSE_PREFIX)
-        stream = await _find_stored(previous_id, services, principal)
+        try:
+            stream = await _find_stored(previous_id, services, principal)
+        except NotFound:
+            raise reject("previous_response_id", "no response has this id") from None
         members = stream.intent.request_body or {}
         response = ResponseFormat(stream, members, str).build_response()
         if response["status"] not in {"completed", "incomplete"}:

@@ -100,6 +100,7 @@ class _RequestMembers(msgspec.Struct):
     background: bool | None = None
     previous_response_id: str | None = None
     logprobs: bool | None = None
+    top_logprobs: int | None = None
 
 
 class ResponsesBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,15 +207,19 @@ def _translate_options(body: _RequestMembers) -> dict[str, Any]:
     functions = [tool for tool in body.tools or () if tool.type == "function"]
     if functions:
         options["tools"] = [_translate_function(tool) for tool in functions]
-    if body.tool_choice is not None and functions:
-        options["tool_choice"] = _translate_choice(body.tool_choice)
+    if body.tool_choice is not None:
+        choice = _translate_choice(body.tool_choice)
+        if functions:
+            options["tool_choice"] = choice
+        elif choice not in ("auto", "none") and not body.tools:
+            raise reject("tool_choice", "needs tools")
     if body.max_output_tokens is not None:
         options["max_completion_tokens"] = body.max_output_tokens
     if body.reasoning is not None and body.reasoning.effort is not None:
         options["reasoning_effort"] = body.reasoning.effort
     if body.text is not None:
         options |= _translate_text(body.text)
-    if "message.output_text.logprobs" in (body.include or ()):
+    if body.top_logprobs or "message.output_text.logprobs" in (body.include or ()):
         options["logprobs"] = True
     return options
 

@@ -51,6 +51,7 @@ def parse(**members: Any) -> Any:
         ({"grounded": True, "messages": [{"role": "user", "content": "x" * 20_001}]}, "messages"),
         ({"documents": ["d1"]}, "documents"),
         ({"grounded": True, "documents": []}, "documents"),
+        ({"model": "kotae/"}, "model"),
     ],
 )
 def test_invalid_members_are_named(members: dict[str, Any], param: str) -> None:

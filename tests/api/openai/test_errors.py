@@ -114,16 +114,18 @@ async def test_an_unknown_model_is_not_found(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405),
-     ("POST", "/v1/models", 405), ("POST", "/v1/", 404)],
+     ("POST", "/v1/models", 405), ("POST", "/v1/", 404), ("GET", "/v1", 404)],
 )  # fmt: skip
 async def test_unknown_routes_have_the_error(
     service: Service, method: str, path: str, status: int
 ) -> None:
-    """Errors of the framework are in OpenAI's form too."""
+    """Errors of the framework are in OpenAI's form too, with the path or the methods it has."""
     response = await service.client.request(method, path)
 
+    error = response.json()["error"]
     assert response.status_code == status
-    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (path if status == 404 else response.headers["allow"]) in error["message"]
 
 
 async def test_other_routes_have_problems_only(service: Service) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.access import make_key
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake
+from tests.http_server.raw import RawClient, talk
 from tests.openai_clients import (
     PRICES,
     QUESTION,
@@ -269,6 +270,33 @@ async def test_a_background_response_needs_no_reader(service: Service, fake: Pro
     assert ended.output_text == fake.calls[0].text
 
 
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_retry_gets_a_background_response_that_was_lost(
+    service: Service, fake: ProviderFake, *, lost: bool
+) -> None:
+    """If the client left before it had the id, its retry gets it; otherwise it asks again."""
+    body = json.dumps(ASK | {"background": True}).encode()
+    first, retry = (
+        b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\nX-Stainless-Retry-Count: %d\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (count, len(body), body)
+        for count in (0, 1)
+    )
+    if lost:
+        client = await RawClient.connect(service)
+        await client.send(first)
+        client.writer.transport.abort()
+    else:
+        await talk(service, first)
+    await fake.wait_calls(1)
+    (reply,) = await talk(service, retry)
+
+    rows = await service.rows()
+    assert reply.json()["id"] == f"resp_{rows[0]['id']}"
+    assert len(rows) == len(fake.calls) == (1 if lost else 2)
+    assert {row["status"] for row in rows} == {"completed"}
+
+
 async def test_a_background_response_is_cancelled(service: Service, fake: ProviderFake) -> None:
     """The provider call ends and the row is `stopped`; other responses cannot be cancelled."""
     async with openai_client(service) as client:
@@ -329,7 +357,9 @@ async def test_responses_of_others_do_not_exist(serve: Serve, fake: ProviderFake
             client.responses.input_items.list(created.id),
             client.responses.cancel(created.id),
             client.responses.delete(created.id),
-            client.responses.create(**ASK, previous_response_id=created.id),
         ):
             with pytest.raises(openai.NotFoundError):
                 await request
+        with pytest.raises(openai.BadRequestError, match="no response has this id") as raised:
+            await client.responses.create(**ASK, previous_response_id=created.id)
+    assert raised.value.param == "previous_response_id"
