@@ -162,24 +162,25 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},  # asks for each request
     )
     # In the order of their frequency: the routes of a request are searched from the first.
-    for module in (
-        chat,
-        answers,
-        conversations,
-        uploads,
-        documents,
-        logs,
-        keys,
-        quotas,
-        sessions,
-        health,
-        models,
-        responses,
-        openai_embeddings,
-        mcp,
+    for router in (
+        chat.router,
+        responses.router,
+        answers.router,
+        conversations.router,
+        uploads.router,
+        documents.router,
+        logs.router,
+        keys.router,
+        quotas.router,
+        sessions.router,
+        health.router,
+        models.router,
+        responses.stored,
+        openai_embeddings.router,
+        mcp.router,
     ):
         # Copied, because an included router adds a lookup to every request.
-        app.router.routes += module.router.routes
+        app.router.routes += router.routes
     pages.mount_pages(app)
     problems.install_error_handlers(app)
     app.add_middleware(RequestMiddleware, settings=settings, limits=limits, metrics=metrics)

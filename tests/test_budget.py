@@ -28,11 +28,9 @@ from service.core.ports import ProviderRequest
 from tests.conftest import Service
 from tests.fakes.provider import Behaviour, Point, ProviderFake
 
-ANSWER, STREAM, CHUNK = (
-    735,
-    935,
-    75,
-)  # calls: of a plain answer, of a stream without its chunks, of a chunk
+# Calls: of a plain answer, of a stream without its chunks, of a chunk.
+ANSWER, STREAM, CHUNK = 735, 935, 75
+RESPONSE, RESPONSE_STREAM, RESPONSE_CHUNK = 925, 1_240, 102
 RUNS, RUNS_MAX = 3, 15  # the first ones fill caches
 HERE, PACKAGES = f"{Path(__file__).parents[1]}/", f"{Path(pytest.__file__).parents[1]}/"
 NOT_THE_REQUEST = (
@@ -98,6 +96,8 @@ CHAT = b'{"model": "fake-model", "messages": [{"role": "user", "content": "Why?"
 CHAT_STREAM = CHAT[:-1] + b', "stream": true}'
 CHAT_SHARE = 1.1  # of the calls of Kotae's own routes
 CHAT_PATH = "/v1/chat/completions"
+RESPONSES_PATH = "/v1/responses"
+RESPONSES_BODY = b'{"model": "fake-model", "input": "Why?"}'
 
 
 async def send_prompt(
@@ -183,6 +183,25 @@ async def test_a_chat_completion_stream_and_each_of_its_chunks(
 
     check_budget(chunk, round(own_chunk * CHAT_SHARE / 1.05), chat_long - chat)
     check_budget(chat.total(), round(own.total() * CHAT_SHARE / 1.05), chat)
+
+
+async def test_a_response(service: Service, fake: ProviderFake) -> None:
+    """The Responses API stays within its budget."""
+    calls = await count_request(service, fake, RESPONSES_PATH, body=RESPONSES_BODY)
+
+    check_budget(calls.total(), RESPONSE, calls)
+
+
+async def test_a_response_stream_and_each_of_its_chunks(
+    service: Service, fake: ProviderFake
+) -> None:
+    """So do its streams, whose text is built from the chunks of the provider."""
+    body = RESPONSES_BODY[:-1] + b', "stream": true}'
+    few, many = [await count_request(service, fake, RESPONSES_PATH, n, body) for n in (10, 60)]
+    chunk = (many.total() - few.total()) / 50
+
+    check_budget(chunk, RESPONSE_CHUNK, many - few)
+    check_budget(few.total() - chunk * 10, RESPONSE_STREAM, few)
 
 
 Part = Stream | Pump | ProviderRequest | HttpConnection | KotaeError

@@ -117,6 +117,7 @@ class RequestMiddleware:
             return
         # The first header of a name counts.
         headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        scope["kotae.headers"] = headers
         request_id_header = headers.get(b"x-request-id", "")
         request_id = scope["request_id"] = (
             request_id_header if _SAFE_ID.fullmatch(request_id_header) else create_id(utc_now())

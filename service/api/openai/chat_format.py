@@ -21,6 +21,30 @@ DONE = b"data: [DONE]\n\n"
 _STOP = "stop"
 
 
+class ChatFormat:
+    """One chat completion. `get_documents_url`: returns the URL under which documents are."""
+
+    def __init__(
+        self, stream: Stream, get_documents_url: Callable[[], str], *, include_usage: bool
+    ) -> None:
+        self._stream, self._get_documents_url = stream, get_documents_url
+        self._include_usage = include_usage
+
+    def create_encoder(self) -> "ChatChunks":
+        """Its chunks, for one reader."""
+        return ChatChunks(
+            self._stream,
+            include_usage=self._include_usage,
+            get_documents_url=self._get_documents_url,
+        )
+
+    def build_body(self) -> dict[str, Any]:
+        """The body of an answer that has ended and is not streamed."""
+        outcome = self._stream.outcome
+        assert outcome is not None  # noqa: S101 - the caller has waited for it
+        return build_completion(self._stream, outcome, self._get_documents_url)
+
+
 class ChatChunks:
     """The events of a stream for one reader."""
 

@@ -1,6 +1,7 @@
-"""What the routes of answers share: starting one or attaching a retry, headers, streams."""
+"""What the routes of answers share: starting one or attaching a retry, headers, responses."""
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -9,21 +10,28 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from service.api.answers import REPLAYED, begin_while_connected, build_quota_headers
+from service.api.answers import (
+    CLIENT_CLOSED_REQUEST,
+    REPLAYED,
+    begin_while_connected,
+    build_quota_headers,
+)
 from service.api.dependencies import Services
 from service.api.fast_route import authorize_any_query, read_idempotency_key
 from service.api.openai.chat_body import ChatBody
 from service.api.openai.errors import create_rate_headers
 from service.api.problems import create_problem_response
 from service.api.relaying import FINGERPRINT, BodyRecorder, OwnerResponse
+from service.api.responses import json_response
 from service.api.sse import create_batches_response
-from service.api.waiting import wait_output
-from service.core.answering.answers import AnswerRequest, StartedAnswer
+from service.api.waiting import wait_finished, wait_output
+from service.core.answering.answers import AnswerRequest, StartedAnswer, Stream
 from service.core.auth.principals import Principal
 from service.core.errors import OwnedElsewhere
+from service.core.pricing import format_usd
 from service.core.records import UsageSource
 
-RETRY_HEADER = "x-stainless-retry-count"  # of the OpenAI SDKs, which may come back
+_RETRY_HEADER = b"x-stainless-retry-count"  # of the OpenAI SDKs, which may come back
 # Headers that differ between the attempts of one request.
 _ATTEMPT_HEADERS = frozenset(
     {
@@ -56,8 +64,9 @@ class AnswerRoute(APIRoute):
             return
         request = Request(scope, receive)
         principal = await authorize_any_query(request)
-        key = await read_idempotency_key(request, request.headers.get("idempotency-key"))
-        if key is not None or request.headers.get(RETRY_HEADER, "0") != "0":
+        headers = scope["kotae.headers"]
+        key = await read_idempotency_key(request, headers.get(b"idempotency-key"))
+        if key is not None or headers.get(_RETRY_HEADER, "0") != "0":
             request = Request(scope, recorder := BodyRecorder(receive))
         services = request.state.services
         try:
@@ -74,6 +83,18 @@ class Encoder(Protocol):
 
     def encode_batch(self, position: int) -> tuple[bytes, int]:
         """Return the events after the chunk at a position (-1: all), and the new position."""
+        ...
+
+
+class AnswerFormat(Protocol):
+    """The form of an answer in a protocol."""
+
+    def create_encoder(self) -> Encoder:
+        """Return the encoder of its events for one reader."""
+        ...
+
+    def build_body(self) -> dict[str, Any]:
+        """Return the answer as one object."""
         ...
 
 
@@ -121,6 +142,60 @@ class EventsResponse(Response):
             response.headers.update(self._extra_headers)
             await response(scope, receive, send)
             return response.completed
+
+
+async def serve_answer(
+    request: Request,
+    services: Services,
+    principal: Principal,
+    raw: bytes,
+    key: str | None,
+    body: ChatBody,
+    create_format: Callable[[Stream, Callable[[], str]], AnswerFormat],
+    *,
+    kept_body: dict[str, Any] | None = None,
+    background: bool = False,
+) -> Response:
+    """Answer a translated request, in one response or as a stream.
+
+    `raw`: the body as it was sent. `create_format`: takes the stream, and what returns the URL
+    under which documents are. `kept_body`: of a request whose response can be retrieved.
+    `background`: respond at once.
+    """
+    retry_count = request.scope["kotae.headers"].get(_RETRY_HEADER)
+    answer_request = build_request(
+        body,
+        request,
+        services,
+        principal,
+        keyed_body=raw if key else None,
+        may_retry=retry_count is not None,
+        kept_body=kept_body,
+        background=background,
+    )
+    with services.open_requests.hold(principal.user_id):
+        started = await begin_answer(request, raw, answer_request, key, retry_count, services)
+        if started is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        headers, stream = build_headers(answer_request, started, services), started.stream
+        answer_format = create_format(stream, partial(get_documents_url, request))
+        if body.stream:
+            encoder = answer_format.create_encoder()
+            return EventsResponse(encoder, request, services, principal, started, headers)
+        if background:
+            end_reading(started, delivered=not await request.is_disconnected())
+            return json_response(answer_format.build_body(), headers=headers)
+        try:
+            await wait_finished(request, stream)
+        finally:
+            end_reading(started, delivered=stream.outcome is not None)
+    if stream.outcome is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if stream.error is not None:
+        return create_failure(request, started, headers)
+    if stream.outcome.cost_nano_usd is not None:
+        headers["x-kotae-cost"] = format_usd(stream.outcome.cost_nano_usd)
+    return json_response(answer_format.build_body(), headers=headers)
 
 
 async def begin_answer(

@@ -10,26 +10,15 @@ from typing import Annotated, Any, Literal
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.answers import CLIENT_CLOSED_REQUEST
 from service.api.dependencies import AnyQueryAskPrincipal, Services, ServicesDep
 from service.api.fast_route import AskRoute, KeyDep
-from service.api.json_bodies import read_body
+from service.api.json_bodies import THREAD_BYTES_MIN, read_body
 from service.api.openai.documentation import (
     RESPONSES_BODY,
     RESPONSES_RESPONSES,
     STORED_RESPONSES,
 )
-from service.api.openai.flow import (
-    RETRY_HEADER,
-    AnswerRoute,
-    EventsResponse,
-    begin_answer,
-    build_headers,
-    build_request,
-    create_failure,
-    end_reading,
-    get_documents_url,
-)
+from service.api.openai.flow import AnswerRoute, get_documents_url, serve_answer
 from service.api.openai.rejections import reject
 from service.api.openai.responses_body import find_previous_id, parse_responses_body
 from service.api.openai.responses_format import RESPONSE_PREFIX, ResponseEvents, ResponseFormat
@@ -41,7 +30,6 @@ from service.api.waiting import wait_finished
 from service.core.answering.answers import Stream
 from service.core.auth.principals import Principal
 from service.core.errors import NotFound
-from service.core.pricing import format_usd
 
 PREVIOUS_MAX = 100  # responses before one
 
@@ -59,42 +47,22 @@ async def create_response(
     """
     raw = await read_body(request, principal.user_id)
     previous = await _read_previous(find_previous_id(raw), services, principal)
-    body = await anyio.to_thread.run_sync(parse_responses_body, raw, services.settings, previous)
-    retry_count = request.headers.get(RETRY_HEADER)
-    answer_request = build_request(
-        body.chat,
+    if len(raw) < THREAD_BYTES_MIN and not previous:
+        body = parse_responses_body(raw, services.settings)
+    else:
+        parse = partial(parse_responses_body, raw, services.settings, previous)
+        body = await anyio.to_thread.run_sync(parse)
+    return await serve_answer(
         request,
         services,
         principal,
-        keyed_body=raw if key else None,
-        may_retry=retry_count is not None,
+        raw,
+        key,
+        body.chat,
+        partial(ResponseFormat, members=body.members),
         kept_body=body.members,
         background=body.background,
     )
-    with services.open_requests.hold(principal.user_id):
-        started = await begin_answer(request, raw, answer_request, key, retry_count, services)
-        if started is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        headers = build_headers(answer_request, started, services)
-        stream = started.stream
-        response = ResponseFormat(stream, body.members, partial(get_documents_url, request))
-        if body.chat.stream:
-            events = ResponseEvents(response)
-            return EventsResponse(events, request, services, principal, started, headers)
-        if body.background:
-            end_reading(started, delivered=not await request.is_disconnected())
-            return json_response(response.build_response(), headers=headers)
-        try:
-            await wait_finished(request, stream)
-        finally:
-            end_reading(started, delivered=stream.outcome is not None)
-    if stream.outcome is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if stream.error is not None:
-        return create_failure(request, started, headers)
-    if stream.outcome.cost_nano_usd is not None:
-        headers["x-kotae-cost"] = format_usd(stream.outcome.cost_nano_usd)
-    return json_response(response.build_response(), headers=headers)
 
 
 @stored.get("", responses=STORED_RESPONSES)
@@ -109,10 +77,10 @@ async def get_response(
     """A stored response, or with `stream=true` its events after `starting_after`."""
     answer_stream = await _find_stored(answer_id, services, principal)
     response = ResponseFormat(
-        answer_stream, answer_stream.intent.request_body or {}, partial(get_documents_url, request)
+        answer_stream, partial(get_documents_url, request), answer_stream.intent.request_body or {}
     )
     if not stream:
-        return json_response(response.build_response())
+        return json_response(response.build_body())
     services.open_requests.require(principal.user_id)
     events = ResponseEvents(response, starting_after)
     return create_batches_response(
@@ -164,8 +132,8 @@ async def cancel_response(
         raise reject("response_id", "only responses with background: true can be cancelled")
     answer_stream.on_stop()
     await wait_finished(request, answer_stream)
-    response = ResponseFormat(answer_stream, members, partial(get_documents_url, request))
-    return json_response(response.build_response())
+    response = ResponseFormat(answer_stream, partial(get_documents_url, request), members)
+    return json_response(response.build_body())
 
 
 @stored.delete("", responses=STORED_RESPONSES)
@@ -205,13 +173,10 @@ async def _read_previous(
         except NotFound:
             raise reject("previous_response_id", "no response has this id") from None
         members = stream.intent.request_body or {}
-        response = ResponseFormat(stream, members, str).build_response()
+        response = ResponseFormat(stream, str, members).build_body()
         if response["status"] not in {"completed", "incomplete"}:
             raise reject("previous_response_id", f"that response is {response['status']}")
         items = list_items(stream.intent.id, members)
         turns.append(build_messages([*items, *response["output"]]))
         previous_id = members.get("previous_response_id")
     return [message for turn in reversed(turns) for message in turn]
-
-
-router.routes += stored.routes

@@ -137,7 +137,9 @@ def parse_responses_body(
     members: dict[str, Any] = msgspec.json.decode(raw)
     _check_members(body, members)
     searches_files, documents = _read_file_search(body)
-    translated = {name: members[name] for name in _SAME if members.get(name) is not None}
+    translated = {
+        name: members[name] for name in _SAME if name in members and members[name] is not None
+    }
     translated |= {name: value for name, value in members.items() if name not in _KNOWN}
     translated |= {
         "model": body.model,

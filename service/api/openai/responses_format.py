@@ -48,14 +48,18 @@ class ResponseFormat:
     """
 
     def __init__(
-        self, stream: Stream, members: dict[str, Any], get_documents_url: Callable[[], str]
+        self, stream: Stream, get_documents_url: Callable[[], str], members: dict[str, Any]
     ) -> None:
         self.stream, self._members = stream, members
         self._get_documents_url = get_documents_url
         tools = members.get("tools") or ()
         self.searches_files = any(tool["type"] == "file_search" for tool in tools)
 
-    def build_response(self, output: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def create_encoder(self) -> "ResponseEvents":
+        """Its events from the first one, for one reader."""
+        return ResponseEvents(self)
+
+    def build_body(self, output: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """The response as it is now. `output`: its items; by default, those of the outcome."""
         stream, outcome = self.stream, self.stream.outcome
         created_at = int(stream.intent.created_at.timestamp())
@@ -124,9 +128,10 @@ class ResponseFormat:
     def _echo_members(self) -> dict[str, Any]:
         """The options of the request, with defaults in place of absent ones."""
         members = self._members
-        echoed = {
-            name: default if members.get(name) is None else members[name]
-            for name, default in _DEFAULTS.items()
+        echoed = _DEFAULTS | {
+            name: value
+            for name, value in members.items()
+            if value is not None and name in _DEFAULTS
         }
         echoed["tools"] = [_complete_tool(tool) for tool in echoed["tools"]]
         reasoning = members.get("reasoning") or {}
@@ -217,12 +222,12 @@ class ResponseEvents:
         )
         # A stopped response ends like one that reached a limit: the protocol has no other event.
         name = "incomplete" if status == "cancelled" else status
-        response = self._response.build_response(self._builder.items)
+        response = self._response.build_body(self._builder.items)
         return out + self._encode([{"type": f"response.{name}", "response": response}]) + DONE
 
     def _build_unfinished(self) -> dict[str, Any]:
         """The response before its end; the stream may have ended already."""
-        response = self._response.build_response([])
+        response = self._response.build_body([])
         response |= {"status": "in_progress", "completed_at": None, "usage": None, "error": None}
         return response | {"incomplete_details": None}
 

@@ -274,8 +274,10 @@ async def test_a_background_response_needs_no_reader(service: Service, fake: Pro
 async def test_a_retry_gets_a_background_response_that_was_lost(
     service: Service, fake: ProviderFake, *, lost: bool
 ) -> None:
-    """If the client left before it had the id, its retry gets it; otherwise it asks again."""
-    body = json.dumps(ASK | {"background": True}).encode()
+    """If the client left during the search, its retry gets the id; otherwise it asks again."""
+    await service.client.post("/ai/upload", json={"text": "The zebra code is 4711."})
+    question = {"model": "kotae/fake-model", "input": "What is the zebra code?"}
+    body = json.dumps(question | {"background": True}).encode()
     first, retry = (
         b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         b"Content-Type: application/json\r\nX-Stainless-Retry-Count: %d\r\n"

@@ -27,8 +27,8 @@ def create_stream(**changes: Any) -> Stream:
 
 def test_a_response_has_all_required_members() -> None:
     """With defaults for options that the request does not have, valid for the SDK."""
-    response = ResponseFormat(create_stream(), {"model": "m", "input": "Why?"}, str)
-    built = response.build_response()
+    response = ResponseFormat(create_stream(), str, {"model": "m", "input": "Why?"})
+    built = response.build_body()
     nullable = {"incomplete_details", "previous_response_id", "instructions", "error"}
     nullable |= {"max_output_tokens", "max_tool_calls", "safety_identifier", "prompt_cache_key"}
 
@@ -42,7 +42,7 @@ def test_a_text_format_has_all_required_members() -> None:
     text_format = {"type": "json_schema", "name": "f", "schema": {"type": "object"}}
     members = {"text": {"format": text_format}}
 
-    built = ResponseFormat(create_stream(), members, str).build_response()
+    built = ResponseFormat(create_stream(), str, members).build_body()
 
     assert built["text"]["format"] == {"description": None, "strict": False} | text_format
 
@@ -57,7 +57,7 @@ def test_options_are_those_of_the_request() -> None:
         "metadata": {"a": "b"},
         "previous_response_id": "resp_1",
     }
-    built = ResponseFormat(create_stream(), members, str).build_response()
+    built = ResponseFormat(create_stream(), str, members).build_body()
 
     tool = {"type": "function", "name": "f"}
     assert built["tools"] == [tool | {"description": None, "parameters": None, "strict": None}]
@@ -86,8 +86,8 @@ def test_each_status_has_one_of_the_protocol(
 ) -> None:
     """The last event of a stream agrees; a cancelled one ends as incomplete."""
     stream = create_stream(status=status, finish_reason=finish_reason)
-    response = ResponseFormat(stream, {}, str)
-    built = response.build_response()
+    response = ResponseFormat(stream, str, {})
+    built = response.build_body()
     encoded, _ = ResponseEvents(response).encode_batch(-1)
     last = "incomplete" if expected == "cancelled" else expected
 
