@@ -1,4 +1,4 @@
-"""`kotae doctor`: check versions, disk, database and provider."""
+"""`kotae doctor`: check versions, disk, database, Redis and provider."""
 
 import asyncio
 import platform
@@ -11,6 +11,7 @@ import typer
 
 from service import __version__
 from service.cli.database import describe_database, with_database
+from service.cli.doctor_servers import check_postgres, check_redis
 from service.cli.settings import warn_of_unknown_variables
 from service.core.database.engine import Database
 from service.core.database.files import find_database_file, is_sqlite
@@ -23,7 +24,7 @@ SQLITE_SAFE = (3, 51, 3)
 
 
 def doctor() -> None:
-    """Check versions, disk, database and provider. Prints a remedy for each problem."""
+    """Check versions, disk, database, Redis and provider. Prints a remedy for each problem."""
     loaded = load_settings()
     warn_of_unknown_variables()
     bad = [_print_check(*check) for check in asyncio.run(_run_checks(loaded))].count(False)
@@ -63,6 +64,7 @@ async def _run_checks(settings: Settings) -> list[tuple[bool, str, str]]:
             "change its owner, or set KOTAE_DATA_DIR",
         ),
         *await _check_database(settings),
+        *(await check_redis(settings, settings.redis_url) if settings.redis_url else []),
         (True, f"embeddings: {_describe_embeddings(settings)}", ""),
     ]
     if settings.has_provider:
@@ -106,7 +108,7 @@ async def _check_database(settings: Settings) -> list[tuple[bool, str, str]]:
         return [(False, f"{name}: {error.detail}", remedy)]
     text = f"{name}: revision {revision or 'none'}, newest {newest}"
     if not is_sqlite(settings.database):
-        return [(is_current, text, "run `kotae migrate`")]
+        return [(is_current, text, "run `kotae migrate`"), *await check_postgres(settings)]
     damage = f"damaged: {' '.join(problem.split())}" if problem else "no damage found"
     return [
         (is_current, text, "run `kotae migrate`"),

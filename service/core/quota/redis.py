@@ -55,7 +55,50 @@ CONNECTIONS = 4
 DATABASE_SECONDS = 5.0  # maximum duration of a statement in PostgreSQL
 DELIVERED_MAX = 200  # charges at once
 DELIVERY_SECONDS = 0.05  # after a commit, so that the charges of several are delivered together
+MAJOR_MIN = 7  # functions
 _DECODER = msgspec.msgpack.Decoder()
+
+
+class RedisState(msgspec.Struct, frozen=True):
+    """What `kotae doctor` prints about a server. `epoch`: -1 without one."""
+
+    version: str
+    major: int
+    run: str
+    policy: str
+    persistent: bool
+    loaded: bool
+    epoch: int
+
+
+async def read_state(url: str, seconds: float) -> RedisState:
+    """Read the state of a server. Raises `QuotaUnavailable`."""
+    try:
+        async with (
+            asyncio.timeout(seconds),
+            Redis.from_url(
+                url, socket_timeout=seconds, socket_connect_timeout=seconds,
+                retry=Retry(NoBackoff(), 0),
+            ) as client,
+        ):  # fmt: skip
+            info = await client.info()
+            loaded, epoch = True, -1
+            try:
+                reply: Any = await client.fcall("kotae1_state", 1, TAG, info["run_id"])
+                epoch = int(reply[0])
+            except ResponseError:
+                loaded = False
+    except (RedisError, OSError) as error:
+        raise QuotaUnavailable(f"Redis reported: {error or 'no response in time'}") from error
+    return RedisState(
+        version=info["redis_version"],
+        major=int(info["redis_version"].partition(".")[0]),
+        run=info["run_id"],
+        policy=info.get("maxmemory_policy", "noeviction"),
+        persistent=bool(info.get("aof_enabled")),
+        loaded=loaded,
+        epoch=epoch,
+    )
 
 
 class RedisQuotaStore:
