@@ -58,9 +58,11 @@ from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
 from service.core.ports import Embedder, Peers, VectorSearch, Worker
 from service.core.pricing import PriceBook
+from service.core.provider_file import ModelPrice
 from service.core.providers.embedders import create_embedder
 from service.core.providers.extractive import ExtractiveTransport
-from service.core.providers.openai import OpenAIProvider, load_sdk
+from service.core.providers.openai import OpenAIProvider, create_openai_provider, load_sdk
+from service.core.providers.routes import Endpoint, Routes, create_routes
 from service.core.quota.local import LocalQuota
 from service.core.quota.postgres import SECONDS as QUOTA_SECONDS
 from service.core.quota.postgres import PostgresQuotaStore
@@ -72,7 +74,7 @@ from service.core.replicas.peers import HttpPeers, NoPeers
 from service.core.replicas.signatures import PeerVerifier
 from service.core.replicas.slots import SlotLease, read_name
 from service.core.search.service import SearchService
-from service.core.settings import EXTRACTIVE, ModelPrice, Settings
+from service.core.settings import EXTRACTIVE, Settings
 from service.core.telemetry import Metrics, log
 from service.http_server.connections import HttpLimits
 from service.http_server.listener import Listener
@@ -239,8 +241,13 @@ async def _open_services(
     _start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
-    prices = PriceBook(settings.prices, settings.openai_base_url)
-    await anyio.to_thread.run_sync(prices.preload, settings.default_model)
+    catalog = settings.catalog
+    prices = PriceBook(
+        settings.prices,
+        {config.name: config.base_url for config in catalog.providers},
+        catalog.prices,
+    )
+    await anyio.to_thread.run_sync(_preload_prices, prices, settings)
     recorder = Recorder(queue, quota, metrics, replica.lease.slot if replica else None)
     embedder = create_embedder(settings)
     vector_search = (
@@ -250,7 +257,7 @@ async def _open_services(
         if embedder
         else None
     )
-    extractive, provider = _create_providers(settings, vector_search, stack)
+    routes = _create_routes(settings, vector_search, stack)
     search_service = SearchService(database, settings, vector_search)
     answering = Answers(
         settings,
@@ -258,8 +265,7 @@ async def _open_services(
         queue,
         recorder,
         search_service,
-        extractive=extractive,
-        provider=provider,
+        routes=routes,
         prices=prices,
         metrics=metrics,
         limits=limits,
@@ -273,7 +279,7 @@ async def _open_services(
     embedding_calls = EmbeddingCalls(
         settings,
         recorder,
-        provider=provider,
+        routes=routes,
         embedder=None if embedder is None or embedder.metered else embedder,
         prices=prices,
         limits=limits,
@@ -305,6 +311,7 @@ async def _open_services(
         revocation=revocation,
         quota=quota,
         answers=answering,
+        routes=routes,
         embedding_calls=embedding_calls,
         tickets=SignedTickets(
             seconds=settings.ticket_seconds,
@@ -537,18 +544,38 @@ def _start_access_control(
     return authenticator, revocation
 
 
-def _create_providers(
+def _preload_prices(prices: PriceBook, settings: Settings) -> None:
+    """Look up the default model in the price list, which takes half a second."""
+    route = settings.catalog.routes.get(settings.default_model)
+    target = route.targets[0] if route else None
+    prices.preload(
+        target.model if target else settings.default_model, target.provider if target else None
+    )
+
+
+def _create_routes(
     settings: Settings, vectors: VectorSearch | None, stack: AsyncExitStack
-) -> tuple[OpenAIProvider, OpenAIProvider | None]:
-    """Create the extractive and the configured provider. Their imports do not delay the start."""
-    transport = ExtractiveTransport(settings.dictionary, vectors)
-    extractive = _create_provider(settings, "http://extractive.invalid/v1", None, transport)
+) -> Routes:
+    """Create the extractive and the configured providers. Their imports do not delay the start."""
+    extractive = OpenAIProvider(
+        base_url="http://extractive.invalid/v1",
+        api_key=None,
+        idle_seconds=settings.provider_idle_seconds,
+        answer_bytes_max=settings.answer_bytes_max,
+        transport=ExtractiveTransport(settings.dictionary, vectors),
+    )
     stack.push_async_callback(extractive.aclose)
-    provider = None
-    if settings.has_provider:
-        key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-        provider = _create_provider(settings, settings.openai_base_url, key)
-        stack.push_async_callback(provider.aclose)
+    may_name_extractive = not settings.models or EXTRACTIVE in (
+        settings.default_model,
+        *settings.models,
+    )
+    routes = create_routes(
+        settings.catalog,
+        partial(create_openai_provider, answer_bytes_max=settings.answer_bytes_max),
+        user_share=settings.user_share,
+        extractive=Endpoint(EXTRACTIVE, extractive) if may_name_extractive else None,
+    )
+    stack.push_async_callback(routes.aclose)
     # The first answer needs the SDK. Importing it now would delay the start and the first requests.
     asyncio.get_running_loop().call_later(
         SDK_SECONDS, Thread(target=load_sdk, name="sdk", daemon=True).start
@@ -556,7 +583,7 @@ def _create_providers(
     if settings.default_model == EXTRACTIVE:
         # The extractive model counts tokens in every answer; loading the encoding takes a second.
         Thread(target=tokens.load_encoding, name="tokens", daemon=True).start()
-    return extractive, provider
+    return routes
 
 
 def _start_worker(
@@ -611,19 +638,4 @@ async def _start_local_model(
             "model": LOCAL_MODEL,
             "prices": {LOCAL_MODEL: free} | settings.prices,
         }
-    )
-
-
-def _create_provider(
-    settings: Settings,
-    base_url: str | None,
-    api_key: str | None,
-    transport: ExtractiveTransport | None = None,
-) -> OpenAIProvider:
-    return OpenAIProvider(
-        base_url=base_url,
-        api_key=api_key,
-        idle_seconds=settings.provider_idle_seconds,
-        answer_bytes_max=settings.answer_bytes_max,
-        transport=transport,
     )

@@ -24,6 +24,7 @@ from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.fair_share import SharedLimit, current_user
 from service.core.limits import ServiceLimits
 from service.core.ports import Peers, Quota, RecordQueue, Tickets, Worker
+from service.core.providers.routes import Routes
 from service.core.search.service import SearchService
 from service.core.settings import Settings
 from service.core.telemetry import Metrics
@@ -52,6 +53,7 @@ class Services:
     quota: Quota
     answers: Answers
     embedding_calls: EmbeddingCalls
+    routes: Routes
     retrieval: SearchService
     tickets: Tickets
     peers: Peers

@@ -50,6 +50,7 @@ async def get_readiness(request: Request) -> Response:
     if await _may_read_statistics(request):
         body |= {"database": error or database}
         body |= {"queue": services.queue.statistics(), "answers": answers}
+        body |= {"providers": services.routes.statistics()}
         body |= {name: worker.statistics() for name, worker in services.workers.items()}
     return json_response(body, 503 if answers.stopping else 200)
 
@@ -79,6 +80,8 @@ async def get_metrics(services: ServicesDep, _: MetricsPrincipal) -> Response:
     services.metrics.in_progress.set(services.answers.statistics().in_progress)
     services.metrics.records_waiting.set(services.queue.statistics().waiting)
     _update_replica_metrics(services)
+    for name, provider in services.routes.statistics().items():
+        services.metrics.provider_up.labels(name).set(provider.failures == 0)
     services.metrics.rows_damaged.set(services.database.damaged_rows)
     return Response(
         services.metrics.format_exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"

@@ -298,7 +298,7 @@ def _format_cell(value: object) -> str:
 
     See https://owasp.org/www-community/attacks/CSV_Injection.
     """
-    if value is None:
+    if value is None or value is msgspec.UNSET:
         return ""
     if isinstance(value, str):
         return "'" + value if value.startswith(_FORMULA) else value

@@ -5,6 +5,7 @@ import platform
 import shutil
 import sqlite3
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -16,11 +17,13 @@ from service.cli.settings import warn_of_unknown_variables
 from service.core.database.engine import Database
 from service.core.database.files import find_database_file, is_sqlite
 from service.core.errors import KotaeError, ProviderError
-from service.core.providers.openai import OpenAIProvider
+from service.core.provider_file import ProviderConfig
+from service.core.providers.openai import create_openai_provider
 from service.core.settings import Settings, load_settings
 
 # Before it, two connections that write and checkpoint concurrently can corrupt a WAL.
 SQLITE_SAFE = (3, 51, 3)
+DOCTOR_SECONDS = 10  # read timeout of providers
 
 
 def doctor() -> None:
@@ -67,9 +70,8 @@ async def _run_checks(settings: Settings) -> list[tuple[bool, str, str]]:
         *(await check_redis(settings, settings.redis_url) if settings.redis_url else []),
         (True, f"embeddings: {_describe_embeddings(settings)}", ""),
     ]
-    if settings.has_provider:
-        checks.append(await _check_provider(settings))
-    else:
+    checks += [await _check_provider(settings, config) for config in settings.catalog.providers]
+    if not settings.has_provider:
         checks.append(
             (
                 True,
@@ -116,28 +118,43 @@ async def _check_database(settings: Settings) -> list[tuple[bool, str, str]]:
     ]
 
 
-async def _check_provider(settings: Settings) -> tuple[bool, str, str]:
-    url = settings.openai_base_url or "OpenAI"
-    provider = OpenAIProvider(
-        base_url=settings.openai_base_url,
-        api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else None,
-        idle_seconds=10,
-        answer_bytes_max=settings.answer_bytes_max,
+async def _check_provider(settings: Settings, config: ProviderConfig) -> tuple[bool, str, str]:
+    """Check that a provider responds and has its models, including the default one."""
+    url = config.base_url or "OpenAI"
+    name = f"provider {url}" if settings.providers is None else f"provider {config.name} ({url})"
+    provider = create_openai_provider(
+        replace(config, idle_seconds=DOCTOR_SECONDS), settings.answer_bytes_max
     )
     try:
         models = await provider.list_models()
     except ProviderError as error:
-        return (
-            False,
-            f"provider {url}: {error.detail}",
-            "check OPENAI_BASE_URL (with its /v1), OPENAI_API_KEY and the network",
+        remedy = (
+            "check OPENAI_BASE_URL (with its /v1), OPENAI_API_KEY and the network"
+            if settings.providers is None
+            else f"check base_url (with its /v1), key and headers in {settings.providers.name},"
+            " and the network"
         )
+        return (False, f"{name}: {error.detail}", remedy)
     finally:
         await provider.aclose()
-    has_model = settings.default_model in models
-    including = "including" if has_model else "without"
-    text = f"provider {url}: {len(models)} models, {including} {settings.default_model!r}"
-    return (has_model, text, "set KOTAE_MODEL")
+    if settings.providers is None:
+        has_model = settings.default_model in models
+        including = "including" if has_model else "without"
+        text = f"{name}: {len(models)} models, {including} {settings.default_model!r}"
+        return (has_model, text, "set KOTAE_MODEL")
+    expected = {
+        target.model
+        for route in settings.catalog.routes.values()
+        for target in route.targets
+        if target.provider == config.name
+    }
+    missing = sorted(expected.difference(models))
+    text = f"{name}: {len(models)} models, " + (
+        f"without {', '.join(map(repr, missing))}"
+        if missing
+        else f"including all {len(expected)} of the file"
+    )
+    return (not missing, text, f"correct the names in {settings.providers.name}")
 
 
 def _try_to_write(folder: Path) -> str:

@@ -392,7 +392,7 @@ class ProviderBusy(ProviderError):
 
 
 class ProviderRefused(ProviderError):
-    """401, 403 or 404: the configuration of this service is wrong, not the request."""
+    """3xx, 401, 403 or 404: the configuration of this service is wrong, not the request."""
 
     code, title = "provider_refused", "The provider refused our configuration"
 

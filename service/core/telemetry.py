@@ -206,8 +206,20 @@ class Metrics:
         )
         self.attempts = Counter(
             "kotae_provider_attempts",
-            "Provider calls by result",
-            ["code"],
+            "Provider calls by provider and result",
+            ["provider", "code"],
+            registry=registry,
+        )
+        self.fallbacks = Counter(
+            "kotae_provider_fallbacks",
+            "Calls that failed and were followed by a call of another provider",
+            ["provider", "code"],
+            registry=registry,
+        )
+        self.provider_up = Gauge(
+            "kotae_provider_up",
+            "Whether the last call of the provider was answered",
+            ["provider"],
             registry=registry,
         )
         self.quota_refusals = Counter(

@@ -1,7 +1,8 @@
 """Recovery: the journals of dead processes become rows, once, after startup.
 
 Outcomes are applied as the writer applies them; an intent without an outcome becomes a row with
-status `interrupted` and usage `unknown`, because the progress of the provider is unknown. Applying
+status `interrupted` and usage `unknown`, because the progress of the provider is unknown; attempts
+that ended before are kept. Applying
 is idempotent, so an interrupted recovery is repeated. The segments of a process are read together
 in order: an outcome may be in a later segment than its intent. Files are removed once their rows
 are committed; a file with an invalid frame is kept as `.bad`.
@@ -16,11 +17,11 @@ from pathlib import Path
 import msgspec
 
 from service.core.accounting import log as request_log
-from service.core.accounting.journal import decode_frames, find_orphans
+from service.core.accounting.journal import Record, decode_frames, find_orphans
 from service.core.accounting.outcomes import build_interrupted
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable, retry_delay
-from service.core.records import Intent, Outcome
+from service.core.records import EndedAttempt, Intent, Outcome
 from service.core.telemetry import log
 from service.workers.background import BackgroundTask
 from service.workers.quarantine import quarantine_record
@@ -136,17 +137,22 @@ class JournalRecovery:
         """Return the outcomes of a process, and how many of them have only an intent."""
         intents: dict[str, Intent] = {}
         outcomes: dict[str, Outcome] = {}
+        attempts: dict[str, list[EndedAttempt]] = {}
         for path, record in _iterate_records(paths):
             if record is None:
                 bad.add(path)
                 self._bad_frames += 1
             elif isinstance(record, Intent):
                 intents[record.id] = record
+            elif isinstance(record, EndedAttempt):
+                attempts.setdefault(record.answer_id, []).append(record)
             else:
                 outcomes[record.intent.id] = record
         complete = [_restore_prompt(outcome, intents.get(id_)) for id_, outcome in outcomes.items()]
         unfinished = [
-            build_interrupted(intent) for id_, intent in intents.items() if id_ not in outcomes
+            build_interrupted(intent, attempts.get(id_, ()))
+            for id_, intent in intents.items()
+            if id_ not in outcomes
         ]
         return sorted(complete + unfinished, key=lambda outcome: outcome.intent.id), len(unfinished)
 
@@ -178,7 +184,7 @@ class JournalRecovery:
                 return
 
 
-def _iterate_records(paths: list[Path]) -> Iterator[tuple[Path, Intent | Outcome | None]]:
+def _iterate_records(paths: list[Path]) -> Iterator[tuple[Path, Record | None]]:
     for path in paths:
         for record in decode_frames(path.read_bytes()):
             yield path, record

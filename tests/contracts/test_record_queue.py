@@ -10,7 +10,7 @@ from service.core.accounting.journal import Journal
 from service.core.accounting.queue import JournaledQueue
 from service.core.errors import Overloaded
 from service.core.ports import RecordQueue
-from tests.records import build_intent, build_outcome
+from tests.records import build_ended_attempt, build_intent, build_outcome
 
 CAPACITY = 3
 
@@ -123,3 +123,16 @@ async def test_records_of_one_user_leave_room_for_others(tmp_path: Path) -> None
 
     assert queue.statistics().open == 3
     journal.stop(5)
+
+
+async def test_an_attempt_of_an_open_answer_is_never_rejected(queue: RecordQueue) -> None:
+    """Attempts are accepted at the capacity, and are not outcomes."""
+    intents = [build_intent() for _ in range(CAPACITY)]
+    for record in intents:
+        queue.add_intent(record)
+    for _ in range(3):
+        queue.add_attempt(build_ended_attempt(intents[0]))
+    queue.add_outcome(build_outcome(intents[0]))
+
+    assert len(await queue.take_batch(10)) == 1
+    assert queue.statistics().open == CAPACITY - 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.core import pricing
 from service.core.pricing import NANO, PriceBook, Usage, combine_usage, format_usd, to_nano_usd
-from service.core.settings import ModelPrice
+from service.core.provider_file import ModelPrice
 
 AT = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)
 tokens = st.integers(0, 10_000_000)
@@ -108,7 +108,7 @@ def test_derived_rates_match_the_library() -> None:
 
 def test_an_unknown_provider_url_falls_back_to_the_name() -> None:
     """An unknown provider URL falls back to the price by the model's name."""
-    book = PriceBook({}, "http://127.0.0.1:9/v1")
+    book = PriceBook({}, {"default": "http://127.0.0.1:9/v1"})
 
     assert (
         book.compute_cost("gpt-4o-mini", Usage(prompt_tokens=1_000_000, completion_tokens=0), AT)

@@ -2,16 +2,20 @@
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.core.pricing import Usage
 from service.core.records import (
+    Attempt,
     Outcome,
     Status,
     UsageSource,
     compute_row_charge,
     create_answer_object,
+    sum_attempts,
 )
-from tests.records import build_intent, build_outcome
+from tests.records import build_attempt, build_failed_attempt, build_intent, build_outcome
 
 HELD = build_intent(held_tokens=700, held_nano_usd=90)
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)
@@ -78,3 +82,39 @@ def test_unknown_is_null() -> None:
         answer.total_tokens,
         answer.estimated_cost,
     ) == (None, None, None, None)
+
+
+COUNTS = st.integers(0, 10**9)
+ATTEMPTS = st.one_of(
+    st.builds(
+        build_attempt,
+        usage=st.builds(Usage, prompt_tokens=COUNTS, completion_tokens=COUNTS),
+        cost_nano_usd=COUNTS,
+        usage_source=st.sampled_from([UsageSource.PROVIDER, UsageSource.ESTIMATED]),
+    ),
+    st.builds(build_failed_attempt),
+    st.builds(
+        build_failed_attempt,
+        usage_source=st.just(UsageSource.NONE),
+        usage=st.just(Usage(prompt_tokens=0, completion_tokens=0)),
+        cost_nano_usd=st.just(0),
+    ),
+)
+
+
+@given(st.lists(ATTEMPTS, min_size=1, max_size=5))
+def test_the_sum_of_attempts_is_exact(attempts: list[Attempt]) -> None:
+    """Tokens and nano-dollars are added; what was certainly not billed adds nothing."""
+    total = sum_attempts(attempts)
+    counted = [attempt for attempt in attempts if attempt.price]
+    unknown = any(attempt.usage is None for attempt in attempts)
+
+    if counted:
+        assert total.usage
+        assert total.usage.total_tokens == sum(a.usage.total_tokens for a in counted if a.usage)
+        assert total.cost_nano_usd == sum(a.cost_nano_usd or 0 for a in counted)
+    else:
+        assert total.usage_source == (UsageSource.UNKNOWN if unknown else UsageSource.NONE)
+    assert (total.cost_nano_usd is None) == (total.usage is None)
+    may_be_billed = build_failed_attempt(unbilled=False)
+    assert sum_attempts([*attempts, may_be_billed]).usage_source is UsageSource.UNKNOWN

@@ -92,9 +92,12 @@ def test_libraries_log_warnings_only() -> None:
 def test_each_service_has_separate_metrics() -> None:
     """Two services in one process do not share counters."""
     first, other = Metrics(), Metrics()
-    first.attempts.labels("ok").inc()
+    first.attempts.labels("default", "ok").inc()
 
-    assert b'kotae_provider_attempts_total{code="ok"} 1.0' in first.format_exposition()
+    assert (
+        b'kotae_provider_attempts_total{code="ok",provider="default"} 1.0'
+        in first.format_exposition()
+    )
     assert b'code="ok"' not in other.format_exposition()
 
 

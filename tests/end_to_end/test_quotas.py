@@ -19,9 +19,9 @@ from service.core.database.engine import Database
 from service.core.database.tables import quota_totals, request_logs
 from service.core.limits import ServiceLimits
 from service.core.ports import QuotaLimits
+from service.core.provider_file import ModelPrice
 from service.core.quota.windows import LIMITS
 from service.core.records import compute_row_charge
-from service.core.settings import ModelPrice
 from tests.access import bearer, client, make_key
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake

@@ -53,7 +53,7 @@ from service.core.accounting.rows import build_row
 from service.core.database.tables import metadata, request_logs
 from service.core.errors import JournalFull
 from service.core.pricing import Usage
-from service.core.records import RANKS, Intent, Outcome, Status, UsageSource
+from service.core.records import RANKS, EndedAttempt, Intent, Outcome, Status, UsageSource
 from service.workers import recovery as recoveries
 from service.workers.recovery import JournalRecovery, RecoveryState
 from tests.faults.disk import Disk, ProcessDied
@@ -296,7 +296,11 @@ class World(RuleBasedStateMachine):
             ):
                 records = [record for record in decode_frames(path.read_bytes()) if record]
                 remaining = {
-                    record.id if isinstance(record, Intent) else record.intent.id
+                    record.id
+                    if isinstance(record, Intent)
+                    else record.answer_id
+                    if isinstance(record, EndedAttempt)
+                    else record.intent.id
                     for record in records
                 }
                 assert any(not self.living[id_].released for id_ in remaining), path.name

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from service.core.accounting import log as request_log
+from service.core.accounting.audit import audit_log
 from service.core.accounting.journal import COPYING, HEADER, find_orphans
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable
+from service.core.records import Answer
 from service.workers.recovery import RecoveryState
 from tests.core.accounting.test_journal import (
     drop_locks,
@@ -16,7 +19,7 @@ from tests.core.accounting.test_journal import (
     read_rows,
     run_recovery,
 )
-from tests.records import build_intent, build_outcome
+from tests.records import build_ended_attempt, build_intent, build_outcome
 
 
 @pytest.mark.parametrize("spool", [True, False])
@@ -156,3 +159,26 @@ async def test_rejected_records_do_not_stop_recovery(database: Database, tmp_pat
     assert sorted(path.stem for path in (tmp_path / "quarantine").iterdir()) == sorted(
         [twice.id, large.id]
     )
+
+
+async def test_attempts_before_the_death_are_kept(database: Database, tmp_path: Path) -> None:
+    """An answer whose process died between two providers has both attempts, the last unknown."""
+    journal = open_journal(tmp_path)
+    intent = build_intent(model="chat")
+    journal.append_intent(intent)
+    journal.append_attempt(build_ended_attempt(intent))
+    drop_locks(journal)
+
+    await run_recovery(database, tmp_path)
+
+    async with database.read_session() as session:
+        row = await request_log.read_row(session, intent.id, user_id=None)
+    assert isinstance(row, Answer)
+    assert (row.status, row.usage_source, row.attempts) == ("interrupted", "unknown", 2)
+    assert (row.provider, row.provider_model) == ("second", "large")
+    assert isinstance(row.attempt_list, list)
+    assert [(a.provider, a.error_code, a.unbilled) for a in row.attempt_list] == [
+        ("first", "provider_busy", True),
+        ("second", "shutting_down", False),
+    ]
+    assert (await audit_log(database, tmp_path)).details == []

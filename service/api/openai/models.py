@@ -39,10 +39,11 @@ async def get_model(
 def list_model_names(services: Services) -> list[str]:
     """The models that requests may name, their grounded variants, and the embedding model."""
     settings, local = services.settings, services.embedding_calls.local_model
-    own = [] if settings.models else [EXTRACTIVE]
-    names = list(dict.fromkeys([settings.default_model, *settings.models, *own]))
+    names = list(dict.fromkeys([settings.default_model, *services.routes.list_chat_names()]))
     names += [GROUNDED_PREFIX + name for name in names]
-    if settings.embeddings == "openai":
+    if settings.providers:
+        names += services.routes.list_embedding_names()
+    elif settings.embeddings == "openai":
         names.append(settings.embeddings_model)
     return [*names, local] if local else names
 

@@ -17,18 +17,26 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from service.core.accounting.rows import read_attempts
 from service.core.database.constructs import as_text, read_as_bytes, read_kind, sum_exactly
 from service.core.database.damaged_rows import KeyedRow, decode_name, iterate_rows
 from service.core.database.engine import Database, ReadSession
 from service.core.database.failures import DamagedValue, describe_error, is_damage
-from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
+from service.core.database.tables import (
+    api_keys,
+    attempts,
+    daily_totals,
+    quota_totals,
+    request_logs,
+)
 from service.core.encoding import compute_first_id, read_id_time, replace_surrogates
 from service.core.errors import KotaeError
 from service.core.ports import KEY_PREFIX, USER_PREFIX
-from service.core.records import RANKS, Status, UsageSource
+from service.core.records import RANKS, Attempt, Status, UsageSource, sum_attempts
 from service.core.settings import EXTRACTIVE
 
 DETAILS_MAX = 20  # differences that are described; the others are counted
@@ -39,6 +47,8 @@ _KEY = ("user_id", "endpoint", "model", "status", "usage_source")
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 
 ROWS, TOTALS, CHARGES = "rows of the log", "totals by day and key", "quotas by day and subject"
+_CALLED = ("usage_source", "prompt_tokens", "completion_tokens")
+ATTEMPTS = "answers with several attempts"
 FILES, EXPORT = "records put aside", "days and models of the export"
 _LABELS = {TOTALS: "totals", CHARGES: "quotas"}
 
@@ -105,7 +115,7 @@ async def audit_log(
         raise KotaeError(f"no database at {database.file}")
     await database.require_current_schema()
     report = AuditReport()
-    report.compared.update(dict.fromkeys((ROWS, TOTALS, CHARGES, FILES), 0))
+    report.compared.update(dict.fromkeys((ROWS, ATTEMPTS, TOTALS, CHARGES, FILES), 0))
     period_export = (
         None
         if export is None
@@ -155,6 +165,7 @@ async def _audit_days(
                 continue
             low_id = max(low_id, compute_first_id(_compute_day_start(date_ + timedelta(days=1))))
             await _check_rows(session, date_, report)
+            await _check_attempts(session, date_, report)
             await _check_totals(session, date_, report)
             if export is not None and first <= day <= last:
                 with _report_damage(report, EXPORT, f"the rows of {day}"):
@@ -207,6 +218,53 @@ async def _check_rows(session: ReadSession, day: date, report: AuditReport) -> N
         for keyed in rows:
             for problem in _check_keyed_row(keyed):
                 report.add_difference(ROWS, f"answer {keyed.name}: {problem}")
+
+
+async def _check_attempts(session: ReadSession, day: date, report: AuditReport) -> None:
+    """Check that each row with several attempts is their sum, and each attempt has a row.
+
+    Rows without a provider are from before the table of attempts.
+    """
+    logs = request_logs.c
+    names = ("attempts", "usage_source", *_TOKENS, "cost_nano_usd")
+    query = sa.select(logs.seq, logs.id, *(logs[name] for name in names)).where(
+        *_filter_day(day), logs.attempts > 1, logs.provider.is_not(None)
+    )
+    low, high = _list_bounds(day)
+    orphans = (
+        sa.select(attempts.c.answer_id)
+        .where(attempts.c.answer_id >= low, attempts.c.answer_id < high)
+        .where(~sa.exists().where(logs.id == attempts.c.answer_id, logs.attempts > 1))
+        .distinct()
+        .limit(_BATCH)
+    )
+    with _report_damage(report, ATTEMPTS, f"the attempts of {day}"):
+        for answer_id in (await session.execute(orphans)).scalars().all():
+            report.add_difference(ATTEMPTS, f"answer {answer_id}: attempts without their row")
+        async for rows in iterate_rows(session, query, logs.seq, logs.id):
+            report.compared[ATTEMPTS] += len(rows)
+            by_answer = await session.run_sync(read_attempts, [keyed.name for keyed in rows])
+            for keyed in rows:
+                listed = by_answer.get(keyed.name, [])
+                for problem in check_attempts(keyed.row, listed) if keyed.row else ():
+                    report.add_difference(ATTEMPTS, f"answer {keyed.name}: {problem}")
+
+
+def check_attempts(row: Mapping[Any, Any], listed: Sequence[Attempt]) -> Iterator[str]:
+    """Yield the differences between a row and the sum of its attempts."""
+    if row["attempts"] != len(listed):
+        yield f"{row['attempts']} attempts, and {len(listed)} of them recorded"
+        return
+    total = sum_attempts(listed)
+    usage = msgspec.structs.asdict(total.usage) if total.usage else {}
+    expected = {
+        "usage_source": total.usage_source,
+        **{name: usage.get(name) for name in _TOKENS},
+        "cost_nano_usd": total.cost_nano_usd,
+    }
+    for name, value in expected.items():
+        if row[name] != value:
+            yield f"{name} {row[name]} in the row, {value} in its attempts"
 
 
 def _check_keyed_row(keyed: KeyedRow) -> list[str]:
@@ -356,18 +414,30 @@ async def _check_export(
 ) -> None:
     """Compare the day's rows by model with the export, and remove them from `unmatched`."""
     logs = request_logs.c
-    estimated = sum_exactly(sa.case((logs.usage_source == UsageSource.ESTIMATED, 1), else_=0))
-    unknown = sum_exactly(sa.case((logs.usage_source == UsageSource.UNKNOWN, 1), else_=0))
+    low, high = _list_bounds(day)
+    # Each attempt is billed as its own model.
+    called = sa.union_all(
+        sa.select(
+            sa.func.coalesce(logs.provider_model, logs.model).label("model"),
+            *(logs[name] for name in _CALLED),
+        ).where(*_filter_day(day), sa.or_(logs.attempts <= 1, logs.provider.is_(None))),
+        sa.select(attempts.c.model, *(attempts.c[name] for name in _CALLED)).where(
+            attempts.c.answer_id >= low, attempts.c.answer_id < high, ~attempts.c.unbilled
+        ),
+    ).subquery()
+    calls = called.c
+    estimated = sum_exactly(sa.case((calls.usage_source == UsageSource.ESTIMATED, 1), else_=0))
+    unknown = sum_exactly(sa.case((calls.usage_source == UsageSource.UNKNOWN, 1), else_=0))
     query = (
         sa.select(
-            logs.model,
-            sum_exactly(logs.prompt_tokens),
-            sum_exactly(logs.completion_tokens),
+            calls.model,
+            sum_exactly(calls.prompt_tokens),
+            sum_exactly(calls.completion_tokens),
             estimated,
             unknown,
         )
-        .where(*_filter_day(day), logs.usage_source != UsageSource.NONE, logs.model != EXTRACTIVE)
-        .group_by(logs.model)
+        .where(calls.usage_source != UsageSource.NONE, calls.model != EXTRACTIVE)
+        .group_by(calls.model)
     )
     ours: dict[str, list[int]] = {}
     for model, *counts in await session.execute(query):
@@ -505,9 +575,16 @@ def _parse_count(text: str) -> int:
 
 def _filter_day(day: date) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     """Return the conditions for the rows of a day: ids start with their time."""
-    return request_logs.c.id >= compute_first_id(
-        _compute_day_start(day)
-    ), request_logs.c.id < compute_first_id(_compute_day_start(day + timedelta(days=1)))
+    low, high = _list_bounds(day)
+    return request_logs.c.id >= low, request_logs.c.id < high
+
+
+def _list_bounds(day: date) -> tuple[str, str]:
+    """The first id of a day, and that of the next one."""
+    following = day + timedelta(days=1)
+    return compute_first_id(_compute_day_start(day)), compute_first_id(
+        _compute_day_start(following)
+    )
 
 
 def _compute_day_start(day: date) -> datetime:

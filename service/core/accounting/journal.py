@@ -5,11 +5,11 @@ end. A *frame* is
 
     mark "\xc5KJ\x9d" | kind u8 | version u8 | zero u16 | length u32 | crc32 u32 | payload
 
-in big-endian order, with the payload in MessagePack (`Intent` or `Outcome`) and the checksum over
-kind, version, zero, length and payload. A frame is valid if its mark, length (within the file),
-checksum and version are valid and its payload decodes. Decoding continues after invalid data at the
-next mark that starts a valid frame: a torn tail, a flipped bit, a block of zeros or a frame of a
-later version never stops a replay.
+in big-endian order, with the payload in MessagePack (`Intent`, `EndedAttempt` or `Outcome`) and the
+checksum over kind, version, zero, length and payload. A frame is valid if its mark, length (within
+the file), checksum and version are valid and its payload decodes. Decoding continues after invalid
+data at the next mark that starts a valid frame: a torn tail, a flipped bit, a block of zeros or a
+frame of a later version never stops a replay.
 
 **Space.** Segments are allocated completely, so writing into one cannot fail with ENOSPC.
 `append_intent` writes the intent and reserves space for a *lean* outcome (without texts) in the
@@ -49,7 +49,7 @@ from pathlib import Path
 import msgspec
 
 from service.core.errors import JournalFull
-from service.core.records import VERSION, Intent, Outcome
+from service.core.records import VERSION, EndedAttempt, Intent, Outcome
 from service.core.telemetry import log
 
 HEADER = b"KOTAEJ01"
@@ -60,8 +60,9 @@ SPOOL_BYTES_MIN = 16 * 1024 * 1024  # a tmpfs with less space is not used
 LEAN_BYTES = 8192  # upper bound of a lean outcome: `tables` and settings bound its fields
 _MARK = b"\xc5KJ\x9d"
 _HEAD = struct.Struct(">4sBBHII")
-_INTENT, _OUTCOME = 1, 2
-_TYPES: dict[int, type[Intent] | type[Outcome]] = {_INTENT: Intent, _OUTCOME: Outcome}
+Record = Intent | EndedAttempt | Outcome
+_TYPES: dict[int, type[Record]] = {1: Intent, 2: Outcome, 3: EndedAttempt}
+_KINDS = {record_type: kind for kind, record_type in _TYPES.items()}
 
 
 class JournalStatistics(msgspec.Struct, frozen=True):
@@ -80,10 +81,10 @@ class JournalStatistics(msgspec.Struct, frozen=True):
     failures: int
 
 
-def encode_frame(record: Intent | Outcome, version: int = VERSION) -> bytes:
+def encode_frame(record: Record, version: int = VERSION) -> bytes:
     """Encode a record as a frame of this format version."""
     payload = msgspec.msgpack.encode(record)
-    kind = _INTENT if isinstance(record, Intent) else _OUTCOME
+    kind = _KINDS[type(record)]
     checked = struct.pack(">BBHI", kind, version, 0, len(payload))
     return (
         _HEAD.pack(_MARK, kind, version, 0, len(payload), zlib.crc32(payload, zlib.crc32(checked)))
@@ -91,7 +92,7 @@ def encode_frame(record: Intent | Outcome, version: int = VERSION) -> bytes:
     )
 
 
-def decode_frames(data: bytes) -> Iterator[Intent | Outcome | None]:
+def decode_frames(data: bytes) -> Iterator[Record | None]:
     """Decode a segment; None stands for a run of invalid bytes other than zeros."""
     position = len(HEADER) if data.startswith(HEADER) else 0
     while position < len(data):
@@ -108,7 +109,7 @@ def decode_frames(data: bytes) -> Iterator[Intent | Outcome | None]:
         position = end
 
 
-def _decode_frame(data: bytes, position: int) -> tuple[Intent | Outcome, int] | None:
+def _decode_frame(data: bytes, position: int) -> tuple[Record, int] | None:
     if len(data) - position < _HEAD.size:
         return None
     mark, kind, version, _, length, crc = _HEAD.unpack_from(data, position)
@@ -300,6 +301,20 @@ class Journal:
         self._reservations[intent.id] = segment
         self._add_holder(segment, intent.id)
 
+    def append_attempt(self, record: EndedAttempt) -> None:
+        """Write an attempt of a recorded intent. Never raises.
+
+        Without space it is not written: the outcome has it too, unless the process dies before.
+        """
+        try:
+            frame = encode_frame(record)
+            segment = self._ensure_space(len(frame))
+            segment.append(frame)
+        except OSError as error:
+            log.warning("attempt.not_journaled", answer_id=record.answer_id, error=str(error))
+        else:
+            self._add_holder(segment, record.answer_id)
+
     def append_outcome(self, outcome: Outcome) -> None:
         """Write the outcome of a recorded intent, without texts if space is short. Never raises."""
         home = self._reservations.pop(outcome.intent.id)
@@ -434,7 +449,7 @@ class Journal:
 
 
 def strip_texts(outcome: Outcome) -> Outcome:
-    """Return the outcome without texts. The price label is cut; the cost has its number."""
+    """Return the outcome without texts. Price labels are cut; the costs are numbers."""
     intent = msgspec.structs.replace(outcome.intent, prompt="", messages=None)
     return msgspec.structs.replace(
         outcome,
@@ -444,6 +459,11 @@ def strip_texts(outcome: Outcome) -> Outcome:
         nearest=outcome.nearest and [],
         choices=None,
         price=outcome.price and outcome.price[:500],
+        attempt_list=outcome.attempt_list
+        and [
+            msgspec.structs.replace(attempt, price=attempt.price and attempt.price[:50])
+            for attempt in outcome.attempt_list
+        ],
     )
 
 

@@ -14,6 +14,7 @@ from service.core.accounting.rows import (
     ANSWER_COLUMNS,
     ERASED_VALUES,
     LoggedAnswer,
+    build_attempt_rows,
     build_row,
     get_rank,
     read_answers,
@@ -22,7 +23,13 @@ from service.core.accounting.rows import (
 )
 from service.core.database.damaged_rows import read_rows
 from service.core.database.engine import ReadSession, Session
-from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
+from service.core.database.tables import (
+    api_keys,
+    attempts,
+    daily_totals,
+    quota_totals,
+    request_logs,
+)
 from service.core.database.upserts import build_insert
 from service.core.errors import NotFound
 from service.core.ports import list_subject_names
@@ -50,6 +57,7 @@ _TOTALLED = [
         "key_id",
         "held_tokens",
         "held_nano_usd",
+        "attempts",
         *_KEY[1:],
         *_COUNTS[1:-1],
     )
@@ -115,11 +123,22 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
         ]
         await session.execute(_build_upsert(session.dialect.name), rows)
         replaced = [existing[row["id"]] for row in rows if row["id"] in existing]
+        await _write_attempts(session, accepted, replaced)
         await _add_totals(session, rows, replaced)
         charges = await _add_charges(session, rows, replaced)
     if session.dialect.name == "postgresql":  # last: accounts are locked until the commit
         await settle_rows(session, list(best), charges)
     return sum(outcome.intent.id not in existing for outcome in accepted)
+
+
+async def _write_attempts(
+    session: Session, outcomes: Sequence[Outcome], replaced: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the attempts of answers with more than one, in place of those of replaced rows."""
+    if ids := [row["id"] for row in replaced if row["attempts"] > 1]:
+        await session.execute(sa.delete(attempts).where(attempts.c.answer_id.in_(ids)))
+    if rows := [row for outcome in outcomes for row in build_attempt_rows(outcome)]:
+        await session.execute(sa.insert(attempts), rows)
 
 
 async def _read_erased(session: Session, outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:

@@ -8,11 +8,16 @@ The only module that constructs an `Outcome`. Where the tokens come from is deci
 4. they are counted here, from the prompt, the text received and the last report: `estimated`.
 
 Unknown is never written as zero, and the cost of a model without a price is None.
+
+Several attempts each have an account, priced at their own model, and the answer is their sum
+(`records.sum_attempts`). An attempt that may have been billed and is followed by another one is
+estimated instead of unknown, so that what was billed without an answer is part of the sum.
 `AnswerAccount.finish` is synchronous and idempotent: an answer may end where no await is possible.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio.to_thread
@@ -20,9 +25,24 @@ import msgspec
 
 from service.core import tokens
 from service.core.accounting.recorder import Recorder
-from service.core.errors import ProviderError, ProviderUnreachable, ShuttingDown
+from service.core.errors import (
+    ProviderError,
+    ProviderTimeout,
+    ProviderUnreachable,
+    ShuttingDown,
+)
 from service.core.pricing import Cost, PriceBook, Usage, combine_usage
-from service.core.records import Intent, Message, Outcome, Passage, Status, UsageSource
+from service.core.records import (
+    Attempt,
+    EndedAttempt,
+    Intent,
+    Message,
+    Outcome,
+    Passage,
+    Status,
+    UsageSource,
+    sum_attempts,
+)
 from service.core.telemetry import log
 
 INLINE_CHARACTERS = 4_000  # of a text whose sources are read without a thread
@@ -32,7 +52,7 @@ _NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0)
 class AnswerAccount:
     """The account of one answer or embedding call: the usage of its attempts, and its outcome.
 
-    The caller of the provider increments `attempts` before each attempt, calls `mark_sent` when the
+    The caller of the provider calls `begin_attempt` before each attempt, `mark_sent` when the
     request is sent and `end_attempt` after the attempt, sets `first_text_at` (of
     `time.perf_counter`) when the first text arrives, calls `report_usage` and sets `finish_reason`
     as the provider reports them, clears `usage_is_current` at text after a report, and appends to
@@ -62,7 +82,15 @@ class AnswerAccount:
         self._sources: list[Passage] | None = None
         self._sent = False
         self._outcome: Outcome | None = None
+        # How the current attempt failed. The error itself would keep its traceback.
+        self._failed: Status | None = None
+        self._failed_code: str | None = None
+        self._unbilled = False
+        self._began = self._ended = started
+        self._earlier: list[Attempt] = []  # before the current one
         self.attempts = 0
+        self.provider: str | None = None
+        self.model = intent.model
         self.first_text_at: float | None = None
         self.usage: Usage | None = None
         self.usage_is_current = True
@@ -72,6 +100,14 @@ class AnswerAccount:
     async def wait_synced(self) -> None:
         """See `Recorder.wait_synced`."""
         await self._recorder.wait_synced()
+
+    def begin_attempt(self, provider: str, model: str) -> None:
+        """Note that the provider is about to be called for this model."""
+        began = time.perf_counter()
+        if self.attempts:
+            self._supersede_attempt(provider, model)
+        self.attempts += 1
+        self.provider, self.model, self._began = provider, model, began
 
     def mark_sent(self) -> None:
         """Note that a request may have reached the provider, and may be billed."""
@@ -85,7 +121,16 @@ class AnswerAccount:
         """Count how an attempt ended. Only one without a connection was not sent."""
         if not isinstance(error, ProviderUnreachable):
             self.mark_sent()
-        self._recorder.count_attempt(error.code if error else "ok")
+        if error is not None:
+            is_timeout = isinstance(error, ProviderTimeout)
+            self._failed = Status.TIMEOUT if is_timeout else Status.PROVIDER_ERROR
+            self._failed_code, self._unbilled = error.code, error.certainly_unbilled
+            self._ended = time.perf_counter()
+        self._recorder.count_attempt(self.provider or "", error.code if error else "ok")
+
+    def count_fallback(self, error: ProviderError) -> None:
+        """Count that another provider is called because of this error."""
+        self._recorder.count_fallback(self.provider or "", error.code)
 
     def remaining_cost_max(self, text: str) -> int | None:
         """Return the upper bound of the remaining cost, in nano-dollars; None without a price."""
@@ -127,29 +172,96 @@ class AnswerAccount:
         not read are those of the beginning of the text.
         """
         if self._outcome is None:
+            intent = self._intent
             source = self._decide_source(status, text)
             usage = self._decide_usage(source, text, estimate)
             free = source is UsageSource.NONE  # also without a price
             cost = self._price_usage(usage) if usage and not free else None
+            nano_usd = 0 if free else cost.nano_usd if cost else None
+            price = cost.price if cost else None
+            attempts: list[Attempt] | None = None
+            if self._earlier:
+                counted = any(attempt.usage is not None for attempt in self._earlier)
+                last = self._build_attempt(status, error_code, text, estimate, summed=counted)
+                attempts = [*self._earlier, last]
+                source, usage, nano_usd, price = sum_attempts(attempts)
             self._outcome = Outcome(
-                intent=self._intent,
+                intent=intent,
                 status=status,
                 usage_source=source,
                 usage=usage,
                 response=text,
                 finish_reason=self.finish_reason,
                 error_code=error_code,
-                cost_nano_usd=0 if free else cost.nano_usd if cost else None,
-                price=cost.price if cost else None,
+                cost_nano_usd=nano_usd,
+                price=price,
                 response_time_ms=self._measure_ms(time.perf_counter()),
                 first_token_ms=self._measure_ms(self.first_text_at) if self.first_text_at else None,
                 attempts=self.attempts,
                 sources=self._get_sources(text),
                 nearest=nearest,
                 choices=choices,
+                provider=self.provider,
+                provider_model=None if self.model == intent.model else self.model,
+                attempt_list=attempts,
             )
             self._recorder.record_outcome(self._outcome)
         return self._outcome
+
+    def _supersede_attempt(self, next_provider: str, next_model: str) -> None:
+        """Close the account of the attempt that another one follows."""
+        status = self._failed or Status.PROVIDER_ERROR
+        attempt = self._build_attempt(status, self._failed_code, "", None, summed=True)
+        self._earlier.append(attempt)
+        self._recorder.record_attempt(
+            EndedAttempt(
+                answer_id=self._intent.id,
+                attempt=attempt,
+                next_provider=next_provider,
+                next_model=next_model,
+            )
+        )
+        self._sent, self._failed, self._failed_code, self._unbilled = False, None, None, False
+        self.usage, self.usage_is_current = None, True
+        self.finish_reason, self.other_texts = None, []
+
+    def _build_attempt(
+        self,
+        status: Status,
+        error_code: str | None,
+        text: str,
+        estimate: Usage | None,
+        *,
+        summed: bool,
+    ) -> Attempt:
+        """Build the account of the current attempt.
+
+        `summed`: there is other usage to add, so usage that may be billed is not left unknown.
+        """
+        source = self._decide_source(status, text)
+        unbilled = source is UsageSource.NONE or (source is UsageSource.UNKNOWN and self._unbilled)
+        if source is UsageSource.UNKNOWN and not unbilled and summed:
+            source = UsageSource.ESTIMATED
+        usage = self._decide_usage(source, text, estimate)
+        free = source is UsageSource.NONE
+        cost = self._price_usage(usage) if usage and not free else None
+        return Attempt(
+            provider=self.provider or "",
+            model=self.model,
+            status=status,
+            error_code=error_code,
+            unbilled=unbilled,
+            usage_source=source,
+            usage=usage,
+            cost_nano_usd=0 if free else cost.nano_usd if cost else None,
+            price=cost.price if cost else None,
+            started_at=self._compute_time(self._began),
+            ended_at=self._compute_time(self._ended if self._failed else time.perf_counter()),
+        )
+
+    def _compute_time(self, moment: float) -> datetime:
+        """The time of a moment of `time.perf_counter`."""
+        return self._intent.created_at + timedelta(seconds=max(0.0, moment - self._started))
 
     def _get_sources(self, text: str) -> list[Passage]:
         if self._sources is None and self._find_sources:
@@ -188,12 +300,13 @@ class AnswerAccount:
         )
 
     def _price_usage(self, usage: Usage) -> Cost | None:
-        return self._prices.compute_cost(self._intent.model, usage, self._intent.created_at)
+        created_at = self._intent.created_at
+        return self._prices.compute_cost(self.model, usage, created_at, self.provider)
 
     async def _count_tokens(self, text: str) -> Usage | None:
         """Count with the model's tokenizer; None if that fails."""
         try:
-            return await tokens.estimate_usage(self._messages, text, self._intent.model)
+            return await tokens.estimate_usage(self._messages, text, self.model)
         except Exception:  # noqa: BLE001 - every answer ends with an outcome
             log.exception("estimate.failed", answer_id=self._intent.id)
             return None
@@ -202,8 +315,18 @@ class AnswerAccount:
         return round((end - self._started) * 1000)
 
 
-def build_interrupted(intent: Intent) -> Outcome:
-    """The outcome of an intent whose process died: how far the provider came is unknown."""
+def build_interrupted(intent: Intent, ended: Sequence[EndedAttempt] = ()) -> Outcome:
+    """The outcome of an intent whose process died: how far the provider came is unknown.
+
+    `ended`: the attempts before the one that was in progress.
+    """
+    provider, provider_model = intent.provider, intent.provider_model
+    attempts: list[Attempt] | None = None
+    if ended:
+        provider, model = ended[-1].next_provider, ended[-1].next_model
+        provider_model = None if model == intent.model else model
+        last = _build_lost_attempt(provider, model, ended[-1].attempt.ended_at)
+        attempts = [*(record.attempt for record in ended), last]
     return Outcome(
         intent=intent,
         status=Status.INTERRUPTED,
@@ -216,6 +339,26 @@ def build_interrupted(intent: Intent) -> Outcome:
         price=None,
         response_time_ms=0,
         first_token_ms=None,
-        attempts=1,
+        attempts=len(ended) + 1,
         sources=[],
+        provider=provider,
+        provider_model=provider_model,
+        attempt_list=attempts,
+    )
+
+
+def _build_lost_attempt(provider: str, model: str, began: datetime) -> Attempt:
+    """An attempt whose process died."""
+    return Attempt(
+        provider=provider,
+        model=model,
+        status=Status.INTERRUPTED,
+        error_code=ShuttingDown.code,
+        unbilled=False,
+        usage_source=UsageSource.UNKNOWN,
+        usage=None,
+        cost_nano_usd=None,
+        price=None,
+        started_at=began,
+        ended_at=began,
     )

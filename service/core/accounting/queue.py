@@ -9,7 +9,7 @@ import asyncio
 from service.core.accounting.journal import Journal
 from service.core.fair_share import SharedLimit
 from service.core.ports import QueueStatistics
-from service.core.records import Intent, Outcome
+from service.core.records import EndedAttempt, Intent, Outcome
 
 
 class JournaledQueue:
@@ -34,6 +34,10 @@ class JournaledQueue:
             self._records.release(intent.user_id)
             raise
         self._open[intent.id] = intent
+
+    def add_attempt(self, record: EndedAttempt) -> None:
+        """See `RecordQueue.add_attempt`."""
+        self._journal.append_attempt(record)
 
     def add_outcome(self, outcome: Outcome) -> None:
         """See `RecordQueue.add_outcome`. A second outcome of one answer is a bug: KeyError."""

@@ -4,7 +4,7 @@
 """
 
 from service.core.ports import Quota, RecordQueue
-from service.core.records import Intent, Outcome, UsageSource
+from service.core.records import EndedAttempt, Intent, Outcome, UsageSource
 from service.core.telemetry import Metrics, log
 
 UNPRICED_MAX = 1000  # models whose missing price was logged; callers choose the names
@@ -31,6 +31,10 @@ class Recorder:
         """Wait until the records so far survive a power loss, where that is configured."""
         await self._queue.wait_synced()
 
+    def record_attempt(self, record: EndedAttempt) -> None:
+        """Record an attempt that is followed by another one."""
+        self._queue.add_attempt(record)
+
     def record_outcome(self, outcome: Outcome) -> None:
         """Record the outcome of an intent that was begun."""
         self._queue.add_outcome(outcome)
@@ -38,9 +42,13 @@ class Recorder:
         self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd)
         self._update_metrics(outcome)
 
-    def count_attempt(self, code: str) -> None:
-        """Count a finished attempt by the code of its error, or `ok`."""
-        self._metrics.attempts.labels(code).inc()
+    def count_attempt(self, provider: str, code: str) -> None:
+        """Count a finished attempt by its provider and the code of its error, or `ok`."""
+        self._metrics.attempts.labels(provider, code).inc()
+
+    def count_fallback(self, provider: str, code: str) -> None:
+        """Count an attempt that another provider follows, by its provider and its error."""
+        self._metrics.fallbacks.labels(provider, code).inc()
 
     def _update_metrics(self, outcome: Outcome) -> None:
         metrics, intent, usage = self._metrics, outcome.intent, outcome.usage

@@ -21,12 +21,20 @@ from service.core.database.damaged_rows import (
     report_damaged_row,
 )
 from service.core.database.engine import ReadSession
-from service.core.database.failures import load_json
-from service.core.database.tables import request_logs
+from service.core.database.failures import DamagedValue, load_json
+from service.core.database.tables import attempts, request_logs
 from service.core.encoding import read_id_time
 from service.core.errors import AnswerDamaged
 from service.core.pricing import Usage, format_usd
-from service.core.records import RANKS, Answer, DamagedAnswer, Intent, Outcome
+from service.core.records import (
+    RANKS,
+    Answer,
+    Attempt,
+    DamagedAnswer,
+    Intent,
+    Outcome,
+    create_attempt_object,
+)
 
 LoggedAnswer = Answer | DamagedAnswer
 """A row of the log."""
@@ -35,13 +43,14 @@ _SEQ, _ID, _COST = request_logs.c.seq, request_logs.c.id, request_logs.c.cost_na
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Answer)}
 _TEXTS = (str, str | None, str | msgspec.UnsetType)
 _DERIVED = ("total_tokens", "estimated_cost")
+_ELSEWHERE = ("attempt_list",)  # in the table of attempts
 OMITTED_IN_LISTS = ("nearest", "searched_for", "messages", "choices")  # long, and rarely read
 _BOOLEANS = {0: False, 1: True}
 # The type of the column would convert any value to a boolean.
 _GROUNDED = sa.type_coerce(request_logs.c.grounded, sa.Integer).label("grounded")
 ANSWER_COLUMNS: list[Column] = [
     _SEQ,
-    *(request_logs.c[name] for name in _TYPES if name not in (*_DERIVED, "grounded")),
+    *(request_logs.c[name] for name in _TYPES if name not in (*_DERIVED, *_ELSEWHERE, "grounded")),
     _GROUNDED,
     _COST,
 ]
@@ -59,7 +68,9 @@ ERASED_VALUES: dict[str, Any] = {
     "messages": None,
     "body_hash": None,
 }
+_NO_COUNTS: dict[str, Any] = dict.fromkeys(Usage.__struct_fields__)
 _UNUSABLE = (msgspec.ValidationError, ValueError, TypeError)
+_UNREADABLE = (AnswerDamaged, DamagedValue)
 
 
 def build_row(outcome: Outcome) -> dict[str, Any]:
@@ -105,11 +116,23 @@ def build_row(outcome: Outcome) -> dict[str, Any]:
         "conversation_id": intent.conversation_id,
         "messages": msgspec.to_builtins(intent.messages),
         "request_body": intent.request_body,
+        "provider": outcome.provider,
+        "provider_model": outcome.provider_model,
         "erased_at": None,
     }
     if not intent.stored:
         row |= ERASED_VALUES | {"erased_at": intent.created_at}
     return row
+
+
+def build_attempt_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """Build the rows of the attempts of an outcome; none if there is only one."""
+    rows = []
+    for n, attempt in enumerate(outcome.attempt_list or (), 1):
+        row = {"answer_id": outcome.intent.id, "n": n, **msgspec.structs.asdict(attempt)}
+        usage = row.pop("usage")
+        rows.append(row | (msgspec.structs.asdict(usage) if usage else _NO_COUNTS))
+    return rows
 
 
 def get_rank(outcome: Outcome) -> int:
@@ -129,9 +152,67 @@ async def read_answers(
     def read(connection: sa.Connection) -> list[LoggedAnswer]:
         rows = read_rows(connection, query, _SEQ, _ID)
         columns = [column for column in ANSWER_COLUMNS if column.name in query.selected_columns]
-        return [_convert_row(connection, keyed, columns, user_id) for keyed in rows]
+        items = [_convert_row(connection, keyed, columns, user_id) for keyed in rows]
+        return _add_attempts(connection, items)
 
     return await session.run_sync(read)
+
+
+def _add_attempts(connection: sa.Connection, items: list[LoggedAnswer]) -> list[LoggedAnswer]:
+    """Add the attempts of answers with more than one. Damage affects only its own answer."""
+    listed = [item.id for item in items if item.provider and (item.attempts or 0) > 1]
+    if not listed:
+        return items
+    by_answer: dict[str, list[Attempt] | None]
+    try:
+        by_answer = dict(read_attempts(connection, listed))
+    except _UNREADABLE:
+        by_answer = {id_: _read_attempts_of(connection, id_) for id_ in listed}
+    return [_add_list(item, by_answer) for item in items]
+
+
+def _add_list(item: LoggedAnswer, by_answer: Mapping[str, list[Attempt] | None]) -> LoggedAnswer:
+    if item.id not in by_answer:
+        return item
+    if (attempt_list := by_answer[item.id]) is not None:
+        objects = [create_attempt_object(attempt) for attempt in attempt_list]
+        return msgspec.structs.replace(item, attempt_list=objects)
+    damaged = [*(item.damaged if isinstance(item, DamagedAnswer) else ()), "attempt_list"]
+    fields = msgspec.structs.asdict(item) | {"attempt_list": None, "damaged": damaged}
+    return DamagedAnswer(**fields)
+
+
+def _read_attempts_of(connection: sa.Connection, answer_id: str) -> list[Attempt] | None:
+    """The attempts of an answer; None if they cannot be read."""
+    try:
+        return read_attempts(connection, [answer_id]).get(answer_id, [])
+    except _UNREADABLE:
+        return None
+
+
+def read_attempts(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[Attempt]]:
+    """Read the attempts of answers, in order. Raises `AnswerDamaged`."""
+    by_answer: dict[str, list[Attempt]] = {}
+    if not ids:
+        return by_answer
+    query = (
+        sa.select(attempts)
+        .where(attempts.c.answer_id.in_(ids))
+        .order_by(attempts.c.answer_id, attempts.c.n)
+    )
+    for row in connection.execute(query).mappings():
+        by_answer.setdefault(row["answer_id"], []).append(convert_attempt(row))
+    return by_answer
+
+
+def convert_attempt(row: Mapping[Any, Any]) -> Attempt:
+    """The attempt of a row. Raises `AnswerDamaged`."""
+    fields: dict[str, Any] = {str(name): value for name, value in row.items()}
+    try:
+        usage = msgspec.convert(fields, Usage) if fields["prompt_tokens"] is not None else None
+        return msgspec.convert(fields | {"usage": usage}, Attempt)
+    except _UNUSABLE as error:
+        raise AnswerDamaged("an attempt of this answer is damaged") from error
 
 
 async def read_outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> Outcome | None:
@@ -141,7 +222,7 @@ async def read_outcome(session: ReadSession, *where: sa.ColumnElement[bool]) -> 
         for keyed in read_rows(connection, sa.select(request_logs).where(*where), _SEQ, _ID):
             if (row := require_readable(keyed)) is not None:
                 try:
-                    return _build_outcome(row)
+                    return _build_outcome(connection, row)
                 except _UNUSABLE as error:
                     report_damaged_row(connection, _SEQ, keyed.key, _WRONG_TYPE)
                     raise AnswerDamaged(_DAMAGED) from error
@@ -157,11 +238,19 @@ def require_readable(keyed: KeyedRow) -> RowMapping:
     return keyed.row
 
 
-def _build_outcome(row: RowMapping) -> Outcome:
+def _build_outcome(connection: sa.Connection, row: RowMapping) -> Outcome:
     fields: dict[str, Any] = {str(name): value for name, value in row.items()}
     usage = msgspec.convert(fields, Usage) if fields["prompt_tokens"] is not None else None
+    listed = fields["provider"] is not None and fields["attempts"] > 1
+    by_answer = read_attempts(connection, [fields["id"]] if listed else [])
     return msgspec.convert(
-        fields | {"intent": msgspec.convert(fields, Intent), "usage": usage}, Outcome
+        fields
+        | {
+            "intent": msgspec.convert(fields, Intent),
+            "usage": usage,
+            "attempt_list": by_answer.get(fields["id"]),
+        },
+        Outcome,
     )
 
 

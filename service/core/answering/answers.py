@@ -9,7 +9,7 @@ session and no lock is held while the provider is called.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -53,10 +53,9 @@ from service.core.errors import (
     NotFound,
     QuotaExceeded,
     ShuttingDown,
-    UnknownModel,
     build_owned_elsewhere,
 )
-from service.core.fair_share import FairTurns, SharedLimit
+from service.core.fair_share import SharedLimit
 from service.core.grounding import prompt
 from service.core.grounding.citations import read_citations
 from service.core.grounding.history import join_questions, select_history
@@ -67,13 +66,19 @@ from service.core.ports import (
     IdempotencyClaims,
     PeerRequest,
     Peers,
-    Provider,
     ProviderRequest,
     Quota,
     QuotaSubject,
     RecordQueue,
 )
 from service.core.pricing import PriceBook, Usage
+from service.core.providers.routes import (
+    Route,
+    RoutePlan,
+    Routes,
+    Target,
+    compute_route_nano_usd,
+)
 from service.core.records import Intent, Message, Outcome, Passage, Status
 from service.core.search.results import SearchResults
 from service.core.search.service import SearchService
@@ -169,8 +174,7 @@ class Answers:
         recorder: Recorder,
         search_service: SearchService,
         *,
-        extractive: Provider,
-        provider: Provider | None,
+        routes: Routes,
         prices: PriceBook,
         metrics: Metrics,
         limits: ServiceLimits,
@@ -185,8 +189,7 @@ class Answers:
         self._limits = limits
         self._recorder = recorder
         self._search_service = search_service
-        self._extractive = extractive
-        self._provider = provider
+        self._routes = routes
         self._prices = prices
         self._metrics = metrics
         self._quota = quota
@@ -207,7 +210,6 @@ class Answers:
             ended_max=settings.answers_max,
             keep_seconds=settings.resume_seconds,
         )
-        self._call_turns = FairTurns(settings.provider_calls_max, settings.user_share)
         self._rewriter = Rewriter(recorder, prices, quota)
         self._conversations = ConversationRegistry(database, self._replay, self._registry, peers)
         self._stopping = False
@@ -228,9 +230,9 @@ class Answers:
         return stream
 
     async def _start_answer(self, request: AnswerRequest, started: float) -> Stream:
-        model, provider = self._choose_model(request.model)
+        route = self._routes.find_chat_route(request.model or self._settings.default_model)
         history = await self._read_history(request)
-        intent = self._build_intent(request, model)
+        intent = self._build_intent(request, route)
         context: list[Passage] = []
         refusal: Refusal | None = None
         messages = self._build_first_messages(request, intent, history)
@@ -239,9 +241,9 @@ class Answers:
         if chat is not None and capped:
             if limited := any(subject.limits for subject in request.subjects):
                 await self._quota.refresh(request.subjects)
-            request = self._cap_tokens(request, chat, intent, limited=limited)
-        rewritten = await self._rewrite_question(request, intent, history, provider)
-        intent = await self._hold_quota(request, intent, messages)
+            request = self._cap_tokens(request, chat, intent, route, limited=limited)
+        rewritten = await self._rewrite_question(request, intent, history, route)
+        intent = await self._hold_quota(request, intent, route, messages)
         try:
             if request.grounded:
                 previous = "" if rewritten else join_questions(history)
@@ -250,13 +252,18 @@ class Answers:
                 )
                 request, messages = self._add_context(request, intent, context, history)
                 if request.chat is not None and capped:
-                    request = self._cap_tokens(request, request.chat, intent, limited=limited)
-                intent = await self._hold_quota(request, intent, messages, grow=True)
+                    request = self._cap_tokens(
+                        request, request.chat, intent, route, limited=limited
+                    )
+                intent = await self._hold_quota(request, intent, route, messages, grow=True)
             degraded = request.resumable and not self._registry.has_capacity(intent.user_id)
             if degraded:  # not resumable: ends with its reader
                 self._metrics.streams_degraded.inc()
                 request = msgspec.structs.replace(request, resumable=False)
             self._conversations.require_open(intent.conversation_id)
+            plan = RoutePlan(route, self._limits.attempts_max)
+            if plan.others:
+                intent = _name_provider(intent, plan.target)
             self._recorder.record_intent(intent)  # from here on there will be a row
         except BaseException:
             self._quota.release(intent.id)
@@ -276,7 +283,7 @@ class Answers:
         if refusal:
             await self._send_refusal(stream, account, refusal)
         else:
-            self._start_pump(stream, account, request, messages, provider)
+            self._start_pump(stream, account, request, messages, plan)
         return stream
 
     async def answer_or_attach(
@@ -467,23 +474,6 @@ class Answers:
         if stream.outcome and stream.outcome.erased_at:
             raise Erased("this answer was erased")
 
-    def _choose_model(self, requested: str | None) -> tuple[str, Provider]:
-        model = requested or self._settings.default_model
-        if (
-            requested
-            and self._settings.models
-            and requested not in {*self._settings.models, self._settings.default_model}
-        ):
-            raise UnknownModel(f"configured are: {', '.join(self._settings.models)}")
-        if model == EXTRACTIVE:
-            return model, self._extractive
-        if self._provider is None:
-            raise UnknownModel(
-                f"only {EXTRACTIVE!r} is available: no provider is configured"
-                " (OPENAI_API_KEY, OPENAI_BASE_URL)"
-            )
-        return model, self._provider
-
     async def _read_history(self, request: AnswerRequest) -> list[Message]:
         """Return the messages before the prompt that are given to the model.
 
@@ -496,7 +486,7 @@ class Answers:
             )
         return select_history(history)
 
-    def _build_intent(self, request: AnswerRequest, model: str) -> Intent:
+    def _build_intent(self, request: AnswerRequest, route: Route) -> Intent:
         answer_id = request.answer_id
         created_at = utc_now() if answer_id is None else read_id_time(answer_id) or utc_now()
         answer_id = answer_id or create_id(created_at, self._recorder.slot)
@@ -505,7 +495,7 @@ class Answers:
             id=answer_id,
             created_at=created_at,
             endpoint=request.endpoint,
-            model=model,
+            model=route.name,
             user_id=request.user_id,
             request_id=request.request_id,
             prompt=text,
@@ -520,6 +510,8 @@ class Answers:
             messages=_list_messages(request, text),
             request_body=request.body if request.stored else None,
             stored=request.stored,
+            provider=(target := route.targets[0]).endpoint.name,
+            provider_model=None if target.model == route.name else target.model,
         )
 
     def _build_first_messages(
@@ -551,22 +543,28 @@ class Answers:
         return msgspec.structs.replace(request, chat=chat), chat.texts
 
     def _cap_tokens(
-        self, request: AnswerRequest, chat: ChatCall, intent: Intent, *, limited: bool
+        self,
+        request: AnswerRequest,
+        chat: ChatCall,
+        intent: Intent,
+        route: Route,
+        *,
+        limited: bool,
     ) -> AnswerRequest:
         """Limit the completion to what the settings and the remaining quota allow, at least 1."""
         limit = cap_completion(
             chat,
             self._quota.windows(request.subjects) if limited else [],
-            partial(self._compute_nano_usd, intent),
+            partial(self._compute_nano_usd, intent, route),
             tokens_max=self._settings.max_tokens_max,
+            calls_max=route.billed_calls_max,
             held_tokens=intent.held_tokens or 0,
             held_nano_usd=intent.held_nano_usd or 0,
         )
         return msgspec.structs.replace(request, max_tokens=limit)
 
-    def _compute_nano_usd(self, intent: Intent, usage: Usage) -> int | None:
-        cost = self._prices.compute_cost(intent.model, usage, intent.created_at)
-        return None if cost is None else cost.nano_usd
+    def _compute_nano_usd(self, intent: Intent, route: Route, usage: Usage) -> int | None:
+        return compute_route_nano_usd(self._prices, route, usage, intent.created_at)
 
     def _create_transcript(self, request: AnswerRequest, intent: Intent) -> ChatTranscript:
         return ChatTranscript(
@@ -577,13 +575,19 @@ class Answers:
         )
 
     async def _hold_quota(
-        self, request: AnswerRequest, intent: Intent, messages: list[Message], *, grow: bool = False
+        self,
+        request: AnswerRequest,
+        intent: Intent,
+        route: Route,
+        messages: list[Message],
+        *,
+        grow: bool = False,
     ) -> Intent:
         """Hold, or grow the hold to, the upper bound of the cost, and note it in the intent.
 
         Raises the errors of `Quota.hold`.
         """
-        tokens_held, nano_usd = self._compute_upper_bound(request, intent, messages)
+        tokens_held, nano_usd = self._compute_upper_bound(request, intent, route, messages)
         try:
             if grow:
                 await self._quota.grow(intent.id, tokens=tokens_held, nano_usd=nano_usd)
@@ -601,7 +605,7 @@ class Answers:
         return msgspec.structs.replace(intent, held_tokens=tokens_held, held_nano_usd=nano_usd)
 
     def _compute_upper_bound(
-        self, request: AnswerRequest, intent: Intent, messages: list[Message]
+        self, request: AnswerRequest, intent: Intent, route: Route, messages: list[Message]
     ) -> tuple[int, int | None]:
         """Return (tokens, nano-dollars), the upper bound for these messages and the longest answer.
 
@@ -614,23 +618,24 @@ class Answers:
             else chat.prompt_tokens_max,
             completion_tokens=self._get_completion_max(request),
         )
+        tokens_held = usage_max.total_tokens * route.billed_calls_max
         if not any(
             subject.limits is not None and subject.limits.limits_cost
             for subject in request.subjects
         ):
-            return usage_max.total_tokens, None
-        return usage_max.total_tokens, self._compute_nano_usd(intent, usage_max)
+            return tokens_held, None
+        return tokens_held, self._compute_nano_usd(intent, route, usage_max)
 
     async def _rewrite_question(
-        self, request: AnswerRequest, intent: Intent, history: list[Message], provider: Provider
+        self, request: AnswerRequest, intent: Intent, history: list[Message], route: Route
     ) -> str | None:
         """Return a follow-up question as a complete one, if that is enabled; None if not."""
         if not (self._settings.rewrite_questions and request.grounded and history):
             return None
-        if provider is self._extractive or classify_prompt(intent.prompt):
+        if route.name == EXTRACTIVE or classify_prompt(intent.prompt):
             return None
-        turn = self._call_turns.turn(intent.user_id)
-        return await self._rewriter.rewrite(intent, history, request.subjects, provider, turn)
+        target = RoutePlan(route, attempts_max=1).target
+        return await self._rewriter.rewrite(intent, history, request.subjects, target)
 
     async def _find_context(
         self, request: AnswerRequest, intent: Intent, question: str, previous: str
@@ -727,7 +732,7 @@ class Answers:
         account: AnswerAccount,
         request: AnswerRequest,
         messages: list[Message],
-        provider: Provider,
+        plan: RoutePlan,
     ) -> None:
         settings, intent = self._settings, stream.intent
         provider_request = ProviderRequest(
@@ -740,17 +745,13 @@ class Answers:
         )
         limits = PumpLimits(
             answer_seconds_max=settings.answer_seconds_max,
-            attempts_max=self._limits.attempts_max,
             leave_seconds=self._compute_leave_seconds(request),
             leave_nano_usd_max=None
             if request.resumable or request.idempotency_key or request.retry_seconds
             else self._limits.drain_nano_usd_max,
             attach_seconds=request.attach_seconds,
         )
-        call_slot = (
-            nullcontext() if provider is self._extractive else self._call_turns.turn(intent.user_id)
-        )
-        pump = Pump(stream, account, provider_request, provider, limits, call_slot)
+        pump = Pump(stream, account, provider_request, plan, limits)
         unwatch = self._revocation.watch_principal(
             request.principal, partial(pump.stop, Status.STOPPED)
         )
@@ -784,6 +785,15 @@ def _replay_outcome(outcome: Outcome, body_hash: str) -> StartedAnswer:
         raise Erased("this answer was erased")
     require_same_request(outcome.intent.body_hash, body_hash)
     return StartedAnswer(replay_stream(outcome), replayed=True)
+
+
+def _name_provider(intent: Intent, target: Target) -> Intent:
+    """Note the first target: the row has it if the process dies during the call."""
+    return msgspec.structs.replace(
+        intent,
+        provider=target.endpoint.name,
+        provider_model=None if target.model == intent.model else target.model,
+    )
 
 
 def _list_messages(request: AnswerRequest, prompt_text: str) -> list[Message] | None:

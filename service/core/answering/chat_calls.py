@@ -53,19 +53,21 @@ def cap_completion(
     compute_cost: Callable[[Usage], int | None],
     *,
     tokens_max: int,
+    calls_max: int = 1,
     held_tokens: int,
     held_nano_usd: int,
 ) -> int:
     """Return how many completion tokens per choice the quotas admit: 1 to `tokens_max`.
 
-    `compute_cost`: nano-dollars; None without a price. `held_…`: what this request holds already.
+    `compute_cost`: nano-dollars; None without a price. `calls_max`: how many calls may use as many
+    tokens. `held_…`: what this request holds already.
     """
     prompt = call.prompt_tokens_max + call.prediction_tokens_max
     limit = tokens_max
     for window in windows:
         left = window.limit - window.used - window.held
         if window.unit == "tokens":
-            left += held_tokens - prompt
+            left = (left + held_tokens) // calls_max - prompt
         elif window.unit == "nano-usd":
             left += held_nano_usd
             spent = compute_cost(

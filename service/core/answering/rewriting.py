@@ -11,15 +11,16 @@ uses the question as it is.
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 
 from service.core import tokens
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout
-from service.core.ports import Provider, ProviderRequest, Quota, QuotaSubject
+from service.core.ports import ProviderRequest, Quota, QuotaSubject
 from service.core.pricing import PriceBook, Usage
+from service.core.providers.routes import Target
 from service.core.records import Intent, Message, Status
 from service.core.telemetry import log
 
@@ -46,17 +47,16 @@ class Rewriter:
         intent: Intent,
         history: Sequence[Message],
         subjects: Sequence[QuotaSubject],
-        provider: Provider,
-        turn: AbstractAsyncContextManager[None],
+        target: Target,
     ) -> str | None:
         """Return the question of an answer as a complete one; None if that failed.
 
-        `intent`: of the answer, not recorded yet. `turn`: is entered for the call.
+        `intent`: of the answer, not recorded yet. `target`: what is called.
         """
         messages = [Message("system", RULES), *history, Message("user", intent.prompt)]
         try:
-            account = await self._open_account(intent, messages, subjects)
-            text = await self._call(account, messages, intent.model, provider, turn)
+            account = await self._open_account(intent, messages, subjects, target)
+            text = await self._call(account, messages, intent.user_id, target)
         except KotaeError as error:
             log.info("question.not_rewritten", answer_id=intent.id, code=error.code)
             return None
@@ -64,14 +64,19 @@ class Rewriter:
         return question if 0 < len(question) <= QUESTION_CHARACTERS_MAX else None
 
     async def _open_account(
-        self, intent: Intent, messages: list[Message], subjects: Sequence[QuotaSubject]
+        self,
+        intent: Intent,
+        messages: list[Message],
+        subjects: Sequence[QuotaSubject],
+        target: Target,
     ) -> AnswerAccount:
         """Hold the upper bound and record the intent of the call."""
         created_at = utc_now()
         usage_max = Usage(
             prompt_tokens=tokens.bound_tokens(messages), completion_tokens=COMPLETION_TOKENS_MAX
         )
-        cost = self._prices.compute_cost(intent.model, usage_max, created_at)
+        provider, model = target.endpoint.name, target.model
+        cost = self._prices.compute_cost(model, usage_max, created_at, provider)
         nano_usd = cost.nano_usd if cost else None
         call = Intent(
             id=create_id(created_at, self._recorder.slot),
@@ -86,6 +91,8 @@ class Rewriter:
             asked_by=intent.asked_by,
             held_tokens=usage_max.total_tokens,
             held_nano_usd=nano_usd,
+            provider=provider,
+            provider_model=None if model == intent.model else model,
         )
         await self._quota.hold(
             call.id,
@@ -112,22 +119,21 @@ class Rewriter:
         self,
         account: AnswerAccount,
         messages: list[Message],
-        model: str,
-        provider: Provider,
-        turn: AbstractAsyncContextManager[None],
+        user_id: str,
+        target: Target,
     ) -> str:
         """Make one attempt, and record its outcome whatever happens. Raises `KotaeError`s."""
         request = ProviderRequest(
-            model=model,
+            model=target.model,
             messages=messages,
             max_tokens=COMPLETION_TOKENS_MAX,
             temperature=None,
             stream=False,
         )
         try:
-            async with asyncio.timeout(SECONDS_MAX), turn:
+            async with asyncio.timeout(SECONDS_MAX), target.endpoint.call(user_id):
                 await account.wait_synced()
-                text = await _read_text(account, request, provider)
+                text = await _read_text(account, request, target)
         except TimeoutError as error:
             account.finish(Status.TIMEOUT, error_code=ProviderTimeout.code)
             raise ProviderTimeout("the question was not rewritten in time") from error
@@ -142,8 +148,9 @@ class Rewriter:
         return text
 
 
-async def _read_text(account: AnswerAccount, request: ProviderRequest, provider: Provider) -> str:
-    account.attempts += 1
+async def _read_text(account: AnswerAccount, request: ProviderRequest, target: Target) -> str:
+    account.begin_attempt(target.endpoint.name, target.model)
+    provider = target.endpoint.provider
     texts: list[str] = []
     try:
         async with aclosing(provider.stream(request, account.mark_sent)) as batches:

@@ -23,6 +23,7 @@ from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.partitions import create_partitions
 from service.core.database.tables import (
     api_keys,
+    attempts,
     chunks,
     daily_totals,
     documents,
@@ -53,6 +54,7 @@ BATCHES = {
     vectors: 500,
     daily_totals: 500,
     quota_totals: 500,
+    attempts: 500,
     request_logs: 500,
 }
 _SEQUENCES = {request_logs.c.seq: "request_logs_seq", chunks.c.id: "chunks_id_seq"}

@@ -142,6 +142,10 @@ request_logs = Table(
     Column("choices", JSON(none_as_null=True)),
     Column("request_body", JSON(none_as_null=True)),
     Column("searched_for", _text()),  # the question as corrected; None: as it is
+    # Of the last attempt. None: no provider was called, or the row is from before the table
+    # `attempts`; the model only if the provider has another name for it.
+    Column("provider", _text(50)),
+    Column("provider_model", _text(200)),
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order. The columns after `id` cover further filters.
     Index(None, "user_id", "id", "status", "model", "endpoint"),
@@ -166,6 +170,28 @@ Index(
     request_logs.c.id,
     sqlite_where=request_logs.c.conversation_id != request_logs.c.id,
     postgresql_where=request_logs.c.conversation_id != request_logs.c.id,
+)
+
+# The attempts of answers with more than one: the row of an answer with one has its numbers.
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("answer_id", _text(36), primary_key=True),
+    Column("n", Integer, primary_key=True),  # 1, 2, …
+    Column("provider", _text(50), nullable=False),
+    Column("model", _text(200), nullable=False),  # the provider's name of it
+    Column("status", _text(20), nullable=False),
+    Column("error_code", _text(50)),
+    Column("unbilled", Boolean, nullable=False),  # it was certainly not billed
+    Column("usage_source", _text(10), nullable=False),
+    Column("prompt_tokens", _Integer),
+    Column("completion_tokens", _Integer),
+    Column("cached_tokens", _Integer),
+    Column("reasoning_tokens", _Integer),
+    Column("cost_nano_usd", BigInteger),
+    Column("price", _text()),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=False),
 )
 
 # Sums over request_logs, updated in the same transaction as the rows; they can be recomputed.

@@ -467,7 +467,11 @@ def error_from_refusal(status: int, retry_after: str, error_object: object) -> P
         error = ProviderTimeout(what)
     elif status >= 500:
         error = ProviderError(what)
-    elif status in {401, 403} or (status == 404 and reported.code != "model_not_found"):
+    elif (
+        status < 400  # redirects, which are not followed
+        or status in {401, 403}
+        or (status == 404 and reported.code != "model_not_found")
+    ):
         # The message may contain parts of the key, so it is not passed on.
         return ProviderRefused(f"{what}: check the key, the base URL and the model")
     else:

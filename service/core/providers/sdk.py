@@ -15,7 +15,7 @@ The import takes a third of the startup time, so `openai.py` loads this module l
 
 import re
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -41,7 +41,10 @@ _SDK_ERRORS = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
 
 
 class SdkClient:
-    """The SDK's client for one provider. `transport` replaces the network."""
+    """The SDK's client for one provider. `transport` replaces the network.
+
+    `headers`: sent with every request.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class SdkClient:
         transport: httpx2.AsyncBaseTransport | None,
         connect_seconds: float,
         idle_seconds: float,
+        headers: Mapping[str, str],
     ) -> None:
         timeout = httpx2.Timeout(idle_seconds, connect=connect_seconds, pool=connect_seconds)
         limits = httpx2.Limits(
@@ -71,7 +75,7 @@ class SdkClient:
                 limits=limits,
                 event_hooks={"response": [_bound_error_body]},
             ),
-            default_headers={"Accept-Encoding": "identity"},
+            default_headers={**headers, "Accept-Encoding": "identity"},
         )
 
     async def build_head(self) -> bytes:

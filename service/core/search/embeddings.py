@@ -278,7 +278,7 @@ class EmbeddingStore:
     ) -> EmbeddingResult:
         """Call the provider, retrying attempts that were certainly not billed."""
         while True:
-            account.attempts += 1
+            account.begin_attempt(self._embedder.provider, self._embedder.provider_model)
             try:
                 result = await self._embedder.embed(texts, query=query)
             except ProviderError as error:

@@ -15,7 +15,13 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.core.accounting.audit import DETAILS_MAX, AuditReport, audit_log, read_export
+from service.core.accounting.audit import (
+    ATTEMPTS,
+    DETAILS_MAX,
+    AuditReport,
+    audit_log,
+    read_export,
+)
 from service.core.accounting.journal import Journal
 from service.core.auth import store
 from service.core.auth.principals import BOOTSTRAP
@@ -27,7 +33,13 @@ from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
 from tests.access import create_key
 from tests.process import kotae
-from tests.records import build_intent, build_outcome
+from tests.records import (
+    build_attempt,
+    build_failed_attempt,
+    build_intent,
+    build_outcome,
+    build_outcome_of_attempts,
+)
 from tests.rows import write
 
 pytestmark = pytest.mark.every_database
@@ -99,7 +111,7 @@ async def test_a_consistent_log_agrees(log: Database, tmp_path: Path) -> None:
 
     assert report.details == []
     assert report.agrees
-    assert list(report.compared.values()) == [6, 6, 7, 0]
+    assert list(report.compared.values()) == [6, 0, 6, 7, 0]
     assert "all agrees" in report.to_text()
 
 
@@ -513,3 +525,56 @@ async def test_exit_codes_of_the_command(log: Database, tmp_path: Path) -> None:
         (code, error.count("\n"), "Traceback" in error) for code, _, error in (unreadable, absent)
     ] == [(2, 1, False)] * 2
     assert not (tmp_path / "empty" / "kotae.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "UPDATE attempts SET cost_nano_usd = 1 WHERE n = 2",
+            "3000 in the row, 1501",
+        ),
+        ("UPDATE attempts SET prompt_tokens = 9 WHERE n = 3", "prompt_tokens 20 in the row, 19"),
+        ("DELETE FROM attempts WHERE n = 2", "3 attempts, and 2 of them recorded"),
+        ("DELETE FROM request_logs", "attempts without their row"),
+        (
+            "UPDATE attempts SET usage_source = 'unknown', prompt_tokens = NULL WHERE n = 2",
+            "usage_source provider in the row, unknown in its attempts",
+        ),
+    ],
+)
+async def test_attempts_are_compared_with_their_row(
+    database: Database, tmp_path: Path, change: str, expected: str
+) -> None:
+    """A row with several attempts is their exact sum."""
+    outcome = build_outcome_of_attempts(
+        build_failed_attempt(), build_attempt(provider="second"), build_attempt(provider="third")
+    )
+    await write(database, [outcome])
+    report = await audit_log(database, tmp_path)
+    assert (report.details, report.compared[ATTEMPTS]) == ([], 1)
+    async with database.transaction() as session:
+        await session.execute(sa.text(change))
+
+    details = (await audit_log(database, tmp_path)).details
+    assert any(expected in detail for detail in details), details
+
+
+async def test_an_export_is_compared_by_the_model_of_each_attempt(
+    database: Database, tmp_path: Path
+) -> None:
+    """A provider bills its own models, not aliases; an attempt that was not billed is left out."""
+    alias = build_intent(id=create_id(START), created_at=START, model="chat")
+    other = build_intent(id=create_id(START), created_at=START, model="chat")
+    await write(
+        database,
+        [
+            build_outcome_of_attempts(
+                build_failed_attempt(model="x"), build_attempt(model="large"), intent=alias
+            ),
+            build_outcome(other, provider="first", provider_model="large"),
+        ],
+    )
+    export = {("2026-03-01", "large"): (20, 10)}
+
+    assert (await audit_log(database, tmp_path, export=export)).details == []

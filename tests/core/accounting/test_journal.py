@@ -14,6 +14,7 @@ from service.core.accounting.journal import (
     HEADER,
     LEAN_BYTES,
     Journal,
+    Record,
     decode_frames,
     encode_frame,
     strip_texts,
@@ -21,9 +22,10 @@ from service.core.accounting.journal import (
 from service.core.accounting.log_pages import LogFilter, read_page
 from service.core.database.engine import Database
 from service.core.errors import JournalFull
+from service.core.provider_file import TARGETS_MAX
 from service.core.records import Intent, Outcome, Passage
 from service.workers.recovery import JournalRecovery
-from tests.records import build_intent, build_outcome
+from tests.records import build_attempt, build_intent, build_outcome
 
 INTENTS = [build_intent(prompt=f"prompt {n} 質問") for n in range(4)]
 FRAMES = [encode_frame(record) for intent in INTENTS for record in (intent, build_outcome(intent))]
@@ -107,7 +109,7 @@ def test_damage_loses_only_damaged_frames(data: st.DataObject) -> None:
     damaged = whole[:start] + noise + whole[start + len(noise) :]
 
     position = len(HEADER)
-    expected: list[Intent | Outcome | None] = []
+    expected: list[Record | None] = []
     for frame in FRAMES:
         if damaged[position : position + len(frame)] == frame:
             expected += decode_frames(frame)
@@ -168,6 +170,12 @@ def test_the_longest_lean_outcome_fits() -> None:
         error_code="x" * 50,
         price="ん" * 9000,
         sources=[Passage(1, "x" * 9000, "", "", "")],
+        provider="x" * 50,
+        provider_model="x" * 200,
+        attempt_list=[
+            build_attempt(provider="x" * 50, model="x" * 200, error_code="x" * 50, price="x" * 9000)
+        ]
+        * TARGETS_MAX,
     )
 
     assert len(encode_frame(strip_texts(longest))) < LEAN_BYTES

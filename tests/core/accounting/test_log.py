@@ -11,8 +11,14 @@ from service.core.accounting.log_pages import LogFilter, read_page
 from service.core.database.engine import Database
 from service.core.database.tables import quota_totals
 from service.core.pricing import Usage
-from service.core.records import Outcome, Status, UsageSource
-from tests.records import build_intent, build_outcome
+from service.core.records import Outcome, Status, UsageSource, create_answer_object
+from tests.records import (
+    build_attempt,
+    build_failed_attempt,
+    build_intent,
+    build_outcome,
+    build_outcome_of_attempts,
+)
 from tests.rows import write
 
 pytestmark = pytest.mark.every_database
@@ -138,3 +144,34 @@ async def test_a_later_record_replaces_the_held_charge(database: Database) -> No
         15,
         1500,
     )
+
+
+async def test_attempts_are_written_with_their_row(database: Database) -> None:
+    """They are read in order, written once, and replaced with a row of lower rank."""
+    intent = build_intent(model="chat")
+    cut = build_outcome_of_attempts(
+        build_failed_attempt(),
+        build_failed_attempt(provider="second", unbilled=False),
+        intent=intent,
+        status=Status.INTERRUPTED,
+    )
+    final = build_outcome_of_attempts(
+        build_failed_attempt(),
+        build_attempt(provider="second", model="large"),
+        build_attempt(provider="third"),
+        intent=intent,
+    )
+    await write(database, [cut])
+    await write(database, [final, cut])
+    await write(database, [final])
+    async with database.read_session() as session:
+        row = await request_log.read_row(session, intent.id, user_id=None)
+        (listed,) = (await read_page(session, LogFilter(), limit=5)).items
+        outcome = await request_log.find_outcome(session, intent.id)
+
+    assert isinstance(row.attempt_list, list)
+    assert [a.provider for a in row.attempt_list] == ["first", "second", "third"]
+    assert (row.estimated_cost, row.provider) == ("0.000003", "third")
+    assert listed.attempt_list == row.attempt_list
+    assert outcome
+    assert create_answer_object(outcome) == create_answer_object(final)

@@ -16,11 +16,11 @@ from service.core.accounting.journal import Journal
 from service.core.accounting.outcomes import AnswerAccount, build_interrupted
 from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
-from service.core.errors import ProviderBusy, ProviderError, ProviderUnreachable
+from service.core.errors import ProviderBusy, ProviderError, ProviderTimeout, ProviderUnreachable
 from service.core.pricing import PriceBook, Usage
+from service.core.provider_file import ModelPrice
 from service.core.quota.local import LocalQuota
 from service.core.records import Message, Outcome, Passage, Status, UsageSource
-from service.core.settings import ModelPrice
 from service.core.telemetry import Metrics
 from tests.records import build_intent
 
@@ -60,7 +60,8 @@ def open_account(queue: JournaledQueue) -> OpenAccount:
             started=time.perf_counter(),
             find_sources=find_sources,
         )
-        account.attempts = attempts
+        for _ in range(attempts):
+            account.begin_attempt("default", intent.model)
         if sent:
             account.mark_sent()
         return account
@@ -70,8 +71,9 @@ def open_account(queue: JournaledQueue) -> OpenAccount:
 
 def end_attempts(account: AnswerAccount, *errors: ProviderError | None) -> None:
     """End one attempt per error."""
-    account.attempts = len(errors)
-    for error in errors:
+    for n, error in enumerate(errors):
+        if n:
+            account.begin_attempt("default", account.model)
         account.end_attempt(error)
 
 
@@ -295,3 +297,63 @@ def test_outcomes_are_constructed_in_one_module() -> None:
     }
 
     assert constructing == {"core/accounting/outcomes.py"}
+
+
+def test_attempts_are_priced_at_their_own_model(open_account: OpenAccount) -> None:
+    """What the first provider reported before it failed is added at its own price."""
+    account = open_account(sent=False)
+    account.begin_attempt("second", "no-such-model")
+    account.mark_sent()
+    account.report_usage(REPORTED)
+    account.end_attempt(ProviderError())
+    account.begin_attempt("third", "m")
+    account.report_usage(Usage(prompt_tokens=1, completion_tokens=1))
+    outcome = account.finish(Status.COMPLETED, "Because.")
+
+    assert outcome.attempt_list
+    first, second, third = outcome.attempt_list
+    assert (first.usage_source, second.usage, second.cost_nano_usd) == ("none", REPORTED, None)
+    assert (third.provider, third.model, third.cost_nano_usd) == ("third", "m", 3000)
+    assert outcome.usage == Usage(prompt_tokens=11, completion_tokens=6)
+    assert (outcome.cost_nano_usd, outcome.price) == (None, None)
+    assert (outcome.provider, outcome.provider_model) == ("third", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "unbilled", "source"),
+    [
+        (ProviderUnreachable(), True, UsageSource.NONE),
+        (ProviderBusy(), True, UsageSource.UNKNOWN),
+        (ProviderTimeout(), False, UsageSource.ESTIMATED),
+    ],
+)
+def test_an_attempt_that_another_one_follows(
+    open_account: OpenAccount, error: ProviderError, unbilled: bool, source: UsageSource
+) -> None:
+    """What may have been billed is estimated and added; what was not billed adds nothing."""
+    account = open_account(sent=not isinstance(error, ProviderUnreachable))
+    account.end_attempt(error)
+    account.begin_attempt("second", "m")
+    account.report_usage(REPORTED)
+    outcome = account.finish(Status.COMPLETED, "Because.")
+
+    assert outcome.attempt_list
+    first, second = outcome.attempt_list
+    assert (first.unbilled, first.usage_source) == (unbilled, source)
+    assert outcome.usage
+    added = first.usage.prompt_tokens if first.usage else 0
+    assert outcome.usage.prompt_tokens == REPORTED.prompt_tokens + added
+    assert (added > 0) is (not unbilled)
+    assert outcome.cost_nano_usd == (first.cost_nano_usd or 0) + (second.cost_nano_usd or 0)
+
+
+def test_failed_attempts_leave_the_usage_unknown(open_account: OpenAccount) -> None:
+    """An answer that no provider accepted is unknown, never a silent 0."""
+    account = open_account()
+    account.end_attempt(ProviderBusy())
+    account.begin_attempt("second", "m")
+    account.end_attempt(ProviderBusy())
+    outcome = account.finish(Status.PROVIDER_ERROR, error_code="provider_busy")
+
+    assert (outcome.usage_source, outcome.usage) == (UsageSource.UNKNOWN, None)
+    assert [attempt.unbilled for attempt in outcome.attempt_list or ()] == [True, True]

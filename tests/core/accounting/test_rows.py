@@ -26,7 +26,7 @@ def test_a_damaged_answer_has_the_fields_of_an_answer() -> None:
     assert DamagedAnswer.__struct_fields__ == (*Answer.__struct_fields__, "damaged")
     assert {column.name for column in ANSWER_COLUMNS} - {"seq", "cost_nano_usd"} == {
         *Answer.__struct_fields__
-    } - {"total_tokens", "estimated_cost"}
+    } - {"total_tokens", "estimated_cost", "attempt_list"}
 
 
 async def test_a_row_becomes_the_answer_object(database: Database) -> None:

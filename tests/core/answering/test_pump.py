@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, nullcontext, suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from service.core.errors import KotaeError, ProviderBusy, ProviderUnreachable, S
 from service.core.limits import ServiceLimits
 from service.core.ports import Delta, Provider, ProviderRequest
 from service.core.pricing import PriceBook, Usage
+from service.core.providers.routes import Endpoint, Route, RoutePlan, Target
 from service.core.quota.local import LocalQuota
 from service.core.records import Message, Outcome, Status, UsageSource
 from service.core.telemetry import Metrics
@@ -33,9 +34,7 @@ OTHER_CHOICE = (
     b'data: {"choices":[{"index":1,"delta":{"content":"x"},"finish_reason":"length"}]}\n\n'
 )
 ZERO_USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}\n\n'
-LIMITS = PumpLimits(
-    answer_seconds_max=20, attempts_max=3, leave_seconds=None, leave_nano_usd_max=None
-)
+LIMITS = PumpLimits(answer_seconds_max=20, leave_seconds=None, leave_nano_usd_max=None)
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)
 
 
@@ -408,6 +407,10 @@ class ScriptedProvider(Provider):
         finally:
             self.ended.set()
 
+    async def fetch_embeddings(self, body: bytes) -> bytes:
+        """Not used."""
+        raise NotImplementedError(body)
+
     async def aclose(self) -> None:
         """Nothing is open."""
 
@@ -437,7 +440,8 @@ class RunningPump:
             completion_tokens_max=10**6,
             started=time.perf_counter(),
         )
-        self.pump = Pump(self.stream, account, request, provider, LIMITS, nullcontext())
+        route = Route("m", (Target(Endpoint("default", provider), "m"),))
+        self.pump = Pump(self.stream, account, request, RoutePlan(route, 3), LIMITS)
         self.task = asyncio.create_task(self.pump.run())
 
     async def cancel(self) -> None:

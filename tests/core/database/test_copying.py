@@ -33,7 +33,13 @@ from service.core.search.service import SearchService
 from service.core.settings import Settings
 from tests.core.search.test_service import store_text
 from tests.postgres import PostgresServer, temporary_database
-from tests.records import build_intent, build_outcome
+from tests.records import (
+    build_attempt,
+    build_failed_attempt,
+    build_intent,
+    build_outcome,
+    build_outcome_of_attempts,
+)
 from tests.rows import write
 
 ROWS = 1_234
@@ -62,7 +68,11 @@ async def fill(database: Database, rows: int = ROWS) -> None:
         at = utc_now() - timedelta(days=n % 100)
         text = "before \0 after" if n == 0 else f"answer {n}"
         intent = build_intent(id=create_id(at), created_at=at, user_id=f"user {n % 7}")
-        outcomes.append(build_outcome(intent, response=text))
+        outcomes.append(
+            build_outcome_of_attempts(build_failed_attempt(), build_attempt(), intent=intent)
+            if n % 50 == 1
+            else build_outcome(intent, response=text)
+        )
     for begin in range(0, rows, 500):
         await write(database, outcomes[begin : begin + 500])
 

@@ -42,6 +42,7 @@ class Letters:
     """An embedder without a provider: letter frequencies."""
 
     model, at_once = "letters", 2
+    provider, provider_model = "default", "letters"
     metered = False
 
     def __init__(self) -> None:
