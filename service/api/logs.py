@@ -218,9 +218,9 @@ def _to_tuple(values: Sequence[str] | None) -> tuple[str, ...] | None:
 def _select_fields(item: LoggedAnswer, names: list[str] | None) -> object:
     """A row with these fields; by default with all, but without the texts of its sources."""
     if names is not None:
-        return {name: getattr(item, name, None) for name in names} | (
-            {"damaged": item.damaged} if isinstance(item, DamagedAnswer) else {}
-        )
+        values = {name: getattr(item, name, None) for name in names}
+        values |= {"damaged": item.damaged} if isinstance(item, DamagedAnswer) else {}
+        return {name: None if value is UNSET else value for name, value in values.items()}
     if isinstance(item, DamagedAnswer) or not item.sources:
         return item
     fields: dict[str, Any] = msgspec.structs.asdict(item)

@@ -47,7 +47,19 @@ _ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 _ROOT_PATH_CHARACTERS_MAX = 200
 # With these as a prefix, one could not tell whether a proxy has removed it from a path.
 ROUTE_SEGMENTS = frozenset(
-    {"ai", "auth", "docs", "health", "metrics", "openapi.json", "seed", "signin", "v1", "web"}
+    {
+        "ai",
+        "auth",
+        "docs",
+        "health",
+        "mcp",
+        "metrics",
+        "openapi.json",
+        "seed",
+        "signin",
+        "v1",
+        "web",
+    }
 )
 DATABASE_SCHEMES = ("sqlite+aiosqlite://", "postgresql://")
 EXTRACTIVE = "extractive"  # the built-in model: quotes sentences of the context, no network

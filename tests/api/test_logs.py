@@ -18,7 +18,13 @@ from tests.access import SECRET, client, make_key
 from tests.conftest import Serve, Service, shared_fixture, shared_loop
 from tests.core.accounting.test_log_pages import COMBINED, explain_queries
 from tests.problems import is_problem
-from tests.records import build_intent, build_outcome
+from tests.records import (
+    build_attempt,
+    build_failed_attempt,
+    build_intent,
+    build_outcome,
+    build_outcome_of_attempts,
+)
 from tests.rows import write
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -541,3 +547,24 @@ async def test_filter_by_another_user_matches_nothing(serve: Serve) -> None:
         foreign = (await alice.get("/ai/logs", params={"user_id": "b"})).json()["items"]
 
     assert ({item["user_id"] for item in own}, foreign) == ({"a"}, [])
+
+
+async def test_attempts_are_in_lists_and_exports(filled: Service) -> None:
+    """Lists, selected fields and both exports have the attempts of answers with several."""
+    intent = build_intent(user_id="local")
+    outcome = build_outcome_of_attempts(build_failed_attempt(), build_attempt(), intent=intent)
+    await write(filled.services.database, [outcome, build_outcome()])
+    items = (await filled.client.get("/ai/logs", params={"limit": 200})).json()["items"]
+    (attempts,) = [item["attempt_list"] for item in items if "attempt_list" in item]
+    selected = await filled.client.get("/ai/logs", params={"fields": "id,attempt_list"})
+    texts = [
+        (await filled.client.get("/ai/logs", headers={"Accept": kind})).text
+        for kind in ("application/x-ndjson", "text/csv")
+    ]
+
+    assert [attempt["error_code"] for attempt in attempts] == ["provider_busy", None]
+    assert attempts[1]["estimated_cost"] == "0.0000015"
+    lists = {item["id"]: item["attempt_list"] for item in selected.json()["items"]}
+    assert lists[intent.id] == attempts
+    assert set(map(str, lists.values())) == {"None", str(attempts)}
+    assert all('"provider_busy"' in text.replace('""', '"') for text in texts)
