@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.fakes.provider import Call
 
+EMBEDDINGS = "/v1/embeddings"  # its rows have no prompt
 _COUNTS = (
     "prompt_tokens",
     "completion_tokens",
@@ -36,6 +37,8 @@ def check(
     rows = read_log(data_dir)
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
+        if row["endpoint"] == EMBEDDINGS:
+            continue
         by_prompt.setdefault(row["prompt"], []).append(row)
 
     calls_by_prompt: dict[str, list[Call]] = {}
