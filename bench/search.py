@@ -3,12 +3,14 @@
     python -m bench.search [--chunks 2500 20000] [--languages ja en] [--questions 500]
     python -m bench.search --languages en --corpus corpus.jsonl --queries queries.jsonl
     python -m bench.search --chunks 200000 --document-chunks 10 --database-url postgresql://…
+    python -m bench.search --languages en --chunks 20000 --filled --database-url postgresql://…
 
 For each language and size a separate service receives texts of about one chunk through `POST
 /ai/upload`, twenty files at a time, on all cores. When the index is merged, distinct questions
 are searched one after another on one core over one connection, after a warm-up. Finally the
 answerable questions are sent to `POST /ai/test`, grounded and not, in alternating order, with a
-provider that answers immediately: the difference is the overhead of search and context.
+provider that answers immediately: the difference is the overhead of search and context. With
+`--filled` the database already contains the texts, and others if need be: nothing is uploaded.
 
 Without files the texts are generated: sentences of common words, few of which are very frequent,
 with rare names. With files (as for `kotae eval`) the texts of `--corpus` are used, followed by
@@ -199,7 +201,9 @@ def join_texts(texts: list[tuple[str, str]], count: int) -> list[tuple[str, str]
     return [(group[0][0], "\n\n".join(text for _, text in group)) for group in groups]
 
 
-def measure(texts: Corpus, cores: Cores, database_url: str | None) -> dict[str, Any]:
+def measure(
+    texts: Corpus, cores: Cores, database_url: str | None, *, filled: bool
+) -> dict[str, Any]:
     """Run all measurements with one service."""
     with (
         tempfile.TemporaryDirectory(prefix="kotae-search-") as folder,
@@ -208,7 +212,7 @@ def measure(texts: Corpus, cores: Cores, database_url: str | None) -> dict[str, 
         caller = SearchCaller(url)
         caller.search("warm-up")
         began, cpu, chunks = time.perf_counter(), service.cpu_seconds() or 0, 0
-        for begin in range(0, len(texts.texts), FILES_AT_ONCE):
+        for begin in range(0, 0 if filled else len(texts.texts), FILES_AT_ONCE):
             batch = [
                 ("a.txt", f"{title}\n\n{text}")
                 for title, text in texts.texts[begin : begin + FILES_AT_ONCE]
@@ -217,7 +221,8 @@ def measure(texts: Corpus, cores: Cores, database_url: str | None) -> dict[str, 
                 document["chunks"] for document in caller.give(batch) if document["created"]
             )
         seconds, used = time.perf_counter() - began, (service.cpu_seconds() or 0) - cpu
-        wait_merged(caller)
+        if not filled:
+            wait_merged(caller)
         service.pin(cores.service)
         before, after = texts.questions[:WARM_UP], texts.questions[WARM_UP:]
         for question in before:
@@ -238,7 +243,7 @@ def measure(texts: Corpus, cores: Cores, database_url: str | None) -> dict[str, 
         return {
             "chunks": chunks,
             "chunks_per_second": round(chunks / seconds),
-            "chunks_per_processor_second": round(chunks / used) if used else None,
+            "chunks_per_processor_second": round(chunks / used) if used and chunks else None,
             "search_ms": percentiles([seconds for seconds, _ in results]),
             "search_processor_ms": round(per_search * 1000, 2),
             "answerable": len(answerable) / len(after),
@@ -295,7 +300,8 @@ def main() -> None:
     parser.add_argument("--languages", nargs="+", choices=["ja", "en"], default=["ja", "en"])
     parser.add_argument("--questions", type=int, default=500, help="measured, after the warm-up")
     parser.add_argument("--document-chunks", type=int, default=1, help="texts per document")
-    parser.add_argument("--database-url", help="an empty PostgreSQL database; default: SQLite")
+    parser.add_argument("--database-url", help="PostgreSQL, empty or --filled; default: SQLite")
+    parser.add_argument("--filled", action="store_true", help="the database contains the texts")
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--queries", type=Path)
     parser.add_argument("--json", type=Path, default=Path(".data/bench-search.json"))
@@ -317,7 +323,7 @@ def main() -> None:
             else:
                 texts = generate_texts(language, count, question_count, choose)
             texts.texts = join_texts(texts.texts, options.document_chunks)
-            results = measure(texts, cores, options.database_url)
+            results = measure(texts, cores, options.database_url, filled=options.filled)
             figures[f"{language} {count}"] = results
             print_row(f"{language}, {results['chunks']}", results)
     save(options.json, {"machine": machine(cores), "figures": figures})

@@ -11,6 +11,7 @@ from service.core.database.engine import Database
 from service.core.documents import library
 from service.core.documents.chunk_workers import ChunkWorkers
 from service.core.search.postings.cached import (
+    MARKS,
     SCOPES_AT_ONCE,
     SCOPES_CACHED,
     CachedPostings,
@@ -90,6 +91,36 @@ async def test_postings_have_the_weight_of_their_term(indexed: Database) -> None
         (2, 0.5),
         (3, 0.5),
     ]
+
+
+async def test_intervals_of_posting_lists(indexed: Database) -> None:
+    """Of a list, the ids within some intervals are read; the bounds are those of all tokens."""
+
+    def find(postings: CachedPostings) -> tuple[list[list[int]], tuple[int, int]]:
+        scope = postings._scopes[0].id
+        tokens = [f"{scope}{MARKS['words']}{word}" for word in ("old", "tower", "lantern")]
+        lists = postings._reader.read_within(tokens, [(0, 1), (3, 9)])
+        return [ids.tolist() for ids in lists], postings._reader.read_bounds(tokens[:2])
+
+    assert await read(indexed, find) == ([[4], [], [1, 3]], (2, 4))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 9])
+async def test_long_lists_change_no_selection(indexed: Database, limit: int) -> None:
+    """Lists that are read in part lead to the same chunks and sums as whole ones."""
+    weights = {("words", "lantern"): 0.5, ("words", "old"): 0.4, ("words", "tower"): 2.5}
+
+    def find(postings: CachedPostings) -> list[list[tuple[int, float]]]:
+        reader, scopes = postings._reader, postings._scopes
+        several = [
+            CachedPostings(reader, PostingCache(), scopes, whole_max=maximum)
+            for maximum in (100, 3, 0)
+        ]
+        return [list(each.select_heaviest(weights, limit).items()) for each in several]
+
+    whole, *pruned = await read(indexed, find)
+    assert pruned == [whole, whole]
+    assert [id_ for id_, _ in whole] == [2, 1, 3, 4][:limit]
 
 
 async def test_matches_are_ordered_by_bm25(indexed: Database) -> None:

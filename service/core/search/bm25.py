@@ -20,6 +20,10 @@ HALF = 1 << 16
 CHUNKS_AT_ONCE = 12  # arrays of this size are reused by the allocator; larger ones cost page faults
 DENSE_MAX = 20  # range of ids per posting up to which weights are summed in an array by id
 
+# In PostgreSQL's format of arrays with one dimension, a size precedes each item.
+ARRAY_HEAD_BYTES = 20
+ARRAY_ITEM = np.dtype([("size", ">i4"), ("id", ">i8")])
+
 SPACE = ord(" ")
 BASE = 0xD6E8FEB86659FD93  # of the polynomial; any odd number has an inverse modulo 2^64
 
@@ -33,6 +37,7 @@ Numbers = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Codes = NDArray[np.uint32]
+Span = tuple[int, int]  # an interval of ids: the first and the last one
 
 
 class ChunkTerms(msgspec.Struct, frozen=True):
@@ -258,6 +263,17 @@ def build_ids(ids: list[int]) -> Ids:
     return np.array(ids, dtype=np.int64)
 
 
+def join_ids(lists: Sequence[Ids]) -> Ids:
+    """Concatenate lists of ids."""
+    return np.concatenate(lists or [build_ids([])])
+
+
+def decode_arrays(arrays: Iterable[bytes]) -> Ids:
+    """Decode arrays of `bigint` without nulls, as PostgreSQL sends them, and concatenate them."""
+    parts = [np.frombuffer(array, ARRAY_ITEM, offset=ARRAY_HEAD_BYTES) for array in arrays]
+    return join_ids([part["id"] for part in parts]).astype(np.int64)
+
+
 def sort_ids(ids: Ids) -> Ids:
     """Return these ids in ascending order, in which they usually are."""
     return np.sort(ids) if (ids[1:] < ids[:-1]).any() else ids
@@ -268,6 +284,16 @@ def find_distinct(ids: Ids) -> Ids:
     first = np.ones(len(ids), dtype=bool)
     np.not_equal(ids[1:], ids[:-1], out=first[1:])
     return ids[first]
+
+
+def are_within(ids: Ids, spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Return for each id whether it is in one of these disjoint, ascending intervals."""
+    if not spans:
+        return np.zeros(len(ids), dtype=bool)
+    firsts, lasts = np.array(spans, dtype=np.int64).T
+    numbers = np.searchsorted(firsts, ids, side="right") - 1
+    within: NDArray[np.bool_] = (numbers >= 0) & (ids <= lasts[numbers])
+    return within
 
 
 def _truncate_hashes(hashes: Hashes) -> Codes:

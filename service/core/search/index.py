@@ -35,7 +35,6 @@ from service.core.search.bm25 import (
     compute_idf,
     count_terms,
     encode_chunks,
-    select_heaviest,
 )
 from service.core.search.cache import BoundedCache
 from service.core.search.languages import read_language_means
@@ -182,7 +181,7 @@ class Snapshot:
             for gram in grams
         }
         limit = CANDIDATES_MAX + 1 if self._within is None else None
-        sums = select_heaviest(*self._postings.read_weighted(weights), limit)
+        sums = self._postings.select_heaviest(weights, limit)
         best = self._filter_visible(list(sums), CANDIDATES_MAX + 1)
         selected = best[:CANDIDATES_MAX]
         if words and len(best) > CANDIDATES_MAX and sums[best[-1]] >= TIED_SHARE * sums[best[0]]:

@@ -13,12 +13,21 @@ then read `SCOPES_AT_ONCE` at a time, with pauses.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Protocol
 
 import msgspec
 
-from service.core.search.bm25 import Ids, Numbers, join_postings, select_best
+from service.core.search.bm25 import (
+    Ids,
+    Numbers,
+    Span,
+    join_postings,
+    select_best,
+    select_heaviest,
+)
 from service.core.search.cache import BoundedCache
+from service.core.search.pruning import WeightedPostings, select_heaviest_pruned
 from service.core.search.ranking import StoredChunk, Term
 
 FREQUENCIES_CACHED, POSTINGS_CACHED = 40_000, 1_000_000
@@ -43,7 +52,12 @@ class IndexScope(msgspec.Struct, frozen=True):
 
 
 class IndexReader(Protocol):
-    """Reads the index as one transaction sees it. All methods block."""
+    """Reads the index as one transaction sees it. All methods block.
+
+    `whole_max`: postings up to which reading lists as a whole takes no longer than intervals.
+    """
+
+    whole_max: int
 
     def read_scopes(self, user_id: str | None) -> list[IndexScope]:
         """Return the scopes that a user sees; None: all."""
@@ -55,6 +69,14 @@ class IndexReader(Protocol):
 
     def read_postings(self, tokens: Sequence[str]) -> list[Ids]:
         """Return the ids of the chunks that contain each token, in ascending order."""
+        ...
+
+    def read_within(self, tokens: Sequence[str], spans: Sequence[Span]) -> list[Ids]:
+        """Like `read_postings`, within these disjoint, ascending intervals of ids."""
+        ...
+
+    def read_bounds(self, tokens: Sequence[str]) -> Span:
+        """Return the first and the last chunk that contains one of these tokens."""
         ...
 
     def read_occurrences(self, tokens: Sequence[str]) -> list[Ids]:
@@ -114,7 +136,8 @@ class PostingCache:
 class CachedPostings:
     """The posting lists of some scopes, for one search. All methods block.
 
-    `pause` is called after each `SCOPES_AT_ONCE` scopes.
+    `pause` is called after each `SCOPES_AT_ONCE` scopes. `whole_max`: postings of a query, beyond
+    which the lists of the most frequent terms are read in part; by default that of the reader.
     """
 
     def __init__(
@@ -123,22 +146,19 @@ class CachedPostings:
         cache: PostingCache,
         scopes: Sequence[IndexScope],
         pause: Callable[[], None] = lambda: None,
+        *,
+        whole_max: int | None = None,
     ) -> None:
         self._reader, self._scopes, self._pause = reader, scopes, pause
+        self._whole_max = reader.whole_max if whole_max is None else whole_max
         self._cache = cache if len(scopes) <= SCOPES_CACHED else None
         self._absent: set[Key] = set()  # tokens that no chunk contains
 
     def read_frequencies(self, terms: Sequence[Term]) -> dict[Term, int]:
         """Return the number of chunks that contain each of these words and grams."""
-
-        def read(missing: list[Key]) -> dict[Key, int]:
-            frequencies = self._reader.read_frequencies([token for _, token in missing])
-            return {key: frequencies.get(key[1], 0) for key in missing}
-
-        cached = self._cache and self._cache.frequencies
         sums = dict.fromkeys(terms, 0)
         for keys in self._build_keys(terms):
-            frequencies = cached.get_many(keys, read) if cached else read(list(keys))
+            frequencies = self._read_key_frequencies(keys)
             for key, term in keys.items():
                 if frequency := frequencies[key]:
                     sums[term] += frequency
@@ -148,17 +168,30 @@ class CachedPostings:
 
     def read_weighted(self, weights: Mapping[Term, float]) -> tuple[Ids, Numbers]:
         """Return the postings of these terms, one term after the other, and the weight of each."""
-
-        def read(missing: list[Key]) -> dict[Key, Ids]:
-            postings = self._reader.read_postings([token for _, token in missing])
-            return dict(zip(missing, postings, strict=True))
-
-        cached = self._cache and self._cache.postings
         lists: list[tuple[Ids, float]] = []
         for keys in self._build_keys(weights):
-            postings = cached.get_many(keys, read) if cached else read(list(keys))
+            postings = self._read_key_postings(keys)
             lists += ((postings[key], weights[term]) for key, term in keys.items())
         return join_postings(lists)
+
+    def select_heaviest(self, weights: Mapping[Term, float], limit: int | None) -> dict[int, float]:
+        """Return the chunks with the largest sums of weights of their terms; see `bm25.py`.
+
+        With a limit, long lists are read in part, without the cache.
+        """
+        if limit is None or self._cache is None:
+            return select_heaviest(*self.read_weighted(weights), limit)
+        keys = next(self._build_keys(weights), {})
+        long = _select_long(self._read_key_frequencies(keys), self._whole_max)
+        if not long:
+            return select_heaviest(*self.read_weighted(weights), limit)
+        whole = self._read_key_postings([key for key in keys if key not in long])
+        terms = {term: WeightedPostings(weight) for term, weight in weights.items()}
+        for key, ids in whole.items():
+            terms[keys[key]].add(ids)
+        for key, frequency in long.items():
+            terms[keys[key]].add_long(key[1], frequency)
+        return select_heaviest_pruned(list(terms.values()), self._reader, limit)
 
     def find_matches(self, words: Mapping[str, int], limit: int | None) -> list[int]:
         """Return the best chunks by BM25 that contain any of these words.
@@ -186,6 +219,22 @@ class CachedPostings:
             for scope in self._scopes
         )
 
+    def _read_key_frequencies(self, keys: Iterable[Key]) -> dict[Key, int]:
+        def read(missing: list[Key]) -> dict[Key, int]:
+            frequencies = self._reader.read_frequencies([token for _, token in missing])
+            return {key: frequencies.get(key[1], 0) for key in missing}
+
+        cached = self._cache and self._cache.frequencies
+        return cached.get_many(keys, read) if cached else read(list(keys))
+
+    def _read_key_postings(self, keys: Iterable[Key]) -> dict[Key, Ids]:
+        def read(missing: list[Key]) -> dict[Key, Ids]:
+            postings = self._reader.read_postings([token for _, token in missing])
+            return dict(zip(missing, postings, strict=True))
+
+        cached = self._cache and self._cache.postings
+        return cached.get_many(keys, read) if cached else read(list(keys))
+
     def _build_keys(self, terms: Iterable[Term]) -> Iterator[dict[Key, Term]]:
         """Yield the keys of terms in some scopes at a time, one term after the other.
 
@@ -202,3 +251,15 @@ class CachedPostings:
                 for scope in scopes
                 if (key := (scope.version, f"{scope.id}{MARKS[kind]}{term}")) not in self._absent
             }
+
+
+def _select_long(frequencies: Mapping[Key, int], whole_max: int) -> dict[Key, int]:
+    """Return the most frequent tokens, without which there are at most `whole_max` postings."""
+    long: dict[Key, int] = {}
+    postings = sum(frequencies.values())
+    for key, frequency in sorted(frequencies.items(), key=itemgetter(1), reverse=True):
+        if postings <= whole_max:
+            break
+        long[key] = frequency
+        postings -= frequency
+    return long

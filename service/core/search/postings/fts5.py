@@ -6,16 +6,19 @@ exceeds the time SQLite needs for them.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from service.core.search.bm25 import Ids, decode_ids
+from service.core.search.bm25 import Ids, Span, decode_ids, join_ids
 from service.core.search.postings.cached import IndexScope
 from service.core.search.ranking import StoredChunk
 
 
 class Fts5Reader:
     """See `IndexReader`. `cursor`: of the driver, within a transaction."""
+
+    whole_max = 200_000  # an interval takes as long as 500 postings
 
     def __init__(self, cursor: Any) -> None:
         self._execute = cursor.execute
@@ -33,6 +36,22 @@ class Fts5Reader:
         """See `IndexReader.read_postings`."""
         expressions = json.dumps([f'"{token}"' for token in tokens])
         return [decode_ids(ids) for _, ids in self._execute(_POSTINGS, (expressions,))]
+
+    def read_within(self, tokens: Sequence[str], spans: Sequence[Span]) -> list[Ids]:
+        """See `IndexReader.read_within`."""
+        expressions = json.dumps([f'"{token}"' for token in tokens])
+        rows = self._execute(_WITHIN_SPANS, (json.dumps(spans), expressions))
+        lists: defaultdict[int, list[Ids]] = defaultdict(list)
+        for n, ids in rows:
+            lists[n].append(decode_ids(ids))
+        return [join_ids(lists[n]) for n in range(len(tokens))]
+
+    def read_bounds(self, tokens: Sequence[str]) -> Span:
+        """See `IndexReader.read_bounds`."""
+        expression = " OR ".join(f'"{token}"' for token in tokens)
+        (span,) = self._execute(_BOUNDS, (expression, expression))
+        first, last = span
+        return first, last
 
     def read_occurrences(self, tokens: Sequence[str]) -> list[Ids]:
         """See `IndexReader.read_occurrences`."""
@@ -86,6 +105,18 @@ _FREQUENCIES = (
 _POSTINGS = """
 SELECT key, (SELECT json_group_array(rowid) FROM chunk_terms WHERE chunk_terms MATCH value)
 FROM json_each(?)
+"""
+_WITHIN_SPANS = """
+SELECT tokens.key, (
+    SELECT json_group_array(rowid) FROM chunk_terms
+    WHERE chunk_terms MATCH tokens.value
+        AND rowid BETWEEN spans.value ->> 0 AND spans.value ->> 1
+)
+FROM json_each(?) AS spans, json_each(?) AS tokens
+"""
+_BOUNDS = """
+SELECT (SELECT rowid FROM chunk_terms WHERE chunk_terms MATCH ? ORDER BY rowid LIMIT 1),
+    (SELECT rowid FROM chunk_terms WHERE chunk_terms MATCH ? ORDER BY rowid DESC LIMIT 1)
 """
 _OCCURRENCES = """
 SELECT key, (SELECT json_group_array(doc) FROM chunk_occurrences WHERE term = value)

@@ -6,18 +6,27 @@ Triggers write them (`alembic/postgresql`), as they do for FTS5: a row for each 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from service.core.search.bm25 import Ids, build_ids, find_distinct, sort_ids
+from service.core.search.bm25 import (
+    Ids,
+    Span,
+    are_within,
+    decode_arrays,
+    find_distinct,
+    sort_ids,
+)
 from service.core.search.postings.cached import MARKS, IndexScope
 from service.core.search.ranking import StoredChunk
 
 
 class PostgresReader:
     """See `IndexReader`."""
+
+    whole_max = 50_000
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
@@ -41,11 +50,23 @@ class PostgresReader:
 
     def read_occurrences(self, tokens: Sequence[str]) -> list[Ids]:
         """See `IndexReader.read_occurrences`."""
-        lists: defaultdict[str, list[int]] = defaultdict(list)
-        for token, ids in self._execute(_OCCURRENCES, tokens=list(tokens)):
-            lists[token] += ids
-        # Rows of a document that has moved to this scope may overlap with others.
-        return [sort_ids(build_ids(lists[token])) for token in tokens]
+        return _decode_postings(self._execute(_OCCURRENCES, tokens=list(tokens)), tokens)
+
+    def read_within(self, tokens: Sequence[str], spans: Sequence[Span]) -> list[Ids]:
+        """See `IndexReader.read_within`."""
+        rows = self._execute(
+            _WITHIN_SPANS,
+            tokens=list(tokens),
+            last=spans[-1][1],
+            spans=f"{{{','.join(f'[{first},{last}]' for first, last in spans)}}}",
+        )
+        lists = _decode_postings(rows, tokens)
+        return [find_distinct(ids[are_within(ids, spans)]) for ids in lists]
+
+    def read_bounds(self, tokens: Sequence[str]) -> Span:
+        """See `IndexReader.read_bounds`."""
+        ((first, last),) = self._execute(_BOUNDS, tokens=list(tokens))
+        return first, last
 
     def read_lengths(self, ids: Sequence[int]) -> list[int]:
         """See `IndexReader.read_lengths`."""
@@ -93,6 +114,15 @@ class PostgresReader:
         return [tuple(row) for row in self._connection.execute(statement, values)]
 
 
+def _decode_postings(rows: Iterable[tuple[Any, ...]], tokens: Sequence[str]) -> list[Ids]:
+    """Return the ids of each token, in ascending order, from rows of token and ids."""
+    arrays: defaultdict[str, list[bytes]] = defaultdict(list)
+    for token, array in rows:
+        arrays[token].append(array)
+    # Rows of a document that has moved to this scope may overlap with others.
+    return [sort_ids(decode_arrays(arrays[token])) for token in tokens]
+
+
 def _prepare(text: str) -> sa.TextClause:
     """A statement with the types of its parameters."""
     types: dict[str, Any] = {
@@ -114,9 +144,21 @@ _SCOPES = _prepare(
 _FREQUENCIES = _prepare(
     "SELECT token, sum(chunks) FROM postings WHERE token = ANY(:tokens) GROUP BY token"
 )
+# The driver would build a list of Python's integers from an array.
 _OCCURRENCES = _prepare(
-    "SELECT token, ids FROM postings WHERE token = ANY(:tokens) ORDER BY token, first"
+    """
+    SELECT token, array_send(ids) FROM postings WHERE token = ANY(:tokens) ORDER BY token, first
+    """
 )
+_WITHIN_SPANS = _prepare(
+    """
+    SELECT token, array_send(ids) FROM postings
+    WHERE token = ANY(:tokens) AND first <= :last
+        AND int8range(first, last, '[]') && CAST(CAST(:spans AS TEXT) AS int8multirange)
+    ORDER BY token, first
+    """
+)
+_BOUNDS = _prepare("SELECT min(first), max(last) FROM postings WHERE token = ANY(:tokens)")
 _LENGTHS = _prepare(
     "SELECT kotae_count_terms(words, grams) FROM chunks WHERE id = ANY(:ids) ORDER BY id"
 )
