@@ -32,7 +32,7 @@ class Cluster:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def start(self, name: str, **settings: Any) -> ServiceProcess:
+    async def start(self, name: str, *arguments: str, **settings: Any) -> ServiceProcess:
         """Start a replica."""
         folder = self._folder / name
         folder.mkdir(exist_ok=True)
@@ -44,7 +44,9 @@ class Cluster:
             "OPENAI_API_KEY": "k",
             "KOTAE_MODEL": "m",
         }
-        return await self._stack.enter_async_context(serving(folder, **defaults | settings))
+        return await self._stack.enter_async_context(
+            serving(folder, *arguments, **defaults | settings)
+        )
 
     def lose_disk(self, name: str) -> None:
         """Delete the data directory of a replica that has ended."""
