@@ -259,3 +259,11 @@ def test_every_dependency_has_a_reason() -> None:
     assert [
         name for line in required if (name := re.split(r"[\[>=; ]", line)[0]) not in reasons
     ] == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").iterdir()))
+def test_every_example_is_in_a_guide(name: str) -> None:
+    """The code of a guide is that of the file, which a test runs."""
+    text = (ROOT / "examples" / name).read_text()
+
+    assert any(text in page.read_text() for page in (DOCS / "how-to").glob("*.md"))

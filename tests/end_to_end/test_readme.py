@@ -21,9 +21,13 @@ needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="not run: curl 
 
 
 def scripts(page: str) -> list[str]:
-    """Return the shell blocks of a page except those executed elsewhere."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    return [block for block in blocks if not block.startswith((*EXECUTED_ELSEWHERE, "make "))]
+    """Return the shell and Python blocks of a page except those executed elsewhere."""
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return [
+        f"{sys.executable} - <<'EOF'\n{block}EOF\n" if language == "python" else block
+        for language, block in blocks
+        if not block.startswith((*EXECUTED_ELSEWHERE, "make "))
+    ]
 
 
 async def execute(script: str, service: ServiceProcess, folder: Path) -> str:
@@ -78,11 +82,12 @@ def test_the_two_commands_of_the_readme() -> None:
 @pytest.mark.slow
 @needs_curl
 async def test_readme_answers_from_the_readers_document(tmp_path: Path) -> None:
-    """The commands of README.md upload a document and answer a question from it."""
+    """The code of README.md uploads a document and answers a question from it, twice."""
     async with serving(tmp_path, "--seed") as service:
         output = [await execute(script, service, tmp_path) for script in scripts(README)]
 
-    assert len(output) == 1
+    assert len(output) == 2
+    assert output[1] == "Employees may borrow a company bicycle for three days. [1]\n"
     assert '"response":"Employees may borrow a company bicycle for three days. [1]"' in output[0]
     assert '"title":"bicycles.md"' in output[0]
 
