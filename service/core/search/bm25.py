@@ -196,7 +196,7 @@ def select_heaviest(ids: Ids, weights: Numbers, limit: int | None) -> dict[int, 
 
 def select_best(
     occurrences: Iterable[tuple[Ids, float]],
-    read_lengths: Callable[[list[int]], list[int]],
+    read_lengths: Callable[[Ids], Ids],
     length_mean: float,
     limit: int | None,
 ) -> list[int]:
@@ -213,7 +213,7 @@ def select_best(
     ids, weights = join_postings((chunks, idf) for chunks, _, idf in counted)
     counts = np.concatenate([counts for _, counts, _ in counted]).astype(float)
     distinct, positions = np.unique(ids, return_inverse=True)
-    lengths = np.asarray(read_lengths(distinct.tolist()))[positions] / length_mean
+    lengths = read_lengths(distinct)[positions] / length_mean
     return list(select_heaviest(ids, weights * saturate_counts(counts, lengths, B), limit))
 
 

@@ -26,6 +26,8 @@ EXPECTED = sa.text(
     "SELECT token, array_agg(id ORDER BY id), count(DISTINCT id)"
     " FROM chunks, kotae_list_tokens(scope, words, grams) AS token GROUP BY token"
 )
+LENGTHS = sa.text("SELECT id, terms FROM chunk_lengths ORDER BY id")
+EXPECTED_LENGTHS = sa.text("SELECT id, kotae_count_terms(words, grams) FROM chunks ORDER BY id")
 ROWS = sa.text("SELECT count(*) FROM postings")
 BOUNDS = sa.text(
     "SELECT count(*) FROM postings WHERE first <> ids[1] OR last <> ids[cardinality(ids)]"
@@ -68,6 +70,8 @@ async def check_index(database: Database) -> int:
         expected = {row[0]: (row[1], row[2]) for row in await session.execute(EXPECTED)}
         stored = {row[0]: row[1] for row in await session.execute(STORED)}
         counted = {row[0]: int(row[1]) for row in await session.execute(COUNTED)}
+        lengths = (await session.execute(LENGTHS)).all()
+        assert lengths == (await session.execute(EXPECTED_LENGTHS)).all()
         wrong_bounds = (await session.execute(BOUNDS)).scalar_one()
         rows = int((await session.execute(ROWS)).scalar_one())
     assert {token: (stored[token], counted[token]) for token in stored} == expected

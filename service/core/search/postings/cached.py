@@ -83,7 +83,7 @@ class IndexReader(Protocol):
         """Like `read_postings`, with an id for each occurrence."""
         ...
 
-    def read_lengths(self, ids: Sequence[int]) -> list[int]:
+    def read_lengths(self, ids: Ids) -> Ids:
         """Return the number of terms of each of these chunks. `ids`: distinct, ascending."""
         ...
 

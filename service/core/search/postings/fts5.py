@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from service.core.search.bm25 import Ids, Span, decode_ids, join_ids
+from service.core.search.bm25 import Ids, Span, build_ids, decode_ids, join_ids
 from service.core.search.postings.cached import IndexScope
 from service.core.search.ranking import StoredChunk
 
@@ -57,9 +57,10 @@ class Fts5Reader:
         """See `IndexReader.read_occurrences`."""
         return [decode_ids(ids) for _, ids in self._execute(_OCCURRENCES, (json.dumps(tokens),))]
 
-    def read_lengths(self, ids: Sequence[int]) -> list[int]:
+    def read_lengths(self, ids: Ids) -> Ids:
         """See `IndexReader.read_lengths`."""
-        return [_decode_varint(size) for (size,) in self._execute(_LENGTHS, (json.dumps(ids),))]
+        rows = self._execute(_LENGTHS, (json.dumps(ids.tolist()),))
+        return build_ids([_decode_varint(size) for (size,) in rows])
 
     def read_terms(self, ids: Sequence[int]) -> Sequence[tuple[int, str, str, str]]:
         """See `IndexReader.read_terms`."""

@@ -2,7 +2,7 @@
 
 Triggers write them (`alembic/postgresql`), as they do for FTS5: a row for each term of a document.
 `postings_merge.py` joins rows. The posting list of a token is that of its rows together.
-`chunks.words` and `grams` give the lengths.
+The lengths of chunks are in `chunk_lengths`.
 """
 
 from collections import defaultdict
@@ -68,9 +68,10 @@ class PostgresReader:
         ((first, last),) = self._execute(_BOUNDS, tokens=list(tokens))
         return first, last
 
-    def read_lengths(self, ids: Sequence[int]) -> list[int]:
+    def read_lengths(self, ids: Ids) -> Ids:
         """See `IndexReader.read_lengths`."""
-        return [row[0] for row in self._execute(_LENGTHS, ids=list(ids))]
+        ((array,),) = self._execute(_LENGTHS, ids=ids.tolist())
+        return decode_arrays([array])
 
     def read_terms(self, ids: Sequence[int]) -> Sequence[tuple[int, str, str, str]]:
         """See `IndexReader.read_terms`."""
@@ -160,7 +161,7 @@ _WITHIN_SPANS = _prepare(
 )
 _BOUNDS = _prepare("SELECT min(first), max(last) FROM postings WHERE token = ANY(:tokens)")
 _LENGTHS = _prepare(
-    "SELECT kotae_count_terms(words, grams) FROM chunks WHERE id = ANY(:ids) ORDER BY id"
+    "SELECT array_send(array_agg(terms ORDER BY id)) FROM chunk_lengths WHERE id = ANY(:ids)"
 )
 _TERMS = _prepare("SELECT id, document_id, words, grams FROM chunks WHERE id = ANY(:ids)")
 _STORED = _prepare(
