@@ -360,6 +360,7 @@ class ProviderError(KotaeError):
     code, status, title = "provider_error", 502, "The provider failed"
     may_retry: ClassVar[bool] = False
     reported: ReportedError | None = None
+    follows_billed = False  # an earlier attempt of the answer may have been billed
 
     @property
     def certainly_unbilled(self) -> bool:
@@ -368,6 +369,8 @@ class ProviderError(KotaeError):
         Gateways before the provider send other 5xx, also after it has answered.
         """
         reported = self.reported
+        if self.follows_billed:
+            return False
         return self.may_retry or (
             reported is not None and reported.status == 500 and reported.message is not None
         )

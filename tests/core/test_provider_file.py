@@ -226,3 +226,19 @@ def test_conflicting_settings_are_refused(
 
     with pytest.raises(SettingsInvalid, match=message):
         load_settings(providers=file, **overrides)
+
+
+def test_keys_may_be_in_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key is also read from `.env`, which the environment overrides."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("A_KEY=sk-of-the-env-file\nB_KEY=sk-overridden\n")
+    monkeypatch.setenv("B_KEY", "sk-of-the-environment")
+    file = tmp_path / "providers.json"
+    keys = [PROVIDER | {"key": {"env": "A_KEY"}}, OTHER | {"key": {"env": "B_KEY"}}]
+    file.write_text(json.dumps({"providers": keys}))
+
+    providers = load_settings(providers=file).catalog.providers
+    assert [provider.api_key for provider in providers] == [
+        "sk-of-the-env-file",
+        "sk-of-the-environment",
+    ]

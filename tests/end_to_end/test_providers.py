@@ -1,15 +1,18 @@
 """Two providers over sockets: fallback, weights, prices by attempt, health, and no leaked key."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from service.core.accounting.audit import audit_log
 from service.core.ports import QuotaLimits
 from tests.access import bearer, make_key
+from tests.command import run
 from tests.conftest import Serve, Service
 from tests.fakes.provider import Behaviour, ProviderFake
 from tests.sse import collect
@@ -305,3 +308,107 @@ async def test_redirects_are_not_followed(
 
     assert response.status_code == 502
     assert second.calls == []
+
+
+CHAT = {"messages": [{"role": "user", "content": "Why?"}]}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_chat_completions_fall_back(
+    service: Service, first: ProviderFake, second: ProviderFake, stream: bool
+) -> None:
+    """The OpenAI protocol uses the same routes; the second provider gets its own model."""
+    first.next(Behaviour(status=503, body=b""))
+    response = await service.client.post(
+        "/v1/chat/completions", json=CHAT | {"model": "chat", "stream": stream}
+    )
+
+    assert response.status_code == 200
+    assert second.calls[0].body["model"] == "large"
+    row = await read_log(service)
+    assert [attempt["model"] for attempt in row["attempt_list"]] == ["small", "large"]
+
+
+@pytest.mark.parametrize(("model", "retry"), [("chat", "true"), ("always", "false")])
+async def test_clients_repeat_only_what_was_not_billed(
+    service: Service, first: ProviderFake, second: ProviderFake, model: str, retry: str
+) -> None:
+    """If an earlier attempt may have been billed, a later rejection does not make a retry free."""
+    busy = Behaviour(status=503, retry_after=60)
+    first.next(Behaviour(cut_after="request") if model == "always" else busy)
+    second.next(busy)
+    response = await service.client.post("/v1/chat/completions", json=CHAT | {"model": model})
+
+    assert (response.status_code, response.headers["x-should-retry"]) == (503, retry)
+
+
+async def test_a_replayed_answer_has_its_attempts(
+    serve: Serve, providers: Path, first: ProviderFake
+) -> None:
+    """An answer that is read again from the log is the same, with all attempts."""
+    service = await serve(providers=providers, resume_seconds=0)
+    first.next(Behaviour(status=503, body=b""))
+    ask = FREE | {"model": "chat"}
+    answers = []
+    for _ in range(2):
+        answers.append(
+            await service.client.post("/ai/test", json=ask, headers={"Idempotency-Key": "key-1"})
+        )
+        await service.wait_idle()
+
+    assert answers[1].headers["idempotent-replayed"] == "true"
+    assert answers[0].json() == answers[1].json()
+    assert len(answers[0].json()["attempt_list"]) == 2
+
+
+async def test_erasure_keeps_attempts(service: Service, first: ProviderFake) -> None:
+    """The texts of a conversation are erased; its account, with all attempts, is not."""
+    first.next(Behaviour(status=503, body=b""))
+    answer = (await service.client.post("/ai/test", json=FREE | {"model": "chat"})).json()
+    await service.wait_idle()
+    await service.client.delete(f"/ai/conversations/{answer['conversation_id']}")
+
+    row = await read_log(service)
+    assert (row["prompt"], row["erased_at"] is None) == ("", False)
+    assert row["attempt_list"] == answer["attempt_list"]
+
+
+async def test_a_damaged_attempt_affects_its_answer_only(
+    service: Service, first: ProviderFake
+) -> None:
+    """A list whose attempts cannot all be read names the damaged ones."""
+    first.next(Behaviour(status=503, body=b""), Behaviour(status=503, body=b""))
+    for _ in range(2):
+        await service.client.post("/ai/test", json=FREE | {"model": "chat"})
+        first_route = service.services.routes.find_chat_route("chat").targets[0]
+        first_route.endpoint.health.record_success()
+    rows = await service.rows()
+    async with service.services.database.transaction() as session:
+        await session.execute(
+            sa.text(
+                "UPDATE attempts SET usage_source = 'x', started_at = 'y' WHERE answer_id = :id"
+            ),
+            {"id": rows[0]["id"]},
+        )
+
+    damaged, whole = await service.rows()
+    assert (damaged["damaged"], damaged["attempt_list"]) == (["attempt_list"], None)
+    assert whole == rows[1]
+    single = await service.client.get(f"/ai/logs/{damaged['id']}")
+    assert single.json()["damaged"] == ["attempt_list"]
+
+
+async def test_the_doctor_checks_each_provider(
+    providers: Path, tmp_path: Path, first: ProviderFake
+) -> None:
+    """A provider that is away, and models that one does not have, are reported by name."""
+    async with first.away():
+        code, out = await run(
+            "doctor", KOTAE_DATA_DIR=str(tmp_path), KOTAE_PROVIDERS=str(providers), **KEYS
+        )
+
+    assert code == 1
+    assert "BAD  provider first (http" in out
+    assert "check base_url (with its /v1), key and headers in providers.json" in out
+    assert re.search(r"provider second .*without 'large', 'vectors'", out)
+    assert "canary" not in out

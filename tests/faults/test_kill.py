@@ -1,18 +1,20 @@
 """Repeated kill -9 under load: the log compared with the record of the provider."""
 
 import asyncio
+import json
 import random
 import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from tests.conftest import http_client
 from tests.fakes.provider import Behaviour, ProviderFake
-from tests.faults.oracle import check
-from tests.process import ServiceProcess, serving
+from tests.faults.oracle import check, check_attempts
+from tests.process import ServiceProcess, kotae, serving
 from tests.sse import collect
 
 
@@ -83,6 +85,70 @@ async def test_no_row_is_lost_or_duplicated(tmp_path: Path, fake: ProviderFake, 
     assert len(load.acknowledged) >= kills
     assert {row["status"] for row in rows} == {"completed", "interrupted"}
     assert [*(tmp_path / "journal").glob("*"), *(tmp_path / "spool").glob("*")] == []
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(260)]),
+        pytest.param(200, marks=[pytest.mark.nightly, pytest.mark.timeout(4060)]),
+    ],
+)
+async def test_no_attempt_is_lost_or_doubled(
+    tmp_path: Path, fake: ProviderFake, kills: int
+) -> None:
+    """Killed while answers go on to another provider, the log has every call of both, once."""
+    choose = random.Random(7)
+    fake.default = Behaviour(status=503, body=b"", headers_delay=0.003)
+    file = tmp_path / "providers.json"
+    load, several = Load(), 0
+    async with ProviderFake(Behaviour(chunks=6, gap=0.004)) as second:
+        file.write_text(json.dumps(build_providers(first=fake, second=second)))
+        settings = {
+            "KOTAE_PROVIDERS": file,
+            "KOTAE_MODEL": "chat",
+            "KOTAE_LOG_LEVEL": "error",
+        }
+        for _ in range(kills):
+            async with serving(tmp_path, **settings) as service:
+                callers = asyncio.create_task(load.run(service))
+                # Afterwards the first provider is in its cool-down.
+                await fake.wait_calls(len(fake.calls) + 1)
+                await asyncio.sleep(choose.uniform(0, 0.03))
+                service.signal(signal.SIGKILL)
+                await asyncio.gather(service.wait(), callers)
+        async with serving(tmp_path, **settings) as service:
+            await wait_recovered(service)
+            service.signal(signal.SIGTERM)
+            assert await service.wait() == 0
+        await fake.wait_idle()
+        await second.wait_idle()
+
+        check(tmp_path, [*fake.calls, *second.calls], load.acknowledged)
+        several = check_attempts(tmp_path, {"first": fake.calls, "second": second.calls})
+    assert several >= 2 * kills
+    assert (await kotae("audit", data_dir=tmp_path))[0] == 0
+
+
+def build_providers(**fakes: ProviderFake) -> dict[str, Any]:
+    """The content of a file with these providers, and a route `chat` through all of them."""
+    price = {"input": "1", "output": "2"}
+    return {
+        "providers": [
+            {
+                "name": name,
+                "base_url": fake.base_url,
+                "models": [{"name": f"model-{name}", "price": price}],
+            }
+            for name, fake in fakes.items()
+        ],
+        "routes": [
+            {
+                "alias": "chat",
+                "targets": [{"provider": name, "model": f"model-{name}"} for name in fakes],
+            }
+        ],
+    }
 
 
 async def wait_recovered(service: ServiceProcess) -> None:

@@ -1,7 +1,7 @@
 """Simulation of the journal with random faults.
 
-Answers are begun, finished, committed, copied, truncated and killed in any order on disks that fill
-up and fail.
+Answers are begun, go on to other providers, are finished, committed, copied, truncated and killed
+in any order on disks that fill up and fail.
 
 The real journal (its thread replaced by explicit rounds) and the real recovery run on a disk
 (`disk.py`) that records durable data; the database is a dictionary with the rule of the ranks,
@@ -9,7 +9,8 @@ compared with the real `logs.apply` at intervals. A step is one operation on the
 may interrupt a round of the thread, as the event loop does.
 
 Checked after each recovery. *Death of the process*: every begun answer has one row; every finished
-one is final and exact, including its texts unless it was written lean. *Loss of power*: the same
+one is final and exact, including its texts unless it was written lean; others have the attempts
+that were written. *Loss of power*: the same
 for everything that was on the disk when `when_synced` was called; other answers may be missing or
 interrupted, never wrong. Always: a committed row does not change; files whose answers are committed
 are removed; the spool does not exceed its limit; only a death, or a disk that fails during a write,
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count
+from itertools import combinations, count
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -49,18 +50,19 @@ from service.core.accounting import journal as journals
 from service.core.accounting import log as request_log
 from service.core.accounting.journal import Journal, decode_frames, strip_texts
 from service.core.accounting.outcomes import build_interrupted
-from service.core.accounting.rows import build_row
-from service.core.database.tables import metadata, request_logs
+from service.core.accounting.rows import build_attempt_rows, build_row
+from service.core.database.tables import attempts, metadata, request_logs
 from service.core.errors import JournalFull
 from service.core.pricing import Usage
 from service.core.records import RANKS, EndedAttempt, Intent, Outcome, Status, UsageSource
 from service.workers import recovery as recoveries
 from service.workers.recovery import JournalRecovery, RecoveryState
 from tests.faults.disk import Disk, ProcessDied
-from tests.records import build_intent, build_outcome
+from tests.records import build_attempt, build_ended_attempt, build_intent, build_outcome
 
 SEED = int(os.environ.get("KOTAE_TEST_SEED", "1"))
 EXAMPLES = 25  # of one run of hypothesis
+ATTEMPTS_MAX = 3  # of an answer that another one follows
 COMPARED = 10  # every n-th example, the rows are compared with those of SQLite
 SEGMENT_BYTES, BYTES_MAX = 60_000, 240_000
 PROMPTS = (0, 10, 300, 3000, 9000, 30_000)
@@ -76,6 +78,8 @@ class Answer:
     def __init__(self, begun: Intent) -> None:
         self.intent = begun
         self.outcome: Outcome | None = None
+        self.attempts: list[EndedAttempt] = []
+        self.journaled = 0  # of the attempts: certainly written; later ones may be
         self.written = ""  # outcome: "full", "lean", or "maybe" (death or error during the write)
         self.begun = False
         self.intent_safe = self.outcome_safe = False
@@ -84,12 +88,12 @@ class Answer:
 
     def rows(self) -> list[Outcome | None]:
         """Return every allowed row."""
-        interrupted = build_interrupted(self.intent)
+        interrupted = self._list_interrupted()
         if not self.outcome:
             return (
-                [interrupted]
+                [*interrupted]
                 if self.begun and not self._lost(self.intent_safe)
-                else [interrupted, None]
+                else [*interrupted, None]
             )
         short = strip_texts(self.outcome)
         whole = {
@@ -98,12 +102,22 @@ class Answer:
             "maybe": [
                 self.outcome,
                 msgspec.structs.replace(short, intent=self.intent),
-                interrupted,
+                *interrupted,
             ],
         }[self.written]
         if not self._lost(self.outcome_safe):
             return [*whole]
-        return [*whole, short, interrupted, *([] if self.intent_safe else [None])]
+        return [*whole, short, *interrupted, *([] if self.intent_safe else [None])]
+
+    def _list_interrupted(self) -> list[Outcome]:
+        """The rows of the intent without an outcome: with the attempts that were written."""
+        certain = 0 if self.powerless else self.journaled
+        optional = self.attempts[certain:]
+        return [
+            build_interrupted(self.intent, [*self.attempts[:certain], *chosen])
+            for size in range(len(optional) + 1)
+            for chosen in combinations(optional, size)
+        ]
 
     def _lost(self, safe: bool) -> bool:
         return self.powerless and not safe
@@ -156,7 +170,12 @@ class World(RuleBasedStateMachine):
             "time",
             SimpleNamespace(sleep=lambda _: None, time_ns=partial(next, count(10**6))),
         )
-        self.patch.setattr(journals, "log", SimpleNamespace(error=lambda *_, **__: None))
+        self.patch.setattr(
+            journals,
+            "log",
+            SimpleNamespace(error=lambda *_, **__: None, warning=self._note_skipped),
+        )
+        self.skipped = 0  # attempts for which there was no space
         self.patch.setattr(
             recoveries,
             "log",
@@ -323,11 +342,12 @@ class World(RuleBasedStateMachine):
         commit, release = [self._commit] * 3, [self._release] * 2
         table = [
             *[self._begin] * 4,
-            *[self._finish] * 4,
+            *[self._finish] * 3,
             *commit,
             *release,
             self._redeliver,
             self._space,
+            self._fail_attempt,
         ]
         for byte in script:
             World.steps += 1
@@ -381,6 +401,22 @@ class World(RuleBasedStateMachine):
         except JournalFull:
             pass  # it may be readable, if the disk failed after the write
 
+    def _fail_attempt(self, argument: int) -> None:
+        """An attempt of an open answer ends, and another one begins."""
+        open_ = [answer for answer in self.living.values() if answer.begun and not answer.outcome]
+        if not open_ or len((answer := open_[argument % len(open_)]).attempts) == ATTEMPTS_MAX:
+            return
+        number = len(answer.attempts)
+        record = build_ended_attempt(answer.intent, model=f"model {number}")
+        skipped = self.skipped
+        in_order = answer.journaled == number
+        answer.attempts.append(record)
+        self.journal.append_attempt(record)
+        answer.journaled += in_order and self.skipped == skipped
+
+    def _note_skipped(self, *_: Any, **__: Any) -> None:
+        self.skipped += 1
+
     def _finish(self, argument: int) -> None:
         open_ = [answer for answer in self.living.values() if answer.begun and not answer.outcome]
         if not open_:
@@ -390,6 +426,11 @@ class World(RuleBasedStateMachine):
         source = SOURCES[(number + argument) % len(SOURCES)]
         answer.outcome = build_outcome(
             answer.intent,
+            attempts=len(answer.attempts) + 1,
+            provider="second" if answer.attempts else None,
+            attempt_list=[*(record.attempt for record in answer.attempts), build_attempt()]
+            if answer.attempts
+            else None,
             status=Status.TIMEOUT if source is UsageSource.UNKNOWN else Status.COMPLETED,
             usage_source=source,
             usage=None
@@ -526,6 +567,11 @@ class World(RuleBasedStateMachine):
                 str(row["id"]): dict(row)
                 for row in connection.execute(sa.select(request_logs)).mappings()
             }
+            stored_attempts: dict[str, list[dict[str, Any]]] = {}
+            for row in connection.execute(sa.select(attempts).order_by(attempts.c.n)).mappings():
+                stored_attempts.setdefault(row["answer_id"], []).append(
+                    {str(name): value for name, value in row.items()}
+                )
             rows: int = connection.execute(
                 sa.select(sa.func.count()).select_from(request_logs)
             ).scalar_one()
@@ -535,6 +581,7 @@ class World(RuleBasedStateMachine):
             assert {
                 str(name): value for name, value in stored[id_].items() if name != "seq"
             } == build_row(outcome)
+            assert stored_attempts.get(id_, []) == build_attempt_rows(outcome)
 
     def _files(self) -> list[Path]:
         return sorted(

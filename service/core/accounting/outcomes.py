@@ -128,6 +128,11 @@ class AnswerAccount:
             self._ended = time.perf_counter()
         self._recorder.count_attempt(self.provider or "", error.code if error else "ok")
 
+    @property
+    def follows_billed(self) -> bool:
+        """Whether an attempt before the current one may have been billed."""
+        return any(not attempt.unbilled for attempt in self._earlier)
+
     def count_fallback(self, error: ProviderError) -> None:
         """Count that another provider is called because of this error."""
         self._recorder.count_fallback(self.provider or "", error.code)

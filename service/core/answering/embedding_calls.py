@@ -247,6 +247,7 @@ class EmbeddingCalls:
                 account.end_attempt(error)
                 wait = plan.plan_next(error, account.attempts)
                 if wait is None:
+                    error.follows_billed = account.follows_billed
                     raise
                 if plan.target.endpoint is not target.endpoint:
                     account.count_fallback(error)

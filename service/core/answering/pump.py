@@ -161,6 +161,7 @@ class Pump:
         account, plan = self._account, self._plan
         wait = None if self._has_output() else plan.plan_next(error, account.attempts)
         if wait is None:
+            error.follows_billed = account.follows_billed
             return None
         log.info(
             "attempt.failed",
