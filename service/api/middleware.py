@@ -69,6 +69,10 @@ _CORS_REQUEST_HEADERS = [
     "mcp-method",
     "mcp-name",
     "mcp-protocol-version",
+    "openai-beta",
+    "openai-organization",
+    "openai-project",
+    "user-agent",  # of the AI SDK, in browsers that let pages set it
     "x-api-key",
     "x-request-id",
 ]
@@ -83,6 +87,11 @@ _CORS_RESPONSE_HEADERS = [
     "www-authenticate",
     "x-kotae-cost",
     "x-kotae-max-tokens",
+    *(
+        f"x-ratelimit-{what}-{unit}"
+        for what in ("limit", "remaining", "reset")
+        for unit in ("requests", "tokens")
+    ),
     "x-request-id",
     "x-should-retry",
 ]

@@ -63,6 +63,9 @@ async def test_preflight_of_an_allowed_origin_lists_methods_and_headers(serve: S
         "last-event-id",
         "idempotency-key",
         "x-api-key",
+        "x-stainless-retry-count",
+        "openai-project",
+        "mcp-protocol-version",
     } <= list_members(response, "access-control-allow-headers")
     assert "origin" in list_members(response, "vary")
     assert "access-control-allow-credentials" not in response.headers
@@ -89,9 +92,13 @@ async def test_allowed_origin_reads_answers_streams_and_problems(
     for response in (answer, stream, wrong, large, logs):
         assert response.headers["access-control-allow-origin"] == APP
         assert "origin" in list_members(response, "vary")
-        assert {"x-request-id", "retry-after", "etag", "ratelimit"} <= list_members(
-            response, "access-control-expose-headers"
-        )
+        assert {
+            "x-request-id",
+            "retry-after",
+            "etag",
+            "ratelimit",
+            "x-ratelimit-remaining-tokens",
+        } <= list_members(response, "access-control-expose-headers")
         assert "access-control-allow-credentials" not in response.headers
     assert "accept" in list_members(logs, "vary")
 

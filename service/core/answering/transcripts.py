@@ -86,8 +86,9 @@ class ChatTranscript:
             if name not in chunk or chunk[name] is None:
                 chunk[name] = self.envelope[name]
         choices = chunk.get("choices")
-        if not choices:
+        if not choices or not self.chunks:  # chunks that are built here are like the others
             self.envelope |= {name: value for name, value in chunk.items() if name != "choices"}
+        if not choices:
             return b""
         if not self._stream:
             self.completion = chunk

@@ -125,6 +125,7 @@ async def test_usage_is_sent_once_at_the_end(priced: Service, fake: ProviderFake
 
     assert all(event["usage"] is None and event["choices"] for event in events)
     assert usage["choices"] == []
+    assert len({(event["id"], event["created"], event["model"]) for event in (*events, usage)}) == 1
     row = await priced.row()
     assert usage["usage"]["total_tokens"] == row["total_tokens"]
     assert Decimal(str(usage["usage"]["cost"])) == Decimal(row["estimated_cost"])
