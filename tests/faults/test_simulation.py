@@ -52,7 +52,7 @@ from service.core.accounting.journal import Journal, decode_frames, strip_texts
 from service.core.accounting.outcomes import build_interrupted
 from service.core.accounting.rows import build_attempt_rows, build_row
 from service.core.database.tables import attempts, metadata, request_logs
-from service.core.errors import JournalFull
+from service.core.errors import DatabaseUnavailable, JournalFull
 from service.core.pricing import Usage
 from service.core.records import RANKS, EndedAttempt, Intent, Outcome, Status, UsageSource
 from service.workers import recovery as recoveries
@@ -84,10 +84,16 @@ class Answer:
         self.begun = False
         self.intent_safe = self.outcome_safe = False
         self.committed = self.released = self.powerless = False
+        self.declared_lost = False  # by another replica, which has written a row
         self.row: Outcome | None = None  # set when the row may no longer change
 
     def rows(self) -> list[Outcome | None]:
         """Return every allowed row."""
+        if self.declared_lost:  # without the attempts, which the other replica did not know
+            return [*filter(None, self._rows()), build_interrupted(self.intent)]
+        return self._rows()
+
+    def _rows(self) -> list[Outcome | None]:
         interrupted = self._list_interrupted()
         if not self.outcome:
             return (
@@ -123,6 +129,30 @@ class Answer:
         return self.powerless and not safe
 
 
+class SimulatedDatabase:
+    """Rows with the rule of the ranks, and the transactions that were committed.
+
+    `crash`: in the next transaction, "before" or "after" its commit, which nobody learns.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Outcome] = {}
+        self.applied: list[list[Outcome]] = []
+        self.crash: str | None = None
+
+    def apply(self, outcomes: list[Outcome]) -> None:
+        """Apply one transaction. Raises `DatabaseUnavailable` in a crash."""
+        crash, self.crash = self.crash, None
+        if crash != "before":
+            self.applied.append(outcomes)
+            for outcome in outcomes:
+                there = self.rows.get(outcome.intent.id)
+                if there is None or RANKS[there.usage_source] < RANKS[outcome.usage_source]:
+                    self.rows[outcome.intent.id] = outcome
+        if crash:
+            raise DatabaseUnavailable("crashed")
+
+
 class SimulatedRecovery(JournalRecovery):
     """Recovery into the dictionary; it dies before its batch number `cut`."""
 
@@ -141,7 +171,10 @@ class SimulatedRecovery(JournalRecovery):
             raise ProcessDied
         self._cut = None if self._cut is None else self._cut - 1
         assert len({outcome.intent.id for outcome in outcomes}) == len(outcomes)
-        self._world.apply(outcomes)
+        try:
+            self._world.store.apply(outcomes)
+        except DatabaseUnavailable:  # the batch is repeated
+            self._world.store.apply(outcomes)
 
     def run(self) -> None:
         """Run to the end without waiting."""
@@ -159,9 +192,10 @@ class World(RuleBasedStateMachine):
 
     steps = deaths = power_losses = recoveries = compared = examples = 0  # of all runs
 
-    def __init__(self) -> None:
+    def __init__(self, store: SimulatedDatabase | None = None, slot: int = 0) -> None:
         super().__init__()
         World.examples += 1
+        self.store, self.slot = store or SimulatedDatabase(), slot
         place = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.disk = Disk(Path(tempfile.mkdtemp(prefix="kotae-simulation-", dir=place)))
         self.patch = pytest.MonkeyPatch()
@@ -187,8 +221,7 @@ class World(RuleBasedStateMachine):
             SimpleNamespace(to_thread=_at_once, CancelledError=asyncio.CancelledError),
         )
         self.disk.install()
-        self.database: dict[str, Outcome] = {}
-        self.applied: list[list[Outcome]] = []
+        self.database = self.store.rows
         self.living: dict[str, Answer] = {}  # of the running process
         self.dead: dict[str, Answer] = {}  # waiting for recovery
         self.settled: dict[str, Answer] = {}
@@ -391,7 +424,9 @@ class World(RuleBasedStateMachine):
         number = len(self.living) + len(self.dead) + len(self.settled)
         answer = Answer(
             build_intent(
-                id=f"{number:036d}", at=BEGAN, prompt=chr(97 + number % 26) * PROMPTS[argument % 6]
+                id=f"{self.slot}{number:035d}",
+                at=BEGAN,
+                prompt=chr(97 + number % 26) * PROMPTS[argument % 6],
             )
         )
         try:
@@ -422,7 +457,7 @@ class World(RuleBasedStateMachine):
         if not open_:
             return
         answer = open_[argument % len(open_)]
-        number = int(answer.intent.id)
+        number = int(answer.intent.id[1:])
         source = SOURCES[(number + argument) % len(SOURCES)]
         answer.outcome = build_outcome(
             answer.intent,
@@ -453,8 +488,8 @@ class World(RuleBasedStateMachine):
             answer for answer in self.living.values() if answer.outcome and not answer.committed
         ]
         chosen = waiting[: 1 + argument] if argument < 8 else waiting[-(argument - 6) :]
-        if chosen:
-            self.apply([answer.outcome for answer in chosen if answer.outcome])
+        if chosen and not self._apply([answer.outcome for answer in chosen if answer.outcome]):
+            return
         for answer in chosen:
             answer.committed = True
             answer.row = self.database[answer.intent.id]
@@ -478,7 +513,7 @@ class World(RuleBasedStateMachine):
         ]
         chosen = finished[:: -(argument + 1)][:6]
         if chosen:
-            self.apply([answer.outcome for answer in chosen if answer.outcome])
+            self._apply([answer.outcome for answer in chosen if answer.outcome])
         for answer in chosen:
             answer.row = self.database[answer.intent.id]
 
@@ -487,13 +522,13 @@ class World(RuleBasedStateMachine):
 
     # state
 
-    def apply(self, outcomes: list[Outcome]) -> None:
-        """Apply one transaction with the rule of the ranks."""
-        self.applied.append(outcomes)
-        for outcome in outcomes:
-            there = self.database.get(outcome.intent.id)
-            if there is None or RANKS[there.usage_source] < RANKS[outcome.usage_source]:
-                self.database[outcome.intent.id] = outcome
+    def _apply(self, outcomes: list[Outcome]) -> bool:
+        """Apply one transaction; return whether it is known to be committed."""
+        try:
+            self.store.apply(outcomes)
+        except DatabaseUnavailable:
+            return False
+        return True
 
     def _open(self) -> None:
         for folder in (self.disk.data, self.disk.spool):
@@ -560,7 +595,7 @@ class World(RuleBasedStateMachine):
                 execute=partial(_at_once, connection.execute),
                 run_sync=lambda read, *args: _at_once(read, connection, *args),
             )
-            for outcomes in self.applied:
+            for outcomes in self.store.applied:
                 with suppress(StopIteration):
                     request_log.apply_outcomes(session, outcomes).send(None)
             stored = {
