@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +50,7 @@ class PostgresServer:
 
     programs: Path
     folder: Path
+    options: Mapping[str, str] = field(default_factory=lambda: OPTIONS)
     _numbers: Iterator[int] = field(default_factory=count)
 
     def build_url(self, database: str) -> str:
@@ -81,7 +82,9 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start the server, and wait until it accepts connections."""
-        options = " ".join(f"-c {name}={value or repr(value)}" for name, value in OPTIONS.items())
+        options = " ".join(
+            f"-c {name}={value or repr(value)}" for name, value in self.options.items()
+        )
         log = str(self.folder / "log")
         self.run("pg_ctl", "-w", "-l", log, "-o", f"-k {self.folder} {options}", "start")
 
@@ -122,12 +125,12 @@ def find_programs() -> Path:
 
 
 @contextmanager
-def running_server() -> Iterator[PostgresServer]:
+def running_server(**options: str) -> Iterator[PostgresServer]:
     """Start a server with a migrated template database."""
     folder = Path(tempfile.mkdtemp(prefix="kotae-postgres-", dir="/tmp"))
     if os.geteuid() == 0:
         shutil.chown(folder, "nobody")
-    server = PostgresServer(find_programs(), folder)
+    server = PostgresServer(find_programs(), folder, OPTIONS | options)
     try:
         server.run("initdb", "-U", "kotae", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
         server.start()
@@ -137,6 +140,31 @@ def running_server() -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def running_standby(primary: PostgresServer) -> Iterator[PostgresServer]:
+    """Start a standby with a copy of all databases; later commits wait for it."""
+    folder = Path(tempfile.mkdtemp(prefix="kotae-postgres-", dir="/tmp"))
+    if os.geteuid() == 0:
+        shutil.chown(folder, "nobody")
+    standby = PostgresServer(primary.programs, folder, primary.options)
+    try:
+        source = ["-h", str(primary.folder), "-U", "kotae", "-D", str(folder / "data")]
+        run_as_server([str(primary.programs / "pg_basebackup"), *source, "-R", "-c", "fast"])
+        standby.start()
+        try:
+            with ThreadPoolExecutor(1) as threads:
+                for statement in (
+                    "ALTER SYSTEM SET synchronous_standby_names = '*'",
+                    "SELECT pg_reload_conf()",
+                ):
+                    threads.submit(asyncio.run, primary.execute(statement)).result()
+            yield standby
+        finally:
+            standby.stop()
     finally:
         shutil.rmtree(folder)
 

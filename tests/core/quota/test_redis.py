@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from service.core.errors import QuotaExceeded, QuotaUnavailable, SettingsInvalid
 from service.core.lazy import LazyModule
 from service.core.quota.shared import LEASE_SECONDS, SharedQuota
 from tests.core.quota.test_postgres import REPLICAS, ROOM, SUBJECTS, TRIES, hold_many, read_held
+from tests.faults.cluster import Network
 from tests.postgres import PostgresServer, temporary_database
 from tests.quotas import Clock, running_redis_quota
 from tests.records import build_intent, build_outcome
@@ -107,6 +109,36 @@ async def test_a_lost_memory_admits_nothing_new(
         again = sum(result is None for result in results)
         assert 15 + 45 + again + len(admitted) == ROOM
         assert held == ROOM - 15
+
+
+async def test_a_copy_that_takes_over_admits_nothing_new(
+    database: Database, server: RedisServer
+) -> None:
+    """A replica of Redis that misses the latest holds has another run: it is closed at first."""
+    with running_redis() as copy:
+        ports = [server.port]
+        connect = partial(asyncio.open_connection, "127.0.0.1")
+        async with Network(lambda: connect(ports[-1])) as network, AsyncExitStack() as stack:
+            through = RedisServer(server.program, server.folder, network.port)
+            quotas = await open_replicas(stack, through, database)
+            assert len(await hold_many(quotas, "a", 20)) == 20
+            copy.run("REPLICAOF", "127.0.0.1", str(server.port))
+            while "master_link_status:up" not in copy.run("INFO", "replication"):
+                await asyncio.sleep(0.05)
+            copy.run("REPLICAOF", "NO", "ONE")
+            assert len(await hold_many(quotas, "b", 40)) == 40
+            server.stop()
+            ports.append(copy.port)
+            results = await asyncio.gather(
+                *(quota.hold("c", SUBJECTS, tokens=1, nano_usd=None) for quota in quotas),
+                return_exceptions=True,
+            )
+            await reopen(quotas)
+            admitted = await hold_many(quotas, "d", TRIES)
+            held = await read_held(quotas[0])
+
+        assert {type(result) for result in results} == {QuotaUnavailable}
+        assert 20 + 40 + len(admitted) == held == ROOM
 
 
 async def test_a_server_that_hangs_never_admits_too_much(
