@@ -16,6 +16,7 @@ from service.api.responses import json_response
 from service.core.answering.answers import create_problem
 from service.core.errors import KotaeError, QuotaExceeded, TooLarge, Unauthorized
 from service.core.ports import QuotaWindow
+from service.core.redaction import redact_secrets
 
 MEDIA_TYPE = "application/problem+json"
 FILE_METHODS = ("GET", "HEAD")  # of static files, which have no route
@@ -144,7 +145,8 @@ async def _handle_http_error(request: Request, error: Exception) -> Response:
     detail, methods = error.detail or title, ""
     if detail == title and error.status_code == HTTPStatus.NOT_FOUND:
         path = request.url.path[:ERROR_CHARACTERS_MAX]
-        detail = f"no route has the path {path}; GET /openapi.json lists the routes"
+        # A credential may be pasted into the path.
+        detail = f"no route has the path {redact_secrets(path)}; GET /openapi.json lists the routes"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         methods = ", ".join(_find_methods(request))
         detail = f"this path has the methods {methods}"

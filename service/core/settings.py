@@ -183,6 +183,7 @@ class SettingDescription(NamedTuple):
     text: str
 
 
+DEFAULT_MODEL = "gpt-5-mini"  # with a provider
 DEFAULT_PROVIDER = "default"  # the name of the provider of the `OPENAI_` variables
 # Variables that a file of providers reads keys from; not for child processes.
 _key_variables: set[str] = set()
@@ -739,7 +740,9 @@ class Settings(BaseSettings):
     @property
     def default_model(self) -> str:
         """The model for requests that do not name one."""
-        return self.model or self.catalog.default_model or EXTRACTIVE
+        if self._file_catalog is not None:
+            return self.model or self._file_catalog.default_model or EXTRACTIVE
+        return self.model or (DEFAULT_MODEL if self.has_provider else EXTRACTIVE)
 
     @property
     def catalog(self) -> Catalog:
@@ -748,7 +751,7 @@ class Settings(BaseSettings):
             return self._file_catalog
         if not self.has_provider:
             return Catalog()
-        model = self.model or "gpt-5-mini"
+        model = self.model or DEFAULT_MODEL
         names: dict[str, bool | None] = {self.embeddings_model: True}
         names |= {name: None for name in (model, *self.models) if name != EXTRACTIVE}
         return Catalog(
