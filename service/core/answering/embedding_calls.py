@@ -32,6 +32,7 @@ from service.core.limits import ServiceLimits
 from service.core.ports import Embedder, Quota, QuotaSubject
 from service.core.pricing import PriceBook, Usage
 from service.core.providers.routes import (
+    EndpointCall,
     Route,
     RoutePlan,
     Routes,
@@ -238,7 +239,7 @@ class EmbeddingCalls:
                 plan.skip_unavailable()
             target = plan.target
             try:
-                async with target.endpoint.call(request.user_id):
+                async with EndpointCall(target.endpoint, request.user_id):
                     account.begin_attempt(target.endpoint.name, target.model)
                     if account.attempts > 1:  # the previous one is recorded
                         await account.wait_synced()

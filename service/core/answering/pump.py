@@ -26,7 +26,7 @@ from service.core.errors import (
     ShuttingDown,
 )
 from service.core.ports import Delta, ProviderRequest
-from service.core.providers.routes import RoutePlan, Target
+from service.core.providers.routes import EndpointCall, RoutePlan, Target
 from service.core.records import Status
 from service.core.telemetry import log
 
@@ -128,14 +128,14 @@ class Pump:
         while True:
             if plan.others:
                 plan.skip_unavailable()
-            target = plan.target
+            target, request = plan.target, self._request
+            if target.model != request.model:
+                request = msgspec.structs.replace(request, model=target.model)
             try:
                 async with (
-                    target.endpoint.call(self.stream.intent.user_id),
+                    EndpointCall(target.endpoint, self.stream.intent.user_id),
                     aclosing(
-                        target.endpoint.provider.stream(
-                            self._build_request(target.model), account.mark_sent
-                        )
+                        target.endpoint.provider.stream(request, account.mark_sent)
                     ) as batches,
                 ):
                     account.begin_attempt(target.endpoint.name, target.model)
@@ -174,11 +174,6 @@ class Pump:
         if plan.target.endpoint is not failed.endpoint:
             account.count_fallback(error)
         return wait
-
-    def _build_request(self, model: str) -> ProviderRequest:
-        """The request with the target's name of the model."""
-        request = self._request
-        return request if model == request.model else msgspec.structs.replace(request, model=model)
 
     def _take_deltas(self, deltas: list[Delta]) -> None:
         account = self._account

@@ -20,7 +20,7 @@ from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout
 from service.core.ports import ProviderRequest, Quota, QuotaSubject
 from service.core.pricing import PriceBook, Usage
-from service.core.providers.routes import Target
+from service.core.providers.routes import EndpointCall, Target
 from service.core.records import Intent, Message, Status
 from service.core.telemetry import log
 
@@ -131,7 +131,7 @@ class Rewriter:
             stream=False,
         )
         try:
-            async with asyncio.timeout(SECONDS_MAX), target.endpoint.call(user_id):
+            async with asyncio.timeout(SECONDS_MAX), EndpointCall(target.endpoint, user_id):
                 await account.wait_synced()
                 text = await _read_text(account, request, target)
         except TimeoutError as error:

@@ -13,9 +13,7 @@ attempts left.
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from types import TracebackType
 
 import msgspec
 
@@ -39,39 +37,27 @@ class Endpoint:
     """A provider with its name, its health, and the turns of concurrent calls; None: unlimited."""
 
     def __init__(self, name: str, provider: Provider, turns: FairTurns | None = None) -> None:
-        self.name, self.provider = name, provider
+        self.name, self.provider, self.turns = name, provider, turns
         self.health = ProviderHealth()
-        self._turns = turns
-
-    def call(self, user_id: str) -> "_Call":
-        """A context manager for a call: waits for its turn, and notes how it ends."""
-        return _Call(self.health, None if self._turns is None else self._turns.turn(user_id))
 
 
-class _Call:
-    """Can be entered once."""
+class EndpointCall:
+    """A context manager for one call: waits for its turn, and notes how it ends."""
 
-    def __init__(
-        self, health: ProviderHealth, turn: AbstractAsyncContextManager[None] | None
-    ) -> None:
-        self._health, self._turn = health, turn
+    def __init__(self, endpoint: Endpoint, user_id: str) -> None:
+        self._health, self._turns, self._user_id = endpoint.health, endpoint.turns, user_id
 
     async def __aenter__(self) -> None:
-        if self._turn is not None:
-            await self._turn.__aenter__()
+        if self._turns is not None:
+            await self._turns.acquire(self._user_id)
         if self._health.failures:
             self._health.begin_call()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
         if error is not None or self._health.failures:
             self._health.end_call(error)
-        if self._turn is not None:
-            await self._turn.__aexit__(kind, error, traceback)
+        if self._turns is not None:
+            self._turns.release(self._user_id)
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -196,11 +182,13 @@ class Routes:
 
     def find_chat_route(self, name: str) -> Route:
         """Return the route of a model that generates text. Raises `UnknownModel`."""
-        return self._find(self._chat, name)
+        route = self._chat.get(name)
+        return route if route is not None else self._find_other(self._chat, name)
 
     def find_embedding_route(self, name: str) -> Route:
         """Return the route of an embedding model. Raises `UnknownModel`."""
-        return self._find(self._embeddings, name)
+        route = self._embeddings.get(name)
+        return route if route is not None else self._find_other(self._embeddings, name)
 
     def list_chat_names(self) -> list[str]:
         """The names of routes of models that generate text."""
@@ -219,9 +207,8 @@ class Routes:
         for endpoint in self._endpoints:
             await endpoint.provider.aclose()
 
-    def _find(self, routes: Mapping[str, Route], name: str) -> Route:
-        if (route := routes.get(name)) is not None:
-            return route
+    def _find_other(self, routes: Mapping[str, Route], name: str) -> Route:
+        """Return the route of a name that is not listed."""
         if self._fallthrough is not None:
             return Route(name, (Target(self._fallthrough, name),))
         if not self._endpoints:

@@ -11,6 +11,7 @@ import pytest
 from service.core.accounting.audit import audit_log
 from service.core.answering.answers import AnswerRequest
 from service.core.errors import NotFound
+from service.core.providers.routes import EndpointCall
 from tests.conftest import Serve, http_client
 from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
 from tests.problems import is_problem
@@ -95,7 +96,7 @@ async def test_a_timeout_before_the_first_call_used_nothing(
         openai_base_url=fake.base_url, model="m", provider_calls_max=1, answer_seconds_max=0.2
     )
     route = service.services.routes.find_chat_route("m")
-    async with route.targets[0].endpoint.call("local"):
+    async with EndpointCall(route.targets[0].endpoint, "local"):
         is_problem(await service.client.post("/ai/test", json=BODY), 504, "provider_timeout")
     row = await service.row()
 
