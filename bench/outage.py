@@ -3,8 +3,9 @@
     python -m bench.outage --postgres postgresql://… --postmaster PID [--seconds 20] [--rounds 3]
 
 The server must be local, and its processes may be stopped (SIGSTOP) by this user. `POST /ai/test`
-at 50 answers/s (open loop) with an API key, in turns while the server works and while it hangs;
-beside the latter, requests that need the database, of which the first ones notice the outage.
+at 50 answers/s (open loop) with an API key, in turns while the server works and while it hangs,
+with the processor time of the service per answer. Beside the latter, requests that need the
+database, of which the first ones notice the outage.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from bench.processes import Cores, Failed, Loader, get_json, machine, save
 
 ASK_SECONDS = 0.2  # between two requests that need the database
 TIMEOUT_SECONDS = 60
+WARMUP_SECONDS = 1
+SHARES = ("p50", "p99", "max", "cpu_us")
 
 
 @contextmanager
@@ -85,21 +88,29 @@ def measure(options: argparse.Namespace, folder: Path, cores: Cores) -> dict[str
         )  # fmt: skip
         key = done.stdout.split()[0]
 
-        def load() -> Loader:
+        def start_load() -> Loader:
             return Loader(
                 ["--url", f"{url}/ai/test", "--body", BODY, "--contains", f"word{CHUNKS - 1} ",
-                 "--rate", str(RATE), "--seconds", str(options.seconds), "--warmup-seconds", "1",
+                 "--rate", str(RATE), "--seconds", str(options.seconds),
+                 "--warmup-seconds", str(WARMUP_SECONDS),
                  "--header", f"Authorization: Bearer {key}"],
                 cores=cores.tools,
             )  # fmt: skip
 
+        def finish_load(loader: Loader, before: float) -> dict[str, float]:
+            result = loader.result()
+            spent = (process.cpu_seconds() or 0) - before
+            cpu_us = spent * 1e6 / (RATE * (options.seconds + WARMUP_SECONDS))
+            return {**result["latency_ms"], "cpu_us": cpu_us}
+
         figures: dict[str, list[Any]] = {"normal": [], "hanging": [], "first_ms": [], "next_ms": []}
         for _ in range(options.rounds):
-            figures["normal"].append(load().result()["latency_ms"])
+            before = process.cpu_seconds() or 0
+            figures["normal"].append(finish_load(start_load(), before))
             with stop_server(options.postmaster):
-                loader = load()
+                before, loader = process.cpu_seconds() or 0, start_load()
                 refused = ask_database(url, key, time.monotonic() + options.seconds)
-                figures["hanging"].append(loader.result()["latency_ms"])
+                figures["hanging"].append(finish_load(loader, before))
             figures["first_ms"].append(refused[0])
             figures["next_ms"] += refused[1:]
             while get_json(f"{url}/health/ready")["status"] != "ready":
@@ -109,11 +120,10 @@ def measure(options: argparse.Namespace, folder: Path, cores: Cores) -> dict[str
 
 def format_table(figures: dict[str, Any]) -> str:
     """Format the figures as text."""
-    lines = [f"{f'POST /ai/test, {RATE}/s':28}" + "".join(f"{n:>9}" for n in ("p50", "p99", "max"))]
+    lines = [f"{f'POST /ai/test, {RATE}/s':28}" + "".join(f"{n:>9}" for n in SHARES)]
     for state in ("normal", "hanging"):
         medians = [
-            statistics.median(values[share] for values in figures[state])
-            for share in ("p50", "p99", "max")
+            statistics.median(values[share] for values in figures[state]) for share in SHARES
         ]
         lines.append(f"PostgreSQL {state:17}" + "".join(f"{value:9.2f}" for value in medians))
     later = figures["next_ms"]

@@ -49,7 +49,6 @@ class Attack:
             name,
             KOTAE_AUTH="keys",
             KOTAE_SECRET=ROOT_SECRET,
-            KOTAE_ANSWER_SECONDS_MAX=10,
             **settings,
         )
 
@@ -87,7 +86,7 @@ class Callers:
             number += 1
             with suppress(httpx2.HTTPError):
                 reply = await service.client.post(
-                    "/ai/test", json=body, headers=bearer(key), timeout=10
+                    "/ai/test", json=body, headers=bearer(key), timeout=30
                 )
                 self.refused += reply.status_code == 429
                 if reply.status_code == 200:
@@ -154,8 +153,8 @@ async def test_kills_under_load_lose_and_double_nothing(
     assert "all agrees" in audit[1], audit
     assert len(calls) == len(fake.calls)
     assert len(rows) == len({row.prompt for row in rows})
-    # An intent whose process was killed before it called the provider.
-    assert {row.status for row in rows if row.prompt not in calls} <= {"interrupted"}
+    # Killed before the call, or, on a busy machine, given up by the caller.
+    assert {row.usage_source for row in rows if row.prompt not in calls} <= {"unknown", "none"}
     assert callers.acknowledged.items() <= totals.items()
     assert len(callers.acknowledged) > 10
     assert max(limited.values()) <= LIMIT

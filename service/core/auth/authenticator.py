@@ -50,7 +50,7 @@ from service.core.telemetry import log
 
 FRESH_SECONDS = 3.0
 STALE_SECONDS = 300.0
-REFRESH_SECONDS = 0.5  # maximum wait for a lookup whose credential was valid recently
+REFRESH_SECONDS = 0.1  # maximum wait for a lookup whose credential was valid recently
 CACHE_MAX = 10_000  # credentials, and the same number of users
 USED_MAX = 10_000  # keys whose last use has not been written yet
 T = TypeVar("T")
