@@ -67,6 +67,7 @@ def configure_logging(level: str, form: str) -> None:
         "sse_starlette",
         "asyncio",
         "alembic",
+        "mcp",  # and at INFO two lines per request
         "uvicorn.access",
         "uvicorn.error",  # its steps of start and end; ours are service.started and service.stopped
     ):

@@ -85,7 +85,7 @@ def test_libraries_log_warnings_only() -> None:
     """At the debug level libraries would log prompts, answers and headers."""
     with debug_log():
         assert logging.getLogger().isEnabledFor(logging.DEBUG)
-        for name in ("openai", "httpx2", "httpcore2", "aiosqlite", "uvicorn.access"):
+        for name in ("openai", "httpx2", "httpcore2", "aiosqlite", "mcp", "uvicorn.access"):
             assert not logging.getLogger(name).isEnabledFor(logging.INFO)
 
 

@@ -16,9 +16,18 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
 
+from tests.fakes.obliging import oblige
 from tests.fakes.provider import HTML, Behaviour, Ending, ProviderFake, default_text
 
 PROMPT = "Why is the sky blue?"
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "n": {"type": "integer"},
+        "names": {"type": "array", "items": {"type": "string"}},
+        "kind": {"enum": ["a", "b"]},
+    },
+}
 
 
 @pytest.fixture
@@ -630,3 +639,29 @@ async def test_a_separate_process() -> None:
     assert [(call["prompt"], call["text"], call["ended"]) for call in truth["calls"]] == [
         (PROMPT, default_text(PROMPT, 3), "finished")
     ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_functions_are_called(
+    fake: ProviderFake, client: AsyncOpenAI, *, stream: bool
+) -> None:
+    """Arguments follow the schema, whole or in pieces; the result of a call gets a text."""
+    fake.choose = oblige
+    ask: Any = {"model": "m", "messages": [{"role": "user", "content": "Call f with 3."}]}
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
+    usage: Any = {"include_usage": True}
+    if stream:
+        async with client.chat.completions.stream(
+            **ask, tools=tools, stream_options=usage
+        ) as events:
+            completion: Any = await events.get_final_completion()
+    else:
+        completion = await client.chat.completions.create(**ask, tools=tools)
+    (call,) = completion.choices[0].message.tool_calls
+    ask["messages"] += [completion.choices[0].message, {"role": "tool", "content": "4"}]
+    answer = await client.chat.completions.create(**ask, tools=tools)
+
+    assert completion.choices[0].finish_reason == "tool_calls"
+    assert json.loads(call.function.arguments) == {"n": 3, "names": ["Paris"], "kind": "a"}
+    assert completion.usage.to_dict() == fake.calls[0].usage
+    assert answer.choices[0].message.content == fake.calls[1].text != ""
