@@ -39,7 +39,8 @@ class Recorder:
         """Record the outcome of an intent that was begun."""
         self._queue.add_outcome(outcome)
         tokens, nano_usd = outcome.compute_charge()
-        self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd)
+        if self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd):
+            self._queue.hurry()
         self._update_metrics(outcome)
 
     def count_attempt(self, provider: str, code: str) -> None:
