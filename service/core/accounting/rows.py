@@ -152,7 +152,9 @@ async def read_answers(
     def read(connection: sa.Connection) -> list[LoggedAnswer]:
         rows = read_rows(connection, query, _SEQ, _ID)
         columns = [column for column in ANSWER_COLUMNS if column.name in query.selected_columns]
-        items = [_convert_row(connection, keyed, columns, user_id) for keyed in rows]
+        # The names are a subclass of str, which msgspec does not accept.
+        names = [str(column.name) for column in query.selected_columns]
+        items = [_convert_row(connection, keyed, names, columns, user_id) for keyed in rows]
         return _add_attempts(connection, items)
 
     return await session.run_sync(read)
@@ -255,31 +257,32 @@ def _build_outcome(connection: sa.Connection, row: RowMapping) -> Outcome:
 
 
 def _convert_row(
-    connection: sa.Connection, keyed: KeyedRow, columns: Sequence[Column], user_id: str | None
+    connection: sa.Connection,
+    keyed: KeyedRow,
+    names: Sequence[str],
+    columns: Sequence[Column],
+    user_id: str | None,
 ) -> LoggedAnswer:
+    """Convert a row. `names`: of its values, in their order."""
     if keyed.row is not None:
         try:
-            return _build_answer(keyed.row)
+            return _build_answer(dict(zip(names, keyed.row.values(), strict=True)))
         except _UNUSABLE:
             report_damaged_row(connection, _SEQ, keyed.key, _WRONG_TYPE)
     stored = read_stored_values(connection, columns, request_logs.c.seq == keyed.key)
     return _build_damaged_answer(keyed, columns, stored, user_id)
 
 
-def _build_answer(row: RowMapping) -> Answer:
-    prompt, completion, cost = row["prompt_tokens"], row["completion_tokens"], row[_COST.name]
-    derived = {
-        "total_tokens": None if prompt is None or completion is None else prompt + completion,
-        "estimated_cost": None if cost is None else format_usd(cost),
-        "grounded": _BOOLEANS.get(row["grounded"]),
-    }
-    # The keys are a subclass of str, which msgspec does not accept.
-    fields = {
-        str(key): value
-        for key, value in row.items()
-        if value is not None or key not in OMITTED_IN_LISTS
-    }
-    return msgspec.convert(fields | derived, Answer)
+def _build_answer(fields: dict[str, Any]) -> Answer:
+    prompt, completion = fields["prompt_tokens"], fields["completion_tokens"]
+    cost = fields[_COST.name]
+    fields["total_tokens"] = None if None in (prompt, completion) else prompt + completion
+    fields["estimated_cost"] = None if cost is None else format_usd(cost)
+    fields["grounded"] = _BOOLEANS.get(fields["grounded"])
+    for name in OMITTED_IN_LISTS:
+        if fields.get(name, ...) is None:
+            del fields[name]
+    return msgspec.convert(fields, Answer)
 
 
 def _build_damaged_answer(
