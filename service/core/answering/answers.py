@@ -262,8 +262,8 @@ class Answers:
                 request = msgspec.structs.replace(request, resumable=False)
             self._conversations.require_open(intent.conversation_id)
             plan = RoutePlan(route, self._limits.attempts_max)
-            if plan.others:
-                intent = _name_provider(intent, plan.target)
+            if plan.others and not refusal:
+                intent = _name_provider(intent, plan.begin())
             self._recorder.record_intent(intent)  # from here on there will be a row
         except BaseException:
             self._quota.release(intent.id)

@@ -188,7 +188,7 @@ class EmbeddingCalls:
         nano_usd: int | None = 0
         if route is not None:
             nano_usd = compute_route_nano_usd(self._prices, route, usage_max, created_at)
-        target = plan.target if plan else None
+        target = plan.begin() if plan else None
         tokens_held = request.tokens_max * (route.billed_calls_max if route else 1)
         intent = Intent(
             id=create_id(created_at, self._recorder.slot),
@@ -235,7 +235,7 @@ class EmbeddingCalls:
             account.mark_sent()
             return None, await self._compute_vectors(request)
         while True:
-            if plan.others:
+            if plan.others and account.attempts:  # the intent names the first target
                 plan.skip_unavailable()
             target = plan.target
             try:

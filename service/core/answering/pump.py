@@ -126,7 +126,7 @@ class Pump:
         account, plan = self._account, self._plan
         await account.wait_synced()
         while True:
-            if plan.others:
+            if plan.others and account.attempts:  # the intent names the first target
                 plan.skip_unavailable()
             target, request = plan.target, self._request
             if target.model != request.model:

@@ -15,6 +15,7 @@ import msgspec
 from service.core.errors import ProviderError, ProviderRejected, retry_delay
 
 COOL_DOWN_SECONDS, COOL_DOWN_SECONDS_MAX = 1, 60  # after the first failure, and at most
+PROBE_SECONDS = 30  # after which another probe may begin, should one not have ended
 RETRY_AFTER_SECONDS_MAX = 3600  # of a Retry-After that is respected
 
 
@@ -47,7 +48,7 @@ class ProviderHealth:
         self.failures = 0
         self._reason: str | None = None
         self._cool_until = 0.0
-        self._probing = False
+        self._probe_until = 0.0
 
     @property
     def cool_until(self) -> float:
@@ -56,16 +57,16 @@ class ProviderHealth:
 
     def is_available(self) -> bool:
         """Whether a call may begin: no cool-down, and no probe in progress."""
-        return not self.failures or (not self._probing and self._clock() >= self._cool_until)
+        return not self.failures or self._clock() >= max(self._cool_until, self._probe_until)
 
     def begin_call(self) -> None:
-        """Note that a call begins, which may be the probe."""
-        if self.failures and self._clock() >= self._cool_until:
-            self._probing = True
+        """Note that a call begins or is planned, which may be the probe."""
+        if self.failures and (now := self._clock()) >= self._cool_until:
+            self._probe_until = now + PROBE_SECONDS
 
     def record_success(self) -> None:
         """Note that the provider answers."""
-        self.failures, self._probing, self._reason = 0, False, None
+        self.failures, self._probe_until, self._reason = 0, 0.0, None
 
     def end_call(self, error: BaseException | None) -> None:
         """Note the end of a call. What says nothing about the provider only ends the probe."""
@@ -74,7 +75,7 @@ class ProviderHealth:
         elif isinstance(error, ProviderError):
             self._record_failure(error)
         else:
-            self._probing = False
+            self._probe_until = 0.0
 
     def statistics(self) -> ProviderStatistics:
         """Return an immutable snapshot."""
@@ -90,7 +91,7 @@ class ProviderHealth:
     def _record_failure(self, error: ProviderError) -> None:
         """Begin or extend the cool-down. Failures of concurrent calls count once."""
         now = self._clock()
-        self._reason, self._probing = error.code, False
+        self._reason, self._probe_until = error.code, 0.0
         if now >= self._cool_until or not self.failures:
             self.failures += 1
             self._cool_until = now + retry_delay(

@@ -118,6 +118,11 @@ class RoutePlan:
             self.target, *self.others = _order(route, draw)
         self._repeatable: list[tuple[float, Target]] = []  # with the time of the next attempt
 
+    def begin(self) -> Target:
+        """Return the first target, and let no other request probe its provider meanwhile."""
+        self.target.endpoint.health.begin_call()
+        return self.target
+
     def skip_unavailable(self) -> None:
         """Replace the target by a later one while another request probes its provider."""
         while self.others and not self.target.endpoint.health.is_available():

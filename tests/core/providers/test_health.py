@@ -113,3 +113,14 @@ def test_only_failures_of_the_provider_count(health: ProviderHealth) -> None:
     assert health.is_available()
     fail(health, ProviderCut())
     assert not health.is_available()
+
+
+def test_a_probe_that_never_ends_is_replaced(health: ProviderHealth, clock: Clock) -> None:
+    """A planned probe that is not made does not keep others away for long."""
+    fail(health)
+    clock.now += 2
+    health.begin_call()
+    clock.now += 29
+    assert not health.is_available()
+    clock.now += 1
+    assert health.is_available()

@@ -169,6 +169,22 @@ async def test_a_target_is_skipped_while_it_is_probed() -> None:
     assert plan.target.endpoint.name == "b"
 
 
+async def test_one_plan_at_a_time_begins_with_a_probe() -> None:
+    """After a cool-down the first request probes the provider, and the others avoid it."""
+    now = 50.0
+    route = build_route(0, 0)
+    health = route.targets[0].endpoint.health
+    health._clock = lambda: now
+    health.end_call(ProviderUnreachable())
+    now += 2
+    first = RoutePlan(route, ATTEMPTS_MAX).begin()
+
+    assert first.endpoint.name == "a"
+    assert RoutePlan(route, ATTEMPTS_MAX).target.endpoint.name == "b"
+    health.record_success()
+    assert RoutePlan(route, ATTEMPTS_MAX).target.endpoint.name == "a"
+
+
 PRICE = ModelPrice(input=Decimal(1), output=Decimal(1))
 
 
