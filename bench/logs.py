@@ -52,13 +52,6 @@ ENDS = [  # status, usage_source, rank, per thousand
     ("provider_error", "unknown", 0, 10),
     ("timeout", "unknown", 0, 5),
 ]
-COUNTED = (
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "reasoning_tokens",
-    "cost_nano_usd",
-)
 TEXT = (
     "where is my order how long does shipping take returns are free within thirty days of delivery "
     "返品 送料 お届け"
@@ -90,13 +83,6 @@ def fill_log(file: Path, rows: int) -> None:
             connection.execute("COMMIT")
             if done % 500_000 == 0 and done:
                 _say(f"  {done:,} rows, {time.monotonic() - started:.0f} s")
-        connection.execute(
-            f"""INSERT INTO daily_totals
-            SELECT substr(created_at, 1, 10), user_id, endpoint, model, status, usage_source,
-            count(*),
-            {", ".join(f"coalesce(sum({name}), 0)" for name in COUNTED)}, sum(cost_nano_usd IS NULL)
-            FROM request_logs GROUP BY 1, 2, 3, 4, 5, 6"""
-        )
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with file.open("rb") as filled:
         os.fsync(filled.fileno())  # so that the disk is idle during the measurement

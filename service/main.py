@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from service import __version__
 from service.api import (
+    analytics,
     answers,
     conversations,
     documents,
@@ -172,6 +173,7 @@ def create_app(
         uploads.router,
         documents.router,
         logs.router,
+        analytics.router,
         keys.router,
         quotas.router,
         sessions.router,

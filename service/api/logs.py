@@ -1,14 +1,11 @@
-"""GET /ai/logs: pages, tails and exports of the request log."""
+"""GET /ai/logs: pages, tails, ordered lists and exports of the request log."""
 
-import csv
-import io
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from datetime import datetime
 from hashlib import blake2b
 from typing import Annotated, Any, Literal
 
-import anyio
 import msgspec
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
@@ -17,6 +14,13 @@ from msgspec import UNSET
 from service.api import shapes
 from service.api.compression import accepts_gzip, compress_response, compress_stream
 from service.api.dependencies import LogsPrincipal, Services, ServicesDep
+from service.api.log_queries import (
+    VALUES_MAX,
+    format_csv,
+    select_users,
+    to_tuple,
+    wait_fresh,
+)
 from service.api.query_parameters import refuse_parameter
 from service.api.responses import has_etag, json_response
 from service.api.schemas import (
@@ -34,6 +38,7 @@ from service.core.accounting.log_pages import (
     PAGE_MAX,
     LogFilter,
     export_pages,
+    list_statuses,
     read_page,
     read_tail,
     read_top,
@@ -41,20 +46,13 @@ from service.core.accounting.log_pages import (
 from service.core.accounting.rows import OMITTED_IN_LISTS, LoggedAnswer
 from service.core.auth.principals import Principal
 from service.core.encoding import to_json
-from service.core.errors import OwnerUnavailable
-from service.core.records import FAILURES, DamagedAnswer, Passage, Status
+from service.core.records import DamagedAnswer, Passage, Status
 
 router = APIRouter(prefix="/ai/logs", tags=["logs"])
 
-FRESH_SECONDS = (
-    0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
-)
-VALUES_MAX = 20  # of one filter
 WORDS_MAX = 8  # in `q`
-NOBODY = ""  # the id of no user
 _COLUMNS = [name for name in DamagedAnswer.__struct_fields__ if name not in OMITTED_IN_LISTS]
 _TEXTS = ("title", "text")  # of sources
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _Values = Query(max_length=VALUES_MAX)
 
 
@@ -108,10 +106,10 @@ async def list_logs(
     """The log rows. `Accept: text/csv` or `application/x-ndjson` streams all matching rows."""
     names = None if fields is None else _parse_fields(fields)
     log_filter = LogFilter(
-        user_id=_select_users(principal, user_id),
-        endpoint=_to_tuple(endpoint),
-        model=_to_tuple(model),
-        status=None if status is None else _list_statuses(status),
+        user_id=select_users(principal, user_id),
+        endpoint=to_tuple(endpoint),
+        model=to_tuple(model),
+        status=None if status is None else list_statuses(status),
         since=since,
         until=until,
         min_response_time_ms=min_response_time_ms,
@@ -121,7 +119,7 @@ async def list_logs(
     if order is not None:
         _require_unordered(order, cursor=cursor, after=after, since=since, is_export=is_export)
     gzip = accepts_gzip(accept_encoding)
-    await _wait_fresh(services)
+    await wait_fresh(services)
     if is_export:
         pages = _export_while_valid(services, principal, log_filter)
         if "text/csv" in accept:
@@ -154,18 +152,10 @@ async def list_logs(
 )
 async def get_log(answer_id: str, services: ServicesDep, principal: LogsPrincipal) -> Response:
     """One log row."""
-    await _wait_fresh(services)
+    await wait_fresh(services)
     async with services.database.read_session() as session:
         row = await read_row(session, answer_id, user_id=principal.visible_user_id)
     return json_response(row)
-
-
-async def _wait_fresh(services: Services) -> None:
-    """Wait up to `FRESH_SECONDS` for the commit of answers that ended before this request."""
-    services.database.health.require_available()
-    with suppress(TimeoutError, OwnerUnavailable), anyio.fail_after(FRESH_SECONDS):
-        await services.queue.wait_committed()
-        await services.answers.wait_others_written()
 
 
 def _parse_fields(text: str) -> list[str]:
@@ -193,26 +183,6 @@ def _require_unordered(
         raise refuse_parameter("since", f"is required with order={order}")
     if cursor is not None or after is not None or is_export:
         raise refuse_parameter("order", "excludes `cursor`, `after` and exports")
-
-
-def _list_statuses(statuses: list[Status | Literal["error"]]) -> tuple[str, ...]:
-    """The statuses that match; `error` stands for all failures."""
-    listed = [FAILURES if status == "error" else (status,) for status in statuses]
-    return tuple(dict.fromkeys(status for group in listed for status in group))
-
-
-def _select_users(principal: Principal, user_ids: list[str] | None) -> tuple[str, ...] | None:
-    """The users whose rows match; None: all. Rows of other users match nothing."""
-    if principal.visible_user_id is None:
-        return _to_tuple(user_ids)
-    if user_ids is None or principal.visible_user_id in user_ids:
-        return (principal.user_id,)
-    return (NOBODY,)
-
-
-def _to_tuple(values: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The distinct values of a parameter."""
-    return tuple(dict.fromkeys(values)) if values else None
 
 
 def _select_fields(item: LoggedAnswer, names: list[str] | None) -> object:
@@ -280,26 +250,6 @@ async def _encode_ndjson(
 async def _encode_csv(
     pages: AsyncGenerator[list[LoggedAnswer], None], names: list[str]
 ) -> AsyncGenerator[bytes, None]:
-    yield _format_rows([names])
+    yield format_csv([names])
     async for items in pages:
-        yield _format_rows(
-            [[_format_cell(getattr(item, name, None)) for name in names] for item in items]
-        )
-
-
-def _format_rows(rows: list[list[str]]) -> bytes:
-    out = io.StringIO()
-    csv.writer(out).writerows(rows)
-    return out.getvalue().encode()
-
-
-def _format_cell(value: object) -> str:
-    """A cell that a spreadsheet does not interpret as a formula.
-
-    See https://owasp.org/www-community/attacks/CSV_Injection.
-    """
-    if value is None or value is msgspec.UNSET:
-        return ""
-    if isinstance(value, str):
-        return "'" + value if value.startswith(_FORMULA) else value
-    return msgspec.json.encode(value).decode().strip('"')
+        yield format_csv([getattr(item, name, None) for name in names] for item in items)

@@ -91,6 +91,15 @@ def resolve_relative(value: Any) -> Any:
 
 
 Moment = Annotated[datetime, BeforeValidator(resolve_relative), AfterValidator(to_utc)]
+
+
+def require_utc(moment: datetime) -> datetime:
+    """Reject a time outside of 1970 to 9999 in UTC; it keeps its offset. Raises `ValueError`."""
+    to_utc(moment)
+    return moment
+
+
+LocalMoment = Annotated[datetime, BeforeValidator(resolve_relative), AfterValidator(require_utc)]
 Day = Annotated[date, BeforeValidator(require_date), AfterValidator(require_era)]
 ExpiryTime = Annotated[AwareDatetime, BeforeValidator(require_date), AfterValidator(to_utc)]
 

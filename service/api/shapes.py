@@ -167,6 +167,59 @@ class UsedAmount(Struct):
     held: int | str
 
 
+class Percentiles(Struct):
+    """Percentiles in milliseconds, with an error of at most 2 %; null without answers."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class AnalyticsResult(Struct):
+    """The metrics and the dimensions that were requested.
+
+    `cost` is the known cost in USD. `unpriced_answers` have usage without a price,
+    `unknown_answers` may have been billed, but their usage is unknown.
+    """
+
+    user_id: str | UnsetType = UNSET
+    key_id: str | UnsetType | None = UNSET
+    model: str | UnsetType = UNSET
+    provider: str | UnsetType | None = UNSET
+    endpoint: str | UnsetType = UNSET
+    status: str | UnsetType = UNSET
+    usage_source: str | UnsetType = UNSET
+    answers: int | UnsetType = UNSET
+    errors: int | UnsetType = UNSET
+    attempts: int | UnsetType = UNSET
+    prompt_tokens: int | UnsetType = UNSET
+    completion_tokens: int | UnsetType = UNSET
+    cached_tokens: int | UnsetType = UNSET
+    reasoning_tokens: int | UnsetType = UNSET
+    total_tokens: int | UnsetType = UNSET
+    cost: str | UnsetType = UNSET
+    unpriced_answers: int | UnsetType = UNSET
+    unknown_answers: int | UnsetType = UNSET
+    response_time_ms: Percentiles | UnsetType = UNSET
+    first_token_ms: Percentiles | UnsetType = UNSET
+
+
+class AnalyticsBucket(Struct):
+    """The results of an interval; `end_time` is exclusive."""
+
+    start_time: datetime
+    end_time: datetime
+    results: list[AnalyticsResult]
+
+
+class AnalyticsPage(Struct):
+    """Results by bucket. A bucket may continue on the next page; empty ones are left out."""
+
+    timezone: str
+    items: list[AnalyticsBucket]
+    next_cursor: int | None
+
+
 class UsageReport(Struct):
     """The limits of a user, all usage of the current windows, and totals of a period."""
 

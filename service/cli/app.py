@@ -21,6 +21,7 @@ from service.cli import (
     plans,
     serve,
     settings,
+    usage,
     users,
 )
 from service.core.errors import KotaeError, NotFound
@@ -60,6 +61,7 @@ app.command()(documents.documents)
 app.command()(documents.search)
 app.command()(documents.rm)
 app.command()(documents.export)
+app.command()(usage.usage)
 app.command()(settings.token)
 app.command("settings")(settings.print_settings)
 app.command("env-example", hidden=True)(settings.print_env_example)

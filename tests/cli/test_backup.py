@@ -233,7 +233,7 @@ async def test_a_backup_on_read_only_media(database: Database, data_dir: Path) -
 async def test_a_backup_whose_accounts_do_not_agree(database: Database, data_dir: Path) -> None:
     """The backup is created with exit code 1; `restore` requires --force."""
     await add_rows(database, "a")
-    change(data_dir / "kotae.db", "UPDATE daily_totals SET answers = 7")
+    change(data_dir / "kotae.db", "UPDATE rollups SET answers = 7")
     status, output = await run("backup", "copy.db")
     await database.close()
     with pytest.raises(KotaeError, match="--force"):
@@ -241,7 +241,7 @@ async def test_a_backup_whose_accounts_do_not_agree(database: Database, data_dir
     forced, _ = await run("restore", "--force", "copy.db")
 
     assert (status, forced) == (1, 1)
-    assert "totals" in output
+    assert "rollups" in output
     assert (data_dir / "kotae.db.before").exists()
 
 

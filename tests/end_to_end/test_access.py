@@ -65,6 +65,8 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/ai/search"): (USER, Scope.DOCUMENTS),
     ("GET", "/ai/logs"): (USER, Scope.LOGS),
     ("GET", "/ai/logs/{answer_id}"): (USER, Scope.LOGS),
+    ("GET", "/ai/analytics"): (USER, Scope.LOGS),
+    ("GET", "/ai/analytics/focus"): (USER, Scope.LOGS),
     ("POST", "/v1/chat/completions"): (USER, Scope.ASK),
     ("POST", "/v1/responses"): (USER, Scope.ASK),
     ("GET", "/v1/responses/resp_{answer_id}"): (USER, Scope.ASK),

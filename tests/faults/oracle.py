@@ -114,5 +114,5 @@ def _check_totals(data_dir: Path, rows: list[dict[str, Any]]) -> None:
     """I4: the totals are the sum of the rows, to the nano-dollar."""
     with sqlite3.connect(data_dir / "kotae.db") as connection:
         columns = ", ".join(f"coalesce(sum({name}), 0)" for name in ("answers", *_COUNTS))
-        totals = connection.execute(f"SELECT {columns} FROM daily_totals").fetchone()
+        totals = connection.execute(f"SELECT {columns} FROM rollups").fetchone()
     assert totals == (len(rows), *(sum(row[name] or 0 for row in rows) for name in _COUNTS))

@@ -21,19 +21,28 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from service.core.accounting.rollups import COUNTS, DIMENSIONS, LATENCIES, select_contributions
 from service.core.accounting.rows import read_attempts
-from service.core.database.constructs import as_text, read_as_bytes, read_kind, sum_exactly
+from service.core.database.constructs import (
+    as_text,
+    read_as_bytes,
+    read_kind,
+    sum_exactly,
+    to_quarter,
+)
 from service.core.database.damaged_rows import KeyedRow, decode_name, iterate_rows
 from service.core.database.engine import Database, ReadSession
 from service.core.database.failures import DamagedValue, describe_error, is_damage
 from service.core.database.tables import (
     api_keys,
     attempts,
-    daily_totals,
+    latency_counts,
     quota_totals,
     request_logs,
+    rollup_groups,
+    rollups,
 )
-from service.core.encoding import compute_first_id, read_id_time, replace_surrogates
+from service.core.encoding import EPOCH, compute_first_id, read_id_time, replace_surrogates
 from service.core.errors import KotaeError
 from service.core.ports import KEY_PREFIX, USER_PREFIX
 from service.core.records import RANKS, Attempt, Status, UsageSource, sum_attempts
@@ -43,14 +52,15 @@ DETAILS_MAX = 20  # differences that are described; the others are counted
 EXPORT_KEYS_MAX = 100_000  # days × models of one export
 _BATCH = 2000
 _WRONG_TYPES = (ValueError, TypeError, ArithmeticError)
-_KEY = ("user_id", "endpoint", "model", "status", "usage_source")
+_QUARTERS_PER_DAY = 96
+_QUARTERS_END = (date(9999, 1, 1) - EPOCH.date()).days * _QUARTERS_PER_DAY  # see `_parse_date`
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 
-ROWS, TOTALS, CHARGES = "rows of the log", "totals by day and key", "quotas by day and subject"
 _CALLED = ("usage_source", "prompt_tokens", "completion_tokens")
 ATTEMPTS = "answers with several attempts"
+ROWS, TOTALS, CHARGES = "rows of the log", "rollups by quarter", "quotas by day and subject"
 FILES, EXPORT = "records put aside", "days and models of the export"
-_LABELS = {TOTALS: "totals", CHARGES: "quotas"}
+_LABELS = {TOTALS: "rollups", CHARGES: "quotas"}
 
 # The usage sources that each status may have: the table of docs/explanation/accounting.md, and
 # answers that end before the first call.
@@ -137,12 +147,13 @@ async def _audit_days(
         if since
         else ("", "")
     )
+    low_quarter = _count_quarters(since) if since else 0
     while True:
         async with database.read_session() as session:
             answer_id = await _find_next(session, request_logs.c.id, low_id)
             total_days = [
-                await _find_next(session, table.c.day, low_day)
-                for table in (daily_totals, quota_totals)
+                await _find_next(session, quota_totals.c.day, low_day),
+                await _find_next_quarter_day(session, low_quarter),
             ]
             total_day = min((day for day in total_days if day is not None), default=None)
             if answer_id is None and total_day is None:
@@ -161,15 +172,18 @@ async def _audit_days(
             )
             low_day = day
             if (date_ := _parse_date(day)) is None:
-                report.add_difference(TOTALS, f"totals of {day!r}: not a date")
+                report.add_difference(CHARGES, f"quotas of {day!r}: not a date")
                 continue
             low_id = max(low_id, compute_first_id(_compute_day_start(date_ + timedelta(days=1))))
+            low_quarter = max(low_quarter, _count_quarters(date_ + timedelta(days=1)))
             await _check_rows(session, date_, report)
             await _check_attempts(session, date_, report)
             await _check_totals(session, date_, report)
             if export is not None and first <= day <= last:
                 with _report_damage(report, EXPORT, f"the rows of {day}"):
                     await _check_export(session, date_, unmatched, report)
+    async with database.read_session() as session:
+        await _check_quarters(session, report)
     for (day, model), reported in sorted(unmatched.items()):  # days without rows
         _compare_export(report, day, model, reported, None)
     if export is not None:
@@ -187,6 +201,35 @@ async def _find_next(session: ReadSession, column: sa.Column[str], low: str) -> 
     )
     value = (await session.execute(query)).scalar()
     return None if value is None else decode_name(value)
+
+
+async def _find_next_quarter_day(session: ReadSession, low: int) -> str | None:
+    """The day of the first rollup from quarter `low` on."""
+    quarters = []
+    for table in (rollups, latency_counts):
+        query = sa.select(sa.func.min(table.c.quarter)).where(
+            table.c.quarter >= low, table.c.quarter < _QUARTERS_END
+        )
+        quarters.append((await session.execute(query)).scalar())
+    first = min((quarter for quarter in quarters if quarter is not None), default=None)
+    if first is None:
+        return None
+    return str(EPOCH.date() + timedelta(days=first // _QUARTERS_PER_DAY))
+
+
+def _count_quarters(day: date) -> int:
+    """The number of the first quarter of an hour of a day."""
+    return (day - EPOCH.date()).days * _QUARTERS_PER_DAY
+
+
+async def _check_quarters(session: ReadSession, report: AuditReport) -> None:
+    """Report rollups that belong to no day."""
+    for table in (rollups, latency_counts):
+        quarter = table.c.quarter
+        is_wrong = sa.or_(quarter < 0, quarter >= _QUARTERS_END, read_kind(quarter) != "integer")
+        query = sa.select(sa.func.count()).select_from(table).where(is_wrong)
+        if count := (await session.execute(query)).scalar_one():
+            report.add_difference(TOTALS, f"{count} of {table.name}: not a quarter of an hour")
 
 
 @contextmanager
@@ -316,21 +359,23 @@ def _check_counts(row: Mapping[Any, Any]) -> Iterator[str]:
 
 
 async def _check_totals(session: ReadSession, day: date, report: AuditReport) -> None:
-    """Compare rows with totals: those of the log, then the charges to quotas.
+    """Compare rows with rollups, then with the charges to quotas.
 
     The charges are `compute_row_charge` in SQL.
     """
     logs = request_logs.c
-    counts: dict[str, sa.ColumnElement[Any]] = {
-        name: logs[name] for name in (*_TOKENS, "cost_nano_usd")
-    }
-    counts |= {
-        "answers": sa.literal(1),
-        "unpriced": sa.case((logs.cost_nano_usd.is_(None), 1), else_=0),
-    }
-    keys: list[dict[str, sa.ColumnElement[Any]]] = [{name: logs[name] for name in _KEY}]
-    with _report_damage(report, TOTALS, f"the totals or rows of {day}"):
-        await _compare_totals(session, day, report, TOTALS, daily_totals, keys, counts)
+    with _report_damage(report, TOTALS, f"the rollups or rows of {day}"):
+        key = ("quarter", *DIMENSIONS)
+        rows = select_contributions(*_filter_day(day))
+        await _compare_sums(session, day, report, TOTALS, rows, _join_groups(rollups), key, COUNTS)
+        latencies = [
+            _select_latencies(kind).where(*_filter_day(day), logs[name].is_not(None))
+            for kind, name in enumerate(LATENCIES)
+        ]
+        stored = _join_groups(latency_counts)
+        await _compare_sums(
+            session, day, report, TOTALS, latencies, stored, (*key, "kind"), ("answers",)
+        )
 
     unknown = logs.usage_source == UsageSource.UNKNOWN
     known_tokens = sa.func.coalesce(logs.prompt_tokens, 0) + sa.func.coalesce(
@@ -341,12 +386,39 @@ async def _check_totals(session: ReadSession, day: date, report: AuditReport) ->
         "tokens": sa.case((unknown, logs.held_tokens), else_=known_tokens),
         "cost_nano_usd": sa.case((unknown, logs.held_nano_usd), else_=logs.cost_nano_usd),
     }
-    subjects: list[dict[str, sa.ColumnElement[Any]]] = [
-        {"subject": sa.literal(USER_PREFIX).concat(logs.user_id)},
-        {"subject": sa.literal(KEY_PREFIX).concat(_select_lineage())},  # NULL without a key
+    subjects: list[sa.ColumnElement[Any]] = [
+        sa.literal(USER_PREFIX).concat(logs.user_id),
+        sa.literal(KEY_PREFIX).concat(_select_lineage()),  # NULL without a key
     ]
     with _report_damage(report, CHARGES, f"the quotas or rows of {day}"):
-        await _compare_totals(session, day, report, CHARGES, quota_totals, subjects, charges)
+        rows = [
+            sa.select(
+                subject.label("subject"),
+                *(value.label(name) for name, value in charges.items()),
+            ).where(*_filter_day(day), subject.is_not(None))
+            for subject in subjects
+        ]
+        await _compare_sums(
+            session, day, report, CHARGES, rows, quota_totals, ("subject",), list(charges)
+        )
+
+
+def _select_latencies(kind: int) -> sa.Select[Any]:
+    """The keys of the latencies of rows, and 1 for each row."""
+    columns: list[sa.ColumnElement[Any]] = [
+        to_quarter(request_logs.c.created_at).label("quarter"),
+        *(sa.func.coalesce(request_logs.c[name], "").label(name) for name in DIMENSIONS),
+        sa.literal(kind).label("kind"),
+        sa.literal(1).label("answers"),
+    ]
+    return sa.select(*columns)
+
+
+def _join_groups(table: sa.Table) -> sa.Subquery:
+    """A table of rollups with the dimensions of its groups, NULL if a group is missing."""
+    dimensions = [rollup_groups.c[name] for name in DIMENSIONS]
+    joined = table.outerjoin(rollup_groups, rollup_groups.c.id == table.c.group_id)
+    return sa.select(table, *dimensions).select_from(joined).subquery()
 
 
 def _select_lineage() -> sa.ColumnElement[str]:
@@ -356,36 +428,38 @@ def _select_lineage() -> sa.ColumnElement[str]:
     return sa.func.coalesce(lineage, key_id)
 
 
-async def _compare_totals(
+async def _compare_sums(
     session: ReadSession,
     day: date,
     report: AuditReport,
     kind: str,
-    table: sa.Table,
-    keys: Sequence[Mapping[str, sa.ColumnElement[Any]]],
-    counts: Mapping[str, sa.ColumnElement[Any]],
+    rows: Sequence[sa.Select[Any]],
+    table: sa.FromClause,
+    key: Sequence[str],
+    names: Sequence[str],
 ) -> None:
-    """Report the keys of a table of totals whose counts differ from the sums of the rows.
+    """Report the keys of a table of sums whose counts differ from the sums of the rows.
 
-    A row counts for each of `keys` that is not NULL.
+    `rows`: the keys and the counts of the rows of the day.
     """
-    names, key = list(counts), list(keys[0])
-    row_sums = [
-        sa.select(
-            *(column.label(name) for name, column in columns.items()),
-            *(sum_exactly(counts[name]).label(name) for name in names),
-            *(sa.literal(0).label(f"stored_{name}") for name in names),
+    row_sums = []
+    for query in rows:
+        columns = query.subquery().c
+        keys = [columns[name] for name in key]
+        row_sums.append(
+            sa.select(
+                *keys,
+                *(sum_exactly(columns[name]).label(name) for name in names),
+                *(sa.literal(0).label(f"stored_{name}") for name in names),
+            ).group_by(*keys)
         )
-        .where(*_filter_day(day), *(column.is_not(None) for column in columns.values()))
-        .group_by(*columns.values())
-        for columns in keys
-    ]
     stored = sa.select(
         *(table.c[name] for name in key),
         *(sa.literal(0) for _ in names),
         *(table.c[name] for name in names),
     )
-    combined = sa.union_all(*row_sums, stored.where(table.c.day == str(day))).subquery().c
+    is_of_day = _is_of_day(table, day)
+    combined = sa.union_all(*row_sums, stored.where(is_of_day)).subquery().c
     sums = {
         name: sum_exactly(combined[name])
         for name in [*names, *(f"stored_{name}" for name in names)]
@@ -396,7 +470,7 @@ async def _compare_totals(
     query = query.having(
         sa.or_(*(sums[name] != sums[f"stored_{name}"] for name in names))
     ).order_by(*(combined[name] for name in key))
-    count = sa.select(sa.func.count()).select_from(table).where(table.c.day == str(day))
+    count = sa.select(sa.func.count()).select_from(table).where(is_of_day)
     report.compared[kind] += (await session.execute(count)).scalar_one()
     result = await session.stream(query, execution_options={"yield_per": _BATCH})
     async for row in result.mappings():
@@ -407,6 +481,14 @@ async def _compare_totals(
         )
         name = " ".join(str(row[name]) for name in key)
         report.add_difference(kind, f"{_LABELS[kind]} of {day} {name}: {differences}")
+
+
+def _is_of_day(table: sa.FromClause, day: date) -> sa.ColumnElement[bool]:
+    """The condition that a total is one of this day."""
+    if "day" in table.c:
+        return table.c.day == str(day)
+    first = _count_quarters(day)
+    return sa.and_(table.c.quarter >= first, table.c.quarter < first + _QUARTERS_PER_DAY)
 
 
 async def _check_export(

@@ -10,6 +10,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from service.core.accounting.rollups import (
+    ROW_COLUMNS,
+    add_rollups,
+    add_sums,
+    read_attempt_rows,
+)
 from service.core.accounting.rows import (
     ANSWER_COLUMNS,
     ERASED_VALUES,
@@ -23,13 +29,7 @@ from service.core.accounting.rows import (
 )
 from service.core.database.damaged_rows import read_rows
 from service.core.database.engine import ReadSession, Session
-from service.core.database.tables import (
-    api_keys,
-    attempts,
-    daily_totals,
-    quota_totals,
-    request_logs,
-)
+from service.core.database.tables import api_keys, attempts, quota_totals, request_logs
 from service.core.database.upserts import build_insert
 from service.core.errors import NotFound
 from service.core.ports import list_subject_names
@@ -37,30 +37,9 @@ from service.core.quota.postgres import Charges, settle_rows
 from service.core.quota.windows import DAY, Starts, add_amount, compute_starts
 from service.core.records import Outcome, compute_row_charge
 
-_KEY = ("day", "user_id", "endpoint", "model", "status", "usage_source")
-_COUNTS = (
-    "answers",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "reasoning_tokens",
-    "cost_nano_usd",
-    "unpriced",
-)
-_TOTALLED = [
-    request_logs.c[name]
-    for name in (
-        "seq",
-        "id",
-        "rank",
-        "created_at",
-        "key_id",
-        "held_tokens",
-        "held_nano_usd",
-        "attempts",
-        *_KEY[1:],
-        *_COUNTS[1:-1],
-    )
+_REPLACED = [
+    *(request_logs.c[name] for name in ("seq", "id", "rank", "held_tokens", "held_nano_usd")),
+    *ROW_COLUMNS,
 ]
 _CHARGES = ("requests", "tokens", "cost_nano_usd")
 
@@ -82,16 +61,6 @@ def _build_upsert(dialect: str) -> sa.Insert:
         },
         where=request_logs.c.rank < insert.excluded.rank,
     )
-
-
-@cache
-def _build_addition(
-    dialect: str, table: sa.Table, key: tuple[str, ...], names: tuple[str, ...]
-) -> sa.Insert:
-    """A statement that adds numbers to the totals of a key."""
-    insert = build_insert(dialect, table)
-    sums = {name: table.c[name] + insert.excluded[name] for name in names}
-    return insert.on_conflict_do_update(index_elements=list(key), set_=sums)
 
 
 async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
@@ -123,8 +92,14 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
         ]
         await session.execute(_build_upsert(session.dialect.name), rows)
         replaced = [existing[row["id"]] for row in rows if row["id"] in existing]
-        await _write_attempts(session, accepted, replaced)
-        await _add_totals(session, rows, replaced)
+        attempt_rows = [build_attempt_rows(outcome) for outcome in accepted]
+        replaced_attempts = await read_attempt_rows(session, replaced)
+        await _write_attempts(session, attempt_rows, list(replaced_attempts))
+        await add_rollups(
+            session,
+            zip(rows, attempt_rows, strict=True),
+            [(row, replaced_attempts.get(row["id"], [])) for row in replaced],
+        )
         charges = await _add_charges(session, rows, replaced)
     if session.dialect.name == "postgresql":  # last: accounts are locked until the commit
         await settle_rows(session, list(best), charges)
@@ -132,12 +107,12 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
 
 
 async def _write_attempts(
-    session: Session, outcomes: Sequence[Outcome], replaced: Sequence[Mapping[str, Any]]
+    session: Session, added: Sequence[Sequence[Mapping[str, Any]]], replaced_ids: list[str]
 ) -> None:
     """Write the attempts of answers with more than one, in place of those of replaced rows."""
-    if ids := [row["id"] for row in replaced if row["attempts"] > 1]:
-        await session.execute(sa.delete(attempts).where(attempts.c.answer_id.in_(ids)))
-    if rows := [row for outcome in outcomes for row in build_attempt_rows(outcome)]:
+    if replaced_ids:
+        await session.execute(sa.delete(attempts).where(attempts.c.answer_id.in_(replaced_ids)))
+    if rows := [dict(row) for group in added for row in group]:
         await session.execute(sa.insert(attempts), rows)
 
 
@@ -159,24 +134,12 @@ async def _read_erased(session: Session, outcomes: Sequence[Outcome]) -> dict[st
 
 
 def _read_existing(connection: sa.Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
-    query = sa.select(*_TOTALLED).where(request_logs.c.id.in_(ids))
+    query = sa.select(*_REPLACED).where(request_logs.c.id.in_(ids))
     rows = read_rows(connection, query, request_logs.c.seq, request_logs.c.id)
     return {
         keyed.name: {str(name): value for name, value in require_readable(keyed).items()}
         for keyed in rows
     }
-
-
-async def _add_totals(
-    session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]
-) -> None:
-    sums: dict[tuple[str, ...], list[int]] = {}
-    for sign, rows in ((1, added), (-1, replaced)):
-        for row in rows:
-            counts = sums.setdefault(_build_total_key(row), [0] * len(_COUNTS))
-            for n, value in enumerate(_list_counts(row)):
-                counts[n] += sign * value
-    await _add_sums(session, daily_totals, _KEY, _COUNTS, sums)
 
 
 async def _add_charges(
@@ -198,24 +161,8 @@ async def _add_charges(
     for (subject, starts), charge in charges.items():
         day = datetime.fromtimestamp(starts[DAY], UTC).strftime("%Y-%m-%d")
         add_amount(sums.setdefault((day, subject), [0, 0, 0]), charge)
-    await _add_sums(session, quota_totals, ("day", "subject"), _CHARGES, sums)
+    await add_sums(session, quota_totals, ("day", "subject"), _CHARGES, sums)
     return charges
-
-
-async def _add_sums(
-    session: Session,
-    table: sa.Table,
-    key: tuple[str, ...],
-    names: tuple[str, ...],
-    sums: Mapping[Any, Sequence[int]],
-) -> None:
-    """Add to the totals, in the order of their keys: all transactions lock them in one order."""
-    columns = (*key, *names)
-    statement = _build_addition(session.dialect.name, table, key, names)
-    await session.execute(
-        statement,
-        [dict(zip(columns, (*values, *sums[values]), strict=True)) for values in sorted(sums)],
-    )
 
 
 async def _read_lineages(session: Session, key_ids: set[str | None]) -> dict[str, str]:
@@ -224,14 +171,6 @@ async def _read_lineages(session: Session, key_ids: set[str | None]) -> dict[str
         return {}
     query = sa.select(api_keys.c.id, api_keys.c.lineage).where(api_keys.c.id.in_(key_ids - {None}))
     return {row.id: row.lineage for row in await session.execute(query)}
-
-
-def _build_total_key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (row["created_at"].strftime("%Y-%m-%d"), *(str(row[name]) for name in _KEY[1:]))
-
-
-def _list_counts(row: Mapping[str, Any]) -> list[int]:
-    return [1, *(row[name] or 0 for name in _COUNTS[1:-1]), row["cost_nano_usd"] is None]
 
 
 async def read_row(session: ReadSession, answer_id: str, *, user_id: str | None) -> LoggedAnswer:

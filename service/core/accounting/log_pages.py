@@ -10,7 +10,7 @@ of it are several ranges of the index, merged. With several filters the index of
 then end early, even empty, with a cursor to continue.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from itertools import takewhile
 
@@ -25,7 +25,7 @@ from service.core.database.failures import DamagedValue
 from service.core.database.tables import request_logs
 from service.core.encoding import compute_first_id
 from service.core.errors import InvalidCursor, InvalidRequest
-from service.core.records import Status
+from service.core.records import FAILURES, Status
 
 PAGE_MAX = 200
 SCAN_MAX = 10_000  # maximum index entries of the leading filter per page, a few ms
@@ -287,6 +287,12 @@ def _build_interval(
         ),
         *([answer_id < compute_first_id(log_filter.until)] if log_filter.until is not None else []),
     ]
+
+
+def list_statuses(statuses: Sequence[str]) -> tuple[str, ...]:
+    """The statuses that match; `error` stands for all failures."""
+    listed = [FAILURES if status == "error" else (status,) for status in statuses]
+    return tuple(dict.fromkeys(status for group in listed for status in group))
 
 
 def parse_cursor(cursor: str) -> str:

@@ -45,6 +45,18 @@ class _WithoutIndex(FunctionElement[Any]):
         super().__init__(column)
 
 
+class _ListedNumbers(FunctionElement[int]):
+    """The numbers of a JSON list, as rows."""
+
+    name, inherit_cache = "listed_numbers", True
+
+
+class _Quarter(FunctionElement[int]):
+    """The number of a quarter of an hour since 1970."""
+
+    name, type, inherit_cache = "quarter", sa.Integer(), True
+
+
 class _ListedValues(FunctionElement[str]):
     """The texts of a JSON list, as rows."""
 
@@ -82,6 +94,19 @@ _write(
 )
 
 
+_write(
+    _ListedNumbers,
+    "(SELECT value FROM json_each({}))",
+    "(SELECT CAST(value AS bigint)"
+    " FROM json_array_elements_text(CAST({} AS JSON)) AS listed(value))",
+)
+_write(
+    _Quarter,
+    "CAST(strftime('%s', {}) AS INTEGER) / 900",
+    "CAST(floor(extract(epoch FROM {}) / 900) AS integer)",
+)
+
+
 def read_as_bytes(value: sa.ColumnElement[Any]) -> sa.ColumnElement[bytes]:
     """Select a value as bytes: unlike a text, they need not be decoded."""
     return _AsBytes(value)
@@ -90,6 +115,11 @@ def read_as_bytes(value: sa.ColumnElement[Any]) -> sa.ColumnElement[bytes]:
 def as_text(value: bytes) -> sa.ColumnElement[str]:
     """A text to compare with, which need not be decodable."""
     return _AsText(sa.literal(value, sa.LargeBinary))
+
+
+def to_quarter(moment: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    """The number of the quarter of an hour since 1970 in which a time is."""
+    return _Quarter(moment)
 
 
 def read_kind(value: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
@@ -105,6 +135,11 @@ def without_index(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
 def is_listed(column: sa.ColumnElement[str], values: list[str]) -> sa.ColumnElement[bool]:
     """The condition that a column has one of these values, of any number. One parameter."""
     return column.op("IN", is_comparison=True)(_ListedValues(sa.literal(to_json(values).decode())))
+
+
+def is_listed_number(column: sa.ColumnElement[int], values: list[int]) -> sa.ColumnElement[bool]:
+    """The same for numbers."""
+    return column.op("IN", is_comparison=True)(_ListedNumbers(sa.literal(to_json(values).decode())))
 
 
 def sum_exactly(value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:

@@ -194,26 +194,51 @@ attempts = Table(
     Column("ended_at", UtcDateTime, nullable=False),
 )
 
-# Sums over request_logs, updated in the same transaction as the rows; they can be recomputed.
-daily_totals = Table(
-    "daily_totals",
+# The combinations of dimensions in rollups; the id is a hash of them, see `accounting.rollups`.
+rollup_groups = Table(
+    "rollup_groups",
     metadata,
-    Column("day", _text(10), primary_key=True),  # of created_at, UTC
-    Column("user_id", _text(200), primary_key=True),
-    Column("endpoint", _text(50), primary_key=True),
-    Column("model", _text(200), primary_key=True),
-    Column("status", _text(20), primary_key=True),
-    Column("usage_source", _text(10), primary_key=True),
+    Column("id", _Count, primary_key=True, autoincrement=False),
+    Column("user_id", _text(200), nullable=False),
+    Column("key_id", _text(36), nullable=False),  # empty: without a key
+    Column("model", _text(200), nullable=False),
+    Column("provider", _text(50), nullable=False),  # empty: none was called
+    Column("endpoint", _text(50), nullable=False),
+    Column("status", _text(20), nullable=False),
+    Column("usage_source", _text(10), nullable=False),
+)
+
+# Sums over request_logs for each quarter of an hour, updated in the same transaction as the rows;
+# they can be computed again. See `accounting.rollups`.
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("quarter", Integer, primary_key=True, autoincrement=False),  # since 1970, of created_at
+    Column("group_id", BigInteger, primary_key=True, autoincrement=False),
     Column("answers", BigInteger, nullable=False),
+    Column("attempts", BigInteger, nullable=False),
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("cost_nano_usd", BigInteger, nullable=False),
     Column("unpriced", BigInteger, nullable=False),  # answers with unknown cost
+    sqlite_with_rowid=False,
 )
 
-# Usage charged to quotas, by day and subject (`user:…` or `key:…`); updated with daily_totals.
+# Latencies as counts in bins, see `accounting.latency_bins`.
+latency_counts = Table(
+    "latency_counts",
+    metadata,
+    Column("quarter", Integer, primary_key=True, autoincrement=False),
+    Column("group_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Integer, primary_key=True, autoincrement=False),  # see `rollups.LATENCIES`
+    Column("bin", Integer, primary_key=True, autoincrement=False),
+    Column("answers", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Usage charged to quotas, by day and subject (`user:…` or `key:…`); updated with the rows.
 quota_totals = Table(
     "quota_totals",
     metadata,

@@ -4,7 +4,8 @@ SQLAlchemy has a class of such statements for each database, with the same metho
 are executed often are built once for each database (`functools.cache` over its name).
 """
 
-from typing import TYPE_CHECKING, cast
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import Insert
@@ -28,3 +29,31 @@ def build_insert(dialect: str, table: sa.Table) -> Insert:
 def insert_into(session: ReadSession, table: sa.Table) -> Insert:
     """See `build_insert`, for the database of a session."""
     return build_insert(session.dialect.name, table)
+
+
+@cache
+def build_addition(
+    dialect: str, table: sa.Table, key: tuple[str, ...], names: tuple[str, ...]
+) -> Insert:
+    """A statement that adds numbers to the sums of keys.
+
+    Its parameter `rows` is a JSON list of lists, each with the values of `key` and of `names`. One
+    parameter for all rows: the parameters of a row would cost more time than the row.
+    """
+    columns = [table.c[name] for name in (*key, *names)]
+    parameter = sa.bindparam("rows", type_=sa.Text)
+    values: list[sa.ColumnElement[Any]]
+    if dialect == "postgresql":
+        rows = sa.func.json_array_elements(sa.cast(parameter, sa.JSON)).table_valued("value")
+        texts = [rows.c.value.op("->>")(sa.literal(n, sa.Integer)) for n in range(len(columns))]
+        values = [sa.cast(text, column.type) for text, column in zip(texts, columns, strict=True)]
+    else:
+        rows = sa.func.json_each(parameter).table_valued("value")
+        values = [sa.func.json_extract(rows.c.value, f"$[{n}]") for n in range(len(columns))]
+    insert = build_insert(dialect, table)
+    # Without a condition, SQLite would take ON CONFLICT for that of a join.
+    selected = sa.select(*values).select_from(rows).where(sa.literal(1) == sa.literal(1))
+    sums = {name: table.c[name] + insert.excluded[name] for name in names}
+    return insert.from_select(columns, selected).on_conflict_do_update(
+        index_elements=list(key), set_=sums
+    )

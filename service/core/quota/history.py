@@ -10,7 +10,7 @@ are.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import msgspec
 import sqlalchemy as sa
@@ -19,8 +19,14 @@ from sqlalchemy.engine import RowMapping
 from service.core.database.constructs import read_as_bytes
 from service.core.database.damaged_rows import iterate_rows, report_damaged_row, sum_integers
 from service.core.database.engine import ReadSession
-from service.core.database.tables import api_keys, daily_totals, quota_totals, request_logs
-from service.core.encoding import compute_first_id, read_id_time
+from service.core.database.tables import (
+    api_keys,
+    quota_totals,
+    request_logs,
+    rollup_groups,
+    rollups,
+)
+from service.core.encoding import EPOCH, compute_first_id, read_id_time
 from service.core.ports import list_subject_names
 from service.core.pricing import format_usd
 from service.core.quota.local import LocalQuota
@@ -29,6 +35,7 @@ from service.core.records import compute_row_charge
 
 DAYS_MAX = 400
 ROWS_MAX = 5000
+QUARTERS_PER_DAY = 96
 ROWS_AT_ONCE = 500  # processing a row takes the event loop about 10 µs
 MINUTES_SECONDS = 3600  # minutes that are loaded; later ones exist if the clock was ahead
 _CHARGE_COLUMNS = (
@@ -170,27 +177,41 @@ async def read_totals(
 
     `until` is exclusive.
     """
-    columns = daily_totals.c
-    key = (columns.day, columns.model, columns.endpoint)
+    columns = rollups.c
+    day_number = (columns.quarter // QUARTERS_PER_DAY).label("day")
     names = ("answers", "prompt_tokens", "completion_tokens", "cost_nano_usd", "unpriced")
-    query = sa.select(*map(read_as_bytes, key), *sum_integers([columns[name] for name in names]))
+    key = (rollup_groups.c.model, rollup_groups.c.endpoint)
+    query = sa.select(
+        day_number, *map(read_as_bytes, key), *sum_integers([columns[name] for name in names])
+    )
+    first, last = ((day - EPOCH.date()).days * QUARTERS_PER_DAY for day in (since, until))
     query = (
-        query.where(columns.day >= str(since), columns.day < str(until))
-        .group_by(*key)
-        .order_by(columns.day.desc(), *key[1:])
+        query.select_from(rollups.join(rollup_groups, rollup_groups.c.id == columns.group_id))
+        .where(columns.quarter >= first, columns.quarter < last)
+        .group_by(day_number, *key)
+        .having(sa.func.sum(columns.answers + columns.attempts) > 0)
+        .order_by(day_number.desc(), *key)
     )
     if user_id is not None:
-        query = query.where(columns.user_id == user_id)
+        query = query.where(rollup_groups.c.user_id == user_id)
     items = []
-    for *texts, has_others, answers, prompt, completion, cost, unpriced in await session.execute(
-        query.limit(ROWS_MAX)
-    ):
-        day, model, endpoint = (text.decode(errors="replace") for text in texts)
-        if has_others or "\ufffd" in day + model + endpoint:
-            await session.run_sync(_report_total, columns.day, texts[0])
+    for (
+        day,
+        *texts,
+        has_others,
+        answers,
+        prompt,
+        completion,
+        cost,
+        unpriced,
+    ) in await session.execute(query.limit(ROWS_MAX)):
+        model, endpoint = (text.decode(errors="replace") for text in texts)
+        name = str(EPOCH.date() + timedelta(days=day))
+        if has_others or "\ufffd" in model + endpoint:
+            await session.run_sync(_report_total, rollup_groups.c.model, name.encode())
         items.append(
             UsageTotal(
-                day=day,
+                day=name,
                 model=model,
                 endpoint=endpoint,
                 answers=answers,

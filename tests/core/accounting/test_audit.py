@@ -58,6 +58,13 @@ UNKNOWN: dict[str, Any] = {
     "price": None,
 }
 
+# Conditions for the rollups of answers with a status.
+GROUPS = {
+    status: "group_id = (SELECT id FROM rollup_groups JOIN rollups ON id = group_id"
+    f" WHERE status = '{status}' AND answers = 1)"
+    for status in ("timeout", "client_gone")
+}
+
 
 def build_clean_log() -> list[Outcome]:
     """Build rows of three days, of every valid kind."""
@@ -100,7 +107,7 @@ async def audit_after(database: Database, *statements: str) -> AuditReport:
     assert database.file
     with closing(sqlite3.connect(database.file)) as connection:
         for statement in statements:
-            assert connection.execute(statement).rowcount == 1
+            assert connection.execute(statement.format(**GROUPS)).rowcount == 1
         connection.commit()
     return await audit_log(database, database.file.parent)
 
@@ -111,7 +118,7 @@ async def test_a_consistent_log_agrees(log: Database, tmp_path: Path) -> None:
 
     assert report.details == []
     assert report.agrees
-    assert list(report.compared.values()) == [6, 0, 6, 7, 0]
+    assert list(report.compared.values()) == [6, 0, 18, 7, 0]
     assert "all agrees" in report.to_text()
 
 
@@ -120,31 +127,39 @@ async def test_a_consistent_log_agrees(log: Database, tmp_path: Path) -> None:
     ("change", "expected"),
     [
         (
-            "UPDATE daily_totals SET cost_nano_usd = 1501 WHERE status = 'client_gone'",
+            "UPDATE rollups SET cost_nano_usd = 1501 WHERE cost_nano_usd = 1500 AND {client_gone}",
             "cost_nano_usd 1500 in the rows, 1501",
         ),
         (
-            "UPDATE daily_totals SET answers = 0 WHERE status = 'timeout'",
+            "UPDATE rollups SET answers = 0 WHERE {timeout}",
             "answers 1 in the rows, 0 in the totals",
         ),
         (
-            "UPDATE daily_totals SET unpriced = 0 WHERE status = 'timeout'",
+            "UPDATE rollups SET unpriced = 0 WHERE {timeout}",
             "unpriced 1 in the rows, 0 in the totals",
         ),
         (
-            "UPDATE daily_totals SET reasoning_tokens = 4 WHERE reasoning_tokens = 5",
+            "UPDATE rollups SET reasoning_tokens = 4 WHERE reasoning_tokens = 5",
             "reasoning_tokens 5 in the rows, 4 in the totals",
         ),
         (
-            "DELETE FROM daily_totals WHERE status = 'timeout'",
+            "DELETE FROM rollups WHERE {timeout}",
             "answers 1 in the rows, 0 in the totals",
         ),
         (
-            "UPDATE daily_totals SET day = '2026-02-01' WHERE status = 'timeout'",
-            "2026-02-01 a /ai/test m timeout unknown: answers 0 in the",
+            "UPDATE rollups SET quarter = 1969152 WHERE {timeout}",
+            "rollups of 2026-02-28 1969152 a  m  /ai/test timeout unknown: answers 0 in the",
         ),
         (
-            "UPDATE daily_totals SET day = 'someday' WHERE status = 'timeout'",
+            "UPDATE rollups SET quarter = 'someday' WHERE {timeout}",
+            "1 of rollups: not a quarter",
+        ),
+        (
+            "UPDATE latency_counts SET answers = 9 WHERE {timeout} AND kind = 0",
+            "answers 1 in the rows, 9 in the totals",
+        ),
+        (
+            "UPDATE quota_totals SET day = 'someday' WHERE subject = 'key:k1'",
             "'someday': not a date",
         ),
         (
@@ -251,7 +266,7 @@ async def test_usage_of_rotated_keys_agrees(database: Database, tmp_path: Path) 
 @pytest.mark.sqlite
 async def test_a_bad_id_is_reported_once(log: Database) -> None:
     """A bad id is reported once, however many days of totals follow."""
-    later = "UPDATE daily_totals SET day = '2026-04-01' WHERE status = 'timeout'"
+    later = "UPDATE quota_totals SET day = '2026-04-01' WHERE subject = 'key:k1'"
     report = await audit_after(
         log, "UPDATE request_logs SET id = '~' WHERE status = 'client_gone'", later
     )
@@ -276,15 +291,15 @@ async def test_a_bad_id_is_reported_once(log: Database) -> None:
             "its id is not a valid UUIDv7",
         ),
         (
-            "UPDATE daily_totals SET day = CAST(x'ff' AS TEXT) WHERE status = 'timeout'",
-            "not a date",
+            "UPDATE rollups SET quarter = CAST(x'ff' AS TEXT) WHERE {timeout}",
+            "not a quarter",
         ),
         (
-            "UPDATE daily_totals SET model = CAST(x'ff' AS TEXT) WHERE status = 'timeout'",
-            "the totals or rows of 2026-03-02 cannot be read: a text cannot be decoded",
+            "UPDATE rollup_groups SET model = CAST(x'ff' AS TEXT) WHERE status = 'timeout'",
+            "the rollups or rows of 2026-03-02 cannot be read: a text cannot be decoded",
         ),
         (
-            "UPDATE daily_totals SET answers = 'x' WHERE status = 'timeout'",
+            "UPDATE rollups SET answers = 'x' WHERE {timeout}",
             "answers 1 in the rows, 0 in the totals",
         ),
         (
@@ -332,7 +347,7 @@ async def test_records_outside_the_log_are_found(log: Database, tmp_path: Path) 
 @pytest.mark.sqlite
 async def test_days_before_since_are_skipped(log: Database, tmp_path: Path) -> None:
     """`since` is the first day that is audited."""
-    await audit_after(log, "DELETE FROM daily_totals WHERE status = 'client_gone'")
+    await audit_after(log, "DELETE FROM rollups WHERE {client_gone}")
 
     assert (await audit_log(log, tmp_path, since=date(2026, 3, 2))).compared["rows of the log"] == 4
     assert (await audit_log(log, tmp_path, since=date(2026, 3, 2))).agrees
@@ -515,7 +530,7 @@ async def test_exit_codes_of_the_command(log: Database, tmp_path: Path) -> None:
     unreadable = await kotae("audit", "--usage", str(tmp_path / "none.csv"), data_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     absent = await kotae("audit", data_dir=tmp_path / "empty")
-    await audit_after(log, "UPDATE daily_totals SET answers = 2 WHERE status = 'timeout'")
+    await audit_after(log, "UPDATE rollups SET answers = 2 WHERE {timeout}")
     differing = await kotae("audit", data_dir=tmp_path)
 
     assert agreeing[0] == 0, agreeing

@@ -50,7 +50,7 @@ async def read_totals(database: Database) -> dict[str, int]:
     columns = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in names)
     async with database.read_session() as session:
         return dict(
-            (await session.execute(sa.text(f"SELECT {columns} FROM daily_totals"))).mappings().one()
+            (await session.execute(sa.text(f"SELECT {columns} FROM rollups"))).mappings().one()
         )
 
 

@@ -169,8 +169,11 @@ async def test_damaged_totals_are_reported_with_the_others(database: Database) -
     assert database.file
     with closing(sqlite3.connect(database.file)) as connection:
         connection.execute(
-            "UPDATE daily_totals SET model = CAST(x'ff' AS TEXT), cost_nano_usd = 'x'"
-            " WHERE model = 'm1'"
+            "UPDATE rollups SET cost_nano_usd = 'x'"
+            " WHERE group_id = (SELECT id FROM rollup_groups WHERE model = 'm1')"
+        )
+        connection.execute(
+            "UPDATE rollup_groups SET model = CAST(x'ff' AS TEXT) WHERE model = 'm1'"
         )
         connection.commit()
     async with database.read_session() as session:

@@ -1,0 +1,287 @@
+"""Analytics: sums and percentiles over the log, by group and time bucket.
+
+Whole quarters of an hour are read from the rollups. An interval that begins or ends within a
+quarter reads the rest from the rows, so the result is always the sum of the rows of the interval.
+All queries of a request see one snapshot.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+import sqlalchemy as sa
+
+from service.core.accounting.latency_bins import compute_percentile
+from service.core.accounting.rollups import (
+    COUNTS,
+    DIMENSIONS,
+    LATENCIES,
+    QUARTER_SECONDS,
+    ROW_COLUMNS,
+    TOKENS,
+    Group,
+    Row,
+    build_group,
+    list_contributions,
+    list_latencies,
+)
+from service.core.database.constructs import sum_exactly
+from service.core.database.tables import (
+    attempts,
+    latency_counts,
+    request_logs,
+    rollup_groups,
+    rollups,
+)
+from service.core.encoding import compute_first_id
+from service.core.errors import InvalidRequest
+from service.core.pricing import format_usd
+from service.core.records import FAILURES, UsageSource
+
+BUCKETS_MAX = 1000
+EDGE_ROWS_MAX = 20_000  # rows of the quarters that an interval divides
+GROUPS_MAX = 20_000  # in all buckets
+_PERCENTS = {"p50": 50, "p95": 95, "p99": 99}
+METRICS = ("answers", "errors", "attempts", *TOKENS, "total_tokens", "cost", *LATENCIES)
+ORDERS = ("answers", "errors", "total_tokens", "cost")
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """An interval of time: `start` is inclusive, `end` exclusive."""
+
+    start: datetime
+    end: datetime
+
+
+class AnalyticsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What to compute. `filters`: the values that each dimension may have."""
+
+    metrics: tuple[str, ...]
+    group_by: tuple[str, ...]
+    buckets: tuple[Bucket, ...]
+    order: str
+    filters: Mapping[str, tuple[str, ...]]
+
+
+class GroupResult(msgspec.Struct, frozen=True):
+    """The metrics of one group in one bucket."""
+
+    bucket: Bucket
+    values: dict[str, Any]
+
+
+class _Sums:
+    """The counts of a group, and its latencies by kind and bin."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.latencies: tuple[Counter[int], ...] = tuple(Counter() for _ in LATENCIES)
+
+
+def list_buckets(
+    since: datetime, until: datetime, unit: str | None, zone: ZoneInfo
+) -> list[Bucket]:
+    """Divide an interval at the hours, days or months of a time zone; None: do not divide it.
+
+    Raises `InvalidRequest` for more than `BUCKETS_MAX`.
+    """
+    buckets: list[Bucket] = []
+    start = since
+    while start < until:
+        end = until if unit is None else min(until, _find_end(start.astimezone(zone), unit))
+        buckets.append(Bucket(start, end))
+        if len(buckets) > BUCKETS_MAX:
+            raise InvalidRequest(f"more than {BUCKETS_MAX} buckets: choose longer ones")
+        start = end
+    return buckets
+
+
+def _find_end(moment: datetime, unit: str) -> datetime:
+    """The end of the hour, day or month of a local time."""
+    if unit == "hour":
+        passed = timedelta(
+            minutes=moment.minute, seconds=moment.second, microseconds=moment.microsecond
+        )
+        return (moment.astimezone(UTC) - passed) + timedelta(hours=1)
+    day = moment.date() + timedelta(days=1)
+    if unit == "month":
+        day = (moment.date().replace(day=1) + timedelta(days=31)).replace(day=1)
+    return datetime.combine(day, time(), moment.tzinfo).astimezone(UTC)
+
+
+def compute_analytics(connection: sa.Connection, query: AnalyticsQuery) -> list[GroupResult]:
+    """Compute the metrics of each group in each bucket, the largest first within a bucket.
+
+    Raises `InvalidRequest` if there are too many groups, or too many rows in divided quarters.
+    """
+    results: list[GroupResult] = []
+    for bucket in query.buckets:
+        groups = _sum_bucket(connection, query, bucket)
+        listed = [(group, sums) for group, sums in groups.items() if any(sums.counts.values())]
+        listed.sort(key=lambda item: (-_get_order(item[1].counts, query.order), item[0]))
+        results += [GroupResult(bucket, _describe(query, *item)) for item in listed]
+        if len(results) > GROUPS_MAX:
+            raise InvalidRequest(
+                f"more than {GROUPS_MAX:,} groups: use a shorter interval or fewer dimensions"
+            )
+    return results
+
+
+def _sum_bucket(
+    connection: sa.Connection, query: AnalyticsQuery, bucket: Bucket
+) -> dict[Group, _Sums]:
+    groups: dict[Group, _Sums] = {}
+    first = -(-int(bucket.start.timestamp() * 1000) // (QUARTER_SECONDS * 1000))
+    last = int(bucket.end.timestamp()) // QUARTER_SECONDS
+    if first >= last:
+        _add_rows(connection, query, groups, bucket.start, bucket.end)
+        return groups
+    _add_rows(connection, query, groups, bucket.start, _start_quarter(first))
+    _add_rollups(connection, query, groups, first, last)
+    _add_rows(connection, query, groups, _start_quarter(last), bucket.end)
+    return groups
+
+
+def _start_quarter(quarter: int) -> datetime:
+    return datetime.fromtimestamp(quarter * QUARTER_SECONDS, UTC)
+
+
+def _add_rollups(
+    connection: sa.Connection,
+    query: AnalyticsQuery,
+    groups: dict[Group, _Sums],
+    first: int,
+    last: int,
+) -> None:
+    """Add the rollups of whole quarters. Failures and unknown usage are counted by status."""
+    columns, groups_of = rollups.c, rollup_groups.c
+    failed = sa.case((groups_of.status.in_(FAILURES), columns.answers), else_=0)
+    is_unknown = groups_of.usage_source == UsageSource.UNKNOWN
+    sums: dict[str, sa.ColumnElement[Any]] = {name: columns[name] for name in COUNTS} | {
+        "errors": failed,
+        "unknown": sa.case((is_unknown, columns.answers), else_=0),
+        "unpriced": sa.case((is_unknown, 0), else_=columns.unpriced),
+    }
+    selected = [groups_of[name] for name in query.group_by]
+    size = len(selected)
+    statement = (
+        sa.select(*selected, *(sum_exactly(value).label(name) for name, value in sums.items()))
+        .select_from(rollups.join(rollup_groups, groups_of.id == columns.group_id))
+        .where(*_filter_quarters(rollups, query, first, last))
+        .group_by(*selected)
+    )
+    for row in connection.execute(statement):
+        counts = groups.setdefault(tuple(row[:size]), _Sums()).counts
+        counts.update(dict(zip(sums, row[size:], strict=True)))
+    if not set(LATENCIES) & set(query.metrics):
+        return
+    keys = [*selected, latency_counts.c.kind, latency_counts.c.bin]
+    statement = (
+        sa.select(*keys, sum_exactly(latency_counts.c.answers))
+        .select_from(latency_counts.join(rollup_groups, groups_of.id == latency_counts.c.group_id))
+        .where(*_filter_quarters(latency_counts, query, first, last))
+        .group_by(*keys)
+    )
+    for row in connection.execute(statement):
+        *_, kind, number, count = row
+        groups.setdefault(tuple(row[:size]), _Sums()).latencies[kind][number] += count
+
+
+def _filter_quarters(
+    table: sa.Table, query: AnalyticsQuery, first: int, last: int
+) -> list[sa.ColumnElement[bool]]:
+    return [
+        table.c.quarter >= first,
+        table.c.quarter < last,
+        *(rollup_groups.c[name].in_(values) for name, values in query.filters.items()),
+    ]
+
+
+def _add_rows(
+    connection: sa.Connection,
+    query: AnalyticsQuery,
+    groups: dict[Group, _Sums],
+    since: datetime,
+    until: datetime,
+) -> None:
+    """Add the rows of a part of a quarter."""
+    if since >= until:
+        return
+    ids = request_logs.c.id
+    interval = [ids >= compute_first_id(since), ids < compute_first_id(until)]
+    statement = sa.select(ids, *ROW_COLUMNS).where(*interval).limit(EDGE_ROWS_MAX + 1)
+    rows = connection.execute(statement).mappings().all()
+    if len(rows) > EDGE_ROWS_MAX:
+        raise InvalidRequest(
+            f"more than {EDGE_ROWS_MAX:,} answers in a divided quarter of an hour: let the interval"
+            " begin and end at :00, :15, :30 or :45"
+        )
+    by_answer: dict[str, list[Row]] = {}
+    for attempt in connection.execute(
+        sa.select(attempts).join(request_logs, ids == attempts.c.answer_id).where(*interval)
+    ).mappings():
+        by_answer.setdefault(attempt["answer_id"], []).append({**attempt})
+    for row in rows:
+        fields = {str(name): value for name, value in row.items()}
+        for group, counts in list_contributions(fields, by_answer.get(row["id"], [])):
+            if (sums := _find_sums(query, groups, group)) is not None:
+                sums.counts.update(_count_group(group, counts))
+        if (sums := _find_sums(query, groups, build_group(fields))) is not None:
+            for kind, number in list_latencies(fields):
+                sums.latencies[kind][number] += 1
+
+
+def _find_sums(query: AnalyticsQuery, groups: dict[Group, _Sums], group: Group) -> _Sums | None:
+    """The sums to which a group of the rollups adds; None if the filters exclude it."""
+    dimensions = dict(zip(DIMENSIONS, group, strict=True))
+    if any(dimensions[name] not in values for name, values in query.filters.items()):
+        return None
+    return groups.setdefault(tuple(dimensions[name] for name in query.group_by), _Sums())
+
+
+def _count_group(group: Group, values: Sequence[int]) -> dict[str, int]:
+    dimensions = dict(zip(DIMENSIONS, group, strict=True))
+    counts = dict(zip(COUNTS, values, strict=True))
+    is_unknown = dimensions["usage_source"] == UsageSource.UNKNOWN
+    return counts | {
+        "errors": counts["answers"] if dimensions["status"] in FAILURES else 0,
+        "unknown": counts["answers"] if is_unknown else 0,
+        "unpriced": 0 if is_unknown else counts["unpriced"],
+    }
+
+
+def _get_order(counts: Mapping[str, int], order: str) -> int:
+    if order == "total_tokens":
+        return counts["prompt_tokens"] + counts["completion_tokens"]
+    return counts["cost_nano_usd" if order == "cost" else order]
+
+
+def _describe(query: AnalyticsQuery, group: Group, sums: _Sums) -> dict[str, Any]:
+    """The values of a group. Unknown costs are counted beside the known ones."""
+    counts = sums.counts
+    values: dict[str, Any] = dict(zip(query.group_by, group, strict=True))
+    for name in {"key_id", "provider"} & values.keys():
+        values[name] = values[name] or None
+    for metric in query.metrics:
+        if metric == "total_tokens":
+            values[metric] = counts["prompt_tokens"] + counts["completion_tokens"]
+        elif metric == "cost":
+            values |= {
+                "cost": format_usd(counts["cost_nano_usd"]),
+                "unpriced_answers": counts["unpriced"],
+                "unknown_answers": counts["unknown"],
+            }
+        elif metric in LATENCIES:
+            values[metric] = dict(_list_percentiles(sums.latencies[LATENCIES.index(metric)]))
+        else:
+            values[metric] = counts[metric]
+    return values
+
+
+def _list_percentiles(counts: Mapping[int, int]) -> Iterator[tuple[str, float | None]]:
+    for name, percent in _PERCENTS.items():
+        value = compute_percentile(counts, percent)
+        yield name, None if value is None else round(value, 1)
