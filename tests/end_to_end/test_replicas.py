@@ -205,7 +205,7 @@ async def test_a_disconnect_at_another_replica_is_noticed_by_the_owner(
         aclosing(events(response)) as received,
     ):
         await anext(received)
-    (call,) = await fake.wait_calls(1)
+        (call,) = await fake.wait_calls(1)
     await fake.wait_ended(call, 5)
 
     assert [row["status"] for row in await first.rows()] == ["client_gone"]
