@@ -1,12 +1,12 @@
-"""Latency of `GET /ai/logs` with millions of rows.
+"""Latency of `GET /ai/logs` and `GET /ai/analytics` with millions of rows.
 
     python -m bench.logs [--rows 5000000] [--json figures.json]
     python -m bench.logs --rows 10000000 --database-url postgresql://…
 
 Fills a temporary database and queries the real service over HTTP: each query 200 times, one at a
 time, with different parameters where possible. The service runs on a separate core. Filling is not
-measured: it inserts in order of id, 50,000 rows per transaction, without syncing. A run lasts about
-five minutes and uses 5 GB for 5 million rows.
+measured: it inserts in order of id, 50,000 rows per transaction, without syncing; the migration of
+the rollups computes them. A run lasts about five minutes and uses 5 GB for 5 million rows.
 """
 
 import argparse
@@ -192,6 +192,17 @@ def build_queries(rows: int) -> dict[str, Question]:
             "until": f"{since + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}",
         }
 
+    def day(choose: random.Random, days: int = 1, **params: Any) -> dict[str, Any]:
+        since = START + timedelta(days=choose.randrange(DAYS - days))
+        until = since + timedelta(days=days)
+        return {
+            "path": "/ai/analytics",
+            "since": f"{since:%Y-%m-%d}",
+            "until": f"{until:%Y-%m-%d}",
+            "limit": 1000,
+            **params,
+        }
+
     return {
         "first page": lambda _: {},
         "first page of 200": lambda _: {"limit": 200},
@@ -249,6 +260,18 @@ def build_queries(rows: int) -> dict[str, Question]:
             "model": "gpt-5-mini",
             "endpoint": "/ai/answers",
         },
+        "slowest of an hour": lambda choose: {"order": "-response_time_ms", **window(choose)},
+        "errors of an hour": lambda choose: {"status": "error", **window(choose)},
+        "analytics: a day": day,
+        "analytics: a day by user": lambda choose: day(choose, group_by="user_id"),
+        "analytics: a day by hour and model": lambda choose: day(
+            choose, group_by="model", bucket="hour"
+        ),
+        "analytics: a day of a user": lambda choose: day(choose, user_id=choose.choice(USERS)),
+        "analytics: an hour within quarters": lambda choose: day(choose) | window(choose),
+        "analytics: a month by day, without latencies": lambda choose: day(
+            choose, 30, bucket="day", metrics=["answers", "cost"]
+        ),
     }
 
 
@@ -257,7 +280,9 @@ def send_query(
 ) -> tuple[float, dict[str, Any]]:
     """Send one request and return (milliseconds, page)."""
     started = time.perf_counter()
-    connection.request("GET", f"/ai/logs?{urlencode(params)}")
+    path = params.get("path", "/ai/logs")
+    query = {name: value for name, value in params.items() if name != "path"}
+    connection.request("GET", f"{path}?{urlencode(query, doseq=True)}")
     response = connection.getresponse()
     body = response.read()
     milliseconds = (time.perf_counter() - started) * 1000
@@ -323,6 +348,8 @@ def run(
     else:
         fill_log(file, rows)
         size = file.stat().st_size
+    for revision in ("0034", "head"):  # the rollups are computed from the rows
+        subprocess.run([kotae, "migrate", revision], cwd=folder, env=env, check=True)
     filled = time.monotonic() - started
     _say(f"filled: {filled:.0f} s, {size / 1e9:.2f} GB")
     url = f"http://127.0.0.1:{free_port()}"

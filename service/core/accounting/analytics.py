@@ -181,13 +181,20 @@ def _add_rollups(
     keys = [*selected, latency_counts.c.kind, latency_counts.c.bin]
     statement = (
         sa.select(*keys, sum_exactly(latency_counts.c.answers))
-        .select_from(latency_counts.join(rollup_groups, groups_of.id == latency_counts.c.group_id))
+        .select_from(_join_groups(latency_counts, query))
         .where(*_filter_quarters(latency_counts, query, first, last))
         .group_by(*keys)
     )
     for row in connection.execute(statement):
         *_, kind, number, count = row
         groups.setdefault(tuple(row[:size]), _Sums()).latencies[kind][number] += count
+
+
+def _join_groups(table: sa.Table, query: AnalyticsQuery) -> sa.FromClause:
+    """The table, with its groups if the query needs them: they double its time."""
+    if not query.group_by and not query.filters:
+        return table
+    return table.join(rollup_groups, rollup_groups.c.id == table.c.group_id)
 
 
 def _filter_quarters(

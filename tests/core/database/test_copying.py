@@ -142,6 +142,7 @@ async def test_only_an_empty_database_is_a_target(database: Database, target: Da
         await session.execute(sa.text("DELETE FROM request_logs"))
         await session.execute(sa.text("DELETE FROM rollups"))
         await session.execute(sa.text("DELETE FROM latency_counts"))
+        await session.execute(sa.text("DELETE FROM rollup_groups"))
         await session.execute(sa.text("DELETE FROM quota_totals"))
     await copy_data(database, target, "here", lambda _: None)
     with pytest.raises(SettingsInvalid, match="unfinished copy of here"):
