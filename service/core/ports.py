@@ -258,11 +258,8 @@ class Quota(Protocol):
         """Change a hold to another bound. Raises as `hold` does, and then leaves it unchanged."""
         ...
 
-    def settle(self, name: str, *, tokens: int, nano_usd: int) -> bool:
-        """Replace a hold by the actual usage. Synchronous, never fails; only the first counts.
-
-        Returns whether the hold remains until its row is written, which should be soon.
-        """
+    def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:
+        """Replace a hold by the actual usage. Synchronous, never fails; only the first counts."""
         ...
 
     def release(self, name: str) -> None:
@@ -337,17 +334,6 @@ class RecordQueue(Protocol):
 
     def list_open(self) -> list[Intent]:
         """Return the intents without an outcome, oldest first."""
-        ...
-
-    async def wait_pressing(self, seconds: float) -> None:
-        """Wait until outcomes should be committed without delay, or for this time.
-
-        So it is if someone waits for them, after `hurry`, or if half of the space is taken.
-        """
-        ...
-
-    def hurry(self) -> None:
-        """Let `wait_pressing` return: something depends on the commit of these outcomes."""
         ...
 
     async def take_batch(self, count_max: int) -> list[Outcome]:

@@ -1,9 +1,7 @@
 """The writer: moves outcomes from the queue to the database, in batched transactions.
 
 It is the only component that writes log rows. An outcome is counted as waiting until it is
-committed, and the order is preserved. Between two batches it pauses for `PAUSE_SECONDS`, unless
-someone waits for a row or a hold ends with it: a transaction for each row or two costs more
-processor time than their rows. While the database is locked, full or unreachable, the writer
+committed, and the order is preserved. While the database is locked, full or unreachable, the writer
 retries and answers continue. A record that the database rejects permanently is written to a
 quarantine file, so that it is neither lost nor blocks others. Permanently means three failures of
 that record in a transaction of its own, for reasons other than an unavailable database: a single
@@ -29,7 +27,6 @@ from service.workers.quarantine import quarantine_record
 
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 5  # delay after the first failure, maximum delay
 BATCH_MAX = 500  # records in one transaction
-PAUSE_SECONDS = 0.03  # between two batches that nothing depends on
 TRIES_ALONE = 3  # for one record, before it is quarantined
 LATE_SECONDS = 5  # an uncommitted batch is late after this time, even without a failure
 
@@ -54,7 +51,6 @@ class Writer:
         quarantine: Path,
         batch_max: int = BATCH_MAX,
         late_seconds: float = LATE_SECONDS,
-        pause_seconds: float = PAUSE_SECONDS,
         on_written: Callable[[list[str]], None] = lambda _: None,
     ) -> None:
         self._database = database
@@ -62,8 +58,7 @@ class Writer:
         self._metrics = metrics
         self._batch_max = batch_max
         self._quarantine = quarantine
-        self._late_seconds, self._pause_seconds = late_seconds, pause_seconds
-        self._on_written = on_written
+        self._late_seconds, self._on_written = late_seconds, on_written
         self._task = BackgroundTask("writer", self._run)
         self._written = 0
         self._failures = 0
@@ -106,8 +101,6 @@ class Writer:
             self._failures = 0
             self._queue.mark_committed(outcomes)
             self._on_written([outcome.intent.id for outcome in outcomes])
-            self._batch_started_at = None
-            await self._queue.wait_pressing(self._pause_seconds)
 
     async def _write_batch(self, outcomes: list[Outcome], tries: int = TRIES_ALONE) -> bool:
         """Write a batch. Returns False if it must be retried. `tries`: left for a single record."""

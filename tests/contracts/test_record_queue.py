@@ -99,41 +99,6 @@ async def test_wait_committed_waits_for_ended_answers(queue: RecordQueue) -> Non
     await asyncio.wait_for(waiting, 1)
 
 
-async def test_outcomes_that_nobody_waits_for_are_not_pressing(queue: RecordQueue) -> None:
-    """`wait_pressing` lasts as long as requested, and shorter while someone waits for a commit."""
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
-            await queue.wait_pressing(3600)
-    await queue.wait_pressing(0.001)
-    begun = build_intent()
-    queue.add_intent(begun)
-    queue.add_outcome(build_outcome(begun))
-    waiting = asyncio.create_task(queue.wait_committed())
-
-    async with asyncio.timeout(5):
-        await queue.wait_pressing(3600)
-    queue.mark_committed(await queue.take_batch(1))
-    await waiting
-
-
-@pytest.mark.parametrize("count", [1, 2])
-async def test_outcomes_are_pressing_once(queue: RecordQueue, count: int) -> None:
-    """After `hurry`, or when half of the space is taken, until a batch is taken."""
-    intents = [build_intent() for _ in range(count)]
-    for record in intents:
-        queue.add_intent(record)
-        queue.add_outcome(build_outcome(record))
-    if count == 1:
-        queue.hurry()
-
-    async with asyncio.timeout(5):
-        await queue.wait_pressing(3600)
-    queue.mark_committed(await queue.take_batch(count))
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
-            await queue.wait_pressing(3600)
-
-
 async def test_wait_synced_returns(queue: RecordQueue) -> None:
     """Waiting for the disk ends, with and without unsynced records."""
     queue.add_intent(build_intent())

@@ -73,37 +73,6 @@ async def test_stop_writes_all_batches(database: Database, tmp_path: Path) -> No
     assert writer.statistics().written == 95
 
 
-async def test_rows_that_nobody_waits_for_are_written_together(
-    database: Database, tmp_path: Path
-) -> None:
-    """After a batch, outcomes are collected until someone waits for their rows."""
-    queue, written, batches = create_queue(tmp_path), asyncio.Event(), list[int]()
-
-    def count_batch(ids: list[str]) -> None:
-        batches.append(len(ids))
-        written.set()
-
-    writer = Writer(
-        database,
-        queue,
-        Metrics(),
-        quarantine=tmp_path / "quarantine",
-        pause_seconds=3600,
-        on_written=count_batch,
-    )
-    writer.start()
-    add_outcomes(queue, 1)
-    async with asyncio.timeout(10):
-        await written.wait()
-        for _ in range(3):
-            add_outcomes(queue, 1)
-            await database.read_revision()  # time in which the writer would write
-        await queue.wait_committed()
-
-    assert await writer.stop(10)
-    assert batches == [1, 3]
-
-
 async def test_a_locked_database_delays_rows(impatient: Database, tmp_path: Path) -> None:
     """While the database is locked the writer is degraded; afterwards all rows are written."""
     queue = create_queue(tmp_path)

@@ -5,7 +5,6 @@ waits, rejects or drops. The writer is fed from memory; only recovery reads the 
 """
 
 import asyncio
-from contextlib import suppress
 
 from service.core.accounting.journal import Journal
 from service.core.fair_share import SharedLimit
@@ -25,7 +24,6 @@ class JournaledQueue:
         self._finished = 0
         self._committed = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self._pressing = asyncio.Event()
 
     def add_intent(self, intent: Intent) -> None:
         """See `RecordQueue.add_intent`."""
@@ -47,27 +45,14 @@ class JournaledQueue:
         self._journal.append_outcome(outcome)
         self._finished += 1
         self._queue.put_nowait(outcome)
-        if self._queue.qsize() >= self._capacity / 2:
-            self.hurry()
 
     def list_open(self) -> list[Intent]:
         """See `RecordQueue.list_open`."""
         return list(self._open.values())
 
-    def hurry(self) -> None:
-        """See `RecordQueue.hurry`."""
-        self._pressing.set()
-
-    async def wait_pressing(self, seconds: float) -> None:
-        """See `RecordQueue.wait_pressing`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._pressing.wait()
-
     async def take_batch(self, count_max: int) -> list[Outcome]:
         """See `RecordQueue.take_batch`."""
         outcomes = [await self._queue.get()]
-        self._pressing.clear()
         while len(outcomes) < count_max and not self._queue.empty():
             outcomes.append(self._queue.get_nowait())
         return outcomes
@@ -99,7 +84,6 @@ class JournaledQueue:
         if self._committed >= self._finished:
             return
         self._waiters.append(waiter)
-        self.hurry()
         try:
             await waiter[1]
         finally:

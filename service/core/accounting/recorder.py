@@ -39,8 +39,7 @@ class Recorder:
         """Record the outcome of an intent that was begun."""
         self._queue.add_outcome(outcome)
         tokens, nano_usd = outcome.compute_charge()
-        if self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd):
-            self._queue.hurry()
+        self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd)
         self._update_metrics(outcome)
 
     def count_attempt(self, provider: str, code: str) -> None:

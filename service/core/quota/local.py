@@ -156,13 +156,13 @@ class LocalQuota:
         self._change_held(hold, increase)
         hold.amount = amount
 
-    def settle(self, name: str, *, tokens: int, nano_usd: int) -> bool:
+    def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:
         """Replace a hold by the actual usage. Idempotent; unknown names are ignored."""
         hold = self._holds.pop(name, None)
         if hold is None:
             hold = self._expired_holds.pop(name, None)
             if hold is None:
-                return False
+                return
             self._late_count += 1
         else:
             self._return_hold(hold)
@@ -172,7 +172,6 @@ class LocalQuota:
         if self._settled is not None:
             names = [subject.name for subject in hold.subjects]
             self._settled.append(_Settlement(name, names, hold.starts, amount))
-        return False
 
     def release(self, name: str) -> None:
         """Drop the hold of a refused answer. Idempotent."""

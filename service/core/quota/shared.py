@@ -237,12 +237,11 @@ class SharedQuota:
             self._require_fit(accounts, subjects, starts, bound, increase, nano_usd)
             raise Overloaded("the quota hold of this answer has expired")
 
-    def settle(self, name: str, *, tokens: int, nano_usd: int) -> bool:  # noqa: ARG002 - the row has the amounts
+    def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:  # noqa: ARG002 - the row has the amounts
         """See `Quota.settle`. The hold remains until its row is written: see `remove_written`."""
         hold = self._holds.get(name)
         if hold is not None and hold.settled_at is None:
             hold.settled_at = self._monotonic()
-        return hold is not None
 
     def remove_written(self, names: Iterable[str]) -> None:
         """Forget holds that the store has replaced by usage, together with their rows."""

@@ -1,6 +1,5 @@
 """The recorder: queue, quota and metrics get the same outcomes."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -59,26 +58,6 @@ async def test_an_outcome_settles_its_hold(fixture: RecorderFixture) -> None:
     fixture.recorder.record_outcome(build_outcome(intent))
 
     assert fixture.ledger.get_usage("alice")["tokens_per_day"] == (15, 0)
-
-
-class UnwrittenQuota(LocalQuota):
-    """A quota whose holds remain until their rows are written."""
-
-    def settle(self, name: str, *, tokens: int, nano_usd: int) -> bool:
-        """See `Quota.settle`."""
-        super().settle(name, tokens=tokens, nano_usd=nano_usd)
-        return True
-
-
-async def test_a_row_with_a_hold_is_written_soon(fixture: RecorderFixture) -> None:
-    """An outcome whose hold remains until its row is written is pressing."""
-    recorder = Recorder(fixture.queue, UnwrittenQuota(60), fixture.metrics)
-    intent = build_intent()
-    recorder.record_intent(intent)
-    recorder.record_outcome(build_outcome(intent))
-
-    async with asyncio.timeout(5):
-        await fixture.queue.wait_pressing(3600)
 
 
 def test_an_outcome_that_holds_nothing_is_recorded(fixture: RecorderFixture) -> None:
