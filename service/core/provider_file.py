@@ -1,6 +1,6 @@
 """The file of `KOTAE_PROVIDERS`, and the catalog of providers and routes that it describes.
 
-The file is TOML or, with the suffix `.json`, JSON of the same shape; `examples/providers.toml` is
+The file is TOML or, with the suffix `.json`, JSON of the same shape; `deploy/providers.toml` is
 documented and tested. Unknown members, names that are ambiguous, and keys in the file itself are
 refused with the name of the entry. The variables `OPENAI_…` are the short form: `settings.py`
 creates a catalog from them too, so the rest of the service knows catalogs only.
@@ -71,12 +71,16 @@ class SecretSource(_FileEntry):
 
 
 class ModelEntry(_FileEntry):
-    """A model of a provider. `embeddings`: it computes vectors, and generates no text."""
+    """A model of a provider. `embeddings`: it computes vectors, and generates no text.
+
+    `max_output_tokens`: how many tokens it can generate; None: unknown.
+    """
 
     name: _PrintableName
     aliases: list[_PrintableName] = []
     price: ModelPrice | None = None
     embeddings: bool = False
+    max_output_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
 
 
 class ProviderEntry(_FileEntry):
@@ -146,6 +150,7 @@ class TargetConfig:
     provider: str
     model: str
     weight: float = 0
+    max_output_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -334,7 +339,7 @@ def _collect_routes(file: _File) -> dict[str, RouteConfig]:
     routes = {route.alias: _build_route(route, models) for route in file.routes}
     replaced = set(routes)
     for (provider_name, model_name), model in models.items():
-        target = TargetConfig(provider_name, model_name)
+        target = TargetConfig(provider_name, model_name, max_output_tokens=model.max_output_tokens)
         for name in (model_name, *model.aliases):
             if name == model_name and name in replaced:
                 continue
@@ -354,12 +359,15 @@ def _build_route(route: RouteEntry, models: Mapping[tuple[str, str], ModelEntry]
     """Build the route of an entry. Raises `ValueError`."""
     targets = []
     for target in route.targets:
-        if (target.provider, target.model) not in models:
+        model = models.get((target.provider, target.model))
+        if model is None:
             raise ValueError(
                 f"routes.{route.alias}: there is no provider {target.provider} with a model"
                 f" {target.model}"
             )
-        targets.append(TargetConfig(target.provider, target.model, target.weight))
+        targets.append(
+            TargetConfig(target.provider, target.model, target.weight, model.max_output_tokens)
+        )
     kinds = {models[target.provider, target.model].embeddings for target in targets}
     if len(kinds) > 1 or len({(t.provider, t.model) for t in targets}) < len(targets):
         raise ValueError(

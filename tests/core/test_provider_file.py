@@ -40,6 +40,7 @@ def test_the_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
         "llama",
     ]
     assert catalog.routes["chat-always"].fallback_billed
+    assert [target.max_output_tokens for target in catalog.routes["chat"].targets] == [None, 16384]
     assert settings.default_model == "chat"
     assert "sk-of-the-example" in settings.secrets
 

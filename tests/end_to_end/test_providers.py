@@ -63,7 +63,11 @@ def providers(
                 "base_url": second.base_url,
                 "key": {"env": "SECOND_KEY"},
                 "models": [
-                    {"name": "large", "price": {"input": "10", "output": "20"}},
+                    {
+                        "name": "large",
+                        "price": {"input": "10", "output": "20"},
+                        "max_output_tokens": 20_000,
+                    },
                     {"name": "vectors", "embeddings": True, "price": {"input": "3", "output": "0"}},
                 ],
             },
@@ -412,3 +416,18 @@ async def test_the_doctor_checks_each_provider(
     assert "check base_url (with its /v1), key and headers in providers.json" in out
     assert re.search(r"provider second .*without 'large', 'vectors'", out)
     assert "canary" not in out
+
+
+@pytest.mark.parametrize(("model", "limit"), [("large", 20_000), ("chat", None)])
+async def test_a_completion_without_a_limit_gets_that_of_the_model(
+    service: Service, first: ProviderFake, second: ProviderFake, model: str, limit: int | None
+) -> None:
+    """The limit of the file is requested; of a route that every target can generate."""
+    expected = limit or service.services.settings.max_tokens_max
+    response = await service.client.post(
+        "/v1/chat/completions",
+        json={"model": model, "messages": [{"role": "user", "content": "Why?"}]},
+    )
+
+    assert response.headers["x-kotae-max-tokens"] == str(expected)
+    assert [call.body["max_tokens"] for call in (*first.calls, *second.calls)] == [expected]

@@ -551,12 +551,12 @@ class Answers:
         *,
         limited: bool,
     ) -> AnswerRequest:
-        """Limit the completion to what the settings and the remaining quota allow, at least 1."""
+        """Limit the completion to what the model and the remaining quota allow, at least 1."""
         limit = cap_completion(
             chat,
             self._quota.windows(request.subjects) if limited else [],
             partial(self._compute_nano_usd, intent, route),
-            tokens_max=self._settings.max_tokens_max,
+            tokens_max=route.limit_completion(self._settings.max_tokens_max),
             calls_max=route.billed_calls_max,
             held_tokens=intent.held_tokens or 0,
             held_nano_usd=intent.held_nano_usd or 0,

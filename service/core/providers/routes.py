@@ -61,11 +61,15 @@ class EndpointCall:
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A model of a provider. `weight`: its share of the answers that begin with it."""
+    """A model of a provider. `weight`: its share of the answers that begin with it.
+
+    `max_output_tokens`: how many tokens it can generate; None: unknown.
+    """
 
     endpoint: Endpoint
     model: str
     weight: float = 0
+    max_output_tokens: int | None = None
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -77,6 +81,10 @@ class Route(msgspec.Struct, frozen=True):
     name: str
     targets: tuple[Target, ...]
     billed_calls_max: int = 1
+
+    def limit_completion(self, tokens_max: int) -> int:
+        """The tokens that every target can generate; `tokens_max` for those of unknown limit."""
+        return min([target.max_output_tokens or tokens_max for target in self.targets])
 
 
 def compute_route_nano_usd(
@@ -243,7 +251,12 @@ def create_routes(
         name: Route(
             name,
             tuple(
-                Target(endpoints[target.provider], target.model, target.weight)
+                Target(
+                    endpoints[target.provider],
+                    target.model,
+                    target.weight,
+                    target.max_output_tokens,
+                )
                 for target in config.targets
             ),
             len(config.targets) if config.fallback_billed else 1,

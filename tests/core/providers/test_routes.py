@@ -202,6 +202,18 @@ async def test_the_hold_covers_the_most_expensive_target(always: bool, nano_usd:
     assert compute_route_nano_usd(PriceBook({"model-a": PRICE}), route, usage, utc_now()) is None
 
 
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [([None], 8_000), ([500], 500), ([20_000], 20_000), ([20_000, None], 8_000), ([700, 500], 500)],
+)
+async def test_every_target_can_generate_the_limit(limits: list[int | None], expected: int) -> None:
+    """The limit of a route is the smallest of its targets; a default stands for unknown ones."""
+    endpoint = Endpoint("p", create_provider(ProviderConfig("p", None)))
+    targets = [Target(endpoint, f"m{n}", 0, limit) for n, limit in enumerate(limits)]
+
+    assert Route("r", tuple(targets)).limit_completion(8_000) == expected
+
+
 async def test_the_routes_of_a_catalog() -> None:
     """Names lead to routes; a provider of the short form also gets names that are not listed."""
     extractive = Endpoint("extractive", create_provider(ProviderConfig("x", None)))
