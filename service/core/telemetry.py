@@ -13,12 +13,20 @@ from typing import Any
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from structlog.typing import FilteringBoundLogger
 
 from service.core.redaction import redact_secrets
 
 log: FilteringBoundLogger = structlog.get_logger("kotae")
+disable_created_metrics()  # a series of the creation time for each other one
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 LABELS_MAX = 1_000  # cached combinations of label values per metric
