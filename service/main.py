@@ -90,6 +90,7 @@ from service.workers.quota import QuotaUpkeep
 from service.workers.reaper import Reaper
 from service.workers.recovery import JournalRecovery
 from service.workers.reindexing import Reindexer
+from service.workers.retention import TextRetention
 from service.workers.trimming import MemoryTrimmer
 from service.workers.writer import Writer
 
@@ -240,6 +241,8 @@ async def _open_services(
     stack.callback(chunk_workers.close)
     workers["reindexing"] = Reindexer(singleton_database, settings, chunk_workers)
     workers["merging"] = IndexMerger(singleton_database)
+    if settings.text_days is not None:
+        workers["retention"] = TextRetention(singleton_database, settings.text_days)
     _start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
@@ -406,7 +409,7 @@ async def _start_singleton_tasks(
     """Start what one process does: with PostgreSQL, the leader."""
     tasks = [
         cast("BackgroundWorker", workers[name])
-        for name in ("reindexing", "merging", "embedding")
+        for name in ("reindexing", "merging", "embedding", "retention")
         if name in workers
     ]
     if replica is None:

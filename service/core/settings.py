@@ -532,6 +532,13 @@ class Settings(BaseSettings):
         description="Time that an answer of /v1 continues after its client has disconnected, in "
         "seconds, if the client announces retries (`x-stainless-retry-count`, like OpenAI's SDKs).",
     )
+    text_days: float | None = Field(
+        None,
+        gt=0,
+        le=36_500,
+        description="Days after which the texts of a log row are erased; its account stays. "
+        "Default: never.",
+    )
     resume_seconds: float = Field(
         15,
         ge=0,
