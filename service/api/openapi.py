@@ -44,6 +44,7 @@ _SHAPES = [
     shapes.AnalyticsPage,
     shapes.ConversationThread,
     shapes.DeltaEvent,
+    shapes.ErasedTexts,
     shapes.KeyList,
     shapes.Liveness,
     shapes.LogRowPage,

@@ -20,6 +20,7 @@ from service.api.schemas import (
     schema_ref,
 )
 from service.api.shapes import (
+    ErasedTexts,
     PlanList,
     PlanSettings,
     UsageReport,
@@ -117,6 +118,19 @@ async def put_user(
     services.authenticator.clear_cache()
     log.info("user.changed", disabled=body.disabled)
     return json_response(_format_user(user))
+
+
+@router.delete(
+    "/users/{user_id}/texts",
+    responses={200: schema_ref(ErasedTexts, "The number of rows"), **REFUSALS},
+)
+async def erase_texts(
+    user_id: UserPath, services: ServicesDep, principal: AdminKeysPrincipal
+) -> Response:
+    """Erase the texts of all ended answers of a user; the accounts remain. Idempotent and final."""
+    erased = await services.answers.erase_user(user_id)
+    log.info("texts.erased", rows=erased, erased_by=principal.user_id)
+    return json_response({"user_id": user_id, "erased": erased})
 
 
 @router.get(

@@ -122,6 +122,13 @@ class UserSettings(Struct):
     limits: Limits | None
 
 
+class ErasedTexts(Struct):
+    """`erased`: the rows whose texts were not erased before."""
+
+    user_id: str
+    erased: int
+
+
 class UserQuota(UserSettings):
     """A user and the limits in force; null: unlimited."""
 

@@ -53,13 +53,13 @@ class TextRetention(PeriodicWorker):
         self._ticks += 1
         before, erased_before = self._clock() - self._age, self._erased
         while True:
-            position, erased = await erase_texts_before(
+            batch = await erase_texts_before(
                 self._database, before, self._position, batch_rows=self._batch_rows
             )
-            self._erased += erased
-            if position is None:
+            if not batch.ids:
                 break
-            self._position = position
+            self._erased += batch.erased
+            self._position = batch.ids[-1]
             await asyncio.sleep(PAUSE_SECONDS)
         if self._erased > erased_before:
             log.info("texts.erased", rows=self._erased - erased_before)

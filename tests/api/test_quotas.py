@@ -188,3 +188,32 @@ async def test_put_rejects_the_id_of_another_user(serve: Serve) -> None:
 
     is_problem(await service.client.put("/ai/users/bob", json=body), 422, "invalid_request")
     is_problem(await service.client.put("/ai/users/bob/quota", json=body), 422, "invalid_request")
+
+
+async def test_texts_of_a_user_are_erased(serve: Serve, fake: ProviderFake) -> None:
+    """Rows of the user lose their texts for good and keep their numbers; others keep theirs."""
+    service = await serve(
+        auth="keys", secret=SecretStr(SECRET), openai_base_url=fake.base_url, model="m"
+    )
+    keys = {name: await make_key(service, name) for name in ("alice", "bob")}
+    question = {"prompt": "Why?", "grounded": False}
+    answers = {}
+    for name, key in keys.items():
+        async with client(service, key) as caller:
+            answers[name] = (await caller.post("/ai/test", json=question)).json()
+    async with client(service, SECRET) as root:
+        path = "/ai/users/alice/texts"
+        erased = [(await root.delete(path)).json()["erased"] for _ in range(2)]
+        rows = {
+            name: (await root.get(f"/ai/logs/{answer['id']}")).json()
+            for name, answer in answers.items()
+        }
+        unknown = (await root.delete("/ai/users/nobody/texts")).json()
+        reply = await root.get(f"/ai/conversations/{answers['alice']['id']}")
+
+    assert (erased, unknown) == ([1, 0], {"user_id": "nobody", "erased": 0})
+    assert (rows["alice"]["prompt"], rows["alice"]["response"]) == ("", "")
+    assert rows["alice"]["erased_at"] is not None
+    assert rows["alice"]["total_tokens"] == answers["alice"]["total_tokens"]
+    assert rows["bob"] == answers["bob"]
+    is_problem(reply, 410, "erased")

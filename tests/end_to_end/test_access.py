@@ -84,6 +84,7 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/ai/usage"): (USER, Scope.LOGS),
     ("GET", "/ai/users"): (ADMIN, Scope.KEYS),
     ("PUT", "/ai/users/{user_id}"): (ADMIN, Scope.KEYS),
+    ("DELETE", "/ai/users/{user_id}/texts"): (ADMIN, Scope.KEYS),
     ("GET", "/ai/users/{user_id}/quota"): (USER, Scope.LOGS),
     ("PUT", "/ai/users/{user_id}/quota"): (ADMIN, Scope.KEYS),
     ("GET", "/ai/plans"): (ADMIN, Scope.KEYS),

@@ -1,11 +1,13 @@
-"""Erasure of the texts of old log rows; their accounts stay.
+"""Erasure of the texts of old log rows, or of all rows of a user; their accounts stay.
 
 Erased rows are those of erased conversations: see `conversations.py`. The journal and backups are
 not searched.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 
+import msgspec
 import sqlalchemy as sa
 
 from service.core.accounting.rows import ERASED_VALUES
@@ -16,26 +18,43 @@ from service.core.encoding import compute_first_id, utc_now
 BATCH_ROWS = 1000  # in a transaction, some 10 ms
 
 
+class ErasedBatch(msgspec.Struct, frozen=True):
+    """The ids of the next old rows in order, and how many of them were erased only now."""
+
+    ids: Sequence[str]
+    erased: int
+
+
 async def erase_texts_before(
-    database: Database, moment: datetime, position: str, *, batch_rows: int = BATCH_ROWS
-) -> tuple[str | None, int]:
+    database: Database,
+    moment: datetime,
+    position: str,
+    *,
+    user_id: str | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> ErasedBatch:
     """Erase the texts of the next rows after the id `position` that began before this time.
 
-    Returns the new position, None at the end, and the number of rows that were erased. Raises
+    `user_id`: only of this user. Without further rows the batch is empty. Raises
     `DatabaseUnavailable`.
     """
     ids = request_logs.c.id
-    is_old = sa.and_(ids > position, ids < compute_first_id(moment))
+    of_user = [] if user_id is None else [request_logs.c.user_id == user_id]
+    batch = (
+        sa.select(ids)
+        .where(*of_user, ids > position, ids < compute_first_id(moment))
+        .order_by(ids)
+        .limit(batch_rows)
+    )
     async with database.read_session() as session:
-        batch = sa.select(ids).where(is_old).order_by(ids).limit(batch_rows)
         listed = (await session.execute(batch)).scalars().all()
     if not listed:
-        return None, 0
+        return ErasedBatch([], 0)
     erasure = (
         sa.update(request_logs)
-        .where(ids > position, ids <= listed[-1], request_logs.c.erased_at.is_(None))
+        .where(*of_user, ids > position, ids <= listed[-1], request_logs.c.erased_at.is_(None))
         .values(**ERASED_VALUES, erased_at=utc_now())
     )
     async with database.transaction() as session:
         erased = (await session.execute(erasure)).rowcount
-    return listed[-1], erased
+    return ErasedBatch(listed, erased)

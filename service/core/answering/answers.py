@@ -18,6 +18,7 @@ import msgspec
 from service.core import tokens
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
+from service.core.accounting.retention import erase_texts_before
 from service.core.answering.chat_calls import cap_completion, ground_call
 from service.core.answering.claiming import AnswerClaims
 from service.core.answering.conversations import ConversationRegistry
@@ -404,6 +405,20 @@ class Answers:
         `user_id` None: an admin. Raises `NotFound`, `Overloaded` and `DatabaseUnavailable`.
         """
         await self._conversations.erase(conversation_id, user_id)
+
+    async def erase_user(self, user_id: str) -> int:
+        """Erase the texts of a user's answers that have ended. Idempotent.
+
+        Returns the number of rows that were not erased before. Raises `DatabaseUnavailable`.
+        """
+        await self._replay.wait_written()
+        now, position, erased = utc_now(), "", 0
+        while True:
+            batch = await erase_texts_before(self._database, now, position, user_id=user_id)
+            if not batch.ids:
+                return erased
+            self._registry.evict_streams(batch.ids)
+            position, erased = batch.ids[-1], erased + batch.erased
 
     def statistics(self) -> AnswersStatistics:
         """Return an immutable snapshot of the counters."""
