@@ -39,6 +39,7 @@ from service.api.openai import embeddings as openai_embeddings
 from service.api.openapi import build_openapi
 from service.api.relaying import PeerApplication
 from service.core import tokens
+from service.core.accounting.analytics import ANALYTICS_MAX
 from service.core.accounting.journal import Journal, choose_spool, find_spool
 from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
@@ -311,6 +312,7 @@ async def _open_services(
         ),
         uploads=SharedLimit(limits.uploads_at_once_max, "uploads in progress", share),
         searches=SharedLimit(limits.searches_max, "searches in progress", share),
+        analytics=SharedLimit(ANALYTICS_MAX, "analytics in progress", 1 / ANALYTICS_MAX),
         open_requests=SharedLimit(settings.connections_max, "open requests for answers", share),
         authenticator=authenticator,
         revocation=revocation,

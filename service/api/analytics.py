@@ -175,8 +175,9 @@ async def export_focus(
 async def _compute(
     services: Services, principal: Principal, query: AnalyticsQuery
 ) -> list[GroupResult]:
-    await wait_fresh(services)
-    results = await services.database.run_blocking_read(partial(compute_analytics, query=query))
+    with services.analytics.hold(principal.user_id):
+        await wait_fresh(services)
+        results = await services.database.run_blocking_read(partial(compute_analytics, query=query))
     await services.authenticator.require_valid(principal)
     return results
 

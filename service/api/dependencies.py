@@ -47,6 +47,7 @@ class Services:
     upload_budget: BodyBudget
     uploads: SharedLimit
     searches: SharedLimit
+    analytics: SharedLimit
     open_requests: SharedLimit
     authenticator: Authenticator
     revocation: RevocationMonitor

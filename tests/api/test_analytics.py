@@ -216,3 +216,15 @@ async def test_answers_that_ended_before_the_request_are_included(serve: Serve) 
     (bucket,) = (await get_page(service, metrics="answers"))["items"]
 
     assert bucket["results"] == [{"answers": 1}]
+
+
+async def test_a_user_has_one_request_at_a_time(serve: Serve) -> None:
+    """Another request is refused while one is in progress, so searches keep their readers."""
+    service = await serve()
+    with service.services.analytics.hold("local"):
+        refused = await service.client.get("/ai/analytics")
+    accepted = await service.client.get("/ai/analytics")
+
+    is_problem(refused, 503, "overloaded")
+    assert "Retry-After" in refused.headers
+    assert accepted.status_code == 200

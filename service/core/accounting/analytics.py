@@ -5,9 +5,11 @@ quarter reads the rest from the rows, so the result is always the sum of the row
 All queries of a request see one snapshot.
 """
 
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, time, timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from datetime import time as day_time
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -44,6 +46,8 @@ from service.core.records import FAILURES, UsageSource
 BUCKETS_MAX = 1000
 EDGE_ROWS_MAX = 20_000  # rows of the quarters that an interval divides
 GROUPS_MAX = 20_000  # in all buckets
+ANALYTICS_MAX = 2  # requests at a time, one of a user: they share the readers with searches
+SECONDS_MAX = 10.0  # of a request, checked after each bucket
 _PERCENTS = {"p50": 50, "p95": 95, "p99": 99}
 METRICS = ("answers", "errors", "attempts", *TOKENS, "total_tokens", "cost", *LATENCIES)
 ORDERS = ("answers", "errors", "total_tokens", "cost")
@@ -109,20 +113,32 @@ def _find_end(moment: datetime, unit: str) -> datetime:
     day = moment.date() + timedelta(days=1)
     if unit == "month":
         day = (moment.date().replace(day=1) + timedelta(days=31)).replace(day=1)
-    return datetime.combine(day, time(), moment.tzinfo).astimezone(UTC)
+    return datetime.combine(day, day_time(), moment.tzinfo).astimezone(UTC)
 
 
-def compute_analytics(connection: sa.Connection, query: AnalyticsQuery) -> list[GroupResult]:
+def compute_analytics(
+    connection: sa.Connection,
+    query: AnalyticsQuery,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[GroupResult]:
     """Compute the metrics of each group in each bucket, the largest first within a bucket.
 
-    Raises `InvalidRequest` if there are too many groups, or too many rows in divided quarters.
+    Raises `InvalidRequest` if there are too many groups, or too many rows in divided quarters, or
+    if it takes too long.
     """
     results: list[GroupResult] = []
+    end = clock() + SECONDS_MAX
     for bucket in query.buckets:
         groups = _sum_bucket(connection, query, bucket)
         listed = [(group, sums) for group, sums in groups.items() if any(sums.counts.values())]
         listed.sort(key=lambda item: (-_get_order(item[1].counts, query.order), item[0]))
         results += [GroupResult(bucket, _describe(query, *item)) for item in listed]
+        if clock() > end and bucket is not query.buckets[-1]:
+            raise InvalidRequest(
+                f"the sums take more than {SECONDS_MAX:.0f} s: use a shorter interval, longer"
+                " buckets or fewer dimensions"
+            )
         if len(results) > GROUPS_MAX:
             raise InvalidRequest(
                 f"more than {GROUPS_MAX:,} groups: use a shorter interval or fewer dimensions"

@@ -177,3 +177,19 @@ def test_too_many_buckets_are_refused() -> None:
     """An interval is divided into at most 1,000 buckets."""
     with pytest.raises(InvalidRequest, match="1000 buckets"):
         list_buckets(START, START + timedelta(hours=1001), "hour", UTC_ZONE)
+
+
+async def test_sums_that_take_too_long_are_refused(filled: Database) -> None:
+    """A request ends after ten seconds, at the end of a bucket."""
+    seconds = iter([0.0, 4.0, 11.0, 12.0])
+    query = AnalyticsQuery(
+        metrics=("answers",),
+        group_by=(),
+        buckets=tuple(list_buckets(START, START + timedelta(hours=3), "hour", UTC_ZONE)),
+        order="answers",
+        filters={},
+    )
+    with pytest.raises(InvalidRequest, match="more than 10 s"):
+        await filled.run_blocking_read(
+            partial(compute_analytics, query=query, clock=lambda: next(seconds))
+        )
