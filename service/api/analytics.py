@@ -12,7 +12,6 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from service.api import shapes
 from service.api.dependencies import LogsPrincipal, Services, ServicesDep
 from service.api.log_queries import VALUES_MAX, format_csv, select_users, wait_fresh
-from service.api.query_parameters import refuse_parameter
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
@@ -36,6 +35,7 @@ from service.core.accounting.log_pages import list_statuses
 from service.core.accounting.rollups import DIMENSIONS, LATENCIES
 from service.core.auth.principals import Principal
 from service.core.encoding import utc_now
+from service.core.errors import InvalidInterval
 from service.core.records import Status
 
 router = APIRouter(prefix="/ai/analytics", tags=["analytics"])
@@ -63,12 +63,10 @@ class Interval:
         try:
             self.zone = ZoneInfo(timezone)
         except (KeyError, OSError, ValueError):  # unknown, or not a name
-            raise refuse_parameter("timezone", f"unknown time zone {timezone!r}") from None
+            raise InvalidInterval(f"unknown time zone {timezone!r}") from None
         now = utc_now()
         self.since = self._to_utc(since) or now - timedelta(days=DEFAULT_DAYS)
         self.until = self._to_utc(until) or now + timedelta(milliseconds=1)
-        if self.since >= self.until:
-            raise refuse_parameter("until", "must be after since")
 
     def _to_utc(self, moment: datetime | None) -> datetime | None:
         if moment is None:

@@ -21,6 +21,7 @@
     ├── UrlTooLong               414 url_too_long          send long prompts to POST /ai/answers
     ├── HeadTooLarge             431 head_too_large        send fewer or smaller headers
     ├── InvalidCursor            400 invalid_cursor        pass `next_cursor` or an id unchanged
+    ├── InvalidInterval          400 invalid_interval      ask for less at once, see `detail`
     ├── UnknownModel             400 unknown_model         use a configured model
     ├── NotText                  415 not_text              upload text or a supported file format
     ├── FileUnreadable           415 file_unreadable       do what `detail` says: decrypt, OCR, …
@@ -217,6 +218,12 @@ class InvalidCursor(KotaeError):
     """A cursor that this service did not create."""
 
     code, status, title = "invalid_cursor", 400, "The cursor is not valid"
+
+
+class InvalidInterval(KotaeError):
+    """An interval, or its division, that cannot be evaluated: too large, or an unknown zone."""
+
+    code, status, title = "invalid_interval", 400, "The interval cannot be evaluated"
 
 
 class UnknownModel(KotaeError):

@@ -127,6 +127,7 @@ async def test_the_examples_are_answered_from_the_samples(
     """Each example is asked with one click and cited; earlier answers remain on the page."""
     visit = await open_page(service_url, locale=locale)
     examples = visit.page.locator("#examples button")
+    await expect(examples).not_to_have_count(0)
 
     for example in await examples.all():
         await example.click()

@@ -39,7 +39,7 @@ from service.core.database.tables import (
     rollups,
 )
 from service.core.encoding import compute_first_id
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidInterval
 from service.core.pricing import format_usd
 from service.core.records import FAILURES, UsageSource
 
@@ -90,7 +90,7 @@ def list_buckets(
 ) -> list[Bucket]:
     """Divide an interval at the hours, days or months of a time zone; None: do not divide it.
 
-    Raises `InvalidRequest` for more than `BUCKETS_MAX`.
+    Raises `InvalidInterval` for more than `BUCKETS_MAX`.
     """
     buckets: list[Bucket] = []
     start = since
@@ -98,7 +98,7 @@ def list_buckets(
         end = until if unit is None else min(until, _find_end(start.astimezone(zone), unit))
         buckets.append(Bucket(start, end))
         if len(buckets) > BUCKETS_MAX:
-            raise InvalidRequest(f"more than {BUCKETS_MAX} buckets: choose longer ones")
+            raise InvalidInterval(f"more than {BUCKETS_MAX} buckets: choose longer ones")
         start = end
     return buckets
 
@@ -124,7 +124,7 @@ def compute_analytics(
 ) -> list[GroupResult]:
     """Compute the metrics of each group in each bucket, the largest first within a bucket.
 
-    Raises `InvalidRequest` if there are too many groups, or too many rows in divided quarters, or
+    Raises `InvalidInterval` if there are too many groups, or too many rows in divided quarters, or
     if it takes too long.
     """
     results: list[GroupResult] = []
@@ -135,12 +135,12 @@ def compute_analytics(
         listed.sort(key=lambda item: (-_get_order(item[1].counts, query.order), item[0]))
         results += [GroupResult(bucket, _describe(query, *item)) for item in listed]
         if clock() > end and bucket is not query.buckets[-1]:
-            raise InvalidRequest(
+            raise InvalidInterval(
                 f"the sums take more than {SECONDS_MAX:.0f} s: use a shorter interval, longer"
                 " buckets or fewer dimensions"
             )
         if len(results) > GROUPS_MAX:
-            raise InvalidRequest(
+            raise InvalidInterval(
                 f"more than {GROUPS_MAX:,} groups: use a shorter interval or fewer dimensions"
             )
     return results
@@ -238,7 +238,7 @@ def _add_rows(
     statement = sa.select(ids, *ROW_COLUMNS).where(*interval).limit(EDGE_ROWS_MAX + 1)
     rows = connection.execute(statement).mappings().all()
     if len(rows) > EDGE_ROWS_MAX:
-        raise InvalidRequest(
+        raise InvalidInterval(
             f"more than {EDGE_ROWS_MAX:,} answers in a divided quarter of an hour: let the interval"
             " begin and end at :00, :15, :30 or :45"
         )

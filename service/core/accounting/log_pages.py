@@ -24,7 +24,7 @@ from service.core.database.engine import Database, ReadSession
 from service.core.database.failures import DamagedValue
 from service.core.database.tables import request_logs
 from service.core.encoding import compute_first_id
-from service.core.errors import InvalidCursor, InvalidRequest
+from service.core.errors import InvalidCursor, InvalidInterval
 from service.core.records import FAILURES, Status
 
 PAGE_MAX = 200
@@ -151,14 +151,14 @@ async def read_top(
 ) -> LogPage:
     """Read the rows with the largest values of `order`, a field of `_ORDERS`; unknown ones last.
 
-    Raises `InvalidRequest` if the interval has more than `rows_max` rows.
+    Raises `InvalidInterval` if the interval has more than `rows_max` rows.
     """
     (lead, *_), others = _split_conditions(log_filter, ranges=False)
     interval = [*lead, *_build_interval(log_filter)]
     scanned = sa.select(request_logs.c.id).where(*interval).limit(rows_max + 1).subquery()
     count = (await session.execute(sa.select(sa.func.count()).select_from(scanned))).scalar_one()
     if count > rows_max:
-        raise InvalidRequest(
+        raise InvalidInterval(
             f"an ordered list is limited to {rows_max:,} rows in the interval: choose a later"
             " `since` or an earlier `until`, or one user"
         )

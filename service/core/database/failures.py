@@ -66,6 +66,9 @@ class DamageLog:
             log.error("row.damaged", table=table, key=key, error=detail)
 
 
+UNDECODABLE_MESSAGE = "its message cannot be decoded"
+
+
 class ErrorTranslation:
     """Raises `DatabaseUnavailable` for operational errors; other errors propagate.
 
@@ -113,6 +116,8 @@ def is_damage(error: BaseException) -> bool:
     if isinstance(error, DamagedValue):
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, UnicodeDecodeError):  # in the message of SQLite about a damaged schema
+        return True
     code = getattr(cause, "sqlite_errorcode", 0)  # not set by the driver's own errors
     return isinstance(cause, sqlite3.Error) and (
         code & 0xFF in _DAMAGE or code in _READ_ERRORS or str(cause).startswith(_UNDECODABLE)

@@ -23,6 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from service.core.database.damaged_rows import REPORT
 from service.core.database.failures import (
+    UNDECODABLE_MESSAGE,
     DamageLog,
     ErrorTranslation,
     describe_error,
@@ -62,6 +63,8 @@ def _read_timeout(url: str) -> float:
 def explain_error(error: BaseException) -> str | None:
     """See `ErrorTranslation`. Searches call the driver directly."""
     cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, UnicodeDecodeError):
+        return UNDECODABLE_MESSAGE
     if not isinstance(cause, sqlite3.Error) or isinstance(
         cause, sqlite3.IntegrityError | sqlite3.ProgrammingError
     ):

@@ -19,7 +19,7 @@ from service.core.accounting.analytics import (
     list_buckets,
 )
 from service.core.database.engine import Database
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidInterval
 from service.core.pricing import Usage, format_usd
 from service.core.records import FAILURES, Outcome, Status, UsageSource
 from tests.records import build_intent, build_outcome
@@ -175,7 +175,7 @@ def test_months_end_at_the_first_of_the_next() -> None:
 
 def test_too_many_buckets_are_refused() -> None:
     """An interval is divided into at most 1,000 buckets."""
-    with pytest.raises(InvalidRequest, match="1000 buckets"):
+    with pytest.raises(InvalidInterval, match="1000 buckets"):
         list_buckets(START, START + timedelta(hours=1001), "hour", UTC_ZONE)
 
 
@@ -189,7 +189,7 @@ async def test_sums_that_take_too_long_are_refused(filled: Database) -> None:
         order="answers",
         filters={},
     )
-    with pytest.raises(InvalidRequest, match="more than 10 s"):
+    with pytest.raises(InvalidInterval, match="more than 10 s"):
         await filled.run_blocking_read(
             partial(compute_analytics, query=query, clock=lambda: next(seconds))
         )

@@ -15,7 +15,7 @@ from service.core.accounting.log_pages import LogFilter, LogPage, read_page, rea
 from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import request_logs
 from service.core.encoding import create_id
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidInterval
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status
 from tests.records import build_intent, build_outcome
@@ -208,7 +208,7 @@ async def test_ordered_list_of_a_long_interval_is_refused(filled: Database) -> N
     """An ordered list reads a bounded number of rows and refuses an interval with more."""
     which = LogFilter(since=START + timedelta(minutes=20))
     async with filled.read_session() as session:
-        with pytest.raises(InvalidRequest, match="9 rows"):
+        with pytest.raises(InvalidInterval, match="9 rows"):
             await read_top(session, which, order="total_tokens", limit=1, rows_max=9)
         page = await read_top(session, which, order="total_tokens", limit=20, rows_max=10)
 
