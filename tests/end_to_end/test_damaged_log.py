@@ -276,7 +276,8 @@ async def test_usage_is_loaded_without_the_damaged_row(
 
     assert (quota.status_code, answer.status_code) == (200, 200), answer.text
     assert usage["used"]["tokens_per_day"]["used"] >= 15 * ROWS
-    assert usage["used"]["requests_per_minute"]["used"] >= ROWS
+    is_same_minute = utc_now().replace(second=0, microsecond=0) <= now
+    assert usage["used"]["requests_per_minute"]["used"] >= (ROWS if is_same_minute else 1)
     assert usage["totals"][-1]["answers"] >= ROWS
 
 
