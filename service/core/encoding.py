@@ -7,6 +7,7 @@ import msgspec
 import uuid_utils
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+QUARTER_SECONDS, QUARTERS_PER_DAY = 900, 96
 _MILLISECOND = timedelta(milliseconds=1)
 _encode = msgspec.json.Encoder().encode
 
@@ -42,6 +43,11 @@ def read_id_time(text: str) -> datetime | None:
     except (ValueError, OverflowError):
         return None
     return at if str(uuid) == text else None
+
+
+def find_quarter(at: datetime) -> int:
+    """Return the number of a quarter of an hour since 1970; `constructs.to_quarter` in SQL."""
+    return int(at.timestamp()) // QUARTER_SECONDS
 
 
 def utc_now() -> datetime:

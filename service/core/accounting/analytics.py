@@ -7,7 +7,7 @@ All queries of a request see one snapshot.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from datetime import time as day_time
 from typing import Any
@@ -21,24 +21,19 @@ from service.core.accounting.rollups import (
     COUNTS,
     DIMENSIONS,
     LATENCIES,
-    QUARTER_SECONDS,
-    ROW_COLUMNS,
     TOKENS,
     Group,
-    Row,
-    build_group,
-    list_contributions,
     list_latencies,
+    select_contributions,
 )
 from service.core.database.constructs import sum_exactly
 from service.core.database.tables import (
-    attempts,
     latency_counts,
     request_logs,
     rollup_groups,
     rollups,
 )
-from service.core.encoding import compute_first_id
+from service.core.encoding import QUARTER_SECONDS, compute_first_id, find_quarter
 from service.core.errors import InvalidInterval
 from service.core.pricing import format_usd
 from service.core.records import FAILURES, UsageSource
@@ -151,7 +146,7 @@ def _sum_bucket(
 ) -> dict[Group, _Sums]:
     groups: dict[Group, _Sums] = {}
     first = -(-int(bucket.start.timestamp() * 1000) // (QUARTER_SECONDS * 1000))
-    last = int(bucket.end.timestamp()) // QUARTER_SECONDS
+    last = find_quarter(bucket.end)
     if first >= last:
         _add_rows(connection, query, groups, bucket.start, bucket.end)
         return groups
@@ -172,38 +167,26 @@ def _add_rollups(
     first: int,
     last: int,
 ) -> None:
-    """Add the rollups of whole quarters. Failures and unknown usage are counted by status."""
-    columns, groups_of = rollups.c, rollup_groups.c
-    failed = sa.case((groups_of.status.in_(FAILURES), columns.answers), else_=0)
-    is_unknown = groups_of.usage_source == UsageSource.UNKNOWN
-    sums: dict[str, sa.ColumnElement[Any]] = {name: columns[name] for name in COUNTS} | {
-        "errors": failed,
-        "unknown": sa.case((is_unknown, columns.answers), else_=0),
-        "unpriced": sa.case((is_unknown, 0), else_=columns.unpriced),
-    }
-    selected = [groups_of[name] for name in query.group_by]
-    size = len(selected)
-    statement = (
-        sa.select(*selected, *(sum_exactly(value).label(name) for name, value in sums.items()))
-        .select_from(rollups.join(rollup_groups, groups_of.id == columns.group_id))
-        .where(*_filter_quarters(rollups, query, first, last))
-        .group_by(*selected)
-    )
-    for row in connection.execute(statement):
-        counts = groups.setdefault(tuple(row[:size]), _Sums()).counts
-        counts.update(dict(zip(sums, row[size:], strict=True)))
-    if not set(LATENCIES) & set(query.metrics):
+    """Add the rollups of whole quarters."""
+    dimensions = {name: rollup_groups.c[name] for name in DIMENSIONS}
+    columns = dimensions | {name: rollups.c[name] for name in COUNTS}
+    joined = rollups.join(rollup_groups, rollup_groups.c.id == rollups.c.group_id)
+    where = [rollups.c.quarter >= first, rollups.c.quarter < last]
+    _add_counts(connection, query, groups, columns, joined, where)
+    if not _needs_latencies(query):
         return
-    keys = [*selected, latency_counts.c.kind, latency_counts.c.bin]
+    counts = latency_counts.c
+    selected = [dimensions[name] for name in query.group_by]
+    keys = [*selected, counts.kind, counts.bin]
     statement = (
-        sa.select(*keys, sum_exactly(latency_counts.c.answers))
+        sa.select(*keys, sum_exactly(counts.answers))
         .select_from(_join_groups(latency_counts, query))
-        .where(*_filter_quarters(latency_counts, query, first, last))
+        .where(counts.quarter >= first, counts.quarter < last, *_filter(query, dimensions))
         .group_by(*keys)
     )
     for row in connection.execute(statement):
-        *_, kind, number, count = row
-        groups.setdefault(tuple(row[:size]), _Sums()).latencies[kind][number] += count
+        *group, kind, number, count = row
+        groups.setdefault(tuple(group), _Sums()).latencies[kind][number] += count
 
 
 def _join_groups(table: sa.Table, query: AnalyticsQuery) -> sa.FromClause:
@@ -211,16 +194,6 @@ def _join_groups(table: sa.Table, query: AnalyticsQuery) -> sa.FromClause:
     if not query.group_by and not query.filters:
         return table
     return table.join(rollup_groups, rollup_groups.c.id == table.c.group_id)
-
-
-def _filter_quarters(
-    table: sa.Table, query: AnalyticsQuery, first: int, last: int
-) -> list[sa.ColumnElement[bool]]:
-    return [
-        table.c.quarter >= first,
-        table.c.quarter < last,
-        *(rollup_groups.c[name].in_(values) for name, values in query.filters.items()),
-    ]
 
 
 def _add_rows(
@@ -235,45 +208,69 @@ def _add_rows(
         return
     ids = request_logs.c.id
     interval = [ids >= compute_first_id(since), ids < compute_first_id(until)]
-    statement = sa.select(ids, *ROW_COLUMNS).where(*interval).limit(EDGE_ROWS_MAX + 1)
-    rows = connection.execute(statement).mappings().all()
-    if len(rows) > EDGE_ROWS_MAX:
+    limited = sa.select(ids).where(*interval).limit(EDGE_ROWS_MAX + 1).subquery()
+    count = sa.select(sa.func.count()).select_from(limited)
+    if connection.execute(count).scalar_one() > EDGE_ROWS_MAX:
         raise InvalidInterval(
             f"more than {EDGE_ROWS_MAX:,} answers in a divided quarter of an hour: let the interval"
             " begin and end at :00, :15, :30 or :45"
         )
-    by_answer: dict[str, list[Row]] = {}
-    for attempt in connection.execute(
-        sa.select(attempts).join(request_logs, ids == attempts.c.answer_id).where(*interval)
-    ).mappings():
-        by_answer.setdefault(attempt["answer_id"], []).append({**attempt})
-    for row in rows:
-        fields = {str(name): value for name, value in row.items()}
-        for group, counts in list_contributions(fields, by_answer.get(row["id"], [])):
-            if (sums := _find_sums(query, groups, group)) is not None:
-                sums.counts.update(_count_group(group, counts))
-        if (sums := _find_sums(query, groups, build_group(fields))) is not None:
-            for kind, number in list_latencies(fields):
-                sums.latencies[kind][number] += 1
+    rows = sa.union_all(*select_contributions(*interval)).subquery()
+    _add_counts(connection, query, groups, {c.name: c for c in rows.c}, rows, [])
+    if not _needs_latencies(query):
+        return
+    dimensions = {name: sa.func.coalesce(request_logs.c[name], "") for name in DIMENSIONS}
+    statement = sa.select(
+        *(dimensions[name] for name in query.group_by),
+        *(request_logs.c[name] for name in LATENCIES),
+    ).where(*interval, *_filter(query, dimensions))
+    size = len(query.group_by)
+    for row in connection.execute(statement):
+        sums = groups.setdefault(tuple(row[:size]), _Sums())
+        for kind, number in list_latencies(dict(zip(LATENCIES, row[size:], strict=True))):
+            sums.latencies[kind][number] += 1
 
 
-def _find_sums(query: AnalyticsQuery, groups: dict[Group, _Sums], group: Group) -> _Sums | None:
-    """The sums to which a group of the rollups adds; None if the filters exclude it."""
-    dimensions = dict(zip(DIMENSIONS, group, strict=True))
-    if any(dimensions[name] not in values for name, values in query.filters.items()):
-        return None
-    return groups.setdefault(tuple(dimensions[name] for name in query.group_by), _Sums())
+def _needs_latencies(query: AnalyticsQuery) -> bool:
+    return not set(LATENCIES).isdisjoint(query.metrics)
 
 
-def _count_group(group: Group, values: Sequence[int]) -> dict[str, int]:
-    dimensions = dict(zip(DIMENSIONS, group, strict=True))
-    counts = dict(zip(COUNTS, values, strict=True))
-    is_unknown = dimensions["usage_source"] == UsageSource.UNKNOWN
-    return counts | {
-        "errors": counts["answers"] if dimensions["status"] in FAILURES else 0,
-        "unknown": counts["answers"] if is_unknown else 0,
-        "unpriced": 0 if is_unknown else counts["unpriced"],
+def _add_counts(
+    connection: sa.Connection,
+    query: AnalyticsQuery,
+    groups: dict[Group, _Sums],
+    columns: Mapping[str, sa.ColumnElement[Any]],
+    source: sa.FromClause,
+    where: list[sa.ColumnElement[bool]],
+) -> None:
+    """Add the counts of `source`, whose dimensions and counts are `columns`.
+
+    Failures and unknown usage are counted by their dimensions.
+    """
+    is_unknown = columns["usage_source"] == UsageSource.UNKNOWN
+    answers = columns["answers"]
+    sums: dict[str, sa.ColumnElement[Any]] = {name: columns[name] for name in COUNTS} | {
+        "errors": sa.case((columns["status"].in_(FAILURES), answers), else_=0),
+        "unknown": sa.case((is_unknown, answers), else_=0),
+        "unpriced": sa.case((is_unknown, 0), else_=columns["unpriced"]),
     }
+    selected = [columns[name] for name in query.group_by]
+    size = len(selected)
+    statement = (
+        sa.select(*selected, *(sum_exactly(value).label(name) for name, value in sums.items()))
+        .select_from(source)
+        .where(*where, *_filter(query, columns))
+        .group_by(*selected)
+    )
+    for row in connection.execute(statement):
+        counts = groups.setdefault(tuple(row[:size]), _Sums()).counts
+        counts.update(dict(zip(sums, row[size:], strict=True)))
+
+
+def _filter(
+    query: AnalyticsQuery, columns: Mapping[str, sa.ColumnElement[Any]]
+) -> list[sa.ColumnElement[bool]]:
+    return [columns[name].in_(values) for name, values in query.filters.items()]
 
 
 def _get_order(counts: Mapping[str, int], order: str) -> int:

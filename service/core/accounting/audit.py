@@ -42,7 +42,14 @@ from service.core.database.tables import (
     rollup_groups,
     rollups,
 )
-from service.core.encoding import EPOCH, compute_first_id, read_id_time, replace_surrogates
+from service.core.encoding import (
+    EPOCH,
+    QUARTERS_PER_DAY,
+    compute_first_id,
+    find_quarter,
+    read_id_time,
+    replace_surrogates,
+)
 from service.core.errors import KotaeError
 from service.core.ports import KEY_PREFIX, USER_PREFIX
 from service.core.records import RANKS, Attempt, Status, UsageSource, sum_attempts
@@ -52,8 +59,7 @@ DETAILS_MAX = 20  # differences that are described; the others are counted
 EXPORT_KEYS_MAX = 100_000  # days × models of one export
 _BATCH = 2000
 _WRONG_TYPES = (ValueError, TypeError, ArithmeticError)
-_QUARTERS_PER_DAY = 96
-_QUARTERS_END = (date(9999, 1, 1) - EPOCH.date()).days * _QUARTERS_PER_DAY  # see `_parse_date`
+_QUARTERS_END = find_quarter(datetime(9999, 1, 1, tzinfo=UTC))  # see `_parse_date`
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 
 _CALLED = ("usage_source", "prompt_tokens", "completion_tokens")
@@ -147,7 +153,7 @@ async def _audit_days(
         if since
         else ("", "")
     )
-    low_quarter = _count_quarters(since) if since else 0
+    low_quarter = find_quarter(_compute_day_start(since)) if since else 0
     while True:
         async with database.read_session() as session:
             answer_id = await _find_next(session, request_logs.c.id, low_id)
@@ -175,7 +181,9 @@ async def _audit_days(
                 report.add_difference(CHARGES, f"quotas of {day!r}: not a date")
                 continue
             low_id = max(low_id, compute_first_id(_compute_day_start(date_ + timedelta(days=1))))
-            low_quarter = max(low_quarter, _count_quarters(date_ + timedelta(days=1)))
+            low_quarter = max(
+                low_quarter, find_quarter(_compute_day_start(date_ + timedelta(days=1)))
+            )
             await _check_rows(session, date_, report)
             await _check_attempts(session, date_, report)
             await _check_totals(session, date_, report)
@@ -214,12 +222,7 @@ async def _find_next_quarter_day(session: ReadSession, low: int) -> str | None:
     first = min((quarter for quarter in quarters if quarter is not None), default=None)
     if first is None:
         return None
-    return str(EPOCH.date() + timedelta(days=first // _QUARTERS_PER_DAY))
-
-
-def _count_quarters(day: date) -> int:
-    """The number of the first quarter of an hour of a day."""
-    return (day - EPOCH.date()).days * _QUARTERS_PER_DAY
+    return str(EPOCH.date() + timedelta(days=first // QUARTERS_PER_DAY))
 
 
 async def _check_quarters(session: ReadSession, report: AuditReport) -> None:
@@ -487,8 +490,8 @@ def _is_of_day(table: sa.FromClause, day: date) -> sa.ColumnElement[bool]:
     """The condition that a total is one of this day."""
     if "day" in table.c:
         return table.c.day == str(day)
-    first = _count_quarters(day)
-    return sa.and_(table.c.quarter >= first, table.c.quarter < first + _QUARTERS_PER_DAY)
+    first = find_quarter(_compute_day_start(day))
+    return sa.and_(table.c.quarter >= first, table.c.quarter < first + QUARTERS_PER_DAY)
 
 
 async def _check_export(

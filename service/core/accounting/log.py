@@ -14,7 +14,6 @@ from service.core.accounting.rollups import (
     ROW_COLUMNS,
     add_rollups,
     add_sums,
-    read_attempt_rows,
 )
 from service.core.accounting.rows import (
     ANSWER_COLUMNS,
@@ -24,6 +23,7 @@ from service.core.accounting.rows import (
     build_row,
     get_rank,
     read_answers,
+    read_attempts,
     read_outcome,
     require_readable,
 )
@@ -92,13 +92,16 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
         ]
         await session.execute(_build_upsert(session.dialect.name), rows)
         replaced = [existing[row["id"]] for row in rows if row["id"] in existing]
-        attempt_rows = [build_attempt_rows(outcome) for outcome in accepted]
-        replaced_attempts = await read_attempt_rows(session, replaced)
-        await _write_attempts(session, attempt_rows, list(replaced_attempts))
+        several = [row["id"] for row in replaced if row["attempts"] > 1]
+        replaced_attempts = await session.run_sync(read_attempts, several)
+        await _write_attempts(session, accepted, several)
         await add_rollups(
             session,
-            zip(rows, attempt_rows, strict=True),
-            [(row, replaced_attempts.get(row["id"], [])) for row in replaced],
+            [
+                (row, outcome.attempt_list or ())
+                for row, outcome in zip(rows, accepted, strict=True)
+            ],
+            [(row, replaced_attempts.get(row["id"], ())) for row in replaced],
         )
         charges = await _add_charges(session, rows, replaced)
     if session.dialect.name == "postgresql":  # last: accounts are locked until the commit
@@ -107,12 +110,12 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
 
 
 async def _write_attempts(
-    session: Session, added: Sequence[Sequence[Mapping[str, Any]]], replaced_ids: list[str]
+    session: Session, outcomes: Sequence[Outcome], replaced_ids: list[str]
 ) -> None:
     """Write the attempts of answers with more than one, in place of those of replaced rows."""
     if replaced_ids:
         await session.execute(sa.delete(attempts).where(attempts.c.answer_id.in_(replaced_ids)))
-    if rows := [dict(row) for group in added for row in group]:
+    if rows := [row for outcome in outcomes for row in build_attempt_rows(outcome)]:
         await session.execute(sa.insert(attempts), rows)
 
 

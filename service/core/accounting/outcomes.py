@@ -178,14 +178,12 @@ class AnswerAccount:
         """
         if self._outcome is None:
             intent = self._intent
-            source = self._decide_source(status, text)
-            usage = self._decide_usage(source, text, estimate)
-            free = source is UsageSource.NONE  # also without a price
-            cost = self._price_usage(usage) if usage and not free else None
-            nano_usd = 0 if free else cost.nano_usd if cost else None
-            price = cost.price if cost else None
             attempts: list[Attempt] | None = None
-            if self._earlier:
+            if not self._earlier:
+                source = self._decide_source(status, text)
+                usage = self._decide_usage(source, text, estimate)
+                nano_usd, price = self._price_used(source, usage)
+            else:
                 counted = any(attempt.usage is not None for attempt in self._earlier)
                 last = self._build_attempt(status, error_code, text, estimate, summed=counted)
                 attempts = [*self._earlier, last]
@@ -248,8 +246,7 @@ class AnswerAccount:
         if source is UsageSource.UNKNOWN and not unbilled and summed:
             source = UsageSource.ESTIMATED
         usage = self._decide_usage(source, text, estimate)
-        free = source is UsageSource.NONE
-        cost = self._price_usage(usage) if usage and not free else None
+        nano_usd, price = self._price_used(source, usage)
         return Attempt(
             provider=self.provider or "",
             model=self.model,
@@ -258,8 +255,8 @@ class AnswerAccount:
             unbilled=unbilled,
             usage_source=source,
             usage=usage,
-            cost_nano_usd=0 if free else cost.nano_usd if cost else None,
-            price=cost.price if cost else None,
+            cost_nano_usd=nano_usd,
+            price=price,
             started_at=self._compute_time(self._began),
             ended_at=self._compute_time(self._ended if self._failed else time.perf_counter()),
         )
@@ -303,6 +300,15 @@ class AnswerAccount:
         return msgspec.structs.replace(
             combine_usage(estimate, self.usage), completion_tokens=completion_tokens
         )
+
+    def _price_used(
+        self, source: UsageSource, usage: Usage | None
+    ) -> tuple[int | None, str | None]:
+        """Return (nano-dollars, price). Without a call the cost is 0, also without a price."""
+        if source is UsageSource.NONE:
+            return 0, None
+        cost = self._price_usage(usage) if usage else None
+        return (cost.nano_usd, cost.price) if cost else (None, None)
 
     def _price_usage(self, usage: Usage) -> Cost | None:
         created_at = self._intent.created_at

@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from service.core.accounting.latency_bins import find_bin
+from service.core.accounting.rows import read_attempts
 from service.core.database.constructs import is_listed_number, to_quarter
 from service.core.database.damaged_rows import iterate_rows
 from service.core.database.engine import Database, ReadSession, Session
@@ -27,9 +28,15 @@ from service.core.database.tables import (
     rollups,
 )
 from service.core.database.upserts import build_addition, build_insert
-from service.core.encoding import compute_first_id, read_id_time, to_json
+from service.core.encoding import (
+    QUARTER_SECONDS,
+    compute_first_id,
+    find_quarter,
+    read_id_time,
+    to_json,
+)
+from service.core.records import Attempt
 
-QUARTER_SECONDS = 900
 DIMENSIONS = ("user_id", "key_id", "model", "provider", "endpoint", "status", "usage_source")
 TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 USED = ("attempts", *TOKENS, "cost_nano_usd")  # counted for the attempt
@@ -44,11 +51,6 @@ Group = tuple[str, ...]
 """The values of `DIMENSIONS`; empty ones for no key and no provider."""
 
 
-def find_quarter(moment: datetime) -> int:
-    """The number of a quarter of an hour since 1970."""
-    return int(moment.timestamp()) // QUARTER_SECONDS
-
-
 @lru_cache(maxsize=10_000)
 def compute_group_id(group: Group) -> int:
     """The id of a group: 63 bits of a hash, unique but for one chance in a hundred million."""
@@ -61,14 +63,16 @@ def build_group(row: Row) -> Group:
     return tuple(row[name] or "" for name in DIMENSIONS)
 
 
-def list_contributions(row: Row, attempt_rows: Sequence[Row]) -> Iterator[tuple[Group, list[int]]]:
+def list_contributions(
+    row: Row, attempt_list: Sequence[Attempt]
+) -> Iterator[tuple[Group, list[int]]]:
     """What a row with these attempts adds to `COUNTS`, by group.
 
-    `attempt_rows` is empty if there is only one attempt. `unpriced`: the cost is unknown.
+    `attempt_list` is empty if there is only one attempt. `unpriced`: the cost is unknown.
     """
     group = build_group(row)
     is_unpriced = row["cost_nano_usd"] is None
-    used = [] if attempt_rows else [row[name] or 0 for name in USED]
+    used = [] if attempt_list else [row[name] or 0 for name in USED]
     if used and row["provider_model"] is None:
         yield group, [1, *used, int(is_unpriced)]
         return
@@ -76,10 +80,11 @@ def list_contributions(row: Row, attempt_rows: Sequence[Row]) -> Iterator[tuple[
     if used:
         yield _replace_model(row, row["provider_model"]), [0, *used, 0]
     is_unknown = row["prompt_tokens"] is None
-    for attempt in attempt_rows:
-        tokens = [0 if is_unknown else attempt[name] or 0 for name in TOKENS]
-        cost = 0 if is_unpriced else attempt["cost_nano_usd"] or 0
-        group = _replace_model({**row, "provider": attempt["provider"]}, attempt["model"])
+    for attempt in attempt_list:
+        usage = None if is_unknown else attempt.usage
+        tokens = [0 if usage is None else getattr(usage, name) for name in TOKENS]
+        cost = 0 if is_unpriced else attempt.cost_nano_usd or 0
+        group = _replace_model({**row, "provider": attempt.provider}, attempt.model)
         yield group, [0, 1, *tokens, cost, 0]
 
 
@@ -135,17 +140,17 @@ def select_contributions(*where: sa.ColumnElement[bool]) -> list[sa.Select[Any]]
 
 async def add_rollups(
     session: Session,
-    added: Iterable[tuple[Row, Sequence[Row]]],
-    replaced: Iterable[tuple[Row, Sequence[Row]]],
+    added: Iterable[tuple[Row, Sequence[Attempt]]],
+    replaced: Iterable[tuple[Row, Sequence[Attempt]]],
 ) -> None:
     """Add rows with their attempts, and subtract those that they replace."""
     groups: dict[int, Group] = {}
     sums: dict[tuple[int, ...], list[int]] = {}
     latencies: dict[tuple[int, ...], list[int]] = {}
     for sign, rows in ((1, added), (-1, replaced)):
-        for row, attempt_rows in rows:
+        for row, attempt_list in rows:
             quarter = find_quarter(row["created_at"])
-            for group, counts in list_contributions(row, attempt_rows):
+            for group, counts in list_contributions(row, attempt_list):
                 group_id = compute_group_id(group)
                 groups[group_id] = group
                 total = sums.setdefault((quarter, group_id), [0] * len(COUNTS))
@@ -174,20 +179,6 @@ async def _add_groups(session: Session, groups: Mapping[int, Group]) -> None:
                 for group_id in sorted(new)
             ],
         )
-
-
-async def read_attempt_rows(
-    session: ReadSession, rows: Iterable[Row]
-) -> dict[str, list[dict[str, Any]]]:
-    """The attempts of those of these rows that have several, by answer."""
-    ids = [row["id"] for row in rows if row["attempts"] > 1]
-    by_answer: dict[str, list[dict[str, Any]]] = {}
-    if ids:
-        query = sa.select(attempts).where(attempts.c.answer_id.in_(ids))
-        for attempt in (await session.execute(query)).mappings():
-            fields = {str(name): value for name, value in attempt.items()}
-            by_answer.setdefault(attempt["answer_id"], []).append(fields)
-    return by_answer
 
 
 async def rebuild_rollups(database: Database, since: date | None) -> None:
@@ -238,7 +229,8 @@ async def _rebuild_day(session: Session, day: date) -> None:
             for keyed in keyed_rows
             if keyed.row is not None
         ]
-        by_answer = await read_attempt_rows(session, rows)
+        several = [row["id"] for row in rows if row["attempts"] > 1]
+        by_answer = await session.run_sync(read_attempts, several)
         await add_rollups(session, [(row, by_answer.get(row["id"], [])) for row in rows], [])
 
 

@@ -26,7 +26,7 @@ from service.core.database.tables import (
     rollup_groups,
     rollups,
 )
-from service.core.encoding import EPOCH, compute_first_id, read_id_time
+from service.core.encoding import EPOCH, QUARTERS_PER_DAY, compute_first_id, read_id_time
 from service.core.ports import list_subject_names
 from service.core.pricing import format_usd
 from service.core.quota.local import LocalQuota
@@ -35,7 +35,6 @@ from service.core.records import compute_row_charge
 
 DAYS_MAX = 400
 ROWS_MAX = 5000
-QUARTERS_PER_DAY = 96
 ROWS_AT_ONCE = 500  # processing a row takes the event loop about 10 µs
 MINUTES_SECONDS = 3600  # minutes that are loaded; later ones exist if the clock was ahead
 _CHARGE_COLUMNS = (

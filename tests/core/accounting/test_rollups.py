@@ -12,12 +12,11 @@ from service.core.accounting.rollups import (
     COUNTS,
     ROW_COLUMNS,
     build_group,
-    find_quarter,
     list_contributions,
     list_latencies,
-    read_attempt_rows,
     rebuild_rollups,
 )
+from service.core.accounting.rows import read_attempts
 from service.core.database.engine import Database
 from service.core.database.tables import (
     latency_counts,
@@ -25,6 +24,7 @@ from service.core.database.tables import (
     rollup_groups,
     rollups,
 )
+from service.core.encoding import find_quarter
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
 from tests.records import build_attempt, build_intent, build_outcome, build_outcome_of_attempts
@@ -58,7 +58,8 @@ async def compute_sums(database: Database) -> Sums:
         columns = request_logs.c.id, *ROW_COLUMNS
         result = (await session.execute(sa.select(*columns))).mappings()
         rows = [{str(name): value for name, value in row.items()} for row in result]
-        by_answer = await read_attempt_rows(session, rows)
+        several = [row["id"] for row in rows if row["attempts"] > 1]
+        by_answer = await session.run_sync(read_attempts, several)
     sums: dict[Any, list[int]] = {}
     latencies: Counter[Any] = Counter()
     for row in rows:
