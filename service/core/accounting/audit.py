@@ -180,10 +180,9 @@ async def _audit_days(
             if (date_ := _parse_date(day)) is None:
                 report.add_difference(CHARGES, f"quotas of {day!r}: not a date")
                 continue
-            low_id = max(low_id, compute_first_id(_compute_day_start(date_ + timedelta(days=1))))
-            low_quarter = max(
-                low_quarter, find_quarter(_compute_day_start(date_ + timedelta(days=1)))
-            )
+            following = _compute_day_start(date_ + timedelta(days=1))
+            low_id = max(low_id, compute_first_id(following))
+            low_quarter = max(low_quarter, find_quarter(following))
             await _check_rows(session, date_, report)
             await _check_attempts(session, date_, report)
             await _check_totals(session, date_, report)

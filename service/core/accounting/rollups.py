@@ -185,7 +185,8 @@ async def rebuild_rollups(database: Database, since: date | None) -> None:
     """Compute the rollups from day `since` on again; None: all of them.
 
     A day is one transaction, so they are exact also while answers are recorded. Rows that
-    cannot be read are left out. Raises `DatabaseUnavailable`.
+    cannot be read are left out. Raises `DatabaseUnavailable`, and `AnswerDamaged` for attempts that
+    cannot be read.
     """
     async with database.read_session() as session:
         days = await _list_ends(session)

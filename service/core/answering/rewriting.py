@@ -92,7 +92,7 @@ class Rewriter:
             held_tokens=usage_max.total_tokens,
             held_nano_usd=nano_usd,
             provider=provider,
-            provider_model=None if model == intent.model else model,
+            provider_model=target.get_other_name(intent.model),
         )
         await self._quota.hold(
             call.id,

@@ -71,6 +71,10 @@ class Target(msgspec.Struct, frozen=True):
     weight: float = 0
     max_output_tokens: int | None = None
 
+    def get_other_name(self, model: str) -> str | None:
+        """The provider's name of the model; None if it is the one that was asked for."""
+        return None if self.model == model else self.model
+
 
 class Route(msgspec.Struct, frozen=True):
     """The targets of a model or alias, at least one.
