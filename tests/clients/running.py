@@ -28,6 +28,20 @@ REJECTION = {
     "code": "context_length_exceeded",
 }
 SECONDS = 60
+# Of OpenAI's own clients.
+OPENAI_CASES = [
+    "plain",
+    "stream",
+    "helper",
+    "tools",
+    "tool_stream",
+    "parse",
+    "raw",
+    "grounded",
+    "responses",
+    "responses_stream",
+    "error",
+]
 
 
 class Environment(NamedTuple):

@@ -4,28 +4,15 @@ from asyncio.subprocess import Process
 
 import pytest
 
-from tests.clients.running import check_case, serve_cases
+from tests.clients.running import OPENAI_CASES, check_case, serve_cases
 from tests.conftest import Service, shared_loop
 from tests.fakes.provider import ProviderFake
 
-CASES = [
-    "plain",
-    "stream",
-    "helper",
-    "tools",
-    "tool_stream",
-    "parse",
-    "raw",
-    "grounded",
-    "responses",
-    "responses_stream",
-    "error",
-]
 pytestmark = [pytest.mark.slow, shared_loop]
 process = serve_cases("node", "openai_node.mjs")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", OPENAI_CASES)
 async def test_openai_node(
     priced: Service, shared_fake: ProviderFake, process: Process, case: str
 ) -> None:

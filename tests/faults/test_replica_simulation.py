@@ -15,19 +15,17 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
     rule,
-    run_state_machine_as_test,
 )
 
 from service.core.accounting.outcomes import build_interrupted
 from service.core.records import RANKS, Outcome
-from tests.faults.test_simulation import EXAMPLES, SEED, Answer, SimulatedDatabase, World
+from tests.faults.test_simulation import SEED, Answer, SimulatedDatabase, World, run_histories
 
 REPLICAS = 2
 which = st.integers(0, REPLICAS - 1)
@@ -147,28 +145,8 @@ def test_replicas_and_their_database_keep_the_guarantees(
     capsys: pytest.CaptureFixture[str], record_property: Any, steps: int
 ) -> None:
     """All guarantees hold over many thousand steps with crashes of replicas and the database."""
-    runs, steps_before = 0, World.steps
-    while World.steps - steps_before < steps:
-        try:
-            run_state_machine_as_test(
-                seed(SEED + runs)(Replicas),
-                settings=settings(
-                    max_examples=EXAMPLES,
-                    stateful_step_count=40,
-                    deadline=None,
-                    database=None,
-                    print_blob=False,
-                    phases=[
-                        Phase.generate,
-                        *([Phase.shrink] if "KOTAE_TEST_SHRINK" in os.environ else []),
-                    ],
-                    suppress_health_check=list(HealthCheck),
-                ),
-            )
-        except BaseException as error:
-            error.add_note(f"KOTAE_TEST_SEED={SEED + runs}, after {World.steps} steps")
-            raise
-        runs += 1
+    steps_before = World.steps
+    runs = run_histories(Replicas, steps, history_steps=40)
     summary = (
         f"{World.steps - steps_before} steps, seeds {SEED} to {SEED + runs - 1}:"
         f" {Replicas.crashes} crashes of the database, {Replicas.volumes} lost volumes,"

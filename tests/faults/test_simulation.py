@@ -630,25 +630,16 @@ class World(RuleBasedStateMachine):
         pytest.fail("recovery failed")
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [
-        pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(290)]),
-        pytest.param(2_000_000, marks=[pytest.mark.nightly, pytest.mark.timeout(4090)]),
-    ],
-)
-def test_the_journal_keeps_its_guarantees(
-    capsys: pytest.CaptureFixture[str], record_property: Any, steps: int
-) -> None:
-    """All guarantees of the journal hold over many thousand steps with faults."""
+def run_histories(machine: type[RuleBasedStateMachine], steps: int, *, history_steps: int) -> int:
+    """Run histories of a state machine for so many steps. Returns the number of runs."""
     runs, steps_before = 0, World.steps
     while World.steps - steps_before < steps:
         try:
             run_state_machine_as_test(
-                seed(SEED + runs)(World),
+                seed(SEED + runs)(machine),
                 settings=settings(
                     max_examples=EXAMPLES,
-                    stateful_step_count=30,
+                    stateful_step_count=history_steps,
                     deadline=None,
                     database=None,
                     print_blob=False,
@@ -663,6 +654,21 @@ def test_the_journal_keeps_its_guarantees(
             error.add_note(f"KOTAE_TEST_SEED={SEED + runs}, after {World.steps} steps")
             raise
         runs += 1
+    return runs
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(290)]),
+        pytest.param(2_000_000, marks=[pytest.mark.nightly, pytest.mark.timeout(4090)]),
+    ],
+)
+def test_the_journal_keeps_its_guarantees(
+    capsys: pytest.CaptureFixture[str], record_property: Any, steps: int
+) -> None:
+    """All guarantees of the journal hold over many thousand steps with faults."""
+    runs = run_histories(World, steps, history_steps=30)
     summary = (
         f"{World.steps} steps, seeds {SEED} to {SEED + runs - 1}: {World.deaths} deaths,"
         f" {World.power_losses} losses of power, {World.recoveries} recoveries,"
