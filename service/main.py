@@ -39,7 +39,7 @@ from service.api.openai import embeddings as openai_embeddings
 from service.api.openapi import build_openapi
 from service.api.relaying import PeerApplication
 from service.core import tokens
-from service.core.accounting.analytics import ANALYTICS_MAX
+from service.core.accounting.analytics import ANALYTICS_MAX, OPEN_MAX, WAIT_SECONDS_MAX
 from service.core.accounting.journal import Journal, choose_spool, find_spool
 from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
@@ -55,7 +55,7 @@ from service.core.database.health import DatabaseHealth
 from service.core.database.instance_lock import SERVE, lock_instance
 from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.errors import DatabaseUnavailable, KotaeError, SettingsInvalid
-from service.core.fair_share import SharedLimit
+from service.core.fair_share import BoundedTurns, SharedLimit
 from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
 from service.core.ports import Embedder, Peers, VectorSearch, Worker
@@ -312,7 +312,9 @@ async def _open_services(
         ),
         uploads=SharedLimit(limits.uploads_at_once_max, "uploads in progress", share),
         searches=SharedLimit(limits.searches_max, "searches in progress", share),
-        analytics=SharedLimit(ANALYTICS_MAX, "analytics in progress", 1 / ANALYTICS_MAX),
+        analytics=BoundedTurns(
+            ANALYTICS_MAX, OPEN_MAX, "analytics requests", 0.25, wait_seconds=WAIT_SECONDS_MAX
+        ),
         open_requests=SharedLimit(settings.connections_max, "open requests for answers", share),
         authenticator=authenticator,
         revocation=revocation,

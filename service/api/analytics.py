@@ -173,7 +173,7 @@ async def export_focus(
 async def _compute(
     services: Services, principal: Principal, query: AnalyticsQuery
 ) -> list[GroupResult]:
-    with services.analytics.hold(principal.user_id):
+    async with services.analytics.turn(principal.user_id):
         await wait_fresh(services)
         results = await services.database.run_blocking_read(partial(compute_analytics, query=query))
     await services.authenticator.require_valid(principal)

@@ -21,7 +21,7 @@ from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import RevocationMonitor
 from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers, FileReaders
-from service.core.fair_share import SharedLimit, current_user
+from service.core.fair_share import BoundedTurns, SharedLimit, current_user
 from service.core.limits import ServiceLimits
 from service.core.ports import Peers, Quota, RecordQueue, Tickets, Worker
 from service.core.providers.routes import Routes
@@ -47,7 +47,7 @@ class Services:
     upload_budget: BodyBudget
     uploads: SharedLimit
     searches: SharedLimit
-    analytics: SharedLimit
+    analytics: BoundedTurns
     open_requests: SharedLimit
     authenticator: Authenticator
     revocation: RevocationMonitor

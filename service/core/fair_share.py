@@ -8,7 +8,8 @@ refusal tells users about their own usage only, and what is free would tell them
 
 `SharedLimit` counts amounts and refuses what exceeds them. `FairTurns` lets callers wait: a free
 turn goes to the users in rotation, and of one user to the first who came. So a user who waits is
-delayed by one turn of each other user, however many requests those have.
+delayed by one turn of each other user, however many requests those have. `BoundedTurns` also limits
+how many callers wait.
 
 `Precedence` lets long work in a thread pause while short work of others is in progress.
 """
@@ -16,8 +17,8 @@ delayed by one turn of each other user, however many requests those have.
 import asyncio
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 
@@ -204,6 +205,40 @@ class _Turn:
         traceback: TracebackType | None,
     ) -> None:
         self._turns.release(self._user_id)
+
+
+class BoundedTurns:
+    """Turns with a bounded queue: at most `open_max` callers have a turn or wait for one.
+
+    Of one user: one turn, and `user_share` of the queue.
+    """
+
+    def __init__(
+        self, at_once: int, open_max: int, noun: str, user_share: float, *, wait_seconds: float
+    ) -> None:
+        self._open = SharedLimit(open_max, noun, user_share)
+        self._turns = FairTurns(at_once, 1 / at_once, wait_seconds=wait_seconds)
+        self._noun, self._wait_seconds = noun, wait_seconds
+
+    @property
+    def waiting(self) -> int:
+        """The number of callers that wait."""
+        return self._turns.waiting
+
+    @asynccontextmanager
+    async def turn(self, user_id: str) -> AsyncIterator[None]:
+        """Wait for a turn. Raises `Overloaded` if the queue is full or the wait is too long."""
+        with self._open.hold(user_id):
+            try:
+                await self._turns.acquire(user_id)
+            except TurnTimeout as error:
+                raise Overloaded(
+                    f"the {self._noun} before yours took more than {self._wait_seconds:g} s"
+                ) from error
+            try:
+                yield
+            finally:
+                self._turns.release(user_id)
 
 
 class Precedence:

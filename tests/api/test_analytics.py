@@ -1,5 +1,6 @@
 """GET /ai/analytics: sums by group and bucket, whose they are, and exports."""
 
+import asyncio
 import csv
 import io
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from tests.conftest import Serve, Service, shared_fixture, shared_loop
 from tests.problems import is_problem
 from tests.records import build_intent, build_outcome
 from tests.rows import write
+from tests.waiting import wait_until
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -240,13 +242,26 @@ async def test_answers_that_ended_before_the_request_are_included(serve: Serve) 
     assert bucket["results"] == [{"answers": 1}]
 
 
-async def test_a_user_has_one_request_at_a_time(serve: Serve) -> None:
-    """Another request is refused while one is in progress, so searches keep their readers."""
+async def test_requests_of_a_user_run_in_turn(serve: Serve) -> None:
+    """A page can request its charts together: those after the first wait for it."""
     service = await serve()
-    with service.services.analytics.hold("local"):
+    turns = service.services.analytics
+    async with asyncio.TaskGroup() as group, turns.turn("local"):
+        requests = [group.create_task(service.client.get("/ai/analytics")) for _ in range(7)]
+        await wait_until(lambda: turns.waiting == 7)
+
+    assert [request.result().status_code for request in requests] == [200] * 7
+
+
+async def test_a_full_queue_is_refused(serve: Serve) -> None:
+    """The ninth request of a user is refused while eight run or wait."""
+    service = await serve()
+    turns = service.services.analytics
+    async with asyncio.TaskGroup() as group, turns.turn("local"):
+        for _ in range(7):
+            group.create_task(service.client.get("/ai/analytics"))
+        await wait_until(lambda: turns.waiting == 7)
         refused = await service.client.get("/ai/analytics")
-    accepted = await service.client.get("/ai/analytics")
 
     is_problem(refused, 503, "overloaded")
     assert "Retry-After" in refused.headers
-    assert accepted.status_code == 200

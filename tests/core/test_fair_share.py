@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from service.core.errors import Overloaded
 from service.core.fair_share import (
+    BoundedTurns,
     FairTurns,
     Precedence,
     SharedLimit,
@@ -16,6 +17,7 @@ from service.core.fair_share import (
     compute_user_max,
     current_user,
 )
+from tests.waiting import wait_until
 
 
 def test_one_user_leaves_half_for_others() -> None:
@@ -159,6 +161,34 @@ async def test_waiting_may_have_an_end() -> None:
             await turns.acquire("b")
     async with turns.turn("b"):
         assert (turns.waiting, turns._total) == (0, 1)
+
+
+async def test_a_bounded_wait_ends_in_a_refusal() -> None:
+    """A caller that waits too long is refused, and leaves the queue."""
+    turns = BoundedTurns(1, 4, "requests", 0.5, wait_seconds=0.001)
+    async with turns.turn("a"):
+        with pytest.raises(Overloaded, match=r"took more than 0\.001 s"):
+            async with turns.turn("b"):
+                raise AssertionError
+    async with turns.turn("b"):
+        assert turns.waiting == 0
+
+
+async def test_a_bounded_queue_has_a_share_for_each_user() -> None:
+    """A user whose share of the queue is full is refused at once, another one is not."""
+    turns = BoundedTurns(2, 4, "requests", 0.5, wait_seconds=60)
+    async with turns.turn("a"):
+        waiting = asyncio.create_task(_take_turn(turns, "a"))
+        await wait_until(lambda: turns.waiting == 1)
+        with pytest.raises(Overloaded, match="you have 2 requests"):
+            await _take_turn(turns, "a")
+        await _take_turn(turns, "b")
+    await waiting
+
+
+async def _take_turn(turns: BoundedTurns, user_id: str) -> None:
+    async with turns.turn(user_id):
+        pass
 
 
 async def test_the_current_user_takes_the_turn() -> None:

@@ -3,7 +3,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from openai import AsyncOpenAI, AuthenticationError
 from service.core.errors import SettingsInvalid
 from service.workers import local_model
 from service.workers.local_model import LocalModel, LocalModelState
+from tests.waiting import wait_until
 
 STAND_IN = r"""
 # Implements what the supervisor uses. `behaviour` is a JSON file that a test may rewrite.
@@ -115,13 +116,6 @@ async def model(stand_in: StandIn) -> AsyncIterator[LocalModel]:
     )
     yield model
     await model.stop()
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition for up to 20 seconds."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def ask(url: str) -> dict[str, object]:

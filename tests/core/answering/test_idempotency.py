@@ -27,6 +27,7 @@ from tests.fakes.provider import Behaviour, Ending, ProviderFake, default_text
 from tests.process import ServiceProcess, serving
 from tests.records import build_intent, build_outcome
 from tests.sse import Event, collect, events, text_of
+from tests.waiting import wait_until
 
 FREE: dict[str, Any] = {"prompt": "Say something.", "grounded": False}
 DEFAULTS: dict[str, Any] = FREE | {"model": None, "max_tokens": None, "temperature": None}
@@ -50,13 +51,6 @@ async def post_stream(
     ) as response:
         assert response.status_code == 200
         return await collect(response), response.headers.get(REPLAYED) == "true"
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition inside the service."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def wait_committed(service: Service) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -29,6 +28,7 @@ from service.core.settings import Settings, load_settings
 from tests.access import bearer, client
 from tests.conftest import Serve, http_client
 from tests.problems import is_problem
+from tests.waiting import wait_until
 
 SECRET = "shared-secret-of-more-than-32-bytes!"
 HS: dict[str, Any] = {
@@ -397,13 +397,6 @@ async def test_a_cancelled_request_does_not_cancel_the_fetch() -> None:
     assert (await second).user_id == "alice"
     with pytest.raises(asyncio.CancelledError):
         await first
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(
