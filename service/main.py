@@ -28,6 +28,7 @@ from service.api import (
     pages,
     problems,
     quotas,
+    receipts,
     sessions,
     uploads,
 )
@@ -42,6 +43,7 @@ from service.core import tokens
 from service.core.accounting.analytics import ANALYTICS_MAX, OPEN_MAX, WAIT_SECONDS_MAX
 from service.core.accounting.journal import Journal, choose_spool, find_spool
 from service.core.accounting.queue import JournaledQueue
+from service.core.accounting.receipt_log import ReceiptLog
 from service.core.accounting.recorder import Recorder
 from service.core.answering.answers import Answers
 from service.core.answering.embedding_calls import EmbeddingCalls
@@ -176,6 +178,7 @@ def create_app(
         documents.router,
         logs.router,
         analytics.router,
+        receipts.router,
         keys.router,
         quotas.router,
         sessions.router,
@@ -320,6 +323,7 @@ async def _open_services(
         revocation=revocation,
         quota=quota,
         answers=answering,
+        receipts=ReceiptLog(database, settings.data_dir),
         routes=routes,
         embedding_calls=embedding_calls,
         tickets=SignedTickets(

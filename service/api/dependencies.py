@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from service.api.body_budget import BodyBudget
 from service.api.query_parameters import check_query
+from service.core.accounting.receipt_log import ReceiptLog
 from service.core.answering.answers import Answers
 from service.core.answering.embedding_calls import EmbeddingCalls
 from service.core.auth.authenticator import Authenticator
@@ -53,6 +54,7 @@ class Services:
     revocation: RevocationMonitor
     quota: Quota
     answers: Answers
+    receipts: ReceiptLog
     embedding_calls: EmbeddingCalls
     routes: Routes
     retrieval: SearchService

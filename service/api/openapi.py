@@ -24,6 +24,7 @@ from service.api.schemas import (
     TextBody,
 )
 from service.core.accounting.conversations import ConversationPage
+from service.core.accounting.receipts import Receipt, ReceiptPage
 from service.core.auth.store import ApiKey
 from service.core.documents.library import Document, DocumentPage
 from service.core.records import Answer, DamagedAnswer
@@ -39,6 +40,8 @@ _SHAPES = [
     DocumentPage,
     DamagedAnswer,
     Problem,
+    Receipt,
+    ReceiptPage,
     SearchResults,
     StartEvent,
     shapes.AnalyticsPage,
@@ -46,6 +49,7 @@ _SHAPES = [
     shapes.DeltaEvent,
     shapes.ErasedTexts,
     shapes.KeyList,
+    shapes.KeySet,
     shapes.Liveness,
     shapes.LogRowPage,
     shapes.PartialUploadResult,

@@ -129,6 +129,12 @@ class ErasedTexts(Struct):
     erased: int
 
 
+class KeySet(Struct):
+    """Public keys as JWKs (RFC 7517)."""
+
+    keys: list[dict[str, str]]
+
+
 class UserQuota(UserSettings):
     """A user and the limits in force; null: unlimited."""
 

@@ -19,6 +19,7 @@ from service.cli import (
     logs,
     migrate_data,
     plans,
+    receipts,
     serve,
     settings,
     usage,
@@ -62,6 +63,8 @@ app.command()(documents.search)
 app.command()(documents.rm)
 app.command()(documents.export)
 app.command()(usage.usage)
+app.command()(receipts.receipts)
+app.command()(receipts.verify)
 app.command()(settings.token)
 app.command("settings")(settings.print_settings)
 app.command("env-example", hidden=True)(settings.print_env_example)

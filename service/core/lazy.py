@@ -36,6 +36,7 @@ MODULES = {
             "spreadsheet",
         )
     },
+    "service.core.accounting.receipt_keys": "PyJWT and cryptography, at the first receipt",
     "service.core.database.postgres": "SQLAlchemy's dialect and asyncpg, 0.2 s; an optional extra",
     "service.core.database.postgres_connection": "imports service.core.database.postgres",
     "service.core.database.postgres_lock": "imports service.core.database.postgres",

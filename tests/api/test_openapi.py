@@ -67,7 +67,12 @@ def test_public_operations_are_known() -> None:
     """Only these operations require no credential; all others declare the alternatives."""
     public = {route for route, operation in OPERATIONS.items() if not operation["security"]}
 
-    assert public == {"GET /health/live", "GET /health/ready", "DELETE /auth/session"}
+    assert public == {
+        "GET /health/live",
+        "GET /health/ready",
+        "GET /.well-known/jwks.json",
+        "DELETE /auth/session",
+    }
 
 
 def test_security_schemes_are_declared() -> None:

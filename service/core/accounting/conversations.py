@@ -12,6 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.accounting.log_pages import build_cursor, parse_cursor
+from service.core.accounting.receipt_log import erase_nonces
 from service.core.accounting.rows import (
     ANSWER_COLUMNS,
     ERASED_VALUES,
@@ -20,7 +21,7 @@ from service.core.accounting.rows import (
 )
 from service.core.database.damaged_rows import KeyedRow, read_rows
 from service.core.database.engine import ReadSession, Session
-from service.core.database.tables import request_logs
+from service.core.database.tables import receipts, request_logs
 from service.core.encoding import EPOCH, read_id_time, replace_surrogates, utc_now
 from service.core.records import Message
 
@@ -182,8 +183,10 @@ async def erase_rows(session: Session, conversation_id: str) -> Sequence[str]:
         .values(**ERASED_VALUES, erased_at=utc_now())
     )
     await session.execute(erasure)
-    ids = sa.select(_columns.id).where(_belongs_to(conversation_id))
-    return (await session.execute(ids)).scalars().all()
+    query = sa.select(_columns.id).where(_belongs_to(conversation_id))
+    ids = (await session.execute(query)).scalars().all()
+    await erase_nonces(session, receipts.c.answer_id.in_(query))
+    return ids
 
 
 def _belongs_to(conversation_id: str) -> sa.ColumnElement[bool]:

@@ -10,9 +10,10 @@ from datetime import datetime
 import msgspec
 import sqlalchemy as sa
 
+from service.core.accounting.receipt_log import erase_nonces
 from service.core.accounting.rows import ERASED_VALUES
 from service.core.database.engine import Database
-from service.core.database.tables import request_logs
+from service.core.database.tables import receipts, request_logs
 from service.core.encoding import compute_first_id, utc_now
 
 BATCH_ROWS = 1000  # in a transaction, some 10 ms
@@ -55,6 +56,9 @@ async def erase_texts_before(
         .where(*of_user, ids > position, ids <= listed[-1], request_logs.c.erased_at.is_(None))
         .values(**ERASED_VALUES, erased_at=utc_now())
     )
+    answer_id = receipts.c.answer_id
+    of_receipts = [] if user_id is None else [receipts.c.user_id == user_id]
     async with database.transaction() as session:
         erased = (await session.execute(erasure)).rowcount
+        await erase_nonces(session, answer_id > position, answer_id <= listed[-1], *of_receipts)
     return ErasedBatch(listed, erased)

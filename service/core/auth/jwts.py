@@ -1,6 +1,6 @@
 """Verification of JWTs of one issuer, for one audience, with one algorithm.
 
-The only importer of `jwt` (PyJWT).
+The importer of `jwt` (PyJWT), besides the signatures of receipts.
 
 Nothing in a token is used before its signature is verified, and a token never selects how it is
 verified: tokens that name another algorithm, or bring keys, key addresses or extensions (`jwk`,

@@ -249,6 +249,30 @@ quota_totals = Table(
     Column("cost_nano_usd", BigInteger, nullable=False),
 )
 
+# Signed accounts of answers: see `accounting.receipts`.
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("id", _text(36), primary_key=True),
+    Column("answer_id", _text(36), nullable=False),
+    Column("user_id", _text(200), nullable=False),
+    Column("number", BigInteger, nullable=False),  # 1, 2, … of the user
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("receipt", _text(), nullable=False),  # a compact JWS
+    Column("nonce", _text(36)),  # None: the texts are erased
+    UniqueConstraint("user_id", "number"),
+    Index(None, "answer_id", "number"),
+)
+
+# The public keys of all receipts. The private ones are in the data directories of the replicas.
+receipt_keys = Table(
+    "receipt_keys",
+    metadata,
+    Column("id", _text(50), primary_key=True),  # the thumbprint, which is `kid`
+    Column("public", JSON, nullable=False),  # as a JWK
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
 users = Table(
     "users",
     metadata,
