@@ -3,6 +3,7 @@
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from service import __version__
 from service.api.dependencies import MetricsPrincipal, Services, ServicesDep, require_metrics
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, schema_ref
@@ -48,7 +49,7 @@ async def get_readiness(request: Request) -> Response:
         "degraded": degraded,
     }
     if await _may_read_statistics(request):
-        body |= {"database": error or database}
+        body |= {"version": __version__, "database": error or database}
         body |= {"queue": services.queue.statistics(), "answers": answers}
         body |= {"providers": services.routes.statistics()}
         body |= {name: worker.statistics() for name, worker in services.workers.items()}

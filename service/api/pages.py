@@ -10,15 +10,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.api.dependencies import ServicesDep, read_credentials
+from service.api.dependencies import Services, ServicesDep, read_credentials
 from service.api.responses import has_etag, json_response
 from service.core.errors import Unauthorized
 
 WEB = Path(__file__).parents[1] / "web"
+# The pages of users and admins: their shell checks session and role, and no file has user data.
+PAGES = {
+    "/admin": "admin/overview.html",
+    "/admin/system": "admin/system.html",
+    "/account": "admin/account.html",
+}
+_RETURN_BYTES_MAX = 2000  # of the address to which the sign-in returns
 _SWAGGER = ("swagger-ui.css", "swagger-ui-bundle.js")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -77,11 +85,10 @@ def mount_pages(app: FastAPI) -> None:
         """The main page, without user data; redirects to sign-in without a credential."""
         if not request.scope["raw_path"].endswith(b"/"):  # a prefix: see `ForwardedHeaders`
             return RedirectResponse(request.scope["path"], 308)
-        try:
-            await services.authenticator.authenticate(read_credentials(request))
-        except Unauthorized:
-            return RedirectResponse("signin", 303)
-        return files["index.html"].respond(request, _POLICY)
+        return await _show_page(request, services, files["index.html"])
+
+    for path, name in PAGES.items():
+        _add_page(router, path, files[name])
 
     @router.get("/signin")
     async def show_sign_in(request: Request) -> Response:
@@ -108,3 +115,30 @@ def mount_pages(app: FastAPI) -> None:
         return file.respond(request)
 
     app.include_router(router)
+
+
+def _add_page(router: APIRouter, path: str, file: StaticFile) -> None:
+    @router.get(path)
+    async def show_page(request: Request, services: ServicesDep) -> Response:
+        """A page of `PAGES`."""
+        return await _show_page(request, services, file)
+
+
+async def _show_page(request: Request, services: Services, file: StaticFile) -> Response:
+    """The page; without a valid credential a redirect to the sign-in, which returns to the page."""
+    try:
+        await services.authenticator.authenticate(read_credentials(request))
+    except Unauthorized:
+        return RedirectResponse(_build_sign_in_url(request), 303)
+    return file.respond(request, _POLICY)
+
+
+def _build_sign_in_url(request: Request) -> str:
+    """The sign-in page relative to the requested one: independent of a path prefix."""
+    page = request.scope["path"].removeprefix(request.scope["root_path"]).lstrip("/")
+    if request.url.query:
+        page += f"?{request.url.query}"
+    parents = "../" * request.scope["path"].removeprefix(request.scope["root_path"]).count("/", 1)
+    if not page or len(page) > _RETURN_BYTES_MAX:
+        return f"{parents}signin"
+    return f"{parents}signin?{urlencode({'next': page})}"

@@ -254,7 +254,7 @@ class Readiness(Struct):
     """The state of the service. `degraded`: background workers that are.
 
     With an admin's credential, `database` is the error message, and further members are the
-    statistics of the queue, of answers and of each worker.
+    version and the statistics of the queue, of answers and of each worker.
     """
 
     status: str

@@ -2,23 +2,24 @@
 // text in place of title and detail.
 
 import { explain, explainUnreachable } from "./notices.js";
+import { resolve } from "./root.js";
 
-export const listDocuments = ({ limit, cursor }) => call(`ai/documents?${new URLSearchParams({ limit, ...(cursor ? { cursor } : {}) })}`);
-export const fetchDocument = (id) => call(`ai/documents/${encodeURIComponent(id)}`);
-export const searchDocuments = (query) => call(`ai/search?${new URLSearchParams(query)}`);
-export const originalUrl = (id) => `ai/documents/${encodeURIComponent(id)}/original`;
-export const deleteDocument = (id, options) => call(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE", ...options });
+export const listDocuments = ({ limit, cursor }) => fetchJson(`ai/documents?${new URLSearchParams({ limit, ...(cursor ? { cursor } : {}) })}`);
+export const fetchDocument = (id) => fetchJson(`ai/documents/${encodeURIComponent(id)}`);
+export const searchDocuments = (query) => fetchJson(`ai/search?${new URLSearchParams(query)}`);
+export const originalUrl = (id) => resolve(`ai/documents/${encodeURIComponent(id)}/original`);
+export const deleteDocument = (id, options) => fetchJson(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE", ...options });
 const CONVERSATION_ANSWERS_MAX = 500; // shown of one conversation
 
 /** The session of this browser; null without one. */
-export const fetchSession = () => fetch("auth/session").then((response) => (response.ok ? response.json() : null), () => null);
-export const signOut = () => call("auth/session", { method: "DELETE" });
+export const fetchSession = () => fetch(resolve("auth/session")).then((response) => (response.ok ? response.json() : null), () => null);
+export const signOut = () => fetchJson("auth/session", { method: "DELETE" });
 
 /** Signs in with a key. Returns the key of a text that says why it failed, or an empty object. */
 export async function signIn(key) {
   if (!/^[\x21-\x7e]+$/.test(key)) return { key: "key_invalid" };
   try {
-    await call("auth/session", { method: "POST", headers: { Authorization: `Bearer ${key}` } });
+    await fetchJson("auth/session", { method: "POST", headers: { Authorization: `Bearer ${key}` } });
     return {};
   } catch (problem) {
     if (problem.key) return problem;
@@ -26,12 +27,12 @@ export async function signIn(key) {
   }
 }
 
-export const seed = () => call("seed", { method: "POST" });
+export const seed = () => fetchJson("seed", { method: "POST" });
 
 /** Starts an answer. The key makes repeated requests of the browser attach to the same answer. */
 export function beginAnswer(body) {
   const headers = { "Content-Type": "application/json", "Idempotency-Key": createKey() };
-  return call("ai/answers", { method: "POST", headers, body: JSON.stringify(body) });
+  return fetchJson("ai/answers", { method: "POST", headers, body: JSON.stringify(body) });
 }
 
 /** The answers of a conversation, oldest first. */
@@ -39,15 +40,15 @@ export async function fetchConversation(id) {
   const answers = [];
   let cursor = null;
   do {
-    const page = await call(`ai/conversations/${encodeURIComponent(id)}?${new URLSearchParams(cursor ? { cursor } : {})}`);
+    const page = await fetchJson(`ai/conversations/${encodeURIComponent(id)}?${new URLSearchParams(cursor ? { cursor } : {})}`);
     answers.push(...page.items);
     cursor = page.next_cursor;
   } while (cursor && answers.length < CONVERSATION_ANSWERS_MAX);
   return answers;
 }
 
-export const fetchAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`);
-export const stopAnswer = (id) => call(`ai/answers/${encodeURIComponent(id)}`, { method: "DELETE" });
+export const fetchAnswer = (id) => fetchJson(`ai/answers/${encodeURIComponent(id)}`);
+export const stopAnswer = (id) => fetchJson(`ai/answers/${encodeURIComponent(id)}`, { method: "DELETE" });
 
 /**
  * Uploads a file or an archive and calls `onProgress(share)`, which `fetch` does not support. Returns a result for each
@@ -58,7 +59,7 @@ export function uploadFile(file, onProgress) {
   body.append("files", file);
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", "ai/upload?partial=true");
+    request.open("POST", resolve("ai/upload?partial=true"));
     request.responseType = "json";
     request.upload.onprogress = ({ loaded, total }) => onProgress(total ? loaded / total : 0);
     request.onload = () => {
@@ -78,26 +79,37 @@ export function uploadFile(file, onProgress) {
 /** Returns the name of the default model; null if the service cannot be reached. */
 export async function fetchModel() {
   try {
-    return (await (await fetch("health/ready")).json()).model;
+    return (await (await fetch(resolve("health/ready"))).json()).model;
   } catch {
     return null;
+  }
+}
+
+/** The state of the service: for admins with statistics. Also if it is stopping (503). */
+export async function fetchReadiness() {
+  try {
+    return await fetchJson("health/ready");
+  } catch (problem) {
+    if (problem.queue) return problem; // 503 with the same body
+    throw problem;
   }
 }
 
 /** Returns why a stream ended without an event, which EventSource does not report. */
 export async function findCause(heard) {
   try {
-    const { ok } = await fetch("health/ready");
+    const { ok } = await fetch(resolve("health/ready"));
     return { key: heard ? "lost" : ok ? "refused" : "not_ready" };
   } catch {
     return { key: heard ? "lost" : "unreachable" };
   }
 }
 
-async function call(path, options) {
+/** Calls a route. `path` has no leading slash; 204 is null. Throws the problem object of a failure. */
+export async function fetchJson(path, options) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(resolve(path), options);
   } catch {
     explainUnreachable();
     throw { key: "unreachable" };

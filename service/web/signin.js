@@ -1,11 +1,13 @@
 // Sign-in: the key is sent once, in a header; the session cookie is not readable by scripts.
 
 import { showAccount } from "./account.js";
+import { findReturnAddress } from "./root.js";
 import { signIn } from "./service.js";
 import { wireSwitches } from "./switches.js";
 import { say } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
+const returnAddress = findReturnAddress(new URLSearchParams(location.search).get("next"));
 
 wireSwitches();
 $("signin").addEventListener("submit", async (event) => {
@@ -14,7 +16,7 @@ $("signin").addEventListener("submit", async (event) => {
   $("send").disabled = true;
   const { key: reason, status } = await signIn(key);
   $("send").disabled = false;
-  if (!reason) return location.assign("./");
+  if (!reason) return location.assign(returnAddress);
   say($("note"), reason, { status }).dataset.bad = "";
   $("key").setAttribute("aria-invalid", "true");
   $("key").select();

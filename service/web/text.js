@@ -116,6 +116,10 @@ export const TEXTS = {
     sign_out: "Sign out",
     signed_in: "You are signed in",
     signed_in_as: "Signed in as {name}",
+    role_user: "User",
+    role_admin: "Admin",
+    administration: "Administration",
+    my_account: "My account",
     signed_out: "Your session has ended.",
     sign_in_again: "Sign in again",
     open_page: "Ask questions",
@@ -266,6 +270,10 @@ export const TEXTS = {
     sign_out: "サインアウト",
     signed_in: "サインインしています",
     signed_in_as: "{name} としてサインインしています",
+    role_user: "利用者",
+    role_admin: "管理者",
+    administration: "管理",
+    my_account: "マイアカウント",
     signed_out: "セッションが終了しました。",
     sign_in_again: "もう一度サインイン",
     open_page: "質問する",
@@ -329,6 +337,15 @@ export const QUESTIONS = {
 export const OVERVIEW = { en: "What do you know about?", ja: "どんな文書がありますか。" };
 
 let current = "en";
+const listeners = [];
+
+/** Adds the texts of a page, in all languages. */
+export function addTexts(texts) {
+  for (const chosen of Object.keys(TEXTS)) Object.assign(TEXTS[chosen], texts[chosen]);
+}
+
+/** Calls `listener` after each change of the language. */
+export const onLanguage = (listener) => listeners.push(listener);
 
 export const language = () => current;
 
@@ -380,6 +397,7 @@ export function setLanguage(chosen) {
   current = chosen in TEXTS ? chosen : "en";
   document.documentElement.lang = current;
   for (const element of document.querySelectorAll("[data-text], [data-label], [data-hint]")) fill(element);
+  for (const listener of listeners) listener();
 }
 
 /** Sets the texts inside a fragment that was cloned from a template. */

@@ -2,9 +2,11 @@
 
 import re
 from contextlib import aclosing
+from urllib.parse import urljoin
 
 import pytest
 
+from service.api.pages import PAGES
 from tests.access import client, make_key
 from tests.api.test_sessions import signed_in
 from tests.conftest import Serve, Service
@@ -36,6 +38,38 @@ async def test_page_redirects_to_the_sign_in_page(serve: Serve) -> None:
         assert "http" not in page.text.replace("http-equiv", "")
         assert (await stranger.get("/web/signin.js")).status_code == 200
         assert "Basic" not in (await stranger.get("/ai/logs")).headers["www-authenticate"]
+
+
+@pytest.mark.parametrize(
+    ("path", "location"),
+    [
+        ("/account", "signin?next=account"),
+        ("/admin", "signin?next=admin"),
+        ("/admin/system?a=b&c=%2F", "../signin?next=admin%2Fsystem%3Fa%3Db%26c%3D%252F"),
+        (f"/admin?{'x' * 2000}", "signin"),
+    ],
+)
+async def test_pages_redirect_to_a_sign_in_that_returns(
+    serve: Serve, path: str, location: str
+) -> None:
+    """The redirect is relative and names the page with its query, up to a bounded length."""
+    service = await serve(auth="keys")
+    async with client(service) as stranger:
+        away = await stranger.get(path)
+
+    assert (away.status_code, away.headers["location"]) == (303, location)
+
+
+@pytest.mark.parametrize("path", list(PAGES))
+async def test_pages_load_only_existing_files(service: Service, path: str) -> None:
+    """What a page loads is relative and exists, and its policy permits no inline code."""
+    page = await service.client.get(path)
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert not [link for link in links if link.startswith(("/", "http"))]
+    for link in links:
+        assert (await service.client.get(urljoin(path, link))).status_code == 200
 
 
 async def test_browsers_revalidate_static_files(service: Service) -> None:

@@ -1,0 +1,85 @@
+// Values in the language of the page: money, counts, durations, sizes and times. An element formatted by `showValue`
+// follows changes of the language, and a relative time follows the clock.
+
+import { language, onLanguage, words } from "../text.js";
+
+const REFRESH_MS = 30_000; // of relative times
+const UNITS = [["year", 31_536_000], ["month", 2_592_000], ["day", 86_400], ["hour", 3600], ["minute", 60], ["second", 1]];
+
+/** US dollars from a decimal string: two digits, and up to six for amounts below a dollar. */
+export function formatUsd(amount) {
+  const value = Number(amount);
+  const digits = Math.abs(value) >= 1 || value === 0 ? 2 : 6;
+  return value.toLocaleString(language(), { style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", minimumFractionDigits: 2, maximumFractionDigits: digits });
+}
+
+/** US dollars with all digits of the decimal string: nano-dollars exceed the precision of a number. */
+export function formatExactUsd(amount) {
+  const [whole, digits = ""] = String(amount).split(".");
+  return `$${BigInt(whole).toLocaleString(language())}.${digits.padEnd(2, "0")}`;
+}
+
+export const formatCount = (value) => Number(value).toLocaleString(language());
+export const formatCompact = (value) => Number(value).toLocaleString(language(), { notation: "compact", maximumFractionDigits: 1 });
+export const formatPercent = (share) => share.toLocaleString(language(), { style: "percent", maximumFractionDigits: 1 });
+
+/** A duration in milliseconds: `812 ms`, from ten seconds on `12.3 s`. */
+export function formatMs(value) {
+  const seconds = value >= 10_000;
+  const number = (seconds ? value / 1000 : value).toLocaleString(language(), { maximumFractionDigits: seconds ? 1 : value < 10 ? 1 : 0 });
+  return words(seconds ? "seconds" : "ms", seconds ? { seconds: number } : { ms: number });
+}
+
+export const formatBytes = (value) => words("size_value", { size: value });
+
+/** Date and time of this browser's time zone. */
+export const formatTime = (moment) => new Date(moment).toLocaleString(language(), { dateStyle: "medium", timeStyle: "medium" });
+export const formatDay = (moment) => new Date(moment).toLocaleDateString(language(), { dateStyle: "medium" });
+
+/** A time relative to now: `3 minutes ago`. */
+export function formatRelative(moment) {
+  const seconds = (new Date(moment) - Date.now()) / 1000;
+  const [unit, size] = UNITS.find(([, length]) => Math.abs(seconds) >= length) ?? ["second", 1];
+  return new Intl.RelativeTimeFormat(language(), { numeric: "auto" }).format(Math.trunc(seconds / size), unit);
+}
+
+const FORMATS = {
+  usd: formatUsd,
+  usd_exact: formatExactUsd,
+  count: formatCount,
+  compact: formatCompact,
+  percent: (value) => formatPercent(Number(value)),
+  ms: (value) => formatMs(Number(value)),
+  bytes: (value) => formatBytes(Number(value)),
+  time: formatTime,
+  clock: (moment) => new Date(moment).toLocaleTimeString(language()),
+  day: formatDay,
+  relative: formatRelative,
+};
+
+/** Shows a value in an element as one of `FORMATS`; null and undefined as a dash. Relative times have the absolute time as title. */
+export function showValue(element, format, value) {
+  delete element.dataset.text;
+  if (value === null || value === undefined) {
+    delete element.dataset.format;
+    element.textContent = "–";
+    return element;
+  }
+  element.dataset.format = format;
+  element.dataset.value = value;
+  return refresh(element);
+}
+
+/** A `span` or other element with a formatted value. */
+export const createValue = (format, value, tag = "span") => showValue(document.createElement(tag), format, value);
+
+function refresh(element) {
+  const { format, value } = element.dataset;
+  element.textContent = FORMATS[format](value);
+  if (format === "relative" || format === "day") element.title = formatTime(value);
+  return element;
+}
+
+const refreshAll = (selector) => document.querySelectorAll(selector).forEach(refresh);
+onLanguage(() => refreshAll("[data-format]"));
+setInterval(() => refreshAll('[data-format="relative"]'), REFRESH_MS);
