@@ -19,6 +19,7 @@ from service import __version__
 from service.api import (
     analytics,
     answers,
+    audit_log,
     conversations,
     documents,
     health,
@@ -47,6 +48,7 @@ from service.core.accounting.receipt_log import ReceiptLog
 from service.core.accounting.recorder import Recorder
 from service.core.answering.answers import Answers
 from service.core.answering.embedding_calls import EmbeddingCalls
+from service.core.audit_log import ReadRecorder
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
@@ -179,6 +181,7 @@ def create_app(
         logs.router,
         analytics.router,
         receipts.router,
+        audit_log.router,
         keys.router,
         quotas.router,
         sessions.router,
@@ -303,6 +306,7 @@ async def _open_services(
         settings=settings,
         limits=limits,
         database=database,
+        reads=ReadRecorder(database),
         queue=queue,
         workers=workers,
         chunk_workers=chunk_workers,

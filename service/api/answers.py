@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
+from service.api.audit_log import record_read
 from service.api.dependencies import AskPrincipal, Services, ServicesDep
 from service.api.fast_route import KEY, AskRoute, KeyDep, authorize_ask
 from service.api.problems import create_problem_response, create_quota_headers
@@ -36,8 +37,10 @@ from service.core.answering.answers import (
     ATTACH_SECONDS,
     AnswerRequest,
     StartedAnswer,
+    Stream,
     parse_event_id,
 )
+from service.core.audit_log import Action
 from service.core.auth.principals import Principal
 from service.core.errors import KotaeError, NotFound, OwnedElsewhere, TooLarge
 from service.core.fair_share import current_user
@@ -347,7 +350,7 @@ async def stream_answer_events(
 )
 async def get_answer(answer_id: str, services: ServicesDep, principal: AskPrincipal) -> Response:
     """An answer by its id. Polling a running answer keeps it running."""
-    stream = await services.answers.find_stream(answer_id, principal.visible_user_id)
+    stream = await find_stream(answer_id, services, principal)
     if stream.outcome:
         return json_response(create_answer_object(stream.outcome))
     stream.restart_leave_timer()
@@ -368,6 +371,20 @@ async def stop_answer(answer_id: str, services: ServicesDep, principal: AskPrinc
     return Response(status_code=204)
 
 
+async def find_stream(answer_id: str, services: Services, principal: Principal) -> Stream:
+    """The stream of an answer that the caller may read; reads of admins are recorded.
+
+    Raises `NotFound`, `Erased`, `OwnedElsewhere` and `DatabaseUnavailable`.
+    """
+    stream = await services.answers.find_stream(answer_id, principal.visible_user_id)
+    intent = stream.intent
+    if principal.user_id not in {intent.user_id, intent.asked_by}:
+        await record_read(
+            services, principal, Action.ANSWER_READ, [intent.user_id], target_id=answer_id
+        )
+    return stream
+
+
 async def _resume_stream(
     answer_id: str, last_event_id: str | None, services: Services, reader: EventReader
 ) -> Response:
@@ -376,7 +393,7 @@ async def _resume_stream(
     Raises `NotFound`.
     """
     seq = _parse_position(answer_id, last_event_id)
-    stream = await services.answers.find_stream(answer_id, reader.principal.visible_user_id)
+    stream = await find_stream(answer_id, services, reader.principal)
     if seq >= stream.last_seq and stream.outcome is not None:
         return Response(status_code=204)
     if seq > stream.last_seq:

@@ -5,11 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from service.api import shapes
+from service.api.audit_log import record_read
 from service.api.dependencies import AskPrincipal, ServicesDep
 from service.api.responses import json_response
 from service.api.schemas import REFUSALS, Cursor, UserId, problem_schemas, schema_ref
 from service.core.accounting import conversations
 from service.core.accounting.conversations import PAGE_MAX, ConversationPage, Thread
+from service.core.audit_log import Action
 from service.core.errors import Erased, NotFound
 
 router = APIRouter(prefix="/ai/conversations", tags=["answers"])
@@ -45,6 +47,8 @@ async def list_conversations(
         page = await conversations.list_conversations(
             session, user_id=owner, limit=limit, cursor=cursor
         )
+    if page.items:
+        await record_read(services, principal, Action.CONVERSATION_READ, [owner])
     return json_response(page)
 
 
@@ -76,6 +80,13 @@ async def get_conversation(
         items, next_cursor = await conversations.read_thread(
             session, conversation_id, limit=limit, after=cursor
         )
+    await record_read(
+        services,
+        principal,
+        Action.CONVERSATION_READ,
+        [state.user_id],
+        target_id=conversation_id,
+    )
     return json_response(
         Thread(id=conversation_id, user_id=state.user_id, items=items, next_cursor=next_cursor)
     )
@@ -94,5 +105,5 @@ async def erase_conversation(
 
     Idempotent and final.
     """
-    await services.answers.erase_conversation(conversation_id, principal.visible_user_id)
+    await services.answers.erase_conversation(conversation_id, principal)
     return Response(status_code=204)

@@ -15,6 +15,7 @@ from service.api.query_parameters import check_query
 from service.core.accounting.receipt_log import ReceiptLog
 from service.core.answering.answers import Answers
 from service.core.answering.embedding_calls import EmbeddingCalls
+from service.core.audit_log import ReadRecorder
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.credentials import Credentials
 from service.core.auth.origin import check_csrf
@@ -40,6 +41,7 @@ class Services:
     settings: Settings
     limits: ServiceLimits
     database: Database
+    reads: ReadRecorder
     queue: RecordQueue
     workers: Mapping[str, Worker]
     chunk_workers: ChunkWorkers
@@ -143,6 +145,7 @@ LogsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.LOGS)
 DocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.DOCUMENTS))]
 KeysPrincipal = Annotated[Principal, Depends(require_role(Role.USER, Scope.KEYS))]
 require_metrics = require_role(Role.ADMIN, Scope.LOGS, any_query=True)
+AdminLogsPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.LOGS))]
 MetricsPrincipal = Annotated[Principal, Depends(require_metrics)]
 AdminDocumentsPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.DOCUMENTS))]
 AdminKeysPrincipal = Annotated[Principal, Depends(require_role(Role.ADMIN, Scope.KEYS))]

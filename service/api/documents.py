@@ -8,6 +8,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
+from service.api.audit_log import record_read, record_read_of_all
 from service.api.dependencies import (
     AdminDocumentsPrincipal,
     DocumentsPrincipal,
@@ -25,6 +26,7 @@ from service.api.schemas import (
     problem_schemas,
     schema_ref,
 )
+from service.core.audit_log import Action
 from service.core.auth.principals import Principal
 from service.core.documents import library
 from service.core.documents.library import (
@@ -95,9 +97,12 @@ async def get_document(
 ) -> Response:
     """One document, with its text."""
     async with services.database.read_session() as session:
-        return json_response(
-            await library.get_document(session, document_id, user_id=principal.visible_user_id)
+        document = await library.get_document(
+            session, document_id, user_id=principal.visible_user_id
         )
+        owner = await library.find_private_owner(session, document_id)
+    await record_read(services, principal, Action.DOCUMENT_READ, [owner], target_id=document_id)
+    return json_response(document)
 
 
 @router.get(
@@ -119,6 +124,9 @@ async def get_original(
     original = await library.find_original(
         services.database, document_id, user_id=principal.visible_user_id
     )
+    async with services.database.read_session() as session:
+        owner = await library.find_private_owner(session, document_id)
+    await record_read(services, principal, Action.DOCUMENT_READ, [owner], target_id=document_id)
     return StreamingResponse(
         _read_while_valid(services, principal, original),
         headers={
@@ -175,6 +183,7 @@ async def update_document(
             document_id,
             body.model_dump(exclude_unset=True),
             user_id=principal.visible_user_id,
+            actor=principal.actor,
         )
     )
 
@@ -189,7 +198,12 @@ async def delete_document(
     document_id: str, services: ServicesDep, principal: DocumentsPrincipal
 ) -> Response:
     """Delete a document. New answers no longer use it."""
-    await library.delete_document(services.database, document_id, user_id=principal.visible_user_id)
+    await library.delete_document(
+        services.database,
+        document_id,
+        user_id=principal.visible_user_id,
+        actor=principal.actor,
+    )
     return Response(status_code=204)
 
 
@@ -232,6 +246,8 @@ async def search_visible(
             f"the question is longer than {services.settings.prompt_characters_max} characters"
         )
     user_id = principal.visible_user_id
+    if user_id is None:
+        await record_read_of_all(services, principal, Action.DOCUMENT_SEARCHED)
     if tags:
         documents = await library.list_tagged(
             services.database, tags, user_id=user_id, within=documents

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from msgspec import UNSET
 
 from service.api import shapes
+from service.api.audit_log import record_read, record_read_of_all
 from service.api.compression import accepts_gzip, compress_response, compress_stream
 from service.api.dependencies import LogsPrincipal, Services, ServicesDep
 from service.api.log_queries import (
@@ -44,6 +45,7 @@ from service.core.accounting.log_pages import (
     read_top,
 )
 from service.core.accounting.rows import OMITTED_IN_LISTS, LoggedAnswer
+from service.core.audit_log import Action
 from service.core.auth.principals import Principal
 from service.core.encoding import to_json
 from service.core.records import DamagedAnswer, Passage, Status
@@ -53,6 +55,7 @@ router = APIRouter(prefix="/ai/logs", tags=["logs"])
 WORDS_MAX = 8  # in `q`
 _COLUMNS = [name for name in DamagedAnswer.__struct_fields__ if name not in OMITTED_IN_LISTS]
 _TEXTS = ("title", "text")  # of sources
+_TEXT_FIELDS = {"prompt", "response", "messages", "sources", "nearest"}
 _Values = Query(max_length=VALUES_MAX)
 
 
@@ -121,6 +124,7 @@ async def list_logs(
     gzip = accepts_gzip(accept_encoding)
     await wait_fresh(services)
     if is_export:
+        await _record_list(services, principal, log_filter, Action.LOG_EXPORTED, names)
         pages = _export_while_valid(services, principal, log_filter)
         if "text/csv" in accept:
             rows, media_type = _encode_csv(pages, names or _COLUMNS), "text/csv; charset=utf-8"
@@ -134,6 +138,8 @@ async def list_logs(
             page = await read_tail(session, log_filter, limit=limit, after=after)
         else:
             page = await read_page(session, log_filter, limit=limit, cursor=cursor)
+    if any(item.user_id != principal.user_id for item in page.items):
+        await _record_list(services, principal, log_filter, Action.LOG_READ, names)
     items = [_select_fields(item, names) for item in page.items]
     body = {"items": items, "next_cursor": page.next_cursor}
     return await _finish_list(json_response(body), if_none_match, gzip=gzip)
@@ -155,7 +161,27 @@ async def get_log(answer_id: str, services: ServicesDep, principal: LogsPrincipa
     await wait_fresh(services)
     async with services.database.read_session() as session:
         row = await read_row(session, answer_id, user_id=principal.visible_user_id)
+    if row.asked_by != principal.user_id:
+        await record_read(
+            services, principal, Action.ANSWER_READ, [row.user_id], target_id=answer_id
+        )
     return json_response(row)
+
+
+async def _record_list(
+    services: Services,
+    principal: Principal,
+    log_filter: LogFilter,
+    action: Action,
+    names: list[str] | None,
+) -> None:
+    """Record a list with texts of other users, or one that was searched for words in them."""
+    if not log_filter.words and names is not None and _TEXT_FIELDS.isdisjoint(names):
+        return
+    if log_filter.user_id is None:
+        await record_read_of_all(services, principal, action)
+    else:
+        await record_read(services, principal, action, log_filter.user_id)
 
 
 def _parse_fields(text: str) -> list[str]:

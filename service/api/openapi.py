@@ -25,6 +25,7 @@ from service.api.schemas import (
 )
 from service.core.accounting.conversations import ConversationPage
 from service.core.accounting.receipts import Receipt, ReceiptPage
+from service.core.audit_log import AuditPage
 from service.core.auth.store import ApiKey
 from service.core.documents.library import Document, DocumentPage
 from service.core.records import Answer, DamagedAnswer
@@ -45,6 +46,7 @@ _SHAPES = [
     SearchResults,
     StartEvent,
     shapes.AnalyticsPage,
+    AuditPage,
     shapes.ConversationThread,
     shapes.DeltaEvent,
     shapes.ErasedTexts,

@@ -110,11 +110,11 @@ async def list_users(
 
 @router.put("/users/{user_id}", responses={200: schema_ref(UserSettings, "The user"), **REFUSALS})
 async def put_user(
-    user_id: UserPath, body: UserBody, services: ServicesDep, _: AdminKeysPrincipal
+    user_id: UserPath, body: UserBody, services: ServicesDep, principal: AdminKeysPrincipal
 ) -> Response:
     """Disable or enable a user: requests are refused immediately, streams end within 5 seconds."""
     _check_same("user_id", user_id, body.user_id)
-    user = await store.put_user(services.database, user_id, disabled=body.disabled)
+    user = await store.put_user(services.database, principal, user_id, disabled=body.disabled)
     services.authenticator.clear_cache()
     log.info("user.changed", disabled=body.disabled)
     return json_response(_format_user(user))
@@ -128,7 +128,7 @@ async def erase_texts(
     user_id: UserPath, services: ServicesDep, principal: AdminKeysPrincipal
 ) -> Response:
     """Erase the texts of all ended answers of a user; the accounts remain. Idempotent and final."""
-    erased = await services.answers.erase_user(user_id)
+    erased = await services.answers.erase_user(user_id, principal)
     log.info("texts.erased", rows=erased, erased_by=principal.user_id)
     return json_response({"user_id": user_id, "erased": erased})
 
@@ -153,14 +153,16 @@ async def get_quota(user_id: UserPath, services: ServicesDep, principal: LogsPri
     responses={200: schema_ref(UserSettings, "The user"), **REFUSALS, **_MISSING},
 )
 async def put_quota(
-    user_id: UserPath, body: QuotaBody, services: ServicesDep, _: AdminKeysPrincipal
+    user_id: UserPath, body: QuotaBody, services: ServicesDep, principal: AdminKeysPrincipal
 ) -> Response:
     """Assign a plan or individual limits to a user. Takes effect immediately."""
     _check_same("user_id", user_id, body.user_id)
     if body.plan is not None and body.limits is not None:
         raise InvalidRequest("plan and limits exclude each other")
     limits = body.limits.to_limits() if body.limits is not None else None
-    user = await store.put_user(services.database, user_id, plan=body.plan, limits=limits)
+    user = await store.put_user(
+        services.database, principal, user_id, plan=body.plan, limits=limits
+    )
     services.authenticator.clear_cache()
     return json_response(_format_user(user))
 
@@ -177,11 +179,11 @@ async def list_plans(services: ServicesDep, _: AdminKeysPrincipal) -> Response:
 
 @router.put("/plans/{name}", responses={200: schema_ref(PlanSettings, "The plan"), **REFUSALS})
 async def put_plan(
-    name: PlanPath, body: PlanBody, services: ServicesDep, _: AdminKeysPrincipal
+    name: PlanPath, body: PlanBody, services: ServicesDep, principal: AdminKeysPrincipal
 ) -> Response:
     """Create or change a plan."""
     _check_same("name", name, body.name)
-    await store.put_plan(services.database, name, body.to_limits())
+    await store.put_plan(services.database, principal, name, body.to_limits())
     services.authenticator.clear_cache()
     return json_response({"name": name, "limits": body.to_limits().to_wire()})
 
@@ -189,9 +191,11 @@ async def put_plan(
 @router.delete(
     "/plans/{name}", status_code=204, responses={**REFUSALS, **_MISSING}, response_class=Response
 )
-async def delete_plan(name: PlanPath, services: ServicesDep, _: AdminKeysPrincipal) -> Response:
+async def delete_plan(
+    name: PlanPath, services: ServicesDep, principal: AdminKeysPrincipal
+) -> Response:
     """Delete a plan; its users fall back to the default plan."""
-    await store.delete_plan(services.database, name)
+    await store.delete_plan(services.database, principal, name)
     services.authenticator.clear_cache()
     return Response(status_code=204)
 

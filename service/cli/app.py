@@ -11,6 +11,7 @@ from service.cli import (
     add,
     ask,
     audit,
+    audit_log,
     backup,
     doctor,
     documents,
@@ -71,6 +72,7 @@ app.command("env-example", hidden=True)(settings.print_env_example)
 app.command("settings-reference", hidden=True)(settings.print_reference)
 app.command()(doctor.doctor)
 app.command()(audit.audit)
+app.command("audit-log")(audit_log.list_audit_log)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command("eval")(evaluate.evaluate)

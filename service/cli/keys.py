@@ -12,7 +12,7 @@ import typer
 from service.cli.database import run_on_database
 from service.cli.output import Json, format_time, print_json, print_table
 from service.core.auth import store
-from service.core.auth.principals import ALL_SCOPES, BOOTSTRAP, Role, Scope
+from service.core.auth.principals import ALL_SCOPES, COMMAND_LINE, Role, Scope
 from service.core.auth.store import ApiKey, NewKey
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
@@ -47,7 +47,7 @@ def create_key(
         expires_at=utc_now() + timedelta(days=expires_days) if expires_days else None,
     )
     key = run_on_database(
-        load_settings(), lambda database: store.create_key(database, BOOTSTRAP, new_key)
+        load_settings(), lambda database: store.create_key(database, COMMAND_LINE, new_key)
     )
     _print_key(key)
 
@@ -61,7 +61,7 @@ def list_keys(
 
     async def read(database: Database) -> list[ApiKey]:
         async with database.read_session() as session:
-            return await store.list_keys(session, BOOTSTRAP, user_id=user)
+            return await store.list_keys(session, COMMAND_LINE, user_id=user)
 
     listed = run_on_database(load_settings(), read)
     if as_json:
@@ -103,7 +103,7 @@ def rotate_key(
         run_on_database(
             load_settings(),
             lambda database: store.rotate_key(
-                database, BOOTSTRAP, key_id, grace_seconds=grace * 3600
+                database, COMMAND_LINE, key_id, grace_seconds=grace * 3600
             ),
         )
     )
@@ -117,7 +117,7 @@ def revoke_key(
     """Revoke a key immediately."""
     revoked = run_on_database(
         load_settings(),
-        lambda database: store.revoke_key(database, BOOTSTRAP, key_id, cascade=cascade),
+        lambda database: store.revoke_key(database, COMMAND_LINE, key_id, cascade=cascade),
     )
     for revoked_id in revoked or [key_id]:
         print(f"revoked: {revoked_id}")

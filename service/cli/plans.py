@@ -6,6 +6,7 @@ from service.cli.database import run_on_database
 from service.cli.limits import Limit, format_limits, parse_limits
 from service.cli.output import Json, print_json, print_table
 from service.core.auth import store
+from service.core.auth.principals import COMMAND_LINE
 from service.core.database.engine import Database
 from service.core.ports import QuotaLimits
 from service.core.settings import load_settings
@@ -42,12 +43,16 @@ def set_plan(
 ) -> None:
     """Create or replace a plan. Limits that are not given do not apply."""
     limits = parse_limits(limit)
-    run_on_database(load_settings(), lambda database: store.put_plan(database, name, limits))
+    run_on_database(
+        load_settings(), lambda database: store.put_plan(database, COMMAND_LINE, name, limits)
+    )
     print(f"{name}: {format_limits(limits)}")
 
 
 @plans.command("delete")
 def delete_plan(name: str) -> None:
     """Delete a plan. Its users get the plan `default`."""
-    run_on_database(load_settings(), lambda database: store.delete_plan(database, name))
+    run_on_database(
+        load_settings(), lambda database: store.delete_plan(database, COMMAND_LINE, name)
+    )
     print(f"deleted: {name}")

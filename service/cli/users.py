@@ -9,6 +9,7 @@ from service.cli.database import run_on_database
 from service.cli.limits import Limit, format_limits, parse_limits
 from service.cli.output import Json, print_json, print_table
 from service.core.auth import store
+from service.core.auth.principals import COMMAND_LINE
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
 from service.core.errors import NotFound
@@ -70,7 +71,8 @@ def set_quota(
     if own is not None and plan is not None:
         raise typer.BadParameter("give a plan or limits, not both")
     run_on_database(
-        load_settings(), lambda database: store.put_user(database, user, plan=plan, limits=own)
+        load_settings(),
+        lambda database: store.put_user(database, COMMAND_LINE, user, plan=plan, limits=own),
     )
     print(f"{user}: {format_limits(own) if own else f'plan {plan or store.DEFAULT_PLAN}'}")
 
@@ -120,6 +122,7 @@ def show_usage(
 
 def _set_disabled(user: str, *, disabled: bool) -> None:
     run_on_database(
-        load_settings(), lambda database: store.put_user(database, user, disabled=disabled)
+        load_settings(),
+        lambda database: store.put_user(database, COMMAND_LINE, user, disabled=disabled),
     )
     print(f"{'disabled' if disabled else 'enabled'}: {user}")

@@ -93,6 +93,11 @@ def set_request_id(request_id: str) -> None:
     _request_id.set(request_id)
 
 
+def get_request_id() -> str | None:
+    """The id of the request in which this task runs."""
+    return _request_id.get()
+
+
 def _add_request_id(
     _logger: Any, _name: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:

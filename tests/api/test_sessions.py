@@ -88,7 +88,7 @@ async def test_session_ends_with_its_credential(serve: Serve) -> None:
     expires_at = (await browsers[2].get("/auth/session")).json()["expires_at"]
     assert expires_at <= (utc_now() + timedelta(minutes=5)).isoformat().replace("+00:00", "Z")
     await store.revoke_key(service.services.database, BOOTSTRAP, revoked.id)
-    await store.put_user(service.services.database, "bob", disabled=True)
+    await store.put_user(service.services.database, BOOTSTRAP, "bob", disabled=True)
     service.services.authenticator._secret_hash = hash_credential("another" * 8)
     service.services.authenticator.clear_cache()
     for browser, status in zip(browsers, (401, 401, 200, 401), strict=True):

@@ -71,6 +71,7 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/ai/logs/{answer_id}/receipt"): (USER, Scope.LOGS),
     ("GET", "/ai/receipts"): (USER, Scope.LOGS),
     ("GET", "/.well-known/jwks.json"): ALL,
+    ("GET", "/ai/audit-log"): (ADMIN, Scope.LOGS),
     ("GET", "/ai/analytics"): (USER, Scope.LOGS),
     ("GET", "/ai/analytics/focus"): (USER, Scope.LOGS),
     ("POST", "/v1/chat/completions"): (USER, Scope.ASK),

@@ -67,7 +67,7 @@ async def collect_output(
     limited = await store.create_key(
         database, BOOTSTRAP, store.NewKey(user_id="limited"), keys_max=9
     )
-    await store.put_user(database, "limited", limits=QuotaLimits(requests_per_minute=1))
+    await store.put_user(database, BOOTSTRAP, "limited", limits=QuotaLimits(requests_per_minute=1))
     await database.close()
     jwts = Settings(
         **HS | {"jwt_secret": SecretStr(CANARIES["jwt"]), "jwt_issuer": "i", "jwt_audience": "a"}

@@ -35,7 +35,7 @@ ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 async def create_limited_key(service: Service, name: str = "alice", **limits: int) -> str:
     """Create a key of a user with these limits."""
     key = await make_key(service, name)
-    await store.put_user(service.services.database, name, limits=QuotaLimits(**limits))
+    await store.put_user(service.services.database, BOOTSTRAP, name, limits=QuotaLimits(**limits))
     return str(key.key)
 
 
@@ -50,7 +50,10 @@ async def create_key_for(service: Service, count: int) -> tuple[str, int]:
         held = int((await session.execute(query)).scalar_one())
     used = service.services.quota.get_usage("user:alice")["tokens_per_day"][0]
     await store.put_user(
-        service.services.database, "alice", limits=QuotaLimits(tokens_per_day=used + held * count)
+        service.services.database,
+        BOOTSTRAP,
+        "alice",
+        limits=QuotaLimits(tokens_per_day=used + held * count),
     )
     service.services.authenticator.clear_cache()
     return str(key.key), held
@@ -142,7 +145,7 @@ async def test_a_kill_leaves_no_hold(tmp_path: Path, fake: ProviderFake) -> None
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}")
     created = await store.create_key(database, BOOTSTRAP, store.NewKey(user_id="alice"), keys_max=9)
     await store.put_user(
-        database, "alice", limits=QuotaLimits(concurrent=10, tokens_per_day=100_000)
+        database, BOOTSTRAP, "alice", limits=QuotaLimits(concurrent=10, tokens_per_day=100_000)
     )
     fake.default = Behaviour(hang_after=2)
     options = {"OPENAI_BASE_URL": fake.base_url, "KOTAE_MODEL": "m", "KOTAE_AUTH": "keys"}

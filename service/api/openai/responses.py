@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 
+from service.api.answers import find_stream
 from service.api.dependencies import AnyQueryAskPrincipal, Services, ServicesDep
 from service.api.fast_route import AskRoute, KeyDep
 from service.api.json_bodies import THREAD_BYTES_MIN, read_body
@@ -142,7 +143,7 @@ async def delete_response(
 ) -> Response:
     """Erase the texts of a response for good; its account is kept. Stops it if it runs."""
     answer_stream = await _find_stored(answer_id, services, principal)
-    await services.answers.erase_conversation(answer_stream.intent.id, principal.visible_user_id)
+    await services.answers.erase_conversation(answer_stream.intent.id, principal)
     return json_response(
         {"id": f"{RESPONSE_PREFIX}{answer_id}", "object": "response", "deleted": True}
     )
@@ -150,7 +151,7 @@ async def delete_response(
 
 async def _find_stored(answer_id: str, services: Services, principal: Principal) -> Stream:
     """The stream of a response that can be retrieved. Raises `NotFound`, `Erased`."""
-    stream = await services.answers.find_stream(answer_id, principal.visible_user_id)
+    stream = await find_stream(answer_id, services, principal)
     if stream.intent.request_body is None:
         raise NotFound("no response has this id")
     return stream

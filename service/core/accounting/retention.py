@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from service.core.accounting.receipt_log import erase_nonces
 from service.core.accounting.rows import ERASED_VALUES
+from service.core.audit_log import Action, Actor, record_action
 from service.core.database.engine import Database
 from service.core.database.tables import receipts, request_logs
 from service.core.encoding import compute_first_id, utc_now
@@ -32,12 +33,13 @@ async def erase_texts_before(
     position: str,
     *,
     user_id: str | None = None,
+    actor: Actor | None = None,
     batch_rows: int = BATCH_ROWS,
 ) -> ErasedBatch:
     """Erase the texts of the next rows after the id `position` that began before this time.
 
-    `user_id`: only of this user. Without further rows the batch is empty. Raises
-    `DatabaseUnavailable`.
+    `user_id`: only of this user; `actor`: who is recorded if rows are erased. Without further rows
+    the batch is empty. Raises `DatabaseUnavailable`.
     """
     ids = request_logs.c.id
     of_user = [] if user_id is None else [request_logs.c.user_id == user_id]
@@ -61,4 +63,8 @@ async def erase_texts_before(
     async with database.transaction() as session:
         erased = (await session.execute(erasure)).rowcount
         await erase_nonces(session, answer_id > position, answer_id <= listed[-1], *of_receipts)
+        if actor is not None and erased:
+            await record_action(
+                session, actor, Action.USER_TEXTS_ERASED, target_id=user_id, user_id=user_id
+            )
     return ErasedBatch(listed, erased)

@@ -399,22 +399,25 @@ class Answers:
         """
         await self._conversations.stop_erased(conversation_id)
 
-    async def erase_conversation(self, conversation_id: str, user_id: str | None) -> None:
+    async def erase_conversation(self, conversation_id: str, by: Principal) -> None:
         """Stop the running answers of a conversation and erase its texts. Idempotent.
 
-        `user_id` None: an admin. Raises `NotFound`, `Overloaded` and `DatabaseUnavailable`.
+        Raises `NotFound`, `Overloaded` and `DatabaseUnavailable`.
         """
-        await self._conversations.erase(conversation_id, user_id)
+        await self._conversations.erase(conversation_id, by)
 
-    async def erase_user(self, user_id: str) -> int:
+    async def erase_user(self, user_id: str, by: Principal) -> int:
         """Erase the texts of a user's answers that have ended. Idempotent.
 
+        The audit log has one entry of it, in the transaction that erases the first rows.
         Returns the number of rows that were not erased before. Raises `DatabaseUnavailable`.
         """
         await self._replay.wait_written()
         now, position, erased = utc_now(), "", 0
         while True:
-            batch = await erase_texts_before(self._database, now, position, user_id=user_id)
+            batch = await erase_texts_before(
+                self._database, now, position, user_id=user_id, actor=None if erased else by.actor
+            )
             if not batch.ids:
                 return erased
             self._registry.evict_streams(batch.ids)

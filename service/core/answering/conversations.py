@@ -19,6 +19,8 @@ from service.core.accounting import conversations
 from service.core.answering.registry import StreamRegistry
 from service.core.answering.replay import ReplayLookup
 from service.core.answering.streams import Stream
+from service.core.audit_log import Action, record_action
+from service.core.auth.principals import Principal
 from service.core.database.engine import Database
 from service.core.errors import ConversationBusy, Erased, NotFound, Overloaded
 from service.core.ports import PeerRequest, Peers
@@ -30,7 +32,10 @@ ERASED_KEPT = 1_000  # the last erasures that are known without their rows
 
 
 class ConversationRegistry:
-    """See the module. `user_id`: who may use a conversation; None: an admin, who may erase all."""
+    """See the module. `user_id`: who may use a conversation; None: an admin, who may erase all.
+
+    The erasure of another user's conversation is recorded in the audit log.
+    """
 
     def __init__(
         self,
@@ -60,11 +65,12 @@ class ConversationRegistry:
         async with self._database.read_session() as session:
             return await conversations.read_turns(session, conversation_id, ANSWERS_READ_MAX)
 
-    async def erase(self, conversation_id: str, user_id: str | None) -> None:
+    async def erase(self, conversation_id: str, by: Principal) -> None:
         """Stop and erase a conversation. Idempotent.
 
         Raises `NotFound`, `Overloaded` if an answer does not stop, and `DatabaseUnavailable`.
         """
+        user_id = by.visible_user_id
         users = [stream.intent.user_id for stream in self._find_streams(conversation_id)]
         users += await self._ask_users(conversation_id)
         if any(user_id not in {None, user} for user in users):
@@ -83,6 +89,15 @@ class ConversationRegistry:
                 await self._peers.ask_all(_build_request("DELETE", conversation_id))
             async with self._database.transaction() as session:
                 ids = await conversations.erase_rows(session, conversation_id)
+                state = await conversations.read_state(session, conversation_id)
+                if state is not None and state.user_id != by.user_id:
+                    await record_action(
+                        session,
+                        by.actor,
+                        Action.CONVERSATION_ERASED,
+                        target_id=conversation_id,
+                        user_id=state.user_id,
+                    )
         except BaseException:
             if not was_erased:
                 self._erased.pop(conversation_id, None)

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from service.core.audit_log import Actor
 from service.core.errors import Forbidden
 from service.core.ports import QuotaLimits, QuotaSubject
 
@@ -35,9 +36,9 @@ PERMANENT_CREDENTIALS = frozenset({"open", "secret"})  # cannot be revoked while
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """The authenticated caller.
 
-    `credential` identifies the credential (`key:<id>`, `session:<hash>`, `jwt`, `secret`, `open`),
-    `ends_at` is its expiry (seconds since 1970), `origin_ends_at` the expiry of the key or token
-    that a session was exchanged for. `key_lineage` is the first of the keys that the key was
+    `credential` identifies the credential (`key:<id>`, `session:<hash>`, `jwt`, `secret`, `open`,
+    or `cli`), `ends_at` is its expiry (seconds since 1970), `origin_ends_at` the expiry of the key
+    or token that a session was exchanged for. `key_lineage` is the first of the keys that it was
     rotated from; quotas are charged to it. `limits` are those of the user, `key_limits` those of
     the key; None means unlimited.
     """
@@ -67,6 +68,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     def visible_user_id(self) -> str | None:
         """The user whose documents and logs are visible; None means everyone's."""
         return None if self.is_admin else self.user_id
+
+    @property
+    def actor(self) -> Actor:
+        """The principal in the audit log."""
+        return Actor(self.user_id, self.credential.partition(":")[0], self.key_id)
 
     @property
     def quota_subjects(self) -> tuple[QuotaSubject, ...]:
@@ -106,3 +112,4 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
 LOCAL = Principal(user_id="local", role=Role.ADMIN, credential="open")
 BOOTSTRAP = Principal(user_id="admin", role=Role.ADMIN, credential="secret")
+COMMAND_LINE = Principal(user_id="cli", role=Role.ADMIN, credential="cli")

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from service.core.audit_log import Action, record_action
 from service.core.auth.credentials import (
     generate_key,
     generate_session,
@@ -77,7 +78,22 @@ async def create_key(
 ) -> ApiKey:
     """Create a key. Raises `Forbidden` if it exceeds `by`, `KeysFull`, `DatabaseUnavailable`."""
     async with database.transaction() as session:
-        return await _insert_key(session, by, new_key, keys_max=keys_max)
+        key = await _insert_key(session, by, new_key, keys_max=keys_max)
+        detail = {
+            "role": key.role,
+            "scopes": key.scopes,
+            "expires_at": None if key.expires_at is None else key.expires_at.isoformat(),
+            "limits": key.limits,
+        }
+        await record_action(
+            session,
+            by.actor,
+            Action.KEY_CREATED,
+            target_id=key.id,
+            user_id=key.user_id,
+            detail=detail,
+        )
+    return key
 
 
 async def _insert_key(
@@ -172,8 +188,17 @@ async def rotate_key(
             session, creator, template, keys_max=keys_max + 1, lineage=old["lineage"]
         )
         end = now + timedelta(seconds=grace_seconds)
-        values = {"replaced_by": new.id, "expires_at": min(end, old["expires_at"] or end)}
+        end = min(end, old["expires_at"] or end)
+        values = {"replaced_by": new.id, "expires_at": end}
         await session.execute(sa.update(api_keys).where(api_keys.c.id == key_id).values(**values))
+        await record_action(
+            session,
+            by.actor,
+            Action.KEY_ROTATED,
+            target_id=key_id,
+            user_id=new.user_id,
+            detail={"replaced_by": new.id, "valid_until": end.isoformat()},
+        )
     return new
 
 
@@ -192,9 +217,19 @@ async def revoke_key(
             sa.update(api_keys)
             .where(api_keys.c.id.in_(selected), api_keys.c.revoked_at.is_(None))
             .values(revoked_at=utc_now())
-            .returning(api_keys.c.id)
+            .returning(api_keys.c.id, api_keys.c.user_id)
         )
-        return sorted(revoked.scalars())
+        owners = {row.id: row.user_id for row in revoked}
+        for revoked_id, owner in sorted(owners.items()):
+            await record_action(
+                session,
+                by.actor,
+                Action.KEY_REVOKED,
+                target_id=revoked_id,
+                user_id=owner,
+                detail={} if revoked_id == key_id else {"created_by": key_id},
+            )
+        return sorted(owners)
 
 
 def _select_created_keys(key_id: str) -> sa.Select[tuple[str]]:
@@ -343,20 +378,44 @@ async def has_user(session: ReadSession, user_id: str) -> bool:
     return bool((await session.execute(sa.select(condition))).scalar())
 
 
-async def put_user(database: Database, user_id: str, **values: Any) -> User:
+async def put_user(database: Database, by: Principal, user_id: str, **values: Any) -> User:
     """Set `disabled`, or `plan` and `limits`, of a user. Raises `NotFound` for an unknown plan."""
     if "limits" in values and values["limits"] is not None:
         values["limits"] = msgspec.to_builtins(values["limits"])
     async with database.transaction() as session:
         if (plan := values.get("plan")) is not None:
             await _require_plan(session, plan)
+        old = await get_user(session, user_id)
         row = {"id": user_id, "disabled": False, "created_at": utc_now()} | values
         await session.execute(
             insert_into(session, users)
             .values(**row)
             .on_conflict_do_update(index_elements=["id"], set_=values)
         )
-        return await get_user(session, user_id)
+        user = await get_user(session, user_id)
+        await _record_user_change(session, by, old, user)
+    return user
+
+
+async def _record_user_change(session: Session, by: Principal, old: User, user: User) -> None:
+    """Record what is different in the settings of a user."""
+    if user.disabled != old.disabled:
+        action = Action.USER_DISABLED if user.disabled else Action.USER_ENABLED
+        await record_action(session, by.actor, action, target_id=user.id, user_id=user.id)
+    if (user.plan, user.limits) != (old.plan, old.limits):
+        await record_action(
+            session,
+            by.actor,
+            Action.USER_LIMITED,
+            target_id=user.id,
+            user_id=user.id,
+            detail={"old": _describe_limits(old), "new": _describe_limits(user)},
+        )
+
+
+def _describe_limits(user: User) -> dict[str, Any]:
+    limits = None if user.limits is None else user.limits.to_wire()
+    return {"plan": user.plan, "limits": limits}
 
 
 async def list_plans(session: ReadSession) -> dict[str, QuotaLimits]:
@@ -367,27 +426,49 @@ async def list_plans(session: ReadSession) -> dict[str, QuotaLimits]:
     }
 
 
-async def put_plan(database: Database, name: str, limits: QuotaLimits) -> None:
+async def put_plan(database: Database, by: Principal, name: str, limits: QuotaLimits) -> None:
     """Create or change a plan."""
     values = {"limits": msgspec.to_builtins(limits)}
     async with database.transaction() as session:
+        old = await _find_plan(session, name)
         await session.execute(
             insert_into(session, plans)
             .values(name=name, **values)
             .on_conflict_do_update(index_elements=["name"], set_=values)
         )
+        if old != limits:
+            detail = {"new": limits.to_wire()}
+            if old is not None:
+                detail["old"] = old.to_wire()
+            await record_action(
+                session, by.actor, Action.PLAN_CHANGED, target_id=name, detail=detail
+            )
 
 
-async def delete_plan(database: Database, name: str) -> None:
+async def delete_plan(database: Database, by: Principal, name: str) -> None:
     """Delete a plan; its users fall back to the default plan. Raises `NotFound`."""
     async with database.transaction() as session:
-        await _require_plan(session, name)
+        old = await _require_plan(session, name)
         await session.execute(sa.delete(plans).where(plans.c.name == name))
+        await record_action(
+            session,
+            by.actor,
+            Action.PLAN_DELETED,
+            target_id=name,
+            detail={"old": old.to_wire()},
+        )
 
 
-async def _require_plan(session: Session, name: str) -> None:
-    if (await session.execute(sa.select(plans.c.name).where(plans.c.name == name))).first() is None:
+async def _require_plan(session: Session, name: str) -> QuotaLimits:
+    limits = await _find_plan(session, name)
+    if limits is None:
         raise NotFound("no plan has this name")
+    return limits
+
+
+async def _find_plan(session: Session, name: str) -> QuotaLimits | None:
+    limits = (await session.execute(sa.select(plans.c.limits).where(plans.c.name == name))).scalar()
+    return None if limits is None else msgspec.convert(limits, QuotaLimits)
 
 
 def get_user_limits(row: Mapping[Any, Any], role: Role) -> QuotaLimits | None:

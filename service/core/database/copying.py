@@ -24,6 +24,7 @@ from service.core.database.partitions import create_partitions
 from service.core.database.tables import (
     api_keys,
     attempts,
+    audit_log,
     chunks,
     documents,
     index_scopes,
@@ -51,6 +52,7 @@ BATCHES = {
     users: 500,
     api_keys: 500,
     sessions: 500,
+    audit_log: 500,
     index_scopes: 500,
     documents: 50,
     original_parts: 10,

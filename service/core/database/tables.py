@@ -327,6 +327,26 @@ sessions = Table(
     Index(None, "expires_at"),
 )
 
+# Who did what; entries are only added, which triggers enforce. See `core/audit_log.py`.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", _text(36), primary_key=True),  # UUIDv7
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("action", _text(50), nullable=False),
+    Column("actor", _text(200), nullable=False),  # a user id
+    Column("credential", _text(20), nullable=False),  # the kind of the actor's credential
+    Column("key_id", _text(36)),  # the actor's API key
+    Column("user_id", _text(200)),  # whom it is about; None: all users, or a plan
+    Column("target_kind", _text(20), nullable=False),
+    Column("target_id", _text(200)),
+    Column("detail", JSON, nullable=False),
+    Column("request_id", _text(64)),
+    Index(None, "action", "id"),
+    Index(None, "actor", "id"),
+    Index(None, "user_id", "id"),
+)
+
 documents = Table(
     "documents",
     metadata,

@@ -21,6 +21,7 @@ import anyio.to_thread
 import msgspec
 import sqlalchemy as sa
 
+from service.core.audit_log import Action, Actor, record_action
 from service.core.database.constructs import is_listed
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import chunks, documents, index_scopes, vectors
@@ -61,6 +62,7 @@ __all__ = [
     "StoredOriginal",
     "delete_document",
     "find_original",
+    "find_private_owner",
     "get_document",
     "index_name",
     "list_documents",
@@ -453,10 +455,44 @@ async def get_document(session: ReadSession, document_id: str, *, user_id: str |
     )
 
 
-async def delete_document(database: Database, document_id: str, *, user_id: str | None) -> None:
-    """Delete a document of `user_id` (None: of anyone) with its chunks. Raises `NotFound`."""
+async def delete_document(
+    database: Database, document_id: str, *, user_id: str | None, actor: Actor | None = None
+) -> None:
+    """Delete a document of `user_id` (None: of anyone) with its chunks. Raises `NotFound`.
+
+    `actor`: who is recorded if the document belongs to another user.
+    """
+    document_id = sanitize_text(document_id)
     async with database.transaction() as session:
-        await _delete_in_session(session, sanitize_text(document_id), _owned_by(user_id))
+        await _record_change(session, actor, Action.DOCUMENT_DELETED, document_id)
+        await _delete_in_session(session, document_id, _owned_by(user_id))
+
+
+async def _record_change(
+    session: Session,
+    actor: Actor | None,
+    action: Action,
+    document_id: str,
+    detail: dict[str, Any] | None = None,
+) -> None:
+    """Record a change of another user's document in its transaction."""
+    if actor is None:
+        return
+    query = sa.select(documents.c.user_id).where(documents.c.id == document_id)
+    owner = (await session.execute(query)).scalar()
+    if owner not in {None, actor.user_id}:
+        await record_action(
+            session, actor, action, target_id=document_id, user_id=owner, detail=detail
+        )
+
+
+async def find_private_owner(session: ReadSession, document_id: str) -> str | None:
+    """The owner of a document that is not shared; None if there is no such document."""
+    query = sa.select(documents.c.user_id).where(
+        documents.c.id == sanitize_text(document_id), documents.c.shared.is_(False)
+    )
+    owner: str | None = (await session.execute(query)).scalar()
+    return owner
 
 
 async def _delete_in_session(session: Session, document_id: str, condition: Any) -> None:
@@ -475,11 +511,12 @@ async def update_document(
     changes: Mapping[str, Any],
     *,
     user_id: str | None,
+    actor: Actor | None = None,
 ) -> Document:
     """Change `title`, `tags`, `date` or `shared` of a document of `user_id` (None: of anyone).
 
-    A new title or visibility creates its chunks again, as the index contains both. Raises
-    `NotFound`, `DatabaseUnavailable`.
+    A new title or visibility creates its chunks again, as the index contains both. `actor`: who is
+    recorded if the document belongs to another user. Raises `NotFound`, `DatabaseUnavailable`.
     """
     document_id, values = sanitize_text(document_id), dict(changes)
     if "title" in values:
@@ -493,6 +530,9 @@ async def update_document(
     async with database.transaction() as session:
         if values and not (await session.execute(change.values(values))).rowcount:
             raise NotFound("there is no such document")
+        if values:
+            detail = {"fields": sorted(changes)}
+            await _record_change(session, actor, Action.DOCUMENT_CHANGED, document_id, detail)
     if reindex:
         await reindex_document(database, settings, workers, document_id)
     async with database.read_session() as session:

@@ -6,6 +6,7 @@ import pytest
 
 from service.core.answering.answers import AnswerRequest
 from service.core.answering.conversations import ERASED_KEPT
+from service.core.auth.principals import LOCAL
 from service.core.errors import DatabaseUnavailable, Erased
 from tests.api.test_conversations import ask
 from tests.conftest import Serve
@@ -125,7 +126,7 @@ async def test_a_question_that_was_admitted_before_the_erasure_is_rejected(
         question = asyncio.create_task(answers.answer(request))
         while not answers._search_service.waiting_searches:
             await asyncio.sleep(0.001)
-        await answers.erase_conversation(first["id"], None)
+        await answers.erase_conversation(first["id"], LOCAL)
     with pytest.raises(Erased):
         await question
 
@@ -140,7 +141,7 @@ async def test_without_the_database_nothing_is_erased(serve: Serve, fake: Provid
     await service.wait_idle()
     answers = service.services.answers
     with away(service.services.database), pytest.raises(DatabaseUnavailable):
-        await answers.erase_conversation(first["id"], None)
+        await answers.erase_conversation(first["id"], LOCAL)
 
     thread = (await service.client.get(f"/ai/conversations/{first['id']}")).json()
     assert [item["prompt"] for item in thread["items"]] == ["Secret?"]

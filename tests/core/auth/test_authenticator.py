@@ -143,15 +143,15 @@ async def test_revocation_by_another_process_takes_effect(
     for key in (revoked, disabled):
         await verifies.authenticate(create_credentials(key))
     await store.revoke_key(database, BOOTSTRAP, revoked.id)
-    await store.put_user(database, "bob", disabled=True)
+    await store.put_user(database, BOOTSTRAP, "bob", disabled=True)
     assert FRESH_SECONDS < 5
     clocks.now += FRESH_SECONDS + 0.1
     for key in (revoked, disabled):
         with pytest.raises(Unauthorized):
             await verifies.authenticate(create_credentials(key))
-    await store.put_user(database, "bob", disabled=False)
+    await store.put_user(database, BOOTSTRAP, "bob", disabled=False)
     assert (await verifies.authenticate(create_credentials(disabled))).user_id == "bob"
-    await store.put_user(database, "bob", disabled=True)
+    await store.put_user(database, BOOTSTRAP, "bob", disabled=True)
     verifies.clear_cache()
     with pytest.raises(Unauthorized):
         await verifies.authenticate(create_credentials(disabled))

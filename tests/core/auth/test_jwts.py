@@ -22,7 +22,7 @@ from service.core.auth.jwts import (
     JwtVerifier,
     create_token,
 )
-from service.core.auth.principals import Role
+from service.core.auth.principals import BOOTSTRAP, Role
 from service.core.errors import JwksUnavailable, SettingsInvalid, Unauthorized
 from service.core.settings import Settings, load_settings
 from tests.access import bearer, client
@@ -442,7 +442,7 @@ async def test_token_through_the_routes(serve: Serve) -> None:
         is_problem(
             await alice.get("/ai/logs", headers=bearer(changed[:-2] + "xx")), 401, "unauthorized"
         )
-        await store.put_user(service.services.database, "alice", disabled=True)
+        await store.put_user(service.services.database, BOOTSTRAP, "alice", disabled=True)
         service.services.authenticator.clear_cache()
         is_problem(await alice.get("/ai/logs"), 401, "unauthorized")
     async with client(

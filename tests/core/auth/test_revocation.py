@@ -34,7 +34,7 @@ async def revoke_key(service: Service, key: store.ApiKey) -> None:
 
 async def disable_user(service: Service, key: store.ApiKey) -> None:
     """Disable a user as the command line does."""
-    await store.put_user(service.services.database, key.user_id, disabled=True)
+    await store.put_user(service.services.database, BOOTSTRAP, key.user_id, disabled=True)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from service.core.accounting.audit import audit_log
 from service.core.accounting.log_pages import LogFilter, read_page
 from service.core.auth import store
+from service.core.auth.principals import BOOTSTRAP
 from service.core.database.copying import (
     BATCHES,
     compare_counts,
@@ -60,9 +61,9 @@ async def fill(database: Database, rows: int = ROWS) -> None:
         await store_text(database, "Penguins swim in cold water.", "alice", title="Penguins")
     finally:
         workers.close()
-    await store.put_plan(database, "team", QuotaLimits(tokens_per_day=5))
-    await store.put_user(database, "alice", plan="team", limits=None)
-    await store.put_user(database, "bob", limits=QuotaLimits(concurrent=1))
+    await store.put_plan(database, BOOTSTRAP, "team", QuotaLimits(tokens_per_day=5))
+    await store.put_user(database, BOOTSTRAP, "alice", plan="team", limits=None)
+    await store.put_user(database, BOOTSTRAP, "bob", limits=QuotaLimits(concurrent=1))
     outcomes = []
     for n in range(rows):
         at = utc_now() - timedelta(days=n % 100)
