@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from fastapi import APIRouter, Depends, Header, Query, Response
 
 from service.api import shapes
-from service.api.dependencies import LogsPrincipal, Services, ServicesDep
+from service.api.dependencies import AdminLogsPrincipal, LogsPrincipal, Services, ServicesDep
 from service.api.log_queries import VALUES_MAX, format_csv, select_users, wait_fresh
 from service.api.responses import json_response
 from service.api.schemas import (
@@ -32,6 +32,7 @@ from service.core.accounting.analytics import (
 )
 from service.core.accounting.focus import FOCUS_COLUMNS, FOCUS_GROUPS, list_focus_rows
 from service.core.accounting.log_pages import list_statuses
+from service.core.accounting.reconciliation import describe_sums, reconcile_sums
 from service.core.accounting.rollups import DIMENSIONS, LATENCIES
 from service.core.auth.principals import Principal
 from service.core.encoding import utc_now
@@ -168,6 +169,31 @@ async def export_focus(
     )
     results = await _compute(services, principal, query)
     return _create_csv(list_focus_rows(results), "kotae-focus.csv", FOCUS_COLUMNS)
+
+
+@router.get(
+    "/check",
+    responses={200: schema_ref(shapes.Reconciliation, "The sums of both"), **REFUSALS},
+)
+async def check_sums(
+    services: ServicesDep, principal: AdminLogsPrincipal, interval: IntervalDep
+) -> Response:
+    """Compare the stored sums of an interval with the sums over its rows, in one snapshot."""
+    async with services.analytics.turn(principal.user_id):
+        await wait_fresh(services)
+        result = await services.database.run_blocking_read(
+            partial(reconcile_sums, since=interval.since, until=interval.until)
+        )
+    await services.authenticator.require_valid(principal)
+    return json_response(
+        {
+            "since": result.since,
+            "until": result.until,
+            "agrees": result.agrees,
+            "rows": describe_sums(result.rows),
+            "sums": describe_sums(result.sums),
+        }
+    )
 
 
 async def _compute(

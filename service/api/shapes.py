@@ -233,6 +233,31 @@ class AnalyticsPage(Struct):
     next_cursor: int | None
 
 
+class IntervalSums(Struct):
+    """Sums over an interval. `cost`, `unpriced_answers`, `unknown_answers`: as for analytics."""
+
+    answers: int
+    errors: int
+    attempts: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    cost: str
+    unpriced_answers: int
+    unknown_answers: int
+
+
+class Reconciliation(Struct):
+    """The sums over the rows and the stored ones. The interval is that of whole quarter hours."""
+
+    since: datetime
+    until: datetime
+    agrees: bool
+    rows: IntervalSums
+    sums: IntervalSums
+
+
 class UsageReport(Struct):
     """The limits of a user, all usage of the current windows, and totals of a period."""
 

@@ -265,3 +265,17 @@ async def test_a_full_queue_is_refused(serve: Serve) -> None:
 
     is_problem(refused, 503, "overloaded")
     assert "Retry-After" in refused.headers
+
+
+@shared_loop
+async def test_check_returns_both_sums(shared_log: Service) -> None:
+    """The sums over the rows and the stored ones are equal, with the unknown amount beside."""
+    response = await shared_log.client.get("/ai/analytics/check", params=SINCE)
+    body = response.json()
+
+    assert response.status_code == 200
+    assert body["agrees"] is True
+    assert body["rows"] == body["sums"]
+    assert body["rows"]["cost"] == "0.000055"
+    assert (body["rows"]["answers"], body["rows"]["unknown_answers"]) == (12, 1)
+    assert body["since"] == "2026-03-01T00:00:00Z"

@@ -74,6 +74,7 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/ai/audit-log"): (ADMIN, Scope.LOGS),
     ("GET", "/ai/analytics"): (USER, Scope.LOGS),
     ("GET", "/ai/analytics/focus"): (USER, Scope.LOGS),
+    ("GET", "/ai/analytics/check"): (ADMIN, Scope.LOGS),
     ("POST", "/v1/chat/completions"): (USER, Scope.ASK),
     ("POST", "/v1/responses"): (USER, Scope.ASK),
     ("GET", "/v1/responses/resp_{answer_id}"): (USER, Scope.ASK),

@@ -245,21 +245,12 @@ def _add_counts(
     source: sa.FromClause,
     where: list[sa.ColumnElement[bool]],
 ) -> None:
-    """Add the counts of `source`, whose dimensions and counts are `columns`.
-
-    Failures and unknown usage are counted by their dimensions.
-    """
-    is_unknown = columns["usage_source"] == UsageSource.UNKNOWN
-    answers = columns["answers"]
-    sums: dict[str, sa.ColumnElement[Any]] = {name: columns[name] for name in COUNTS} | {
-        "errors": sa.case((columns["status"].in_(FAILURES), answers), else_=0),
-        "unknown": sa.case((is_unknown, answers), else_=0),
-        "unpriced": sa.case((is_unknown, 0), else_=columns["unpriced"]),
-    }
+    """Add the counts of `source`, whose dimensions and counts are `columns`."""
+    sums = build_sums(columns)
     selected = [columns[name] for name in query.group_by]
     size = len(selected)
     statement = (
-        sa.select(*selected, *(sum_exactly(value).label(name) for name, value in sums.items()))
+        sa.select(*selected, *sums.values())
         .select_from(source)
         .where(*where, *_filter(query, columns))
         .group_by(*selected)
@@ -267,6 +258,20 @@ def _add_counts(
     for row in connection.execute(statement):
         counts = groups.setdefault(tuple(row[:size]), _Sums()).counts
         counts.update(dict(zip(sums, row[size:], strict=True)))
+
+
+def build_sums(
+    columns: Mapping[str, sa.ColumnElement[Any]],
+) -> dict[str, sa.ColumnElement[Any]]:
+    """The sums of counts by name. Failures and unknown usage are counted by their dimensions."""
+    is_unknown = columns["usage_source"] == UsageSource.UNKNOWN
+    answers = columns["answers"]
+    values: dict[str, sa.ColumnElement[Any]] = {name: columns[name] for name in COUNTS} | {
+        "errors": sa.case((columns["status"].in_(FAILURES), answers), else_=0),
+        "unknown": sa.case((is_unknown, answers), else_=0),
+        "unpriced": sa.case((is_unknown, 0), else_=columns["unpriced"]),
+    }
+    return {name: sum_exactly(value).label(name) for name, value in values.items()}
 
 
 def _filter(
