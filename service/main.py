@@ -62,7 +62,7 @@ from service.core.errors import DatabaseUnavailable, KotaeError, SettingsInvalid
 from service.core.fair_share import BoundedTurns, SharedLimit
 from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
-from service.core.ports import Embedder, Peers, VectorSearch, Worker
+from service.core.ports import AnswerTracer, Embedder, Peers, VectorSearch, Worker
 from service.core.pricing import PriceBook
 from service.core.provider_file import ModelPrice
 from service.core.providers.embedders import create_embedder
@@ -100,12 +100,14 @@ from service.workers.trimming import MemoryTrimmer
 from service.workers.writer import Writer
 
 if TYPE_CHECKING:
+    from service.core import tracing
     from service.core.database import postgres_lock
     from service.core.quota import redis
     from service.core.search import embeddings
     from service.workers import database_probe, embedding
     from service.workers import postgres as postgres_upkeep
 else:
+    tracing = LazyModule("service.core.tracing")
     postgres_lock = LazyModule("service.core.database.postgres_lock")
     redis = LazyModule("service.core.quota.redis")
     postgres_upkeep = LazyModule("service.workers.postgres")
@@ -260,6 +262,7 @@ async def _open_services(
         catalog.prices,
     )
     await anyio.to_thread.run_sync(_preload_prices, prices, settings)
+    tracer = await _open_tracer(stack) if settings.tracing else None
     recorder = Recorder(queue, quota, metrics, replica.lease.slot if replica else None)
     embedder = create_embedder(settings)
     vector_search = (
@@ -286,6 +289,7 @@ async def _open_services(
         wait_recovered=recovery.wait_done,
         peers=peers,
         claims=_open_claims(settings, database, stack),
+        tracer=tracer,
     )
     stack.push_async_callback(answering.stop)
     embedding_calls = EmbeddingCalls(
@@ -341,6 +345,17 @@ async def _open_services(
         retrieval=search_service,
     )
     return services, replica.listener if replica else None
+
+
+async def _open_tracer(stack: AsyncExitStack) -> AnswerTracer:
+    """Create the exporter of traces, closed after the last answer. Raises `SettingsInvalid`."""
+    try:
+        await anyio.to_thread.run_sync(load_module, tracing)
+    except ImportError as error:
+        raise SettingsInvalid("KOTAE_TRACING needs pip install 'kotae[otel]'") from error
+    tracer = tracing.OpenTelemetryTracer()
+    stack.push_async_callback(tracer.aclose)
+    return tracer
 
 
 @dataclass

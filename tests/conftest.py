@@ -43,7 +43,7 @@ def _plain_logs() -> None:
 def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Remove the machine's settings from the environment."""
     for name in list(os.environ):
-        if name.startswith(("KOTAE_", "OPENAI_")):
+        if name.startswith(("KOTAE_", "OPENAI_", "OTEL_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service.api.audit_log import record_read
-from service.api.dependencies import AskPrincipal, Services, ServicesDep
+from service.api.dependencies import AskPrincipal, Services, ServicesDep, read_trace_headers
 from service.api.fast_route import KEY, AskRoute, KeyDep, authorize_ask
 from service.api.problems import create_problem_response, create_quota_headers
 from service.api.query_parameters import check_query
@@ -500,6 +500,7 @@ async def build_request(
         asked_by=principal.user_id if user_id != principal.user_id else None,
         sees=sees,
         request_id=request.scope["request_id"],
+        trace_headers=read_trace_headers(request) if settings.tracing else {},
         stream=stream,
         resumable=resumable,
         attach_seconds=attach_seconds,

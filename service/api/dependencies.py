@@ -71,6 +71,13 @@ async def get_services(request: Request) -> Services:
     return services
 
 
+def read_trace_headers(request: Request) -> dict[str, str]:
+    """The W3C trace context of a request."""
+    headers = request.scope["kotae.headers"]
+    names = ("traceparent", "tracestate")
+    return {name: headers[key] for name in names if (key := name.encode()) in headers}
+
+
 def require_role(
     role: Role, scope: Scope | None, *, any_query: bool = False
 ) -> Callable[[Request], Awaitable[Principal]]:

@@ -47,7 +47,7 @@ def serve(
     settings = load_settings(
         **{name: value for name, value in options.items() if value is not None}
     )
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, traced=settings.tracing)
     address = service_url(settings, settings.port) if settings.port else ""
     if workers > 1:
         _require_shared_database(settings)

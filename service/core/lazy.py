@@ -45,6 +45,7 @@ MODULES = {
     "service.core.quota.redis": "an optional extra, only with KOTAE_REDIS_URL",
     "service.core.search.embeddings": "numpy, 10 MiB and 0.1 s, only with KOTAE_EMBEDDINGS",
     "service.core.search.engine": "numpy, 10 MiB and 0.1 s, imported at the first search",
+    "service.core.tracing": "OpenTelemetry, an optional extra, only with KOTAE_TRACING",
     "service.workers.database_probe": "imports service.core.database.postgres_connection",
     "service.workers.postgres": "imports service.core.database.postgres_lock",
     "service.workers.embedding": "imports service.core.search.embeddings",

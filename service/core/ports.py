@@ -1,12 +1,13 @@
 """The ports: protocols with several implementations, tested by `tests/contracts/`."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import msgspec
 
 from service.core.pricing import Usage, format_usd
-from service.core.records import EndedAttempt, Intent, Message, Outcome
+from service.core.records import EndedAttempt, Intent, Message, Outcome, Status, UsageSource
 
 
 class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +36,7 @@ MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens")
 class ProviderRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request for one attempt. With `stream` False the provider may send a single body.
 
-    With `chat` the deltas have the provider's chunks.
+    With `chat` the deltas have the provider's chunks. `trace_headers`: lines of the request's head.
     """
 
     model: str
@@ -44,6 +45,7 @@ class ProviderRequest(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None
     stream: bool
     chat: ChatCall | None = None
+    trace_headers: tuple[bytes, ...] = ()
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -529,4 +531,76 @@ class Tickets(Protocol):
         within the resume time of its last reader or of the end of the answer. Raises
         `TicketInvalid`.
         """
+        ...
+
+
+class AttemptUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended and what it used, for its span."""
+
+    status: Status
+    error_code: str | None
+    usage_source: UsageSource
+    usage: Usage | None
+    cost_nano_usd: int | None
+    finish_reason: str | None = None
+
+
+class SearchSpan(msgspec.Struct):
+    """The result of a search, which its caller sets."""
+
+    passages: int = 0
+    answerable: bool = False
+
+
+class AnswerTrace(Protocol):
+    """The span of one answer and of its searches and attempts. No method fails or blocks."""
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        """The ids of the trace and of the answer's span, in hexadecimal."""
+        ...
+
+    def describe(self, intent: Intent) -> None:
+        """Set the attributes that an intent has."""
+        ...
+
+    def search(self, query: str) -> AbstractContextManager[SearchSpan]:
+        """A context manager for one search; its caller sets the result."""
+        ...
+
+    def begin_attempt(self, provider: str, request: ProviderRequest) -> tuple[bytes, ...]:
+        """Begin the span of an attempt. Returns the headers for the provider."""
+        ...
+
+    def record_first_output(self) -> None:
+        """Note that the first output of a streamed attempt was received."""
+        ...
+
+    def end_attempt(self, used: AttemptUsage, *, text: str = "") -> None:
+        """End the span of the current attempt, if there is one."""
+        ...
+
+    def finish(self, outcome: Outcome, used: AttemptUsage) -> None:
+        """End the span, and that of the last attempt, which `used` describes. Idempotent."""
+        ...
+
+    def refuse(self, code: str) -> None:
+        """End the span of a request that was rejected before it had an intent. Idempotent."""
+        ...
+
+
+class AnswerTracer(Protocol):
+    """Exports a span for each answer."""
+
+    def begin_answer(
+        self, headers: Mapping[str, str], *, endpoint: str, stored: bool
+    ) -> AnswerTrace:
+        """Begin a span, below the one that `traceparent` and `tracestate` of a request name.
+
+        Texts of an answer that is not `stored` are never exported.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Export what is queued, within a bounded time. Idempotent."""
         ...

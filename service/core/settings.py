@@ -601,6 +601,12 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="Format of log lines. auto: console on a terminal, otherwise json."
     )
+    tracing: bool = Field(
+        False,
+        description="Export a trace for each answer, and GenAI metrics, with OpenTelemetry (the "
+        "extra otel). The standard variables OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, "
+        "OTEL_RESOURCE_ATTRIBUTES … configure it.",
+    )
 
     _file_catalog: Catalog | None = PrivateAttr(None)
 

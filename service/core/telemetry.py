@@ -32,20 +32,25 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 LABELS_MAX = 1_000  # cached combinations of label values per metric
 # Fields whose values are created by Kotae. Every request logs these.
 _SAFE_FIELDS = frozenset(
-    {"event", "level", "timestamp", "request_id", "method", "route", "status", "ms"}
+    {
+        *("event", "level", "timestamp", "request_id", "method", "route", "status", "ms"),
+        *("trace_id", "span_id"),
+    }
 )
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+_trace_ids: ContextVar[tuple[str, str] | None] = ContextVar("trace_ids", default=None)
 
 
-def configure_logging(level: str, form: str) -> None:
+def configure_logging(level: str, form: str, *, traced: bool = False) -> None:
     """Write log lines of Kotae and of libraries to standard error in one format.
 
     Kotae writes one line per request, directly to the stream; the few lines of libraries pass
-    through `logging` and its formatter.
+    through `logging` and its formatter. `traced`: lines have the ids of the current trace.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         _add_request_id,
+        *([_add_trace_ids] if traced else []),
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
         if console
@@ -96,6 +101,19 @@ def set_request_id(request_id: str) -> None:
 def get_request_id() -> str | None:
     """The id of the request in which this task runs."""
     return _request_id.get()
+
+
+def set_trace_ids(trace_id: str, span_id: str) -> None:
+    """Add these ids to all log lines of this task and of tasks that it starts."""
+    _trace_ids.set((trace_id, span_id))
+
+
+def _add_trace_ids(
+    _logger: Any, _name: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    if (ids := _trace_ids.get()) is not None:
+        event["trace_id"], event["span_id"] = ids
+    return event
 
 
 def _add_request_id(
@@ -149,7 +167,8 @@ def _render_console(_logger: Any, _name: str, event: MutableMapping[str, Any]) -
     if name == "request.served":
         return "{} {method} {route} {status} {ms:.0f} ms".format(when, **event)
     if level == "info":
-        event.pop("request_id", None)
+        for field in ("request_id", "trace_id", "span_id"):
+            event.pop(field, None)
     fields = [f"{field}={value}" for field, value in event.items()]
     line = " ".join([when, *([] if level == "info" else [level]), str(name), *fields])
     return f"{line}\n{traceback}" if traceback else line

@@ -12,15 +12,15 @@ import pytest
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from service.core.telemetry import Metrics, configure_logging, set_request_id
+from service.core.telemetry import Metrics, configure_logging, set_request_id, set_trace_ids
 
 
 @contextmanager
-def debug_log(form: str = "json") -> Iterator[FilteringBoundLogger]:
+def debug_log(form: str = "json", *, traced: bool = False) -> Iterator[FilteringBoundLogger]:
     """A logger of the service at the debug level, on the standard error of the test."""
     root, config = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers, root.level
-    configure_logging("debug", form)
+    configure_logging("debug", form, traced=traced)
     try:
         yield structlog.get_logger("kotae")
     finally:
@@ -50,6 +50,24 @@ def test_a_line_has_the_id_of_its_request(capsys: pytest.CaptureFixture[str]) ->
         "r-1",
     )
     assert "request_id" not in second
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_line_has_the_ids_of_its_trace(
+    capsys: pytest.CaptureFixture[str], *, traced: bool
+) -> None:
+    """With tracing, log lines of an answer have the ids of the trace and the span."""
+    answer = contextvars.copy_context()
+    answer.run(set_trace_ids, "4bf9", "00f0")
+    with debug_log(traced=traced) as log:
+        answer.run(log.error, "answer.failed")
+        log.error("writer.delayed")
+
+    first, second = written(capsys)
+    assert (first.get("trace_id"), first.get("span_id")) == (
+        ("4bf9", "00f0") if traced else (None, None)
+    )
+    assert "trace_id" not in second
 
 
 @pytest.mark.parametrize(

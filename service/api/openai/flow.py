@@ -16,7 +16,7 @@ from service.api.answers import (
     begin_while_connected,
     build_quota_headers,
 )
-from service.api.dependencies import Services
+from service.api.dependencies import Services, read_trace_headers
 from service.api.fast_route import authorize_any_query, read_idempotency_key
 from service.api.openai.chat_body import ChatBody
 from service.api.openai.errors import create_rate_headers
@@ -264,6 +264,7 @@ def build_request(
         principal=principal,
         sees=principal.visible_user_id,
         request_id=request.scope["request_id"],
+        trace_headers=read_trace_headers(request) if settings.tracing else {},
         stream=body.stream,
         model=body.model,
         max_tokens=body.max_tokens,

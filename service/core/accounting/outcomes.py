@@ -31,6 +31,7 @@ from service.core.errors import (
     ProviderUnreachable,
     ShuttingDown,
 )
+from service.core.ports import AnswerTrace, AttemptUsage
 from service.core.pricing import Cost, PriceBook, Usage, combine_usage
 from service.core.records import (
     Attempt,
@@ -60,7 +61,8 @@ class AnswerAccount:
 
     `messages`: the request to the provider. `completion_tokens_max`: the limit of the response.
     `started`: the time of the request, of `time.perf_counter`. `find_sources`: returns the passages
-    that a text cites; it is called in a thread for long texts.
+    that a text cites; it is called in a thread for long texts. `trace`: the answer's span, which
+    ends with the outcome; None: it is not traced.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class AnswerAccount:
         completion_tokens_max: int,
         started: float,
         find_sources: Callable[[str], list[Passage]] | None = None,
+        trace: AnswerTrace | None = None,
     ) -> None:
+        self.trace = trace
         self._intent, self._messages = intent, messages
         self._recorder, self._prices = recorder, prices
         self._completion_tokens_max = completion_tokens_max
@@ -179,6 +183,7 @@ class AnswerAccount:
         if self._outcome is None:
             intent = self._intent
             attempts: list[Attempt] | None = None
+            last: Attempt | None = None
             if not self._earlier:
                 source = self._decide_source(status, text)
                 usage = self._decide_usage(source, text, estimate)
@@ -209,12 +214,32 @@ class AnswerAccount:
                 attempt_list=attempts,
             )
             self._recorder.record_outcome(self._outcome)
+            if self.trace is not None:
+                self.trace.finish(self._outcome, self._describe_usage(last or self._outcome))
         return self._outcome
+
+    def end_attempt_span(self) -> None:
+        """End the span of a failed attempt that another one will follow."""
+        if self.trace is not None:
+            self.trace.end_attempt(self._describe_usage(self._build_failed_attempt()))
+
+    def _describe_usage(self, used: Attempt | Outcome) -> AttemptUsage:
+        return AttemptUsage(
+            status=used.status,
+            error_code=used.error_code,
+            usage_source=used.usage_source,
+            usage=used.usage,
+            cost_nano_usd=used.cost_nano_usd,
+            finish_reason=self.finish_reason,
+        )
+
+    def _build_failed_attempt(self) -> Attempt:
+        status = self._failed or Status.PROVIDER_ERROR
+        return self._build_attempt(status, self._failed_code, "", None, summed=True)
 
     def _supersede_attempt(self, next_provider: str, next_model: str) -> None:
         """Close the account of the attempt that another one follows."""
-        status = self._failed or Status.PROVIDER_ERROR
-        attempt = self._build_attempt(status, self._failed_code, "", None, summed=True)
+        attempt = self._build_failed_attempt()
         self._earlier.append(attempt)
         self._recorder.record_attempt(
             EndedAttempt(

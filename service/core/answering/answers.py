@@ -51,6 +51,8 @@ from service.core.documents.library import list_tagged
 from service.core.encoding import create_id, read_id_time, sanitize_text, utc_now
 from service.core.errors import (
     Erased,
+    IdempotencyConflict,
+    KotaeError,
     NotFound,
     QuotaExceeded,
     ShuttingDown,
@@ -63,6 +65,8 @@ from service.core.grounding.history import join_questions, select_history
 from service.core.grounding.refusals import NEAREST_MAX, classify_prompt
 from service.core.limits import ServiceLimits
 from service.core.ports import (
+    AnswerTrace,
+    AnswerTracer,
     ChatCall,
     IdempotencyClaims,
     PeerRequest,
@@ -84,7 +88,7 @@ from service.core.records import Intent, Message, Outcome, Passage, Status
 from service.core.search.results import SearchResults
 from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, Settings
-from service.core.telemetry import Metrics, log
+from service.core.telemetry import Metrics, log, set_trace_ids
 
 # The public interface of this package; its other modules are internal.
 __all__ = [
@@ -146,6 +150,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     asked_by: str | None = None
     subjects: tuple[QuotaSubject, ...] = ()  # charged for the answer
     principal: Principal | None = None  # its revocation ends the answer
+    trace_headers: dict[str, str] = {}  # of the request
 
 
 class AnswersStatistics(msgspec.Struct, frozen=True):
@@ -184,7 +189,9 @@ class Answers:
         wait_recovered: Callable[[], Awaitable[None]] | None = None,
         peers: Peers | None = None,
         claims: IdempotencyClaims | None = None,
+        tracer: AnswerTracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._peers = peers
         self._settings = settings
         self._limits = limits
@@ -220,17 +227,32 @@ class Answers:
         started = started or time.perf_counter()
         if self._stopping:
             raise ShuttingDown("this process is shutting down")
-        self._in_progress.take(request.user_id)
-        release = partial(self._in_progress.release, request.user_id)
+        trace = None if self._tracer is None else self._begin_trace(self._tracer, request)
         try:
-            stream = await self._start_answer(request, started)
-        except BaseException:
-            release()
+            self._in_progress.take(request.user_id)
+            release = partial(self._in_progress.release, request.user_id)
+            try:
+                stream = await self._start_answer(request, started, trace)
+            except BaseException:
+                release()
+                raise
+        except BaseException as error:
+            if trace is not None:
+                trace.refuse(error.code if isinstance(error, KotaeError) else type(error).__name__)
             raise
         stream.add_finish_callback(release)
         return stream
 
-    async def _start_answer(self, request: AnswerRequest, started: float) -> Stream:
+    def _begin_trace(self, tracer: AnswerTracer, request: AnswerRequest) -> AnswerTrace:
+        trace = tracer.begin_answer(
+            request.trace_headers, endpoint=request.endpoint, stored=request.stored
+        )
+        set_trace_ids(*trace.ids)
+        return trace
+
+    async def _start_answer(
+        self, request: AnswerRequest, started: float, trace: AnswerTrace | None
+    ) -> Stream:
         route = self._routes.find_chat_route(request.model or self._settings.default_model)
         history = await self._read_history(request)
         intent = self._build_intent(request, route)
@@ -249,7 +271,7 @@ class Answers:
             if request.grounded:
                 previous = "" if rewritten else join_questions(history)
                 intent, context, refusal = await self._find_context(
-                    request, intent, rewritten or intent.prompt, previous
+                    request, intent, rewritten or intent.prompt, previous, trace
                 )
                 request, messages = self._add_context(request, intent, context, history)
                 if request.chat is not None and capped:
@@ -280,7 +302,7 @@ class Answers:
             stream.transcript = self._create_transcript(request, intent)
             stream.completion_tokens_max = request.max_tokens if capped else None
         self._registry.add_stream(stream)
-        account = self._open_account(stream, request, messages, started)
+        account = self._open_account(stream, request, messages, started, trace)
         if refusal:
             await self._send_refusal(stream, account, refusal)
         else:
@@ -338,9 +360,14 @@ class Answers:
         start = partial(
             self._find_or_start, request, idempotency_key, body_hash, time.perf_counter()
         )
-        started_answer = await self._idempotency.start_once(
-            IdempotencyKey(request.user_id, idempotency_key), body_hash, start
-        )
+        try:
+            started_answer = await self._idempotency.start_once(
+                IdempotencyKey(request.user_id, idempotency_key), body_hash, start
+            )
+        except IdempotencyConflict as error:
+            if self._tracer is not None:
+                self._begin_trace(self._tracer, request).refuse(error.code)
+            raise
         self._require_not_erased(started_answer.stream)
         started_answer.stream.restart_leave_timer()
         return started_answer
@@ -656,7 +683,12 @@ class Answers:
         return await self._rewriter.rewrite(intent, history, request.subjects, target)
 
     async def _find_context(
-        self, request: AnswerRequest, intent: Intent, question: str, previous: str
+        self,
+        request: AnswerRequest,
+        intent: Intent,
+        question: str,
+        previous: str,
+        trace: AnswerTrace | None,
     ) -> tuple[Intent, list[Passage], Refusal | None]:
         """Return the intent with its relevance, and either the context or the refusal.
 
@@ -670,7 +702,12 @@ class Answers:
         )
         if reply:
             return intent, [], reply
-        results = await self._search_documents(request, question, previous, within)
+        if trace is None:
+            results = await self._search_documents(request, question, previous, within)
+        else:
+            with trace.search(question) as span:
+                results = await self._search_documents(request, question, previous, within)
+                span.passages, span.answerable = len(results.items), results.answerable
         intent = msgspec.structs.replace(
             intent,
             relevance_share=results.share,
@@ -709,8 +746,15 @@ class Answers:
         )
 
     def _open_account(
-        self, stream: Stream, request: AnswerRequest, messages: list[Message], started: float
+        self,
+        stream: Stream,
+        request: AnswerRequest,
+        messages: list[Message],
+        started: float,
+        trace: AnswerTrace | None,
     ) -> AnswerAccount:
+        if trace is not None:
+            trace.describe(stream.intent)
         return AnswerAccount(
             stream.intent,
             messages,
@@ -721,6 +765,7 @@ class Answers:
             find_sources=partial(self._find_sources, stream.context, stream.intent.prompt)
             if stream.context
             else None,
+            trace=trace,
         )
 
     def _get_completion_max(self, request: AnswerRequest) -> int:

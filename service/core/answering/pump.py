@@ -25,7 +25,7 @@ from service.core.errors import (
     ProviderTimeout,
     ShuttingDown,
 )
-from service.core.ports import Delta, ProviderRequest
+from service.core.ports import AnswerTrace, Delta, ProviderRequest
 from service.core.providers.routes import EndpointCall, RoutePlan, Target
 from service.core.records import Status
 from service.core.telemetry import log
@@ -132,17 +132,20 @@ class Pump:
             if target.model != request.model:
                 request = msgspec.structs.replace(request, model=target.model)
             try:
-                async with (
-                    EndpointCall(target.endpoint, self.stream.intent.user_id),
-                    aclosing(
-                        target.endpoint.provider.stream(request, account.mark_sent)
-                    ) as batches,
-                ):
+                async with EndpointCall(target.endpoint, self.stream.intent.user_id):
                     account.begin_attempt(target.endpoint.name, target.model)
                     if account.attempts > 1:  # the previous one is recorded
                         await account.wait_synced()
-                    async for deltas in batches:
-                        self._take_deltas(deltas)
+                    request = (
+                        request
+                        if account.trace is None
+                        else _begin_span(account.trace, request, target)
+                    )
+                    async with aclosing(
+                        target.endpoint.provider.stream(request, account.mark_sent)
+                    ) as batches:
+                        async for deltas in batches:
+                            self._take_deltas(deltas)
             except ProviderError as error:
                 account.end_attempt(error)
                 wait = self._plan_next(error, target)
@@ -173,6 +176,7 @@ class Pump:
         )
         if plan.target.endpoint is not failed.endpoint:
             account.count_fallback(error)
+        account.end_attempt_span()
         return wait
 
     def _take_deltas(self, deltas: list[Delta]) -> None:
@@ -180,6 +184,8 @@ class Pump:
         texts = [delta.text for delta in deltas if delta.text]
         if account.first_text_at is None and (texts or any(d.other_text for d in deltas)):
             account.first_text_at = time.perf_counter()
+            if account.trace is not None and self._request.stream:
+                account.trace.record_first_output()
             if (health := self._plan.target.endpoint.health).failures:
                 health.record_success()  # the probe
         if self.stream.transcript is not None:
@@ -251,6 +257,12 @@ class Pump:
         self._leave_timer = asyncio.get_running_loop().call_later(
             seconds, self.stop, Status.CLIENT_GONE
         )
+
+
+def _begin_span(trace: AnswerTrace, request: ProviderRequest, target: Target) -> ProviderRequest:
+    """Begin the span of an attempt, and let the request name it."""
+    headers = trace.begin_attempt(target.endpoint.name, request)
+    return msgspec.structs.replace(request, trace_headers=headers)
 
 
 def _build_shutting_down() -> ShuttingDown:

@@ -133,7 +133,9 @@ class OpenAIProvider:
         self, request: ProviderRequest, on_sent: Callable[[], None]
     ) -> AsyncGenerator[list[Delta], None]:
         """See `Provider.stream`."""
-        exchange = await self._send_request(self._build_body(request), on_sent)
+        exchange = await self._send_request(
+            self._build_body(request), on_sent, request.trace_headers
+        )
         tail = False
         try:
             if exchange.content_encoding() not in {b"", b"identity"}:
@@ -205,12 +207,16 @@ class OpenAIProvider:
             body |= {"stream": True, "stream_options": {**options, "include_usage": True}}
         return to_json(body)
 
-    async def _send_request(self, body: bytes, on_sent: Callable[[], None]) -> Exchange:
+    async def _send_request(
+        self, body: bytes, on_sent: Callable[[], None], trace_headers: tuple[bytes, ...]
+    ) -> Exchange:
         if self._connections is None:
-            return await self._send_by_sdk(body, on_sent)
-        self._head = self._head or await (await self._load_client()).build_head()
+            return await self._send_by_sdk(body, on_sent, trace_headers)
+        self._head = head = self._head or await (await self._load_client()).build_head()
+        if trace_headers:
+            head += b"".join(line + b"\r\n" for line in trace_headers)
         connection = await self._connections.send_request(
-            b"%scontent-length: %d\r\n\r\n%s" % (self._head, len(body), body)
+            b"%scontent-length: %d\r\n\r\n%s" % (head, len(body), body)
         )
         on_sent()
         try:
@@ -224,11 +230,13 @@ class OpenAIProvider:
             raise refusal
         return connection
 
-    async def _send_by_sdk(self, body: bytes, on_sent: Callable[[], None]) -> Exchange:
+    async def _send_by_sdk(
+        self, body: bytes, on_sent: Callable[[], None], trace_headers: tuple[bytes, ...]
+    ) -> Exchange:
         """Send through the SDK, which does not report whether a cancelled request was sent."""
         client = await self._load_client()
         try:
-            exchange = await client.send_post(body)
+            exchange = await client.send_post(body, trace_headers=trace_headers)
         except ProviderUnreachable:
             raise
         except BaseException:

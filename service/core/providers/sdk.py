@@ -97,10 +97,16 @@ class SdkClient:
             raise ProviderRefused("the key or the base URL contains characters invalid in a header")
         return b"\r\n".join([*head, b""])
 
-    async def send_post(self, body: bytes, path: str = "/chat/completions") -> "SdkExchange":
+    async def send_post(
+        self,
+        body: bytes,
+        path: str = "/chat/completions",
+        *,
+        trace_headers: tuple[bytes, ...] = (),
+    ) -> "SdkExchange":
         """Send a request. Raises `ProviderError`s."""
         try:
-            return SdkExchange(await _send_post(self._client, body, path))
+            return SdkExchange(await _send_post(self._client, body, path, trace_headers))
         except _SDK_ERRORS as error:
             raise translate_error(error) from error
 
@@ -187,11 +193,18 @@ class _RecordingTransport(httpx2.AsyncBaseTransport):
 
 
 async def _send_post(
-    client: openai.AsyncOpenAI, body: bytes, path: str = "/chat/completions"
+    client: openai.AsyncOpenAI,
+    body: bytes,
+    path: str = "/chat/completions",
+    trace_headers: tuple[bytes, ...] = (),
 ) -> httpx2.Response:
     """The SDK's low-level call: `stream` leaves the body unread, `cast_to` returns the response."""
     post: Any = client.post
-    options = {"headers": {"Content-Type": "application/json"}}
+    headers = {"Content-Type": "application/json"}
+    for line in trace_headers:
+        name, _, value = line.decode("latin-1").partition(": ")
+        headers[name] = value
+    options = {"headers": headers}
     response: httpx2.Response = await post(
         path, content=body, options=options, cast_to=httpx2.Response, stream=True
     )
