@@ -20,6 +20,7 @@ from service.api import (
     analytics,
     answers,
     audit_log,
+    budgets,
     conversations,
     documents,
     health,
@@ -85,6 +86,7 @@ from service.core.telemetry import Metrics, log
 from service.http_server.connections import HttpLimits
 from service.http_server.listener import Listener
 from service.workers.background import BackgroundWorker
+from service.workers.budgets import BudgetEvaluator
 from service.workers.integrity import IntegrityChecker
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
@@ -186,6 +188,7 @@ def create_app(
         audit_log.router,
         keys.router,
         quotas.router,
+        budgets.router,
         sessions.router,
         health.router,
         models.router,
@@ -252,6 +255,7 @@ async def _open_services(
     workers["merging"] = IndexMerger(singleton_database)
     if settings.text_days is not None:
         workers["retention"] = TextRetention(singleton_database, settings.text_days)
+    workers["budgets"] = BudgetEvaluator(singleton_database, metrics, deliver=False)
     _start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
@@ -436,7 +440,7 @@ async def _start_singleton_tasks(
     """Start what one process does: with PostgreSQL, the leader."""
     tasks = [
         cast("BackgroundWorker", workers[name])
-        for name in ("reindexing", "merging", "embedding", "retention")
+        for name in ("reindexing", "merging", "embedding", "retention", "budgets")
         if name in workers
     ]
     if replica is None:

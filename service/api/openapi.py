@@ -27,6 +27,7 @@ from service.core.accounting.conversations import ConversationPage
 from service.core.accounting.receipts import Receipt, ReceiptPage
 from service.core.audit_log import AuditPage
 from service.core.auth.store import ApiKey
+from service.core.budgets.spend import BudgetObject
 from service.core.documents.library import Document, DocumentPage
 from service.core.records import Answer, DamagedAnswer
 from service.core.search.results import SearchResults
@@ -36,6 +37,7 @@ _SHAPES = [
     AnswerInProgress,
     AnswerStarted,
     ApiKey,
+    BudgetObject,
     ConversationPage,
     Document,
     DocumentPage,
@@ -45,8 +47,11 @@ _SHAPES = [
     ReceiptPage,
     SearchResults,
     StartEvent,
+    shapes.AlertList,
+    shapes.AlertObject,
     shapes.AnalyticsPage,
     AuditPage,
+    shapes.BudgetList,
     shapes.ConversationThread,
     shapes.DeltaEvent,
     shapes.ErasedTexts,

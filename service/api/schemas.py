@@ -24,6 +24,12 @@ from pydantic import (
     model_validator,
 )
 
+from service.core.budgets.budget import (
+    AMOUNT_USD_MAX,
+    SUBJECT_PATTERN,
+    THRESHOLD_MAX,
+    THRESHOLDS_MAX,
+)
 from service.core.encoding import sanitize_text
 from service.core.ports import QuotaLimits
 from service.core.pricing import to_nano_usd
@@ -341,6 +347,48 @@ class RotateBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     grace_seconds: GraceSeconds = Field(86_400, description="How long the old key stays valid.")
+
+
+BudgetAmount = Annotated[
+    Decimal, Field(gt=0, le=AMOUNT_USD_MAX, max_digits=15, decimal_places=9)
+]  # fmt: skip
+Thresholds = Annotated[
+    list[Annotated[int, BeforeValidator(reject_conversion), Field(ge=1, le=THRESHOLD_MAX)]],
+    Field(
+        min_length=1,
+        max_length=THRESHOLDS_MAX,
+        description="Percentages of the amount that cause alerts.",
+    ),
+]
+
+
+class BudgetBody(BaseModel):
+    """A budget to be created."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "all", "subject": "all", "amount_usd": "500", "period": "month"}]
+        },
+    )
+    name: PlanName
+    subject: str = Field(
+        pattern=SUBJECT_PATTERN,
+        description="`user:ID`, `key:ID`, `plan:NAME`, `model:NAME` or `all`.",
+    )
+    amount_usd: BudgetAmount
+    period: Literal["day", "month"] = Field(description="The window, in UTC.")
+    thresholds: Thresholds | None = Field(None, description="Default: 50, 80 and 100.")
+    action: Literal["alert", "refuse"] = "alert"
+
+
+class BudgetChange(BaseModel):
+    """New values of a budget; absent ones do not change."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"amount_usd": "9"}]})
+    amount_usd: BudgetAmount | None = None
+    thresholds: Thresholds | None = None
+    action: Literal["alert", "refuse"] | None = None
 
 
 class QuotaBody(BaseModel):

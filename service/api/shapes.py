@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.api.schemas import Problem
 from service.core.auth.store import ApiKey
+from service.core.budgets.spend import BudgetObject
 from service.core.documents.library import Document
 from service.core.quota.history import UsageTotal
 
@@ -159,6 +160,60 @@ class PlanList(Struct):
     """All plans."""
 
     items: list[PlanSettings]
+
+
+class BudgetList(Struct):
+    """All budgets, by name."""
+
+    items: list[BudgetObject]
+
+
+class BudgetEventData(Struct):
+    """What the receiver of an alert is told about the budget. Costs are decimal strings in USD."""
+
+    alert_id: str
+    budget_id: str
+    budget: str
+    subject: str
+    period: str
+    window_start: datetime
+    window_end: datetime
+    threshold: int
+    percent: int
+    amount_usd: str
+    spent_usd: str
+    unpriced: int
+    action: str
+
+
+class BudgetEvent(Struct):
+    """The body of a webhook."""
+
+    type: str
+    timestamp: datetime
+    data: BudgetEventData
+
+
+class AlertObject(Struct):
+    """An alert and its delivery. `state`: unsent, pending, delivered or failed."""
+
+    id: str
+    budget_id: str
+    window_start: datetime
+    threshold: int
+    created_at: datetime
+    state: str
+    attempts: int
+    next_at: datetime | None
+    delivered_at: datetime | None
+    error: str | None
+    event: BudgetEvent
+
+
+class AlertList(Struct):
+    """Alerts, newest first."""
+
+    items: list[AlertObject]
 
 
 class LimitUsage(Struct):

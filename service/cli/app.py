@@ -13,6 +13,7 @@ from service.cli import (
     audit,
     audit_log,
     backup,
+    budgets,
     doctor,
     documents,
     evaluate,
@@ -80,6 +81,7 @@ app.add_typer(logs.logs, name="logs")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(users.users, name="users")
 app.add_typer(plans.plans, name="plans")
+app.add_typer(budgets.budgets, name="budgets")
 
 
 def main() -> None:

@@ -43,6 +43,9 @@ class Action(StrEnum):
     USER_TEXTS_ERASED = "user.texts_erased"  # all texts of a user's answers
     PLAN_CHANGED = "plan.changed"  # detail: old and new limits; without old ones it was created
     PLAN_DELETED = "plan.deleted"  # detail: its limits
+    BUDGET_CREATED = "budget.created"  # the target is its name; detail: its fields
+    BUDGET_CHANGED = "budget.changed"  # detail: old and new fields
+    BUDGET_DELETED = "budget.deleted"  # detail: its fields
     CONVERSATION_ERASED = "conversation.erased"  # of another user
     CONVERSATION_READ = "conversation.read"  # of another user: one, or the list of their titles
     ANSWER_READ = "answer.read"  # one answer of another user, by its id

@@ -10,6 +10,8 @@
     ├── UnpricedModel            400 unpriced_model        use a priced model or set KOTAE_PRICES
     ├── KeysFull                 409 keys_full             revoke unused keys
     ├── KeyReplaced              409 key_replaced          rotate the key that replaced this one
+    ├── BudgetExists         409 budget_exists         change that budget, or use another name
+    ├── BudgetsFull          409 budgets_full          delete budgets
     ├── ConversationBusy         409 conversation_busy     retry when the running answer has ended
     ├── Erased                   410 erased                begin a new conversation
     ├── ForeignHost              400 foreign_host          add the name to KOTAE_ALLOWED_HOSTS
@@ -147,6 +149,18 @@ class KeyReplaced(KotaeError):
     """The key was already rotated. The key that replaced it was shown once, at that time."""
 
     code, status, title = "key_replaced", 409, "The key was already rotated"
+
+
+class BudgetExists(KotaeError):
+    """There is a budget with this name: change it, or choose another name."""
+
+    code, status, title = "budget_exists", 409, "The name is in use"
+
+
+class BudgetsFull(KotaeError):
+    """There is the maximum number of budgets: delete some."""
+
+    code, status, title = "budgets_full", 409, "Budget limit reached"
 
 
 class ConversationBusy(KotaeError):

@@ -261,6 +261,9 @@ class Metrics:
             ["of", "limit"],
             registry=registry,
         )
+        self.budget_alerts = Counter(
+            "kotae_budget_alerts", "Alerts of budgets that were created", registry=registry
+        )
         self.streams_degraded = Counter(
             "kotae_streams_degraded",
             "Streams that are not resumable because the buffers were full",

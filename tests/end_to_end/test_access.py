@@ -98,6 +98,13 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/ai/plans"): (ADMIN, Scope.KEYS),
     ("PUT", "/ai/plans/{name}"): (ADMIN, Scope.KEYS),
     ("DELETE", "/ai/plans/{name}"): (ADMIN, Scope.KEYS),
+    ("POST", "/ai/budgets"): (ADMIN, Scope.KEYS),
+    ("GET", "/ai/budgets"): (ADMIN, Scope.KEYS),
+    ("GET", "/ai/budgets/alerts"): (ADMIN, Scope.KEYS),
+    ("POST", "/ai/budgets/alerts/{alert_id}/retry"): (ADMIN, Scope.KEYS),
+    ("GET", "/ai/budgets/{budget_id}"): (ADMIN, Scope.KEYS),
+    ("PATCH", "/ai/budgets/{budget_id}"): (ADMIN, Scope.KEYS),
+    ("DELETE", "/ai/budgets/{budget_id}"): (ADMIN, Scope.KEYS),
 }  # fmt: skip
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/ai/test"): {"prompt": "Why?"},
@@ -116,6 +123,13 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/ai/users/{user_id}"): {"disabled": False},
     ("PUT", "/ai/users/{user_id}/quota"): {},
     ("PUT", "/ai/plans/{name}"): {},
+    ("POST", "/ai/budgets"): {
+        "name": "b",
+        "subject": "all",
+        "amount_usd": "1",
+        "period": "day",
+    },
+    ("PATCH", "/ai/budgets/{budget_id}"): {"action": "refuse"},
 }
 MOUNTED = {"/web/swagger", "/web/{path:path}"}
 
@@ -236,6 +250,8 @@ async def test_users_cannot_read_data_of_others(serve: Serve, fake: ProviderFake
             "key_id": key.id,
             "user_id": "alice",
             "name": "default",
+            "budget_id": "none",
+            "alert_id": "none",
         }
         reached = set()
         for (method, path), needs in ROUTES.items():

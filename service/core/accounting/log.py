@@ -27,6 +27,7 @@ from service.core.accounting.rows import (
     read_outcome,
     require_readable,
 )
+from service.core.budgets.charges import RowChange, list_budget_charges
 from service.core.database.damaged_rows import read_rows
 from service.core.database.engine import ReadSession, Session
 from service.core.database.tables import api_keys, attempts, quota_totals, request_logs
@@ -35,13 +36,15 @@ from service.core.errors import NotFound
 from service.core.ports import list_subject_names
 from service.core.quota.postgres import Charges, settle_rows
 from service.core.quota.windows import DAY, Starts, add_amount, compute_starts
-from service.core.records import Outcome, compute_row_charge
+from service.core.records import Attempt, Outcome, compute_row_charge
 
 _REPLACED = [
     *(request_logs.c[name] for name in ("seq", "id", "rank", "held_tokens", "held_nano_usd")),
     *ROW_COLUMNS,
 ]
 _CHARGES = ("requests", "tokens", "cost_nano_usd")
+_AccountedRow = tuple[Mapping[str, Any], Sequence[Attempt]]
+"""A row and its attempts, if there is more than one."""
 
 
 @cache
@@ -95,15 +98,12 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
         several = [row["id"] for row in replaced if row["attempts"] > 1]
         replaced_attempts = await session.run_sync(read_attempts, several)
         await _write_attempts(session, accepted, several)
-        await add_rollups(
-            session,
-            [
-                (row, outcome.attempt_list or ())
-                for row, outcome in zip(rows, accepted, strict=True)
-            ],
-            [(row, replaced_attempts.get(row["id"], ())) for row in replaced],
-        )
-        charges = await _add_charges(session, rows, replaced)
+        added: list[_AccountedRow] = [
+            (row, outcome.attempt_list or ()) for row, outcome in zip(rows, accepted, strict=True)
+        ]
+        removed = [(row, replaced_attempts.get(row["id"], ())) for row in replaced]
+        await add_rollups(session, added, removed)
+        charges = await _add_charges(session, added, removed)
     if session.dialect.name == "postgresql":  # last: accounts are locked until the commit
         await settle_rows(session, list(best), charges)
     return sum(outcome.intent.id not in existing for outcome in accepted)
@@ -146,20 +146,23 @@ def _read_existing(connection: sa.Connection, ids: list[str]) -> dict[str, dict[
 
 
 async def _add_charges(
-    session: Session, added: Sequence[Mapping[str, Any]], replaced: Sequence[Mapping[str, Any]]
+    session: Session, added: Sequence[_AccountedRow], replaced: Sequence[_AccountedRow]
 ) -> Charges:
-    """Add the charges to the quotas of the user and the lineage of the key, and return them."""
-    lineages = await _read_lineages(session, {row["key_id"] for row in (*added, *replaced)})
+    """Add the charges to the quotas of users, lineages of keys and budgets, and return them."""
+    lineages = await _read_lineages(session, {row["key_id"] for row, _ in (*added, *replaced)})
     charges: dict[tuple[str, Starts], list[int]] = {}
+    changes: list[RowChange] = []
     for sign, rows in ((1, added), (-1, replaced)):
-        for row in rows:
+        for row, attempt_list in rows:
             starts = compute_starts(row["created_at"].timestamp())
+            changes.append((sign, row, starts, attempt_list))
             amount = (1, *compute_row_charge(row))
             lineage = lineages.get(row["key_id"], row["key_id"])
             for subject in list_subject_names(row["user_id"], lineage):
                 charge = charges.setdefault((subject, starts), [0, 0, 0])
                 for n, value in enumerate(amount):
                     charge[n] += sign * value
+    charges |= await list_budget_charges(session, charges, changes)
     sums: dict[tuple[str, str], list[int]] = {}
     for (subject, starts), charge in charges.items():
         day = datetime.fromtimestamp(starts[DAY], UTC).strftime("%Y-%m-%d")

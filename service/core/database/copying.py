@@ -25,6 +25,8 @@ from service.core.database.tables import (
     api_keys,
     attempts,
     audit_log,
+    budget_alerts,
+    budgets,
     chunks,
     documents,
     index_scopes,
@@ -49,6 +51,8 @@ from service.core.errors import SettingsInvalid
 # documents whose trigger would create them.
 BATCHES = {
     plans: 500,
+    budgets: 500,
+    budget_alerts: 500,
     users: 500,
     api_keys: 500,
     sessions: 500,

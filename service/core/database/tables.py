@@ -238,7 +238,8 @@ latency_counts = Table(
     sqlite_with_rowid=False,
 )
 
-# Usage charged to quotas, by day and subject (`user:…` or `key:…`); updated with the rows.
+# Usage charged to quotas, by day and subject (`user:…`, `key:…` or `budget:…`); updated with the
+# rows.
 quota_totals = Table(
     "quota_totals",
     metadata,
@@ -288,6 +289,39 @@ plans = Table(
     metadata,
     Column("name", _text(50), primary_key=True),
     Column("limits", JSON, nullable=False),
+)
+
+# Amounts per window, see `core.budgets`.
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("id", _text(36), primary_key=True),
+    Column("name", _text(50), nullable=False, unique=True),
+    Column("subject", _text(210), nullable=False),  # see `budgets.store.Budget`
+    Column("amount_nano_usd", BigInteger, nullable=False),
+    Column("period", _text(5), nullable=False),  # day, month
+    Column("thresholds", JSON, nullable=False),  # percentages
+    Column("action", _text(10), nullable=False),  # alert, refuse
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+# Alerts: one for each budget, window and threshold. They are also the outbox of the webhook.
+budget_alerts = Table(
+    "budget_alerts",
+    metadata,
+    Column("id", _text(36), primary_key=True),
+    Column("budget_id", _text(36), nullable=False),  # the budget may have been deleted
+    Column("window_start", UtcDateTime, nullable=False),
+    Column("threshold", Integer, nullable=False),
+    Column("body", _text(), nullable=False),  # the JSON that receivers get
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("state", _text(10), nullable=False),  # see `budgets.outbox.AlertState`
+    Column("attempts", Integer, nullable=False),  # deliveries that were begun
+    Column("next_at", UtcDateTime),  # of the next delivery; None: there is none
+    Column("delivered_at", UtcDateTime),
+    Column("error", _text(200)),  # of the last delivery
+    UniqueConstraint("budget_id", "window_start", "threshold"),
+    Index(None, "state", "next_at"),
 )
 
 api_keys = Table(

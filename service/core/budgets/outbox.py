@@ -1,0 +1,268 @@
+"""Alerts: one for each budget, window and threshold, and the outbox of their delivery.
+
+An alert is derived from the rollups, which are committed with the rows. If the process dies before
+the alert is committed, the next evaluation derives it again; afterwards the unique key of the table
+prevents a second one. Spend that arrives late is included: a window is evaluated until
+`LATE_SECONDS` after its end.
+
+    pending ──► delivered   the receiver has confirmed it
+        └─────► failed      not after `ATTEMPTS_MAX`; `retry_alert` makes it pending again
+
+A delivery is not marked before the receiver has confirmed it, so that a crash repeats it, with the
+same id. An alert that is created without a receiver is `unsent`, for good.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from service.core.budgets.budget import (
+    Budget,
+    Period,
+    Window,
+    compute_percent,
+    compute_window,
+)
+from service.core.budgets.spend import Spend, read_spends
+from service.core.budgets.store import list_budgets
+from service.core.database.engine import Database, ReadSession, Session
+from service.core.database.tables import budget_alerts
+from service.core.database.upserts import insert_into
+from service.core.encoding import create_id, to_json
+from service.core.errors import NotFound, retry_delay
+from service.core.pricing import format_usd
+
+LATE_SECONDS = 86_400.0  # after the end of a window, in which late usage is still evaluated
+KEPT_DAYS = 400  # alerts of earlier windows are deleted
+RETRY_SECONDS, RETRY_SECONDS_MAX = 5.0, 3600.0  # delay after the first failure, maximum delay
+ATTEMPTS_MAX = 80  # the last one follows about three days after the first one
+ERROR_CHARACTERS_MAX = 200
+ALERTS_PAGE_MAX = 200
+EVENT_TYPE = "budget.threshold_reached"
+
+
+class AlertState(StrEnum):
+    """The delivery of an alert."""
+
+    UNSENT = "unsent"  # there was no receiver
+    PENDING = "pending"  # not confirmed yet
+    DELIVERED = "delivered"  # confirmed by the receiver
+    FAILED = "failed"  # given up
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """A row. `body`: the JSON text that the receiver gets, the same at every attempt."""
+
+    id: str
+    budget_id: str
+    window_start: datetime
+    threshold: int
+    body: str
+    created_at: datetime
+    state: AlertState
+    attempts: int = 0
+    next_at: datetime | None = None
+    delivered_at: datetime | None = None
+    error: str | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """The alert in the API: the delivery, and the event that the receiver gets."""
+        values = msgspec.structs.asdict(self)
+        values["event"] = msgspec.json.decode(values.pop("body"))
+        return values
+
+
+async def create_alerts(database: Database, at: datetime, *, deliver: bool) -> list[Alert]:
+    """Create the alerts of all thresholds that are reached and have none; return the new ones.
+
+    `deliver`: there is a receiver. Idempotent. Raises `DatabaseUnavailable`.
+    """
+    async with database.read_session() as session:
+        alerts = await _derive_alerts(session, at, deliver=deliver)
+    if not alerts:
+        return []
+    async with database.transaction() as session:
+        new = await _insert_alerts(session, alerts)
+        await session.execute(
+            sa.delete(budget_alerts).where(
+                budget_alerts.c.window_start < at - timedelta(days=KEPT_DAYS),
+                budget_alerts.c.state != AlertState.PENDING,
+            )
+        )
+    return [alert for alert in alerts if alert.id in new]
+
+
+async def _insert_alerts(session: Session, alerts: Sequence[Alert]) -> set[str]:
+    """Insert alerts, and return the ids of those that are new."""
+    inserted = await session.execute(
+        insert_into(session, budget_alerts)
+        .values([msgspec.structs.asdict(alert) for alert in alerts])
+        .on_conflict_do_nothing()
+        .returning(budget_alerts.c.id)
+    )
+    return set(inserted.scalars())
+
+
+async def _derive_alerts(session: ReadSession, at: datetime, *, deliver: bool) -> list[Alert]:
+    """The alerts that are due and do not exist yet."""
+    listed = await list_budgets(session)
+    alerts: list[Alert] = []
+    for period in Period:
+        for window in list_windows(period, at):
+            budgets = [
+                budget
+                for budget in listed
+                if budget.period is period and budget.created_at < window.end
+            ]
+            if not budgets:
+                continue
+            spends = await read_spends(session, budgets, window)
+            existing = await _read_existing(session, window)
+            alerts += [
+                _create_alert(budget, window, spends[budget.id], threshold, at, deliver=deliver)
+                for budget in budgets
+                for threshold in budget.list_reached(spends[budget.id].nano_usd)
+                if (budget.id, threshold) not in existing
+            ]
+    return alerts
+
+
+def list_windows(period: Period, at: datetime) -> list[Window]:
+    """The windows to evaluate at a time: the current one, and the previous one for a while."""
+    current = compute_window(period, at)
+    if (at - current.start).total_seconds() > LATE_SECONDS:
+        return [current]
+    return [current, compute_window(period, current.start - timedelta(seconds=1))]
+
+
+async def _read_existing(session: ReadSession, window: Window) -> set[tuple[str, int]]:
+    query = sa.select(budget_alerts.c.budget_id, budget_alerts.c.threshold).where(
+        budget_alerts.c.window_start == window.start
+    )
+    return {(row.budget_id, row.threshold) for row in await session.execute(query)}
+
+
+def _create_alert(
+    budget: Budget, window: Window, spend: Spend, threshold: int, at: datetime, *, deliver: bool
+) -> Alert:
+    alert_id = create_id(at)
+    body = {
+        "type": EVENT_TYPE,
+        "timestamp": at,
+        "data": {
+            "alert_id": alert_id,
+            "budget_id": budget.id,
+            "budget": budget.name,
+            "subject": budget.subject,
+            "period": budget.period,
+            "window_start": window.start,
+            "window_end": window.end,
+            "threshold": threshold,
+            "percent": compute_percent(spend.nano_usd, budget.amount_nano_usd),
+            "amount_usd": format_usd(budget.amount_nano_usd),
+            "spent_usd": format_usd(spend.nano_usd),
+            "unpriced": spend.unpriced,
+            "action": budget.action,
+        },
+    }
+    return Alert(
+        id=alert_id,
+        budget_id=budget.id,
+        window_start=window.start,
+        threshold=threshold,
+        body=to_json(body).decode(),
+        created_at=at,
+        state=AlertState.PENDING if deliver else AlertState.UNSENT,
+        next_at=at if deliver else None,
+    )
+
+
+async def list_alerts(
+    session: ReadSession, *, state: AlertState | None = None, budget_id: str | None = None
+) -> list[Alert]:
+    """Alerts, newest first, at most `ALERTS_PAGE_MAX`; optionally with a state, of a budget."""
+    query = sa.select(budget_alerts).order_by(budget_alerts.c.id.desc()).limit(ALERTS_PAGE_MAX)
+    if state is not None:
+        query = query.where(budget_alerts.c.state == state)
+    if budget_id is not None:
+        query = query.where(budget_alerts.c.budget_id == budget_id)
+    return [_read_alert(row) for row in (await session.execute(query)).mappings()]
+
+
+async def list_due(session: ReadSession, at: datetime, count_max: int) -> list[Alert]:
+    """The alerts whose next delivery is due, the longest due first."""
+    query = (
+        sa.select(budget_alerts)
+        .where(budget_alerts.c.state == AlertState.PENDING, budget_alerts.c.next_at <= at)
+        .order_by(budget_alerts.c.next_at, budget_alerts.c.id)
+        .limit(count_max)
+    )
+    return [_read_alert(row) for row in (await session.execute(query)).mappings()]
+
+
+async def count_states(session: ReadSession) -> dict[AlertState, int]:
+    """The number of alerts by state, of those that are to be delivered."""
+    query = (
+        sa.select(budget_alerts.c.state, sa.func.count())
+        .where(budget_alerts.c.state.in_([AlertState.PENDING, AlertState.FAILED]))
+        .group_by(budget_alerts.c.state)
+    )
+    return {AlertState(state): count for state, count in await session.execute(query)}
+
+
+async def record_delivery(
+    database: Database, alert: Alert, at: datetime, *, error: str | None, is_final: bool = False
+) -> AlertState:
+    """Record the result of an attempt, and return the state; `error` None: it is confirmed.
+
+    `is_final`: the receiver wants no further attempt. Raises `DatabaseUnavailable`.
+    """
+    attempts, state = alert.attempts + 1, AlertState.PENDING
+    if error is None:
+        state = AlertState.DELIVERED
+    elif is_final or attempts >= ATTEMPTS_MAX:
+        state = AlertState.FAILED
+    delay = retry_delay(attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX)
+    values = {
+        "state": state,
+        "attempts": attempts,
+        "next_at": at + timedelta(seconds=delay) if state is AlertState.PENDING else None,
+        "delivered_at": at if state is AlertState.DELIVERED else None,
+        "error": error[:ERROR_CHARACTERS_MAX] if error else None,
+    }
+    is_pending = budget_alerts.c.state == AlertState.PENDING
+    async with database.transaction() as session:
+        await session.execute(
+            sa.update(budget_alerts)
+            .where(budget_alerts.c.id == alert.id, is_pending)
+            .values(values)
+        )
+    return state
+
+
+async def retry_alert(database: Database, alert_id: str, at: datetime) -> Alert:
+    """Deliver a failed or pending alert now. Raises `NotFound` for others, `DatabaseUnavailable`.
+
+    The attempts are counted from the start again.
+    """
+    is_open = budget_alerts.c.state.in_([AlertState.FAILED, AlertState.PENDING])
+    values = {"state": AlertState.PENDING, "attempts": 0, "next_at": at}
+    async with database.transaction() as session:
+        changed = await session.execute(
+            sa.update(budget_alerts)
+            .where(budget_alerts.c.id == alert_id, is_open)
+            .values(values)
+            .returning(*budget_alerts.c)
+        )
+        row = changed.mappings().first()
+    if row is None:
+        raise NotFound("no alert with this id is to be delivered")
+    return _read_alert(row)
+
+
+def _read_alert(row: Mapping[Any, Any]) -> Alert:
+    return msgspec.convert({str(name): value for name, value in row.items()}, Alert)

@@ -1,0 +1,72 @@
+"""Creates the alerts of budgets. One process does it: with PostgreSQL, the leader.
+
+The spend is summed up at most for the share `LOAD_MAX` of the time, so that a large database, where
+this takes long, is asked less often.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from service.core.budgets.outbox import Alert, create_alerts
+from service.core.database.engine import Database
+from service.core.encoding import utc_now
+from service.core.telemetry import Metrics, log
+from service.workers.background import PeriodicWorker
+
+EVALUATION_SECONDS = 2.0
+LOAD_MAX = 0.05
+
+
+class BudgetEvaluatorStatistics(msgspec.Struct, frozen=True):
+    """`alerts`: created since the start. `seconds`: duration of the last evaluation."""
+
+    alerts: int
+    seconds: float
+    failures: int
+
+
+class BudgetEvaluator(PeriodicWorker):
+    """Evaluates all budgets every `EVALUATION_SECONDS`. `deliver`: alerts have a receiver."""
+
+    def __init__(
+        self,
+        database: Database,
+        metrics: Metrics,
+        *,
+        deliver: bool,
+        seconds: float = EVALUATION_SECONDS,
+        clock: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__("budgets", self.evaluate_budgets, seconds)
+        self._database, self._metrics, self._deliver = database, metrics, deliver
+        self._clock, self._monotonic = clock, monotonic
+        self._alerts, self._seconds, self._next_at = 0, 0.0, 0.0
+
+    def statistics(self) -> BudgetEvaluatorStatistics:
+        """An immutable snapshot of the counters."""
+        return BudgetEvaluatorStatistics(self._alerts, self._seconds, self._task.failures)
+
+    async def evaluate_budgets(self) -> None:
+        """Create the alerts that are due. Raises `DatabaseUnavailable`."""
+        begun = self._monotonic()
+        if begun < self._next_at:
+            return
+        alerts = await create_alerts(self._database, self._clock(), deliver=self._deliver)
+        ended = self._monotonic()
+        self._seconds = ended - begun
+        self._next_at = ended + self._seconds / LOAD_MAX
+        for alert in alerts:
+            self._alerts += 1
+            self._metrics.budget_alerts.inc()
+            log.warning("budget.reached", **_list_fields(alert))
+
+
+def _list_fields(alert: Alert) -> dict[str, Any]:
+    data = msgspec.json.decode(alert.body)["data"]
+    names = ("alert_id", "budget", "subject", "threshold", "spent_usd", "amount_usd")
+    return {name: data[name] for name in names}
