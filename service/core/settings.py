@@ -48,6 +48,7 @@ _ROOT_PATH_CHARACTERS_MAX = 200
 # With these as a prefix, one could not tell whether a proxy has removed it from a path.
 ROUTE_SEGMENTS = frozenset(
     {
+        ".well-known",
         "ai",
         "auth",
         "docs",

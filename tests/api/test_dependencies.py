@@ -10,6 +10,7 @@ from tests.conftest import Serve, Service, http_client, shared_fixture, shared_l
 from tests.problems import is_problem
 
 ASK = {"prompt": "Why?", "grounded": False}
+PUBLIC = {("delete", "/auth/session"), ("get", "/.well-known/jwks.json")}
 PATHS = create_app(Settings()).openapi()["paths"]
 
 
@@ -36,12 +37,12 @@ async def shared_with_secret(serve_shared: Serve) -> Service:
 async def test_every_route_but_health_requires_the_secret(
     shared_with_secret: Service, authorization: str | None
 ) -> None:
-    """Without the secret every route but health is a 401 with a challenge."""
+    """Without the secret every route that is not public is a 401 with a challenge."""
     headers = {"Authorization": authorization} if authorization else {}
     async with http_client(shared_with_secret.url, headers=headers) as stranger:
         for path, methods in PATHS.items():
             for method in methods:
-                if not path.startswith("/health") and (method, path) != ("delete", "/auth/session"):
+                if not path.startswith("/health") and (method, path) not in PUBLIC:
                     body = ASK if method == "post" else None
                     is_problem(
                         await stranger.request(method.upper(), path + "?prompt=x&q=x", json=body),

@@ -11,6 +11,7 @@ async def test_receipt_of_an_answer(serve: Serve) -> None:
     """It has the account of the log row, and anybody can verify it with the published keys."""
     service = await serve()
     answer = (await service.client.post("/ai/test", json={"prompt": "Why?"})).json()
+    await service.wait_idle()
     receipt = (await service.client.get(f"/ai/logs/{answer['id']}/receipt")).json()
     response = await service.client.get("/.well-known/jwks.json")
 
@@ -42,6 +43,7 @@ async def test_receipts_are_private(serve: Serve) -> None:
     boss = client(service, await make_key(service, "root", Role.ADMIN))
     async with ann, bob, boss:
         answer = (await ann.post("/ai/test", json={"prompt": "Why?"})).json()
+        await service.wait_idle()
         path = f"/ai/logs/{answer['id']}/receipt"
 
         is_problem(await bob.get(path), 404, "not_found")
@@ -58,6 +60,8 @@ async def test_pages_of_receipts(serve: Serve) -> None:
     service = await serve()
     for _ in range(3):
         answer = (await service.client.post("/ai/test", json={"prompt": "Why?"})).json()
+        await service.wait_idle()
+        await service.wait_idle()
         await service.client.get(f"/ai/logs/{answer['id']}/receipt")
     page = (await service.client.get("/ai/receipts", params={"limit": 2})).json()
     rest = (await service.client.get("/ai/receipts", params={"cursor": page["next_cursor"]})).json()

@@ -1,13 +1,12 @@
 """`kotae receipts` and `kotae verify`."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.command import command
+from service.core.errors import KotaeError
+from tests.command import command, run
 from tests.conftest import Serve, Service
 
 
@@ -18,6 +17,7 @@ async def start(serve: Serve, folder: Path, answers: int = 2) -> tuple[Service, 
     for _ in range(answers):
         answer = (await service.client.post("/ai/test", json={"prompt": "Why?"})).json()
         ids.append(answer["id"])
+        await service.wait_idle()
         (folder / "answer.json").write_text(json.dumps(answer))
         await command("receipts", answer["id"], "--url", service.url)
     (folder / "receipts").write_text(await command("receipts", "--url", service.url))
@@ -25,21 +25,18 @@ async def start(serve: Serve, folder: Path, answers: int = 2) -> tuple[Service, 
     return service, ids
 
 
-def verify(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run `kotae verify` without any service."""
-    arguments = ["verify", str(folder / "receipts"), "--keys", str(folder / "keys"), *options]
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments], capture_output=True, text=True, check=False
-    )
+async def verify(folder: Path, *options: str) -> tuple[int, str]:
+    """Run `kotae verify` with the files of a folder; return (exit status, output)."""
+    return await run("verify", str(folder / "receipts"), "--keys", str(folder / "keys"), *options)
 
 
 async def test_receipts_are_verified_offline(serve: Serve, tmp_path: Path) -> None:
     """Each valid receipt is a row; the texts of the given answer are compared."""
     _, ids = await start(serve, tmp_path)
-    result = verify(tmp_path, "--answer", str(tmp_path / "answer.json"))
+    status, output = await verify(tmp_path, "--answer", str(tmp_path / "answer.json"))
 
-    assert (result.returncode, result.stderr) == (0, "")
-    lines = result.stdout.splitlines()[1:]
+    assert status == 0
+    lines = output.splitlines()[1:]
     assert [line.split()[2] for line in lines] == ids
     assert [line.endswith("compared") for line in lines] == [False, True]
 
@@ -58,42 +55,37 @@ async def test_forgeries_are_named(serve: Serve, tmp_path: Path) -> None:
     await start(serve, tmp_path)
     answer = json.loads((tmp_path / "answer.json").read_text())
     (tmp_path / "other.json").write_text(json.dumps(answer | {"response": "Another text."}))
-    result = verify(tmp_path, "--answer", str(tmp_path / "other.json"))
-    assert result.returncode == 1
-    assert "INVALID: receipt 2 of local: the texts are not those of the answer" in result.stderr
+    status, output = await verify(tmp_path, "--answer", str(tmp_path / "other.json"))
+    assert status == 1
+    assert "INVALID: receipt 2 of local: the texts are not those of the answer" in output
 
     lines = [json.loads(line) for line in (tmp_path / "receipts").read_text().splitlines()]
     header, _, signature = lines[0]["receipt"].split(".")
     lines[0]["receipt"] = ".".join([header, lines[1]["receipt"].split(".")[1], signature])
     (tmp_path / "receipts").write_text("\n".join(map(json.dumps, lines)))
-    result = verify(tmp_path)
-    assert result.returncode == 1
-    assert "INVALID: receipt 1 of local: the signature is wrong" in result.stderr
-    assert "receipt 1 of local: not in this file" in result.stderr
+    status, output = await verify(tmp_path)
+    assert status == 1
+    assert "INVALID: receipt 1 of local: the signature is wrong" in output
+    assert "receipt 1 of local: not in this file" in output
 
     (tmp_path / "keys").write_text('{"keys": []}')
-    assert "signed by an unknown key" in verify(tmp_path).stderr
+    assert "signed by an unknown key" in (await verify(tmp_path))[1]
 
 
 @pytest.mark.parametrize("content", ["{}", "no json", '{"receipt": 1}'])
-def test_other_files_are_errors(tmp_path: Path, content: str) -> None:
-    """A file of another kind has a message of one line."""
+async def test_other_files_are_errors(tmp_path: Path, content: str) -> None:
+    """A file of another kind has a message that names the line."""
     (tmp_path / "receipts").write_text(content)
     (tmp_path / "keys").write_text('{"keys": []}')
-    result = verify(tmp_path)
 
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"kotae: line 1 of {tmp_path / 'receipts'} is not a receipt")
-    assert len(result.stderr.splitlines()) == 1
+    with pytest.raises(KotaeError, match=r"line 1 of .*receipts is not a receipt"):
+        await command("verify", str(tmp_path / "receipts"), "--keys", str(tmp_path / "keys"))
 
 
-def test_file_without_keys_is_an_error(tmp_path: Path) -> None:
-    """A file that is not a key set has a message of one line."""
+async def test_file_without_keys_is_an_error(tmp_path: Path) -> None:
+    """A file that is not a key set has a message that names the file."""
     (tmp_path / "receipts").write_text("")
     (tmp_path / "keys").write_text("[]")
-    result = verify(tmp_path)
 
-    assert (result.returncode, result.stderr.splitlines()) == (
-        2,
-        [f"kotae: {tmp_path / 'keys'} is not a JSON Web Key Set"],
-    )
+    with pytest.raises(KotaeError, match="keys is not a JSON Web Key Set"):
+        await command("verify", str(tmp_path / "receipts"), "--keys", str(tmp_path / "keys"))
