@@ -1,6 +1,8 @@
 """Licenses and vulnerabilities of the locked dependencies, and the SBOM of the image."""
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,24 @@ def test_licenses_of_all_dependencies_are_allowed() -> None:
 
     assert len(names) > 40
     assert check_licenses(names) == []
+
+
+def test_vendored_files_are_unchanged() -> None:
+    """Every library in `service/web/vendor` has its documented hash and a license beside it."""
+    vendor = ROOT / "service" / "web" / "vendor"
+    rows = re.findall(
+        r"^\| `(\S+)` \|.*\(`(\S+)`\) \| `([0-9a-f]{64})` \|$",
+        (vendor / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in vendor.iterdir()
+        if path.suffix in {".js", ".mjs", ".css"}
+    }
+
+    assert {name: digest for name, _, digest in rows} == hashes
+    assert all((vendor / license_).exists() for _, license_, _ in rows)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
-// GET /ai/analytics for the pages. A user's requests run one after the other: the service runs one at a time.
+// GET /ai/analytics for the pages. Requests run one after the other: the service runs one of a user at a time.
 
 import { fetchJson } from "../service.js";
 
-const RETRIES_MAX = 5; // while another page of the same user has a request in progress
-const RETRY_MS = 400;
 const PAGE = 1000; // the largest page
 
 let previous = Promise.resolve();
@@ -14,7 +12,7 @@ export function fetchAnalytics(query) {
     const rows = [];
     let cursor = 0;
     do {
-      const page = await fetchWithRetries(`ai/analytics?${toParameters({ limit: PAGE, ...query, cursor })}`);
+      const page = await fetchJson(`ai/analytics?${toParameters({ limit: PAGE, ...query, cursor })}`);
       for (const { start_time, end_time, results } of page.items) rows.push(...results.map((values) => ({ start_time, end_time, ...values })));
       cursor = query.limit ? null : page.next_cursor;
     } while (cursor);
@@ -23,23 +21,12 @@ export function fetchAnalytics(query) {
 }
 
 /** Whether the totals of an interval equal the sums over its rows. */
-export const fetchCheck = (query) => enqueue(() => fetchWithRetries(`ai/analytics/check?${toParameters(query)}`));
+export const fetchCheck = (query) => enqueue(() => fetchJson(`ai/analytics/check?${toParameters(query)}`));
 
 function enqueue(task) {
   const result = previous.then(task);
   previous = result.catch(() => {});
   return result;
-}
-
-async function fetchWithRetries(path) {
-  for (let retry = 1; ; retry++) {
-    try {
-      return await fetchJson(path);
-    } catch (problem) {
-      if (problem.status !== 503 || retry > RETRIES_MAX) throw problem;
-      await new Promise((end) => setTimeout(end, RETRY_MS * retry));
-    }
-  }
 }
 
 /** Query parameters: a list is a repeated parameter; null and undefined are left out. */

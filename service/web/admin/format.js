@@ -6,11 +6,12 @@ import { language, onLanguage, words } from "../text.js";
 const REFRESH_MS = 30_000; // of relative times
 const UNITS = [["year", 31_536_000], ["month", 2_592_000], ["day", 86_400], ["hour", 3600], ["minute", 60], ["second", 1]];
 
-/** US dollars from a decimal string: two digits, and up to six for amounts below a dollar. */
+/** US dollars from a decimal string: two digits, four below a dollar, and up to six below a cent. */
 export function formatUsd(amount) {
   const value = Number(amount);
-  const digits = Math.abs(value) >= 1 || value === 0 ? 2 : 6;
-  return value.toLocaleString(language(), { style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", minimumFractionDigits: 2, maximumFractionDigits: digits });
+  const size = Math.abs(value);
+  const digits = size >= 1 || value === 0 ? 2 : size >= 0.01 ? 4 : 6;
+  return value.toLocaleString(language(), { style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", minimumFractionDigits: Math.min(digits, 4), maximumFractionDigits: digits });
 }
 
 /** US dollars with all digits of the decimal string: nano-dollars exceed the precision of a number. */
@@ -23,12 +24,15 @@ export const formatCount = (value) => Number(value).toLocaleString(language());
 export const formatCompact = (value) => Number(value).toLocaleString(language(), { notation: "compact", maximumFractionDigits: 1 });
 export const formatPercent = (share) => share.toLocaleString(language(), { style: "percent", maximumFractionDigits: 1 });
 
-/** A duration in milliseconds: `812 ms`, from ten seconds on `12.3 s`. */
+/** A duration in milliseconds: `812 ms`, from a second on `1.58 s`, from ten on `12.3 s`. */
 export function formatMs(value) {
-  const seconds = value >= 10_000;
-  const number = (seconds ? value / 1000 : value).toLocaleString(language(), { maximumFractionDigits: seconds ? 1 : value < 10 ? 1 : 0 });
-  return words(seconds ? "seconds" : "ms", seconds ? { seconds: number } : { ms: number });
+  if (value < 1000) return `${value.toLocaleString(language(), { maximumFractionDigits: value < 10 ? 1 : 0 })} ms`;
+  const digits = value < 10_000 ? 2 : 1;
+  return `${(value / 1000).toLocaleString(language(), { minimumFractionDigits: digits, maximumFractionDigits: digits })} s`;
 }
+
+/** US dollars beside an axis: as many digits as its steps need. */
+const formatAxisUsd = (amount) => Number(amount).toLocaleString(language(), { style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", minimumFractionDigits: 0, maximumFractionDigits: 6 });
 
 export const formatBytes = (value) => words("size_value", { size: value });
 
@@ -46,6 +50,7 @@ export function formatRelative(moment) {
 const FORMATS = {
   usd: formatUsd,
   usd_exact: formatExactUsd,
+  usd_axis: formatAxisUsd,
   count: formatCount,
   compact: formatCompact,
   percent: (value) => formatPercent(Number(value)),
@@ -53,9 +58,13 @@ const FORMATS = {
   bytes: (value) => formatBytes(Number(value)),
   time: formatTime,
   clock: (moment) => new Date(moment).toLocaleTimeString(language()),
+  minute: (moment) => new Date(moment).toLocaleString(language(), { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" }),
   day: formatDay,
   relative: formatRelative,
 };
+
+/** A value as text, in one of `FORMATS`. */
+export const formatValue = (format, value) => FORMATS[format](value);
 
 /** Shows a value in an element as one of `FORMATS`; null and undefined as a dash. Relative times have the absolute time as title. */
 export function showValue(element, format, value) {

@@ -81,9 +81,13 @@ function createCell(column, row, onOpen) {
   return cell;
 }
 
-/** A bar whose length is `share`, from 0 to 1, with a text as its accessible name. */
-export function createBar(share, text, values = {}) {
-  const bar = create("meter", { min: 0, max: 1, value: share });
+/** A bar whose length is `share`, from 0 to 1, with a text as its accessible name. `tone`: `plain`, `warn` or `bad`. */
+export function createBar(share, text, values = {}, tone = "plain") {
+  const fill = create("span");
+  fill.style.width = `${Math.min(Math.max(share, 0), 1) * 100}%`;
+  const bar = create("span", { className: "bar" }, fill);
+  bar.dataset.tone = tone;
+  for (const [name, value] of Object.entries({ role: "meter", "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": Math.min(Math.max(share, 0), 1) })) bar.setAttribute(name, value);
   label(bar, text, values);
   return bar;
 }

@@ -16,6 +16,9 @@ addTexts({
     copy: "Copy",
     loading: "Loading…",
     size_value: "{size}",
+    chart_values: "Values as a table",
+    chart_empty: "No values in this period",
+    chart_time: "Beginning",
   },
   ja: {
     navigation: "ページ",
@@ -30,5 +33,8 @@ addTexts({
     copy: "コピー",
     loading: "読み込んでいます…",
     size_value: "{size}",
+    chart_values: "値を表で見る",
+    chart_empty: "この期間の値はありません",
+    chart_time: "開始",
   },
 });
