@@ -6,7 +6,7 @@ All queries of a request see one snapshot.
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from datetime import time as day_time
@@ -46,6 +46,7 @@ OPEN_MAX = 32  # requests that run or wait; a page of charts needs a few of a us
 WAIT_SECONDS_MAX = 15.0  # of a request for its turn, more than the longest request takes
 SECONDS_MAX = 10.0  # of a request, checked after each bucket
 _PERCENTS = {"p50": 50, "p95": 95, "p99": 99}
+ROWS_AT_ONCE = 1000  # read from the database together
 METRICS = ("answers", "errors", "attempts", *TOKENS, "total_tokens", "cost", *LATENCIES)
 ORDERS = ("answers", "errors", "total_tokens", "cost")
 
@@ -126,8 +127,9 @@ def compute_analytics(
     """
     results: list[GroupResult] = []
     end = clock() + SECONDS_MAX
+    statements = _build_statements(query)
     for bucket in query.buckets:
-        groups = _sum_bucket(connection, query, bucket)
+        groups = _sum_bucket(connection, query, statements, bucket)
         listed = [(group, sums) for group, sums in groups.items() if any(sums.counts.values())]
         listed.sort(key=lambda item: (-_get_order(item[1].counts, query.order), item[0]))
         results += [GroupResult(bucket, _describe(query, *item)) for item in listed]
@@ -143,17 +145,55 @@ def compute_analytics(
     return results
 
 
+class _RollupStatements(msgspec.Struct, frozen=True):
+    """The statements of a query over rollups of the quarters from `first` up to `last`.
+
+    They are built once, which takes longer than to execute them for a short bucket.
+    """
+
+    counts: sa.Select[Any]
+    latencies: sa.Select[Any] | None  # None: not needed
+
+
+def _build_statements(query: AnalyticsQuery) -> _RollupStatements:
+    dimensions = {name: rollup_groups.c[name] for name in DIMENSIONS}
+    columns = dimensions | {name: rollups.c[name] for name in COUNTS}
+    joined = rollups.join(rollup_groups, rollup_groups.c.id == rollups.c.group_id)
+    counts = _select_counts(query, columns, joined).where(*_limit_quarters(rollups))
+    if not _needs_latencies(query):
+        return _RollupStatements(counts, None)
+    kind, number = latency_counts.c.kind, latency_counts.c.bin
+    keys = [*(dimensions[name] for name in query.group_by), kind, number]
+    latencies = (
+        sa.select(*keys, sum_exactly(latency_counts.c.answers))
+        .select_from(_join_groups(latency_counts, query))
+        .where(*_limit_quarters(latency_counts), *_filter(query, dimensions))
+        .group_by(*keys)
+    )
+    return _RollupStatements(counts, latencies)
+
+
+def _limit_quarters(table: sa.Table) -> list[sa.ColumnElement[bool]]:
+    return [
+        table.c.quarter >= sa.bindparam("first", type_=sa.Integer),
+        table.c.quarter < sa.bindparam("last", type_=sa.Integer),
+    ]
+
+
 def _sum_bucket(
-    connection: sa.Connection, query: AnalyticsQuery, bucket: Bucket
+    connection: sa.Connection,
+    query: AnalyticsQuery,
+    statements: _RollupStatements,
+    bucket: Bucket,
 ) -> dict[Group, _Sums]:
-    groups: dict[Group, _Sums] = {}
+    groups: defaultdict[Group, _Sums] = defaultdict(_Sums)
     first = -(-int(bucket.start.timestamp() * 1000) // (QUARTER_SECONDS * 1000))
     last = find_quarter(bucket.end)
     if first >= last:
         _add_rows(connection, query, groups, bucket.start, bucket.end)
         return groups
     _add_rows(connection, query, groups, bucket.start, _start_quarter(first))
-    _add_rollups(connection, query, groups, first, last)
+    _add_rollups(connection, query, statements, groups, (first, last))
     _add_rows(connection, query, groups, _start_quarter(last), bucket.end)
     return groups
 
@@ -165,30 +205,20 @@ def _start_quarter(quarter: int) -> datetime:
 def _add_rollups(
     connection: sa.Connection,
     query: AnalyticsQuery,
-    groups: dict[Group, _Sums],
-    first: int,
-    last: int,
+    statements: _RollupStatements,
+    groups: defaultdict[Group, _Sums],
+    quarters: tuple[int, int],
 ) -> None:
-    """Add the rollups of whole quarters."""
-    dimensions = {name: rollup_groups.c[name] for name in DIMENSIONS}
-    columns = dimensions | {name: rollups.c[name] for name in COUNTS}
-    joined = rollups.join(rollup_groups, rollup_groups.c.id == rollups.c.group_id)
-    where = [rollups.c.quarter >= first, rollups.c.quarter < last]
-    _add_counts(connection, query, groups, columns, joined, where)
-    if not _needs_latencies(query):
+    """Add the rollups of whole quarters, from the first up to the last, exclusive."""
+    interval = {"first": quarters[0], "last": quarters[1]}
+    _add_counts(connection, query, groups, statements.counts, interval)
+    if statements.latencies is None:
         return
-    counts = latency_counts.c
-    selected = [dimensions[name] for name in query.group_by]
-    keys = [*selected, counts.kind, counts.bin]
-    statement = (
-        sa.select(*keys, sum_exactly(counts.answers))
-        .select_from(_join_groups(latency_counts, query))
-        .where(counts.quarter >= first, counts.quarter < last, *_filter(query, dimensions))
-        .group_by(*keys)
-    )
-    for row in connection.execute(statement):
-        *group, kind, number, count = row
-        groups.setdefault(tuple(group), _Sums()).latencies[kind][number] += count
+    size = len(query.group_by)
+    for part in connection.execute(statements.latencies, interval).partitions(ROWS_AT_ONCE):
+        for row in part:
+            kind, number, count = row[size:]
+            groups[row[:size]].latencies[kind][number] += count
 
 
 def _join_groups(table: sa.Table, query: AnalyticsQuery) -> sa.FromClause:
@@ -201,7 +231,7 @@ def _join_groups(table: sa.Table, query: AnalyticsQuery) -> sa.FromClause:
 def _add_rows(
     connection: sa.Connection,
     query: AnalyticsQuery,
-    groups: dict[Group, _Sums],
+    groups: defaultdict[Group, _Sums],
     since: datetime,
     until: datetime,
 ) -> None:
@@ -218,7 +248,8 @@ def _add_rows(
             " begin and end at :00, :15, :30 or :45"
         )
     rows = sa.union_all(*select_contributions(*interval)).subquery()
-    _add_counts(connection, query, groups, {c.name: c for c in rows.c}, rows, [])
+    statement = _select_counts(query, {column.name: column for column in rows.c}, rows)
+    _add_counts(connection, query, groups, statement, {})
     if not _needs_latencies(query):
         return
     dimensions = {name: sa.func.coalesce(request_logs.c[name], "") for name in DIMENSIONS}
@@ -228,7 +259,7 @@ def _add_rows(
     ).where(*interval, *_filter(query, dimensions))
     size = len(query.group_by)
     for row in connection.execute(statement):
-        sums = groups.setdefault(tuple(row[:size]), _Sums())
+        sums = groups[row[:size]]
         for kind, number in list_latencies(dict(zip(LATENCIES, row[size:], strict=True))):
             sums.latencies[kind][number] += 1
 
@@ -237,27 +268,19 @@ def _needs_latencies(query: AnalyticsQuery) -> bool:
     return not set(LATENCIES).isdisjoint(query.metrics)
 
 
-def _add_counts(
-    connection: sa.Connection,
+def _select_counts(
     query: AnalyticsQuery,
-    groups: dict[Group, _Sums],
     columns: Mapping[str, sa.ColumnElement[Any]],
     source: sa.FromClause,
-    where: list[sa.ColumnElement[bool]],
-) -> None:
-    """Add the counts of `source`, whose dimensions and counts are `columns`."""
-    sums = build_sums(columns)
+) -> sa.Select[Any]:
+    """Select groups and their sums from `source`, whose dimensions and counts are `columns`."""
     selected = [columns[name] for name in query.group_by]
-    size = len(selected)
-    statement = (
-        sa.select(*selected, *sums.values())
+    return (
+        sa.select(*selected, *build_sums(columns).values())
         .select_from(source)
-        .where(*where, *_filter(query, columns))
+        .where(*_filter(query, columns))
         .group_by(*selected)
     )
-    for row in connection.execute(statement):
-        counts = groups.setdefault(tuple(row[:size]), _Sums()).counts
-        counts.update(dict(zip(sums, row[size:], strict=True)))
 
 
 def build_sums(
@@ -272,6 +295,22 @@ def build_sums(
         "unpriced": sa.case((is_unknown, 0), else_=columns["unpriced"]),
     }
     return {name: sum_exactly(value).label(name) for name, value in values.items()}
+
+
+def _add_counts(
+    connection: sa.Connection,
+    query: AnalyticsQuery,
+    groups: defaultdict[Group, _Sums],
+    statement: sa.Select[Any],
+    parameters: Mapping[str, int],
+) -> None:
+    """Add the counts of a statement of `_select_counts`."""
+    size = len(query.group_by)
+    result = connection.execute(statement, parameters)
+    names = list(result.keys())[size:]
+    for part in result.partitions(ROWS_AT_ONCE):
+        for row in part:
+            groups[row[:size]].counts.update(dict(zip(names, row[size:], strict=True)))
 
 
 def _filter(
