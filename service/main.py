@@ -54,6 +54,7 @@ from service.core.auth.authenticator import Authenticator
 from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
 from service.core.auth.tickets import SignedTickets
+from service.core.budgets.webhooks import WebhookReceiver
 from service.core.database.engine import Database, open_database
 from service.core.database.files import restrict_database_files
 from service.core.database.health import DatabaseHealth
@@ -99,6 +100,7 @@ from service.workers.recovery import JournalRecovery
 from service.workers.reindexing import Reindexer
 from service.workers.retention import TextRetention
 from service.workers.trimming import MemoryTrimmer
+from service.workers.webhooks import WebhookSender
 from service.workers.writer import Writer
 
 if TYPE_CHECKING:
@@ -255,7 +257,7 @@ async def _open_services(
     workers["merging"] = IndexMerger(singleton_database)
     if settings.text_days is not None:
         workers["retention"] = TextRetention(singleton_database, settings.text_days)
-    workers["budgets"] = BudgetEvaluator(singleton_database, metrics, deliver=False)
+    workers |= _create_alert_workers(settings, singleton_database, metrics)
     _start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
@@ -440,7 +442,7 @@ async def _start_singleton_tasks(
     """Start what one process does: with PostgreSQL, the leader."""
     tasks = [
         cast("BackgroundWorker", workers[name])
-        for name in ("reindexing", "merging", "embedding", "retention", "budgets")
+        for name in ("reindexing", "merging", "embedding", "retention", "budgets", "webhooks")
         if name in workers
     ]
     if replica is None:
@@ -478,6 +480,23 @@ async def _start_shared_quota(
     await upkeep.open()
     _start_worker("quota", upkeep, workers, stack)
     return quota
+
+
+def _create_alert_workers(
+    settings: Settings, database: Database, metrics: Metrics
+) -> dict[str, Worker]:
+    """The workers that create the alerts of budgets, and deliver them if there is a receiver."""
+    if settings.webhook_url is None or settings.webhook_secret is None:
+        return {"budgets": BudgetEvaluator(database, metrics, deliver=False)}
+    receiver = WebhookReceiver(
+        settings.webhook_url.get_secret_value(),
+        settings.webhook_secret.get_secret_value(),
+        allow_private=settings.webhook_private_addresses,
+    )
+    return {
+        "budgets": BudgetEvaluator(database, metrics, deliver=True),
+        "webhooks": WebhookSender(database, receiver, metrics),
+    }
 
 
 async def _open_redis(

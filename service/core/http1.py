@@ -280,7 +280,8 @@ class ConnectionPool:
     """The connections to one server. `aclose` before the event loop ends.
 
     An idle connection is closed after `keep_alive_seconds`. `tail_seconds` limits how long
-    `HttpConnection.close(tail=True)` reads the rest of a body.
+    `HttpConnection.close(tail=True)` reads the rest of a body. `server_name`: the name in the
+    certificate, if `host` is an address of it.
     """
 
     def __init__(
@@ -293,8 +294,10 @@ class ConnectionPool:
         idle_seconds: float,
         keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
         tail_seconds: float = TAIL_SECONDS,
+        server_name: str | None = None,
     ) -> None:
         self._host, self._port, self._tls = host, port, tls
+        self._server_name = server_name or host
         self._connect_seconds, self.idle_seconds = connect_seconds, idle_seconds
         self.keep_alive_seconds, self.tail_seconds = keep_alive_seconds, tail_seconds
         self._connections: set[HttpConnection] = set()
@@ -347,7 +350,7 @@ class ConnectionPool:
                     partial(HttpConnection, self),
                     sock=sock,
                     ssl=self._tls,
-                    server_hostname=self._host if self._tls else None,
+                    server_hostname=self._server_name if self._tls else None,
                 )
         # TLS errors and timeouts are OSErrors; uvloop raises RuntimeError in some cases.
         except (OSError, UnicodeError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Secret keys of this service: parsing `KOTAE_SECRET_KEY`, and deriving a key for each purpose.
+"""Secret keys: parsing `KOTAE_SECRET_KEY`, and deriving a key for each purpose; webhook secrets.
 
 A key that signs one kind of message is of no use for another kind.
 """
@@ -8,6 +8,8 @@ import binascii
 import hmac
 
 KEY_BYTES = 32
+WEBHOOK_BYTES_MIN, WEBHOOK_BYTES_MAX = 24, 64  # as recommended by Standard Webhooks
+_WEBHOOK_PREFIX = "whsec_"
 KEYS_MAX = 2  # during a rotation: the new one, which signs, and the one that it replaces
 
 
@@ -40,3 +42,16 @@ def _decode_key(text: str) -> bytes:
 def derive_key(key: bytes, purpose: str) -> bytes:
     """Derive the key of a purpose: HKDF-Expand of RFC 5869 §2.3 with SHA-256, one block."""
     return hmac.digest(key, purpose.encode() + b"\x01", "sha256")
+
+
+def parse_webhook_secret(secret: str) -> bytes:
+    """The key in a secret of Standard Webhooks. Raises `ValueError`, without the secret."""
+    form = f"{_WEBHOOK_PREFIX} and {WEBHOOK_BYTES_MIN} to {WEBHOOK_BYTES_MAX} bytes in base64"
+    try:
+        key = base64.b64decode(secret.removeprefix(_WEBHOOK_PREFIX), validate=True)
+    except ValueError as error:
+        raise ValueError(f"it is not {form}") from error
+    is_long_enough = WEBHOOK_BYTES_MIN <= len(key) <= WEBHOOK_BYTES_MAX
+    if not (secret.startswith(_WEBHOOK_PREFIX) and is_long_enough):
+        raise ValueError(f"it is not {form}")
+    return key

@@ -39,7 +39,7 @@ from service.core.provider_file import (
     TargetConfig,
     load_catalog,
 )
-from service.core.secret_keys import parse_secret_keys
+from service.core.secret_keys import parse_secret_keys, parse_webhook_secret
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 # A segment cannot be empty or begin with a dot, so a prefix is neither a host nor leads upwards.
@@ -295,6 +295,21 @@ class Settings(BaseSettings):
         "digits or base64url (`openssl rand -hex 32`). The same for all replicas, and required "
         "with PostgreSQL. During a rotation two, separated by a comma: the first one signs. "
         "Default: a random key of each process.",
+    )
+    webhook_url: SecretStr | None = Field(
+        None,
+        description="Receiver of the alerts of budgets, as webhooks: https, or http if its address "
+        "is private and KOTAE_WEBHOOK_PRIVATE_ADDRESSES permits that. It may contain a token.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signs webhooks (Standard Webhooks): `whsec_` and 24 to 64 bytes in base64, "
+        "for example `echo whsec_$(openssl rand -base64 32)`. Required with KOTAE_WEBHOOK_URL.",
+    )
+    webhook_private_addresses: bool = Field(
+        False,
+        description="Permit a receiver with a private, loopback or link-local address. The address "
+        "is checked at each delivery, after the name is resolved.",
     )
     api_key: SecretStr | None = Field(
         None, description="API key that `kotae ask` and `kotae logs` send. Default: KOTAE_SECRET."
@@ -652,6 +667,7 @@ class Settings(BaseSettings):
         self._check_jwt()
         if self.secret_key is not None:
             parse_secret_keys(self.secret_key.get_secret_value())
+        self._check_webhook()
         if self.redis_url and self.database.startswith("sqlite"):
             raise ValueError(
                 "KOTAE_REDIS_URL needs PostgreSQL: set KOTAE_DATABASE_URL, because with SQLite "
@@ -681,6 +697,27 @@ class Settings(BaseSettings):
         if not self.database.startswith(DATABASE_SCHEMES):
             raise ValueError(f"KOTAE_DATABASE_URL must start with {' or '.join(DATABASE_SCHEMES)}")
         return self
+
+    def _check_webhook(self) -> None:
+        """Check the receiver of webhooks. The errors do not contain its URL and secret."""
+        if self.webhook_url is None:
+            return
+        url = self.webhook_url.get_secret_value()
+        parts = urlsplit(url)
+        is_printable = url.isascii() and url.isprintable() and " " not in url
+        if not (is_printable and parts.scheme in ("http", "https") and parts.hostname) or (
+            "@" in parts.netloc or parts.port == 0
+        ):
+            raise ValueError(
+                "KOTAE_WEBHOOK_URL is not a URL such as https://hooks.example/kotae, in ASCII and "
+                "without a user"
+            )
+        if self.webhook_secret is None:
+            raise ValueError("KOTAE_WEBHOOK_URL needs KOTAE_WEBHOOK_SECRET")
+        try:
+            parse_webhook_secret(self.webhook_secret.get_secret_value())
+        except ValueError as error:
+            raise ValueError(f"KOTAE_WEBHOOK_SECRET: {error}") from None
 
     def _check_jwt(self) -> None:
         """Raise `ValueError` unless the JWT settings are complete or absent."""

@@ -264,6 +264,12 @@ class Metrics:
         self.budget_alerts = Counter(
             "kotae_budget_alerts", "Alerts of budgets that were created", registry=registry
         )
+        self.webhook_attempts = Counter(
+            "kotae_webhook_attempts",
+            "Attempts to deliver an alert, by the state of the alert after it",
+            ["state"],
+            registry=registry,
+        )
         self.streams_degraded = Counter(
             "kotae_streams_degraded",
             "Streams that are not resumable because the buffers were full",

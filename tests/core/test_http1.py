@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ class Server:
 
 @asynccontextmanager
 async def serve_answers(
-    *answers: list[bytes | None], **options: float
+    *answers: list[bytes | None], **options: Any
 ) -> AsyncIterator[tuple[ConnectionPool, Server]]:
     """Start a server with these answers and a connection pool for it."""
     server = Server(list(answers))

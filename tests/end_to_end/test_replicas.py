@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, nullcontext
+from decimal import Decimal
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ import httpx2
 import pytest
 
 from service.core.encoding import create_id, read_slot, utc_now
+from service.core.errors import DatabaseUnavailable
+from service.core.provider_file import ModelPrice
+from service.workers.budgets import BudgetEvaluator
 from tests.access import bearer, make_key
 from tests.conftest import Serve, Service, http_client
 from tests.fakes.behaviour import Behaviour, default_deltas
 from tests.fakes.provider import ProviderFake
+from tests.fakes.receiver import SECRET, ReceiverFake
 from tests.postgres import PostgresServer, temporary_database
 from tests.proxies import caddy_replicas
 from tests.redis import running_redis
@@ -621,3 +626,32 @@ async def test_urls_in_relayed_responses_are_those_of_the_client(
     assert answers[1].json()["events_url"].startswith(location)
     assert (running.status_code, stopped.status_code) == (202, 204)
     await fake.wait_idle()
+
+
+async def test_alerts_of_two_replicas_have_one_id(replicas: Replicas) -> None:
+    """Only the leader evaluates and sends; after it has left, the other one continues."""
+    async with ReceiverFake() as receiver:
+        settings = {
+            "webhook_url": receiver.url,
+            "webhook_secret": SECRET,
+            "webhook_private_addresses": True,
+            "prices": {"m": ModelPrice(input=Decimal(1000), output=Decimal(1000))},
+        }
+        first, second = await replicas.start(**settings), await replicas.start(**settings)
+        for n, service in enumerate((first, second)):
+            body = {"name": f"b{n}", "subject": "all", "amount_usd": "0.0001", "period": "day"}
+            response = await service.client.post("/ai/budgets", json=body)
+            assert response.status_code == 201, response.text
+            await service.client.post("/ai/test", json={"prompt": "Why?", "grounded": False})
+        for service in (second, first):
+            await service.wait_idle()
+        workers = [service.services.workers["budgets"] for service in (first, second)]
+        evaluations = [w.evaluate_budgets() for w in workers if isinstance(w, BudgetEvaluator)]
+        results = await asyncio.gather(*evaluations, return_exceptions=True)
+        assert [type(error) for error in results if error is not None] == [DatabaseUnavailable]
+        await receiver.wait_count(6)
+    ids = {(d.data["budget"], d.data["threshold"]): set[str]() for d in receiver.deliveries}
+    for delivery in receiver.deliveries:
+        ids[delivery.data["budget"], delivery.data["threshold"]].add(delivery.id)
+    assert len(ids) == 6
+    assert all(len(same) == 1 for same in ids.values())
