@@ -28,7 +28,8 @@ reach := INDEX_% EXTRA_INDEX_URL DEFAULT_INDEX INDEX FIND_LINKS NO_INDEX OFFLINE
   INSECURE_HOST PROXY KEYRING_PROVIDER CONFIG_FILE CREDENTIALS_DIR CACHE_DIR NO_CACHE NO_CACHE_DIR LINK_MODE CONCURRENT_% HTTP_% \
   DEFAULT_TIMEOUT RETRIES DISABLE_PIP_VERSION_CHECK ROOT_USER_ACTION NO_INPUT NO_PROGRESS
 unexport $(filter-out $(addprefix PIP_,$(reach)) $(addprefix UV_,$(reach)),$(filter PIP_% UV_%,$(.VARIABLES)))
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+# Without byte code every process of a test would compile the service again.
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 
 # uv reads neither pip's settings nor, by default, the system's certificates: a mirror set for pip is passed to uv.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),)
