@@ -8,6 +8,7 @@ import hashlib
 import mimetypes
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from urllib.parse import urlencode
@@ -58,6 +59,7 @@ class StaticFile:
         return Response(self.content, headers=headers, media_type=self.media_type)
 
 
+@cache
 def read_files() -> dict[str, StaticFile]:
     """The files of the pages and of Swagger UI, by their path below `/web/`."""
     files = dict(_read(WEB, (path for path in WEB.rglob("*") if path.is_file())))

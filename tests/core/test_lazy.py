@@ -4,18 +4,11 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import service
 from service.core.lazy import MODULES, LazyModule
-
-PACKAGE = Path(service.__file__).parent
-SOURCES = {
-    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text())
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
+from tests.sources import parse_service
 
 
 def test_only_lazy_imports_modules_by_name() -> None:
@@ -23,7 +16,7 @@ def test_only_lazy_imports_modules_by_name() -> None:
     dynamic = {"import_module", "__import__"}
     files = [
         file
-        for file, tree in SOURCES.items()
+        for file, tree in parse_service().items()
         if dynamic
         & {
             getattr(node, "id", getattr(node, "attr", getattr(node, "name", None)))
@@ -36,7 +29,7 @@ def test_only_lazy_imports_modules_by_name() -> None:
 
 def lazy_declarations() -> Iterator[tuple[str, str, str]]:
     """(file, variable, module) of each `variable = LazyModule(module)` in the service."""
-    for file, tree in SOURCES.items():
+    for file, tree in parse_service().items():
         for node in ast.walk(tree):
             match node:
                 case ast.Assign(
@@ -68,7 +61,7 @@ def test_each_lazy_module_has_the_type_of_the_module_it_loads() -> None:
     wrong = [
         (file, variable, module)
         for file, variable, module in lazy_declarations()
-        if typed_imports(SOURCES[file]).get(variable) != module
+        if typed_imports(parse_service()[file]).get(variable) != module
     ]
 
     assert wrong == []

@@ -1,9 +1,7 @@
 """Quota subjects: their names are built in one module."""
 
 import ast
-from pathlib import Path
 
-import service
 from service.core.ports import (
     KEY_PREFIX,
     USER_PREFIX,
@@ -11,6 +9,7 @@ from service.core.ports import (
     QuotaSubject,
     list_subject_names,
 )
+from tests.sources import parse_service
 
 
 def test_names_of_rows_and_of_subjects_are_the_same() -> None:
@@ -29,11 +28,10 @@ def test_a_row_without_a_key_is_charged_to_its_user() -> None:
 
 def test_prefixes_are_written_in_one_module() -> None:
     """No other module of the service contains the prefix of a subject."""
-    root = Path(service.__file__).parent
     containing = {
-        str(file.relative_to(root))
-        for file in root.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
+        module
+        for module, tree in parse_service().items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and node.value in {USER_PREFIX, KEY_PREFIX}
     }
 

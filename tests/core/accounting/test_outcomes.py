@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-import service
 from service.core import tokens
 from service.core.accounting.journal import Journal
 from service.core.accounting.outcomes import AnswerAccount, build_interrupted
@@ -23,6 +22,7 @@ from service.core.quota.local import LocalQuota
 from service.core.records import Message, Outcome, Passage, Status, UsageSource
 from service.core.telemetry import Metrics
 from tests.records import build_intent
+from tests.sources import parse_service
 
 MESSAGES = [Message("user", "Why?")]
 PRICES = PriceBook({"m": ModelPrice(input=Decimal(1), output=Decimal(2))})
@@ -286,11 +286,10 @@ def test_an_answer_whose_process_died_is_unknown() -> None:
 def test_outcomes_are_constructed_in_one_module() -> None:
     """No other module of the service calls `Outcome`; rows and records are decoded by msgspec."""
     assert issubclass(Outcome, msgspec.Struct)
-    root = Path(service.__file__).parent
     constructing = {
-        str(file.relative_to(root))
-        for file in root.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
+        module
+        for module, tree in parse_service().items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id == "Outcome"

@@ -1,6 +1,5 @@
 import ast
 import asyncio
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -8,6 +7,7 @@ import sqlalchemy as sa
 from service.core.database.engine import READERS, Database
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
 from service.core.fair_share import current_user
+from tests.sources import parse_service
 
 
 async def test_a_reading_session_cannot_write(database: Database) -> None:
@@ -44,13 +44,10 @@ def test_an_invalid_timeout_is_refused(timeout: str) -> None:
         Database(f"sqlite+aiosqlite:///kotae.db?timeout={timeout}")
 
 
-SERVICE = Path(__file__).parents[3] / "service"
-
-
 def test_no_statement_contains_values() -> None:
     """No SQL text is an f-string or a concatenation."""
-    for file in SERVICE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+    for module, tree in parse_service().items():
+        for node in ast.walk(tree):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
@@ -58,7 +55,7 @@ def test_no_statement_contains_values() -> None:
             ):
                 assert not any(
                     isinstance(sql, ast.JoinedStr | ast.BinOp) for sql in node.args[:1]
-                ), f"{file.name}:{node.lineno}"
+                ), f"{module}:{node.lineno}"
 
 
 async def test_users_take_turns_at_the_database(database: Database) -> None:
