@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import AdminLogsPrincipal, Services, ServicesDep
-from service.api.log_queries import VALUES_MAX, format_csv, to_tuple
+from service.api.log_queries import VALUES_MAX, ExportFormat, choose_export, format_csv, to_tuple
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
@@ -55,6 +55,7 @@ async def list_audit_log(
     user_id: Annotated[list[UserId] | None, _Values] = None,
     since: Annotated[Moment | None, Query(description="Inclusive; as of `/ai/logs`")] = None,
     until: Annotated[Moment | None, Query(description="Exclusive")] = None,
+    export_format: ExportFormat = None,
     accept: Annotated[str, Header()] = "",
 ) -> Response:
     """Who changed or read what. `Accept: text/csv` or `application/x-ndjson` exports all."""
@@ -65,10 +66,11 @@ async def list_audit_log(
         since=since,
         until=until,
     )
-    if "text/csv" in accept:
+    export = choose_export(accept, export_format)
+    if export == "csv":
         pages = _export_while_valid(services, principal, audit_filter)
         return _create_export(_encode_csv(pages), "csv", "text/csv; charset=utf-8")
-    if "application/x-ndjson" in accept:
+    if export == "ndjson":
         pages = _export_while_valid(services, principal, audit_filter)
         return _create_export(_encode_ndjson(pages), "ndjson", "application/x-ndjson")
     async with services.database.read_session() as session:

@@ -4,9 +4,11 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Annotated, Literal
 
 import anyio
 import msgspec
+from fastapi import Query
 
 from service.api.dependencies import Services
 from service.core.auth.principals import Principal
@@ -16,8 +18,20 @@ FRESH_SECONDS = (
     0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
 )
 VALUES_MAX = 20  # of one filter
+_MEDIA_TYPES = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
+ExportFormat = Annotated[
+    Literal["csv", "ndjson"] | None,
+    Query(alias="format", description="Export as with `Accept`, which links cannot send"),
+]
 NOBODY = ""  # the id of no user
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def choose_export(accept: str, export_format: str | None) -> str | None:
+    """The format of an export, `csv` or `ndjson`; None: a page was requested."""
+    if export_format is not None:
+        return export_format
+    return next((name for name, kind in _MEDIA_TYPES.items() if kind in accept), None)
 
 
 async def wait_fresh(services: Services) -> None:

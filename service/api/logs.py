@@ -17,6 +17,8 @@ from service.api.compression import accepts_gzip, compress_response, compress_st
 from service.api.dependencies import LogsPrincipal, Services, ServicesDep
 from service.api.log_queries import (
     VALUES_MAX,
+    ExportFormat,
+    choose_export,
     format_csv,
     select_users,
     to_tuple,
@@ -102,6 +104,7 @@ async def list_logs(
         str | None,
         Query(max_length=1000, description="The fields of a row, separated by commas"),
     ] = None,
+    export_format: ExportFormat = None,
     accept: Annotated[str, Header()] = "",
     accept_encoding: Annotated[str, Header()] = "",
     if_none_match: Annotated[str, Header()] = "",
@@ -118,15 +121,15 @@ async def list_logs(
         min_response_time_ms=min_response_time_ms,
         words=_parse_words(q or ""),
     )
-    is_export = "text/csv" in accept or "application/x-ndjson" in accept
+    export = choose_export(accept, export_format)
     if order is not None:
-        _require_unordered(order, cursor=cursor, after=after, since=since, is_export=is_export)
+        _require_unordered(order, cursor=cursor, after=after, since=since, export=export)
     gzip = accepts_gzip(accept_encoding)
     await wait_fresh(services)
-    if is_export:
+    if export is not None:
         await _record_list(services, principal, log_filter, Action.LOG_EXPORTED, names)
         pages = _export_while_valid(services, principal, log_filter)
-        if "text/csv" in accept:
+        if export == "csv":
             rows, media_type = _encode_csv(pages, names or _COLUMNS), "text/csv; charset=utf-8"
         else:
             rows, media_type = _encode_ndjson(pages, names), "application/x-ndjson"
@@ -202,12 +205,12 @@ def _parse_words(text: str) -> tuple[str, ...]:
 
 
 def _require_unordered(
-    order: str, *, cursor: str | None, after: str | None, since: datetime | None, is_export: bool
+    order: str, *, cursor: str | None, after: str | None, since: datetime | None, export: str | None
 ) -> None:
     """Raise `RequestValidationError` for what an ordered list does not support."""
     if since is None:
         raise refuse_parameter("since", f"is required with order={order}")
-    if cursor is not None or after is not None or is_export:
+    if cursor is not None or after is not None or export is not None:
         raise refuse_parameter("order", "excludes `cursor`, `after` and exports")
 
 

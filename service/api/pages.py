@@ -24,6 +24,9 @@ WEB = Path(__file__).parents[1] / "web"
 # The pages of users and admins: their shell checks session and role, and no file has user data.
 PAGES = {
     "/admin": "admin/overview.html",
+    "/admin/log": "admin/log.html",
+    "/admin/people": "admin/people.html",
+    "/admin/audit-log": "admin/audit_log.html",
     "/admin/system": "admin/system.html",
     "/account": "admin/account.html",
 }

@@ -94,11 +94,14 @@ async def get_usage(
 
 @router.get("/users", responses={200: schema_ref(UserPage, "Users, by id"), **REFUSALS})
 async def list_users(
-    services: ServicesDep, _: AdminKeysPrincipal, cursor: Annotated[UserId | None, Query()] = None
+    services: ServicesDep,
+    _: AdminKeysPrincipal,
+    cursor: Annotated[UserId | None, Query()] = None,
+    q: Annotated[UserId | None, Query(description="A part of the id, in any case")] = None,
 ) -> Response:
     """Users that have keys, a quota or are disabled, by id."""
     async with services.database.read_session() as session:
-        users = await store.list_users(session, limit=USERS_PAGE + 1, after=cursor or "")
+        users = await store.list_users(session, limit=USERS_PAGE + 1, after=cursor or "", part=q)
     items = users[:USERS_PAGE]
     return json_response(
         {

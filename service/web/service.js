@@ -121,6 +121,28 @@ export async function fetchJson(path, options) {
   return body;
 }
 
+/** Sends a body to a route as JSON. Returns and throws as `fetchJson`. */
+export const sendJson = (method, path, body) => fetchJson(path, {
+  method,
+  ...(body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
+});
+
+/** Fetches JSON with the entity tag of the previous response: { body, etag }; null if it is the same (304). */
+export async function fetchIfChanged(path, etag) {
+  let response;
+  try {
+    response = await fetch(resolve(path), { cache: "no-store", headers: etag ? { "If-None-Match": etag } : {} });
+  } catch {
+    explainUnreachable();
+    throw { key: "unreachable" };
+  }
+  if (response.status === 304) return null;
+  const body = await response.json().catch(() => ({ title: response.statusText, status: response.status }));
+  explain(body);
+  if (!response.ok) throw body;
+  return { body, etag: response.headers.get("ETag") };
+}
+
 function createKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -199,6 +199,9 @@ async def test_exports_contain_every_entry(serve: Serve, accept: str) -> None:
     response = await service.client.get(
         "/ai/audit-log", params={"limit": 1}, headers={"Accept": accept}
     )
+    name = "csv" if accept == "text/csv" else "ndjson"
+    linked = await service.client.get("/ai/audit-log", params={"format": name})
+    assert (linked.text, linked.headers["content-type"].split(";")[0]) == (response.text, accept)
     if accept == "text/csv":
         rows = list(csv.DictReader(io.StringIO(response.text)))
         details = [json.loads(row["detail"]) for row in rows]

@@ -10,6 +10,19 @@ from tests.problems import is_problem
 ASK = {"prompt": "Why?", "grounded": False, "max_tokens": 100}
 
 
+async def test_users_are_found_by_a_part_of_their_id(serve: Serve) -> None:
+    """In any case; characters that are wildcards in SQL are themselves."""
+    service = await serve()
+    for user in ("Ann", "joann", "bob", "a_b"):
+        await service.client.put(f"/ai/users/{user}", json={"disabled": True})
+    users = {}
+    for part in ("ann", "_", "%", "zzz"):
+        response = await service.client.get("/ai/users", params={"q": part})
+        users[part] = [item["user_id"] for item in response.json()["items"]]
+
+    assert users == {"ann": ["Ann", "joann"], "_": ["a_b"], "%": [], "zzz": []}
+
+
 async def test_usage_reports_used_held_and_left(serve: Serve, fake: ProviderFake) -> None:
     """Limits with used, held and left amounts, and totals that equal the sum of the rows."""
     service = await serve(

@@ -350,11 +350,15 @@ async def end_session(database: Database, session_hash: str) -> None:
         await session.execute(sa.delete(sessions).where(sessions.c.hash == session_hash))
 
 
-async def list_users(session: ReadSession, *, limit: int, after: str = "") -> list[User]:
-    """Users ordered by id, after `after`."""
+async def list_users(
+    session: ReadSession, *, limit: int, after: str = "", part: str | None = None
+) -> list[User]:
+    """Users ordered by id, after `after`; `part`: only with this text in their id."""
     query = sa.select(users.c.id, users.c.disabled, users.c.plan, users.c.limits).where(
         users.c.id > after
     )
+    if part is not None:
+        query = query.where(users.c.id.icontains(part, autoescape=True))
     return [
         _create_user(row)
         for row in (await session.execute(query.order_by(users.c.id).limit(limit))).mappings()

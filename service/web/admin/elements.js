@@ -1,6 +1,6 @@
 // Building blocks of the pages: elements with translated texts, panels, notices, and copying to the clipboard.
 
-import { describe, say } from "../text.js";
+import { describe, say, words } from "../text.js";
 
 /** Creates an element. `text` is the key of a text; `content` is shown as it is; other options are properties. */
 export function create(tag, { text, values, content, ...properties } = {}, ...children) {
@@ -40,6 +40,12 @@ export function createTiles(entries) {
 export function createField(text, control, hint = null) {
   control.classList.add("control");
   return create("label", { className: "form-field" }, create("span", { text }), control, hint && create("small", { text: hint }));
+}
+
+/** Sets the text of `key` as the placeholder of an input; it follows changes of the language. */
+export function setHint(input, key) {
+  input.dataset.hint = key;
+  input.placeholder = words(key);
 }
 
 /** A selection. `options` are pairs of value and key of a text. */
