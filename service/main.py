@@ -1,14 +1,12 @@
 """Creates the service from settings. Everything is opened in one order and closed in reverse."""
 
 import asyncio
-import signal
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import anyio
 from fastapi import FastAPI
@@ -57,10 +55,9 @@ from service.core.auth.tickets import SignedTickets
 from service.core.budgets.webhooks import WebhookReceiver
 from service.core.database.engine import Database, open_database
 from service.core.database.files import restrict_database_files
-from service.core.database.health import DatabaseHealth
 from service.core.database.instance_lock import SERVE, lock_instance
 from service.core.documents.library import ChunkWorkers, FileReaders
-from service.core.errors import DatabaseUnavailable, KotaeError, SettingsInvalid
+from service.core.errors import KotaeError, SettingsInvalid
 from service.core.fair_share import BoundedTurns, SharedLimit
 from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
@@ -72,29 +69,29 @@ from service.core.providers.extractive import ExtractiveTransport
 from service.core.providers.openai import OpenAIProvider, create_openai_provider, load_sdk
 from service.core.providers.routes import Endpoint, Routes, create_routes
 from service.core.quota.local import LocalQuota
-from service.core.quota.postgres import SECONDS as QUOTA_SECONDS
-from service.core.quota.postgres import PostgresQuotaStore
 from service.core.quota.shared import SharedQuota
 from service.core.redaction import add_secrets
-from service.core.replicas.claims import PostgresClaims
-from service.core.replicas.leader import Leadership
-from service.core.replicas.peers import HttpPeers, NoPeers
+from service.core.replicas.peers import NoPeers
 from service.core.replicas.signatures import PeerVerifier
-from service.core.replicas.slots import SlotLease, read_name
 from service.core.search.service import SearchService
 from service.core.settings import EXTRACTIVE, Settings
 from service.core.telemetry import Metrics, log
-from service.http_server.connections import HttpLimits
 from service.http_server.listener import Listener
-from service.workers.background import BackgroundWorker
+from service.replication import (
+    HOLD_SECONDS,
+    JoinedReplica,
+    join_replicas,
+    open_claims,
+    start_shared_quota,
+    start_singleton_tasks,
+)
+from service.workers.background import start_worker
 from service.workers.budgets import BudgetEvaluator
 from service.workers.integrity import IntegrityChecker
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
-from service.workers.membership import Membership
 from service.workers.merging import IndexMerger
-from service.workers.open_answers import LostAnswersRecovery, OpenAnswersKeeper
-from service.workers.quota import QuotaUpkeep
+from service.workers.open_answers import OpenAnswersKeeper
 from service.workers.reaper import Reaper
 from service.workers.recovery import JournalRecovery
 from service.workers.reindexing import Reindexer
@@ -105,26 +102,15 @@ from service.workers.writer import Writer
 
 if TYPE_CHECKING:
     from service.core import tracing
-    from service.core.database import postgres_lock
-    from service.core.quota import redis
     from service.core.search import embeddings
-    from service.workers import database_probe, embedding
-    from service.workers import postgres as postgres_upkeep
+    from service.workers import embedding
 else:
     tracing = LazyModule("service.core.tracing")
-    postgres_lock = LazyModule("service.core.database.postgres_lock")
-    redis = LazyModule("service.core.quota.redis")
-    postgres_upkeep = LazyModule("service.workers.postgres")
     embeddings = LazyModule("service.core.search.embeddings")
-    database_probe = LazyModule("service.workers.database_probe")
     embedding = LazyModule("service.workers.embedding")
 
-HOLD_SECONDS = 30  # lifetime of a quota hold after the deadline of its answer
 SDK_SECONDS = 0.1  # delay of importing the SDK, after everything else has started
 JOURNAL_SECONDS = 1  # maximum wait for the last sync at shutdown
-PEER_SECONDS = 1  # maximum wait at shutdown for requests of other replicas
-# Connections of other replicas: one for each stream that is read through one.
-PEER_LIMITS = HttpLimits(connections_max=4_000, url_bytes_max=65_536, head_bytes_max=131_072)
 WRITE_OUT_SECONDS = 1.5  # maximum wait for the database at shutdown, which takes at most 2 s
 
 DESCRIPTION = (
@@ -231,21 +217,21 @@ async def _open_services(
     if database.file:
         restrict_database_files(database.file)
     await database.require_current_schema()
-    replica: _JoinedReplica | None = None
+    replica: JoinedReplica | None = None
     if database.dialect == "postgresql":
-        replica = await _join_replicas(settings, database, workers, stack)
+        replica = await join_replicas(settings, database, workers, stack)
     else:
-        _start_worker("integrity", IntegrityChecker(database), workers, stack)
+        start_worker("integrity", IntegrityChecker(database), workers, stack)
     quota: SharedQuota | LocalQuota = LocalQuota(settings.answer_seconds_max + HOLD_SECONDS)
     if replica is not None:
-        quota = await _start_shared_quota(
+        quota = await start_shared_quota(
             settings, database.health, replica.lease.slot, workers, stack
         )
     queue, recovery = _start_accounting(settings, limits, metrics, database, quota, workers, stack)
     if replica is not None:
         replica.queue = queue
         keeper = OpenAnswersKeeper(database, queue, replica.lease, recovery.wait_done)
-        _start_worker("open_answers", keeper, workers, stack)
+        start_worker("open_answers", keeper, workers, stack)
     singleton_database = replica.leader_database if replica else database
     peers: Peers = replica.peers if replica else NoPeers()
     authenticator, revocation = _start_access_control(
@@ -258,7 +244,7 @@ async def _open_services(
     if settings.text_days is not None:
         workers["retention"] = TextRetention(singleton_database, settings.text_days)
     workers |= _create_alert_workers(settings, singleton_database, metrics)
-    _start_worker("trimming", MemoryTrimmer(), workers, stack)
+    start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
     catalog = settings.catalog
@@ -294,7 +280,7 @@ async def _open_services(
         revocation=revocation,
         wait_recovered=recovery.wait_done,
         peers=peers,
-        claims=_open_claims(settings, database, stack),
+        claims=open_claims(settings, database, stack),
         tracer=tracer,
     )
     stack.push_async_callback(answering.stop)
@@ -309,7 +295,7 @@ async def _open_services(
         revocation=revocation,
     )
     stack.push_async_callback(embedding_calls.stop)
-    await _start_singleton_tasks(settings, replica, workers, stack)
+    await start_singleton_tasks(settings, replica, workers, stack)
     share = settings.user_share
     log.info("service.started", model=settings.default_model, auth=settings.auth)
     services = Services(
@@ -364,124 +350,6 @@ async def _open_tracer(stack: AsyncExitStack) -> AnswerTracer:
     return tracer
 
 
-@dataclass
-class _JoinedReplica:
-    """What makes this process one of the replicas of a PostgreSQL database."""
-
-    lease: SlotLease
-    membership: Membership
-    leader_database: Database
-    peers: HttpPeers
-    listener: Listener | None
-    queue: JournaledQueue | None = None
-
-    async def leave(self) -> None:
-        """Give up the lease if all rows are written; otherwise it expires."""
-        statistics = self.queue.statistics() if self.queue else None
-        if statistics is not None and statistics.open + statistics.waiting == 0:
-            with suppress(DatabaseUnavailable):
-                await self.lease.release()
-
-
-async def _join_replicas(
-    settings: Settings, database: Database, workers: dict[str, Worker], stack: AsyncExitStack
-) -> _JoinedReplica:
-    """Lock a PostgreSQL database, start its upkeep and probes, and lease a slot."""
-    if not settings.secret_keys:
-        raise SettingsInvalid(
-            "KOTAE_SECRET_KEY is required with PostgreSQL, the same for all replicas: generate it "
-            "with `openssl rand -hex 32`"
-        )
-    end_process = partial(signal.raise_signal, signal.SIGTERM)
-    address = f"http://{settings.host}:{settings.port}" if settings.port else ""
-    lock = postgres_lock.ServiceLock(
-        settings.database, address, shared=settings.peer_address is not None
-    )
-    listener = (
-        Listener(settings.peer_address, PEER_LIMITS) if settings.peer_address is not None else None
-    )
-    if listener is not None:
-        stack.push_async_callback(listener.close, PEER_SECONDS)
-    lease = SlotLease(
-        database,
-        await anyio.to_thread.run_sync(read_name, settings.data_dir),
-        listener.address if listener else "",
-    )
-    leadership = Leadership(database, lease)
-    upkeep = postgres_upkeep.PostgresUpkeep(
-        database, lock, end_process, leads=lambda: leadership.is_leader
-    )
-    stack.push_async_callback(lock.close)
-    await upkeep.open()
-    _start_worker("upkeep", upkeep, workers, stack)
-    probe = database_probe.DatabaseProbe(
-        database.health, settings.database, seconds=settings.database_probe_seconds
-    )
-    _start_worker("database_probe", probe, workers, stack)
-    member = Membership(lease, leadership, end_process)
-    await member.open()
-    peers = HttpPeers(
-        lease.slot,
-        settings.secret_keys,
-        lambda: member.replicas,
-        patient_seconds=settings.answer_seconds_max + HOLD_SECONDS,
-    )
-    stack.push_async_callback(peers.aclose)
-    replica = _JoinedReplica(lease, member, database.with_fence(leadership.fence), peers, listener)
-    stack.push_async_callback(replica.leave)
-    _start_worker("membership", replica.membership, workers, stack)
-    return replica
-
-
-async def _start_singleton_tasks(
-    settings: Settings,
-    replica: _JoinedReplica | None,
-    workers: dict[str, Worker],
-    stack: AsyncExitStack,
-) -> None:
-    """Start what one process does: with PostgreSQL, the leader."""
-    tasks = [
-        cast("BackgroundWorker", workers[name])
-        for name in ("reindexing", "merging", "embedding", "retention", "budgets", "webhooks")
-        if name in workers
-    ]
-    if replica is None:
-        for task in tasks:
-            task.start()
-            stack.push_async_callback(task.stop)
-        return
-    lost = LostAnswersRecovery(replica.leader_database, settings.lost_seconds)
-    workers["lost_answers"] = lost
-    replica.membership.run_leader_tasks([*tasks, lost])
-    stack.push_async_callback(replica.membership.stop_leader_tasks)
-
-
-async def _start_shared_quota(
-    settings: Settings,
-    health: DatabaseHealth,
-    slot: int,
-    workers: dict[str, Worker],
-    stack: AsyncExitStack,
-) -> SharedQuota:
-    """Register this replica in the quotas of all replicas, in Redis or PostgreSQL."""
-    ttl_seconds = settings.answer_seconds_max + HOLD_SECONDS
-    if settings.redis_url:
-        quota = SharedQuota(
-            await _open_redis(settings, settings.redis_url, health, slot, ttl_seconds),
-            seconds=settings.redis_seconds,
-        )
-    else:
-        store = PostgresQuotaStore(
-            settings.database, slot=slot, ttl_seconds=ttl_seconds, health=health
-        )
-        quota = SharedQuota(store, seconds=QUOTA_SECONDS)
-    upkeep = QuotaUpkeep(quota)
-    stack.push_async_callback(upkeep.stop)
-    await upkeep.open()
-    _start_worker("quota", upkeep, workers, stack)
-    return quota
-
-
 def _create_alert_workers(
     settings: Settings, database: Database, metrics: Metrics
 ) -> dict[str, Worker]:
@@ -497,38 +365,6 @@ def _create_alert_workers(
         "budgets": BudgetEvaluator(database, metrics, deliver=True),
         "webhooks": WebhookSender(database, receiver, metrics),
     }
-
-
-async def _open_redis(
-    settings: Settings, url: str, health: DatabaseHealth, slot: int, ttl_seconds: float
-) -> "redis.RedisQuotaStore":
-    """The store in Redis. Raises `SettingsInvalid`."""
-    try:
-        store = redis.RedisQuotaStore(
-            url,
-            settings.database,
-            slot=slot,
-            ttl_seconds=ttl_seconds,
-            seconds=settings.redis_seconds,
-            health=health,
-        )
-    except ImportError as error:
-        raise SettingsInvalid(
-            "KOTAE_REDIS_URL needs a client: pip install 'kotae[redis]'"
-        ) from error
-    await store.require_noeviction()
-    return store
-
-
-def _open_claims(
-    settings: Settings, database: Database, stack: AsyncExitStack
-) -> PostgresClaims | None:
-    """The idempotency keys of all replicas; None: there is one process."""
-    if database.dialect != "postgresql":
-        return None
-    claims = PostgresClaims(settings.database, health=database.health)
-    stack.push_async_callback(claims.close)
-    return claims
 
 
 def _start_accounting(
@@ -551,7 +387,7 @@ def _start_accounting(
         find_spool(settings.data_dir, settings.journal_spool),
         quarantine=quarantine,
     )
-    _start_worker("recovery", recovery, workers, stack)
+    start_worker("recovery", recovery, workers, stack)
     journal = workers["journal"] = Journal(
         folder, spool, sync_ms=settings.journal_sync_ms, bytes_max=journal_bytes_max
     )
@@ -582,7 +418,7 @@ def _start_access_control(
         stack.push_async_callback(jwts.aclose)
     authenticator = Authenticator(settings, database, jwts=jwts)
     revocation = RevocationMonitor()
-    _start_worker(
+    start_worker(
         "reaper",
         Reaper(
             authenticator,
@@ -639,15 +475,6 @@ def _create_routes(
         # The extractive model counts tokens in every answer; loading the encoding takes a second.
         Thread(target=tokens.load_encoding, name="tokens", daemon=True).start()
     return routes
-
-
-def _start_worker(
-    name: str, worker: BackgroundWorker, workers: dict[str, Worker], stack: AsyncExitStack
-) -> None:
-    """Start a worker that health reports by this name; the stack stops it."""
-    worker.start()
-    workers[name] = worker
-    stack.push_async_callback(worker.stop)
 
 
 async def _stop_writer(writer: Writer) -> None:

@@ -51,6 +51,7 @@ TESTED_ELSEWHERE = {
     "http_server/exchange.py": "over raw sockets: tests/attacks",
     "http_server/reader.py": "through its only caller: tests/http_server/test_protocol.py",
     "main.py": "by every test with a `service`",
+    "replication.py": "by tests with replicas: tests/end_to_end/test_replicas.py",
     "workers/quarantine.py": "with the writer and recovery: tests/workers",
 }
 

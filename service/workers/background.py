@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Protocol
 
 from service.core.errors import DatabaseUnavailable
@@ -111,3 +111,12 @@ class PeriodicWorker:
     def degraded(self) -> bool:
         """Whether ticks keep failing."""
         return self._task.degraded
+
+
+def start_worker(
+    name: str, worker: BackgroundWorker, workers: dict[str, Worker], stack: AsyncExitStack
+) -> None:
+    """Start a worker that health reports by this name; the stack stops it."""
+    worker.start()
+    workers[name] = worker
+    stack.push_async_callback(worker.stop)
