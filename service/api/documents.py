@@ -16,6 +16,7 @@ from service.api.dependencies import (
     ServicesDep,
 )
 from service.api.json_bodies import BodyRoute
+from service.api.log_queries import NOBODY, select_users
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
@@ -23,6 +24,7 @@ from service.api.schemas import (
     DocumentIds,
     Source,
     Tags,
+    UserId,
     problem_schemas,
     schema_ref,
 )
@@ -68,8 +70,11 @@ async def list_documents(
     tags: Annotated[
         Tags | None, Query(alias="tag", min_length=1, description="Only with one of these tags")
     ] = None,
+    user_id: Annotated[
+        UserId | None, Query(description="Only of this user; for admins also of others")
+    ] = None,
 ) -> Response:
-    """Documents, newest first."""
+    """Documents, newest first. Admins also see their owners."""
     async with services.database.read_session() as session:
         return json_response(
             await library.list_documents(
@@ -78,10 +83,20 @@ async def list_documents(
                 limit=limit,
                 cursor=cursor,
                 filters=DocumentFilters(
-                    owner=principal.user_id if mine else None, source=source, tags=tags or ()
+                    owner=_select_owner(principal, mine=mine, user_id=user_id),
+                    source=source,
+                    tags=tags or (),
                 ),
             )
         )
+
+
+def _select_owner(principal: Principal, *, mine: bool, user_id: str | None) -> str | None:
+    """The user whose documents are listed; None: all. Both parameters select their intersection."""
+    if user_id is None:
+        return principal.user_id if mine else None
+    (owner,) = select_users(principal, [user_id]) or (user_id,)
+    return owner if not mine or owner == principal.user_id else NOBODY
 
 
 @router.get(

@@ -26,6 +26,7 @@ PAGES = {
     "/admin": "admin/overview.html",
     "/admin/log": "admin/log.html",
     "/admin/people": "admin/people.html",
+    "/admin/documents": "admin/documents.html",
     "/admin/audit-log": "admin/audit_log.html",
     "/admin/system": "admin/system.html",
     "/account": "admin/account.html",

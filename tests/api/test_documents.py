@@ -173,6 +173,26 @@ async def test_lists_are_restricted_by_source_and_owner(serve: Serve) -> None:
     assert len(await list_sources(mine="true", source="/")) == 3
 
 
+async def test_only_admins_see_owners(serve: Serve) -> None:
+    """Admins see and select owners; a user who names another user gets nothing, not even shared."""
+    service = await serve(auth="keys", seeded=True)
+    admin = client(service, await make_key(service, "admin", Role.ADMIN))
+    alice = client(service, await make_key(service, "alice"))
+    async with admin, alice:
+        await alice.post("/ai/upload", json={"title": "t", "text": "The kettle is blue."})
+        items = (await admin.get("/ai/documents", params={"user_id": "alice"})).json()["items"]
+        own = (await alice.get("/ai/documents", params={"user_id": "alice"})).json()["items"]
+        everything = (await admin.get("/ai/documents")).json()["items"]
+        owner = next(item["user_id"] for item in everything if item["shared"])
+        others = (await alice.get("/ai/documents", params={"user_id": owner})).json()["items"]
+        both = await admin.get("/ai/documents", params={"user_id": "alice", "mine": True})
+
+    assert [(item["title"], item["user_id"]) for item in items] == [("t", "alice")]
+    assert [(item["title"], "user_id" in item) for item in own] == [("t", False)]
+    assert others == []
+    assert both.json()["items"] == []
+
+
 async def test_tags_of_others_change_nothing(serve: Serve) -> None:
     """Neither lists nor searches of a user contain what others tagged alike."""
     service = await serve(auth="keys")

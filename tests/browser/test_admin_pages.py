@@ -1,6 +1,8 @@
 """All pages of admins and users: languages, themes, phones, accessibility, contrast."""
 
 import re
+from datetime import datetime
+from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
@@ -46,10 +48,16 @@ CONTRASTS = """async () => {
 
 
 async def sign_in(
-    chromium: Browser, service: Service, role: Role = Role.ADMIN, user: str = "aiko", **options
+    chromium: Browser,
+    service: Service,
+    role: Role = Role.ADMIN,
+    user: str = "aiko",
+    *,
+    expires_at: datetime | None = None,
+    **options: Any,
 ) -> Page:
-    """Open a browser profile with the session of a user."""
-    key = str((await make_key(service, user, role)).key)
+    """Open a browser profile with the session of a user, whose key may expire."""
+    key = str((await make_key(service, user, role, expires_at=expires_at)).key)
     context = await chromium.new_context(**{"locale": "en-US", **options})
     context.set_default_timeout(10_000)
     headers = {"Authorization": f"Bearer {key}", "Origin": service.url}

@@ -81,7 +81,10 @@ SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """A document as in the API. Uploads set `created`: False if the text was already stored."""
+    """A document as in the API. Uploads set `created`: False if the text was already stored.
+
+    `user_id`: the owner, in lists for admins only.
+    """
 
     document_id: str
     title: str
@@ -97,6 +100,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     tags: list[str]
     shared: bool
     created_at: dt.datetime
+    user_id: str | msgspec.UnsetType = msgspec.UNSET
     created: bool | msgspec.UnsetType = msgspec.UNSET
     text: str | msgspec.UnsetType = msgspec.UNSET
 
@@ -388,9 +392,13 @@ async def list_documents(
     cursor: str | None = None,
     filters: DocumentFilters | None = None,
 ) -> DocumentPage:
-    """A page of the documents visible to `user_id` (None: all). Raises `InvalidCursor`."""
+    """A page of the documents visible to `user_id` (None: all, with their owners).
+
+    Raises `InvalidCursor`.
+    """
+    owner_columns = () if user_id is not None else (documents.c.user_id,)
     query = (
-        sa.select(*_COLUMNS)
+        sa.select(*_COLUMNS, *owner_columns)
         .where(_visible_to(user_id), *(_list_conditions(filters) if filters else ()))
         .order_by(documents.c.id.desc())
         .limit(limit + 1)

@@ -11,8 +11,11 @@ const SCOPES = ["ask", "documents", "logs", "keys"];
 const GRACE_HOURS = [0, 1, 24, 168];
 const HOUR_SECONDS = 3600;
 
-/** Opens the form of a new key, of a certain user or of one to be entered. `onDone()` is called after its creation. */
-export function createKey({ user = null, onDone }) {
+/**
+ * Opens the form of a new key, of a certain user or of one to be entered. `onDone()` is called after its creation.
+ * `hasRole`: whether the role can be chosen, which requires an admin.
+ */
+export function createKey({ user = null, hasRole = true, onDone }) {
   const role = createSelect([["user", "role_user"], ["admin", "role_admin"]], "user");
   role.name = "role";
   const scopes = create("fieldset", { className: "scopes" }, create("legend", { text: "keys_scopes" }),
@@ -25,7 +28,7 @@ export function createKey({ user = null, onDone }) {
     fields: [
       ...(user ? [] : [createField("people_user", owner, "keys_user_hint")]),
       createField("keys_name", create("input", { name: "label", maxLength: 100, autocomplete: "off" }), "keys_name_hint"),
-      createField("keys_role", role, "keys_role_hint"),
+      ...(hasRole ? [createField("keys_role", role, "keys_role_hint")] : []),
       scopes,
       createField("keys_days", create("input", { name: "days", type: "number", min: 1, max: 3650, step: 1 }), "keys_days_hint"),
     ],

@@ -129,7 +129,7 @@ function createBreakdown(period, totals, state, onState) {
       { key: "unknown_answers", text: "overview_unknown", format: "count" },
       { key: "unpriced_answers", text: "overview_unpriced", format: "count" },
       { key: "cost", text: "overview_cost", numeric: true, order: "-cost", cell: createCost },
-      { key: "share", text: "", cell: share },
+      { key: "share", text: "overview_share_heading", hideText: true, cell: share },
     ],
   });
   const show = async () => {

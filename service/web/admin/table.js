@@ -8,7 +8,8 @@ import { label } from "../text.js";
 /**
  * Creates a table.
  *
- * columns: [{ key, text, format?, order?, numeric?, cell?(row) }]. `text` is the key of the heading; `format` a format of
+ * columns: [{ key, text, hideText?, format?, order?, numeric?, cell?(row) }]. `text` is the key of the heading, which
+ *   `hideText` leaves to screen readers; `format` a format of
  *   format.js; `order` the value for the service's order, which makes the heading a button; `cell` returns a node or a
  *   string in place of `row[key]`. Numbers are right-aligned: columns with `numeric` or a format of numbers.
  * caption: key of a text. empty: { text, hint? }, shown without rows.
@@ -48,9 +49,8 @@ function asRole(element, role) {
 function createHeading(column, onSort) {
   const heading = asRole(create("th", { scope: "col" }), "columnheader");
   heading.classList.toggle("number", isNumeric(column));
-  if (!column.text) return heading;
   if (column.order && onSort) heading.append(createButton(column.text, () => onSort(column.order), { kind: "sort" }));
-  else heading.append(create("span", { text: column.text }));
+  else heading.append(create("span", { text: column.text, className: column.hideText ? "visually-hidden" : "" }));
   return heading;
 }
 
@@ -68,9 +68,10 @@ function createRow(columns, row, onOpen) {
 function createCell(column, row, onOpen) {
   const cell = asRole(create("td"), "cell");
   cell.classList.toggle("number", isNumeric(column));
-  const name = column.text ? create("span", { text: column.text, className: "cell-name" }) : null;
+  const name = column.hideText ? null : create("span", { text: column.text, className: "cell-name" });
   name?.setAttribute("aria-hidden", true);
   const content = column.cell ? column.cell(row) : column.format ? createValue(column.format, row[column.key]) : (row[column.key] ?? "–");
+  cell.classList.toggle("none", content === "–" || content.textContent === "–"); // left out on phones
   if (!onOpen) {
     cell.append(...(name ? [name] : []), content);
     return cell;
