@@ -52,6 +52,7 @@ from service.core.auth.authenticator import Authenticator
 from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
 from service.core.auth.tickets import SignedTickets
+from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.budgets.webhooks import WebhookReceiver
 from service.core.database.engine import Database, open_database
 from service.core.database.files import restrict_database_files
@@ -86,7 +87,7 @@ from service.replication import (
     start_singleton_tasks,
 )
 from service.workers.background import start_worker
-from service.workers.budgets import BudgetEvaluator
+from service.workers.budgets import BudgetEvaluator, BudgetRefresher
 from service.workers.integrity import IntegrityChecker
 from service.workers.local_model import ALIAS as LOCAL_MODEL
 from service.workers.local_model import LocalModel
@@ -239,8 +240,10 @@ async def _open_services(
     )
     chunk_workers = ChunkWorkers()
     stack.callback(chunk_workers.close)
-    workers["reindexing"] = Reindexer(singleton_database, settings, chunk_workers)
-    workers["merging"] = IndexMerger(singleton_database)
+    workers |= {
+        "reindexing": Reindexer(singleton_database, settings, chunk_workers),
+        "merging": IndexMerger(singleton_database),
+    }
     if settings.text_days is not None:
         workers["retention"] = TextRetention(singleton_database, settings.text_days)
     workers |= _create_alert_workers(settings, singleton_database, metrics)
@@ -255,7 +258,8 @@ async def _open_services(
     )
     await anyio.to_thread.run_sync(_preload_prices, prices, settings)
     tracer = await _open_tracer(stack) if settings.tracing else None
-    recorder = Recorder(queue, quota, metrics, replica.lease.slot if replica else None)
+    budgets = await _open_budgets(database, quota, workers, stack)
+    recorder = Recorder(queue, quota, metrics, replica.lease.slot if replica else None, budgets)
     embedder = create_embedder(settings)
     vector_search = (
         await _open_embedding(
@@ -281,6 +285,7 @@ async def _open_services(
         wait_recovered=recovery.wait_done,
         peers=peers,
         claims=open_claims(settings, database, stack),
+        budgets=budgets,
         tracer=tracer,
     )
     stack.push_async_callback(answering.stop)
@@ -293,6 +298,7 @@ async def _open_services(
         limits=limits,
         quota=quota,
         revocation=revocation,
+        budgets=budgets,
     )
     stack.push_async_callback(embedding_calls.stop)
     await start_singleton_tasks(settings, replica, workers, stack)
@@ -322,6 +328,7 @@ async def _open_services(
         authenticator=authenticator,
         revocation=revocation,
         quota=quota,
+        budgets=budgets,
         answers=answering,
         receipts=ReceiptLog(database, settings.data_dir),
         routes=routes,
@@ -348,6 +355,20 @@ async def _open_tracer(stack: AsyncExitStack) -> AnswerTracer:
     tracer = tracing.OpenTelemetryTracer()
     stack.push_async_callback(tracer.aclose)
     return tracer
+
+
+async def _open_budgets(
+    database: Database,
+    quota: SharedQuota | LocalQuota,
+    workers: dict[str, Worker],
+    stack: AsyncExitStack,
+) -> BudgetEnforcer:
+    """Read the budgets that refuse requests, and keep reading them."""
+    on_added = quota.reload_usage if isinstance(quota, LocalQuota) else lambda: None
+    enforcer = BudgetEnforcer(database, on_added)
+    await enforcer.refresh()
+    start_worker("budget_refresh", BudgetRefresher(enforcer), workers, stack)
+    return enforcer
 
 
 def _create_alert_workers(

@@ -45,6 +45,7 @@ async def create_budget(
             action=BudgetAction(body.action),
         ),
     )
+    await services.budgets.refresh()
     log.info("budget.created", budget_id=budget.id, name=budget.name)
     return await _respond(services, budget, 201)
 
@@ -105,6 +106,7 @@ async def change_budget(
         thresholds=body.thresholds,
         action=None if body.action is None else BudgetAction(body.action),
     )
+    await services.budgets.refresh()
     log.info("budget.changed", budget_id=budget.id, name=budget.name)
     return await _respond(services, budget)
 
@@ -117,6 +119,7 @@ async def delete_budget(
 ) -> Response:
     """Delete a budget. Its alerts stay."""
     budget = await store.delete_budget(services.database, principal, budget_id)
+    await services.budgets.refresh()
     log.info("budget.deleted", budget_id=budget.id, name=budget.name)
     return Response(status_code=204)
 

@@ -21,6 +21,7 @@ from service.core.auth.credentials import Credentials
 from service.core.auth.origin import check_csrf
 from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import RevocationMonitor
+from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers, FileReaders
 from service.core.fair_share import BoundedTurns, SharedLimit, current_user
@@ -55,6 +56,7 @@ class Services:
     authenticator: Authenticator
     revocation: RevocationMonitor
     quota: Quota
+    budgets: BudgetEnforcer
     answers: Answers
     receipts: ReceiptLog
     embedding_calls: EmbeddingCalls

@@ -193,12 +193,19 @@ USER_PREFIX, KEY_PREFIX = (
 )
 
 
+BUDGET = "budget"  # `QuotaSubject.of` of budgets
+
+
 class QuotaSubject(msgspec.Struct, frozen=True):
-    """A user or an API key that is charged for an answer. `of` is `user` or `key`."""
+    """A user, an API key or a budget that is charged for an answer.
+
+    `of` is `user`, `key` or `budget`; `title` the name of a budget, for errors.
+    """
 
     name: str
     of: str
     limits: QuotaLimits | None
+    title: str | None = None
 
     @classmethod
     def for_user(cls, user_id: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
@@ -260,8 +267,18 @@ class Quota(Protocol):
         """Change a hold to another bound. Raises as `hold` does, and then leaves it unchanged."""
         ...
 
-    def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:
-        """Replace a hold by the actual usage. Synchronous, never fails; only the first counts."""
+    def settle(
+        self,
+        name: str,
+        *,
+        tokens: int,
+        nano_usd: int,
+        shares: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
+        """Replace a hold by the actual usage. Synchronous, never fails; only the first counts.
+
+        `shares`: (tokens, nano-dollars) of subjects that are charged for a part only, by name.
+        """
         ...
 
     def release(self, name: str) -> None:

@@ -1,7 +1,7 @@
-"""Creates the alerts of budgets. One process does it: with PostgreSQL, the leader.
+"""Creates the alerts of budgets, and reads those that refuse requests.
 
-The spend is summed up at most for the share `LOAD_MAX` of the time, so that a large database, where
-this takes long, is asked less often.
+One process creates alerts: with PostgreSQL, the leader. The spend is summed up at most for the
+share `LOAD_MAX` of the time, so a large database, where this takes long, is asked less often.
 """
 
 import time
@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from service.core.budgets.enforcement import REFRESH_SECONDS, BudgetEnforcer
 from service.core.budgets.outbox import Alert, create_alerts
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
@@ -70,3 +71,20 @@ def _list_fields(alert: Alert) -> dict[str, Any]:
     data = msgspec.json.decode(alert.body)["data"]
     names = ("alert_id", "budget", "subject", "threshold", "spent_usd", "amount_usd")
     return {name: data[name] for name in names}
+
+
+class BudgetRefresherStatistics(msgspec.Struct, frozen=True):
+    """`failures`: failed ticks in a row."""
+
+    failures: int
+
+
+class BudgetRefresher(PeriodicWorker):
+    """Reads the budgets that refuse requests, in every process."""
+
+    def __init__(self, enforcer: BudgetEnforcer, seconds: float = REFRESH_SECONDS) -> None:
+        super().__init__("budget refresh", enforcer.refresh, seconds)
+
+    def statistics(self) -> BudgetRefresherStatistics:
+        """An immutable snapshot of the counters."""
+        return BudgetRefresherStatistics(self._task.failures)

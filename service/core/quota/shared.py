@@ -237,7 +237,14 @@ class SharedQuota:
             self._require_fit(accounts, subjects, starts, bound, increase, nano_usd)
             raise Overloaded("the quota hold of this answer has expired")
 
-    def settle(self, name: str, *, tokens: int, nano_usd: int) -> None:  # noqa: ARG002 - the row has the amounts
+    def settle(
+        self,
+        name: str,
+        *,
+        tokens: int,  # noqa: ARG002 - the row has the amounts
+        nano_usd: int,  # noqa: ARG002
+        shares: Mapping[str, tuple[int, int]] | None = None,  # noqa: ARG002
+    ) -> None:
         """See `Quota.settle`. The hold remains until its row is written: see `remove_written`."""
         hold = self._holds.get(name)
         if hold is not None and hold.settled_at is None:

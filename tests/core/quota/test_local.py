@@ -487,3 +487,36 @@ QuotaMachine.TestCase.settings = hypothesis_settings(
     max_examples=60, stateful_step_count=40, deadline=None
 )
 TestQuotaMachine = QuotaMachine.TestCase
+
+
+async def test_usage_is_loaded_again_for_added_subjects() -> None:
+    """Callers wait for the load; a hold from before requires another one when it is settled."""
+    clock = Clock()
+    quota = create_quota(clock)
+    await quota.hold("before", [], tokens=1, nano_usd=None)
+    quota.reload_usage()
+    starts = quota.get_load_starts()
+    assert not quota._is_known(starts)
+    quota.load(starts, ({}, {}, {}))
+    assert not quota._is_known(starts)  # it may have begun before the request
+    await quota.wait_load_requested()
+    quota.load(starts, ({}, {}, {}))
+    assert quota._is_known(starts)
+    for known in (False, True):
+        quota.settle("before", tokens=1, nano_usd=0)
+        assert quota._is_known(starts) is known
+        await asyncio.wait_for(quota.wait_load_requested(), 1) if not known else None
+        quota.load(starts, ({}, {}, {}))
+
+
+async def test_a_subject_may_be_charged_for_a_part() -> None:
+    """Shares replace the usage for the subjects that they name."""
+    quota = create_quota(Clock())
+    subjects = [
+        QuotaSubject("user:alice", "user", QuotaLimits(tokens_per_day=100)),
+        QuotaSubject("budget:b", "budget", QuotaLimits(cost_nano_usd_per_day=100), "b"),
+    ]
+    await quota.hold("a", subjects, tokens=50, nano_usd=50)
+    quota.settle("a", tokens=20, nano_usd=30, shares={"budget:b": (1, 2)})
+    assert quota.get_usage("user:alice")["cost_nano_usd_per_day"] == (30, 0)
+    assert quota.get_usage("budget:b")["cost_nano_usd_per_day"] == (2, 0)
