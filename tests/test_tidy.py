@@ -25,6 +25,7 @@ MAP = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
 TESTED_ELSEWHERE = {
     "api/openai/chat_format.py": "with its route: tests/api/openai/test_chat.py",
     "core/accounting/retention.py": "with its worker: tests/workers/test_retention.py",
+    "core/accounting/audit_rules.py": "with the audit: tests/core/accounting/test_audit.py",
     "api/log_queries.py": "with its routes: tests/api/test_logs.py",
     "api/openai/documentation.py": "schemathesis, over the document: tests/api/test_openapi.py",
     "api/relaying.py": "between services: tests/end_to_end/test_replicas.py",

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from service.cli.database import with_database
-from service.core.accounting.audit import AuditReport, audit_log, read_export
+from service.core.accounting.audit import AuditReport, audit_log
+from service.core.accounting.provider_export import read_export
 from service.core.accounting.rollups import rebuild_rollups
 from service.core.database.engine import Database
 from service.core.settings import load_settings

@@ -7,20 +7,25 @@ writer is running. Rows are streamed and sums are computed by the database, so m
 with the log. It repairs nothing, and cannot detect an answer that was never recorded.
 """
 
-import csv
 import fcntl
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from service.core.accounting.audit_rules import (
+    TOKEN_COUNTS,
+    WRONG_TYPES,
+    check_attempts,
+    check_row,
+    read_moment,
+)
+from service.core.accounting.provider_export import Export, remove_snapshot
 from service.core.accounting.rollups import COUNTS, DIMENSIONS, LATENCIES, select_contributions
 from service.core.accounting.rows import read_attempts
 from service.core.budgets.budget import BUDGET_PREFIX
@@ -48,49 +53,21 @@ from service.core.encoding import (
     QUARTERS_PER_DAY,
     compute_first_id,
     find_quarter,
-    read_id_time,
     replace_surrogates,
 )
 from service.core.errors import KotaeError
 from service.core.ports import KEY_PREFIX, USER_PREFIX
-from service.core.records import RANKS, Attempt, Status, UsageSource, sum_attempts
+from service.core.records import UsageSource
 from service.core.settings import EXTRACTIVE
 
 DETAILS_MAX = 20  # differences that are described; the others are counted
-EXPORT_KEYS_MAX = 100_000  # days × models of one export
 _BATCH = 2000
-_WRONG_TYPES = (ValueError, TypeError, ArithmeticError)
 _QUARTERS_END = find_quarter(datetime(9999, 1, 1, tzinfo=UTC))  # see `_parse_date`
-_TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
-
 _CALLED = ("usage_source", "prompt_tokens", "completion_tokens")
 ATTEMPTS = "answers with several attempts"
 ROWS, TOTALS, CHARGES = "rows of the log", "rollups by quarter", "quotas by day and subject"
 FILES, EXPORT = "records put aside", "days and models of the export"
 _LABELS = {TOTALS: "rollups", CHARGES: "quotas"}
-
-# The usage sources that each status may have: the table of docs/explanation/accounting.md, and
-# answers that end before the first call.
-_COUNTED = frozenset({UsageSource.PROVIDER, UsageSource.ESTIMATED})
-_SOURCES: dict[str, frozenset[str]] = {
-    Status.COMPLETED: _COUNTED,
-    Status.NO_CONTEXT: frozenset({UsageSource.NONE}),
-    Status.TIMEOUT: frozenset(UsageSource),
-    Status.STOPPED: frozenset(UsageSource),
-    Status.CLIENT_GONE: frozenset(UsageSource),
-    Status.PROVIDER_ERROR: frozenset(UsageSource),
-    Status.INTERRUPTED: frozenset(UsageSource),
-}
-
-# Column names in providers' exports, in order of preference.
-_DATE_COLUMNS = ("date", "day", "usage_date", "start_time", "start_time_iso", "timestamp")
-_MODEL_COLUMNS = ("model", "model_name", "model_id")
-_PROMPT_COLUMNS = ("input_tokens", "prompt_tokens", "n_context_tokens_total")
-_COMPLETION_COLUMNS = ("output_tokens", "completion_tokens", "n_generated_tokens_total")
-_SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
-
-Export = dict[tuple[str, str], tuple[int, int]]
-"""(day, model without the date of its snapshot) → (prompt tokens, completion tokens)."""
 
 
 class AuditReport:
@@ -165,7 +142,7 @@ async def _audit_days(
             total_day = min((day for day in total_days if day is not None), default=None)
             if answer_id is None and total_day is None:
                 break
-            moment = _read_moment(answer_id) if answer_id is not None else None
+            moment = read_moment(answer_id) if answer_id is not None else None
             if answer_id is not None and moment is None:
                 report.compared[ROWS] += 1
                 report.add_difference(ROWS, f"answer {answer_id!r}: its id is not a valid UUIDv7")
@@ -240,7 +217,7 @@ def _report_damage(report: AuditReport, kind: str, subject: str) -> Iterator[Non
     """Report a difference if a read within the block meets damage."""
     try:
         yield
-    except (DBAPIError, DamagedValue, *_WRONG_TYPES) as error:
+    except (DBAPIError, DamagedValue, *WRONG_TYPES) as error:
         if isinstance(error, DBAPIError) and not is_damage(error):
             raise
         report.add_difference(kind, f"{subject} cannot be read: {describe_error(error)}")
@@ -254,7 +231,7 @@ async def _check_rows(session: ReadSession, day: date, report: AuditReport) -> N
         "status",
         "usage_source",
         "rank",
-        *_TOKENS,
+        *TOKEN_COUNTS,
         "cost_nano_usd",
         "price",
     )
@@ -272,7 +249,7 @@ async def _check_attempts(session: ReadSession, day: date, report: AuditReport) 
     Rows without a provider are from before the table of attempts.
     """
     logs = request_logs.c
-    names = ("attempts", "usage_source", *_TOKENS, "cost_nano_usd")
+    names = ("attempts", "usage_source", *TOKEN_COUNTS, "cost_nano_usd")
     query = sa.select(logs.seq, logs.id, *(logs[name] for name in names)).where(
         *_filter_day(day), logs.attempts > 1, logs.provider.is_not(None)
     )
@@ -296,69 +273,13 @@ async def _check_attempts(session: ReadSession, day: date, report: AuditReport) 
                     report.add_difference(ATTEMPTS, f"answer {keyed.name}: {problem}")
 
 
-def check_attempts(row: Mapping[Any, Any], listed: Sequence[Attempt]) -> Iterator[str]:
-    """Yield the differences between a row and the sum of its attempts."""
-    if row["attempts"] != len(listed):
-        yield f"{row['attempts']} attempts, and {len(listed)} of them recorded"
-        return
-    total = sum_attempts(listed)
-    usage = msgspec.structs.asdict(total.usage) if total.usage else {}
-    expected = {
-        "usage_source": total.usage_source,
-        **{name: usage.get(name) for name in _TOKENS},
-        "cost_nano_usd": total.cost_nano_usd,
-    }
-    for name, value in expected.items():
-        if row[name] != value:
-            yield f"{name} {row[name]} in the row, {value} in its attempts"
-
-
 def _check_keyed_row(keyed: KeyedRow) -> list[str]:
     if keyed.row is None:
         return ["its row cannot be read"]
     try:
         return list(check_row(keyed.row))
-    except _WRONG_TYPES:
+    except WRONG_TYPES:
         return ["a value in its row has the wrong type"]
-
-
-def check_row(row: Mapping[Any, Any]) -> Iterator[str]:
-    """Yield the violations of docs/explanation/accounting.md in a single row."""
-    status, source = row["status"], row["usage_source"]
-    if source not in _SOURCES.get(status, ()):
-        yield f"status {status} with usage {source}"
-    if source in RANKS and row["rank"] != RANKS[source]:
-        yield f"rank {row['rank']} with usage {source}"
-    if row["created_at"] != _read_moment(row["id"]):
-        yield f"its id has another time than {row['created_at']:%Y-%m-%dT%H:%M:%S.%fZ}"
-    tokens = [row[name] for name in _TOKENS]
-    if None not in tokens:
-        yield from _check_counts(row)
-        return
-    if any(count is not None for count in tokens):
-        yield "some token counts are missing, so there is no total"
-    if source != UsageSource.UNKNOWN:
-        yield f"usage {source} without tokens"
-    if row["cost_nano_usd"] is not None:
-        yield "a cost without tokens"
-
-
-def _check_counts(row: Mapping[Any, Any]) -> Iterator[str]:
-    source, cost = row["usage_source"], row["cost_nano_usd"]
-    prompt, completion, cached, reasoning = (row[name] for name in _TOKENS)
-    if min(prompt, completion, cached, reasoning, cost or 0) < 0:
-        yield "a negative count"
-    if cached > prompt:
-        yield f"{cached} cached of {prompt} prompt tokens"
-    if reasoning > completion:
-        yield f"{reasoning} reasoning of {completion} completion tokens"
-    if source == UsageSource.UNKNOWN:
-        yield "usage unknown with tokens"
-    elif source == UsageSource.NONE:
-        if prompt or completion or cost != 0:
-            yield "tokens or a cost without a provider call"
-    elif (cost is None) != (row["price"] is None):
-        yield "a price without a cost" if cost is None else "a cost without a price"
 
 
 async def _check_totals(session: ReadSession, day: date, report: AuditReport) -> None:
@@ -529,7 +450,7 @@ async def _check_export(
     )
     ours: dict[str, list[int]] = {}
     for model, *counts in await session.execute(query):
-        sums = ours.setdefault(_SNAPSHOT.sub("", model), [0] * 4)
+        sums = ours.setdefault(remove_snapshot(model), [0] * 4)
         sums[:] = [total + (count or 0) for total, count in zip(sums, counts, strict=True)]
     models = set(ours) | {model for unmatched_day, model in unmatched if unmatched_day == str(day)}
     for model in sorted(models):
@@ -590,77 +511,6 @@ def _is_in_use(file: Path) -> bool:
     return False
 
 
-def read_export(file: Path) -> Export:
-    """Read a provider's usage export (CSV), summed by UTC day and model.
-
-    Raises `KotaeError`.
-    """
-    sums: Export = {}
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines)
-            header = {
-                name.strip().lower().replace(" ", "_"): name for name in rows.fieldnames or ()
-            }
-            names = [
-                _find_column(header, candidates)
-                for candidates in (
-                    _DATE_COLUMNS,
-                    _MODEL_COLUMNS,
-                    _PROMPT_COLUMNS,
-                    _COMPLETION_COLUMNS,
-                )
-            ]
-            for row in rows:
-                try:
-                    at, model, prompt, completion = ((row[name] or "").strip() for name in names)
-                    if not model:
-                        raise ValueError("no model")  # noqa: TRY301 - reported with its line below
-                    key = (_parse_day(at), _SNAPSHOT.sub("", model))
-                    previous = sums.get(key, (0, 0))
-                    sums[key] = (
-                        previous[0] + _parse_count(prompt),
-                        previous[1] + _parse_count(completion),
-                    )
-                except (ValueError, ArithmeticError) as error:
-                    raise KotaeError(f"{file}, line {rows.line_num}: {error}") from error
-                if len(sums) > EXPORT_KEYS_MAX:
-                    raise KotaeError(
-                        f"{file} has more than {EXPORT_KEYS_MAX:,} days and models:"
-                        " select a shorter period"
-                    )
-    except OSError as error:
-        raise KotaeError(f"{file} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise KotaeError(f"{file} is not CSV in UTF-8: {error}") from error
-    return sums
-
-
-def _find_column(header: dict[str, str], candidates: tuple[str, ...]) -> str:
-    for name in candidates:
-        if name in header:
-            return header[name]
-    raise KotaeError(
-        f"the export has no column {' or '.join(candidates[:3])};"
-        f" its columns: {', '.join(header) or 'none'}"
-    )
-
-
-def _parse_day(text: str) -> str:
-    """Return the UTC day of a date, a time (UTC without an offset), or seconds since 1970."""
-    if text.isascii() and text.isdigit() and len(text) > 8:
-        return str(datetime.fromtimestamp(int(text), UTC).date())
-    at = datetime.fromisoformat(text)
-    return str((at.astimezone(UTC) if at.tzinfo else at).date())
-
-
-def _parse_count(text: str) -> int:
-    count = int(text.replace(",", "") or "0")
-    if count < 0:
-        raise ValueError(f"{text} tokens")
-    return count
-
-
 def _filter_day(day: date) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     """Return the conditions for the rows of a day: ids start with their time."""
     low, high = _list_bounds(day)
@@ -677,12 +527,6 @@ def _list_bounds(day: date) -> tuple[str, str]:
 
 def _compute_day_start(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-def _read_moment(answer_id: str) -> datetime | None:
-    """Return the time of an id; None if it is not a UUIDv7, or of the year 9999."""
-    at = read_id_time(answer_id)
-    return at if at is not None and at.year < 9999 else None
 
 
 def _parse_date(text: str) -> date | None:

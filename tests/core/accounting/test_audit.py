@@ -20,15 +20,14 @@ from service.core.accounting.audit import (
     DETAILS_MAX,
     AuditReport,
     audit_log,
-    read_export,
 )
 from service.core.accounting.journal import Journal
+from service.core.accounting.provider_export import read_export
 from service.core.auth import store
 from service.core.auth.principals import BOOTSTRAP
 from service.core.database.engine import Database
 from service.core.database.tables import quota_totals
 from service.core.encoding import create_id
-from service.core.errors import KotaeError
 from service.core.pricing import Usage
 from service.core.records import Outcome, Status, UsageSource
 from tests.access import create_key
@@ -424,27 +423,6 @@ async def test_differences_to_an_export_are_reported(
     report = await audit_log(log, tmp_path, export=read_export(file))
 
     assert expected in "\n".join(report.details)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"", "no column date"),
-        (b"date,input_tokens,output_tokens\n", "no column model"),
-        (b"date,model,input_tokens,cost\n", "no column output_tokens or completion_tokens"),
-        (b"date,model,input_tokens,output_tokens\nyesterday,m,1,1\n", "line 2"),
-        (b"date,model,input_tokens,output_tokens\n2026-03-01,m,many,1\n", "line 2"),
-        (b"date,model,input_tokens,output_tokens\n2026-03-01,m,-1,1\n", "line 2"),
-        (b"date,model,input_tokens,output_tokens\n2026-03-01\n", "line 2"),
-        (b"date,model\xff,input_tokens\n", "not CSV in UTF-8"),
-    ],
-)
-def test_unreadable_exports_are_rejected(tmp_path: Path, content: bytes, expected: str) -> None:
-    """The error names the column or the line."""
-    file = tmp_path / "usage.csv"
-    file.write_bytes(content)
-    with pytest.raises(KotaeError, match=expected):
-        read_export(file)
 
 
 @st.composite

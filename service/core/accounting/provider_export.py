@@ -1,0 +1,95 @@
+"""The usage export of a provider: CSV with tokens by day and model."""
+
+import csv
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from service.core.errors import KotaeError
+
+EXPORT_KEYS_MAX = 100_000  # days × models of one export
+# Column names in providers' exports, in order of preference.
+_DATE_COLUMNS = ("date", "day", "usage_date", "start_time", "start_time_iso", "timestamp")
+_MODEL_COLUMNS = ("model", "model_name", "model_id")
+_PROMPT_COLUMNS = ("input_tokens", "prompt_tokens", "n_context_tokens_total")
+_COMPLETION_COLUMNS = ("output_tokens", "completion_tokens", "n_generated_tokens_total")
+_SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
+
+Export = dict[tuple[str, str], tuple[int, int]]
+"""(day, model without the date of its snapshot) → (prompt tokens, completion tokens)."""
+
+
+def read_export(file: Path) -> Export:
+    """Read a provider's usage export (CSV), summed by UTC day and model.
+
+    Raises `KotaeError`.
+    """
+    sums: Export = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines)
+            header = {
+                name.strip().lower().replace(" ", "_"): name for name in rows.fieldnames or ()
+            }
+            names = [
+                _find_column(header, candidates)
+                for candidates in (
+                    _DATE_COLUMNS,
+                    _MODEL_COLUMNS,
+                    _PROMPT_COLUMNS,
+                    _COMPLETION_COLUMNS,
+                )
+            ]
+            for row in rows:
+                try:
+                    at, model, prompt, completion = ((row[name] or "").strip() for name in names)
+                    if not model:
+                        raise ValueError("no model")  # noqa: TRY301 - reported with its line below
+                    key = (_parse_day(at), remove_snapshot(model))
+                    previous = sums.get(key, (0, 0))
+                    sums[key] = (
+                        previous[0] + _parse_count(prompt),
+                        previous[1] + _parse_count(completion),
+                    )
+                except (ValueError, ArithmeticError) as error:
+                    raise KotaeError(f"{file}, line {rows.line_num}: {error}") from error
+                if len(sums) > EXPORT_KEYS_MAX:
+                    raise KotaeError(
+                        f"{file} has more than {EXPORT_KEYS_MAX:,} days and models:"
+                        " select a shorter period"
+                    )
+    except OSError as error:
+        raise KotaeError(f"{file} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise KotaeError(f"{file} is not CSV in UTF-8: {error}") from error
+    return sums
+
+
+def _find_column(header: dict[str, str], candidates: tuple[str, ...]) -> str:
+    for name in candidates:
+        if name in header:
+            return header[name]
+    raise KotaeError(
+        f"the export has no column {' or '.join(candidates[:3])};"
+        f" its columns: {', '.join(header) or 'none'}"
+    )
+
+
+def _parse_day(text: str) -> str:
+    """Return the UTC day of a date, a time (UTC without an offset), or seconds since 1970."""
+    if text.isascii() and text.isdigit() and len(text) > 8:
+        return str(datetime.fromtimestamp(int(text), UTC).date())
+    at = datetime.fromisoformat(text)
+    return str((at.astimezone(UTC) if at.tzinfo else at).date())
+
+
+def _parse_count(text: str) -> int:
+    count = int(text.replace(",", "") or "0")
+    if count < 0:
+        raise ValueError(f"{text} tokens")
+    return count
+
+
+def remove_snapshot(model: str) -> str:
+    """Return the name of a model without the date of its snapshot."""
+    return _SNAPSHOT.sub("", model)
