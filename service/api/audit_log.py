@@ -9,7 +9,14 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import AdminLogsPrincipal, Services, ServicesDep
-from service.api.log_queries import VALUES_MAX, ExportFormat, choose_export, format_csv, to_tuple
+from service.api.log_queries import (
+    VALUES_MAX,
+    ExportFormat,
+    choose_export,
+    describe_exports,
+    format_csv,
+    to_tuple,
+)
 from service.api.responses import json_response
 from service.api.schemas import (
     REFUSALS,
@@ -17,7 +24,6 @@ from service.api.schemas import (
     Moment,
     UserId,
     problem_schemas,
-    schema_ref,
 )
 from service.core.audit_log import (
     PAGE_MAX,
@@ -40,7 +46,7 @@ _Values = Query(max_length=VALUES_MAX)
 @router.get(
     "",
     responses={
-        200: schema_ref(AuditPage, "Entries, newest first"),
+        200: describe_exports(AuditPage, "Entries, newest first"),
         **REFUSALS,
         **problem_schemas(_400="`invalid_cursor`, `foreign_host`"),
     },

@@ -4,13 +4,14 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import anyio
 import msgspec
 from fastapi import Query
 
 from service.api.dependencies import Services
+from service.api.schemas import schema_ref
 from service.core.auth.principals import Principal
 from service.core.errors import OwnerUnavailable
 
@@ -25,6 +26,13 @@ ExportFormat = Annotated[
 ]
 NOBODY = ""  # the id of no user
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def describe_exports(shape: type, description: str) -> dict[str, Any]:
+    """An OpenAPI response: a page, or one of the exports."""
+    response = schema_ref(shape, description)
+    response["content"] |= {kind: {"schema": {"type": "string"}} for kind in _MEDIA_TYPES.values()}
+    return response
 
 
 def choose_export(accept: str, export_format: str | None) -> str | None:

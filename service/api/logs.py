@@ -19,6 +19,7 @@ from service.api.log_queries import (
     VALUES_MAX,
     ExportFormat,
     choose_export,
+    describe_exports,
     format_csv,
     select_users,
     to_tuple,
@@ -34,7 +35,6 @@ from service.api.schemas import (
     Moment,
     UserId,
     problem_schemas,
-    schema_ref,
 )
 from service.core.accounting.log import read_row
 from service.core.accounting.log_pages import (
@@ -64,7 +64,7 @@ _Values = Query(max_length=VALUES_MAX)
 @router.get(
     "",
     responses={
-        200: schema_ref(shapes.LogRowPage, "Rows, newest first"),
+        200: describe_exports(shapes.LogRowPage, "Rows, newest first"),
         304: {"description": "Not modified"},
         **REFUSALS,
     },

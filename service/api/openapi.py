@@ -50,6 +50,7 @@ _SHAPES = [
     shapes.AlertList,
     shapes.AlertObject,
     shapes.AnalyticsPage,
+    shapes.Reconciliation,
     AuditPage,
     shapes.BudgetList,
     shapes.ConversationThread,
