@@ -23,7 +23,8 @@ export async function signIn(key) {
     return {};
   } catch (problem) {
     if (problem.key) return problem;
-    return { key: problem.status === 401 ? "key_invalid" : "sign_in_refused", status: problem.status };
+    const reasons = { 401: "key_invalid", 429: "sign_in_busy", 503: "sign_in_busy" };
+    return { key: reasons[problem.status] ?? "sign_in_refused", status: problem.status };
   }
 }
 

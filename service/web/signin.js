@@ -1,7 +1,7 @@
 // Sign-in: the key is sent once, in a header; the session cookie is not readable by scripts.
 
 import { showAccount } from "./account.js";
-import { findReturnAddress } from "./root.js";
+import { ROOT, findReturnAddress } from "./root.js";
 import { signIn } from "./service.js";
 import { wireSwitches } from "./switches.js";
 import { say } from "./text.js";
@@ -10,12 +10,15 @@ const $ = (id) => document.getElementById(id);
 const returnAddress = findReturnAddress(new URLSearchParams(location.search).get("next"));
 
 wireSwitches();
+if (returnAddress.pathname !== ROOT.pathname) {
+  say($("destination"), "sign_in_continue", { page: returnAddress.href.slice(ROOT.href.length - 1).split("?")[0] }).hidden = false;
+}
 $("signin").addEventListener("submit", async (event) => {
   event.preventDefault();
   const key = $("key").value.trim();
-  $("send").disabled = true;
+  say($("send"), "signing_in").disabled = true;
   const { key: reason, status } = await signIn(key);
-  $("send").disabled = false;
+  say($("send"), "sign_in").disabled = false;
   if (!reason) return location.assign(returnAddress);
   say($("note"), reason, { status }).dataset.bad = "";
   $("key").setAttribute("aria-invalid", "true");
@@ -32,7 +35,9 @@ $("reveal").addEventListener("click", () => {
   $("key").focus();
 });
 
-if (await showAccount()) {
+const session = await showAccount();
+if (session) {
   $("signin").hidden = true;
   $("signed-in").hidden = false;
+  $("administration").hidden = session.role !== "admin";
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
+from service.core.auth.principals import Role
 from tests.access import make_key
 from tests.browser.conftest import Open
 from tests.browser.test_event_source import READ
@@ -56,6 +57,31 @@ async def test_sign_in_under_a_path(
         await context.close()
     assert reading["text"] == default_text("Why", 8)
     assert (cookie["name"], cookie["path"]) == ("__Secure-kotae", "/kotae")
+
+
+async def test_pages_under_a_path(serve: Serve, chromium: Browser, tmp_path: Path) -> None:
+    """Pages of admins return from the sign-in, load and link each other under a path."""
+    service = await serve(auth="keys")
+    key = str((await make_key(service, "aiko", Role.ADMIN)).key)
+    async with nginx_prefix(service.url, tmp_path) as url:
+        context = await chromium.new_context(locale="en-US", ignore_https_errors=True)
+        page = await context.new_page()
+        page.set_default_timeout(10_000)
+        failures: list[str] = []
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        await page.goto(f"{url}/admin/system")
+        await page.fill("#key", key)
+        await page.press("#key", "Enter")
+        await page.wait_for_url(f"{url}/admin/system")
+        await expect(page.locator("main")).to_contain_text("Search index")
+        for name in ("Overview", "My account", "Documents"):
+            await page.get_by_role("link", name=name).click()
+            await expect(page.locator("h1")).to_have_text(name)
+        assert page.url.startswith(f"{url}/admin/documents")
+        await page.click("#signout")
+        await page.wait_for_url(f"{url}/signin")
+        await context.close()
+    assert failures == []
 
 
 async def test_blocked_page_explains_the_remedy(

@@ -98,6 +98,53 @@ async def test_wrong_key_is_marked(
     assert await page.evaluate(color) == before
 
 
+@pytest.mark.parametrize(("locale", "scheme"), [("en-US", "dark"), ("ja-JP", "light")])
+async def test_sign_in_explains_where_keys_come_from(
+    chromium: Browser, serve: Serve, locale: str, scheme: str
+) -> None:
+    """The help opens with the keyboard, names the command, and axe reports nothing."""
+    page = await open_signin(chromium, serve, locale=locale, scheme=scheme, width=360)
+    await page.press(".help summary", "Enter")
+    await expect(page.locator(".help pre")).to_have_text("kotae keys create --user NAME")
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+    results = await Axe().run(page)
+    assert results.response["violations"] == [], results.generate_report()
+
+
+async def test_sign_in_names_the_page_to_return_to(chromium: Browser, serve: Serve) -> None:
+    """The page that was asked for is named, without its query; the main page is not."""
+    page = await open_signin(chromium, serve)
+    await expect(page.locator("#destination")).to_be_hidden()
+    await page.goto(page.url.replace("/signin", "/admin/log?q=secret"))
+    await expect(page.locator("#destination")).to_have_text("to continue to /admin/log")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(503, "busy"), (429, "busy"), (403, "refused"), (401, "not valid")]
+)
+async def test_failures_of_the_sign_in_have_reasons(
+    chromium: Browser, serve: Serve, status: int, reason: str
+) -> None:
+    """Each failure has its explanation, and the button can be used again."""
+    page = await open_signin(chromium, serve)
+    await page.route(
+        "**/auth/session", lambda route: route.fulfill(status=status, json={"status": status})
+    )
+    await page.fill("#key", "kt_key")
+    await page.press("#key", "Enter")
+    await expect(page.locator("#note[data-bad]")).to_contain_text(reason)
+    await expect(page.locator("#send")).to_be_enabled()
+
+
+async def test_an_unreachable_service_is_explained(chromium: Browser, serve: Serve) -> None:
+    """Without a connection the note says so."""
+    page = await open_signin(chromium, serve)
+    await page.route("**/auth/session", lambda route: route.abort())
+    await page.fill("#key", "kt_key")
+    await page.press("#key", "Enter")
+    await expect(page.locator("#note[data-bad]")).to_contain_text("cannot be reached")
+
+
 async def test_sign_in_page_has_the_switches_and_shows_the_key(
     chromium: Browser, serve: Serve
 ) -> None:

@@ -32,7 +32,7 @@ openPage("admin/system", async (main) => {
 function createContent(health) {
   return [
     createSummary(health),
-    create("div", { className: "panels" }, createDatabase(health), createRecording(health), createJournal(health), createIndex(health)),
+    create("div", { className: "panels two" }, createDatabase(health), createIndex(health), createRecording(health), createJournal(health)),
     createProviders(health),
     create("div", { className: "panels" }, createReplicas(health), ...(health.local_model ? [createLocalModel(health.local_model)] : [])),
   ];
@@ -96,7 +96,7 @@ function createIndex({ reindexing, merging, embedding }) {
 function createProgress(text, state, done, total) {
   const values = { done, total };
   const figure = total ? create("span", { text: "system_progress", values }) : create("span", { text: "system_current" });
-  const line = create("div", { className: "row-between progress-line" }, create("h3", { text }), create("span", {}, figure, " ", pill(`system_${state}`, state)));
+  const line = create("div", { className: "row-between progress-line" }, create("span", { text, className: "term" }), create("span", {}, figure, " ", pill(`system_${state}`, state)));
   return total ? [line, createBar(done / total, "system_progress", values)] : [line];
 }
 
