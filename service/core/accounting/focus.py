@@ -10,7 +10,9 @@ from typing import Any
 
 from service.core.accounting.analytics import Bucket, GroupResult
 from service.core.encoding import to_json
+from service.core.pricing import format_usd
 
+NOTHING = format_usd(0)
 FOCUS_GROUPS = ("user_id", "key_id", "model", "endpoint")
 FOCUS_COLUMNS = (
     "BilledCost",
@@ -56,7 +58,8 @@ def list_focus_rows(results: Iterable[GroupResult]) -> Iterator[dict[str, Any]]:
             "unpriced": values["unpriced_answers"],
         }
         priced_answers = values["answers"] - sum(missing.values())
-        if priced_answers:
+        # Calls of another model than the one that was asked for have a cost, but no answers.
+        if priced_answers or values["cost"] != NOTHING:
             yield _build_row(result.bucket, values, "known", priced_answers, values["cost"])
         for status, answers in missing.items():
             if answers:

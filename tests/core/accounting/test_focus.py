@@ -45,3 +45,10 @@ def test_missing_costs_are_rows_of_their_own() -> None:
         ("unknown", 3, None),
         ("unpriced", 2, None),
     ]
+
+
+def test_costs_without_answers_are_exported() -> None:
+    """Calls of a route cost at the model that was called; the answers are those of the route."""
+    (row,) = list_focus_rows([build_result(0, 0, 0)])
+
+    assert (row["x_CostStatus"], row["x_Answers"], row["BilledCost"]) == ("known", 0, "0.5")
