@@ -118,7 +118,8 @@ async def test_the_audit_ignores_charges_to_budgets(database: Database, tmp_path
 
 def test_attempts_of_several_models_are_charged_apart() -> None:
     """Each model is charged for its attempts; an unknown usage is charged to all of them."""
-    row = {"usage_source": UsageSource.PROVIDER, "provider_model": None, "model": "m"}
+    usage = {"prompt_tokens": 20, "completion_tokens": 10, "cost_nano_usd": 570}
+    row = {"usage_source": UsageSource.PROVIDER, "provider_model": None, "model": "m"} | usage
     assert list_models(row, ATTEMPTS) == ["x", "y"]
     assert compute_model_charge(row, ATTEMPTS, "y") == (1, 15, 500)
     unknown = {"usage_source": UsageSource.UNKNOWN, "held_tokens": 3, "held_nano_usd": 4}
