@@ -27,6 +27,7 @@ PAGES = {
     "/admin/log": "admin/log.html",
     "/admin/people": "admin/people.html",
     "/admin/documents": "admin/documents.html",
+    "/admin/budgets": "admin/budgets.html",
     "/admin/audit-log": "admin/audit_log.html",
     "/admin/system": "admin/system.html",
     "/account": "admin/account.html",

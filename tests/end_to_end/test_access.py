@@ -47,6 +47,7 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/admin/log"): ALL,
     ("GET", "/admin/people"): ALL,
     ("GET", "/admin/audit-log"): ALL,
+    ("GET", "/admin/budgets"): ALL,
     ("GET", "/admin/documents"): ALL,
     ("GET", "/admin/system"): ALL,
     ("POST", "/auth/session"): (USER, None),

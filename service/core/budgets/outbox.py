@@ -190,7 +190,9 @@ async def list_alerts(
         query = query.where(budget_alerts.c.state == state)
     if budget_id is not None:
         query = query.where(budget_alerts.c.budget_id == budget_id)
-    return [_read_alert(row) for row in (await session.execute(query)).mappings()]
+    alerts = [_read_alert(row) for row in (await session.execute(query)).mappings()]
+    # Ids of one evaluation are in no order.
+    return sorted(alerts, key=lambda alert: (alert.created_at, alert.threshold), reverse=True)
 
 
 async def list_due(session: ReadSession, at: datetime, count_max: int) -> list[Alert]:

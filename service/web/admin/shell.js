@@ -16,6 +16,7 @@ const NAVIGATION = [
   { path: "admin", text: "nav_overview", role: "admin" },
   { path: "admin/log", text: "nav_log", role: "admin" },
   { path: "admin/people", text: "nav_people", role: "admin" },
+  { path: "admin/budgets", text: "nav_budgets", role: "admin" },
   { path: "admin/documents", text: "nav_documents", role: "admin" },
   { path: "admin/audit-log", text: "nav_audit_log", role: "admin" },
   { path: "admin/system", text: "nav_system", role: "admin" },
