@@ -30,6 +30,7 @@ PAGES = {
     "/admin/budgets": "admin/budgets.html",
     "/admin/audit-log": "admin/audit_log.html",
     "/admin/system": "admin/system.html",
+    "/account/log": "admin/log.html",
     "/account": "admin/account.html",
 }
 _RETURN_BYTES_MAX = 2000  # of the address to which the sign-in returns

@@ -9,6 +9,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, Response, expect
 
+from service.core.auth.principals import Role
 from service.core.encoding import utc_now
 from service.core.records import Passage, Status
 from tests.browser.admin_data import ANSWERS, fill
@@ -101,14 +102,14 @@ async def test_columns_sort_by_the_largest(chromium: Browser, serve: Serve) -> N
     await page.get_by_role("button", name="Time taken").click()
     first = page.locator(ROWS).first
 
-    await expect(first).to_contain_text("60 s")
+    await expect(first).to_contain_text("60.0 s")
     assert read_query(page) == {"order": ["-response_time_ms"], "since": ["-24h"]}
     await expect(page.get_by_role("columnheader", name="Time taken")).to_have_attribute(
         "aria-sort", "descending"
     )
     await expect(page.get_by_role("link", name="CSV")).to_be_hidden()
     await page.get_by_role("button", name="Time taken").click()
-    await expect(first).not_to_contain_text("60 s")
+    await expect(first).not_to_contain_text("60.0 s")
 
 
 async def test_new_rows_appear_while_following(chromium: Browser, serve: Serve) -> None:
@@ -149,7 +150,7 @@ async def test_details_show_texts_attempts_and_a_timeline(chromium: Browser, ser
     await expect(drawer.locator(".attempts li")).to_have_count(2)
     await expect(drawer.locator(".attempts li").first).to_contain_text("provider_busy")
     await expect(drawer.locator(".attempts li").last).to_contain_text("$0.0029135")
-    await expect(drawer.locator(".timeline li").first).to_contain_text("0 ms – 1,105 ms")
+    await expect(drawer.locator(".timeline li").first).to_contain_text("0 ms – 1.11 s")
     await expect(drawer.locator(".timeline li")).to_have_count(4)
     results = await Axe().run(page)
     assert results.response["violations"] == [], results.generate_report()
@@ -246,3 +247,20 @@ async def test_rows_are_accessible_and_fit(
     assert await page.evaluate("document.documentElement.scrollWidth") <= width
     results = await Axe().run(page)
     assert results.response["violations"] == [], results.generate_report()
+
+
+async def test_users_have_a_log_of_their_own_answers(chromium: Browser, serve: Serve) -> None:
+    """Without a filter by user, and without links to pages of admins; an admin sees only theirs."""
+    service = await serve(auth="keys", seeded=True)
+    await fill(service.services.database)
+    page = await sign_in(chromium, service, Role.USER, "kenji.mori")
+    await open_path(page, service, "/account/log")
+    await expect(page.locator(ROWS)).to_have_count(25)
+    await expect(page.locator("[name=user_id]")).to_have_count(0)
+    await page.locator(ROWS).first.get_by_role("button").click()
+    await expect(page.locator("#drawer .attempts")).to_be_visible()
+    assert await page.locator('a[href*="/admin"]').count() == 0
+    admin = await sign_in(chromium, service)
+    await open_path(admin, service, "/account/log")
+
+    await expect(admin.get_by_text("No answer matches")).to_be_visible()

@@ -43,6 +43,7 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/docs"): ALL,
     ("GET", "/signin"): ALL,
     ("GET", "/account"): ALL,
+    ("GET", "/account/log"): ALL,
     ("GET", "/admin"): ALL,
     ("GET", "/admin/log"): ALL,
     ("GET", "/admin/people"): ALL,

@@ -81,7 +81,7 @@ export function createKeys(onChange) {
       { key: "role", text: "keys_role", cell: ({ role, scopes }) => create("span", {}, create("span", { text: `role_${role}` }), ...(scopes.length < SCOPES.length ? [create("br"), create("small", { className: "soft", content: scopes.join(", ") })] : [])) },
       { key: "state", text: "people_state", cell: createKeyState },
       { key: "last_used_at", text: "keys_last_used", format: "relative" },
-      { key: "actions", text: "actions_column", cell: (key) => (readState(key) === "active" ? create("span", { className: "actions" },
+      { key: "actions", text: "actions_column", numeric: true, cell: (key) => (readState(key) === "active" ? create("span", { className: "actions" },
         ...(key.replaced_by ? [] : [named(createButton("keys_rotate", () => rotateKey(key, onChange)), describeKey(key))]),
         named(createButton("keys_revoke", () => revoke(key), { kind: "danger" }), describeKey(key))) : create("span")) },
     ],

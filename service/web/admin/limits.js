@@ -10,7 +10,7 @@ const isMoney = (name) => name.startsWith("cost_");
 
 /** The limits in one line, as they are in the API: `{ tokens_per_day: 5 }`. */
 export function createLimitsText(limits) {
-  const element = create("span", { className: "limits" });
+  const element = create("span", { className: "limits-text" });
   element.limits = limits;
   return fill(element);
 }
@@ -20,7 +20,7 @@ function fill(element) {
   return element;
 }
 
-onLanguage(() => document.querySelectorAll(".limits").forEach(fill));
+onLanguage(() => document.querySelectorAll(".limits-text").forEach(fill));
 
 /** The limits in the language of the page. */
 export function describeLimits(limits) {

@@ -18,19 +18,23 @@ const TAIL_MS = 2000;
 const TAIL_ROWS = 200;
 const ROWS_MAX = 2000; // while following; older ones are removed
 
-openPage("admin/log", async (main) => {
-  const log = new Log();
+const isOwn = location.pathname.endsWith("/account/log"); // only rows of this user, for everyone
+
+openPage(isOwn ? "account/log" : "admin/log", async (main, session) => {
+  const log = new Log(isOwn ? session.user_id : null);
   main.append(log.element);
   await log.load(readFilters());
   addEventListener("popstate", () => log.load(readFilters()));
   const id = new URLSearchParams(location.search).get("id");
-  if (id) openAnswer(id);
+  if (id) openAnswer(id, { isOwn });
 });
 
 class Log {
-  constructor() {
-    this.filters = createFilters((filters) => this.show(filters));
-    this.table = createTable({ columns: COLUMNS, caption: "log_caption", empty: { text: "log_none", hint: "log_none_hint" }, onOpen: ({ id }) => openAnswer(id), onSort: (order) => this.sort(order) });
+  constructor(owner) {
+    this.owner = owner;
+    this.filters = createFilters((filters) => this.show(filters), { isOwn });
+    const columns = isOwn ? COLUMNS.filter(({ key }) => key !== "user_id") : COLUMNS;
+    this.table = createTable({ columns, caption: "log_caption", empty: { text: "log_none", hint: "log_none_hint" }, onOpen: ({ id }) => openAnswer(id, { isOwn }), onSort: (order) => this.sort(order) });
     this.note = create("p", { className: "note" });
     this.note.setAttribute("role", "status");
     this.problem = create("p", { className: "note" });
@@ -55,13 +59,14 @@ class Log {
   }
 
   async load(filters) {
-    this.query = filters;
     this.filters.setFilters(filters);
+    this.query = new URLSearchParams(filters);
+    if (this.owner !== null) this.query.set("user_id", this.owner);
     this.table.setOrder(filters.get("order"));
     const isOrdered = filters.has("order");
     for (const link of this.exports) {
       link.hidden = isOrdered;
-      link.href = resolve(`ai/logs?${new URLSearchParams([...filters, ["format", link.download.split(".")[1]]])}`);
+      link.href = resolve(`ai/logs?${new URLSearchParams([...this.query, ["format", link.download.split(".")[1]]])}`);
     }
     this.live.disabled = isOrdered || filters.has("until");
     if (this.live.disabled) this.setLive(false);
@@ -111,7 +116,7 @@ class Log {
   }
 
   sort(order) {
-    const filters = new URLSearchParams(this.query);
+    const filters = readFilters();
     if (filters.get("order") === order) filters.delete("order");
     else filters.set("order", order);
     if (filters.has("order") && !filters.has("since")) filters.set("since", "-24h");

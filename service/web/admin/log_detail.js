@@ -16,13 +16,13 @@ const TITLE_CHARACTERS = 120;
 const PASSAGE_CHARACTERS = 280;
 
 /** Opens the row of an answer; its id is part of the page's address while it is open. */
-export async function openAnswer(id) {
+export async function openAnswer(id, { isOwn = false } = {}) {
   const status = create("p", { className: "note", text: "loading" });
   const drawer = openDrawer({ title: "…", children: [status] });
   setAddress(id);
   drawer.addEventListener("close", () => setAddress(null), { once: true });
   try {
-    show(await fetchJson(`ai/logs/${encodeURIComponent(id)}`));
+    show(await fetchJson(`ai/logs/${encodeURIComponent(id)}`), isOwn);
   } catch (problem) {
     showProblem(status, problem);
   }
@@ -35,13 +35,13 @@ function setAddress(id) {
   history.replaceState(null, "", `${query}` ? `?${query}` : location.pathname);
 }
 
-function show(row) {
+function show(row, isOwn) {
   const title = row.prompt?.trim().split("\n")[0].slice(0, TITLE_CHARACTERS) || row.id;
-  const children = [createHead(row), ...createTexts(row), ...createSources(row), createSection("log_timeline", createTimeline(row)), ...createAttempts(row), createAccount(row)];
+  const children = [createHead(row, isOwn), ...createTexts(row), ...createSources(row, isOwn), createSection("log_timeline", createTimeline(row)), ...createAttempts(row), createAccount(row)];
   openDrawer({ title, meta: "log_meta", values: { user: row.user_id ?? "?", time: new Date(row.created_at).toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "medium" }) }, children });
 }
 
-function createHead(row) {
+function createHead(row, isOwn) {
   const pills = [
     row.status ? createStatus(row.status) : null,
     row.damaged ? createPill("log_damaged", "bad") : null,
@@ -49,7 +49,7 @@ function createHead(row) {
     row.estimated_cost === null ? createPill("log_cost_unknown", "warn") : null,
     row.usage_source === "estimated" ? createPill("log_estimated", "warn") : null,
   ];
-  const links = create("span", { className: "links" },
+  const links = isOwn ? null : create("span", { className: "links" },
     create("a", { text: "log_of_user", href: resolve(`admin/log?${new URLSearchParams({ user_id: row.user_id })}`) }),
     create("a", { text: "log_person", href: resolve(`admin/people?${new URLSearchParams({ user: row.user_id })}`) }));
   return create("div", { className: "row-between detail-head" }, create("span", { className: "pills" }, ...pills.filter(Boolean)), links);
@@ -78,18 +78,18 @@ function createRendered(text) {
   return element;
 }
 
-function createSources(row) {
+function createSources(row, isOwn) {
   const sections = [["log_sources", row.sources], ["log_nearest", row.nearest]].filter(([, passages]) => passages?.length > 0);
-  return sections.map(([text, passages]) => createSection(text, create("ol", { className: "passages" }, ...passages.map((passage) => createPassage(passage, row.id)))));
+  return sections.map(([text, passages]) => createSection(text, create("ol", { className: "passages" }, ...passages.map((passage) => createPassage(passage, row.id, isOwn)))));
 }
 
-function createPassage({ n, title, text, sentence, document_id: id, supported }, answerId) {
+function createPassage({ n, title, text, sentence, document_id: id, supported }, answerId, isOwn) {
   const quote = sentence ? [...text].slice(...sentence).join("") : "";
   const open = create("button", { type: "button", className: "open", content: title });
   open.addEventListener("click", () => {
     openDocument(id, { passage: text, sentence: quote });
     // Closing the document returns to the answer.
-    document.getElementById("drawer").addEventListener("close", () => openAnswer(answerId), { once: true });
+    document.getElementById("drawer").addEventListener("close", () => openAnswer(answerId, { isOwn }), { once: true });
   });
   const excerpt = (quote || text).slice(0, PASSAGE_CHARACTERS);
   return create("li", {}, create("span", { className: "n", content: n }), create("div", {}, open,

@@ -18,8 +18,11 @@ export function readFilters() {
   return new URLSearchParams([...query].filter(([name, value]) => NAMES.includes(name) && value));
 }
 
-/** Creates the form; `onChange(filters)` is called with the new filters. Returns { element, setFilters(filters) }. */
-export function createFilters(onChange) {
+/**
+ * Creates the form; `onChange(filters)` is called with the new filters. `isOwn`: without the field for users. Returns
+ * { element, setFilters(filters) }.
+ */
+export function createFilters(onChange, { isOwn = false } = {}) {
   const form = create("form", { className: "toolbar log-filters" });
   form.setAttribute("role", "search");
   const from = create("input", { type: "datetime-local", name: "from" });
@@ -33,7 +36,7 @@ export function createFilters(onChange) {
     createModels()));
   form.append(
     createField("log_words", createInput("q", { type: "search", hint: "log_words_hint", maxLength: 200 })),
-    createField("log_users", createInput("user_id", { hint: "log_several" })),
+    ...(isOwn ? [] : [createField("log_users", createInput("user_id", { hint: "log_several" }))]),
     createField("log_status", createOptions("status", [["", "log_any"], ["error", "log_failures"], ...STATUSES.map((status) => [status, `status_${status}`])])),
     createField("log_period", createOptions("period", [["", "log_all_time"], ...PERIODS.map((period) => [period, `log_period_${period.slice(1)}`]), ["custom", "log_custom"]])),
     ...custom,
@@ -55,7 +58,7 @@ export function createFilters(onChange) {
     if (form.elements.period.value === "custom" && !from.value && !to.value) from.value = toLocal(Date.now() - DAY_MS);
     if (form.reportValidity()) apply(readForm(form));
   });
-  return { element: form, setFilters, apply };
+  return { element: form, setFilters };
 }
 
 function createInput(name, { hint = null, list = null, ...options } = {}) {

@@ -39,7 +39,7 @@ export function createPlans(onChange) {
     columns: [
       { key: "name", text: "plans_name" },
       { key: "limits", text: "plans_limits", cell: ({ limits }) => createLimitsText(limits) },
-      { key: "actions", text: "actions_column", cell: (plan) => create("span", { className: "actions" },
+      { key: "actions", text: "actions_column", numeric: true, cell: (plan) => create("span", { className: "actions" },
         named(createButton("change", () => editPlan(plan)), plan.name),
         named(createButton("delete_it", () => deletePlan(plan), { kind: "danger" }), plan.name)) },
     ],

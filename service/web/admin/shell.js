@@ -20,6 +20,7 @@ const NAVIGATION = [
   { path: "admin/documents", text: "nav_documents", role: "admin" },
   { path: "admin/audit-log", text: "nav_audit_log", role: "admin" },
   { path: "admin/system", text: "nav_system", role: "admin" },
+  { path: "account/log", text: "nav_my_log", role: "user" },
   { path: "account", text: "nav_account", role: "user" },
 ];
 
