@@ -29,7 +29,9 @@ export function createAccount(session) {
     await signOut();
     location.assign(resolve("signin"));
   });
-  return [name, role, button];
+  const user = Object.assign(document.createElement("span"), { className: "user" });
+  user.append(name, role, button);
+  return [user];
 }
 
 function createLinks({ role }) {

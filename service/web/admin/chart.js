@@ -29,7 +29,6 @@ export function createChart({ text, times, stepMs, series }) {
 }
 
 function createLegend(series) {
-  if (series.length < 2) return null;
   return create("ul", { className: "legend" }, ...series.map(({ text, color, dashed }) => {
     const swatch = create("span", { className: "swatch" });
     Object.assign(swatch.dataset, { color, dashed: Boolean(dashed) });

@@ -47,6 +47,7 @@ export async function openPage(path, render) {
   if (!session) return;
   document.getElementById("account").replaceChildren(...createAccount(session));
   navigation.append(createNavigation(session, path));
+  navigation.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
   if (role === "admin" && session.role !== "admin") explainRole(main, session);
   else await render(main, session);
 }
