@@ -60,6 +60,7 @@ class PeriodicTask:
     ) -> None:
         self._name, self._tick, self._interval_seconds = name, tick, interval_seconds
         self._task = BackgroundTask(name, self._run)
+        self._is_ticking = self._is_stopping = False
         self.ticks = 0  # begun
         self.failures = 0  # in a row
 
@@ -70,35 +71,60 @@ class PeriodicTask:
 
     def start(self) -> None:
         """Start the task; the first tick is one interval away."""
+        self._is_stopping = False
         self._task.start()
 
-    async def stop(self) -> None:
-        """Cancel the task and wait for its end. Idempotent."""
+    async def stop(self, grace_seconds: float = 0) -> None:
+        """Cancel the task and wait for its end. Idempotent.
+
+        A tick in progress may end within `grace_seconds`: cancelling a statement of SQLite leaves
+        its thread behind.
+        """
+        self._is_stopping = True
+        if self._is_ticking and grace_seconds:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await self._task.wait_ended()
         await self._task.stop()
 
     async def _run(self) -> None:
-        while True:
+        while not self._is_stopping:
             await asyncio.sleep(self._interval_seconds)
-            self.ticks += 1
-            try:
-                await self._tick()
-            except DatabaseUnavailable as error:
-                self.failures += 1
-                log.warning(f"{self._name}.delayed", failures=self.failures, error=str(error))
-            except Exception:  # noqa: BLE001 - a tick that fails must not end the next ones
-                self.failures += 1
-                log.exception(f"{self._name}.broken")
-            else:
-                self.failures = 0
+            await self._run_tick()
+
+    async def _run_tick(self) -> None:
+        self.ticks += 1
+        self._is_ticking = True
+        try:
+            await self._tick()
+        except DatabaseUnavailable as error:
+            self.failures += 1
+            log.warning(f"{self._name}.delayed", failures=self.failures, error=str(error))
+        except Exception:  # noqa: BLE001 - a tick that fails must not end the next ones
+            self.failures += 1
+            log.exception(f"{self._name}.broken")
+        else:
+            self.failures = 0
+        finally:
+            self._is_ticking = False
 
 
 class PeriodicWorker:
-    """A worker whose only task calls `tick` at an interval. See `BackgroundWorker`."""
+    """A worker whose only task calls `tick` at an interval. See `BackgroundWorker`.
+
+    `grace_seconds`: how long `stop` waits for a tick in progress.
+    """
 
     def __init__(
-        self, name: str, tick: Callable[[], Awaitable[None]], interval_seconds: float
+        self,
+        name: str,
+        tick: Callable[[], Awaitable[None]],
+        interval_seconds: float,
+        *,
+        grace_seconds: float = 0,
     ) -> None:
         self._task = PeriodicTask(name, tick, interval_seconds)
+        self._grace_seconds = grace_seconds
 
     def start(self) -> None:
         """See `BackgroundWorker.start`."""
@@ -106,7 +132,7 @@ class PeriodicWorker:
 
     async def stop(self) -> None:
         """See `BackgroundWorker.stop`."""
-        await self._task.stop()
+        await self._task.stop(self._grace_seconds)
 
     def degraded(self) -> bool:
         """Whether ticks keep failing."""

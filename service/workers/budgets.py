@@ -20,6 +20,7 @@ from service.workers.background import PeriodicWorker
 
 EVALUATION_SECONDS = 2.0
 LOAD_MAX = 0.05
+GRACE_SECONDS = 0.5  # maximum wait for a tick at shutdown
 
 
 class BudgetEvaluatorStatistics(msgspec.Struct, frozen=True):
@@ -43,7 +44,7 @@ class BudgetEvaluator(PeriodicWorker):
         clock: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__("budgets", self.evaluate_budgets, seconds)
+        super().__init__("budgets", self.evaluate_budgets, seconds, grace_seconds=GRACE_SECONDS)
         self._database, self._metrics, self._deliver = database, metrics, deliver
         self._clock, self._monotonic = clock, monotonic
         self._alerts, self._seconds, self._next_at = 0, 0.0, 0.0
@@ -83,7 +84,7 @@ class BudgetRefresher(PeriodicWorker):
     """Reads the budgets that refuse requests, in every process."""
 
     def __init__(self, enforcer: BudgetEnforcer, seconds: float = REFRESH_SECONDS) -> None:
-        super().__init__("budget refresh", enforcer.refresh, seconds)
+        super().__init__("budget refresh", enforcer.refresh, seconds, grace_seconds=GRACE_SECONDS)
 
     def statistics(self) -> BudgetRefresherStatistics:
         """An immutable snapshot of the counters."""

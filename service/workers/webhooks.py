@@ -20,6 +20,7 @@ from service.workers.background import PeriodicWorker
 
 CHECK_SECONDS = 1.0
 AT_ONCE_MAX = 5  # attempts in progress
+GRACE_SECONDS = 0.5  # maximum wait for a tick at shutdown
 
 
 class WebhookSenderStatistics(msgspec.Struct, frozen=True):
@@ -41,7 +42,7 @@ class WebhookSender(PeriodicWorker):
         seconds: float = CHECK_SECONDS,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        super().__init__("webhooks", self.deliver_due, seconds)
+        super().__init__("webhooks", self.deliver_due, seconds, grace_seconds=GRACE_SECONDS)
         self._database, self._receiver, self._metrics = database, receiver, metrics
         self._clock = clock
         self._delivered = 0

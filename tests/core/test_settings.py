@@ -201,3 +201,40 @@ def test_every_route_is_excluded_as_a_prefix() -> None:
     """A prefix cannot begin like a route of the application."""
     paths = {route.path for route in create_app(Settings()).routes if hasattr(route, "path")}
     assert {path.split("/")[1] for path in paths} - {""} <= ROUTE_SEGMENTS
+
+
+WEBHOOK_URL = "https://hooks.example/in?token=hunter2"
+
+
+@pytest.mark.parametrize(
+    ("url", "secret", "told"),
+    [
+        (WEBHOOK_URL, None, "KOTAE_WEBHOOK_URL needs KOTAE_WEBHOOK_SECRET"),
+        (WEBHOOK_URL, "hunter2", "KOTAE_WEBHOOK_SECRET: it is not whsec_"),
+        (WEBHOOK_URL, "whsec_aHVudGVyMg==", "KOTAE_WEBHOOK_SECRET: it is not whsec_"),
+        ("ftp://hunter2.example", None, "KOTAE_WEBHOOK_URL is not a URL"),
+        ("https://user:hunter2@hooks.example/", None, "KOTAE_WEBHOOK_URL is not a URL"),
+        ("https://hooks.example/\r\nhunter2: 1", None, "KOTAE_WEBHOOK_URL is not a URL"),
+    ],
+)
+def test_a_wrong_receiver_is_refused_without_its_secrets(
+    monkeypatch: pytest.MonkeyPatch, url: str, secret: str | None, told: str
+) -> None:
+    """The error names the setting; it contains neither the URL nor the secret."""
+    monkeypatch.setenv("KOTAE_WEBHOOK_URL", url)
+    if secret:
+        monkeypatch.setenv("KOTAE_WEBHOOK_SECRET", secret)
+    with pytest.raises(SettingsInvalid, match=told) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+    assert "aHVudGVy" not in str(caught.value)
+
+
+def test_url_and_secret_of_the_receiver_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are among the values that log lines must not contain."""
+    secret = "whsec_" + "QUFB" * 10
+    monkeypatch.setenv("KOTAE_WEBHOOK_URL", WEBHOOK_URL)
+    monkeypatch.setenv("KOTAE_WEBHOOK_SECRET", secret)
+    settings = load_settings()
+    assert {WEBHOOK_URL, secret} <= set(settings.secrets)
+    assert "hunter2" not in repr(settings)

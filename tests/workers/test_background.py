@@ -1,6 +1,7 @@
 """Background tasks: start, stop, and repeated ticks."""
 
 import asyncio
+from functools import partial
 
 from service.core.errors import DatabaseUnavailable
 from service.workers.background import FAILURES_MAX, BackgroundTask, PeriodicTask
@@ -88,3 +89,28 @@ async def test_many_failures_in_a_row_are_degraded() -> None:
     await task.stop()
 
     assert degraded[: FAILURES_MAX + 2] == [False] * (FAILURES_MAX + 1) + [True]
+
+
+async def test_a_stop_lets_a_tick_end() -> None:
+    """With a grace period the tick in progress ends, and none follows; without it is cancelled."""
+    for grace_seconds, expected in ((5.0, ["begun", "ended"]), (0.0, ["begun"]), (0.01, ["begun"])):
+        events, begun, released = list[str](), asyncio.Event(), asyncio.Event()
+        tick = partial(record_tick, events, begun, released)
+        task = PeriodicTask("test", tick, 0)
+        task.start()
+        async with asyncio.timeout(5):
+            await begun.wait()
+            stopping = asyncio.create_task(task.stop(grace_seconds))
+            if grace_seconds == 5.0:
+                await asyncio.sleep(0)
+                released.set()
+            await stopping
+        assert events == expected
+
+
+async def record_tick(events: list[str], begun: asyncio.Event, released: asyncio.Event) -> None:
+    """A tick that waits to be released."""
+    events.append("begun")
+    begun.set()
+    await released.wait()
+    events.append("ended")
