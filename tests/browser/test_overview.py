@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from service.core.database.tables import request_logs
 from service.core.encoding import utc_now
@@ -136,3 +136,26 @@ async def test_differences_are_shown(chromium: Browser, serve: Serve) -> None:
 
     await expect(panel.locator(".pill")).to_have_text("Different")
     await expect(panel).to_contain_text("kotae audit")
+
+
+async def test_many_rows_are_summed_on_request(chromium: Browser, serve: Serve) -> None:
+    """A period with many answers is compared when an admin asks for it."""
+    service = await serve(auth="keys")
+    await write(service.services.database, build_rows())
+    page = await sign_in(chromium, service)
+
+    async def multiply(route: Route) -> None:
+        response = await route.fetch()
+        body = await response.json()
+        for bucket in body["items"]:
+            for result in bucket["results"]:
+                result["answers"] *= 1000
+        await route.fulfill(response=response, json=body)
+
+    await page.route("**/ai/analytics?*", multiply)
+    await page.goto(f"{service.url}/admin")
+    panel = page.locator(".panel", has_text="Sum of rows")
+    await expect(panel).to_contain_text("takes a while")
+    await expect(panel.locator(".pill")).to_have_count(0)
+    await panel.get_by_role("button", name="Compare now").click()
+    await expect(panel.locator(".pill")).to_have_text("Equal")

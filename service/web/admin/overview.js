@@ -11,6 +11,7 @@ import { createBar, createTable } from "./table.js";
 import "./overview_text.js";
 
 const GROUPS_MAX = 20;
+const CHECKED_MAX = 20_000; // answers up to which rows are summed without being asked: about 0.1 s
 const DIMENSIONS = ["model", "user_id", "endpoint", "key_id"];
 const METRICS = ["answers", "errors", "prompt_tokens", "completion_tokens", "total_tokens", "cost", "response_time_ms"];
 const NONE = { answers: 0, errors: 0, prompt_tokens: 0, completion_tokens: 0, total_tokens: 0, cost: "0", unpriced_answers: 0, unknown_answers: 0, response_time_ms: { p50: null, p95: null } };
@@ -45,7 +46,7 @@ async function showPeriod(content, problem, interval, state, onState) {
     const rows = await fetchAnalytics({ ...period, metrics: METRICS, bucket: interval.bucket });
     if (number !== shown) return;
     const breakdown = createBreakdown(period, totals, state, onState);
-    const check = createCheck(period);
+    const check = createCheck(period, totals.answers);
     content.replaceChildren(createSummary(totals), createCharts(interval, rows), createUnknown(totals), breakdown.element, check.element, createExports(period));
     showProblem(problem, null);
     content.removeAttribute("aria-busy");
@@ -154,11 +155,11 @@ function createBreakdown(period, totals, state, onState) {
   return { element: createPanel("overview_breakdown", [holder, problem, hint], [segments]), show };
 }
 
-function createCheck({ since, until }) {
+function createCheck({ since, until }, answers) {
   const problem = create("p", { className: "note" });
   const holder = create("div");
   const pill = create("span");
-  const show = async () => {
+  const compare = async () => {
     try {
       const { agrees, rows, sums, ...interval } = await fetchCheck({ since, until });
       pill.replaceChildren(createPill(agrees ? "overview_check_equal" : "overview_check_different", agrees ? "good" : "bad"));
@@ -182,6 +183,8 @@ function createCheck({ since, until }) {
       showProblem(problem, failure);
     }
   };
+  const button = createButton("overview_check_compare", compare);
+  const show = () => (answers > CHECKED_MAX ? holder.replaceChildren(create("p", { className: "note", text: "overview_check_many", values: { answers } }), button) : compare());
   const lead = create("p", { className: "note", text: "overview_check_lead" });
   return { element: createPanel("overview_check", [lead, holder, problem], [pill]), show };
 }
