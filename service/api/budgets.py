@@ -1,5 +1,6 @@
 """Budgets and their alerts. For admins."""
 
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
@@ -17,7 +18,7 @@ from service.core.encoding import utc_now
 from service.core.pricing import to_nano_usd
 from service.core.telemetry import log
 
-router = APIRouter(prefix="/ai/budgets", tags=["budgets"], route_class=BodyRoute)
+router = APIRouter(prefix="/ai", tags=["budgets"], route_class=BodyRoute)
 
 _MISSING = problem_schemas(_404="`not_found`: no such budget, plan, key or alert")
 _TAKEN = problem_schemas(_409="`budget_exists`: the name is in use; `budgets_full`")
@@ -25,7 +26,7 @@ BudgetId = Annotated[str, Path(max_length=36, pattern=r"^[A-Za-z0-9-]+$")]
 
 
 @router.post(
-    "",
+    "/budgets",
     status_code=201,
     responses={201: schema_ref(BudgetObject, "The budget"), **REFUSALS, **_MISSING, **_TAKEN},
 )
@@ -39,7 +40,7 @@ async def create_budget(
         store.NewBudget(
             name=body.name,
             subject=body.subject,
-            amount_nano_usd=to_nano_usd(body.amount_usd),
+            amount_nano_usd=to_nano_usd(Decimal(body.amount_usd)),
             period=Period(body.period),
             thresholds=THRESHOLDS if body.thresholds is None else body.thresholds,
             action=BudgetAction(body.action),
@@ -50,7 +51,7 @@ async def create_budget(
     return await _respond(services, budget, 201)
 
 
-@router.get("", responses={200: schema_ref(BudgetList, "Budgets, by name"), **REFUSALS})
+@router.get("/budgets", responses={200: schema_ref(BudgetList, "Budgets, by name"), **REFUSALS})
 async def list_budgets(services: ServicesDep, _: AdminKeysPrincipal) -> Response:
     """All budgets with the spend of their current windows."""
     async with services.database.read_session() as session:
@@ -58,7 +59,9 @@ async def list_budgets(services: ServicesDep, _: AdminKeysPrincipal) -> Response
         return json_response({"items": await describe_budgets(session, listed, utc_now())})
 
 
-@router.get("/alerts", responses={200: schema_ref(AlertList, "Alerts, newest first"), **REFUSALS})
+@router.get(
+    "/budget-alerts", responses={200: schema_ref(AlertList, "Alerts, newest first"), **REFUSALS}
+)
 async def list_alerts(
     services: ServicesDep,
     _: AdminKeysPrincipal,
@@ -72,7 +75,7 @@ async def list_alerts(
 
 
 @router.post(
-    "/alerts/{alert_id}/retry",
+    "/budget-alerts/{alert_id}/retry",
     responses={200: schema_ref(AlertObject, "The alert"), **REFUSALS, **_MISSING},
 )
 async def retry_alert(alert_id: BudgetId, services: ServicesDep, _: AdminKeysPrincipal) -> Response:
@@ -82,7 +85,8 @@ async def retry_alert(alert_id: BudgetId, services: ServicesDep, _: AdminKeysPri
 
 
 @router.get(
-    "/{budget_id}", responses={200: schema_ref(BudgetObject, "The budget"), **REFUSALS, **_MISSING}
+    "/budgets/{budget_id}",
+    responses={200: schema_ref(BudgetObject, "The budget"), **REFUSALS, **_MISSING},
 )
 async def get_budget(budget_id: BudgetId, services: ServicesDep, _: AdminKeysPrincipal) -> Response:
     """A budget with the spend of its current window."""
@@ -92,7 +96,8 @@ async def get_budget(budget_id: BudgetId, services: ServicesDep, _: AdminKeysPri
 
 
 @router.patch(
-    "/{budget_id}", responses={200: schema_ref(BudgetObject, "The budget"), **REFUSALS, **_MISSING}
+    "/budgets/{budget_id}",
+    responses={200: schema_ref(BudgetObject, "The budget"), **REFUSALS, **_MISSING},
 )
 async def change_budget(
     budget_id: BudgetId, body: BudgetChange, services: ServicesDep, principal: AdminKeysPrincipal
@@ -102,7 +107,7 @@ async def change_budget(
         services.database,
         principal,
         budget_id,
-        amount_nano_usd=None if body.amount_usd is None else to_nano_usd(body.amount_usd),
+        amount_nano_usd=None if body.amount_usd is None else to_nano_usd(Decimal(body.amount_usd)),
         thresholds=body.thresholds,
         action=None if body.action is None else BudgetAction(body.action),
     )
@@ -112,7 +117,10 @@ async def change_budget(
 
 
 @router.delete(
-    "/{budget_id}", status_code=204, responses={**REFUSALS, **_MISSING}, response_class=Response
+    "/budgets/{budget_id}",
+    status_code=204,
+    responses={**REFUSALS, **_MISSING},
+    response_class=Response,
 )
 async def delete_budget(
     budget_id: BudgetId, services: ServicesDep, principal: AdminKeysPrincipal

@@ -21,11 +21,11 @@ from pydantic import (
     Field,
     StrictBool,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 
 from service.core.budgets.budget import (
-    AMOUNT_USD_MAX,
     SUBJECT_PATTERN,
     THRESHOLD_MAX,
     THRESHOLDS_MAX,
@@ -349,11 +349,21 @@ class RotateBody(BaseModel):
     grace_seconds: GraceSeconds = Field(86_400, description="How long the old key stays valid.")
 
 
+def require_positive(amount: str) -> str:
+    """Reject an amount of zero. Raises `ValueError`."""
+    if not Decimal(amount):
+        raise ValueError("must be more than 0")
+    return amount
+
+
 BudgetAmount = Annotated[
-    Decimal, Field(gt=0, le=AMOUNT_USD_MAX, max_digits=15, decimal_places=9)
-]  # fmt: skip
+    str,
+    StringConstraints(pattern=r"^[0-9]{1,6}(\.[0-9]{1,9})?$"),
+    AfterValidator(require_positive),
+    WithJsonSchema({"type": "string", "pattern": r"^(?!0+(\.0+)?$)[0-9]{1,6}(\.[0-9]{1,9})?$"}),
+]
 Thresholds = Annotated[
-    list[Annotated[int, BeforeValidator(reject_conversion), Field(ge=1, le=THRESHOLD_MAX)]],
+    list[Annotated[int, Field(ge=1, le=THRESHOLD_MAX), BeforeValidator(reject_conversion)]],
     Field(
         min_length=1,
         max_length=THRESHOLDS_MAX,

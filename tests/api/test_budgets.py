@@ -91,8 +91,8 @@ async def test_a_wrong_body_is_refused(service: Service, fields: dict[str, Any])
 
 async def test_unknown_alerts_are_not_found(service: Service) -> None:
     """Retrying an alert that does not exist is 404; the list is empty."""
-    response = await service.client.post("/ai/budgets/alerts/none/retry")
+    response = await service.client.post("/ai/budget-alerts/none/retry")
     assert is_problem(response, 404, "not_found")
     for state in ("unsent", "pending", "delivered", "failed"):
-        response = await service.client.get("/ai/budgets/alerts", params={"state": state})
+        response = await service.client.get("/ai/budget-alerts", params={"state": state})
         assert response.json() == {"items": []}

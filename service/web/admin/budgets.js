@@ -63,7 +63,7 @@ class BudgetPage {
 
   async load() {
     await this.attempt(async () => {
-      const [budgets, alerts] = await Promise.all([fetchJson("ai/budgets"), fetchJson("ai/budgets/alerts")]);
+      const [budgets, alerts] = await Promise.all([fetchJson("ai/budgets"), fetchJson("ai/budget-alerts")]);
       this.budgetTable.setRows(budgets.items);
       this.alertTable.setRows(alerts.items);
     });
@@ -102,7 +102,7 @@ class BudgetPage {
 
   retry({ id }) {
     return this.attempt(async () => {
-      await sendJson("POST", `ai/budgets/alerts/${id}/retry`);
+      await sendJson("POST", `ai/budget-alerts/${id}/retry`);
       await this.load();
     });
   }
@@ -126,7 +126,7 @@ function createSpend({ amount_usd: amount, period, current }) {
 }
 
 function createFields(budget) {
-  const amount = create("input", { name: "amount", type: "number", required: true, min: "0.000000001", max: 1000000, step: "0.000000001", inputMode: "decimal", value: budget?.amount_usd ?? "" });
+  const amount = create("input", { name: "amount", type: "number", required: true, min: "0.000000001", max: 999999, step: "0.000000001", inputMode: "decimal", value: budget?.amount_usd ?? "" });
   const thresholds = create("input", { name: "thresholds", required: true, pattern: THRESHOLDS_PATTERN, autocomplete: "off", value: (budget?.thresholds ?? [50, 80, 100]).join(", ") });
   const action = Object.assign(createSelect(["alert", "refuse"].map((name) => [name, `budgets_${name}`]), budget?.action ?? "alert"), { name: "action" });
   const fields = [createField("budgets_amount", amount), createField("budgets_thresholds", thresholds, "budgets_thresholds_hint"), createField("budgets_action", action, "budgets_action_hint")];
