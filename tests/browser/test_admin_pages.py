@@ -243,3 +243,13 @@ async def test_skip_link_moves_the_focus_to_the_content(chromium: Browser, serve
     await page.keyboard.press("Tab")
     await page.keyboard.press("Enter")
     assert await page.evaluate("document.activeElement.id") == "main"
+
+
+async def test_open_mode_needs_no_session(chromium: Browser, serve: Serve) -> None:
+    """Without authentication everyone is an admin, with nothing to sign out of."""
+    service = await serve()
+    page = await (await chromium.new_context(locale="en-US")).new_page()
+    for path in PAGES:
+        await open_path(page, service, path)
+        await expect(page.locator("main")).not_to_contain_text("for administrators")
+        assert await page.locator("#signout").count() == 0
