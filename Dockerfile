@@ -4,9 +4,9 @@
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY requirements/setup.txt requirements/base.txt requirements/postgres.txt requirements/redis.txt requirements/otel.txt requirements/
+COPY requirements/setup.txt requirements/base.txt requirements/postgres.txt requirements/redis.txt requirements/otel.txt requirements/stripe.txt requirements/
 # pip, uv and hatchling stay in this stage.
-RUN cat requirements/base.txt requirements/postgres.txt requirements/redis.txt requirements/otel.txt > requirements/image.txt \
+RUN cat requirements/base.txt requirements/postgres.txt requirements/redis.txt requirements/otel.txt requirements/stripe.txt > requirements/image.txt \
  && pip install --no-cache-dir --require-hashes -r requirements/setup.txt \
  && python -m venv --without-pip /opt/kotae \
  && uv pip install --no-cache --python /opt/kotae/bin/python --require-hashes -r requirements/image.txt

@@ -99,6 +99,7 @@ lock: .venv/.setup ## update requirements/*.txt; newer versions with ARGS=--upgr
 	$(compile) --no-deps requirements/postgres.in -o requirements/postgres.txt
 	$(compile) requirements/redis.in -o requirements/redis.txt
 	$(compile) requirements/otel.in -c requirements/base.txt -o requirements/otel.txt
+	$(compile) requirements/stripe.in -c requirements/base.txt -c requirements/otel.txt -o requirements/stripe.txt
 	$(compile) requirements/setup.in -o requirements/setup.txt
 	$(compile) requirements/nightly.in -o requirements/nightly.txt
 	$(compile) requirements/openapi.in -o requirements/openapi.txt
@@ -171,6 +172,10 @@ clean: ## remove generated files including .venv; keep .data
 
 .venv/.redis: .venv/.base requirements/redis.txt
 	$(call uv_pip_install,--require-hashes -r requirements/redis.txt)
+	@touch $@
+
+.venv/.stripe: .venv/.base requirements/stripe.txt
+	$(call uv_pip_install,--require-hashes -r requirements/stripe.txt)
 	@touch $@
 
 .venv/.otel: .venv/.base requirements/otel.txt

@@ -18,6 +18,7 @@ from service.api import (
     analytics,
     answers,
     audit_log,
+    billing,
     budgets,
     conversations,
     documents,
@@ -87,6 +88,7 @@ from service.replication import (
     start_singleton_tasks,
 )
 from service.workers.background import start_worker
+from service.workers.billing import BillingWorker
 from service.workers.budgets import BudgetEvaluator, BudgetRefresher
 from service.workers.integrity import IntegrityChecker
 from service.workers.local_model import ALIAS as LOCAL_MODEL
@@ -103,9 +105,11 @@ from service.workers.writer import Writer
 
 if TYPE_CHECKING:
     from service.core import tracing
+    from service.core.billing import stripe
     from service.core.search import embeddings
     from service.workers import embedding
 else:
+    stripe = LazyModule("service.core.billing.stripe")
     tracing = LazyModule("service.core.tracing")
     embeddings = LazyModule("service.core.search.embeddings")
     embedding = LazyModule("service.workers.embedding")
@@ -178,6 +182,7 @@ def create_app(
         keys.router,
         quotas.router,
         budgets.router,
+        billing.router,
         sessions.router,
         health.router,
         models.router,
@@ -246,7 +251,10 @@ async def _open_services(
     }
     if settings.text_days is not None:
         workers["retention"] = TextRetention(singleton_database, settings.text_days)
-    workers |= _create_alert_workers(settings, singleton_database, metrics)
+    workers |= {
+        **_create_alert_workers(settings, singleton_database, metrics),
+        **await _open_billing(settings, singleton_database, metrics, stack),
+    }
     start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
@@ -386,6 +394,26 @@ def _create_alert_workers(
         "budgets": BudgetEvaluator(database, metrics, deliver=True),
         "webhooks": WebhookSender(database, receiver, metrics),
     }
+
+
+async def _open_billing(
+    settings: Settings, database: Database, metrics: Metrics, stack: AsyncExitStack
+) -> dict[str, Worker]:
+    """Create the worker that bills usage, if it is enabled.
+
+    Raises `SettingsInvalid` without the library.
+    """
+    if settings.stripe_key is None:
+        return {}
+    try:
+        await anyio.to_thread.run_sync(load_module, stripe)
+    except ImportError as error:
+        raise SettingsInvalid("KOTAE_STRIPE_KEY needs pip install 'kotae[stripe]'") from error
+    connection = stripe.StripeConnection(
+        settings.stripe_key.get_secret_value(), base_url=settings.stripe_base_url
+    )
+    stack.push_async_callback(connection.aclose)
+    return {"billing": BillingWorker(database, connection, settings.stripe_meter, metrics)}
 
 
 def _start_accounting(

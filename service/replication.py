@@ -124,7 +124,15 @@ async def start_singleton_tasks(
     """Start what one process does: with PostgreSQL, the leader."""
     tasks = [
         cast("BackgroundWorker", workers[name])
-        for name in ("reindexing", "merging", "embedding", "retention", "budgets", "webhooks")
+        for name in (
+            "reindexing",
+            "merging",
+            "embedding",
+            "retention",
+            "budgets",
+            "webhooks",
+            "billing",
+        )
         if name in workers
     ]
     if replica is None:

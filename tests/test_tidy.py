@@ -23,6 +23,7 @@ MAP = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
 
 # Modules without a test file of their name, and where their behavior is tested instead.
 TESTED_ELSEWHERE = {
+    "core/billing/failures.py": "with the client: tests/core/billing/test_stripe.py",
     "api/openai/chat_format.py": "with its route: tests/api/openai/test_chat.py",
     "core/accounting/retention.py": "with its worker: tests/workers/test_retention.py",
     "core/accounting/audit_rules.py": "with the audit: tests/core/accounting/test_audit.py",

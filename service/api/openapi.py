@@ -27,6 +27,8 @@ from service.core.accounting.conversations import ConversationPage
 from service.core.accounting.receipts import Receipt, ReceiptPage
 from service.core.audit_log import AuditPage
 from service.core.auth.store import ApiKey
+from service.core.billing.meter_events import EventObject
+from service.core.billing.review import BillingStatus
 from service.core.budgets.spend import BudgetObject
 from service.core.documents.library import Document, DocumentPage
 from service.core.records import Answer, DamagedAnswer
@@ -37,11 +39,13 @@ _SHAPES = [
     AnswerInProgress,
     AnswerStarted,
     ApiKey,
+    BillingStatus,
     BudgetObject,
     ConversationPage,
     Document,
     DocumentPage,
     DamagedAnswer,
+    EventObject,
     Problem,
     Receipt,
     ReceiptPage,
@@ -54,12 +58,15 @@ _SHAPES = [
     AuditPage,
     shapes.BudgetList,
     shapes.ConversationThread,
+    shapes.CustomerList,
+    shapes.CustomerObject,
     shapes.DeltaEvent,
     shapes.ErasedTexts,
     shapes.KeyList,
     shapes.KeySet,
     shapes.Liveness,
     shapes.LogRowPage,
+    shapes.MeterEventList,
     shapes.PartialUploadResult,
     shapes.PlanList,
     shapes.PlanSettings,
@@ -70,6 +77,7 @@ _SHAPES = [
     shapes.UserPage,
     shapes.UserQuota,
     shapes.UserSettings,
+    shapes.WebhookReceived,
 ]
 _REF = "#/components/schemas/"
 _SECURITY_SCHEMES = {
@@ -110,6 +118,7 @@ _TAGS = {
     "analytics": "Usage, cost and latency by group and time.",
     "keys": "API keys.",
     "quotas": "Usage, limits, plans and users.",
+    "billing": "Customers at Stripe and their meter events.",
     "session": "Browser sessions.",
     "health": "Liveness, readiness and metrics.",
 }

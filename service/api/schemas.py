@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from service.core.billing.customers import STRIPE_ID_PATTERN
 from service.core.budgets.budget import (
     SUBJECT_PATTERN,
     THRESHOLD_MAX,
@@ -399,6 +400,27 @@ class BudgetChange(BaseModel):
     amount_usd: BudgetAmount | None = None
     thresholds: Thresholds | None = None
     action: Literal["alert", "refuse"] | None = None
+
+
+class CustomerBody(BaseModel):
+    """The customer at Stripe as which a user is billed."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"stripe_customer_id": "cus_NffrFeUfNV2H"}]}
+    )
+    stripe_customer_id: str = Field(pattern=STRIPE_ID_PATTERN)
+
+
+class DecisionBody(BaseModel):
+    """What happens to a meter event in review."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"decision": "send"}]}
+    )
+    decision: Literal["billed", "send"] = Field(
+        description="billed: Stripe has it, or it is not to be billed. send: it is sent under a "
+        "new identifier."
+    )
 
 
 class QuotaBody(BaseModel):

@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.api.schemas import Problem
 from service.core.auth.store import ApiKey
+from service.core.billing.meter_events import EventObject
 from service.core.budgets.spend import BudgetObject
 from service.core.documents.library import Document
 from service.core.quota.history import UsageTotal
@@ -214,6 +215,34 @@ class AlertList(Struct):
     """Alerts, newest first."""
 
     items: list[AlertObject]
+
+
+class CustomerObject(Struct):
+    """A connection of a user to a customer at Stripe."""
+
+    id: str
+    user_id: str
+    stripe_customer_id: str
+    started_at: datetime
+    ended_at: datetime | None
+
+
+class CustomerList(Struct):
+    """The connections in force, by user."""
+
+    items: list[CustomerObject]
+
+
+class MeterEventList(Struct):
+    """Meter events, the latest hours first."""
+
+    items: list[EventObject]
+
+
+class WebhookReceived(Struct):
+    """An event of Stripe was stored, or needs no processing."""
+
+    received: bool
 
 
 class LimitUsage(Struct):

@@ -13,6 +13,7 @@ from service.cli import (
     audit,
     audit_log,
     backup,
+    billing,
     budgets,
     doctor,
     documents,
@@ -82,6 +83,7 @@ app.add_typer(keys.keys, name="keys")
 app.add_typer(users.users, name="users")
 app.add_typer(plans.plans, name="plans")
 app.add_typer(budgets.budgets, name="budgets")
+app.add_typer(billing.billing, name="billing")
 
 
 def main() -> None:

@@ -46,6 +46,9 @@ class Action(StrEnum):
     BUDGET_CREATED = "budget.created"  # the target is its name; detail: its fields
     BUDGET_CHANGED = "budget.changed"  # detail: old and new fields
     BUDGET_DELETED = "budget.deleted"  # detail: its fields
+    CUSTOMER_CONNECTED = "customer.connected"  # the target is Stripe's id; detail: the previous one
+    CUSTOMER_DISCONNECTED = "customer.disconnected"
+    METER_EVENT_RESOLVED = "meter_event.resolved"  # detail: the decision and the amount
     CONVERSATION_ERASED = "conversation.erased"  # of another user
     CONVERSATION_READ = "conversation.read"  # of another user: one, or the list of their titles
     ANSWER_READ = "answer.read"  # one answer of another user, by its id

@@ -12,6 +12,8 @@
     ├── KeyReplaced              409 key_replaced          rotate the key that replaced this one
     ├── BudgetExists         409 budget_exists         change that budget, or use another name
     ├── BudgetsFull          409 budgets_full          delete budgets
+    ├── CustomersFull        409 customers_full        disconnect customers
+    ├── SignatureInvalid     400 signature_invalid     set KOTAE_STRIPE_WEBHOOK_SECRET
     ├── ConversationBusy         409 conversation_busy     retry when the running answer has ended
     ├── Erased                   410 erased                begin a new conversation
     ├── ForeignHost              400 foreign_host          add the name to KOTAE_ALLOWED_HOSTS
@@ -161,6 +163,18 @@ class BudgetsFull(KotaeError):
     """There is the maximum number of budgets: delete some."""
 
     code, status, title = "budgets_full", 409, "Budget limit reached"
+
+
+class CustomersFull(KotaeError):
+    """There is the maximum number of customers: disconnect some."""
+
+    code, status, title = "customers_full", 409, "Customer limit reached"
+
+
+class SignatureInvalid(KotaeError):
+    """A webhook is not signed with the secret, or its signature is too old."""
+
+    code, status, title = "signature_invalid", 400, "The signature is invalid"
 
 
 class ConversationBusy(KotaeError):

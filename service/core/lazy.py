@@ -37,6 +37,7 @@ MODULES = {
         )
     },
     "service.core.accounting.receipt_keys": "PyJWT and cryptography, at the first receipt",
+    "service.core.billing.stripe": "Stripe's library, 0.6 s; an optional extra",
     "service.core.database.postgres": "SQLAlchemy's dialect and asyncpg, 0.2 s; an optional extra",
     "service.core.database.postgres_connection": "imports service.core.database.postgres",
     "service.core.database.postgres_lock": "imports service.core.database.postgres",

@@ -51,6 +51,7 @@ ROUTE_SEGMENTS = frozenset(
         ".well-known",
         "ai",
         "auth",
+        "billing",
         "docs",
         "health",
         "mcp",
@@ -310,6 +311,24 @@ class Settings(BaseSettings):
         False,
         description="Permit a receiver with a private, loopback or link-local address. The address "
         "is checked at each delivery, after the name is resolved.",
+    )
+    stripe_key: SecretStr | None = Field(
+        None,
+        description="Secret or restricted key of Stripe, for billing (package extra `stripe`).",
+    )
+    stripe_meter: str | None = Field(
+        None,
+        max_length=100,
+        description="Event name of the meter at Stripe to which the usage of customers is sent, in "
+        "millionths of a dollar. Requires KOTAE_STRIPE_KEY.",
+    )
+    stripe_webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signing secret (`whsec_…`) of the endpoint /billing/webhook at Stripe. "
+        "Requires KOTAE_STRIPE_KEY.",
+    )
+    stripe_base_url: Annotated[str | None, AfterValidator(_require_http)] = Field(
+        None, description="Base URL of the API of Stripe, for tests. Default: that of Stripe."
     )
     api_key: SecretStr | None = Field(
         None, description="API key that `kotae ask` and `kotae logs` send. Default: KOTAE_SECRET."
@@ -668,6 +687,7 @@ class Settings(BaseSettings):
         if self.secret_key is not None:
             parse_secret_keys(self.secret_key.get_secret_value())
         self._check_webhook()
+        self._check_stripe()
         if self.redis_url and self.database.startswith("sqlite"):
             raise ValueError(
                 "KOTAE_REDIS_URL needs PostgreSQL: set KOTAE_DATABASE_URL, because with SQLite "
@@ -718,6 +738,12 @@ class Settings(BaseSettings):
             parse_webhook_secret(self.webhook_secret.get_secret_value())
         except ValueError as error:
             raise ValueError(f"KOTAE_WEBHOOK_SECRET: {error}") from None
+
+    def _check_stripe(self) -> None:
+        if self.stripe_key is None and (self.stripe_meter or self.stripe_webhook_secret):
+            raise ValueError(
+                "KOTAE_STRIPE_METER and KOTAE_STRIPE_WEBHOOK_SECRET need KOTAE_STRIPE_KEY"
+            )
 
     def _check_jwt(self) -> None:
         """Raise `ValueError` unless the JWT settings are complete or absent."""

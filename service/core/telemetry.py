@@ -270,6 +270,24 @@ class Metrics:
             ["state"],
             registry=registry,
         )
+        self.meter_event_attempts = Counter(
+            "kotae_meter_event_attempts",
+            "Attempts to send a meter event to Stripe, by the state of the event after it",
+            ["state"],
+            registry=registry,
+        )
+        self.meter_events = Gauge(
+            "kotae_meter_events",
+            "Meter events that wait to be sent, and those to be reviewed",
+            ["state"],
+            registry=registry,
+        )
+        self.stripe_webhooks = Counter(
+            "kotae_stripe_webhooks",
+            "Signed events from Stripe: stored, repeated, or of a type that is not used",
+            ["result"],
+            registry=registry,
+        )
         self.streams_degraded = Counter(
             "kotae_streams_degraded",
             "Streams that are not resumable because the buffers were full",

@@ -68,6 +68,7 @@ def test_public_operations_are_known() -> None:
     public = {route for route, operation in OPERATIONS.items() if not operation["security"]}
 
     assert public == {
+        "POST /billing/webhook",
         "GET /health/live",
         "GET /health/ready",
         "GET /.well-known/jwks.json",

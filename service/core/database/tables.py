@@ -324,6 +324,53 @@ budget_alerts = Table(
     Index(None, "state", "next_at"),
 )
 
+# Which user is billed as which customer at Stripe, see `core.billing.customers`.
+billing_customers = Table(
+    "billing_customers",
+    metadata,
+    Column("id", _text(36), primary_key=True),
+    Column("user_id", _text(200), nullable=False),
+    Column("stripe_customer_id", _text(210), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),  # None: in force
+    Index(None, "user_id", "ended_at"),
+)
+
+# Meter events: differences of the usage of a customer in an hour, and their outbox.
+billing_events = Table(
+    "billing_events",
+    metadata,
+    Column("id", _text(100), primary_key=True),  # the identifier at Stripe
+    Column("customer_id", _text(36), nullable=False),
+    Column("hour", UtcDateTime, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("value_nano_usd", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("state", _text(10), nullable=False),  # see `billing.meter_events.EventState`
+    Column("attempts", Integer, nullable=False),  # that were begun
+    Column("first_attempt_at", UtcDateTime),  # of the first one whose result is unknown
+    Column("next_at", UtcDateTime),  # of the next attempt; None: there is none
+    Column("ended_at", UtcDateTime),  # when it was delivered or went to review
+    Column("error", _text(200)),
+    UniqueConstraint("customer_id", "hour", "number"),
+    Index(None, "state", "next_at"),
+    Index(None, "hour"),
+)
+
+# Events from Stripe, to be processed once.
+billing_inbox = Table(
+    "billing_inbox",
+    metadata,
+    Column("id", _text(255), primary_key=True),
+    Column("type", _text(100), nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("state", _text(10), nullable=False),  # see `billing.inbox.InboxState`
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", UtcDateTime),
+    Column("error", _text(200)),
+    Index(None, "state", "next_at"),
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

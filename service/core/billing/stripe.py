@@ -1,0 +1,130 @@
+"""The client of Stripe; the only module that imports its library. An optional extra.
+
+It never repeats a call by itself (`max_network_retries=0`): the outbox decides about that, because
+a repetition after the time in which Stripe remembers an identifier would bill twice. For the same
+reason calls have no idempotency key of ours: Stripe replays the response of a key, also an error.
+"""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import stripe
+
+from service.core.billing.failures import FailureKind, StripeFailed
+from service.core.errors import SignatureInvalid
+from service.core.redaction import redact_secrets
+
+ATTEMPT_SECONDS = 30.0
+TOLERANCE_SECONDS = 300  # age of a signature
+RETRY_AFTER_SECONDS_MAX = 3600.0
+_CONFIGURATION = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+
+class StripeConnection:
+    """Calls to one account. `base_url`: of another server than Stripe's, for tests."""
+
+    def __init__(
+        self, key: str, *, base_url: str | None = None, seconds: float = ATTEMPT_SECONDS
+    ) -> None:
+        self._seconds = seconds
+        self._http = stripe.HTTPXClient(timeout=seconds)
+        self._client = stripe.StripeClient(
+            key,
+            base_addresses={"api": base_url, "meter_events": base_url} if base_url else None,
+            max_network_retries=0,
+            http_client=self._http,
+        )
+
+    async def send_meter_event(
+        self, identifier: str, *, meter: str, customer_id: str, value: str, timestamp: int
+    ) -> None:
+        """Send a meter event once. `timestamp` in seconds. Raises `StripeFailed`."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._client.v1.billing.meter_events.create_async(
+                    {
+                        "event_name": meter,
+                        "identifier": identifier,
+                        "payload": {"stripe_customer_id": customer_id, "value": value},
+                        "timestamp": timestamp,
+                    }
+                )
+        except (stripe.StripeError, TimeoutError) as error:
+            raise translate_error(error) from error
+
+    async def fetch_event(self, event_id: str) -> Mapping[str, Any]:
+        """The complete event of a notification (a thin event). Raises `StripeFailed`."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                event = await self._client.v2.core.events.retrieve_async(event_id)
+        except (stripe.StripeError, TimeoutError) as error:
+            raise translate_error(error) from error
+        values: Mapping[str, Any] = event.to_dict()
+        return values
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.close_async()  # type: ignore[no-untyped-call]  # of the library
+
+
+def translate_error(error: stripe.StripeError | TimeoutError) -> StripeFailed:
+    """What an error means for a repetition. `stripe-should-retry` overrides what the status says.
+
+    See https://docs.stripe.com/error-low-level.
+    """
+    if not isinstance(error, stripe.StripeError):
+        return StripeFailed("no response in time", FailureKind.UNCERTAIN)
+    status, headers = error.http_status, _lower_names(error.headers)
+    detail = redact_secrets(f"{status or 'no response'}: {error.user_message or error}")
+    kind = _classify(error, status)
+    is_general = status in _CONFIGURATION or status == HTTPStatus.TOO_MANY_REQUESTS
+    should_retry = headers.get("stripe-should-retry")
+    if kind is FailureKind.REJECTED and should_retry == "true":
+        kind = FailureKind.REFUSED
+    elif kind is not FailureKind.KNOWN and should_retry == "false" and status not in _CONFIGURATION:
+        kind, is_general = FailureKind.REJECTED, False
+    return StripeFailed(
+        detail,
+        kind,
+        retry_after_seconds=_read_seconds(headers.get("retry-after")),
+        is_general=is_general,
+    )
+
+
+def _classify(error: stripe.StripeError, status: int | None) -> FailureKind:
+    if isinstance(error, stripe.APIConnectionError) or status is None:
+        return FailureKind.UNCERTAIN
+    message = str(error).lower()
+    if status == HTTPStatus.BAD_REQUEST and "already exists with identifier" in message:
+        return FailureKind.KNOWN
+    if status in _CONFIGURATION or status == HTTPStatus.TOO_MANY_REQUESTS:
+        return FailureKind.REFUSED
+    is_client_error = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    if is_client_error and status != HTTPStatus.CONFLICT:
+        return FailureKind.REJECTED
+    return FailureKind.UNCERTAIN
+
+
+def _lower_names(headers: Mapping[str, str] | None) -> dict[str, str]:
+    return {name.lower(): value for name, value in (headers or {}).items()}
+
+
+def _read_seconds(text: str | None) -> float:
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        return 0.0
+    return min(max(seconds, 0.0), RETRY_AFTER_SECONDS_MAX) if math.isfinite(seconds) else 0.0
+
+
+def verify_signature(payload: bytes, signature: str, secret: str) -> None:
+    """Verify the header `Stripe-Signature` of a raw body. Raises `SignatureInvalid`."""
+    try:
+        stripe.WebhookSignature.verify_header(
+            payload.decode(), signature, secret, tolerance=TOLERANCE_SECONDS
+        )
+    except (stripe.SignatureVerificationError, ValueError) as error:
+        raise SignatureInvalid("the signature is missing, wrong or too old") from error

@@ -1,0 +1,236 @@
+"""Stripe's meter events and thin events over real HTTP, as the stock client calls them.
+
+As documented by Stripe: an identifier is rejected with 400 for 24 hours after it was accepted, and
+accepted again later; timestamps may be 35 days old or 5 minutes ahead; values are decimals with up
+to 12 digits after the point.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qsl
+
+from service.core.encoding import utc_now
+
+KEY = "sk_test_kotae"
+SECRET = "whsec_kotae"
+METER = "kotae_usage"
+IDENTIFIER_HOURS, AGE_DAYS, AHEAD_MINUTES, DIGITS = 24, 35, 5, 12
+
+
+Response = tuple[int, Mapping[str, str], Any]
+"""Status, headers and JSON body."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a request gets instead of the usual response.
+
+    `status` 0: the connection is closed. `processed`: the event is accepted nevertheless.
+    """
+
+    status: int = 0
+    processed: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+LOST = Reply(0, processed=True)  # the response is lost
+CUT = Reply(0)
+ERROR = Reply(500)
+ERROR_AFTERWARDS = Reply(500, processed=True)
+BUSY = Reply(429, headers={"retry-after": "7"})
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A meter event that is billed."""
+
+    identifier: str
+    customer: str
+    value: Decimal
+    timestamp: int
+    at: datetime
+
+
+class StripeFake:
+    """Accepts meter events. `replies`: for the next of them; `clock`: the time at Stripe."""
+
+    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
+        self.accepted: list[Accepted] = []
+        self.replies: deque[Reply] = deque()
+        self.events: dict[str, dict[str, Any]] = {}  # thin events by id, complete
+        self.requests: list[dict[str, str]] = []
+        self.is_away = False
+        self.arrived = asyncio.Event()
+        self.release: asyncio.Event | None = None  # responses wait for it
+        self._clock = clock
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+
+    @property
+    def url(self) -> str:
+        """The base URL for the client."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def sum_nano_usd(self) -> dict[tuple[str, int], int]:
+        """What is billed by customer and hour since 1970, in nano-dollars."""
+        sums: Counter[tuple[str, int]] = Counter()
+        for event in self.accepted:
+            sums[event.customer, event.timestamp // 3600] += int(event.value * 1000)
+        return {key: value for key, value in sums.items() if value}
+
+    def count_identifiers(self) -> Counter[str]:
+        """How often each identifier was accepted."""
+        return Counter(event.identifier for event in self.accepted)
+
+    def report_errors(
+        self, event_id: str, identifiers: list[str], count: int | None = None
+    ) -> dict[str, Any]:
+        """Create an error report of meter events, and return its notification."""
+        kind = "v1.billing.meter.error_report_triggered"
+        samples = [
+            {"error_message": "No customer", "request": {"identifier": identifier}}
+            for identifier in identifiers
+        ]
+        count = len(identifiers) if count is None else count
+        error_type = {
+            "code": "meter_event_customer_not_found",
+            "error_count": count,
+            "sample_errors": samples,
+        }
+        notification = {
+            "id": event_id,
+            "object": "v2.core.event",
+            "type": kind,
+            "created": "2026-11-29T12:00:00.000Z",
+            "livemode": False,
+            "related_object": {"id": "mtr_1", "type": "billing.meter", "url": "/v1/billing/meters"},
+        }
+        self.events[event_id] = notification | {
+            "data": {
+                "developer_message_summary": "There is 1 invalid event",
+                "reason": {"error_count": count, "error_types": [error_type]},
+            }
+        }
+        return notification
+
+    async def wait_requests(self, count: int) -> None:
+        """Wait until this number of requests has arrived."""
+        async with asyncio.timeout(60):
+            while len(self.requests) < count:
+                self.arrived.clear()
+                await self.arrived.wait()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while not self.is_away and await self._respond(reader, writer):
+                pass
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        method, path, _ = head[0].split(" ")
+        headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])
+        }
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        if self.is_away:
+            return False
+        if headers.get("authorization") != f"Bearer {KEY}":
+            response: Response = 401, {}, _describe_error("Invalid API Key")
+        elif method == "GET" and path.startswith("/v2/core/events/"):
+            event = self.events.get(path.rpartition("/")[2])
+            response = (200, {}, event) if event else (404, {}, _describe_error("None"))
+        elif (method, path) == ("POST", "/v1/billing/meter_events"):
+            fields = dict(parse_qsl(body.decode()))
+            self.requests.append(fields)
+            response = self._create(fields)
+            self.arrived.set()
+            if self.release is not None:
+                await self.release.wait()
+        else:
+            response = 404, {}, _describe_error(f"Unrecognized URL {path}")
+        status, extra, value = response
+        if not status:
+            return False
+        payload = json.dumps(value).encode()
+        lines = "".join(f"{name}: {text}\r\n" for name, text in extra.items())
+        writer.write(
+            f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{lines}"
+            f"content-length: {len(payload)}\r\n\r\n".encode()
+            + payload
+        )
+        await writer.drain()
+        return True
+
+    def _create(self, fields: Mapping[str, str]) -> Response:
+        reply = self.replies.popleft() if self.replies else None
+        if reply is not None and not reply.processed:
+            return reply.status, reply.headers, _describe_error("The fake refuses this")
+        status, headers, value = self._accept(fields)
+        if reply is not None:
+            return reply.status, reply.headers, _describe_error("An error afterwards")
+        return status, headers, value
+
+    def _accept(self, fields: Mapping[str, str]) -> Response:
+        now, final = self._clock(), {"stripe-should-retry": "false"}
+        identifier, value = fields["identifier"], fields["payload[value]"]
+        timestamp = datetime.fromtimestamp(int(fields["timestamp"]), UTC)
+        if len(identifier) > 100 or fields["event_name"] != METER:
+            return 400, final, _describe_error("Invalid identifier or event name")
+        if (
+            not now - timedelta(days=AGE_DAYS)
+            <= timestamp
+            <= now + timedelta(minutes=AHEAD_MINUTES)
+        ):
+            return 400, final, _describe_error("The timestamp is out of range")
+        if len(value.partition(".")[2]) > DIGITS:
+            return 400, final, _describe_error("Too many digits")
+        since = now - timedelta(hours=IDENTIFIER_HOURS)
+        if any(event.identifier == identifier and event.at > since for event in self.accepted):
+            message = f"An event already exists with identifier {identifier}."
+            return 400, final, _describe_error(message)
+        customer = fields["payload[stripe_customer_id]"]
+        self.accepted.append(
+            Accepted(identifier, customer, Decimal(value), int(fields["timestamp"]), now)
+        )
+        return 200, {}, {"object": "billing.meter_event", "identifier": identifier}
+
+
+def _describe_error(message: str) -> dict[str, Any]:
+    return {"error": {"type": "invalid_request_error", "message": message}}
+
+
+def sign(payload: bytes, secret: str = SECRET, at: float | None = None) -> str:
+    """The header `Stripe-Signature` of a body, as documented."""
+    timestamp = int(time.time() if at is None else at)
+    signed = f"{timestamp}.".encode() + payload
+    return f"t={timestamp},v1={hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()}"
