@@ -10,10 +10,12 @@ import typer
 
 from service.cli.database import run_with
 from service.core.accounting.audit import AuditReport, audit_log
+from service.core.billing.restoring import mark_restored
 from service.core.database.backup import create_copy, install_copy, set_aside
 from service.core.database.engine import Database
 from service.core.database.files import create_private_directory, find_database_file, is_sqlite
 from service.core.database.instance_lock import lock_instance
+from service.core.encoding import utc_now
 from service.core.errors import KotaeError
 from service.core.settings import Settings, load_settings
 
@@ -92,6 +94,7 @@ async def _migrate_copy(copy: Path) -> AuditReport:
                 "that created it, or a newer one"
             )
         await database.migrate()
+        await mark_restored(database, utc_now())
         return await _audit(database)
 
     return await run_with(Database(f"sqlite+aiosqlite:///{copy}"), migrate)

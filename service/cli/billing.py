@@ -9,7 +9,7 @@ import typer
 from service.cli.database import run_on_database
 from service.cli.output import Json, format_time, print_json, print_table
 from service.core.auth.principals import COMMAND_LINE
-from service.core.billing import customers, meter_events, review
+from service.core.billing import customers, meter_events, restoring, review
 from service.core.billing.customers import STRIPE_ID_PATTERN, Customer
 from service.core.billing.meter_events import EventObject, EventState
 from service.core.billing.review import BillingStatus, Decision
@@ -133,6 +133,15 @@ def disconnect_customer(user_id: str) -> None:
         lambda database: customers.disconnect_customer(database, COMMAND_LINE, user_id),
     )
     print(f"disconnected: {user_id}")
+
+
+@billing.command("restored")
+def mark_restored() -> None:
+    """Prevent that events are billed again after PostgreSQL was restored, before a start."""
+    count = run_on_database(
+        load_settings(), lambda database: restoring.mark_restored(database, utc_now())
+    )
+    print(f"marked: {count}")
 
 
 def _read_events(state: EventState | None, user_id: str | None) -> list[EventObject]:

@@ -27,7 +27,7 @@ from service.core.billing.meter_events import (
     begin_attempts,
     compute_timestamp,
     count_states,
-    create_events,
+    create_missing_events,
     find_obstacle,
     format_value,
     list_due,
@@ -43,7 +43,6 @@ CHECK_SECONDS = 2.0
 EVALUATION_SECONDS = 60.0
 LOAD_MAX = 0.05
 LATE_DAYS = 36  # Stripe accepts events up to 35 days; older ones are created for review
-PART_DAYS = 31  # of the hours that are compared in one snapshot
 AT_ONCE_MAX = 5  # calls in progress
 DUE_MAX = 50  # events in a tick
 RETRY_SECONDS, RETRY_SECONDS_MAX = 5.0, 1800.0
@@ -119,13 +118,10 @@ class BillingWorker(PeriodicWorker):
             async with self._database.read_session() as session:
                 first = await find_first_start(session)
             since = min(since, first or since)
-        while since < at:
-            end = min(since + timedelta(days=PART_DAYS), at)
-            for event in await create_events(self._database, since, end, at):
-                log.info("meter_event.created", event_id=event.id, state=event.state.value)
-                if event.state is EventState.REVIEW:
-                    _log_review(event.id, event.error)
-            since = end
+        for event in await create_missing_events(self._database, since, at):
+            log.info("meter_event.created", event_id=event.id, state=event.state.value)
+            if event.state is EventState.REVIEW:
+                _log_review(event.id, event.error)
         self._has_evaluated_all = True
 
     async def send_due(self) -> None:

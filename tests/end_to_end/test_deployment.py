@@ -108,7 +108,7 @@ def test_alert_rules_are_valid() -> None:
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 rules found" in done.stdout
+    assert "11 rules found" in done.stdout
 
 
 def test_queries_of_the_dashboard_are_valid(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from service.core.pricing import format_usd
 DUE_SECONDS = 900  # after the end of an hour: most answers that began in it have ended
 REPEAT_SECONDS = 23 * 3600.0  # an hour less than Stripe remembers identifiers
 AGE_SECONDS = (35 * 24 - 1) * 3600.0  # an hour less than Stripe accepts
+PART_DAYS = 31  # of the hours that are compared in one snapshot
 EVENTS_PAGE_MAX = 200
 ERROR_CHARACTERS_MAX = 200
 _INSERTED_MAX = 500  # rows of a statement
@@ -132,6 +133,18 @@ def find_obstacle(event: MeterEvent, at: datetime) -> str | None:
 def find_due_end(at: datetime) -> datetime:
     """The end of the last hour that is due at a time."""
     return find_hour(at - timedelta(seconds=DUE_SECONDS))
+
+
+async def create_missing_events(
+    database: Database, since: datetime, at: datetime
+) -> list[MeterEvent]:
+    """See `create_events`, for all hours since a time. Raises `DatabaseUnavailable`."""
+    events: list[MeterEvent] = []
+    while since < at:
+        end = min(since + timedelta(days=PART_DAYS), at)
+        events += await create_events(database, since, end, at)
+        since = end
+    return events
 
 
 async def create_events(
