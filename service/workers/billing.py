@@ -4,8 +4,9 @@ One process does it: with PostgreSQL, the leader. Before anything is sent, the a
 in a transaction in which a former leader fails. If the process dies before the result is committed,
 the event is sent again with the same identifier, which Stripe then refuses as known.
 
-Usage that becomes known later is looked for in the last `LATE_DAYS`, and at the start in all hours
-since the first connection. The sums are read at most for the share `LOAD_MAX` of the time.
+The hours of the last `RECENT_DAYS` are evaluated every minute, those of the last `LATE_DAYS` every
+hour, for usage that becomes known late, and at the start all hours since the first connection. The
+sums are read at most for the share `LOAD_MAX` of the time.
 """
 
 import asyncio
@@ -42,6 +43,8 @@ from service.workers.background import PeriodicWorker
 CHECK_SECONDS = 2.0
 EVALUATION_SECONDS = 60.0
 LOAD_MAX = 0.05
+RECENT_DAYS = 2
+COMPLETE_SECONDS = 3600.0
 LATE_DAYS = 36  # Stripe accepts events up to 35 days; older ones are created for review
 AT_ONCE_MAX = 5  # calls in progress
 DUE_MAX = 50  # events in a tick
@@ -86,7 +89,7 @@ class BillingWorker(PeriodicWorker):
         self._database, self._stripe, self._meter = database, stripe, meter
         self._metrics, self._clock, self._monotonic = metrics, clock, monotonic
         self._delivered, self._general_failures = 0, 0
-        self._next_evaluation = 0.0
+        self._next_evaluation = self._next_complete = 0.0
         self._has_evaluated_all = False
         self._paused_until: datetime | None = None
 
@@ -113,7 +116,8 @@ class BillingWorker(PeriodicWorker):
     async def evaluate_hours(self) -> None:
         """Create the events that are due. Raises `DatabaseUnavailable`."""
         at = self._clock()
-        since = at - timedelta(days=LATE_DAYS)
+        is_complete = self._monotonic() >= self._next_complete
+        since = at - timedelta(days=LATE_DAYS if is_complete else RECENT_DAYS)
         if not self._has_evaluated_all:
             async with self._database.read_session() as session:
                 first = await find_first_start(session)
@@ -123,6 +127,8 @@ class BillingWorker(PeriodicWorker):
             if event.state is EventState.REVIEW:
                 _log_review(event.id, event.error)
         self._has_evaluated_all = True
+        if is_complete:
+            self._next_complete = self._monotonic() + COMPLETE_SECONDS
 
     async def send_due(self) -> None:
         """Make an attempt for each event that is due, for some at once.

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, nullcontext
+from datetime import timedelta
 from decimal import Decimal
 from itertools import accumulate
 from pathlib import Path
@@ -15,12 +16,15 @@ import pytest
 from service.core.encoding import create_id, read_slot, utc_now
 from service.core.errors import DatabaseUnavailable
 from service.core.provider_file import ModelPrice
+from service.workers.billing import BillingWorker
 from service.workers.budgets import BudgetEvaluator
 from tests.access import bearer, make_key
+from tests.billing import connect, list_events, use
 from tests.conftest import Serve, Service, http_client
 from tests.fakes.behaviour import Behaviour, default_deltas
 from tests.fakes.provider import ProviderFake
 from tests.fakes.receiver import SECRET, ReceiverFake
+from tests.fakes.stripe import KEY, LOST, METER, StripeFake
 from tests.postgres import PostgresServer, temporary_database
 from tests.proxies import caddy_replicas
 from tests.redis import running_redis
@@ -655,3 +659,26 @@ async def test_alerts_of_two_replicas_have_one_id(replicas: Replicas) -> None:
         ids[delivery.data["budget"], delivery.data["threshold"]].add(delivery.id)
     assert len(ids) == 6
     assert all(len(same) == 1 for same in ids.values())
+
+
+async def test_meter_events_of_two_replicas_are_billed_once(replicas: Replicas) -> None:
+    """Only the leader sends; responses that are lost, and both working at once, double nothing."""
+    async with StripeFake() as stripe:
+        settings = {"stripe_key": KEY, "stripe_meter": METER, "stripe_base_url": stripe.url}
+        first, second = await replicas.start(**settings), await replicas.start(**settings)
+        stripe.replies.extend([LOST] * 3)
+        start = utc_now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=5)
+        database = first.services.database
+        for user_id in "abcdef":
+            await connect(database, user_id, at=start)
+            await use(database, 1500, start, user_id)
+        workers = [service.services.workers["billing"] for service in (first, second)]
+        async with asyncio.timeout(60):
+            while [event.state for event in await list_events(database)] != ["delivered"] * 6:
+                work = [w.evaluate_hours() for w in workers if isinstance(w, BillingWorker)]
+                work += [w.send_due() for w in workers if isinstance(w, BillingWorker)]
+                results = await asyncio.gather(*work, return_exceptions=True)
+                assert {type(error) for error in results if error} <= {DatabaseUnavailable}
+                await asyncio.sleep(0.05)
+        assert set(stripe.count_identifiers().values()) == {1}
+        assert set(stripe.sum_nano_usd().values()) == {1500}

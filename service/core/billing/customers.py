@@ -138,6 +138,12 @@ async def list_connections(
     return [_create_customer(row) for row in (await session.execute(query)).mappings()]
 
 
+async def count_connections(session: ReadSession) -> int:
+    """The number of connections, also of those that have ended."""
+    query = sa.select(sa.func.count()).select_from(billing_customers)
+    return int((await session.execute(query)).scalar_one())
+
+
 async def find_first_start(session: ReadSession) -> datetime | None:
     """The beginning of the first connection, if there is one."""
     start: datetime | None = (

@@ -24,13 +24,14 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from service.core.billing.customers import list_connections
+from service.core.billing.customers import count_connections, list_connections
 from service.core.billing.usage import (
     HOUR,
     NOTHING,
     CustomerHour,
     HourUsage,
     find_hour,
+    list_parts,
     read_usage,
 )
 from service.core.database.constructs import is_listed, sum_exactly
@@ -42,10 +43,9 @@ from service.core.pricing import format_usd
 DUE_SECONDS = 900  # after the end of an hour: most answers that began in it have ended
 REPEAT_SECONDS = 23 * 3600.0  # an hour less than Stripe remembers identifiers
 AGE_SECONDS = (35 * 24 - 1) * 3600.0  # an hour less than Stripe accepts
-PART_DAYS = 31  # of the hours that are compared in one snapshot
 EVENTS_PAGE_MAX = 200
 ERROR_CHARACTERS_MAX = 200
-_INSERTED_MAX = 500  # rows of a statement
+_INSERTED_MAX = 50  # rows of a statement: building a larger one would block the event loop
 _NANO_PER_UNIT = 1000  # the unit of the meter is a millionth of a dollar
 
 
@@ -139,11 +139,13 @@ async def create_missing_events(
     database: Database, since: datetime, at: datetime
 ) -> list[MeterEvent]:
     """See `create_events`, for all hours since a time. Raises `DatabaseUnavailable`."""
+    async with database.read_session() as session:
+        count = await count_connections(session)
+    if not count:
+        return []
     events: list[MeterEvent] = []
-    while since < at:
-        end = min(since + timedelta(days=PART_DAYS), at)
-        events += await create_events(database, since, end, at)
-        since = end
+    for start, end in list_parts(find_hour(since), find_due_end(at), count):
+        events += await create_events(database, start, end, at)
     return events
 
 

@@ -18,7 +18,7 @@ from service.core.billing.meter_events import (
     find_due_end,
     list_events,
 )
-from service.core.billing.usage import NOTHING, find_hour, read_usage
+from service.core.billing.usage import NOTHING, HourUsage, find_hour, list_parts, read_usage
 from service.core.database.constructs import is_listed, sum_exactly
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import billing_events
@@ -115,25 +115,28 @@ async def read_status(session: ReadSession, at: datetime) -> BillingStatus:
     until = find_due_end(at)
     since = find_hour(until - timedelta(days=STATUS_DAYS))
     connections = await list_connections(session, since, at)
-    usage = await read_usage(session, connections, since, until)
+    usage: dict[str, HourUsage] = {}
+    for start, end in list_parts(since, until, len(connections)):
+        part = await read_usage(session, connections, start, end)
+        for (customer_id, _), item in part.items():
+            total = usage.get(customer_id, NOTHING)
+            usage[customer_id] = HourUsage(
+                total.nano_usd + item.nano_usd, total.unpriced + item.unpriced
+            )
     sums = await _sum_states(session, [customer.id for customer in connections], since, until)
-    hours: dict[str, list[Any]] = {}
-    for (customer_id, _), hour_usage in usage.items():
-        hours.setdefault(customer_id, []).append(hour_usage)
     customers = []
     for customer in sorted(connections, key=lambda item: (item.user_id, item.id)):
-        of_customer = hours.get(customer.id, [NOTHING])
-        total = sum(item.nano_usd for item in of_customer)
+        of_customer = usage.get(customer.id, NOTHING)
         by_state = {state: sums.get((customer.id, state), 0) for state in EventState}
         del by_state[EventState.REPLACED]
         customers.append(
             CustomerStatus(
                 user_id=customer.user_id,
                 stripe_customer_id=customer.stripe_customer_id,
-                usage_usd=format_usd(total),
+                usage_usd=format_usd(of_customer.nano_usd),
                 **{f"{state}_usd": format_usd(amount) for state, amount in by_state.items()},
-                open_usd=format_usd(total - sum(by_state.values())),
-                unpriced=sum(item.unpriced for item in of_customer),
+                open_usd=format_usd(of_customer.nano_usd - sum(by_state.values())),
+                unpriced=of_customer.unpriced,
             )
         )
     failed = await inbox.count_failed(session)

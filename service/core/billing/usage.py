@@ -4,7 +4,7 @@ Only known costs are billed. Answers of unknown cost are counted beside them. In
 a connection begins or ends, the rows of its part of the hour are added up instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -18,6 +18,7 @@ from service.core.encoding import EPOCH, compute_first_id, find_quarter
 
 HOUR = timedelta(hours=1)
 QUARTERS_PER_HOUR = 4
+CUSTOMER_HOURS_MAX = 2000  # a few milliseconds of the event loop
 CustomerHour = tuple[str, datetime]
 """The id of a connection, and the beginning of an hour."""
 
@@ -35,6 +36,16 @@ NOTHING = HourUsage(0, 0)
 def find_hour(at: datetime) -> datetime:
     """The beginning of the hour of a time, in UTC."""
     return at.replace(minute=0, second=0, microsecond=0)
+
+
+def list_parts(
+    since: datetime, until: datetime, customers: int
+) -> Iterator[tuple[datetime, datetime]]:
+    """Divide an interval of hours, so that few rows are processed at a time for all customers."""
+    length = max(1, CUSTOMER_HOURS_MAX // max(1, customers)) * HOUR
+    while since < until:
+        yield since, min(since + length, until)
+        since += length
 
 
 async def read_usage(

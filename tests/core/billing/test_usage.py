@@ -6,7 +6,13 @@ import pytest
 
 from service.core.auth.principals import BOOTSTRAP
 from service.core.billing.customers import connect_customer, list_connections
-from service.core.billing.usage import HourUsage, find_hour, read_usage
+from service.core.billing.usage import (
+    CUSTOMER_HOURS_MAX,
+    HourUsage,
+    find_hour,
+    list_parts,
+    read_usage,
+)
 from service.core.database.engine import Database
 from tests.billing import HOUR, START, connect, use
 
@@ -62,3 +68,14 @@ async def test_an_hour_of_two_customers_is_divided(database: Database) -> None:
 def test_hours_begin_at_the_full_hour() -> None:
     """The hour of a time is in UTC."""
     assert find_hour(START + 59 * MINUTE + timedelta(microseconds=1)) == START
+
+
+@pytest.mark.parametrize("customers", [0, 1, 7, 10 * CUSTOMER_HOURS_MAX])
+def test_parts_cover_an_interval(customers: int) -> None:
+    """Parts are adjacent, of whole hours, and small enough for all customers."""
+    until = START + 5000 * HOUR
+    parts = list(list_parts(START, until, customers))
+    assert [start for start, _ in parts] == [START, *(end for _, end in parts[:-1])]
+    assert parts[-1][1] == until
+    lengths = [(end - start) // HOUR for start, end in parts]
+    assert all(n == 1 or n * customers <= CUSTOMER_HOURS_MAX for n in lengths)
