@@ -10,7 +10,11 @@ from tests.conftest import Serve, Service, http_client, shared_fixture, shared_l
 from tests.problems import is_problem
 
 ASK = {"prompt": "Why?", "grounded": False}
-PUBLIC = {("delete", "/auth/session"), ("get", "/.well-known/jwks.json")}
+PUBLIC = {
+    ("delete", "/auth/session"),
+    ("get", "/.well-known/jwks.json"),
+    ("post", "/billing/webhook"),  # signed by Stripe
+}
 PATHS = create_app(Settings()).openapi()["paths"]
 
 
