@@ -28,9 +28,17 @@ from service.core.accounting.audit_rules import (
 from service.core.accounting.provider_export import Export, remove_snapshot
 from service.core.accounting.rollups import COUNTS, DIMENSIONS, LATENCIES, select_contributions
 from service.core.accounting.rows import read_attempts
-from service.core.budgets.budget import BUDGET_PREFIX
+from service.core.budgets.budget import (
+    BUDGET_PREFIX,
+    EVERYTHING,
+    Period,
+    SubjectKind,
+    compute_window,
+)
+from service.core.budgets.store import list_budgets
 from service.core.database.constructs import (
     as_text,
+    is_listed,
     read_as_bytes,
     read_kind,
     sum_exactly,
@@ -66,6 +74,8 @@ _QUARTERS_END = find_quarter(datetime(9999, 1, 1, tzinfo=UTC))  # see `_parse_da
 _CALLED = ("usage_source", "prompt_tokens", "completion_tokens")
 ATTEMPTS = "answers with several attempts"
 ROWS, TOTALS, CHARGES = "rows of the log", "rollups by quarter", "quotas by day and subject"
+BUDGETS = "budgets by day"
+_CHARGES = ("requests", "tokens", "cost_nano_usd")  # of a quota
 FILES, EXPORT = "records put aside", "days and models of the export"
 _LABELS = {TOTALS: "rollups", CHARGES: "quotas"}
 
@@ -109,7 +119,7 @@ async def audit_log(
         raise KotaeError(f"no database at {database.file}")
     await database.require_current_schema()
     report = AuditReport()
-    report.compared.update(dict.fromkeys((ROWS, ATTEMPTS, TOTALS, CHARGES, FILES), 0))
+    report.compared.update(dict.fromkeys((ROWS, ATTEMPTS, TOTALS, CHARGES, BUDGETS, FILES), 0))
     period_export = (
         None
         if export is None
@@ -164,6 +174,7 @@ async def _audit_days(
             await _check_rows(session, date_, report)
             await _check_attempts(session, date_, report)
             await _check_totals(session, date_, report)
+            await _check_budgets(session, date_, report)
             if export is not None and first <= day <= last:
                 with _report_damage(report, EXPORT, f"the rows of {day}"):
                     await _check_export(session, date_, unmatched, report)
@@ -322,12 +333,63 @@ async def _check_totals(session: ReadSession, day: date, report: AuditReport) ->
             ).where(*_filter_day(day), subject.is_not(None))
             for subject in subjects
         ]
-        # Those of budgets count only since the budget exists, or are sums of others.
+        # Those of budgets are compared in `_check_budgets`.
         is_listed_subject = quota_totals.c.subject.not_like(f"{BUDGET_PREFIX}%")
         stored = sa.select(quota_totals).where(is_listed_subject).subquery()
         await _compare_sums(
             session, day, report, CHARGES, rows, stored, ("subject",), list(charges)
         )
+
+
+async def _check_budgets(session: ReadSession, day: date, report: AuditReport) -> None:
+    """Compare the charges to budgets for users, keys and everything with those of quotas.
+
+    Left out are budgets for plans, whose users change, and for models, which have no quota. Charges
+    are complete from the month on in which a budget was created.
+    """
+    listed = [
+        budget
+        for budget in await list_budgets(session)
+        if budget.kind in {SubjectKind.USER, SubjectKind.KEY, SubjectKind.ALL}
+        and compute_window(Period.MONTH, budget.created_at).start.date() <= day
+    ]
+    if not listed:
+        return
+    with _report_damage(report, BUDGETS, f"the charges to budgets of {day}"):
+        charged = await _read_charges(session, day, [budget.quota_name for budget in listed])
+        expected = await _read_charges(session, day, [budget.subject for budget in listed])
+        expected[EVERYTHING] = await _sum_user_charges(session, day)
+        for budget in listed:
+            report.compared[BUDGETS] += 1
+            sums = (charged.get(budget.quota_name), expected.get(budget.subject))
+            counts, quotas = (total or (0, 0, 0) for total in sums)
+            if counts != quotas:
+                names = zip(_CHARGES, quotas, counts, strict=True)
+                differences = "; ".join(
+                    f"{name} {quota} in the quotas, {count} charged"
+                    for name, quota, count in names
+                    if quota != count
+                )
+                report.add_difference(BUDGETS, f"budget {budget.name} on {day}: {differences}")
+
+
+async def _read_charges(
+    session: ReadSession, day: date, subjects: list[str]
+) -> dict[str, tuple[int, ...]]:
+    """The charges of a day by quota subject."""
+    columns = quota_totals.c
+    query = sa.select(columns.subject, *(columns[name] for name in _CHARGES)).where(
+        columns.day == str(day), is_listed(columns.subject, subjects)
+    )
+    return {subject: tuple(counts) for subject, *counts in await session.execute(query)}
+
+
+async def _sum_user_charges(session: ReadSession, day: date) -> tuple[int, ...]:
+    columns = quota_totals.c
+    query = sa.select(*(sum_exactly(columns[name]) for name in _CHARGES)).where(
+        columns.day == str(day), columns.subject.like(f"{USER_PREFIX}%")
+    )
+    return tuple((await session.execute(query)).one())
 
 
 def _select_latencies(kind: int) -> sa.Select[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.core.accounting.audit import audit_log
+from service.core.accounting.audit import BUDGETS, audit_log
 from service.core.auth import store as auth_store
 from service.core.auth.principals import BOOTSTRAP
 from service.core.budgets.budget import Budget
@@ -109,11 +109,26 @@ async def test_any_order_of_records_gives_the_same_charges(database: Database, s
     )
 
 
-async def test_the_audit_ignores_charges_to_budgets(database: Database, tmp_path: Path) -> None:
-    """An audit of rows and quotas with a budget finds no difference."""
-    await create_budget(database)
-    await write(database, [build_outcome(build_intent(at=utc_now() - timedelta(days=1)))])
-    assert (await audit_log(database, tmp_path)).details == []
+async def test_the_audit_compares_charges_to_budgets(database: Database, tmp_path: Path) -> None:
+    """Charges to users, keys and everything equal those of the quotas; a change is found."""
+    await auth_store.put_plan(database, BOOTSTRAP, "team", QuotaLimits())
+    key = await create_key(database, "a")
+    await create_budgets(database, key.id)
+    earlier = build_outcome(build_intent(at=utc_now() - timedelta(days=40), user_id="a"))
+    await write(database, [*build_rows(key.id), earlier])
+    report = await audit_log(database, tmp_path)
+    assert (report.different[BUDGETS], report.compared[BUDGETS]) == (0, 3)
+
+    async with database.transaction() as session:
+        await session.execute(
+            sa.update(quota_totals)
+            .where(quota_totals.c.subject.like("budget:%"))
+            .values(cost_nano_usd=quota_totals.c.cost_nano_usd + 1)
+        )
+    report = await audit_log(database, tmp_path)
+    assert report.different[BUDGETS] == 3
+    assert "budget b5 on" in report.details[-1]
+    assert "cost_nano_usd 4591 in the quotas, 4592 charged" in report.details[-1]
 
 
 def test_attempts_of_several_models_are_charged_apart() -> None:
