@@ -1,7 +1,7 @@
 // The user of this browser's session with role, links to the pages of users and admins, and a button to sign out.
 // In open mode there is no session to sign out of, only the links.
 
-import { resolve } from "./root.js";
+import { resolveUrl } from "./root.js";
 import { fetchSession, signOut } from "./service.js";
 import { label, say } from "./text.js";
 
@@ -27,7 +27,7 @@ export function createAccount(session) {
   button.className = "quiet";
   button.addEventListener("click", async () => {
     await signOut();
-    location.assign(resolve("signin"));
+    location.assign(resolveUrl("signin"));
   });
   const user = Object.assign(document.createElement("span"), { className: "user" });
   user.append(name, role, button);
@@ -38,7 +38,7 @@ function createLinks({ role }) {
   const links = role === "admin" ? [["admin", "administration"]] : [];
   return [...links, ["account", "my_account"]].map(([path, key]) => {
     const link = say(document.createElement("a"), key);
-    link.href = resolve(path);
+    link.href = resolveUrl(path);
     link.className = "account-link";
     return link;
   });

@@ -1,7 +1,7 @@
 // Explanations above the page of what affects everything: the service cannot be reached, the session has ended, or the
 // service refuses all requests of this page.
 
-import { resolve, signInAddress } from "./root.js";
+import { resolveUrl, signInAddress } from "./root.js";
 import { say } from "./text.js";
 
 const RETRY_MS = 2000; // between two attempts to reach the service
@@ -36,7 +36,7 @@ export function explainUnreachable() {
 
 function wait(ms) {
   retry = setTimeout(async () => {
-    const reached = await fetch(resolve("health/live")).then(({ ok }) => ok, () => false);
+    const reached = await fetch(resolveUrl("health/live")).then(({ ok }) => ok, () => false);
     if (!reached) return wait(Math.min(ms * 1.5, RETRY_MS_MAX));
     retry = null;
     $("connection").hidden = true;
@@ -51,7 +51,7 @@ export function wireConnection() {
     clearTimeout(retry);
     wait(0);
   });
-  addEventListener("offline", () => fetch(resolve("health/live")).catch(explainUnreachable));
+  addEventListener("offline", () => fetch(resolveUrl("health/live")).catch(explainUnreachable));
 }
 
 function showConnection(key, action) {

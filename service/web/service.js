@@ -2,17 +2,17 @@
 // text in place of title and detail.
 
 import { explain, explainUnreachable } from "./notices.js";
-import { resolve } from "./root.js";
+import { resolveUrl } from "./root.js";
 
 export const listDocuments = ({ limit, cursor }) => fetchJson(`ai/documents?${new URLSearchParams({ limit, ...(cursor ? { cursor } : {}) })}`);
 export const fetchDocument = (id) => fetchJson(`ai/documents/${encodeURIComponent(id)}`);
 export const searchDocuments = (query) => fetchJson(`ai/search?${new URLSearchParams(query)}`);
-export const originalUrl = (id) => resolve(`ai/documents/${encodeURIComponent(id)}/original`);
+export const originalUrl = (id) => resolveUrl(`ai/documents/${encodeURIComponent(id)}/original`);
 export const deleteDocument = (id, options) => fetchJson(`ai/documents/${encodeURIComponent(id)}`, { method: "DELETE", ...options });
 const CONVERSATION_ANSWERS_MAX = 500; // shown of one conversation
 
 /** The session of this browser; null without one. */
-export const fetchSession = () => fetch(resolve("auth/session")).then((response) => (response.ok ? response.json() : null), () => null);
+export const fetchSession = () => fetch(resolveUrl("auth/session")).then((response) => (response.ok ? response.json() : null), () => null);
 export const signOut = () => fetchJson("auth/session", { method: "DELETE" });
 
 /** Signs in with a key. Returns the key of a text that says why it failed, or an empty object. */
@@ -60,7 +60,7 @@ export function uploadFile(file, onProgress) {
   body.append("files", file);
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", resolve("ai/upload?partial=true"));
+    request.open("POST", resolveUrl("ai/upload?partial=true"));
     request.responseType = "json";
     request.upload.onprogress = ({ loaded, total }) => onProgress(total ? loaded / total : 0);
     request.onload = () => {
@@ -80,7 +80,7 @@ export function uploadFile(file, onProgress) {
 /** Returns the name of the default model; null if the service cannot be reached. */
 export async function fetchModel() {
   try {
-    return (await (await fetch(resolve("health/ready"))).json()).model;
+    return (await (await fetch(resolveUrl("health/ready"))).json()).model;
   } catch {
     return null;
   }
@@ -99,7 +99,7 @@ export async function fetchReadiness() {
 /** Returns why a stream ended without an event, which EventSource does not report. */
 export async function findCause(heard) {
   try {
-    const { ok } = await fetch(resolve("health/ready"));
+    const { ok } = await fetch(resolveUrl("health/ready"));
     return { key: heard ? "lost" : ok ? "refused" : "not_ready" };
   } catch {
     return { key: heard ? "lost" : "unreachable" };
@@ -110,7 +110,7 @@ export async function findCause(heard) {
 export async function fetchJson(path, options) {
   let response;
   try {
-    response = await fetch(resolve(path), options);
+    response = await fetch(resolveUrl(path), options);
   } catch {
     explainUnreachable();
     throw { key: "unreachable" };
@@ -132,7 +132,7 @@ export const sendJson = (method, path, body) => fetchJson(path, {
 export async function fetchIfChanged(path, etag) {
   let response;
   try {
-    response = await fetch(resolve(path), { cache: "no-store", headers: etag ? { "If-None-Match": etag } : {} });
+    response = await fetch(resolveUrl(path), { cache: "no-store", headers: etag ? { "If-None-Match": etag } : {} });
   } catch {
     explainUnreachable();
     throw { key: "unreachable" };

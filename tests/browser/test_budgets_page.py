@@ -128,7 +128,12 @@ async def test_a_filled_page_is_accessible_and_fits(
     await fill_database(service)
     viewport = {"width": width, "height": 900}
     page = await open_budgets(
-        chromium, service, locale=locale, color_scheme=scheme, viewport=viewport
+        chromium,
+        service,
+        locale=locale,
+        color_scheme=scheme,
+        viewport=viewport,
+        reduced_motion="reduce",  # a fading text has a lower contrast
     )
     for opens_form in (False, True):
         if opens_form:

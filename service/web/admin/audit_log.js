@@ -1,6 +1,6 @@
 // The audit log: who changed keys, users, plans and data of others, and who read their texts.
 
-import { resolve } from "../root.js";
+import { resolveUrl } from "../root.js";
 import { fetchJson } from "../service.js";
 import { onLanguage, say, words } from "../text.js";
 import { create, createButton, createField, createSelect, setHint, showProblem } from "./elements.js";
@@ -12,7 +12,8 @@ import "./audit_log_text.js";
 import "./log_text.js";
 
 const PAGE = 50;
-const ACTIONS = ["key.created", "key.rotated", "key.revoked", "user.disabled", "user.enabled", "user.limited", "user.texts_erased", "plan.changed", "plan.deleted", "budget.created", "budget.changed", "budget.deleted", "conversation.erased", "conversation.read", "answer.read", "log.read", "log.exported", "document.read", "document.searched", "document.changed", "document.deleted"];
+const ACTIONS = ["key.created", "key.rotated", "key.revoked", "user.disabled", "user.enabled", "user.limited", "user.texts_erased", "plan.changed", "plan.deleted", "budget.created", "budget.changed", "budget.deleted",
+  "customer.connected", "customer.disconnected", "meter_event.resolved", "conversation.erased", "conversation.read", "answer.read", "log.read", "log.exported", "document.read", "document.searched", "document.changed", "document.deleted"];
 const PERIODS = ["-24h", "-7d", "-30d"];
 const NAMES = ["actor", "user_id", "action", "since"];
 const textKey = (action) => `audit_${action.replaceAll(".", "_")}`;
@@ -71,7 +72,7 @@ class AuditLog {
   async load(filters) {
     this.query = filters;
     for (const name of NAMES) this.form.elements[name].value = filters.get(name) ?? "";
-    for (const link of this.exports) link.href = resolve(`ai/audit-log?${new URLSearchParams([...filters, ["format", link.download.split(".")[1]]])}`);
+    for (const link of this.exports) link.href = resolveUrl(`ai/audit-log?${new URLSearchParams([...filters, ["format", link.download.split(".")[1]]])}`);
     this.rows = [];
     this.cursor = null;
     await this.loadMore();
@@ -99,14 +100,14 @@ const COLUMNS = [
   { key: "created_at", text: "log_time", format: "time" },
   { key: "actor", text: "audit_actor", cell: ({ actor, credential }) => create("span", {}, create("span", { content: actor }), " ", create("small", { className: "soft", text: `audit_by_${credential}` })) },
   { key: "action", text: "audit_action", cell: ({ action }) => create("span", { text: textKey(action) }) },
-  { key: "user_id", text: "audit_user", cell: ({ user_id: id, target_kind: kind }) => (id ? create("a", { content: id, href: resolve(`admin/people?${new URLSearchParams({ user: id })}`) }) : create("span", { className: "soft", text: kind === "plan" ? "audit_no_user" : "audit_everyone" })) },
+  { key: "user_id", text: "audit_user", cell: ({ user_id: id, target_kind: kind }) => (id ? create("a", { content: id, href: resolveUrl(`admin/people?${new URLSearchParams({ user: id })}`) }) : create("span", { className: "soft", text: kind === "plan" ? "audit_no_user" : "audit_everyone" })) },
   { key: "detail", text: "audit_detail", cell: createDetail },
 ];
 
 // What the action was about, and what changed.
 function createDetail(entry) {
   const { target_kind: kind, target_id: id, user_id: user } = entry;
-  const target = kind === "answer" ? create("a", { content: id, className: "identifier", href: resolve(`admin/log?${new URLSearchParams({ id })}`) })
+  const target = kind === "answer" ? create("a", { content: id, className: "identifier", href: resolveUrl(`admin/log?${new URLSearchParams({ id })}`) })
     : id && id !== user ? create("span", { className: "identifier", content: id }) : null;
   const change = create("span", { className: "change" });
   change.entry = entry;

@@ -1,7 +1,7 @@
 // The log: rows by filter, newest first, with a live tail and the details of a row in the drawer.
 
 import { fetchIfChanged, fetchJson } from "../service.js";
-import { resolve } from "../root.js";
+import { resolveUrl } from "../root.js";
 import { say } from "../text.js";
 import { create, createButton, showProblem } from "./elements.js";
 import { createValue } from "./format.js";
@@ -66,7 +66,7 @@ class Log {
     const isOrdered = filters.has("order");
     for (const link of this.exports) {
       link.hidden = isOrdered;
-      link.href = resolve(`ai/logs?${new URLSearchParams([...this.query, ["format", link.download.split(".")[1]]])}`);
+      link.href = resolveUrl(`ai/logs?${new URLSearchParams([...this.query, ["format", link.download.split(".")[1]]])}`);
     }
     this.live.disabled = isOrdered || filters.has("until");
     if (this.live.disabled) this.setLive(false);

@@ -2,7 +2,7 @@
 
 import { openDocument } from "../drawer.js";
 import { renderText } from "../passage.js";
-import { resolve } from "../root.js";
+import { resolveUrl } from "../root.js";
 import { fetchJson } from "../service.js";
 import { languageOf } from "../text.js";
 import { openDrawer } from "./dialogs.js";
@@ -50,8 +50,8 @@ function createHead(row, isOwn) {
     row.usage_source === "estimated" ? createPill("log_estimated", "warn") : null,
   ];
   const links = isOwn ? null : create("span", { className: "links" },
-    create("a", { text: "log_of_user", href: resolve(`admin/log?${new URLSearchParams({ user_id: row.user_id })}`) }),
-    create("a", { text: "log_person", href: resolve(`admin/people?${new URLSearchParams({ user: row.user_id })}`) }));
+    create("a", { text: "log_of_user", href: resolveUrl(`admin/log?${new URLSearchParams({ user_id: row.user_id })}`) }),
+    create("a", { text: "log_person", href: resolveUrl(`admin/people?${new URLSearchParams({ user: row.user_id })}`) }));
   return create("div", { className: "row-between detail-head" }, create("span", { className: "pills" }, ...pills.filter(Boolean)), links);
 }
 

@@ -1,6 +1,6 @@
 // The overview: cost, tokens, answers, errors and response times of a period, broken down, and checked against the rows.
 
-import { resolve } from "../root.js";
+import { resolveUrl } from "../root.js";
 import { fetchAnalytics, fetchCheck, toParameters } from "./analytics.js";
 import { createChart } from "./chart.js";
 import { create, createButton, createPanel, createPill, createTiles, showProblem } from "./elements.js";
@@ -190,6 +190,6 @@ function createCheck({ since, until }, answers) {
 }
 
 function createExports(period) {
-  const href = resolve(`ai/analytics/focus?${toParameters(period)}`);
+  const href = resolveUrl(`ai/analytics/focus?${toParameters(period)}`);
   return create("p", { className: "exports" }, create("a", { text: "overview_focus", href, download: "" }));
 }

@@ -1,6 +1,6 @@
 // A user in the drawer: usage, plan and limits, keys, recent answers, and what cannot be undone.
 
-import { resolve } from "../root.js";
+import { resolveUrl } from "../root.js";
 import { fetchJson, sendJson } from "../service.js";
 import { confirmAction, openDrawer, openForm } from "./dialogs.js";
 import { create, createButton, createField, createPill, createTiles, showProblem } from "./elements.js";
@@ -121,7 +121,7 @@ function changeLimits({ id, path, quota, plans, reload }) {
 }
 
 function createRecent({ id, recent }) {
-  const address = (page, query) => resolve(`${page}?${new URLSearchParams(query)}`);
+  const address = (page, query) => resolveUrl(`${page}?${new URLSearchParams(query)}`);
   const table = createTable({
     caption: "people_recent",
     empty: { text: "people_no_answers" },

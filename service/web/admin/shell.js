@@ -3,7 +3,7 @@
 import { createAccount } from "../account.js";
 import { wireDrawer } from "../drawer.js";
 import { wireConnection } from "../notices.js";
-import { resolve, signInAddress } from "../root.js";
+import { resolveUrl, signInAddress } from "../root.js";
 import { fetchJson } from "../service.js";
 import { wireSwitches } from "../switches.js";
 import { label, onLanguage, say, words } from "../text.js";
@@ -67,7 +67,7 @@ function createSkipLink() {
 }
 
 function createHeader() {
-  const name = create("p", { className: "name", lang: "en" }, create("a", { href: resolve("") }, create("img", { src: resolve("web/icon.svg"), alt: "", width: 32, height: 32 }), " Kotae ", create("span", { lang: "ja", content: "答え" })));
+  const name = create("p", { className: "name", lang: "en" }, create("a", { href: resolveUrl("") }, create("img", { src: resolveUrl("web/icon.svg"), alt: "", width: 32, height: 32 }), " Kotae ", create("span", { lang: "ja", content: "答え" })));
   const account = create("span", { id: "account" });
   account.setAttribute("role", "group");
   const language = create("button", { type: "button", id: "language", className: "quiet" });
@@ -88,18 +88,18 @@ function createNotices() {
 function createNavigation(session, path) {
   const allowed = NAVIGATION.filter(({ role }) => role === "user" || session.role === "admin");
   const links = allowed.map((entry) => {
-    const link = create("a", { text: entry.text, href: resolve(entry.path) });
+    const link = create("a", { text: entry.text, href: resolveUrl(entry.path) });
     if (entry.path === path) link.setAttribute("aria-current", "page");
     return create("li", {}, link);
   });
-  return create("ul", {}, create("li", {}, create("a", { text: "nav_ask", href: resolve("") })), ...links);
+  return create("ul", {}, create("li", {}, create("a", { text: "nav_ask", href: resolveUrl("") })), ...links);
 }
 
 function explainRole(main, session) {
   main.append(create("section", { className: "panel" },
     create("h2", { text: "admins_only" }),
     create("p", { text: "admins_only_detail", values: { name: session.user_id } }),
-    create("p", {}, create("a", { text: "nav_account", href: resolve("account") }))));
+    create("p", {}, create("a", { text: "nav_account", href: resolveUrl("account") }))));
 }
 
 /** Calls `refresh()` now and every `ms` while the page is visible; a call begins after the previous one has ended. */
