@@ -57,7 +57,7 @@ run: $(ready) ## set up, migrate, add the sample documents, and serve
 
 pytest := $(python) -m pytest -n 2 --dist worksteal
 
-test: .venv/.dev ## run the fast tests (one minute)
+test: .venv/.dev ## run the fast tests (two minutes)
 	$(pytest) -m 'not slow and not nightly' $(ARGS)
 
 test-all: .venv/.dev .cache/clients/.installed .cache/openapi/.installed .cache/manifests/.installed .cache/audit/.installed ## run all tests except the nightly ones; ARGS='-m slow': only slow ones
