@@ -1,20 +1,21 @@
 """GET /ai/audit-log, and the recording of reads of other users' texts."""
 
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import AdminLogsPrincipal, Services, ServicesDep
 from service.api.log_queries import (
     VALUES_MAX,
     ExportFormat,
     choose_export,
+    create_export,
     describe_exports,
-    format_csv,
+    encode_csv,
+    encode_ndjson,
+    export_while_valid,
     to_tuple,
 )
 from service.api.responses import json_response
@@ -73,12 +74,15 @@ async def list_audit_log(
         until=until,
     )
     export = choose_export(accept, export_format)
-    if export == "csv":
-        pages = _export_while_valid(services, principal, audit_filter)
-        return _create_export(_encode_csv(pages), "csv", "text/csv; charset=utf-8")
-    if export == "ndjson":
-        pages = _export_while_valid(services, principal, audit_filter)
-        return _create_export(_encode_ndjson(pages), "ndjson", "application/x-ndjson")
+    if export is not None:
+        entries = export_entries(services.database, audit_filter)
+        pages = export_while_valid(services, principal, entries)
+        rows = (
+            encode_csv(pages, _COLUMNS, _list_cells)
+            if export == "csv"
+            else encode_ndjson(pages, lambda entry: entry)
+        )
+        return create_export(rows, "kotae-audit-log", export)
     async with services.database.read_session() as session:
         page = await list_entries(session, audit_filter, limit=limit, cursor=cursor)
     return json_response(page)
@@ -107,40 +111,7 @@ async def record_read_of_all(services: Services, principal: Principal, action: A
         await services.reads.record(principal.actor, action, [None])
 
 
-async def _export_while_valid(
-    services: Services, principal: Principal, audit_filter: AuditFilter
-) -> AsyncGenerator[list[AuditEntry], None]:
-    """The pages of an export; it is cut off when the credential is revoked or expires."""
-    async with aclosing(export_entries(services.database, audit_filter)) as pages:
-        async for items in pages:
-            await services.authenticator.require_valid(principal)
-            yield items
-
-
-def _create_export(rows: AsyncGenerator[bytes, None], suffix: str, media_type: str) -> Response:
-    headers = {
-        "Content-Disposition": f'attachment; filename="kotae-audit-log.{suffix}"',
-        "Vary": "Accept",
-    }
-    return StreamingResponse(rows, media_type=media_type, headers=headers)
-
-
-async def _encode_ndjson(
-    pages: AsyncGenerator[list[AuditEntry], None],
-) -> AsyncGenerator[bytes, None]:
-    async for items in pages:
-        yield b"".join(to_json(item) + b"\n" for item in items)
-
-
-async def _encode_csv(
-    pages: AsyncGenerator[list[AuditEntry], None],
-) -> AsyncGenerator[bytes, None]:
-    yield format_csv([_COLUMNS])
-    async for items in pages:
-        yield format_csv([_format_cells(item) for item in items])
-
-
-def _format_cells(item: AuditEntry) -> list[object]:
+def _list_cells(item: AuditEntry) -> list[object]:
     """The values of an entry; its detail as JSON."""
     values = msgspec.structs.asdict(item)
     return [*(values | {"detail": to_json(item.detail).decode()}).values()]

@@ -1,20 +1,23 @@
-"""What the routes over the log have in common: whose rows they read, how fresh, and CSV."""
+"""What the routes over the logs have in common: whose rows they read, how fresh, and exports."""
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
 import msgspec
 from fastapi import Query
+from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import Services
 from service.api.schemas import schema_ref
 from service.core.auth.principals import Principal
+from service.core.encoding import to_json
 from service.core.errors import OwnerUnavailable
 
+T = TypeVar("T")
 FRESH_SECONDS = (
     0.25  # how long a reader waits for the commit of answers that just ended; answers never wait
 )
@@ -40,6 +43,42 @@ def choose_export(accept: str, export_format: str | None) -> str | None:
     if export_format is not None:
         return export_format
     return next((name for name, kind in _MEDIA_TYPES.items() if kind in accept), None)
+
+
+async def export_while_valid(
+    services: Services, principal: Principal, pages: AsyncGenerator[list[T], None]
+) -> AsyncGenerator[list[T], None]:
+    """The pages of an export; it is cut off when the credential is revoked or expires."""
+    async with aclosing(pages):
+        async for items in pages:
+            await services.authenticator.require_valid(principal)
+            yield items
+
+
+async def encode_ndjson(
+    pages: AsyncIterator[list[T]], select: Callable[[T], object]
+) -> AsyncGenerator[bytes, None]:
+    """Each item as a line of JSON. `select`: what is exported of an item."""
+    async for items in pages:
+        yield b"".join(to_json(select(item)) + b"\n" for item in items)
+
+
+async def encode_csv(
+    pages: AsyncIterator[list[T]], columns: Sequence[str], list_cells: Callable[[T], list[object]]
+) -> AsyncGenerator[bytes, None]:
+    """A header, and a row for each item."""
+    yield format_csv([columns])
+    async for items in pages:
+        yield format_csv([list_cells(item) for item in items])
+
+
+def create_export(
+    rows: AsyncIterator[bytes], name: str, export: str, *, vary: str = "Accept"
+) -> StreamingResponse:
+    """The response of an export. `export`: as `choose_export` returns it."""
+    charset = "; charset=utf-8" if export == "csv" else ""
+    headers = {"Content-Disposition": f'attachment; filename="{name}.{export}"', "Vary": vary}
+    return StreamingResponse(rows, media_type=_MEDIA_TYPES[export] + charset, headers=headers)
 
 
 async def wait_fresh(services: Services) -> None:

@@ -1,14 +1,12 @@
 """GET /ai/logs: pages, tails, ordered lists and exports of the request log."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from datetime import datetime
 from hashlib import blake2b
 from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import StreamingResponse
 from msgspec import UNSET
 
 from service.api import shapes
@@ -19,8 +17,11 @@ from service.api.log_queries import (
     VALUES_MAX,
     ExportFormat,
     choose_export,
+    create_export,
     describe_exports,
-    format_csv,
+    encode_csv,
+    encode_ndjson,
+    export_while_valid,
     select_users,
     to_tuple,
     wait_fresh,
@@ -49,7 +50,6 @@ from service.core.accounting.log_pages import (
 from service.core.accounting.rows import OMITTED_IN_LISTS, LoggedAnswer
 from service.core.audit_log import Action
 from service.core.auth.principals import Principal
-from service.core.encoding import to_json
 from service.core.records import DamagedAnswer, Passage, Status
 
 router = APIRouter(prefix="/ai/logs", tags=["logs"])
@@ -128,12 +128,9 @@ async def list_logs(
     await wait_fresh(services)
     if export is not None:
         await _record_list(services, principal, log_filter, Action.LOG_EXPORTED, names)
-        pages = _export_while_valid(services, principal, log_filter)
-        if export == "csv":
-            rows, media_type = _encode_csv(pages, names or _COLUMNS), "text/csv; charset=utf-8"
-        else:
-            rows, media_type = _encode_ndjson(pages, names), "application/x-ndjson"
-        return _create_export(rows, media_type, gzip=gzip)
+        rows = export_pages(services.database, log_filter)
+        pages = export_while_valid(services, principal, rows)
+        return _create_export(pages, export, names, gzip=gzip)
     async with services.database.read_session() as session:
         if order is not None:
             page = await read_top(session, log_filter, order=order.lstrip("-"), limit=limit)
@@ -246,39 +243,20 @@ async def _finish_list(response: Response, if_none_match: str, *, gzip: bool) ->
     return response
 
 
-async def _export_while_valid(
-    services: Services, principal: Principal, log_filter: LogFilter
-) -> AsyncGenerator[list[LoggedAnswer], None]:
-    """The pages of an export; it is cut off when the credential is revoked or expires."""
-    async with aclosing(export_pages(services.database, log_filter)) as pages:
-        async for items in pages:
-            await services.authenticator.require_valid(principal)
-            yield items
-
-
-def _create_export(rows: AsyncIterator[bytes], media_type: str, *, gzip: bool) -> Response:
-    suffix = "csv" if media_type.startswith("text/csv") else "ndjson"
-    headers = {
-        "Content-Disposition": f'attachment; filename="kotae-logs.{suffix}"',
-        "Vary": "Accept, Accept-Encoding",
-    }
-    if gzip:
-        headers["Content-Encoding"] = "gzip"
+def _create_export(
+    pages: AsyncIterator[list[LoggedAnswer]], export: str, names: list[str] | None, *, gzip: bool
+) -> Response:
+    if export == "csv":
+        columns = names or _COLUMNS
+        rows = encode_csv(
+            pages, columns, lambda item: [getattr(item, name, None) for name in columns]
+        )
+    elif names is None:
+        rows = encode_ndjson(pages, lambda item: item)
+    else:
+        rows = encode_ndjson(pages, lambda item: _select_fields(item, names))
     content = compress_stream(rows) if gzip else rows
-    return StreamingResponse(content, media_type=media_type, headers=headers)
-
-
-async def _encode_ndjson(
-    pages: AsyncGenerator[list[LoggedAnswer], None], names: list[str] | None
-) -> AsyncGenerator[bytes, None]:
-    async for items in pages:
-        rows = items if names is None else [_select_fields(item, names) for item in items]
-        yield b"".join(to_json(row) + b"\n" for row in rows)
-
-
-async def _encode_csv(
-    pages: AsyncGenerator[list[LoggedAnswer], None], names: list[str]
-) -> AsyncGenerator[bytes, None]:
-    yield format_csv([names])
-    async for items in pages:
-        yield format_csv([getattr(item, name, None) for name in names] for item in items)
+    response = create_export(content, "kotae-logs", export, vary="Accept, Accept-Encoding")
+    if gzip:
+        response.headers["Content-Encoding"] = "gzip"
+    return response

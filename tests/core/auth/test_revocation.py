@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.api.logs import _export_while_valid
-from service.core.accounting.log_pages import LogFilter
+from service.api.log_queries import export_while_valid
+from service.core.accounting.log_pages import LogFilter, export_pages
 from service.core.auth import store
 from service.core.auth.jwts import create_token
 from service.core.auth.principals import BOOTSTRAP, LOCAL, Role
@@ -212,7 +212,8 @@ async def test_export_is_cut_off_when_its_key_is_revoked(serve: Serve) -> None:
     await write(service.services.database, rows)
     key = await make_key(service, "alice")
     principal = await service.services.authenticator.authenticate(create_credentials(key))
-    pages = _export_while_valid(service.services, principal, LogFilter(user_id=("alice",)))
+    exported = export_pages(service.services.database, LogFilter(user_id=("alice",)))
+    pages = export_while_valid(service.services, principal, exported)
     async with aclosing(pages):
         assert len(await anext(pages)) == 500
         await revoke_key(service, key)
