@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from service.core.billing.meter_events import ERROR_CHARACTERS_MAX, review_events
 from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import billing_inbox
-from service.core.database.upserts import insert_into
+from service.core.database.upserts import insert_new
 from service.core.errors import InvalidRequest, retry_delay
 
 ERROR_REPORTS = frozenset(
@@ -80,13 +80,7 @@ async def store_event(database: Database, event: ReceivedEvent, at: datetime) ->
         id=event.id, type=event.type, received_at=at, state=InboxState.PENDING, next_at=at
     )
     async with database.transaction() as session:
-        inserted = await session.execute(
-            insert_into(session, billing_inbox)
-            .values(msgspec.structs.asdict(row))
-            .on_conflict_do_nothing()
-            .returning(billing_inbox.c.id)
-        )
-        return inserted.first() is not None
+        return bool(await insert_new(session, billing_inbox, [msgspec.structs.asdict(row)]))
 
 
 async def list_due(session: ReadSession, at: datetime, count_max: int) -> list[InboxEvent]:

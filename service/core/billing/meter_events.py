@@ -16,7 +16,7 @@ events that are older than 35 days (`AGE_SECONDS`). Both go to review, as do eve
 rejects, at once or later in an error report.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -37,7 +37,7 @@ from service.core.billing.usage import (
 from service.core.database.constructs import is_listed, sum_exactly
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import billing_customers, billing_events
-from service.core.database.upserts import insert_into
+from service.core.database.upserts import insert_new
 from service.core.pricing import format_usd
 
 DUE_SECONDS = 900  # after the end of an hour: most answers that began in it have ended
@@ -169,7 +169,8 @@ async def create_events(
     async with database.transaction() as session:
         new: set[str] = set()
         for start in range(0, len(events), _INSERTED_MAX):
-            new |= await _insert_events(session, events[start : start + _INSERTED_MAX])
+            rows = map(msgspec.structs.asdict, events[start : start + _INSERTED_MAX])
+            new |= await insert_new(session, billing_events, list(rows))
     return [event for event in events if event.id in new]
 
 
@@ -228,17 +229,6 @@ def build_event(
     if obstacle is None:
         return event
     return msgspec.structs.replace(event, state=EventState.REVIEW, next_at=None, error=obstacle)
-
-
-async def _insert_events(session: Session, events: Sequence[MeterEvent]) -> set[str]:
-    """Insert events, and return the ids of those that are new."""
-    inserted = await session.execute(
-        insert_into(session, billing_events)
-        .values([msgspec.structs.asdict(event) for event in events])
-        .on_conflict_do_nothing()
-        .returning(billing_events.c.id)
-    )
-    return set(inserted.scalars())
 
 
 async def list_due(session: ReadSession, at: datetime, count_max: int) -> list[DueEvent]:

@@ -12,7 +12,7 @@ A delivery is not marked before the receiver has confirmed it, so that a crash r
 same id. An alert that is created without a receiver is `unsent`, for good.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -29,9 +29,9 @@ from service.core.budgets.budget import (
 )
 from service.core.budgets.spend import Spend, read_spends
 from service.core.budgets.store import list_budgets
-from service.core.database.engine import Database, ReadSession, Session
+from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import budget_alerts
-from service.core.database.upserts import insert_into
+from service.core.database.upserts import insert_new
 from service.core.encoding import create_id, to_json
 from service.core.errors import NotFound, retry_delay
 from service.core.pricing import format_usd
@@ -86,7 +86,9 @@ async def create_alerts(database: Database, at: datetime, *, deliver: bool) -> l
     if not alerts:
         return []
     async with database.transaction() as session:
-        new = await _insert_alerts(session, alerts)
+        new = await insert_new(
+            session, budget_alerts, [msgspec.structs.asdict(alert) for alert in alerts]
+        )
         await session.execute(
             sa.delete(budget_alerts).where(
                 budget_alerts.c.window_start < at - timedelta(days=KEPT_DAYS),
@@ -94,17 +96,6 @@ async def create_alerts(database: Database, at: datetime, *, deliver: bool) -> l
             )
         )
     return [alert for alert in alerts if alert.id in new]
-
-
-async def _insert_alerts(session: Session, alerts: Sequence[Alert]) -> set[str]:
-    """Insert alerts, and return the ids of those that are new."""
-    inserted = await session.execute(
-        insert_into(session, budget_alerts)
-        .values([msgspec.structs.asdict(alert) for alert in alerts])
-        .on_conflict_do_nothing()
-        .returning(budget_alerts.c.id)
-    )
-    return set(inserted.scalars())
 
 
 async def _derive_alerts(session: ReadSession, at: datetime, *, deliver: bool) -> list[Alert]:

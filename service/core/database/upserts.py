@@ -4,13 +4,14 @@ SQLAlchemy has a class of such statements for each database, with the same metho
 are executed often are built once for each database (`functools.cache` over its name).
 """
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import Insert
 
-from service.core.database.engine import ReadSession
+from service.core.database.engine import ReadSession, Session
 from service.core.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ def build_insert(dialect: str, table: sa.Table) -> Insert:
 def insert_into(session: ReadSession, table: sa.Table) -> Insert:
     """See `build_insert`, for the database of a session."""
     return build_insert(session.dialect.name, table)
+
+
+async def insert_new(
+    session: Session, table: sa.Table, rows: Sequence[Mapping[str, Any]]
+) -> set[str]:
+    """Insert the rows that do not exist yet, by any unique key; return their ids."""
+    inserted = await session.execute(
+        insert_into(session, table).values(rows).on_conflict_do_nothing().returning(table.c.id)
+    )
+    return set(inserted.scalars())
 
 
 @cache

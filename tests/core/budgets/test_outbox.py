@@ -11,6 +11,8 @@ from service.core.budgets import outbox, store
 from service.core.budgets.budget import Period
 from service.core.budgets.outbox import ATTEMPTS_MAX, Alert, AlertState, create_alerts
 from service.core.database.engine import Database
+from service.core.database.tables import budget_alerts
+from service.core.database.upserts import insert_new
 from service.core.encoding import utc_now
 from service.core.errors import NotFound
 from service.core.pricing import Usage
@@ -96,7 +98,8 @@ async def test_an_evaluation_that_is_repeated_creates_nothing(database: Database
         first = await outbox._derive_alerts(session, utc_now(), deliver=True)
     assert len(await create_alerts(database, utc_now(), deliver=True)) == 3
     async with database.transaction() as session:
-        inserted = await outbox._insert_alerts(session, first)
+        rows = list(map(msgspec.structs.asdict, first))
+        inserted = await insert_new(session, budget_alerts, rows)
     assert inserted == set()
 
 
