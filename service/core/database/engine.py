@@ -15,8 +15,9 @@ What depends on the kind of database is in `sqlite.py` and `postgres.py`, and in
 `constructs.py`; queries and statements are the same.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,8 @@ MIGRATIONS = next(
     for folder in (_PACKAGE / "alembic", _PACKAGE.parent / "alembic")
     if (folder / "env.py").exists()
 )
+
+PING_SECONDS = 2.0
 
 T = TypeVar("T")
 
@@ -132,6 +135,7 @@ class Database:
         self._blocking_turns = turns(self._backend.readers)
         self._writer_turns = turns(1)
         self._fence: Callable[[Session], Awaitable[None]] | None = None
+        self._ping: asyncio.Task[DatabaseUnavailable | None] | None = None
 
     @property
     def damage(self) -> str | None:
@@ -270,13 +274,33 @@ class Database:
                 + ("install a newer version" if is_later else "run `kotae migrate`")
             )
 
-    async def ping(self) -> None:
-        """Read one row. Raises `DatabaseUnavailable`."""
-        async with self.read_session() as session:
-            await session.execute(sqlalchemy.text("SELECT 1 FROM alembic_version"))
+    async def ping(self, seconds_max: float = PING_SECONDS) -> None:
+        """Read one row within the time. Raises `DatabaseUnavailable`.
+
+        A read of SQLite on a disk that hangs cannot be cancelled: later calls wait for it too.
+        """
+        if self._ping is None or self._ping.done():
+            self._ping = asyncio.create_task(self._try_read_row(), name="ping")
+        done, _ = await asyncio.wait({self._ping}, timeout=seconds_max)
+        if not done:
+            raise DatabaseUnavailable(f"no response within {seconds_max:g} s")
+        if error := self._ping.result():
+            raise error
+
+    async def _try_read_row(self) -> DatabaseUnavailable | None:
+        try:
+            async with self.read_session() as session:
+                await session.execute(sqlalchemy.text("SELECT 1 FROM alembic_version"))
+        except DatabaseUnavailable as error:
+            return error
+        return None
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
+        if self._ping is not None:
+            self._ping.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._ping
         await self._backend.close()
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
+from contextlib import AsyncExitStack
 
 import pytest
 
-from service.core.database.engine import Database
+from service.core.database.engine import READERS, Database
 from service.core.database.health import DatabaseHealth
 from service.core.errors import DatabaseUnavailable
 
@@ -80,3 +81,14 @@ async def test_accesses_fail_at_once_until_the_database_responds(database: Datab
     await database.ping()
     async with database.transaction():
         pass
+
+
+async def test_pings_do_not_wait_for_reads_that_hang(database: Database) -> None:
+    """A ping has a time limit, and later ones wait for the same read instead of a further one."""
+    async with AsyncExitStack() as stack:
+        for _ in range(READERS):
+            await stack.enter_async_context(database.read_session())
+        for _ in range(READERS + 1):
+            with pytest.raises(DatabaseUnavailable, match="no response within"):
+                await database.ping(seconds_max=0)
+    await database.ping()
