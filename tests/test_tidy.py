@@ -39,6 +39,7 @@ TESTED_ELSEWHERE = {
     "core/auth/tickets.py": "the suite of its port: tests/contracts/test_tickets.py",
     "core/database/backup.py": "through its commands: tests/cli/test_backup.py",
     "core/database/constructs.py": "by queries of both: tests/core/accounting/test_log.py",
+    "core/database/outboxes.py": "with the outbox of alerts: tests/core/budgets/test_outbox.py",
     "core/database/sqlite.py": "through its only caller: tests/core/database/test_engine.py",
     "core/database/upserts.py": "by statements on both databases: tests/core/auth/test_store.py",
     "core/database/tables.py": "declarations; `make lint` compares them with the migrations",

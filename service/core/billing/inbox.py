@@ -14,18 +14,17 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from service.core.billing.meter_events import ERROR_CHARACTERS_MAX, review_events
+from service.core.billing.meter_events import review_events
 from service.core.database.engine import Database, ReadSession
+from service.core.database.outboxes import count_rows, describe_failure, select_due
 from service.core.database.tables import billing_inbox
 from service.core.database.upserts import insert_new
-from service.core.errors import InvalidRequest, retry_delay
+from service.core.errors import InvalidRequest
 
 ERROR_REPORTS = frozenset(
     {"v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"}
 )
 KEPT_DAYS = 30  # processed events; Stripe repeats one for up to three days
-RETRY_SECONDS, RETRY_SECONDS_MAX = 5.0, 3600.0
-ATTEMPTS_MAX = 80  # the last one follows about three days after the first one
 
 
 class InboxState(StrEnum):
@@ -85,13 +84,7 @@ async def store_event(database: Database, event: ReceivedEvent, at: datetime) ->
 
 async def list_due(session: ReadSession, at: datetime, count_max: int) -> list[InboxEvent]:
     """The events to be processed, the longest due first."""
-    columns = billing_inbox.c
-    query = (
-        sa.select(billing_inbox)
-        .where(columns.state == InboxState.PENDING, columns.next_at <= at)
-        .order_by(columns.next_at, columns.id)
-        .limit(count_max)
-    )
+    query = select_due(billing_inbox, at, count_max)
     rows = (await session.execute(query)).mappings()
     return [msgspec.convert({str(k): v for k, v in row.items()}, InboxEvent) for row in rows]
 
@@ -122,15 +115,7 @@ async def process_errors(
 
 async def delay_event(database: Database, event: InboxEvent, error: str, at: datetime) -> None:
     """Process an event later, or give it up. Raises `DatabaseUnavailable`."""
-    attempts = event.attempts + 1
-    delay = retry_delay(attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX)
-    is_final = attempts >= ATTEMPTS_MAX
-    values = {
-        "attempts": attempts,
-        "state": InboxState.FAILED if is_final else InboxState.PENDING,
-        "next_at": None if is_final else at + timedelta(seconds=delay),
-        "error": error[:ERROR_CHARACTERS_MAX],
-    }
+    values = describe_failure(event.attempts + 1, error, at)
     async with database.transaction() as session:
         await session.execute(
             sa.update(billing_inbox).where(billing_inbox.c.id == event.id).values(values)
@@ -139,8 +124,7 @@ async def delay_event(database: Database, event: InboxEvent, error: str, at: dat
 
 async def count_failed(session: ReadSession) -> int:
     """The number of events that were given up."""
-    query = sa.select(sa.func.count()).where(billing_inbox.c.state == InboxState.FAILED)
-    return int((await session.execute(query)).scalar_one())
+    return (await count_rows(session, billing_inbox, [InboxState.FAILED]))[InboxState.FAILED]
 
 
 def read_errors(event: Mapping[str, Any]) -> ReportedErrors:

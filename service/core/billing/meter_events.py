@@ -36,6 +36,7 @@ from service.core.billing.usage import (
 )
 from service.core.database.constructs import is_listed, sum_exactly
 from service.core.database.engine import Database, ReadSession, Session
+from service.core.database.outboxes import ERROR_CHARACTERS_MAX, count_rows, select_due
 from service.core.database.tables import billing_customers, billing_events
 from service.core.database.upserts import insert_new
 from service.core.pricing import format_usd
@@ -44,7 +45,6 @@ DUE_SECONDS = 900  # after the end of an hour: most answers that began in it hav
 REPEAT_SECONDS = 23 * 3600.0  # an hour less than Stripe remembers identifiers
 AGE_SECONDS = (35 * 24 - 1) * 3600.0  # an hour less than Stripe accepts
 EVENTS_PAGE_MAX = 200
-ERROR_CHARACTERS_MAX = 200
 _INSERTED_MAX = 50  # rows of a statement: building a larger one would block the event loop
 _NANO_PER_UNIT = 1000  # the unit of the meter is a millionth of a dollar
 
@@ -233,13 +233,10 @@ def build_event(
 
 async def list_due(session: ReadSession, at: datetime, count_max: int) -> list[DueEvent]:
     """The events whose next attempt is due, the longest due first."""
-    columns = billing_events.c
     query = (
-        sa.select(billing_events, billing_customers.c.stripe_customer_id)
-        .join(billing_customers, billing_customers.c.id == columns.customer_id)
-        .where(columns.state == EventState.PENDING, columns.next_at <= at)
-        .order_by(columns.next_at, columns.id)
-        .limit(count_max)
+        select_due(billing_events, at, count_max)
+        .add_columns(billing_customers.c.stripe_customer_id)
+        .join(billing_customers, billing_customers.c.id == billing_events.c.customer_id)
     )
     return [
         DueEvent(_read_event(row), row["stripe_customer_id"])
@@ -321,15 +318,9 @@ async def review_events(
 
 async def count_states(session: ReadSession) -> dict[EventState, int]:
     """The number of events that wait to be sent, and of those to be reviewed."""
-    columns = billing_events.c
     states = (EventState.PENDING, EventState.REVIEW)
-    query = (
-        sa.select(columns.state, sa.func.count())
-        .where(columns.state.in_(states))
-        .group_by(columns.state)
-    )
-    counts = {EventState(state): count for state, count in await session.execute(query)}
-    return {state: counts.get(state, 0) for state in states}
+    counts = await count_rows(session, billing_events, states)
+    return {state: counts[state] for state in states}
 
 
 async def list_events(

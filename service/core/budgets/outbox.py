@@ -30,17 +30,15 @@ from service.core.budgets.budget import (
 from service.core.budgets.spend import Spend, read_spends
 from service.core.budgets.store import list_budgets
 from service.core.database.engine import Database, ReadSession
+from service.core.database.outboxes import describe_failure, retry_row, select_due
 from service.core.database.tables import budget_alerts
 from service.core.database.upserts import insert_new
 from service.core.encoding import create_id, to_json
-from service.core.errors import NotFound, retry_delay
+from service.core.errors import NotFound
 from service.core.pricing import format_usd
 
 LATE_SECONDS = 86_400.0  # after the end of a window, in which late usage is still evaluated
 KEPT_DAYS = 400  # alerts of earlier windows are deleted
-RETRY_SECONDS, RETRY_SECONDS_MAX = 5.0, 3600.0  # delay after the first failure, maximum delay
-ATTEMPTS_MAX = 80  # the last one follows about three days after the first one
-ERROR_CHARACTERS_MAX = 200
 ALERTS_PAGE_MAX = 200
 EVENT_TYPE = "budget.threshold_reached"
 
@@ -188,23 +186,8 @@ async def list_alerts(
 
 async def list_due(session: ReadSession, at: datetime, count_max: int) -> list[Alert]:
     """The alerts whose next delivery is due, the longest due first."""
-    query = (
-        sa.select(budget_alerts)
-        .where(budget_alerts.c.state == AlertState.PENDING, budget_alerts.c.next_at <= at)
-        .order_by(budget_alerts.c.next_at, budget_alerts.c.id)
-        .limit(count_max)
-    )
+    query = select_due(budget_alerts, at, count_max)
     return [_read_alert(row) for row in (await session.execute(query)).mappings()]
-
-
-async def count_states(session: ReadSession) -> dict[AlertState, int]:
-    """The number of alerts by state, of those that are to be delivered."""
-    query = (
-        sa.select(budget_alerts.c.state, sa.func.count())
-        .where(budget_alerts.c.state.in_([AlertState.PENDING, AlertState.FAILED]))
-        .group_by(budget_alerts.c.state)
-    )
-    return {AlertState(state): count for state, count in await session.execute(query)}
 
 
 async def record_delivery(
@@ -214,19 +197,16 @@ async def record_delivery(
 
     `is_final`: the receiver wants no further attempt. Raises `DatabaseUnavailable`.
     """
-    attempts, state = alert.attempts + 1, AlertState.PENDING
     if error is None:
-        state = AlertState.DELIVERED
-    elif is_final or attempts >= ATTEMPTS_MAX:
-        state = AlertState.FAILED
-    delay = retry_delay(attempts, first_seconds=RETRY_SECONDS, seconds_max=RETRY_SECONDS_MAX)
-    values = {
-        "state": state,
-        "attempts": attempts,
-        "next_at": at + timedelta(seconds=delay) if state is AlertState.PENDING else None,
-        "delivered_at": at if state is AlertState.DELIVERED else None,
-        "error": error[:ERROR_CHARACTERS_MAX] if error else None,
-    }
+        values: dict[str, Any] = {
+            "state": AlertState.DELIVERED,
+            "attempts": alert.attempts + 1,
+            "next_at": None,
+            "delivered_at": at,
+            "error": None,
+        }
+    else:
+        values = describe_failure(alert.attempts + 1, error, at, is_final=is_final)
     is_pending = budget_alerts.c.state == AlertState.PENDING
     async with database.transaction() as session:
         await session.execute(
@@ -234,7 +214,7 @@ async def record_delivery(
             .where(budget_alerts.c.id == alert.id, is_pending)
             .values(values)
         )
-    return state
+    return AlertState(values["state"])
 
 
 async def retry_alert(database: Database, alert_id: str, at: datetime) -> Alert:
@@ -242,16 +222,8 @@ async def retry_alert(database: Database, alert_id: str, at: datetime) -> Alert:
 
     The attempts are counted from the start again.
     """
-    is_open = budget_alerts.c.state.in_([AlertState.FAILED, AlertState.PENDING])
-    values = {"state": AlertState.PENDING, "attempts": 0, "next_at": at}
     async with database.transaction() as session:
-        changed = await session.execute(
-            sa.update(budget_alerts)
-            .where(budget_alerts.c.id == alert_id, is_open)
-            .values(values)
-            .returning(*budget_alerts.c)
-        )
-        row = changed.mappings().first()
+        row = await retry_row(session, budget_alerts, alert_id, at)
     if row is None:
         raise NotFound("no alert with this id is to be delivered")
     return _read_alert(row)

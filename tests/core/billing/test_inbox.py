@@ -5,7 +5,6 @@ from datetime import timedelta
 import pytest
 
 from service.core.billing.inbox import (
-    ATTEMPTS_MAX,
     KEPT_DAYS,
     InboxEvent,
     ReceivedEvent,
@@ -19,6 +18,7 @@ from service.core.billing.inbox import (
     store_event,
 )
 from service.core.database.engine import Database
+from service.core.database.outboxes import ATTEMPTS_MAX
 from service.core.errors import InvalidRequest
 from tests.billing import START
 from tests.fakes.stripe import StripeFake
