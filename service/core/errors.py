@@ -8,6 +8,7 @@
     ├── QuotaExceeded            429 quota_exceeded        retry after `Retry-After`; see `limit`
     ├── BeyondQuota              400 beyond_quota          request less; `limit` is always exceeded
     ├── UnpricedModel            400 unpriced_model        use a priced model or set KOTAE_PRICES
+    ├── OutOfCredit              402 out_of_credit         top up, or request less
     ├── KeysFull                 409 keys_full             revoke unused keys
     ├── KeyReplaced              409 key_replaced          rotate the key that replaced this one
     ├── BudgetExists         409 budget_exists         change that budget, or use another name
@@ -139,6 +140,16 @@ class UnpricedModel(KotaeError):
     """Cost is limited and the price of the model is unknown."""
 
     code, status, title = "unpriced_model", 400, "The model has no known price"
+
+
+class OutOfCredit(KotaeError):
+    """The wallet has less than the request may cost. Nothing was started or charged.
+
+    A retry succeeds after a top-up, after answers in progress have cost less than their upper
+    bounds, or with a smaller upper bound (`max_tokens`).
+    """
+
+    code, status, title = "out_of_credit", 402, "Out of credit"
 
 
 class KeysFull(KotaeError):

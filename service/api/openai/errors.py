@@ -15,6 +15,7 @@ from service.core.errors import (
     IdempotencyConflict,
     InvalidRequest,
     KotaeError,
+    OutOfCredit,
     ProviderBusy,
     ProviderError,
     ProviderRefused,
@@ -31,8 +32,13 @@ SOON_SECONDS = 60  # a limit that is free again within this time is a rate limit
 _CODES: dict[type[KotaeError], str] = {
     Unauthorized: "invalid_api_key",
     UnknownModel: "model_not_found",
+    OutOfCredit: "insufficient_quota",
 }
-_STATUSES: dict[type[KotaeError], int] = {UnknownModel: 404, InvalidRequest: 400}
+_STATUSES: dict[type[KotaeError], int] = {
+    UnknownModel: 404,
+    InvalidRequest: 400,
+    OutOfCredit: 429,
+}
 _PARAMS: dict[type[KotaeError], str] = {UnknownModel: "model"}
 
 
@@ -120,6 +126,8 @@ def _build_error_object(
         param = _PARAMS.get(type(error))
     if isinstance(error, QuotaExceeded):
         kind = code = "insufficient_quota" if _is_exhausted(error) else "rate_limit_exceeded"
+    elif isinstance(error, OutOfCredit):
+        kind = code
     elif isinstance(error, Forbidden):
         kind = "permission_error"
     elif isinstance(error, ProviderBusy):
@@ -141,7 +149,7 @@ def _choose_retry(error: KotaeError | None, status: int, may_be_billed: bool) ->
     """The value of `x-should-retry`; None: the SDKs do not retry this status."""
     if status < 500 and status not in RETRY_STATUSES:
         return None
-    if error is None or isinstance(error, IdempotencyConflict):
+    if error is None or isinstance(error, IdempotencyConflict | OutOfCredit):
         return "false"
     if isinstance(error, QuotaExceeded):
         return "false" if _is_exhausted(error) else "true"

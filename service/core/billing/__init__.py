@@ -1,6 +1,6 @@
-"""Billing: customers at Stripe, and their usage as meter events, each billed once.
+"""Billing: wallets with a ledger; customers at Stripe, and their usage as meter events.
 
-Modules: `customers` (which user is billed as which customer), `usage` (known cost by hour),
-`meter_events` (the outbox), `inbox` (events that Stripe sends), `stripe` (the only importer of the
-library), `failures` (its errors, as they concern us).
+Modules: `ledger` (entries and balances of wallets), `customers` (which user is billed as which
+customer), `usage` (known cost by hour), `meter_events` (the outbox), `inbox` (events that Stripe
+sends), `stripe` (the only importer of the library), `failures` (its errors, as they concern us).
 """

@@ -34,6 +34,7 @@ from service.core.database.tables import (
     documents,
     index_scopes,
     latency_counts,
+    ledger_entries,
     original_parts,
     plans,
     quota_totals,
@@ -45,6 +46,7 @@ from service.core.database.tables import (
     sessions,
     users,
     vectors,
+    wallets,
 )
 from service.core.database.upserts import insert_into
 from service.core.encoding import read_id_time
@@ -59,6 +61,8 @@ BATCHES = {
     billing_customers: 500,
     billing_events: 500,
     billing_inbox: 500,
+    ledger_entries: 500,
+    wallets: 500,
     users: 500,
     api_keys: 500,
     sessions: 500,
@@ -79,6 +83,7 @@ BATCHES = {
 }
 _SEQUENCES = {request_logs.c.seq: "request_logs_seq", chunks.c.id: "chunks_id_seq"}
 _SEQUENCES[index_scopes.c.id] = "index_scopes_id_seq"
+_SEQUENCES[ledger_entries.c.seq] = "ledger_entries_seq_seq"
 _COUNTED_BY_TRIGGERS = ("chunks", "terms")
 _CREATE = """
 CREATE TABLE IF NOT EXISTS data_copy (

@@ -289,6 +289,34 @@ plans = Table(
     metadata,
     Column("name", _text(50), primary_key=True),
     Column("limits", JSON, nullable=False),
+    Column("prepaid", Boolean, nullable=False, server_default=sa.false()),
+    Column("markup", _text(20)),  # factor of the cost, a decimal number; None: nothing is charged
+)
+
+# The ledger of wallets; entries are only added, which triggers enforce. See `billing.ledger`.
+ledger_entries = Table(
+    "ledger_entries",
+    metadata,
+    Column("seq", _Count, primary_key=True, autoincrement=True),
+    Column("id", _text(36), nullable=False, unique=True),  # UUIDv7
+    Column("user_id", _text(200), nullable=False),
+    Column("kind", _text(10), nullable=False),  # see `billing.ledger.EntryKind`
+    Column("amount_nano_usd", BigInteger, nullable=False),  # never 0
+    Column("cause", _text(300), nullable=False, unique=True),
+    Column("note", _text(500)),
+    Column("created_at", UtcDateTime, nullable=False),
+    sa.CheckConstraint("amount_nano_usd <> 0", name="amount"),
+    Index(None, "user_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# The sum of a user's entries, updated in the transaction of the entries.
+wallets = Table(
+    "wallets",
+    metadata,
+    Column("user_id", _text(200), primary_key=True),
+    Column("balance_nano_usd", BigInteger, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
 )
 
 # Amounts per window, see `core.budgets`.

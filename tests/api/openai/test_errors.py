@@ -9,6 +9,7 @@ from service.core.answering.answers import create_problem
 from service.core.errors import (
     IdempotencyConflict,
     KotaeError,
+    OutOfCredit,
     Overloaded,
     ProviderBusy,
     ProviderCut,
@@ -58,12 +59,22 @@ def report(error: ProviderError, status: int, **members: str) -> ProviderError:
         (ProviderCut("x"), "false"),
         (ProviderTimeout("x"), "false"),
         (IdempotencyConflict("x"), "false"),
+        (OutOfCredit("x"), "false"),
         (KotaeError("x"), "false"),
     ],
 )
 def test_only_what_was_not_billed_should_be_retried(error: KotaeError, value: str) -> None:
     """x-should-retry is true where nothing was billed, and false where something may have been."""
     assert get_retry(error) == value
+
+
+def test_a_lack_of_credit_is_an_exhausted_quota() -> None:
+    """Clients know the code of OpenAI, and its status; the problem has ours."""
+    error = OutOfCredit("top up")
+    response = create_error_response(create_problem(error, "r1"), error)
+    assert (response.status, response.body["code"]) == (429, "out_of_credit")
+    expected = {"type": "insufficient_quota", "code": "insufficient_quota", "param": None}
+    assert response.body["error"] == {"message": "Out of credit: top up"} | expected
 
 
 def test_an_interrupted_answer_is_not_retried() -> None:
