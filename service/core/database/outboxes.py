@@ -70,5 +70,7 @@ async def count_rows(
         .where(table.c.state.in_(states))
         .group_by(table.c.state)
     )
-    counted = (await session.execute(query)).tuples()
-    return dict.fromkeys(states, 0) | dict(counted)
+    counts = dict.fromkeys(states, 0)
+    for state, count in await session.execute(query):
+        counts[state] = count
+    return counts
