@@ -1,9 +1,10 @@
-"""`kotae audit`: compare the rows with the totals and with a provider's export."""
+"""`kotae audit`: compare the rows with the totals, a provider's export, and Stripe."""
 
 import asyncio
-from datetime import datetime
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +12,20 @@ from service.cli.database import with_database
 from service.core.accounting.audit import AuditReport, audit_log
 from service.core.accounting.provider_export import read_export
 from service.core.accounting.rollups import rebuild_rollups
+from service.core.billing.failures import StripeFailed
+from service.core.billing.reconciliation import BillingReconciliation, reconcile_stripe
 from service.core.database.engine import Database
-from service.core.settings import load_settings
+from service.core.encoding import utc_now
+from service.core.errors import KotaeError
+from service.core.lazy import LazyModule, load_module
+from service.core.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from service.core.billing import stripe as stripe_client
+else:
+    stripe_client = LazyModule("service.core.billing.stripe")
+
+STRIPE_DAYS = 31
 
 
 def audit(
@@ -26,8 +39,14 @@ def audit(
         Path | None,
         typer.Option(help="Usage export of the provider (CSV), compared by day and model."),
     ] = None,
+    stripe: Annotated[
+        bool,
+        typer.Option(
+            "--stripe", help="Also compare the usage of customers with Stripe, of the last 31 days."
+        ),
+    ] = False,
 ) -> None:
-    """Compare log rows with totals and a provider's export. Exit code 1 if they differ."""
+    """Compare log rows with totals, a provider and Stripe. Exit code 1 if they differ."""
     loaded = load_settings()
     export = read_export(usage) if usage else None
     day = since.date() if since else None
@@ -40,4 +59,34 @@ def audit(
 
     report = asyncio.run(with_database(loaded, run))
     print(report.to_text())
-    raise typer.Exit(0 if report.agrees else 1)
+    agrees = report.agrees
+    if stripe:
+        billed = asyncio.run(with_database(loaded, partial(_reconcile, loaded, day)))
+        print(f"\n{billed.to_text()}")
+        agrees = agrees and not billed.unexplained
+    raise typer.Exit(0 if agrees else 1)
+
+
+async def _reconcile(
+    settings: Settings, day: date | None, database: Database
+) -> BillingReconciliation:
+    """Compare the usage of customers with Stripe. Raises `KotaeError`."""
+    at = utc_now()
+    since = at - timedelta(days=STRIPE_DAYS)
+    if day is not None:
+        since = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    if settings.stripe_key is None or settings.stripe_meter is None:
+        raise KotaeError("--stripe needs KOTAE_STRIPE_KEY and KOTAE_STRIPE_METER")
+    try:
+        load_module(stripe_client)
+    except ImportError as error:
+        raise KotaeError("--stripe needs pip install 'kotae[stripe]'") from error
+    connection = stripe_client.StripeConnection(
+        settings.stripe_key.get_secret_value(), base_url=settings.stripe_base_url
+    )
+    try:
+        return await reconcile_stripe(database, connection, settings.stripe_meter, since, at)
+    except StripeFailed as failure:
+        raise KotaeError(f"Stripe could not be read: {failure}") from failure
+    finally:
+        await connection.aclose()

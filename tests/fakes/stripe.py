@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from service.core.encoding import utc_now
 
@@ -70,6 +70,11 @@ class StripeFake:
         self.events: dict[str, dict[str, Any]] = {}  # thin events by id, complete
         self.requests: list[dict[str, str]] = []
         self.is_away = False
+        self.read_replies: deque[Reply] = deque()  # for the next reads of meters and summaries
+        self.absent_customers: set[str] = set()
+        self.dropped: set[str] = set()  # identifiers of accepted events that are not added up
+        self.page_max = 100  # objects of a list
+        self.meters = [("mtr_0", METER, "inactive", "sum"), ("mtr_1", METER, "active", "sum")]
         self.arrived = asyncio.Event()
         self.release: asyncio.Event | None = None  # responses wait for it
         self._clock = clock
@@ -169,6 +174,13 @@ class StripeFake:
         elif method == "GET" and path.startswith("/v2/core/events/"):
             event = self.events.get(path.rpartition("/")[2])
             response = (200, {}, event) if event else (404, {}, _describe_error("None"))
+        elif method == "GET" and path.startswith("/v1/billing/meters"):
+            reply = self.read_replies.popleft() if self.read_replies else None
+            response = (
+                self._list(path)
+                if reply is None
+                else (reply.status, reply.headers, _describe_error("The fake refuses this"))
+            )
         elif (method, path) == ("POST", "/v1/billing/meter_events"):
             fields = dict(parse_qsl(body.decode()))
             self.requests.append(fields)
@@ -199,6 +211,51 @@ class StripeFake:
         if reply is not None:
             return reply.status, reply.headers, _describe_error("An error afterwards")
         return status, headers, value
+
+    def _list(self, path: str) -> Response:
+        """A page of the meters or of the sums of a customer, as their cursors demand."""
+        url = urlsplit(path)
+        query = dict(parse_qsl(url.query))
+        if query.get("customer") in self.absent_customers:
+            error = _describe_error(f"No such customer: '{query['customer']}'")
+            error["error"]["code"] = "resource_missing"
+            return 404, {}, error
+        items = self._list_meters() if url.path == "/v1/billing/meters" else self._sum(query)
+        ids = [item["id"] for item in items]
+        start = ids.index(query["starting_after"]) + 1 if "starting_after" in query else 0
+        end = start + min(int(query.get("limit", 10)), self.page_max)
+        page = {"object": "list", "url": url.path, "data": items[start:end]}
+        return 200, {}, page | {"has_more": end < len(items)}
+
+    def _list_meters(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": meter_id,
+                "object": "billing.meter",
+                "event_name": name,
+                "status": status,
+                "default_aggregation": {"formula": formula},
+            }
+            for meter_id, name, status, formula in self.meters
+        ]
+
+    def _sum(self, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The sums of each hour of an interval, also of those without events."""
+        sums: Counter[int] = Counter()
+        for event in self.accepted:
+            if event.customer == query["customer"] and event.identifier not in self.dropped:
+                sums[event.timestamp // 3600] += int(event.value * 1000)
+        hours = range(int(query["start_time"]) // 3600, int(query["end_time"]) // 3600)
+        return [
+            {
+                "id": f"mtrusg_{hour}",
+                "object": "billing.meter_event_summary",
+                "aggregated_value": sums[hour] / 1000,
+                "start_time": hour * 3600,
+                "end_time": (hour + 1) * 3600,
+            }
+            for hour in reversed(hours)
+        ]
 
     def _accept(self, fields: Mapping[str, str]) -> Response:
         now, final = self._clock(), {"stripe-should-retry": "false"}

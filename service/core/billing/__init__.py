@@ -2,5 +2,6 @@
 
 Modules: `ledger` (entries and balances of wallets), `customers` (which user is billed as which
 customer), `usage` (known cost by hour), `meter_events` (the outbox), `inbox` (events that Stripe
-sends), `stripe` (the only importer of the library), `failures` (its errors, as they concern us).
+sends), `reconciliation` (with Stripe), `stripe` (the only importer of the library), `failures` (its
+errors, as they concern us).
 """

@@ -16,6 +16,7 @@ class StripeFailed(Exception):
     """A call failed. `retry_after_seconds`: the delay that Stripe asks for, if any.
 
     `is_general`: other calls would fail as well, such as with a wrong key or at a rate limit.
+    `code`: of Stripe's error.
     """
 
     def __init__(
@@ -25,7 +26,8 @@ class StripeFailed(Exception):
         *,
         retry_after_seconds: float = 0.0,
         is_general: bool = False,
+        code: str | None = None,
     ) -> None:
         super().__init__(detail)
-        self.kind, self.is_general = kind, is_general
+        self.kind, self.is_general, self.code = kind, is_general, code
         self.retry_after_seconds = retry_after_seconds

@@ -18,6 +18,7 @@ rejects, at once or later in an error report.
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -113,6 +114,11 @@ def format_value(nano_usd: int) -> str:
     units, rest = divmod(abs(nano_usd), _NANO_PER_UNIT)
     text = f"{units}.{rest:03d}".rstrip("0").rstrip(".") if rest else str(units)
     return f"-{text}" if nano_usd < 0 else text
+
+
+def parse_value(value: Decimal) -> int:
+    """The nano-dollars of a value of the meter."""
+    return round(value * _NANO_PER_UNIT)
 
 
 def compute_timestamp(event: MeterEvent) -> int:

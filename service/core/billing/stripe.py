@@ -1,25 +1,32 @@
 """The client of Stripe; the only module that imports its library. An optional extra.
 
-It never repeats a call by itself (`max_network_retries=0`): the outbox decides about that, because
+The library never repeats a call (`max_network_retries=0`): the outbox decides about that, because
 a repetition after the time in which Stripe remembers an identifier would bill twice. For the same
 reason calls have no idempotency key of ours: Stripe replays the response of a key, also an error.
 """
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import stripe
 
 from service.core.billing.failures import FailureKind, StripeFailed
-from service.core.errors import SignatureInvalid
+from service.core.errors import SignatureInvalid, retry_delay
 from service.core.redaction import redact_secrets
 
 ATTEMPT_SECONDS = 30.0
 TOLERANCE_SECONDS = 300  # age of a signature
 RETRY_AFTER_SECONDS_MAX = 3600.0
+PAGE_MAX, PAGES_MAX = 100, 100  # objects of a page, pages of a list
+READS_MAX = 5  # attempts to read a page
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.5, 30.0  # delay after the first failed read, maximum delay
+_ABSENT = "resource_missing"
 _CONFIGURATION = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
@@ -27,9 +34,14 @@ class StripeConnection:
     """Calls to one account. `base_url`: of another server than Stripe's, for tests."""
 
     def __init__(
-        self, key: str, *, base_url: str | None = None, seconds: float = ATTEMPT_SECONDS
+        self,
+        key: str,
+        *,
+        base_url: str | None = None,
+        seconds: float = ATTEMPT_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        self._seconds = seconds
+        self._seconds, self._retry_seconds = seconds, retry_seconds
         self._http = stripe.HTTPXClient(timeout=seconds)
         self._client = stripe.StripeClient(
             key,
@@ -65,6 +77,73 @@ class StripeConnection:
         values: Mapping[str, Any] = event.to_dict()
         return values
 
+    async def find_meter(self, event_name: str) -> str:
+        """The id of the active meter with this event name. Raises `StripeFailed`."""
+        async for meter in self._list_pages(self._client.v1.billing.meters.list_async, {}):
+            if meter.event_name == event_name and meter.status == "active":
+                if meter.default_aggregation.formula == "sum":
+                    return str(meter.id)
+                raise StripeFailed(f"meter {meter.id} is no sum", FailureKind.REJECTED)
+        raise StripeFailed(f"no active meter for {event_name}", FailureKind.REJECTED)
+
+    async def sum_hours(
+        self, meter_id: str, customer_id: str, since: datetime, until: datetime
+    ) -> dict[datetime, Decimal] | None:
+        """What a meter has added up for a customer by hour, in its unit; absent: nothing.
+
+        `since` and `until` are starts of hours. None: there is no such customer. Raises
+        `StripeFailed`.
+        """
+        list_page = partial(self._client.v1.billing.meters.event_summaries.list_async, meter_id)
+        values = {
+            "customer": customer_id,
+            "start_time": int(since.timestamp()),
+            "end_time": int(until.timestamp()),
+            "value_grouping_window": "hour",
+        }
+        sums: dict[datetime, Decimal] = {}
+        try:
+            async for summary in self._list_pages(list_page, values):
+                start = datetime.fromtimestamp(summary.start_time, UTC)
+                sums[start] = Decimal(str(summary.aggregated_value))
+        except StripeFailed as failure:
+            if failure.code == _ABSENT:
+                return None
+            raise
+        return sums
+
+    async def _list_pages(
+        self, list_page: Callable[[Any], Awaitable[Any]], values: Mapping[str, Any]
+    ) -> AsyncIterator[Any]:
+        """The objects of a list, at most `PAGES_MAX` pages; reads are repeated after failures."""
+        cursor: dict[str, str] = {}
+        for _ in range(PAGES_MAX):
+            page = await self._read(partial(list_page, {**values, "limit": PAGE_MAX, **cursor}))
+            for item in page.data:
+                yield item
+            if not page.has_more or not page.data:
+                return
+            cursor = {"starting_after": page.data[-1].id}
+        raise StripeFailed(f"a list has more than {PAGES_MAX} pages", FailureKind.REJECTED)
+
+    async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Call something that changes nothing, up to `READS_MAX` times."""
+        failures = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    return await call()
+            except (stripe.StripeError, TimeoutError) as error:
+                failure, failures = translate_error(error), failures + 1
+                status = error.http_status if isinstance(error, stripe.StripeError) else None
+                is_lasting = failure.kind is FailureKind.REJECTED or status in _CONFIGURATION
+                if is_lasting or failures == READS_MAX:
+                    raise failure from error
+            delay = retry_delay(
+                failures, first_seconds=self._retry_seconds, seconds_max=RETRY_SECONDS_MAX
+            )
+            await asyncio.sleep(max(delay, min(failure.retry_after_seconds, RETRY_SECONDS_MAX)))
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.close_async()  # type: ignore[no-untyped-call]  # of the library
@@ -91,6 +170,7 @@ def translate_error(error: stripe.StripeError | TimeoutError) -> StripeFailed:
         kind,
         retry_after_seconds=_read_seconds(headers.get("retry-after")),
         is_general=is_general,
+        code=error.code,
     )
 
 
