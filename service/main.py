@@ -32,6 +32,7 @@ from service.api import (
     receipts,
     sessions,
     uploads,
+    wallets,
 )
 from service.api.body_budget import BodyBudget
 from service.api.dependencies import Services
@@ -53,6 +54,7 @@ from service.core.auth.authenticator import Authenticator
 from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
 from service.core.auth.tickets import SignedTickets
+from service.core.billing.checkout import Checkout, TopUpOptions
 from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.budgets.webhooks import WebhookReceiver
 from service.core.database.engine import Database, open_database
@@ -183,6 +185,7 @@ def create_app(
         quotas.router,
         budgets.router,
         billing.router,
+        wallets.router,
         sessions.router,
         health.router,
         models.router,
@@ -248,13 +251,11 @@ async def _open_services(
     workers |= {
         "reindexing": Reindexer(singleton_database, settings, chunk_workers),
         "merging": IndexMerger(singleton_database),
+        **_create_alert_workers(settings, singleton_database, metrics),
     }
     if settings.text_days is not None:
         workers["retention"] = TextRetention(singleton_database, settings.text_days)
-    workers |= {
-        **_create_alert_workers(settings, singleton_database, metrics),
-        **await _open_billing(settings, singleton_database, metrics, stack),
-    }
+    checkout = await _open_stripe(settings, database, singleton_database, metrics, workers, stack)
     start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
@@ -339,6 +340,7 @@ async def _open_services(
         budgets=budgets,
         answers=answering,
         receipts=ReceiptLog(database, settings.data_dir),
+        checkout=checkout,
         routes=routes,
         embedding_calls=embedding_calls,
         tickets=SignedTickets(
@@ -396,15 +398,20 @@ def _create_alert_workers(
     }
 
 
-async def _open_billing(
-    settings: Settings, database: Database, metrics: Metrics, stack: AsyncExitStack
-) -> dict[str, Worker]:
-    """Create the worker that bills usage, if it is enabled.
+async def _open_stripe(
+    settings: Settings,
+    database: Database,
+    singleton_database: Database,
+    metrics: Metrics,
+    workers: dict[str, Worker],
+    stack: AsyncExitStack,
+) -> Checkout | None:
+    """Create the worker that bills usage and credits payments, and the service for top-ups.
 
-    Raises `SettingsInvalid` without the library.
+    Each only if it is enabled. Raises `SettingsInvalid` without the library.
     """
     if settings.stripe_key is None:
-        return {}
+        return None
     try:
         await anyio.to_thread.run_sync(load_module, stripe)
     except ImportError as error:
@@ -413,7 +420,19 @@ async def _open_billing(
         settings.stripe_key.get_secret_value(), base_url=settings.stripe_base_url
     )
     stack.push_async_callback(connection.aclose)
-    return {"billing": BillingWorker(database, connection, settings.stripe_meter, metrics)}
+    workers["billing"] = BillingWorker(
+        singleton_database, connection, settings.stripe_meter, metrics
+    )
+    if settings.public_url is None:
+        return None
+    options = TopUpOptions(
+        public_url=settings.public_url,
+        usd_min=settings.top_up_usd_min,
+        usd_max=settings.top_up_usd_max,
+        has_tax=settings.stripe_tax,
+        has_invoices=settings.stripe_invoices,
+    )
+    return Checkout(database, connection, options, user_share=settings.user_share)
 
 
 def _start_accounting(

@@ -131,12 +131,12 @@ async def get_status(services: ServicesDep, _: AdminKeysPrincipal) -> Response:
 )
 async def receive_webhook(request: Request, services: ServicesDep) -> Response:
     """An event from Stripe, authenticated by its signature over the body."""
-    secret = services.settings.stripe_webhook_secret
-    if secret is None:
+    secrets = services.settings.stripe_webhook_secrets
+    if not secrets:
         raise NotFound("webhooks of Stripe are not enabled")
     payload = await read_body(request, SENDER)
     signature = request.headers.get("stripe-signature", "")
-    event = webhooks.verify_event(payload, signature, secret.get_secret_value())
+    event = webhooks.verify_event(payload, signature, secrets)
     result = await webhooks.receive_event(services.database, event, utc_now())
     services.metrics.stripe_webhooks.labels(result.value).inc()
     log.info("stripe_event.received", event_id=event.id, type=event.type, result=result.value)

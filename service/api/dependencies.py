@@ -21,6 +21,7 @@ from service.core.auth.credentials import Credentials
 from service.core.auth.origin import check_csrf
 from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import RevocationMonitor
+from service.core.billing.checkout import Checkout
 from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.database.engine import Database
 from service.core.documents.library import ChunkWorkers, FileReaders
@@ -59,6 +60,7 @@ class Services:
     budgets: BudgetEnforcer
     answers: Answers
     receipts: ReceiptLog
+    checkout: Checkout | None
     embedding_calls: EmbeddingCalls
     routes: Routes
     retrieval: SearchService

@@ -27,6 +27,8 @@ from service.core.accounting.conversations import ConversationPage
 from service.core.accounting.receipts import Receipt, ReceiptPage
 from service.core.audit_log import AuditPage
 from service.core.auth.store import ApiKey
+from service.core.billing.accounts import EntryObject, WalletPage
+from service.core.billing.checkout import CreatedSession
 from service.core.billing.meter_events import EventObject
 from service.core.billing.review import BillingStatus
 from service.core.budgets.spend import BudgetObject
@@ -42,15 +44,19 @@ _SHAPES = [
     BillingStatus,
     BudgetObject,
     ConversationPage,
+    CreatedSession,
     Document,
     DocumentPage,
     DamagedAnswer,
+    EntryObject,
     EventObject,
     Problem,
     Receipt,
     ReceiptPage,
     SearchResults,
     StartEvent,
+    WalletPage,
+    shapes.Account,
     shapes.AlertList,
     shapes.AlertObject,
     shapes.AnalyticsPage,
@@ -70,6 +76,7 @@ _SHAPES = [
     shapes.PartialUploadResult,
     shapes.PlanList,
     shapes.PlanSettings,
+    shapes.PortalSession,
     shapes.Readiness,
     shapes.SessionInfo,
     shapes.UploadResult,
@@ -119,6 +126,7 @@ _TAGS = {
     "keys": "API keys.",
     "quotas": "Usage, limits, plans and users.",
     "billing": "Customers at Stripe and their meter events.",
+    "wallets": "Prepaid credit: balances, entries and top-ups.",
     "session": "Browser sessions.",
     "health": "Liveness, readiness and metrics.",
 }

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from service.core.billing.customers import STRIPE_ID_PATTERN
+from service.core.billing.ledger import NOTE_CHARACTERS_MAX
 from service.core.budgets.budget import (
     SUBJECT_PATTERN,
     THRESHOLD_MAX,
@@ -409,6 +410,39 @@ class CustomerBody(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"stripe_customer_id": "cus_NffrFeUfNV2H"}]}
     )
     stripe_customer_id: str = Field(pattern=STRIPE_ID_PATTERN)
+
+
+class CheckoutBody(BaseModel):
+    """The amount of a top-up."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"amount": "25.00"}]})
+    amount: str = Field(
+        pattern=r"^[0-9]{1,6}(\.[0-9]{1,2})?$",
+        description="In USD, without tax: KOTAE_TOP_UP_USD_MIN to KOTAE_TOP_UP_USD_MAX (400).",
+    )
+
+
+class GrantBody(BaseModel):
+    """An amount that an admin adds to a wallet."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"user_id": "alice", "amount": "5", "note": "welcome", "kind": "grant"}]
+        },
+    )
+    user_id: UserId
+    amount: str = Field(
+        pattern=r"^-?[0-9]{1,6}(\.[0-9]{1,9})?$",
+        description="In USD; not 0, and only negative for an adjustment (400).",
+    )
+    note: (
+        Annotated[
+            str, StringConstraints(min_length=1, max_length=NOTE_CHARACTERS_MAX, pattern=_NO_NUL)
+        ]
+        | None
+    ) = Field(None, description="Shown to the user.")
+    kind: Literal["grant", "adjustment"] = "grant"
 
 
 class DecisionBody(BaseModel):

@@ -8,6 +8,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.api.schemas import Problem
 from service.core.auth.store import ApiKey
+from service.core.billing.accounts import EntryObject
+from service.core.billing.checkout import Invoice
 from service.core.billing.meter_events import EventObject
 from service.core.budgets.spend import BudgetObject
 from service.core.documents.library import Document
@@ -243,6 +245,29 @@ class WebhookReceived(Struct):
     """An event of Stripe was stored, or needs no processing."""
 
     received: bool
+
+
+class Account(Struct):
+    """A wallet. Amounts are decimal strings in USD; `invoices` are null without any.
+
+    `checkout` and `portal`: whether the user can top up, and has a page at Stripe.
+    """
+
+    user_id: str
+    balance: str
+    currency: str
+    entries: list[EntryObject]
+    next_cursor: str | None
+    invoices: list[Invoice] | None
+    checkout: bool
+    portal: bool
+    invoices_error: str | UnsetType = UNSET
+
+
+class PortalSession(Struct):
+    """A page of Stripe, for a short time."""
+
+    url: str
 
 
 class LimitUsage(Struct):

@@ -27,6 +27,7 @@ from service.cli import (
     settings,
     usage,
     users,
+    wallets,
 )
 from service.core.errors import KotaeError, NotFound
 
@@ -84,6 +85,12 @@ app.add_typer(users.users, name="users")
 app.add_typer(plans.plans, name="plans")
 app.add_typer(budgets.budgets, name="budgets")
 app.add_typer(billing.billing, name="billing")
+billing.billing.command("balance")(wallets.show_balance)
+billing.billing.command("entries")(wallets.list_entries)
+billing.billing.command("grant", context_settings={"ignore_unknown_options": True})(
+    wallets.add_grant  # the amount of an adjustment can begin with a minus
+)
+billing.billing.command("assign")(wallets.assign_payer)
 
 
 def main() -> None:

@@ -48,6 +48,8 @@ class Action(StrEnum):
     BUDGET_DELETED = "budget.deleted"  # detail: its fields
     CUSTOMER_CONNECTED = "customer.connected"  # the target is Stripe's id; detail: the previous one
     CUSTOMER_DISCONNECTED = "customer.disconnected"
+    PAYER_ASSIGNED = "payer.assigned"  # as which customer at Stripe a user pays
+    WALLET_CREDITED = "wallet.credited"  # by an admin; detail: the kind, amount and note
     METER_EVENT_RESOLVED = "meter_event.resolved"  # detail: the decision and the amount
     CONVERSATION_ERASED = "conversation.erased"  # of another user
     CONVERSATION_READ = "conversation.read"  # of another user: one, or the list of their titles

@@ -14,7 +14,11 @@
     ├── BudgetExists         409 budget_exists         change that budget, or use another name
     ├── BudgetsFull          409 budgets_full          delete budgets
     ├── CustomersFull        409 customers_full        disconnect customers
+    ├── PayerExists          409 payer_exists          see `kotae billing assign`
+    ├── AmountInvalid        400 amount_invalid        choose an amount within the bounds
     ├── SignatureInvalid     400 signature_invalid     set KOTAE_STRIPE_WEBHOOK_SECRET
+    ├── StripeUnavailable    503 stripe_unavailable    retry after `Retry-After`; nothing was paid
+    ├── StripeRefused        502 stripe_refused        the log says what: key, permissions, settings
     ├── ConversationBusy         409 conversation_busy     retry when the running answer has ended
     ├── Erased                   410 erased                begin a new conversation
     ├── ForeignHost              400 foreign_host          add the name to KOTAE_ALLOWED_HOSTS
@@ -182,10 +186,39 @@ class CustomersFull(KotaeError):
     code, status, title = "customers_full", 409, "Customer limit reached"
 
 
+class PayerExists(KotaeError):
+    """A user pays as one customer, and a customer is of one user."""
+
+    code, status, title = "payer_exists", 409, "The user or the customer is assigned already"
+
+
+class AmountInvalid(KotaeError):
+    """An amount of money that is too small, too large, or not in whole cents."""
+
+    code, status, title = "amount_invalid", 400, "The amount is not allowed"
+
+
 class SignatureInvalid(KotaeError):
     """A webhook is not signed with the secret, or its signature is too old."""
 
     code, status, title = "signature_invalid", 400, "The signature is invalid"
+
+
+class StripeUnavailable(KotaeError):
+    """Stripe does not respond, or is busy; nothing was charged."""
+
+    code, status, title, retry_after_default = (
+        "stripe_unavailable",
+        503,
+        "Stripe is not available",
+        5,
+    )
+
+
+class StripeRefused(KotaeError):
+    """Stripe refuses the request of this service: its key, permissions or settings are wrong."""
+
+    code, status, title = "stripe_refused", 502, "Stripe refused our configuration"
 
 
 class ConversationBusy(KotaeError):

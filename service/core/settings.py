@@ -10,6 +10,7 @@ import ipaddress
 import json
 import os
 import re
+from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -138,6 +139,25 @@ def _require_http(url: str | None) -> str | None:
     if parts and not (parts.scheme in ("http", "https") and parts.hostname):
         raise ValueError(f"not a URL: start it with http:// or https://, for example http://{url}")
     return url
+
+
+def _check_public_url(url: str | None) -> str | None:
+    """The URL without a slash at its end. Raises `ValueError`."""
+    if not url:
+        return None
+    parts = urlsplit(url)
+    is_secure = parts.scheme == "https" or (
+        parts.scheme == "http" and parts.hostname is not None and is_loopback(parts.hostname)
+    )
+    is_printable = url.isascii() and url.isprintable() and " " not in url
+    if not (is_printable and is_secure and parts.hostname) or (
+        "@" in parts.netloc or "?" in url or "#" in url
+    ):
+        raise ValueError(
+            f"{url!r} is not a URL such as https://kotae.example/path: https (or http on "
+            "loopback), without a user, a query or a fragment"
+        )
+    return url.rstrip("/")
 
 
 List = Annotated[list[str], NoDecode, BeforeValidator(_split_list)]
@@ -324,8 +344,36 @@ class Settings(BaseSettings):
     )
     stripe_webhook_secret: SecretStr | None = Field(
         None,
-        description="Signing secret (`whsec_…`) of the endpoint /billing/webhook at Stripe. "
-        "Requires KOTAE_STRIPE_KEY.",
+        description="Signing secret (`whsec_…`) of the endpoint /billing/webhook at Stripe, or of "
+        "several, separated by commas. Requires KOTAE_STRIPE_KEY.",
+    )
+    public_url: Annotated[str | None, AfterValidator(_check_public_url)] = Field(
+        None,
+        description="URL at which browsers reach Kotae, for example https://kotae.example: Stripe "
+        "returns to it after a payment. Enables top-ups with KOTAE_STRIPE_KEY.",
+    )
+    top_up_usd_min: Decimal = Field(
+        Decimal(5),
+        ge=Decimal("0.5"),
+        le=999_999,
+        max_digits=8,
+        decimal_places=2,
+        description="Smallest amount of a top-up, in USD. Stripe requires at least 0.50.",
+    )
+    top_up_usd_max: Decimal = Field(
+        Decimal(10_000),
+        ge=Decimal("0.5"),
+        le=999_999,
+        max_digits=8,
+        decimal_places=2,
+        description="Largest amount of a top-up, in USD.",
+    )
+    stripe_tax: bool = Field(
+        False,
+        description="Let Stripe Tax add the tax to top-ups. It is not credited.",
+    )
+    stripe_invoices: bool = Field(
+        False, description="Let Stripe create an invoice for each top-up, for which it charges."
     )
     stripe_base_url: Annotated[str | None, AfterValidator(_require_http)] = Field(
         None, description="Base URL of the API of Stripe, for tests. Default: that of Stripe."
@@ -744,6 +792,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 "KOTAE_STRIPE_METER and KOTAE_STRIPE_WEBHOOK_SECRET need KOTAE_STRIPE_KEY"
             )
+        if self.stripe_webhook_secret is not None and not all(self.stripe_webhook_secrets):
+            raise ValueError("KOTAE_STRIPE_WEBHOOK_SECRET has an empty item")
+        if self.top_up_usd_min > self.top_up_usd_max:
+            raise ValueError("KOTAE_TOP_UP_USD_MIN is larger than KOTAE_TOP_UP_USD_MAX")
+        if self.public_url and urlsplit(self.public_url).path != (
+            self.root_path or urlsplit(self.public_url).path
+        ):
+            raise ValueError("the path of KOTAE_PUBLIC_URL is not KOTAE_ROOT_PATH")
 
     def _check_jwt(self) -> None:
         """Raise `ValueError` unless the JWT settings are complete or absent."""
@@ -793,6 +849,7 @@ class Settings(BaseSettings):
         secrets += self.catalog.secrets
         if self.secret_key:
             secrets += self.secret_key.get_secret_value().split(",")
+        secrets += self.stripe_webhook_secrets
         return secrets + [
             secret
             for url in urls
@@ -803,6 +860,14 @@ class Settings(BaseSettings):
     def secret_keys(self) -> list[bytes]:
         """The keys of `secret_key`, the signing one first; none without it."""
         return parse_secret_keys(self.secret_key.get_secret_value()) if self.secret_key else []
+
+    @property
+    def stripe_webhook_secrets(self) -> list[str]:
+        """The secrets of the endpoints at Stripe; none without them."""
+        if self.stripe_webhook_secret is None:
+            return []
+        secrets = self.stripe_webhook_secret.get_secret_value().split(",")
+        return [secret.strip() for secret in secrets]
 
     @property
     def database(self) -> str:

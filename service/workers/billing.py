@@ -1,5 +1,7 @@
 """Bills usage: creates meter events, sends those that are due, and processes the inbox.
 
+Events about payments in the inbox are credited to the ledger.
+
 One process does it: with PostgreSQL, the leader. Before anything is sent, the attempt is committed,
 in a transaction in which a former leader fails. If the process dies before the result is committed,
 the event is sent again with the same identifier, which Stripe then refuses as known.
@@ -13,14 +15,16 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import msgspec
 
 from service.core.billing import inbox
+from service.core.billing.crediting import process_payment
 from service.core.billing.customers import find_first_start
 from service.core.billing.failures import FailureKind, StripeFailed
-from service.core.billing.inbox import InboxEvent
+from service.core.billing.inbox import ERROR_REPORTS, InboxEvent
 from service.core.billing.meter_events import (
     DueEvent,
     EventState,
@@ -34,9 +38,11 @@ from service.core.billing.meter_events import (
     list_due,
     record_attempt,
 )
+from service.core.billing.payments import PAYMENT_EVENTS, ObjectKind, Payment, PaymentInvalid
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
 from service.core.errors import retry_delay
+from service.core.pricing import format_usd
 from service.core.telemetry import Metrics, log
 from service.workers.background import PeriodicWorker
 
@@ -62,6 +68,9 @@ class StripeApi(Protocol):
 
     async def fetch_event(self, event_id: str) -> Mapping[str, Any]:
         """The complete event of a notification. Raises `StripeFailed`."""
+
+    async def fetch_payment(self, kind: ObjectKind, object_id: str) -> Payment | None:
+        """The payment to which an object belongs, as it is now. Raises `StripeFailed`."""
 
 
 class BillingStatistics(msgspec.Struct, frozen=True):
@@ -208,19 +217,52 @@ class BillingWorker(PeriodicWorker):
         self._metrics.meter_event_attempts.labels(state.value).inc()
 
     async def process_inbox(self) -> None:
-        """Process the events of Stripe that are due. Raises `DatabaseUnavailable`."""
-        async with self._database.read_session() as session:
-            events = await inbox.list_due(session, self._clock(), AT_ONCE_MAX)
-        for event in events:
-            await self._process(event)
+        """Process the events of Stripe that are due. Raises `DatabaseUnavailable`.
 
-    async def _process(self, event: InboxEvent) -> None:
-        try:
-            errors = inbox.read_errors(await self._stripe.fetch_event(event.id))
-        except StripeFailed as failure:
-            await inbox.delay_event(self._database, event, str(failure), self._clock())
-            log.warning("stripe_event.delayed", event_id=event.id, error=str(failure))
-            return
+        One after the other, because an older state of a payment must not be recorded after a newer
+        one. An outage of Stripe ends the tick, so that it delays the meter events once.
+        """
+        async with self._database.read_session() as session:
+            events = await inbox.list_due(session, self._clock(), DUE_MAX)
+        for event in events:
+            try:
+                if event.type in ERROR_REPORTS:
+                    await self._process_report(event)
+                else:
+                    await self._process_payment(event)
+            except StripeFailed as failure:
+                is_rejected = failure.kind is FailureKind.REJECTED
+                # An object that is not known yet may be known later.
+                is_final = is_rejected and failure.status != HTTPStatus.NOT_FOUND
+                await self._delay(event, str(failure), is_final=is_final)
+                if not is_rejected:
+                    return
+            except PaymentInvalid as error:
+                await self._delay(event, str(error), is_final=True)
+
+    async def _delay(self, event: InboxEvent, error: str, *, is_final: bool) -> None:
+        if await inbox.delay_event(self._database, event, error, self._clock(), is_final=is_final):
+            log.error(
+                "stripe_event.failed", event_id=event.id, object_id=event.object_id, error=error
+            )
+        else:
+            log.warning("stripe_event.delayed", event_id=event.id, error=error)
+
+    async def _process_payment(self, event: InboxEvent) -> None:
+        kind = PAYMENT_EVENTS[event.type]
+        payment = await self._stripe.fetch_payment(kind, event.object_id or "")
+        added = await process_payment(self._database, event, payment, self._clock())
+        for entry in added:
+            log.info(
+                "ledger_entry.added",
+                user_id=entry.user_id,
+                kind=entry.kind.value,
+                cause=entry.cause,
+                usd=format_usd(entry.amount_nano_usd),
+            )
+
+    async def _process_report(self, event: InboxEvent) -> None:
+        errors = inbox.read_errors(await self._stripe.fetch_event(event.id))
         moved = await inbox.process_errors(self._database, event, errors, self._clock())
         for identifier in moved:
             _log_review(identifier, errors.detail)

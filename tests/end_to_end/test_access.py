@@ -118,6 +118,11 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("GET", "/billing/events"): (ADMIN, Scope.KEYS),
     ("POST", "/billing/events/{event_id}/resolve"): (ADMIN, Scope.KEYS),
     ("GET", "/billing/status"): (ADMIN, Scope.KEYS),
+    ("GET", "/billing"): (USER, Scope.LOGS),
+    ("POST", "/billing/checkout"): (USER, Scope.KEYS),
+    ("POST", "/billing/portal"): (USER, Scope.KEYS),
+    ("GET", "/billing/wallets"): (ADMIN, Scope.KEYS),
+    ("POST", "/billing/grants"): (ADMIN, Scope.KEYS),
     ("POST", "/billing/webhook"): ALL,  # authenticated by a signature
 }  # fmt: skip
 BODIES: dict[tuple[str, str], Any] = {
@@ -146,6 +151,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PATCH", "/ai/budgets/{budget_id}"): {"action": "refuse"},
     ("PUT", "/billing/customers/{user_id}"): {"stripe_customer_id": "cus_x"},
     ("POST", "/billing/events/{event_id}/resolve"): {"decision": "billed"},
+    ("POST", "/billing/checkout"): {"amount": "5"},
+    ("POST", "/billing/grants"): {"user_id": "alice", "amount": "5"},
 }
 MOUNTED = {"/web/swagger", "/web/{path:path}"}
 

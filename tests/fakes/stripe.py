@@ -1,4 +1,4 @@
-"""Stripe's meter events and thin events over real HTTP, as the stock client calls them.
+"""Stripe over real HTTP, as the stock client calls it: meter events, thin events, payments.
 
 As documented by Stripe: an identifier is rejected with 400 for 24 hours after it was accepted, and
 accepted again later; timestamps may be 35 days old or 5 minutes ahead; values are decimals with up
@@ -6,48 +6,48 @@ to 12 digits after the point.
 """
 
 import asyncio
-import hashlib
-import hmac
 import json
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from service.core.encoding import utc_now
+from tests.fakes.stripe_payments import PaymentsFake
+from tests.fakes.stripe_protocol import (
+    BUSY,
+    CUT,
+    ERROR,
+    ERROR_AFTERWARDS,
+    LOST,
+    SECRET,
+    Reply,
+    Response,
+    describe_error,
+    sign,
+)
+
+__all__ = [
+    "BUSY",
+    "CUT",
+    "ERROR",
+    "ERROR_AFTERWARDS",
+    "KEY",
+    "LOST",
+    "METER",
+    "SECRET",
+    "Reply",
+    "StripeFake",
+    "sign",
+]
 
 KEY = "sk_test_kotae"
-SECRET = "whsec_kotae"
 METER = "kotae_usage"
 IDENTIFIER_HOURS, AGE_DAYS, AHEAD_MINUTES, DIGITS = 24, 35, 5, 12
-
-
-Response = tuple[int, Mapping[str, str], Any]
-"""Status, headers and JSON body."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a request gets instead of the usual response.
-
-    `status` 0: the connection is closed. `processed`: the event is accepted nevertheless.
-    """
-
-    status: int = 0
-    processed: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-LOST = Reply(0, processed=True)  # the response is lost
-CUT = Reply(0)
-ERROR = Reply(500)
-ERROR_AFTERWARDS = Reply(500, processed=True)
-BUSY = Reply(429, headers={"retry-after": "7"})
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class Accepted:
 
 
 class StripeFake:
-    """Accepts meter events. `replies`: for the next of them; `clock`: the time at Stripe."""
+    """Accepts meter events. `replies`: for the next of them; `clock`: the time at Stripe.
+
+    `payments`: the other calls.
+    """
 
     def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
         self.accepted: list[Accepted] = []
@@ -77,6 +80,7 @@ class StripeFake:
         self.meters = [("mtr_0", METER, "inactive", "sum"), ("mtr_1", METER, "active", "sum")]
         self.arrived = asyncio.Event()
         self.release: asyncio.Event | None = None  # responses wait for it
+        self.payments = PaymentsFake(lambda: self.url, clock)
         self._clock = clock
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -163,40 +167,46 @@ class StripeFake:
     async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         method, path, _ = head[0].split(" ")
+        response: Response
         headers = {
             name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])
         }
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         if self.is_away:
             return False
-        if headers.get("authorization") != f"Bearer {KEY}":
-            response: Response = 401, {}, _describe_error("Invalid API Key")
+        path, _, query = path.partition("?")
+        fields = dict(parse_qsl(query or body.decode(), keep_blank_values=True))
+        if path.startswith("/pay/"):
+            response = await self.payments.respond_page(method, path)
+        elif headers.get("authorization") != f"Bearer {KEY}":
+            response = 401, {}, describe_error("Invalid API Key")
         elif method == "GET" and path.startswith("/v2/core/events/"):
             event = self.events.get(path.rpartition("/")[2])
-            response = (200, {}, event) if event else (404, {}, _describe_error("None"))
+            response = (200, {}, event) if event else (404, {}, describe_error("None"))
         elif method == "GET" and path.startswith("/v1/billing/meters"):
             reply = self.read_replies.popleft() if self.read_replies else None
             response = (
-                self._list(path)
+                self._list(path, fields)
                 if reply is None
-                else (reply.status, reply.headers, _describe_error("The fake refuses this"))
+                else (reply.status, reply.headers, describe_error("The fake refuses this"))
             )
         elif (method, path) == ("POST", "/v1/billing/meter_events"):
-            fields = dict(parse_qsl(body.decode()))
             self.requests.append(fields)
             response = self._create(fields)
             self.arrived.set()
             if self.release is not None:
                 await self.release.wait()
         else:
-            response = 404, {}, _describe_error(f"Unrecognized URL {path}")
+            key = headers.get("idempotency-key")
+            response = await self.payments.respond(method, path, fields, key)
         status, extra, value = response
         if not status:
             return False
-        payload = json.dumps(value).encode()
+        media_type = "text/html" if isinstance(value, str) else "application/json"
+        payload = (value if isinstance(value, str) else json.dumps(value)).encode()
         lines = "".join(f"{name}: {text}\r\n" for name, text in extra.items())
         writer.write(
-            f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{lines}"
+            f"HTTP/1.1 {status} X\r\ncontent-type: {media_type}\r\n{lines}"
             f"content-length: {len(payload)}\r\n\r\n".encode()
             + payload
         )
@@ -206,25 +216,23 @@ class StripeFake:
     def _create(self, fields: Mapping[str, str]) -> Response:
         reply = self.replies.popleft() if self.replies else None
         if reply is not None and not reply.processed:
-            return reply.status, reply.headers, _describe_error("The fake refuses this")
+            return reply.status, reply.headers, describe_error("The fake refuses this")
         status, headers, value = self._accept(fields)
         if reply is not None:
-            return reply.status, reply.headers, _describe_error("An error afterwards")
+            return reply.status, reply.headers, describe_error("An error afterwards")
         return status, headers, value
 
-    def _list(self, path: str) -> Response:
+    def _list(self, path: str, query: Mapping[str, str]) -> Response:
         """A page of the meters or of the sums of a customer, as their cursors demand."""
-        url = urlsplit(path)
-        query = dict(parse_qsl(url.query))
         if query.get("customer") in self.absent_customers:
-            error = _describe_error(f"No such customer: '{query['customer']}'")
+            error = describe_error(f"No such customer: '{query['customer']}'")
             error["error"]["code"] = "resource_missing"
             return 404, {}, error
-        items = self._list_meters() if url.path == "/v1/billing/meters" else self._sum(query)
+        items = self._list_meters() if path == "/v1/billing/meters" else self._sum(query)
         ids = [item["id"] for item in items]
         start = ids.index(query["starting_after"]) + 1 if "starting_after" in query else 0
         end = start + min(int(query.get("limit", 10)), self.page_max)
-        page = {"object": "list", "url": url.path, "data": items[start:end]}
+        page = {"object": "list", "url": path, "data": items[start:end]}
         return 200, {}, page | {"has_more": end < len(items)}
 
     def _list_meters(self) -> list[dict[str, Any]]:
@@ -262,32 +270,21 @@ class StripeFake:
         identifier, value = fields["identifier"], fields["payload[value]"]
         timestamp = datetime.fromtimestamp(int(fields["timestamp"]), UTC)
         if len(identifier) > 100 or fields["event_name"] != METER:
-            return 400, final, _describe_error("Invalid identifier or event name")
+            return 400, final, describe_error("Invalid identifier or event name")
         if (
             not now - timedelta(days=AGE_DAYS)
             <= timestamp
             <= now + timedelta(minutes=AHEAD_MINUTES)
         ):
-            return 400, final, _describe_error("The timestamp is out of range")
+            return 400, final, describe_error("The timestamp is out of range")
         if len(value.partition(".")[2]) > DIGITS:
-            return 400, final, _describe_error("Too many digits")
+            return 400, final, describe_error("Too many digits")
         since = now - timedelta(hours=IDENTIFIER_HOURS)
         if any(event.identifier == identifier and event.at > since for event in self.accepted):
             message = f"An event already exists with identifier {identifier}."
-            return 400, final, _describe_error(message)
+            return 400, final, describe_error(message)
         customer = fields["payload[stripe_customer_id]"]
         self.accepted.append(
             Accepted(identifier, customer, Decimal(value), int(fields["timestamp"]), now)
         )
         return 200, {}, {"object": "billing.meter_event", "identifier": identifier}
-
-
-def _describe_error(message: str) -> dict[str, Any]:
-    return {"error": {"type": "invalid_request_error", "message": message}}
-
-
-def sign(payload: bytes, secret: str = SECRET, at: float | None = None) -> str:
-    """The header `Stripe-Signature` of a body, as documented."""
-    timestamp = int(time.time() if at is None else at)
-    signed = f"{timestamp}.".encode() + payload
-    return f"t={timestamp},v1={hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()}"

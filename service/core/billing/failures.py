@@ -16,7 +16,7 @@ class StripeFailed(Exception):
     """A call failed. `retry_after_seconds`: the delay that Stripe asks for, if any.
 
     `is_general`: other calls would fail as well, such as with a wrong key or at a rate limit.
-    `code`: of Stripe's error.
+    `code`: of Stripe's error. `status`: of the HTTP response; None if there was none.
     """
 
     def __init__(
@@ -27,7 +27,8 @@ class StripeFailed(Exception):
         retry_after_seconds: float = 0.0,
         is_general: bool = False,
         code: str | None = None,
+        status: int | None = None,
     ) -> None:
         super().__init__(detail)
         self.kind, self.is_general, self.code = kind, is_general, code
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds, self.status = retry_after_seconds, status

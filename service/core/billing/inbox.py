@@ -1,9 +1,12 @@
 """The inbox of events from Stripe, which arrive at least once and in any order.
 
 An event is stored before it is confirmed, under its id, so that a repeated one changes nothing. It
-is processed later, by one process. Its notification is thin: the complete event is fetched then.
+is processed later, by one process. Of its content only type and object are used: what is current
+is fetched then. So thin notifications and complete events ("snapshots") are processed alike.
+
 An error report names meter events that Stripe accepted and could not use later; they go to review.
-Reports name a limited number of events: what is not named is logged with its count.
+Reports name a limited number of events: what is not named is logged with its count. Events about
+payments are in `core.billing.crediting`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +18,7 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.billing.meter_events import review_events
-from service.core.database.engine import Database, ReadSession
+from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.outboxes import count_rows, describe_failure, select_due
 from service.core.database.tables import billing_inbox
 from service.core.database.upserts import insert_new
@@ -25,6 +28,7 @@ ERROR_REPORTS = frozenset(
     {"v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"}
 )
 KEPT_DAYS = 30  # processed events; Stripe repeats one for up to three days
+ID_CHARACTERS_MAX = 255
 
 
 class InboxState(StrEnum):
@@ -36,10 +40,31 @@ class InboxState(StrEnum):
 
 
 class ReceivedEvent(msgspec.Struct, frozen=True):
-    """The fields of an event that are needed; others are ignored."""
+    """The fields of an event that are needed; others are ignored.
+
+    `object_id`: of the object that the event is about, if it names one.
+    """
 
     id: str
     type: str
+    object_id: str | None = None
+
+
+class _Reference(msgspec.Struct):
+    id: str | None = None
+
+
+class _Snapshot(msgspec.Struct):
+    object: _Reference | None = None
+
+
+class _EventBody(msgspec.Struct):
+    """An event as Stripe sends it: thin with `related_object`, a snapshot with `data`."""
+
+    id: str
+    type: str
+    related_object: _Reference | None = None
+    data: _Snapshot | None = None
 
 
 class InboxEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +72,7 @@ class InboxEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     type: str
+    object_id: str | None = None
     received_at: datetime
     state: InboxState
     attempts: int = 0
@@ -65,18 +91,29 @@ class ReportedErrors(msgspec.Struct, frozen=True):
 def parse_event(payload: bytes) -> ReceivedEvent:
     """An event from its raw body. Raises `InvalidRequest`."""
     try:
-        event = msgspec.json.decode(payload, type=ReceivedEvent)
+        body = msgspec.json.decode(payload, type=_EventBody)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest("the body is not an event of Stripe") from error
-    if not (0 < len(event.id) <= 255 and event.id.isascii() and event.id.isprintable()):
+    reference = body.related_object or (body.data and body.data.object)
+    event = ReceivedEvent(body.id, body.type, reference.id if reference else None)
+    if not all(map(_is_id, (event.id, event.object_id or "x"))):
         raise InvalidRequest("the body is not an event of Stripe")
     return event
+
+
+def _is_id(text: str) -> bool:
+    return 0 < len(text) <= ID_CHARACTERS_MAX and text.isascii() and text.isprintable()
 
 
 async def store_event(database: Database, event: ReceivedEvent, at: datetime) -> bool:
     """Store an event; return whether it is new. Raises `DatabaseUnavailable`."""
     row = InboxEvent(
-        id=event.id, type=event.type, received_at=at, state=InboxState.PENDING, next_at=at
+        id=event.id,
+        type=event.type,
+        object_id=event.object_id,
+        received_at=at,
+        state=InboxState.PENDING,
+        next_at=at,
     )
     async with database.transaction() as session:
         return bool(await insert_new(session, billing_inbox, [msgspec.structs.asdict(row)]))
@@ -96,30 +133,41 @@ async def process_errors(
 
     Returns the identifiers that were moved. Raises `DatabaseUnavailable`.
     """
-    columns = billing_inbox.c
     async with database.transaction() as session:
         moved = await review_events(session, errors.identifiers, errors.detail, at)
-        await session.execute(
-            sa.update(billing_inbox)
-            .where(columns.id == event.id)
-            .values(state=InboxState.PROCESSED, next_at=None, error=None)
-        )
-        await session.execute(
-            sa.delete(billing_inbox).where(
-                columns.state == InboxState.PROCESSED,
-                columns.received_at < at - timedelta(days=KEPT_DAYS),
-            )
-        )
+        await end_event(session, event, at)
     return moved
 
 
-async def delay_event(database: Database, event: InboxEvent, error: str, at: datetime) -> None:
-    """Process an event later, or give it up. Raises `DatabaseUnavailable`."""
-    values = describe_failure(event.attempts + 1, error, at)
+async def end_event(session: Session, event: InboxEvent, at: datetime) -> None:
+    """End an event that is processed in this transaction, and remove old ones."""
+    columns = billing_inbox.c
+    await session.execute(
+        sa.update(billing_inbox)
+        .where(columns.id == event.id)
+        .values(state=InboxState.PROCESSED, next_at=None, error=None)
+    )
+    await session.execute(
+        sa.delete(billing_inbox).where(
+            columns.state == InboxState.PROCESSED,
+            columns.received_at < at - timedelta(days=KEPT_DAYS),
+        )
+    )
+
+
+async def delay_event(
+    database: Database, event: InboxEvent, error: str, at: datetime, *, is_final: bool = False
+) -> bool:
+    """Process an event later, or give it up; return whether it is given up.
+
+    `is_final`: another attempt would fail as well. Raises `DatabaseUnavailable`.
+    """
+    values = describe_failure(event.attempts + 1, error, at, is_final=is_final)
     async with database.transaction() as session:
         await session.execute(
             sa.update(billing_inbox).where(billing_inbox.c.id == event.id).values(values)
         )
+    return bool(values["state"] == InboxState.FAILED)
 
 
 async def count_failed(session: ReadSession) -> int:

@@ -2,21 +2,35 @@
 
 The library never repeats a call (`max_network_retries=0`): the outbox decides about that, because
 a repetition after the time in which Stripe remembers an identifier would bill twice. For the same
-reason calls have no idempotency key of ours: Stripe replays the response of a key, also an error.
+reason meter events have no idempotency key of ours: Stripe replays the response of a key, also an
+error. Customers have one (`core.billing.payers`), because nothing else makes them unique.
 """
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import stripe
 
+from service.core.billing.checkout import CheckoutRequest, CreatedSession, Invoice
 from service.core.billing.failures import FailureKind, StripeFailed
+from service.core.billing.payments import (
+    CURRENCY,
+    PURPOSE,
+    TOP_UP,
+    USER,
+    CheckoutSession,
+    Dispute,
+    ObjectKind,
+    Payment,
+    Refund,
+)
 from service.core.errors import SignatureInvalid, retry_delay
 from service.core.redaction import redact_secrets
 
@@ -27,6 +41,7 @@ PAGE_MAX, PAGES_MAX = 100, 100  # objects of a page, pages of a list
 READS_MAX = 5  # attempts to read a page
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.5, 30.0  # delay after the first failed read, maximum delay
 _ABSENT = "resource_missing"
+T = TypeVar("T")
 _CONFIGURATION = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
@@ -54,26 +69,20 @@ class StripeConnection:
         self, identifier: str, *, meter: str, customer_id: str, value: str, timestamp: int
     ) -> None:
         """Send a meter event once. `timestamp` in seconds. Raises `StripeFailed`."""
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._client.v1.billing.meter_events.create_async(
-                    {
-                        "event_name": meter,
-                        "identifier": identifier,
-                        "payload": {"stripe_customer_id": customer_id, "value": value},
-                        "timestamp": timestamp,
-                    }
-                )
-        except (stripe.StripeError, TimeoutError) as error:
-            raise translate_error(error) from error
+        await self._call(
+            self._client.v1.billing.meter_events.create_async(
+                {
+                    "event_name": meter,
+                    "identifier": identifier,
+                    "payload": {"stripe_customer_id": customer_id, "value": value},
+                    "timestamp": timestamp,
+                }
+            )
+        )
 
     async def fetch_event(self, event_id: str) -> Mapping[str, Any]:
         """The complete event of a notification (a thin event). Raises `StripeFailed`."""
-        try:
-            async with asyncio.timeout(self._seconds):
-                event = await self._client.v2.core.events.retrieve_async(event_id)
-        except (stripe.StripeError, TimeoutError) as error:
-            raise translate_error(error) from error
+        event = await self._call(self._client.v2.core.events.retrieve_async(event_id))
         values: Mapping[str, Any] = event.to_dict()
         return values
 
@@ -131,22 +140,145 @@ class StripeConnection:
         failures = 0
         while True:
             try:
-                async with asyncio.timeout(self._seconds):
-                    return await call()
-            except (stripe.StripeError, TimeoutError) as error:
-                failure, failures = translate_error(error), failures + 1
-                status = error.http_status if isinstance(error, stripe.StripeError) else None
-                is_lasting = failure.kind is FailureKind.REJECTED or status in _CONFIGURATION
-                if is_lasting or failures == READS_MAX:
-                    raise failure from error
+                return await self._call(call())
+            except StripeFailed as failed:
+                failure, failures = failed, failures + 1
+                is_rejected = failure.kind is FailureKind.REJECTED
+                if is_rejected or failure.status in _CONFIGURATION or failures == READS_MAX:
+                    raise
             delay = retry_delay(
                 failures, first_seconds=self._retry_seconds, seconds_max=RETRY_SECONDS_MAX
             )
             await asyncio.sleep(max(delay, min(failure.retry_after_seconds, RETRY_SECONDS_MAX)))
 
+    async def create_customer(self, user_id: str, idempotency_key: str) -> str:
+        """Create a customer, once for a key; return its id. Raises `StripeFailed`."""
+        customer = await self._call(
+            self._client.v1.customers.create_async(
+                {"description": user_id, "metadata": {USER: user_id}},
+                {"idempotency_key": idempotency_key},
+            )
+        )
+        return customer.id
+
+    async def create_checkout(self, request: CheckoutRequest) -> CreatedSession:
+        """Create a session of Checkout for a top-up. Raises `StripeFailed`."""
+        metadata = {PURPOSE: TOP_UP, USER: request.user_id}
+        parameters: stripe.params.checkout.SessionCreateParams = {
+            "mode": "payment",
+            "submit_type": "pay",
+            "customer": request.customer_id,
+            "client_reference_id": request.user_id,
+            "line_items": [
+                {
+                    "quantity": 1,
+                    "price_data": {
+                        "currency": CURRENCY,
+                        "unit_amount": request.cents,
+                        "tax_behavior": "exclusive",
+                        "product_data": {"name": request.product},
+                    },
+                }
+            ],
+            "metadata": metadata,
+            "payment_intent_data": {"metadata": metadata},
+            "adaptive_pricing": {"enabled": False},  # so that the currency is that of the wallet
+            "automatic_tax": {"enabled": request.has_tax},
+            "invoice_creation": {"enabled": request.has_invoice},
+            "success_url": request.success_url,
+            "cancel_url": request.cancel_url,
+        }
+        if request.has_tax:
+            parameters["customer_update"] = {"address": "auto"}  # it determines the tax
+        session = await self._call(self._client.v1.checkout.sessions.create_async(parameters))
+        return CreatedSession(url=session.url or "", session_id=session.id)
+
+    async def create_portal(self, customer_id: str, return_url: str) -> str:
+        """Create a session of the customer portal; return its URL. Raises `StripeFailed`."""
+        session = await self._call(
+            self._client.v1.billing_portal.sessions.create_async(
+                {"customer": customer_id, "return_url": return_url}
+            )
+        )
+        return session.url
+
+    async def list_invoices(self, customer_id: str, count: int) -> list[Invoice]:
+        """The latest invoices of a customer. Raises `StripeFailed`."""
+        page = await self._call(
+            self._client.v1.invoices.list_async({"customer": customer_id, "limit": count})
+        )
+        return _convert(page.data, list[Invoice])
+
+    async def fetch_payment(self, kind: ObjectKind, object_id: str) -> Payment | None:
+        """The payment to which an object belongs, as it is now, if there is one.
+
+        Of payments that are no top-ups only id, customer and metadata are fetched. Raises
+        `StripeFailed`.
+        """
+        v1 = self._client.v1
+        calls: dict[ObjectKind, Callable[[str], Awaitable[Any]]] = {
+            ObjectKind.SESSION: v1.checkout.sessions.retrieve_async,
+            ObjectKind.REFUND: v1.refunds.retrieve_async,
+            ObjectKind.CHARGE: v1.charges.retrieve_async,
+            ObjectKind.DISPUTE: v1.disputes.retrieve_async,
+        }
+        payment_id = _get_id((await self._call(calls[kind](object_id))).payment_intent)
+        if payment_id is None:
+            return None
+        intent = await self._call(v1.payment_intents.retrieve_async(payment_id))
+        payment = Payment(
+            id=intent.id,
+            customer=_get_id(intent.customer),
+            metadata=intent.metadata.to_dict() if intent.metadata else {},
+            sessions=[],
+            refunds=[],
+            disputes=[],
+        )
+        if not payment.is_top_up:
+            return payment
+        sessions = await self._call(
+            v1.checkout.sessions.list_async({"payment_intent": payment_id, "limit": PAGE_MAX})
+        )
+        refunds = await self._call(
+            v1.refunds.list_async({"payment_intent": payment_id, "limit": PAGE_MAX})
+        )
+        disputes = await self._call(
+            v1.disputes.list_async({"payment_intent": payment_id, "limit": PAGE_MAX})
+        )
+        if sessions.has_more or refunds.has_more or disputes.has_more:
+            raise StripeFailed(
+                f"{payment_id} has more than {PAGE_MAX} refunds", FailureKind.REJECTED
+            )
+        return msgspec.structs.replace(
+            payment,
+            sessions=_convert(sessions.data, list[CheckoutSession]),
+            refunds=_convert(refunds.data, list[Refund]),
+            disputes=_convert(disputes.data, list[Dispute]),
+        )
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await call
+        except (stripe.StripeError, TimeoutError) as error:
+            raise translate_error(error) from error
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.close_async()  # type: ignore[no-untyped-call]  # of the library
+
+
+def _get_id(reference: Any) -> str | None:
+    """The id of an object that a response names or contains."""
+    value: str | None = getattr(reference, "id", reference)
+    return value
+
+
+def _convert(objects: Sequence[stripe.StripeObject], kind: type[T]) -> T:
+    try:
+        return msgspec.convert([item.to_dict() for item in objects], kind)
+    except msgspec.ValidationError as error:
+        raise StripeFailed(f"unexpected object: {error}", FailureKind.REJECTED) from error
 
 
 def translate_error(error: stripe.StripeError | TimeoutError) -> StripeFailed:
@@ -171,6 +303,7 @@ def translate_error(error: stripe.StripeError | TimeoutError) -> StripeFailed:
         retry_after_seconds=_read_seconds(headers.get("retry-after")),
         is_general=is_general,
         code=error.code,
+        status=status,
     )
 
 

@@ -385,12 +385,23 @@ billing_events = Table(
     Index(None, "hour"),
 )
 
+# As which customer at Stripe a user pays for top-ups, see `core.billing.payers`.
+billing_payers = Table(
+    "billing_payers",
+    metadata,
+    Column("user_id", _text(200), primary_key=True),
+    Column("request_key", _text(36), nullable=False),  # of the creation of the customer
+    Column("requested_at", UtcDateTime, nullable=False),
+    Column("stripe_customer_id", _text(210), unique=True),  # None: it is being created
+)
+
 # Events from Stripe, to be processed once.
 billing_inbox = Table(
     "billing_inbox",
     metadata,
     Column("id", _text(255), primary_key=True),
     Column("type", _text(100), nullable=False),
+    Column("object_id", _text(255)),  # of the object that the event is about
     Column("received_at", UtcDateTime, nullable=False),
     Column("state", _text(10), nullable=False),  # see `billing.inbox.InboxState`
     Column("attempts", Integer, nullable=False),

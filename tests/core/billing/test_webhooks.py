@@ -15,9 +15,9 @@ pytestmark = pytest.mark.every_database
 def test_an_event_is_read_after_its_signature() -> None:
     """A body that is not signed is not even parsed."""
     body = b'{"id": "evt_1", "type": "x"}'
-    assert verify_event(body, sign(body), SECRET) == ReceivedEvent("evt_1", "x")
+    assert verify_event(body, sign(body), [SECRET]) == ReceivedEvent("evt_1", "x")
     with pytest.raises(SignatureInvalid):
-        verify_event(b"not JSON", "", SECRET)
+        verify_event(b"not JSON", "", [SECRET])
 
 
 async def test_events_are_stored_repeated_or_ignored(database: Database) -> None:

@@ -1,0 +1,38 @@
+"""payers of top-ups, and the objects of events from Stripe
+
+Revision ID: 0041
+Revises: 0040
+"""
+
+from alembic import op
+
+revision = "0041"
+down_revision = "0040"
+branch_labels = None
+depends_on = None
+
+runs_beside_previous = True
+
+STATEMENTS = (
+    """
+CREATE TABLE billing_payers (
+    user_id VARCHAR(200) NOT NULL,
+    request_key VARCHAR(36) NOT NULL,
+    requested_at DATETIME NOT NULL,
+    stripe_customer_id VARCHAR(210),
+    CONSTRAINT pk_billing_payers PRIMARY KEY (user_id),
+    CONSTRAINT uq_billing_payers_stripe_customer_id UNIQUE (stripe_customer_id)
+)
+""",
+    "ALTER TABLE billing_inbox ADD COLUMN object_id VARCHAR(255)",
+)
+
+
+def upgrade() -> None:
+    for statement in STATEMENTS:
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    op.execute("ALTER TABLE billing_inbox DROP COLUMN object_id")
+    op.drop_table("billing_payers")
