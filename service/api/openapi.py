@@ -56,7 +56,7 @@ _SHAPES = [
     SearchResults,
     StartEvent,
     WalletPage,
-    shapes.Account,
+    shapes.WalletAccount,
     shapes.AlertList,
     shapes.AlertObject,
     shapes.AnalyticsPage,

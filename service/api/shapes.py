@@ -247,7 +247,7 @@ class WebhookReceived(Struct):
     received: bool
 
 
-class Account(Struct):
+class WalletAccount(Struct):
     """A wallet. Amounts are decimal strings in USD; `invoices` are null without any.
 
     `checkout` and `portal`: whether the user can top up, and has a page at Stripe.

@@ -23,7 +23,7 @@ from service.api.schemas import (
     problem_schemas,
     schema_ref,
 )
-from service.api.shapes import Account, PortalSession
+from service.api.shapes import PortalSession, WalletAccount
 from service.core.auth.principals import Principal
 from service.core.billing import accounts
 from service.core.billing.accounts import EntryObject, WalletPage
@@ -80,7 +80,9 @@ async def require_idempotency_key(
     return key
 
 
-@router.get("", responses={200: schema_ref(Account, "Balance, entries"), **REFUSALS, **_FOREIGN})
+@router.get(
+    "", responses={200: schema_ref(WalletAccount, "Balance, entries"), **REFUSALS, **_FOREIGN}
+)
 async def get_account(
     services: ServicesDep,
     principal: LogsPrincipal,

@@ -50,12 +50,12 @@ class ReceivedEvent(msgspec.Struct, frozen=True):
     object_id: str | None = None
 
 
-class _Reference(msgspec.Struct):
+class _ObjectReference(msgspec.Struct):
     id: str | None = None
 
 
 class _Snapshot(msgspec.Struct):
-    object: _Reference | None = None
+    object: _ObjectReference | None = None
 
 
 class _EventBody(msgspec.Struct):
@@ -63,7 +63,7 @@ class _EventBody(msgspec.Struct):
 
     id: str
     type: str
-    related_object: _Reference | None = None
+    related_object: _ObjectReference | None = None
     data: _Snapshot | None = None
 
 
