@@ -32,7 +32,6 @@ TESTED_ELSEWHERE = {
     "api/relaying.py": "between services: tests/end_to_end/test_replicas.py",
     "api/responses.py": "two functions that every route test uses",
     "api/shapes.py": "schemathesis compares them with responses: tests/api/test_openapi.py",
-    "cli/audit.py": "with the audit: tests/core/accounting/test_audit.py",
     "cli/database.py": "tests/cli/test_keys.py, test_users.py and tests/end_to_end/test_process.py",
     "cli/plans.py": "with `kotae users`: tests/cli/test_users.py",
     "core/accounting/queue.py": "the suite of its port: tests/contracts/test_record_queue.py",

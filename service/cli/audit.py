@@ -10,14 +10,15 @@ import typer
 
 from service.cli.database import with_database
 from service.core.accounting.audit import AuditReport, audit_log
-from service.core.accounting.provider_export import read_export
+from service.core.accounting.provider_export import Export, read_export
 from service.core.accounting.rollups import rebuild_rollups
 from service.core.billing.failures import StripeFailed
 from service.core.billing.reconciliation import BillingReconciliation, reconcile_stripe
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
-from service.core.errors import KotaeError
+from service.core.errors import KotaeError, ProviderError
 from service.core.lazy import LazyModule, load_module
+from service.core.providers.organization import read_organization
 from service.core.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 else:
     stripe_client = LazyModule("service.core.billing.stripe")
 
-STRIPE_DAYS = 31
+STRIPE_DAYS = REPORTED_DAYS = 31
+REPORTED_DAYS_MAX = 366
 
 
 def audit(
@@ -39,6 +41,13 @@ def audit(
         Path | None,
         typer.Option(help="Usage export of the provider (CSV), compared by day and model."),
     ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare with the usage and costs that this provider reports, such as openai, of"
+            " the last 31 days; with --usage, the calls to this provider only."
+        ),
+    ] = None,
     stripe: Annotated[
         bool,
         typer.Option(
@@ -48,8 +57,12 @@ def audit(
 ) -> None:
     """Compare log rows with totals, a provider and Stripe. Exit code 1 if they differ."""
     loaded = load_settings()
-    export = read_export(usage) if usage else None
     day = since.date() if since else None
+    export = None
+    if usage is not None:
+        export = read_export(usage, provider)
+    elif provider is not None:
+        export = asyncio.run(_read_organization(loaded, provider, day))
 
     async def run(database: Database) -> AuditReport:
         if rebuild:
@@ -65,6 +78,21 @@ def audit(
         print(f"\n{billed.to_text()}")
         agrees = agrees and not billed.unexplained
     raise typer.Exit(0 if agrees else 1)
+
+
+async def _read_organization(settings: Settings, provider: str, day: date | None) -> Export:
+    """The account of a provider, without the current day. Raises `KotaeError`."""
+    if settings.provider_admin_key is None:
+        raise KotaeError("--provider needs KOTAE_PROVIDER_ADMIN_KEY, or --usage")
+    until = utc_now().date()
+    since = day or until - timedelta(days=REPORTED_DAYS)
+    if not 0 < (until - since).days <= REPORTED_DAYS_MAX:
+        raise KotaeError(f"--provider compares 1 to {REPORTED_DAYS_MAX} days before today")
+    key = settings.provider_admin_key.get_secret_value()
+    try:
+        return await read_organization(settings.provider_admin_url, key, provider, since, until)
+    except ProviderError as error:
+        raise KotaeError(f"the provider's account could not be read: {error}") from error
 
 
 async def _reconcile(

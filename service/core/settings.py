@@ -446,6 +446,15 @@ class Settings(BaseSettings):
         description="Base URL of an OpenAI-compatible provider, including /v1. Default: the "
         "OpenAI API.",
     )
+    provider_admin_key: SecretStr | None = Field(
+        None,
+        description="Admin key of an organization at OpenAI, with which `kotae audit --provider` "
+        "reads its usage and costs. The service does not use it.",
+    )
+    provider_admin_url: Annotated[str, AfterValidator(_require_http)] = Field(
+        "https://api.openai.com/v1",
+        description="Base URL of the usage and costs API, including /v1.",
+    )
     providers: Annotated[Path | None, AfterValidator(_resolve_optional)] = Field(
         None,
         description="File with providers, models and routes, in TOML or JSON, in place of "

@@ -8,10 +8,8 @@ import pytest
 from service.core.billing.meter_events import EventState, create_events, record_attempt
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
-from service.core.errors import KotaeError
 from tests.billing import connect, use
 from tests.command import command, run
-from tests.fakes.stripe import KEY, METER, StripeFake
 
 
 @pytest.fixture(autouse=True)
@@ -49,27 +47,3 @@ async def test_events_are_listed_and_resolved(database: Database) -> None:
     (line,) = (await command("billing", "events", "--user", "local", "--json")).splitlines()
     assert json.loads(line)["state"] == "billed"
     assert "no meter events" in await command("billing", "events", "--state", "pending")
-
-
-async def test_the_audit_compares_with_stripe(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Undelivered usage is a line, and the exit status is 1 unless it is explained."""
-    now = utc_now()
-    start = (now - timedelta(hours=5)).replace(minute=0, second=0, microsecond=0)
-    await connect(database, at=start)
-    await use(database, 1500, start)
-    with pytest.raises(KotaeError, match="KOTAE_STRIPE_KEY"):
-        await command("audit", "--stripe")
-    async with StripeFake() as fake:
-        monkeypatch.setenv("KOTAE_STRIPE_KEY", KEY)
-        monkeypatch.setenv("KOTAE_STRIPE_METER", METER)
-        monkeypatch.setenv("KOTAE_STRIPE_BASE_URL", fake.url)
-        status, output = await run("audit", "--stripe")
-        assert (status, "$0.0000015 open (unexplained)" in output) == (1, True)
-        (event,) = await create_events(database, start, now, now)
-        status, output = await run("audit", "--stripe")
-        assert (status, f"pending: event {event.id}" in output) == (0, True)
-        fake.meters = []
-        with pytest.raises(KotaeError, match="Stripe could not be read: no active meter"):
-            await command("audit", "--stripe")

@@ -25,7 +25,13 @@ from service.core.accounting.audit_rules import (
     check_row,
     read_moment,
 )
-from service.core.accounting.provider_export import Export, remove_snapshot
+from service.core.accounting.provider_comparison import (
+    Key,
+    LoggedUsage,
+    UsagePair,
+    describe_differences,
+)
+from service.core.accounting.provider_export import Export, ProviderUsage, remove_snapshot
 from service.core.accounting.rollups import COUNTS, DIMENSIONS, LATENCIES, select_contributions
 from service.core.accounting.rows import read_attempts
 from service.core.budgets.budget import (
@@ -71,7 +77,7 @@ from service.core.settings import EXTRACTIVE
 DETAILS_MAX = 20  # differences that are described; the others are counted
 _BATCH = 2000
 _QUARTERS_END = find_quarter(datetime(9999, 1, 1, tzinfo=UTC))  # see `_parse_date`
-_CALLED = ("usage_source", "prompt_tokens", "completion_tokens")
+_CALLED = ("usage_source", "prompt_tokens", "completion_tokens", "cost_nano_usd")
 ATTEMPTS = "answers with several attempts"
 ROWS, TOTALS, CHARGES = "rows of the log", "rollups by quarter", "quotas by day and subject"
 BUDGETS = "budgets by day"
@@ -86,6 +92,7 @@ class AuditReport:
     def __init__(self) -> None:
         self.compared: Counter[str] = Counter()
         self.different: Counter[str] = Counter()
+        self.doubts: Counter[str] = Counter()  # answers in the days of the export, by what is open
         self.details: list[str] = []
 
     @property
@@ -99,6 +106,13 @@ class AuditReport:
         if len(self.details) < DETAILS_MAX:
             self.details.append(replace_surrogates(text))
 
+    def _describe_doubts(self) -> str:
+        doubts = self.doubts
+        return (
+            f"beside the export: {doubts['unknown']:,} answers of unknown usage,"
+            f" {doubts['estimated']:,} estimated, {doubts['unpriced']:,} of unknown cost"
+        )
+
     def to_text(self) -> str:
         """Format a table, followed by the differences."""
         lines = [f"{'compared':32}{'checked':>14}{'different':>12}"]
@@ -107,8 +121,11 @@ class AuditReport:
             for kind, count in self.compared.items()
         ]
         lines += ["", *self.details] if self.details else ["", "all agrees"]
-        omitted = self.different.total() - len(self.details)
-        return "\n".join([*lines, f"… and {omitted:,} more"] if omitted else lines)
+        if omitted := self.different.total() - len(self.details):
+            lines.append(f"… and {omitted:,} more")
+        if EXPORT in self.compared:
+            lines += ["", self._describe_doubts()]
+        return "\n".join(lines)
 
 
 async def audit_log(
@@ -120,22 +137,30 @@ async def audit_log(
     await database.require_current_schema()
     report = AuditReport()
     report.compared.update(dict.fromkeys((ROWS, ATTEMPTS, TOTALS, CHARGES, BUDGETS, FILES), 0))
-    period_export = (
-        None
-        if export is None
-        else {key: sums for key, sums in export.items() if since is None or key[0] >= str(since)}
-    )
-    await _audit_days(database, report, since, period_export)
+    if export is not None:
+        _limit_days(export, since)
+    pairs = await _audit_days(database, report, since, export)
+    for line in describe_differences(pairs):
+        report.add_difference(EXPORT, line)
     _check_files(data_dir, report)
     return report
 
 
+def _limit_days(export: Export, since: date | None) -> None:
+    """Leave out the days before `since`."""
+    export.first = max(export.first, str(since or ""))
+    export.usages = {key: usage for key, usage in export.usages.items() if key[0] >= export.first}
+
+
 async def _audit_days(
     database: Database, report: AuditReport, since: date | None, export: Export | None
-) -> None:
-    """Audit each day that has rows or totals in its own snapshot."""
-    first, last = (min(export)[0], max(export)[0]) if export else ("", "")
-    unmatched = dict(export or {})
+) -> dict[Key, UsagePair]:
+    """Audit each day that has rows or totals in its own snapshot.
+
+    Returns what differs from the export.
+    """
+    pairs: dict[Key, UsagePair] = {}
+    unmatched = dict(export.usages) if export else {}
     low_id, low_day = (
         (compute_first_id(_compute_day_start(since)), str(since - timedelta(days=1)))
         if since
@@ -175,15 +200,17 @@ async def _audit_days(
             await _check_attempts(session, date_, report)
             await _check_totals(session, date_, report)
             await _check_budgets(session, date_, report)
-            if export is not None and first <= day <= last:
+            if export is not None and export.first <= day <= export.last:
                 with _report_damage(report, EXPORT, f"the rows of {day}"):
-                    await _check_export(session, date_, unmatched, report)
+                    logged = await _read_calls(session, date_, export.provider, report)
+                    _pair_day(day, logged, unmatched, pairs, report)
     async with database.read_session() as session:
         await _check_quarters(session, report)
-    for (day, model), reported in sorted(unmatched.items()):  # days without rows
-        _compare_export(report, day, model, reported, None)
+    for day in sorted({day for day, _ in unmatched}):  # days without rows
+        _pair_day(day, {}, unmatched, pairs, report)
     if export is not None:
         report.compared[EXPORT] += 0
+    return pairs
 
 
 async def _find_next(session: ReadSession, column: sa.Column[str], low: str) -> str | None:
@@ -480,68 +507,67 @@ def _is_of_day(table: sa.FromClause, day: date) -> sa.ColumnElement[bool]:
     return sa.and_(table.c.quarter >= first, table.c.quarter < first + QUARTERS_PER_DAY)
 
 
-async def _check_export(
-    session: ReadSession, day: date, unmatched: Export, report: AuditReport
-) -> None:
-    """Compare the day's rows by model with the export, and remove them from `unmatched`."""
+async def _read_calls(
+    session: ReadSession, day: date, provider: str | None, report: AuditReport
+) -> dict[str, LoggedUsage]:
+    """The calls of a day by model, optionally of a provider; those in doubt are noted."""
     logs = request_logs.c
     low, high = _list_bounds(day)
     # Each attempt is billed as its own model.
     called = sa.union_all(
         sa.select(
             sa.func.coalesce(logs.provider_model, logs.model).label("model"),
+            logs.provider,
             *(logs[name] for name in _CALLED),
         ).where(*_filter_day(day), sa.or_(logs.attempts <= 1, logs.provider.is_(None))),
-        sa.select(attempts.c.model, *(attempts.c[name] for name in _CALLED)).where(
-            attempts.c.answer_id >= low, attempts.c.answer_id < high, ~attempts.c.unbilled
-        ),
+        sa.select(
+            attempts.c.model, attempts.c.provider, *(attempts.c[name] for name in _CALLED)
+        ).where(attempts.c.answer_id >= low, attempts.c.answer_id < high, ~attempts.c.unbilled),
     ).subquery()
     calls = called.c
-    estimated = sum_exactly(sa.case((calls.usage_source == UsageSource.ESTIMATED, 1), else_=0))
-    unknown = sum_exactly(sa.case((calls.usage_source == UsageSource.UNKNOWN, 1), else_=0))
-    query = (
-        sa.select(
-            calls.model,
-            sum_exactly(calls.prompt_tokens),
-            sum_exactly(calls.completion_tokens),
-            estimated,
-            unknown,
+    doubts = [
+        sum_exactly(sa.case((condition, 1), else_=0))
+        for condition in (
+            calls.usage_source == UsageSource.ESTIMATED,
+            calls.usage_source == UsageSource.UNKNOWN,
+            calls.cost_nano_usd.is_(None),
         )
+    ]
+    sums = [
+        sum_exactly(calls[name]) for name in ("prompt_tokens", "completion_tokens", "cost_nano_usd")
+    ]
+    query = (
+        sa.select(calls.model, *sums, *doubts)
         .where(calls.usage_source != UsageSource.NONE, calls.model != EXTRACTIVE)
         .group_by(calls.model)
     )
-    ours: dict[str, list[int]] = {}
+    if provider is not None:
+        query = query.where(sa.func.coalesce(calls.provider, provider) == provider)
+    logged: dict[str, LoggedUsage] = {}
     for model, *counts in await session.execute(query):
-        sums = ours.setdefault(remove_snapshot(model), [0] * 4)
-        sums[:] = [total + (count or 0) for total, count in zip(sums, counts, strict=True)]
-    models = set(ours) | {model for unmatched_day, model in unmatched if unmatched_day == str(day)}
-    for model in sorted(models):
-        _compare_export(
-            report, str(day), model, unmatched.pop((str(day), model), None), ours.get(model)
+        logged.setdefault(remove_snapshot(model), LoggedUsage()).add(counts)
+    for usage in logged.values():
+        report.doubts.update(
+            estimated=usage.estimated, unknown=usage.unknown, unpriced=usage.unpriced
         )
+    return logged
 
 
-def _compare_export(
-    report: AuditReport,
+def _pair_day(
     day: str,
-    model: str,
-    reported: tuple[int, int] | None,
-    ours: list[int] | None,
+    logged: dict[str, LoggedUsage],
+    unmatched: dict[Key, ProviderUsage],
+    pairs: dict[Key, UsagePair],
+    report: AuditReport,
 ) -> None:
-    report.compared[EXPORT] += 1
-    prompt, completion, estimated, unknown = ours or [0] * 4
-    if (prompt, completion) != (reported or (0, 0)):
-        theirs = (
-            f"{reported[0]} prompt and {reported[1]} completion tokens" if reported else "nothing"
-        )
-        doubts = (
-            f" ({estimated} answers estimated, {unknown} unknown)" if estimated or unknown else ""
-        )
-        report.add_difference(
-            EXPORT,
-            f"{day} {model}: {prompt} prompt and {completion} completion tokens here{doubts},"
-            f" {theirs} in the export",
-        )
+    """Add what differs on a day to `pairs`, and remove the day from `unmatched`."""
+    models = set(logged) | {model for other, model in unmatched if other == day}
+    for model in models:
+        report.compared[EXPORT] += 1
+        reported = unmatched.pop((day, model), ProviderUsage())
+        pair = UsagePair(logged.get(model, LoggedUsage()), reported)
+        if pair.differs:
+            pairs[day, model] = pair
 
 
 def _check_files(data_dir: Path, report: AuditReport) -> None:

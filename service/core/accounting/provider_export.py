@@ -1,9 +1,11 @@
-"""The usage export of a provider: CSV with tokens by day and model."""
+"""The account of a provider by day and model, and its export as CSV."""
 
 import csv
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from service.core.errors import KotaeError
 
@@ -15,16 +17,41 @@ _PROMPT_COLUMNS = ("input_tokens", "prompt_tokens", "n_context_tokens_total")
 _COMPLETION_COLUMNS = ("output_tokens", "completion_tokens", "n_generated_tokens_total")
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
 
-Export = dict[tuple[str, str], tuple[int, int]]
-"""(day, model without the date of its snapshot) → (prompt tokens, completion tokens)."""
+
+class ProviderUsage(msgspec.Struct):
+    """Tokens of a day and model at the provider. `nano_usd`: their cost; None: not reported."""
+
+    prompt: int = 0
+    completion: int = 0
+    nano_usd: int | None = None
 
 
-def read_export(file: Path) -> Export:
+class Export(msgspec.Struct):
+    """The usage by UTC day and model (without the date of its snapshot) of the days of a period.
+
+    `provider`: whose calls it contains, by the name in the log; None: those of all providers.
+    """
+
+    usages: dict[tuple[str, str], ProviderUsage]
+    first: str
+    last: str
+    provider: str | None = None
+
+    def find_usage(self, day: str, model: str) -> ProviderUsage:
+        """The usage of a day and model, to be added to. Raises `KotaeError` for too many."""
+        if len(self.usages) > EXPORT_KEYS_MAX:
+            raise KotaeError(
+                f"more than {EXPORT_KEYS_MAX:,} days and models: select a shorter period"
+            )
+        return self.usages.setdefault((day, remove_snapshot(model)), ProviderUsage())
+
+
+def read_export(file: Path, provider: str | None = None) -> Export:
     """Read a provider's usage export (CSV), summed by UTC day and model.
 
     Raises `KotaeError`.
     """
-    sums: Export = {}
+    export = Export({}, "", "", provider)
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             rows = csv.DictReader(lines)
@@ -45,24 +72,18 @@ def read_export(file: Path) -> Export:
                     at, model, prompt, completion = ((row[name] or "").strip() for name in names)
                     if not model:
                         raise ValueError("no model")  # noqa: TRY301 - reported with its line below
-                    key = (_parse_day(at), remove_snapshot(model))
-                    previous = sums.get(key, (0, 0))
-                    sums[key] = (
-                        previous[0] + _parse_count(prompt),
-                        previous[1] + _parse_count(completion),
-                    )
+                    usage = export.find_usage(_parse_day(at), model)
+                    usage.prompt += _parse_count(prompt)
+                    usage.completion += _parse_count(completion)
                 except (ValueError, ArithmeticError) as error:
                     raise KotaeError(f"{file}, line {rows.line_num}: {error}") from error
-                if len(sums) > EXPORT_KEYS_MAX:
-                    raise KotaeError(
-                        f"{file} has more than {EXPORT_KEYS_MAX:,} days and models:"
-                        " select a shorter period"
-                    )
     except OSError as error:
         raise KotaeError(f"{file} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise KotaeError(f"{file} is not CSV in UTF-8: {error}") from error
-    return sums
+    days = [day for day, _ in export.usages]
+    export.first, export.last = min(days, default=""), max(days, default="")
+    return export
 
 
 def _find_column(header: dict[str, str], candidates: tuple[str, ...]) -> str:

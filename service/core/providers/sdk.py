@@ -3,7 +3,8 @@
 The only module that imports `openai`. It does not use the SDK's response models: bodies are
 returned as bytes. Three of the SDK's features are disabled:
 
-1. retries (`max_retries=0`): every attempt may be billed, so `core/answering/pump.py` retries;
+1. retries (`max_retries=0`): every attempt may be billed, so `core/answering/pump.py` retries
+   (except reads of an organization's account, which change nothing);
 2. redirects: they would send the key to another host;
 3. compression: a small body could inflate without bound. Error bodies are truncated.
 
@@ -35,6 +36,7 @@ from service.core.http1 import KEEP_ALIVE_SECONDS, TAIL_SECONDS
 from service.core.providers.chat_stream import ERROR_BYTES_MAX, error_from_refusal
 
 CONNECTIONS_MAX = 2000
+READS_MAX, READ_SECONDS = 5, 60.0  # attempts and seconds of a read of an organization's account
 _INVALID_IN_HEADER = re.compile(rb"[\0\r\n]")
 _NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 _SDK_ERRORS = (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError)
@@ -116,6 +118,33 @@ class SdkClient:
             return [model.id async for model in self._client.models.list()]
         except _SDK_ERRORS as error:
             raise translate_error(error) from error
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._client.close()
+
+
+class OrganizationClient:
+    """Reads the account of an organization with an admin key. The SDK repeats failed reads."""
+
+    def __init__(self, *, url: str, admin_key: str) -> None:
+        self._client = openai.AsyncOpenAI(
+            base_url=url,
+            api_key="none",  # the SDK requires one
+            max_retries=READS_MAX - 1,
+            timeout=READ_SECONDS,
+            default_headers={"Authorization": f"Bearer {admin_key}"},
+        )
+
+    async def fetch(self, path: str, query: Mapping[str, object]) -> bytes:
+        """The body of `/organization/{path}`. Raises `ProviderError`s."""
+        try:
+            response = await self._client.get(
+                f"/organization/{path}", options={"params": query}, cast_to=httpx2.Response
+            )
+        except _SDK_ERRORS as error:
+            raise translate_error(error) from error
+        return response.content
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""

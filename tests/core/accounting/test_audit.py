@@ -22,7 +22,7 @@ from service.core.accounting.audit import (
     audit_log,
 )
 from service.core.accounting.journal import Journal
-from service.core.accounting.provider_export import read_export
+from service.core.accounting.provider_export import Export, ProviderUsage, read_export
 from service.core.auth import store
 from service.core.auth.principals import BOOTSTRAP
 from service.core.database.engine import Database
@@ -568,6 +568,6 @@ async def test_an_export_is_compared_by_the_model_of_each_attempt(
             build_outcome(other, provider="first", provider_model="large"),
         ],
     )
-    export = {("2026-03-01", "large"): (20, 10)}
+    export = Export({("2026-03-01", "large"): ProviderUsage(20, 10)}, "2026-03-01", "2026-03-01")
 
     assert (await audit_log(database, tmp_path, export=export)).details == []
