@@ -15,8 +15,15 @@ from service.api.schemas import (
     problem_schemas,
     schema_ref,
 )
-from service.api.shapes import CustomerList, CustomerObject, MeterEventList, WebhookReceived
-from service.core.billing import customers, meter_events, review, webhooks
+from service.api.shapes import (
+    CustomerList,
+    CustomerObject,
+    InboxList,
+    MeterEventList,
+    WebhookReceived,
+)
+from service.core.billing import customers, inbox, meter_events, review, webhooks
+from service.core.billing.inbox import InboxEvent, InboxState
 from service.core.billing.meter_events import EventObject, EventState
 from service.core.billing.review import BillingStatus, Decision
 from service.core.encoding import utc_now
@@ -28,9 +35,11 @@ router = APIRouter(prefix="/billing", tags=["billing"], route_class=BodyRoute)
 SENDER = "stripe"  # whose bodies share a limit
 _NO_CUSTOMER = problem_schemas(_404="`not_found`: the user is not connected to a customer")
 _NO_EVENT = problem_schemas(_404="`not_found`: no event with this id is in review")
+_NO_INBOX = problem_schemas(_404="`not_found`: no event with this id is failed or pending")
 _FULL = problem_schemas(_409="`customers_full`: there is the maximum number of customers")
 _DISABLED = problem_schemas(_404="`not_found`: KOTAE_STRIPE_WEBHOOK_SECRET is not set")
 UserPath = Annotated[UserId, Path()]
+InboxId = Annotated[str, Path(max_length=255, pattern=r"^[!-~]+$")]
 EventId = Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9-]+$")]
 
 
@@ -119,6 +128,31 @@ async def get_status(services: ServicesDep, _: AdminKeysPrincipal) -> Response:
     """The usage of customers in the last 31 days beside their meter events."""
     async with services.database.read_session() as session:
         return json_response(await review.read_status(session, utc_now()))
+
+
+@router.get("/inbox", responses={200: schema_ref(InboxList, "Latest first"), **REFUSALS})
+async def list_inbox(
+    services: ServicesDep,
+    _: AdminKeysPrincipal,
+    state: Annotated[Literal["pending", "processed", "failed"] | None, Query()] = None,
+) -> Response:
+    """The events that Stripe has sent, at most 200."""
+    chosen = None if state is None else InboxState(state)
+    async with services.database.read_session() as session:
+        return json_response({"items": await inbox.list_received(session, state=chosen)})
+
+
+@router.post(
+    "/inbox/{event_id}/retry",
+    responses={200: schema_ref(InboxEvent, "The event, to be processed"), **REFUSALS, **_NO_INBOX},
+)
+async def retry_event(
+    event_id: InboxId, services: ServicesDep, principal: AdminKeysPrincipal
+) -> Response:
+    """Process an event again that could not be processed."""
+    event = await inbox.retry_event(services.database, principal, event_id, utc_now())
+    log.info("stripe_event.retried", event_id=event_id, type=event.type)
+    return json_response(event)
 
 
 @router.post(

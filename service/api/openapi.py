@@ -72,6 +72,7 @@ _SHAPES = [
     shapes.KeySet,
     shapes.Liveness,
     shapes.LogRowPage,
+    shapes.InboxList,
     shapes.MeterEventList,
     shapes.PartialUploadResult,
     shapes.PlanList,

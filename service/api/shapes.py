@@ -10,6 +10,7 @@ from service.api.schemas import Problem
 from service.core.auth.store import ApiKey
 from service.core.billing.accounts import EntryObject
 from service.core.billing.checkout import Invoice
+from service.core.billing.inbox import InboxEvent
 from service.core.billing.meter_events import EventObject
 from service.core.budgets.spend import BudgetObject
 from service.core.documents.library import Document
@@ -239,6 +240,12 @@ class MeterEventList(Struct):
     """Meter events, the latest hours first."""
 
     items: list[EventObject]
+
+
+class InboxList(Struct):
+    """Events of Stripe, the latest first."""
+
+    items: list[InboxEvent]
 
 
 class WebhookReceived(Struct):

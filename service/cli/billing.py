@@ -9,8 +9,9 @@ import typer
 from service.cli.database import run_on_database
 from service.cli.output import Json, format_time, print_json, print_table
 from service.core.auth.principals import COMMAND_LINE
-from service.core.billing import customers, meter_events, restoring, review
+from service.core.billing import customers, inbox, meter_events, restoring, review
 from service.core.billing.customers import STRIPE_ID_PATTERN, Customer
+from service.core.billing.inbox import InboxEvent, InboxState
 from service.core.billing.meter_events import EventObject, EventState
 from service.core.billing.review import BillingStatus, Decision
 from service.core.database.engine import Database
@@ -50,7 +51,11 @@ def show_status(as_json: Json = False) -> None:
         empty="no customers yet: kotae billing connect USER_ID CUSTOMER_ID",
     )
     if status.failed_webhooks:
-        print(f"{status.failed_webhooks} events of Stripe could not be processed", file=sys.stderr)
+        print(
+            f"{status.failed_webhooks} events of Stripe could not be processed:"
+            " kotae billing inbox --state failed",
+            file=sys.stderr,
+        )
 
 
 @billing.command("events")
@@ -89,6 +94,49 @@ def resolve_event(
         ),
     )
     print(f"{event.state}: {event.id}")
+
+
+@billing.command("inbox")
+def list_inbox(
+    state: Annotated[InboxState | None, typer.Option(help="Only those in this state.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the events that Stripe has sent."""
+
+    async def read(database: Database) -> list[InboxEvent]:
+        async with database.read_session() as session:
+            return await inbox.list_received(session, state=state)
+
+    listed = run_on_database(load_settings(), read)
+    if as_json:
+        print_json(listed)
+        return
+    print_table(
+        ("EVENT", "TYPE", "RECEIVED", "STATE", "ATTEMPTS", "ERROR"),
+        (
+            (
+                event.id,
+                event.type,
+                format_time(event.received_at),
+                event.state,
+                event.attempts,
+                event.error,
+            )
+            for event in listed
+        ),
+        right=("ATTEMPTS",),
+        empty="no events of Stripe",
+    )
+
+
+@billing.command("retry")
+def retry_event(event_id: str) -> None:
+    """Process an event of Stripe again that could not be processed."""
+    run_on_database(
+        load_settings(),
+        lambda database: inbox.retry_event(database, COMMAND_LINE, event_id, utc_now()),
+    )
+    print(f"pending: {event_id}")
 
 
 @billing.command("customers")

@@ -51,6 +51,7 @@ class Action(StrEnum):
     PAYER_ASSIGNED = "payer.assigned"  # as which customer at Stripe a user pays
     WALLET_CREDITED = "wallet.credited"  # by an admin; detail: the kind, amount and note
     METER_EVENT_RESOLVED = "meter_event.resolved"  # detail: the decision and the amount
+    STRIPE_EVENT_RETRIED = "stripe_event.retried"  # one that could not be processed; detail: type
     CONVERSATION_ERASED = "conversation.erased"  # of another user
     CONVERSATION_READ = "conversation.read"  # of another user: one, or the list of their titles
     ANSWER_READ = "answer.read"  # one answer of another user, by its id

@@ -8,8 +8,11 @@ import httpx2
 import pytest
 
 from service.core.billing import inbox
+from service.core.billing.inbox import InboxEvent, InboxState
 from service.core.billing.meter_events import EventState, create_events, record_attempt
+from service.core.database.outboxes import ATTEMPTS_MAX
 from service.core.encoding import utc_now
+from service.workers.billing import BillingWorker
 from tests.billing import connect, use
 from tests.conftest import Serve, Service
 from tests.fakes.stripe import KEY, METER, SECRET, StripeFake, sign
@@ -107,3 +110,27 @@ async def test_events_without_a_valid_signature_are_refused(serve: Serve) -> Non
 async def test_without_a_secret_there_is_no_webhook(service: Service) -> None:
     """The route is disabled unless it is configured."""
     is_problem(await send(service, REPORT), 404, "not_found")
+
+
+async def test_failed_events_are_listed_and_retried(serve: Serve) -> None:
+    """An event that could not be processed is processed again at an admin's request."""
+    async with StripeFake() as fake:
+        service = await serve_stripe(serve, fake)
+        assert (await send(service, REPORT)).status_code == 200
+        database = service.services.database
+        event = InboxEvent(
+            id="evt_1", type=REPORT["type"], received_at=utc_now(), state=InboxState.PENDING,
+            attempts=ATTEMPTS_MAX,
+        )  # fmt: skip
+        await inbox.delay_event(database, event, "404: no event", utc_now())
+        (item,) = (await service.client.get("/billing/inbox?state=failed")).json()["items"]
+        assert (item["id"], item["error"]) == ("evt_1", "404: no event")
+        fake.report_errors("evt_1", [])
+        retried = await service.client.post("/billing/inbox/evt_1/retry")
+        assert (retried.status_code, retried.json()["state"]) == (200, "pending")
+        worker = service.services.workers["billing"]
+        assert isinstance(worker, BillingWorker)
+        await worker.process_inbox()
+        (item,) = (await service.client.get("/billing/inbox")).json()["items"]
+        assert item["state"] == "processed"
+        is_problem(await service.client.post("/billing/inbox/evt_1/retry"), 404, "not_found")

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from service.core.billing.inbox import ReceivedEvent, store_event
 from service.core.billing.meter_events import EventState, create_events, record_attempt
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
@@ -47,3 +48,13 @@ async def test_events_are_listed_and_resolved(database: Database) -> None:
     (line,) = (await command("billing", "events", "--user", "local", "--json")).splitlines()
     assert json.loads(line)["state"] == "billed"
     assert "no meter events" in await command("billing", "events", "--state", "pending")
+
+
+async def test_events_of_stripe_are_listed_and_retried(database: Database) -> None:
+    """The commands do what the routes do."""
+    assert "no events of Stripe" in await command("billing", "inbox")
+    await store_event(database, ReceivedEvent("evt_1", "invoice.paid"), utc_now())
+    assert "evt_1" in await command("billing", "inbox", "--state", "pending")
+    assert "pending: evt_1" in await command("billing", "retry", "evt_1")
+    assert json.loads(await command("billing", "inbox", "--json"))["attempts"] == 0
+    assert (await run("billing", "retry", "evt_2"))[0] == 1

@@ -117,6 +117,8 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("DELETE", "/billing/customers/{user_id}"): (ADMIN, Scope.KEYS),
     ("GET", "/billing/events"): (ADMIN, Scope.KEYS),
     ("POST", "/billing/events/{event_id}/resolve"): (ADMIN, Scope.KEYS),
+    ("GET", "/billing/inbox"): (ADMIN, Scope.KEYS),
+    ("POST", "/billing/inbox/{event_id}/retry"): (ADMIN, Scope.KEYS),
     ("GET", "/billing/status"): (ADMIN, Scope.KEYS),
     ("GET", "/billing"): (USER, Scope.LOGS),
     ("POST", "/billing/checkout"): (USER, Scope.KEYS),

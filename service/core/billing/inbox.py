@@ -17,12 +17,14 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from service.core.billing.meter_events import review_events
+from service.core.audit_log import Action, record_action
+from service.core.auth.principals import Principal
+from service.core.billing.meter_events import EVENTS_PAGE_MAX, review_events
 from service.core.database.engine import Database, ReadSession, Session
-from service.core.database.outboxes import count_rows, describe_failure, select_due
+from service.core.database.outboxes import count_rows, describe_failure, retry_row, select_due
 from service.core.database.tables import billing_inbox
 from service.core.database.upserts import insert_new
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, NotFound
 
 ERROR_REPORTS = frozenset(
     {"v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"}
@@ -123,7 +125,7 @@ async def list_due(session: ReadSession, at: datetime, count_max: int) -> list[I
     """The events to be processed, the longest due first."""
     query = select_due(billing_inbox, at, count_max)
     rows = (await session.execute(query)).mappings()
-    return [msgspec.convert({str(k): v for k, v in row.items()}, InboxEvent) for row in rows]
+    return [_read_row(row) for row in rows]
 
 
 async def process_errors(
@@ -168,6 +170,42 @@ async def delay_event(
             sa.update(billing_inbox).where(billing_inbox.c.id == event.id).values(values)
         )
     return bool(values["state"] == InboxState.FAILED)
+
+
+async def list_received(
+    session: ReadSession, *, state: InboxState | None = None
+) -> list[InboxEvent]:
+    """Events, the latest first, at most `EVENTS_PAGE_MAX`; optionally in a state."""
+    columns = billing_inbox.c
+    query = (
+        sa.select(billing_inbox)
+        .order_by(columns.received_at.desc(), columns.id)
+        .limit(EVENTS_PAGE_MAX)
+    )
+    if state is not None:
+        query = query.where(columns.state == state)
+    return [_read_row(row) for row in (await session.execute(query)).mappings()]
+
+
+async def retry_event(database: Database, by: Principal, event_id: str, at: datetime) -> InboxEvent:
+    """Process a failed or pending event now, counting its attempts anew.
+
+    Raises `NotFound` for others, and `DatabaseUnavailable`.
+    """
+    async with database.transaction() as session:
+        row = await retry_row(session, billing_inbox, event_id, at)
+        if row is None:
+            raise NotFound("no event with this id is to be processed")
+        event = _read_row(row)
+        detail = {"type": event.type}
+        await record_action(
+            session, by.actor, Action.STRIPE_EVENT_RETRIED, target_id=event_id, detail=detail
+        )
+    return event
+
+
+def _read_row(row: Mapping[Any, Any]) -> InboxEvent:
+    return msgspec.convert({str(name): value for name, value in row.items()}, InboxEvent)
 
 
 async def count_failed(session: ReadSession) -> int:

@@ -13,7 +13,7 @@ import "./log_text.js";
 
 const PAGE = 50;
 const ACTIONS = ["key.created", "key.rotated", "key.revoked", "user.disabled", "user.enabled", "user.limited", "user.texts_erased", "plan.changed", "plan.deleted", "budget.created", "budget.changed", "budget.deleted",
-  "customer.connected", "customer.disconnected", "payer.assigned", "wallet.credited", "meter_event.resolved", "conversation.erased", "conversation.read", "answer.read", "log.read", "log.exported", "document.read", "document.searched", "document.changed", "document.deleted"];
+  "customer.connected", "customer.disconnected", "payer.assigned", "wallet.credited", "meter_event.resolved", "stripe_event.retried", "conversation.erased", "conversation.read", "answer.read", "log.read", "log.exported", "document.read", "document.searched", "document.changed", "document.deleted"];
 const PERIODS = ["-24h", "-7d", "-30d"];
 const NAMES = ["actor", "user_id", "action", "since"];
 const textKey = (action) => `audit_${action.replaceAll(".", "_")}`;

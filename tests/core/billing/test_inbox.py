@@ -2,24 +2,31 @@
 
 from datetime import timedelta
 
+import msgspec
 import pytest
+import sqlalchemy as sa
 
+from service.core.auth.principals import BOOTSTRAP
 from service.core.billing.inbox import (
     KEPT_DAYS,
     InboxEvent,
+    InboxState,
     ReceivedEvent,
     ReportedErrors,
     count_failed,
     delay_event,
     list_due,
+    list_received,
     parse_event,
     process_errors,
     read_errors,
+    retry_event,
     store_event,
 )
 from service.core.database.engine import Database
 from service.core.database.outboxes import ATTEMPTS_MAX
-from service.core.errors import InvalidRequest
+from service.core.database.tables import audit_log
+from service.core.errors import InvalidRequest, NotFound
 from tests.billing import START
 from tests.fakes.stripe import StripeFake
 
@@ -77,6 +84,25 @@ async def test_an_event_is_given_up_after_many_attempts(database: Database) -> N
     assert await list_all(database, days=9) == []
     async with database.read_session() as session:
         assert await count_failed(session) == 1
+
+
+async def test_a_failed_event_is_processed_again(database: Database) -> None:
+    """A retry makes it due with new attempts, and is recorded; a processed event stays."""
+    await store_event(database, EVENT, START)
+    (event,) = await list_all(database)
+    await delay_event(database, msgspec.structs.replace(event, attempts=ATTEMPTS_MAX), "x", START)
+    async with database.read_session() as session:
+        (failed,) = await list_received(session, state=InboxState.FAILED)
+        assert await list_received(session, state=InboxState.PENDING) == []
+    await retry_event(database, BOOTSTRAP, failed.id, START)
+    (event,) = await list_all(database, days=0)
+    assert (event.attempts, event.error) == (0, "x")
+    await process_errors(database, event, ReportedErrors([], "x", 0), START)
+    with pytest.raises(NotFound):
+        await retry_event(database, BOOTSTRAP, failed.id, START)
+    async with database.read_session() as session:
+        entries = (await session.execute(sa.select(audit_log.c.action))).scalars().all()
+    assert entries == ["stripe_event.retried"]
 
 
 def test_an_error_report_is_read() -> None:
