@@ -55,6 +55,7 @@ from service.core.auth.jwts import JwtVerifier
 from service.core.auth.revocation import RevocationMonitor
 from service.core.auth.tickets import SignedTickets
 from service.core.billing.checkout import Checkout, TopUpOptions
+from service.core.billing.credit import CreditQuota
 from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.budgets.webhooks import WebhookReceiver
 from service.core.database.engine import Database, open_database
@@ -86,6 +87,7 @@ from service.replication import (
     JoinedReplica,
     join_replicas,
     open_claims,
+    open_wallets,
     start_shared_quota,
     start_singleton_tasks,
 )
@@ -236,7 +238,9 @@ async def _open_services(
         quota = await start_shared_quota(
             settings, database.health, replica.lease.slot, workers, stack
         )
-    queue, recovery = _start_accounting(settings, limits, metrics, database, quota, workers, stack)
+    queue, recovery, credit = _start_accounting(
+        settings, limits, metrics, database, quota, workers, stack
+    )
     if replica is not None:
         replica.queue = queue
         keeper = OpenAnswersKeeper(database, queue, replica.lease, recovery.wait_done)
@@ -264,6 +268,7 @@ async def _open_services(
         settings.prices,
         {config.name: config.base_url for config in catalog.providers},
         catalog.prices,
+        settings.customer_prices,
     )
     await anyio.to_thread.run_sync(_preload_prices, prices, settings)
     tracer = await _open_tracer(stack) if settings.tracing else None
@@ -289,7 +294,7 @@ async def _open_services(
         prices=prices,
         metrics=metrics,
         limits=limits,
-        quota=quota,
+        quota=credit,
         revocation=revocation,
         wait_recovered=recovery.wait_done,
         peers=peers,
@@ -305,7 +310,7 @@ async def _open_services(
         embedder=None if embedder is None or embedder.metered else embedder,
         prices=prices,
         limits=limits,
-        quota=quota,
+        quota=credit,
         revocation=revocation,
         budgets=budgets,
     )
@@ -443,8 +448,11 @@ def _start_accounting(
     quota: SharedQuota | LocalQuota,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
-) -> tuple[JournaledQueue, JournalRecovery]:
-    """Start journal, queue and writer, and the recovery of records of earlier processes."""
+) -> tuple[JournaledQueue, JournalRecovery, CreditQuota]:
+    """Start journal, queue and writer, and the recovery of records of earlier processes.
+
+    Also returns the quota with the wallets, whose holds end when the rows are written.
+    """
     folder, quarantine = settings.data_dir / "journal", settings.data_dir / "quarantine"
     spool, journal_bytes_max = choose_spool(
         settings.data_dir, settings.journal_spool, settings.journal_bytes_max
@@ -462,12 +470,18 @@ def _start_accounting(
     journal.start()
     stack.push_async_callback(anyio.to_thread.run_sync, journal.stop, JOURNAL_SECONDS)
     queue = JournaledQueue(limits.queue_records_max, journal, settings.user_share)
+    credit = CreditQuota(quota, open_wallets(settings, database, recovery.wait_done, stack))
+
+    def remove_written(names: list[str]) -> None:
+        quota.remove_written(names)
+        credit.remove_written(names)
+
     writer = workers["writer"] = Writer(
-        database, queue, metrics, quarantine=quarantine, on_written=quota.remove_written
+        database, queue, metrics, quarantine=quarantine, on_written=remove_written
     )
     writer.start()
     stack.push_async_callback(_stop_writer, writer)
-    return queue, recovery
+    return queue, recovery, credit
 
 
 def _start_access_control(

@@ -1,6 +1,7 @@
 """Makes a process one of the replicas of a PostgreSQL database, and opens what they share."""
 
 import signal
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, cast
 import anyio
 
 from service.core.accounting.queue import JournaledQueue
+from service.core.billing.postgres_wallets import PostgresWallets
+from service.core.billing.wallets import LocalWallets
 from service.core.database.engine import Database
 from service.core.database.health import DatabaseHealth
 from service.core.errors import DatabaseUnavailable, SettingsInvalid
 from service.core.lazy import LazyModule
-from service.core.ports import Worker
+from service.core.ports import Wallets, Worker
 from service.core.quota.postgres import SECONDS as QUOTA_SECONDS
 from service.core.quota.postgres import PostgresQuotaStore
 from service.core.quota.shared import SharedQuota
@@ -41,6 +44,9 @@ else:
     database_probe = LazyModule("service.workers.database_probe")
 
 HOLD_SECONDS = 30  # lifetime of a quota hold after the deadline of its answer
+# Lifetime of a hold of a wallet after that deadline: rows may wait in the journal of a replica, or
+# until the replica is declared lost.
+CREDIT_HOLD_SECONDS = 3600
 PEER_SECONDS = 1  # maximum wait at shutdown for requests of other replicas
 # Connections of other replicas: one for each stream that is read through one.
 PEER_LIMITS = HttpLimits(connections_max=4_000, url_bytes_max=65_536, head_bytes_max=131_072)
@@ -191,6 +197,21 @@ async def _open_redis(
         ) from error
     await store.require_noeviction()
     return store
+
+
+def open_wallets(
+    settings: Settings,
+    database: Database,
+    wait_recovered: Callable[[], Awaitable[None]],
+    stack: AsyncExitStack,
+) -> Wallets:
+    """The holds of wallets: with PostgreSQL those of all replicas."""
+    if database.dialect != "postgresql":
+        return LocalWallets(database, wait_recovered)
+    ttl_seconds = settings.answer_seconds_max + CREDIT_HOLD_SECONDS
+    wallets = PostgresWallets(settings.database, database, ttl_seconds=ttl_seconds)
+    stack.push_async_callback(wallets.close)
+    return wallets
 
 
 def open_claims(

@@ -44,7 +44,7 @@ from service.core.audit_log import Action
 from service.core.auth.principals import Principal
 from service.core.errors import KotaeError, NotFound, OwnedElsewhere, TooLarge
 from service.core.fair_share import current_user
-from service.core.ports import QuotaSubject, RedeemedTicket, TicketGrant
+from service.core.ports import RedeemedTicket, TicketGrant
 from service.core.records import Answer, create_answer_object
 
 # Not registered, but usual in logs and metrics: nothing was sent (introduced by nginx).
@@ -484,7 +484,7 @@ async def build_request(
         if principal.credential != "open":
             sees = user_id  # the answer and its sources must be readable by that user
         subjects = (
-            QuotaSubject.for_user(user_id, await services.authenticator.read_limits(user_id)),
+            await services.authenticator.read_subject(user_id),
             *principal.key_subjects,
         )
     return AnswerRequest(

@@ -32,7 +32,7 @@ from service.core.auth import store
 from service.core.auth.principals import Principal, Role
 from service.core.errors import InvalidRequest, NotFound
 from service.core.ports import QuotaLimits, QuotaSubject, QuotaWindow
-from service.core.pricing import format_usd
+from service.core.pricing import format_markup, format_usd
 from service.core.quota import history
 from service.core.telemetry import log
 
@@ -65,9 +65,7 @@ async def get_usage(
         raise InvalidRequest(f"until must be after since, by at most {history.DAYS_MAX} days")
     subjects = principal.quota_subjects
     if subject_id != principal.user_id:
-        subjects = (
-            QuotaSubject.for_user(subject_id, await services.authenticator.read_limits(subject_id)),
-        )
+        subjects = (await services.authenticator.read_subject(subject_id),)
     async with services.database.read_session() as session:
         totals = await history.read_totals(session, user_id=subject_id, since=since, until=until)
     user = QuotaSubject.for_user(subject_id)
@@ -175,9 +173,7 @@ async def list_plans(services: ServicesDep, _: AdminKeysPrincipal) -> Response:
     """All plans. The one named `default` applies to users without a plan."""
     async with services.database.read_session() as session:
         plans = await store.list_plans(session)
-    return json_response(
-        {"items": [{"name": name, "limits": limits.to_wire()} for name, limits in plans.items()]}
-    )
+    return json_response({"items": [_format_plan(name, plan) for name, plan in plans.items()]})
 
 
 @router.put("/plans/{name}", responses={200: schema_ref(PlanSettings, "The plan"), **REFUSALS})
@@ -186,9 +182,12 @@ async def put_plan(
 ) -> Response:
     """Create or change a plan."""
     _check_same("name", name, body.name)
-    await store.put_plan(services.database, principal, name, body.to_limits())
+    plan = store.UserPlan(limits=body.to_limits(), prepaid=body.prepaid, markup=body.markup)
+    await store.put_plan(
+        services.database, principal, name, plan.limits, prepaid=plan.prepaid, markup=plan.markup
+    )
     services.authenticator.clear_cache()
-    return json_response({"name": name, "limits": body.to_limits().to_wire()})
+    return json_response(_format_plan(name, plan))
 
 
 @router.delete(
@@ -229,6 +228,15 @@ def _format_window(window: QuotaWindow) -> dict[str, Any]:
 
 def _format_amount(name: str, value: int) -> int | str:
     return format_usd(value) if "nano" in name else value
+
+
+def _format_plan(name: str, plan: store.UserPlan) -> dict[str, Any]:
+    return {
+        "name": name,
+        "limits": plan.limits.to_wire(),
+        "prepaid": plan.prepaid,
+        "markup": None if plan.markup is None else format_markup(plan.markup),
+    }
 
 
 def _format_user(user: store.User) -> dict[str, Any]:

@@ -47,6 +47,7 @@ UserId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=
 PlanName = Annotated[
     str, StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9._-]+$")
 ]
+Markup = Annotated[Decimal, Field(gt=0, le=1000, max_digits=10, decimal_places=6)]
 Money = Annotated[Decimal, Field(ge=0, le=10**6, max_digits=15, decimal_places=9)]
 
 
@@ -306,6 +307,10 @@ class PlanBody(LimitsBody):
 
     name: PlanName | None = Field(None, description="If present, the name in the URL.")
     limits: LimitsBody | None = Field(None, description="Replaces the members above.")
+    prepaid: bool = Field(False, description="Answers are paid from the wallet of the user.")
+    markup: Markup | None = Field(
+        None, description="Factor of the cost that users pay; null: 1 if prepaid, else no charge."
+    )
 
     @model_validator(mode="after")
     def check_exclusive(self) -> Self:

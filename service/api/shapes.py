@@ -158,6 +158,8 @@ class PlanSettings(Struct):
 
     name: str
     limits: Limits
+    prepaid: bool
+    markup: str | None
 
 
 class PlanList(Struct):

@@ -13,6 +13,7 @@ from service.core.accounting.audit import AuditReport, audit_log
 from service.core.accounting.provider_export import Export, read_export
 from service.core.accounting.rollups import rebuild_rollups
 from service.core.billing.failures import StripeFailed
+from service.core.billing.ledger import rebuild_wallets
 from service.core.billing.reconciliation import BillingReconciliation, reconcile_stripe
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
@@ -35,7 +36,7 @@ def audit(
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day to check.")
     ] = None,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="First compute the rollups from the rows again.")
+        bool, typer.Option("--rebuild", help="First compute rollups and balances again.")
     ] = False,
     usage: Annotated[
         Path | None,
@@ -68,6 +69,7 @@ def audit(
         if rebuild:
             await database.require_current_schema()
             await rebuild_rollups(database, day)
+            await rebuild_wallets(database)
         return await audit_log(database, loaded.data_dir, since=day, export=export)
 
     report = asyncio.run(with_database(loaded, run))

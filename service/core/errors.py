@@ -141,7 +141,7 @@ class BeyondQuota(KotaeError):
 
 
 class UnpricedModel(KotaeError):
-    """Cost is limited and the price of the model is unknown."""
+    """Cost is limited, or answers are prepaid, and the price of the model is unknown."""
 
     code, status, title = "unpriced_model", 400, "The model has no known price"
 

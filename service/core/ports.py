@@ -1,12 +1,12 @@
 """The ports: protocols with several implementations, tested by `tests/contracts/`."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import msgspec
 
-from service.core.pricing import Usage, format_usd
+from service.core.pricing import ChargeTerms, Usage, format_usd
 from service.core.records import EndedAttempt, Intent, Message, Outcome, Status, UsageSource
 
 
@@ -199,18 +199,22 @@ BUDGET = "budget"  # `QuotaSubject.of` of budgets
 class QuotaSubject(msgspec.Struct, frozen=True):
     """A user, an API key or a budget that is charged for an answer.
 
-    `of` is `user`, `key` or `budget`; `title` the name of a budget, for errors.
+    `of` is `user`, `key` or `budget`; `title` the name of a budget, for errors. `terms`: what a
+    user pays; None: nothing.
     """
 
     name: str
     of: str
     limits: QuotaLimits | None
     title: str | None = None
+    terms: ChargeTerms | None = None
 
     @classmethod
-    def for_user(cls, user_id: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
-        """Build the subject of a user with the limits in force for them."""
-        return cls(USER_PREFIX + user_id, "user", limits)
+    def for_user(
+        cls, user_id: str, limits: QuotaLimits | None = None, terms: ChargeTerms | None = None
+    ) -> "QuotaSubject":
+        """Build the subject of a user with the limits and terms in force for them."""
+        return cls(USER_PREFIX + user_id, "user", limits, None, terms)
 
     @classmethod
     def for_key(cls, lineage: str, limits: QuotaLimits | None = None) -> "QuotaSubject":
@@ -302,6 +306,41 @@ class Quota(Protocol):
 
     def statistics(self) -> QuotaStatistics:
         """Return an immutable snapshot of the counters."""
+        ...
+
+
+class Funds(msgspec.Struct, frozen=True):
+    """The balance of a wallet, and what is held of it, in nano-dollars."""
+
+    balance: int
+    held: int
+
+
+class Wallets(Protocol):
+    """Holds funds of wallets. At any time: holds ≤ balance, except after a refund or late usage.
+
+    A hold remains until the row of its answer is committed together with the debit, so that an
+    amount is always in the hold, the balance or both.
+    """
+
+    async def hold(self, name: str, user_id: str, nano_usd: int) -> None:
+        """Hold an amount for the answer `name`, or change its hold to another amount.
+
+        Raises `OutOfCredit`, and then leaves the hold unchanged; `DatabaseUnavailable` if the
+        balance cannot be read: it fails closed.
+        """
+        ...
+
+    def release(self, name: str) -> None:
+        """Release a hold: nothing will be charged. Synchronous, never fails; idempotent."""
+        ...
+
+    def remove_written(self, names: Iterable[str]) -> None:
+        """Forget the holds of answers whose rows and debits are committed. Idempotent."""
+        ...
+
+    async def read_funds(self, user_id: str) -> Funds:
+        """Return the funds of a user. Raises `DatabaseUnavailable`."""
         ...
 
 

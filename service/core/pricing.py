@@ -5,7 +5,7 @@ do not change accounts. Prices come from the settings first, then from the data 
 (offline). The cost of a model without a price is None, never 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
@@ -50,6 +50,42 @@ def combine_usage(previous: Usage | None, later: Usage) -> Usage:
     )
 
 
+class CustomerPrice(msgspec.Struct, frozen=True, kw_only=True):
+    """What customers pay for a model, in USD per million tokens. See `ModelPrice`."""
+
+    input: Decimal
+    output: Decimal
+    cached_input: Decimal | None = None
+
+
+class ChargeTerms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a customer pays, as of the beginning of an answer.
+
+    `prepaid`: from the wallet. `markup`: the factor of the cost; None: there is none. `prices`: of
+    models of the answer, which precede the markup.
+    """
+
+    prepaid: bool = False
+    markup: Decimal | None = None
+    prices: dict[str, CustomerPrice] = {}
+
+    def compute_charge(self, model: str, usage: Usage, cost_nano_usd: int | None) -> int | None:
+        """Return the charge in nano-dollars, rounded half to even; None without a price.
+
+        It does not decrease with usage and cost, so that of an upper bound is an upper bound.
+        """
+        if (price := self.prices.get(model)) is not None:
+            return to_nano_usd(_compute_own_usd(price, usage))
+        if self.markup is None or cost_nano_usd is None:
+            return None
+        return int((cost_nano_usd * self.markup).to_integral_value(ROUND_HALF_EVEN))
+
+
+def format_markup(markup: Decimal) -> str:
+    """Format a markup without trailing zeros and exponents ("1.25")."""
+    return f"{markup.normalize():f}"
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """The cost of an answer, and the price it was computed from, as stored in the row."""
 
@@ -61,7 +97,8 @@ class PriceBook:
     """The prices in force.
 
     `own_prices`: of the settings, by model. `provider_prices`: of one provider, by provider and
-    model; they precede the others. `provider_urls`: base URLs by provider.
+    model; they precede the others. `provider_urls`: base URLs by provider. `customer_prices`: what
+    customers pay, by model; `has_customer_prices`: there are some.
     """
 
     def __init__(
@@ -69,10 +106,23 @@ class PriceBook:
         own_prices: Mapping[str, ModelPrice],
         provider_urls: Mapping[str, str | None] | None = None,
         provider_prices: Mapping[tuple[str, str], ModelPrice] | None = None,
+        customer_prices: Mapping[str, ModelPrice] | None = None,
     ) -> None:
+        self._customer_prices = {
+            model: CustomerPrice(**dict(price)) for model, price in (customer_prices or {}).items()
+        }
+        self.has_customer_prices = bool(customer_prices)
         self._own_prices = own_prices
         self._provider_urls = provider_urls or {}
         self._provider_prices = provider_prices or {}
+
+    def build_terms(self, terms: ChargeTerms | None, models: Iterable[str]) -> ChargeTerms | None:
+        """The terms of a plan, with the customer prices of these models; None: no charge."""
+        listed = self._customer_prices
+        prices = {model: listed[model] for model in models if model in listed}
+        if not prices:
+            return terms
+        return msgspec.structs.replace(terms or ChargeTerms(), prices=prices)
 
     def preload(self, model: str, provider: str | None = None) -> None:
         """Load the price list, which takes half a second, and look up a model. For a thread."""
@@ -97,16 +147,20 @@ class PriceBook:
 
 def _compute_own_cost(model: str, price: ModelPrice, usage: Usage) -> Cost:
     cached_price = price.input if price.cached_input is None else price.cached_input
-    usd = (
+    return Cost(
+        nano_usd=to_nano_usd(_compute_own_usd(price, usage)),
+        price=f"settings: {model} input {price.input} cached {cached_price}"
+        f" output {price.output} USD/Mtok",
+    )
+
+
+def _compute_own_usd(price: ModelPrice | CustomerPrice, usage: Usage) -> Decimal:
+    cached_price = price.input if price.cached_input is None else price.cached_input
+    return (
         (usage.prompt_tokens - usage.cached_tokens) * price.input
         + usage.cached_tokens * cached_price
         + usage.completion_tokens * price.output
     ) / _MILLION
-    return Cost(
-        nano_usd=to_nano_usd(usd),
-        price=f"settings: {model} input {price.input} cached {cached_price}"
-        f" output {price.output} USD/Mtok",
-    )
 
 
 class _Rates(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from service.core.pricing import Usage, format_usd
+from service.core.pricing import ChargeTerms, Usage, format_usd
 
 VERSION = 1
 
@@ -104,6 +104,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     stored: bool = True  # False: the row has no texts
     provider: str | None = None  # of the first attempt
     provider_model: str | None = None  # if it differs from `model`
+    terms: ChargeTerms | None = None  # None: nothing is charged
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,11 +174,28 @@ def sum_attempts(attempts: Sequence[Attempt]) -> AttemptSum:
     )
 
 
+def sum_charges(terms: ChargeTerms, attempts: Sequence[Attempt]) -> int | None:
+    """Return the charge of an answer with these attempts, whose sum is not unknown.
+
+    None if an attempt has neither a customer price nor a known cost.
+    """
+    charge = 0
+    for attempt in attempts:
+        if attempt.usage_source is UsageSource.NONE or attempt.usage is None:
+            continue  # certainly not billed
+        amount = terms.compute_charge(attempt.model, attempt.usage, attempt.cost_nano_usd)
+        if amount is None:
+            return None
+        charge += amount
+    return charge
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """A record: an answer ended. `cost_nano_usd` None: the model has no known price.
 
     `provider` and `provider_model`: of the last attempt, the second only if the provider has
     another name for the model. `attempt_list`: of several attempts, whose sum the outcome is.
+    `charge_nano_usd`: what the customer pays; None: nothing, or unknown usage or price.
     """
 
     intent: Intent
@@ -198,6 +216,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     provider: str | None = None  # None: none was called
     provider_model: str | None = None
     attempt_list: list[Attempt] | None = None
+    charge_nano_usd: int | None = None
     version: int = VERSION
     erased_at: datetime | None = None  # set only when it is read from a row
 
@@ -244,7 +263,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     `attempt_list` is present if there was more than one attempt; their sum is the account. Lists
     omit `nearest`, which refusals have, `searched_for`, present if words of the question were
     corrected, `messages`, present if the prompt was not alone, and `choices`, present with a chat
-    completion that is more than a text.
+    completion that is more than a text. `charge` is present if the customer pays for it.
     """
 
     id: str
@@ -260,6 +279,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int | None
     usage_source: str
     estimated_cost: str | None
+    charge: str | msgspec.UnsetType = msgspec.UNSET
     response_time_ms: int
     first_token_ms: int | None
     endpoint: str
@@ -306,6 +326,7 @@ class DamagedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int | None
     usage_source: str | None
     estimated_cost: str | None
+    charge: str | msgspec.UnsetType | None = msgspec.UNSET
     response_time_ms: int | None
     first_token_ms: int | None
     endpoint: str | None
@@ -370,6 +391,9 @@ def create_answer_object(outcome: Outcome, *, texts: bool = True) -> Answer:
         reasoning_tokens=usage.reasoning_tokens if usage else None,
         usage_source=outcome.usage_source,
         estimated_cost=None if outcome.cost_nano_usd is None else format_usd(outcome.cost_nano_usd),
+        charge=msgspec.UNSET
+        if outcome.charge_nano_usd is None
+        else format_usd(outcome.charge_nano_usd),
         response_time_ms=outcome.response_time_ms,
         first_token_ms=outcome.first_token_ms,
         endpoint=intent.endpoint,

@@ -480,6 +480,13 @@ class Settings(BaseSettings):
         description="Prices of your own models in USD per million tokens, as a JSON object: "
         '{"my-model": {"input": "0.10", "output": "0.40"}}.',
     )
+    customer_prices: Annotated[dict[str, ModelPrice], NoDecode, BeforeValidator(_parse_json)] = (
+        Field(
+            default_factory=dict,
+            description="What customers pay for a model, in USD per million tokens, in the form of "
+            "KOTAE_PRICES. Other models are charged by the markup of the plan.",
+        )
+    )
     provider_idle_seconds: float = Field(
         60,
         gt=0,

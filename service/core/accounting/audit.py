@@ -34,6 +34,12 @@ from service.core.accounting.provider_comparison import (
 from service.core.accounting.provider_export import Export, ProviderUsage, remove_snapshot
 from service.core.accounting.rollups import COUNTS, DIMENSIONS, LATENCIES, select_contributions
 from service.core.accounting.rows import read_attempts
+from service.core.accounting.wallet_audit import (
+    count_debited_rows,
+    count_wallets,
+    list_balance_differences,
+    list_debit_differences,
+)
 from service.core.budgets.budget import (
     BUDGET_PREFIX,
     EVERYTHING,
@@ -81,6 +87,7 @@ _CALLED = ("usage_source", "prompt_tokens", "completion_tokens", "cost_nano_usd"
 ATTEMPTS = "answers with several attempts"
 ROWS, TOTALS, CHARGES = "rows of the log", "rollups by quarter", "quotas by day and subject"
 BUDGETS = "budgets by day"
+WALLETS, DEBITS = "wallets", "debits of prepaid answers"
 _CHARGES = ("requests", "tokens", "cost_nano_usd")  # of a quota
 FILES, EXPORT = "records put aside", "days and models of the export"
 _LABELS = {TOTALS: "rollups", CHARGES: "quotas"}
@@ -136,7 +143,8 @@ async def audit_log(
         raise KotaeError(f"no database at {database.file}")
     await database.require_current_schema()
     report = AuditReport()
-    report.compared.update(dict.fromkeys((ROWS, ATTEMPTS, TOTALS, CHARGES, BUDGETS, FILES), 0))
+    kinds = (ROWS, ATTEMPTS, TOTALS, CHARGES, BUDGETS, WALLETS, DEBITS, FILES)
+    report.compared.update(dict.fromkeys(kinds, 0))
     if export is not None:
         _limit_days(export, since)
     pairs = await _audit_days(database, report, since, export)
@@ -200,12 +208,14 @@ async def _audit_days(
             await _check_attempts(session, date_, report)
             await _check_totals(session, date_, report)
             await _check_budgets(session, date_, report)
+            await _check_debits(session, date_, report)
             if export is not None and export.first <= day <= export.last:
                 with _report_damage(report, EXPORT, f"the rows of {day}"):
                     logged = await _read_calls(session, date_, export.provider, report)
                     _pair_day(day, logged, unmatched, pairs, report)
     async with database.read_session() as session:
         await _check_quarters(session, report)
+        await _check_wallets(session, report)
     for day in sorted({day for day, _ in unmatched}):  # days without rows
         _pair_day(day, {}, unmatched, pairs, report)
     if export is not None:
@@ -398,6 +408,23 @@ async def _check_budgets(session: ReadSession, day: date, report: AuditReport) -
                     if quota != count
                 )
                 report.add_difference(BUDGETS, f"budget {budget.name} on {day}: {differences}")
+
+
+async def _check_debits(session: ReadSession, day: date, report: AuditReport) -> None:
+    """Compare the charges of prepaid rows with their debits."""
+    bounds = _list_bounds(day)
+    with _report_damage(report, DEBITS, f"the charges of {day}"):
+        report.compared[DEBITS] += await count_debited_rows(session, *bounds)
+        async for difference in list_debit_differences(session, *bounds):
+            report.add_difference(DEBITS, difference)
+
+
+async def _check_wallets(session: ReadSession, report: AuditReport) -> None:
+    """Compare the balances with the ledger."""
+    with _report_damage(report, WALLETS, "the ledger"):
+        report.compared[WALLETS] += await count_wallets(session)
+        async for difference in list_balance_differences(session):
+            report.add_difference(WALLETS, difference)
 
 
 async def _read_charges(

@@ -27,11 +27,14 @@ from service.core.accounting.rows import (
     read_outcome,
     require_readable,
 )
+from service.core.billing.ledger import DEBIT_CAUSE, EntryKind, NewEntry, add_entries
+from service.core.billing.postgres_wallets import remove_holds
 from service.core.budgets.charges import RowChange, list_budget_charges
 from service.core.database.damaged_rows import read_rows
 from service.core.database.engine import ReadSession, Session
 from service.core.database.tables import api_keys, attempts, quota_totals, request_logs
 from service.core.database.upserts import build_insert
+from service.core.encoding import utc_now
 from service.core.errors import NotFound
 from service.core.ports import list_subject_names
 from service.core.quota.postgres import Charges, settle_rows
@@ -40,6 +43,7 @@ from service.core.records import Attempt, Outcome, compute_row_charge
 
 _REPLACED = [
     *(request_logs.c[name] for name in ("seq", "id", "rank", "held_tokens", "held_nano_usd")),
+    *(request_logs.c[name] for name in ("charge_nano_usd", "prepaid")),
     *ROW_COLUMNS,
 ]
 _CHARGES = ("requests", "tokens", "cost_nano_usd")
@@ -104,7 +108,10 @@ async def apply_outcomes(session: Session, outcomes: Sequence[Outcome]) -> int:
         removed = [(row, replaced_attempts.get(row["id"], ())) for row in replaced]
         await add_rollups(session, added, removed)
         charges = await _add_charges(session, added, removed)
+        await _add_debits(session, rows, existing)
     if session.dialect.name == "postgresql":  # last: accounts are locked until the commit
+        if prepaid := [outcome.intent.id for outcome in best.values() if _is_prepaid(outcome)]:
+            await remove_holds(session, prepaid)
         await settle_rows(session, list(best), charges)
     return sum(outcome.intent.id not in existing for outcome in accepted)
 
@@ -169,6 +176,34 @@ async def _add_charges(
         add_amount(sums.setdefault((day, subject), [0, 0, 0]), charge)
     await add_sums(session, quota_totals, ("day", "subject"), _CHARGES, sums)
     return charges
+
+
+def _is_prepaid(outcome: Outcome) -> bool:
+    terms = outcome.intent.terms
+    return terms is not None and terms.prepaid
+
+
+async def _add_debits(
+    session: Session, rows: Sequence[Mapping[str, Any]], existing: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Debit the wallets of prepaid rows: the charge, or the difference to that of the old row."""
+    entries = []
+    for row in rows:
+        if not row["prepaid"]:
+            continue
+        old = existing.get(row["id"], {})
+        debited = (old["charge_nano_usd"] or 0) if old.get("prepaid") else 0
+        if (amount := debited - (row["charge_nano_usd"] or 0)) != 0:
+            entries.append(
+                NewEntry(
+                    user_id=row["user_id"],
+                    kind=EntryKind.DEBIT,
+                    amount_nano_usd=amount,
+                    cause=f"{DEBIT_CAUSE}{row['id']}:{row['rank']}",
+                )
+            )
+    if entries:
+        await add_entries(session, entries, utc_now())
 
 
 async def _read_lineages(session: Session, key_ids: set[str | None]) -> dict[str, str]:

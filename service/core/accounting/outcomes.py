@@ -43,6 +43,7 @@ from service.core.records import (
     Status,
     UsageSource,
     sum_attempts,
+    sum_charges,
 )
 from service.core.telemetry import log
 
@@ -193,6 +194,15 @@ class AnswerAccount:
                 last = self._build_attempt(status, error_code, text, estimate, summed=counted)
                 attempts = [*self._earlier, last]
                 source, usage, nano_usd, price = sum_attempts(attempts)
+            charge: int | None = None
+            if intent.terms is not None and usage is not None:
+                charge = (
+                    0
+                    if source is UsageSource.NONE
+                    else intent.terms.compute_charge(self.model, usage, nano_usd)
+                    if attempts is None
+                    else sum_charges(intent.terms, attempts)
+                )
             self._outcome = Outcome(
                 intent=intent,
                 status=status,
@@ -212,6 +222,7 @@ class AnswerAccount:
                 provider=self.provider,
                 provider_model=None if self.model == intent.model else self.model,
                 attempt_list=attempts,
+                charge_nano_usd=charge,
             )
             self._recorder.record_outcome(self._outcome)
             if self.trace is not None:

@@ -25,7 +25,10 @@ class ReceiptInvalid(ValueError):
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """The account of an answer, with the names of the log row. `price`: per million tokens."""
+    """The account of an answer, with the names of the log row. `price`: per million tokens.
+
+    `charge`: what the customer pays, if anything.
+    """
 
     id: str
     created_at: datetime
@@ -44,6 +47,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     price: str | None
     response_time_ms: int
     first_token_ms: int | None
+    charge: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ReceiptClaims(msgspec.Struct, frozen=True, kw_only=True):

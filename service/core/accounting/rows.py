@@ -25,7 +25,7 @@ from service.core.database.failures import DamagedValue, load_json
 from service.core.database.tables import attempts, request_logs
 from service.core.encoding import read_id_time
 from service.core.errors import AnswerDamaged
-from service.core.pricing import Usage, format_usd
+from service.core.pricing import Usage, format_markup, format_usd
 from service.core.records import (
     RANKS,
     Answer,
@@ -42,7 +42,8 @@ LoggedAnswer = Answer | DamagedAnswer
 _SEQ, _ID, _COST = request_logs.c.seq, request_logs.c.id, request_logs.c.cost_nano_usd
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Answer)}
 _TEXTS = (str, str | None, str | msgspec.UnsetType)
-_DERIVED = ("total_tokens", "estimated_cost")
+_CHARGE = request_logs.c.charge_nano_usd
+_DERIVED = ("total_tokens", "estimated_cost", "charge")
 _ELSEWHERE = ("attempt_list",)  # in the table of attempts
 OMITTED_IN_LISTS = ("nearest", "searched_for", "messages", "choices")  # long, and rarely read
 _BOOLEANS = {0: False, 1: True}
@@ -53,6 +54,7 @@ ANSWER_COLUMNS: list[Column] = [
     *(request_logs.c[name] for name in _TYPES if name not in (*_DERIVED, *_ELSEWHERE, "grounded")),
     _GROUNDED,
     _COST,
+    _CHARGE,
 ]
 LISTED_COLUMNS = [column for column in ANSWER_COLUMNS if column.name not in OMITTED_IN_LISTS]
 _DAMAGED, _WRONG_TYPE = "the log row of this answer is damaged", "a value has the wrong type"
@@ -119,7 +121,13 @@ def build_row(outcome: Outcome) -> dict[str, Any]:
         "provider": outcome.provider,
         "provider_model": outcome.provider_model,
         "erased_at": None,
+        "markup": None,
+        "charge_nano_usd": outcome.charge_nano_usd,
+        "prepaid": None,
     }
+    if (terms := intent.terms) is not None:
+        row["prepaid"] = terms.prepaid
+        row["markup"] = None if terms.markup is None else format_markup(terms.markup)
     if not intent.stored:
         row |= ERASED_VALUES | {"erased_at": intent.created_at}
     return row
@@ -278,6 +286,8 @@ def _build_answer(fields: dict[str, Any]) -> Answer:
     cost = fields[_COST.name]
     fields["total_tokens"] = None if None in (prompt, completion) else prompt + completion
     fields["estimated_cost"] = None if cost is None else format_usd(cost)
+    if (charge := fields[_CHARGE.name]) is not None:
+        fields["charge"] = format_usd(charge)
     fields["grounded"] = _BOOLEANS.get(fields["grounded"])
     for name in OMITTED_IN_LISTS:
         if fields.get(name, ...) is None:
@@ -298,12 +308,13 @@ def _build_damaged_answer(
         stored = {}  # the index leads to another row
     names = {*_DERIVED, *(column.name for column in columns)}
     expected = [name for name in Answer.__struct_fields__ if name in names]
+    readable = _convert_stored_values(stored)
     values: dict[str, Any] = {
         name: _replace_undecodable(stored.get(name)) if _TYPES[name] in _TEXTS else None
         for name in expected
+        if readable.get(name) is not msgspec.UNSET
     }
     values |= {"id": answer_id, "created_at": read_id_time(answer_id)}
-    readable = _convert_stored_values(stored)
     damaged = [name for name in expected if name not in readable]
     fields = {key: value for key, value in readable.items() if value is not msgspec.UNSET}
     if not damaged:  # it could not be read for a moment
@@ -316,7 +327,10 @@ def _convert_stored_values(stored: Mapping[str, StoredValue]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in stored.items():
         with suppress(*_UNUSABLE):
-            if name == _COST.name:
+            if name == _CHARGE.name:
+                charge = msgspec.convert(value, int | None)
+                values["charge"] = msgspec.UNSET if charge is None else format_usd(charge)
+            elif name == _COST.name:
                 amount = msgspec.convert(value, int | None)
                 values["estimated_cost"] = None if amount is None else format_usd(amount)
             elif name in _TYPES:

@@ -19,7 +19,7 @@ from service.core import tokens
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.accounting.retention import erase_texts_before
-from service.core.answering.chat_calls import cap_completion, ground_call
+from service.core.answering.chat_calls import cap_by_amount, cap_completion, ground_call
 from service.core.answering.claiming import AnswerClaims
 from service.core.answering.conversations import ConversationRegistry
 from service.core.answering.events import parse_event_id
@@ -46,6 +46,7 @@ from service.core.answering.streams import (
 from service.core.answering.transcripts import ChatTranscript
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
+from service.core.billing.credit import CreditQuota
 from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.database.engine import Database
 from service.core.documents.library import list_tagged
@@ -55,6 +56,7 @@ from service.core.errors import (
     IdempotencyConflict,
     KotaeError,
     NotFound,
+    OutOfCredit,
     QuotaExceeded,
     ShuttingDown,
     build_owned_elsewhere,
@@ -73,7 +75,6 @@ from service.core.ports import (
     PeerRequest,
     Peers,
     ProviderRequest,
-    Quota,
     QuotaSubject,
     RecordQueue,
 )
@@ -83,6 +84,7 @@ from service.core.providers.routes import (
     RoutePlan,
     Routes,
     Target,
+    compute_route_charge,
     compute_route_nano_usd,
 )
 from service.core.records import Intent, Message, Outcome, Passage, Status
@@ -185,7 +187,7 @@ class Answers:
         prices: PriceBook,
         metrics: Metrics,
         limits: ServiceLimits,
-        quota: Quota,
+        quota: CreditQuota,
         revocation: RevocationMonitor,
         wait_recovered: Callable[[], Awaitable[None]] | None = None,
         peers: Peers | None = None,
@@ -252,7 +254,7 @@ class Answers:
         set_trace_ids(*trace.ids)
         return trace
 
-    async def _start_answer(  # noqa: C901 - the request flow in one place
+    async def _start_answer(
         self, request: AnswerRequest, started: float, trace: AnswerTrace | None
     ) -> Stream:
         route = self._routes.find_chat_route(request.model or self._settings.default_model)
@@ -266,11 +268,10 @@ class Answers:
         refusal: Refusal | None = None
         messages = self._build_first_messages(request, intent, history)
         chat = request.chat
-        capped, limited = chat is not None and request.max_tokens is None, False
+        capped, limited, credit = chat is not None and request.max_tokens is None, False, None
         if chat is not None and capped:
-            if limited := any(subject.limits for subject in request.subjects):
-                await self._quota.refresh(request.subjects)
-            request = self._cap_tokens(request, chat, intent, route, limited=limited)
+            limited, credit = await self._read_remaining(request, intent)
+            request = self._cap_tokens(request, chat, intent, route, limited=limited, credit=credit)
         rewritten = await self._rewrite_question(request, intent, history, route)
         intent = await self._hold_quota(request, intent, route, messages)
         try:
@@ -282,7 +283,7 @@ class Answers:
                 request, messages = self._add_context(request, intent, context, history)
                 if request.chat is not None and capped:
                     request = self._cap_tokens(
-                        request, request.chat, intent, route, limited=limited
+                        request, request.chat, intent, route, limited=limited, credit=credit
                     )
                 intent = await self._hold_quota(request, intent, route, messages, grow=True)
             degraded = request.resumable and not self._registry.has_capacity(intent.user_id)
@@ -538,6 +539,9 @@ class Answers:
         return select_history(history)
 
     def _build_intent(self, request: AnswerRequest, route: Route) -> Intent:
+        terms = request.subjects[0].terms if request.subjects else None
+        if self._prices.has_customer_prices:
+            terms = self._prices.build_terms(terms, [target.model for target in route.targets])
         answer_id = request.answer_id
         created_at = utc_now() if answer_id is None else read_id_time(answer_id) or utc_now()
         answer_id = answer_id or create_id(created_at, self._recorder.slot)
@@ -563,6 +567,7 @@ class Answers:
             stored=request.stored,
             provider=(target := route.targets[0]).endpoint.name,
             provider_model=target.get_other_name(route.name),
+            terms=terms,
         )
 
     def _build_first_messages(
@@ -593,6 +598,19 @@ class Answers:
         chat = ground_call(request.chat, messages[0].content, messages[-1].content)
         return msgspec.structs.replace(request, chat=chat), chat.texts
 
+    async def _read_remaining(
+        self, request: AnswerRequest, intent: Intent
+    ) -> tuple[bool, int | None]:
+        """Read what is left. Returns whether a quota is limited, and the credit of prepaid users.
+
+        Raises the errors of `Quota.refresh` and `Wallets.read_funds`.
+        """
+        if limited := any(subject.limits for subject in request.subjects):
+            await self._quota.refresh(request.subjects)
+        if intent.terms is None or not intent.terms.prepaid:
+            return limited, None
+        return limited, await self._quota.read_available(intent.user_id)
+
     def _cap_tokens(
         self,
         request: AnswerRequest,
@@ -601,8 +619,12 @@ class Answers:
         route: Route,
         *,
         limited: bool,
+        credit: int | None,
     ) -> AnswerRequest:
-        """Limit the completion to what the model and the remaining quota allow, at least 1."""
+        """Limit the completion to what the model and the remaining quota allow, at least 1.
+
+        `credit`: what the wallet had before this request held any; None: it is not prepaid.
+        """
         limit = cap_completion(
             chat,
             self._quota.windows(request.subjects) if limited else [],
@@ -612,10 +634,20 @@ class Answers:
             held_tokens=intent.held_tokens or 0,
             held_nano_usd=intent.held_nano_usd or 0,
         )
+        if credit is not None:
+            compute_charge = partial(self._compute_charge, intent, route)
+            affordable = cap_by_amount(chat, credit, compute_charge)
+            limit = limit if affordable is None else max(min(limit, affordable), 1)
         return msgspec.structs.replace(request, max_tokens=limit)
 
     def _compute_nano_usd(self, intent: Intent, route: Route, usage: Usage) -> int | None:
         return compute_route_nano_usd(self._prices, route, usage, intent.created_at)
+
+    def _compute_charge(self, intent: Intent, route: Route, usage: Usage) -> int | None:
+        terms = intent.terms
+        if terms is None or not terms.prepaid:
+            return None
+        return compute_route_charge(self._prices, route, usage, intent.created_at, terms)
 
     def _create_transcript(self, request: AnswerRequest, intent: Intent) -> ChatTranscript:
         return ChatTranscript(
@@ -636,12 +668,14 @@ class Answers:
     ) -> Intent:
         """Hold, or grow the hold to, the upper bound of the cost, and note it in the intent.
 
-        Raises the errors of `Quota.hold`.
+        Raises the errors of `CreditQuota.hold`.
         """
-        tokens_held, nano_usd = self._compute_upper_bound(request, intent, route, messages)
+        tokens_held, nano_usd, charge = self._compute_upper_bound(request, intent, route, messages)
         try:
             if grow:
-                await self._quota.grow(intent.id, tokens=tokens_held, nano_usd=nano_usd)
+                await self._quota.grow(
+                    intent.id, tokens=tokens_held, nano_usd=nano_usd, charge_nano_usd=charge
+                )
             else:
                 await self._quota.hold(
                     intent.id,
@@ -649,18 +683,23 @@ class Answers:
                     tokens=tokens_held,
                     nano_usd=nano_usd,
                     created_at=intent.created_at.timestamp(),
+                    charge_nano_usd=charge,
                 )
         except QuotaExceeded as error:
             self._metrics.quota_refusals.labels(error.extra["of"], error.extra["limit"]).inc()
+            raise
+        except OutOfCredit:
+            self._metrics.quota_refusals.labels("wallet", "credit").inc()
             raise
         return msgspec.structs.replace(intent, held_tokens=tokens_held, held_nano_usd=nano_usd)
 
     def _compute_upper_bound(
         self, request: AnswerRequest, intent: Intent, route: Route, messages: list[Message]
-    ) -> tuple[int, int | None]:
-        """Return (tokens, nano-dollars), the upper bound for these messages and the longest answer.
+    ) -> tuple[int, int | None, int | None]:
+        """Return (tokens, cost, charge), the upper bound for these messages and the longest answer.
 
-        The cost is computed only if a subject has a cost limit.
+        In nano-dollars. The cost is computed only if a subject has a cost limit, the charge only if
+        the user is prepaid.
         """
         chat = request.chat
         usage_max = Usage(
@@ -670,12 +709,15 @@ class Answers:
             completion_tokens=self._get_completion_max(request),
         )
         tokens_held = usage_max.total_tokens * route.billed_calls_max
+        charge: int | None = None
+        if intent.terms is not None:
+            charge = self._compute_charge(intent, route, usage_max)
         if not any(
             subject.limits is not None and subject.limits.limits_cost
             for subject in request.subjects
         ):
-            return tokens_held, None
-        return tokens_held, self._compute_nano_usd(intent, route, usage_max)
+            return tokens_held, None, charge
+        return tokens_held, self._compute_nano_usd(intent, route, usage_max), charge
 
     async def _rewrite_question(
         self, request: AnswerRequest, intent: Intent, history: list[Message], route: Route

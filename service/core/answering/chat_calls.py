@@ -69,18 +69,29 @@ def cap_completion(
         if window.unit == "tokens":
             left = (left + held_tokens) // calls_max - prompt
         elif window.unit == "nano-usd":
-            left += held_nano_usd
-            spent = compute_cost(
-                Usage(
-                    prompt_tokens=call.prompt_tokens_max,
-                    completion_tokens=call.prediction_tokens_max,
-                )
-            )
-            price = compute_cost(Usage(prompt_tokens=0, completion_tokens=_PROBE_TOKENS))
-            if spent is None or not price:
-                continue
-            left = (left - spent - 1) * _PROBE_TOKENS // price
+            affordable = cap_by_amount(call, left + held_nano_usd, compute_cost)
+            limit = limit if affordable is None else min(limit, affordable)
+            continue
         else:
             continue
         limit = min(limit, left // call.choices)
     return max(limit, 1)
+
+
+def cap_by_amount(
+    call: ChatCall, nano_usd: int, compute_cost: Callable[[Usage], int | None]
+) -> int | None:
+    """Return how many completion tokens per choice an amount pays for; None without a price.
+
+    Not positive if the amount does not pay for the prompt.
+    """
+    spent = compute_cost(
+        Usage(
+            prompt_tokens=call.prompt_tokens_max,
+            completion_tokens=call.prediction_tokens_max,
+        )
+    )
+    price = compute_cost(Usage(prompt_tokens=0, completion_tokens=_PROBE_TOKENS))
+    if spent is None or not price:
+        return None
+    return (nano_usd - spent - 1) * _PROBE_TOKENS // price // call.choices

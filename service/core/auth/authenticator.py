@@ -44,7 +44,7 @@ from service.core.auth.principals import (
 from service.core.database.engine import Database
 from service.core.errors import DatabaseUnavailable, JwksUnavailable, Unauthorized
 from service.core.fair_share import current_user
-from service.core.ports import QuotaLimits
+from service.core.ports import QuotaLimits, QuotaSubject
 from service.core.settings import Settings
 from service.core.telemetry import log
 
@@ -67,7 +67,7 @@ class _CachedPrincipal(msgspec.Struct):
 
 
 class _CachedUser(msgspec.Struct, frozen=True):
-    limits: QuotaLimits | None
+    subject: QuotaSubject
     read_at: float  # monotonic
 
 
@@ -184,9 +184,9 @@ class Authenticator:
                 )
         return valid
 
-    async def read_limits(self, user_id: str) -> QuotaLimits | None:
-        """The limits of a user for whom an admin makes a request; cached for `FRESH_SECONDS`."""
-        return (await self._get_user(user_id)).limits
+    async def read_subject(self, user_id: str) -> QuotaSubject:
+        """A user for whom an admin makes a request, with limits; cached for `FRESH_SECONDS`."""
+        return (await self._get_user(user_id)).subject
 
     async def require_valid(self, principal: Principal) -> None:
         """Require that the credential of an earlier request is still valid; for tickets.
@@ -260,7 +260,8 @@ class Authenticator:
             if cached is None or now - cached.read_at > STALE_SECONDS:
                 raise
             return cached
-        cached = _CachedUser(store.get_user_limits(row, Role.USER), now)
+        limits, terms = store.get_user_limits(row, Role.USER), store.get_user_terms(row, Role.USER)
+        cached = _CachedUser(QuotaSubject.for_user(user_id, limits, terms), now)
         self._users[user_id] = cached
         return cached
 
@@ -352,13 +353,13 @@ class Authenticator:
             user = await store.find_user(session, claims.user_id)
         if user["disabled"]:
             raise Unauthorized(_INVALID_CREDENTIAL)
-        limits = store.get_user_limits(user, claims.role)
         return Principal(
             user_id=claims.user_id,
             role=claims.role,
             credential="jwt",
             ends_at=claims.ends_at,
-            limits=limits,
+            limits=store.get_user_limits(user, claims.role),
+            terms=store.get_user_terms(user, claims.role),
         )
 
     async def _verify_key(self, hashed: str) -> Principal:
@@ -398,6 +399,7 @@ class Authenticator:
             ends_at=row["expires_at"].timestamp(),
             origin_ends_at=_get_origin_expiry(kind, row, key_principal),
             limits=store.get_user_limits(row, Role(row["role"])) if kind != "secret" else None,
+            terms=store.get_user_terms(row, Role(row["role"])) if kind != "secret" else None,
             key_limits=key_principal.key_limits if key_principal else None,
         )
 
@@ -413,6 +415,7 @@ def _create_key_principal(row: Mapping[Any, Any]) -> Principal:
         key_lineage=row["lineage"],
         ends_at=row["expires_at"].timestamp() if row["expires_at"] else None,
         limits=store.get_user_limits(row, role),
+        terms=store.get_user_terms(row, role),
         key_limits=msgspec.convert(row["key_limits"], QuotaLimits)
         if row["key_limits"] is not None
         else None,

@@ -11,6 +11,7 @@ import msgspec
 from service.core.audit_log import Actor
 from service.core.errors import Forbidden
 from service.core.ports import QuotaLimits, QuotaSubject
+from service.core.pricing import ChargeTerms
 
 
 class Role(StrEnum):
@@ -40,7 +41,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     or `cli`), `ends_at` is its expiry (seconds since 1970), `origin_ends_at` the expiry of the key
     or token that a session was exchanged for. `key_lineage` is the first of the keys that it was
     rotated from; quotas are charged to it. `limits` are those of the user, `key_limits` those of
-    the key; None means unlimited.
+    the key; None means unlimited. `terms`: what the user pays, by the plan; None: nothing.
     """
 
     user_id: str
@@ -53,6 +54,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     origin_ends_at: float | None = None
     limits: QuotaLimits | None = None
     key_limits: QuotaLimits | None = None
+    terms: ChargeTerms | None = None
 
     @property
     def is_admin(self) -> bool:
@@ -77,7 +79,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def quota_subjects(self) -> tuple[QuotaSubject, ...]:
         """The subjects charged for the principal's own requests."""
-        return (QuotaSubject.for_user(self.user_id, self.limits), *self.key_subjects)
+        return (QuotaSubject.for_user(self.user_id, self.limits, self.terms), *self.key_subjects)
 
     @property
     def key_subjects(self) -> tuple[QuotaSubject, ...]:

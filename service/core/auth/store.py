@@ -8,6 +8,7 @@ of other users are reported as not found.
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from service.core.database.upserts import insert_into
 from service.core.encoding import create_id, utc_now
 from service.core.errors import Forbidden, KeyReplaced, KeysFull, NotFound
 from service.core.ports import QuotaLimits
+from service.core.pricing import ChargeTerms, format_markup
 
 DEFAULT_PLAN = "default"
 KEYS_PAGE_MAX = 1000
@@ -60,6 +62,25 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     disabled: bool = False
     plan: str | None = None
     limits: QuotaLimits | None = None
+
+
+class UserPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan: limits, and what its users pay.
+
+    `prepaid`: from their wallets. `markup`: the factor of the cost; None: nothing is charged or,
+    with `prepaid`, the cost.
+    """
+
+    limits: QuotaLimits
+    prepaid: bool = False
+    markup: Decimal | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """The limits and terms that are set, for the audit log."""
+        terms: dict[str, Any] = {"prepaid": True} if self.prepaid else {}
+        if self.markup is not None:
+            terms["markup"] = format_markup(self.markup)
+        return self.limits.to_wire() | terms
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -422,17 +443,28 @@ def _describe_limits(user: User) -> dict[str, Any]:
     return {"plan": user.plan, "limits": limits}
 
 
-async def list_plans(session: ReadSession) -> dict[str, QuotaLimits]:
+async def list_plans(session: ReadSession) -> dict[str, UserPlan]:
     """All plans by name."""
-    return {
-        row.name: msgspec.convert(row.limits, QuotaLimits)
-        for row in await session.execute(sa.select(plans).order_by(plans.c.name))
-    }
+    rows = await session.execute(sa.select(plans).order_by(plans.c.name))
+    return {row["name"]: _create_plan(row) for row in rows.mappings()}
 
 
-async def put_plan(database: Database, by: Principal, name: str, limits: QuotaLimits) -> None:
+async def put_plan(
+    database: Database,
+    by: Principal,
+    name: str,
+    limits: QuotaLimits,
+    *,
+    prepaid: bool = False,
+    markup: Decimal | None = None,
+) -> None:
     """Create or change a plan."""
-    values = {"limits": msgspec.to_builtins(limits)}
+    plan = UserPlan(limits=limits, prepaid=prepaid, markup=markup)
+    values = {
+        "limits": msgspec.to_builtins(limits),
+        "prepaid": prepaid,
+        "markup": None if markup is None else format_markup(markup),
+    }
     async with database.transaction() as session:
         old = await _find_plan(session, name)
         await session.execute(
@@ -440,8 +472,8 @@ async def put_plan(database: Database, by: Principal, name: str, limits: QuotaLi
             .values(name=name, **values)
             .on_conflict_do_update(index_elements=["name"], set_=values)
         )
-        if old != limits:
-            detail = {"new": limits.to_wire()}
+        if old != plan:
+            detail = {"new": plan.to_wire()}
             if old is not None:
                 detail["old"] = old.to_wire()
             await record_action(
@@ -463,16 +495,39 @@ async def delete_plan(database: Database, by: Principal, name: str) -> None:
         )
 
 
-async def _require_plan(session: Session, name: str) -> QuotaLimits:
-    limits = await _find_plan(session, name)
-    if limits is None:
+async def _require_plan(session: Session, name: str) -> UserPlan:
+    plan = await _find_plan(session, name)
+    if plan is None:
         raise NotFound("no plan has this name")
-    return limits
+    return plan
 
 
-async def _find_plan(session: Session, name: str) -> QuotaLimits | None:
-    limits = (await session.execute(sa.select(plans.c.limits).where(plans.c.name == name))).scalar()
-    return None if limits is None else msgspec.convert(limits, QuotaLimits)
+async def _find_plan(session: Session, name: str) -> UserPlan | None:
+    rows = await session.execute(sa.select(plans).where(plans.c.name == name))
+    row = rows.mappings().first()
+    return None if row is None else _create_plan(row)
+
+
+def _create_plan(row: Mapping[Any, Any]) -> UserPlan:
+    markup = row["markup"]
+    return UserPlan(
+        limits=msgspec.convert(row["limits"], QuotaLimits),
+        prepaid=row["prepaid"],
+        markup=None if markup is None else Decimal(markup),
+    )
+
+
+def get_user_terms(row: Mapping[Any, Any], role: Role) -> ChargeTerms | None:
+    """What a user pays: by the terms of their plan, or (not for admins) of the default plan.
+
+    A prepaid plan without a markup charges the cost. None: nothing is charged.
+    """
+    prepaid, markup = row["plan_prepaid"], row["plan_markup"]
+    if prepaid is None and role is Role.USER:
+        prepaid, markup = row["default_prepaid"], row["default_markup"]
+    if markup is None:
+        return ChargeTerms(prepaid=True, markup=Decimal(1)) if prepaid else None
+    return ChargeTerms(prepaid=prepaid, markup=Decimal(markup))
 
 
 def get_user_limits(row: Mapping[Any, Any], role: Role) -> QuotaLimits | None:
@@ -533,12 +588,9 @@ _KEY_COLUMNS = tuple(column for column in api_keys.c if column.name != "hash")
 _USER_COLUMNS = (
     sa.func.coalesce(users.c.disabled, False).label("disabled"),
     users.c.limits.label("user_limits"),
-    sa.select(plans.c.limits)
-    .where(plans.c.name == users.c.plan)
-    .scalar_subquery()
-    .label("plan_limits"),
-    sa.select(plans.c.limits)
-    .where(plans.c.name == DEFAULT_PLAN)
-    .scalar_subquery()
-    .label("default_limits"),
+    *(
+        sa.select(column).where(plans.c.name == name).scalar_subquery().label(f"{of}_{column.name}")
+        for of, name in (("plan", users.c.plan), ("default", DEFAULT_PLAN))
+        for column in (plans.c.limits, plans.c.prepaid, plans.c.markup)
+    ),
 )

@@ -16,12 +16,14 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from service.core.database.engine import ReadSession, Session
+from service.core.database.constructs import sum_exactly
+from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import ledger_entries, wallets
 from service.core.database.upserts import insert_into, insert_new
 from service.core.encoding import create_id
 
 CAUSE_CHARACTERS_MAX, NOTE_CHARACTERS_MAX = 300, 500
+DEBIT_CAUSE = "answer:"  # followed by the id of the answer and the rank of its record
 _ROWS_MAX = 500  # of one statement: databases limit the number of parameters
 
 
@@ -107,6 +109,17 @@ async def _change_wallets(session: Session, entries: Iterable[NewEntry], at: dat
         for user_id, amount in sorted(sums.items())  # the order in which wallets are locked
     ]
     await session.execute(statement, rows)
+
+
+async def rebuild_wallets(database: Database) -> None:
+    """Compute all balances from the entries again. Raises `DatabaseUnavailable`."""
+    columns = ledger_entries.c
+    sums = sa.select(
+        columns.user_id, sum_exactly(columns.amount_nano_usd), sa.func.max(columns.created_at)
+    ).group_by(columns.user_id)
+    async with database.transaction() as session:
+        await session.execute(sa.delete(wallets))
+        await session.execute(sa.insert(wallets).from_select(list(wallets.c), sums))
 
 
 async def list_entries(

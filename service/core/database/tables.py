@@ -146,6 +146,10 @@ request_logs = Table(
     # `attempts`; the model only if the provider has another name for it.
     Column("provider", _text(50)),
     Column("provider_model", _text(200)),
+    # What the customer pays. None: nothing, or the usage or the price is unknown.
+    Column("charge_nano_usd", BigInteger),
+    Column("markup", _text(20)),  # the factor of the cost; None: none, or a price of the model
+    Column("prepaid", Boolean),  # the charge was debited from the wallet
     Index("uq_request_logs_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
     # Pages by one filter, in order. The columns after `id` cover further filters.
     Index(None, "user_id", "id", "status", "model", "endpoint"),

@@ -25,7 +25,7 @@ from service.core.errors import (
 )
 from service.core.fair_share import FairTurns
 from service.core.ports import Provider
-from service.core.pricing import PriceBook, Usage
+from service.core.pricing import ChargeTerms, PriceBook, Usage
 from service.core.provider_file import Catalog, ProviderConfig
 from service.core.providers.health import ProviderHealth, ProviderStatistics
 
@@ -104,6 +104,23 @@ def compute_route_nano_usd(
         if cost is None:
             return None
         amounts.append(cost.nano_usd)
+    return max(amounts) if route.billed_calls_max == 1 else sum(amounts)
+
+
+def compute_route_charge(
+    prices: PriceBook, route: Route, usage: Usage, at: datetime, terms: ChargeTerms
+) -> int | None:
+    """Return the charge in nano-dollars at the target where it is highest, or at all targets.
+
+    See `compute_route_nano_usd`. None if one of them has no known price.
+    """
+    amounts = []
+    for target in route.targets:
+        cost = prices.compute_cost(target.model, usage, at, target.endpoint.name)
+        charge = terms.compute_charge(target.model, usage, cost.nano_usd if cost else None)
+        if charge is None:
+            return None
+        amounts.append(charge)
     return max(amounts) if route.billed_calls_max == 1 else sum(amounts)
 
 

@@ -18,7 +18,7 @@ export function createPlans(onChange) {
     action: "save",
     fields: [...(plan ? [] : [createField("plans_name", create("input", { name: "plan", required: true, pattern: NAME_PATTERN, autocomplete: "off" }), "plans_name_hint")]), createLimitFields(plan?.limits)],
     submit: async (form) => {
-      await sendJson("PUT", `ai/plans/${encodeURIComponent(plan?.name ?? form.elements.plan.value)}`, readLimits(form));
+      await sendJson("PUT", `ai/plans/${encodeURIComponent(plan?.name ?? form.elements.plan.value)}`, { ...readLimits(form), prepaid: plan?.prepaid ?? false, markup: plan?.markup ?? null });
       await onChange();
     },
   });

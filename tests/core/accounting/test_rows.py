@@ -24,9 +24,9 @@ def test_a_row_has_every_column() -> None:
 def test_a_damaged_answer_has_the_fields_of_an_answer() -> None:
     """Both shapes have the same fields in the same order, and one more."""
     assert DamagedAnswer.__struct_fields__ == (*Answer.__struct_fields__, "damaged")
-    assert {column.name for column in ANSWER_COLUMNS} - {"seq", "cost_nano_usd"} == {
-        *Answer.__struct_fields__
-    } - {"total_tokens", "estimated_cost", "attempt_list"}
+    assert {column.name for column in ANSWER_COLUMNS} - {
+        *("seq", "cost_nano_usd", "charge_nano_usd")
+    } == {*Answer.__struct_fields__} - {"total_tokens", "estimated_cost", "charge", "attempt_list"}
 
 
 async def test_a_row_becomes_the_answer_object(database: Database) -> None:

@@ -9,6 +9,9 @@ from service.core.accounting.recorder import Recorder
 from service.core.answering.embedding_calls import EmbeddingCalls, EmbeddingRequest
 from service.core.auth.principals import LOCAL
 from service.core.auth.revocation import RevocationMonitor
+from service.core.billing.credit import CreditQuota
+from service.core.billing.wallets import LocalWallets
+from service.core.database.engine import Database
 from service.core.errors import ProviderInvalid, ShuttingDown, UnknownModel
 from service.core.limits import ServiceLimits
 from service.core.ports import EmbeddingResult
@@ -63,6 +66,10 @@ class OutcomeList:
         """Nothing to wait for."""
 
 
+async def wait_nothing() -> None:
+    """There are no earlier rows."""
+
+
 @pytest.fixture
 def embedder() -> StepEmbedder:
     """The model."""
@@ -76,7 +83,9 @@ def queue() -> OutcomeList:
 
 
 @pytest.fixture
-async def calls(embedder: StepEmbedder, queue: OutcomeList) -> AsyncIterator[EmbeddingCalls]:
+async def calls(
+    embedder: StepEmbedder, queue: OutcomeList, database: Database
+) -> AsyncIterator[EmbeddingCalls]:
     """Embedding calls without a provider."""
     quota = LocalQuota(60)
     calls = EmbeddingCalls(
@@ -86,7 +95,7 @@ async def calls(embedder: StepEmbedder, queue: OutcomeList) -> AsyncIterator[Emb
         embedder=embedder,
         prices=PriceBook({}),
         limits=ServiceLimits(),
-        quota=quota,
+        quota=CreditQuota(quota, LocalWallets(database, wait_nothing)),
         revocation=RevocationMonitor(),
     )
     yield calls
