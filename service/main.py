@@ -56,6 +56,7 @@ from service.core.auth.revocation import RevocationMonitor
 from service.core.auth.tickets import SignedTickets
 from service.core.billing.checkout import Checkout, TopUpOptions
 from service.core.billing.credit import CreditQuota
+from service.core.billing.reconciliation import RecentReconciliation
 from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.budgets.webhooks import WebhookReceiver
 from service.core.database.engine import Database, open_database
@@ -259,7 +260,9 @@ async def _open_services(
     }
     if settings.text_days is not None:
         workers["retention"] = TextRetention(singleton_database, settings.text_days)
-    checkout = await _open_stripe(settings, database, singleton_database, metrics, workers, stack)
+    checkout, reconciliation = await _open_stripe(
+        settings, database, singleton_database, metrics, workers, stack
+    )
     start_worker("trimming", MemoryTrimmer(), workers, stack)
     if settings.local_model:
         settings = await _start_local_model(settings, workers, stack)
@@ -346,6 +349,7 @@ async def _open_services(
         answers=answering,
         receipts=ReceiptLog(database, settings.data_dir),
         checkout=checkout,
+        reconciliation=reconciliation,
         routes=routes,
         embedding_calls=embedding_calls,
         tickets=SignedTickets(
@@ -410,13 +414,13 @@ async def _open_stripe(
     metrics: Metrics,
     workers: dict[str, Worker],
     stack: AsyncExitStack,
-) -> Checkout | None:
-    """Create the worker that bills usage and credits payments, and the service for top-ups.
+) -> tuple[Checkout | None, RecentReconciliation | None]:
+    """Create the worker that bills usage and credits payments, top-ups, and the reconciliation.
 
     Each only if it is enabled. Raises `SettingsInvalid` without the library.
     """
     if settings.stripe_key is None:
-        return None
+        return None, None
     try:
         await anyio.to_thread.run_sync(load_module, stripe)
     except ImportError as error:
@@ -428,8 +432,11 @@ async def _open_stripe(
     workers["billing"] = BillingWorker(
         singleton_database, connection, settings.stripe_meter, metrics
     )
+    meter, reconciliation = settings.stripe_meter, None
+    if meter is not None:
+        reconciliation = RecentReconciliation(database, connection, meter)
     if settings.public_url is None:
-        return None
+        return None, reconciliation
     options = TopUpOptions(
         public_url=settings.public_url,
         usd_min=settings.top_up_usd_min,
@@ -437,7 +444,8 @@ async def _open_stripe(
         has_tax=settings.stripe_tax,
         has_invoices=settings.stripe_invoices,
     )
-    return Checkout(database, connection, options, user_share=settings.user_share)
+    checkout = Checkout(database, connection, options, user_share=settings.user_share)
+    return checkout, reconciliation
 
 
 def _start_accounting(

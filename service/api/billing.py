@@ -25,6 +25,7 @@ from service.api.shapes import (
 from service.core.billing import customers, inbox, meter_events, review, webhooks
 from service.core.billing.inbox import InboxEvent, InboxState
 from service.core.billing.meter_events import EventObject, EventState
+from service.core.billing.reconciliation import BillingReconciliation
 from service.core.billing.review import BillingStatus, Decision
 from service.core.encoding import utc_now
 from service.core.errors import NotFound
@@ -36,6 +37,11 @@ SENDER = "stripe"  # whose bodies share a limit
 _NO_CUSTOMER = problem_schemas(_404="`not_found`: the user is not connected to a customer")
 _NO_EVENT = problem_schemas(_404="`not_found`: no event with this id is in review")
 _NO_INBOX = problem_schemas(_404="`not_found`: no event with this id is failed or pending")
+_UNREADABLE = problem_schemas(
+    _404="`not_found`: KOTAE_STRIPE_METER is not set",
+    _502="`stripe_refused`: the key or the meter is wrong",
+    _503="`stripe_unavailable`: Stripe does not respond",
+)
 _FULL = problem_schemas(_409="`customers_full`: there is the maximum number of customers")
 _DISABLED = problem_schemas(_404="`not_found`: KOTAE_STRIPE_WEBHOOK_SECRET is not set")
 UserPath = Annotated[UserId, Path()]
@@ -153,6 +159,21 @@ async def retry_event(
     event = await inbox.retry_event(services.database, principal, event_id, utc_now())
     log.info("stripe_event.retried", event_id=event_id, type=event.type)
     return json_response(event)
+
+
+@router.get(
+    "/reconciliation",
+    responses={
+        200: schema_ref(BillingReconciliation, "The differences"),
+        **REFUSALS,
+        **_UNREADABLE,
+    },
+)
+async def get_reconciliation(services: ServicesDep, _: AdminKeysPrincipal) -> Response:
+    """The usage of the last 24 hours beside what Stripe has, at most five minutes old."""
+    if services.reconciliation is None:
+        raise NotFound("KOTAE_STRIPE_METER is not set")
+    return json_response(await services.reconciliation.read())
 
 
 @router.post(

@@ -30,6 +30,7 @@ from service.core.auth.store import ApiKey
 from service.core.billing.accounts import EntryObject, WalletPage
 from service.core.billing.checkout import CreatedSession
 from service.core.billing.meter_events import EventObject
+from service.core.billing.reconciliation import BillingReconciliation
 from service.core.billing.review import BillingStatus
 from service.core.budgets.spend import BudgetObject
 from service.core.documents.library import Document, DocumentPage
@@ -41,6 +42,7 @@ _SHAPES = [
     AnswerInProgress,
     AnswerStarted,
     ApiKey,
+    BillingReconciliation,
     BillingStatus,
     BudgetObject,
     ConversationPage,

@@ -14,6 +14,10 @@ from service.core.accounting.provider_export import Export, read_export
 from service.core.accounting.rollups import rebuild_rollups
 from service.core.billing.failures import StripeFailed
 from service.core.billing.ledger import rebuild_wallets
+from service.core.billing.payment_reconciliation import (
+    PaymentReconciliation,
+    reconcile_payments,
+)
 from service.core.billing.reconciliation import BillingReconciliation, reconcile_stripe
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
@@ -52,7 +56,7 @@ def audit(
     stripe: Annotated[
         bool,
         typer.Option(
-            "--stripe", help="Also compare the usage of customers with Stripe, of the last 31 days."
+            "--stripe", help="Also compare usage and payments with Stripe, of the last 31 days."
         ),
     ] = False,
 ) -> None:
@@ -77,8 +81,9 @@ def audit(
     agrees = report.agrees
     if stripe:
         billed = asyncio.run(with_database(loaded, partial(_reconcile, loaded, day)))
-        print(f"\n{billed.to_text()}")
-        agrees = agrees and not billed.unexplained
+        for result in billed:
+            print(f"\n{result.to_text()}")
+            agrees = agrees and not result.unexplained
     raise typer.Exit(0 if agrees else 1)
 
 
@@ -99,8 +104,8 @@ async def _read_organization(settings: Settings, provider: str, day: date | None
 
 async def _reconcile(
     settings: Settings, day: date | None, database: Database
-) -> BillingReconciliation:
-    """Compare the usage of customers with Stripe. Raises `KotaeError`."""
+) -> tuple[BillingReconciliation, PaymentReconciliation]:
+    """Compare the usage of customers, and payments, with Stripe. Raises `KotaeError`."""
     at = utc_now()
     since = at - timedelta(days=STRIPE_DAYS)
     if day is not None:
@@ -115,7 +120,8 @@ async def _reconcile(
         settings.stripe_key.get_secret_value(), base_url=settings.stripe_base_url
     )
     try:
-        return await reconcile_stripe(database, connection, settings.stripe_meter, since, at)
+        usage = await reconcile_stripe(database, connection, settings.stripe_meter, since, at)
+        return usage, await reconcile_payments(database, connection, since)
     except StripeFailed as failure:
         raise KotaeError(f"Stripe could not be read: {failure}") from failure
     finally:

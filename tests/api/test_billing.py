@@ -134,3 +134,33 @@ async def test_failed_events_are_listed_and_retried(serve: Serve) -> None:
         (item,) = (await service.client.get("/billing/inbox")).json()["items"]
         assert item["state"] == "processed"
         is_problem(await service.client.post("/billing/inbox/evt_1/retry"), 404, "not_found")
+
+
+async def test_the_last_day_is_reconciled(serve: Serve) -> None:
+    """Differences to Stripe are listed, and kept for some minutes."""
+    async with StripeFake() as fake:
+        service = await serve_stripe(serve, fake)
+        now = utc_now()
+        await connect(service.services.database, at=now - timedelta(hours=4))
+        await use(service.services.database, 1500, now - timedelta(hours=3))
+        first = await service.client.get("/billing/reconciliation")
+        assert first.status_code == 200, first.text
+        (difference,) = first.json()["differences"]
+        assert (difference["cause"], difference["usd"]) == ("open", "0.0000015")
+        fake.is_away = True
+        again = await service.client.get("/billing/reconciliation")
+        assert again.json() == first.json()
+
+
+async def test_an_unreadable_meter_is_reported(serve: Serve) -> None:
+    """A wrong configuration of Stripe is 502."""
+    async with StripeFake() as fake:
+        fake.meters = []
+        connected = await serve_stripe(serve, fake)
+        await connect(connected.services.database, at=utc_now() - timedelta(hours=4))
+        is_problem(await connected.client.get("/billing/reconciliation"), 502, "stripe_refused")
+
+
+async def test_without_a_meter_there_is_no_reconciliation(service: Service) -> None:
+    """The route is disabled unless it is configured."""
+    is_problem(await service.client.get("/billing/reconciliation"), 404, "not_found")

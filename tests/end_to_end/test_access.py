@@ -119,6 +119,7 @@ ROUTES: dict[tuple[str, str], tuple[Role, Scope | None] | None] = {
     ("POST", "/billing/events/{event_id}/resolve"): (ADMIN, Scope.KEYS),
     ("GET", "/billing/inbox"): (ADMIN, Scope.KEYS),
     ("POST", "/billing/inbox/{event_id}/retry"): (ADMIN, Scope.KEYS),
+    ("GET", "/billing/reconciliation"): (ADMIN, Scope.KEYS),
     ("GET", "/billing/status"): (ADMIN, Scope.KEYS),
     ("GET", "/billing"): (USER, Scope.LOGS),
     ("POST", "/billing/checkout"): (USER, Scope.KEYS),

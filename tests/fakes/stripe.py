@@ -108,7 +108,8 @@ class StripeFake:
         """What is billed by customer and hour since 1970, in nano-dollars."""
         sums: Counter[tuple[str, int]] = Counter()
         for event in self.accepted:
-            sums[event.customer, event.timestamp // 3600] += int(event.value * 1000)
+            if event.identifier not in self.dropped:
+                sums[event.customer, event.timestamp // 3600] += int(event.value * 1000)
         return {key: value for key, value in sums.items() if value}
 
     def count_identifiers(self) -> Counter[str]:

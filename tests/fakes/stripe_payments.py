@@ -22,6 +22,7 @@ KEY_HOURS = 24
 Object = dict[str, Any]
 _LISTS = {
     "/v1/checkout/sessions": "cs_",
+    "/v1/payment_intents": "pi_",
     "/v1/refunds": "re_",
     "/v1/disputes": "dp_",
     "/v1/invoices": "in_",
@@ -256,14 +257,19 @@ class PaymentsFake:
 
     def _read(self, path: str, fields: Mapping[str, str]) -> Response:
         if path in _LISTS:
-            names = {name: value for name, value in fields.items() if name != "limit"}
+            others = ("limit", "created[gte]")
+            names = {name: value for name, value in fields.items() if name not in others}
             items = self.list_objects(_LISTS[path], **names)
+            since = int(fields.get("created[gte]", "0"))
+            items = [item for item in items if item["created"] >= since]
             limit = int(fields.get("limit", "10"))
             page = {"object": "list", "url": path, "data": items[:limit]}
             return 200, {}, page | {"has_more": len(items) > limit}
         item = self.objects.get(path.rpartition("/")[2])
         if item is None:
-            return 404, {}, describe_error(f"No such object: {path}")
+            error = describe_error(f"No such object: {path}")
+            error["error"]["code"] = "resource_missing"
+            return 404, {}, error
         return 200, {}, item
 
     async def respond_page(self, method: str, path: str) -> Response:

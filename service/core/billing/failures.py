@@ -12,6 +12,9 @@ class FailureKind(StrEnum):
     REJECTED = "rejected"  # not processed, and a repetition would not be either
 
 
+ABSENT = "resource_missing"  # code of an object that does not exist
+
+
 class StripeFailed(Exception):
     """A call failed. `retry_after_seconds`: the delay that Stripe asks for, if any.
 

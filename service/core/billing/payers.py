@@ -57,6 +57,12 @@ def _create_payer(row: Mapping[Any, Any]) -> Payer:
     return msgspec.convert({str(name): value for name, value in row.items()}, Payer)
 
 
+async def list_payers(session: ReadSession) -> list[Payer]:
+    """All payers, by user."""
+    query = sa.select(billing_payers).order_by(_columns.user_id)
+    return [_create_payer(row) for row in (await session.execute(query)).mappings()]
+
+
 async def find_user(session: ReadSession, stripe_customer_id: str) -> str | None:
     """The user who pays as a customer, if there is one."""
     query = sa.select(_columns.user_id).where(_columns.stripe_customer_id == stripe_customer_id)

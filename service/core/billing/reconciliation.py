@@ -13,7 +13,7 @@ Customers are compared in groups, so that memory does not grow with their number
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -24,14 +24,16 @@ import msgspec
 import sqlalchemy as sa
 
 from service.core.billing.customers import Customer, list_connections
-from service.core.billing.failures import StripeFailed
+from service.core.billing.failures import FailureKind, StripeFailed
 from service.core.billing.meter_events import EventState, MeterEvent, find_due_end, parse_value
 from service.core.billing.usage import HOUR, NOTHING, HourUsage, find_hour, list_parts, read_usage
 from service.core.database.constructs import is_listed
 from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import billing_events
-from service.core.errors import InvalidRequest
+from service.core.encoding import utc_now
+from service.core.errors import InvalidRequest, StripeRefused, StripeUnavailable
 from service.core.pricing import format_usd
+from service.core.telemetry import log
 
 LATE_SECONDS = 3600.0  # after a delivery, in which Stripe may not have added it up
 OPEN_SECONDS = 7200.0  # after an hour, in which its event may not have been created
@@ -39,6 +41,8 @@ DIFFERENCES_MAX = 1000  # that are described; the others are counted
 CALLS_MAX = 50_000  # pages of Stripe
 AT_ONCE_MAX = 4  # calls in progress
 GROUP = 50  # customers compared together
+RECENT_HOURS, RECENT_CUSTOMERS_MAX, RECENT_SECONDS_MAX = 24, 200, 25.0  # for admins
+CACHE_SECONDS = 300.0
 _PAGE_HOURS = 100
 _COMBINATIONS_MAX = 2000
 
@@ -184,6 +188,52 @@ async def reconcile_stripe(
     report.usage_usd = format_usd(totals["usage"])
     report.stripe_usd = format_usd(totals["stripe"])
     return report
+
+
+class RecentReconciliation:
+    """The comparison of the last hours for admins: one at a time, and cached for a while."""
+
+    def __init__(
+        self,
+        database: Database,
+        stripe: MeterReader,
+        meter: str,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        seconds: float = RECENT_SECONDS_MAX,
+    ) -> None:
+        self._database, self._stripe, self._meter = database, stripe, meter
+        self._clock, self._seconds = clock, seconds
+        self._turn = asyncio.Lock()
+        self._result: BillingReconciliation | None = None
+
+    async def read(self) -> BillingReconciliation:
+        """The last result, or a new one after `CACHE_SECONDS`.
+
+        Raises `StripeUnavailable` if it takes too long, also in the queue, `StripeRefused` and
+        `DatabaseUnavailable`.
+        """
+        try:
+            async with asyncio.timeout(self._seconds), self._turn:
+                at, result = self._clock(), self._result
+                if result is None or (at - result.at).total_seconds() >= CACHE_SECONDS:
+                    since = at - timedelta(hours=RECENT_HOURS)
+                    result = self._result = await reconcile_stripe(
+                        self._database,
+                        self._stripe,
+                        self._meter,
+                        since,
+                        at,
+                        customers_max=RECENT_CUSTOMERS_MAX,
+                    )
+                return result
+        except TimeoutError as error:
+            raise StripeUnavailable("Stripe could not be read in time") from error
+        except StripeFailed as failure:
+            log.warning("reconciliation.failed", error=str(failure))
+            if failure.kind is FailureKind.UNCERTAIN:
+                raise StripeUnavailable("Stripe could not be read") from failure
+            raise StripeRefused("Stripe refused to be read; the log says why") from failure
 
 
 async def _read_sums(

@@ -19,7 +19,7 @@ import msgspec
 import stripe
 
 from service.core.billing.checkout import CheckoutRequest, CreatedSession, Invoice
-from service.core.billing.failures import FailureKind, StripeFailed
+from service.core.billing.failures import ABSENT, FailureKind, StripeFailed
 from service.core.billing.payments import (
     CURRENCY,
     PURPOSE,
@@ -40,7 +40,6 @@ RETRY_AFTER_SECONDS_MAX = 3600.0
 PAGE_MAX, PAGES_MAX = 100, 100  # objects of a page, pages of a list
 READS_MAX = 5  # attempts to read a page
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.5, 30.0  # delay after the first failed read, maximum delay
-_ABSENT = "resource_missing"
 T = TypeVar("T")
 _CONFIGURATION = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
@@ -116,7 +115,7 @@ class StripeConnection:
                 start = datetime.fromtimestamp(summary.start_time, UTC)
                 sums[start] = Decimal(str(summary.aggregated_value))
         except StripeFailed as failure:
-            if failure.code == _ABSENT:
+            if failure.code == ABSENT:
                 return None
             raise
         return sums
@@ -223,8 +222,21 @@ class StripeConnection:
             ObjectKind.DISPUTE: v1.disputes.retrieve_async,
         }
         payment_id = _get_id((await self._call(calls[kind](object_id))).payment_intent)
-        if payment_id is None:
-            return None
+        return None if payment_id is None else await self._fetch_intent(payment_id)
+
+    async def list_payment_ids(self, customer_id: str, since: datetime) -> AsyncIterator[str]:
+        """The payments of a customer since a time. Raises `StripeFailed`."""
+        values = {"customer": customer_id, "created": {"gte": int(since.timestamp())}}
+        async for intent in self._list_pages(self._client.v1.payment_intents.list_async, values):
+            yield intent.id
+
+    async def read_payment(self, payment_id: str) -> Payment:
+        """A payment as it is now; repeated after failures. Raises `StripeFailed`."""
+        payment: Payment = await self._read(partial(self._fetch_intent, payment_id))
+        return payment
+
+    async def _fetch_intent(self, payment_id: str) -> Payment:
+        v1 = self._client.v1
         intent = await self._call(v1.payment_intents.retrieve_async(payment_id))
         payment = Payment(
             id=intent.id,

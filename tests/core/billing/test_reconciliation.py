@@ -1,5 +1,6 @@
 """Reconciliation with Stripe: every difference of an hour has its cause."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from service.core.billing.reconciliation import (
     BillingReconciliation,
     Cause,
     HourAmounts,
+    RecentReconciliation,
     compare_hour,
     find_deviations,
     reconcile_stripe,
@@ -27,7 +29,7 @@ from service.core.billing.stripe import READS_MAX, StripeConnection
 from service.core.billing.usage import HourUsage
 from service.core.database.engine import Database
 from service.core.database.tables import rollups
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, StripeUnavailable
 from tests.billing import HOUR, START, Clock, connect, list_events, running_worker, use
 from tests.fakes.stripe import BUSY, ERROR, KEY, METER, Accepted, Reply, StripeFake
 
@@ -343,3 +345,22 @@ async def test_a_report_is_text(database: Database, fake: StripeFake, clock: Clo
     clock.now = DUE + 2 * HOUR
     lines = (await reconcile(database, fake, clock)).to_text().split("\n")
     assert lines[-1].startswith("cus_local 2026-03-10T12:00Z $0.0000015 open (unexplained): no")
+
+
+async def test_one_comparison_runs_at_a_time(
+    database: Database, fake: StripeFake, clock: Clock
+) -> None:
+    """Requests at once share a result, which is kept for a while; a slow Stripe ends them."""
+    await connect(database)
+    await use(database, 1500, START)
+    clock.now = DUE
+    stripe = StripeConnection(KEY, base_url=fake.url, seconds=5, retry_seconds=0.001)
+    recent = RecentReconciliation(database, stripe, METER, clock=clock)
+    first, *others = await asyncio.gather(*(recent.read() for _ in range(3)))
+    assert all(other is first for other in others)
+    clock.now += timedelta(seconds=reconciliation.CACHE_SECONDS)
+    assert await recent.read() is not first
+    hurried = RecentReconciliation(database, stripe, METER, clock=clock, seconds=0)
+    with pytest.raises(StripeUnavailable):
+        await hurried.read()
+    await stripe.aclose()
