@@ -238,3 +238,58 @@ def test_url_and_secret_of_the_receiver_are_redacted(monkeypatch: pytest.MonkeyP
     settings = load_settings()
     assert {WEBHOOK_URL, secret} <= set(settings.secrets)
     assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kotae.example",
+        "http://kotae.example",
+        "https://alice@kotae.example",
+        "https://kotae.example/?a",
+        "https://kotae.example/#a",
+        "https://kotae.example/a b",
+        "javascript://kotae.example",
+    ],
+)
+def test_a_public_url_is_secure_and_complete(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Browsers are sent there, so it is https, or http on this machine."""
+    monkeypatch.setenv("KOTAE_PUBLIC_URL", url)
+    with pytest.raises(SettingsInvalid, match="KOTAE_PUBLIC_URL"):
+        load_settings()
+    for valid in ("https://kotae.example/app/", "http://127.0.0.1:8000"):
+        monkeypatch.setenv("KOTAE_PUBLIC_URL", valid)
+        assert load_settings().public_url == valid.rstrip("/")
+
+
+def test_the_public_url_has_the_root_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another path would lead to another service."""
+    monkeypatch.setenv("KOTAE_ROOT_PATH", "/app")
+    monkeypatch.setenv("KOTAE_PUBLIC_URL", "https://kotae.example/app")
+    assert load_settings().public_url
+    monkeypatch.setenv("KOTAE_PUBLIC_URL", "https://kotae.example")
+    with pytest.raises(SettingsInvalid, match="KOTAE_ROOT_PATH"):
+        load_settings()
+
+
+def test_secrets_of_several_endpoints_are_separated_by_commas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is redacted; an empty one is refused, because anybody could sign with it."""
+    monkeypatch.setenv("KOTAE_STRIPE_KEY", "sk_test_1")
+    monkeypatch.setenv("KOTAE_STRIPE_WEBHOOK_SECRET", "whsec_1, whsec_2")
+    settings = load_settings()
+    assert settings.stripe_webhook_secrets == ["whsec_1", "whsec_2"]
+    assert {"whsec_1", "whsec_2"} <= set(settings.secrets)
+    for value in ("whsec_1,", ",", " "):
+        monkeypatch.setenv("KOTAE_STRIPE_WEBHOOK_SECRET", value)
+        with pytest.raises(SettingsInvalid, match="KOTAE_STRIPE_WEBHOOK_SECRET"):
+            load_settings()
+
+
+def test_bounds_of_top_ups_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise no amount would be allowed."""
+    monkeypatch.setenv("KOTAE_TOP_UP_USD_MIN", "10")
+    monkeypatch.setenv("KOTAE_TOP_UP_USD_MAX", "9.99")
+    with pytest.raises(SettingsInvalid, match="KOTAE_TOP_UP_USD_MIN is larger"):
+        load_settings()

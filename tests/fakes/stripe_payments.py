@@ -60,7 +60,10 @@ class PaymentsFake:
     copies: int = 1
     tax_percent: int = 0
     is_asynchronous: bool = False  # payments of the page succeed later
-    release: asyncio.Event | None = None  # responses wait for it
+    release: asyncio.Event | None = None  # responses wait for it, from this call on:
+    release_from: int = 0
+    waits_afterwards: bool = False  # when the call is processed
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _keys: dict[str, Remembered] = field(default_factory=dict)
 
     def list_objects(self, prefix: str, **values: str) -> list[Object]:
@@ -181,7 +184,7 @@ class PaymentsFake:
             "Content-Type": "application/json; charset=utf-8",
             "Stripe-Signature": sign(body, self.secret),
         }
-        async with httpx2.AsyncClient() as client:
+        async with httpx2.AsyncClient(verify=False) as client:  # no TLS; contexts are slow
             return await client.post(self.endpoint or "", content=body, headers=headers)
 
     async def deliver_new(self, begin: int) -> None:
@@ -197,8 +200,29 @@ class PaymentsFake:
     ) -> Response:
         """The response to a call of the API."""
         self.calls.append((method, path, fields))
+        is_waiting = self.release is not None and len(self.calls) >= self.release_from
+        self.arrived.set()
+        if is_waiting and not self.waits_afterwards:
+            await self._wait_release()
+        response = self._respond(method, path, fields, key)
+        if is_waiting and self.waits_afterwards:
+            await self._wait_release()
+        return response
+
+    async def wait_calls(self, count: int) -> None:
+        """Wait until this number of calls has arrived."""
+        async with asyncio.timeout(60):
+            while len(self.calls) < count:
+                self.arrived.clear()
+                await self.arrived.wait()
+
+    async def _wait_release(self) -> None:
         if self.release is not None:
             await self.release.wait()
+
+    def _respond(
+        self, method: str, path: str, fields: Mapping[str, str], key: str | None
+    ) -> Response:
         remembered = self._keys.get(key) if key else None
         if remembered and remembered.at > self.clock() - timedelta(hours=KEY_HOURS):
             if remembered.fields != fields:

@@ -227,6 +227,19 @@ async def test_a_failed_call_delays_the_event(
     assert len(await read_ledger(database, "alice")) == 1
 
 
+async def test_a_rejected_call_needs_a_person(
+    database: Database, fake: StripeFake, clock: Clock, connection: Any, worker: BillingWorker
+) -> None:
+    """A repetition would be rejected as well; the next event is processed nevertheless."""
+    for _ in range(2):
+        fake.payments.pay(await create_session(database, connection, "alice", 1000))
+    await receive_all(database, fake, clock)
+    fake.payments.replies.append(Reply(400))
+    await worker.process_inbox()
+    assert await list_failed(database) == ["400: The fake refuses this"]
+    assert len(await read_ledger(database, "alice")) == 1
+
+
 async def test_an_outage_of_stripe_ends_the_tick(
     database: Database, fake: StripeFake, clock: Clock, connection: Any, worker: BillingWorker
 ) -> None:
@@ -264,17 +277,20 @@ ACTIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite
-@settings(max_examples=25)
+@pytest.mark.timeout(300)
+@settings(max_examples=50)
 @given(ACTIONS, st.randoms(use_true_random=False))
 def test_the_ledger_is_what_stripe_says(actions: Any, choose: Any) -> None:
     """Any number and order of payments, refunds, disputes and their events, thin or complete."""
     _check(actions, choose)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.sqlite
-@settings(max_examples=300)
+@pytest.mark.timeout(1800)
+@settings(max_examples=1000)
 @given(ACTIONS, st.randoms(use_true_random=False))
 def test_the_ledger_is_what_stripe_says_often(actions: Any, choose: Any) -> None:
     """The same with many more examples."""
