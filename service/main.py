@@ -350,6 +350,7 @@ async def _open_services(
         receipts=ReceiptLog(database, settings.data_dir),
         checkout=checkout,
         reconciliation=reconciliation,
+        credit=credit,
         routes=routes,
         embedding_calls=embedding_calls,
         tickets=SignedTickets(

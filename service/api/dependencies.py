@@ -22,6 +22,7 @@ from service.core.auth.origin import check_csrf
 from service.core.auth.principals import Principal, Role, Scope
 from service.core.auth.revocation import RevocationMonitor
 from service.core.billing.checkout import Checkout
+from service.core.billing.credit import CreditQuota
 from service.core.billing.reconciliation import RecentReconciliation
 from service.core.budgets.enforcement import BudgetEnforcer
 from service.core.database.engine import Database
@@ -63,6 +64,7 @@ class Services:
     receipts: ReceiptLog
     checkout: Checkout | None
     reconciliation: RecentReconciliation | None
+    credit: CreditQuota
     embedding_calls: EmbeddingCalls
     routes: Routes
     retrieval: SearchService

@@ -259,12 +259,18 @@ class WebhookReceived(Struct):
 class WalletAccount(Struct):
     """A wallet. Amounts are decimal strings in USD; `invoices` are null without any.
 
+    `held`: the upper bounds of answers in progress; `available` for further ones.
+
     `checkout` and `portal`: whether the user can top up, and has a page at Stripe.
     """
 
     user_id: str
     balance: str
+    held: str
+    available: str
     currency: str
+    prepaid: bool
+    markup: str | None
     entries: list[EntryObject]
     next_cursor: str | None
     invoices: list[Invoice] | None

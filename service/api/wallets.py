@@ -28,7 +28,7 @@ from service.core.auth.principals import Principal
 from service.core.billing import accounts
 from service.core.billing.accounts import EntryObject, WalletPage
 from service.core.billing.checkout import Checkout, CreatedSession, Invoice
-from service.core.billing.ledger import EntryKind, read_balance
+from service.core.billing.ledger import EntryKind
 from service.core.errors import (
     InvalidRequest,
     NotFound,
@@ -36,7 +36,7 @@ from service.core.errors import (
     StripeRefused,
     StripeUnavailable,
 )
-from service.core.pricing import format_usd
+from service.core.pricing import ChargeTerms, format_markup, format_usd
 from service.core.telemetry import log
 
 router = APIRouter(prefix="/billing", tags=["wallets"], route_class=BodyRoute)
@@ -95,16 +95,21 @@ async def get_account(
     Without a cursor the invoices are fetched from Stripe; if that fails, the rest is returned.
     """
     subject_id = _resolve_user(principal, user_id)
+    funds = await services.credit.read_funds(subject_id)
+    terms = await _read_terms(services, principal, subject_id)
     async with services.database.read_session() as session:
-        balance = await read_balance(session, subject_id)
         page = await accounts.read_entries(session, subject_id, cursor=cursor, limit=limit)
     invoices, error = await _list_invoices(services, subject_id if cursor is None else None)
     checkout = services.checkout
     return json_response(
         {
             "user_id": subject_id,
-            "balance": format_usd(balance),
+            "balance": format_usd(funds.balance),
+            "held": format_usd(funds.held),
+            "available": format_usd(max(funds.balance - funds.held, 0)),
             "currency": "usd",
+            "prepaid": terms.prepaid,
+            "markup": None if terms.markup is None else format_markup(terms.markup),
             "entries": page.items,
             "next_cursor": page.next_cursor,
             "invoices": invoices,
@@ -113,6 +118,12 @@ async def get_account(
             "portal": checkout is not None and await checkout.has_customer(subject_id),
         }
     )
+
+
+async def _read_terms(services: Services, principal: Principal, user_id: str) -> ChargeTerms:
+    if user_id == principal.user_id:
+        return principal.terms or ChargeTerms()
+    return (await services.authenticator.read_subject(user_id)).terms or ChargeTerms()
 
 
 async def _list_invoices(

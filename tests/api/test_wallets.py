@@ -75,6 +75,10 @@ async def test_a_payment_at_checkout_is_credited_once(serve: Serve, stripe: Stri
     assert account == {
         "user_id": "local",
         "balance": "12.5",
+        "held": "0",
+        "available": "12.5",
+        "prepaid": False,
+        "markup": None,
         "currency": "usd",
         "next_cursor": None,
         "invoices": [],
@@ -199,6 +203,31 @@ async def test_users_see_their_own_wallet(serve: Serve) -> None:
         assert [item["user_id"] for item in page["items"]] == ["alice"]
         page = (await root.get("/billing/wallets", params={"cursor": page["next_cursor"]})).json()
         assert [item["user_id"] for item in page["items"]] == ["bob"]
+
+
+async def test_the_terms_of_the_plan_are_shown(serve: Serve) -> None:
+    """To the user and to an admin; what answers in progress hold is not available."""
+    service = await serve(auth="keys")
+    alice, root = (
+        client(service, await make_key(service, "alice")),
+        client(service, await make_key(service, "root", Role.ADMIN)),
+    )
+    async with alice, root:
+        await root.put("/ai/plans/default", json={"prepaid": True, "markup": "1.250"})
+        await grant(root)
+        await service.services.credit.hold(
+            "a",
+            (await service.services.authenticator.read_subject("alice"),),
+            tokens=1,
+            nano_usd=1,
+            charge_nano_usd=10**9,
+        )
+        for caller in (alice, root):
+            account = (await caller.get("/billing", params={"user_id": "alice"})).json()
+            assert (account["prepaid"], account["markup"]) == (True, "1.25")
+            assert (account["balance"], account["held"]) == ("5", "1")
+            assert account["available"] == "4"
+        assert not (await root.get("/billing")).json()["prepaid"]
 
 
 async def test_a_key_for_questions_cannot_pay(serve: Serve, stripe: StripeFake) -> None:

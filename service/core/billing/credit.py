@@ -18,6 +18,7 @@ class CreditQuota:
     def __init__(self, quota: Quota, wallets: Wallets) -> None:
         self._quota, self._wallets = quota, wallets
         self.refresh, self.windows = quota.refresh, quota.windows
+        self.read_funds = wallets.read_funds
         self._prepaid: dict[str, str] = {}  # the user, by name of the hold
 
     def hold(
