@@ -104,14 +104,14 @@ async def _read_organization(settings: Settings, provider: str, day: date | None
 
 async def _reconcile(
     settings: Settings, day: date | None, database: Database
-) -> tuple[BillingReconciliation, PaymentReconciliation]:
-    """Compare the usage of customers, and payments, with Stripe. Raises `KotaeError`."""
+) -> list[BillingReconciliation | PaymentReconciliation]:
+    """Compare the usage of customers, if there is a meter, and payments. Raises `KotaeError`."""
     at = utc_now()
     since = at - timedelta(days=STRIPE_DAYS)
     if day is not None:
         since = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    if settings.stripe_key is None or settings.stripe_meter is None:
-        raise KotaeError("--stripe needs KOTAE_STRIPE_KEY and KOTAE_STRIPE_METER")
+    if settings.stripe_key is None:
+        raise KotaeError("--stripe needs KOTAE_STRIPE_KEY")
     try:
         load_module(stripe_client)
     except ImportError as error:
@@ -119,10 +119,13 @@ async def _reconcile(
     connection = stripe_client.StripeConnection(
         settings.stripe_key.get_secret_value(), base_url=settings.stripe_base_url
     )
+    results: list[BillingReconciliation | PaymentReconciliation] = []
     try:
-        usage = await reconcile_stripe(database, connection, settings.stripe_meter, since, at)
-        return usage, await reconcile_payments(database, connection, since)
+        if (meter := settings.stripe_meter) is not None:
+            results.append(await reconcile_stripe(database, connection, meter, since, at))
+        results.append(await reconcile_payments(database, connection, since))
     except StripeFailed as failure:
         raise KotaeError(f"Stripe could not be read: {failure}") from failure
     finally:
         await connection.aclose()
+    return results

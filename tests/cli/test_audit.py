@@ -78,3 +78,13 @@ async def test_the_audit_compares_with_stripe(
         fake.meters = []
         with pytest.raises(KotaeError, match="Stripe could not be read: no active meter"):
             await command("audit", "--stripe")
+
+
+async def test_payments_are_compared_without_a_meter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation that only sells credit needs no meter."""
+    async with StripeFake() as fake:
+        monkeypatch.setenv("KOTAE_STRIPE_KEY", KEY)
+        monkeypatch.setenv("KOTAE_STRIPE_BASE_URL", fake.url)
+        output = await run("audit", "--stripe")
+    assert (output[0], "0 entries of the ledger" in output[1]) == (0, True), output
+    assert "at Stripe  $" not in output[1]
