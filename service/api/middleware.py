@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.pages import PAGES
 from service.api.problems import create_problem_response
 from service.core.auth.origin import check_origin
 from service.core.encoding import create_id, utc_now
@@ -32,7 +33,7 @@ _PROMPT_PATHS = {"/ai/test", "/ai/stream", "/ai/answers", "/mcp"}
 _OPENAI_PATHS = {"/v1/chat/completions", "/v1/responses", "/v1/embeddings"}
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Pages and static files, without data of users: everybody may read them.
-_PUBLIC_PATHS = {"/", "/docs", "/openapi.json", "/signin"}
+_PUBLIC_PATHS = {"/", "/docs", "/openapi.json", "/signin", *PAGES}
 _PUBLIC_FOLDER = "/web/"
 _READING_METHODS = {"GET", "HEAD"}
 _PEER_HEADER = b"kotae-peer"  # of requests between replicas, which have a listener of their own

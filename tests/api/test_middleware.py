@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from service.api.pages import PAGES
 from tests.conftest import Service
 from tests.fakes.provider import ProviderFake
 from tests.problems import is_problem
@@ -57,6 +58,7 @@ async def test_foreign_origin_may_only_read_pages(service: Service, fake: Provid
     for path in (
         "/",
         "/signin",
+        *PAGES,
         "/docs",
         "/openapi.json",
         "/web/app.js",
