@@ -28,9 +28,11 @@ PAGES = {
     "/admin/people": "admin/people.html",
     "/admin/documents": "admin/documents.html",
     "/admin/budgets": "admin/budgets.html",
+    "/admin/billing": "admin/billing.html",
     "/admin/audit-log": "admin/audit_log.html",
     "/admin/system": "admin/system.html",
     "/account/log": "admin/log.html",
+    "/account/billing": "admin/account_billing.html",
     "/account": "admin/account.html",
 }
 _RETURN_BYTES_MAX = 2000  # of the address to which the sign-in returns

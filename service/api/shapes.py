@@ -260,8 +260,8 @@ class WalletAccount(Struct):
     """A wallet. Amounts are decimal strings in USD; `invoices` are null without any.
 
     `held`: the upper bounds of answers in progress; `available` for further ones.
-
-    `checkout` and `portal`: whether the user can top up, and has a page at Stripe.
+    `checkout` and `portal`: whether the user can top up, and has a page at Stripe. `top_up_min`
+    and `top_up_max`: the bounds of a top-up.
     """
 
     user_id: str
@@ -276,6 +276,8 @@ class WalletAccount(Struct):
     invoices: list[Invoice] | None
     checkout: bool
     portal: bool
+    top_up_min: str | UnsetType = UNSET
+    top_up_max: str | UnsetType = UNSET
     invoices_error: str | UnsetType = UNSET
 
 

@@ -27,7 +27,7 @@ from service.api.shapes import PortalSession, WalletAccount
 from service.core.auth.principals import Principal
 from service.core.billing import accounts
 from service.core.billing.accounts import EntryObject, WalletPage
-from service.core.billing.checkout import Checkout, CreatedSession, Invoice
+from service.core.billing.checkout import Checkout, CreatedSession, Invoice, TopUpOptions
 from service.core.billing.ledger import EntryKind
 from service.core.errors import (
     InvalidRequest,
@@ -36,7 +36,7 @@ from service.core.errors import (
     StripeRefused,
     StripeUnavailable,
 )
-from service.core.pricing import ChargeTerms, format_markup, format_usd
+from service.core.pricing import ChargeTerms, format_markup, format_usd, to_nano_usd
 from service.core.telemetry import log
 
 router = APIRouter(prefix="/billing", tags=["wallets"], route_class=BodyRoute)
@@ -116,6 +116,7 @@ async def get_account(
             **({} if error is None else {"invoices_error": error}),
             "checkout": checkout is not None,
             "portal": checkout is not None and await checkout.has_customer(subject_id),
+            **({} if checkout is None else _describe_bounds(checkout.options)),
         }
     )
 
@@ -124,6 +125,14 @@ async def _read_terms(services: Services, principal: Principal, user_id: str) ->
     if user_id == principal.user_id:
         return principal.terms or ChargeTerms()
     return (await services.authenticator.read_subject(user_id)).terms or ChargeTerms()
+
+
+def _describe_bounds(options: TopUpOptions) -> dict[str, str]:
+    """The bounds of a top-up."""
+    return {
+        "top_up_min": format_usd(to_nano_usd(options.usd_min)),
+        "top_up_max": format_usd(to_nano_usd(options.usd_max)),
+    }
 
 
 async def _list_invoices(

@@ -32,7 +32,7 @@ export const seed = () => fetchJson("seed", { method: "POST" });
 
 /** Starts an answer. The key makes repeated requests of the browser attach to the same answer. */
 export function beginAnswer(body) {
-  const headers = { "Content-Type": "application/json", "Idempotency-Key": createKey() };
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": createIdempotencyKey() };
   return fetchJson("ai/answers", { method: "POST", headers, body: JSON.stringify(body) });
 }
 
@@ -123,9 +123,9 @@ export async function fetchJson(path, options) {
 }
 
 /** Sends a body to a route as JSON. Returns and throws as `fetchJson`. */
-export const sendJson = (method, path, body) => fetchJson(path, {
+export const sendJson = (method, path, body, headers = {}) => fetchJson(path, {
   method,
-  ...(body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
+  ...(body === undefined ? {} : { headers: { "Content-Type": "application/json", ...headers }, body: JSON.stringify(body) }),
 });
 
 /** Fetches JSON with the entity tag of the previous response: { body, etag }; null if it is the same (304). */
@@ -144,6 +144,7 @@ export async function fetchIfChanged(path, etag) {
   return { body, etag: response.headers.get("ETag") };
 }
 
-function createKey() {
+/** A key under which a repeated request has one effect. */
+export function createIdempotencyKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -61,9 +61,9 @@ async def test_a_payment_at_checkout_is_credited_once(serve: Serve, stripe: Stri
     async with http_client(stripe.url) as browser:
         page = await browser.get(response.json()["url"])
         assert "Pay $12.50" in page.text
-        assert f"{PUBLIC_URL}/account?payment=cancelled" in page.text
+        assert f"{PUBLIC_URL}/account/billing?payment=cancelled" in page.text
         paid = await browser.post(response.json()["url"])
-    assert paid.headers["location"] == f"{PUBLIC_URL}/account?payment=success"
+    assert paid.headers["location"] == f"{PUBLIC_URL}/account/billing?payment=success"
     begin = len(stripe.payments.events)
     stripe.payments.settle(response.json()["session_id"])
     await stripe.payments.deliver_new(begin)
@@ -84,6 +84,8 @@ async def test_a_payment_at_checkout_is_credited_once(serve: Serve, stripe: Stri
         "invoices": [],
         "checkout": True,
         "portal": True,
+        "top_up_min": "5",
+        "top_up_max": "10000",
     } | {
         name: account[name]
         for name in ("held", "available", "prepaid", "markup")

@@ -101,7 +101,7 @@ class TopUpOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checkout:
-    """Creates sessions for users. One object per process."""
+    """Creates sessions for users. One object per process. `options` are not changed."""
 
     def __init__(
         self,
@@ -114,7 +114,8 @@ class Checkout:
         invoices_seconds: float = INVOICES_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._database, self._stripe, self._options = database, stripe, options
+        self.options = options
+        self._database, self._stripe = database, stripe
         self._seconds, self._invoices_seconds = seconds, invoices_seconds
         self._monotonic = monotonic
         self._calls = SharedLimit(CALLS_MAX, "requests to Stripe", user_share)
@@ -127,7 +128,7 @@ class Checkout:
         Raises `AmountInvalid`, `Overloaded`, `StripeUnavailable`, `StripeRefused` and
         `DatabaseUnavailable`.
         """
-        options = self._options
+        options = self.options
         if not options.usd_min <= usd <= options.usd_max or usd * _CENTS % 1:
             raise AmountInvalid(
                 f"the amount must be between {options.usd_min} and {options.usd_max} USD, in whole "
@@ -143,8 +144,8 @@ class Checkout:
                     customer_id=customer_id,
                     cents=int(usd * _CENTS),
                     product=f"Prepaid credit of ${format_usd(to_nano_usd(usd))}",
-                    success_url=f"{options.public_url}/account?payment=success",
-                    cancel_url=f"{options.public_url}/account?payment=cancelled",
+                    success_url=f"{options.public_url}/account/billing?payment=success",
+                    cancel_url=f"{options.public_url}/account/billing?payment=cancelled",
                     has_tax=options.has_tax,
                     has_invoice=options.has_invoices,
                 )
@@ -166,7 +167,7 @@ class Checkout:
             try:
                 async with asyncio.timeout(self._seconds):
                     return await self._stripe.create_portal(
-                        customer_id, f"{self._options.public_url}/account"
+                        customer_id, f"{self.options.public_url}/account/billing"
                     )
             except (StripeFailed, TimeoutError) as error:
                 raise _translate_failure(error, "portal.failed", user_id) from error

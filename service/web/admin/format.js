@@ -16,9 +16,12 @@ export function formatUsd(amount) {
 
 /** US dollars with all digits of the decimal string: nano-dollars exceed the precision of a number. */
 export function formatExactUsd(amount) {
-  const [whole, digits = ""] = String(amount).split(".");
-  return `$${BigInt(whole).toLocaleString(language())}.${digits.padEnd(2, "0")}`;
+  const [, sign, whole, digits = ""] = /^(-?)(\d+)(?:\.(\d+))?$/.exec(amount);
+  return `${sign}$${BigInt(whole).toLocaleString(language())}.${digits.padEnd(2, "0")}`;
 }
+
+/** The same with a sign, also in front of what is added. */
+export const formatSignedUsd = (amount) => `${String(amount).startsWith("-") ? "" : "+"}${formatExactUsd(amount)}`;
 
 export const formatCount = (value) => Number(value).toLocaleString(language());
 export const formatCompact = (value) => Number(value).toLocaleString(language(), { notation: "compact", maximumFractionDigits: 1 });
@@ -50,6 +53,7 @@ export function formatRelative(moment) {
 const FORMATS = {
   usd: formatUsd,
   usd_exact: formatExactUsd,
+  usd_signed: formatSignedUsd,
   usd_axis: formatAxisUsd,
   count: formatCount,
   compact: formatCompact,

@@ -17,10 +17,12 @@ const NAVIGATION = [
   { path: "admin/log", text: "nav_log", role: "admin" },
   { path: "admin/people", text: "nav_people", role: "admin" },
   { path: "admin/budgets", text: "nav_budgets", role: "admin" },
+  { path: "admin/billing", text: "nav_billing", role: "admin" },
   { path: "admin/documents", text: "nav_documents", role: "admin" },
   { path: "admin/audit-log", text: "nav_audit_log", role: "admin" },
   { path: "admin/system", text: "nav_system", role: "admin" },
   { path: "account/log", text: "nav_my_log", role: "user" },
+  { path: "account/billing", text: "nav_my_billing", role: "user" },
   { path: "account", text: "nav_account", role: "user" },
 ];
 

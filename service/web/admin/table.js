@@ -38,7 +38,7 @@ export function createTable({ columns, caption, empty, onOpen = null, onSort = n
   return { element, setRows, setOrder };
 }
 
-const NUMBERS = ["usd", "usd_exact", "count", "compact", "percent", "ms", "bytes"];
+const NUMBERS = ["usd", "usd_exact", "usd_signed", "count", "compact", "percent", "ms", "bytes"];
 const isNumeric = ({ numeric, format }) => numeric ?? NUMBERS.includes(format);
 
 function asRole(element, role) {

@@ -78,8 +78,8 @@ async def test_a_session_is_created_as_documented(
         "automatic_tax[enabled]": "true",
         "customer_update[address]": "auto",
         "invoice_creation[enabled]": "true",
-        "success_url": f"{PUBLIC_URL}/account?payment=success",
-        "cancel_url": f"{PUBLIC_URL}/account?payment=cancelled",
+        "success_url": f"{PUBLIC_URL}/account/billing?payment=success",
+        "cancel_url": f"{PUBLIC_URL}/account/billing?payment=cancelled",
     }
     assert customer["metadata"] == {"kotae_user": "alice"}
 
@@ -204,7 +204,7 @@ async def test_the_portal_needs_a_payer(checkout: Checkout, fake: StripeFake) ->
     await checkout.create_session("alice", FIVE)
     assert await checkout.create_portal("alice") == f"{fake.url}/portal"
     (portal,) = fake.payments.list_objects("bps_")
-    assert portal["return_url"] == f"{PUBLIC_URL}/account"
+    assert portal["return_url"] == f"{PUBLIC_URL}/account/billing"
 
 
 async def test_invoices_are_cached_for_a_minute(
