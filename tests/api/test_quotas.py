@@ -114,6 +114,13 @@ async def test_quotas_and_plans_take_effect_immediately(serve: Serve, fake: Prov
             422,
             "invalid_request",
         )
+        for markup in ("0", "1000.1", "1.0000001", "NaN", True):
+            response = await root.put("/ai/plans/team", json={"markup": markup})
+            is_problem(response, 422, "invalid_request")
+        terms = {"prepaid": True, "markup": "1.5"}
+        plan = (await root.put("/ai/plans/team", json=terms | {"markup": "1.50"})).json()
+        assert plan == {"name": "team", "limits": {}} | terms
+        assert (await root.put("/ai/plans/team", json=plan)).json() == plan
         await root.put("/ai/users/alice/quota", json={})
         assert (await root.delete("/ai/plans/default")).status_code == 204
         assert await force() is None

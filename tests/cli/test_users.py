@@ -51,6 +51,15 @@ async def test_quotas_on_the_command_line(
     ):
         with pytest.raises(SystemExit):
             await command("users", "quota", "alice", "--limit", wrong)
+    terms = "concurrent=1 prepaid markup=1.25"
+    options = ("--limit", "concurrent=1", "--prepaid", "--markup", "1.250")
+    assert f"team: {terms}" in await command("plans", "set", "team", *options)
+    (plan,) = (await command("plans", "list", "--json")).splitlines()
+    assert json.loads(plan)["markup"] == "1.25"
+    assert "prepaid markup=1.25" in await command("plans", "list")
+    for markup in ("0", "1001", "1.0000001", "nan", "x"):
+        with pytest.raises(SystemExit):
+            await command("plans", "set", "team", "--markup", markup)
     await command("plans", "delete", "team")
     with pytest.raises(NotFound):
         await command("users", "quota", "alice", "--plan", "team")

@@ -6,10 +6,14 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 
 import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from service.core.billing.postgres_wallets import PostgresWallets
 from service.core.billing.wallets import LocalWallets
 from service.core.database.engine import Database
+from service.core.database.tables import request_logs
 from service.core.errors import OutOfCredit
 from service.core.ports import Funds, Wallets
 from service.core.pricing import ChargeTerms
@@ -159,6 +163,40 @@ async def test_funds_are_never_spent_twice(fixture: WalletsFixture) -> None:
     balance = await get_balance(fixture.database)
     assert balance == 40 - 5 * len(admitted) >= 0
     assert len(await read_debits(fixture.database)) == len(admitted)
+
+
+RECORDS = st.lists(
+    st.tuples(st.integers(0, 2), st.sampled_from([*UsageSource]), st.integers(0, 10**12)),
+    max_size=12,
+)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(records=RECORDS, size=st.integers(1, 5))
+async def test_debits_are_the_charges_of_the_rows(
+    database: Database, records: list[tuple[int, UsageSource, int]], size: int
+) -> None:
+    """After records of any rank, order and number, in any batches, the books balance."""
+    user_id = f"user {build_intent().id}"  # examples share the database
+    intents = [build_intent(user_id=user_id, terms=TERMS) for _ in range(3)]
+    outcomes = [
+        build_outcome(
+            intents[n],
+            usage_source=source,
+            charge_nano_usd=None if source is UsageSource.UNKNOWN else charge,
+        )
+        for n, source, charge in records
+    ]
+    for begin in range(0, len(outcomes), size):
+        await write(database, outcomes[begin : begin + size])
+    charge_sum = sa.select(sa.func.coalesce(sa.func.sum(request_logs.c.charge_nano_usd), 0))
+    async with database.read_session() as session:
+        query = charge_sum.where(request_logs.c.user_id == user_id)
+        charges = int((await session.execute(query)).scalar_one())
+    debits = await read_debits(database, user_id)
+    assert -sum(debits.values()) == charges == -await get_balance(database, user_id)
 
 
 async def test_records_of_any_order_debit_once(database: Database) -> None:

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core import pricing
-from service.core.pricing import NANO, PriceBook, Usage, combine_usage, format_usd, to_nano_usd
+from service.core.pricing import (
+    NANO,
+    ChargeTerms,
+    CustomerPrice,
+    PriceBook,
+    Usage,
+    combine_usage,
+    format_markup,
+    format_usd,
+    to_nano_usd,
+)
 from service.core.provider_file import ModelPrice
 
 AT = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)
@@ -165,3 +175,37 @@ def test_a_price_book_without_the_model_has_no_cost() -> None:
     )
 
     assert from_nowhere is None
+
+
+@given(
+    st.decimals("0.000001", 1000, places=6),
+    st.lists(st.integers(0, 10**12), min_size=2, max_size=2).map(sorted),
+)
+def test_a_charge_is_the_rounded_product_and_grows_with_the_cost(
+    markup: Decimal, costs: list[int]
+) -> None:
+    """It is at most half a nano-dollar from cost times markup; that of a bound is a bound."""
+    usage = Usage(prompt_tokens=1, completion_tokens=1)
+    low, high = (ChargeTerms(markup=markup).compute_charge("m", usage, cost) for cost in costs)
+    assert low is not None
+    assert high is not None
+    assert low <= high
+    assert abs(high - costs[1] * markup) <= Decimal("0.5")
+    assert Decimal(format_markup(markup)) == markup
+
+
+def test_customer_prices_precede_the_markup() -> None:
+    """A model with a price needs no cost; without price and markup there is no charge."""
+    usage = Usage(prompt_tokens=1_000, completion_tokens=100, cached_tokens=400)
+    price = ModelPrice(input=Decimal(2), output=Decimal(10), cached_input=Decimal(1))
+    book = PriceBook({}, customer_prices={"m": price})
+    terms = book.build_terms(ChargeTerms(prepaid=True, markup=Decimal(3)), ["m", "n"])
+    assert terms is not None
+    assert terms.prices == {"m": CustomerPrice(**dict(price))}
+    assert terms.compute_charge("m", usage, None) == 600 * 2000 + 400 * 1000 + 100 * 10_000
+    assert terms.compute_charge("n", usage, 5) == 15
+    assert terms.compute_charge("n", usage, None) is None
+    assert book.build_terms(None, ["n"]) is None
+    others = book.build_terms(None, ["m", "n"])
+    assert others is not None
+    assert (others.prepaid, others.compute_charge("n", usage, 5)) == (False, None)

@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -324,4 +325,42 @@ async def test_a_kill_debits_nothing_twice(tmp_path: Path, fake: ProviderFake) -
     assert await get_balance(database) == funds - charges >= 0
     assert len(await read_debits(database)) == ADMITTED
     assert {row["status"] for row in rows} <= {"interrupted", "completed"}
+    await database.close()
+
+
+@pytest.mark.slow
+async def test_debits_in_the_journal_count_after_a_restart(
+    tmp_path: Path, fake: ProviderFake
+) -> None:
+    """Killed before the row is written, the next process debits it before it holds credit."""
+    await migrate(tmp_path)
+    path = tmp_path / "kotae.db"
+    database = Database(f"sqlite+aiosqlite:///{path}")
+    created = await store.create_key(database, BOOTSTRAP, store.NewKey(user_id="alice"), keys_max=9)
+    await make_prepaid(database)
+    options = {
+        "OPENAI_BASE_URL": fake.base_url,
+        "KOTAE_MODEL": "m",
+        "KOTAE_AUTH": "keys",
+        "KOTAE_PRICES": '{"m": {"input": "1", "output": "2"}}',
+    }
+    async with serving(tmp_path, **options) as first:
+        first.client.headers.update(bearer(created))
+        funds = await measure_hold(first.client)
+        await add_funds(database, funds)
+        with closing(sqlite3.connect(path, isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            answer = (await first.client.post("/ai/test", json=ASK)).json()
+            first.signal(signal.SIGKILL)
+            await first.wait()
+            lock.execute("ROLLBACK")
+    assert await get_balance(database) == funds
+    async with serving(tmp_path, **options) as second:
+        second.client.headers.update(bearer(created))
+        is_problem(await second.client.post("/ai/test", json=ASK), 402, "out_of_credit")
+        second.signal(signal.SIGTERM)
+        await second.wait()
+    charge = to_nano_usd(Decimal(answer["charge"]))
+    assert await read_debits(database) == {f"answer:{answer['id']}:2": -charge}
+    assert await get_balance(database) == funds - charge > 0
     await database.close()

@@ -16,7 +16,7 @@ from service.core.accounting.outcomes import AnswerAccount, build_interrupted
 from service.core.accounting.queue import JournaledQueue
 from service.core.accounting.recorder import Recorder
 from service.core.errors import ProviderBusy, ProviderError, ProviderTimeout, ProviderUnreachable
-from service.core.pricing import PriceBook, Usage
+from service.core.pricing import ChargeTerms, CustomerPrice, PriceBook, Usage
 from service.core.provider_file import ModelPrice
 from service.core.quota.local import LocalQuota
 from service.core.records import Message, Outcome, Passage, Status, UsageSource
@@ -356,3 +356,40 @@ def test_failed_attempts_leave_the_usage_unknown(open_account: OpenAccount) -> N
 
     assert (outcome.usage_source, outcome.usage) == (UsageSource.UNKNOWN, None)
     assert [attempt.unbilled for attempt in outcome.attempt_list or ()] == [True, True]
+
+
+TERMS = ChargeTerms(
+    prepaid=True,
+    markup=Decimal("1.5"),
+    prices={"n": CustomerPrice(input=Decimal(10), output=Decimal(20))},
+)
+
+
+def test_attempts_are_charged_at_their_own_terms(open_account: OpenAccount) -> None:
+    """The charge is the sum over the attempts: by the price of the model, or the markup."""
+    account = open_account(sent=False, terms=TERMS)
+    account.begin_attempt("second", "n")
+    account.mark_sent()
+    account.report_usage(REPORTED)
+    account.end_attempt(ProviderError())
+    account.begin_attempt("third", "m")
+    account.report_usage(Usage(prompt_tokens=1, completion_tokens=1))
+    outcome = account.finish(Status.COMPLETED, "Because.")
+
+    assert outcome.cost_nano_usd is None
+    assert outcome.charge_nano_usd == 10 * 10_000 + 5 * 20_000 + 3000 * 3 // 2
+
+
+def test_a_charge_is_unknown_or_zero_like_the_usage(open_account: OpenAccount) -> None:
+    """Unknown usage has no charge; without a call it is 0; without terms there is none."""
+    unknown = open_account(terms=TERMS).finish(Status.TIMEOUT)
+    refused = open_account(0, sent=False, terms=TERMS).finish(Status.NO_CONTEXT, "No.")
+    unpriced = open_account(terms=TERMS, model="no-such-model")
+    unpriced.usage = REPORTED
+    free = open_account()
+    free.usage = REPORTED
+    outcomes = (unpriced.finish(Status.COMPLETED), free.finish(Status.COMPLETED))
+
+    assert (unknown.usage_source, unknown.charge_nano_usd) == ("unknown", None)
+    assert (refused.usage_source, refused.charge_nano_usd) == ("none", 0)
+    assert [outcome.charge_nano_usd for outcome in outcomes] == [None, None]

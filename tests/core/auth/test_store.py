@@ -3,6 +3,7 @@
 import asyncio
 import re
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 
+from service.core.audit_log import AuditFilter, list_entries
 from service.core.auth import credentials, store
 from service.core.auth.authenticator import Authenticator
 from service.core.auth.credentials import Credentials, hash_credential
@@ -28,6 +30,7 @@ from service.core.errors import (
     Unauthorized,
 )
 from service.core.ports import QuotaLimits
+from service.core.pricing import ChargeTerms
 from tests.access import Clocks, create_authenticator, create_credentials, create_key
 
 pytestmark = pytest.mark.every_database
@@ -354,3 +357,46 @@ async def test_oldest_session_is_deleted_beyond_the_limit(database: Database) ->
         ]
 
     assert [row is not None for row in rows] == [False, True, True]
+
+
+async def test_terms_are_those_of_the_plan(database: Database) -> None:
+    """A user pays by their plan, else by the default plan, which does not apply to admins."""
+    authenticator = create_authenticator(database, Clocks())
+    roles = {"alice": Role.USER, "root": Role.ADMIN}
+    keys = [await create_key(database, user_id, role=role) for user_id, role in roles.items()]
+
+    async def read_terms() -> list[ChargeTerms | None]:
+        authenticator.clear_cache()
+        return [(await authenticator.authenticate(create_credentials(key))).terms for key in keys]
+
+    limits = QuotaLimits()
+    assert await read_terms() == [None, None]
+    await store.put_plan(database, BOOTSTRAP, "default", limits, prepaid=True)
+    assert await read_terms() == [ChargeTerms(prepaid=True, markup=Decimal(1)), None]
+    await store.put_plan(database, BOOTSTRAP, "team", limits, markup=Decimal("1.25"))
+    for user_id in ("alice", "root"):
+        await store.put_user(database, BOOTSTRAP, user_id, plan="team", limits=None)
+    team = ChargeTerms(markup=Decimal("1.25"))
+    assert await read_terms() == [team, team]
+    assert (await authenticator.read_subject("alice")).terms == team
+    await store.put_user(database, BOOTSTRAP, "alice", plan=None, limits=QuotaLimits(concurrent=1))
+    assert (await read_terms())[0] == ChargeTerms(prepaid=True, markup=Decimal(1))
+
+
+async def test_terms_of_plans_are_stored_and_recorded(database: Database) -> None:
+    """A plan has its terms, and a change of them is in the audit log."""
+    await store.put_plan(database, BOOTSTRAP, "team", QuotaLimits(concurrent=2))
+    await store.put_plan(
+        database,
+        BOOTSTRAP,
+        "team",
+        QuotaLimits(concurrent=2),
+        prepaid=True,
+        markup=Decimal("1.50"),
+    )
+    async with database.read_session() as session:
+        plan = (await store.list_plans(session))["team"]
+        [entry, *_] = (await list_entries(session, AuditFilter(), limit=5)).items
+    assert (plan.prepaid, plan.markup) == (True, Decimal("1.5"))
+    assert entry.detail["new"] == {"concurrent": 2, "prepaid": True, "markup": "1.5"}
+    assert entry.detail["old"] == {"concurrent": 2}
