@@ -30,6 +30,7 @@ from service.core.pricing import format_usd, to_nano_usd
 from service.core.telemetry import log
 
 CALLS_MAX = 16  # in progress, of all users
+INVOICE_CALLS_MAX = 16  # the same, apart from the others: reading must not prevent paying
 SESSIONS_MAX, SESSIONS_SECONDS = 20, 3600.0  # of a user
 TRACKED_USERS_MAX = 10_000
 CHECKOUT_SECONDS = 15.0
@@ -119,6 +120,7 @@ class Checkout:
         self._seconds, self._invoices_seconds = seconds, invoices_seconds
         self._monotonic = monotonic
         self._calls = SharedLimit(CALLS_MAX, "requests to Stripe", user_share)
+        self._invoice_calls = SharedLimit(INVOICE_CALLS_MAX, "requests to Stripe", user_share)
         self._sessions: OrderedDict[str, list[float]] = OrderedDict()  # times by user
         self._invoices: OrderedDict[str, tuple[float, list[Invoice]]] = OrderedDict()
 
@@ -187,7 +189,7 @@ class Checkout:
         cached = self._invoices.get(user_id)
         if cached is not None and cached[0] > self._monotonic():
             return cached[1]
-        with self._calls.hold(user_id):
+        with self._invoice_calls.hold(user_id):
             try:
                 async with asyncio.timeout(self._invoices_seconds):
                     invoices = await self._stripe.list_invoices(customer_id, INVOICES_MAX)

@@ -188,13 +188,28 @@ async def test_requests_in_progress_are_limited(
     checkout = build_checkout(database, connection, user_share=1 / 16)
     fake.payments.release = asyncio.Event()
     first = asyncio.create_task(checkout.create_session("alice", FIVE))
-    async with asyncio.timeout(20):
-        while not fake.payments.calls:
-            await asyncio.sleep(0.002)
+    await fake.payments.wait_calls(1)
     with pytest.raises(Overloaded):
         await checkout.create_session("alice", FIVE)
     fake.payments.release.set()
     await first
+
+
+async def test_reading_invoices_does_not_prevent_paying(
+    database: Database, fake: StripeFake, connection: Any
+) -> None:
+    """While Stripe is slow, invoices have a limit of their own."""
+    checkout = build_checkout(database, connection, user_share=1 / 16)
+    await checkout.create_session("alice", FIVE)
+    fake.payments.release = asyncio.Event()
+    reading = asyncio.create_task(checkout.list_invoices("alice"))
+    await fake.payments.wait_calls(3)
+    with pytest.raises(Overloaded):
+        await checkout.list_invoices("alice")
+    paying = asyncio.create_task(checkout.create_session("alice", FIVE))
+    await fake.payments.wait_calls(4)
+    fake.payments.release.set()
+    await asyncio.gather(reading, paying)
 
 
 async def test_the_portal_needs_a_payer(checkout: Checkout, fake: StripeFake) -> None:
