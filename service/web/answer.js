@@ -193,6 +193,7 @@ function showFacts(list, answer, cuts) {
     ["tokens", tokenFacts(answer, guessed)],
     ["cost", cost === null ? [["cost_unknown"]] : [[null, `$${cost}`], ...guessed]],
   ];
+  if (answer.charge !== undefined) facts.push(["charge", [[null, `$${answer.charge}`]]]);
   if (answer.first_token_ms !== null) facts.push(["first_token", [formatTime(answer.first_token_ms)]]);
   facts.push(["total", [formatTime(answer.response_time_ms)]]);
   if (cuts) facts.push(["resumed", [["times", { count: cuts }]]]);
@@ -233,6 +234,7 @@ function showProblem(panel, problem) {
     write(title, problem.title ?? "");
     write(detail, problem.detail ?? "");
   }
+  panel.querySelector(".remedy").hidden = problem.code !== "out_of_credit";
   const facts = [["http_status", problem.status], ["code", problem.code], ["request_id", problem.request_id]];
   panel.querySelector(".facts").replaceChildren(
     ...facts.filter(([, value]) => value).map(([name, value]) => createFact(name, [[null, String(value)]])),

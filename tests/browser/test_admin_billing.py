@@ -21,6 +21,7 @@ from tests.billing import connect, list_events, use
 from tests.browser.test_admin_pages import PHONE, sign_in
 from tests.browser.test_billing_page import fill_ledger, list_rows
 from tests.conftest import Serve, Service
+from tests.fakes.stripe import KEY, METER, StripeFake
 
 pytestmark = pytest.mark.slow
 
@@ -245,6 +246,25 @@ async def test_a_failed_webhook_is_processed_again(chromium: Browser, serve: Ser
     async with service.services.database.read_session() as session:
         (event,) = await list_received(session)
     assert event.state is InboxState.PENDING
+
+
+async def test_the_last_day_is_compared_with_stripe(chromium: Browser, serve: Serve) -> None:
+    """When asked for, the page lists the differences with their causes; failures are explained."""
+    async with StripeFake() as stripe:
+        options = {"stripe_key": KEY, "stripe_meter": METER, "stripe_base_url": stripe.url}
+        service = await serve(auth="keys", **options)
+        await add_reviewed(service)
+        page = await open_billing(chromium, service)
+        meters, stripe.meters = stripe.meters, []
+        await page.get_by_role("button", name="Compare now").click()
+        await expect(page.locator(".panel").last.get_by_role("alert")).not_to_be_empty()
+        stripe.meters = meters
+        await page.get_by_role("button", name="Compare now").click()
+        row = find_rows(page, "Differences").filter(has_text="In review")
+        await expect(row).to_contain_text("$0.002345678")
+        await expect(find_rows(page, "Differences")).to_have_count(2)
+        results = await Axe().run(page)
+        assert results.response["violations"] == [], results.generate_report()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """My credit: a purchase with a stand-in for Checkout, the entries, and what is explained."""
 
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from playwright.async_api import Browser, Locator, Page, expect
 from service.core.auth.principals import Role
 from service.core.billing.ledger import EntryKind, NewEntry, add_entries
 from service.core.encoding import utc_now
+from service.core.provider_file import ModelPrice
 from tests.access import make_key
 from tests.browser.test_admin_pages import PHONE, sign_in
 from tests.conftest import Serve, Service
+from tests.fakes.provider import ProviderFake
 from tests.fakes.stripe import KEY, SECRET, StripeFake
 from tests.proxies import find_free_port, nginx_prefix
 from tests.records import build_intent, build_outcome
@@ -23,6 +26,7 @@ from tests.wallets import make_prepaid
 pytestmark = pytest.mark.slow
 
 DOLLAR = 10**9
+PRICES = {"m": ModelPrice(input=Decimal(1), output=Decimal(2))}
 KINDS = (
     (EntryKind.TOP_UP, 20 * DOLLAR, "payment:pi_1", None),
     (EntryKind.GRANT, 5 * DOLLAR, "grant:1", "Welcome"),
@@ -118,6 +122,63 @@ async def test_a_purchase_is_credited_once(
     await expect(list_rows(page)).to_have_count(1)
     await expect(notice).to_have_count(0)
     assert len(stripe.payments.list_objects("pi_")) == 1
+
+
+async def test_credit_is_used_by_an_answer(
+    chromium: Browser, serve: Serve, stripe: StripeFake, fake: ProviderFake
+) -> None:
+    """Without credit a question is refused with a link; paid, it is answered and debited once."""
+    service = await serve_top_ups(
+        serve,
+        stripe,
+        prices=PRICES,
+        openai_base_url=fake.base_url,
+        openai_api_key="k",
+        model="m",
+    )
+    page = await sign_in(chromium, service, Role.USER, "alice")
+    await page.goto(service.url)
+    await page.uncheck("#grounded")
+    await page.fill("#question", "Why?")
+    await page.press("#question", "Enter")
+    await page.get_by_role("link", name="Show my credit").click()
+    await begin_payment(page, stripe)
+    await page.click("#pay")
+    await expect(page.get_by_text("The payment has arrived")).to_be_visible()
+
+    await page.get_by_role("link", name="Ask", exact=True).click()
+    await page.uncheck("#grounded")
+    await page.fill("#question", "Why?")
+    await page.press("#question", "Enter")
+    await page.locator('#current [data-state="completed"]').wait_for()
+    charge = await page.locator("#current .facts .charge dd").inner_text()
+    await service.wait_idle()
+    await page.goto(f"{service.url}/account/billing")
+    await expect(list_rows(page)).to_have_count(2)
+    await expect(list_rows(page).first).to_contain_text(f"-{charge}")
+    assert len(stripe.payments.list_objects("pi_")) == 1
+    await page.get_by_role("link", name="Show the answer").click()
+    await expect(page.locator("#drawer")).to_contain_text("Charged")
+
+
+async def test_users_who_are_not_prepaid_need_no_credit(
+    chromium: Browser, serve: Serve, stripe: StripeFake
+) -> None:
+    """The page says so instead of a form."""
+    service = await serve_top_ups(serve, stripe)
+    page = await open_credit(chromium, service, "bob")
+    await expect(page.get_by_text("Your plan is not prepaid")).to_be_visible()
+    await expect(page.get_by_label("Amount in USD")).to_have_count(0)
+
+
+async def test_without_stripe_credit_cannot_be_bought(chromium: Browser, serve: Serve) -> None:
+    """A prepaid user sees the balance, and whom to ask."""
+    service = await serve(auth="keys")
+    await make_prepaid(service.services.database)
+    page = await open_credit(chromium, service)
+    await expect(page.get_by_text("payments are not set up")).to_be_visible()
+    await expect(page.get_by_text("1.25 times what its provider charges")).to_be_visible()
+    await expect(page.get_by_label("Amount in USD")).to_have_count(0)
 
 
 async def test_the_credit_appears_when_stripe_reports_it(

@@ -71,7 +71,7 @@ addTexts({
     reconcile_run: "Compare now",
     reconcile_running: "Comparing…",
     reconcile_state: "Result",
-    reconcile_equal: "No unexplained difference",
+    reconcile_equal: "All explained",
     reconcile_differs: "{count} unexplained",
     reconcile_of: "{customers} of {total} customers, {hours} hours",
     reconcile_usage: "Usage",

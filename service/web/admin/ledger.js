@@ -3,7 +3,7 @@
 import { resolveUrl } from "../root.js";
 import { fetchJson } from "../service.js";
 import { create, createButton, createPill, createTiles, showProblem } from "./elements.js";
-import { createValue, formatExactUsd } from "./format.js";
+import { createValue } from "./format.js";
 import { createTable } from "./table.js";
 import "./ledger_text.js";
 
@@ -68,7 +68,10 @@ export class EntryList {
 export function createBalance(account) {
   return createTiles(["available", "balance", "held"].map((name) => ({
     text: `balance_${name}`,
-    value: Object.assign(createValue("usd", account[name]), { title: formatExactUsd(account[name]) }),
-    note: name === "held" ? create("span", { text: "balance_held_note" }) : null,
+    value: createValue("usd", account[name]),
+    note: name === "held" ? create("span", { text: "balance_held_note" }) : createExact(account[name]),
   })));
 }
+
+// All digits of an amount that the figure above rounds.
+const createExact = (amount) => (/\.\d{3}/.test(amount) ? createValue("usd_exact", amount) : null);

@@ -129,6 +129,7 @@ function createAccount(row) {
   const value = (format, amount) => createValue(format, amount);
   return createSection("log_account", createTerms([
     ["log_cost", value("usd_exact", row.estimated_cost)],
+    ...(row.charge == null ? [] : [["log_charge", value("usd_exact", row.charge)]]),
     ["log_prompt_tokens", value("count", row.prompt_tokens)],
     ["log_completion_tokens", value("count", row.completion_tokens)],
     ["log_cached_tokens", value("count", row.cached_tokens)],
