@@ -35,11 +35,13 @@ def insert_into(session: ReadSession, table: sa.Table) -> Insert:
 async def insert_new(
     session: Session, table: sa.Table, rows: Sequence[Mapping[str, Any]]
 ) -> set[str]:
-    """Insert the rows that do not exist yet, by any unique key; return their ids."""
-    inserted = await session.execute(
-        insert_into(session, table).values(rows).on_conflict_do_nothing().returning(table.c.id)
-    )
-    return set(inserted.scalars())
+    """Insert the rows that do not exist yet, by any unique key; return their ids.
+
+    The rows are parameters, not values of the statement, which would be compiled for each number of
+    rows: tens of milliseconds for 500.
+    """
+    statement = insert_into(session, table).on_conflict_do_nothing().returning(table.c.id)
+    return set((await session.execute(statement, list(rows))).scalars())
 
 
 @cache

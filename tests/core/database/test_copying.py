@@ -42,6 +42,7 @@ from tests.records import (
     build_outcome_of_attempts,
 )
 from tests.rows import write
+from tests.wallets import add_funds, get_balance
 
 ROWS = 1_234
 
@@ -64,6 +65,7 @@ async def fill(database: Database, rows: int = ROWS) -> None:
     await store.put_plan(database, BOOTSTRAP, "team", QuotaLimits(tokens_per_day=5))
     await store.put_user(database, BOOTSTRAP, "alice", plan="team", limits=None)
     await store.put_user(database, BOOTSTRAP, "bob", limits=QuotaLimits(concurrent=1))
+    await add_funds(database, 5)
     outcomes = []
     for n in range(rows):
         at = utc_now() - timedelta(days=n % 100)
@@ -114,6 +116,8 @@ async def test_a_copy_has_everything(database: Database, target: Database, tmp_p
     assert await compare_counts(database, target) == []
     assert await read_all(target) == expected
     assert (await audit_log(target, tmp_path)).agrees
+    await add_funds(target, 7, cause="payment:pi_2")  # the sequence continues
+    assert await get_balance(target) == 12
     assert "Penguins" in results.items[0].title
     assert (len(page.items), default.scalar_one()) == (5, 0)
 
