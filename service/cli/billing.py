@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from service.cli.database import run_on_database
-from service.cli.output import Json, format_time, print_json, print_table
+from service.cli.output import Json, format_dollars, format_time, print_json, print_table
 from service.core.auth.principals import COMMAND_LINE
 from service.core.billing import customers, inbox, meter_events, restoring, review
 from service.core.billing.customers import STRIPE_ID_PATTERN, Customer
@@ -19,7 +19,7 @@ from service.core.encoding import utc_now
 from service.core.settings import load_settings
 
 billing = typer.Typer(
-    help="Billing: customers at Stripe and their meter events.", no_args_is_help=True
+    help="Billing: wallets, customers at Stripe and their meter events.", no_args_is_help=True
 )
 _AMOUNTS = ("USAGE", "DELIVERED", "BILLED", "PENDING", "REVIEW", "OPEN")
 
@@ -212,7 +212,7 @@ def _print_events(listed: list[EventObject], *, as_json: bool, empty: str) -> No
                 format_time(event.hour),
                 event.user_id,
                 event.stripe_customer_id,
-                f"${event.usd}",
+                format_dollars(event.usd),
                 event.state,
                 event.attempts,
                 event.error,

@@ -110,3 +110,8 @@ def show_progress(
 def format_time(time: datetime | None, absent: str = "") -> str:
     """A time to the minute, in UTC as stored."""
     return f"{time:%Y-%m-%d %H:%M}" if time else absent
+
+
+def format_dollars(usd: str) -> str:
+    """Format a decimal string in USD with its sign first ("-$0.01")."""
+    return f"-${usd[1:]}" if usd.startswith("-") else f"${usd}"

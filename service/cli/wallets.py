@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from service.cli.database import run_on_database
-from service.cli.output import Json, format_time, print_json, print_table
+from service.cli.output import Json, format_dollars, format_time, print_json, print_table
 from service.core.auth.principals import COMMAND_LINE
 from service.core.billing import accounts, payers
 from service.core.billing.accounts import EntryPage
@@ -34,7 +34,7 @@ def show_balance(user_id: str, as_json: Json = False) -> None:
     if as_json:
         print_json([{"user_id": user_id, "balance": balance}])
     else:
-        print(f"${balance}")
+        print(format_dollars(balance))
 
 
 def list_entries(
@@ -55,7 +55,13 @@ def list_entries(
     print_table(
         ("TIME", "KIND", "AMOUNT", "CAUSE", "NOTE"),
         (
-            (format_time(entry.created_at), entry.kind, f"${entry.amount}", entry.cause, entry.note)
+            (
+                format_time(entry.created_at),
+                entry.kind,
+                format_dollars(entry.amount),
+                entry.cause,
+                entry.note,
+            )
             for entry in page.items
         ),
         right=("AMOUNT",),
@@ -81,7 +87,6 @@ def add_grant(
         raise typer.BadParameter(f"a note has 1 to {NOTE_CHARACTERS_MAX} characters")
     if key is not None and not _KEY.fullmatch(key):
         raise typer.BadParameter("a key has 1 to 255 visible ASCII characters")
-    usd = _parse_amount(amount)
     entry = run_on_database(
         load_settings(),
         lambda database: accounts.add_grant(
@@ -90,11 +95,12 @@ def add_grant(
             key or create_id(utc_now()),
             user_id=user_id,
             kind=EntryKind.ADJUSTMENT if adjustment else EntryKind.GRANT,
-            usd=usd,
+            usd=_parse_amount(amount),
             note=note,
         ),
     )
-    print(f"{entry.kind.value}: ${format_usd(entry.amount_nano_usd)} for {entry.user_id}")
+    usd = format_dollars(format_usd(entry.amount_nano_usd))
+    print(f"{entry.kind.value}: {usd} for {entry.user_id}")
 
 
 def assign_payer(user_id: str, customer_id: str) -> None:

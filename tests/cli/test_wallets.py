@@ -21,13 +21,16 @@ async def test_amounts_are_granted_and_listed() -> None:
     for _ in range(2):
         printed = await command("billing", "grant", "alice", "5", "--note", "welcome", "--key", "k")
         assert "grant: $5 for alice" in printed
-    await command("billing", "grant", "alice", "-0.5", "--adjustment")
+    printed = await command("billing", "grant", "alice", "-0.5", "--adjustment")
+    assert "adjustment: -$0.5 for alice" in printed
     assert (await command("billing", "balance", "alice")).strip() == "$4.5"
     balance = await command("billing", "balance", "alice", "--json")
     assert json.loads(balance) == {"user_id": "alice", "balance": "4.5"}
     listed = (await command("billing", "entries", "alice", "--json")).splitlines()
     assert [json.loads(line)["amount"] for line in listed] == ["-0.5", "5"]
-    assert "welcome" in await command("billing", "entries", "alice")
+    printed = await command("billing", "entries", "alice")
+    assert "welcome" in printed
+    assert " -$0.5 " in printed
 
 
 @pytest.mark.parametrize(

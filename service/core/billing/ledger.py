@@ -34,8 +34,8 @@ class EntryKind(StrEnum):
     DEBIT = "debit"  # the charge of an answer, or the difference to that of its previous record
     REFUND = "refund"  # of a payment; positive if a refund failed
     DISPUTE = "dispute"  # an amount withdrawn by a bank; positive if it was reinstated
-    GRANT = "grant"  # a present of an admin
-    ADJUSTMENT = "adjustment"  # a correction of an admin
+    GRANT = "grant"  # credit given by an admin
+    ADJUSTMENT = "adjustment"  # a correction by an admin
 
 
 class NewEntry(msgspec.Struct, frozen=True, kw_only=True):
