@@ -68,7 +68,7 @@ from service.core.fair_share import BoundedTurns, SharedLimit
 from service.core.lazy import LazyModule, load_module
 from service.core.limits import ServiceLimits
 from service.core.ports import AnswerTracer, Embedder, Peers, VectorSearch, Worker
-from service.core.pricing import PriceBook
+from service.core.pricing import PriceBook, to_nano_usd
 from service.core.provider_file import ModelPrice
 from service.core.providers.embedders import create_embedder
 from service.core.providers.extractive import ExtractiveTransport
@@ -395,15 +395,22 @@ def _create_alert_workers(
     settings: Settings, database: Database, metrics: Metrics
 ) -> dict[str, Worker]:
     """The workers that create the alerts of budgets, and deliver them if there is a receiver."""
+    usd = settings.credit_alert_usd
+    create_evaluator = partial(
+        BudgetEvaluator,
+        database,
+        metrics,
+        credit_nano_usd=None if usd is None else to_nano_usd(usd),
+    )
     if settings.webhook_url is None or settings.webhook_secret is None:
-        return {"budgets": BudgetEvaluator(database, metrics, deliver=False)}
+        return {"budgets": create_evaluator(deliver=False)}
     receiver = WebhookReceiver(
         settings.webhook_url.get_secret_value(),
         settings.webhook_secret.get_secret_value(),
         allow_private=settings.webhook_private_addresses,
     )
     return {
-        "budgets": BudgetEvaluator(database, metrics, deliver=True),
+        "budgets": create_evaluator(deliver=True),
         "webhooks": WebhookSender(database, receiver, metrics),
     }
 

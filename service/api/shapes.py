@@ -192,16 +192,35 @@ class BudgetEventData(Struct):
     action: str
 
 
-class BudgetEvent(Struct):
-    """The body of a webhook."""
+class BudgetEvent(Struct, tag_field="type", tag="budget.threshold_reached"):
+    """The body of a webhook about a budget."""
 
-    type: str
     timestamp: datetime
     data: BudgetEventData
 
 
+class CreditEventData(Struct):
+    """What the receiver of an alert is told about a wallet. Amounts are decimal strings in USD."""
+
+    alert_id: str
+    user_id: str
+    balance_usd: str
+    amount_usd: str
+    credited_at: datetime
+
+
+class CreditEvent(Struct, tag_field="type", tag="wallet.credit_low"):
+    """The body of a webhook about low credit."""
+
+    timestamp: datetime
+    data: CreditEventData
+
+
 class AlertObject(Struct):
-    """An alert and its delivery. `state`: unsent, pending, delivered or failed."""
+    """An alert and its delivery. `state`: unsent, pending, delivered or failed.
+
+    For low credit, `budget_id` is the ledger entry of the latest credit, and `threshold` is 0.
+    """
 
     id: str
     budget_id: str
@@ -213,7 +232,7 @@ class AlertObject(Struct):
     next_at: datetime | None
     delivered_at: datetime | None
     error: str | None
-    event: BudgetEvent
+    event: BudgetEvent | CreditEvent
 
 
 class AlertList(Struct):

@@ -225,9 +225,9 @@ def _print_alerts(alerts: list[Alert], *, as_json: bool) -> None:
             (
                 alert.id,
                 format_time(alert.created_at),
-                alert.to_wire()["event"]["data"]["budget"],
+                _name_subject(alert),
                 f"{alert.window_start:%Y-%m-%d}",
-                f"{alert.threshold} %",
+                f"{alert.threshold} %" if alert.threshold else "",
                 alert.state,
                 alert.attempts,
                 alert.error,
@@ -237,3 +237,9 @@ def _print_alerts(alerts: list[Alert], *, as_json: bool) -> None:
         right=("THRESHOLD", "ATTEMPTS"),
         empty="no alerts",
     )
+
+
+def _name_subject(alert: Alert) -> str:
+    """The budget of an alert, or the user whose credit is low."""
+    data = alert.to_wire()["event"]["data"]
+    return str(data["budget"] if "budget" in data else f"credit of {data['user_id']}")

@@ -487,6 +487,14 @@ class Settings(BaseSettings):
             "KOTAE_PRICES. Other models are charged by the markup of the plan.",
         )
     )
+    credit_alert_usd: Decimal | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        decimal_places=9,
+        description="An alert is created, as for budgets, when the balance of a wallet falls below "
+        "this amount.",
+    )
     provider_idle_seconds: float = Field(
         60,
         gt=0,

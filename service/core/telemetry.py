@@ -262,7 +262,9 @@ class Metrics:
             registry=registry,
         )
         self.budget_alerts = Counter(
-            "kotae_budget_alerts", "Alerts of budgets that were created", registry=registry
+            "kotae_budget_alerts",
+            "Alerts of budgets and about low credit that were created",
+            registry=registry,
         )
         self.webhook_attempts = Counter(
             "kotae_webhook_attempts",

@@ -7,12 +7,11 @@ share `LOAD_MAX` of the time, so a large database, where this takes long, is ask
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
 from service.core.budgets.enforcement import REFRESH_SECONDS, BudgetEnforcer
-from service.core.budgets.outbox import Alert, create_alerts
+from service.core.budgets.outbox import EVENT_TYPE, Alert, create_alerts
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
 from service.core.telemetry import Metrics, log
@@ -32,7 +31,10 @@ class BudgetEvaluatorStatistics(msgspec.Struct, frozen=True):
 
 
 class BudgetEvaluator(PeriodicWorker):
-    """Evaluates all budgets every `EVALUATION_SECONDS`. `deliver`: alerts have a receiver."""
+    """Evaluates all budgets every `EVALUATION_SECONDS`. `deliver`: alerts have a receiver.
+
+    `credit_nano_usd`: the balance of a wallet below which there is an alert.
+    """
 
     def __init__(
         self,
@@ -40,12 +42,14 @@ class BudgetEvaluator(PeriodicWorker):
         metrics: Metrics,
         *,
         deliver: bool,
+        credit_nano_usd: int | None = None,
         seconds: float = EVALUATION_SECONDS,
         clock: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__("budgets", self.evaluate_budgets, seconds, grace_seconds=GRACE_SECONDS)
         self._database, self._metrics, self._deliver = database, metrics, deliver
+        self._credit_nano_usd = credit_nano_usd
         self._clock, self._monotonic = clock, monotonic
         self._alerts, self._seconds, self._next_at = 0, 0.0, 0.0
 
@@ -58,20 +62,29 @@ class BudgetEvaluator(PeriodicWorker):
         begun = self._monotonic()
         if begun < self._next_at:
             return
-        alerts = await create_alerts(self._database, self._clock(), deliver=self._deliver)
+        alerts = await create_alerts(
+            self._database,
+            self._clock(),
+            deliver=self._deliver,
+            credit_nano_usd=self._credit_nano_usd,
+        )
         ended = self._monotonic()
         self._seconds = ended - begun
         self._next_at = ended + self._seconds / LOAD_MAX
         for alert in alerts:
             self._alerts += 1
             self._metrics.budget_alerts.inc()
-            log.warning("budget.reached", **_list_fields(alert))
+            _log_alert(alert)
 
 
-def _list_fields(alert: Alert) -> dict[str, Any]:
-    data = msgspec.json.decode(alert.body)["data"]
-    names = ("alert_id", "budget", "subject", "threshold", "spent_usd", "amount_usd")
-    return {name: data[name] for name in names}
+def _log_alert(alert: Alert) -> None:
+    body = msgspec.json.decode(alert.body)
+    if body["type"] == EVENT_TYPE:
+        event, names = "budget.reached", ["budget", "subject", "threshold", "spent_usd"]
+    else:
+        event, names = "credit_alert.created", ["user_id", "balance_usd"]
+    fields = {name: body["data"][name] for name in ("alert_id", *names, "amount_usd")}
+    log.warning(event, **fields)
 
 
 class BudgetRefresherStatistics(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from service.core.errors import BudgetExists, NotFound
 from tests.command import command, run
 from tests.records import build_outcome
 from tests.rows import write
+from tests.wallets import add_funds
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,13 @@ async def test_alerts_are_listed(database: Database) -> None:
     lines = (await command("budgets", "alerts", "--state", "pending", "--json")).splitlines()
     assert {json.loads(line)["threshold"] for line in lines} == {50, 80, 100}
     assert f"pending: {alert.id}" in await command("budgets", "retry", alert.id)
+
+
+async def test_alerts_about_credit_name_the_user(database: Database) -> None:
+    """They have no budget and no threshold."""
+    await add_funds(database, 1)
+    await create_alerts(database, utc_now(), deliver=True, credit_nano_usd=2)
+    assert "credit of alice" in await command("budgets", "alerts")
 
 
 @pytest.mark.parametrize(

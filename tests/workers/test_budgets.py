@@ -1,6 +1,7 @@
 """The evaluation of budgets in a running service."""
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.core.database.engine import Database
 from service.core.telemetry import Metrics
@@ -8,6 +9,7 @@ from service.workers.budgets import LOAD_MAX, BudgetEvaluator
 from tests.budgets import create_budget
 from tests.records import build_outcome
 from tests.rows import write
+from tests.wallets import add_funds
 
 pytestmark = pytest.mark.every_database
 
@@ -34,6 +36,17 @@ async def test_alerts_are_counted(database: Database) -> None:
         await evaluator.evaluate_budgets()
     assert metrics.registry.get_sample_value("kotae_budget_alerts_total") == 2
     assert (evaluator.statistics().alerts, evaluator.statistics().failures) == (0, 0)
+
+
+async def test_low_credit_is_logged(database: Database) -> None:
+    """The line has the user and the balance."""
+    await add_funds(database, 5)
+    evaluator = BudgetEvaluator(database, Metrics(), deliver=False, credit_nano_usd=6)
+    with capture_logs() as lines:
+        await evaluator.evaluate_budgets()
+    [line] = lines
+    assert line["event"] == "credit_alert.created"
+    assert (line["user_id"], line["balance_usd"]) == ("alice", "0.000000005")
 
 
 async def test_slow_evaluations_are_less_frequent(database: Database) -> None:

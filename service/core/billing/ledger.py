@@ -8,7 +8,7 @@ The balance of a user is the sum of the entries. It is cached in `wallets`, whic
 transaction of the entries, so it is equal at any time; `kotae audit` compares them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -81,19 +81,22 @@ async def add_entries(
     rows = [{"id": id_, "created_at": at, **_get_values(entry)} for id_, entry in by_id.items()]
     for begin in range(0, len(rows), _ROWS_MAX):
         new_ids |= await insert_new(session, ledger_entries, rows[begin : begin + _ROWS_MAX])
-    added = [entry for id_, entry in by_id.items() if id_ in new_ids]
+    added = {id_: entry for id_, entry in by_id.items() if id_ in new_ids}
     await _change_wallets(session, added, at)
-    return added
+    return list(added.values())
 
 
 def _get_values(entry: NewEntry) -> dict[str, Any]:
     return msgspec.structs.asdict(entry) | {"kind": entry.kind.value}
 
 
-async def _change_wallets(session: Session, entries: Iterable[NewEntry], at: datetime) -> None:
+async def _change_wallets(session: Session, entries: Mapping[str, NewEntry], at: datetime) -> None:
     sums: dict[str, int] = {}
-    for entry in entries:
+    credit_ids: dict[str, str] = {}
+    for id_, entry in entries.items():
         sums[entry.user_id] = sums.get(entry.user_id, 0) + entry.amount_nano_usd
+        if entry.amount_nano_usd > 0 and entry.kind is not EntryKind.DEBIT:
+            credit_ids[entry.user_id] = id_
     if not sums:
         return
     insert = insert_into(session, wallets)
@@ -102,12 +105,14 @@ async def _change_wallets(session: Session, entries: Iterable[NewEntry], at: dat
         set_={
             "balance_nano_usd": wallets.c.balance_nano_usd + insert.excluded.balance_nano_usd,
             "updated_at": insert.excluded.updated_at,
+            "credit_id": sa.func.coalesce(insert.excluded.credit_id, wallets.c.credit_id),
         },
     )
     rows = [
-        {"user_id": user_id, "balance_nano_usd": amount, "updated_at": at}
+        {"user_id": user_id, "balance_nano_usd": amount, "updated_at": at,
+         "credit_id": credit_ids.get(user_id)}
         for user_id, amount in sorted(sums.items())  # the order in which wallets are locked
-    ]
+    ]  # fmt: skip
     await session.execute(statement, rows)
 
 

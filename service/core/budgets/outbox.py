@@ -1,5 +1,7 @@
 """Alerts: one for each budget, window and threshold, and the outbox of their delivery.
 
+There is also one for each credit of a wallet that is used up to an amount (`low_credit.py`).
+
 An alert is derived from the rollups, which are committed with the rows. If the process dies before
 the alert is committed, the next evaluation derives it again; afterwards the unique key of the table
 prevents a second one. Spend that arrives late is included: a window is evaluated until
@@ -27,6 +29,8 @@ from service.core.budgets.budget import (
     compute_percent,
     compute_window,
 )
+from service.core.budgets.low_credit import EVENT_TYPE as CREDIT_EVENT_TYPE
+from service.core.budgets.low_credit import LowWallet, describe_wallet, list_low_wallets
 from service.core.budgets.spend import Spend, read_spends
 from service.core.budgets.store import list_budgets
 from service.core.database.engine import Database, ReadSession
@@ -53,7 +57,10 @@ class AlertState(StrEnum):
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """A row. `body`: the JSON text that the receiver gets, the same at every attempt."""
+    """A row. `body`: the JSON text that the receiver gets, the same at every attempt.
+
+    For low credit, `budget_id` is the ledger entry of the credit, and `threshold` is 0.
+    """
 
     id: str
     budget_id: str
@@ -74,13 +81,22 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
         return values
 
 
-async def create_alerts(database: Database, at: datetime, *, deliver: bool) -> list[Alert]:
+async def create_alerts(
+    database: Database, at: datetime, *, deliver: bool, credit_nano_usd: int | None = None
+) -> list[Alert]:
     """Create the alerts of all thresholds that are reached and have none; return the new ones.
 
-    `deliver`: there is a receiver. Idempotent. Raises `DatabaseUnavailable`.
+    `deliver`: there is a receiver. `credit_nano_usd`: the balance below which credit is low; None:
+    there are no alerts about it. Idempotent. Raises `DatabaseUnavailable`.
     """
     async with database.read_session() as session:
         alerts = await _derive_alerts(session, at, deliver=deliver)
+        if credit_nano_usd is not None:
+            since = at - timedelta(days=KEPT_DAYS)
+            alerts += [
+                _create_credit_alert(wallet, credit_nano_usd, at, deliver=deliver)
+                for wallet in await list_low_wallets(session, credit_nano_usd, since)
+            ]
     if not alerts:
         return []
     async with database.transaction() as session:
@@ -138,30 +154,48 @@ async def _read_existing(session: ReadSession, window: Window) -> set[tuple[str,
 def _create_alert(
     budget: Budget, window: Window, spend: Spend, threshold: int, at: datetime, *, deliver: bool
 ) -> Alert:
-    alert_id = create_id(at)
-    body = {
-        "type": EVENT_TYPE,
-        "timestamp": at,
-        "data": {
-            "alert_id": alert_id,
-            "budget_id": budget.id,
-            "budget": budget.name,
-            "subject": budget.subject,
-            "period": budget.period,
-            "window_start": window.start,
-            "window_end": window.end,
-            "threshold": threshold,
-            "percent": compute_percent(spend.nano_usd, budget.amount_nano_usd),
-            "amount_usd": format_usd(budget.amount_nano_usd),
-            "spent_usd": format_usd(spend.nano_usd),
-            "unpriced": spend.unpriced,
-            "action": budget.action,
-        },
+    data = {
+        "budget_id": budget.id,
+        "budget": budget.name,
+        "subject": budget.subject,
+        "period": budget.period,
+        "window_start": window.start,
+        "window_end": window.end,
+        "threshold": threshold,
+        "percent": compute_percent(spend.nano_usd, budget.amount_nano_usd),
+        "amount_usd": format_usd(budget.amount_nano_usd),
+        "spent_usd": format_usd(spend.nano_usd),
+        "unpriced": spend.unpriced,
+        "action": budget.action,
     }
+    key = (budget.id, window.start, threshold)
+    return _build_alert(key, EVENT_TYPE, data, at, deliver=deliver)
+
+
+def _create_credit_alert(
+    wallet: LowWallet, amount_nano_usd: int, at: datetime, *, deliver: bool
+) -> Alert:
+    key = (wallet.credit_id, wallet.credited_at, 0)
+    data = describe_wallet(wallet, amount_nano_usd)
+    return _build_alert(key, CREDIT_EVENT_TYPE, data, at, deliver=deliver)
+
+
+def _build_alert(
+    key: tuple[str, datetime, int],
+    event_type: str,
+    data: Mapping[str, object],
+    at: datetime,
+    *,
+    deliver: bool,
+) -> Alert:
+    """`key`: the unique key of the table."""
+    alert_id = create_id(at)
+    body = {"type": event_type, "timestamp": at, "data": {"alert_id": alert_id, **data}}
+    budget_id, window_start, threshold = key
     return Alert(
         id=alert_id,
-        budget_id=budget.id,
-        window_start=window.start,
+        budget_id=budget_id,
+        window_start=window_start,
         threshold=threshold,
         body=to_json(body).decode(),
         created_at=at,

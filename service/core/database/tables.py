@@ -321,6 +321,7 @@ wallets = Table(
     Column("user_id", _text(200), primary_key=True),
     Column("balance_nano_usd", BigInteger, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+    Column("credit_id", _text(36)),  # the entry of the latest credit
 )
 
 # Amounts per window, see `core.budgets`.

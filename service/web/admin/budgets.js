@@ -50,14 +50,14 @@ class BudgetPage {
   listAlertColumns() {
     return [
       { key: "created_at", text: "alerts_time", format: "time" },
-      { key: "budget", text: "alerts_budget", cell: ({ event }) => event.data.budget },
-      { key: "threshold", text: "alerts_threshold", numeric: true, cell: ({ threshold }) => `${threshold} %` },
-      { key: "spent", text: "budgets_spent", cell: ({ event }) => createAmounts(event.data.spent_usd, event.data.amount_usd) },
+      { key: "budget", text: "alerts_budget", cell: ({ event: { data } }) => data.budget ?? create("span", { text: "alerts_low_credit", values: { user: data.user_id } }) },
+      { key: "threshold", text: "alerts_threshold", numeric: true, cell: ({ event, threshold }) => (event.data.budget ? `${threshold} %` : "–") },
+      { key: "spent", text: "budgets_spent", cell: ({ event: { data } }) => createAmounts(data.spent_usd ?? data.balance_usd, data.amount_usd) },
       { key: "state", text: "alerts_state", cell: ({ state }) => createPill(`alerts_${state}`, TONES[state]) },
       { key: "attempts", text: "alerts_attempts", format: "count" },
       { key: "error", text: "alerts_error" },
       { key: "actions", text: "actions_column", cell: (alert) => (["pending", "failed"].includes(alert.state)
-        ? create("span", { className: "actions" }, named(createButton("alerts_retry", () => this.retry(alert)), alert.event.data.budget)) : "–") },
+        ? create("span", { className: "actions" }, named(createButton("alerts_retry", () => this.retry(alert)), alert.event.data.budget ?? alert.event.data.user_id)) : "–") },
     ];
   }
 

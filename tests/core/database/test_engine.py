@@ -19,10 +19,10 @@ async def test_a_reading_session_cannot_write(database: Database) -> None:
 
 async def test_up_and_down(database: Database) -> None:
     """Migrations can be reverted and applied again."""
-    assert await database.read_revision() == ("0042", "0042")
+    assert await database.read_revision() == ("0043", "0043")
     await database.migrate("base")
     await database.migrate()
-    assert await database.read_revision() == ("0042", "0042")
+    assert await database.read_revision() == ("0043", "0043")
 
 
 async def test_the_url_limits_the_wait_for_a_lock(database: Database) -> None:

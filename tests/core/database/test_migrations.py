@@ -268,7 +268,7 @@ async def test_several_migrate_at_once(tmp_path: Path) -> None:
     databases = [Database(f"sqlite+aiosqlite:///{tmp_path / 'kotae.db'}") for _ in range(6)]
     await asyncio.gather(*(database.migrate() for database in databases))
 
-    assert await databases[0].read_revision() == ("0042", "0042")
+    assert await databases[0].read_revision() == ("0043", "0043")
     for database in databases:
         await database.close()
 
