@@ -187,6 +187,7 @@ async def test_without_funds_nothing_is_started(service: Service, fake: Provider
             ("/v1/chat/completions", CHAT),
             ("/v1/chat/completions", CHAT | {"stream": True}),
             ("/v1/responses", {"model": "m", "input": "Why?"}),
+            ("/v1/embeddings", {"model": "m", "input": "Why?"}),
         ):
             response = await alice.post(path, json=body)
             assert response.status_code == 429, path
