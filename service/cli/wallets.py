@@ -69,9 +69,19 @@ def list_entries(
     )
 
 
+def _refuse_option(value: str) -> str:
+    """Amounts may begin with a hyphen, so unknown options are taken for arguments."""
+    if value.startswith("--"):
+        raise typer.BadParameter(f"no such option: {value}")
+    return value
+
+
 def add_grant(
-    user_id: str,
-    amount: Annotated[str, typer.Argument(help="In USD; negative only with --adjustment.")],
+    user_id: Annotated[str, typer.Argument(callback=_refuse_option)],
+    amount: Annotated[
+        str,
+        typer.Argument(callback=_refuse_option, help="In USD; negative only with --adjustment."),
+    ],
     note: Annotated[str | None, typer.Option(help="Shown to the user.")] = None,
     adjustment: Annotated[
         bool, typer.Option("--adjustment", help="A correction, which may be negative.")
