@@ -35,7 +35,6 @@ TESTED_ELSEWHERE = {
     "cli/database.py": "tests/cli/test_keys.py, test_users.py and tests/end_to_end/test_process.py",
     "cli/plans.py": "with `kotae users`: tests/cli/test_users.py",
     "core/accounting/queue.py": "the suite of its port: tests/contracts/test_record_queue.py",
-    "core/billing/postgres_wallets.py": "the suite of its port: tests/contracts/test_wallets.py",
     "core/billing/wallets.py": "the suite of its port: tests/contracts/test_wallets.py",
     "core/auth/tickets.py": "the suite of its port: tests/contracts/test_tickets.py",
     "core/database/backup.py": "through its commands: tests/cli/test_backup.py",

@@ -117,7 +117,7 @@ class PostgresWallets:
             batch.sort(key=lambda request: request.user_id)
             try:
                 replies = await self._send_batch(batch)
-            except DatabaseUnavailable as error:
+            except Exception as error:  # noqa: BLE001 - the callers raise it
                 for request in batch:
                     if not request.reply.done():
                         request.reply.set_exception(error)
