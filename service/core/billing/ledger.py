@@ -122,9 +122,21 @@ async def rebuild_wallets(database: Database) -> None:
     sums = sa.select(
         columns.user_id, sum_exactly(columns.amount_nano_usd), sa.func.max(columns.created_at)
     ).group_by(columns.user_id)
+    names = ["user_id", "balance_nano_usd", "updated_at"]
+    latest_credit = (
+        sa.select(columns.id)
+        .where(
+            columns.user_id == wallets.c.user_id,
+            columns.amount_nano_usd > 0,
+            columns.kind != EntryKind.DEBIT,
+        )
+        .order_by(columns.seq.desc())
+        .limit(1)
+    )
     async with database.transaction() as session:
         await session.execute(sa.delete(wallets))
-        await session.execute(sa.insert(wallets).from_select(list(wallets.c), sums))
+        await session.execute(sa.insert(wallets).from_select(names, sums))
+        await session.execute(sa.update(wallets).values(credit_id=latest_credit.scalar_subquery()))
 
 
 async def list_entries(

@@ -3,7 +3,13 @@
 import msgspec
 import pytest
 
-from service.core.billing.ledger import EntryKind, NewEntry, add_entries
+from service.core.billing.ledger import (
+    EntryKind,
+    NewEntry,
+    add_entries,
+    list_entries,
+    rebuild_wallets,
+)
 from service.core.budgets.outbox import KEPT_DAYS, Alert, create_alerts
 from service.core.database.engine import Database
 from service.core.encoding import utc_now
@@ -40,6 +46,20 @@ async def test_there_is_one_alert_for_each_credit(database: Database) -> None:
     await add_funds(database, 500, cause="payment:pi_3")
     counts.append(len(await create(database)))
     assert counts == [0, 0, 1, 0, 0, 1, 0]
+
+
+async def test_rebuilt_wallets_have_their_latest_credit(database: Database) -> None:
+    """A debit that was corrected is none."""
+    await add_funds(database, 1)
+    await add_funds(database, 2, cause="payment:pi_2")
+    await debit(database, -3, "1")
+    await debit(database, 1, "2")
+    [alert] = await create(database)
+    await rebuild_wallets(database)
+    assert await create(database) == []
+    async with database.read_session() as session:
+        *_, credit = await list_entries(session, "alice", limit=3)
+    assert alert.budget_id == credit.id
 
 
 async def test_the_body_has_user_and_balance(database: Database) -> None:
