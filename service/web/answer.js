@@ -234,12 +234,20 @@ function showProblem(panel, problem) {
     write(title, problem.title ?? "");
     write(detail, problem.detail ?? "");
   }
-  panel.querySelector(".remedy").hidden = problem.code !== "out_of_credit";
+  const remedy = panel.querySelector(".remedy");
+  remedy.hidden = problem.code !== "out_of_credit";
+  remedy.replaceChildren(...(remedy.hidden ? [] : [createCreditLink()]));
   const facts = [["http_status", problem.status], ["code", problem.code], ["request_id", problem.request_id]];
   panel.querySelector(".facts").replaceChildren(
     ...facts.filter(([, value]) => value).map(([name, value]) => createFact(name, [[null, String(value)]])),
   );
   panel.hidden = false;
+}
+
+function createCreditLink() {
+  const link = document.createElement("a");
+  link.href = "account/billing";
+  return say(link, "add_credit");
 }
 
 // A long question is folded; the button unfolds it.
