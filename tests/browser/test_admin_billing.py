@@ -183,7 +183,7 @@ async def test_the_address_opens_a_user(chromium: Browser, serve: Serve) -> None
     await expect(page.locator("#drawer .figure").first).to_have_text("$0.00")
     await expect(page.locator("#drawer")).to_contain_text("No entries yet")
     await page.keyboard.press("Escape")
-    assert page.url == f"{service.url}/admin/billing"
+    await expect(page).to_have_url(f"{service.url}/admin/billing")
 
 
 async def test_a_customer_is_connected_and_disconnected(chromium: Browser, serve: Serve) -> None:
