@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import audit_log
-from service.core.encoding import compute_first_id, create_id, utc_now
+from service.core.encoding import compute_first_id, convert_row, create_id, utc_now
 from service.core.errors import InvalidCursor
 from service.core.telemetry import get_request_id
 
@@ -214,7 +214,7 @@ async def list_entries(
             raise InvalidCursor("the cursor is not the id of an entry")
         query = query.where(audit_log.c.id < cursor)
     rows = (await session.execute(query)).mappings().all()
-    items = [msgspec.convert({str(k): v for k, v in row.items()}, AuditEntry) for row in rows]
+    items = [convert_row(row, AuditEntry) for row in rows]
     is_last = len(items) <= limit
     return AuditPage(items[:limit], None if is_last else items[limit - 1].id)
 

@@ -1,7 +1,8 @@
-"""Ids, timestamps, valid Unicode and JSON."""
+"""Ids, timestamps, valid Unicode, JSON and rows of the database."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import uuid_utils
@@ -10,6 +11,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 QUARTER_SECONDS, QUARTERS_PER_DAY = 900, 96
 _MILLISECOND = timedelta(milliseconds=1)
 _encode = msgspec.json.Encoder().encode
+T = TypeVar("T")
 
 
 def create_id(at: datetime, slot: int | None = None) -> str:
@@ -79,3 +81,11 @@ def _has_surrogate(text: str) -> bool:
 def to_json(value: Any) -> bytes:
     """Encode as JSON on one line; times as RFC 3339."""
     return _encode(value)
+
+
+def convert_row(row: Mapping[Any, Any], kind: type[T]) -> T:
+    """Return a database row as a struct with fields of the same names; other columns are ignored.
+
+    SQLAlchemy's names are of a subclass of `str`, which msgspec does not accept.
+    """
+    return msgspec.convert({str(name): value for name, value in row.items()}, kind)

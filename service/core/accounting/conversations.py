@@ -22,7 +22,7 @@ from service.core.accounting.rows import (
 from service.core.database.damaged_rows import KeyedRow, read_rows
 from service.core.database.engine import ReadSession, Session
 from service.core.database.tables import receipts, request_logs
-from service.core.encoding import EPOCH, read_id_time, replace_surrogates, utc_now
+from service.core.encoding import EPOCH, convert_row, read_id_time, replace_surrogates, utc_now
 from service.core.records import Message
 
 PAGE_MAX = 100
@@ -121,7 +121,7 @@ def _build_conversation(keyed: KeyedRow, user_id: str) -> Conversation:
     """A conversation from the row of its first answer; without title if that is damaged."""
     if keyed.row is not None:
         with suppress(msgspec.ValidationError):
-            return msgspec.convert({str(k): v for k, v in keyed.row.items()}, Conversation)
+            return convert_row(keyed.row, Conversation)
     conversation_id = replace_surrogates(keyed.name)
     begun = read_id_time(conversation_id) or EPOCH
     return Conversation(

@@ -31,7 +31,7 @@ from service.core.accounting.receipts import (
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import receipt_keys, receipts, request_logs
 from service.core.database.upserts import insert_into
-from service.core.encoding import create_id, utc_now
+from service.core.encoding import convert_row, create_id, utc_now
 from service.core.errors import AnswerDamaged, KotaeError
 from service.core.lazy import LazyModule
 from service.core.records import Answer, DamagedAnswer
@@ -181,4 +181,4 @@ def _read_claims(receipt: Receipt) -> ReceiptClaims:
 
 
 def _convert(row: sa.RowMapping) -> Receipt:
-    return msgspec.convert({str(name): value for name, value in row.items()}, Receipt)
+    return convert_row(row, Receipt)

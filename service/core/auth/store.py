@@ -25,7 +25,7 @@ from service.core.auth.principals import ALL_SCOPES, Principal, Role, Scope
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import api_keys, plans, sessions, users
 from service.core.database.upserts import insert_into
-from service.core.encoding import create_id, utc_now
+from service.core.encoding import convert_row, create_id, utc_now
 from service.core.errors import Forbidden, KeyReplaced, KeysFull, NotFound
 from service.core.ports import QuotaLimits
 from service.core.pricing import ChargeTerms, format_markup
@@ -202,7 +202,7 @@ async def rotate_key(
             raise NotFound("this key is revoked or expired: create a new one")
         if old["replaced_by"]:
             raise KeyReplaced(f"this key was replaced by key {old['replaced_by']}")
-        template = msgspec.convert({str(name): value for name, value in old.items()}, NewKey)
+        template = convert_row(old, NewKey)
         # A key with its own limits may rotate itself: the new key has the same limits.
         creator = msgspec.structs.replace(by, key_limits=None) if by.key_id == key_id else by
         new = await _insert_key(
@@ -581,7 +581,7 @@ def _create_api_key(row: Mapping[Any, Any]) -> ApiKey:
 
 
 def _create_user(row: Mapping[Any, Any]) -> User:
-    return msgspec.convert({str(name): value for name, value in row.items()}, User)
+    return convert_row(row, User)
 
 
 _KEY_COLUMNS = tuple(column for column in api_keys.c if column.name != "hash")

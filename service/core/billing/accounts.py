@@ -18,7 +18,7 @@ from service.core.billing.ledger import (
 )
 from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import ledger_entries
-from service.core.encoding import utc_now
+from service.core.encoding import convert_row, utc_now
 from service.core.errors import AmountInvalid, IdempotencyConflict, InvalidCursor
 from service.core.pricing import format_usd, to_nano_usd
 
@@ -132,7 +132,7 @@ async def add_grant(
         added = await add_entries(session, [entry], at or utc_now())
         query = sa.select(ledger_entries).where(ledger_entries.c.cause == entry.cause)
         row = (await session.execute(query)).mappings().one()
-        stored = msgspec.convert({str(name): value for name, value in row.items()}, LedgerEntry)
+        stored = convert_row(row, LedgerEntry)
         if added:
             await record_action(
                 session,

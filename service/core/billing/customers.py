@@ -16,7 +16,7 @@ from service.core.audit_log import Action, record_action
 from service.core.auth.principals import Principal
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import billing_customers
-from service.core.encoding import create_id, utc_now
+from service.core.encoding import convert_row, create_id, utc_now
 from service.core.errors import CustomersFull, NotFound
 
 CUSTOMERS_MAX = 10_000
@@ -157,4 +157,4 @@ async def find_first_start(session: ReadSession) -> datetime | None:
 
 
 def _create_customer(row: Mapping[Any, Any]) -> Customer:
-    return msgspec.convert({str(name): value for name, value in row.items()}, Customer)
+    return convert_row(row, Customer)

@@ -24,6 +24,7 @@ from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.outboxes import count_rows, describe_failure, retry_row, select_due
 from service.core.database.tables import billing_inbox
 from service.core.database.upserts import insert_new
+from service.core.encoding import convert_row
 from service.core.errors import InvalidRequest, NotFound
 
 ERROR_REPORTS = frozenset(
@@ -205,7 +206,7 @@ async def retry_event(database: Database, by: Principal, event_id: str, at: date
 
 
 def _read_row(row: Mapping[Any, Any]) -> InboxEvent:
-    return msgspec.convert({str(name): value for name, value in row.items()}, InboxEvent)
+    return convert_row(row, InboxEvent)
 
 
 async def count_failed(session: ReadSession) -> int:

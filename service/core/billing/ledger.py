@@ -20,11 +20,10 @@ from service.core.database.constructs import sum_exactly
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import ledger_entries, wallets
 from service.core.database.upserts import insert_into, insert_new
-from service.core.encoding import create_id
+from service.core.encoding import convert_row, create_id
 
 CAUSE_CHARACTERS_MAX, NOTE_CHARACTERS_MAX = 300, 500
 DEBIT_CAUSE = "answer:"  # followed by the id of the answer and the rank of its record
-_ROWS_MAX = 500  # of one statement: databases limit the number of parameters
 
 
 class EntryKind(StrEnum):
@@ -76,11 +75,11 @@ async def add_entries(
 
     Of entries with the same cause the first is added. Idempotent, in any order.
     """
+    if not entries:
+        return []
     by_id = {create_id(at): entry for entry in entries}
-    new_ids: set[str] = set()
     rows = [{"id": id_, "created_at": at, **_get_values(entry)} for id_, entry in by_id.items()]
-    for begin in range(0, len(rows), _ROWS_MAX):
-        new_ids |= await insert_new(session, ledger_entries, rows[begin : begin + _ROWS_MAX])
+    new_ids = await insert_new(session, ledger_entries, rows)
     added = {id_: entry for id_, entry in by_id.items() if id_ in new_ids}
     await _change_wallets(session, added, at)
     return list(added.values())
@@ -148,7 +147,7 @@ async def list_entries(
     if before_seq is not None:
         query = query.where(columns.seq < before_seq)
     rows = (await session.execute(query.order_by(columns.seq.desc()).limit(limit))).mappings()
-    return [msgspec.convert({str(k): v for k, v in row.items()}, LedgerEntry) for row in rows]
+    return [convert_row(row, LedgerEntry) for row in rows]
 
 
 async def read_balance(session: ReadSession, user_id: str) -> int:
@@ -165,4 +164,4 @@ async def list_wallets(
     if after is not None:
         query = query.where(wallets.c.user_id > after)
     rows = (await session.execute(query)).mappings()
-    return [msgspec.convert({str(k): v for k, v in row.items()}, Wallet) for row in rows]
+    return [convert_row(row, Wallet) for row in rows]

@@ -22,7 +22,7 @@ from service.core.auth.principals import Principal
 from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import billing_payers
 from service.core.database.upserts import insert_into
-from service.core.encoding import create_id, utc_now
+from service.core.encoding import convert_row, create_id, utc_now
 from service.core.errors import PayerExists
 
 KEY_HOURS = 23  # Stripe remembers an idempotency key for at least 24
@@ -54,7 +54,7 @@ def _select(user_id: str) -> sa.Select[Any]:
 
 
 def _create_payer(row: Mapping[Any, Any]) -> Payer:
-    return msgspec.convert({str(name): value for name, value in row.items()}, Payer)
+    return convert_row(row, Payer)
 
 
 async def list_payers(session: ReadSession) -> list[Payer]:

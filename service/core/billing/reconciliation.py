@@ -30,7 +30,7 @@ from service.core.billing.usage import HOUR, NOTHING, HourUsage, find_hour, list
 from service.core.database.constructs import is_listed
 from service.core.database.engine import Database, ReadSession
 from service.core.database.tables import billing_events
-from service.core.encoding import utc_now
+from service.core.encoding import convert_row, utc_now
 from service.core.errors import InvalidRequest, StripeRefused, StripeUnavailable
 from service.core.pricing import format_usd
 from service.core.telemetry import log
@@ -301,7 +301,7 @@ async def _read_events(
         .order_by(columns.id)
     )
     rows = (await session.execute(query)).mappings()
-    return [msgspec.convert({str(k): v for k, v in row.items()}, MeterEvent) for row in rows]
+    return [convert_row(row, MeterEvent) for row in rows]
 
 
 def _compare(

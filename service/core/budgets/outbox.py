@@ -37,7 +37,7 @@ from service.core.database.engine import Database, ReadSession
 from service.core.database.outboxes import describe_failure, retry_row, select_due
 from service.core.database.tables import budget_alerts
 from service.core.database.upserts import insert_new
-from service.core.encoding import create_id, to_json
+from service.core.encoding import convert_row, create_id, to_json
 from service.core.errors import NotFound
 from service.core.pricing import format_usd
 
@@ -264,4 +264,4 @@ async def retry_alert(database: Database, alert_id: str, at: datetime) -> Alert:
 
 
 def _read_alert(row: Mapping[Any, Any]) -> Alert:
-    return msgspec.convert({str(name): value for name, value in row.items()}, Alert)
+    return convert_row(row, Alert)

@@ -17,7 +17,7 @@ from service.core.budgets.budget import THRESHOLDS, Budget, BudgetAction, Period
 from service.core.budgets.charges import count_earlier_usage, remove_usage
 from service.core.database.engine import Database, ReadSession, Session
 from service.core.database.tables import api_keys, budgets, plans
-from service.core.encoding import create_id, utc_now
+from service.core.encoding import convert_row, create_id, utc_now
 from service.core.errors import BudgetExists, BudgetsFull, NotFound
 from service.core.pricing import format_usd
 
@@ -171,4 +171,4 @@ async def delete_budget(database: Database, by: Principal, budget_id: str) -> Bu
 
 
 def _create_budget(row: Mapping[Any, Any]) -> Budget:
-    return msgspec.convert({str(name): value for name, value in row.items()}, Budget)
+    return convert_row(row, Budget)
